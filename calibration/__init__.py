@@ -1,0 +1,1 @@
+"""Measures, fits, compares predicted with measured, and publishes the error."""

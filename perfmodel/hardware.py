@@ -1,0 +1,68 @@
+"""`GPU`, `Link` and `Machine`: what a datasheet says, in SI units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perfmodel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPU:
+    """One accelerator as its datasheet states it.
+
+    FLOP/s are dense. `efficiency` names the catalog file of fitted kernel efficiencies that
+    serves this GPU and `efficiency_origin` says whether it was fitted on this very GPU
+    ("fitted") or borrowed from the nearest architecture ("extrapolated").
+    """
+
+    name: str
+    architecture: str
+    sm_count: int
+    peak_flops: float  # dense bf16, FLOP/s
+    memory_bytes: float
+    hbm_bandwidth: float  # bytes/s
+    l2_bytes: float
+    power_w: float
+    efficiency: str
+    efficiency_origin: str
+    source: str
+
+    def __post_init__(self) -> None:
+        for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"{self.name}: {field}={getattr(self, field)!r} must be positive")
+        if not self.source:
+            raise ConfigError(f"{self.name}: a GPU without a source is refused; name its datasheet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """How the GPUs of one machine reach each other."""
+
+    kind: str  # "nvlink", "pcie" or "infinity-fabric"
+    bandwidth: float  # bytes/s of one GPU, one direction: half the figure on the box
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """GPUs of one node and their wiring."""
+
+    name: str
+    gpu: GPU
+    link: Link
+    gpus_per_node: int
+    source: str
+
+    def check_tp(self, tp: int) -> None:
+        """Refuse more ranks than the node has GPUs (links between nodes are not modelled)."""
+        if tp > self.gpus_per_node:
+            raise ConfigError(
+                f"tp={tp} exceeds the {self.gpus_per_node} GPUs of {self.name}; "
+                f"use tp of at most {self.gpus_per_node}"
+            )

@@ -1,0 +1,145 @@
+"""`ModelSpec`: the shape of a dense decoder, its parameters, and its bytes per rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perfmodel.errors import ConfigError
+
+DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One dense Llama-, Mistral- or Qwen-family decoder.
+
+    Counts are plain numbers; `head_dim` is the width of one head, `ffn_hidden` that of the gated
+    MLP, `max_context_tokens` the longest sequence the model was made for. `sliding_window_tokens`
+    is None where attention reads the whole cache. Source: each model's own `config.json`.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_hidden: int
+    vocab: int
+    max_context_tokens: int
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window_tokens: int | None = None
+    rope_theta: float = 10_000.0
+    hub_id: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden",
+                      "vocab", "max_context_tokens"):  # fmt: skip
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+                raise ConfigError(f"{self.name}: {field}={value!r} must be a positive whole number")
+        if self.query_heads % self.kv_heads:
+            raise ConfigError(
+                f"{self.name}: {self.query_heads} query heads do not split over "
+                f"{self.kv_heads} KV heads; query heads must be a multiple"
+            )
+
+    # ---- parameters -----------------------------------------------------------------------
+
+    @property
+    def qkv_width(self) -> int:
+        """Output columns of the fused query, key and value projection."""
+        return (self.query_heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer: projections, gated MLP, norms, biases."""
+        attention = self.hidden * self.qkv_width + self.query_heads * self.head_dim * self.hidden
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        bias = self.qkv_width if self.qkv_bias else 0
+        return attention + 3 * self.hidden * self.ffn_hidden + norms + bias
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of one vocabulary matrix."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; a tied vocabulary matrix counts once."""
+        vocabulary = self.embedding_parameters * (1 if self.tied_embeddings else 2)
+        return self.layers * self.layer_parameters + vocabulary + self.hidden
+
+    # ---- what one rank holds ----------------------------------------------------------------
+
+    def check_tp(self, tp: int) -> None:
+        """Refuse a TP degree that does not split this model, naming those that do.
+
+        Raises
+        ------
+        ConfigError
+            If `tp` does not divide the query heads and MLP, or neither divides the KV heads nor
+            is a multiple of them.
+        """
+        if not self.splits_over(tp):
+            valid = [n for n in range(1, 65) if self.splits_over(n)]
+            raise ConfigError(
+                f"tp={tp} does not fit {self.name}: {self.query_heads} query heads, "
+                f"{self.kv_heads} KV heads and an MLP of {self.ffn_hidden} do not split over "
+                f"{tp} ranks. Use tp in {valid}."
+            )
+
+    def splits_over(self, tp: int) -> bool:
+        """Whether `tp` ranks can share the model (KV heads replicate when tp exceeds them)."""
+        heads = tp >= 1 and self.query_heads % tp == 0 and self.ffn_hidden % tp == 0
+        return heads and (self.kv_heads % tp == 0 or tp % self.kv_heads == 0)
+
+    def query_heads_per_rank(self, tp: int) -> int:
+        """Query heads on one rank."""
+        return self.query_heads // tp
+
+    def kv_heads_per_rank(self, tp: int) -> int:
+        """KV heads on one rank; at least one, so heads replicate when tp exceeds them."""
+        return max(1, self.kv_heads // tp)
+
+    def parameters_per_rank(self, tp: int) -> float:
+        """Parameters that one rank stores: sharded matrices, replicated norms and KV heads."""
+        heads = self.query_heads_per_rank(tp)
+        qkv = (heads + 2 * self.kv_heads_per_rank(tp)) * self.head_dim
+        matrices = self.hidden * qkv + heads * self.head_dim * self.hidden
+        matrices += 3 * self.hidden * self.ffn_hidden // tp
+        small = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        small += qkv if self.qkv_bias else 0
+        vocabulary = self.padded_vocab_per_rank(tp) * self.hidden
+        vocabulary *= 1 if self.tied_embeddings else 2
+        return self.layers * (matrices + small) + vocabulary + self.hidden
+
+    def padded_vocab_per_rank(self, tp: int) -> int:
+        """Vocabulary rows on one rank, rounded up to a whole row."""
+        return -(-self.vocab // tp)
+
+    def weight_bytes_per_rank(self, tp: int, weight_dtype: str = "bf16") -> float:
+        """Bytes of weights on one rank at the given storage type."""
+        return self.parameters_per_rank(tp) * dtype_bytes(weight_dtype)
+
+    def kv_bytes_per_token_per_rank(self, tp: int, kv_dtype: str = "bf16") -> float:
+        """Bytes that one cached token of one sequence takes on one rank, keys and values."""
+        return (
+            2.0 * self.layers * self.kv_heads_per_rank(tp) * self.head_dim * dtype_bytes(kv_dtype)
+        )
+
+
+def dtype_bytes(dtype: str) -> float:
+    """Bytes per element of a storage type.
+
+    Raises
+    ------
+    ConfigError
+        If the type is not one of `DTYPE_BYTES`.
+    """
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"unknown dtype {dtype!r}. Use one of {', '.join(DTYPE_BYTES)}.")
+    return DTYPE_BYTES[dtype]

@@ -1,0 +1,53 @@
+"""What GB, GiB, ms and TFLOP are, and how a quantity is written for people.
+
+SI floats are used everywhere inside; this is the only module that says what a prefix means.
+"""
+
+from __future__ import annotations
+
+KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
+KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
+TFLOP = 1e12
+MS, US = 1e-3, 1e-6
+
+# Multipliers that a catalog key's suffix may carry: `memory_GB = 80` becomes 80e9 bytes.
+SUFFIXES = {
+    "GB": GB,
+    "GiB": GIB,
+    "MB": MB,
+    "MiB": MIB,
+    "TFLOPS": TFLOP,
+    "TBps": TB,
+    "GBps": GB,
+    "us": US,
+    "ms": MS,
+    "s": 1.0,
+    "W": 1.0,
+}
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration with three significant digits: `format_seconds(0.0204)` is `"20.4 ms"`."""
+    for factor, unit in ((1.0, "s"), (MS, "ms"), (US, "us")):
+        if abs(seconds) >= factor:
+            return f"{_three_digits(seconds / factor)} {unit}"
+    return f"{_three_digits(seconds / US)} us"
+
+
+def format_bytes(size: float) -> str:
+    """A size in SI units: `format_bytes(16.1e9)` is `"16.1 GB"`."""
+    for factor, unit in ((TB, "TB"), (GB, "GB"), (MB, "MB"), (KB, "KB")):
+        if abs(size) >= factor:
+            return f"{_three_digits(size / factor)} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_tokens(tokens: float) -> str:
+    """A token count with thousands separated: `format_tokens(32000)` is `"32,000"`."""
+    return f"{tokens:,.0f}"
+
+
+def _three_digits(value: float) -> str:
+    magnitude = abs(value)
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2
+    return f"{value:.{digits}f}"

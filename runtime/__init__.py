@@ -1,0 +1,1 @@
+"""A tensor-parallel speculative engine that executes the scenarios that `perfmodel` predicts."""
