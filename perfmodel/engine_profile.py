@@ -1,0 +1,96 @@
+"""`EngineProfile`: what an engine adds to the hardware, apart from any GPU's efficiency."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.units import GB, US
+
+_FOLDER = resources.files("perfmodel") / "catalog" / "engines"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """Overheads, kernel choices and memory habits of one engine on one GPU architecture.
+
+    Times are seconds, sizes bytes. `origin` is "assumed", "fitted" or "measured". A factor
+    multiplies the fitted kernel time: 1 means that the engine gets what the kernel tables show.
+    """
+
+    name: str
+    origin: str
+    source: str
+    attention_kernels: str = "vllm"  # which library's attention curve is read
+    attention_factor: float = 1.0  # on attention over the whole cache
+    draft_attention_factor: float = 1.0  # on attention over a draft's small cache
+    linear_factor: float = 1.0
+    comm_factor: float = 1.0
+    all_reduce: str = "best"  # "nccl", "custom" or "best"
+    kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
+    kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
+    kernel_gap_s: float = 0.0  # idle between two kernels of a graph
+    layer_overhead_s: float = 0.0  # what a layer costs beside its kernels and messages
+    step_overhead_s: float = 0.0  # host time per target pass that the GPU waits for
+    draft_step_overhead_s: float = 0.0
+    round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
+    round_overhead_per_sequence_s: float = 0.0
+    vocab_parallel: bool = True
+    streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
+    reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
+    workspace_bytes: float = 0.0
+
+
+# A key of an engine file, its unit, and the field it fills.
+_SCALED = {
+    "kernel_latency_us": ("kernel_latency_s", US),
+    "kernel_gap_us": ("kernel_gap_s", US),
+    "layer_overhead_us": ("layer_overhead_s", US),
+    "step_overhead_us": ("step_overhead_s", US),
+    "draft_step_overhead_us": ("draft_step_overhead_s", US),
+    "round_overhead_us": ("round_overhead_s", US),
+    "round_overhead_per_sequence_us": ("round_overhead_per_sequence_s", US),
+    "reserved_GB": ("reserved_bytes", GB),
+    "workspace_GB": ("workspace_bytes", GB),
+}
+_PLAIN = {field.name for field in fields(EngineProfile)} - {f for f, _ in _SCALED.values()}
+
+
+def engine_names() -> list[str]:
+    """Names of the engine profiles in the catalog."""
+    return sorted(f.name.removesuffix(".toml") for f in _FOLDER.iterdir() if f.name[0] not in "._")
+
+
+@cache
+def engine_profile(name: str, architecture: str) -> EngineProfile:
+    """The profile `name`, with the values it holds for this GPU architecture.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown engine, or a file with an unknown key.
+    """
+    if name not in engine_names():
+        raise unknown_name("engine", name, engine_names())
+    table = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    per_architecture = table.pop("architecture", {})
+    return profile_from_table(table | per_architecture.get(architecture, {}), file=f"{name}.toml")
+
+
+def profile_from_table(table: dict[str, Any], *, file: str) -> EngineProfile:
+    """One profile from a flat table whose keys carry their units."""
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in _SCALED:
+            field, unit = _SCALED[key]
+            values[field] = value * unit
+        elif key in _PLAIN:
+            values[key] = value
+        else:
+            known = ", ".join(sorted(_PLAIN | _SCALED.keys()))
+            raise ConfigError(f"{file}: unknown key {key!r}. Known: {known}.")
+    return EngineProfile(**values)

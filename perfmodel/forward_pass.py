@@ -1,0 +1,277 @@
+"""One forward pass: prefill, decode, draft and verify differ in query tokens and KV read only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.efficiency import Efficiency, efficiency
+from perfmodel.engine_profile import EngineProfile
+from perfmodel.hardware import Machine
+from perfmodel.model_spec import ModelSpec, dtype_bytes
+from perfmodel.step_time import Part, StepTime
+
+Array = NDArray[np.float64]
+ACTIVATION_BYTES = 2.0  # bf16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """A model's shard on one rank of a machine, under one engine: what every op needs to know."""
+
+    machine: Machine
+    spec: ModelSpec
+    engine: EngineProfile
+    tp: int = 1
+    weight_dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    is_draft: bool = False
+
+    @property
+    def curves(self) -> Efficiency:
+        """The kernel curves that serve this machine's GPU."""
+        return efficiency(self.machine.gpu.efficiency, self.engine.attention_kernels)
+
+    @property
+    def origin(self) -> str:
+        """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
+        return self.machine.gpu.efficiency_origin
+
+
+def forward_pass(
+    rank: Rank,
+    *,
+    batch: ArrayLike,
+    context_tokens: ArrayLike,
+    query_tokens: ArrayLike = 1,
+    kv_read_tokens: ArrayLike | None = None,
+) -> StepTime:
+    """Time of one decode-like pass: T_T at one query token, T_V at γ+1, T_D with the draft's cache.
+
+    Parameters
+    ----------
+    rank : Rank
+        Machine, model, engine, TP degree and storage types.
+    batch, context_tokens, query_tokens : float or array, mutually broadcastable
+        Sequences; cached tokens per sequence; new tokens per sequence. [1]
+    kv_read_tokens : float or array, optional
+        Cached tokens that attention reads per sequence; the whole context by default. [tokens]
+
+    Returns
+    -------
+    StepTime
+        Seconds per part, each of the smallest shape that broadcasts.
+
+    Notes
+    -----
+    Weights and the KV cache are read once per pass, however many tokens it checks
+    (Leviathan et al. 2023, section 3; MagicDec section 3).
+    """
+    batch, query = np.asarray(batch, float), np.asarray(query_tokens, float)
+    kv = np.asarray(context_tokens if kv_read_tokens is None else kv_read_tokens, float)
+    if rank.spec.sliding_window_tokens is not None:
+        kv = np.minimum(kv, rank.spec.sliding_window_tokens)
+    rows = batch * query
+    return StepTime(
+        (
+            *_linear_parts(rank, rows, head_rows=rows),
+            _attention(rank, batch, kv, query),
+            *_elementwise_parts(rank, rows, head_rows=rows),
+            *_comm_parts(rank, rows, head_rows=rows),
+            *_overhead_parts(rank),
+        )
+    )
+
+
+def prefill_pass(rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike) -> StepTime:
+    """Time to fill the cache with whole prompts; only the last token of each gets logits.
+
+    Parameters
+    ----------
+    batch, prompt_tokens : float or array, mutually broadcastable
+        Sequences; tokens of each prompt. [1]
+    """
+    batch, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
+    rows = batch * prompt
+    return StepTime(
+        (
+            *_linear_parts(rank, rows, head_rows=batch),
+            _prefill_attention(rank, batch, prompt),
+            *_elementwise_parts(rank, rows, head_rows=batch),
+            *_comm_parts(rank, rows, head_rows=batch),
+            *_overhead_parts(rank),
+        )
+    )
+
+
+# ---- dense layers -----------------------------------------------------------------------------
+
+
+def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
+    """Shape of each dense layer on one rank, as (outputs, inputs, count); qkv and gate-up fused."""
+    spec, tp = rank.spec, rank.tp
+    heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
+    vocab = spec.padded_vocab_per_rank(tp) if rank.engine.vocab_parallel else spec.vocab
+    return {
+        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, spec.hidden, spec.layers),
+        "o_proj": (spec.hidden, heads * spec.head_dim, spec.layers),
+        "gate_up_proj": (2 * spec.ffn_hidden // tp, spec.hidden, spec.layers),
+        "down_proj": (spec.hidden, spec.ffn_hidden // tp, spec.layers),
+        "lm_head": (vocab, spec.hidden, 1),
+    }
+
+
+def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    gpu, curve = rank.machine.gpu, rank.curves.gemm
+    weight_bytes = dtype_bytes(rank.weight_dtype)
+    parts = []
+    for name, (n, k, count) in matrices(rank).items():
+        m = head_rows if name == "lm_head" else rows
+        element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
+        seconds = curve.seconds(
+            m=m, n=n, k=k, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth,
+            weight_bytes_per_element=element,
+        )  # fmt: skip
+        traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
+        parts.append(
+            Part(
+                name,
+                count * rank.engine.linear_factor * seconds,
+                count * 2.0 * m * n * k / gpu.peak_flops,
+                count * traffic_bytes / gpu.hbm_bandwidth,
+                "weights",
+                rank.origin if element == 2.0 else "extrapolated",
+                curve.in_range(m=m, n=n, k=k),
+            )
+        )
+    return parts
+
+
+# ---- attention --------------------------------------------------------------------------------
+
+
+def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
+    spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    element = dtype_bytes(rank.kv_dtype)
+    shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    seconds = curve.seconds(
+        batch=batch, kv_tokens=kv, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
+    )  # fmt: skip
+    engine = rank.engine
+    factor = engine.draft_attention_factor if rank.is_draft else engine.attention_factor
+    flops = 4.0 * batch * query * kv * heads * spec.head_dim
+    kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
+    return Part(
+        "attention",
+        spec.layers * factor * seconds,
+        spec.layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        "kv",
+        rank.origin,
+        curve.in_range(batch=batch, kv_tokens=kv, query_tokens=query, **shape),
+    )
+
+
+def _prefill_attention(rank: Rank, batch: Array, prompt: Array) -> Part:
+    spec, gpu = rank.spec, rank.machine.gpu
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    seconds = rank.curves.attention.prefill_seconds(
+        batch=batch, new_tokens=prompt, query_heads=heads, kv_heads=kv_heads,
+        head_dim=spec.head_dim, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth,
+    )  # fmt: skip
+    flops = 2.0 * batch * prompt**2 * heads * spec.head_dim
+    kv_bytes = batch * prompt * spec.kv_bytes_per_token_per_rank(rank.tp)
+    return Part(
+        "attention",
+        spec.layers * seconds,
+        spec.layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        "kv",
+        rank.origin,
+        np.asarray(True),
+    )
+
+
+# ---- small ops --------------------------------------------------------------------------------
+
+
+def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    """Fused small kernels: each moves its activations once and has a fixed latency."""
+    spec, layers = rank.spec, rank.spec.layers
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    ffn, vocab = spec.ffn_hidden // rank.tp, matrices(rank)["lm_head"][0]
+    rotary_width = 2 * (heads + kv_heads) * spec.head_dim + 2 * kv_heads * spec.head_dim
+    widths = {  # elements moved per row, kernels, rows
+        "embedding": (2 * spec.hidden, 1, rows),
+        "norm": (4 * spec.hidden * (2 * layers + 1), 2 * layers + 1, rows),
+        "rotary": (rotary_width * layers, 2 * layers, rows),
+        "activation": (3 * ffn * layers, layers, rows),
+        "sampling": (vocab, 1, head_rows),
+    }
+    share = rank.engine.kernels_per_layer / 5.0
+    return [
+        _small_op(rank, name, elements, kernels * share, at)
+        for name, (elements, kernels, at) in widths.items()
+    ]
+
+
+def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
+    gpu = rank.machine.gpu
+    memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
+    seconds = memory_s + kernels * rank.engine.kernel_latency_s
+    return Part(
+        name, seconds, np.zeros(()), memory_s, "activations", "assumed", np.ones((), bool)
+    )  # fmt: skip
+
+
+# ---- communication and overhead ---------------------------------------------------------------
+
+
+def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    """Two all-reduces a layer, and the gather of each rank's best token where the head is split."""
+    if rank.tp == 1:
+        return []
+    curve, link = rank.curves.collectives, rank.machine.link
+    message = ACTIVATION_BYTES * rank.spec.hidden * rows
+    reduce_s = curve.all_reduce_seconds(
+        message_bytes=message, ranks=rank.tp, algorithm=rank.engine.all_reduce,
+        link_bandwidth=link.bandwidth,
+    )  # fmt: skip
+    parts = [_link_part(rank, "all_reduce", 2 * rank.spec.layers * reduce_s, message)]
+    if rank.engine.vocab_parallel:
+        best = 8.0 * head_rows  # a value and an index per row
+        gather_s = curve.all_gather_seconds(
+            message_bytes=best * rank.tp, ranks=rank.tp, link_bandwidth=link.bandwidth
+        )
+        parts.append(_link_part(rank, "gather", gather_s, best))
+    return parts
+
+
+def _link_part(rank: Rank, name: str, seconds: Array, message: Array) -> Part:
+    zero = np.zeros(())
+    return Part(
+        name,
+        rank.engine.comm_factor * seconds,
+        zero,
+        message / rank.machine.link.bandwidth,
+        "link",
+        rank.origin,
+        np.ones((), bool),
+    )
+
+
+def _overhead_parts(rank: Rank) -> list[Part]:
+    engine, layers = rank.engine, rank.spec.layers
+    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
+    kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
+    launch = kernels * engine.kernel_gap_s + layers * engine.layer_overhead_s
+    host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
+    zero = np.zeros(())
+    return [
+        Part(name, np.asarray(seconds), zero, zero, "host", engine.origin, np.ones((), bool))
+        for name, seconds in (("launch", launch), ("host", host))
+    ]

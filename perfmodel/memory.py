@@ -1,0 +1,153 @@
+"""What fits: bytes per GPU of weights, caches, activations and reserve, and the largest batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.forward_pass import ACTIVATION_BYTES
+from perfmodel.scenario import Scenario
+from perfmodel.units import format_bytes
+
+Array = NDArray[np.float64]
+# Prefill runs in chunks, so activations never exceed this many rows (vLLM's usual token budget).
+PREFILL_CHUNK_TOKENS = 8192
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MemoryEstimate:
+    """Bytes on the fullest GPU, term by term; arrays broadcast to one shape."""
+
+    weights: Array
+    target_kv: Array
+    draft_weights: Array
+    draft_kv: Array
+    lookahead_kv: Array  # slots for γ drafts that may be rolled back
+    activations: Array
+    reserved: Array  # engine's reserve and workspace
+    capacity: float
+
+    @property
+    def total(self) -> Array:
+        """Bytes needed per GPU."""
+        return sum((getattr(self, name) for name in TERMS), np.float64(0.0))
+
+    @property
+    def fraction(self) -> Array:
+        """Needed over capacity."""
+        return self.total / self.capacity
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Whether the GPUs hold it."""
+        return self.total <= self.capacity
+
+    def account(self) -> str:
+        """The arithmetic of one point in a line: asked, available, and the terms between."""
+        terms = ", ".join(
+            f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
+            for name in TERMS
+            if float(getattr(self, name)) > 0
+        )
+        return (
+            f"needs {format_bytes(float(self.total))} per GPU of "
+            f"{format_bytes(self.capacity)}: {terms}"
+        )
+
+
+TERMS = (
+    "weights",
+    "target_kv",
+    "draft_weights",
+    "draft_kv",
+    "lookahead_kv",
+    "activations",
+    "reserved",
+)
+
+
+def memory_estimate(
+    scenario: Scenario,
+    *,
+    batch: ArrayLike,
+    prefix_tokens: ArrayLike,
+    gamma: ArrayLike,
+    kv_budget_tokens: ArrayLike,
+) -> MemoryEstimate:
+    """Bytes per GPU when every sequence has grown to its full length.
+
+    Parameters
+    ----------
+    batch, prefix_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+        Sequences; prompt tokens of each; drafts a round; tokens a draft may read of each sequence
+        (ignored without a draft, and for policy "full"). [1]
+
+    Notes
+    -----
+    Ranks outside the draft's group hold less; the estimate is for a rank inside it.
+    """
+    batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
+    prefix, budget = np.asarray(prefix_tokens, float), np.asarray(kv_budget_tokens, float)
+    spec, tp, engine = scenario.target, scenario.tp, scenario.engine
+    per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
+    length = prefix + scenario.workload.output_tokens
+    draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
+    return MemoryEstimate(
+        weights=np.asarray(spec.weight_bytes_per_rank(tp, scenario.weight_dtype)),
+        target_kv=batch * length * per_token,
+        draft_weights=np.asarray(draft_weights),
+        draft_kv=batch * draft_tokens * draft_per_token,
+        lookahead_kv=batch * gamma * per_token,
+        activations=_activation_bytes(scenario, batch, gamma),
+        reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
+        capacity=scenario.machine.gpu.memory_bytes,
+    )
+
+
+def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
+    """The largest batch of this scenario that fits, by bisection; 0 where not even one does."""
+
+    def fits(batch: int) -> bool:
+        estimate = memory_estimate(
+            scenario,
+            batch=batch,
+            prefix_tokens=scenario.workload.prefix_tokens,
+            gamma=scenario.plan.gamma,
+            kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
+        )
+        return bool(estimate.fits)
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _draft_terms(
+    scenario: Scenario, length: Array, budget: Array, gamma: Array
+) -> tuple[float, float, Array]:
+    """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
+    plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
+    if draft is None or plan.draft == "none":
+        return 0.0, 0.0, none
+    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
+    if plan.is_self:
+        shares_pages = plan.policy == "full" or (
+            plan.policy == "streamingllm" and scenario.engine.streamingllm_is_view
+        )
+        return 0.0, per_token, none if shares_pages else budget + gamma
+    weights = draft.weight_bytes_per_rank(scenario.draft_tp, scenario.weight_dtype)
+    cached = length if plan.policy == "full" else np.minimum(budget, length)
+    return weights, per_token, cached + gamma
+
+
+def _activation_bytes(scenario: Scenario, batch: Array, gamma: Array) -> Array:
+    """Live tensors of the widest pass: residual, two MLP buffers, and fp32 logits of a verify."""
+    spec, tp = scenario.target, scenario.tp
+    width = 4 * spec.hidden + 3 * spec.ffn_hidden / tp
+    rows = batch * (gamma + 1)
+    logits = rows * spec.padded_vocab_per_rank(tp) * 4.0
+    return np.maximum(rows, PREFILL_CHUNK_TOKENS) * width * ACTIVATION_BYTES + logits

@@ -1,0 +1,84 @@
+"""`Scenario`: machine, models, workload, draft and engine, with the checks between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perfmodel.acceptance import Acceptance
+from perfmodel.draft_plan import DraftPlan
+from perfmodel.engine_profile import EngineProfile
+from perfmodel.errors import ConfigError
+from perfmodel.hardware import Machine
+from perfmodel.model_spec import ModelSpec, dtype_bytes
+from perfmodel.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Everything a prediction depends on.
+
+    `draft` is the draft's spec: the target's own for self-speculation, None without speculation.
+    `acceptance` is None where nobody has measured it: a prediction then gives the α it would need.
+    """
+
+    machine: Machine
+    target: ModelSpec
+    draft: ModelSpec | None
+    workload: Workload
+    plan: DraftPlan
+    engine: EngineProfile
+    tp: int = 1
+    weight_dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    acceptance: Acceptance | None = None
+
+    def __post_init__(self) -> None:
+        self.target.check_tp(self.tp)
+        self.machine.check_tp(self.tp)
+        dtype_bytes(self.weight_dtype), dtype_bytes(self.kv_dtype)
+        if self.draft is not None:
+            self.draft.check_tp(self.draft_tp)
+            if self.draft_tp > self.tp:
+                raise ConfigError(
+                    f"draft_tp={self.draft_tp} exceeds tp={self.tp}; "
+                    f"the draft runs on a subset of the target's ranks"
+                )
+        self._check_lengths()
+
+    @property
+    def draft_tp(self) -> int:
+        """Ranks that the draft runs on: the target's own for a self-draft."""
+        return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
+
+    def _check_lengths(self) -> None:
+        budget, context = self.plan.kv_budget_tokens, self.workload.prefix_tokens
+        if budget is not None and budget > context:
+            raise ConfigError(
+                f"kv_budget={budget} exceeds the context of {context} tokens; "
+                f"use a budget of at most prefix_tokens, or draft policy full"
+            )
+        if self.plan.is_self and self.plan.draft_tp not in (None, self.tp):
+            raise ConfigError(
+                f"draft_tp={self.plan.draft_tp} differs from tp={self.tp}; "
+                f"a self-draft shares the target's ranks, so leave draft_tp out"
+            )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What holds only with a caveat: each a sentence for the reader of a prediction."""
+        notes = []
+        longest = self.workload.prefix_tokens + self.workload.output_tokens
+        if longest > self.target.max_context_tokens:
+            notes.append(
+                f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "
+                f"{self.target.name} was made for: times hold, quality may not"
+            )
+        gpu = self.machine.gpu
+        if gpu.efficiency_origin != "fitted":
+            notes.append(
+                f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
+                f"peaks of its own datasheet"
+            )
+        if self.engine.origin == "assumed":
+            notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
+        return tuple(notes)

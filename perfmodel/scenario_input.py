@@ -1,0 +1,201 @@
+"""`ScenarioInput`: one flat vocabulary for flags, TOML keys and CSV columns, checked once."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from perfmodel import catalog
+from perfmodel.acceptance import Acceptance
+from perfmodel.draft_plan import DraftPlan
+from perfmodel.engine_profile import engine_profile
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.workload import Workload, parse_slo
+
+MAX_FILE_BYTES = 1_000_000
+# The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
+DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
+DEFAULT_GAMMA = 4
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers, also as CSV and TOML write them ("64", 64.0); NaN and fractions are refused."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, not true or false")
+    if isinstance(value, str):
+        value = float(value.replace("_", "").replace(",", ""))
+    if isinstance(value, float):
+        if not math.isfinite(value) or value % 1:
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+def _rates(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(float(part) for part in value.split(",") if part.strip())
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class ScenarioInput(BaseModel):
+    """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    target: Name = "llama-3.1-8b"
+    draft: Name = "none"
+    draft_policy: Name | None = None
+    kv_budget: Count | None = None
+    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = None
+    gpu: Name = "h100-sxm"
+    machine: Name | None = None
+    tp: Count = 1
+    draft_tp: Count | None = None
+    batch: Count = 64
+    prefix_tokens: Count = 32_000
+    output_tokens: Count = 256
+    acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
+    tokens_per_round: float | None = None
+    weight_dtype: Name = "bf16"
+    kv_dtype: Name = "bf16"
+    engine: Name = "specroof"
+    slo: str = ""
+
+    @model_validator(mode="after")
+    def _one_acceptance(self) -> ScenarioInput:
+        names = ("acceptance", "acceptance_per_position", "tokens_per_round")
+        stated = [name for name in names if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise ValueError(f"{' and '.join(stated)} say the same thing twice; give one of them")
+        return self
+
+    # ---- the parts of a scenario ------------------------------------------------------------
+
+    def plan(self) -> DraftPlan:
+        """The draft plan, with the defaults that depend on the draft."""
+        if self.draft == "none":
+            return DraftPlan(gamma=self.gamma or 0)
+        draft = self.draft
+        if draft != "self":
+            name = catalog.model(draft).name
+            draft = "self" if name == catalog.model(self.target).name else name
+        policy = self.draft_policy or "streamingllm"
+        budget = self.kv_budget
+        if policy == "full":
+            budget = None
+        elif budget is None and policy in DEFAULT_BUDGET:
+            budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
+        gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
+        return DraftPlan(
+            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=self.draft_tp
+        )
+
+    def given_acceptance(self, gamma: int) -> Acceptance | None:
+        """The acceptance that was stated, in its general form, or None."""
+        if self.acceptance is not None:
+            return Acceptance.from_alpha(self.acceptance)
+        if self.acceptance_per_position is not None:
+            return Acceptance.from_per_position(self.acceptance_per_position)
+        if self.tokens_per_round is not None:
+            return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
+        return None
+
+    def scenario(self) -> Scenario:
+        """The scenario, with every name looked up in the catalog.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown name, or values that do not hold together.
+        """
+        plan = self.plan()
+        target = catalog.model(self.target)
+        machine = (
+            catalog.machine(self.machine) if self.machine else catalog.default_machine(self.gpu)
+        )
+        if plan.draft == "none":
+            draft = None
+        else:
+            draft = target if plan.is_self else catalog.model(self.draft)
+        parse_slo(self.slo)
+        return Scenario(
+            machine=machine,
+            target=target,
+            draft=draft,
+            workload=Workload(
+                batch=self.batch,
+                prefix_tokens=self.prefix_tokens,
+                output_tokens=self.output_tokens,
+            ),
+            plan=plan,
+            engine=engine_profile(self.engine, machine.gpu.architecture),
+            tp=self.tp,
+            weight_dtype=self.weight_dtype,
+            kv_dtype=self.kv_dtype,
+            acceptance=self.given_acceptance(plan.gamma),
+        )
+
+
+def scenario_input(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:
+    """Check flat values; None and empty text mean "not given".
+
+    Raises
+    ------
+    ConfigError
+        One line that names the key, the value, the reason and the nearest key.
+    """
+    stated = {k: v for k, v in values.items() if v is not None and v != ""}
+    try:
+        return ScenarioInput(**stated)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origin)) from error
+
+
+def read_scenario(path: str | Path) -> dict[str, Any]:
+    """Flat values of a scenario TOML.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, too large, not UTF-8 or not a flat TOML table.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a scenario")
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {type(error).__name__}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from error
+    nested = [key for key, value in table.items() if isinstance(value, dict)]
+    if nested:
+        raise ConfigError(f"{path}: {nested[0]!r} is a table; a scenario is flat key = value lines")
+    return table
+
+
+def _one_line(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    prefix = f"{origin}: " if origin else ""
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(key, ScenarioInput.model_fields, n=3, cutoff=0.4)
+        known = ", ".join(near or sorted(ScenarioInput.model_fields))
+        return f"{prefix}unknown key {key!r}. {'Nearest' if near else 'Known'}: {known}."
+    why = first["msg"].removeprefix("Value error, ")
+    value = "" if not key else f"{key}={str(first['input'])[:80]!r}: "
+    return f"{prefix}{value}{why[0].lower()}{why[1:]}"

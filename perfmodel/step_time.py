@@ -1,0 +1,96 @@
+"""`StepTime`: the seconds of one pass as parts that a profiler could time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Every part belongs to one group; a group is what a report shows first.
+GROUPS = {
+    "qkv_proj": "linear",
+    "o_proj": "linear",
+    "gate_up_proj": "linear",
+    "down_proj": "linear",
+    "lm_head": "linear",
+    "attention": "attention",
+    "kv_selection": "attention",
+    "all_reduce": "comm",
+    "gather": "comm",
+    "embedding": "elementwise",
+    "norm": "elementwise",
+    "rotary": "elementwise",
+    "activation": "elementwise",
+    "sampling": "elementwise",
+    "launch": "overhead",
+    "host": "overhead",
+}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """One part of a pass, all layers together.
+
+    `seconds` is the prediction; `compute_s`, `memory_s` and `link_s` are what the datasheet's peaks
+    would allow, and tell what bounds the part. `traffic` says what the bytes are.
+    `in_range` is False where the kernel curve was extrapolated. Arrays broadcast to one shape.
+    """
+
+    name: str
+    seconds: Array
+    compute_s: Array
+    memory_s: Array
+    traffic: str  # "weights", "kv", "activations", "link" or "host"
+    origin: str  # "fitted", "extrapolated", "assumed" or "datasheet"
+    in_range: NDArray[np.bool_]
+
+    @property
+    def bound(self) -> NDArray[np.str_]:
+        """ "compute", "weights", "kv", "activations", "link", "host" or "latency" at each point."""
+        if self.traffic in ("link", "host"):
+            return np.full(np.shape(self.seconds), self.traffic)
+        floor = np.maximum(self.compute_s, self.memory_s)
+        by_roofline = np.where(self.compute_s > self.memory_s, "compute", self.traffic)
+        # A part that runs at under a fifth of both peaks is bound by its fixed latency.
+        return np.where(floor < 0.2 * self.seconds, "latency", by_roofline)
+
+    def origin_at(self) -> str:
+        """Where the number comes from, given whether any point lies outside the measured range."""
+        if self.origin == "fitted" and not np.all(self.in_range):
+            return "extrapolated"
+        return self.origin
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StepTime:
+    """One forward pass: its parts, and sums over them; every total is a sum, never a field."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def total_s(self) -> Array:
+        """Seconds of the pass. Parts of small shape are added first, so a sweep stays cheap."""
+        return _sum([part.seconds for part in self.parts])
+
+    def group_s(self, group: str) -> Array:
+        """Seconds of one group: "linear", "attention", "comm", "elementwise" or "overhead"."""
+        return _sum([part.seconds for part in self.parts if GROUPS[part.name] == group])
+
+    def part(self, name: str) -> Part:
+        """The part of that name."""
+        return next(part for part in self.parts if part.name == name)
+
+    @property
+    def origin(self) -> str:
+        """The weakest origin among the parts that matter (2 % of the pass or more)."""
+        total = self.total_s
+        names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
+        return next(o for o in ("extrapolated", "assumed", "datasheet", "fitted") if o in names)
+
+
+def _sum(arrays: list[Array]) -> Array:
+    return reduce(np.add, sorted(arrays, key=np.size), np.float64(0.0))

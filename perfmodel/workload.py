@@ -1,0 +1,75 @@
+"""`Workload` and `SLO`: what is asked of the machine, and what counts as good enough."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from perfmodel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A fixed batch of requests of equal length: sequences, cached prompt, tokens to generate."""
+
+    batch: int
+    prefix_tokens: int
+    output_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for field in ("batch", "prefix_tokens", "output_tokens"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not math.isfinite(value) or value < 1 or value % 1:
+                raise ConfigError(f"{field}={value!r} must be a whole number of at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SLO:
+    """Upper limits; None where there is none. `memory_fraction` is of the GPU's capacity."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    memory_fraction: float | None = None
+
+    @property
+    def stated(self) -> bool:
+        """Whether any limit was given."""
+        return not self.ttft_s is self.tpot_s is self.memory_fraction is None
+
+
+_LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s|%)$", re.I)
+
+
+def parse_slo(text: str) -> SLO:
+    """Limits from text such as `"ttft<2s; tpot<25ms; memory<90%"`.
+
+    Raises
+    ------
+    ConfigError
+        For a term that is not `ttft`, `tpot` or `memory`, `<`, a positive number and a unit.
+    """
+    limits: dict[str, float] = {}
+    for term in filter(None, (part.strip() for part in text.replace(",", ";").split(";"))):
+        match = _LIMIT.match(term)
+        if match is None:
+            raise ConfigError(
+                f"SLO term {term!r} is not understood; write ttft<2s; tpot<25ms; memory<90%"
+            )
+        what, value = match[1].lower(), _positive(match[2], term)
+        unit = match[3].lower()
+        if (unit == "%") != (what == "memory"):
+            raise ConfigError(f"SLO term {term!r}: memory takes %, ttft and tpot take s, ms or us")
+        key = "memory_fraction" if what == "memory" else f"{what}_s"
+        limits[key] = value * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 0.01}[unit]
+    return SLO(**limits)
+
+
+def _positive(text: str, term: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"SLO term {term!r}: {text!r} is not a positive number")
+    return value
