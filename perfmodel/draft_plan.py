@@ -38,7 +38,7 @@ class DraftPlan:
             raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
         if self.policy == "snapkv" and self.draft not in ("none", "self"):
             raise ConfigError(
-                f"draft policy snapkv with the standalone draft {self.draft!r} is not a draft choice; "
+                f"draft policy snapkv does not go with the standalone draft {self.draft!r}; "
                 f"use streamingllm or full, or draft self"
             )
         if self.kv_budget_tokens is not None:

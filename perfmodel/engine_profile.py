@@ -43,6 +43,7 @@ class EngineProfile:
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0
+    speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
 
 # A key of an engine file, its unit, and the field it fills.

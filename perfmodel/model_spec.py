@@ -32,6 +32,7 @@ class ModelSpec:
     qk_norm: bool = False
     sliding_window_tokens: int | None = None
     rope_theta: float = 10_000.0
+    tokenizer: str = ""  # models of one tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""
 

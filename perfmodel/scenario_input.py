@@ -26,7 +26,7 @@ DEFAULT_GAMMA = 4
 
 
 def _whole(value: Any) -> Any:
-    """Whole numbers, also as CSV and TOML write them ("64", 64.0); NaN and fractions are refused."""
+    """A whole number, also as CSV or TOML may write it ("64", 64.0)."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):

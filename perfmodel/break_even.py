@@ -1,0 +1,123 @@
+"""Where speculation starts to pay: break-even batch and context, and γ over batch x context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.scenario import Scenario
+from perfmodel.speculation import estimate
+
+Array = NDArray[np.float64]
+GAMMAS = np.arange(1, 17, dtype=float)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """From which value on speculation pays, up to the scenario's own; None where it never does.
+
+    `from_value` equal to `lowest` means that it pays everywhere that was looked at.
+    """
+
+    axis: str
+    lowest: int
+    from_value: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GammaSchedule:
+    """Best γ at each batch and context of one draft choice; 0: decode plainly, -1: does not fit."""
+
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    gamma: tuple[tuple[int, ...], ...]  # [batch][context]
+
+    def ranges(self, context_tokens: int) -> tuple[tuple[int, int, int], ...]:
+        """(first batch, last batch, γ) at the tabulated context nearest to the one given."""
+        nearest = int(np.argmin(np.abs(np.log(np.array(self.contexts) / context_tokens))))
+        column = [(b, row[nearest]) for b, row in zip(self.batches, self.gamma, strict=True)]
+        fitting = [(b, g) for b, g in column if g >= 0]
+        ranges: list[tuple[int, int, int]] = []
+        for batch, gamma in fitting:
+            if ranges and ranges[-1][2] == gamma:
+                ranges[-1] = (ranges[-1][0], batch, gamma)
+            else:
+                first = ranges[-1][1] + 1 if ranges else 1
+                ranges.append((first, batch, gamma))
+        return tuple(ranges)
+
+
+def best_speedup(scenario: Scenario, *, batch: Array, prefix_tokens: Array) -> tuple[Array, Array]:
+    """Speedup at the best γ, and that γ, over open arrays of batch and prefix.
+
+    Parameters
+    ----------
+    batch, prefix_tokens : array, mutually broadcastable
+        Sequences; prompt tokens. [1]
+
+    Returns
+    -------
+    speedup, gamma : array
+        -inf and -1 where nothing fits.
+    """
+    batch, prefix = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prefix_tokens, float))
+    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prefix)
+    point = estimate(
+        scenario,
+        batch=batch[..., None],
+        prefix_tokens=prefix[..., None],
+        gamma=GAMMAS,
+        kv_budget_tokens=budget[..., None],
+    )
+    speedup = np.where(point.feasible & ~np.isnan(point.speedup), point.speedup, -np.inf)
+    best = np.argmax(speedup, axis=-1)
+    at_best = np.take_along_axis(speedup, best[..., None], axis=-1)[..., 0]
+    return at_best, np.where(np.isfinite(at_best), GAMMAS[best], -1)
+
+
+def break_even_batch(scenario: Scenario) -> BreakEven:
+    """The batch from which the scenario's draft choice pays at its context, γ chosen anew."""
+    last = max(scenario.workload.batch, 256)
+    values = np.unique(np.geomspace(1, last, 200).round())
+    speedup, _ = best_speedup(
+        scenario, batch=values, prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens))
+    )
+    return _first_paying("batch", values, speedup)
+
+
+def break_even_context(scenario: Scenario) -> BreakEven:
+    """The context from which the scenario's draft choice pays at its batch, γ chosen anew."""
+    lowest = 256.0
+    last = float(max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens))
+    values = np.unique(np.geomspace(lowest, last, 200).round())
+    speedup, _ = best_speedup(
+        scenario, batch=np.asarray(float(scenario.workload.batch)), prefix_tokens=values
+    )
+    return _first_paying("prefix_tokens", values, speedup)
+
+
+def gamma_schedule(scenario: Scenario) -> GammaSchedule:
+    """Best γ of the scenario's draft choice over powers of two of batch and context."""
+    batch = np.array(BATCHES, float)[:, None]
+    speedup, gamma = best_speedup(scenario, batch=batch, prefix_tokens=np.array(CONTEXTS, float))
+    chosen = np.where(np.isfinite(speedup) & (speedup <= 1.0), 0, gamma).astype(int)
+    return GammaSchedule(
+        batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
+    )
+
+
+def _first_paying(axis: str, values: Array, speedup: Array) -> BreakEven:
+    """Smallest value from which every fitting one above pays."""
+    fits = np.isfinite(speedup)
+    loses = np.flatnonzero(fits & (speedup <= 1.0))
+    pays = np.flatnonzero(fits & (speedup > 1.0))
+    after = pays[pays > loses[-1]] if len(loses) else pays
+    return BreakEven(
+        axis=axis,
+        lowest=int(values[0]),
+        from_value=int(values[after[0]]) if len(after) else None,
+    )
