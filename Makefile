@@ -1,0 +1,29 @@
+# Everything runs in a virtual environment that these targets make themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: recommend test check setup clean
+
+recommend: $(STAMP)
+	@$(BIN)/specroof recommend --scenario default --html report/recommendation.html
+	@echo "Report with charts: report/recommendation.html"
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report,calibration,dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv report
