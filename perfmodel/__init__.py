@@ -1,1 +1,160 @@
-"""The arithmetic: from a scenario to step times, rounds, speedups and a recommendation."""
+"""The arithmetic: from a scenario to step times, rounds, speedups and a recommendation.
+
+This page is the public API; everything else is found from here.
+"""
+
+from perfmodel import catalog
+from perfmodel.acceptance import (
+    Acceptance,
+    accepted_distribution,
+    tokens_per_round,
+    tokens_per_round_iid,
+)
+from perfmodel.acceptance_curve import AcceptanceCurve, acceptance_curve
+from perfmodel.attention_curve import AttentionCurve
+from perfmodel.break_even import (
+    BreakEven,
+    GammaSchedule,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+)
+from perfmodel.collectives import CollectiveCurve
+from perfmodel.draft_cost import DRAFTERS, Drafter
+from perfmodel.draft_plan import DraftPlan
+from perfmodel.efficiency import Efficiency, efficiency
+from perfmodel.engine_profile import (
+    EngineProfile,
+    engine_names,
+    engine_profile,
+    profile_from_table,
+)
+from perfmodel.errors import (
+    ConfigError,
+    DoesNotFit,
+    NoFeasiblePlan,
+    OutsideTolerance,
+    SpecroofError,
+    unknown_name,
+)
+from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
+from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
+from perfmodel.gemm_curve import GemmCurve
+from perfmodel.hardware import GPU, Link, Machine
+from perfmodel.hf_config import from_hf_config
+from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
+from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
+from perfmodel.recommend import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
+from perfmodel.recommendation import Recommendation, recommend
+from perfmodel.report import (
+    candidate_dict,
+    check_fits,
+    infeasible_reason,
+    prediction_dict,
+    recommendation_dict,
+    scenario_dict,
+)
+from perfmodel.scenario import Scenario
+from perfmodel.scenario_input import ScenarioInput, read_scenario, scenario_input
+from perfmodel.speculation import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.step_time import GROUPS, Part, StepTime
+from perfmodel.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
+from perfmodel.uncertainty import (
+    Interval,
+    Sensitivity,
+    probability_of_gain,
+    sensitivities,
+    speedup_interval,
+)
+from perfmodel.units import format_bytes, format_seconds, format_tokens
+from perfmodel.workload import SLO, Workload, parse_slo
+
+__all__ = [
+    "ARRAY_AXES",
+    "DRAFTERS",
+    "DTYPE_BYTES",
+    "ENGINES",
+    "GPU",
+    "GROUPS",
+    "LOOP_AXES",
+    "OBJECTIVES",
+    "SLO",
+    "Acceptance",
+    "AcceptanceCurve",
+    "AttentionCurve",
+    "Block",
+    "BreakEven",
+    "Candidate",
+    "CollectiveCurve",
+    "ConfigError",
+    "DoesNotFit",
+    "DraftPlan",
+    "Drafter",
+    "Efficiency",
+    "EngineProfile",
+    "ExportPlan",
+    "GammaSchedule",
+    "GemmCurve",
+    "Interval",
+    "Link",
+    "Machine",
+    "MemoryEstimate",
+    "ModelSpec",
+    "NoFeasiblePlan",
+    "OutsideTolerance",
+    "Part",
+    "Rank",
+    "Recommendation",
+    "RoundEstimate",
+    "Scenario",
+    "ScenarioInput",
+    "Search",
+    "Sensitivity",
+    "SpecroofError",
+    "StepTime",
+    "Sweep",
+    "Workload",
+    "acceptance_curve",
+    "accepted_distribution",
+    "break_even_batch",
+    "break_even_context",
+    "candidate_dict",
+    "catalog",
+    "check_fits",
+    "draft_choices",
+    "efficiency",
+    "engine_names",
+    "engine_profile",
+    "estimate",
+    "export_plan",
+    "exportability",
+    "format_bytes",
+    "format_seconds",
+    "format_tokens",
+    "forward_pass",
+    "from_hf_config",
+    "gamma_schedule",
+    "infeasible_reason",
+    "largest_batch",
+    "memory_estimate",
+    "parse_slo",
+    "plan_label",
+    "prediction_dict",
+    "prefill_pass",
+    "probability_of_gain",
+    "profile_from_table",
+    "read_scenario",
+    "recommend",
+    "recommendation_dict",
+    "scenario_dict",
+    "scenario_input",
+    "search",
+    "sensitivities",
+    "speedup_interval",
+    "sweep",
+    "target_rank",
+    "tokens_per_round",
+    "tokens_per_round_iid",
+    "unknown_name",
+    "without_speculation",
+]
