@@ -7,7 +7,6 @@ never ignored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +118,8 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         If there is no such file, it exceeds `MAX_CONFIG_BYTES`, or it is not one JSON object in
         UTF-8 with distinct keys and finite numbers.
     """
+    import json  # here and not above: the catalog's own models need no JSON
+
     where = one_line(str(path))
     text = _read_text(path, where)
     try:
@@ -155,11 +156,11 @@ def _read_text(path: Path, where: str) -> str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {shown(twice)} appears twice; keep one")
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"key {shown(key)} appears twice; keep one")
+        fields[key] = value
     return fields
 
 
@@ -210,40 +211,59 @@ def _sliding_window(
     config: Mapping[str, Any], family: _Family, layers: int, name: str
 ) -> int | None:
     """The window that every layer has, or None where attention reads the whole cache."""
-    if not family.windowed:
-        _layer_kinds(config, layers, name, sliding=False)
-        return None
-    if family.window_switch and not _flag(config, "use_sliding_window", name):
-        _layer_kinds(config, layers, name, sliding=False)
-        return None
-    window = None
-    if config.get("sliding_window", 4096) is not None:
-        window = _count(config, "sliding_window", name, default=4096)
+    kind = _layer_kind(config, layers, name)
+    window = _stated_window(config, family, name)
     if window is not None and family.window_switch:
-        first = _count(config, "max_window_layers", name, default=28, least=0)
-        if 0 < first < layers:
-            raise ConfigError(
-                f"{name}: max_window_layers={first} of {layers} layers mixes full and "
-                f"sliding-window attention; supported are 0 (all slide) and {layers} (all full)"
-            )
-        window = window if first == 0 else None
-    _layer_kinds(config, layers, name, sliding=window is not None)
+        kind = kind or _kind_from_first_window_layer(config, layers, name)
+        window = window if kind == "sliding_attention" else None
+    expected = "full_attention" if window is None else "sliding_attention"
+    if kind not in (None, expected):
+        raise ConfigError(
+            f"{name}: layer_types={shown(kind)} contradicts the other fields of this model_type, "
+            f"which give {expected}; mend one of them"
+        )
     return window
 
 
-def _layer_kinds(config: Mapping[str, Any], layers: int, name: str, *, sliding: bool) -> None:
-    """Refuse `layer_types` that are not the one kind the other fields say."""
+def _stated_window(config: Mapping[str, Any], family: _Family, name: str) -> int | None:
+    if not family.windowed:
+        return None
+    if family.window_switch and not _flag(config, "use_sliding_window", name):
+        return None
+    if config.get("sliding_window", 4096) is None:
+        return None
+    return _count(config, "sliding_window", name, default=4096)
+
+
+def _layer_kind(config: Mapping[str, Any], layers: int, name: str) -> str | None:
+    """The kind of attention that `layer_types` gives every layer; None where it is absent."""
     kinds = config.get("layer_types")
     if kinds is None:
-        return
-    kind = "sliding_attention" if sliding else "full_attention"
+        return None
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ConfigError(f"{name}: layer_types is {shown(kinds)}; use a list of {layers}")
-    for other in kinds:
-        if other != kind:
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
             raise ConfigError(
-                f"{name}: layer_types holds {shown(other)}; supported is {kind} in every layer"
+                f"{name}: layer_types holds {shown(kind)}; supported are full_attention or "
+                f"sliding_attention, the same in every layer"
             )
+        if kind != kinds[0]:
+            raise ConfigError(
+                f"{name}: layer_types mixes full and sliding-window attention; supported is the "
+                f"same kind in every layer"
+            )
+    return str(kinds[0])
+
+
+def _kind_from_first_window_layer(config: Mapping[str, Any], layers: int, name: str) -> str:
+    first = _count(config, "max_window_layers", name, default=28, least=0)
+    if 0 < first < layers:
+        raise ConfigError(
+            f"{name}: max_window_layers={first} of {layers} layers mixes full and sliding-window "
+            f"attention; supported are 0 (all slide) and {layers} (all full)"
+        )
+    return "sliding_attention" if first == 0 else "full_attention"
 
 
 # ---- single fields --------------------------------------------------------------------------

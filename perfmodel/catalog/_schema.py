@@ -8,7 +8,6 @@ A figure is an inline table, so that its unit and its source cannot be left out:
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +42,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     ConfigError
         If `text` is malformed or nested too deeply; `where` names the file in the message.
     """
+    import tomllib  # here and not above: naming what the catalog holds needs no parser
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
