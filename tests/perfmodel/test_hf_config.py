@@ -24,13 +24,13 @@ SIZES = {
 }
 
 
-def spec_of(model_type: str = "llama", *, without: str = "", **fields: object) -> ModelSpec:
+def spec_of(model_type: str = "llama", *, without: str = "", **fields: Any) -> ModelSpec:
     config: dict[str, Any] = {"model_type": model_type} | SIZES | fields
     config.pop(without, None)
     return from_hf_config(config, name="mine")
 
 
-def refusal(model_type: str = "llama", *, without: str = "", **fields: object) -> str:
+def refusal(model_type: str = "llama", *, without: str = "", **fields: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         spec_of(model_type, without=without, **fields)
     return one_line(caught.value)
@@ -85,7 +85,7 @@ def test_mistral_slides_unless_its_window_is_null() -> None:
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_qwen_slides_only_where_the_switch_and_the_layers_say_so(model_type: str) -> None:
-    def window(**fields: object) -> int | None:
+    def window(**fields: Any) -> int | None:
         return spec_of(model_type, sliding_window=8192, **fields).sliding_window_tokens
 
     assert window() is None
@@ -149,7 +149,7 @@ def test_yarn_stretches_the_context_from_the_original() -> None:
         ("tie_word_embeddings", "false"),
     ],
 )
-def test_a_field_that_is_not_modelled_is_named_with_its_value(field: str, value: object) -> None:
+def test_a_field_that_is_not_modelled_is_named_with_its_value(field: str, value: Any) -> None:
     message = refusal(**{field: value})
     assert message.startswith("mine: ") and (field in message or "rope_theta" in message)
 
@@ -166,7 +166,7 @@ def test_a_refusal_says_what_is_supported() -> None:
 
 @pytest.mark.parametrize("field", ["num_experts", "mlp_bias", "quantization_config"])
 @pytest.mark.parametrize("value", [None, False, 0])
-def test_a_feature_that_is_switched_off_is_no_hindrance(field: str, value: object) -> None:
+def test_a_feature_that_is_switched_off_is_no_hindrance(field: str, value: Any) -> None:
     assert spec_of(**{field: value}) == spec_of()
 
 
@@ -180,7 +180,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     [0, -1, 1.5, 4096.0, True, "4096", None, [], {}, float("nan"), float("inf"), 10**30],
 )
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "max_position_embeddings"])
-def test_a_size_that_is_no_sane_whole_number_is_refused(field: str, value: object) -> None:
+def test_a_size_that_is_no_sane_whole_number_is_refused(field: str, value: Any) -> None:
     assert refusal(**{field: value}).startswith(f"mine: {field}=")
 
 
