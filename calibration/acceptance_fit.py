@@ -4,8 +4,9 @@
 
 DIR holds `magicdec_acceptance_vs_context.csv`, `magicdec_step_times.csv` and
 `triforce_acceptance.csv`. The order matters, since a series that varies one quantity only lends its
-exponent to the others: the budget exponent comes from SmolLM2-135M (four budgets, two texts), the
-context exponent from MagicDec's self-drafts (4K to 100K tokens at one budget).
+exponent to the others: the context exponent comes from MagicDec's self-drafts (4K to 100K tokens at
+one budget), the budget exponent from two models with equal say, SmolLM2-135M (four budgets, two
+texts) and Llama-2-7B (512 tokens by MagicDec against TriForce's 4,096).
 """
 
 from __future__ import annotations
@@ -70,23 +71,27 @@ def fit_all(series: Series) -> dict[Choice, Fit]:
         fits[choice] = fit_curve(choice, series[choice], free, fixed)
         return fits[choice].curve
 
-    own_budget = ("level", "budget_exponent")
-    exponent = add(SMOLLM2_STREAMING, own_budget, context_exponent=0.0).budget_exponent
-    own_context = ("level", "context_exponent")
-    growths = [
-        add(choice, own_context, budget_exponent=exponent).context_exponent
-        for choice in (LLAMA31_STREAMING, LLAMA2_STREAMING)
-    ]
+    # At the one budget of these two, the reference, the budget exponent plays no part yet.
+    at_one_budget = ("level", "context_exponent")
+    llama31 = add(LLAMA31_STREAMING, at_one_budget, budget_exponent=0.0)
+    llama2 = add(LLAMA2_STREAMING, at_one_budget, budget_exponent=0.0)
+    growths = [llama31.context_exponent, llama2.context_exponent]
     growth = float(np.mean(growths))
-    add(SMOLLM2_STREAMING, own_budget, context_exponent=growth)
-    snapkv = add(SMOLLM2_SNAPKV, own_budget, context_exponent=growth).budget_exponent
-    add(LLAMA31_SNAPKV, ("level",), context_exponent=growth, budget_exponent=snapkv)
-    shape = {"context_exponent": growth, "budget_exponent": exponent}
+    at_one_context = ("level", "budget_exponent")
+    small = add(SMOLLM2_STREAMING, at_one_context, context_exponent=growth).budget_exponent
+    snapkv = add(SMOLLM2_SNAPKV, at_one_context, context_exponent=growth).budget_exponent
+    reliefs = [small, budget_exponent_between(llama2, series[LLAMA2_128K_STREAMING])]
+    relief = float(np.mean(reliefs))
+    for choice in (LLAMA31_STREAMING, LLAMA2_STREAMING):
+        add(choice, at_one_budget, budget_exponent=relief)
+    scaled = snapkv * relief / small  # SnapKV's exponent is known on SmolLM2 only
+    add(LLAMA31_SNAPKV, ("level",), context_exponent=growth, budget_exponent=scaled)
+    shape = {"context_exponent": growth, "budget_exponent": relief}
     add(LLAMA2_128K_STREAMING, ("level",), **shape)
     level = add(TINYLLAMA, ("ceiling", "level"), **shape).level
     add(LLAMA32_1B, ("ceiling",), level=level, **shape)
     add(JF68M, ("ceiling",), level=level, **shape)
-    return _with_uncertainty(fits, series, growths)
+    return _with_uncertainty(fits, series, growths, reliefs)
 
 
 def fit_curve(
@@ -150,17 +155,16 @@ def _solve(
 
 
 def _with_uncertainty(
-    fits: dict[Choice, Fit], series: Series, growths: list[float]
+    fits: dict[Choice, Fit], series: Series, growths: list[float], reliefs: list[float]
 ) -> dict[Choice, Fit]:
     """The fits with the standard errors that only the comparison of series can give."""
-    exponents = budget_exponents(series, fits)
-    spread = float(np.std(exponents, ddof=1))
+    spread = float(np.std(reliefs, ddof=1))
     context = float(np.sqrt(np.mean(np.square(growths))))
     done = {}
     for choice, fit in fits.items():
         own = choice.draft == "self"
         # How much of a weak model's loss its budget explains is not known: half the self-draft's.
-        budget = spread if own else float(np.mean(exponents)) / 2.0
+        budget = spread if own else float(np.mean(reliefs)) / 2.0
         unstated = any(point.kv_budget_tokens is None for point in series[choice])
         curve = replace(
             fit.curve,
@@ -173,31 +177,19 @@ def _with_uncertainty(
     return done
 
 
-def budget_exponents(series: Series, fits: Mapping[Choice, Fit]) -> list[float]:
-    """The StreamingLLM budget exponent of each SmolLM2 text, and between two Llama-2 long-context
-    models (512 tokens against an assumed 4,096)."""
-    growth = fits[SMOLLM2_STREAMING].curve.context_exponent
-    exponents = []
-    for text in ("Moby-Dick", "anarchism"):
-        points = tuple(p for p in series[SMOLLM2_STREAMING] if p.citation.endswith(text))
-        free = ("level", "budget_exponent")
-        fit = fit_curve(SMOLLM2_STREAMING, points, free, {"context_exponent": growth})
-        exponents.append(fit.curve.budget_exponent)
-    far, lender = series[LLAMA2_128K_STREAMING], fits[LLAMA2_STREAMING].curve
-    at_512 = replace(lender, budget_exponent=0.0)
-    loss = 1.0 - float(_predict(at_512, far)[0])
-    exponents.append(log(loss / (1.0 - far[0].alpha)) / log(_budgets(far)[0] / 512.0))
-    return exponents
+def budget_exponent_between(curve: AcceptanceCurve, far: tuple[AcceptancePoint, ...]) -> float:
+    """The exponent that leads from a curve at the reference budget to another target's points.
+
+    Llama-2-7B-32K at 512 tokens and Llama-2-7B-128K at an assumed 4,096 are the only two large
+    targets of one family that were published at different budgets.
+    """
+    fall = np.log((1.0 - _predict(replace(curve, budget_exponent=0.0), far)) / (1.0 - _alphas(far)))
+    return float(np.mean(fall / np.log(_budgets(far) / REFERENCE_BUDGET_TOKENS)))
 
 
 def lending_error(fits: Mapping[Choice, Fit], draft_policy: str) -> float:
-    """Rms of ln(loss) when one target's self-draft curve predicts another's points.
-
-    SmolLM2-135M, 60 times smaller than the usual lender, counts only where no other pair exists.
-    """
-    curves = _self_curves(fits, draft_policy)
-    large = [curve for curve in curves if curve.target != SMOLLM2_STREAMING.target]
-    pairs = list(permutations(large if len(large) > 1 else curves, 2))
+    """Rms of ln(loss) when one target's self-draft curve predicts another's points, all pairs."""
+    pairs = list(permutations(_self_curves(fits, draft_policy), 2))
     return float(np.sqrt(np.mean([_lent_square(lender, other.points) for lender, other in pairs])))
 
 

@@ -17,8 +17,8 @@ Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
 - `sigma` joins the run-to-run noise of the published tables (±0.03 in α, taken as a 90 % range, at
   the mean loss of the points) and the rms residual of the fit;
 - e_b, e_L are the natural logarithms by which budget and context leave the measured range, 0
-  inside; `sigma_budget` and `sigma_context` are how far the exponents differed between the series
-  they were taken from;
+  inside; `sigma_budget` is how far the budget exponent differed between the models it was taken
+  from (half the exponent for a standalone draft), `sigma_context` the context exponent's own rms;
 - a budget that the source leaves unstated adds `sigma_budget` times ln 2;
 - a borrowed curve adds `sigma_lent`, the rms of ln(loss) when one target's curve predicts another.
 
