@@ -241,7 +241,8 @@ def model_from_toml(text: str, *, where: str) -> ModelSpec:
     """A model from the text of its catalog file.
 
     `[config]` holds the fields of the model's own `config.json` by their own names;
-    `null_fields` lists those that are null there, which TOML cannot write.
+    `null_fields` lists those that are null there, which TOML cannot write. Models of one
+    `tokenizer` can draft for each other.
 
     Raises
     ------
@@ -256,13 +257,14 @@ def model_from_toml(text: str, *, where: str) -> ModelSpec:
     return replace(
         from_hf_config(config, name=name),
         hub_id=texts_entry(entries, "hub_ids", where)[0],
+        tokenizer=text_entry(entries, "tokenizer", where),
         source=text_entry(entries, "source", where),
     )
 
 
 def _model_entries(text: str, where: str) -> dict[str, Any]:
     entries = parse_toml(text, where)
-    required = ("name", "hub_ids", "source", "config")
+    required = ("name", "hub_ids", "tokenizer", "source", "config")
     check_keys(entries, where, required=required, optional=("null_fields",))
     return entries
 
