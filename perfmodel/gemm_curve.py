@@ -19,7 +19,7 @@ _KEYS = {
     "curve": {"kernel_latency_us", "memory_efficiency", "compute_efficiency", "overlap_exponent",
               "source", "fit", "residuals", "waves", "table"},
     "source": {"dataset", "licence", "device", "kernel_library", "kernel_version", "dtype"},
-    "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MB", "warm_cells_dropped_percent",
+    "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MiB", "warm_cells_dropped_percent",
             "cold_memory_efficiency", "launch_floor_us", "note"},
     "residuals": {"scope", "median_percent", "p90_percent", "worst_percent", "by_region",
                   "left_out_n", "left_out_n_and_k",

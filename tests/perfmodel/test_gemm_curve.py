@@ -20,7 +20,7 @@ PEAKS = {  # datasheet: dense bf16 FLOP/s, HBM bytes/s
     "a100-sxm-80gb": (312e12, 2.039e12),
     "h100-sxm": (989e12, 3.35e12),
     "h200": (989e12, 4.8e12),
-    "l40s": (362e12, 0.864e12),
+    "l40s": (362.05e12, 0.864e12),
 }
 # Microseconds, weights cold in L2: one NVIDIA H200, cuBLAS through torch 2.11, CUDA 13.0,
 # November 2026; rows are (n, k), columns COLD_M.
