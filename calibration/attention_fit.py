@@ -28,7 +28,7 @@ from calibration.attention_tables import (
     read_decode,
     read_prefill,
 )
-from perfmodel.attention_curve import PREFILL_ROWS, AttentionCurve, DecodeTable, PrefillTable
+from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
@@ -144,7 +144,7 @@ def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Arr
     """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
 
     A hole between two measured knots takes the mean of the lines along units and along tokens;
-    outside, the nearest measured token count of the same units, then the nearest units.
+    beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
     """
     cells = cells[~cells.stray]
     on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
@@ -254,6 +254,13 @@ def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
     along_units = np.stack([_line(column, log_units) for column in plane.T]).T
     both = _mean_of(along_tokens, along_units)
     result = np.where(np.isnan(plane), both, plane)
+    # Beyond the measurements the base is near its ceiling: the better utilisation of the two
+    # neighbours towards the measured side goes on.
+    for u in range(len(result)):
+        for t in range(len(result[0])):
+            if np.isnan(result[u, t]):
+                before = [result[u - 1, t] if u else np.nan, result[u, t - 1] if t else np.nan]
+                result[u, t] = np.fmin(*before)
     for row in result:
         _hold(row)
     for column in result.T:
@@ -289,7 +296,7 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     latency = float(cells.measured_s.quantile(0.01))
     dim = int(cells.head_dim.iloc[0])
     new = cells.new_tokens.astype(float)
-    flops = 2.0 * cells.batch * cells.query_heads * dim * np.maximum(new, PREFILL_ROWS) ** 2
+    flops = 2.0 * cells.batch * cells.query_heads * dim * new**2
     memory = 4.0 * cells.batch * dim * new * (cells.query_heads + cells.kv_heads)
     memory /= gpu.hbm_bandwidth * MEMORY_EFFICIENCY
     body = np.maximum(cells.measured_s - latency, 0.02 * cells.measured_s)

@@ -28,7 +28,6 @@ Numeric: TypeAlias = ArrayLike
 
 SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
 RAMP = 0.1  # a wave step is spread over the next tenth of a wave: blocks drift out of lockstep
-PREFILL_ROWS = 128.0  # query rows that a prefill block pads to
 GRID_UNITS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
 GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
@@ -225,18 +224,21 @@ class AttentionCurve:
 
         One layer on one rank; `batch`, `new_tokens` and `cached_tokens` broadcast against each
         other, the rest is as in `seconds`. FLOPs are 4 batch query_heads head_dim (new cached +
-        new^2 / 2), with at least one block of new rows; the efficiency was measured without cached
-        tokens and is held with them.
+        new^2 / 2). The efficiency was measured without cached tokens; with them it is that of the
+        prompt of equal FLOPs.
         """
         batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
         cached, table = np.asarray(cached_tokens, float), _nearest(self.prefill, head_dim)
-        cost = _prefill_cost(batch, new, cached, query_heads, kv_heads, head_dim)
+        # The prompt without a cached part that has as many query-key pairs.
+        square = np.sqrt(new**2 + 2.0 * new * cached)
+        flops = 2.0 * batch * query_heads * head_dim * square**2
+        size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
         slowness = _prefill_slowness(table, query_heads / kv_heads)
         u, wu, _ = _locate(batch * query_heads, table.unit_knots)
-        k, wk, _ = _locate(new, table.token_knots)
+        k, wk, _ = _locate(square, table.token_knots)
         efficiency = np.exp(-_bilinear(slowness, u, wu, k, wk))
-        compute = cost[0] / (peak_flops * efficiency)
-        memory = cost[1] / (hbm_bandwidth * table.memory_efficiency)
+        compute = flops / (peak_flops * efficiency)
+        memory = size / (hbm_bandwidth * table.memory_efficiency)
         return np.asarray(table.kernel_latency_us * US + _smooth_max(compute, memory))
 
     def base_seconds(
@@ -326,23 +328,13 @@ def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
     return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
 
 
-def _prefill_cost(
-    batch: Array, new: Array, cached: Array, query_heads: int, kv_heads: int, head_dim: int
-) -> tuple[Array, Array]:
-    """FLOPs with queries padded to a block, and bytes of queries, outputs, keys and values."""
-    rows = np.maximum(new, PREFILL_ROWS)
-    flops = 4.0 * batch * query_heads * head_dim * rows * (cached + rows / 2.0)
-    size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
-    return flops, size
-
-
 def _prefill_slowness(table: PrefillTable, group: float) -> Array:
     """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
     weights = _log_weights(np.array([group]), table.group_knots)[0]
     slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
-    rows = np.maximum(table.token_knots, PREFILL_ROWS)
-    for axis, knots in ((0, np.log(table.unit_knots)[:, None]), (1, np.log(rows))):
-        slow = np.maximum.accumulate(slow + knots, axis=axis) - knots
+    work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
+    for axis in (0, 1):
+        slow = np.maximum.accumulate(slow + work, axis=axis) - work
     return np.asarray(slow)
 
 
