@@ -5,9 +5,9 @@ Decode, verify and draft share one form, in work units of one KV head of one seq
     kernel latency + split latency + smooth max(streaming, waves of blocks, tensor cores)
 
 times a measured residual over (group size, work units, KV length). Streaming knows that one
-thread block reads at most a fraction of the memory's bandwidth, that blocks which share an SM slow
-each other, and that a grid beyond the resident slots drains at its end. KV is read once per
-request per pass: query tokens only add packed rows (query tokens x group), which cost in tile steps.
+thread block reads at most a fraction of the memory's bandwidth, that blocks which share an SM
+slow each other, and that a grid beyond the resident slots drains at its end. KV is read once per
+request per pass: query tokens only add packed rows (query tokens x group), costed in tile steps.
 """
 
 from __future__ import annotations
@@ -116,14 +116,18 @@ class AttentionCurve:
         decode = tuple(_build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
         prefill = tuple(_build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
         if not decode or not prefill:
-            raise ConfigError("attention table: needs [[decode]] and [[prefill]] per head dimension")
+            raise ConfigError(
+                "attention table: needs [[decode]] and [[prefill]] per head dimension"
+            )
         for d in decode:
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
             _check_shape("decode.residual", d.residual, shape)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
             _check_shape("prefill.efficiency", p.efficiency, shape)
-        curve = _build(cls, {**body, "decode": decode, "prefill": prefill}, "attention")
+        curve: AttentionCurve = _build(
+            cls, {**body, "decode": decode, "prefill": prefill}, "attention"
+        )
         _check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
         if np.any(np.diff(curve.row_tile_factor) < 0):
             raise ConfigError("attention table: row_tile_factor must not fall")
@@ -275,9 +279,7 @@ class AttentionCurve:
         compute = flops / (peak_flops * self.tensor_core_efficiency)
         body = _smooth_max(share_s * (together + drain) * tile, waves, compute)
         is_split = splits & (room > units)
-        return np.asarray(
-            (table.kernel_latency_us + table.split_latency_us * is_split) * US + body
-        )
+        return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
     def padded_rows(self, rows: Numeric) -> Array:
         """Packed rows rounded up to a tile, or to whole tiles of the largest size."""
@@ -399,9 +401,9 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where} table: missing key {missing[0]!r}")
     values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}
     for name, value in values.items():
-        if name.endswith("_knots") or name == "row_tiles":
-            if value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0:
-                raise ConfigError(f"{where} table: {name} must be positive and rise")
+        knots = name.endswith("_knots") or name == "row_tiles"
+        if knots and (value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0):
+            raise ConfigError(f"{where} table: {name} must be positive and rise")
     return cls(**values)
 
 
