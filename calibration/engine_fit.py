@@ -20,16 +20,17 @@ from perfmodel import EngineProfile, StepTime, catalog
 Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one published time
-# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it.
+# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it. A
+# compiled engine runs the same kernels, so its factors are near one; what it adds is per layer.
 PRIORS = {
-    "linear_factor": (1.0, 0.2),
-    "attention_factor": (1.0, 0.2),
-    "draft_attention_factor": (1.0, 0.3),
-    "comm_factor": (1.0, 0.3),
+    "linear_factor": (1.0, 0.1),
+    "attention_factor": (1.0, 0.1),
+    "draft_attention_factor": (1.0, 0.15),
+    "comm_factor": (1.0, 0.15),
     "layer_overhead_s": (0.0, 50e-6),
     "layer_overhead_per_sequence_s": (0.0, 1e-6),
-    "step_overhead_s": (0.0, 1e-3),
-    "draft_step_overhead_s": (0.0, 1e-3),
+    "step_overhead_s": (0.0, 0.2e-3),
+    "draft_step_overhead_s": (0.0, 0.2e-3),
 }
 NAMES = tuple(PRIORS)
 
