@@ -67,7 +67,7 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFi
     """Both curves of one GPU and, per head dimension, what the error figures are made of."""
     prefill = fit_prefill(read_prefill(data, gpu), gpu)
     frame = read_decode(data, gpu)
-    plateau = round(max(float(t.efficiency.max()) for t in prefill), 3)
+    plateau = round(max(_plateau(table) for table in prefill), 3)
     source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {kernel_source(data, gpu)}"
     form = physical_form(gpu, source=source, tensor_core_efficiency=plateau, prefill=prefill)
     fits = [fit_decode(cells, form, gpu) for _, cells in frame.groupby("head_dim")]
@@ -78,6 +78,12 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFi
         regroup_latency_us=round(regroup, 2) if regroup > 0.05 else 0.0,
     )
     return curve, fits
+
+
+def _plateau(table: PrefillTable) -> float:
+    """Compute efficiency where neither latency nor too few blocks show."""
+    large = np.ix_(table.unit_knots >= 32, table.token_knots >= 8192)
+    return float(np.median(table.efficiency[:, *large]))
 
 
 def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
