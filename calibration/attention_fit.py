@@ -82,8 +82,8 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFi
 
 def _plateau(table: PrefillTable) -> float:
     """Compute efficiency where neither latency nor too few blocks show."""
-    large = np.ix_(table.unit_knots >= 32, table.token_knots >= 8192)
-    return float(np.median(table.efficiency[:, *large]))
+    large = table.efficiency[:, table.unit_knots >= 32][:, :, table.token_knots >= 8192]
+    return float(np.median(large))
 
 
 def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
