@@ -20,7 +20,7 @@ MEASUREMENT_ERROR = 0.015
 COEFFICIENTS = {
     "compute_factor": (1.0, 0.15, 0.3, 1.0),
     "activation_factor": (1.5, 0.3, 1.0, 5.0),
-    "attention_factor": (1.0, 0.02, 0.5, 2.0),
+    "attention_factor": (1.0, 0.05, 0.5, 2.0),
     "kernel_gap_s": (1e-6, 1e-6, 0.0, 1e-5),
 }
 
