@@ -6,8 +6,6 @@ the runtime itself is measured; the profile is marked as assumed until then.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -41,7 +39,7 @@ def errors(rows: list[PublishedRow], values: dict[str, float]) -> NDArray[np.flo
     """Signed relative errors with these coefficients, (rows, phases)."""
 
     def change(profile: EngineProfile) -> EngineProfile:
-        return replace(profile, **values)
+        return profile.changed(**values)
 
     found = [row_error(row, predict_row(row, change)).errors for row in rows]
     return np.array([[row[phase] for phase in PHASES] for row in found])

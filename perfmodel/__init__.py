@@ -11,7 +11,7 @@ from perfmodel.acceptance import (
     tokens_per_round,
     tokens_per_round_iid,
 )
-from perfmodel.acceptance_curve import (
+from perfmodel.acceptance_curves import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
@@ -27,11 +27,11 @@ from perfmodel.break_even import (
     break_even_context,
     gamma_schedule,
 )
+from perfmodel.candidates import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
 from perfmodel.collectives import CollectiveCurve, MeasuredTimes
 from perfmodel.draft_cost import DRAFTERS, Drafter
 from perfmodel.draft_plan import DraftPlan
-from perfmodel.efficiency import Efficiency, efficiency
-from perfmodel.engine_profile import (
+from perfmodel.engine import (
     EngineProfile,
     engine_names,
     engine_profile,
@@ -48,11 +48,13 @@ from perfmodel.errors import (
 from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
 from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
+from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.hardware import GPU, Link, Machine
 from perfmodel.hf_config import from_hf_config
+from perfmodel.inputs import ScenarioInput, read_scenario, scenario_input
+from perfmodel.kernel_efficiency import Efficiency, efficiency
 from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
-from perfmodel.recommend import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
 from perfmodel.recommendation import Recommendation, recommend
 from perfmodel.report import (
     candidate_dict,
@@ -63,10 +65,8 @@ from perfmodel.report import (
     scenario_dict,
 )
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_input import ScenarioInput, read_scenario, scenario_input
 from perfmodel.speculation import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.step_time import GROUPS, Part, StepTime
-from perfmodel.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.uncertainty import (
     Interval,
     Sensitivity,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from perfmodel.efficiency import Efficiency, efficiency
-from perfmodel.engine_profile import EngineProfile
+from perfmodel.engine import EngineProfile
 from perfmodel.hardware import Machine
+from perfmodel.kernel_efficiency import Efficiency, efficiency
 from perfmodel.model_spec import ModelSpec, dtype_bytes
 from perfmodel.step_time import Part, StepTime
 

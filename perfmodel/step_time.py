@@ -93,4 +93,4 @@ class StepTime:
 
 
 def _sum(arrays: list[Array]) -> Array:
-    return reduce(np.add, sorted(arrays, key=np.size), np.float64(0.0))
+    return reduce(np.add, sorted(arrays, key=np.size), np.zeros(()))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.errors import ConfigError
+from perfmodel.inputs import ScenarioInput, scenario_input
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_input import ScenarioInput, scenario_input
 from perfmodel.speculation import RoundEstimate, estimate
 
 Array = NDArray[np.float64]
