@@ -20,7 +20,12 @@ BASE = {
     "acceptance": 0.8,
 }
 AXES = {
-    "draft": ["self:streamingllm", "self:snapkv", "llama-3.2-1b:streamingllm", "llama-3.2-3b:streamingllm"],
+    "draft": [
+        "self:streamingllm",
+        "self:snapkv",
+        "llama-3.2-1b:streamingllm",
+        "llama-3.2-3b:streamingllm",
+    ],
     "batch": list(range(4, 257, 4)),
     "prefix_tokens": np.linspace(2_000, 128_000, 64).round().tolist(),
     "gamma": list(range(1, 17)),
