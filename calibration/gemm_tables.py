@@ -1,0 +1,209 @@
+"""Published GEMM times as arrays, cleaned: reads that L2 served dropped, noise in m levelled.
+
+The importer reads the `gemm.parquet` that PyPI's aiconfigurator-core ships per GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+SMALLEST_SIDE = 128  # narrower matrices are no decoder's layer, at any TP degree
+DECODE_ROWS = 64.0  # up to here every layer of a decoder is bound by its weights
+WARM_MARGIN = 0.03  # a cell this far below the cold floor is no noise
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GemmTable:
+    """Measured times of `(m, k) x (k, n)` products in bf16; NaN where nothing was measured."""
+
+    m: FloatArray  # (M,)
+    n: FloatArray  # (N,)
+    k: FloatArray  # (K,)
+    seconds: FloatArray  # (M, N, K)
+    device: str
+    kernel_library: str
+    kernel_version: str
+
+    @property
+    def weight_bytes(self) -> FloatArray:
+        """Bytes of each weight matrix, (1, N, K)."""
+        return np.asarray(2.0 * self.n[None, :, None] * self.k[None, None, :])
+
+    def without(self, cells: BoolArray) -> GemmTable:
+        """The table with these cells unmeasured; `cells` broadcasts to (M, N, K)."""
+        return replace(self, seconds=np.where(cells, np.nan, self.seconds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdFloor:
+    """The least time that a read of cold weights can take: launch, then HBM at its best rate."""
+
+    launch_s: float
+    memory_efficiency: float
+
+    def seconds(self, weight_bytes: FloatArray, hbm_bandwidth: float) -> FloatArray:
+        """Floor for matrices of these sizes, of the shape of `weight_bytes`. [s]"""
+        return self.launch_s + weight_bytes / (self.memory_efficiency * hbm_bandwidth)
+
+
+def read_gemm_table(path: Path) -> GemmTable:
+    """The bf16 rows of one `gemm.parquet`, of matrices with both sides of 128 or more.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    import pandas as pd
+
+    rows = pd.read_parquet(path)
+    rows = rows[rows["gemm_dtype"] == "bfloat16"]
+    rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
+    m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
+    seconds = np.full((m.size, n.size, k.size), np.nan)
+    place = tuple(
+        np.searchsorted(knots, rows[axis].to_numpy())
+        for knots, axis in ((m, "m"), (n, "n"), (k, "k"))
+    )
+    seconds[place] = rows["latency"].to_numpy() * 1e-3  # the column is in ms
+    return GemmTable(
+        m=m.astype(np.float64),
+        n=n.astype(np.float64),
+        k=k.astype(np.float64),
+        seconds=seconds,
+        device=str(rows["device"].iloc[0]),
+        kernel_library=f"{rows['framework'].iloc[0]}, {rows['kernel_source'].iloc[0]}",
+        kernel_version=str(rows["version"].iloc[0]),
+    )
+
+
+def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> ColdFloor:
+    """What a cold read costs at least, by matrices of which L2 can hold less than a quarter.
+
+    Launch is the shortest time in the table; the rate is the 95th percentile of weight bytes over
+    time past launch, at up to `DECODE_ROWS` rows.
+    """
+    launch = float(np.nanmin(table.seconds))
+    large = (table.m <= DECODE_ROWS)[:, None, None] & (table.weight_bytes > 4.0 * l2_bytes)
+    large = large & np.isfinite(table.seconds)
+    sizes = np.broadcast_to(table.weight_bytes, table.seconds.shape)[large]
+    rate = sizes / (table.seconds[large] - launch)
+    return ColdFloor(
+        launch_s=launch, memory_efficiency=float(np.percentile(rate, 95)) / hbm_bandwidth
+    )
+
+
+def warm_cells(table: GemmTable, floor: ColdFloor, hbm_bandwidth: float) -> BoolArray:
+    """Cells faster than HBM allows, (M, N, K): their weights came from L2.
+
+    In a pass over a whole model they never do, since each layer evicts the one before.
+    """
+    least = floor.seconds(table.weight_bytes, hbm_bandwidth)
+    return np.asarray(table.seconds < (1.0 - WARM_MARGIN) * least)
+
+
+def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
+    """The nearest sequence that never falls (least squares): pool adjacent violators, (M,) → (M,).
+
+    Steps up, at tile edges, stay; a dip or an outlier is averaged with its neighbours, so the
+    level is not biased upward as a running maximum would be. Above 16 rows an m that is no multiple
+    of eight counts a quarter: it marks a tile edge, but engines pad their batches past it.
+    """
+    counts = np.where((m <= 16) | (m % 8 == 0), 1.0, 0.25)
+    level: list[float] = []
+    weight: list[float] = []
+    length: list[int] = []
+    for value, count in zip(log_seconds.tolist(), counts.tolist(), strict=True):
+        level.append(value)
+        weight.append(count)
+        length.append(1)
+        while len(level) > 1 and level[-2] > level[-1]:
+            top, top_weight = level.pop(), weight.pop()
+            level[-1] = (level[-1] * weight[-1] + top * top_weight) / (weight[-1] + top_weight)
+            weight[-1] += top_weight
+            length[-2:] = [length[-2] + length[-1]]
+    return np.repeat(np.asarray(level), length)
+
+
+def predict_along(
+    values: FloatArray, knots: FloatArray, axis: int
+) -> tuple[FloatArray, FloatArray]:
+    """Each cell from the nearest known ones before and after it on one axis, itself left out.
+
+    Parameters
+    ----------
+    values : array (M, N, K)
+        Log multipliers, NaN where unknown.
+    knots : array
+        Positions along `axis`, interpolated in logs; at an edge the nearest value is held.
+
+    Returns
+    -------
+    predicted, gap : arrays (M, N, K)
+        NaN where the line holds no other cell; the log distance to the nearest one used.
+    """
+    lines = np.moveaxis(values, axis, 0)
+    x = np.log(knots).reshape((-1,) + (1,) * (lines.ndim - 1))
+    before, x_before = _nearest_before(lines, x)
+    after, x_after = _nearest_before(lines[::-1], x[::-1])
+    after, x_after = after[::-1], x_after[::-1]
+    gap_before, gap_after = x - x_before, x_after - x
+    share = gap_before / (gap_before + gap_after)
+    between = before * (1.0 - share) + after * share
+    predicted = np.where(np.isnan(before), after, np.where(np.isnan(after), before, between))
+    gap = np.fmin(gap_before, gap_after)
+    return np.moveaxis(predicted, 0, axis), np.moveaxis(gap, 0, axis)
+
+
+def _nearest_before(lines: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The last known value before each cell on axis 0, and its position; NaN where none is."""
+    value, place = np.full_like(lines, np.nan), np.full_like(lines, np.nan)
+    for i in range(1, len(lines)):
+        known = np.isfinite(lines[i - 1])
+        value[i] = np.where(known, lines[i - 1], value[i - 1])
+        place[i] = np.where(known, x[i - 1], place[i - 1])
+    return value, place
+
+
+def line_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
+    """How far predictions of one axis err at each m: (M,), median absolute, in logs.
+
+    An m without a single known cell counts as erring like the median m.
+    """
+    errors = np.full(len(truth), np.nan)
+    for i, error in enumerate(np.abs(predicted - truth)):
+        if np.isfinite(error).any():
+            errors[i] = np.nanmedian(error)
+    return np.maximum(np.where(np.isnan(errors), np.nanmedian(errors), errors), 1e-3)
+
+
+def combine(
+    predictions: Sequence[FloatArray], gaps: Sequence[FloatArray], truth: FloatArray
+) -> FloatArray:
+    """One prediction from several lines, weighted by the inverse square of each one's error.
+
+    A line's error is the typical one of its axis at that m (`line_errors` against `truth`), grown
+    with the log distance to its nearest neighbour. All arrays are (M, N, K).
+    """
+    total, weights = np.zeros_like(truth), np.zeros_like(truth)
+    for predicted, gap in zip(predictions, gaps, strict=True):
+        error = line_errors(predicted, truth)[:, None, None]
+        weight = np.where(np.isfinite(predicted), 1.0 / (error**2 * (1.0 + gap**2)), 0.0)
+        total += weight * np.nan_to_num(predicted)
+        weights += weight
+    return np.asarray(total / np.where(weights > 0, weights, np.nan))
+
+
+def fill(log_multiplier: FloatArray, knots: tuple[FloatArray, ...]) -> FloatArray:
+    """The table with every NaN predicted from its neighbours on all three axes, (M, N, K)."""
+    lines = [predict_along(log_multiplier, knots[axis], axis) for axis in range(3)]
+    filled = combine([line[0] for line in lines], [line[1] for line in lines], log_multiplier)
+    return np.where(np.isfinite(log_multiplier), log_multiplier, filled)

@@ -1,0 +1,304 @@
+"""Acceptance: from the chance that a draft is accepted to the tokens that a round yields.
+
+Three figures are easily taken for one another, so each has its own name and conversion:
+`alpha` (one draft is accepted, given that all before it were), `accepted_fraction` (accepted over
+proposed) and `accepted_drafts` (mean per round, without the target's own token). Ω, in code
+`tokens_per_round`, is `accepted_drafts + 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.errors import ConfigError
+
+MAX_GAMMA = 1024  # a round of more drafts is taken for a mistake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """Per-position conditional acceptance: P(draft i accepted | all before it were).
+
+    Attributes
+    ----------
+    per_position : tuple of float
+        One value per draft position, each in [0, 1]; the last holds for all later positions, so a
+        one-element tuple is the i.i.d. assumption.
+    low, high : float
+        Ends of an interval on `alpha`, the mean of `per_position`; both equal it when no interval
+        is known. They act as additive bounds: `shifted(low - alpha)` is the pessimistic case.
+    origin : str
+        "given", "measured", "fitted", "borrowed" or "identity" (a self-draft with the full cache).
+    source : str
+        Model, text, temperature and citation, as far as they are known.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not a number in [0, 1], or the interval does not hold `alpha`.
+    """
+
+    per_position: tuple[float, ...]
+    low: float
+    high: float
+    origin: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not self.per_position:
+            raise ConfigError("acceptance needs at least one value; give alpha or a list of them")
+        for value in (*self.per_position, self.low, self.high):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"acceptance {value!r} is not a probability; use 0 to 1")
+        if not self.low <= self.alpha <= self.high:
+            raise ConfigError(
+                f"acceptance interval {self.low:g} to {self.high:g} does not hold the mean "
+                f"acceptance {self.alpha:g}; widen it"
+            )
+
+    @property
+    def alpha(self) -> float:
+        """Mean of `per_position`: α itself where acceptance is i.i.d."""
+        if len(set(self.per_position)) == 1:
+            return self.per_position[0]
+        return float(np.mean(self.per_position))
+
+    @classmethod
+    def from_alpha(
+        cls,
+        alpha: float,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        origin: str = "given",
+        source: str = "",
+    ) -> Self:
+        """I.i.d. acceptance; the interval is `alpha` itself unless its ends are given."""
+        return cls(
+            per_position=(float(alpha),),
+            low=float(alpha if low is None else low),
+            high=float(alpha if high is None else high),
+            origin=origin,
+            source=source,
+        )
+
+    @classmethod
+    def from_per_position(
+        cls, per_position: Sequence[float], *, origin: str = "given", source: str = ""
+    ) -> Self:
+        """One conditional acceptance per draft position; the last holds for all later ones."""
+        values = tuple(float(value) for value in per_position)
+        mean = values[0] if len(set(values)) == 1 else float(np.mean(values)) if values else 0.0
+        return cls(per_position=values, low=mean, high=mean, origin=origin, source=source)
+
+    @classmethod
+    def from_tokens_per_round(
+        cls, tokens: float, gamma: int, *, origin: str = "given", source: str = ""
+    ) -> Self:
+        """The i.i.d. α that yields `tokens` per round of `gamma` drafts.
+
+        Raises
+        ------
+        ConfigError
+            If `tokens` is outside 1 to γ+1, or `gamma` is below 1.
+        """
+        _check_gamma(gamma, least=1)
+        if not 1.0 <= tokens <= gamma + 1.0:
+            raise ConfigError(
+                f"tokens_per_round={tokens:g} cannot come from gamma={gamma}; a round yields "
+                f"1 to {gamma + 1} tokens, the target's own included"
+            )
+        alpha = float(alpha_for_tokens_per_round(tokens, gamma))
+        return cls.from_alpha(alpha, origin=origin, source=source)
+
+    @classmethod
+    def from_accepted_fraction(
+        cls, fraction: float, gamma: int, *, origin: str = "given", source: str = ""
+    ) -> Self:
+        """The i.i.d. α at which `fraction` of the proposed drafts is accepted."""
+        if not 0.0 <= fraction <= 1.0:
+            raise ConfigError(f"accepted_fraction={fraction!r} is not a share; use 0 to 1")
+        return cls.from_tokens_per_round(
+            1.0 + fraction * gamma, gamma, origin=origin, source=source
+        )
+
+    @classmethod
+    def from_accepted_drafts(
+        cls, mean: float, gamma: int, *, origin: str = "given", source: str = ""
+    ) -> Self:
+        """The i.i.d. α at which a round accepts `mean` drafts (the target's token left out)."""
+        if not 0.0 <= mean <= gamma:
+            raise ConfigError(f"accepted_drafts={mean!r} is outside 0 to gamma={gamma}")
+        return cls.from_tokens_per_round(1.0 + mean, gamma, origin=origin, source=source)
+
+    def shifted(self, delta: float) -> Self:
+        """Every position moved by `delta`, clipped to [0, 1]; a point value, without interval."""
+        moved = [min(1.0, max(0.0, value + delta)) for value in self.per_position]
+        return self.from_per_position(moved, origin=self.origin, source=self.source)
+
+
+# ---- tokens per round -------------------------------------------------------------------------
+
+
+def tokens_per_round(
+    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
+) -> NDArray[np.float64]:
+    """Ω: mean tokens that a round of `gamma` drafts yields, the target's own token included.
+
+    Ω = Σ_{k=0..γ} Π_{i<k} α_i (Leviathan et al. 2023, eq. 1, for α that varies by position). The
+    sum is taken term by term, which is stable at α = 1 where the closed form is 0/0.
+
+    Parameters
+    ----------
+    acceptance : Acceptance or sequence of float
+        Conditional acceptance per position; the last value holds for all later ones.
+    gamma : array
+        Drafts per round, whole numbers of any shape. [1]
+
+    Returns
+    -------
+    array of the shape of `gamma`; 1 at γ = 0, at most γ+1.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    """
+    rounds = _check_gamma(gamma)
+    deepest = int(rounds.max(initial=0))
+    reached = np.cumprod(_extended(_positions(acceptance), deepest))
+    table = np.concatenate([[1.0], 1.0 + np.cumsum(reached)])
+    return np.asarray(table[rounds], dtype=np.float64)
+
+
+def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> NDArray[np.float64]:
+    """Ω for i.i.d. acceptance, `alpha` and `gamma` broadcast: (1 - α^(γ+1)) / (1 - α).
+
+    Evaluated by Horner's rule on 1 + α + ... + α^γ: exact at γ = 0, α = 0 and α = 1, and never
+    falling in α even in the last digit.
+
+    Raises
+    ------
+    ConfigError
+        If `alpha` is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    """
+    chance = _check_alpha(alpha)
+    rounds = _check_gamma(gamma)
+    table = np.ones((int(rounds.max(initial=0)) + 1, chance.size))
+    for k in range(1, len(table)):
+        table[k] = 1.0 + chance.ravel() * table[k - 1]
+    shape = np.broadcast_shapes(chance.shape, rounds.shape)
+    column = np.broadcast_to(np.arange(chance.size).reshape(chance.shape), shape)
+    return np.asarray(table[np.broadcast_to(rounds, shape), column], dtype=np.float64)
+
+
+def accepted_drafts(
+    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
+) -> NDArray[np.float64]:
+    """Mean drafts accepted per round, 0 to γ: Ω - 1."""
+    return tokens_per_round(acceptance, gamma) - 1.0
+
+
+def accepted_fraction(
+    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
+) -> NDArray[np.float64]:
+    """Accepted over proposed drafts, (Ω - 1) / γ: below α once γ > 1.
+
+    Raises
+    ------
+    ConfigError
+        If a `gamma` is 0, since nothing is proposed then.
+    """
+    return accepted_drafts(acceptance, gamma) / _check_gamma(gamma, least=1)
+
+
+def accepted_distribution(
+    acceptance: Acceptance | Sequence[float], gamma: int
+) -> NDArray[np.float64]:
+    """P(exactly k drafts accepted), k = 0 ... γ: shape (γ+1,), summing to 1."""
+    _check_gamma(gamma)
+    chances = _extended(_positions(acceptance), gamma)
+    reached = np.concatenate([[1.0], np.cumprod(chances)])
+    return np.asarray(reached * np.append(1.0 - chances, 1.0), dtype=np.float64)
+
+
+def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> NDArray[np.float64]:
+    """The i.i.d. α at which a round yields `tokens`: the inverse of `tokens_per_round_iid`.
+
+    With `tokens = round_s / target_step_s` this is the break-even α. The polynomial is convex and
+    increasing in α, so Newton's steps from an upper bound fall onto the root without overshoot.
+
+    Parameters
+    ----------
+    tokens, gamma : array, mutually broadcastable
+        Tokens per round wanted; drafts per round. [1]
+
+    Returns
+    -------
+    array of the broadcast shape: 0 where `tokens` is at most 1, inf where it exceeds γ+1 (no α
+    yields it), NaN where `tokens` is NaN (a masked point).
+    """
+    rounds = _check_gamma(gamma)
+    wanted, rounds = np.broadcast_arrays(np.asarray(tokens, dtype=np.float64), rounds)
+    solvable = (wanted > 1.0) & (wanted <= rounds + 1.0)
+    target = np.where(solvable, wanted, 1.0)
+    power = 2.0 / np.maximum(rounds, 1)
+    # 1 + α <= Ω, and (γ+1) α^(γ/2) <= Ω by the inequality of means: both bound α from above.
+    alpha = np.minimum(target - 1.0, (target / (rounds + 1.0)) ** power)
+    for _ in range(64):
+        value, slope = _horner(alpha, rounds)
+        step = np.where(solvable, (value - target) / np.maximum(slope, 1.0), 0.0)
+        alpha = np.clip(alpha - step, 0.0, 1.0)
+        if np.all(np.abs(step) <= 1e-15):
+            break
+    alpha = np.where(wanted <= 1.0, 0.0, np.where(solvable, alpha, np.inf))
+    return np.asarray(np.where(np.isnan(wanted), np.nan, alpha), dtype=np.float64)
+
+
+def _horner(
+    alpha: NDArray[np.float64], gamma: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ω and its derivative by α, at arrays of equal shape."""
+    value, slope = np.ones(alpha.shape), np.zeros(alpha.shape)
+    for k in range(int(gamma.max(initial=0))):
+        more = k < gamma
+        slope = np.where(more, value + alpha * slope, slope)
+        value = np.where(more, 1.0 + alpha * value, value)
+    return value, slope
+
+
+def _positions(acceptance: Acceptance | Sequence[float]) -> NDArray[np.float64]:
+    if isinstance(acceptance, Acceptance):
+        return np.asarray(acceptance.per_position, dtype=np.float64)
+    values = _check_alpha(acceptance)
+    if values.ndim != 1 or not values.size:
+        raise ConfigError("per-position acceptance must be a list of one value or more")
+    return values
+
+
+def _extended(values: NDArray[np.float64], gamma: int) -> NDArray[np.float64]:
+    return values[np.minimum(np.arange(gamma), values.size - 1)]
+
+
+def _check_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(alpha, dtype=np.float64)
+    wrong = ~((values >= 0.0) & (values <= 1.0))
+    if wrong.any():
+        raise ConfigError(f"alpha={values[wrong].flat[0]:g} is not a probability; use 0 to 1")
+    return values
+
+
+def _check_gamma(gamma: ArrayLike, *, least: int = 0) -> NDArray[np.int64]:
+    values = np.asarray(gamma)
+    wrong = ~((values >= least) & (values <= MAX_GAMMA) & (values == np.floor(values)))
+    if wrong.any():
+        raise ConfigError(
+            f"gamma={values[wrong].flat[0]:g} is not a number of drafts; "
+            f"use a whole number from {least} to {MAX_GAMMA:,}"
+        )
+    return values.astype(np.int64)

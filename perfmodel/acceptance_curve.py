@@ -1,0 +1,336 @@
+"""α as a curve over KV budget and context, per (target, draft, draft policy).
+
+The curve says what a draft loses by reading a part of the cache only:
+
+    kv_loss = level · (1 - b/L) · (L / 32,000)^context_exponent · (b / 512)^-budget_exponent
+    α       = ceiling · (1 - kv_loss)
+
+with b the KV budget and L the context. It never falls as the budget grows, never rises as the
+context grows (both exponents are at least 0), and reaches `ceiling` where the budget holds the
+whole context. A self-draft has ceiling 1: with the full cache it *is* the target. A standalone
+draft has a ceiling below 1, the agreement of the two models, and loses little by its budget.
+
+Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
+
+    σ² = sigma² + (sigma_budget · e_b)² + (sigma_context · e_L)²
+
+- `sigma` joins the run-to-run noise of the published tables (±0.03 in α, taken as a 90 % range, at
+  the mean loss of the points) and the rms residual of the fit;
+- e_b, e_L are the natural logarithms by which budget and context leave the measured range, 0
+  inside; `sigma_budget` is how far the budget exponent differed between the models it was taken
+  from (half the exponent for a standalone draft), `sigma_context` the context exponent's own rms;
+- a budget that the source leaves unstated adds `sigma_budget` times ln 2;
+- a borrowed curve adds `sigma_lent`, the rms of ln(loss) when one target's curve predicts another.
+
+In the loss the interval shrinks to nothing at the full cache and cannot leave [0, 1]. It holds for
+text like the measured one: two texts on SmolLM2-135M differ by a factor of 1.3 to 2.3 in the loss.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from math import hypot
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.acceptance import Acceptance
+from perfmodel.errors import ConfigError
+
+REFERENCE_CONTEXT_TOKENS = 32_000.0
+REFERENCE_BUDGET_TOKENS = 512.0
+Z_90 = 1.6449  # two-sided 90 % of a normal distribution
+DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
+LENDABLE_POLICIES = ("streamingllm", "snapkv")
+NUMBERS = (
+    "ceiling",
+    "level",
+    "context_exponent",
+    "budget_exponent",
+    "sigma",
+    "sigma_budget",
+    "sigma_context",
+    "sigma_lent",
+)
+
+Table = TypeVar("Table")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptancePoint:
+    """One published α; `kv_budget_tokens` is None where the source does not state the budget."""
+
+    context_tokens: float
+    kv_budget_tokens: float | None = None
+    alpha: float
+    temperature: str
+    citation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptanceCurve:
+    """α over KV budget and context for one (target, draft, draft policy); see the module.
+
+    `origin` is "fitted" (on `points` of this very choice), "borrowed" (another target's, named in
+    `source`) or "identity" (a self-draft with the full cache). `context_range` and `budget_range`
+    are the tokens that the points span.
+    """
+
+    target: str
+    draft: str
+    draft_policy: str
+    text: str
+    origin: str
+    source: str
+    ceiling: float
+    level: float
+    context_exponent: float
+    budget_exponent: float
+    sigma: float
+    sigma_budget: float
+    sigma_context: float
+    sigma_lent: float
+    context_range: tuple[float, float]
+    budget_range: tuple[float, float]
+    points: tuple[AcceptancePoint, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
+        for key in NUMBERS:
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0.0 <= value < np.inf:
+                raise ConfigError(f"{name}: {key}={value!r} must be a number of 0 or more")
+        if not 0.0 < self.ceiling <= 1.0:
+            raise ConfigError(f"{name}: ceiling={self.ceiling!r} must be above 0 and at most 1")
+        for low, high in (self.context_range, self.budget_range):
+            if not 0.0 < low <= high:
+                raise ConfigError(f"{name}: the range {low!r} to {high!r} is empty")
+
+    def alpha(
+        self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
+    ) -> NDArray[np.float64]:
+        """α at a budget and a context.
+
+        Parameters
+        ----------
+        kv_budget_tokens, context_tokens : array, mutually broadcastable
+            Cached tokens that the draft reads; cached tokens in all. A budget at or above the
+            context means the full cache. [tokens]
+
+        Returns
+        -------
+        array of the broadcast shape, in [0, ceiling].
+
+        Raises
+        ------
+        ConfigError
+            If a budget or a context is not a positive number.
+        """
+        return self.ceiling * (1.0 - self._kv_loss(kv_budget_tokens, context_tokens))
+
+    def interval(
+        self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The 90 % interval (low, high) of `alpha`, of the broadcast shape; see the module."""
+        loss = 1.0 - self.alpha(kv_budget_tokens=kv_budget_tokens, context_tokens=context_tokens)
+        beyond_budget = _log_distance(kv_budget_tokens, self.budget_range)
+        beyond_context = _log_distance(context_tokens, self.context_range)
+        variance = (
+            self.sigma**2
+            + (self.sigma_budget * beyond_budget) ** 2
+            + (self.sigma_context * beyond_context) ** 2
+        )
+        factor = np.exp(np.minimum(Z_90 * np.sqrt(variance), 50.0))
+        return 1.0 - np.minimum(loss * factor, 1.0), 1.0 - loss / factor
+
+    def measured(
+        self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
+    ) -> NDArray[np.bool_]:
+        """Where budget and context lie inside the measured ranges (nowhere for a borrowed one)."""
+        outside = _log_distance(kv_budget_tokens, self.budget_range) + _log_distance(
+            context_tokens, self.context_range
+        )
+        return np.asarray((outside == 0.0) & (self.origin != "borrowed"), dtype=np.bool_)
+
+    def acceptance(self, *, kv_budget_tokens: float, context_tokens: float) -> Acceptance:
+        """α with its interval, origin and source at one budget and context."""
+        at = {"kv_budget_tokens": kv_budget_tokens, "context_tokens": context_tokens}
+        low, high = self.interval(**at)
+        alpha = float(self.alpha(**at))
+        return Acceptance.from_alpha(
+            alpha,
+            low=min(alpha, float(low)),
+            high=max(alpha, float(high)),
+            origin=self.origin,
+            source=self.source,
+        )
+
+    def _kv_loss(
+        self, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
+    ) -> NDArray[np.float64]:
+        return kv_loss(
+            kv_budget_tokens=kv_budget_tokens,
+            context_tokens=context_tokens,
+            level=self.level,
+            context_exponent=self.context_exponent,
+            budget_exponent=self.budget_exponent,
+        )
+
+
+def kv_loss(
+    *,
+    kv_budget_tokens: ArrayLike,
+    context_tokens: ArrayLike,
+    level: float,
+    context_exponent: float,
+    budget_exponent: float,
+) -> NDArray[np.float64]:
+    """Share of the full-cache acceptance that a partial cache loses; the module's formula.
+
+    Budgets and contexts broadcast [tokens]; the result is clipped to [0, 1]. The exponents are
+    at least 0. `ConfigError` if a budget or context is not a positive number.
+    """
+    budget = _check_tokens("kv_budget", kv_budget_tokens)
+    context = _check_tokens("context", context_tokens)
+    unread = 1.0 - np.minimum(budget / context, 1.0)
+    growth = (context / REFERENCE_CONTEXT_TOKENS) ** context_exponent
+    relief = (budget / REFERENCE_BUDGET_TOKENS) ** -budget_exponent
+    return np.asarray(np.minimum(level * unread * growth * relief, 1.0), dtype=np.float64)
+
+
+def acceptance_curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None:
+    """The curve for a choice of draft, or None where nothing measured speaks for it.
+
+    Parameters
+    ----------
+    target, draft, draft_policy : str
+        Catalog names; `draft` is a model, or "self" (the target's own name means the same).
+
+    Returns
+    -------
+    AcceptanceCurve or None
+        The fitted curve if this choice was measured. For a self-draft: the identity under policy
+        "full", and under "streamingllm" or "snapkv" the curve of the nearest measured target
+        (most leading parts of the name in common, else Llama-3.1-8B), with origin "borrowed" and
+        a wider interval. None for everything else: standalone pairs are never guessed.
+    """
+    return _curve(target, "self" if draft == target else draft, draft_policy)
+
+
+def measured_curves() -> tuple[AcceptanceCurve, ...]:
+    """Every curve of the catalog, sorted by target, draft and policy."""
+    folder = files("perfmodel") / "catalog" / "acceptance"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return tuple(_load(name) for name in names)
+
+
+def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
+    """The curve that a TOML text holds; `name` is the file's name, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If the text is not TOML, or a key is unknown, missing or out of range.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from error
+    points = tuple(_from_table(AcceptancePoint, point, name) for point in table.pop("points", []))
+    for key in ("context_range", "budget_range"):
+        if key in table:
+            table[key] = tuple(table[key])
+    return _from_table(AcceptanceCurve, {"origin": "fitted", "points": points, **table}, name)
+
+
+@cache
+def _curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None:
+    name = f"{target}--{draft}--{draft_policy}.toml"
+    if any(
+        entry.name == name for entry in (files("perfmodel") / "catalog" / "acceptance").iterdir()
+    ):
+        return _load(name)
+    if draft == "self" and draft_policy == "full":
+        return _identity(target)
+    if draft == "self" and draft_policy in LENDABLE_POLICIES:
+        return _borrowed(target, draft_policy)
+    return None
+
+
+@cache
+def _load(name: str) -> AcceptanceCurve:
+    path = files("perfmodel") / "catalog" / "acceptance" / name
+    return parse_acceptance_curve(path.read_text(encoding="utf-8"), name)
+
+
+def _identity(target: str) -> AcceptanceCurve:
+    return AcceptanceCurve(
+        target=target,
+        draft="self",
+        draft_policy="full",
+        text="any",
+        origin="identity",
+        source="a self-draft that reads the full cache is the target itself",
+        ceiling=1.0,
+        level=0.0,
+        context_exponent=0.0,
+        budget_exponent=0.0,
+        sigma=0.0,
+        sigma_budget=0.0,
+        sigma_context=0.0,
+        sigma_lent=0.0,
+        context_range=(1.0, np.inf),
+        budget_range=(1.0, np.inf),
+    )
+
+
+def _borrowed(target: str, draft_policy: str) -> AcceptanceCurve:
+    lenders = [c for c in measured_curves() if (c.draft, c.draft_policy) == ("self", draft_policy)]
+    lender = max(
+        lenders,
+        key=lambda c: (_kinship(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
+    )
+    return replace(
+        lender,
+        target=target,
+        origin="borrowed",
+        source=f"borrowed from {lender.target}, not measured on {target}: {lender.source}",
+        sigma=hypot(lender.sigma, lender.sigma_lent),
+    )
+
+
+def _kinship(one: str, other: str) -> int:
+    """Leading parts that two model names share: 2 for llama-3.1-8b and llama-3.1-70b."""
+    shared = 0
+    for a, b in zip(one.split("-"), other.split("-"), strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared
+
+
+def _from_table(kind: type[Table], table: dict[str, Any], name: str) -> Table:
+    known = set(kind.__annotations__)
+    if unknown := sorted(set(table) - known):
+        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _log_distance(tokens: ArrayLike, span: tuple[float, float]) -> NDArray[np.float64]:
+    values = _check_tokens("tokens", tokens)
+    return np.asarray(np.abs(np.log(values / np.clip(values, *span))), dtype=np.float64)
+
+
+def _check_tokens(what: str, tokens: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(tokens, dtype=np.float64)
+    wrong = ~((values > 0.0) & (values < np.inf))
+    if wrong.any():
+        raise ConfigError(f"{what}={values[wrong].flat[0]:g} must be a positive number of tokens")
+    return values
