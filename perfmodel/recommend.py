@@ -224,7 +224,7 @@ def _least_alpha(candidates: list[Candidate]) -> list[Unmeasured]:
     for candidate in candidates:
         plan = candidate.scenario.plan
         key, alpha = (plan.draft, plan.policy), candidate.break_even_alpha
-        if candidate.fits and not np.isnan(alpha):
-            if key not in best or alpha < best[key].break_even_alpha:
-                best[key] = candidate
+        lowest = best[key].break_even_alpha if key in best else np.inf
+        if candidate.fits and alpha < lowest:
+            best[key] = candidate
     return [Unmeasured(candidate=c, alpha_to_break_even=c.break_even_alpha) for c in best.values()]

@@ -224,10 +224,11 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     if "/" in wanted and wanted.lower() in _hub_ids():
         return _model(_hub_ids()[wanted.lower()])
     if _is_path(wanted):
-        path = Path(wanted).expanduser()
+        path = Path(wanted)
+        config = read_hf_config(path)
         holder = path.parent if path.name == "config.json" else path
         name = one_line(holder.resolve().name.removesuffix(".json"))
-        return replace(from_hf_config(read_hf_config(path), name=name), source=one_line(wanted))
+        return replace(from_hf_config(config, name=name), source=one_line(wanted))
     raise _unknown("model", wanted, model_names())
 
 
@@ -238,6 +239,10 @@ def model_names() -> tuple[str, ...]:
 
 def model_from_toml(text: str, *, where: str) -> ModelSpec:
     """A model from the text of its catalog file.
+
+    `[config]` holds the fields of the model's own `config.json` by their own names;
+    `null_fields` lists those that are null there, which TOML cannot write. Models of one
+    `tokenizer` can draft for each other.
 
     Raises
     ------
@@ -252,13 +257,14 @@ def model_from_toml(text: str, *, where: str) -> ModelSpec:
     return replace(
         from_hf_config(config, name=name),
         hub_id=texts_entry(entries, "hub_ids", where)[0],
+        tokenizer=text_entry(entries, "tokenizer", where),
         source=text_entry(entries, "source", where),
     )
 
 
 def _model_entries(text: str, where: str) -> dict[str, Any]:
     entries = parse_toml(text, where)
-    required = ("name", "hub_ids", "source", "config")
+    required = ("name", "hub_ids", "tokenizer", "source", "config")
     check_keys(entries, where, required=required, optional=("null_fields",))
     return entries
 
@@ -285,7 +291,7 @@ def _hub_ids() -> dict[str, str]:
 
 
 def _is_path(text: str) -> bool:
-    if text.endswith(".json") or text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+    if text.endswith(".json") or text.startswith(("/", "./", "../")) or text in (".", ".."):
         return True
     try:
         return bool(text) and Path(text).is_dir()

@@ -1,0 +1,436 @@
+"""Attention curves fitted to aiconfigurator's kernel tables, written as catalog files.
+
+    python -m calibration.attention_fit --data DIR [--gpu NAME ...] [--out DIR]
+
+Two stages. Seven parameters of the physical form by robust least squares on the logarithm of the
+time, per head dimension; then what is left, averaged per (group, work units, KV tokens) cell, as
+the residual table. Errors are of held-out cells with the seven parameters kept (thousands of cells
+fix them; one cell, or one knot, does not move them).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+from calibration.attention_report import print_report, summary, toml_text
+from calibration.attention_tables import (
+    GPUS,
+    MeasuredGpu,
+    kernel_source,
+    read_decode,
+    read_prefill,
+)
+from perfmodel.attention_curve import PREFILL_ROWS, AttentionCurve, DecodeTable, PrefillTable
+from perfmodel.units import US
+
+Array = NDArray[np.float64]
+
+GROUP_KNOTS = np.array([1, 2, 4, 8, 16, 32, 64], float)
+UNIT_KNOTS = 2.0 ** np.arange(15)
+TOKEN_KNOTS = np.array([2, 16, 64, *(2**n for n in range(7, 18))], float)
+PREFILL_UNITS = 2.0 ** np.arange(14)
+PREFILL_TOKENS = np.array([1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
+MEMORY_EFFICIENCY = 0.8  # of prefill's memory side; rarely binds
+DECODE_TOKENS = 128  # cells below are not decode's business, and not in the error figures
+
+PARAMETERS = {  # name: (start, upper bound)
+    "kernel_latency_us": (11.0, 50.0),
+    "split_latency_us": (4.0, 50.0),
+    "wave_overhead_us": (6.0, 100.0),
+    "block_bandwidth_fraction": (0.011, 0.05),
+    "stream_efficiency": (0.85, 1.0),
+    "pair_slowdown": (0.5, 1.2),
+    "drain_blocks": (0.9, 2.0),
+}
+REGROUP_START_US = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeFit:
+    """One head dimension: its cells with `base_s`, `regroup_s`, `residual`, and the table."""
+
+    cells: pd.DataFrame
+    table: DecodeTable
+    regroup_latency_us: float
+
+
+def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFit]]:
+    """Both curves of one GPU and, per head dimension, what the error figures are made of."""
+    prefill = fit_prefill(read_prefill(data, gpu), gpu)
+    frame = read_decode(data, gpu)
+    plateau = round(max(float(t.efficiency.max()) for t in prefill), 3)
+    source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {kernel_source(data, gpu)}"
+    form = physical_form(gpu, source=source, tensor_core_efficiency=plateau, prefill=prefill)
+    fits = [fit_decode(cells, form, gpu) for _, cells in frame.groupby("head_dim")]
+    regroup = float(np.mean([f.regroup_latency_us for f in fits]))
+    curve = replace(
+        form,
+        decode=tuple(f.table for f in fits),
+        regroup_latency_us=round(regroup, 2) if regroup > 0.05 else 0.0,
+    )
+    return curve, fits
+
+
+def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
+    """The curve before its decode tables: geometry of the GPU and the kernel, and assumptions.
+
+    The row tiles are FlashInfer's and flash-attn's block heights. The factor 1.2 above 16 rows was
+    seen on one H200 (FlashInfer fa2, 32 against 16 packed rows); elsewhere it is assumed.
+    """
+    return AttentionCurve(
+        sm_count=gpu.sm_count,
+        blocks_per_sm=gpu.blocks_per_sm,
+        split_min_group=gpu.split_min_group,
+        split_occupancy=0.8,
+        split_min_tokens=128,
+        regroup_latency_us=0.0,
+        row_tiles=np.array([16.0, 32.0, 64.0, 128.0]),
+        row_tile_factor=np.array([1.0, 1.2, 1.2, 1.2]),
+        decode=(),
+        origin={
+            "decode": "fitted",
+            "prefill": "fitted",
+            "row_tile_factor": "assumed",
+            "tensor_core_efficiency": "the plateau of prefill, assumed for decode",
+        },
+        **given,
+    )
+
+
+def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> DecodeFit:
+    """Parameters, then the residual table, of one head dimension."""
+    # Imported here so that reading a fitted curve never needs scipy.
+    from scipy.optimize import least_squares
+
+    empty = _empty_table(int(cells.head_dim.iloc[0]))
+    copies = ((cells.group > 1) & (cells.kv_heads > 1) & (cells.batch > 1)).to_numpy(float)
+    used = (cells.tokens >= 64).to_numpy()
+    cold = cells.cold_s.to_numpy()
+
+    def misfit(logs: Array) -> Array:
+        table = replace(empty, **dict(zip(PARAMETERS, np.exp(logs[:-1]), strict=True)))
+        base = _base(form, table, cells[used], gpu) + copies[used] * np.exp(logs[-1]) * US
+        return np.asarray(np.log(base / cold[used]))
+
+    start = np.log([*(s for s, _ in PARAMETERS.values()), REGROUP_START_US])
+    upper = np.log([*(b for _, b in PARAMETERS.values()), 20.0])
+    lower = np.minimum(start, upper) - np.log(1e4)
+    best = least_squares(misfit, start, bounds=(lower, upper), loss="soft_l1", f_scale=0.1)
+    values = [float(f"{v:.4g}") for v in np.exp(best.x)]
+    table = replace(empty, **dict(zip(PARAMETERS, values, strict=False)))
+    base = _base(form, table, cells, gpu)
+    done = cells.assign(base_s=base, regroup_s=copies * values[-1] * US)
+    body = np.maximum(done.cold_s - done.regroup_s, 0.3 * done.base_s)
+    done["residual"] = np.log(body / done.base_s)
+    done["stray"] = _stray(done)
+    cube = residual_table(done, GROUP_KNOTS, UNIT_KNOTS, TOKEN_KNOTS)
+    table = replace(
+        table,
+        residual=_monotone(form, table, cube, gpu).round(3),
+        max_unit_tokens=float((done.units * done.tokens).max()),
+    )
+    return DecodeFit(done, table, values[-1])
+
+
+def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
+    """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
+
+    A hole between two measured knots takes the mean of the lines along units and along tokens;
+    outside, the nearest measured token count of the same units, then the nearest units.
+    """
+    cells = cells[~cells.stray]
+    on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
+    median = on.groupby(["group", "units", "tokens"]).residual.median()
+    index = pd.MultiIndex.from_product([groups, units, tokens])
+    cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
+    return np.stack([_filled(plane, np.log(units), np.log(tokens)) for plane in cube])
+
+
+def _stray(cells: pd.DataFrame) -> pd.Series:
+    """Cells over 1.25x the time of one with more KV of the same batch and heads: timing accidents.
+
+    They stay out of the table (a running maximum would spread them) but in the error figures.
+    """
+    ordered = cells.sort_values("tokens", ascending=False)
+    keys = ["batch", "query_heads", "kv_heads"]
+    least = ordered.groupby(keys).cold_s.cummin()
+    return (ordered.cold_s > 1.25 * least).reindex(cells.index)
+
+
+def _monotone(
+    form: AttentionCurve, table: DecodeTable, cube: Array, gpu: MeasuredGpu
+) -> Array:
+    """The residuals whose times lie midway (in logarithms) between the running maximum from below
+    and the running minimum from above, so that times never fall along units or tokens."""
+    out = np.empty_like(cube)
+    for i, group in enumerate(table.group_knots):
+        base = form.base_seconds(
+            table,
+            table.unit_knots[:, None],
+            table.token_knots,
+            group=float(group),
+            packed_rows=float(form.padded_rows(float(group))),
+            peak_flops=gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+        )
+        log_s = np.log(base) + cube[i]
+        up, down = log_s, log_s[::-1, ::-1]
+        for axis in (0, 1):
+            up = np.maximum.accumulate(up, axis=axis)
+            down = np.minimum.accumulate(down, axis=axis)
+        out[i] = (up + down[::-1, ::-1]) / 2 - np.log(base)
+    return out
+
+
+def held_out(fit: DecodeFit, column: str) -> pd.Series:
+    """Relative error of every cell with all cells of its `column` value left out of the table.
+
+    `column` is "cell" (that row alone), "heads", "batch", "units" or "tokens". Leaving out units
+    or tokens removes the knot itself, so its cells are interpolated between their neighbours.
+    """
+    cells, table = fit.cells, fit.table
+    if column == "cell":
+        return _leave_one_cell(cells, table)
+    out = pd.Series(np.nan, index=cells.index)
+    for value, part in cells.groupby(column):
+        knots = {"units": table.unit_knots, "tokens": table.token_knots}
+        if column in knots:
+            knots[column] = knots[column][knots[column] != value]
+        rest = cells[cells[column] != value]
+        cube = residual_table(rest, table.group_knots, knots["units"], knots["tokens"])
+        trial = replace(
+            table, residual=cube, unit_knots=knots["units"], token_knots=knots["tokens"]
+        )
+        out[part.index] = _error(part, residual_of(trial, part))
+    return out
+
+
+def residual_of(table: DecodeTable, cells: pd.DataFrame) -> Array:
+    """The table's residual at each cell."""
+    out = np.empty(len(cells))
+    for group in cells.group.unique():
+        mine = (cells.group == group).to_numpy()
+        units, u = np.unique(cells.units[mine].to_numpy(float), return_inverse=True)
+        tokens, t = np.unique(cells.tokens[mine].to_numpy(float), return_inverse=True)
+        out[mine] = table.residual_at(float(group), units, tokens)[u, t]
+    return out
+
+
+def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
+    """A cell with replicates (same group, units, tokens) takes their median; one without is a hole
+    filled from its neighbours; one off the knots was never in the table."""
+    shape = (table.group_knots, table.unit_knots, table.token_knots)
+    on = cells[cells.group.isin(shape[0]) & cells.units.isin(shape[1])
+               & cells.tokens.isin(shape[2]) & ~cells.stray]  # fmt: skip
+    guess = pd.Series(residual_of(table, cells), index=cells.index)
+    for (group, units, tokens), part in on.groupby(["group", "units", "tokens"]):
+        values = part.residual.to_numpy()
+        if len(values) > 1:
+            guess[part.index] = [np.median(np.delete(values, i)) for i in range(len(values))]
+            continue
+        plane = table.residual[int(np.searchsorted(shape[0], group))].copy()
+        where = int(np.searchsorted(shape[1], units)), int(np.searchsorted(shape[2], tokens))
+        plane[where] = np.nan
+        guess[part.index] = _filled(plane, np.log(shape[1]), np.log(shape[2]))[where]
+    return pd.Series(_error(cells, guess.to_numpy()), index=cells.index)
+
+
+def _error(cells: pd.DataFrame, residual: Array) -> Array:
+    predicted = cells.base_s * np.exp(residual) + cells.regroup_s
+    return np.asarray(predicted / cells.cold_s - 1.0)
+
+
+def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
+    """A (units, tokens) plane without holes; see `residual_table`."""
+    along_tokens = np.stack([_line(row, log_tokens) for row in plane])
+    along_units = np.stack([_line(column, log_units) for column in plane.T]).T
+    both = _mean_of(along_tokens, along_units)
+    result = np.where(np.isnan(plane), both, plane)
+    for row in result:
+        _hold(row)
+    for column in result.T:
+        _hold(column)
+    return np.nan_to_num(result)
+
+
+def _mean_of(a: Array, b: Array) -> Array:
+    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
+
+
+def _line(values: Array, x: Array) -> Array:
+    """Linear interpolation across holes; NaN outside the first and last measured value."""
+    known = ~np.isnan(values)
+    if known.sum() < 2:
+        return values
+    return np.asarray(np.interp(x, x[known], values[known], left=np.nan, right=np.nan))
+
+
+def _hold(values: Array) -> None:
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known):
+        values[: known[0]] = values[known[0]]
+        values[known[-1] + 1 :] = values[known[-1]]
+
+
+def fit_prefill(frame: pd.DataFrame, gpu: MeasuredGpu) -> tuple[PrefillTable, ...]:
+    """Compute efficiency per head dimension over (batch x query heads, new tokens)."""
+    return tuple(_prefill_table(cells, gpu) for _, cells in frame.groupby("head_dim"))
+
+
+def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
+    latency = float(cells.measured_s.quantile(0.01))
+    dim = int(cells.head_dim.iloc[0])
+    new = cells.new_tokens.astype(float)
+    flops = 2.0 * cells.batch * cells.query_heads * dim * np.maximum(new, PREFILL_ROWS) ** 2
+    memory = 4.0 * cells.batch * dim * new * (cells.query_heads + cells.kv_heads)
+    memory /= gpu.hbm_bandwidth * MEMORY_EFFICIENCY
+    body = np.maximum(cells.measured_s - latency, 0.02 * cells.measured_s)
+    compute = np.maximum(body**4 - memory**4, (0.3 * body) ** 4) ** 0.25
+    cells = cells.assign(units=cells.batch * cells.query_heads, tokens=new, stray=False)
+    cells["group"] = cells.query_heads / cells.kv_heads
+    cells["residual"] = np.log(flops / (gpu.peak_flops * compute))
+    cube = residual_table(cells, GROUP_KNOTS, PREFILL_UNITS, PREFILL_TOKENS)
+    significant = np.vectorize(lambda v: float(f"{v:.3g}"))
+    return PrefillTable(
+        head_dim=dim,
+        kernel_latency_us=round(latency / US, 2),
+        memory_efficiency=MEMORY_EFFICIENCY,
+        group_knots=GROUP_KNOTS,
+        unit_knots=PREFILL_UNITS,
+        token_knots=PREFILL_TOKENS,
+        efficiency=significant(np.minimum(np.exp(cube), 1.0)),
+    )
+
+
+def _base(
+    form: AttentionCurve, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu
+) -> Array:
+    out = np.empty(len(cells))
+    for group in cells.group.unique():
+        mine = (cells.group == group).to_numpy()
+        out[mine] = form.base_seconds(
+            table,
+            cells.units.to_numpy(float)[mine],
+            cells.tokens.to_numpy(float)[mine],
+            group=float(group),
+            packed_rows=float(form.padded_rows(float(group))),
+            peak_flops=gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+        )
+    return out
+
+
+def _empty_table(head_dim: int) -> DecodeTable:
+    return DecodeTable(
+        head_dim=head_dim,
+        group_knots=GROUP_KNOTS,
+        unit_knots=UNIT_KNOTS,
+        token_knots=TOKEN_KNOTS,
+        residual=np.zeros((len(GROUP_KNOTS), len(UNIT_KNOTS), len(TOKEN_KNOTS))),
+        max_unit_tokens=0.0,
+        **{name: start for name, (start, _) in PARAMETERS.items()},
+    )
+
+
+WAYS = ("cell", "heads", "batch", "units", "tokens")
+
+
+def errors(curve: AttentionCurve, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd.DataFrame:
+    """Decode cells from 128 KV tokens up, with the relative error of each way of holding out.
+
+    `in_sample` is the finished curve's, running maximum and rounding included.
+    """
+    parts = []
+    for fit in fits:
+        heads = fit.cells.query_heads * 1000 + fit.cells.kv_heads
+        named = replace(fit, cells=fit.cells.assign(heads=heads))
+        ways = {f"{way}_out": held_out(named, way) for way in WAYS}
+        parts.append(named.cells.assign(**ways, in_sample=_in_sample(curve, fit.cells, gpu)))
+    frame = pd.concat(parts)
+    return frame[frame.tokens >= DECODE_TOKENS]
+
+
+def _in_sample(curve: AttentionCurve, cells: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
+    out = pd.Series(np.nan, index=cells.index)
+    for (query_heads, kv_heads), part in cells.groupby(["query_heads", "kv_heads"]):
+        seconds = curve.seconds(
+            batch=part.batch.to_numpy(),
+            kv_tokens=part.tokens.to_numpy(),
+            query_heads=int(query_heads),
+            kv_heads=int(kv_heads),
+            head_dim=int(part.head_dim.iloc[0]),
+            peak_flops=gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+        )
+        out[part.index] = seconds / part.cold_s - 1.0
+    return out
+
+
+def prefill_errors(curve: AttentionCurve, frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.DataFrame:
+    """Prefill cells with the curve's relative error; `on_knots` cells are in its table."""
+    parts = []
+    for (dim, query_heads, kv_heads), part in frame.groupby(
+        ["head_dim", "query_heads", "kv_heads"]
+    ):
+        seconds = curve.prefill_seconds(
+            batch=part.batch.to_numpy(),
+            new_tokens=part.new_tokens.to_numpy(),
+            query_heads=int(query_heads),
+            kv_heads=int(kv_heads),
+            head_dim=int(dim),
+            peak_flops=gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+        )
+        on = part.new_tokens.isin(PREFILL_TOKENS) & (part.batch * query_heads).isin(PREFILL_UNITS)
+        on &= query_heads / kv_heads in GROUP_KNOTS
+        parts.append(part.assign(error=seconds / part.measured_s - 1.0, on_knots=on))
+    return pd.concat(parts)
+
+
+def main() -> None:
+    """Fit, print and, with --out, write `<out>/<gpu>/attention.toml`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the system folders")
+    parser.add_argument("--gpu", nargs="*", default=list(GPUS), choices=list(GPUS))
+    parser.add_argument("--out", type=Path, help="efficiency catalog to write into")
+    arguments = parser.parse_args()
+    for name in arguments.gpu:
+        gpu = GPUS[name]
+        curve, fits = fit_gpu(arguments.data, gpu)
+        decode = errors(curve, fits, gpu)
+        columns = ["in_sample", *(f"{way}_out" for way in WAYS)]
+        print_report(name, decode, columns)
+        prefill = prefill_errors(curve, read_prefill(arguments.data, gpu), gpu)
+        figures = {**summary(decode, columns), **_prefill_summary(prefill)}
+        if arguments.out:
+            folder = arguments.out / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "attention.toml").write_text(toml_text(name, curve, figures))
+
+
+def _prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
+    out = {}
+    regions = {
+        "long": cells[cells.new_tokens >= 1024],
+        "short": cells[cells.new_tokens.between(16, 512)],
+    }
+    for region, part in regions.items():
+        for label, some in (("on", part[part.on_knots]), ("between", part[~part.on_knots])):
+            size = some.error.abs() * 100
+            name = f"prefill_{region}_{label}_knots"
+            out[f"{name}_median_percent"] = round(float(size.median()), 2)
+            out[f"{name}_p90_percent"] = round(float(size.quantile(0.9)), 2)
+    print("prefill |error| %:", out)
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Attention measurements of aiconfigurator as plain frames: one row a cell, SI units.
+
+Decode (`read_decode`): query length 1, bf16 queries and KV, no sliding window; KV tokens are
+`step` + 1. vLLM's own kernel is the only one measured with a bf16 KV cache (flash-attn 2 on A100 and
+L40S, flash-attn 3 on H100 and H200), so a cell never has two kernels to choose from. Prefill
+(`read_prefill`): the same filter, no cached tokens; L40S was also measured with FlashInfer and
+Triton, but only with an fp8 cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from perfmodel.units import GB, MB, MS, TB, TFLOP
+
+HEAD_DIMS = (64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredGpu:
+    """What the fit needs to know of a GPU, as its datasheet states it."""
+
+    name: str  # catalog name
+    folder: str  # of aiconfigurator's system
+    sm_count: int
+    peak_flops: float
+    hbm_bandwidth: float
+    l2_bytes: float
+    link_kind: str
+    link_bandwidth: float
+    blocks_per_sm: int  # resident blocks of the decode kernel, head dimension 128
+    split_min_group: int  # flash-attn 2 splits KV only for grouped heads; flash-attn 3 always
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        MeasuredGpu(
+            name="a100-sxm-80gb", folder="a100_sxm", sm_count=108, peak_flops=312 * TFLOP,
+            hbm_bandwidth=2.039 * TB, l2_bytes=40 * MB, link_kind="nvlink",
+            link_bandwidth=300 * GB, blocks_per_sm=2, split_min_group=2,
+        ),
+        MeasuredGpu(
+            name="h100-sxm", folder="h100_sxm", sm_count=132, peak_flops=989 * TFLOP,
+            hbm_bandwidth=3.35 * TB, l2_bytes=50 * MB, link_kind="nvlink",
+            link_bandwidth=450 * GB, blocks_per_sm=1, split_min_group=1,
+        ),
+        MeasuredGpu(
+            name="h200", folder="h200_sxm", sm_count=132, peak_flops=989 * TFLOP,
+            hbm_bandwidth=4.8 * TB, l2_bytes=50 * MB, link_kind="nvlink",
+            link_bandwidth=450 * GB, blocks_per_sm=1, split_min_group=1,
+        ),
+        MeasuredGpu(
+            name="l40s", folder="l40s", sm_count=142, peak_flops=362 * TFLOP,
+            hbm_bandwidth=0.864 * TB, l2_bytes=96 * MB, link_kind="pcie",
+            link_bandwidth=32 * GB, blocks_per_sm=1, split_min_group=2,
+        ),
+    )
+}  # fmt: skip
+
+
+def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
+    """Decode cells: batch, query_heads, kv_heads, head_dim, group, units, tokens, kv_bytes,
+    measured_s, `in_l2` (the cell's whole KV fits in L2, where the benchmark left it) and `cold_s`,
+    what the cell would take with its KV in HBM."""
+    frame = _read(data, gpu, "generation_attention")
+    frame["tokens"] = frame["step"] + 1.0
+    frame["group"] = frame.query_heads / frame.kv_heads
+    frame["units"] = frame.batch * frame.kv_heads
+    frame["kv_bytes"] = 4.0 * frame.units * frame.tokens * frame.head_dim
+    frame["in_l2"] = frame.kv_bytes <= gpu.l2_bytes
+    frame["cold_s"] = cold_seconds(frame, gpu)
+    return frame
+
+
+def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
+    """Times with the KV in HBM, for cells that the benchmark timed out of L2.
+
+    In a real step the other layers' weights and KV pass between two reads of a layer's cache, so it
+    is never in L2. A cell in L2 takes at least its share of the smallest cell of the same heads
+    and batch that is not: latency + (that cell's time above latency) x bytes / its bytes, and at
+    least latency + bytes / (0.9 HBM bandwidth). Block-bound cells (few units), as slow in L2 as
+    in HBM, stay as measured.
+    """
+    latency = frame.groupby("head_dim").measured_s.transform(lambda s: s.quantile(0.01))
+    keys = ["batch", "query_heads", "kv_heads", "head_dim"]
+    cold = frame[~frame.in_l2].sort_values("tokens").groupby(keys, as_index=False).first()
+    rate = frame[keys].merge(
+        cold.assign(per_byte=(cold.measured_s - latency.min()) / cold.kv_bytes)[[*keys, "per_byte"]],
+        on=keys, how="left",
+    )["per_byte"].to_numpy()  # fmt: skip
+    per_byte = np.fmax(rate, 1.0 / (0.9 * gpu.hbm_bandwidth))
+    streamed = latency + per_byte * frame.kv_bytes
+    return frame.measured_s.where(~frame.in_l2, np.maximum(frame.measured_s, streamed))
+
+
+def read_prefill(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
+    """Prefill cells of both head dimensions: batch, heads, head_dim, new_tokens, measured_s."""
+    frame = _read(data, gpu, "context_attention")
+    return frame.rename(columns={"isl": "new_tokens"})
+
+
+def kernel_source(data: Path, gpu: MeasuredGpu) -> str:
+    """Kernel library, engine version and device of the decode rows."""
+    row = _read(data, gpu, "generation_attention").iloc[0]
+    return f"{row.kernel_source}, {row.framework} {row.version}, {row.device}"
+
+
+def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
+    frame = pd.read_parquet(data / gpu.folder / f"{table}.parquet")
+    if "window_size" in frame:
+        frame = frame[frame.window_size == 0]
+    frame = frame[(frame.kv_cache_dtype == "bfloat16") & frame.head_dim.isin(HEAD_DIMS)]
+    frame = frame.rename(
+        columns={"batch_size": "batch", "num_heads": "query_heads",
+                 "num_key_value_heads": "kv_heads"},
+    )  # fmt: skip
+    return frame.assign(measured_s=frame.latency * MS).reset_index(drop=True)

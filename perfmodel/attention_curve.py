@@ -1,0 +1,418 @@
+"""`AttentionCurve`: seconds that attention takes in one layer on one rank, from fitted tables.
+
+Decode, verify and draft share one form, in work units of one KV head of one sequence:
+
+    kernel latency + split latency + smooth max(streaming, waves of blocks, tensor cores)
+
+times a measured residual over (group size, work units, KV length). Streaming knows that one
+thread block reads at most a fraction of the memory's bandwidth, that blocks which share an SM slow
+each other, and that a grid beyond the resident slots drains at its end. KV is read once per
+request per pass: query tokens only add packed rows (query tokens x group), which cost in tile steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.errors import ConfigError
+from perfmodel.units import US
+
+Array: TypeAlias = NDArray[np.float64]
+Numeric: TypeAlias = ArrayLike
+
+SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
+RAMP = 0.1  # a wave step is spread over the next tenth of a wave: blocks drift out of lockstep
+PREFILL_ROWS = 128.0  # query rows that a prefill block pads to
+GRID_UNITS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
+GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodeTable:
+    """Fitted decode attention of one head dimension.
+
+    `residual` is ln(measured / base) over (group, unit, token) knots. Fractions are of the
+    datasheet's HBM bandwidth: `block_bandwidth_fraction` what one thread block alone can read,
+    `stream_efficiency` what all together reach.
+    """
+
+    head_dim: int
+    kernel_latency_us: float
+    split_latency_us: float  # the second kernel that joins the parts of a split KV
+    wave_overhead_us: float  # of every wave of blocks after the first
+    block_bandwidth_fraction: float
+    stream_efficiency: float
+    pair_slowdown: float  # 0.5: a block that shares its SM takes 1.5x as long
+    drain_blocks: float  # block times lost at the end of a grid larger than the slots
+    group_knots: Array
+    unit_knots: Array
+    token_knots: Array
+    residual: Array  # (groups, units, tokens)
+    max_unit_tokens: float  # largest measured units x KV tokens
+
+    def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
+        """Residual of one group size on a (units, tokens) grid; held flat outside the knots."""
+        by_group = _log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
+            len(self.group_knots), -1
+        )
+        plane = by_group.reshape(len(self.unit_knots), len(self.token_knots))
+        rows = _log_weights(units, self.unit_knots)
+        result: Array = rows @ plane @ _log_weights(tokens, self.token_knots).T
+        return result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrefillTable:
+    """Fitted causal prefill attention of one head dimension: its compute efficiency."""
+
+    head_dim: int
+    kernel_latency_us: float
+    memory_efficiency: float
+    group_knots: Array
+    unit_knots: Array  # batch x query heads per rank
+    token_knots: Array  # new tokens per sequence
+    efficiency: Array  # (groups, units, tokens), fraction of peak FLOP/s
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionCurve:
+    """Attention times of one kernel library on one GPU.
+
+    `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
+    slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
+    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots.
+    """
+
+    source: str
+    sm_count: int
+    blocks_per_sm: int
+    split_min_group: int
+    split_occupancy: float
+    split_min_tokens: int
+    regroup_latency_us: float  # a copy of the output, for groups over more than one KV head
+    row_tiles: Array
+    row_tile_factor: Array
+    tensor_core_efficiency: float
+    decode: tuple[DecodeTable, ...]
+    prefill: tuple[PrefillTable, ...]
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> AttentionCurve:
+        """The curve that a catalog file (parsed TOML) describes.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown or missing, knots do not rise, or a shape does not match its knots.
+        """
+        body = dict(table)
+        body.pop("residuals", None)  # the fit's own error report: for people
+        decode = tuple(_build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
+        prefill = tuple(_build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
+        if not decode or not prefill:
+            raise ConfigError("attention table: needs [[decode]] and [[prefill]] per head dimension")
+        for d in decode:
+            shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
+            _check_shape("decode.residual", d.residual, shape)
+        for p in prefill:
+            shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
+            _check_shape("prefill.efficiency", p.efficiency, shape)
+        curve = _build(cls, {**body, "decode": decode, "prefill": prefill}, "attention")
+        _check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
+        if np.any(np.diff(curve.row_tile_factor) < 0):
+            raise ConfigError("attention table: row_tile_factor must not fall")
+        return curve
+
+    def seconds(
+        self,
+        *,
+        batch: Numeric,
+        kv_tokens: Numeric,
+        query_tokens: Numeric = 1,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+        kv_bytes_per_element: float = 2.0,
+    ) -> Array:
+        """Seconds of decode, verify or draft attention over a cache, for one layer on one rank.
+
+        Parameters
+        ----------
+        batch, kv_tokens, query_tokens : float or array, mutually broadcastable
+            Sequences; cached tokens read per sequence; new tokens per sequence.
+        query_heads, kv_heads, head_dim : int
+            Heads on this rank and their width.
+        peak_flops, hbm_bandwidth : float
+            The datasheet's. [FLOP/s, bytes/s]
+        kv_bytes_per_element : float
+            2 for bf16. [bytes]
+
+        Returns
+        -------
+        array of the broadcast shape [s]
+            Never falls as batch, kv_tokens or query_tokens grow. Outside the measured range the
+            utilisation at its edge is held.
+
+        Notes
+        -----
+        Times are evaluated on a fixed (units, tokens) grid, made monotone there by a running
+        maximum, and interpolated in logarithms.
+        """
+        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        group = query_heads / kv_heads
+        tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
+        rows, which = np.unique(tiles, return_inverse=True)
+        rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
+        planes = np.stack([_log_seconds(self, group, head_dim, float(r), *rates) for r in rows])
+        u, wu, beyond_u = _locate(batch * kv_heads, GRID_UNITS)
+        k, wk, beyond_k = _locate(kv_tokens, GRID_TOKENS)
+        if len(rows) == 1 and tiles.ndim == 0:
+            log_s = _bilinear(planes[0], u, wu, k, wk)
+        else:
+            log_s = _bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
+        seconds = np.exp(log_s + beyond_u + beyond_k)
+        if group > 1 and kv_heads > 1:
+            seconds = seconds + self.regroup_latency_us * US * (batch > 1)
+        return np.asarray(seconds)
+
+    def in_range(
+        self,
+        *,
+        batch: Numeric,
+        kv_tokens: Numeric,
+        query_tokens: Numeric = 1,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+    ) -> NDArray[np.bool_]:
+        """Whether a point lies inside the measurements (else it is extrapolated).
+
+        Arguments as in `seconds`; the result has the broadcast shape. More than one query token
+        counts as inside only where the row factors were measured (`origin["row_tile_factor"]`).
+        """
+        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        table = _nearest(self.decode, head_dim)
+        units = batch * kv_heads
+        measured_rows = self.origin.get("row_tile_factor") == "measured"
+        rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
+        static = table.head_dim == head_dim and query_heads / kv_heads <= table.group_knots[-1]
+        tokens = (kv_tokens >= table.token_knots[0]) & (kv_tokens <= table.token_knots[-1])
+        inside = tokens & (units <= table.unit_knots[-1])
+        return np.asarray(inside & (units * kv_tokens <= table.max_unit_tokens) & rows_ok & static)
+
+    def prefill_seconds(
+        self,
+        *,
+        batch: Numeric,
+        new_tokens: Numeric,
+        cached_tokens: Numeric = 0,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Array:
+        """Seconds of causal attention of `new_tokens` over themselves and `cached_tokens`.
+
+        One layer on one rank; `batch`, `new_tokens` and `cached_tokens` broadcast against each
+        other, the rest is as in `seconds`. FLOPs are 4 batch query_heads head_dim (new cached +
+        new^2 / 2), with at least one block of new rows; the efficiency was measured without cached
+        tokens and is held with them.
+        """
+        batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
+        cached, table = np.asarray(cached_tokens, float), _nearest(self.prefill, head_dim)
+        cost = _prefill_cost(batch, new, cached, query_heads, kv_heads, head_dim)
+        slowness = _prefill_slowness(table, query_heads / kv_heads)
+        u, wu, _ = _locate(batch * query_heads, table.unit_knots)
+        k, wk, _ = _locate(new, table.token_knots)
+        efficiency = np.exp(-_bilinear(slowness, u, wu, k, wk))
+        compute = cost[0] / (peak_flops * efficiency)
+        memory = cost[1] / (hbm_bandwidth * table.memory_efficiency)
+        return np.asarray(table.kernel_latency_us * US + _smooth_max(compute, memory))
+
+    def base_seconds(
+        self,
+        table: DecodeTable,
+        units: Array,
+        tokens: Array,
+        *,
+        group: float,
+        packed_rows: float,
+        peak_flops: float,
+        hbm_bandwidth: float,
+        kv_bytes_per_element: float = 2.0,
+    ) -> Array:
+        """The physical form without its residual, for broadcastable units and tokens. [s]
+
+        Calibration divides measurements by it; `seconds` multiplies the residual back.
+        """
+        slots = float(self.sm_count * self.blocks_per_sm)
+        splits = (group >= self.split_min_group) & (units < self.split_occupancy * slots)
+        room = np.maximum(units, units * tokens / self.split_min_tokens)
+        blocks = np.where(splits, np.minimum(slots, room), units)
+        # Block time in units of one block's bytes over the datasheet's bandwidth.
+        alone = 1.0 / table.block_bandwidth_fraction
+        paired = 1.0 + table.pair_slowdown * _ramp(blocks / self.sm_count - 1.0)
+        together = _smooth_max(alone * paired, blocks / table.stream_efficiency)
+        drain = table.drain_blocks * alone * _ramp(blocks / slots - 1.0)
+        token_bytes = 2.0 * table.head_dim * kv_bytes_per_element
+        share_s = units * tokens / blocks * token_bytes / hbm_bandwidth
+        # One query token's rows are in the residual already: only what exceeds them counts.
+        tile = self._tile_factor(packed_rows) / self._tile_factor(group)
+        waves = table.wave_overhead_us * US * np.maximum(blocks / slots - 1.0, 0.0)
+        flops = 4.0 * table.head_dim * packed_rows * units * tokens
+        compute = flops / (peak_flops * self.tensor_core_efficiency)
+        body = _smooth_max(share_s * (together + drain) * tile, waves, compute)
+        is_split = splits & (room > units)
+        return np.asarray(
+            (table.kernel_latency_us + table.split_latency_us * is_split) * US + body
+        )
+
+    def padded_rows(self, rows: Numeric) -> Array:
+        """Packed rows rounded up to a tile, or to whole tiles of the largest size."""
+        rows, largest = np.asarray(rows, float), self.row_tiles[-1]
+        index = np.minimum(np.searchsorted(self.row_tiles, rows), len(self.row_tiles) - 1)
+        many = np.ceil(rows / largest) * largest
+        return np.asarray(np.where(rows <= largest, self.row_tiles[index], many))
+
+    def _tile_factor(self, rows: float) -> float:
+        index = min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
+        return float(self.row_tile_factor[index])
+
+
+@lru_cache(maxsize=512)
+def _log_seconds(
+    curve: AttentionCurve,
+    group: float,
+    head_dim: int,
+    packed_rows: float,
+    peak_flops: float,
+    hbm_bandwidth: float,
+    kv_bytes_per_element: float,
+) -> Array:
+    """ln(seconds) on the (units, tokens) grid, non-decreasing along both axes."""
+    table = _nearest(curve.decode, head_dim)
+    # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
+    scale = head_dim / table.head_dim
+    base = curve.base_seconds(
+        table,
+        GRID_UNITS[:, None],
+        GRID_TOKENS[None, :],
+        group=group,
+        packed_rows=packed_rows,
+        peak_flops=peak_flops / scale,
+        hbm_bandwidth=hbm_bandwidth / scale,
+        kv_bytes_per_element=kv_bytes_per_element,
+    )
+    plane = np.log(base) + table.residual_at(group, GRID_UNITS, GRID_TOKENS)
+    plane = np.maximum.accumulate(np.maximum.accumulate(plane, axis=0), axis=1)
+    plane.flags.writeable = False
+    return np.asarray(plane)
+
+
+_Table = TypeVar("_Table", DecodeTable, PrefillTable)
+
+
+def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
+    return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
+
+
+def _prefill_cost(
+    batch: Array, new: Array, cached: Array, query_heads: int, kv_heads: int, head_dim: int
+) -> tuple[Array, Array]:
+    """FLOPs with queries padded to a block, and bytes of queries, outputs, keys and values."""
+    rows = np.maximum(new, PREFILL_ROWS)
+    flops = 4.0 * batch * query_heads * head_dim * rows * (cached + rows / 2.0)
+    size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
+    return flops, size
+
+
+def _prefill_slowness(table: PrefillTable, group: float) -> Array:
+    """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
+    weights = _log_weights(np.array([group]), table.group_knots)[0]
+    slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
+    rows = np.maximum(table.token_knots, PREFILL_ROWS)
+    for axis, knots in ((0, np.log(table.unit_knots)[:, None]), (1, np.log(rows))):
+        slow = np.maximum.accumulate(slow + knots, axis=axis) - knots
+    return np.asarray(slow)
+
+
+def _smooth_max(*terms: Array | float) -> Array:
+    """The p-norm of positive terms, scaled by the largest so that it cannot overflow."""
+    top = terms[0]
+    for term in terms[1:]:
+        top = np.maximum(top, term)
+    total = sum((np.asarray(t) / top) ** SMOOTH_MAX for t in terms)
+    return np.asarray(top * total ** (1.0 / SMOOTH_MAX))
+
+
+def _ramp(excess: Array) -> Array:
+    return np.clip(excess / RAMP, 0.0, 1.0)
+
+
+def _locate(x: Array, knots: Array) -> tuple[NDArray[np.intp], Array, Array]:
+    """Left knot, weight of the right one in ln(x), and ln(x / last knot) where beyond it."""
+    log_knots, log_x = np.log(knots), np.log(np.maximum(x, knots[0]))
+    left = np.clip(np.searchsorted(log_knots, log_x, side="right") - 1, 0, len(knots) - 2)
+    weight = (log_x - log_knots[left]) / (log_knots[left + 1] - log_knots[left])
+    return left, np.minimum(weight, 1.0), np.maximum(log_x - log_knots[-1], 0.0)
+
+
+def _log_weights(x: Array, knots: Array) -> Array:
+    """Interpolation weights (len(x), len(knots)) in ln(x), held flat outside."""
+    if len(knots) == 1:
+        return np.ones((len(x), 1))
+    left, weight, _ = _locate(x, knots)
+    weights = np.zeros((len(x), len(knots)))
+    index = np.arange(len(x))
+    weights[index, left] = 1.0 - weight
+    weights[index, left + 1] = weight
+    return weights
+
+
+def _bilinear(
+    table: Array,
+    u: NDArray[np.intp],
+    wu: Array,
+    k: NDArray[np.intp],
+    wk: Array,
+    plane: NDArray[np.intp] | None = None,
+) -> Array:
+    """`table[(plane,) u, k]` interpolated; open axes stay open until the four look-ups."""
+    columns = table.shape[-1]
+    flat = table.reshape(-1)
+    start = u * columns + k
+    if plane is not None:
+        start = start + plane * (table.shape[-2] * columns)
+    low = flat[start] * (1.0 - wk) + flat[start + 1] * wk
+    high = flat[start + columns] * (1.0 - wk) + flat[start + columns + 1] * wk
+    return np.asarray(low + (high - low) * wu)
+
+
+def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
+    fields = cls.__dataclass_fields__
+    if unknown := sorted(set(table) - set(fields)):
+        raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {', '.join(fields)}.")
+    missing = sorted(set(fields) - set(table) - {"origin"})
+    if missing:
+        raise ConfigError(f"{where} table: missing key {missing[0]!r}")
+    values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}
+    for name, value in values.items():
+        if name.endswith("_knots") or name == "row_tiles":
+            if value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0:
+                raise ConfigError(f"{where} table: {name} must be positive and rise")
+    return cls(**values)
+
+
+def _check_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ConfigError(f"attention table: {name} has shape {value.shape}, its knots {shape}")

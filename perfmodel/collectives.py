@@ -1,0 +1,205 @@
+"""`CollectiveCurve`: seconds of all-reduce and all-gather between the GPUs of one node.
+
+Measured times are interpolated in ln(bytes) at the measured rank counts and in ln(ranks) between
+them; beyond the largest message the rate is held. Rank counts outside the tables take the physical
+form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
+all-reduce and (n-1)/n for an all-gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.errors import ConfigError
+from perfmodel.units import GB, US
+
+Array: TypeAlias = NDArray[np.float64]
+
+ALGORITHMS = ("nccl", "custom", "custom_eager")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasuredTimes:
+    """Seconds over message bytes of one operation among `ranks` GPUs."""
+
+    operation: str  # "all_reduce" or "all_gather"
+    algorithm: str
+    ranks: int
+    message_bytes: Array
+    seconds: Array  # non-decreasing
+
+    def at(self, message_bytes: Array, link_ratio: float) -> Array:
+        """Seconds at any message size; the part above latency scales with `link_ratio`."""
+        log_b = np.log(np.maximum(message_bytes, 1.0))
+        knots = np.log(self.message_bytes)
+        log_s = np.interp(log_b, knots, np.log(self.seconds))
+        seconds = np.exp(log_s + np.maximum(log_b - knots[-1], 0.0))
+        latency = self.seconds[0]
+        return np.asarray(latency + (seconds - latency) * link_ratio)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AlphaBeta:
+    """Latency and rate of one operation, for rank counts without a measurement."""
+
+    operation: str
+    algorithm: str
+    latency_us: float  # at two ranks
+    latency_per_rank_us: float  # of every further rank
+    link_efficiency: float
+
+    def at(self, message_bytes: Array, ranks: int, link_bandwidth: float) -> Array:
+        """Seconds for `ranks` GPUs."""
+        traffic = (2.0 if self.operation == "all_reduce" else 1.0) * (ranks - 1) / ranks
+        latency = (self.latency_us + self.latency_per_rank_us * (ranks - 2)) * US
+        return latency + message_bytes * traffic / (link_bandwidth * self.link_efficiency)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CollectiveCurve:
+    """Collectives of one GPU and wiring. `link_bandwidth` is that of the measured machine."""
+
+    source: str
+    link_kind: str
+    link_bandwidth: float  # bytes/s, one direction
+    measured: tuple[MeasuredTimes, ...]
+    alpha_beta: tuple[AlphaBeta, ...]
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> CollectiveCurve:
+        """The curve that a catalog file (parsed TOML) describes.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown or missing, or measured times fall as messages grow.
+        """
+        _check_keys(
+            table,
+            required={"source", "link_kind", "link_GBps", "alpha_beta"},
+            optional={"measured", "residuals"},
+            where="collectives",
+        )
+        return cls(
+            source=str(table["source"]),
+            link_kind=str(table["link_kind"]),
+            link_bandwidth=float(table["link_GBps"]) * GB,
+            measured=tuple(_measured(t) for t in table.get("measured", ())),
+            alpha_beta=tuple(_alpha_beta(t) for t in table["alpha_beta"]),
+        )
+
+    def all_reduce_seconds(
+        self,
+        *,
+        message_bytes: ArrayLike,
+        ranks: int,
+        algorithm: str = "best",
+        link_bandwidth: float,
+    ) -> Array:
+        """Seconds of one all-reduce of `message_bytes` (each rank's whole tensor) among `ranks`.
+
+        Parameters
+        ----------
+        message_bytes : float or array [bytes]
+        ranks : int
+            GPUs of one node; one rank costs nothing.
+        algorithm : str
+            "nccl"; "custom", vLLM's one- and two-shot kernels inside a CUDA graph, which hand over
+            to NCCL from 8 MB; "custom_eager", the same launched eagerly; "best", the faster of
+            "nccl" and "custom".
+        link_bandwidth : float
+            Of one GPU, one direction. Where it differs from the measured machine's, the time above
+            the latency scales with it. [bytes/s]
+
+        Raises
+        ------
+        ConfigError
+            If the algorithm is unknown or the ranks are not a positive whole number.
+        """
+        if algorithm == "best":
+            names = [n for n in ("nccl", "custom") if self._has("all_reduce", n)]
+            times = [self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth)
+                     for n in names]  # fmt: skip
+            return np.asarray(np.minimum.reduce(times))
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(
+                f"unknown all-reduce algorithm {algorithm!r}. Use best, {', '.join(ALGORITHMS)}."
+            )
+        return self._seconds("all_reduce", algorithm, message_bytes, ranks, link_bandwidth)
+
+    def all_gather_seconds(
+        self, *, message_bytes: ArrayLike, ranks: int, link_bandwidth: float
+    ) -> Array:
+        """Seconds of one NCCL all-gather; `message_bytes` is the gathered tensor, all ranks'."""
+        return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
+
+    def _has(self, operation: str, algorithm: str) -> bool:
+        return any((f.operation, f.algorithm) == (operation, algorithm) for f in self.alpha_beta)
+
+    def _seconds(
+        self,
+        operation: str,
+        algorithm: str,
+        message_bytes: ArrayLike,
+        ranks: int,
+        link_bandwidth: float,
+    ) -> Array:
+        size = np.asarray(message_bytes, float)
+        if ranks < 1 or ranks != int(ranks):
+            raise ConfigError(f"ranks={ranks!r} must be a positive whole number")
+        if ranks == 1:
+            return np.zeros_like(size)
+        tables = {m.ranks: m for m in self.measured
+                  if (m.operation, m.algorithm) == (operation, algorithm)}  # fmt: skip
+        ratio = self.link_bandwidth / link_bandwidth
+        if tables and min(tables) <= ranks <= max(tables):
+            low = max(n for n in tables if n <= ranks)
+            high = min(n for n in tables if n >= ranks)
+            seconds = tables[low].at(size, ratio)
+            if high == low:
+                return seconds
+            weight = np.log(ranks / low) / np.log(high / low)
+            return np.asarray(seconds ** (1 - weight) * tables[high].at(size, ratio) ** weight)
+        for form in self.alpha_beta:
+            if (form.operation, form.algorithm) == (operation, algorithm):
+                return form.at(size, ranks, link_bandwidth)
+        raise ConfigError(f"no {operation} times for algorithm {algorithm!r} in {self.source}")
+
+
+def _measured(table: Mapping[str, Any]) -> MeasuredTimes:
+    keys = {"operation", "algorithm", "ranks", "message_bytes", "time_us"}
+    _check_keys(table, required=keys, optional=set(), where="collectives.measured")
+    size, time = (np.asarray(table[k], float) for k in ("message_bytes", "time_us"))
+    name = f"{table['operation']} {table['algorithm']} x{table['ranks']}"
+    if size.shape != time.shape or size.ndim != 1 or len(size) < 2:
+        raise ConfigError(f"collectives {name}: {len(size)} sizes but {len(time)} times")
+    if np.any(np.diff(size) <= 0) or np.any(np.diff(time) < 0) or time[0] <= 0 or size[0] <= 0:
+        raise ConfigError(f"collectives {name}: sizes must rise and times never fall")
+    return MeasuredTimes(
+        operation=str(table["operation"]),
+        algorithm=str(table["algorithm"]),
+        ranks=int(table["ranks"]),
+        message_bytes=size,
+        seconds=time * US,
+    )
+
+
+def _alpha_beta(table: Mapping[str, Any]) -> AlphaBeta:
+    keys = set(AlphaBeta.__dataclass_fields__)
+    _check_keys(table, required=keys, optional=set(), where="collectives.alpha_beta")
+    return AlphaBeta(**table)
+
+
+def _check_keys(
+    table: Mapping[str, Any], *, required: set[str], optional: set[str], where: str
+) -> None:
+    if unknown := sorted(set(table) - required - optional):
+        known = ", ".join(sorted(required | optional))
+        raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {known}.")
+    if missing := sorted(required - set(table)):
+        raise ConfigError(f"{where} table: missing key {missing[0]!r}")

@@ -1,0 +1,276 @@
+"""What the catalog holds is what was published; what it refuses, it refuses by name."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfmodel import catalog
+from perfmodel.catalog import gpu_from_toml, machine_from_toml, model_from_toml
+from perfmodel.errors import ConfigError
+from perfmodel.units import GB, GIB, MIB, TB, TFLOP
+
+FOLDER = Path(catalog.__file__).parent
+GPU_TEXT = (FOLDER / "gpus/h200.toml").read_text()
+MACHINE_TEXT = (FOLDER / "machines/hgx-h200.toml").read_text()
+MODEL_TEXT = (FOLDER / "models/qwen3-8b.toml").read_text()
+
+# Totals of the published safetensors files, as the models' own pages state them.
+PUBLISHED_PARAMETERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-7b-32k": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "tinyllama-1.1b": 1_100_048_384,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
+}
+
+
+# ---- models ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, parameters", PUBLISHED_PARAMETERS.items())
+def test_a_model_has_its_published_parameters(name: str, parameters: int) -> None:
+    assert catalog.model(name).parameters == parameters
+
+
+def test_every_other_model_has_the_size_in_its_name() -> None:
+    assert set(catalog.model_names()) - set(PUBLISHED_PARAMETERS) == {"llama-68m"}
+    assert round(catalog.model("llama-68m").parameters / 1e6) == 68
+
+
+def test_a_model_answers_to_its_name_and_to_every_hub_id_in_any_case() -> None:
+    llama = catalog.model("llama-3.1-8b")
+    assert catalog.model("Llama-3.1-8B") is llama
+    assert catalog.model("meta-llama/Llama-3.1-8B-Instruct") is llama
+    assert catalog.model("meta-llama/Meta-Llama-3.1-8B") is llama
+    assert catalog.model("META-LLAMA/llama-3.1-8b") is llama
+    for name in catalog.model_names():
+        assert catalog.model(catalog.model(name).hub_id) is catalog.model(name)
+
+
+def test_windows_and_contexts_are_those_of_the_models() -> None:
+    assert catalog.model("mistral-7b-v0.1").sliding_window_tokens == 4096
+    assert catalog.model("mistral-7b-v0.3").sliding_window_tokens is None
+    assert catalog.model("qwen2.5-7b").sliding_window_tokens is None
+    assert catalog.model("llama-2-7b").max_context_tokens == 4096
+    assert catalog.model("llama-2-7b-32k").max_context_tokens == 32768
+    assert catalog.model("llama-3.1-8b").max_context_tokens == 131072
+
+
+# ---- GPUs and machines ----------------------------------------------------------------------
+
+
+def test_datasheet_figures_become_si() -> None:
+    h200 = catalog.gpu("h200")
+    assert h200.peak_flops == 989 * TFLOP
+    assert h200.hbm_bandwidth == 4.8 * TB
+    assert h200.datasheet_memory_bytes == 141 * GB
+    assert h200.memory_bytes == 143771 * MIB
+    assert h200.l2_bytes == 50 * MIB
+    assert catalog.default_machine("h200").link.bandwidth == 450 * GB
+    assert catalog.gpu("a100-sxm-80gb").memory_bytes == 80 * GIB
+
+
+def test_the_l40_is_not_the_l40s() -> None:
+    l40, l40s = catalog.gpu("l40"), catalog.gpu("l40s")
+    assert l40.hbm_bandwidth == l40s.hbm_bandwidth == 864 * GB
+    assert (l40.peak_flops, l40s.peak_flops) == (181.05 * TFLOP, 362.05 * TFLOP)
+
+
+@pytest.mark.parametrize("name", catalog.gpu_names())
+def test_the_figures_of_a_gpu_agree_with_each_other(name: str) -> None:
+    gpu = catalog.gpu(name)
+    assert gpu.datasheet_memory_bytes is not None
+    assert 0.95 < gpu.memory_bytes / gpu.datasheet_memory_bytes < GIB / GB + 1e-9
+    for faster in (gpu.peak_flops_fp8, gpu.peak_ops_int8):
+        assert faster is None or 1.99 < faster / gpu.peak_flops < 4.01
+    assert len(gpu.figure_sources) in (8, 9)
+    assert all(source in gpu.source for _, source in gpu.figure_sources)
+
+
+@pytest.mark.parametrize("name", catalog.gpu_names())
+def test_efficiencies_are_fitted_only_where_kernels_were_measured(name: str) -> None:
+    gpu = catalog.gpu(name)
+    measured = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")
+    assert gpu.efficiency in measured and gpu.efficiency_reason
+    assert (gpu.efficiency_origin == "fitted") == (name in measured)
+
+
+@pytest.mark.parametrize("name", catalog.gpu_names())
+def test_every_gpu_has_a_machine(name: str) -> None:
+    assert catalog.default_machine(name).gpu is catalog.gpu(name)
+
+
+@pytest.mark.parametrize("name", catalog.machine_names())
+def test_a_machine_takes_as_many_ranks_as_it_has_gpus(name: str) -> None:
+    machine = catalog.machine(name)
+    machine.check_tp(machine.gpus_per_node)
+    with pytest.raises(ConfigError, match=re.escape(f"GPUs of {name}")):
+        machine.check_tp(machine.gpus_per_node + 1)
+
+
+def test_pcie_is_no_faster_than_its_lanes() -> None:
+    links = [catalog.machine(name).link for name in catalog.machine_names()]
+    assert {link.bandwidth for link in links if link.kind == "pcie"} == {32 * GB, 64 * GB}
+
+
+def test_names_are_found_in_any_case() -> None:
+    assert catalog.gpu("A100-SXM-80GB") is catalog.gpu("a100-sxm-80gb")
+    assert catalog.machine("HGX-H100") is catalog.machine("hgx-h100")
+
+
+# ---- refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message, lookup, name",
+    [
+        ("unknown GPU 'h100-sxn'. Nearest: h100-sxm", catalog.gpu, "h100-sxn"),
+        ("unknown GPU 'a100'. Nearest: a10", catalog.default_machine, "a100"),
+        ("unknown machine 'dgx-h100'. Nearest: hgx-h100", catalog.machine, "dgx-h100"),
+        ("unknown model 'qwen3-9b'. Nearest: qwen3-8b", catalog.model, "qwen3-9b"),
+        ("unknown model 'nobody/nothing'.", catalog.model, "nobody/nothing"),
+        ("unknown model ''.", catalog.model, ""),
+        ("unknown GPU '../gpus/h200'.", catalog.gpu, "../gpus/h200"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_is_refused_with_the_nearest(
+    message: str, lookup: Callable[[str], object], name: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        lookup(name)
+
+
+def edited(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ('unit = "TB/s"', 'unit = "TiB/s"', "hbm_bandwidth: unknown unit 'TiB/s'; use one of GB/s"),
+        ('unit = "TB/s"', 'unit = "GB"', "hbm_bandwidth: unknown unit 'GB'; use one of GB/s, TB/s"),
+        (', unit = "TB/s"', "", "hbm_bandwidth: unit is missing"),
+        ("value = 4.8", "value = -4.8", "hbm_bandwidth: value=-4.8 must be a positive finite"),
+        ("value = 4.8", "value = 0", "value=0 must be a positive finite"),
+        ("value = 4.8", "value = nan", "value=nan must be a positive finite"),
+        ("value = 4.8", "value = inf", "value=inf must be a positive finite"),
+        ("value = 4.8", "value = true", "value=True must be a positive finite"),
+        ("value = 4.8", 'value = "4.8"', "value='4.8' must be a positive finite"),
+        ("value = 4.8", "value = 4.8, note = 1", "unknown key 'note'; the keys here are value"),
+        ("value = 132", "value = 132.5", "sm_count=132.5 must be a whole number"),
+        ("hbm_bandwidth =", "bandwidth =", "unknown key 'bandwidth'"),
+        ('architecture = "hopper"', "", "architecture is missing"),
+        ('architecture = "hopper"', 'architecture = " "', "architecture=' ' must be text"),
+        ('architecture = "hopper"', "architecture = [1]", "architecture=a list of 1 must be text"),
+        ('architecture = "hopper"', "architecture = ", "not valid TOML"),
+        ('architecture = "hopper"', 'architecture = "h"\nname = "h"', "not valid TOML"),
+        ('origin = "fitted"', 'origin = "guess"', "origin='guess' does not hold"),
+        ('of = "h200"', 'of = "l40s"', "use extrapolated"),
+    ],
+)
+def test_a_gpu_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        gpu_from_toml(edited(GPU_TEXT, old, new), where="gpus/h200.toml")
+    assert str(caught.value).startswith("gpus/h200.toml: ") and str(caught.value).isprintable()
+
+
+FIGURE_LINES = [line for line in GPU_TEXT.splitlines() if "value =" in line]
+
+
+@pytest.mark.parametrize("line", FIGURE_LINES)
+def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
+    key = line.split(" =")[0]
+    for bare in ('source = ""', None):
+        start = line.index("source =")
+        spoilt = line[: start - 2] + " }" if bare is None else line[:start] + bare + " }"
+        with pytest.raises(ConfigError, match=f"{key}: source"):
+            gpu_from_toml(edited(GPU_TEXT, line, spoilt), where="gpu")
+    with pytest.raises(ConfigError, match=f"{key}=80 has no unit and no source"):
+        gpu_from_toml(edited(GPU_TEXT, line, f"{key} = 80"), where="gpu")
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ('gpu = "h200"', 'gpu = "h2000"', "unknown GPU 'h2000'. Nearest: h200"),
+        ('kind = "nvlink"', 'kind = "ethernet"', "link: kind='ethernet' unknown; use nvlink, pcie"),
+        ('kind = "nvlink"', 'kind = "nvlink"\nlanes = 18', "link: unknown key 'lanes'"),
+        ("value = 8,", "value = 8.5,", "gpus_per_node=8.5 must be a whole number"),
+        ("[link]", "[links]", "unknown key 'links'"),
+    ],
+)
+def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        machine_from_toml(edited(MACHINE_TEXT, old, new), where="machine")
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ("hidden_size = 4096", 'hidden_size = "4096"', "hidden_size='4096' must be a whole number"),
+        ("hidden_size = 4096", "num_experts = 8", "num_experts=8 is not supported"),
+        ("[config]", "licence = 1\n[config]", "unknown key 'licence'"),
+        ('hub_ids = [\n    "Qwen/Qwen3-8B",\n]', "hub_ids = []", "hub_ids=a list of 0 must be"),
+        ("[config]", "[[config]]", "config=a list of 1 must be a table"),
+    ],
+)
+def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        model_from_toml(edited(MODEL_TEXT, old, new), where="model")
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 50_000, "a = " + "9" * 10_000, "\0", "a" * 10_000, "a=1\na=2"]
+)
+def test_hostile_toml_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gpu_from_toml(text, where="gpu")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=80) | st.text(alphabet='name=[]{}",.\n#1e', max_size=60))
+def test_any_text_is_refused_in_one_line(text: str) -> None:
+    for read in (gpu_from_toml, machine_from_toml, model_from_toml):
+        with pytest.raises(ConfigError) as caught:
+            read(text, where="file")
+        assert str(caught.value).isprintable()
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.text(max_size=40))
+def test_any_name_is_refused_in_one_line(name: str) -> None:
+    for lookup in (catalog.gpu, catalog.machine, catalog.model):
+        with pytest.raises(ConfigError) as caught:
+            lookup(name)
+        assert str(caught.value).isprintable()
+
+
+def test_importing_the_catalog_reads_no_file_and_loads_no_parser() -> None:
+    code = (
+        "import sys, perfmodel.catalog as c; print(sorted({'tomllib', 'json'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER.parents[1], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]", done.stderr
