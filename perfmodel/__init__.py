@@ -10,7 +10,7 @@ from perfmodel.acceptance import (
     tokens_per_round,
     tokens_per_round_iid,
 )
-from perfmodel.acceptance_curve import AcceptanceCurve, acceptance_curve
+from perfmodel.acceptance_curve import AcceptanceCurve, acceptance_curve, measured_curves
 from perfmodel.attention_curve import AttentionCurve
 from perfmodel.break_even import (
     BreakEven,
@@ -136,6 +136,7 @@ __all__ = [
     "gamma_schedule",
     "infeasible_reason",
     "largest_batch",
+    "measured_curves",
     "memory_estimate",
     "parse_slo",
     "plan_label",
