@@ -16,6 +16,7 @@ from perfmodel.acceptance import Acceptance
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine_profile import engine_profile
 from perfmodel.errors import ConfigError
+from perfmodel.hardware import Machine
 from perfmodel.scenario import Scenario
 from perfmodel.workload import Workload, parse_slo
 
@@ -112,6 +113,18 @@ class ScenarioInput(BaseModel):
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None
 
+    def _machine(self) -> Machine:
+        """The machine, which `gpu` may repeat but not contradict."""
+        if self.machine is None:
+            return catalog.default_machine(self.gpu)
+        machine = catalog.machine(self.machine)
+        if "gpu" in self.model_fields_set and self.gpu.lower() != machine.gpu.name:
+            raise ConfigError(
+                f"gpu={self.gpu!r} is not what machine {machine.name} holds; "
+                f"use gpu {machine.gpu.name}, or leave one of the two out"
+            )
+        return machine
+
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
@@ -122,9 +135,7 @@ class ScenarioInput(BaseModel):
         """
         plan = self.plan()
         target = catalog.model(self.target)
-        machine = (
-            catalog.machine(self.machine) if self.machine else catalog.default_machine(self.gpu)
-        )
+        machine = self._machine()
         if plan.draft == "none":
             draft = None
         else:
