@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-
 from calibration.attention_report import print_report, summary, toml_text
 from calibration.attention_tables import (
     GPUS,
@@ -28,15 +27,15 @@ from calibration.attention_tables import (
     read_decode,
     read_prefill,
 )
-from perfmodel.attention_curve import PREFILL_ROWS, AttentionCurve, DecodeTable, PrefillTable
+from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
 GROUP_KNOTS = np.array([1, 2, 4, 8, 16, 32, 64], float)
-UNIT_KNOTS = 2.0 ** np.arange(15)
+UNIT_KNOTS = np.array([2**n for n in range(15)], float)
 TOKEN_KNOTS = np.array([2, 16, 64, *(2**n for n in range(7, 18))], float)
-PREFILL_UNITS = 2.0 ** np.arange(14)
+PREFILL_UNITS = np.array([2**n for n in range(14)], float)
 PREFILL_TOKENS = np.array([1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
 MEMORY_EFFICIENCY = 0.8  # of prefill's memory side; rarely binds
 DECODE_TOKENS = 128  # cells below are not decode's business, and not in the error figures
@@ -116,7 +115,7 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
     cold = cells.cold_s.to_numpy()
 
     def misfit(logs: Array) -> Array:
-        table = replace(empty, **dict(zip(PARAMETERS, np.exp(logs[:-1]), strict=True)))
+        table = _with_parameters(empty, np.exp(logs))
         base = _base(form, table, cells[used], gpu) + copies[used] * np.exp(logs[-1]) * US
         return np.asarray(np.log(base / cold[used]))
 
@@ -124,8 +123,8 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
     upper = np.log([*(b for _, b in PARAMETERS.values()), 20.0])
     lower = np.minimum(start, upper) - np.log(1e4)
     best = least_squares(misfit, start, bounds=(lower, upper), loss="soft_l1", f_scale=0.1)
-    values = [float(f"{v:.4g}") for v in np.exp(best.x)]
-    table = replace(empty, **dict(zip(PARAMETERS, values, strict=False)))
+    values = np.array([float(f"{v:.4g}") for v in np.exp(best.x)])
+    table = _with_parameters(empty, values)
     base = _base(form, table, cells, gpu)
     done = cells.assign(base_s=base, regroup_s=copies * values[-1] * US)
     body = np.maximum(done.cold_s - done.regroup_s, 0.3 * done.base_s)
@@ -137,14 +136,14 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
         residual=_monotone(form, table, cube, gpu).round(3),
         max_unit_tokens=float((done.units * done.tokens).max()),
     )
-    return DecodeFit(done, table, values[-1])
+    return DecodeFit(done, table, float(values[-1]))
 
 
 def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
     """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
 
     A hole between two measured knots takes the mean of the lines along units and along tokens;
-    outside, the nearest measured token count of the same units, then the nearest units.
+    beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
     """
     cells = cells[~cells.stray]
     on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
@@ -165,9 +164,7 @@ def _stray(cells: pd.DataFrame) -> pd.Series:
     return (ordered.cold_s > 1.25 * least).reindex(cells.index)
 
 
-def _monotone(
-    form: AttentionCurve, table: DecodeTable, cube: Array, gpu: MeasuredGpu
-) -> Array:
+def _monotone(form: AttentionCurve, table: DecodeTable, cube: Array, gpu: MeasuredGpu) -> Array:
     """The residuals whose times lie midway (in logarithms) between the running maximum from below
     and the running minimum from above, so that times never fall along units or tokens."""
     out = np.empty_like(cube)
@@ -254,6 +251,13 @@ def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
     along_units = np.stack([_line(column, log_units) for column in plane.T]).T
     both = _mean_of(along_tokens, along_units)
     result = np.where(np.isnan(plane), both, plane)
+    # Beyond the measurements the base is near its ceiling: the better utilisation of the two
+    # neighbours towards the measured side goes on.
+    for u in range(len(result)):
+        for t in range(len(result[0])):
+            if np.isnan(result[u, t]):
+                fewer_units = result[u - 1, t] if u else np.nan
+                result[u, t] = np.fmin(fewer_units, result[u, t - 1] if t else np.nan)
     for row in result:
         _hold(row)
     for column in result.T:
@@ -289,7 +293,7 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     latency = float(cells.measured_s.quantile(0.01))
     dim = int(cells.head_dim.iloc[0])
     new = cells.new_tokens.astype(float)
-    flops = 2.0 * cells.batch * cells.query_heads * dim * np.maximum(new, PREFILL_ROWS) ** 2
+    flops = 2.0 * cells.batch * cells.query_heads * dim * new**2
     memory = 4.0 * cells.batch * dim * new * (cells.query_heads + cells.kv_heads)
     memory /= gpu.hbm_bandwidth * MEMORY_EFFICIENCY
     body = np.maximum(cells.measured_s - latency, 0.02 * cells.measured_s)
@@ -310,9 +314,7 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     )
 
 
-def _base(
-    form: AttentionCurve, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu
-) -> Array:
+def _base(form: AttentionCurve, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu) -> Array:
     out = np.empty(len(cells))
     for group in cells.group.unique():
         mine = (cells.group == group).to_numpy()
@@ -328,7 +330,13 @@ def _base(
     return out
 
 
+def _with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
+    changes: dict[str, Any] = {n: float(v) for n, v in zip(PARAMETERS, values, strict=False)}
+    return replace(table, **changes)
+
+
 def _empty_table(head_dim: int) -> DecodeTable:
+    start: dict[str, Any] = {name: first for name, (first, _) in PARAMETERS.items()}
     return DecodeTable(
         head_dim=head_dim,
         group_knots=GROUP_KNOTS,
@@ -336,7 +344,7 @@ def _empty_table(head_dim: int) -> DecodeTable:
         token_knots=TOKEN_KNOTS,
         residual=np.zeros((len(GROUP_KNOTS), len(UNIT_KNOTS), len(TOKEN_KNOTS))),
         max_unit_tokens=0.0,
-        **{name: start for name, (start, _) in PARAMETERS.items()},
+        **start,
     )
 
 

@@ -13,7 +13,12 @@ from rich.table import Table
 from perfmodel.attention_curve import AttentionCurve
 
 TOKEN_BANDS = {"128-512": (128, 512), "1024-4096": (1024, 4096), "8192-": (8192, np.inf)}
-UNIT_BANDS = {"1-16": (1, 16), "32-128": (32, 128), "256-1024": (256, 1024), "2048-": (2048, np.inf)}
+UNIT_BANDS = {
+    "1-16": (1, 16),
+    "32-128": (32, 128),
+    "256-1024": (256, 1024),
+    "2048-": (2048, np.inf),
+}
 HEADER = """# Attention times of one layer on one rank, {gpu}.
 # Written by `python -m calibration.attention_fit`; the form is in perfmodel/attention_curve.py.
 # residual: ln(measured / form), [group][units][tokens]; efficiency: [group][units][tokens].

@@ -1,8 +1,8 @@
 """Attention measurements of aiconfigurator as plain frames: one row a cell, SI units.
 
 Decode (`read_decode`): query length 1, bf16 queries and KV, no sliding window; KV tokens are
-`step` + 1. vLLM's own kernel is the only one measured with a bf16 KV cache (flash-attn 2 on A100 and
-L40S, flash-attn 3 on H100 and H200), so a cell never has two kernels to choose from. Prefill
+`step` + 1. vLLM's own kernel is the only one measured with a bf16 KV cache (flash-attn 2 on A100
+and L40S, flash-attn 3 on H100 and H200), so a cell never has two kernels to choose from. Prefill
 (`read_prefill`): the same filter, no cached tokens; L40S was also measured with FlashInfer and
 Triton, but only with an fp8 cache.
 """
@@ -89,10 +89,8 @@ def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
     latency = frame.groupby("head_dim").measured_s.transform(lambda s: s.quantile(0.01))
     keys = ["batch", "query_heads", "kv_heads", "head_dim"]
     cold = frame[~frame.in_l2].sort_values("tokens").groupby(keys, as_index=False).first()
-    rate = frame[keys].merge(
-        cold.assign(per_byte=(cold.measured_s - latency.min()) / cold.kv_bytes)[[*keys, "per_byte"]],
-        on=keys, how="left",
-    )["per_byte"].to_numpy()  # fmt: skip
+    cold["per_byte"] = (cold.measured_s - latency.min()) / cold.kv_bytes
+    rate = frame[keys].merge(cold[[*keys, "per_byte"]], on=keys, how="left").per_byte.to_numpy()
     per_byte = np.fmax(rate, 1.0 / (0.9 * gpu.hbm_bandwidth))
     streamed = latency + per_byte * frame.kv_bytes
     return frame.measured_s.where(~frame.in_l2, np.maximum(frame.measured_s, streamed))

@@ -27,6 +27,7 @@ PRIORS = {
     "draft_attention_factor": (1.0, 0.3),
     "comm_factor": (1.0, 0.3),
     "layer_overhead_s": (0.0, 50e-6),
+    "layer_overhead_per_sequence_s": (0.0, 1e-6),
     "step_overhead_s": (0.0, 1e-3),
     "draft_step_overhead_s": (0.0, 1e-3),
 }
@@ -80,20 +81,20 @@ def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
         assert draft is not None and point.scenario.draft is not None
         steps = ((point.target_step, row.target_step_s), (point.verify, row.verify_s))
         for step, seconds in steps:
-            lines.append(_line(step, point.scenario.target.layers, is_draft=False))
+            lines.append(_line(step, point.scenario.target.layers, row.batch, is_draft=False))
             measured.append(seconds)
-        lines.append(_line(draft, point.scenario.draft.layers, is_draft=True))
+        lines.append(_line(draft, point.scenario.draft.layers, row.batch, is_draft=True))
         measured.append(row.draft_step_s)
     return np.array(lines), np.array(measured)
 
 
-def _line(step: StepTime, layers: int, *, is_draft: bool) -> list[float]:
+def _line(step: StepTime, layers: int, batch: int, *, is_draft: bool) -> list[float]:
     linear, attention = float(step.group_s("linear")), float(step.group_s("attention"))
     comm, rest = float(step.group_s("comm")), float(step.group_s("elementwise"))
     overhead = float(step.group_s("overhead"))
     mine = [0.0, attention] if is_draft else [attention, 0.0]
     host = [0.0, 1.0] if is_draft else [1.0, 0.0]
-    return [linear, *mine, comm, float(layers), *host, rest + overhead]
+    return [linear, *mine, comm, float(layers), float(layers * batch), *host, rest + overhead]
 
 
 def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:

@@ -31,8 +31,8 @@ from calibration.gemm_tables import (
     read_gemm_table,
     warm_cells,
 )
-from perfmodel.gemm_curve import roofline_seconds
-from perfmodel.units import MB, TB, TFLOP, US
+from perfmodel.gemm_curve import Waves, roofline_seconds
+from perfmodel.units import MIB, TB, TFLOP, US
 
 FloatArray = NDArray[np.float64]
 
@@ -50,18 +50,34 @@ class Datasheet:
     peak_flops: float
     hbm_bandwidth: float
     l2_bytes: float
+    waves: Waves | None = None
 
 
-# NVIDIA datasheets: A100 80GB SXM, H100 SXM, H200 SXM, L40S; L2 by the architecture papers.
+# Whole waves of 128 x 256 tiles lower the error of a left-out n on Ampere and Ada (m from 257 to
+# 1024, median: A100 7.4 to 4.8 %, L40S 6.6 to 5.9 %) and raise it on Hopper, whose kernels share
+# out the last wave (H100 5.5 to 6.8 %): so Hopper has none.
+# The figures are those of the catalog, sourced there.
 DATASHEETS = {
     "a100-sxm-80gb": Datasheet(
-        folder="a100_sxm", peak_flops=312e12, hbm_bandwidth=2.039e12, l2_bytes=40e6
+        folder="a100_sxm",
+        peak_flops=312e12,
+        hbm_bandwidth=2.039e12,
+        l2_bytes=40 * MIB,
+        waves=Waves(sm_count=108, tile_rows=128, tile_columns=256, from_m=512),
     ),
     "h100-sxm": Datasheet(
-        folder="h100_sxm", peak_flops=989e12, hbm_bandwidth=3.35e12, l2_bytes=50e6
+        folder="h100_sxm", peak_flops=989e12, hbm_bandwidth=3.35e12, l2_bytes=50 * MIB
     ),
-    "h200": Datasheet(folder="h200_sxm", peak_flops=989e12, hbm_bandwidth=4.8e12, l2_bytes=50e6),
-    "l40s": Datasheet(folder="l40s", peak_flops=362e12, hbm_bandwidth=0.864e12, l2_bytes=48e6),
+    "h200": Datasheet(
+        folder="h200_sxm", peak_flops=989e12, hbm_bandwidth=4.8e12, l2_bytes=50 * MIB
+    ),
+    "l40s": Datasheet(
+        folder="l40s",
+        peak_flops=362.05e12,
+        hbm_bandwidth=0.864e12,
+        l2_bytes=96 * MIB,
+        waves=Waves(sm_count=142, tile_rows=128, tile_columns=256, from_m=512),
+    ),
 }
 
 
@@ -84,6 +100,7 @@ class Base:
             memory_rate=gpu.hbm_bandwidth * self.memory_efficiency,
             compute_rate=gpu.peak_flops * self.compute_efficiency,
             overlap_exponent=self.overlap_exponent,
+            waves=gpu.waves,
         )
 
 
@@ -118,7 +135,11 @@ def fit_base(table: GemmTable, gpu: Datasheet) -> Base:
         return np.asarray(np.log(table.seconds[cells] / base_of(logs).seconds(table, gpu)[cells]))
 
     start = np.log([3e-6, 0.8, 0.7, 1.0])
-    found = least_squares(residuals, start, loss="soft_l1", f_scale=0.1)
+    # No kernel exceeds a peak: where the data would rather have it so, the exponent takes the rest.
+    most = np.log([1e-3, 1.0, 1.0, 100.0])
+    found = least_squares(
+        residuals, start, bounds=(np.full(4, -np.inf), most), loss="soft_l1", f_scale=0.1
+    )
     return base_of(found.x)
 
 
@@ -165,6 +186,7 @@ def gemm_toml(name: str, fit: GemmFit, gpu: Datasheet) -> str:
         f"memory_efficiency = {fit.base.memory_efficiency:.4f}",
         f"compute_efficiency = {fit.base.compute_efficiency:.4f}",
         f"overlap_exponent = {fit.base.overlap_exponent:.4f}",
+        *_waves(gpu.waves),
         *_provenance(name, fit, gpu),
         *_residuals(fit),
         "",
@@ -178,6 +200,19 @@ def gemm_toml(name: str, fit: GemmFit, gpu: Datasheet) -> str:
         "]",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _waves(waves: Waves | None) -> list[str]:
+    if waves is None:
+        return []
+    return [
+        "",
+        "[waves]",
+        f"sm_count = {waves.sm_count}",
+        f"tile_rows = {waves.tile_rows}",
+        f"tile_columns = {waves.tile_columns}",
+        f"from_m = {waves.from_m:g}",
+    ]
 
 
 def _provenance(name: str, fit: GemmFit, gpu: Datasheet) -> list[str]:
@@ -196,7 +231,7 @@ def _provenance(name: str, fit: GemmFit, gpu: Datasheet) -> list[str]:
         f'command = "python -m calibration.gemm_fit --data DIR --gpu {name}"',
         f"peak_TFLOPS = {gpu.peak_flops / TFLOP:g}",
         f"hbm_TBps = {gpu.hbm_bandwidth / TB:g}",
-        f"l2_MB = {gpu.l2_bytes / MB:g}",
+        f"l2_MiB = {gpu.l2_bytes / MIB:g}",
         f"launch_floor_us = {fit.floor.launch_s / US:.4f}",
         f"cold_memory_efficiency = {fit.floor.memory_efficiency:.4f}",
         f"warm_cells_dropped_percent = {100.0 * fit.warm_share:.2f}",

@@ -114,10 +114,11 @@ def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
     """The nearest sequence that never falls (least squares): pool adjacent violators, (M,) → (M,).
 
     Steps up, at tile edges, stay; a dip or an outlier is averaged with its neighbours, so the
-    level is not biased upward as a running maximum would be. Above 16 rows an m that is no multiple
-    of eight counts a quarter: it marks a tile edge, but engines pad their batches past it.
+    level is not biased upward as a running maximum would be. Where kernels do get slower and then
+    faster again as m grows (A100 at 2 to 16 rows, Hopper at 224) a curve that never falls must
+    miss one side: `batch_weight` says which m it should rather meet.
     """
-    counts = np.where((m <= 16) | (m % 8 == 0), 1.0, 0.25)
+    counts = batch_weight(m)
     level: list[float] = []
     weight: list[float] = []
     length: list[int] = []
@@ -131,6 +132,14 @@ def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
             weight[-1] += top_weight
             length[-2:] = [length[-2] + length[-1]]
     return np.repeat(np.asarray(level), length)
+
+
+def batch_weight(m: FloatArray) -> FloatArray:
+    """How much each m counts in levelling: three for one row and powers of two from 16 on, which
+    engines run most; one for other multiples of eight; a half below 16; a quarter for the odd m
+    that mark tile edges, past which engines pad."""
+    power_of_two = (m == 1) | ((m >= 16) & (np.log2(m) % 1.0 == 0))
+    return np.select([power_of_two, m < 16, m % 8 == 0], [3.0, 0.5, 1.0], 0.25)
 
 
 def predict_along(

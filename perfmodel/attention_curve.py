@@ -5,9 +5,9 @@ Decode, verify and draft share one form, in work units of one KV head of one seq
     kernel latency + split latency + smooth max(streaming, waves of blocks, tensor cores)
 
 times a measured residual over (group size, work units, KV length). Streaming knows that one
-thread block reads at most a fraction of the memory's bandwidth, that blocks which share an SM slow
-each other, and that a grid beyond the resident slots drains at its end. KV is read once per
-request per pass: query tokens only add packed rows (query tokens x group), which cost in tile steps.
+thread block reads at most a fraction of the memory's bandwidth, that blocks which share an SM
+slow each other, and that a grid beyond the resident slots drains at its end. KV is read once per
+request per pass: query tokens only add packed rows (query tokens x group), costed in tile steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ Numeric: TypeAlias = ArrayLike
 
 SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
 RAMP = 0.1  # a wave step is spread over the next tenth of a wave: blocks drift out of lockstep
-PREFILL_ROWS = 128.0  # query rows that a prefill block pads to
 GRID_UNITS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
 GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
@@ -117,14 +116,18 @@ class AttentionCurve:
         decode = tuple(_build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
         prefill = tuple(_build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
         if not decode or not prefill:
-            raise ConfigError("attention table: needs [[decode]] and [[prefill]] per head dimension")
+            raise ConfigError(
+                "attention table: needs [[decode]] and [[prefill]] per head dimension"
+            )
         for d in decode:
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
             _check_shape("decode.residual", d.residual, shape)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
             _check_shape("prefill.efficiency", p.efficiency, shape)
-        curve = _build(cls, {**body, "decode": decode, "prefill": prefill}, "attention")
+        curve: AttentionCurve = _build(
+            cls, {**body, "decode": decode, "prefill": prefill}, "attention"
+        )
         _check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
         if np.any(np.diff(curve.row_tile_factor) < 0):
             raise ConfigError("attention table: row_tile_factor must not fall")
@@ -225,18 +228,21 @@ class AttentionCurve:
 
         One layer on one rank; `batch`, `new_tokens` and `cached_tokens` broadcast against each
         other, the rest is as in `seconds`. FLOPs are 4 batch query_heads head_dim (new cached +
-        new^2 / 2), with at least one block of new rows; the efficiency was measured without cached
-        tokens and is held with them.
+        new^2 / 2). The efficiency was measured without cached tokens; with them it is that of the
+        prompt of equal FLOPs.
         """
         batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
         cached, table = np.asarray(cached_tokens, float), _nearest(self.prefill, head_dim)
-        cost = _prefill_cost(batch, new, cached, query_heads, kv_heads, head_dim)
+        # The prompt without a cached part that has as many query-key pairs.
+        square = np.sqrt(new**2 + 2.0 * new * cached)
+        flops = 2.0 * batch * query_heads * head_dim * square**2
+        size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
         slowness = _prefill_slowness(table, query_heads / kv_heads)
         u, wu, _ = _locate(batch * query_heads, table.unit_knots)
-        k, wk, _ = _locate(new, table.token_knots)
+        k, wk, _ = _locate(square, table.token_knots)
         efficiency = np.exp(-_bilinear(slowness, u, wu, k, wk))
-        compute = cost[0] / (peak_flops * efficiency)
-        memory = cost[1] / (hbm_bandwidth * table.memory_efficiency)
+        compute = flops / (peak_flops * efficiency)
+        memory = size / (hbm_bandwidth * table.memory_efficiency)
         return np.asarray(table.kernel_latency_us * US + _smooth_max(compute, memory))
 
     def base_seconds(
@@ -273,9 +279,7 @@ class AttentionCurve:
         compute = flops / (peak_flops * self.tensor_core_efficiency)
         body = _smooth_max(share_s * (together + drain) * tile, waves, compute)
         is_split = splits & (room > units)
-        return np.asarray(
-            (table.kernel_latency_us + table.split_latency_us * is_split) * US + body
-        )
+        return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
     def padded_rows(self, rows: Numeric) -> Array:
         """Packed rows rounded up to a tile, or to whole tiles of the largest size."""
@@ -326,23 +330,13 @@ def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
     return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
 
 
-def _prefill_cost(
-    batch: Array, new: Array, cached: Array, query_heads: int, kv_heads: int, head_dim: int
-) -> tuple[Array, Array]:
-    """FLOPs with queries padded to a block, and bytes of queries, outputs, keys and values."""
-    rows = np.maximum(new, PREFILL_ROWS)
-    flops = 4.0 * batch * query_heads * head_dim * rows * (cached + rows / 2.0)
-    size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
-    return flops, size
-
-
 def _prefill_slowness(table: PrefillTable, group: float) -> Array:
     """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
     weights = _log_weights(np.array([group]), table.group_knots)[0]
     slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
-    rows = np.maximum(table.token_knots, PREFILL_ROWS)
-    for axis, knots in ((0, np.log(table.unit_knots)[:, None]), (1, np.log(rows))):
-        slow = np.maximum.accumulate(slow + knots, axis=axis) - knots
+    work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
+    for axis in (0, 1):
+        slow = np.maximum.accumulate(slow + work, axis=axis) - work
     return np.asarray(slow)
 
 
@@ -407,9 +401,9 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where} table: missing key {missing[0]!r}")
     values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}
     for name, value in values.items():
-        if name.endswith("_knots") or name == "row_tiles":
-            if value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0:
-                raise ConfigError(f"{where} table: {name} must be positive and rise")
+        knots = name.endswith("_knots") or name == "row_tiles"
+        if knots and (value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0):
+            raise ConfigError(f"{where} table: {name} must be positive and rise")
     return cls(**values)
 
 

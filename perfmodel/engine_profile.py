@@ -35,6 +35,7 @@ class EngineProfile:
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle between two kernels of a graph
     layer_overhead_s: float = 0.0  # what a layer costs beside its kernels and messages
+    layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary by sequence
     step_overhead_s: float = 0.0  # host time per target pass that the GPU waits for
     draft_step_overhead_s: float = 0.0
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
@@ -51,6 +52,7 @@ _SCALED = {
     "kernel_latency_us": ("kernel_latency_s", US),
     "kernel_gap_us": ("kernel_gap_s", US),
     "layer_overhead_us": ("layer_overhead_s", US),
+    "layer_overhead_per_sequence_us": ("layer_overhead_per_sequence_s", US),
     "step_overhead_us": ("step_overhead_s", US),
     "draft_step_overhead_us": ("draft_step_overhead_s", US),
     "round_overhead_us": ("round_overhead_s", US),

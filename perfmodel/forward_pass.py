@@ -80,7 +80,7 @@ def forward_pass(
             _attention(rank, batch, kv, query),
             *_elementwise_parts(rank, rows, head_rows=rows),
             *_comm_parts(rank, rows, head_rows=rows),
-            *_overhead_parts(rank),
+            *_overhead_parts(rank, batch),
         )
     )
 
@@ -101,7 +101,7 @@ def prefill_pass(rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike) -> S
             _prefill_attention(rank, batch, prompt),
             *_elementwise_parts(rank, rows, head_rows=batch),
             *_comm_parts(rank, rows, head_rows=batch),
-            *_overhead_parts(rank),
+            *_overhead_parts(rank, batch),
         )
     )
 
@@ -264,11 +264,12 @@ def _link_part(rank: Rank, name: str, seconds: Array, message: Array) -> Part:
     )
 
 
-def _overhead_parts(rank: Rank) -> list[Part]:
+def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
     engine, layers = rank.engine, rank.spec.layers
     gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
     kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
-    launch = kernels * engine.kernel_gap_s + layers * engine.layer_overhead_s
+    per_layer = engine.layer_overhead_s + engine.layer_overhead_per_sequence_s * batch
+    launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     zero = np.zeros(())
     return [

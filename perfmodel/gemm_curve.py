@@ -17,15 +17,42 @@ FloatArray = NDArray[np.float64]
 
 _KEYS = {
     "curve": {"kernel_latency_us", "memory_efficiency", "compute_efficiency", "overlap_exponent",
-              "source", "fit", "residuals", "table"},
+              "source", "fit", "residuals", "waves", "table"},
     "source": {"dataset", "licence", "device", "kernel_library", "kernel_version", "dtype"},
-    "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MB", "warm_cells_dropped_percent",
+    "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MiB", "warm_cells_dropped_percent",
             "cold_memory_efficiency", "launch_floor_us", "note"},
     "residuals": {"scope", "median_percent", "p90_percent", "worst_percent", "by_region",
                   "left_out_n", "left_out_n_and_k",
                   "left_out_matrix"},
+    "waves": {"sm_count", "tile_rows", "tile_columns", "from_m"},
     "table": {"m", "n", "k", "time_over_roofline_per_mille"},
 }  # fmt: skip
+_OPTIONAL = {"waves"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waves:
+    """Output tiles run in waves of one per SM; a part-filled last wave takes as long as a full one.
+
+    It shows from `from_m` rows on, in kernels that do not share out their last wave.
+    """
+
+    sm_count: int
+    tile_rows: int
+    tile_columns: int
+    from_m: float
+
+    def __post_init__(self) -> None:
+        if not min(self.sm_count, self.tile_rows, self.tile_columns) > 0:
+            raise ConfigError(f"GEMM curve, [waves]: SMs and tile sides must be positive: {self}")
+
+    def inflation(self, m: ArrayLike, n: ArrayLike) -> FloatArray:
+        """Time of the whole waves over that of the work in them, at least 1; broadcasts."""
+        rows, columns = np.asarray(m, dtype=np.float64), np.asarray(n, dtype=np.float64)
+        tiles = np.ceil(rows / self.tile_rows) * np.ceil(columns / self.tile_columns)
+        capacity = np.ceil(tiles / self.sm_count) * self.sm_count
+        work = rows * columns / (self.tile_rows * self.tile_columns)
+        return np.where(rows >= self.from_m, capacity / work, 1.0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,10 +61,10 @@ class GemmCurve:
 
     The roofline joins compute and memory time with a p-norm, each at a fitted efficiency. The
     multiplier is what was measured over that base, on knots in m, n and k, interpolated in logs; it
-    carries tile and wave steps. Beyond the knots it is held, so the roofline does the scaling.
-    Because it multiplies latency and roofline alike, a GPU twice as fast with half the latency
-    takes half the time. `median_error` and `p90_error` are the fractions by which whole matrices
-    left out of the table were missed.
+    carries the tile steps, and the wave steps that `waves` does not. Beyond the knots it is held,
+    so the roofline does the scaling. Because it multiplies latency and roofline alike, a GPU twice
+    as fast with half the latency takes half the time. `median_error` and `p90_error` are the
+    fractions by which a matrix is missed of which neither n nor k is a knot.
     """
 
     kernel_latency_s: float
@@ -51,6 +78,7 @@ class GemmCurve:
     median_error: float
     p90_error: float
     source: str
+    waves: Waves | None = None
 
     def __post_init__(self) -> None:
         for field in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
@@ -86,8 +114,9 @@ class GemmCurve:
             If a key is unknown or missing, or a figure is out of its range; it is named.
         """
         _check_keys("curve", table)
-        for part in ("source", "fit", "residuals", "table"):
-            _check_keys(part, table[part])
+        for part in ("source", "fit", "residuals", "waves", "table"):
+            if part in table:
+                _check_keys(part, table[part])
         knots = table["table"]
         m, n, k = (np.asarray(knots[axis], dtype=np.float64) for axis in ("m", "n", "k"))
         rows = knots["time_over_roofline_per_mille"]
@@ -112,6 +141,7 @@ class GemmCurve:
             median_error=table["residuals"]["left_out_n_and_k"]["median_percent"] / 100.0,
             p90_error=table["residuals"]["left_out_n_and_k"]["p90_percent"] / 100.0,
             source=f"{source['dataset']}, {source['device']}, {source['kernel_library']}",
+            waves=Waves(**table["waves"]) if "waves" in table else None,
         )
 
     def seconds(
@@ -177,8 +207,9 @@ def roofline_seconds(
     compute_rate: float,
     overlap_exponent: float,
     weight_bytes_per_element: float = 2.0,
+    waves: Waves | None = None,
 ) -> FloatArray:
-    """The smooth base of the curve: kernel latency plus a p-norm of memory and compute time.
+    """The base of the curve: kernel latency plus a p-norm of memory and compute time.
 
     Parameters
     ----------
@@ -188,6 +219,8 @@ def roofline_seconds(
         Achieved bytes/s and FLOP/s: a peak times its efficiency.
     overlap_exponent : float
         1 adds the two times, infinity takes the larger.
+    waves : Waves, optional
+        Stretches the compute time to whole waves.
 
     Returns
     -------
@@ -198,6 +231,8 @@ def roofline_seconds(
     moved = weight_bytes_per_element * columns * depth + 2.0 * rows * (columns + depth)
     memory = moved / memory_rate
     compute = 2.0 * rows * columns * depth / compute_rate
+    if waves is not None:
+        compute = compute * waves.inflation(rows, columns)
     larger, smaller = np.maximum(memory, compute), np.minimum(memory, compute)
     # larger * (1 + ratio^p)^(1/p): the p-norm in a form whose powers neither over- nor underflow.
     joined = larger * (1.0 + (smaller / larger) ** overlap_exponent) ** (1.0 / overlap_exponent)
@@ -220,6 +255,7 @@ def _curve_over_m(
         compute_rate=peak_flops * curve.compute_efficiency,
         overlap_exponent=curve.overlap_exponent,
         weight_bytes_per_element=weight_bytes,
+        waves=curve.waves,
     )
     column, column_part = _bracket(curve.n_knots, n)
     row, row_part = _bracket(curve.k_knots, k)
@@ -244,6 +280,6 @@ def _check_keys(part: str, table: Mapping[str, Any]) -> None:
     unknown = sorted(set(table) - _KEYS[part])
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Known: {sorted(_KEYS[part])}.")
-    missing = sorted(_KEYS[part] - set(table))
+    missing = sorted(_KEYS[part] - _OPTIONAL - set(table))
     if missing:
         raise ConfigError(f"{where}: {missing[0]!r} is missing")

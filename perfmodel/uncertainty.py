@@ -131,6 +131,7 @@ _OVERHEADS = (
     "kernel_latency_s",
     "kernel_gap_s",
     "layer_overhead_s",
+    "layer_overhead_per_sequence_s",
     "step_overhead_s",
     "draft_step_overhead_s",
     "round_overhead_s",

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from calibration.gemm_fit import Base, Datasheet, fit_curve, gemm_toml, leave_outs
 from calibration.gemm_leave_out import leave_one_cell_out, scored, summary
-from calibration.gemm_tables import GemmTable, level_in_m, predict_along, read_gemm_table
+from calibration.gemm_tables import (
+    GemmTable,
+    batch_weight,
+    level_in_m,
+    predict_along,
+    read_gemm_table,
+)
 from perfmodel.gemm_curve import GemmCurve
 
 GPU = Datasheet(folder="made_up", peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
@@ -99,10 +105,20 @@ def test_the_summary_covers_all_cells_and_each_band() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
-def test_levelling_never_falls_and_keeps_the_mean(values: list[float]) -> None:
-    level = level_in_m(np.array(values), np.arange(1.0, 1 + len(values)) * 8)
+def test_levelling_never_falls_and_keeps_the_weighted_mean(values: list[float]) -> None:
+    m = np.arange(1.0, 1 + len(values)) * 4
+    level = level_in_m(np.array(values), m)
+    weights = batch_weight(m)
     assert np.all(np.diff(level) >= 0)
-    assert level.mean() == pytest.approx(np.mean(values), abs=1e-9)
+    assert np.average(level, weights=weights) == pytest.approx(
+        np.average(values, weights=weights), abs=1e-9
+    )
+
+
+def test_levelling_leans_to_the_batches_that_engines_run() -> None:
+    slow_then_fast = np.array([2.0, 1.0])
+    assert level_in_m(slow_then_fast, np.array([224.0, 256.0])) == pytest.approx(1.25)
+    assert level_in_m(slow_then_fast, np.array([225.0, 232.0])) == pytest.approx(1.2)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))

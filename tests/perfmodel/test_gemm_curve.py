@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 import perfmodel
 from perfmodel.errors import ConfigError
-from perfmodel.gemm_curve import GemmCurve, roofline_seconds
+from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
 
 EFFICIENCY = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 PEAKS = {  # datasheet: dense bf16 FLOP/s, HBM bytes/s
     "a100-sxm-80gb": (312e12, 2.039e12),
     "h100-sxm": (989e12, 3.35e12),
     "h200": (989e12, 4.8e12),
-    "l40s": (362e12, 0.864e12),
+    "l40s": (362.05e12, 0.864e12),
 }
 # Microseconds, weights cold in L2: one NVIDIA H200, cuBLAS through torch 2.11, CUDA 13.0,
 # November 2026; rows are (n, k), columns COLD_M.
@@ -148,6 +148,22 @@ def test_roofline_goes_to_its_two_limits() -> None:
     assert many_rows == pytest.approx(2e6 * 8192 * 8192 / 1e14, rel=1e-3)
 
 
+def test_waves_count_whole_rounds_of_tiles_over_the_sms() -> None:
+    waves = Waves(sm_count=100, tile_rows=128, tile_columns=256, from_m=128)
+    full, one_more, few_rows = waves.inflation([1280, 1280, 64], [2560, 2561, 2560])
+    assert full == pytest.approx(1.0)  # 10 x 10 tiles fill one wave
+    assert one_more == pytest.approx(2.0 * 2560 / 2561)  # 110 tiles take two
+    assert few_rows == 1.0
+
+
+def test_a_curve_with_waves_steps_where_a_wave_begins() -> None:
+    waves = Waves(sm_count=16, tile_rows=128, tile_columns=256, from_m=512)
+    curve = small_curve(waves=waves, log_multiplier=np.zeros((4, 3, 2)))
+    peaks = {"peak_flops": 1e13, "hbm_bandwidth": 1e13}
+    one, two = (float(curve.seconds(m=512, n=n, k=4096, **peaks)) for n in (1024, 1025))
+    assert two / one > 1.9
+
+
 def test_outside_the_table_utilisation_is_held_and_the_roofline_scales() -> None:
     peaks = {"peak_flops": 1e14, "hbm_bandwidth": 1e12}
     rates = {"kernel_latency_s": 4e-6, "memory_rate": 0.8e12, "compute_rate": 0.7e14}
@@ -166,7 +182,7 @@ def test_in_range_is_the_measured_grid() -> None:
     assert not curve.in_range(m=[1], n=256, k=128).any()
 
 
-@pytest.mark.parametrize("part", ["", "source", "fit", "residuals", "table"])
+@pytest.mark.parametrize("part", ["", "source", "fit", "residuals", "waves", "table"])
 def test_an_unknown_key_is_refused_by_name(part: str) -> None:
     table = catalog_table("a100-sxm-80gb")
     (table[part] if part else table)["kernel_latency_ms"] = 1.0
