@@ -35,7 +35,7 @@ def efficiency(name: str, attention_kernels: str = "vllm") -> Efficiency:
     name : str
         A folder of `catalog/efficiency/`, as `GPU.efficiency` states it.
     attention_kernels : str
-        "vllm" or "flashinfer"; vLLM's kernels serve where the library was not measured.
+        "vllm", or "flashinfer": vLLM's measured kernels with what FlashInfer schedules otherwise.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def efficiency(name: str, attention_kernels: str = "vllm") -> Efficiency:
     folder = _FOLDER / name
     if not folder.is_dir():
         raise unknown_name("efficiency", name, (f.name for f in _FOLDER.iterdir() if f.is_dir()))
-    own = folder / f"attention-{attention_kernels}.toml"
+    attention = _read(folder / "attention.toml")
+    if attention_kernels != "vllm":
+        attention |= _read(folder / f"attention-{attention_kernels}.toml")
     return Efficiency(
         name=name,
         gemm=GemmCurve.from_table(_read(folder / "gemm.toml")),
-        attention=AttentionCurve.from_table(
-            _read(own if own.is_file() else folder / "attention.toml")
-        ),
+        attention=AttentionCurve.from_table(attention),
         collectives=CollectiveCurve.from_table(_read(folder / "collectives.toml")),
     )
 
