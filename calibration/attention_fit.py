@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.attention_report import print_report, summary, toml_text
+from calibration.attention_residuals import held_out, residual_table
 from calibration.attention_tables import (
     GPUS,
     MeasuredGpu,
@@ -33,6 +34,7 @@ from perfmodel.units import US
 Array = NDArray[np.float64]
 
 GROUP_KNOTS = np.array([1, 2, 4, 8, 16, 32, 64], float)
+KV_HEAD_KNOTS = np.array([1, 2, 4, 8], float)
 UNIT_KNOTS = np.array([2**n for n in range(15)], float)
 TOKEN_KNOTS = np.array([2, 16, 64, *(2**n for n in range(7, 18))], float)
 PREFILL_UNITS = np.array([2**n for n in range(14)], float)
@@ -65,7 +67,7 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFi
     """Both curves of one GPU and, per head dimension, what the error figures are made of."""
     prefill = fit_prefill(read_prefill(data, gpu), gpu)
     frame = read_decode(data, gpu)
-    plateau = round(max(float(t.efficiency.max()) for t in prefill), 3)
+    plateau = round(max(_plateau(table) for table in prefill), 3)
     source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {kernel_source(data, gpu)}"
     form = physical_form(gpu, source=source, tensor_core_efficiency=plateau, prefill=prefill)
     fits = [fit_decode(cells, form, gpu) for _, cells in frame.groupby("head_dim")]
@@ -76,6 +78,12 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFi
         regroup_latency_us=round(regroup, 2) if regroup > 0.05 else 0.0,
     )
     return curve, fits
+
+
+def _plateau(table: PrefillTable) -> float:
+    """Compute efficiency where neither latency nor too few blocks show."""
+    large = table.efficiency[:, table.unit_knots >= 32][:, :, table.token_knots >= 8192]
+    return float(np.median(large))
 
 
 def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
@@ -127,8 +135,8 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
     table = _with_parameters(empty, values)
     base = _base(form, table, cells, gpu)
     done = cells.assign(base_s=base, regroup_s=copies * values[-1] * US)
-    body = np.maximum(done.cold_s - done.regroup_s, 0.3 * done.base_s)
-    done["residual"] = np.log(body / done.base_s)
+    table = replace(table, kv_head_residual=_kv_head_residual(done, table))
+    done["residual"] = np.log(_mean_heads_seconds(done, table) / done.base_s)
     done["stray"] = _stray(done)
     cube = residual_table(done, GROUP_KNOTS, UNIT_KNOTS, TOKEN_KNOTS)
     table = replace(
@@ -139,18 +147,26 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
     return DecodeFit(done, table, float(values[-1]))
 
 
-def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
-    """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
+def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
+    """Mean ln(time above latency) of a KV head count over that of cells with the same group,
+    units and tokens, from 1,024 tokens up and with the KV in HBM."""
+    above = cells.cold_s - cells.regroup_s - table.kernel_latency_us * US
+    used = cells[(above > 0) & ~cells.in_l2 & (cells.tokens >= 1024)]
+    logs = np.log(above[used.index])
+    keys = [used.group, used.units, used.tokens]
+    apart = (logs - logs.groupby(keys).transform("mean"))[used.index]
+    replicated = logs.groupby(keys).transform("size") >= 3
+    mean = apart[replicated].groupby(used.kv_heads[replicated]).median()
+    return np.asarray(mean.reindex(KV_HEAD_KNOTS).fillna(0.0).round(3), float)
 
-    A hole between two measured knots takes the mean of the lines along units and along tokens;
-    beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
-    """
-    cells = cells[~cells.stray]
-    on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
-    median = on.groupby(["group", "units", "tokens"]).residual.median()
-    index = pd.MultiIndex.from_product([groups, units, tokens])
-    cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
-    return np.stack([_filled(plane, np.log(units), np.log(tokens)) for plane in cube])
+
+def _mean_heads_seconds(cells: pd.DataFrame, table: DecodeTable) -> Array:
+    """Measured times without the regrouping copy, brought to the mean KV head count."""
+    body = np.maximum(cells.cold_s - cells.regroup_s, 0.3 * cells.base_s).to_numpy()
+    latency = table.kernel_latency_us * US
+    factor = np.exp(np.interp(np.log(cells.kv_heads), np.log(KV_HEAD_KNOTS),
+                              table.kv_head_residual))  # fmt: skip
+    return np.asarray(np.where(body > latency, latency + (body - latency) / factor, body))
 
 
 def _stray(cells: pd.DataFrame) -> pd.Series:
@@ -185,103 +201,6 @@ def _monotone(form: AttentionCurve, table: DecodeTable, cube: Array, gpu: Measur
             down = np.minimum.accumulate(down, axis=axis)
         out[i] = (up + down[::-1, ::-1]) / 2 - np.log(base)
     return out
-
-
-def held_out(fit: DecodeFit, column: str) -> pd.Series:
-    """Relative error of every cell with all cells of its `column` value left out of the table.
-
-    `column` is "cell" (that row alone), "heads", "batch", "units" or "tokens". Leaving out units
-    or tokens removes the knot itself, so its cells are interpolated between their neighbours.
-    """
-    cells, table = fit.cells, fit.table
-    if column == "cell":
-        return _leave_one_cell(cells, table)
-    out = pd.Series(np.nan, index=cells.index)
-    for value, part in cells.groupby(column):
-        knots = {"units": table.unit_knots, "tokens": table.token_knots}
-        if column in knots:
-            knots[column] = knots[column][knots[column] != value]
-        rest = cells[cells[column] != value]
-        cube = residual_table(rest, table.group_knots, knots["units"], knots["tokens"])
-        trial = replace(
-            table, residual=cube, unit_knots=knots["units"], token_knots=knots["tokens"]
-        )
-        out[part.index] = _error(part, residual_of(trial, part))
-    return out
-
-
-def residual_of(table: DecodeTable, cells: pd.DataFrame) -> Array:
-    """The table's residual at each cell."""
-    out = np.empty(len(cells))
-    for group in cells.group.unique():
-        mine = (cells.group == group).to_numpy()
-        units, u = np.unique(cells.units[mine].to_numpy(float), return_inverse=True)
-        tokens, t = np.unique(cells.tokens[mine].to_numpy(float), return_inverse=True)
-        out[mine] = table.residual_at(float(group), units, tokens)[u, t]
-    return out
-
-
-def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
-    """A cell with replicates (same group, units, tokens) takes their median; one without is a hole
-    filled from its neighbours; one off the knots was never in the table."""
-    shape = (table.group_knots, table.unit_knots, table.token_knots)
-    on = cells[cells.group.isin(shape[0]) & cells.units.isin(shape[1])
-               & cells.tokens.isin(shape[2]) & ~cells.stray]  # fmt: skip
-    guess = pd.Series(residual_of(table, cells), index=cells.index)
-    for (group, units, tokens), part in on.groupby(["group", "units", "tokens"]):
-        values = part.residual.to_numpy()
-        if len(values) > 1:
-            guess[part.index] = [np.median(np.delete(values, i)) for i in range(len(values))]
-            continue
-        plane = table.residual[int(np.searchsorted(shape[0], group))].copy()
-        where = int(np.searchsorted(shape[1], units)), int(np.searchsorted(shape[2], tokens))
-        plane[where] = np.nan
-        guess[part.index] = _filled(plane, np.log(shape[1]), np.log(shape[2]))[where]
-    return pd.Series(_error(cells, guess.to_numpy()), index=cells.index)
-
-
-def _error(cells: pd.DataFrame, residual: Array) -> Array:
-    predicted = cells.base_s * np.exp(residual) + cells.regroup_s
-    return np.asarray(predicted / cells.cold_s - 1.0)
-
-
-def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
-    """A (units, tokens) plane without holes; see `residual_table`."""
-    along_tokens = np.stack([_line(row, log_tokens) for row in plane])
-    along_units = np.stack([_line(column, log_units) for column in plane.T]).T
-    both = _mean_of(along_tokens, along_units)
-    result = np.where(np.isnan(plane), both, plane)
-    # Beyond the measurements the base is near its ceiling: the better utilisation of the two
-    # neighbours towards the measured side goes on.
-    for u in range(len(result)):
-        for t in range(len(result[0])):
-            if np.isnan(result[u, t]):
-                fewer_units = result[u - 1, t] if u else np.nan
-                result[u, t] = np.fmin(fewer_units, result[u, t - 1] if t else np.nan)
-    for row in result:
-        _hold(row)
-    for column in result.T:
-        _hold(column)
-    return np.nan_to_num(result)
-
-
-def _mean_of(a: Array, b: Array) -> Array:
-    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
-
-
-def _line(values: Array, x: Array) -> Array:
-    """Linear interpolation across holes; NaN outside the first and last measured value."""
-    known = ~np.isnan(values)
-    if known.sum() < 2:
-        return values
-    return np.asarray(np.interp(x, x[known], values[known], left=np.nan, right=np.nan))
-
-
-def _hold(values: Array) -> None:
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known):
-        values[: known[0]] = values[known[0]]
-        values[known[-1] + 1 :] = values[known[-1]]
 
 
 def fit_prefill(frame: pd.DataFrame, gpu: MeasuredGpu) -> tuple[PrefillTable, ...]:
@@ -343,6 +262,8 @@ def _empty_table(head_dim: int) -> DecodeTable:
         unit_knots=UNIT_KNOTS,
         token_knots=TOKEN_KNOTS,
         residual=np.zeros((len(GROUP_KNOTS), len(UNIT_KNOTS), len(TOKEN_KNOTS))),
+        kv_head_knots=KV_HEAD_KNOTS,
+        kv_head_residual=np.zeros(len(KV_HEAD_KNOTS)),
         max_unit_tokens=0.0,
         **start,
     )
@@ -358,10 +279,9 @@ def errors(curve: AttentionCurve, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd
     """
     parts = []
     for fit in fits:
-        heads = fit.cells.query_heads * 1000 + fit.cells.kv_heads
-        named = replace(fit, cells=fit.cells.assign(heads=heads))
-        ways = {f"{way}_out": held_out(named, way) for way in WAYS}
-        parts.append(named.cells.assign(**ways, in_sample=_in_sample(curve, fit.cells, gpu)))
+        cells = fit.cells.assign(heads=fit.cells.query_heads * 1000 + fit.cells.kv_heads)
+        ways = {f"{way}_out": held_out(cells, fit.table, way) for way in WAYS}
+        parts.append(cells.assign(**ways, in_sample=_in_sample(curve, cells, gpu)))
     frame = pd.concat(parts)
     return frame[frame.tokens >= DECODE_TOKENS]
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,22 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from calibration.published import PublishedRow, predict_row
-from perfmodel import EngineProfile, StepTime
+from calibration.published import PublishedRow, RowError, magicdec_rows, predict_row, row_error
+from perfmodel import EngineProfile, StepTime, catalog
 
 Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one published time
-# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it.
+# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it. A
+# compiled engine runs the same kernels, so its factors are near one; what it adds is per layer.
 PRIORS = {
-    "linear_factor": (1.0, 0.2),
-    "attention_factor": (1.0, 0.2),
-    "draft_attention_factor": (1.0, 0.3),
-    "comm_factor": (1.0, 0.3),
+    "linear_factor": (1.0, 0.1),
+    "attention_factor": (1.0, 0.1),
+    "draft_attention_factor": (1.0, 0.15),
+    "comm_factor": (1.0, 0.15),
     "layer_overhead_s": (0.0, 50e-6),
     "layer_overhead_per_sequence_s": (0.0, 1e-6),
-    "step_overhead_s": (0.0, 1e-3),
-    "draft_step_overhead_s": (0.0, 1e-3),
+    "step_overhead_s": (0.0, 0.2e-3),
+    "draft_step_overhead_s": (0.0, 0.2e-3),
 }
 NAMES = tuple(PRIORS)
 
@@ -50,9 +51,7 @@ class EngineFit:
 def bare(profile: EngineProfile) -> EngineProfile:
     """The profile with every fitted coefficient neutral: what the fit multiplies."""
     neutral = {name: 1.0 if name.endswith("factor") else 0.0 for name in NAMES}
-    return replace(
-        profile, **neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0
-    )
+    return replace(profile, **neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
 
 
 def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:
@@ -67,9 +66,7 @@ def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:
     residual = design[:, :-1] @ answer + design[:, -1]
     rms = float(np.sqrt(np.mean((residual / measured - 1.0) ** 2)))
     values = dict(zip(NAMES, (float(v) for v in answer), strict=True))
-    return EngineFit(
-        values=values | _round_overhead(rows), rows=len(rows), rms_percent=100.0 * rms
-    )
+    return EngineFit(values=values | _round_overhead(rows), rows=len(rows), rms_percent=100.0 * rms)
 
 
 def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
@@ -107,3 +104,118 @@ def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
         "round_overhead_s": float(fixed),
         "round_overhead_per_sequence_s": float(per_sequence),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Rows to fit on, and rows held out."""
+
+    name: str
+    fitted: tuple[PublishedRow, ...]
+    held_out: tuple[PublishedRow, ...]
+
+
+def splits(rows: Sequence[PublishedRow]) -> list[Split]:
+    """Leave one out, within each GPU: a draft (with its TP), a table, a batch, a context, a γ."""
+    keys: dict[str, Callable[[PublishedRow], object]] = {
+        "table": lambda r: r.table,
+        "draft": lambda r: (r.draft, r.draft_policy),
+        "batch": lambda r: r.batch,
+        "context": lambda r: r.prefix_tokens,
+        "gamma": lambda r: r.gamma,
+    }
+    found = []
+    for gpu in dict.fromkeys(row.gpu for row in rows):
+        mine = [row for row in rows if row.gpu == gpu]
+        for label, key in keys.items():
+            values = dict.fromkeys(key(row) for row in mine)
+            if len(values) < 2:
+                continue
+            for value in values:
+                kept = tuple(row for row in mine if key(row) != value)
+                left = tuple(row for row in mine if key(row) == value)
+                found.append(Split(name=f"{gpu}, {label} out", fitted=kept, held_out=left))
+    return found
+
+
+def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
+    """The harshest: one GPU's rows predicted with the engine as fitted on the other GPU's."""
+    gpus = list(dict.fromkeys(row.gpu for row in rows))
+    return [
+        Split(
+            name=f"{gpu} out (fitted on the other GPU and target)",
+            fitted=tuple(row for row in rows if row.gpu != gpu),
+            held_out=tuple(row for row in rows if row.gpu == gpu),
+        )
+        for gpu in gpus
+    ]
+
+
+def held_out_errors(split: Split) -> list[RowError]:
+    """Errors of the held-out rows under a fit that has not seen them."""
+    fit = fit_rows(split.fitted)
+    return [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
+
+
+def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, EngineFit]:
+    """One fit per GPU architecture, "default" being that of the latest (hopper where present)."""
+    groups: dict[str, list[PublishedRow]] = {}
+    for row in rows:
+        groups.setdefault(catalog.gpu(row.gpu).architecture, []).append(row)
+    fits = {name: fit_rows(group) for name, group in groups.items()}
+    latest = "hopper" if "hopper" in fits else next(iter(fits))
+    return {"default": fits[latest], **fits}
+
+
+_HEAD = """\
+# Written by `python -m calibration.engine_fit`: coefficients of MagicDec's engine, fitted to its
+# published step times with the GPUs' kernel curves held fixed. The A100 tables come from an
+# earlier software version than the H100 one, so each architecture has its own values; others take
+# the default, which is hopper's.
+
+name = "magicdec"
+origin = "fitted"
+source = "MagicDec, arXiv 2408.11049 v5, appendix, tables 3a, 3b and 6"
+attention_kernels = "flashinfer"
+all_reduce = "nccl"
+vocab_parallel = true
+streamingllm_is_view = false
+# Context, NCCL buffers and torch.compile's pools: assumed.
+reserved_GB = 3.0
+"""
+
+
+def profile_toml(fits: dict[str, EngineFit], speedup_error: float) -> str:
+    """The catalog file of the fitted profile, keys with units."""
+    lines = [_HEAD + f"speedup_error = {speedup_error:.3f}", *_toml_lines(fits["default"]), ""]
+    for name, fit in fits.items():
+        if name != "default":
+            lines += [f"[architecture.{name}]", *_toml_lines(fit), ""]
+    return "\n".join(lines)
+
+
+def _toml_lines(fit: EngineFit) -> list[str]:
+    def line(name: str, value: float) -> str:
+        if name.endswith("_s"):
+            return f"{name.removesuffix('_s')}_us = {value * 1e6:.3f}"
+        return f"{name} = {value:.4f}"
+
+    note = f"# {fit.rows} rows, rms of T_T, T_V and T_D {fit.rms_percent:.1f} %"
+    return [note, *(line(name, value) for name, value in fit.values.items())]
+
+
+def main() -> None:
+    """Fit all rows and write the profile."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    rows = magicdec_rows()
+    fits = fit_by_architecture(rows)
+    held_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
+    out.write_text(profile_toml(fits, float(np.std(held_out))), encoding="utf-8")
+    for name, fit in fits.items():
+        print(f"{name}: {fit.rows} rows, rms {fit.rms_percent:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

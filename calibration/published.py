@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
@@ -20,6 +21,7 @@ class PublishedRow:
     """One measured configuration: what was run, and seconds as published."""
 
     table: str
+    engine: str
     gpu: str
     target: str
     draft: str
@@ -30,23 +32,23 @@ class PublishedRow:
     draft_tp: int | None
     batch: int
     prefix_tokens: int
-    tokens_per_round: float
     target_step_s: float
     verify_s: float
     draft_step_s: float
-    tpot_s: float
-    published_speedup: float
-    source: str = field(repr=False, default="")
+    tokens_per_round: float | None = None
+    tpot_s: float | None = None
 
     @property
     def overhead_s(self) -> float:
-        """What a round took beyond γ·T_D + T_V. [s]"""
+        """What a round took beyond γ·T_D + T_V; NaN where no round was published. [s]"""
+        if self.tpot_s is None or self.tokens_per_round is None:
+            return math.nan
         return self.tpot_s * self.tokens_per_round - self.gamma * self.draft_step_s - self.verify_s
 
     @property
     def speedup(self) -> float:
-        """T_T over the time per token, from the published times."""
-        return self.target_step_s / self.tpot_s
+        """T_T over the time per token, from the published times; NaN where there is none."""
+        return math.nan if self.tpot_s is None else self.target_step_s / self.tpot_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +61,23 @@ class RowError:
 
 def magicdec_rows() -> list[PublishedRow]:
     """The 42 rows of MagicDec's tables 3a, 3b and 6."""
-    text = (GOLDEN / "magicdec_step_times.csv").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return [_row(values) for values in csv.DictReader(lines)]
+    return [_magicdec_row(values) for values in _golden("magicdec_step_times.csv")]
+
+
+def h200_rows() -> list[PublishedRow]:
+    """12 pairs of γ and KV budget: whole steps of plain kernels in a graph on one H200."""
+    return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
+
+
+def _golden(name: str) -> Iterable[dict[str, str]]:
+    text = (GOLDEN / name).read_text(encoding="utf-8")
+    return csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def predict_row(
     row: PublishedRow, profile: Callable[[EngineProfile], EngineProfile] | None = None
 ) -> RoundEstimate:
-    """The prediction of one row with the `magicdec` profile, or one made from it by `profile`."""
+    """The prediction of one row with its engine's profile, or one made from it by `profile`."""
     scenario = scenario_input(
         {
             "target": row.target,
@@ -81,7 +91,7 @@ def predict_row(
             "batch": row.batch,
             "prefix_tokens": row.prefix_tokens,
             "tokens_per_round": row.tokens_per_round,
-            "engine": "magicdec",
+            "engine": row.engine,
         }
     ).scenario()
     if profile is not None:
@@ -90,15 +100,16 @@ def predict_row(
 
 
 def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
-    """Signed relative errors of T_T, T_V, T_D and the speedup."""
+    """Signed relative errors of T_T, T_V, T_D and, where one was published, the speedup."""
     draft = point.draft_step
     assert draft is not None
     predicted = {
         "target_step_s": float(point.target_step.total_s),
         "verify_s": float(point.verify.total_s),
         "draft_step_s": float(draft.total_s),
-        "speedup": float(point.speedup),
     }
+    if row.tpot_s is not None:
+        predicted["speedup"] = float(point.speedup)
     return RowError(row=row, errors={k: v / getattr(row, k) - 1.0 for k, v in predicted.items()})
 
 
@@ -131,10 +142,11 @@ def by_table(errors: Sequence[RowError]) -> dict[str, list[RowError]]:
     return groups
 
 
-def _row(values: dict[str, str]) -> PublishedRow:
+def _magicdec_row(values: dict[str, str]) -> PublishedRow:
     gamma = int(values["gamma"])
     return PublishedRow(
         table=values["table"],
+        engine="magicdec",
         gpu=values["gpu"],
         target=values["target"],
         draft=values["draft"],
@@ -150,6 +162,24 @@ def _row(values: dict[str, str]) -> PublishedRow:
         verify_s=1e-3 * float(values["verify_ms"]),
         draft_step_s=1e-3 * float(values["draft_total_ms"]) / gamma,
         tpot_s=1e-3 * float(values["speculative_ms_per_token"]),
-        published_speedup=float(values["speedup"]),
-        source="MagicDec, arXiv 2408.11049 v5, appendix",
+    )
+
+
+def _h200_row(values: dict[str, str]) -> PublishedRow:
+    return PublishedRow(
+        table=values["table"],
+        engine="specroof",
+        gpu=values["gpu"],
+        target=values["target"],
+        draft="self",
+        draft_policy="streamingllm",
+        kv_budget=int(values["kv_budget"]),
+        gamma=int(values["gamma"]),
+        tp=1,
+        draft_tp=None,
+        batch=int(values["batch"]),
+        prefix_tokens=int(values["prefix_tokens"]),
+        target_step_s=1e-3 * float(values["target_step_ms"]),
+        verify_s=1e-3 * float(values["verify_ms"]),
+        draft_step_s=1e-3 * float(values["draft_step_ms"]),
     )

@@ -53,6 +53,8 @@ class DecodeTable:
     unit_knots: Array
     token_knots: Array
     residual: Array  # (groups, units, tokens)
+    kv_head_knots: Array  # KV heads on the rank: a page interleaves them, which breaks up reads
+    kv_head_residual: Array  # ln(time above the latency / that of the mean head count)
     max_unit_tokens: float  # largest measured units x KV tokens
 
     def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
@@ -64,6 +66,13 @@ class DecodeTable:
         rows = _log_weights(units, self.unit_knots)
         result: Array = rows @ plane @ _log_weights(tokens, self.token_knots).T
         return result
+
+    def with_kv_heads(self, seconds: Array, kv_heads: int) -> Array:
+        """Times of the mean head count turned into those of `kv_heads`."""
+        log_knots = np.log(self.kv_head_knots)
+        factor = np.exp(np.interp(np.log(kv_heads), log_knots, self.kv_head_residual))
+        above = np.maximum(seconds - self.kernel_latency_us * US, 0.0)
+        return np.asarray(seconds + above * (factor - 1.0))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,6 +131,7 @@ class AttentionCurve:
         for d in decode:
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
             _check_shape("decode.residual", d.residual, shape)
+            _check_shape("decode.kv_head_residual", d.kv_head_residual, d.kv_head_knots.shape)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
             _check_shape("prefill.efficiency", p.efficiency, shape)
@@ -175,7 +185,9 @@ class AttentionCurve:
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
         rows, which = np.unique(tiles, return_inverse=True)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
-        planes = np.stack([_log_seconds(self, group, head_dim, float(r), *rates) for r in rows])
+        planes = np.stack(
+            [_log_seconds(self, query_heads, kv_heads, head_dim, float(r), *rates) for r in rows]
+        )
         u, wu, beyond_u = _locate(batch * kv_heads, GRID_UNITS)
         k, wk, beyond_k = _locate(kv_tokens, GRID_TOKENS)
         if len(rows) == 1 and tiles.ndim == 0:
@@ -296,7 +308,8 @@ class AttentionCurve:
 @lru_cache(maxsize=512)
 def _log_seconds(
     curve: AttentionCurve,
-    group: float,
+    query_heads: int,
+    kv_heads: int,
     head_dim: int,
     packed_rows: float,
     peak_flops: float,
@@ -304,7 +317,7 @@ def _log_seconds(
     kv_bytes_per_element: float,
 ) -> Array:
     """ln(seconds) on the (units, tokens) grid, non-decreasing along both axes."""
-    table = _nearest(curve.decode, head_dim)
+    table, group = _nearest(curve.decode, head_dim), query_heads / kv_heads
     # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
     scale = head_dim / table.head_dim
     base = curve.base_seconds(
@@ -317,7 +330,8 @@ def _log_seconds(
         hbm_bandwidth=hbm_bandwidth / scale,
         kv_bytes_per_element=kv_bytes_per_element,
     )
-    plane = np.log(base) + table.residual_at(group, GRID_UNITS, GRID_TOKENS)
+    mean = base * np.exp(table.residual_at(group, GRID_UNITS, GRID_TOKENS))
+    plane = np.log(table.with_kv_heads(mean, kv_heads))
     plane = np.maximum.accumulate(np.maximum.accumulate(plane, axis=0), axis=1)
     plane.flags.writeable = False
     return np.asarray(plane)

@@ -29,6 +29,8 @@ class EngineProfile:
     attention_factor: float = 1.0  # on attention over the whole cache
     draft_attention_factor: float = 1.0  # on attention over a draft's small cache
     linear_factor: float = 1.0
+    compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
+    activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom" or "best"
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel

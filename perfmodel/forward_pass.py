@@ -131,7 +131,8 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
         m = head_rows if name == "lm_head" else rows
         element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
         seconds = curve.seconds(
-            m=m, n=n, k=k, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth,
+            m=m, n=n, k=k, peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
             weight_bytes_per_element=element,
         )  # fmt: skip
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
@@ -222,7 +223,7 @@ def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Par
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
-    seconds = memory_s + kernels * rank.engine.kernel_latency_s
+    seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     return Part(
         name, seconds, np.zeros(()), memory_s, "activations", "assumed", np.ones((), bool)
     )  # fmt: skip

@@ -1,0 +1,131 @@
+"""What the physical form leaves over, as a table over knots, and its held-out error.
+
+Cells are rows with group, units, tokens, kv_heads, `residual` (ln(time / form)), `base_s`,
+`regroup_s`, `cold_s` and `stray`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from perfmodel.attention_curve import DecodeTable
+
+Array = NDArray[np.float64]
+
+
+def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
+    """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
+
+    A hole between two measured knots takes the mean of the lines along units and along tokens;
+    beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
+    """
+    cells = cells[~cells.stray]
+    on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
+    median = on.groupby(["group", "units", "tokens"]).residual.median()
+    index = pd.MultiIndex.from_product([groups, units, tokens])
+    cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
+    return np.stack([_filled(plane, np.log(units), np.log(tokens)) for plane in cube])
+
+
+def held_out(cells: pd.DataFrame, table: DecodeTable, column: str) -> pd.Series:
+    """Relative error of every cell with all cells of its `column` value left out of the table.
+
+    `column` is "cell" (that row alone), "heads", "batch", "units" or "tokens". Leaving out units
+    or tokens removes the knot itself, so its cells are interpolated between their neighbours.
+    """
+    if column == "cell":
+        return _leave_one_cell(cells, table)
+    out = pd.Series(np.nan, index=cells.index)
+    for value, part in cells.groupby(column):
+        knots = {"units": table.unit_knots, "tokens": table.token_knots}
+        if column in knots:
+            knots[column] = knots[column][knots[column] != value]
+        rest = cells[cells[column] != value]
+        cube = residual_table(rest, table.group_knots, knots["units"], knots["tokens"])
+        trial = replace(
+            table, residual=cube, unit_knots=knots["units"], token_knots=knots["tokens"]
+        )
+        out[part.index] = _error(part, table, residual_of(trial, part))
+    return out
+
+
+def residual_of(table: DecodeTable, cells: pd.DataFrame) -> Array:
+    """The table's residual at each cell."""
+    out = np.empty(len(cells))
+    for group in cells.group.unique():
+        mine = (cells.group == group).to_numpy()
+        units, u = np.unique(cells.units[mine].to_numpy(float), return_inverse=True)
+        tokens, t = np.unique(cells.tokens[mine].to_numpy(float), return_inverse=True)
+        out[mine] = table.residual_at(float(group), units, tokens)[u, t]
+    return out
+
+
+def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
+    """A cell with replicates (same group, units, tokens) takes their median; one without is a hole
+    filled from its neighbours; one off the knots was never in the table."""
+    shape = (table.group_knots, table.unit_knots, table.token_knots)
+    on = cells[cells.group.isin(shape[0]) & cells.units.isin(shape[1])
+               & cells.tokens.isin(shape[2]) & ~cells.stray]  # fmt: skip
+    guess = pd.Series(residual_of(table, cells), index=cells.index)
+    for (group, units, tokens), part in on.groupby(["group", "units", "tokens"]):
+        values = part.residual.to_numpy()
+        if len(values) > 1:
+            guess[part.index] = [np.median(np.delete(values, i)) for i in range(len(values))]
+            continue
+        plane = table.residual[int(np.searchsorted(shape[0], group))].copy()
+        where = int(np.searchsorted(shape[1], units)), int(np.searchsorted(shape[2], tokens))
+        plane[where] = np.nan
+        guess[part.index] = _filled(plane, np.log(shape[1]), np.log(shape[2]))[where]
+    return pd.Series(_error(cells, table, guess.to_numpy()), index=cells.index)
+
+
+def _error(cells: pd.DataFrame, table: DecodeTable, residual: Array) -> Array:
+    mean = (cells.base_s * np.exp(residual)).to_numpy()
+    out = np.empty(len(cells))
+    for kv_heads in cells.kv_heads.unique():
+        mine = (cells.kv_heads == kv_heads).to_numpy()
+        out[mine] = table.with_kv_heads(mean[mine], int(kv_heads))
+    return np.asarray((out + cells.regroup_s) / cells.cold_s - 1.0)
+
+
+def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
+    """A (units, tokens) plane without holes; see `residual_table`."""
+    along_tokens = np.stack([_line(row, log_tokens) for row in plane])
+    along_units = np.stack([_line(column, log_units) for column in plane.T]).T
+    both = _mean_of(along_tokens, along_units)
+    result = np.where(np.isnan(plane), both, plane)
+    # Beyond the measurements the base is near its ceiling: the better utilisation of the two
+    # neighbours towards the measured side goes on.
+    for u in range(len(result)):
+        for t in range(len(result[0])):
+            if np.isnan(result[u, t]):
+                fewer_units = result[u - 1, t] if u else np.nan
+                result[u, t] = np.fmin(fewer_units, result[u, t - 1] if t else np.nan)
+    for row in result:
+        _hold(row)
+    for column in result.T:
+        _hold(column)
+    return np.nan_to_num(result)
+
+
+def _mean_of(a: Array, b: Array) -> Array:
+    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
+
+
+def _line(values: Array, x: Array) -> Array:
+    """Linear interpolation across holes; NaN outside the first and last measured value."""
+    known = ~np.isnan(values)
+    if known.sum() < 2:
+        return values
+    return np.asarray(np.interp(x, x[known], values[known], left=np.nan, right=np.nan))
+
+
+def _hold(values: Array) -> None:
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known):
+        values[: known[0]] = values[known[0]]
+        values[known[-1] + 1 :] = values[known[-1]]
