@@ -37,7 +37,7 @@ from calibration.acceptance_points import (
     Series,
     published_points,
 )
-from perfmodel.acceptance_curve import (
+from perfmodel import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,

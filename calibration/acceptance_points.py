@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from perfmodel.acceptance import alpha_for_tokens_per_round
-from perfmodel.acceptance_curve import AcceptancePoint
+from perfmodel import AcceptancePoint, alpha_for_tokens_per_round
 
 NAMES = {
     "Llama3.1-8B": "llama-3.1-8b",

@@ -28,7 +28,7 @@ from calibration.attention_tables import (
     read_decode,
     read_prefill,
 )
-from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
+from perfmodel import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]

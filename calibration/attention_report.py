@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from perfmodel.attention_curve import AttentionCurve
+from perfmodel import AttentionCurve
 
 TOKEN_BANDS = {"128-512": (128, 512), "1024-4096": (1024, 4096), "8192-": (8192, np.inf)}
 UNIT_BANDS = {

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from perfmodel.attention_curve import DecodeTable
+from perfmodel import DecodeTable
 
 Array = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.attention_tables import GPUS, MeasuredGpu
-from perfmodel.collectives import CollectiveCurve, MeasuredTimes
+from perfmodel import CollectiveCurve, MeasuredTimes
 from perfmodel.units import GB, MS, US
 
 Array = NDArray[np.float64]

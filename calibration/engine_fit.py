@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,13 @@ class EngineFit:
 
     def apply(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the fitted values in place."""
-        return replace(profile, **self.values)
+        return profile.changed(**self.values)
 
 
 def bare(profile: EngineProfile) -> EngineProfile:
     """The profile with every fitted coefficient neutral: what the fit multiplies."""
     neutral = {name: 1.0 if name.endswith("factor") else 0.0 for name in NAMES}
-    return replace(profile, **neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
+    return profile.changed(**neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
 
 
 def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:

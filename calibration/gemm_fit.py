@@ -31,7 +31,7 @@ from calibration.gemm_tables import (
     read_gemm_table,
     warm_cells,
 )
-from perfmodel.gemm_curve import Waves, roofline_seconds
+from perfmodel import Waves, roofline_seconds
 from perfmodel.units import MIB, TB, TFLOP, US
 
 FloatArray = NDArray[np.float64]

@@ -6,8 +6,6 @@ the runtime itself is measured; the profile is marked as assumed until then.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -20,7 +18,7 @@ MEASUREMENT_ERROR = 0.015
 COEFFICIENTS = {
     "compute_factor": (1.0, 0.15, 0.3, 1.0),
     "activation_factor": (1.5, 0.3, 1.0, 5.0),
-    "attention_factor": (1.0, 0.02, 0.5, 2.0),
+    "attention_factor": (1.0, 0.05, 0.5, 2.0),
     "kernel_gap_s": (1e-6, 1e-6, 0.0, 1e-5),
 }
 
@@ -41,7 +39,7 @@ def errors(rows: list[PublishedRow], values: dict[str, float]) -> NDArray[np.flo
     """Signed relative errors with these coefficients, (rows, phases)."""
 
     def change(profile: EngineProfile) -> EngineProfile:
-        return replace(profile, **values)
+        return profile.changed(**values)
 
     found = [row_error(row, predict_row(row, change)).errors for row in rows]
     return np.array([[row[phase] for phase in PHASES] for row in found])

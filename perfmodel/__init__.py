@@ -3,15 +3,23 @@
 This page is the public API; everything else is found from here.
 """
 
-from perfmodel import catalog
+from perfmodel import catalog, units
 from perfmodel.acceptance import (
     Acceptance,
     accepted_distribution,
+    alpha_for_tokens_per_round,
     tokens_per_round,
     tokens_per_round_iid,
 )
-from perfmodel.acceptance_curve import AcceptanceCurve, acceptance_curve, measured_curves
-from perfmodel.attention_curve import AttentionCurve
+from perfmodel.acceptance_curves import (
+    REFERENCE_BUDGET_TOKENS,
+    AcceptanceCurve,
+    AcceptancePoint,
+    acceptance_curve,
+    kv_loss,
+    measured_curves,
+)
+from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.break_even import (
     BreakEven,
     GammaSchedule,
@@ -19,11 +27,11 @@ from perfmodel.break_even import (
     break_even_context,
     gamma_schedule,
 )
-from perfmodel.collectives import CollectiveCurve
+from perfmodel.candidates import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
+from perfmodel.collectives import CollectiveCurve, MeasuredTimes
 from perfmodel.draft_cost import DRAFTERS, Drafter
 from perfmodel.draft_plan import DraftPlan
-from perfmodel.efficiency import Efficiency, efficiency
-from perfmodel.engine_profile import (
+from perfmodel.engine import (
     EngineProfile,
     engine_names,
     engine_profile,
@@ -39,12 +47,14 @@ from perfmodel.errors import (
 )
 from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
-from perfmodel.gemm_curve import GemmCurve
+from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
+from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.hardware import GPU, Link, Machine
 from perfmodel.hf_config import from_hf_config
+from perfmodel.inputs import ScenarioInput, read_scenario, scenario_input
+from perfmodel.kernel_efficiency import Efficiency, efficiency
 from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
-from perfmodel.recommend import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
 from perfmodel.recommendation import Recommendation, recommend
 from perfmodel.report import (
     candidate_dict,
@@ -55,10 +65,8 @@ from perfmodel.report import (
     scenario_dict,
 )
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_input import ScenarioInput, read_scenario, scenario_input
 from perfmodel.speculation import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.step_time import GROUPS, Part, StepTime
-from perfmodel.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.uncertainty import (
     Interval,
     Sensitivity,
@@ -78,15 +86,18 @@ __all__ = [
     "GROUPS",
     "LOOP_AXES",
     "OBJECTIVES",
+    "REFERENCE_BUDGET_TOKENS",
     "SLO",
     "Acceptance",
     "AcceptanceCurve",
+    "AcceptancePoint",
     "AttentionCurve",
     "Block",
     "BreakEven",
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
+    "DecodeTable",
     "DoesNotFit",
     "DraftPlan",
     "Drafter",
@@ -98,11 +109,13 @@ __all__ = [
     "Interval",
     "Link",
     "Machine",
+    "MeasuredTimes",
     "MemoryEstimate",
     "ModelSpec",
     "NoFeasiblePlan",
     "OutsideTolerance",
     "Part",
+    "PrefillTable",
     "Rank",
     "Recommendation",
     "RoundEstimate",
@@ -113,9 +126,11 @@ __all__ = [
     "SpecroofError",
     "StepTime",
     "Sweep",
+    "Waves",
     "Workload",
     "acceptance_curve",
     "accepted_distribution",
+    "alpha_for_tokens_per_round",
     "break_even_batch",
     "break_even_context",
     "candidate_dict",
@@ -135,6 +150,7 @@ __all__ = [
     "from_hf_config",
     "gamma_schedule",
     "infeasible_reason",
+    "kv_loss",
     "largest_batch",
     "measured_curves",
     "memory_estimate",
@@ -147,6 +163,7 @@ __all__ = [
     "read_scenario",
     "recommend",
     "recommendation_dict",
+    "roofline_seconds",
     "scenario_dict",
     "scenario_input",
     "search",
@@ -156,6 +173,7 @@ __all__ = [
     "target_rank",
     "tokens_per_round",
     "tokens_per_round_iid",
+    "units",
     "unknown_name",
     "without_speculation",
 ]

@@ -370,7 +370,7 @@ def _ramp(excess: Array) -> Array:
 def _locate(x: Array, knots: Array) -> tuple[NDArray[np.intp], Array, Array]:
     """Left knot, weight of the right one in ln(x), and ln(x / last knot) where beyond it."""
     log_knots, log_x = np.log(knots), np.log(np.maximum(x, knots[0]))
-    left = np.clip(np.searchsorted(log_knots, log_x, side="right") - 1, 0, len(knots) - 2)
+    left = np.minimum(np.searchsorted(log_knots, log_x, side="right") - 1, len(knots) - 2)
     weight = (log_x - log_knots[left]) / (log_knots[left + 1] - log_knots[left])
     return left, np.minimum(weight, 1.0), np.maximum(log_x - log_knots[-1], 0.0)
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from perfmodel.efficiency import Efficiency, efficiency
-from perfmodel.engine_profile import EngineProfile
+from perfmodel.engine import EngineProfile
 from perfmodel.hardware import Machine
+from perfmodel.kernel_efficiency import Efficiency, efficiency
 from perfmodel.model_spec import ModelSpec, dtype_bytes
 from perfmodel.step_time import Part, StepTime
 
 Array = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0  # bf16
+_ZERO, _TRUE = np.zeros(()), np.ones((), bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +194,7 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array) -> Part:
         kv_bytes / gpu.hbm_bandwidth,
         "kv",
         rank.origin,
-        np.asarray(True),
+        _TRUE,
     )
 
 
@@ -225,7 +226,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Arra
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     return Part(
-        name, seconds, np.zeros(()), memory_s, "activations", "assumed", np.ones((), bool)
+        name, seconds, _ZERO, memory_s, "activations", "assumed", _TRUE
     )  # fmt: skip
 
 
@@ -253,15 +254,14 @@ def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
 
 
 def _link_part(rank: Rank, name: str, seconds: Array, message: Array) -> Part:
-    zero = np.zeros(())
     return Part(
         name,
         rank.engine.comm_factor * seconds,
-        zero,
+        _ZERO,
         message / rank.machine.link.bandwidth,
         "link",
         rank.origin,
-        np.ones((), bool),
+        _TRUE,
     )
 
 
@@ -272,8 +272,7 @@ def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
     per_layer = engine.layer_overhead_s + engine.layer_overhead_per_sequence_s * batch
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
-    zero = np.zeros(())
     return [
-        Part(name, np.asarray(seconds), zero, zero, "host", engine.origin, np.ones((), bool))
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin, _TRUE)
         for name, seconds in (("launch", launch), ("host", host))
     ]

@@ -182,7 +182,7 @@ class GemmCurve:
         )
         rows = np.asarray(m, dtype=np.float64)
         last = self.m_knots[-1]
-        inside = np.clip(rows, self.m_knots[0], last)
+        inside = np.minimum(np.maximum(rows, self.m_knots[0]), last)
         time = np.exp(np.interp(np.log(inside), log_m, log_s))
         # Past the last knot the layer is bound by compute: time grows with the rows.
         return np.asarray(time * np.maximum(rows / last, 1.0))

@@ -32,7 +32,7 @@ class MemoryEstimate:
     @property
     def total(self) -> Array:
         """Bytes needed per GPU."""
-        return sum((getattr(self, name) for name in TERMS), np.float64(0.0))
+        return sum((getattr(self, name) for name in TERMS), np.zeros(()))
 
     @property
     def fraction(self) -> Array:

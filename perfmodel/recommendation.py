@@ -11,8 +11,8 @@ from perfmodel.break_even import (
     break_even_context,
     gamma_schedule,
 )
+from perfmodel.candidates import Candidate, Search, Unmeasured
 from perfmodel.errors import NoFeasiblePlan
-from perfmodel.recommend import Candidate, Search, Unmeasured
 from perfmodel.uncertainty import (
     Interval,
     Sensitivity,

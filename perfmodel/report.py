@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from perfmodel.acceptance import accepted_distribution
-from perfmodel.acceptance_curve import acceptance_curve
+from perfmodel.acceptance_curves import acceptance_curve
+from perfmodel.candidates import Candidate, plan_label
 from perfmodel.errors import DoesNotFit
 from perfmodel.memory import TERMS, largest_batch
-from perfmodel.recommend import Candidate, plan_label
 from perfmodel.recommendation import Recommendation
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perfmodel.acceptance import Acceptance
 from perfmodel.draft_plan import DraftPlan
-from perfmodel.engine_profile import EngineProfile
+from perfmodel.engine import EngineProfile
 from perfmodel.errors import ConfigError
 from perfmodel.hardware import Machine
 from perfmodel.model_spec import ModelSpec, dtype_bytes

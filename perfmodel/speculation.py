@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.acceptance import alpha_for_tokens_per_round, tokens_per_round, tokens_per_round_iid
-from perfmodel.acceptance_curve import acceptance_curve
+from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.draft_cost import draft_cost
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
 from perfmodel.memory import MemoryEstimate, memory_estimate

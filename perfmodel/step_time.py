@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +65,13 @@ class Part:
         return self.origin
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class StepTime:
     """One forward pass: its parts, and sums over them; every total is a sum, never a field."""
 
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def total_s(self) -> Array:
         """Seconds of the pass. Parts of small shape are added first, so a sweep stays cheap."""
         return _sum([part.seconds for part in self.parts])
@@ -93,4 +93,4 @@ class StepTime:
 
 
 def _sum(arrays: list[Array]) -> Array:
-    return reduce(np.add, sorted(arrays, key=np.size), np.float64(0.0))
+    return reduce(np.add, sorted(arrays, key=lambda a: a.size), np.zeros(()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perfmodel.acceptance import Acceptance
-from perfmodel.acceptance_curve import acceptance_curve
+from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate, estimate
 

@@ -11,7 +11,7 @@ import pytest
 from calibration.acceptance_fit import Fit, fit_all, fit_curve, to_toml
 from calibration.acceptance_points import SMOLLM2_ALPHA, Choice, published_points
 from perfmodel.acceptance import tokens_per_round_iid
-from perfmodel.acceptance_curve import (
+from perfmodel.acceptance_curves import (
     AcceptanceCurve,
     AcceptancePoint,
     kv_loss,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.acceptance import alpha_for_tokens_per_round
-from perfmodel.acceptance_curve import (
+from perfmodel.acceptance_curves import (
     AcceptanceCurve,
     acceptance_curve,
     measured_curves,

@@ -1,8 +1,6 @@
 """What the catalog holds is what was published; what it refuses, it refuses by name."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,13 +262,3 @@ def test_any_name_is_refused_in_one_line(name: str) -> None:
         with pytest.raises(ConfigError) as caught:
             lookup(name)
         assert str(caught.value).isprintable()
-
-
-def test_importing_the_catalog_reads_no_file_and_loads_no_parser() -> None:
-    code = (
-        "import sys, perfmodel.catalog as c; print(sorted({'tomllib', 'json'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=FOLDER.parents[1], capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "[]", done.stderr

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import catalog
-from perfmodel.acceptance_curve import acceptance_curve
+from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.break_even import GAMMAS
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.errors import ConfigError
+from perfmodel.model_spec import ModelSpec
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate, estimate, without_speculation
 from perfmodel.workload import SLO
@@ -126,7 +127,8 @@ def search(
     for tp in degrees:
         scenario.target.check_tp(tp)
     chosen = choices if choices is not None else draft_choices(scenario)
-    found, unmeasured = [_plain(scenario, tp) for tp in degrees], []
+    found = [_plain(scenario, tp) for tp in degrees]
+    unmeasured: list[Candidate] = []
     for variant in _variants(scenario, chosen, degrees, budgets):
         known, point = _evaluate(variant)
         (found if known else unmeasured).extend(point)
@@ -172,9 +174,7 @@ def _variants(
                     yield replace(scenario, draft=spec, plan=plan, tp=tp)
 
 
-def _draft_tps(
-    scenario: Scenario, spec: catalog.ModelSpec, draft: str, tp: int
-) -> list[int | None]:
+def _draft_tps(scenario: Scenario, spec: ModelSpec, draft: str, tp: int) -> list[int | None]:
     if draft == "self":
         return [None]
     if scenario.plan.draft_tp is not None:

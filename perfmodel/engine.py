@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -47,6 +47,10 @@ class EngineProfile:
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
+
+    def changed(self, **coefficients: float) -> EngineProfile:
+        """The same engine with other coefficients, by field name."""
+        return replace(self, **coefficients)  # type: ignore[arg-type]
 
 
 # A key of an engine file, its unit, and the field it fills.

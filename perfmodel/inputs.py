@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perfmodel import catalog
 from perfmodel.acceptance import Acceptance
 from perfmodel.draft_plan import DraftPlan
-from perfmodel.engine_profile import engine_profile
+from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
 from perfmodel.hardware import Machine
 from perfmodel.scenario import Scenario

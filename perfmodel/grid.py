@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from perfmodel import catalog
 from perfmodel.draft_plan import MAX_GAMMA, DraftPlan
-from perfmodel.engine_profile import engine_profile
+from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
+from perfmodel.inputs import ScenarioInput, scenario_input
 from perfmodel.model_spec import dtype_bytes
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_input import ScenarioInput, scenario_input
 from perfmodel.speculation import RoundEstimate, estimate
 
 Array = NDArray[np.float64]
