@@ -27,11 +27,14 @@ DEFAULT_GAMMA = 4
 
 
 def _whole(value: Any) -> Any:
-    """A whole number, also as CSV or TOML may write it ("64", 64.0)."""
+    """A whole number, also as CSV or TOML may write it ("64", 64.0, "32_000")."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
-        value = float(value.replace("_", "").replace(",", ""))
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("must be one whole number, without thousands commas") from None
     if isinstance(value, float):
         if not math.isfinite(value) or value % 1:
             raise ValueError("must be a whole number")
