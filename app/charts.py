@@ -149,10 +149,7 @@ def step_parts(point: RoundEstimate) -> go.Figure:
                 x=[0.0 if part is None else 1e3 * float(part.seconds) for part in parts],
                 orientation="h",
                 name=name.replace("_", " "),
-                marker={
-                    "color": PART_COLOURS[GROUPS[name]],
-                    "line": {"color": "white", "width": 1},
-                },
+                marker={"color": PART_COLOURS[GROUPS[name]], "line": edge},
                 customdata=[
                     ["", ""] if part is None else [str(part.bound), part.origin_at()]
                     for part in parts
@@ -257,7 +254,7 @@ def _finish(figure: go.Figure, *, title: str, x: str, y: str, legend: bool = Tru
         showlegend=legend,
         legend={"orientation": "h", "y": -0.3, "font": {"size": 11}},
         margin={"l": 10, "r": 10, "t": 50, "b": 10},
-        height=420,
+        height=440,
         font={"family": "system-ui, sans-serif", "size": 12},
     )
     figure.update_xaxes(automargin=True)

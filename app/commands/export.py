@@ -20,6 +20,7 @@ from perfmodel import (
     export_plan,
     exportability,
     infeasible_reason,
+    unknown_name,
 )
 
 
@@ -45,6 +46,8 @@ def run_export(
         raise ConfigError(
             f"say where to: --to {', '.join(ENGINES)}; or --matrix for what each runs"
         )
+    if to not in ENGINES:
+        raise unknown_name("engine", to, ENGINES)
     if recommended:
         answer, _ = find_recommendation(flags, scenario)
         chosen, schedule = answer.best.scenario, None

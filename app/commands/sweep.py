@@ -50,7 +50,10 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
         if name in ARRAY_AXES + LOOP_AXES and _is_list(name, value)
     }
     base = {name: value for name, value in stated.items() if name not in axes}
-    return perfmodel.sweep(base, axes)
+    found = perfmodel.sweep(base, axes)
+    if all(block.scenario is None for block in found.blocks):
+        raise ConfigError(found.blocks[0].reason)
+    return found
 
 
 def _is_list(name: str, value: str) -> bool:
