@@ -189,7 +189,7 @@ def _evaluate(scenario: Scenario) -> tuple[bool, list[Candidate]]:
         acceptance_curve(scenario.target.name, plan.draft, plan.policy) is not None
     )
     point = estimate(scenario, gamma=GAMMAS)
-    cost = point.tpot_s if known else point.break_even_tokens_per_round / (GAMMAS + 1.0)
+    cost = point.tpot_s if known else point.break_even_alpha
     fits = np.broadcast_to(point.memory.fits, np.shape(cost))
     best = int(np.argmin(np.where(fits | ~np.any(fits), cost, np.inf)))
     return known, [_candidate(point, best)]

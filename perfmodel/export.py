@@ -35,7 +35,8 @@ class ExportPlan:
 
     `draft` is "none", "self" or a catalog name. `gamma_schedule` holds (lowest batch, highest
     batch, gamma), ascending from batch 1; `gamma` then holds for `batch`. `acceptance_per_position`
-    is conditional, as in `Acceptance`.
+    is conditional, as in `Acceptance`. `machine` and `engine_profile` are what the plan was
+    predicted with; only our own scenario states them.
 
     Raises
     ------
@@ -61,6 +62,8 @@ class ExportPlan:
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     acceptance_per_position: tuple[float, ...] | None = None
+    machine: str | None = None
+    engine_profile: str = "specroof"
 
     def __post_init__(self) -> None:
         for key in ("tp", "draft_tp", "batch", "prefix_tokens", "output_tokens"):
@@ -261,7 +264,8 @@ def _specroof(plan: ExportPlan) -> list[str]:
     lines += [f"gamma = {plan.gamma}", f"gpu = {_toml(plan.gpu)}", f"tp = {plan.tp}"]
     lines += [f"batch = {plan.batch}", f"prefix_tokens = {plan.prefix_tokens}"]
     lines += [f"output_tokens = {plan.output_tokens}", f"weight_dtype = {_toml(plan.weight_dtype)}"]
-    lines += [f"kv_dtype = {_toml(plan.kv_dtype)}", 'engine = "specroof"']
+    lines += [f"kv_dtype = {_toml(plan.kv_dtype)}", f"engine = {_toml(plan.engine_profile)}"]
+    lines += [f"machine = {_toml(plan.machine)}"] if plan.machine else []
     if plan.acceptance_per_position is not None and plan.draft != "none":
         values = [float(value) for value in plan.acceptance_per_position]
         key, value = (

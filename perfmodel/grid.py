@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel import catalog
+from perfmodel.draft_plan import MAX_GAMMA, DraftPlan
+from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
 from perfmodel.inputs import ScenarioInput, scenario_input
+from perfmodel.model_spec import dtype_bytes
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate, estimate
 
@@ -33,9 +38,14 @@ REASONS = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:
-    """One broadcast call: the loop axes' values, the estimate, or why there is none."""
+    """One broadcast call: the loop axes' values, the estimate, or why there is none.
+
+    `axes` are this block's own values on the four array axes: without a draft γ is 0, and a budget
+    that is not swept is that of the block's plan.
+    """
 
     names: dict[str, Any]
+    axes: dict[str, Array]
     scenario: Scenario | None
     estimate: RoundEstimate | None
     reason: str
@@ -69,13 +79,14 @@ class Sweep:
 
     @property
     def points(self) -> int:
-        """All points of the sweep."""
-        return len(self.blocks) * int(np.prod(self.shape))
+        """All points of the sweep, which are its rows."""
+        sizes = ([len(values) for values in block.axes.values()] for block in self.blocks)
+        return sum(math.prod(size) for size in sizes)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One dict a point: axes, results and reason; the CSV's rows."""
         for block in self.blocks:
-            yield from _block_rows(block, self.axes)
+            yield from _block_rows(block)
 
 
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
@@ -92,17 +103,25 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     Raises
     ------
     ConfigError
-        For an unknown axis, an empty one, or more than 50 million points.
+        For an unknown axis, an empty one, an unknown name on one, more than 50 million points, or
+        tokens_per_round given for more than one γ.
     """
     _check_axes(axes)
+    _check_names(axes)
     stated = scenario_input({**base, **{name: values[0] for name, values in axes.items()}})
+    if stated.tokens_per_round is not None and len(axes.get("gamma", ())) > 1:
+        raise ConfigError("tokens_per_round holds for one gamma; sweep gamma with acceptance")
     loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
     blocks = [
         _block(stated, dict(zip(loops, values, strict=True)), axes)
         for values in itertools.product(*loops.values())
     ]
-    grid = {name: _axis(name, stated, axes, blocks) for name in ARRAY_AXES}
-    return Sweep(grid, tuple(blocks))
+    return Sweep(_union(blocks), tuple(blocks))
+
+
+def _union(blocks: list[Block]) -> dict[str, Array]:
+    """Per array axis the longest of the blocks' own: the values that were swept."""
+    return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
 
 
 def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
@@ -117,6 +136,24 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
         raise ConfigError(f"{points:,} points exceed {MAX_POINTS:,}; use fewer values on an axis")
 
 
+def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
+    """A name that does not exist is bad input, not an infeasible point."""
+    for name in axes.get("gpu", ()):
+        catalog.gpu(str(name))
+    for name in axes.get("engine", ()):
+        engine_profile(str(name), "")
+    for choice in axes.get("draft", ()):
+        draft, _, policy = str(choice).partition(":")
+        if draft not in ("self", "none"):
+            catalog.model(draft)
+        if policy:
+            DraftPlan(policy=policy)
+    for policy in axes.get("draft_policy", ()):
+        DraftPlan(policy=str(policy))
+    for dtype in (*axes.get("weight_dtype", ()), *axes.get("kv_dtype", ())):
+        dtype_bytes(str(dtype))
+
+
 def _block(
     stated: ScenarioInput, names: dict[str, Any], axes: Mapping[str, Sequence[Any]]
 ) -> Block:
@@ -126,28 +163,33 @@ def _block(
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
-    # Array axes are checked as arrays; a lone budget must not be checked against one prefix.
+    # Array axes are checked point by point; a lone budget must not fail at the shortest prefix.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1
+    if "prefix_tokens" in axes:
+        values["prefix_tokens"] = max(axes["prefix_tokens"])
     try:
         scenario = scenario_input(values).scenario()
     except ConfigError as error:
-        return Block(names, None, None, str(error))
-    arrays = {name: _column(axes[name], name) for name in ARRAY_AXES if name in axes}
-    if scenario.plan.draft == "none":
-        arrays["gamma"] = np.zeros((1, 1, 1, 1))
-    return Block(
-        names,
-        scenario,
-        estimate(
-            scenario,
-            batch=arrays.get("batch"),
-            prefix_tokens=arrays.get("prefix_tokens"),
-            gamma=arrays.get("gamma"),
-            kv_budget_tokens=arrays.get("kv_budget"),
+        unknown = {name: _swept(name, axes, getattr(stated, name)) for name in ARRAY_AXES}
+        return Block(names, unknown, None, None, str(error))
+    plan, work = scenario.plan, scenario.workload
+    own = {
+        "batch": _swept("batch", axes, work.batch),
+        "prefix_tokens": _swept("prefix_tokens", axes, work.prefix_tokens),
+        "gamma": _swept("gamma", {} if plan.draft == "none" else axes, plan.gamma),
+        "kv_budget": _swept(
+            "kv_budget", {} if plan.policy == "full" else axes, plan.kv_budget_tokens
         ),
-        "",
+    }
+    point = estimate(
+        scenario,
+        batch=_open(own, "batch"),
+        prefix_tokens=_open(own, "prefix_tokens"),
+        gamma=_open(own, "gamma"),
+        kv_budget_tokens=_open(own, "kv_budget"),
     )
+    return Block(names, own, scenario, point, "")
 
 
 _DRAFT_KEYS = (
@@ -162,60 +204,70 @@ _DRAFT_KEYS = (
 )
 
 
-def _column(values: Sequence[Any], name: str) -> Array:
-    """An axis as an open array along its own dimension, checked."""
-    array = np.asarray([float(v) for v in values])
-    lowest = 0 if name == "gamma" else 1
+def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Array:
+    """The values of one array axis, checked; one value where it is not swept."""
+    array = np.asarray([float(v) for v in axes.get(name, (otherwise or 0,))])
+    lowest = 0 if name == "gamma" or name not in axes else 1
     if not np.all(np.isfinite(array)) or np.any(array < lowest) or np.any(array % 1):
         raise ConfigError(f"{name}: every value must be a whole number of at least {lowest}")
+    if name == "gamma" and np.any(array > MAX_GAMMA):
+        raise ConfigError(f"gamma: values go up to {MAX_GAMMA} drafts a round")
+    return array
+
+
+def _open(axes: Mapping[str, Array], name: str) -> Array:
+    """An axis as an open array along its own dimension."""
     shape = [1] * len(ARRAY_AXES)
-    shape[ARRAY_AXES.index(name)] = array.size
-    return array.reshape(shape)
+    shape[ARRAY_AXES.index(name)] = axes[name].size
+    return axes[name].reshape(shape)
 
 
-def _axis(
-    name: str, stated: ScenarioInput, axes: Mapping[str, Sequence[Any]], blocks: list[Block]
-) -> Array:
-    if name in axes:
-        return _column(axes[name], name).ravel()
-    if name in ("batch", "prefix_tokens"):
-        return np.asarray([float(getattr(stated, name))])
-    plans = [block.scenario.plan for block in blocks if block.scenario is not None]
-    plan = max(plans, key=lambda p: p.gamma, default=None)
-    value = None if plan is None else plan.gamma if name == "gamma" else plan.kv_budget_tokens
-    return np.asarray([float(value or 0)])
-
-
-def _block_rows(block: Block, axes: dict[str, Array]) -> Iterator[dict[str, Any]]:
-    if block.scenario is not None and block.scenario.plan.draft == "none":
-        axes = axes | {"gamma": np.zeros(1), "kv_budget": np.zeros(1)}
-    shape = tuple(len(values) for values in axes.values())
+def _block_rows(block: Block) -> Iterator[dict[str, Any]]:
+    shape = tuple(len(values) for values in block.axes.values())
     code = np.broadcast_to(block.code, shape)
     columns = {} if block.estimate is None else _columns(block.estimate, shape)
     for index in np.ndindex(shape):
         point = {
-            name: int(values[i]) for (name, values), i in zip(axes.items(), index, strict=True)
+            name: int(values[i])
+            for (name, values), i in zip(block.axes.items(), index, strict=True)
         }
         reason = REASONS.get(int(code[index]), block.reason)
-        results = {
-            name: float(values[index]) if np.isfinite(values[index]) else None
-            for name, values in columns.items()
-        }
+        results: dict[str, float | None] = dict.fromkeys(RESULT_COLUMNS)
+        for name, values in columns.items():
+            value = float(values[index])
+            results[name] = value if math.isfinite(value) else None
         yield {**block.names, **point, **results, "feasible": not reason, "reason": reason}
+
+
+RESULT_COLUMNS = (
+    "target_step_s",
+    "verify_s",
+    "draft_step_s",
+    "overhead_s",
+    "round_s",
+    "tokens_per_round",
+    "tpot_s",
+    "speedup",
+    "ttft_s",
+    "memory_bytes_per_gpu",
+)
 
 
 def _columns(point: RoundEstimate, shape: tuple[int, ...]) -> dict[str, Array]:
     draft = np.zeros(()) if point.draft_step is None else point.draft_step.total_s
-    columns = {
-        "target_step_s": point.target_step.total_s,
-        "verify_s": point.verify.total_s,
-        "draft_step_s": draft,
-        "overhead_s": point.overhead_s,
-        "round_s": point.round_s,
-        "tokens_per_round": point.tokens_per_round,
-        "tpot_s": point.tpot_s,
-        "speedup": point.speedup,
-        "ttft_s": point.ttft_s,
-        "memory_bytes_per_gpu": point.memory.total,
+    values = (
+        point.target_step.total_s,
+        point.verify.total_s,
+        draft,
+        point.overhead_s,
+        point.round_s,
+        point.tokens_per_round,
+        point.tpot_s,
+        point.speedup,
+        point.ttft_s,
+        point.memory.total,
+    )
+    return {
+        name: np.broadcast_to(value, shape)
+        for name, value in zip(RESULT_COLUMNS, values, strict=True)
     }
-    return {name: np.broadcast_to(values, shape) for name, values in columns.items()}

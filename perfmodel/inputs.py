@@ -16,6 +16,7 @@ from perfmodel.acceptance import Acceptance
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
+from perfmodel.hardware import Machine
 from perfmodel.scenario import Scenario
 from perfmodel.workload import Workload, parse_slo
 
@@ -26,11 +27,14 @@ DEFAULT_GAMMA = 4
 
 
 def _whole(value: Any) -> Any:
-    """A whole number, also as CSV or TOML may write it ("64", 64.0)."""
+    """A whole number, also as CSV or TOML may write it ("64", 64.0, "32_000")."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
-        value = float(value.replace("_", "").replace(",", ""))
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("must be one whole number, without thousands commas") from None
     if isinstance(value, float):
         if not math.isfinite(value) or value % 1:
             raise ValueError("must be a whole number")
@@ -112,6 +116,18 @@ class ScenarioInput(BaseModel):
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None
 
+    def _machine(self) -> Machine:
+        """The machine, which `gpu` may repeat but not contradict."""
+        if self.machine is None:
+            return catalog.default_machine(self.gpu)
+        machine = catalog.machine(self.machine)
+        if "gpu" in self.model_fields_set and self.gpu.lower() != machine.gpu.name:
+            raise ConfigError(
+                f"gpu={self.gpu!r} is not what machine {machine.name} holds; "
+                f"use gpu {machine.gpu.name}, or leave one of the two out"
+            )
+        return machine
+
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
@@ -122,9 +138,7 @@ class ScenarioInput(BaseModel):
         """
         plan = self.plan()
         target = catalog.model(self.target)
-        machine = (
-            catalog.machine(self.machine) if self.machine else catalog.default_machine(self.gpu)
-        )
+        machine = self._machine()
         if plan.draft == "none":
             draft = None
         else:

@@ -168,7 +168,8 @@ def _acceptance(
     curve = acceptance_curve(scenario.target.name, plan.draft, plan.policy)
     if curve is None:
         return np.full((), np.nan), np.where(gamma == 0, 1.0, np.nan)
-    alpha = curve.alpha(kv_budget_tokens=budget, context_tokens=prefix)
+    read = prefix if plan.policy == "full" else budget
+    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=prefix)
     return alpha, tokens_per_round_iid(alpha, gamma)
 
 

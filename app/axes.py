@@ -1,0 +1,86 @@
+"""Lists and ranges in a flag's value: `1,8,64`, `1:16`, `4000:32000:4000`, `64:4096:x2`."""
+
+from __future__ import annotations
+
+import math
+
+from perfmodel import ConfigError
+
+NUMBER_AXES = ("batch", "prefix_tokens", "gamma", "kv_budget", "tp", "draft_tp")
+MAX_VALUES = 10_000
+
+
+def parse_axis(name: str, text: str) -> list[int] | list[str]:
+    """The values of an axis, each once, in the order written.
+
+    A range `a:b` includes both ends; `a:b:step` adds the step, `a:b:xN` multiplies by N.
+
+    Raises
+    ------
+    ConfigError
+        For an empty list, a term that is neither a number nor a range, or too many values.
+    """
+    terms = [term.strip() for term in text.split(",") if term.strip()]
+    if not terms:
+        raise ConfigError(f"{name}={text!r} holds no value")
+    if name not in NUMBER_AXES:
+        return list(dict.fromkeys(terms))
+    values: list[int] = []
+    for term in terms:
+        values += _range(name, term) if ":" in term else [_whole(name, term, term)]
+        if len(values) > MAX_VALUES:
+            raise ConfigError(f"{name}={_shown(text)} holds more than {MAX_VALUES:,} values")
+    return list(dict.fromkeys(values))
+
+
+def _range(name: str, term: str) -> list[int]:
+    parts = term.split(":")
+    if len(parts) > 3:
+        raise ConfigError(f"{name}: {_shown(term)} is no range; write a:b, a:b:step or a:b:xN")
+    first, last = (_whole(name, part, term) for part in parts[:2])
+    if last < first:
+        raise ConfigError(f"{name}: {_shown(term)} is empty, since {last:,} is below {first:,}")
+    if len(parts) == 3 and parts[2].startswith("x"):
+        return _geometric(name, term, first, last, parts[2][1:])
+    step = _whole(name, parts[2], term) if len(parts) == 3 else 1
+    if step < 1:
+        raise ConfigError(f"{name}: the step of {_shown(term)} must be at least 1")
+    if (last - first) / step > MAX_VALUES:
+        raise ConfigError(f"{name}: {_shown(term)} holds more than {MAX_VALUES:,} values")
+    return list(range(first, last + 1, step))
+
+
+def _geometric(name: str, term: str, first: int, last: int, text: str) -> list[int]:
+    factor = _number(name, text, term)
+    if factor < 1.01 or first < 1:
+        raise ConfigError(
+            f"{name}: {_shown(term)} does not grow; start at 1 or more, by a factor over 1.01"
+        )
+    values, value = [], float(first)
+    while round(value) <= last:
+        values.append(round(value))
+        value *= factor
+    return values
+
+
+def _whole(name: str, text: str, term: str) -> int:
+    value = _number(name, text, term)
+    if value % 1 or abs(value) > 2**53:
+        raise ConfigError(f"{name}: {_shown(term)} must hold whole numbers")
+    return int(value)
+
+
+def _number(name: str, text: str, term: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"{name}: {_shown(term)} is neither a number nor a range a:b, a:b:step or a:b:xN"
+        )
+    return value
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,205 @@
+"""`specroof`: the command line. Results go to stdout, all else to stderr.
+
+Only typer is imported here; a handler imports what it needs when it runs, so `--help` is instant
+and `predict` works where torch is absent. Exit codes: 0 fine, 1 internal error, 2 usage or bad
+input, 3 infeasible, 4 outside tolerance, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.options import with_scenario_flags
+
+app = typer.Typer(
+    name="specroof",
+    help="Will speculative decoding pay for your long-context LLM?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ScenarioFile = Annotated[
+    str | None,
+    typer.Option(
+        "--scenario",
+        metavar="FILE|NAME",
+        help="Scenario TOML, or the name of one in the catalog; flags override it.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
+
+
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    gpus = "gpus"
+    machines = "machines"
+    models = "models"
+    engines = "engines"
+    scenarios = "scenarios"
+    acceptance = "acceptance"
+
+
+@app.command()
+@with_scenario_flags
+def predict(
+    flags: dict[str, str],
+    scenario: ScenarioFile = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="CSV|-",
+            help="One scenario a row, one JSON object a line; flags hold for all rows.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict one scenario: step times, round, speedup and memory."""
+    from app.commands import predict as command
+
+    if rows is not None:
+        raise typer.Exit(command.predict_rows(flags, scenario, rows))
+    raise typer.Exit(command.predict_one(flags, scenario, as_json=as_json))
+
+
+@app.command()
+@with_scenario_flags
+def sweep(
+    flags: dict[str, str],
+    scenario: ScenarioFile = None,
+    csv: Annotated[
+        str | None,
+        typer.Option(
+            "--csv", metavar="FILE|-", help="Write every point as CSV.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict a grid: flags take lists 1,8,64 and ranges 1:16, 4000:32000:4000, 64:4096:x2."""
+    from app.commands import sweep as command
+
+    raise typer.Exit(command.run_sweep(flags, scenario, csv=csv, as_json=as_json))
+
+
+@app.command()
+@with_scenario_flags
+def recommend(
+    flags: dict[str, str],
+    scenario: ScenarioFile = None,
+    objective: Annotated[
+        str, typer.Option(metavar="throughput|latency", help="Tokens/s per GPU, or TPOT.")
+    ] = "throughput",
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a report with charts.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose draft, gamma, KV budget and TP for a workload, and say why."""
+    from app.commands import recommend as command
+
+    raise typer.Exit(
+        command.run_recommend(flags, scenario, objective=objective, html=html, as_json=as_json)
+    )
+
+
+@app.command()
+@with_scenario_flags
+def export(
+    flags: dict[str, str],
+    scenario: ScenarioFile = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE", help="vllm, sglang, tensorrt-llm or specroof.", show_default=False
+        ),
+    ] = None,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="Export the plan that `recommend` chooses.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print which engine runs which draft choice.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write there, not to stdout.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a plan as an engine's configuration."""
+    from app.commands import export as command
+
+    if matrix:
+        raise typer.Exit(command.print_matrix(as_json=as_json))
+    raise typer.Exit(
+        command.run_export(
+            flags, scenario, to=to, recommended=recommended, output=output, as_json=as_json
+        )
+    )
+
+
+@app.command("list")
+def list_catalog(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
+) -> None:
+    """List the catalog, with figures and their sources."""
+    from app.commands import listing
+
+    raise typer.Exit(listing.run_list(kind.value, as_json=as_json))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; an expected error is one line on stderr."""
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except typer.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        # The reader left; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own usage errors
+            return _fail(error.format_message(), 2)
+        from perfmodel import SpecroofError
+
+        if isinstance(error, SpecroofError):
+            return _fail(str(error), error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    """Print one line, whatever the message holds."""
+    line = " ".join(message.split())
+    print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return code
+
+
+def _interrupted() -> int:
+    return _fail("interrupted", 130)
+
+
+def main() -> NoReturn:
+    """Entry point of the `specroof` command."""
+    code = run(sys.argv[1:] or ["--help"])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

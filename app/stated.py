@@ -1,0 +1,68 @@
+"""What a user stated, from three places: a scenario file, flags over it, CSV cells over both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from perfmodel import ConfigError, read_scenario, unknown_name
+
+ACCEPTANCE = ("acceptance", "acceptance_per_position", "tokens_per_round")
+# A newly stated key drops what an earlier place said of the same thing, if its value differs.
+SUPERSEDES: dict[str, tuple[str, ...]] = {
+    "gpu": ("machine",),
+    "machine": ("gpu",),
+    "target": ACCEPTANCE,
+    "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE),
+    "draft_policy": ("kv_budget", *ACCEPTANCE),
+    **{key: tuple(k for k in ACCEPTANCE if k != key) for key in ACCEPTANCE},
+}
+
+
+def scenario_names() -> list[str]:
+    """Names of the scenarios in the catalog."""
+    folder = resources.files("perfmodel") / "catalog" / "scenarios"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[0] not in "._")
+
+
+def scenario_values(name_or_path: str) -> dict[str, Any]:
+    """Flat values of a catalog scenario, or of a file.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither such a scenario nor such a file, or it is not a flat TOML table.
+    """
+    if name_or_path in scenario_names():
+        entry = resources.files("perfmodel") / "catalog" / "scenarios" / f"{name_or_path}.toml"
+        with resources.as_file(entry) as path:
+            return read_scenario(path)
+    if "/" not in name_or_path and not name_or_path.endswith(".toml"):
+        raise unknown_name("scenario", name_or_path, scenario_names())
+    return read_scenario(name_or_path)
+
+
+def stated_values(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
+    """The scenario file's values with the flags laid over them.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a flag is empty.
+    """
+    for name, value in flags.items():
+        if not value.strip() and name != "slo":
+            raise ConfigError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
+    return override({} if scenario is None else scenario_values(scenario), flags)
+
+
+def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `new` laid over it; see `SUPERSEDES` for what a new key takes away."""
+    dropped = {
+        key
+        for name, value in new.items()
+        if str(base.get(name)) != str(value)
+        for key in SUPERSEDES.get(name, ())
+    }
+    return {k: v for k, v in base.items() if k not in dropped} | dict(new)

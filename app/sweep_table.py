@@ -1,0 +1,103 @@
+"""A sweep for people: all rows where they are few, else the best plan at each batch and prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from perfmodel import Block, Sweep, format_seconds
+
+MAX_ROWS = 40
+MAX_TABLE_ROWS = 200
+# Axes that describe the plan: the best over these is shown, the others stay rows of their own.
+PLAN_AXES = ("draft", "draft_policy", "draft_tp")
+
+
+def print_sweep(found: Sweep, console: Console) -> None:
+    """Print a sweep as a table."""
+    if found.points <= MAX_ROWS:
+        console.print(_table(list(found.rows())))
+        return
+    rows = best_rows(found)
+    console.print(f"best of {found.points:,} points at each batch and prefix; all: --csv FILE")
+    console.print(_table(rows[:MAX_TABLE_ROWS]))
+    if len(rows) > MAX_TABLE_ROWS:
+        console.print(f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; use --csv FILE")
+
+
+def best_rows(found: Sweep) -> list[dict[str, Any]]:
+    """Per hardware, batch and prefix the row with the highest speedup; infeasible ones say why."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for block in found.blocks:
+        fixed = tuple(v for name, v in block.names.items() if name not in PLAN_AXES)
+        for row in _block_best(block):
+            key = (*fixed, row["batch"], row["prefix_tokens"])
+            if key not in best or _rank(row) > _rank(best[key]):
+                best[key] = row
+    return list(best.values())
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    return row["feasible"], row["speedup"] or 0.0
+
+
+def _block_best(block: Block) -> Iterator[dict[str, Any]]:
+    """The best γ and budget of one block at each batch and prefix."""
+    shape = tuple(len(values) for values in block.axes.values())
+    speedup = np.broadcast_to(block.speedup(), shape).reshape(shape[0], shape[1], -1)
+    tpot = None
+    if block.estimate is not None:
+        tpot = np.broadcast_to(block.estimate.tpot_s, shape).reshape(speedup.shape)
+    flat = np.argmax(np.nan_to_num(speedup, nan=-1.0), axis=-1)
+    for i, batch in enumerate(block.axes["batch"]):
+        for j, prefix in enumerate(block.axes["prefix_tokens"]):
+            k, m = np.unravel_index(flat[i, j], shape[2:])
+            value = float(speedup[i, j, flat[i, j]])
+            feasible = bool((np.broadcast_to(block.code, shape)[i, j] == 0).any())
+            yield {
+                **block.names,
+                "batch": int(batch),
+                "prefix_tokens": int(prefix),
+                "gamma": int(block.axes["gamma"][k]),
+                "kv_budget": int(block.axes["kv_budget"][m]),
+                "speedup": None if np.isnan(value) else value,
+                "tpot_s": float(tpot[i, j, flat[i, j]]) if tpot is not None else None,
+                "feasible": feasible,
+                "reason": "" if feasible else block.reason or "no point fits",
+            }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    names = [key for key in rows[0] if key not in HIDDEN]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in names:
+        table.add_column(HEADERS.get(name, name), justify="left" if name == "reason" else "right")
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in names))
+    return table
+
+
+HIDDEN = ("feasible", "overhead_s", "round_s", "ttft_s", "memory_bytes_per_gpu")
+HEADERS = {
+    "prefix_tokens": "prefix",
+    "kv_budget": "budget",
+    "target_step_s": "T_T",
+    "verify_s": "T_V",
+    "draft_step_s": "T_D",
+    "tokens_per_round": "tokens/round",
+    "tpot_s": "time/token",
+}
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_s"):
+        return format_seconds(value) if value == value else "-"
+    if name == "speedup":
+        return f"{value:.2f}x"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
