@@ -40,6 +40,12 @@ class Rank:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
         return self.machine.gpu.efficiency_origin
 
+    @property
+    def all_reduce(self) -> str:
+        """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
+        unmeasured = self.machine.link.kind == "pcie" and self.origin != "fitted"
+        return "ring" if unmeasured else self.engine.all_reduce
+
 
 def forward_pass(
     rank: Rank,
@@ -240,7 +246,7 @@ def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
     reduce_s = curve.all_reduce_seconds(
-        message_bytes=message, ranks=rank.tp, algorithm=rank.engine.all_reduce,
+        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
         link_bandwidth=link.bandwidth,
     )  # fmt: skip
     passes = 2 * rank.spec.layers
