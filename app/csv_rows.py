@@ -15,29 +15,36 @@ from perfmodel import ConfigError
 MAX_CSV_BYTES = 10_000_000
 
 
-def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
     """(row number from 1, the cells that hold something) of a CSV file, or of stdin for `-`.
+
+    A row whose cells do not match the header comes as the error that says so.
 
     Raises
     ------
     ConfigError
         If the source is missing, too large, not UTF-8, empty, or its header holds a column that
-        is unknown or appears twice; for a row, if its cells do not match the header.
+        is unknown or appears twice, or if there are no rows, or a quote is never closed.
     """
     name = "stdin" if source == "-" else source
     text = _text(source, name)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = _header(next(reader, []), name)
+        number = 0
         for number, cells in enumerate((row for row in reader if row), start=1):
-            if len(cells) != len(header):
-                raise ConfigError(
-                    f"{name}: row {number} has {len(cells)} cells, the header {len(header)}"
-                )
-            pairs = zip(header, (cell.strip() for cell in cells), strict=True)
-            yield number, {column: cell for column, cell in pairs if cell}
+            yield number, _named(header, cells)
     except csv.Error as error:
         raise ConfigError(f"{name}: line {reader.line_num} is not CSV: {error}") from error
+    if number == 0:
+        raise ConfigError(f"{name}: holds a header and no rows")
+
+
+def _named(header: list[str], cells: list[str]) -> dict[str, str] | ConfigError:
+    if len(cells) != len(header):
+        return ConfigError(f"the row has {len(cells)} cells, the header {len(header)}")
+    pairs = zip(header, (cell.strip() for cell in cells), strict=True)
+    return {column: cell for column, cell in pairs if cell}
 
 
 def _text(source: str, name: str) -> str:

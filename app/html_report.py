@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.tables import (
     PLAN_HEADER,
@@ -16,6 +16,11 @@ from app.tables import (
 )
 from perfmodel import ConfigError, Recommendation, estimate, format_tokens, prediction_dict
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# A chart is drawn when its own element is parsed, before the grid around it has its final width.
+FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"
 STYLE = """
 :root { color-scheme: light }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1280px; margin: 0 auto;
@@ -24,6 +29,7 @@ h1 { font-size: 1.4rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin-top: 2
 .charts { display: grid; gap: 1rem;
           grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)) }
 .chart { min-width: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden }
+.chart h3 { font-size: 1rem; margin: .7rem 1rem 0 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
          white-space: nowrap }
@@ -66,7 +72,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,"><title>specroof: recommendation</title>'
-        f"<style>{STYLE}</style><script>{script}</script></head>\n"
+        f"<style>{STYLE}</style><script>{script};{FIT}</script></head>\n"
         f"<body>{''.join(sections)}</body></html>\n"
     )
 
@@ -90,15 +96,19 @@ def _charts(answer: Recommendation) -> tuple[str, list[str]]:
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))
     figures.append(charts.tornado(answer.sensitivities, studied.speedup))
-    elements = [
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            config={"responsive": True, "displaylogo": False},
-        )
-        for figure in figures
-    ]
-    return get_plotlyjs(), [f'<div class="chart">{element}</div>' for element in elements]
+    return get_plotlyjs(), [_chart(figure) for figure in figures]
+
+
+def _chart(figure: go.Figure) -> str:
+    """A figure under its title, which as text wraps on a narrow screen."""
+    title = figure.layout.title.text
+    figure.update_layout(title_text="", margin_t=10)
+    element = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displayModeBar": False},
+    )
+    return f'<div class="chart"><h3>{escape(title)}</h3>{element}</div>'
 
 
 def _more_tables(result: Mapping[str, Any]) -> list[str]:

@@ -187,14 +187,21 @@ def read_scenario(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a scenario")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {type(error).__name__}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a scenario")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply for a scenario") from error
+    except ValueError as error:  # not TOML, or a number of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from error
     nested = [key for key, value in table.items() if isinstance(value, dict)]
     if nested:
@@ -211,5 +218,12 @@ def _one_line(error: ValidationError, origin: str) -> str:
         known = ", ".join(near or sorted(ScenarioInput.model_fields))
         return f"{prefix}unknown key {key!r}. {'Nearest' if near else 'Known'}: {known}."
     why = first["msg"].removeprefix("Value error, ")
-    value = "" if not key else f"{key}={str(first['input'])[:80]!r}: "
+    value = "" if not key else f"{key}={_shown(first['input'])}: "
     return f"{prefix}{value}{why[0].lower()}{why[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as stated, cut to a line; a whole number can be too long to write out."""
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        return f"about 2**{value.bit_length()}"
+    return repr(str(value)[:80])

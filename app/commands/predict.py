@@ -36,10 +36,13 @@ def predict_rows(flags: dict[str, str], scenario: str | None, source: str) -> in
     bad = 0
     for number, cells in csv_rows(source):
         try:
-            print(json_line({"row": number, **_prediction(override(base, cells))}))
+            if isinstance(cells, ConfigError):
+                raise cells
+            result = _prediction(override(base, cells))
         except ConfigError as error:
             bad += 1
-            print(json_line({"row": number, "error": str(error), "feasible": False}))
+            result = {"error": str(error), "feasible": False}
+        print(json_line({"row": number, **result}))
     if bad:
         raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {_shown(source)}")
     return 0
