@@ -130,7 +130,8 @@ class CollectiveCurve:
             return self._ring_seconds(np.asarray(message_bytes, float), ranks, link_bandwidth)
         if algorithm not in ALGORITHMS:
             raise ConfigError(
-                f"unknown all-reduce algorithm {algorithm!r}. Use best, ring, {', '.join(ALGORITHMS)}."
+                f"unknown all-reduce algorithm {algorithm!r}. "
+                f"Use best, ring, {', '.join(ALGORITHMS)}."
             )
         return self._seconds("all_reduce", algorithm, message_bytes, ranks, link_bandwidth)
 
