@@ -177,6 +177,36 @@ def validate_published(
     raise typer.Exit(command.run_published(tolerance=tolerance, as_json=as_json))
 
 
+run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+# The engine's own parser reads these flags, and `python -m runtime.bench` the same.
+ENGINE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@run_app.command("baseline", context_settings=ENGINE_FLAGS, add_help_option=False)
+def run_baseline(context: typer.Context, scenario: ScenarioFile = None) -> None:
+    """Decode plainly, one token a pass."""
+    from app.commands import run as command
+
+    raise typer.Exit(command.run_mode("baseline", context.args, scenario))
+
+
+@run_app.command("standalone", context_settings=ENGINE_FLAGS, add_help_option=False)
+def run_standalone(context: typer.Context, scenario: ScenarioFile = None) -> None:
+    """Speculate with a smaller model as draft."""
+    from app.commands import run as command
+
+    raise typer.Exit(command.run_mode("standalone", context.args, scenario))
+
+
+@run_app.command("selfspec", context_settings=ENGINE_FLAGS, add_help_option=False)
+def run_selfspec(context: typer.Context, scenario: ScenarioFile = None) -> None:
+    """Speculate with the target itself, reading part of its cache."""
+    from app.commands import run as command
+
+    raise typer.Exit(command.run_mode("selfspec", context.args, scenario))
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:

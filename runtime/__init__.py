@@ -1,1 +1,62 @@
-"""A tensor-parallel speculative engine that executes the scenarios that `perfmodel` predicts."""
+"""A tensor-parallel speculative engine that executes the scenarios that `perfmodel` predicts.
+
+This page is the public API. A name is imported when it is first used, so that `import runtime`
+needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
+    from runtime.bench_options import parse_options
+    from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
+    from runtime.contracts import DraftChoice, ModelShape
+    from runtime.distributed import ALONE, Group, Ranks, connect
+    from runtime.engine import Engine
+    from runtime.errors import EngineError
+    from runtime.launch import launch_ranks
+    from runtime.results import GenerationResult
+    from runtime.sampling import SamplingParams
+    from runtime.transformer import Decoder
+    from runtime.weights import MetaWeights, load_weights
+
+__all__ = [
+    "ALONE",
+    "BatchShape",
+    "Decoder",
+    "DecoderConfig",
+    "DraftChoice",
+    "Engine",
+    "EngineError",
+    "EngineSetup",
+    "GenerationResult",
+    "Group",
+    "MetaWeights",
+    "Model",
+    "ModelShape",
+    "Ranks",
+    "SamplingParams",
+    "build_engine",
+    "config_of_shape",
+    "connect",
+    "hf_config",
+    "launch_ranks",
+    "load_weights",
+    "parse_options",
+    "read_config",
+]
+
+_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "assembly", "distributed",
+            "engine", "results", "sampling", "transformer", "weights")  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = import_module(f"{__name__}.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,25 @@
+"""Expected outcomes of a run: each is one line for the user and an exit code."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every outcome that is reported as one line."""
+
+    exit_code = 1
+
+
+class InputError(EngineError):
+    """Bad input: a flag, a config, a file of weights or a prompt that does not hold."""
+
+    exit_code = 2
+
+
+class OutOfPages(EngineError):
+    """The KV cache is full; the message shows what was asked, what is held and what is free."""
+
+    exit_code = 3
+
+
+class RankFailed(EngineError):
+    """A rank died or threw; the message is that rank's own."""

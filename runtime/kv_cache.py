@@ -1,0 +1,123 @@
+"""The paged KV cache: one pool of pages, and each sequence's own list of them.
+
+A page holds `page_tokens` tokens of every layer, keys and values. Which pages a sequence has is
+known on the host alone, so growing, rolling back and freeing touch no tensor. A page may be freed
+and given to another sequence without being cleared: nothing reads a slot that it did not write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from runtime.config import DecoderConfig
+from runtime.errors import OutOfPages
+
+
+@dataclass(slots=True)
+class PageTable:
+    """One sequence's pages in order, and how many of their slots hold tokens."""
+
+    pages: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+class PagedCache:
+    """Keys and values of one model on one rank.
+
+    Parameters
+    ----------
+    pages, page_tokens : int
+        Pages in the pool; tokens in a page.
+    kv_heads : int
+        KV heads of this rank.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        kv_heads: int,
+        pages: int,
+        page_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.pages = pages
+        shape = (config.layers, 2, pages, page_tokens, kv_heads, config.head_dim)
+        try:
+            # Zeros and not garbage: a padded read is masked, and 0 times NaN is still NaN.
+            self.storage = torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError as error:
+            asked = torch.Size(shape).numel() * dtype.itemsize
+            raise OutOfPages(
+                f"no memory for a KV cache of {asked / 1e9:.2f} GB: {pages:,} pages of "
+                f"{page_tokens} tokens at {asked // (pages * page_tokens):,} bytes a token"
+            ) from error
+        self._free = list(range(pages - 1, -1, -1))
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        return len(self._free)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole pool."""
+        return self.storage.numel() * self.storage.element_size()
+
+    def slots(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (pages * page_tokens, kv_heads, head_dim)."""
+        keys, values = self.storage[layer]
+        return keys.flatten(0, 1), values.flatten(0, 1)
+
+    # ---- pages of one sequence ----------------------------------------------------------------
+
+    def take(self, count: int) -> list[int]:
+        """`count` free pages.
+
+        Raises
+        ------
+        OutOfPages
+            If there are fewer.
+        """
+        if count > len(self._free):
+            raise OutOfPages(
+                f"the KV cache is out of pages: {count} more asked ({count * self.page_tokens:,} "
+                f"tokens), {len(self._free)} free of {self.pages:,} pages of {self.page_tokens} "
+                f"tokens; use a smaller batch, shorter sequences or more pages"
+            )
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, pages: list[int]) -> None:
+        """Free these pages."""
+        self._free.extend(reversed(pages))
+
+    def reserve(self, table: PageTable, new_tokens: int) -> None:
+        """Make room for `new_tokens` after those that the table holds."""
+        needed = pages_for(table.tokens + new_tokens, self.page_tokens)
+        table.pages += self.take(max(0, needed - len(table.pages)))
+
+    def truncate(self, table: PageTable, tokens: int) -> None:
+        """Keep the first `tokens` tokens and free every page past them: the roll-back."""
+        kept = pages_for(tokens, self.page_tokens)
+        self.give_back(table.pages[kept:])
+        del table.pages[kept:]
+        table.tokens = tokens
+
+    def drop_page(self, table: PageTable, index: int) -> None:
+        """Take one whole page out of the middle: a ring forgets its oldest window page."""
+        self.give_back([table.pages.pop(index)])
+        table.tokens -= self.page_tokens
+
+    def release(self, table: PageTable) -> None:
+        """Free everything that a finished sequence holds."""
+        self.truncate(table, 0)
+
+
+def pages_for(tokens: int, page_tokens: int) -> int:
+    """Pages that hold `tokens` tokens."""
+    return -(-tokens // page_tokens)

@@ -1,0 +1,171 @@
+"""One process per rank on this host, watched: the first failure ends them all, with its message.
+
+Ranks find each other through the environment, in torchrun's own names; under torchrun this launcher
+is not used, and a rank cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from runtime.errors import EngineError, RankFailed
+
+GRACE_S = 5.0  # between asking a rank to stop and killing it
+FAILURE_FOLDER = "SPECROOF_FAILURE_FOLDER"
+_POLL_S = 0.05
+
+
+def launch_ranks(command: Sequence[str], ranks: int, *, timeout_s: float | None = None) -> None:
+    """Run `command` once per rank and wait for all.
+
+    Parameters
+    ----------
+    command : list of str
+        Program and arguments; rank 0 inherits stdout, the others write to stderr alone.
+    ranks : int
+        Processes to start.
+    timeout_s : float, optional
+        Stop everything after so long.
+
+    Raises
+    ------
+    RankFailed
+        When a rank fails, within seconds, after all others were stopped; carries its message and,
+        for bad input, its exit code.
+    """
+    with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            port = _free_port()
+            for rank in range(ranks):
+                processes.append(_start(command, rank, ranks, port, folder))
+            failed = _wait(processes, timeout_s)
+            if failed is not None:
+                time.sleep(2 * _POLL_S)  # let the rank that failed first have said so
+                raise _failure(processes, Path(folder))
+        finally:
+            _stop(processes)
+
+
+def _start(
+    command: Sequence[str], rank: int, ranks: int, port: int, folder: str
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        FAILURE_FOLDER: folder,
+    }
+    out = None if rank == 0 else sys.stderr
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, start_new_session=True
+    )
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float | None) -> int | None:
+    """The first rank found to have failed, or None when all have ended well."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank
+        if all(code == 0 for code in codes):
+            return None
+        if deadline is not None and time.monotonic() > deadline:
+            raise RankFailed(f"stopped after {timeout_s:g} s: the ranks had not ended")
+        time.sleep(_POLL_S)
+
+
+def _failure(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> RankFailed:
+    """What went wrong first: a rank that died without a word, else the earliest message."""
+    reports = sorted(folder.glob("rank-*"), key=lambda report: report.stat().st_mtime_ns)
+    spoken = {report.name for report in reports}
+    for rank, process in enumerate(processes):
+        code = process.poll()
+        if code and f"rank-{rank}" not in spoken:
+            killed = code < 0
+            how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
+            return RankFailed(f"rank {rank} {how}; all ranks were stopped")
+    code_text, message, trace = reports[0].read_text(encoding="utf-8").split("\n", 2)
+    sys.stderr.write(trace)  # of a bug; an expected outcome has none
+    who = f"{reports[0].name.replace('-', ' ')}: " if len(processes) > 1 else ""
+    error = RankFailed(who + message.rstrip("\n"))
+    error.exit_code = int(code_text)
+    return error
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End every rank still alive: ask, wait, kill."""
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for process in alive:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---- on the side of a rank --------------------------------------------------------------------
+
+
+def run_rank(body: Callable[[], None]) -> int:
+    """Run one rank's work; a failure is one line on stderr, a note for the launcher, a code.
+
+    Peers that wait for this rank see its connection close and fail in turn.
+    """
+    _end_with_parent()
+    try:
+        body()
+    except KeyboardInterrupt:
+        return 130
+    except EngineError as error:
+        return _report(str(error), error.exit_code)
+    except Exception as error:
+        return _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
+    return 0
+
+
+def _report(message: str, code: int, trace: str = "") -> int:
+    line = " ".join(message.split())
+    rank = os.environ.get("RANK", "0")
+    folder = os.environ.get(FAILURE_FOLDER)
+    if folder is None:
+        print(f"{trace}error: rank {rank}: {line}", file=sys.stderr, flush=True)
+    else:
+        Path(folder, f"rank-{rank}").write_text(f"{code}\n{line}\n{trace}", encoding="utf-8")
+    return code
+
+
+def _end_with_parent() -> None:
+    """End this process soon after its parent has: a killed launcher leaves nothing behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,79 @@
+"""What a run gives back: the sequences, what every round did, and how long the phases took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One round: its γ, and per active sequence the drafts accepted and the tokens kept."""
+
+    gamma: int
+    accepted: tuple[int, ...]  # 0 ... γ each, by the verdict
+    kept_tokens: tuple[int, ...]  # 1 ... γ + 1 each, fewer where a sequence ended inside
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSequence:
+    """One sequence's generated tokens and why it ended: "eos" or "length"."""
+
+    prompt_tokens: int
+    generated: tuple[int, ...]
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """A whole run on one rank; `phases` holds the seconds of every occurrence of each phase."""
+
+    sequences: tuple[FinishedSequence, ...]
+    rounds: tuple[RoundRecord, ...]
+    phases: Mapping[str, Sequence[float]]
+    ttft_s: float
+    decode_s: float
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all sequences, each one's first included."""
+        return sum(len(sequence.generated) for sequence in self.sequences)
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Mean over sequences and rounds of accepted drafts plus the target's own token."""
+        counts = [n + 1 for record in self.rounds for n in record.accepted]
+        return fmean(counts) if counts else None
+
+    @property
+    def acceptance_per_position(self) -> list[float | None]:
+        """P(draft i accepted, given all before it were); None where none got that far."""
+        gamma = max((record.gamma for record in self.rounds), default=0)
+        accepted = [n for record in self.rounds for n in record.accepted]
+        rates: list[float | None] = []
+        for position in range(gamma):
+            reached = sum(n >= position for n in accepted)
+            passed = sum(n > position for n in accepted)
+            rates.append(passed / reached if reached else None)
+        return rates
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain data; seconds, tokens, and tokens per second."""
+        decoded = self.generated_tokens - len(self.sequences)
+        per_sequence = max(len(sequence.generated) - 1 for sequence in self.sequences)
+        return {
+            "generated_tokens": self.generated_tokens,
+            "rounds": len(self.rounds),
+            "tokens_per_round": self.tokens_per_round,
+            "acceptance_per_position": self.acceptance_per_position,
+            "ttft_s": self.ttft_s,
+            "decode_s": self.decode_s,
+            "tpot_s": self.decode_s / per_sequence if per_sequence else None,
+            "tokens_per_s": decoded / self.decode_s if self.decode_s else None,
+            "phase_s": {
+                name: {"count": len(times), "total": sum(times), "mean": fmean(times)}
+                for name, times in self.phases.items()
+            },
+        }

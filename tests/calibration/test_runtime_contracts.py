@@ -1,0 +1,64 @@
+"""Both sides of the seam agree: the same shapes, the same bytes, the same plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from perfmodel import DraftPlan, ModelSpec, catalog, from_hf_config
+from runtime import (
+    ALONE,
+    BatchShape,
+    EngineSetup,
+    Group,
+    MetaWeights,
+    Model,
+    Ranks,
+    build_engine,
+    config_of_shape,
+    hf_config,
+    load_weights,
+)
+
+TINY = ModelSpec(
+    name="tiny",
+    layers=2,
+    hidden=32,
+    query_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    ffn_hidden=48,
+    vocab=101,
+    max_context_tokens=512,
+)
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_sharded_weights_have_the_bytes_that_were_predicted(name: str) -> None:
+    spec = catalog.model(name)
+    config = config_of_shape(spec)
+    for tp in (1, 2, 4, 8, 16):
+        if spec.splits_over(tp):
+            for rank in {0, tp - 1}:
+                weights = load_weights(config, MetaWeights(torch.bfloat16), Group(rank, tp))
+                assert weights.bytes == spec.weight_bytes_per_rank(tp)
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_a_shape_survives_the_config_that_the_runtime_writes(name: str) -> None:
+    spec = catalog.model(name)
+    again = from_hf_config(hf_config(spec), name=name)
+    assert again.weight_bytes_per_rank(1) == spec.weight_bytes_per_rank(1)
+    assert again.kv_bytes_per_token_per_rank(1) == spec.kv_bytes_per_token_per_rank(1)
+
+
+def test_the_plan_that_was_predicted_is_the_one_that_runs() -> None:
+    plan = DraftPlan(draft="self", policy="streamingllm", gamma=3, kv_budget_tokens=32)
+    model = Model(config=config_of_shape(TINY), seed=1)
+    setup = EngineSetup(target=model, draft=None, plan=plan)
+    engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([50], [20]))
+    result = engine.generate([list(range(50))], [20])
+    assert result.generated_tokens == 20
+    assert {record.gamma for record in result.rounds} == {3}
+    token_bytes = TINY.kv_bytes_per_token_per_rank(1) * 2  # float32 here, bf16 in the spec
+    assert engine.cache.bytes == engine.cache.pages * engine.cache.page_tokens * token_bytes

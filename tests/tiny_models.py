@@ -1,0 +1,121 @@
+"""Tiny seeded decoders, one for every family the runtime reads, and a way to run a batch on one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
+from runtime.bench_options import RunPlan
+from runtime.config import DecoderConfig, RopeScaling
+from runtime.distributed import ALONE, Ranks
+from runtime.engine import Engine
+from runtime.results import GenerationResult
+
+VOCAB = 101
+_SHAPE: dict[str, Any] = {
+    "layers": 2, "hidden": 32, "query_heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_hidden": 48,
+    "vocab": VOCAB, "max_context_tokens": 512,
+}  # fmt: skip
+LLAMA3_ROPE = RopeScaling(
+    kind="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_context_tokens=64,
+)
+FAMILIES = {
+    "llama-2": DecoderConfig(name="llama-2", **{**_SHAPE, "kv_heads": 4}),
+    "llama-3.1": DecoderConfig(
+        name="llama-3.1", **_SHAPE, rope_theta=5e5, rope_scaling=LLAMA3_ROPE
+    ),
+    "llama-3.2": DecoderConfig(
+        name="llama-3.2", **_SHAPE, tied_embeddings=True, rope_scaling=LLAMA3_ROPE
+    ),
+    "tinyllama": DecoderConfig(
+        name="tinyllama",
+        **{**_SHAPE, "kv_heads": 1},
+        rope_scaling=RopeScaling(kind="linear", factor=2.0),
+    ),
+    "mistral": DecoderConfig(name="mistral", **_SHAPE, sliding_window_tokens=24),
+    "qwen2.5": DecoderConfig(name="qwen2.5", **_SHAPE, qkv_bias=True, rope_theta=1e6),
+    "qwen3": DecoderConfig(
+        name="qwen3", **{**_SHAPE, "head_dim": 16}, qk_norm=True, tied_embeddings=True
+    ),
+}
+SMALL = DecoderConfig(
+    name="small", **{**_SHAPE, "layers": 1, "hidden": 16, "query_heads": 2, "ffn_hidden": 24}
+)
+DRAFTS = (
+    "self-full", "self-streamingllm", "self-snapkv", "small-full", "small-streamingllm",
+    "near-full", "near-streamingllm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One batch on one tiny model."""
+
+    family: str
+    prompts: Sequence[Sequence[int]]
+    new_tokens: Sequence[int]
+    draft: str = "none"  # or one of DRAFTS; "near" is the target itself as a standalone model
+    gamma: int = 0
+    budget: int = 24
+    page_tokens: int = 4
+    seed: int = 1
+    chunk_tokens: int = 64
+    dtype: torch.dtype = torch.float64
+    eos: frozenset[int] = frozenset()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Case:
+        """The same batch without a draft."""
+        return replace(self, draft="none", gamma=0)
+
+
+def build(case: Case) -> Engine:
+    """An engine for the case."""
+    who, _, policy = case.draft.partition("-")
+    target = FAMILIES[case.family]
+    draft = {"small": Model(config=SMALL, seed=7), "near": Model(config=target, seed=case.seed)}
+    plan = RunPlan(
+        draft=who,
+        policy=policy or "full",
+        gamma=case.gamma,
+        kv_budget_tokens=None if policy == "full" else case.budget,
+        sink_tokens=4,
+        draft_tp=None,
+    )
+    setup = EngineSetup(
+        target=Model(config=target, seed=case.seed),
+        draft=draft.get(who),
+        plan=plan,
+        dtype=case.dtype,
+        page_tokens=case.page_tokens,
+        chunk_tokens=case.chunk_tokens,
+        snapkv_window=8,
+        **case.extra,
+    )
+    shape = BatchShape([len(prompt) for prompt in case.prompts], case.new_tokens)
+    return build_engine(setup, Ranks(ALONE, ALONE), shape, case.eos)
+
+
+def run(case: Case) -> GenerationResult:
+    """Generate, and see that every page came back."""
+    engine = build(case)
+    result = engine.generate(case.prompts, case.new_tokens)
+    for cache in (engine.cache, getattr(engine.drafter, "cache", engine.cache)):
+        assert cache.free_pages == cache.pages
+    return result
+
+
+def random_prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:
+    """Seeded prompts of these lengths."""
+    source = random.Random(seed)
+    return [[source.randrange(VOCAB) for _ in range(length)] for length in lengths]
