@@ -161,10 +161,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:
         return int(app(arguments, standalone_mode=False) or 0)
-    except typer.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
+    except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
+        return 130
     except BrokenPipeError:
         # The reader left; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -184,10 +182,6 @@ def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
-
-
-def _interrupted() -> int:
-    return _fail("interrupted", 130)
 
 
 def main() -> NoReturn:
