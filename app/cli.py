@@ -157,6 +157,26 @@ def list_catalog(
     raise typer.Exit(listing.run_list(kind.value, as_json=as_json))
 
 
+validate = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
+app.add_typer(validate, name="validate")
+
+
+@validate.command("published")
+def validate_published(
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0.0, help="Held-out mean absolute error allowed per phase."
+        ),
+    ] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Predict published step times, seen and held out; exit 4 outside the tolerance."""
+    from app.commands import validate as command
+
+    raise typer.Exit(command.run_published(tolerance=tolerance, as_json=as_json))
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from calibration.published import PublishedRow, RowError, magicdec_rows, predict_row, row_error
+from calibration.published import (
+    PHASES,
+    PublishedRow,
+    RowError,
+    magicdec_rows,
+    predict_row,
+    row_error,
+)
 from perfmodel import EngineProfile, StepTime, catalog
 
 Array = NDArray[np.float64]
@@ -108,53 +115,64 @@ def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Rows to fit on, and rows held out."""
+    """Rows to fit on, rows held out, and which of their figures the fit has truly not seen."""
 
     name: str
     fitted: tuple[PublishedRow, ...]
     held_out: tuple[PublishedRow, ...]
+    unseen: tuple[str, ...]
+
+
+# What is left out, and what that hides. T_T is published once per batch and context and repeated
+# for every draft, so leaving a draft out hides T_D and the speedup only.
+_LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] = {
+    "a draft (its table and TP)": (
+        lambda row: (row.draft, row.draft_policy),
+        ("draft_step_s", "speedup"),
+    ),
+    "a γ": (lambda row: row.gamma, ("verify_s", "draft_step_s", "speedup")),
+    "a batch": (lambda row: row.batch, (*PHASES, "speedup")),
+    "a context": (lambda row: row.prefix_tokens, (*PHASES, "speedup")),
+}
 
 
 def splits(rows: Sequence[PublishedRow]) -> list[Split]:
-    """Leave one out, within each GPU: a draft (with its TP), a table, a batch, a context, a γ."""
-    keys: dict[str, Callable[[PublishedRow], object]] = {
-        "table": lambda r: r.table,
-        "draft": lambda r: (r.draft, r.draft_policy),
-        "batch": lambda r: r.batch,
-        "context": lambda r: r.prefix_tokens,
-        "gamma": lambda r: r.gamma,
-    }
+    """Leave one value out, within each GPU, of draft, γ, batch and context."""
     found = []
     for gpu in dict.fromkeys(row.gpu for row in rows):
         mine = [row for row in rows if row.gpu == gpu]
-        for label, key in keys.items():
+        for label, (key, unseen) in _LEFT_OUT.items():
             values = dict.fromkeys(key(row) for row in mine)
             if len(values) < 2:
                 continue
             for value in values:
                 kept = tuple(row for row in mine if key(row) != value)
                 left = tuple(row for row in mine if key(row) == value)
-                found.append(Split(name=f"{gpu}, {label} out", fitted=kept, held_out=left))
+                name = f"{gpu}, {label} out"
+                found.append(Split(name=name, fitted=kept, held_out=left, unseen=unseen))
     return found
 
 
 def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
     """The harshest: one GPU's rows predicted with the engine as fitted on the other GPU's."""
-    gpus = list(dict.fromkeys(row.gpu for row in rows))
     return [
         Split(
-            name=f"{gpu} out (fitted on the other GPU and target)",
+            name=f"{gpu} out, with its target and tables",
             fitted=tuple(row for row in rows if row.gpu != gpu),
             held_out=tuple(row for row in rows if row.gpu == gpu),
+            unseen=(*PHASES, "speedup"),
         )
-        for gpu in gpus
+        for gpu in dict.fromkeys(row.gpu for row in rows)
     ]
 
 
 def held_out_errors(split: Split) -> list[RowError]:
-    """Errors of the held-out rows under a fit that has not seen them."""
+    """Errors of what the fit has not seen."""
     fit = fit_rows(split.fitted)
-    return [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
+    found = [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
+    return [
+        RowError(row=e.row, errors={name: e.errors[name] for name in split.unseen}) for e in found
+    ]
 
 
 def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, EngineFit]:

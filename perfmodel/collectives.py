@@ -111,7 +111,7 @@ class CollectiveCurve:
         algorithm : str
             "nccl"; "custom", vLLM's one- and two-shot kernels inside a CUDA graph, which hand over
             to NCCL from 8 MB; "custom_eager", the same launched eagerly; "best", the faster of
-            "nccl" and "custom".
+            "nccl" and "custom"; "ring", NCCL where every link is as good as that of two GPUs.
         link_bandwidth : float
             Of one GPU, one direction. Where it differs from the measured machine's, the time above
             the latency scales with it. [bytes/s]
@@ -126,9 +126,12 @@ class CollectiveCurve:
             times = [self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth)
                      for n in names]  # fmt: skip
             return np.asarray(np.minimum.reduce(times))
+        if algorithm == "ring":
+            return self._ring_seconds(np.asarray(message_bytes, float), ranks, link_bandwidth)
         if algorithm not in ALGORITHMS:
             raise ConfigError(
-                f"unknown all-reduce algorithm {algorithm!r}. Use best, {', '.join(ALGORITHMS)}."
+                f"unknown all-reduce algorithm {algorithm!r}. "
+                f"Use best, ring, {', '.join(ALGORITHMS)}."
             )
         return self._seconds("all_reduce", algorithm, message_bytes, ranks, link_bandwidth)
 
@@ -137,6 +140,19 @@ class CollectiveCurve:
     ) -> Array:
         """Seconds of one NCCL all-gather; `message_bytes` is the gathered tensor, all ranks'."""
         return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
+
+    def _ring_seconds(self, size: Array, ranks: int, link_bandwidth: float) -> Array:
+        """The latency measured at this rank count, and 2(n-1)/n of the message at a pair's rate.
+
+        For nodes whose wiring was not measured: how several PCIe cards share switches and sockets
+        differs from node to node far more than what two of them reach.
+        """
+        if ranks == 1:
+            return np.zeros_like(size)
+        pair, least = 2.0 * (ranks - 1) / ranks * size, np.asarray(1.0)
+        moved = self._seconds("all_reduce", "nccl", pair, 2, link_bandwidth)
+        latency = self._seconds("all_reduce", "nccl", least, ranks, link_bandwidth)
+        return moved + latency - self._seconds("all_reduce", "nccl", least, 2, link_bandwidth)
 
     def _has(self, operation: str, algorithm: str) -> bool:
         return any((f.operation, f.algorithm) == (operation, algorithm) for f in self.alpha_beta)

@@ -40,6 +40,12 @@ class Rank:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
         return self.machine.gpu.efficiency_origin
 
+    @property
+    def all_reduce(self) -> str:
+        """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
+        unmeasured = self.machine.link.kind == "pcie" and self.origin != "fitted"
+        return "ring" if unmeasured else self.engine.all_reduce
+
 
 def forward_pass(
     rank: Rank,
@@ -240,25 +246,27 @@ def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
     reduce_s = curve.all_reduce_seconds(
-        message_bytes=message, ranks=rank.tp, algorithm=rank.engine.all_reduce,
+        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
         link_bandwidth=link.bandwidth,
     )  # fmt: skip
-    parts = [_link_part(rank, "all_reduce", 2 * rank.spec.layers * reduce_s, message)]
+    passes = 2 * rank.spec.layers
+    traffic = 2.0 * (rank.tp - 1) / rank.tp * message
+    parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
     if rank.engine.vocab_parallel:
-        best = 8.0 * head_rows  # a value and an index per row
+        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
         gather_s = curve.all_gather_seconds(
-            message_bytes=best * rank.tp, ranks=rank.tp, link_bandwidth=link.bandwidth
+            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
         )
         parts.append(_link_part(rank, "gather", gather_s, best))
     return parts
 
 
-def _link_part(rank: Rank, name: str, seconds: Array, message: Array) -> Part:
+def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> Part:
     return Part(
         name,
         rank.engine.comm_factor * seconds,
         _ZERO,
-        message / rank.machine.link.bandwidth,
+        traffic_bytes / rank.machine.link.bandwidth,
         "link",
         rank.origin,
         _TRUE,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.forward_pass import ACTIVATION_BYTES
+from perfmodel.model_spec import ModelSpec
 from perfmodel.scenario import Scenario
 from perfmodel.units import format_bytes
 
@@ -96,7 +97,7 @@ def memory_estimate(
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
     return MemoryEstimate(
         weights=np.asarray(spec.weight_bytes_per_rank(tp, scenario.weight_dtype)),
-        target_kv=batch * length * per_token,
+        target_kv=batch * _cached_tokens(spec, length) * per_token,
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
         lookahead_kv=batch * gamma * per_token,
@@ -140,8 +141,15 @@ def _draft_terms(
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
     weights = draft.weight_bytes_per_rank(scenario.draft_tp, scenario.weight_dtype)
-    cached = length if plan.policy == "full" else np.minimum(budget, length)
+    cached = _cached_tokens(draft, length)
+    cached = cached if plan.policy == "full" else np.minimum(budget, cached)
     return weights, per_token, cached + gamma
+
+
+def _cached_tokens(spec: ModelSpec, length: Array) -> Array:
+    """Tokens kept per sequence: a sliding window needs no more than itself."""
+    window = spec.sliding_window_tokens
+    return length if window is None else np.minimum(length, window)
 
 
 def _activation_bytes(scenario: Scenario, batch: Array, gamma: Array) -> Array:

@@ -60,11 +60,10 @@ class Recommendation:
     def sentence(self) -> str:
         """The answer in one sentence."""
         if self.speculates:
-            return f"{self.best.label}: {self._gain()}; {self._where()}."
+            tp = self.best.scenario.tp
+            return f"{self.best.label}, TP {tp}: {self._gain()}; {self._where()}."
         if self.studied is None:
-            return (
-                "Do not speculate: no draft choice has a measured acceptance; see the α each needs."
-            )
+            return f"Do not speculate: {self._unknown()}."
         return (
             f"Do not speculate: the best draft ({self.studied.label}) gives "
             f"{self.studied.speedup:.2f}x; {self._where()}."
@@ -75,6 +74,15 @@ class Recommendation:
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
         return f"{text}, {format_seconds(self.best.tpot_s)} a token"
+
+    def _unknown(self) -> str:
+        if not self.unmeasured:
+            return "no draft choice fits"
+        least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
+        return (
+            f"the acceptance of no draft choice was measured; {least.candidate.label} would pay "
+            f"from α={least.alpha_to_break_even:.2f}: measure it, then state it with --acceptance"
+        )
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:

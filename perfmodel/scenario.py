@@ -73,11 +73,22 @@ class Scenario:
                 f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "
                 f"{self.target.name} was made for: times hold, quality may not"
             )
-        gpu = self.machine.gpu
+        gpu, draft = self.machine.gpu, self.draft
+        if draft is not None and draft.tokenizer != self.target.tokenizer:
+            notes.append(
+                f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
+                f"must speak its target's tokens"
+            )
         if gpu.efficiency_origin != "fitted":
             notes.append(
                 f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
                 f"peaks of its own datasheet"
+            )
+        if self.machine.link.kind == "pcie" and self.tp > 2:
+            ring = "as a ring at a pair's rate" if gpu.efficiency_origin != "fitted" else "measured"
+            notes.append(
+                f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
+                f"check yours with nccl-tests"
             )
         if self.engine.origin == "assumed":
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")

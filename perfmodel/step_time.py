@@ -51,8 +51,8 @@ class Part:
     @property
     def bound(self) -> NDArray[np.str_]:
         """ "compute", "weights", "kv", "activations", "link", "host" or "latency" at each point."""
-        if self.traffic in ("link", "host"):
-            return np.full(np.shape(self.seconds), self.traffic)
+        if self.traffic == "host":
+            return np.full(np.shape(self.seconds), "host")
         floor = np.maximum(self.compute_s, self.memory_s)
         by_roofline = np.where(self.compute_s > self.memory_s, "compute", self.traffic)
         # A part that runs at under a fifth of both peaks is bound by its fixed latency.

@@ -1,4 +1,4 @@
-"""Speed and memory of the model: `python tests/benchmarks/bench_perfmodel.py` prints the figures."""
+"""Speed and memory: `python tests/benchmarks/bench_perfmodel.py` prints the figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ BASE = {
     "acceptance": 0.8,
 }
 AXES = {
-    "draft": ["self:streamingllm", "self:snapkv", "llama-3.2-1b:streamingllm", "llama-3.2-3b:streamingllm"],
+    "draft": [
+        "self:streamingllm",
+        "self:snapkv",
+        "llama-3.2-1b:streamingllm",
+        "llama-3.2-3b:streamingllm",
+    ],
     "batch": list(range(4, 257, 4)),
     "prefix_tokens": np.linspace(2_000, 128_000, 64).round().tolist(),
     "gamma": list(range(1, 17)),
