@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         assert process.stdout.readline().startswith("batch,")
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait() == 141
+        assert process.wait() == -signal.SIGPIPE
 
 
 def test_a_flag_a_key_and_a_column_say_the_same(
