@@ -192,6 +192,25 @@ def test_exported_scenario_predicts_the_same(
     assert again == original
 
 
+def test_models_by_path_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+        "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "num_hidden_layers": 16, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
+        "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    model = tmp_path / "my-draft" / "config.json"
+    model.parent.mkdir()
+    model.write_text(json.dumps(config))
+    flags = [f"--draft={model}", "--tp=8", "--acceptance=0.7", "--gamma=2"]
+    original = json.loads(printed(["predict", *flags, "--json"], capsys))
+    file = tmp_path / "exported.toml"
+    printed(["export", "--to", "specroof", *flags, "--output", str(file)], capsys)
+    again = json.loads(printed(["predict", "--scenario", str(file), "--json"], capsys))
+    assert again == original and again["scenario"]["draft"] == str(model)
+
+
 def test_exported_recommendation_predicts_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
