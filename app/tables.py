@@ -164,7 +164,7 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 PLAN_HEADER = (
-    "plan", "TP", "draft TP", "speedup", "time/token", "tokens/s/GPU", "TTFT", "tokens/round",
+    "plan", "TP", "draft TP", "speedup", "time/token", "tokens/s/GPU", "TTFT", "tok/round",
     "memory",
 )  # fmt: skip
 

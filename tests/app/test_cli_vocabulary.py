@@ -102,6 +102,16 @@ def test_an_empty_cell_takes_the_flag_and_the_flag_takes_the_scenario(
     assert (second["batch"], second["gamma"], second["gpu"]) == (8, 2, "a100-sxm-80gb")
 
 
+def test_rows_come_from_stdin_too() -> None:
+    script = (
+        "from app.cli import main; import sys; sys.argv[1:] = ['predict', '--from', '-']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], input="tp\n8\n", capture_output=True, text=True
+    )
+    assert result.returncode == 0 and json.loads(result.stdout)["scenario"]["tp"] == 8
+
+
 def test_a_new_draft_drops_what_was_said_of_the_old_one() -> None:
     base = {"draft": "tinyllama-1.1b", "draft_tp": 4, "gamma": 3, "acceptance": 0.7, "batch": 8}
     assert override(base, {"draft": "none"}) == {"draft": "none", "batch": 8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -78,6 +79,16 @@ def test_report_without_a_measured_draft_has_no_charts() -> None:
     text = report_html(answer, recommendation_dict(answer))
     assert "Do not speculate" in text and "α to break even" in text
     assert len(text) < 20_000
+
+
+def test_missing_plotly_is_one_line_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert run(["recommend", "--html", str(tmp_path / "report.html")]) == 2
+    err = capsys.readouterr().err
+    assert "specroof[report]" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sentence_comes_first(report: str) -> None:
