@@ -162,9 +162,10 @@ def step_dict(step: StepTime) -> dict[str, Any]:
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the vocabulary of the command line; None values are left out."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
+    draft = scenario.draft
     values: dict[str, Any] = {
-        "target": scenario.target.name,
-        "draft": plan.draft,
+        "target": scenario.target.reference,
+        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
         "draft_policy": plan.policy if plan.speculates else None,
         "kv_budget": plan.kv_budget_tokens,
         "gamma": plan.gamma,
