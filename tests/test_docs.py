@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from app.cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,10 @@ def readme_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_runs(
-    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(shlex.split(command)[1:]) == 0
@@ -44,7 +48,7 @@ def test_every_command_of_the_readme_runs(
 
 
 def test_the_readme_prints_todays_recommendation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recommend", "--scenario", "default"]) == 0
+    assert run(["recommend", "--scenario", "default", "--tp", "1,2,4,8"]) == 0
     assert capsys.readouterr().out.splitlines()[0] in README
 
 

@@ -23,7 +23,7 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "sweep: row": (["sweep", "--batch", "1,2"], ["rows", 0]),
     "recommend": (["recommend", "--scenario", "default"], []),
     "recommend: plan": (["recommend", "--scenario", "default"], ["best"]),
-    "recommend: binding": (["recommend", "--scenario", "default"], ["binding"]),
+    "recommend: binding": (["recommend", "--scenario", "default", "--tp", "1,2,4,8"], ["binding"]),
     "export": (["export", "--to", "specroof", *SPECULATING], []),
     "export: matrix": (["export", "--matrix"], []),
     "list: gpus": (["list", "gpus"], [0]),
