@@ -226,7 +226,9 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         },
         "studied": None if answer.studied is None else candidate_dict(answer.studied),
         "break_even_batch": None if answer.batch is None else answer.batch.from_value,
+        "break_even_batch_until": None if answer.batch is None else answer.batch.until,
         "break_even_prefix_tokens": None if answer.context is None else answer.context.from_value,
+        "break_even_prefix_tokens_until": None if answer.context is None else answer.context.until,
         "gamma_schedule": None
         if schedule is None
         else {
