@@ -197,8 +197,8 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         needed = studied["break_even_acceptance"]
         lines.append(
             f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
-            f"batch {_from(answer['break_even_batch'])}; "
-            f"prefix {_from(answer['break_even_prefix_tokens'])} tokens"
+            f"batch {_stretch(answer, 'break_even_batch')}; "
+            f"prefix {_stretch(answer, 'break_even_prefix_tokens')} tokens"
         )
     return lines
 
@@ -274,5 +274,9 @@ def _seconds(value: float | None) -> str:
     return "unknown" if value is None else format_seconds(value)
 
 
-def _from(value: int | None) -> str:
-    return "none" if value is None else f"from {value:,}"
+def _stretch(answer: Mapping[str, Any], key: str) -> str:
+    """Where speculation pays: the first value, and the last where it ends."""
+    first, last = answer[key], answer[f"{key}_until"]
+    if first is None:
+        return "none"
+    return f"from {first:,}" if last is None else f"{first:,} to {last:,}"

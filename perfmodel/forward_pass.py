@@ -85,7 +85,7 @@ def forward_pass(
     return StepTime(
         (
             *_linear_parts(rank, rows, head_rows=rows),
-            _attention(rank, batch, kv, query),
+            _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
             *_elementwise_parts(rank, rows, head_rows=rows),
             *_comm_parts(rank, rows, head_rows=rows),
             *_overhead_parts(rank, batch),
@@ -161,7 +161,7 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
 # ---- attention --------------------------------------------------------------------------------
 
 
-def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
+def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache: bool) -> Part:
     spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
@@ -171,7 +171,7 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
         hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
     )  # fmt: skip
     engine = rank.engine
-    factor = engine.draft_attention_factor if rank.is_draft else engine.attention_factor
+    factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
     return Part(

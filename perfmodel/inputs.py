@@ -42,6 +42,12 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
 def _rates(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(float(part) for part in value.split(",") if part.strip())
@@ -69,9 +75,9 @@ class ScenarioInput(BaseModel):
     batch: Count = 64
     prefix_tokens: Count = 32_000
     output_tokens: Count = 256
-    acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
     acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
-    tokens_per_round: float | None = None
+    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
     weight_dtype: Name = "bf16"
     kv_dtype: Name = "bf16"
     engine: Name = "specroof"
@@ -102,8 +108,12 @@ class ScenarioInput(BaseModel):
         elif budget is None and policy in DEFAULT_BUDGET:
             budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
+        # A self-draft's ranks are the target's, whether that is said or not.
+        draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
+        if draft != "self":
+            draft_tp = self.draft_tp or self.tp
         return DraftPlan(
-            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=self.draft_tp
+            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
         )
 
     def given_acceptance(self, gamma: int) -> Acceptance | None:
