@@ -23,6 +23,8 @@ SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
     "gamma": ("N", "Drafts a round; 0 is plain decoding.", "Models"),
     "acceptance": ("ALPHA", "P(draft accepted | all before it were), 0 to 1.", "Acceptance"),
     "acceptance_per_position": ("A1,A2,..", "The same, position by position.", "Acceptance"),
+    "accepted_fraction": ("X", "Accepted over proposed drafts, 0 to 1.", "Acceptance"),
+    "accepted_drafts": ("N", "Mean accepted drafts a round, 0 to gamma.", "Acceptance"),
     "tokens_per_round": ("N", "Mean tokens a round yields, 1 to gamma+1.", "Acceptance"),
     "gpu": ("NAME", "GPU of the catalog, in its usual machine.", "Machine"),
     "machine": ("NAME", "Machine of the catalog, instead of --gpu.", "Machine"),

@@ -24,6 +24,9 @@ MAX_FILE_BYTES = 1_000_000
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 DEFAULT_GAMMA = 4
+# What engines report of a run at one γ: each is converted to the α that explains it.
+OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
+ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -77,6 +80,8 @@ class ScenarioInput(BaseModel):
     output_tokens: Count = 256
     acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
     acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
+    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = None
+    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = None
     tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
     weight_dtype: Name = "bf16"
     kv_dtype: Name = "bf16"
@@ -85,8 +90,7 @@ class ScenarioInput(BaseModel):
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:
-        names = ("acceptance", "acceptance_per_position", "tokens_per_round")
-        stated = [name for name in names if getattr(self, name) is not None]
+        stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ValueError(f"{' and '.join(stated)} say the same thing twice; give one of them")
         return self
@@ -122,6 +126,10 @@ class ScenarioInput(BaseModel):
             return Acceptance.from_alpha(self.acceptance)
         if self.acceptance_per_position is not None:
             return Acceptance.from_per_position(self.acceptance_per_position)
+        if self.accepted_fraction is not None:
+            return Acceptance.from_accepted_fraction(self.accepted_fraction, gamma)
+        if self.accepted_drafts is not None:
+            return Acceptance.from_accepted_drafts(self.accepted_drafts, gamma)
         if self.tokens_per_round is not None:
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None

@@ -248,3 +248,15 @@ def test_a_file_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> 
         read_scenario(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_scenario("scenario\0.toml")
+
+
+def test_every_form_of_the_same_acceptance_gives_the_same_alpha() -> None:
+    base = {"draft": "self", "gamma": 3}
+    forms = ({"tokens_per_round": 3.08}, {"accepted_drafts": 2.08}, {"accepted_fraction": 2.08 / 3})
+    alphas = []
+    for form in forms:
+        given = scenario_input(base | form).scenario().acceptance
+        assert given is not None
+        alphas.append(given.alpha)
+    assert alphas == pytest.approx([alphas[0]] * 3, abs=1e-12)
+    assert 0.8 < alphas[0] < 0.9
