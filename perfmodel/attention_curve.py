@@ -183,16 +183,15 @@ class AttentionCurve:
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
         group = query_heads / kv_heads
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
-        rows, which = np.unique(tiles, return_inverse=True)
+        shape = (query_heads, kv_heads, head_dim)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
-        planes = np.stack(
-            [_log_seconds(self, query_heads, kv_heads, head_dim, float(r), *rates) for r in rows]
-        )
         u, wu, beyond_u = _locate(batch * kv_heads, GRID_UNITS)
         k, wk, beyond_k = _locate(kv_tokens, GRID_TOKENS)
-        if len(rows) == 1 and tiles.ndim == 0:
-            log_s = _bilinear(planes[0], u, wu, k, wk)
+        if tiles.ndim == 0:
+            log_s = _bilinear(_log_seconds(self, *shape, float(tiles), *rates), u, wu, k, wk)
         else:
+            rows, which = np.unique(tiles, return_inverse=True)
+            planes = np.stack([_log_seconds(self, *shape, float(r), *rates) for r in rows])
             log_s = _bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
         seconds = np.exp(log_s + beyond_u + beyond_k)
         if group > 1 and kv_heads > 1:
@@ -344,6 +343,7 @@ def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
     return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
 
 
+@lru_cache(maxsize=256)
 def _prefill_slowness(table: PrefillTable, group: float) -> Array:
     """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
     weights = _log_weights(np.array([group]), table.group_knots)[0]

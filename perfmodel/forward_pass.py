@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from perfmodel.step_time import Part, StepTime
 
 Array = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0  # bf16
-_ZERO, _TRUE = np.zeros(()), np.ones((), bool)
+_ZERO = np.zeros(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
                 count * traffic_bytes / gpu.hbm_bandwidth,
                 "weights",
                 rank.origin if element == 2.0 else "extrapolated",
-                curve.in_range(m=m, n=n, k=k),
+                partial(curve.in_range, m=m, n=n, k=k),
             )
         )
     return parts
@@ -180,7 +181,7 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
         kv_bytes / gpu.hbm_bandwidth,
         "kv",
         rank.origin,
-        curve.in_range(batch=batch, kv_tokens=kv, query_tokens=query, **shape),
+        partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
     )
 
 
@@ -200,7 +201,6 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array) -> Part:
         kv_bytes / gpu.hbm_bandwidth,
         "kv",
         rank.origin,
-        _TRUE,
     )
 
 
@@ -232,7 +232,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Arra
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     return Part(
-        name, seconds, _ZERO, memory_s, "activations", "assumed", _TRUE
+        name, seconds, _ZERO, memory_s, "activations", "assumed"
     )  # fmt: skip
 
 
@@ -269,7 +269,6 @@ def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> P
         traffic_bytes / rank.machine.link.bandwidth,
         "link",
         rank.origin,
-        _TRUE,
     )
 
 
@@ -281,6 +280,6 @@ def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     return [
-        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin, _TRUE)
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin)
         for name, seconds in (("launch", launch), ("host", host))
     ]

@@ -162,16 +162,17 @@ def step_dict(step: StepTime) -> dict[str, Any]:
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the vocabulary of the command line; None values are left out."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
+    draft = scenario.draft
     values: dict[str, Any] = {
-        "target": scenario.target.name,
-        "draft": plan.draft,
+        "target": scenario.target.reference,
+        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
         "draft_policy": None if plan.draft == "none" else plan.policy,
         "kv_budget": plan.kv_budget_tokens,
         "gamma": plan.gamma,
         "gpu": scenario.machine.gpu.name,
         "machine": scenario.machine.name,
         "tp": scenario.tp,
-        "draft_tp": plan.draft_tp,
+        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
         "batch": work.batch,
         "prefix_tokens": work.prefix_tokens,
         "output_tokens": work.output_tokens,

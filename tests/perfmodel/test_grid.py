@@ -159,6 +159,23 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
     assert found.points == 36 == len(list(found.rows()))
 
 
+def test_a_draft_without_a_budget_has_one_row_however_many_budgets_are_swept() -> None:
+    found = sweep({"tp": 8}, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
+    assert [row["kv_budget"] for row in found.rows()] == [0, 64, 128, 256]
+
+
+def test_a_stated_budget_is_checked_at_each_prefix() -> None:
+    base = {"draft": "self", "kv_budget": 512, "tp": 8}
+    rows = list(sweep(base, {"prefix_tokens": [256, 512, 4096]}).rows())
+    assert [row["feasible"] for row in rows] == [False, True, True]
+    assert rows[0]["reason"] == "kv_budget exceeds the context"
+
+
+def test_infeasible_rows_hold_every_column() -> None:
+    good, bad = sweep({"batch": 16}, {"tp": [8, 3]}).rows()
+    assert list(good) == list(bad) and bad["speedup"] is None
+
+
 @pytest.mark.parametrize(
     "axes, message",
     [

@@ -8,7 +8,7 @@ from strategies import ENGINES, GPUS, a_scenario
 
 from perfmodel import GROUPS, Part, Rank, StepTime, forward_pass, prefill_pass, target_rank
 
-ZERO, TRUE = np.zeros(()), np.ones((), bool)
+ZERO = np.zeros(())
 
 
 def part(
@@ -21,7 +21,7 @@ def part(
     in_range: bool = True,
 ) -> Part:
     numbers = (np.asarray(value) for value in (seconds, compute_s, memory_s))
-    return Part(name, *numbers, traffic, origin, np.asarray(in_range))
+    return Part(name, *numbers, traffic, origin, lambda: np.asarray(in_range))
 
 
 def a_rank(**values: object) -> Rank:
@@ -44,7 +44,7 @@ def test_groups_partition_the_parts(engine: str, tp: int) -> None:
 
 def test_a_total_is_the_sum_of_parts_of_any_shape() -> None:
     small, large = part(seconds=1.0), part("attention", seconds=2.0)
-    wide = Part("norm", np.arange(6.0).reshape(2, 3), ZERO, ZERO, "activations", "fitted", TRUE)
+    wide = Part("norm", np.arange(6.0).reshape(2, 3), ZERO, ZERO, "activations", "fitted")
     total = StepTime((wide, small, large)).total_s
     np.testing.assert_array_equal(total, np.arange(6.0).reshape(2, 3) + 3.0)
 
