@@ -108,8 +108,12 @@ class ScenarioInput(BaseModel):
         elif budget is None and policy in DEFAULT_BUDGET:
             budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
+        # A self-draft's ranks are the target's, whether that is said or not.
+        draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
+        if draft != "self":
+            draft_tp = self.draft_tp or self.tp
         return DraftPlan(
-            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=self.draft_tp
+            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
         )
 
     def given_acceptance(self, gamma: int) -> Acceptance | None:

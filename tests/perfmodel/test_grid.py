@@ -159,23 +159,6 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
     assert found.points == 36 == len(list(found.rows()))
 
 
-def test_a_draft_without_a_budget_has_one_row_however_many_budgets_are_swept() -> None:
-    found = sweep({"tp": 8}, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
-    assert [row["kv_budget"] for row in found.rows()] == [0, 64, 128, 256]
-
-
-def test_a_stated_budget_is_checked_at_each_prefix() -> None:
-    base = {"draft": "self", "kv_budget": 512, "tp": 8}
-    rows = list(sweep(base, {"prefix_tokens": [256, 512, 4096]}).rows())
-    assert [row["feasible"] for row in rows] == [False, True, True]
-    assert rows[0]["reason"] == "kv_budget exceeds the context"
-
-
-def test_infeasible_rows_hold_every_column() -> None:
-    good, bad = sweep({"batch": 16}, {"tp": [8, 3]}).rows()
-    assert list(good) == list(bad) and bad["speedup"] is None
-
-
 @pytest.mark.parametrize(
     "axes, message",
     [
@@ -208,3 +191,38 @@ def test_every_gpu_of_the_catalog_can_be_swept() -> None:
     rows = list(sweep({"batch": 1, "prefix_tokens": 4096}, {"gpu": catalog.gpu_names()}).rows())
     assert [row["gpu"] for row in rows] == list(catalog.gpu_names())
     assert all(row["target_step_s"] > 0 for row in rows)
+
+
+EIGHT_A100: dict[str, Any] = {"gpu": "a100-sxm-80gb", "tp": 8, "batch": 16}
+
+
+def test_points_are_rows() -> None:
+    found = sweep(
+        EIGHT_A100, {"draft": ["none", "self:full", "self"], "gamma": [1, 2], "batch": [1, 8]}
+    )
+    assert found.points == len(list(found.rows())) == 2 + 4 + 4
+    assert found.shape == (2, 1, 2, 1)
+
+
+def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> None:
+    found = sweep(EIGHT_A100, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
+    assert [row["kv_budget"] for row in found.rows()] == [0, 64, 128, 256]
+
+
+def test_a_budget_is_checked_at_each_prefix() -> None:
+    base = EIGHT_A100 | {"draft": "self", "kv_budget": 512}
+    rows = list(sweep(base, {"prefix_tokens": [256, 512, 4096]}).rows())
+    assert [row["feasible"] for row in rows] == [False, True, True]
+    assert rows[0]["reason"] == "kv_budget exceeds the context"
+
+
+def test_infeasible_rows_hold_every_column() -> None:
+    good, bad = sweep(EIGHT_A100, {"tp": [8, 3]}).rows()
+    assert list(good) == list(bad) and bad["speedup"] is None and "tp=3" in bad["reason"]
+
+
+def test_a_full_cache_self_draft_accepts_everything() -> None:
+    scenario = scenario_input(EIGHT_A100 | {"draft": "self", "draft_policy": "full"}).scenario()
+    point = estimate(scenario, gamma=np.arange(1, 5))
+    assert np.array_equal(point.tokens_per_round, [2, 3, 4, 5])
+    assert np.all(point.speedup < 1)

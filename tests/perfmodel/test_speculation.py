@@ -46,7 +46,7 @@ class FreeDraft(Drafter):
 
     def step(self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array) -> StepTime:
         zero = np.zeros(())
-        return StepTime((Part("host", zero, zero, zero, "host", "assumed"),))
+        return StepTime((Part("host", zero, zero, zero, "host", "assumed", np.ones((), bool)),))
 
 
 # ---- identities -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from strategies import ENGINES, GPUS, a_scenario
 
 from perfmodel import GROUPS, Part, Rank, StepTime, forward_pass, prefill_pass, target_rank
 
-ZERO = np.zeros(())
+ZERO, TRUE = np.zeros(()), np.ones((), bool)
 
 
 def part(
