@@ -19,7 +19,9 @@ from perfmodel import (
     engine_profile,
     estimate,
     largest_batch,
+    target_rank,
 )
+from perfmodel.forward_pass import matrices
 from perfmodel.memory import TERMS
 
 
@@ -112,10 +114,26 @@ def test_the_engines_reserve_and_workspace_count() -> None:
     assert memory(engine="ideal").reserved == 0.0
 
 
-def test_storage_types_scale_weights_and_kv() -> None:
-    full, half = memory(), memory(weight_dtype="fp8", kv_dtype="fp8")
+def test_kv_scales_with_its_storage_type() -> None:
+    full, half = memory(), memory(kv_dtype="fp8")
     assert float(half.target_kv) == float(full.target_kv) / 2
-    assert float(half.weights) == float(full.weights) / 2
+    assert half.weights == full.weights
+
+
+@pytest.mark.parametrize("dtype, element", [("bf16", 2.0), ("fp8", 1.0), ("int4", 0.5)])
+@pytest.mark.parametrize("tp", [1, 8])
+def test_weights_held_are_those_read_and_the_embedding_and_the_norms(
+    dtype: str, element: float, tp: int
+) -> None:
+    """The LM head is read in bf16 whatever the layers are stored in; so it is held."""
+    scenario = a_scenario(weight_dtype=dtype, tp=tp)
+    shapes = matrices(target_rank(scenario))
+    head_n, head_k, _ = shapes.pop("lm_head")
+    layers = sum(n * k * count for n, k, count in shapes.values())
+    spec = scenario.target
+    norms = (2 * spec.layers + 1) * spec.hidden
+    held = float(estimate(scenario).memory.weights)
+    assert held == element * (layers + norms) + 2.0 * 2 * head_n * head_k
 
 
 def test_what_does_not_fit_is_accounted_for_term_by_term() -> None:
