@@ -103,6 +103,7 @@ def search(
     slo: SLO | None = None,
     choices: Sequence[tuple[str, str]] | None = None,
     tps: Sequence[int] | None = None,
+    draft_tps: Sequence[int] = (1, 2, 4, 8, 16),
     budgets: Sequence[int] = BUDGETS,
 ) -> Search:
     """Evaluate every draft choice, budget, γ of 1 to 16, and TP of a scenario.
@@ -120,6 +121,9 @@ def search(
         Draft choices; by default self-speculation and every smaller model of the same tokenizer.
     tps : sequence of int, optional
         TP degrees; the scenario's own by default.
+    draft_tps : sequence of int
+        TP degrees of a standalone draft; those that exceed the target's, or do not split the
+        draft, are left out.
     budgets : sequence of int
         KV budgets; those over the context are left out. [tokens]
     """
@@ -131,7 +135,7 @@ def search(
     chosen = choices if choices is not None else draft_choices(scenario)
     found = [_plain(scenario, tp) for tp in degrees]
     unmeasured: list[Candidate] = []
-    for variant in _variants(scenario, chosen, degrees, budgets):
+    for variant in _variants(scenario, chosen, degrees, draft_tps, budgets):
         known, kept = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
         (found if known else unmeasured).extend(kept)
     return Search(
@@ -159,6 +163,7 @@ def _variants(
     scenario: Scenario,
     choices: Sequence[tuple[str, str]],
     tps: Sequence[int],
+    draft_tps: Sequence[int],
     budgets: Sequence[int],
 ) -> Iterator[Scenario]:
     """One scenario per draft choice, TP, draft TP and budget; γ is left to one broadcast call."""
@@ -170,7 +175,7 @@ def _variants(
         given = scenario.acceptance if own else None
         fitting: list[int | None] = [b for b in budgets if b <= context]
         for tp in tps:
-            for draft_tp in _draft_tps(scenario, spec, draft, tp):
+            for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
                 for budget in [None] if policy == "full" else fitting:
                     plan = DraftPlan(
                         draft=draft, policy=policy, gamma=1, kv_budget_tokens=budget,
@@ -179,12 +184,10 @@ def _variants(
                     yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
 
 
-def _draft_tps(scenario: Scenario, spec: ModelSpec, draft: str, tp: int) -> list[int | None]:
+def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:
     if draft == "self":
         return [None]
-    if scenario.plan.draft_tp is not None:
-        return [scenario.plan.draft_tp]
-    return [n for n in (1, 2, 4, 8, 16) if n <= tp and spec.splits_over(n)]
+    return [n for n in draft_tps if n <= tp and spec.splits_over(n)]
 
 
 def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:

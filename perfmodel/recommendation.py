@@ -64,10 +64,14 @@ class Recommendation:
             return f"{self.best.label}, TP {tp}: {self._gain()}; {self._where()}."
         if self.studied is None:
             return f"Do not speculate: {self._unknown()}."
-        return (
-            f"Do not speculate: the best draft ({self.studied.label}) gives "
-            f"{self.studied.speedup:.2f}x; {self._where()}."
-        )
+        draft = f"the best draft ({self.studied.label}) gives {self.studied.speedup:.2f}x"
+        if self.studied.speedup > 1.0:
+            plain, other = self.best.scenario.tp, self.studied.scenario.tp
+            return (
+                f"Do not speculate: {draft} on TP {other}, "
+                f"but plain decoding on TP {plain} serves more per GPU."
+            )
+        return f"Do not speculate: {draft}; {self._where()}."
 
     def _gain(self) -> str:
         text = f"{self.best.speedup:.2f}x"

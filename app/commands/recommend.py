@@ -81,9 +81,16 @@ def find_recommendation(
         slo=parse_slo(plain.slo),
         choices=choices,
         tps=degrees,
+        **_draft_tps(values),
         **_budgets(values, plain.prefix_tokens, choices),
     )
     return perfmodel.recommend(found), notes
+
+
+def _draft_tps(values: dict[str, Any]) -> dict[str, Any]:
+    """The stated draft TP alone; nothing where none was stated, and the search tries them all."""
+    stated = perfmodel.scenario_input({"draft_tp": values.get("draft_tp")}).draft_tp
+    return {} if stated is None else {"draft_tps": [stated]}
 
 
 def _gamma_notes(values: dict[str, Any], flags: dict[str, str]) -> list[str]:

@@ -258,3 +258,11 @@ def test_lists_show_every_entry(kind: str, name: str, capsys: pytest.CaptureFixt
         if kind != "scenarios":
             assert entry["source"] and entry["source"] in table
         assert all(not isinstance(v, float) or math.isfinite(v) for v in entry.values())
+
+
+def test_a_standalone_draft_is_searched_over_several_tp(capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = ["--target", "llama-3.1-8b", "--batch", "8", "--prefix-tokens", "4000"]
+    search = ["--tp", "1,2", "--draft", "llama-3.2-1b:streamingllm"]
+    result = json.loads(printed(["recommend", *scenario, *search, "--json"], capsys))
+    assert result["best"]["scenario"]["draft"] == "llama-3.2-1b"
+    assert result["best"]["scenario"]["draft_tp"] <= result["best"]["scenario"]["tp"]
