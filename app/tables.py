@@ -174,6 +174,11 @@ def plans_table(answer: Mapping[str, Any]) -> Table:
     return _rows_table(PLAN_HEADER, plan_rows(answer))
 
 
+def _chance(probability: float) -> str:
+    """A probability that is never printed as certain."""
+    return "> 99 %" if probability > 0.99 else f"= {probability:.0%}"
+
+
 def facts(answer: Mapping[str, Any]) -> list[str]:
     """Interval, binding limit and break-evens, a line each."""
     lines = []
@@ -181,7 +186,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         low, high = answer["speedup_interval_90"]
         lines.append(
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
-            f"P(speedup > 1) = {answer['gain_probability']:.0%}"
+            f"P(speedup > 1) {_chance(answer['gain_probability'])}"
         )
     binding = answer["binding"]
     if binding:

@@ -15,6 +15,7 @@ TRUTH = {
     "compute_factor": 0.8,
     "activation_factor": 1.6,
     "attention_factor": 1.03,
+    "draft_attention_factor": 1.03,
     "kernel_gap_s": 1.5e-6,
 }
 
