@@ -136,7 +136,7 @@ def test_the_shipped_profiles_predict_every_table_within_4_percent(report: Publi
 
 
 def test_the_report_covers_every_row_phase_and_split(report: PublishedReport) -> None:
-    assert len(report.rows) == 42 + 12
+    assert len(report.rows) == 42 + 12 + 23
     assert {phase for row in report.rows for phase in row.errors} == {*PHASES, "speedup"}
     unseen = {group.name for group in report.groups if group.unseen}
     for gpu in ("a100-sxm-80gb", "h100-sxm"):
@@ -160,3 +160,10 @@ def test_the_report_is_json_and_text(report: PublishedReport) -> None:
     for group in report.groups:
         assert group.name in text
     assert "Aim on held-out rows, mean 3 % and worst 10 %: " in text
+
+
+def test_one_gpu_predicts_plain_decoding_it_was_never_fitted_on(report: PublishedReport) -> None:
+    """gpt-fast on one A100 in bf16: kernel tables alone, without any engine overhead."""
+    alone = [e for e in report.rows if e.row.table == "gpt-fast bf16" and e.row.tp == 1]
+    assert len(alone) == 2
+    assert all(abs(e.errors["target_step_s"]) < 0.02 for e in alone)
