@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: recommend test check setup clean
 
 recommend: $(STAMP)
-	@$(BIN)/specroof recommend --scenario default --html report/recommendation.html
+	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --html report/recommendation.html
 	@echo "Report with charts: report/recommendation.html"
 
 test: $(STAMP) check

@@ -22,7 +22,7 @@ from perfmodel import (
 Array = NDArray[np.float64]
 
 GAMMAS = np.arange(1, 17, dtype=float)
-MAP_BATCHES = np.unique(np.round(2.0 ** np.arange(0, 10.5, 0.5)))
+MAP_BATCHES = np.unique([n * 2.0**k for k in range(9) for n in (1, 1.5) if n * 2.0**k % 1 == 0])
 MAP_PREFIXES = np.unique(np.round(1000 * 2.0 ** np.arange(0, 7.5, 0.5)))
 BUDGETS = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192], float)
 GAIN, LOSS, NEUTRAL = "#1b7837", "#b2182b", "#f7f7f7"
@@ -46,7 +46,9 @@ def speedup_map(scenario: Scenario) -> go.Figure:
     """
     speedup = _best_over_gamma(scenario, MAP_BATCHES, MAP_PREFIXES)
     figure = _speedup_heatmap(
-        speedup, [f"{b:.0f}" for b in MAP_BATCHES], [format_tokens(p) for p in MAP_PREFIXES]
+        speedup,
+        ["" if np.log2(b) % 1 else f"{b:.0f}" for b in MAP_BATCHES],
+        [format_tokens(p) if i % 2 == 0 else "" for i, p in enumerate(MAP_PREFIXES)],
     )
     columns, rows = np.arange(len(MAP_PREFIXES)), np.arange(len(MAP_BATCHES))
     if np.nanmin(speedup) < 1.0 < np.nanmax(speedup):
@@ -172,8 +174,8 @@ def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
             base=[s.low for s in ordered],
             orientation="h",
             marker_color=PART_COLOURS["linear"],
-            text=[f"{s.low:.2f}x to {s.high:.2f}x" for s in ordered],
-            hovertemplate="%{text}<extra></extra>",
+            customdata=[f"{s.low:.2f}x to {s.high:.2f}x" for s in ordered],
+            hovertemplate="%{customdata}<extra></extra>",
         )
     )
     figure.add_vline(x=1.0, line_color="black")
@@ -240,8 +242,8 @@ def _speedup_heatmap(speedup: Array, rows: Sequence[str], columns: Sequence[str]
             hovertemplate="does not fit<extra></extra>",
         )
     )
-    figure.update_xaxes(tickvals=np.arange(len(columns))[::2], ticktext=columns[::2])
-    figure.update_yaxes(tickvals=np.arange(len(rows))[::2], ticktext=rows[::2])
+    figure.update_xaxes(tickvals=np.arange(len(columns)), ticktext=list(columns))
+    figure.update_yaxes(tickvals=np.arange(len(rows)), ticktext=list(rows))
     figure.update_layout(plot_bgcolor=WALL)
     return figure
 

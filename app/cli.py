@@ -7,7 +7,7 @@ input, 3 infeasible, 4 outside tolerance, 130 interrupted.
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -211,14 +211,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:
         return int(app(arguments, standalone_mode=False) or 0)
-    except typer.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:
-        # The reader left; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
+        return 130
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
             return _fail(error.format_message(), 2)
@@ -236,19 +230,11 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _interrupted() -> int:
-    return _fail("interrupted", 130)
-
-
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
-    code = run(sys.argv[1:] or ["--help"])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    sys.exit(code)
+    # A reader that leaves, as in `specroof sweep ... | head`, ends the writer without a word.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run(sys.argv[1:] or ["--help"]))
 
 
 if __name__ == "__main__":

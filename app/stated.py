@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from perfmodel import ConfigError, read_scenario, unknown_name
+from perfmodel import ACCEPTANCE_KEYS, ConfigError, read_scenario, unknown_name
 
-ACCEPTANCE = ("acceptance", "acceptance_per_position", "tokens_per_round")
 # A newly stated key drops what an earlier place said of the same thing, if its value differs.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
     "gpu": ("machine",),
     "machine": ("gpu",),
-    "target": ACCEPTANCE,
-    "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE),
-    "draft_policy": ("kv_budget", *ACCEPTANCE),
-    **{key: tuple(k for k in ACCEPTANCE if k != key) for key in ACCEPTANCE},
+    "target": ACCEPTANCE_KEYS,
+    "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS),
+    "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
+    **{key: tuple(k for k in ACCEPTANCE_KEYS if k != key) for key in ACCEPTANCE_KEYS},
 }
 
 

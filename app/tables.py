@@ -38,7 +38,7 @@ def scenario_line(scenario: Mapping[str, Any]) -> str:
 def _steps_table(prediction: Mapping[str, Any]) -> Table:
     """Groups of parts as rows, passes as columns; each cell: time, share, what bounds it."""
     passes = prediction["breakdown"]
-    table = _table("part", *(STEP_TITLES[name] for name in passes), right=False)
+    table = plain_table("part", *(STEP_TITLES[name] for name in passes), right=False)
     for group in dict.fromkeys(GROUPS.values()):
         cells = [_group_cell(parts, group) for parts in passes.values()]
         if any(cells):
@@ -63,7 +63,7 @@ def _group_cell(parts: Mapping[str, Any], group: str) -> str:
 
 def _round_table(prediction: Mapping[str, Any]) -> Table:
     acceptance, scenario = prediction["acceptance"], prediction["scenario"]
-    table = _table("round", "value", "origin", right=False)
+    table = plain_table("round", "value", "origin", right=False)
     gamma = scenario["gamma"]
     if gamma:
         drafts = gamma * prediction["draft_step_s"]
@@ -164,7 +164,7 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 PLAN_HEADER = (
-    "plan", "TP", "draft TP", "speedup", "time/token", "tokens/s/GPU", "TTFT", "tokens/round",
+    "plan", "TP", "draft TP", "speedup", "time/token", "tokens/s/GPU", "TTFT", "tok/round",
     "memory",
 )  # fmt: skip
 
@@ -174,6 +174,11 @@ def plans_table(answer: Mapping[str, Any]) -> Table:
     return _rows_table(PLAN_HEADER, plan_rows(answer))
 
 
+def _chance(probability: float) -> str:
+    """A probability that is never printed as certain."""
+    return "> 99 %" if probability > 0.99 else f"= {probability:.0%}"
+
+
 def facts(answer: Mapping[str, Any]) -> list[str]:
     """Interval, binding limit and break-evens, a line each."""
     lines = []
@@ -181,7 +186,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         low, high = answer["speedup_interval_90"]
         lines.append(
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
-            f"P(speedup > 1) = {answer['gain_probability']:.0%}"
+            f"P(speedup > 1) {_chance(answer['gain_probability'])}"
         )
     binding = answer["binding"]
     if binding:
@@ -197,8 +202,8 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         needed = studied["break_even_acceptance"]
         lines.append(
             f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
-            f"batch {_from(answer['break_even_batch'])}; "
-            f"prefix {_from(answer['break_even_prefix_tokens'])} tokens"
+            f"batch {_stretch(answer, 'break_even_batch')}; "
+            f"prefix {_stretch(answer, 'break_even_prefix_tokens')} tokens"
         )
     return lines
 
@@ -242,65 +247,6 @@ def schedule_table(schedule: Mapping[str, Any]) -> Table:
     return _rows_table(header, schedule_rows(schedule))
 
 
-# ---- list and export --------------------------------------------------------------------------
-
-
-def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Catalog entries as a table, their sources below it; a scenario has keys of its own."""
-    if kind == "scenarios":
-        for entry in entries:
-            console.print(f"{entry['name']}: ", end="")
-            console.print(scenario_line({k: v for k, v in entry.items() if k != "name"}))
-        return
-    columns = [column for column in entries[0] if column not in PROSE]
-    table = _table(*(TITLES.get(c, c.replace("_", " ")) for c in columns), right=False)
-    for entry in entries:
-        table.add_row(*(_cell(key, entry[key]) for key in columns))
-    console.print(table)
-    console.print("\nsources")
-    for source in dict.fromkeys(str(entry["source"]) for entry in entries):
-        names = dict.fromkeys(_entry_name(e) for e in entries if e["source"] == source)
-        console.print(f"{', '.join(names)}: {source}", soft_wrap=True)
-
-
-PROSE = ("source", "text")  # too long for a column
-TITLES = {
-    "sm_count": "SMs",
-    "peak_flops": "dense bf16",
-    "memory_bytes": "memory",
-    "hbm_bandwidth": "bandwidth",
-    "l2_bytes": "L2",
-    "efficiency": "curves of",
-    "efficiency_origin": "origin",
-    "kv_bytes_per_token": "KV/token",
-    "max_context_tokens": "context",
-}
-
-
-def _entry_name(entry: Mapping[str, Any]) -> str:
-    """What an entry is called: its name, or the models of an acceptance curve."""
-    if "name" in entry:
-        return str(entry["name"])
-    return f"{entry['target']} by {entry['draft']} ({entry['draft_policy']})"
-
-
-def print_matrix(
-    engines: Mapping[str, str], rows: Iterable[Mapping[str, Any]], console: Console
-) -> None:
-    """Which engine runs which draft choice, then the reasons of those that do not."""
-    table = _table("draft", "policy", *engines.values(), right=False)
-    reasons: dict[str, None] = {}
-    for row in rows:
-        cells = ["no" if reason else "yes" for reason in row["reasons"].values()]
-        table.add_row(row["draft"], row["draft_policy"], *cells)
-        for engine, reason in row["reasons"].items():
-            if reason:
-                reasons[f"{engine}, draft {row['draft']} {row['draft_policy']}: {reason}"] = None
-    console.print(table)
-    for line in reasons:
-        console.print(line)
-
-
 # ---- shared -----------------------------------------------------------------------------------
 
 
@@ -310,7 +256,7 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
         console.print(f"note: {note}")
 
 
-def _table(*columns: str, right: bool) -> Table:
+def plain_table(*columns: str, right: bool) -> Table:
     """A plain table whose first column is text; `right` aligns the others as numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
@@ -319,26 +265,10 @@ def _table(*columns: str, right: bool) -> Table:
 
 
 def _rows_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = _table(*header, right=True)
+    table = plain_table(*header, right=True)
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _cell(key: str, value: Any) -> str:
-    if key.endswith("_flops"):
-        return f"{value / 1e12:,.0f} TFLOP/s"
-    if "bandwidth" in key:
-        return f"{format_bytes(value)}/s"
-    if key.endswith("_bytes") or key == "kv_bytes_per_token":
-        return format_bytes(value)
-    if key.endswith("_s"):
-        return format_seconds(value)
-    if isinstance(value, list):
-        return " to ".join(f"{item:,.0f}" for item in dict.fromkeys(value))
-    if key in ("parameters", "max_context_tokens"):
-        return f"{value:,}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None) -> str:
@@ -349,5 +279,9 @@ def _seconds(value: float | None) -> str:
     return "unknown" if value is None else format_seconds(value)
 
 
-def _from(value: int | None) -> str:
-    return "none" if value is None else f"from {value:,}"
+def _stretch(answer: Mapping[str, Any], key: str) -> str:
+    """Where speculation pays: the first value, and the last where it ends."""
+    first, last = answer[key], answer[f"{key}_until"]
+    if first is None:
+        return "none"
+    return f"from {first:,}" if last is None else f"{first:,} to {last:,}"

@@ -83,6 +83,7 @@ def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
         point = predict_row(row, bare)
         draft = point.draft_step
         assert draft is not None and point.scenario.draft is not None
+        assert row.verify_s is not None and row.draft_step_s is not None
         steps = ((point.target_step, row.target_step_s), (point.verify, row.verify_s))
         for step, seconds in steps:
             lines.append(_line(step, point.scenario.target.layers, row.batch, is_draft=False))

@@ -18,31 +18,34 @@ GOLDEN = resources.files("calibration") / "golden"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRow:
-    """One measured configuration: what was run, and seconds as published."""
+    """One measured configuration: what was run, and seconds as published; None where not."""
 
     table: str
     engine: str
     gpu: str
     target: str
-    draft: str
-    draft_policy: str
-    kv_budget: int
-    gamma: int
     tp: int
-    draft_tp: int | None
     batch: int
     prefix_tokens: int
     target_step_s: float
-    verify_s: float
-    draft_step_s: float
+    draft: str = "none"
+    draft_policy: str | None = None
+    kv_budget: int | None = None
+    gamma: int = 0
+    draft_tp: int | None = None
+    weight_dtype: str = "bf16"
+    verify_s: float | None = None
+    draft_step_s: float | None = None
     tokens_per_round: float | None = None
     tpot_s: float | None = None
 
     @property
     def overhead_s(self) -> float:
         """What a round took beyond γ·T_D + T_V; NaN where no round was published. [s]"""
-        if self.tpot_s is None or self.tokens_per_round is None:
+        round_parts = (self.tpot_s, self.tokens_per_round, self.verify_s, self.draft_step_s)
+        if None in round_parts:
             return math.nan
+        assert self.tpot_s and self.tokens_per_round and self.verify_s and self.draft_step_s
         return self.tpot_s * self.tokens_per_round - self.gamma * self.draft_step_s - self.verify_s
 
     @property
@@ -69,6 +72,15 @@ def h200_rows() -> list[PublishedRow]:
     return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
 
 
+def gptfast_rows() -> list[PublishedRow]:
+    """23 rows of gpt-fast: one sequence decoded plainly on A100, TP 1 to 8.
+
+    Nothing is fitted on them. The engine is `ideal`: one compiled graph, no scheduler. The context
+    is the prompt and half of what is generated.
+    """
+    return [_gptfast_row(values) for values in _golden("gptfast_decode.csv")]
+
+
 def _golden(name: str) -> Iterable[dict[str, str]]:
     text = (GOLDEN / name).read_text(encoding="utf-8")
     return csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
@@ -91,6 +103,7 @@ def predict_row(
             "batch": row.batch,
             "prefix_tokens": row.prefix_tokens,
             "tokens_per_round": row.tokens_per_round,
+            "weight_dtype": row.weight_dtype,
             "engine": row.engine,
         }
     ).scenario()
@@ -100,14 +113,12 @@ def predict_row(
 
 
 def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
-    """Signed relative errors of T_T, T_V, T_D and, where one was published, the speedup."""
-    draft = point.draft_step
-    assert draft is not None
-    predicted = {
-        "target_step_s": float(point.target_step.total_s),
-        "verify_s": float(point.verify.total_s),
-        "draft_step_s": float(draft.total_s),
-    }
+    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published."""
+    predicted = {"target_step_s": float(point.target_step.total_s)}
+    if row.verify_s is not None:
+        predicted["verify_s"] = float(point.verify.total_s)
+    if row.draft_step_s is not None and point.draft_step is not None:
+        predicted["draft_step_s"] = float(point.draft_step.total_s)
     if row.tpot_s is not None:
         predicted["speedup"] = float(point.speedup)
     return RowError(row=row, errors={k: v / getattr(row, k) - 1.0 for k, v in predicted.items()})
@@ -182,4 +193,18 @@ def _h200_row(values: dict[str, str]) -> PublishedRow:
         target_step_s=1e-3 * float(values["target_step_ms"]),
         verify_s=1e-3 * float(values["verify_ms"]),
         draft_step_s=1e-3 * float(values["draft_step_ms"]),
+    )
+
+
+def _gptfast_row(values: dict[str, str]) -> PublishedRow:
+    return PublishedRow(
+        table=values["table"],
+        engine="ideal",
+        gpu=values["gpu"],
+        target=values["target"],
+        tp=int(values["tp"]),
+        batch=1,
+        prefix_tokens=105,
+        target_step_s=1.0 / float(values["tokens_per_s"]),
+        weight_dtype=values["weight_dtype"],
     )

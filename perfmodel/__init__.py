@@ -51,7 +51,13 @@ from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
 from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.hardware import GPU, Link, Machine
 from perfmodel.hf_config import from_hf_config
-from perfmodel.inputs import ScenarioInput, read_scenario, scenario_input
+from perfmodel.inputs import (
+    ACCEPTANCE_KEYS,
+    OBSERVED_KEYS,
+    ScenarioInput,
+    read_scenario,
+    scenario_input,
+)
 from perfmodel.kernel_efficiency import Efficiency, efficiency
 from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
@@ -78,6 +84,7 @@ from perfmodel.units import format_bytes, format_seconds, format_tokens
 from perfmodel.workload import SLO, Workload, parse_slo
 
 __all__ = [
+    "ACCEPTANCE_KEYS",
     "ARRAY_AXES",
     "DRAFTERS",
     "DTYPE_BYTES",
@@ -86,6 +93,7 @@ __all__ = [
     "GROUPS",
     "LOOP_AXES",
     "OBJECTIVES",
+    "OBSERVED_KEYS",
     "REFERENCE_BUDGET_TOKENS",
     "SLO",
     "Acceptance",

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.errors import ConfigError
+from perfmodel.log_grid import bilinear, locate, log_weights
 from perfmodel.units import US
 
 Array: TypeAlias = NDArray[np.float64]
@@ -59,12 +60,12 @@ class DecodeTable:
 
     def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
         """Residual of one group size on a (units, tokens) grid; held flat outside the knots."""
-        by_group = _log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
+        by_group = log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
             len(self.group_knots), -1
         )
         plane = by_group.reshape(len(self.unit_knots), len(self.token_knots))
-        rows = _log_weights(units, self.unit_knots)
-        result: Array = rows @ plane @ _log_weights(tokens, self.token_knots).T
+        rows = log_weights(units, self.unit_knots)
+        result: Array = rows @ plane @ log_weights(tokens, self.token_knots).T
         return result
 
     def with_kv_heads(self, seconds: Array, kv_heads: int) -> Array:
@@ -183,17 +184,16 @@ class AttentionCurve:
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
         group = query_heads / kv_heads
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
-        rows, which = np.unique(tiles, return_inverse=True)
+        shape = (query_heads, kv_heads, head_dim)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
-        planes = np.stack(
-            [_log_seconds(self, query_heads, kv_heads, head_dim, float(r), *rates) for r in rows]
-        )
-        u, wu, beyond_u = _locate(batch * kv_heads, GRID_UNITS)
-        k, wk, beyond_k = _locate(kv_tokens, GRID_TOKENS)
-        if len(rows) == 1 and tiles.ndim == 0:
-            log_s = _bilinear(planes[0], u, wu, k, wk)
+        u, wu, beyond_u = locate(batch * kv_heads, GRID_UNITS)
+        k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
+        if tiles.ndim == 0:
+            log_s = bilinear(_log_seconds(self, *shape, float(tiles), *rates), u, wu, k, wk)
         else:
-            log_s = _bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
+            rows, which = np.unique(tiles, return_inverse=True)
+            planes = np.stack([_log_seconds(self, *shape, float(r), *rates) for r in rows])
+            log_s = bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
         seconds = np.exp(log_s + beyond_u + beyond_k)
         if group > 1 and kv_heads > 1:
             seconds = seconds + self.regroup_latency_us * US * (batch > 1)
@@ -250,9 +250,9 @@ class AttentionCurve:
         flops = 2.0 * batch * query_heads * head_dim * square**2
         size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
         slowness = _prefill_slowness(table, query_heads / kv_heads)
-        u, wu, _ = _locate(batch * query_heads, table.unit_knots)
-        k, wk, _ = _locate(square, table.token_knots)
-        efficiency = np.exp(-_bilinear(slowness, u, wu, k, wk))
+        u, wu, _ = locate(batch * query_heads, table.unit_knots)
+        k, wk, _ = locate(square, table.token_knots)
+        efficiency = np.exp(-bilinear(slowness, u, wu, k, wk))
         compute = flops / (peak_flops * efficiency)
         memory = size / (hbm_bandwidth * table.memory_efficiency)
         return np.asarray(table.kernel_latency_us * US + _smooth_max(compute, memory))
@@ -344,9 +344,10 @@ def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
     return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
 
 
+@lru_cache(maxsize=256)
 def _prefill_slowness(table: PrefillTable, group: float) -> Array:
     """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
-    weights = _log_weights(np.array([group]), table.group_knots)[0]
+    weights = log_weights(np.array([group]), table.group_knots)[0]
     slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
     work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
     for axis in (0, 1):
@@ -365,45 +366,6 @@ def _smooth_max(*terms: Array | float) -> Array:
 
 def _ramp(excess: Array) -> Array:
     return np.clip(excess / RAMP, 0.0, 1.0)
-
-
-def _locate(x: Array, knots: Array) -> tuple[NDArray[np.intp], Array, Array]:
-    """Left knot, weight of the right one in ln(x), and ln(x / last knot) where beyond it."""
-    log_knots, log_x = np.log(knots), np.log(np.maximum(x, knots[0]))
-    left = np.minimum(np.searchsorted(log_knots, log_x, side="right") - 1, len(knots) - 2)
-    weight = (log_x - log_knots[left]) / (log_knots[left + 1] - log_knots[left])
-    return left, np.minimum(weight, 1.0), np.maximum(log_x - log_knots[-1], 0.0)
-
-
-def _log_weights(x: Array, knots: Array) -> Array:
-    """Interpolation weights (len(x), len(knots)) in ln(x), held flat outside."""
-    if len(knots) == 1:
-        return np.ones((len(x), 1))
-    left, weight, _ = _locate(x, knots)
-    weights = np.zeros((len(x), len(knots)))
-    index = np.arange(len(x))
-    weights[index, left] = 1.0 - weight
-    weights[index, left + 1] = weight
-    return weights
-
-
-def _bilinear(
-    table: Array,
-    u: NDArray[np.intp],
-    wu: Array,
-    k: NDArray[np.intp],
-    wk: Array,
-    plane: NDArray[np.intp] | None = None,
-) -> Array:
-    """`table[(plane,) u, k]` interpolated; open axes stay open until the four look-ups."""
-    columns = table.shape[-1]
-    flat = table.reshape(-1)
-    start = u * columns + k
-    if plane is not None:
-        start = start + plane * (table.shape[-2] * columns)
-    low = flat[start] * (1.0 - wk) + flat[start + 1] * wk
-    high = flat[start + columns] * (1.0 - wk) + flat[start + columns + 1] * wk
-    return np.asarray(low + (high - low) * wu)
 
 
 def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.scenario import Scenario
-from perfmodel.speculation import estimate
+from perfmodel.speculation import estimate, without_speculation
 
 Array = NDArray[np.float64]
 GAMMAS = np.arange(1, 17, dtype=float)
@@ -18,14 +18,17 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """From which value on speculation pays, up to the scenario's own; None where it never does.
+    """The highest stretch of values over which speculation pays; None where it never does.
 
-    `from_value` equal to `lowest` means that it pays everywhere that was looked at.
+    `lowest` is the smallest value looked at. `until` is the stretch's end, None where it reaches
+    the largest value that was looked at and fits: a small batch may pay where a large one is bound
+    by compute.
     """
 
     axis: str
     lowest: int
     from_value: int | None
+    until: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,44 +83,51 @@ def best_speedup(scenario: Scenario, *, batch: Array, prefix_tokens: Array) -> t
 
 
 def break_even_batch(scenario: Scenario) -> BreakEven:
-    """The batch from which the scenario's draft choice pays at its context, γ chosen anew."""
-    last = max(scenario.workload.batch, 256)
-    values = np.unique(np.geomspace(1, last, 200).round())
+    """The batches at which the scenario's draft choice pays at its context, γ chosen anew.
+
+    Every batch up to 256 is looked at, and steps of under 4 % from there to the scenario's own.
+    """
+    values = np.arange(1.0, 257.0)
+    if scenario.workload.batch > 256:
+        beyond = np.geomspace(256, scenario.workload.batch, 200).round()
+        values = np.unique(np.concatenate([values, beyond]))
     speedup, _ = best_speedup(
         scenario, batch=values, prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens))
     )
-    return _first_paying("batch", values, speedup)
+    return _paying_stretch("batch", values, speedup)
 
 
 def break_even_context(scenario: Scenario) -> BreakEven:
-    """The context from which the scenario's draft choice pays at its batch, γ chosen anew."""
+    """The contexts at which the scenario's draft choice pays at its batch, γ chosen anew."""
     lowest = 256.0
     last = float(max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens))
     values = np.unique(np.geomspace(lowest, last, 200).round())
     speedup, _ = best_speedup(
         scenario, batch=np.asarray(float(scenario.workload.batch)), prefix_tokens=values
     )
-    return _first_paying("prefix_tokens", values, speedup)
+    return _paying_stretch("prefix_tokens", values, speedup)
 
 
 def gamma_schedule(scenario: Scenario) -> GammaSchedule:
     """Best γ of the scenario's draft choice over powers of two of batch and context."""
     batch = np.array(BATCHES, float)[:, None]
     speedup, gamma = best_speedup(scenario, batch=batch, prefix_tokens=np.array(CONTEXTS, float))
-    chosen = np.where(np.isfinite(speedup) & (speedup <= 1.0), 0, gamma).astype(int)
+    plain = estimate(without_speculation(scenario), batch=batch, prefix_tokens=np.array(CONTEXTS))
+    # Where only the draft does not fit, plain decoding still does.
+    chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
     return GammaSchedule(
         batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
     )
 
 
-def _first_paying(axis: str, values: Array, speedup: Array) -> BreakEven:
-    """Smallest value from which every fitting one above pays."""
+def _paying_stretch(axis: str, values: Array, speedup: Array) -> BreakEven:
     fits = np.isfinite(speedup)
-    loses = np.flatnonzero(fits & (speedup <= 1.0))
-    pays = np.flatnonzero(fits & (speedup > 1.0))
-    after = pays[pays > loses[-1]] if len(loses) else pays
-    return BreakEven(
-        axis=axis,
-        lowest=int(values[0]),
-        from_value=int(values[after[0]]) if len(after) else None,
-    )
+    tried, pays = values[fits], speedup[fits] > 1.0
+    lowest = int(values[0])
+    if not np.any(pays):
+        return BreakEven(axis=axis, lowest=lowest, from_value=None, until=None)
+    last = int(np.flatnonzero(pays)[-1])
+    losses = np.flatnonzero(~pays[:last])
+    first = int(losses[-1]) + 1 if len(losses) else 0
+    until = None if last == len(tried) - 1 else int(tried[last])
+    return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)

@@ -70,7 +70,8 @@ class Search:
 
     objective: str
     slo: SLO
-    candidates: tuple[Candidate, ...]  # one per draft choice, TP and budget, at its best γ
+    # Per draft choice, TP and budget: the best γ within the memory limit, and the best of all.
+    candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
 
     def ranked(self, slo: SLO | None = None) -> list[Candidate]:
@@ -102,6 +103,7 @@ def search(
     slo: SLO | None = None,
     choices: Sequence[tuple[str, str]] | None = None,
     tps: Sequence[int] | None = None,
+    draft_tps: Sequence[int] = (1, 2, 4, 8, 16),
     budgets: Sequence[int] = BUDGETS,
 ) -> Search:
     """Evaluate every draft choice, budget, γ of 1 to 16, and TP of a scenario.
@@ -109,7 +111,8 @@ def search(
     Parameters
     ----------
     scenario : Scenario
-        Machine, target, workload and engine; its acceptance, if given, holds for its own draft.
+        Machine, target, workload and engine; its acceptance, if given, holds for its own draft
+        and policy only.
     objective : str
         "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
     slo : SLO, optional
@@ -118,23 +121,26 @@ def search(
         Draft choices; by default self-speculation and every smaller model of the same tokenizer.
     tps : sequence of int, optional
         TP degrees; the scenario's own by default.
+    draft_tps : sequence of int
+        TP degrees of a standalone draft; those that exceed the target's, or do not split the
+        draft, are left out.
     budgets : sequence of int
         KV budgets; those over the context are left out. [tokens]
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
-    degrees = tps or [scenario.tp]
+    degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)
     chosen = choices if choices is not None else draft_choices(scenario)
     found = [_plain(scenario, tp) for tp in degrees]
     unmeasured: list[Candidate] = []
-    for variant in _variants(scenario, chosen, degrees, budgets):
-        known, point = _evaluate(variant)
-        (found if known else unmeasured).extend(point)
+    for variant in _variants(scenario, chosen, degrees, draft_tps, budgets):
+        known, kept = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
+        (found if known else unmeasured).extend(kept)
     return Search(
         objective=objective,
-        slo=slo or SLO(),
+        slo=limits,
         candidates=tuple(found),
         unmeasured=tuple(_least_alpha(unmeasured)),
     )
@@ -157,42 +163,45 @@ def _variants(
     scenario: Scenario,
     choices: Sequence[tuple[str, str]],
     tps: Sequence[int],
+    draft_tps: Sequence[int],
     budgets: Sequence[int],
 ) -> Iterator[Scenario]:
     """One scenario per draft choice, TP, draft TP and budget; γ is left to one broadcast call."""
     context = scenario.workload.prefix_tokens
-    for draft, policy in choices:
-        spec = scenario.target if draft == "self" else catalog.model(draft)
+    for named, policy in choices:
+        spec = scenario.target if named == "self" else catalog.model(named)
+        draft = "self" if spec.name == scenario.target.name else spec.name
+        own = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
+        given = scenario.acceptance if own else None
         fitting: list[int | None] = [b for b in budgets if b <= context]
         for tp in tps:
-            for draft_tp in _draft_tps(scenario, spec, draft, tp):
+            for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
                 for budget in [None] if policy == "full" else fitting:
                     plan = DraftPlan(
                         draft=draft, policy=policy, gamma=1, kv_budget_tokens=budget,
                         draft_tp=draft_tp,
                     )  # fmt: skip
-                    yield replace(scenario, draft=spec, plan=plan, tp=tp)
+                    yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
 
 
-def _draft_tps(scenario: Scenario, spec: ModelSpec, draft: str, tp: int) -> list[int | None]:
+def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:
     if draft == "self":
         return [None]
-    if scenario.plan.draft_tp is not None:
-        return [scenario.plan.draft_tp]
-    return [n for n in (1, 2, 4, 8, 16) if n <= tp and spec.splits_over(n)]
+    return [n for n in draft_tps if n <= tp and spec.splits_over(n)]
 
 
-def _evaluate(scenario: Scenario) -> tuple[bool, list[Candidate]]:
-    """(whether acceptance is known, the candidate at each γ worth keeping)."""
+def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:
+    """(whether acceptance is known, the best γ within the memory limit and the best of all)."""
     plan = scenario.plan
     known = scenario.acceptance is not None or (
         acceptance_curve(scenario.target.name, plan.draft, plan.policy) is not None
     )
     point = estimate(scenario, gamma=GAMMAS)
     cost = point.tpot_s if known else point.break_even_alpha
-    fits = np.broadcast_to(point.memory.fits, np.shape(cost))
-    best = int(np.argmin(np.where(fits | ~np.any(fits), cost, np.inf)))
-    return known, [_candidate(point, best)]
+    fits = np.broadcast_to(point.memory.fraction <= limit, np.shape(cost))
+    within = int(np.argmin(np.where(fits, cost, np.inf))) if np.any(fits) else None
+    kept = dict.fromkeys(i for i in (within, int(np.argmin(cost))) if i is not None)
+    return known, [_candidate(point, index) for index in kept]
 
 
 def _candidate(point: RoundEstimate, index: int) -> Candidate:

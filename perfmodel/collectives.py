@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -170,8 +171,7 @@ class CollectiveCurve:
             raise ConfigError(f"ranks={ranks!r} must be a positive whole number")
         if ranks == 1:
             return np.zeros_like(size)
-        tables = {m.ranks: m for m in self.measured
-                  if (m.operation, m.algorithm) == (operation, algorithm)}  # fmt: skip
+        tables = _by_ranks(self, operation, algorithm)
         ratio = self.link_bandwidth / link_bandwidth
         if tables and min(tables) <= ranks <= max(tables):
             low = max(n for n in tables if n <= ranks)
@@ -185,6 +185,13 @@ class CollectiveCurve:
             if (form.operation, form.algorithm) == (operation, algorithm):
                 return form.at(size, ranks, link_bandwidth)
         raise ConfigError(f"no {operation} times for algorithm {algorithm!r} in {self.source}")
+
+
+@lru_cache(maxsize=256)
+def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:
+    return {
+        m.ranks: m for m in curve.measured if (m.operation, m.algorithm) == (operation, algorithm)
+    }
 
 
 def _measured(table: Mapping[str, Any]) -> MeasuredTimes:

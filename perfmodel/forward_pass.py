@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +16,7 @@ from perfmodel.step_time import Part, StepTime
 
 Array = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0  # bf16
-_ZERO, _TRUE = np.zeros(()), np.ones((), bool)
+_ZERO = np.zeros(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def forward_pass(
     return StepTime(
         (
             *_linear_parts(rank, rows, head_rows=rows),
-            _attention(rank, batch, kv, query),
+            _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
             *_elementwise_parts(rank, rows, head_rows=rows),
             *_comm_parts(rank, rows, head_rows=rows),
             *_overhead_parts(rank, batch),
@@ -151,7 +152,7 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
                 count * traffic_bytes / gpu.hbm_bandwidth,
                 "weights",
                 rank.origin if element == 2.0 else "extrapolated",
-                curve.in_range(m=m, n=n, k=k),
+                partial(curve.in_range, m=m, n=n, k=k),
             )
         )
     return parts
@@ -160,7 +161,7 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
 # ---- attention --------------------------------------------------------------------------------
 
 
-def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
+def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache: bool) -> Part:
     spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
@@ -170,7 +171,7 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
         hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
     )  # fmt: skip
     engine = rank.engine
-    factor = engine.draft_attention_factor if rank.is_draft else engine.attention_factor
+    factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
     return Part(
@@ -180,7 +181,7 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array) -> Part:
         kv_bytes / gpu.hbm_bandwidth,
         "kv",
         rank.origin,
-        curve.in_range(batch=batch, kv_tokens=kv, query_tokens=query, **shape),
+        partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
     )
 
 
@@ -200,7 +201,6 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array) -> Part:
         kv_bytes / gpu.hbm_bandwidth,
         "kv",
         rank.origin,
-        _TRUE,
     )
 
 
@@ -232,7 +232,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Arra
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     return Part(
-        name, seconds, _ZERO, memory_s, "activations", "assumed", _TRUE
+        name, seconds, _ZERO, memory_s, "activations", "assumed"
     )  # fmt: skip
 
 
@@ -269,7 +269,6 @@ def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> P
         traffic_bytes / rank.machine.link.bandwidth,
         "link",
         rank.origin,
-        _TRUE,
     )
 
 
@@ -281,6 +280,6 @@ def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     return [
-        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin, _TRUE)
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin)
         for name, seconds in (("launch", launch), ("host", host))
     ]

@@ -15,7 +15,7 @@ from perfmodel import catalog
 from perfmodel.draft_plan import MAX_GAMMA, DraftPlan
 from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
-from perfmodel.inputs import ScenarioInput, scenario_input
+from perfmodel.inputs import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, scenario_input
 from perfmodel.model_spec import dtype_bytes
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate, estimate
@@ -109,8 +109,9 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     _check_axes(axes)
     _check_names(axes)
     stated = scenario_input({**base, **{name: values[0] for name, values in axes.items()}})
-    if stated.tokens_per_round is not None and len(axes.get("gamma", ())) > 1:
-        raise ConfigError("tokens_per_round holds for one gamma; sweep gamma with acceptance")
+    observed = [key for key in OBSERVED_KEYS if getattr(stated, key) is not None]
+    if observed and len(axes.get("gamma", ())) > 1:
+        raise ConfigError(f"{observed[0]} holds for one gamma; sweep gamma with acceptance")
     loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
     blocks = [
         _block(stated, dict(zip(loops, values, strict=True)), axes)
@@ -198,9 +199,7 @@ _DRAFT_KEYS = (
     "kv_budget",
     "gamma",
     "draft_tp",
-    "acceptance",
-    "acceptance_per_position",
-    "tokens_per_round",
+    *ACCEPTANCE_KEYS,
 )
 
 

@@ -24,6 +24,9 @@ MAX_FILE_BYTES = 1_000_000
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 DEFAULT_GAMMA = 4
+# What engines report of a run at one γ: each is converted to the α that explains it.
+OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
+ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -39,6 +42,12 @@ def _whole(value: Any) -> Any:
         if not math.isfinite(value) or value % 1:
             raise ValueError("must be a whole number")
         return int(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
     return value
 
 
@@ -69,9 +78,11 @@ class ScenarioInput(BaseModel):
     batch: Count = 64
     prefix_tokens: Count = 32_000
     output_tokens: Count = 256
-    acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
     acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
-    tokens_per_round: float | None = None
+    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = None
+    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = None
+    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
     weight_dtype: Name = "bf16"
     kv_dtype: Name = "bf16"
     engine: Name = "specroof"
@@ -79,8 +90,7 @@ class ScenarioInput(BaseModel):
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:
-        names = ("acceptance", "acceptance_per_position", "tokens_per_round")
-        stated = [name for name in names if getattr(self, name) is not None]
+        stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ValueError(f"{' and '.join(stated)} say the same thing twice; give one of them")
         return self
@@ -102,8 +112,12 @@ class ScenarioInput(BaseModel):
         elif budget is None and policy in DEFAULT_BUDGET:
             budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
+        # A self-draft's ranks are the target's, whether that is said or not.
+        draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
+        if draft != "self":
+            draft_tp = self.draft_tp or self.tp
         return DraftPlan(
-            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=self.draft_tp
+            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
         )
 
     def given_acceptance(self, gamma: int) -> Acceptance | None:
@@ -112,6 +126,10 @@ class ScenarioInput(BaseModel):
             return Acceptance.from_alpha(self.acceptance)
         if self.acceptance_per_position is not None:
             return Acceptance.from_per_position(self.acceptance_per_position)
+        if self.accepted_fraction is not None:
+            return Acceptance.from_accepted_fraction(self.accepted_fraction, gamma)
+        if self.accepted_drafts is not None:
+            return Acceptance.from_accepted_drafts(self.accepted_drafts, gamma)
         if self.tokens_per_round is not None:
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.forward_pass import ACTIVATION_BYTES
-from perfmodel.model_spec import ModelSpec
+from perfmodel.model_spec import ModelSpec, dtype_bytes
 from perfmodel.scenario import Scenario
 from perfmodel.units import format_bytes
 
@@ -96,7 +96,7 @@ def memory_estimate(
     length = prefix + scenario.workload.output_tokens
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
     return MemoryEstimate(
-        weights=np.asarray(spec.weight_bytes_per_rank(tp, scenario.weight_dtype)),
+        weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
         target_kv=batch * _cached_tokens(spec, length) * per_token,
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
@@ -127,6 +127,13 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
     return low
 
 
+def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
+    """Layers at their storage type; embedding and LM head stay in bf16, as a pass reads them."""
+    vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
+    layers = spec.parameters_per_rank(tp) - vocabulary
+    return layers * dtype_bytes(weight_dtype) + vocabulary * ACTIVATION_BYTES
+
+
 def _draft_terms(
     scenario: Scenario, length: Array, budget: Array, gamma: Array
 ) -> tuple[float, float, Array]:
@@ -140,7 +147,7 @@ def _draft_terms(
             plan.policy == "streamingllm" and scenario.engine.streamingllm_is_view
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
-    weights = draft.weight_bytes_per_rank(scenario.draft_tp, scenario.weight_dtype)
+    weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
     cached = _cached_tokens(draft, length)
     cached = cached if plan.policy == "full" else np.minimum(budget, cached)
     return weights, per_token, cached + gamma

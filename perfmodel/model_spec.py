@@ -48,6 +48,11 @@ class ModelSpec:
                 f"{self.kv_heads} KV heads; query heads must be a multiple"
             )
 
+    @property
+    def reference(self) -> str:
+        """What finds the model again: its catalog name, or the path of its `config.json`."""
+        return self.name if self.hub_id or not self.source else self.source
+
     # ---- parameters -----------------------------------------------------------------------
 
     @property

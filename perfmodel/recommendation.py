@@ -64,10 +64,14 @@ class Recommendation:
             return f"{self.best.label}, TP {tp}: {self._gain()}; {self._where()}."
         if self.studied is None:
             return f"Do not speculate: {self._unknown()}."
-        return (
-            f"Do not speculate: the best draft ({self.studied.label}) gives "
-            f"{self.studied.speedup:.2f}x; {self._where()}."
-        )
+        draft = f"the best draft ({self.studied.label}) gives {self.studied.speedup:.2f}x"
+        if self.studied.speedup > 1.0:
+            plain, other = self.best.scenario.tp, self.studied.scenario.tp
+            return (
+                f"Do not speculate: {draft} on TP {other}, "
+                f"but plain decoding on TP {plain} serves more per GPU."
+            )
+        return f"Do not speculate: {draft}; {self._where()}."
 
     def _gain(self) -> str:
         text = f"{self.best.speedup:.2f}x"
@@ -77,7 +81,7 @@ class Recommendation:
 
     def _unknown(self) -> str:
         if not self.unmeasured:
-            return "no draft choice fits"
+            return "no draft choice meets the limits"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         return (
             f"the acceptance of no draft choice was measured; {least.candidate.label} would pay "
@@ -90,7 +94,11 @@ class Recommendation:
         context = self.studied.scenario.workload.prefix_tokens
         if self.batch.from_value is None:
             return f"at {context:,} tokens it pays at no batch that fits"
-        if self.batch.from_value <= self.batch.lowest:
+        everywhere_below = self.batch.from_value <= self.batch.lowest
+        if self.batch.until is not None:
+            first = "up to batch" if everywhere_below else f"from batch {self.batch.from_value} to"
+            return f"at {context:,} tokens it pays {first} {self.batch.until}"
+        if everywhere_below:
             return f"at {context:,} tokens it pays at every batch that fits"
         return f"without speculation below batch {self.batch.from_value}"
 

@@ -162,16 +162,17 @@ def step_dict(step: StepTime) -> dict[str, Any]:
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the vocabulary of the command line; None values are left out."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
+    draft = scenario.draft
     values: dict[str, Any] = {
-        "target": scenario.target.name,
-        "draft": plan.draft,
-        "draft_policy": plan.policy if plan.speculates else None,
+        "target": scenario.target.reference,
+        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
+        "draft_policy": None if plan.draft == "none" else plan.policy,
         "kv_budget": plan.kv_budget_tokens,
         "gamma": plan.gamma,
         "gpu": scenario.machine.gpu.name,
         "machine": scenario.machine.name,
         "tp": scenario.tp,
-        "draft_tp": scenario.draft_tp if plan.speculates else None,
+        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
         "batch": work.batch,
         "prefix_tokens": work.prefix_tokens,
         "output_tokens": work.output_tokens,
@@ -226,7 +227,9 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         },
         "studied": None if answer.studied is None else candidate_dict(answer.studied),
         "break_even_batch": None if answer.batch is None else answer.batch.from_value,
+        "break_even_batch_until": None if answer.batch is None else answer.batch.until,
         "break_even_prefix_tokens": None if answer.context is None else answer.context.from_value,
+        "break_even_prefix_tokens_until": None if answer.context is None else answer.context.until,
         "gamma_schedule": None
         if schedule is None
         else {

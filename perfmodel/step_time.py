@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -37,7 +38,8 @@ class Part:
 
     `seconds` is the prediction; `compute_s`, `memory_s` and `link_s` are what the datasheet's peaks
     would allow, and tell what bounds the part. `traffic` says what the bytes are.
-    `in_range` is False where the kernel curve was extrapolated. Arrays broadcast to one shape.
+    `in_range` tells where the kernel curve was not extrapolated; it is asked only for reports.
+    Arrays broadcast to one shape.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Part:
     memory_s: Array
     traffic: str  # "weights", "kv", "activations", "link" or "host"
     origin: str  # "fitted", "extrapolated", "assumed" or "datasheet"
-    in_range: NDArray[np.bool_]
+    in_range: Callable[[], NDArray[np.bool_]] = lambda: np.ones((), bool)
 
     @property
     def bound(self) -> NDArray[np.str_]:
@@ -60,7 +62,7 @@ class Part:
 
     def origin_at(self) -> str:
         """Where the number comes from, given whether any point lies outside the measured range."""
-        if self.origin == "fitted" and not np.all(self.in_range):
+        if self.origin == "fitted" and not np.all(self.in_range()):
             return "extrapolated"
         return self.origin
 

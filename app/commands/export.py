@@ -86,11 +86,9 @@ def plan_of(scenario: Scenario, *, for_engine: str) -> ExportPlan:
         rates = (alpha,) if alpha == alpha else None
     draft = scenario.draft
     return ExportPlan(
-        target=_name(scenario.target.name, scenario.target.hub_id, scenario.target.source),
+        target=scenario.target.reference,
         target_hub_id=scenario.target.hub_id or scenario.target.source,
-        draft=plan.draft
-        if draft is None or plan.is_self
-        else _name(draft.name, draft.hub_id, draft.source),
+        draft=plan.draft if draft is None or plan.is_self else draft.reference,
         draft_hub_id=None if draft is None else draft.hub_id or draft.source,
         draft_policy=plan.policy,
         kv_budget_tokens=plan.kv_budget_tokens,
@@ -126,7 +124,7 @@ def print_matrix(*, as_json: bool) -> int:
     if as_json:
         print_json({"engines": ENGINES, "choices": rows})
     else:
-        from app.tables import print_matrix as print_table
+        from app.catalog_tables import print_matrix as print_table
 
         print_table(ENGINES, rows, console())
     return 0
@@ -135,8 +133,3 @@ def print_matrix(*, as_json: bool) -> int:
 def _support(draft: str, policy: str, scenario: Scenario) -> dict[str, object]:
     reasons = exportability(plan_of(scenario, for_engine="specroof"))
     return {"draft": draft, "draft_policy": policy, "reasons": reasons}
-
-
-def _name(name: str, hub_id: str, source: str) -> str:
-    """The name that finds the model again: a catalog name, or the path it was read from."""
-    return name if hub_id else source

@@ -16,7 +16,7 @@ def run_list(kind: str, *, as_json: bool) -> int:
     if as_json:
         print_json(entries)
     else:
-        from app.tables import print_list
+        from app.catalog_tables import print_list
 
         print_list(kind, entries, console())
     return 0

@@ -8,8 +8,10 @@ from typing import Any
 import perfmodel
 from app.axes import parse_axis
 from app.output import atomic_text, console, print_json
-from app.stated import ACCEPTANCE, stated_values
+from app.stated import stated_values
 from perfmodel import (
+    ACCEPTANCE_KEYS,
+    OBSERVED_KEYS,
     ConfigError,
     Recommendation,
     Scenario,
@@ -67,7 +69,7 @@ def find_recommendation(
     values = stated_values(scenario, flags)
     notes = _gamma_notes(values, flags)
     plain = perfmodel.scenario_input(
-        {k: v for k, v in values.items() if k not in SEARCHED + ACCEPTANCE}
+        {k: v for k, v in values.items() if k not in SEARCHED + ACCEPTANCE_KEYS}
     )
     named = _choices(values)
     choices = draft_choices(plain.scenario()) if named is None else named
@@ -79,14 +81,21 @@ def find_recommendation(
         slo=parse_slo(plain.slo),
         choices=choices,
         tps=degrees,
+        **_draft_tps(values),
         **_budgets(values, plain.prefix_tokens, choices),
     )
     return perfmodel.recommend(found), notes
 
 
+def _draft_tps(values: dict[str, Any]) -> dict[str, Any]:
+    """The stated draft TP alone; nothing where none was stated, and the search tries them all."""
+    stated = perfmodel.scenario_input({"draft_tp": values.get("draft_tp")}).draft_tp
+    return {} if stated is None else {"draft_tps": [stated]}
+
+
 def _gamma_notes(values: dict[str, Any], flags: dict[str, str]) -> list[str]:
     """γ is searched: a flag that fixes it is refused, a scenario's is set aside and said so."""
-    if "gamma" not in values or "tokens_per_round" in values:
+    if "gamma" not in values or any(key in values for key in OBSERVED_KEYS):
         return []
     if "gamma" in flags:
         raise ConfigError("recommend chooses gamma itself; use predict or sweep for a given one")
@@ -116,7 +125,7 @@ def _check_single_choice(values: dict[str, Any], choices: list[tuple[str, str]])
     if len(choices) == 1:
         return
     named = ", ".join(f"{draft}:{policy}" for draft, policy in choices)
-    for key in ACCEPTANCE:
+    for key in ACCEPTANCE_KEYS:
         if key in values:
             raise ConfigError(
                 f"{key} holds for one draft choice, and {len(choices)} are compared ({named}); "
@@ -133,9 +142,10 @@ def _base(values: dict[str, Any], choices: list[tuple[str, str]], tp: int) -> Sc
         draft, policy = choices[0]
         kept |= {"draft": draft, "draft_policy": policy, "kv_budget": 1}
         kept["draft_tp"] = None if draft == "self" else values.get("draft_tp")
-    if "tokens_per_round" in values:
+    observed = [key for key in OBSERVED_KEYS if key in values]
+    if observed:
         if "gamma" not in values:
-            raise ConfigError("tokens_per_round needs the gamma it was measured at; add --gamma")
+            raise ConfigError(f"{observed[0]} needs the gamma it was measured at; add --gamma")
         kept["gamma"] = values["gamma"]
     return perfmodel.scenario_input(kept | {"tp": tp}).scenario()
 

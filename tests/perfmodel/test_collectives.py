@@ -168,5 +168,15 @@ def test_a_bad_call_is_refused() -> None:
     call = {"message_bytes": 1.0, "link_bandwidth": 1e9}
     with pytest.raises(ConfigError, match="positive whole number"):
         CURVES["h200"].all_reduce_seconds(ranks=0, **call)
-    with pytest.raises(ConfigError, match="Use best, nccl"):
-        CURVES["h200"].all_reduce_seconds(ranks=2, algorithm="ring", **call)
+    with pytest.raises(ConfigError, match="Use best, ring, nccl"):
+        CURVES["h200"].all_reduce_seconds(ranks=2, algorithm="tree", **call)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_ring_of_two_is_a_pair_and_a_longer_one_takes_longer(name: str) -> None:
+    size = np.array([2.0**10, 2.0**18, 2.0**24])
+    at = {"message_bytes": size, "link_bandwidth": CURVES[name].link_bandwidth}
+    pair = CURVES[name].all_reduce_seconds(ranks=2, algorithm="ring", **at)
+    measured = CURVES[name].all_reduce_seconds(ranks=2, algorithm="nccl", **at)
+    np.testing.assert_allclose(pair, measured)
+    assert np.all(CURVES[name].all_reduce_seconds(ranks=8, algorithm="ring", **at) > pair)

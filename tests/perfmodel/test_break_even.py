@@ -1,0 +1,145 @@
+"""From where speculation pays, and γ over batch and context, against direct evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import a_scenario
+
+from perfmodel import (
+    Scenario,
+    break_even_batch,
+    break_even_context,
+    estimate,
+    gamma_schedule,
+    without_speculation,
+)
+
+LONG: dict[str, Any] = {"draft": "self", "gpu": "h100-sxm", "tp": 4, "prefix_tokens": 32_000}
+SHORT: dict[str, Any] = {"draft": "llama-3.2-1b", "gpu": "l40", "prefix_tokens": 512}
+SCHEDULED = (
+    {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"},
+    {"draft": "llama-3.2-1b", "draft_policy": "streamingllm", "gpu": "l40s", "tp": 8},
+    {"draft": "self", "draft_policy": "full", "gpu": "h200"},
+    {"draft": "self", "draft_policy": "snapkv", "kv_budget": 16_384, "gpu": "l40", "tp": 2},
+)
+
+
+def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
+    """Speedup and γ of the best plan that fits, one prediction at a time; NaN where none does."""
+    work = replace(scenario.workload, batch=int(batch), prefix_tokens=int(context))
+    budget = scenario.plan.kv_budget_tokens
+    if budget is not None:
+        budget = min(budget, int(context))
+    found = (float("nan"), -1)
+    for gamma in range(1, 17):
+        plan = replace(scenario.plan, gamma=gamma, kv_budget_tokens=budget)
+        point = estimate(replace(scenario, workload=work, plan=plan))
+        if point.feasible and not float(point.speedup) <= found[0]:
+            found = (float(point.speedup), gamma)
+    return found
+
+
+def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
+    scenario = a_scenario(**LONG, batch=64)
+    found = break_even_batch(scenario)
+    assert found.from_value is not None and found.from_value > found.lowest == 1
+    assert found.until is None
+    at = scenario.workload.prefix_tokens
+    assert best(scenario, found.from_value, at)[0] > 1.0
+    assert best(scenario, found.from_value - 1, at)[0] <= 1.0
+    for batch in (2 * found.from_value, 64):
+        assert best(scenario, batch, at)[0] > 1.0
+
+
+def test_from_the_break_even_context_on_it_pays_and_below_it_does_not() -> None:
+    """Contexts are looked at in steps of about 3 %."""
+    scenario = a_scenario(**LONG, batch=16)
+    found = break_even_context(scenario)
+    assert found.from_value is not None and found.from_value > found.lowest
+    assert best(scenario, 16, found.from_value)[0] > 1.0
+    assert best(scenario, 16, found.from_value / 1.04)[0] <= 1.0
+    assert best(scenario, 16, 2 * found.from_value)[0] > 1.0
+
+
+def test_what_pays_at_small_batches_only_says_up_to_which() -> None:
+    """Short contexts: a small batch is bound by weights, a large one by compute."""
+    scenario = a_scenario(**SHORT, batch=1)
+    found = break_even_batch(scenario)
+    assert found.from_value == 1
+    assert found.until is not None and 1 <= found.until < 256
+    assert best(scenario, 1, 512)[0] > 1.0
+    assert best(scenario, found.until, 512)[0] > 1.0
+    assert best(scenario, found.until + 1, 512)[0] <= 1.0
+
+
+def test_what_never_pays_has_no_break_even() -> None:
+    scenario = a_scenario(draft="self", draft_policy="full", batch=8)
+    assert break_even_batch(scenario).from_value is None
+    assert break_even_context(scenario).from_value is None
+
+
+def test_what_always_pays_does_so_from_the_lowest() -> None:
+    scenario = a_scenario(
+        target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
+        prefix_tokens=16_000, batch=64,
+    )  # fmt: skip
+    found = break_even_batch(scenario)
+    assert (found.from_value, found.lowest, found.until) == (1, 1, None)
+
+
+# ---- the γ schedule ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", SCHEDULED)
+def test_every_entry_of_the_schedule_is_the_best_gamma_of_a_direct_loop(
+    values: dict[str, Any],
+) -> None:
+    scenario = a_scenario(**values)
+    schedule = gamma_schedule(scenario)
+    seen = set()
+    for row, batch in list(enumerate(schedule.batches))[::3]:
+        for column, context in list(enumerate(schedule.contexts))[::2]:
+            speedup, gamma = best(scenario, batch, context)
+            if not speedup > 1.0:
+                plain = estimate(without_speculation(scenario), batch=batch, prefix_tokens=context)
+                gamma = 0 if plain.feasible else -1
+            assert schedule.gamma[row][column] == gamma, (batch, context)
+            seen.add(gamma)
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("values", SCHEDULED)
+def test_ranges_cover_every_batch_that_fits_without_gaps(values: dict[str, Any]) -> None:
+    schedule = gamma_schedule(a_scenario(**values))
+    for column, context in enumerate(schedule.contexts):
+        ranges = schedule.ranges(context)
+        fitting = [
+            (b, g[column]) for b, g in zip(schedule.batches, schedule.gamma, strict=True)
+            if g[column] >= 0
+        ]  # fmt: skip
+        assert bool(ranges) == bool(fitting)
+        if not ranges:
+            continue
+        assert ranges[0][0] == 1 and ranges[-1][1] == fitting[-1][0]
+        for (_, last, before), (first, _, after) in pairwise(ranges):
+            assert first == last + 1 and before != after
+        for batch, gamma in fitting:
+            assert [g for low, high, g in ranges if low <= batch <= high] == [gamma]
+
+
+def test_ranges_are_those_of_the_nearest_context() -> None:
+    schedule = gamma_schedule(a_scenario(**LONG))
+    assert schedule.ranges(30_000) == schedule.ranges(32_768)
+    assert schedule.ranges(1) == schedule.ranges(1024)
+
+
+def test_the_schedule_speculates_more_as_context_grows_at_a_large_batch() -> None:
+    schedule = gamma_schedule(a_scenario(**LONG))
+    row = np.array(schedule.gamma[schedule.batches.index(32)])
+    fitting = row[row >= 0]
+    assert fitting[0] == 0 and fitting[-1] >= 2

@@ -1,0 +1,106 @@
+"""Engine profiles: what the catalog holds, with units, and what each coefficient moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from strategies import ENGINES, a_scenario
+
+from perfmodel import ConfigError, EngineProfile, engine_names, engine_profile, estimate
+from perfmodel.engine import profile_from_table
+
+PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
+
+
+def test_the_catalog_holds_the_three_engines_with_origin_and_source() -> None:
+    assert set(engine_names()) >= set(ENGINES)
+    for name in engine_names():
+        profile = engine_profile(name, "hopper")
+        assert profile.name == name and profile.source
+        assert profile.origin in ("datasheet", "assumed", "fitted", "measured")
+
+
+def test_ideal_adds_nothing_to_the_kernels() -> None:
+    profile = engine_profile("ideal", "ampere")
+    times = {f: getattr(profile, f) for f in EngineProfile.__dataclass_fields__ if f.endswith("_s")}
+    assert set(times.values()) == {0.0}
+    factors = [f for f in EngineProfile.__dataclass_fields__ if f.endswith("_factor")]
+    assert {getattr(profile, f) for f in factors} == {1.0}
+    assert profile.reserved_bytes == profile.workspace_bytes == 0.0
+
+
+def test_specroof_is_marked_as_assumed_until_it_is_measured() -> None:
+    assert engine_profile("specroof", "hopper").origin == "assumed"
+    assert any("assumed, not measured" in note for note in a_scenario(engine="specroof").notes)
+
+
+def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None:
+    ampere, hopper, other = (
+        engine_profile("magicdec", name) for name in ("ampere", "hopper", "blackwell")
+    )
+    assert ampere != hopper
+    assert other == hopper
+
+
+def test_keys_carry_their_units() -> None:
+    profile = profile_from_table(
+        PLAIN | {"kernel_gap_us": 2.5, "reserved_GB": 3, "attention_factor": 1.1}, file="x.toml"
+    )
+    assert profile.kernel_gap_s == pytest.approx(2.5e-6, rel=1e-12)
+    assert profile.reserved_bytes == 3e9
+    assert profile.attention_factor == 1.1
+
+
+@pytest.mark.parametrize("key", ["kernel_gap_s", "reserved_bytes", "kernel_gap_ms", "colour"])
+def test_an_unknown_key_or_unit_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"x.toml: unknown key '{key}'"):
+        profile_from_table(PLAIN | {key: 1.0}, file="x.toml")
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown engine 'magic'. Nearest: magicdec\."):
+        engine_profile("magic", "hopper")
+
+
+@pytest.mark.parametrize(
+    "field, value, part",
+    [
+        ("linear_factor", 1.5, "down_proj"),
+        ("attention_factor", 1.5, "attention"),
+        ("comm_factor", 1.5, "all_reduce"),
+        ("activation_factor", 1.5, "norm"),
+        ("kernel_latency_s", 1e-5, "rotary"),
+        ("kernel_gap_s", 1e-5, "launch"),
+        ("layer_overhead_s", 1e-4, "launch"),
+        ("layer_overhead_per_sequence_s", 1e-6, "launch"),
+        ("step_overhead_s", 1e-3, "host"),
+    ],
+)
+def test_each_coefficient_moves_its_own_part(field: str, value: float, part: str) -> None:
+    scenario = a_scenario(engine="ideal", tp=8)
+    slower = replace(scenario, engine=replace(scenario.engine, **{field: value}))
+    before, after = (estimate(s).target_step for s in (scenario, slower))
+    assert after.part(part).seconds > before.part(part).seconds
+    if field.endswith("_factor"):
+        moved = after.part(part).seconds / before.part(part).seconds
+        assert float(moved) == pytest.approx(1.5, rel=1e-12)
+    assert after.total_s > before.total_s
+
+
+def test_round_overheads_count_once_a_round_and_by_sequence() -> None:
+    scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4)
+    engine = replace(scenario.engine, round_overhead_s=1e-3, round_overhead_per_sequence_s=1e-5)
+    before, after = estimate(scenario), estimate(replace(scenario, engine=engine))
+    assert float(after.overhead_s) == pytest.approx(1e-3 + 10 * 1e-5, rel=1e-12)
+    assert float(after.round_s - before.round_s) == pytest.approx(1.1e-3, rel=1e-9)
+    assert after.target_step.total_s == before.target_step.total_s
+
+
+def test_a_draft_step_pays_the_drafts_host_time_not_the_targets() -> None:
+    scenario = a_scenario(engine="ideal", draft="self", gamma=4)
+    engine = replace(scenario.engine, draft_step_overhead_s=1e-3, step_overhead_s=5e-3)
+    point = estimate(replace(scenario, engine=engine))
+    assert point.draft_step is not None
+    assert float(point.draft_step.part("host").seconds) == 1e-3
+    assert float(point.verify.part("host").seconds) == 5e-3

@@ -1,0 +1,111 @@
+"""A pass is its parts: totals are sums, groups partition them, each tells what bounds it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from strategies import ENGINES, GPUS, a_scenario
+
+from perfmodel import GROUPS, Part, Rank, StepTime, forward_pass, prefill_pass, target_rank
+
+ZERO, TRUE = np.zeros(()), np.ones((), bool)
+
+
+def part(
+    name: str = "o_proj",
+    seconds: float = 1.0,
+    compute_s: float = 0.0,
+    memory_s: float = 0.0,
+    traffic: str = "weights",
+    origin: str = "fitted",
+    in_range: bool = True,
+) -> Part:
+    numbers = (np.asarray(value) for value in (seconds, compute_s, memory_s))
+    return Part(name, *numbers, traffic, origin, lambda: np.asarray(in_range))
+
+
+def a_rank(**values: object) -> Rank:
+    return target_rank(a_scenario(**values))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("tp", [1, 8])
+def test_groups_partition_the_parts(engine: str, tp: int) -> None:
+    rank = a_rank(engine=engine, tp=tp)
+    at = {"batch": np.array([1.0, 64.0])[:, None], "context_tokens": np.array([1024.0, 32_000.0])}
+    for step in (forward_pass(rank, **at), prefill_pass(rank, batch=1, prompt_tokens=4096)):
+        names = [p.name for p in step.parts]
+        assert len(set(names)) == len(names)
+        groups = dict.fromkeys(GROUPS[name] for name in names)
+        total = sum((step.group_s(group) for group in groups), ZERO)
+        np.testing.assert_allclose(total, step.total_s, rtol=1e-12)
+        assert ("comm" in groups) == (tp > 1)
+
+
+def test_a_total_is_the_sum_of_parts_of_any_shape() -> None:
+    small, large = part(seconds=1.0), part("attention", seconds=2.0)
+    wide = Part("norm", np.arange(6.0).reshape(2, 3), ZERO, ZERO, "activations", "fitted")
+    total = StepTime((wide, small, large)).total_s
+    np.testing.assert_array_equal(total, np.arange(6.0).reshape(2, 3) + 3.0)
+
+
+def test_a_part_is_found_by_name() -> None:
+    step = forward_pass(a_rank(), batch=1, context_tokens=1024)
+    assert step.part("attention").name == "attention"
+
+
+@pytest.mark.parametrize(
+    "compute_s, memory_s, bound",
+    [(0.9, 0.5, "compute"), (0.5, 0.9, "weights"), (0.1, 0.1, "latency"), (0.19, 0.0, "latency")],
+)
+def test_a_part_is_bound_by_the_larger_limit_or_by_latency_far_from_both(
+    compute_s: float, memory_s: float, bound: str
+) -> None:
+    assert str(part(compute_s=compute_s, memory_s=memory_s).bound) == bound
+
+
+def test_host_time_is_bound_by_the_host() -> None:
+    assert str(part("host", traffic="host").bound) == "host"
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_what_bounds_a_pass_is_what_the_roofline_says(gpu: str) -> None:
+    """Long context and a small batch: weights and KV; a long prompt: compute."""
+    rank = a_rank(gpu=gpu)
+    decode = forward_pass(rank, batch=8, context_tokens=65_536)
+    assert str(decode.part("attention").bound) == "kv"
+    assert str(decode.part("gate_up_proj").bound) == "weights"
+    prefill = prefill_pass(rank, batch=1, prompt_tokens=65_536)
+    assert str(prefill.part("gate_up_proj").bound) == "compute"
+    assert str(prefill.part("attention").bound) == "compute"
+
+
+# ---- origin -----------------------------------------------------------------------------------
+
+
+def test_the_weakest_origin_that_matters_is_the_passs_own() -> None:
+    fitted, weak = part(seconds=0.97), part("norm", seconds=0.03, origin="assumed")
+    assert StepTime((fitted, weak)).origin == "assumed"
+    assert StepTime((fitted, part("norm", seconds=0.001, origin="assumed"))).origin == "fitted"
+    outside = part("attention", seconds=0.5, in_range=False)
+    assert StepTime((fitted, outside, weak)).origin == "extrapolated"
+
+
+def test_outside_the_measured_range_a_fitted_part_is_extrapolated() -> None:
+    rank = a_rank(gpu="h100-sxm")
+    inside = forward_pass(rank, batch=8, context_tokens=8192).part("attention")
+    beyond = forward_pass(rank, batch=512, context_tokens=131_072).part("attention")
+    assert inside.origin_at() == "fitted"
+    assert beyond.origin_at() == "extrapolated"
+
+
+def test_a_gpu_without_measurements_is_extrapolated_throughout() -> None:
+    step = forward_pass(a_rank(gpu="b200"), batch=8, context_tokens=8192)
+    assert step.part("down_proj").origin_at() == "extrapolated"
+    assert step.origin == "extrapolated"
+    assert any("no kernel measurements" in note for note in a_scenario(gpu="b200").notes)
+
+
+def test_weights_of_fewer_bytes_are_extrapolated_from_bf16_kernels() -> None:
+    step = forward_pass(a_rank(weight_dtype="fp8"), batch=8, context_tokens=8192)
+    assert step.part("down_proj").origin_at() == "extrapolated"

@@ -1,0 +1,80 @@
+"""Workloads and limits are checked where they enter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfmodel import SLO, ConfigError, Workload, parse_slo
+
+
+@pytest.mark.parametrize("field", ["batch", "prefix_tokens", "output_tokens"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, float("nan"), float("inf"), True])
+def test_a_size_is_a_whole_number_of_at_least_one(field: str, value: Any) -> None:
+    sizes = {"batch": 1, "prefix_tokens": 1, "output_tokens": 1} | {field: value}
+    with pytest.raises(ConfigError, match=f"{field}=.* must be a whole number of at least 1"):
+        Workload(**sizes)
+
+
+def test_limits_are_read_into_si() -> None:
+    limits = parse_slo("ttft<2s; tpot<25ms; memory<90%")
+    assert limits.ttft_s == 2.0
+    assert limits.tpot_s == pytest.approx(0.025, rel=1e-12)
+    assert limits.memory_fraction == pytest.approx(0.9, rel=1e-12)
+    assert limits.stated
+
+
+@pytest.mark.parametrize(
+    "text", ["tpot<25ms,ttft<2s", " TTFT <= 2 s ;; tpot<= 25000us ", "tpot<2.5e-2s;ttft<2000ms"]
+)
+def test_the_same_limits_may_be_written_in_several_ways(text: str) -> None:
+    limits = parse_slo(text)
+    assert limits.ttft_s == pytest.approx(2.0) and limits.tpot_s == pytest.approx(0.025)
+
+
+def test_no_text_is_no_limit() -> None:
+    assert parse_slo("") == parse_slo(" ; ") == SLO()
+    assert not SLO().stated
+
+
+@pytest.mark.parametrize("limit", [{"ttft_s": 1.0}, {"tpot_s": 1.0}, {"memory_fraction": 0.5}])
+def test_any_one_limit_is_stated(limit: dict[str, float]) -> None:
+    assert SLO(**limit).stated
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("tpot", "SLO term 'tpot' is not understood; write ttft<2s; tpot<25ms; memory<90%"),
+        ("tpot>25ms", "is not understood"),
+        ("latency<1s", "is not understood"),
+        ("tpot<25", "is not understood"),
+        ("tpot<-1ms", "is not understood"),
+        ("tpot<nanms", "is not understood"),
+        ("memory<2s", "memory takes %"),
+        ("ttft<50%", "ttft and tpot take s, ms or us"),
+        ("tpot<0ms", "'0' is not a positive number"),
+        ("tpot<1.2.3s", "'1.2.3' is not a positive number"),
+        ("tpot<1e999s", "'1e999' is not a positive number"),
+        ("tpot<25ms; ttft", "SLO term 'ttft'"),
+    ],
+)
+def test_a_limit_that_is_not_one_is_refused_by_its_term(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_slo(text)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(alphabet="tpoms<=;.,%0123456789 e-", max_size=20))
+def test_any_text_is_limits_or_one_line(text: str) -> None:
+    try:
+        limits = parse_slo(text)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    else:
+        found = (limits.ttft_s, limits.tpot_s, limits.memory_fraction)
+        assert all(value is None or value > 0 for value in found)
