@@ -20,7 +20,10 @@ def modules(package: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-@pytest.mark.parametrize("name", modules("perfmodel") + modules("calibration") + modules("app"))
+PACKAGES = ("perfmodel", "runtime", "calibration", "app")
+
+
+@pytest.mark.parametrize("name", [name for package in PACKAGES for name in modules(package)])
 def test_every_module_stands_in_the_design(name: str) -> None:
     assert f"`{name}`" in DESIGN
 
