@@ -48,7 +48,7 @@ class ReferencePlan:
         keys, values = self.cache.slots(layer)
         keys[self.write_slots] = key
         values[self.write_slots] = value
-        seen_keys, seen_values = keys[self.read_slots], values[self.read_slots]  # (B, K, KV, D)
+        seen_keys, seen_values = self._read(keys), self._read(values)  # (B, K, KV, D)
         padded = query[self.query_rows].contiguous()  # (B, Q, H, D)
         if self.rotate_on_read:
             index = torch.arange(seen_keys.shape[1], device=query.device)
@@ -56,6 +56,11 @@ class ReferencePlan:
             padded = rotate(padded, *self.rotary.tables(self.query_index))
         mixed = grouped_attention(padded, seen_keys, seen_values, self.hidden)
         return mixed.flatten(0, 1)[self.output_rows]
+
+    def _read(self, slots: Tensor) -> Tensor:
+        """(slots, KV, D) -> (B, K, KV, D), several times faster on a CPU than by `slots[...]`."""
+        found = slots.index_select(0, self.read_slots.flatten())
+        return found.view(*self.read_slots.shape, *slots.shape[1:])
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from runtime.errors import EngineError, RankFailed
 
 GRACE_S = 5.0  # between asking a rank to stop and killing it
 FAILURE_FOLDER = "SPECROOF_FAILURE_FOLDER"
+LAUNCHER = "SPECROOF_LAUNCHER"  # its process id
 _POLL_S = 0.05
 
 
-def launch_ranks(command: Sequence[str], ranks: int, *, timeout_s: float | None = None) -> None:
+def launch_ranks(command: Sequence[str], ranks: int) -> None:
     """Run `command` once per rank and wait for all.
 
     Parameters
@@ -34,8 +35,6 @@ def launch_ranks(command: Sequence[str], ranks: int, *, timeout_s: float | None 
         Program and arguments; rank 0 inherits stdout, the others write to stderr alone.
     ranks : int
         Processes to start.
-    timeout_s : float, optional
-        Stop everything after so long.
 
     Raises
     ------
@@ -49,8 +48,7 @@ def launch_ranks(command: Sequence[str], ranks: int, *, timeout_s: float | None 
             port = _free_port()
             for rank in range(ranks):
                 processes.append(_start(command, rank, ranks, port, folder))
-            failed = _wait(processes, timeout_s)
-            if failed is not None:
+            if not _all_end_well(processes):
                 time.sleep(2 * _POLL_S)  # let the rank that failed first have said so
                 raise _failure(processes, Path(folder))
         finally:
@@ -68,6 +66,7 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         FAILURE_FOLDER: folder,
+        LAUNCHER: str(os.getpid()),
     }
     out = None if rank == 0 else sys.stderr
     return subprocess.Popen(
@@ -75,18 +74,14 @@ def _start(
     )
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float | None) -> int | None:
-    """The first rank found to have failed, or None when all have ended well."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+def _all_end_well(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Wait until a rank has failed, or all have ended well."""
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code:
-                return rank
+        if any(codes):
+            return False
         if all(code == 0 for code in codes):
-            return None
-        if deadline is not None and time.monotonic() > deadline:
-            raise RankFailed(f"stopped after {timeout_s:g} s: the ranks had not ended")
+            return True
         time.sleep(_POLL_S)
 
 
@@ -136,7 +131,7 @@ def run_rank(body: Callable[[], None]) -> int:
 
     Peers that wait for this rank see its connection close and fail in turn.
     """
-    _end_with_parent()
+    _end_with_launcher()
     try:
         body()
     except KeyboardInterrupt:
@@ -159,12 +154,14 @@ def _report(message: str, code: int, trace: str = "") -> int:
     return code
 
 
-def _end_with_parent() -> None:
-    """End this process soon after its parent has: a killed launcher leaves nothing behind."""
-    parent = os.getppid()
+def _end_with_launcher() -> None:
+    """End soon after the launcher has: one that is killed leaves nothing behind."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == int(launcher):
             time.sleep(0.5)
         os._exit(1)
 
