@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES
 
+from app.cli import run
 from runtime.config import hf_config
 
 ROOT = Path(__file__).parents[2]
@@ -56,23 +57,37 @@ def test_a_table_says_what_the_check_found(tiny: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "message"),
     [
-        (["selfspec"], 2, "the following arguments are required: --model"),
-        (["selfspec", "--model", "M", "--gama", "3"], 2, "unrecognized arguments: --gama 3"),
-        (["standalone", "--model", "M"], 2, "--draft names the model that drafts"),
-        (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], 2, "runs on all of --tp"),
-        (["baseline", "--model", "llama-68m"], 2, "add --random-weights"),
-        (["baseline", "--model", "no-such", "--random-weights"], 2, "unknown model"),
-        (["baseline", "--model", "M", "--tp", "3", "--random-weights"], 2, "do not split over it"),
-        (["baseline", "--model", "M", "--random-weights", "--cache-pages", "3"], 3, "out of pages"),
-        (["baseline", "--model", "M", "--input", "x.txt"], 2, "no tokenizer.json"),
+        (["selfspec"], "the following arguments are required: --model"),
+        (["selfspec", "--model", "M", "--gama", "3"], "unrecognized arguments: --gama 3"),
+        (["selfspec", "--model", "M", "--gamma", "0"], "0 must be at least 1"),
+        (["standalone", "--model", "M"], "--draft names the model that drafts"),
+        (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], "runs on all of --tp"),
+        (["baseline", "--model", "llama-68m"], "add --random-weights"),
+        (["baseline", "--model", "no-such", "--random-weights"], "unknown model"),
+        (["selfspec", "--model", "M", "--check", "--temperature", "1"], "--check compares greedy"),
     ],
 )
-def test_bad_input_is_one_line_and_its_code(
+def test_bad_flags_are_one_line(
+    arguments: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", *(tiny if word == "M" else word for word in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--tp", "3", "--random-weights"], 2, "do not split over it"),
+        (["--random-weights", "--cache-pages", "3"], 3, "out of pages"),
+    ],
+)
+def test_what_a_rank_refuses_is_one_line_and_its_code(
     arguments: list[str], code: int, message: str, tiny: str
 ) -> None:
-    done = specroof(*[tiny if word == "M" else word for word in arguments])
+    done = specroof("baseline", "--model", tiny, *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
 
