@@ -22,6 +22,7 @@ from runtime.errors import EngineError, RankFailed
 
 GRACE_S = 5.0  # between asking a rank to stop and killing it
 FAILURE_FOLDER = "SPECROOF_FAILURE_FOLDER"
+STDERR = 2
 LAUNCHER = "SPECROOF_LAUNCHER"  # its process id
 _POLL_S = 0.05
 
@@ -68,7 +69,7 @@ def _start(
         FAILURE_FOLDER: folder,
         LAUNCHER: str(os.getpid()),
     }
-    out = None if rank == 0 else sys.stderr
+    out = None if rank == 0 else STDERR
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=out, start_new_session=True
     )
