@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from perfmodel.step_table import StepTable
 from perfmodel.traffic import Traffic
 from perfmodel.workload import SLO
 
-# What a schedule chooses from; γ of more than 8 was never its choice in the study's scenarios.
+# What a schedule chooses from, and what `recommend --traffic` tries.
 SCHEDULE_GAMMAS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 
 
@@ -136,11 +136,6 @@ def best_gammas(
     tokens = np.array([process.mean_tokens(gamma) for gamma in gammas])
     per_token = table.seconds_by_gamma(np.array(gammas)) / tokens[:, None, None]
     return np.asarray(np.asarray(gammas)[np.argmin(per_token, axis=0)], np.int64)
-
-
-def with_batch(scenario: Scenario, batch: int) -> Scenario:
-    """The same scenario at another batch."""
-    return replace(scenario, workload=replace(scenario.workload, batch=batch))
 
 
 def _fixed(gamma: int) -> Policy:

@@ -17,7 +17,7 @@ SCENARIO = {
     "acceptance": 0.8,
 }
 TRAFFIC = {
-    "rate": 9.0,
+    "rate": 12.0,
     "prompt_tokens": 1000,
     "output_tokens": 200,
     "prompt_cv": 0.5,

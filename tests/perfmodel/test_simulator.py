@@ -1,8 +1,9 @@
-"""The request simulator: conservation, capacity, causality, queueing laws; pooled is exact."""
+"""The request simulator: conservation, capacity, causality, queueing laws; pooled against exact."""
 
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 import perfmodel as pm
+import perfmodel.serving_stats as stats_module
+import perfmodel.traffic as traffic_module
 from perfmodel import Scenario, Serving, ServingRun, StepTable, Traffic, serving_dict
 from perfmodel.request_loop import RequestLoop
 from perfmodel.step_table import KVCapacity
@@ -111,6 +114,29 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
         for s in (7, 7, 8)
     )
     assert first == again != other
+
+
+def test_memory_does_not_grow_with_the_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times the requests, all waiting at once, in the same peak memory."""
+    monkeypatch.setattr(traffic_module, "CHUNK", 512)
+    monkeypatch.setattr(stats_module, "_BLOCK", 512)
+    scenario, peaks = a_scenario(**SELF), []
+    table = StepTable(scenario, max_batch=32)
+    for requests in (3_000, 3_000, 15_000):  # the first fills the table
+        traffic = Traffic(
+            requests=requests, arrivals="at-once", prompt_tokens=100, output_tokens=10
+        )
+        tracemalloc.start()
+        pm.simulate_requests(
+            scenario,
+            traffic,
+            Serving(max_batch=32),
+            pm.scenario_acceptance(scenario),
+            table=table,
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.1 * peaks[1]
 
 
 def test_every_run_sees_the_same_requests() -> None:
