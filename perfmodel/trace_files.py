@@ -12,8 +12,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,15 @@ def _count(what: str, value: Any, *, least: int) -> int:
 
 
 def _seconds(value: Any) -> float:
-    """A number, or a date and time as Azure writes it (seven digits of a second)."""
-    parse: Callable[[str], datetime] = datetime.fromisoformat
+    """A number, or a date and time as Azure writes it; UTC where no zone is given."""
     text = str(value)
     if ":" not in text:
         number = float(text)
         if not math.isfinite(number):
             raise ValueError(f"arrival {text!r} is not a time")
         return number
-    whole, _, fraction = text.partition(".")
-    digits = fraction.removesuffix("Z").partition("+")[0]
-    return parse(whole + "+00:00").timestamp() + float(f"0.{digits or 0}")
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _why(error: Exception) -> str:

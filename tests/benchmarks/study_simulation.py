@@ -1,6 +1,6 @@
 """The tables of docs/simulation.md: `python tests/benchmarks/study_simulation.py NAME`.
 
-NAME is one of ragged, acceptance, schedule, pooled.
+NAME is one of ragged, acceptance, tail, schedule, pooled.
 """
 
 from __future__ import annotations
@@ -87,6 +87,36 @@ def acceptance() -> None:
         print(batch_row(label, process, 0.0, 0.0))
 
 
+def tail() -> None:
+    """64 prompts at once, unequal outputs: the schedule follows the batch as it empties."""
+    print("| output cv | none | best fixed γ | schedule | against fixed | against none |")
+    print("|---|---|---|---|---|---|")
+    scenario = pm.scenario_input(BASE).scenario()
+    process = pm.scenario_acceptance(scenario)
+    for output_cv in (0.0, 0.5, 1.0, 2.0):
+        traffic = pm.Traffic(
+            requests=64, arrivals="at-once", prompt_tokens=32_000, output_tokens=256,
+            output_cv=output_cv,
+        )  # fmt: skip
+        spans: dict[tuple[int, ...], float] = {}
+        for gammas in ((0,), *((gamma,) for gamma in GAMMAS), tuple(range(9))):
+            runs = [
+                pm.simulate_requests(
+                    scenario, traffic, pm.Serving(max_batch=64), process,
+                    gammas=gammas, seed=seed, exact=True,
+                ).stats
+                for seed in SEEDS
+            ]  # fmt: skip
+            # From the last first token on: prefills are the same in all runs.
+            spans[gammas] = float(np.mean([run.makespan_s - run.ttft.most_s for run in runs]))
+        fixed = min(((gamma,) for gamma in GAMMAS), key=lambda gammas: spans[gammas])
+        following, plain = spans[tuple(range(9))], spans[(0,)]
+        print(
+            f"| {output_cv:g} | {plain:.2f} s | {spans[fixed]:.2f} s (gamma {fixed[0]}) "
+            f"| {following:.2f} s | {spans[fixed] / following:.2f}x | {plain / following:.2f}x |"
+        )
+
+
 def schedule() -> None:
     """None, each fixed γ and the schedule, on bursty traffic."""
     print(
@@ -154,6 +184,11 @@ def pooled() -> None:
 
 
 if __name__ == "__main__":
-    {"ragged": ragged, "acceptance": acceptance, "schedule": schedule, "pooled": pooled}[
-        sys.argv[1]
-    ]()
+    STUDIES = {
+        "ragged": ragged,
+        "acceptance": acceptance,
+        "tail": tail,
+        "schedule": schedule,
+        "pooled": pooled,
+    }
+    STUDIES[sys.argv[1]]()

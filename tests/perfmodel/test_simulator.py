@@ -98,6 +98,22 @@ def test_the_cache_is_never_over_capacity_though_it_is_too_small(
     assert run.stats.requests == 200 == len(set(rows[:, 0]))
 
 
+@pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
+def test_pooled_agrees_with_exact_where_requests_are_put_back(
+    gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepTable, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
+    traffic = Traffic(requests=600, rate=20.0, prompt_tokens=300, output_tokens=400, output_cv=0.5)
+    pooled, exact = (
+        play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)[0].stats
+        for exact in (False, True)
+    )
+    assert exact.preemptions > 20
+    assert pooled.preemptions == pytest.approx(exact.preemptions, rel=0.15)
+    assert pooled.makespan_s == pytest.approx(exact.makespan_s, rel=0.03)
+    assert pooled.latency.mean_s == pytest.approx(exact.latency.mean_s, rel=0.05)
+
+
 def test_requests_that_can_never_fit_are_refused_and_counted() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=100, prompt_tokens=60_000, prompt_cv=2.0, rate=1.0)

@@ -1,4 +1,4 @@
-"""The table agrees with `estimate()`: within 0.5 % between knots, and exactly where it should."""
+"""The table agrees with `estimate()`: within 1.5 % anywhere, 0.1 % on average, or exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perfmodel import BOUNDS, DoesNotFit, Scenario, StepTable, estimate
 from perfmodel.step_table import estimate_rounds, round_bounds
 
 # A kernel's waves are steps over context: a point beside a step is off by part of it.
-WORST, MEAN = 0.02, 0.002
+WORST, MEAN = 0.015, 0.001
 
 
 @settings(max_examples=12, deadline=None)
