@@ -92,6 +92,110 @@ def sweep(
 
 @app.command()
 @with_scenario_flags
+def simulate(
+    flags: dict[str, str],
+    scenario: ScenarioFile = None,
+    traffic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recorded requests: CSV or JSON lines (docs/commands.md).",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="RPS", help="Draw arrivals at this mean rate.", show_default=False),
+    ] = None,
+    arrivals: Annotated[
+        str, typer.Option(metavar="KIND", help="poisson, bursty, regular or at-once.")
+    ] = "poisson",
+    burst_factor: Annotated[
+        float, typer.Option(metavar="X", help="Bursty: the high rate over the low one.")
+    ] = 8.0,
+    burst_s: Annotated[
+        float, typer.Option("--burst-s", metavar="S", help="Bursty: mean spell at either rate.")
+    ] = 30.0,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many; 10,000 drawn ones, or the whole trace, by default.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_cv: Annotated[
+        float, typer.Option(metavar="X", help="Spread of prompts over their mean (lognormal).")
+    ] = 0.0,
+    output_cv: Annotated[
+        float, typer.Option(metavar="X", help="Spread of outputs over their mean (lognormal).")
+    ] = 0.0,
+    eos: Annotated[
+        float, typer.Option(metavar="P", help="Chance that a token ends its sequence early.")
+    ] = 0.0,
+    acceptance_spread: Annotated[
+        float, typer.Option(metavar="X", help="Standard deviation of acceptance over sequences.")
+    ] = 0.0,
+    acceptance_trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Accepted drafts a round, one a line.", show_default=False
+        ),
+    ] = None,
+    token_budget: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Most tokens in one pass, prompts included.")
+    ] = 8192,
+    finished: Annotated[
+        str, typer.Option(metavar="compaction|padding", help="A fixed batch's finished sequences.")
+    ] = "compaction",
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="Also let gamma follow batch and context.")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Draw every round of every request; slower.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of all that is drawn.")] = 0,
+    csv: Annotated[
+        str | None,
+        typer.Option(
+            "--csv", metavar="FILE|-", help="Write the timeline as CSV.", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play a batch to its end, or requests as they arrive, with and without speculation."""
+    from app.commands import simulate as command
+    from app.simulation_options import SimulationOptions
+
+    options = SimulationOptions(
+        traffic=traffic,
+        rate=rate,
+        arrivals=arrivals,
+        burst_factor=burst_factor,
+        burst_s=burst_s,
+        requests=requests,
+        prompt_cv=prompt_cv,
+        output_cv=output_cv,
+        eos=eos,
+        acceptance_spread=acceptance_spread,
+        acceptance_trace=acceptance_trace,
+        token_budget=token_budget,
+        finished=finished,
+        schedule=schedule,
+        exact=exact,
+        seed=seed,
+    )
+    raise typer.Exit(
+        command.run_simulate(flags, scenario, options, csv=csv, html=html, as_json=as_json)
+    )
+
+
+@app.command()
+@with_scenario_flags
 def recommend(
     flags: dict[str, str],
     scenario: ScenarioFile = None,
@@ -102,13 +206,32 @@ def recommend(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a report with charts.", show_default=False),
     ] = None,
+    traffic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recorded requests: also choose gamma for them, by simulation.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(metavar="N", min=1, help="With --traffic: at most so many of them.")
+    ] = 20_000,
     as_json: AsJson = False,
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and say why."""
     from app.commands import recommend as command
 
     raise typer.Exit(
-        command.run_recommend(flags, scenario, objective=objective, html=html, as_json=as_json)
+        command.run_recommend(
+            flags,
+            scenario,
+            objective=objective,
+            html=html,
+            traffic=traffic,
+            requests=requests,
+            as_json=as_json,
+        )
     )
 
 

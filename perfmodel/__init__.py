@@ -19,6 +19,7 @@ from perfmodel.acceptance_curves import (
     kv_loss,
     measured_curves,
 )
+from perfmodel.acceptance_process import AcceptanceProcess, scenario_acceptance
 from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.break_even import (
     BreakEven,
@@ -46,6 +47,7 @@ from perfmodel.errors import (
     unknown_name,
 )
 from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
+from perfmodel.fixed_batch import FixedBatchRun, simulate_batch
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
 from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
 from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
@@ -70,9 +72,16 @@ from perfmodel.report import (
     recommendation_dict,
     scenario_dict,
 )
+from perfmodel.request_loop import Serving
 from perfmodel.scenario import Scenario
+from perfmodel.simulation_report import batch_dict, choice_dict, serving_dict
+from perfmodel.simulator import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.speculation import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.step_table import BOUNDS, StepTable
 from perfmodel.step_time import GROUPS, Part, StepTime
+from perfmodel.trace_files import recorded_acceptance, trace_rows
+from perfmodel.traffic import Traffic, lengths
+from perfmodel.traffic_choice import TrafficChoice, choose_for_traffic
 from perfmodel.uncertainty import (
     Interval,
     Sensitivity,
@@ -86,6 +95,7 @@ from perfmodel.workload import SLO, Workload, parse_slo
 __all__ = [
     "ACCEPTANCE_KEYS",
     "ARRAY_AXES",
+    "BOUNDS",
     "DRAFTERS",
     "DTYPE_BYTES",
     "ENGINES",
@@ -95,10 +105,12 @@ __all__ = [
     "OBJECTIVES",
     "OBSERVED_KEYS",
     "REFERENCE_BUDGET_TOKENS",
+    "SCHEDULE_GAMMAS",
     "SLO",
     "Acceptance",
     "AcceptanceCurve",
     "AcceptancePoint",
+    "AcceptanceProcess",
     "AttentionCurve",
     "Block",
     "BreakEven",
@@ -112,6 +124,7 @@ __all__ = [
     "Efficiency",
     "EngineProfile",
     "ExportPlan",
+    "FixedBatchRun",
     "GammaSchedule",
     "GemmCurve",
     "Interval",
@@ -131,19 +144,28 @@ __all__ = [
     "ScenarioInput",
     "Search",
     "Sensitivity",
+    "Serving",
+    "ServingRun",
     "SpecroofError",
+    "StepTable",
     "StepTime",
     "Sweep",
+    "Traffic",
+    "TrafficChoice",
     "Waves",
     "Workload",
     "acceptance_curve",
     "accepted_distribution",
     "alpha_for_tokens_per_round",
+    "batch_dict",
+    "best_gammas",
     "break_even_batch",
     "break_even_context",
     "candidate_dict",
     "catalog",
     "check_fits",
+    "choice_dict",
+    "choose_for_traffic",
     "draft_choices",
     "efficiency",
     "engine_names",
@@ -160,6 +182,7 @@ __all__ = [
     "infeasible_reason",
     "kv_loss",
     "largest_batch",
+    "lengths",
     "measured_curves",
     "memory_estimate",
     "parse_slo",
@@ -171,16 +194,22 @@ __all__ = [
     "read_scenario",
     "recommend",
     "recommendation_dict",
+    "recorded_acceptance",
     "roofline_seconds",
+    "scenario_acceptance",
     "scenario_dict",
     "scenario_input",
     "search",
     "sensitivities",
+    "serving_dict",
+    "simulate_batch",
+    "simulate_requests",
     "speedup_interval",
     "sweep",
     "target_rank",
     "tokens_per_round",
     "tokens_per_round_iid",
+    "trace_rows",
     "units",
     "unknown_name",
     "without_speculation",

@@ -8,6 +8,7 @@ from typing import Any
 import perfmodel
 from app.axes import parse_axis
 from app.output import atomic_text, console, print_json
+from app.simulation_options import progress_bar
 from app.stated import stated_values
 from perfmodel import (
     ACCEPTANCE_KEYS,
@@ -16,9 +17,14 @@ from perfmodel import (
     Recommendation,
     Scenario,
     ScenarioInput,
+    Serving,
+    Traffic,
+    choice_dict,
+    choose_for_traffic,
     draft_choices,
     parse_slo,
     recommendation_dict,
+    scenario_acceptance,
     search,
 )
 
@@ -33,11 +39,17 @@ def run_recommend(
     *,
     objective: str,
     html: Path | None,
+    traffic: str | None,
+    requests: int,
     as_json: bool,
 ) -> int:
     """Print the recommendation and write its report; the search's errors pass through."""
     answer, notes = find_recommendation(flags, scenario, objective=objective)
     result = recommendation_dict(answer)
+    if traffic is not None:
+        slo = str(stated_values(scenario, flags).get("slo", ""))
+        result["traffic"] = _for_traffic(answer, traffic, requests, slo)
+        notes = [*notes, f"on this traffic: {result['traffic']['sentence']}"]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.html_report import report_html
@@ -51,7 +63,31 @@ def run_recommend(
         from app.tables import print_recommendation
 
         print_recommendation(result, console())
+        if traffic is not None:
+            from app.simulation_tables import print_choice
+
+            print_choice(result["traffic"], console())
     return 0
+
+
+def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> dict[str, Any]:
+    """γ for a recorded traffic, for the draft choice that the recommendation speaks of."""
+    if answer.studied is None:
+        raise ConfigError(
+            "no draft choice of known acceptance meets the limits; name one with --draft and "
+            "state its --acceptance"
+        )
+    studied = answer.studied.scenario
+    with progress_bar(None, "requests") as progress:
+        choice = choose_for_traffic(
+            studied,
+            Traffic(requests=requests, path=path),
+            Serving(max_batch=studied.workload.batch),
+            scenario_acceptance(studied),
+            slo=parse_slo(slo),
+            progress=progress,
+        )
+    return {"plan": answer.studied.label, **choice_dict(choice)}
 
 
 def find_recommendation(

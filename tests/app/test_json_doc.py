@@ -13,6 +13,7 @@ from app.cli import run
 
 DOC = Path(__file__).parents[2] / "docs" / "json.md"
 SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.8"]
+TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
 # Section of the document: a command line, and where in its output the object lies.
 SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "predict": (["predict", *SPECULATING], []),
@@ -24,6 +25,14 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "recommend": (["recommend", "--scenario", "default"], []),
     "recommend: plan": (["recommend", "--scenario", "default"], ["best"]),
     "recommend: binding": (["recommend", "--scenario", "default", "--tp", "1,2,4,8"], ["binding"]),
+    "recommend: traffic": (
+        ["recommend", "--scenario", "default", "--tp", "8", *TRAFFIC],
+        ["traffic"],
+    ),
+    "simulate": (["simulate", *SPECULATING], []),
+    "simulate: rounds": (["simulate", *SPECULATING], ["runs", 1]),
+    "simulate: requests": (["simulate", *SPECULATING, *TRAFFIC], ["runs", 1]),
+    "simulate: timeline": (["simulate", *SPECULATING, *TRAFFIC], ["runs", 0, "timeline", 0]),
     "export": (["export", "--to", "specroof", *SPECULATING], []),
     "export: matrix": (["export", "--matrix"], []),
     "list: gpus": (["list", "gpus"], [0]),

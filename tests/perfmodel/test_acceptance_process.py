@@ -1,0 +1,64 @@
+"""Drawn acceptance has the moments of the closed form, whatever the process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from perfmodel import AcceptanceProcess, ConfigError, tokens_per_round
+
+PROCESSES = {
+    "iid": AcceptanceProcess(per_position=(0.8,)),
+    "per position": AcceptanceProcess(per_position=(0.9, 0.7, 0.5)),
+    "spread": AcceptanceProcess(per_position=(0.7,), spread=0.15),
+    "recorded": AcceptanceProcess(recorded=(0, 0, 0, 5, 4, 5, 1, 2)),
+    "none": AcceptanceProcess(per_position=(0.0,)),
+    "all": AcceptanceProcess(per_position=(1.0,)),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("gamma", [0, 1, 4, 7])
+def test_mean_tokens_of_a_round(name: str, gamma: int) -> None:
+    process, rng = PROCESSES[name], np.random.default_rng(0)
+    traits = process.traits(rng, 40_000)
+    counts = process.accepted(rng, gamma, traits, np.zeros(traits.size, np.int64))
+    assert counts.min() >= 0 and counts.max() <= gamma
+    error = max(float(counts.std()) / 200.0, 1e-12)
+    assert abs(1.0 + counts.mean() - process.mean_tokens(gamma)) < 4.5 * error
+
+
+def test_mean_tokens_are_omega_without_spread() -> None:
+    assert PROCESSES["per position"].mean_tokens(3) == tokens_per_round((0.9, 0.7, 0.5), 3)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_rounds_to_finish_are_those_of_playing_every_round(name: str) -> None:
+    """Same distribution: mean and spread over many sequences agree within their errors."""
+    process, gamma, size = PROCESSES[name], 3, 20_000
+    rng = np.random.default_rng(1)
+    traits, tokens = process.traits(rng, size), rng.integers(0, 60, size)
+    drawn = process.rounds_to_finish(rng, gamma, traits, tokens)
+    played, left = np.zeros(size, np.int64), tokens.copy()
+    while np.any(left > 0):
+        gained = 1 + process.accepted(rng, gamma, traits, played)
+        played += left > 0
+        left -= gained
+    error = np.hypot(drawn.std(), played.std()) / np.sqrt(size)
+    assert abs(drawn.mean() - played.mean()) <= 4.5 * error
+    assert drawn.std() == pytest.approx(played.std(), rel=0.03)
+    assert np.array_equal(drawn == 0, tokens == 0)
+
+
+def test_recorded_rounds_keep_their_order() -> None:
+    process = AcceptanceProcess(recorded=(3, 0, 1))
+    rng, traits = np.random.default_rng(0), np.array([0.0, 2.0])
+    rows = [process.accepted(rng, 2, traits, np.full(2, k)).tolist() for k in range(3)]
+    assert rows == [[2, 1], [0, 2], [1, 0]]
+
+
+def test_a_spread_beyond_what_alpha_allows_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"outside 0 to 0\.3"):
+        AcceptanceProcess(per_position=(0.9,), spread=0.4)
+    with pytest.raises(ConfigError, match="one alpha"):
+        AcceptanceProcess(per_position=(0.9, 0.8), spread=0.1)
