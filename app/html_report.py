@@ -14,7 +14,14 @@ from app.tables import (
     sensitivity_rows,
     unmeasured_rows,
 )
-from perfmodel import ConfigError, Recommendation, estimate, format_tokens, prediction_dict
+from perfmodel import (
+    ConfigError,
+    Recommendation,
+    Scenario,
+    estimate,
+    format_tokens,
+    prediction_dict,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,7 +71,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
         f'<div class="charts">{"".join(charts)}</div>',
         *_more_tables(result),
         "<h2>Where the numbers come from</h2>",
-        _list(_origins(answer)),
+        _list(origin_lines((answer.studied or answer.best).scenario)),
         "<h2>Notes</h2>",
         _list(result["notes"] or ["none"]),
     ]
@@ -131,9 +138,8 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _origins(answer: Recommendation) -> list[str]:
-    """Origin of each number of the plan that the report speaks of, and its sources."""
-    scenario = (answer.studied or answer.best).scenario
+def origin_lines(scenario: Scenario) -> list[str]:
+    """Origin of each number of a plan, and its sources."""
     prediction = prediction_dict(estimate(scenario))
     gpu, acceptance = scenario.machine.gpu, prediction["acceptance"]
     return [
