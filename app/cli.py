@@ -280,6 +280,17 @@ def list_catalog(
     raise typer.Exit(listing.run_list(kind.value, as_json=as_json))
 
 
+@app.command()
+def explore(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on localhost.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+) -> None:
+    """Open the explorer: every input as a slider, every answer as a chart, on this machine only."""
+    from app.commands import explore as command
+
+    command.run_explore(port=port, browser=browser)
+
+
 validate = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
 app.add_typer(validate, name="validate")
 

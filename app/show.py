@@ -1,0 +1,113 @@
+"""How every view shows a chart, a table, a verdict or an error."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from app.charts import alt_text, chart_rows
+
+MODEBAR = {
+    "displaylogo": False,
+    "displayModeBar": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|$~:&^-])")
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it stands: no link, image, formula or tag comes of it."""
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def show_error(error: Exception | str) -> None:
+    """One clear message."""
+    st.error(plain(str(error)), icon=":material/error:")
+
+
+def verdict(title: str, text: str, *, kind: str) -> None:
+    """The answer: "gain", "plain" (do not speculate) and "nothing" are shown alike."""
+    look = {
+        "gain": (st.success, ":material/bolt:"),
+        "plain": (st.info, ":material/trending_flat:"),
+        "nothing": (st.warning, ":material/block:"),
+    }
+    box, icon = look[kind]
+    box(f"**{plain(title)}**  \n{plain(text)}", icon=icon)
+
+
+def show_chart(
+    figure: go.Figure, name: str, *, on_select: Callable[[], None] | None = None
+) -> None:
+    """A chart under its title, what it says in words, and its data as CSV and JSON.
+
+    The modebar saves a PNG. `name` is the file name and key; `on_select` is called on a click.
+    """
+    title, alt = figure.layout.title.text, alt_text(figure)
+    figure.update_layout(title_text="", margin_t=28)
+    with st.container(border=True, key=f"chart_{name}"):
+        st.markdown(f"**{plain(title)}**")
+        image = {"format": "png", "filename": name, "scale": 2}
+        options: dict[str, Any] = {"key": name, "alt": alt}
+        options["config"] = MODEBAR | {"toImageButtonOptions": image}
+        if on_select is not None:
+            options |= {"on_select": on_select, "selection_mode": "points"}
+        st.plotly_chart(figure, **options)
+        st.caption(plain(alt))
+        with st.container(horizontal=True):
+            _download(name, "CSV", "text/csv", partial(_csv, figure))
+            _download(name, "JSON", "application/json", partial(_json, figure))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
+    """Rows of one kind as a table; `options` are those of `st.dataframe`."""
+    import pandas as pd
+
+    st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
+
+
+def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
+    """Figures side by side, as many as the page is wide: label, value, and help if any."""
+    with st.container(horizontal=True):
+        for label, value, text in figures:
+            st.metric(label, value, help=text and plain(text), border=True, width=165)
+
+
+def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Cells under a header as rows for `show_table`."""
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _download(name: str, label: str, mime: str, data: Callable[[], str]) -> None:
+    st.download_button(
+        label,
+        data,
+        file_name=f"{name}.{label.lower()}",
+        mime=mime,
+        key=f"{name}_{label.lower()}",
+        on_click="ignore",
+        type="tertiary",
+        icon=":material/download:",
+        help=f"The data of this chart as {label}",
+    )
+
+
+def _csv(figure: go.Figure) -> str:
+    rows = chart_rows(figure)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _json(figure: go.Figure) -> str:
+    return json.dumps({"alt": alt_text(figure), "rows": chart_rows(figure)}, allow_nan=False)

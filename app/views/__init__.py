@@ -1,0 +1,1 @@
+"""The explorer's views: inputs, a public call, a chart."""
