@@ -1,0 +1,117 @@
+"""Explorer in a headless Chromium: `python tests/benchmarks/bench_explorer.py` prints the figures.
+
+Start: from `specroof explore` to a recommendation on the page, with the browser running and its
+cache warm. Redraw: from a slider's key press until the browser holds the chart of the new value,
+on the 64 x 64 map, every value new to the server's cache.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from app.commands.explore import explorer_command
+
+ROOT = Path(__file__).parents[2]
+MOVES = 25
+DRAWN = "[data-testid=stMain] .js-plotly-plot .main-svg .subplot.xy"
+
+# Resolves in the frame after the chart took new values: Plotly draws before it yields.
+WATCH = """() => {
+    const plot = () => document.querySelector('.js-plotly-plot');
+    const old = plot().data[0].z;
+    window.redrawn = new Promise(done => {
+        const look = () => plot()?.data && plot().data[0].z !== old
+            && plot().querySelector('.subplot.xy')
+            ? requestAnimationFrame(done) : requestAnimationFrame(look);
+        look();
+    });
+}"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+PORT = free_port()
+
+
+def serve() -> subprocess.Popen[bytes]:
+    """Start the explorer."""
+    return subprocess.Popen(
+        explorer_command(port=PORT, browser=False), cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def start_seconds(page: Any) -> tuple[subprocess.Popen[bytes], float, float]:
+    """The server, seconds from its start to a usable page, and those of the page alone."""
+    begin = time.perf_counter()
+    process = serve()
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", PORT)) == 0:
+                break
+        time.sleep(0.02)
+    listening = time.perf_counter()
+    page.goto(f"http://localhost:{PORT}/")
+    page.locator(DRAWN).first.wait_for(timeout=60_000)
+    end = time.perf_counter()
+    return process, end - begin, end - listening
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server."""
+    process.terminate()
+    process.wait(timeout=20)
+
+
+def redraw_seconds(page: Any) -> list[float]:
+    """Seconds of each of `MOVES` moves of the acceptance slider on the map."""
+    page.goto(f"http://localhost:{PORT}/?view=Map&acceptance_form=%CE%B1")
+    page.locator(DRAWN).first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1500)
+    slider = page.locator(".st-key-acceptance input[type=range]")
+    slider.focus()
+    times = []
+    for _ in range(MOVES):
+        page.evaluate(WATCH)
+        begin = time.perf_counter()
+        page.keyboard.press("ArrowRight" if len(times) % 50 < 19 else "ArrowLeft")
+        page.evaluate("() => window.redrawn")
+        times.append(time.perf_counter() - begin)
+        page.wait_for_timeout(300)
+    return times
+
+
+def main() -> None:
+    """Print both figures; the first start only warms the browser."""
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        stop(start_seconds(page)[0])
+        process, total, alone = start_seconds(page)
+        print(f"start to usable: {total:.2f} s (page alone {alone:.2f} s), browser warm")
+        times = redraw_seconds(page)
+        print(
+            f"slider to redrawn 64 x 64 map: median {statistics.median(times):.2f} s, "
+            f"worst {max(times):.2f} s of {len(times)}"
+        )
+        stop(process)
+        chromium.close()
+
+
+if __name__ == "__main__":
+    main()
