@@ -1,32 +1,46 @@
-# Everything runs in a virtual environment that these targets make themselves.
+# Everything runs in a virtual environment that these targets make themselves; each installs only
+# what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+REPORT := .venv/.report
+EXPLORER := .venv/.explorer
+ALL := .venv/.all
 
 .PHONY: recommend explore test check setup clean
 
-recommend: $(STAMP)
+recommend: $(REPORT)
 	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --html report/recommendation.html
 	@echo "Report with charts: report/recommendation.html"
 
-explore: $(STAMP)
+explore: $(EXPLORER)
 	@$(BIN)/specroof explore
 
-test: $(STAMP) check
+test: $(ALL) check
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-setup: $(STAMP)
+setup: $(ALL)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report,calibration,explorer,runtime,smollm2,dev]"
-	@touch $(STAMP)
+
+$(REPORT): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[report]"
+	@touch $@
+
+$(EXPLORER): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[report,explorer,calibration]"
+	@touch $@
+
+$(ALL): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[report,calibration,explorer,runtime,smollm2,dev]"
+	@touch $@ $(REPORT) $(EXPLORER)
 
 clean:
 	rm -rf .venv report

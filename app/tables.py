@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from perfmodel import GROUPS, format_bytes, format_seconds, format_tokens
+from perfmodel import GROUPS, format_bytes, format_chance, format_seconds, format_tokens
 
 STEP_TITLES = {
     "target_step": "T_T  plain step",
@@ -174,11 +174,6 @@ def plans_table(answer: Mapping[str, Any]) -> Table:
     return _rows_table(PLAN_HEADER, plan_rows(answer))
 
 
-def _chance(probability: float) -> str:
-    """A probability that is never printed as certain."""
-    return "> 99 %" if probability > 0.99 else f"= {probability:.0%}"
-
-
 def facts(answer: Mapping[str, Any]) -> list[str]:
     """Interval, binding limit and break-evens, a line each."""
     lines = []
@@ -186,7 +181,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         low, high = answer["speedup_interval_90"]
         lines.append(
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
-            f"P(speedup > 1) {_chance(answer['gain_probability'])}"
+            f"P(speedup > 1): {format_chance(answer['gain_probability'])}"
         )
     binding = answer["binding"]
     if binding:

@@ -89,7 +89,7 @@ from perfmodel.uncertainty import (
     sensitivities,
     speedup_interval,
 )
-from perfmodel.units import format_bytes, format_seconds, format_tokens
+from perfmodel.units import format_bytes, format_chance, format_seconds, format_tokens
 from perfmodel.workload import SLO, Workload, parse_slo
 
 __all__ = [
@@ -174,6 +174,7 @@ __all__ = [
     "export_plan",
     "exportability",
     "format_bytes",
+    "format_chance",
     "format_seconds",
     "format_tokens",
     "forward_pass",

@@ -47,6 +47,13 @@ def format_tokens(tokens: float) -> str:
     return f"{tokens:,.0f}"
 
 
+def format_chance(probability: float) -> str:
+    """A probability, never as certain: `format_chance(0.9999)` is `"> 99 %"`."""
+    if probability > 0.99:
+        return "> 99 %"
+    return "< 1 %" if probability < 0.01 else f"{probability:.0%}"
+
+
 def _three_digits(value: float) -> str:
     magnitude = abs(value)
     digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2

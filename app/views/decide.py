@@ -14,6 +14,7 @@ from perfmodel import (
     ConfigError,
     NoFeasiblePlan,
     Recommendation,
+    format_chance,
     format_seconds,
     infeasible_reason,
     recommendation_dict,
@@ -74,7 +75,7 @@ def _numbers(answer: Recommendation) -> None:
     ]
     if interval is not None and chance is not None and answer.studied is not None:
         span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
-        figures.append(("P(speedup > 1)", f"{chance:.0%}", span + f"{interval.high:.2f}x"))
+        figures.append(("P(speedup > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
     show_metrics(figures)
 
 

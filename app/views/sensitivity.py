@@ -7,7 +7,7 @@ import streamlit as st
 from app import charts
 from app.cached import bands, point_of
 from app.show import show_chart, show_table
-from perfmodel import probability_of_gain, sensitivities
+from perfmodel import format_chance, probability_of_gain, sensitivities
 
 
 def show() -> None:
@@ -21,7 +21,7 @@ def show() -> None:
         return
     chance = probability_of_gain(scenario)
     if chance is not None:
-        st.metric("P(speedup > 1)", f"{chance:.1%}", border=True)
+        st.metric("P(speedup > 1)", format_chance(chance), border=True)
     show_chart(charts.tornado(found, float(point.speedup)), "tornado")
     plan, work = scenario.plan, scenario.workload
     axes = {
