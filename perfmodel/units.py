@@ -10,21 +10,6 @@ KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 TFLOP = 1e12
 MS, US = 1e-3, 1e-6
 
-# Multipliers that a catalog key's suffix may carry: `memory_GB = 80` becomes 80e9 bytes.
-SUFFIXES = {
-    "GB": GB,
-    "GiB": GIB,
-    "MB": MB,
-    "MiB": MIB,
-    "TFLOPS": TFLOP,
-    "TBps": TB,
-    "GBps": GB,
-    "us": US,
-    "ms": MS,
-    "s": 1.0,
-    "W": 1.0,
-}
-
 
 def format_seconds(seconds: float) -> str:
     """A duration with three significant digits: `format_seconds(0.0204)` is `"20.4 ms"`."""
