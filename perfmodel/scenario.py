@@ -90,6 +90,11 @@ class Scenario:
                 f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
                 f"check yours with nccl-tests"
             )
+        if self.engine.attention_kernels == "flashinfer":
+            notes.append(
+                "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
+                "checked on one H200 only"
+            )
         if self.engine.origin == "assumed":
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)

@@ -19,6 +19,8 @@ import pytest
 pytest.importorskip("streamlit")
 playwright = pytest.importorskip("playwright.sync_api")
 
+from explorer_views import CHARTS  # noqa: E402
+
 from app.cli import run  # noqa: E402
 from app.commands.explore import explorer_command  # noqa: E402
 from app.inputs import PRESETS  # noqa: E402
@@ -26,19 +28,6 @@ from app.inputs import PRESETS  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-# view: (charts it shows for a preset, text that only its data can give)
-VIEWS = {
-    "Decide": 1,
-    "Map": 1,
-    "Why": 3,
-    "γ × budget": 2,
-    "Latency": 1,
-    "Sensitivity": 3,
-    "Validation": 2,
-    "Compare": 3,
-    "Deploy": 1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +126,7 @@ def test_every_view_draws_what_the_command_prints_from_one_host_without_errors(
 ) -> None:
     watched.open()
     watched.preset(preset)
-    for name, charts in VIEWS.items():
+    for name, charts in CHARTS.items():
         watched.view(name)
         drawn = watched.page.locator("[data-testid=stMain] .js-plotly-plot .main-svg .subplot.xy")
         playwright.expect(drawn).to_have_count(charts, timeout=30_000)
@@ -213,7 +202,7 @@ def test_a_phone_needs_no_sideways_scrolling(watched: Watched) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 844})
     watched.page.emulate_media(color_scheme="dark")
     watched.open()
-    for view, charts in VIEWS.items():
+    for view, charts in CHARTS.items():
         watched.view(view)
         playwright.expect(
             watched.page.locator(".js-plotly-plot .main-svg .subplot.xy")

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from explorer_views import CHARTS
 from streamlit.testing.v1 import AppTest
 
 from app.cli import run
@@ -27,17 +28,6 @@ from app.inputs import (
 from perfmodel import ConfigError, format_seconds
 
 ENTRY = str(Path(__file__).parents[2] / "app" / "explorer.py")
-CHARTS = {
-    "Decide": 1,
-    "Map": 1,
-    "Why": 3,
-    "γ × budget": 2,
-    "Latency": 1,
-    "Sensitivity": 3,
-    "Validation": 2,
-    "Compare": 3,
-    "Deploy": 1,
-}
 
 
 @pytest.fixture(scope="module")
