@@ -9,6 +9,7 @@ this module.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -27,8 +28,7 @@ from calibration.kernel_grid import (
     calls_per_graph,
     layer_matrices,
 )
-
-EPSILON = 1e-5  # of the norms
+from calibration.runtime_kernels import EPSILON, RuntimeKernels
 
 
 class Bench:
@@ -44,8 +44,6 @@ class Bench:
         torch.manual_seed(0)
         self.pool = self.empty(int(POOL_BYTES / 2)).normal_()
         self.sweep = self.empty(int(SWEEP_BYTES / 2)).normal_()
-        self.workspace = torch.zeros(3 * 2**29, dtype=torch.uint8, device=self.device)
-        self.prefill: Any = None
 
     def empty(self, *shape: int) -> Any:
         """An uninitialised bf16 tensor on the device."""
@@ -126,63 +124,44 @@ class Bench:
 
     # ---- attention ----------------------------------------------------------------------------
 
-    def page_table(self, cell: Cell) -> tuple[Any, Any, Any, Any]:
-        """Host query and page offsets and last-page lengths, device page indices, shuffled."""
-        torch, batch, page = self.torch, cell["batch"], cell.get("page_tokens", PAGE)
-        per_sequence = -(-cell["kv_tokens"] // page)
-        steps = torch.arange(batch + 1, dtype=torch.int32)
-        last = torch.full((batch,), (cell["kv_tokens"] - 1) % page + 1, dtype=torch.int32)
-        indices = torch.randperm(batch * per_sequence, dtype=torch.int32, device=self.device)
-        return steps * cell["query_tokens"], steps * per_sequence, last, indices
+    @functools.cached_property
+    def kernels(self) -> RuntimeKernels:
+        """The runtime's kernels."""
+        return RuntimeKernels(self.torch, self.device)
 
-    def planner(self, cell: Cell) -> tuple[Any, Callable[[], None]]:
-        """FlashInfer's fa2 paged wrapper and the call that plans a cell, not in graph mode."""
-        if cell["path"] != "fa2":
-            raise ValueError(f"no attention path {cell['path']!r}")
-        if self.prefill is None:
-            import flashinfer
-
-            self.prefill = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-                self.workspace, "NHD", backend="fa2"
-            )
-        wrapper, kind = self.prefill, self.torch.bfloat16
-        q_offsets, page_offsets, last, indices = self.page_table(cell)
-        heads = (cell.get("query_heads", 32), cell.get("kv_heads", 8), cell.get("head_dim", 128))
-        return wrapper, lambda: wrapper.plan(
-            q_offsets, page_offsets, indices, last, *heads, cell.get("page_tokens", PAGE),
-            causal=cell["query_tokens"] > 1, q_data_type=kind, kv_data_type=kind,
-        )  # fmt: skip
+    def caches(self, cell: Cell) -> Any:
+        """As many KV caches of a cell as the pool holds, (caches, 2, pages, page, heads, dim)."""
+        page = cell.get("page_tokens", PAGE)
+        pages = cell["batch"] * -(-cell["kv_tokens"] // page)
+        return self.slots(2, pages, page, cell.get("kv_heads", 8), cell.get("head_dim", 128))
 
     def attention_call(self, cell: Cell) -> Callable[[int], Any]:
         """Plan a cell; the call runs it over the i-th KV cache of the pool."""
-        wrapper, plan = self.planner(cell)
-        plan()
-        page = cell["page_tokens"]
-        pages = cell["batch"] * -(-cell["kv_tokens"] // page)
-        kv = self.slots(2, pages, page, cell["kv_heads"], cell["head_dim"])
+        if cell["path"] != "runtime":
+            raise ValueError(f"no attention path {cell['path']!r}")
+        kv = self.caches(cell)
+        plan = self.kernels.planner(cell, kv)()
         rows = cell["batch"] * cell["query_tokens"]
         q = self.normal(rows, cell["query_heads"], cell["head_dim"])
-        out = self.torch.empty_like(q)
-        caches = [(keys, values) for keys, values in kv]
-        return lambda i: wrapper.run(q, caches[i % len(caches)], out=out)
+        return lambda i: plan.attend(i % len(kv), q)
 
     def check_attention(self, new: int) -> float:
         """Relative error of one small cell with a ragged last page against float64 attention."""
-        wrapper, plan = self.planner(attention_cell((8, 2, 128), 2, 500, new))
-        plan()
-        indices = wrapper._paged_kv_indices_buf.long().view(2, -1)
-        cache = self.slots(2, 64, PAGE, 2, 128)[0]
+        torch, cell = self.torch, attention_cell((8, 2, 128), 2, 500, new)
+        cache = self.caches(cell)[:1]
+        plan = self.kernels.planner(cell, cache)()
+        indices = plan.pages.long().view(2, -1)
         q = self.normal(2 * new, 8, 128)
-        out = wrapper.run(q, (cache[0], cache[1])).double().view(2, new, 8, 128)
+        out = plan.attend(0, q).double().view(2, new, 8, 128)
         key, value = (
             part[indices].double().reshape(2, -1, 2, 128)[:, :500].repeat_interleave(4, dim=2)
-            for part in cache
+            for part in cache[0]
         )
-        score = self.torch.einsum("bqhd,bkhd->bhqk", q.double().view(2, new, 8, 128), key)
-        positions = self.torch.arange(500, device=self.device)
+        score = torch.einsum("bqhd,bkhd->bhqk", q.double().view(2, new, 8, 128), key)
+        positions = torch.arange(500, device=self.device)
         future = positions > positions[-new:, None]  # (new, 500)
         weights = (score / 128**0.5).masked_fill(future, -math.inf).softmax(-1)
-        expected = self.torch.einsum("bhqk,bkhd->bqhd", weights, value)
+        expected = torch.einsum("bhqk,bkhd->bqhd", weights, value)
         return float((out - expected).norm() / expected.norm())
 
     # ---- the other operations -----------------------------------------------------------------
@@ -191,10 +170,12 @@ class Bench:
         """x @ W_i^T over weights cut from the pool."""
         weights = self.slots(cell["n"], cell["k"])
         x, out = self.normal(cell["m"], cell["k"]), self.empty(cell["m"], cell["n"])
-        if cell["path"] == "triton":
-            from runtime import few_row_linear  # type: ignore[attr-defined]
-
-            return lambda i: few_row_linear(x, weights[i % len(weights)])
+        if cell["path"] == "runtime":
+            bias = self.normal(cell["n"]) if cell.get("bias") else None
+            linear = self.kernels.ops.linear
+            return lambda i: linear(x, weights[i % len(weights)], bias)
+        if cell["path"] != "cublas":
+            raise ValueError(f"no GEMM path {cell['path']!r}")
         return lambda i: self.torch.mm(x, weights[i % len(weights)].t(), out=out)
 
     def hbm_call(self, cell: Cell) -> Callable[[int], Any]:
@@ -222,81 +203,57 @@ class Bench:
             rows = torch.randint(100_000, (tokens,), device=self.device)
             out = self.empty(tokens, cell["hidden"])
             return lambda i: torch.index_select(table, 0, rows, out=out)
-        from runtime import triton_kernels as kernels  # type: ignore[attr-defined]
-
-        if op == "add_rms_norm":
+        ops = self.kernels.ops
+        if op == "add_norm":
             x, residual = self.normal(tokens, cell["hidden"]), self.normal(tokens, cell["hidden"])
             weight = self.normal(cell["hidden"])
-            return lambda i: kernels.add_rms_norm(x, residual, weight, EPSILON)
+            return lambda i: ops.add_norm(x, residual, weight, EPSILON)
         if op == "silu_mul":
             x = self.normal(tokens, 2 * cell["ffn"])
-            return lambda i: kernels.silu_mul(x)
+            return lambda i: ops.silu_mul(x)
         if op == "place":
             heads, dim = (cell["query_heads"], cell["kv_heads"]), cell["head_dim"]
             qkv = self.normal(tokens, (heads[0] + 2 * heads[1]) * dim)
             cache = self.slots(2, tokens * 64, heads[1], dim)
-            place = self.placer(tokens, tokens * 64, heads, dim)
+            place = self.kernels.placer(tokens, tokens * 64, heads, dim)
             return lambda i: place(qkv, *cache[i % len(cache)])
         raise ValueError(f"no operation {op!r}")
 
-    def placer(
-        self, tokens: int, room: int, heads: tuple[int, int], dim: int
-    ) -> Callable[[Any, Any, Any], Any]:
-        """The runtime's rotary and append of `tokens` into distinct slots of a cache of `room`."""
-        from runtime import triton_kernels as kernels  # type: ignore[attr-defined]
-
-        torch = self.torch
-        at = torch.full((tokens,), 1000, dtype=torch.int32, device=self.device)
-        slots = torch.randperm(room, device=self.device)[:tokens].to(torch.int32)
-        steps = torch.arange(dim // 2, dtype=torch.float32, device=self.device)
-        frequencies = 10_000.0 ** (-steps / (dim // 2))
-        return lambda qkv, keys, values: kernels.place(
-            qkv, heads=heads, positions=at, slots=slots, frequencies=frequencies, norms=None,
-            epsilon=EPSILON, keys=keys, values=values,
-        )  # fmt: skip
-
     def layer_call(self, cell: Cell) -> Callable[[int], Any]:
         """All kernels of one decoder layer as the runtime runs them; each call has its own data."""
-        from runtime import triton_kernels as kernels  # type: ignore[attr-defined]
-
-        wrapper, plan = self.planner(cell)
-        plan()
-        torch, page, dim = self.torch, cell["page_tokens"], cell["head_dim"]
-        heads = (cell["query_heads"], cell["kv_heads"])
+        page, dim, kv_heads = cell["page_tokens"], cell["head_dim"], cell["kv_heads"]
         rows = cell["batch"] * cell["query_tokens"]
-        pages = cell["batch"] * -(-cell["kv_tokens"] // page)
-        layers = [
-            ([next(part) for _ in range(4)], next(part))
-            for part in self.layer_parts(cell, (2, pages, page, heads[1], dim))
-        ]
-        x, residual = self.normal(rows, cell["hidden"]), self.normal(rows, cell["hidden"])
+        kv = self.caches(cell)
+        pages = kv.shape[2]
+        plan = self.kernels.planner(cell, kv)()
+        # The weights come from the end of the pool, the caches from its start.
+        weights = list(self.layer_weights(cell, kv[0].numel()))
         norm = self.normal(cell["hidden"])
-        place = self.placer(rows, pages * page, heads, dim)
+        place = self.kernels.placer(rows, pages * page, (cell["query_heads"], kv_heads), dim)
+        layers = [self.kernels.layer(mine, norm, place) for mine in weights]
+        caches = [tuple(part.view(pages * page, kv_heads, dim) for part in one) for one in kv]
+        x, residual = self.normal(rows, cell["hidden"]), self.normal(rows, cell["hidden"])
 
         def call(i: int) -> None:
-            (qkv_w, o_w, up_w, down_w), (keys, values) = layers[i % len(layers)]
-            y = kernels.add_rms_norm(x, residual, norm, EPSILON)
-            flat = (pages * page, heads[1], dim)
-            q = place(torch.mm(y, qkv_w.t()), keys.view(flat), values.view(flat))
-            read = wrapper.run(q, (keys, values))
-            y = kernels.add_rms_norm(torch.mm(read.flatten(1), o_w.t()), residual, norm, EPSILON)
-            torch.mm(kernels.silu_mul(torch.mm(y, up_w.t())), down_w.t())
+            at = i % min(len(layers), len(caches))
+            layers[at](x, residual, caches[at], lambda query: plan.attend(at, query))
 
         return call
 
-    def layer_parts(self, cell: Cell, kv: tuple[int, ...]) -> Iterator[Iterator[Any]]:
-        """Per layer the four weights and then the cache, each a slice of the pool of its own."""
-        shapes = [*layer_matrices(cell), kv]
-        size = sum(math.prod(shape) for shape in shapes)
-        count = min(calls_per_graph(cell), self.pool.numel() // size)
-        for i in range(count):
-            parts = self.pool[i * size : (i + 1) * size].split([math.prod(s) for s in shapes])
-            yield (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+    def layer_weights(self, cell: Cell, kv_elements: int) -> Iterator[tuple[Any, ...]]:
+        """Per layer its four weights, as many layers as the pool holds beside their caches."""
+        shapes = layer_matrices(cell)
+        sizes = [math.prod(shape) for shape in shapes]
+        room = self.pool.numel() // (kv_elements + sum(sizes))
+        count = min(calls_per_graph(cell), room)
+        for end in range(self.pool.numel(), self.pool.numel() - count * sum(sizes), -sum(sizes)):
+            parts = self.pool[end - sum(sizes) : end].split(sizes)
+            yield tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def host_time(self, cell: Cell) -> tuple[list[float], int]:
         """Host seconds of a plan, a graph launch or an eager launch."""
         if cell["op"] == "plan_host":
-            return self.time_host(self.planner(cell)[1])
+            return self.time_host(self.kernels.planner(cell, self.caches(cell)))
         x = self.normal(128)
         if cell["op"] == "graph_launch_host":
             return self.time_host(self.capture(lambda i: x.add_(1.0), cell["kernels"]).replay)

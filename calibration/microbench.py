@@ -23,10 +23,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from calibration.kernel_bench import Bench
-from calibration.kernel_grid import COMPILE_S, Cell, Group, cell_seconds, groups, key
+from calibration.kernel_grid import (
+    COMPILE_S,
+    CUBLAS_ROWS,
+    Cell,
+    Group,
+    cell_seconds,
+    groups,
+    key,
+)
+from calibration.runtime_kernels import RuntimeKernels
 
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
-HEAD_DIMS = ("64", "128")
+ROW_BUILDERS = 6
+BUILDS = ("attention:64", "attention:128", *(f"rows:{i}" for i in range(ROW_BUILDERS)))
 SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer")  # must not change within a file
 MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # what a record adds to its cell
 FAILURES_IN_A_ROW = 20  # then the device itself is at fault
@@ -36,13 +46,22 @@ class BenchError(Exception):
     """A run that cannot go on; its text is one line."""
 
 
-def build_kernel(head_dim: str) -> None:
-    """Compile FlashInfer's fa2 paged prefill into its cache (runs in a process of its own)."""
-    import torch
-    from flashinfer import prefill
+def build(part: str) -> None:
+    """Compile one part into its cache, in a process of its own.
 
-    types, dim = (torch.bfloat16,) * 3 + (torch.int32,), int(head_dim)
-    prefill.get_batch_prefill_module("fa2", *types, dim, dim, 0, False, False, False)
+    FlashInfer's paged prefill of one head dimension, or triton's kernels at some row counts.
+    """
+    import torch
+
+    kind, _, number = part.partition(":")
+    if kind == "attention":
+        from flashinfer import prefill
+
+        types, dim = (torch.bfloat16,) * 3 + (torch.int32,), int(number)
+        prefill.get_batch_prefill_module("fa2", *types, dim, dim, 0, False, False, False)
+    else:
+        rows = [*CUBLAS_ROWS, 256][int(number) :: ROW_BUILDERS]
+        RuntimeKernels(torch, torch.device("cuda")).compile(rows)
 
 
 def provenance(command: str) -> Cell:
@@ -205,8 +224,8 @@ def run(out: Path, seconds: float, plan: list[Group]) -> None:
         If the file is another run's, or the attention kernel computes something else.
     """
     deadline = time.monotonic() + seconds
-    build = [sys.executable, "-m", "calibration.microbench", "--build"]
-    builders = [subprocess.Popen([*build, dim]) for dim in HEAD_DIMS]
+    command = [sys.executable, "-m", "calibration.microbench", "--build"]
+    builders = [subprocess.Popen([*command, part]) for part in BUILDS]
     held = resume(out, provenance(" ".join(["python -m calibration.microbench", *sys.argv[1:]])))
     for group in plan:
         group.cells = [cell for cell in group.cells if key(cell) not in held]
@@ -214,11 +233,12 @@ def run(out: Path, seconds: float, plan: list[Group]) -> None:
     with out.open("a", encoding="utf-8") as file:
         work = Run(bench, file, plan, deadline)
         try:
-            # GEMM and HBM need no FlashInfer kernel: they fill the time that nvcc takes.
-            own = [group for group in plan if group.name in ("gemm", "hbm", "sustained")]
+            # cuBLAS and HBM need no compiled kernel: they fill the time that compilers take.
+            own = [group for group in plan if group.name in ("hbm", "sustained", "cublas")]
             work.until(lambda: all(b.poll() is not None for b in builders), own)
-            if any(builder.wait() for builder in builders):
-                raise BenchError("FlashInfer's kernels do not compile here; see above")
+            for part, builder in zip(BUILDS, builders, strict=True):
+                if builder.wait():
+                    raise BenchError(f"the kernels of {part} do not compile here; see above")
             for new in (1, 4, 8):
                 error = bench.check_attention(new)
                 print(f"attention of {new} tokens: relative error {error:.2g}", flush=True)
@@ -226,6 +246,8 @@ def run(out: Path, seconds: float, plan: list[Group]) -> None:
                     raise BenchError(f"attention of {new} tokens is off by {error:.2g}")
             work.until(lambda: False, plan)
         finally:
+            for builder in builders:
+                builder.terminate()  # those that an error left running
             file.write(json.dumps({"op": "clocks", **sampler.stop()}) + "\n")
             print(work.report())
 
@@ -251,14 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=270.0, help="time to spend")
     parser.add_argument("--every", type=int, default=1, help="measure one cell in so many")
     parser.add_argument("--groups", help="only these groups, by name, with commas between")
-    parser.add_argument("--gemm-paths", default="cublas", help="cublas, triton or both")
     parser.add_argument("--list", action="store_true", help="print cells and estimated seconds")
-    parser.add_argument("--build", choices=HEAD_DIMS, help=argparse.SUPPRESS)
+    parser.add_argument("--build", choices=BUILDS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.build:
-        build_kernel(options.build)
+        build(options.build)
         return 0
-    plan = groups(options.every, options.gemm_paths.split(","))
+    plan = groups(options.every)
     if options.groups:
         wanted = options.groups.split(",")
         if unknown := [name for name in wanted if name not in {g.name for g in plan}]:
