@@ -35,11 +35,13 @@ MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, 22),
     "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, 28),
 }
-# 33 x 8, 66 x 8 and their like exceed one and two blocks on each of 132 SMs.
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 33, 34, 40, 48, 56, 64, 66, 67, 80, 96, 112,
-           128, 132, 160, 192, 224, 256)  # fmt: skip
+# The runtime cuts each sequence's KV evenly over two blocks on each of 132 SMs: with 4, 8 and 32 KV
+# heads there is one cut less from batch 34, 17, 12, 9 and their like on.
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40, 48,
+           56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
 COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
+COARSE_KV = KV_TOKENS[::2]
 ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
 # Query tokens whose rows fill each tile that 1 to 9 tokens reach, by query heads per KV head.
 TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
@@ -81,6 +83,8 @@ def attention_cells(tp: int = 1) -> list[Cell]:
     for model in MODELS:
         heads = heads_of(model, tp)
         for batch, kv_tokens in itertools.product(_batches(tp), KV_TOKENS):
+            if batch not in COARSE_BATCHES and kv_tokens not in COARSE_KV:
+                continue
             queries = TILE_QUERIES[heads[0] // heads[1]]
             new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
             cells += _fitting(new, model)
@@ -272,7 +276,7 @@ def is_coarse(cell: Cell) -> bool:
     if cell["op"] == "gemm":
         return cell["m"] in COARSE_ROWS
     if cell["op"] == "attention":
-        return cell["batch"] in COARSE_BATCHES and math.log2(cell["kv_tokens"]) % 2 == 1
+        return cell["batch"] in COARSE_BATCHES and cell["kv_tokens"] in COARSE_KV
     return True
 
 

@@ -105,7 +105,8 @@ class AttentionCurve:
 
     `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
     slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
-    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots.
+    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots;
+    with `even_cuts` every unit into the same whole number of blocks.
     """
 
     source: str
@@ -120,6 +121,7 @@ class AttentionCurve:
     tensor_core_efficiency: float
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
+    even_cuts: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -289,7 +291,11 @@ class AttentionCurve:
         slots = float(self.sm_count * self.blocks_per_sm)
         splits = (group >= self.split_min_group) & (units < self.split_occupancy * slots)
         room = np.maximum(units, units * tokens / self.split_min_tokens)
-        blocks = np.where(splits, np.minimum(slots, room), units)
+        if self.even_cuts:
+            filled = units * np.maximum(np.floor(slots / units), 1.0)
+        else:
+            filled = np.asarray(slots)
+        blocks = np.where(splits, np.minimum(filled, room), units)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
         alone = 1.0 / table.block_bandwidth_fraction
         paired = 1.0 + table.pair_slowdown * _ramp(blocks / self.sm_count - 1.0)
@@ -396,7 +402,7 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
     fields = cls.__dataclass_fields__
     if unknown := sorted(set(table) - set(fields)):
         raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {', '.join(fields)}.")
-    missing = sorted(set(fields) - set(table) - {"origin", "tile_residual"})
+    missing = sorted(set(fields) - set(table) - {"origin", "even_cuts", "tile_residual"})
     if missing:
         raise ConfigError(f"{where} table: missing key {missing[0]!r}")
     values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}
