@@ -363,14 +363,14 @@ def main() -> None:
         columns = ["in_sample", *(f"{way}_out" for way in WAYS)]
         print_report(name, decode, columns)
         prefill = prefill_errors(curve, read_prefill(arguments.data, gpu), gpu)
-        figures = {**summary(decode, columns), **_prefill_summary(prefill)}
+        figures = {**summary(decode, columns), **prefill_summary(prefill)}
         if arguments.out:
             folder = arguments.out / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "attention.toml").write_text(toml_text(name, curve, figures))
 
 
-def _prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
+def prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
     out = {}
     regions = {
         "long": cells[cells.new_tokens >= 1024],

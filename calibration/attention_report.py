@@ -41,7 +41,7 @@ def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> 
     return "\n".join(lines) + "\n"
 
 
-OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU: what differs from attention.toml.
+OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU; stands over attention.toml.
 # Written by `specroof calibrate fit`; the form is in perfmodel/attention_curve.py.
 # residual: ln(measured / form), [group][units][tokens]; tile_residual: [tile][units][tokens].
 """
@@ -52,11 +52,8 @@ def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
     names = ("sm_count", "blocks_per_sm", "split_min_group", "split_occupancy", "split_min_tokens",
              "regroup_latency_us", "row_tiles", "row_tile_factor",
              "tensor_core_efficiency")  # fmt: skip
-    lines = [
-        OWN_HEADER,
-        f"source = {_value(curve.source)}",
-        f"even_cuts = {_bool(curve.even_cuts)}",
-    ]
+    lines = [OWN_HEADER, f"source = {_value(curve.source)}"]
+    lines.append(f"even_cuts = {'true' if curve.even_cuts else 'false'}")
     lines += [f"{name} = {_value(getattr(curve, name))}" for name in names]
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
@@ -68,10 +65,6 @@ def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
 def _fields(table: Any) -> list[str]:
     values = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return [f"{name} = {_value(value)}" for name, value in values.items() if value is not None]
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def summary(errors: pd.DataFrame, columns: Iterable[str]) -> dict[str, float]:

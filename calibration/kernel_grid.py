@@ -37,8 +37,8 @@ MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
 }
 # The runtime cuts each sequence's KV evenly over two blocks on each of 132 SMs: with 4, 8 and 32 KV
 # heads there is one cut less from batch 34, 17, 12, 9 and their like on.
-BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40, 48,
-           56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
+           48, 56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
 COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
 COARSE_KV = KV_TOKENS[::2]

@@ -42,7 +42,8 @@ def efficiency(
         "vllm"; "flashinfer", vLLM's measured kernels with what FlashInfer schedules otherwise; or
         "specroof", the runtime's own where they were measured, else as "flashinfer".
     linear_kernels : str
-        "library", or "specroof": the runtime's own products where they were measured.
+        "library", or "specroof": the runtime's own products, and sums over ranks, where they
+        were measured.
 
     Raises
     ------
@@ -56,15 +57,18 @@ def efficiency(
     library = measured_attention(name, attention_kernels)
     if library != "vllm":
         attention |= _read(folder / f"attention-{library}.toml")
-    gemm, own = _read(folder / "gemm.toml"), folder / f"gemm-{linear_kernels}.toml"
-    if own.is_file():
-        gemm |= _read(own)
     return Efficiency(
         name=name,
-        gemm=GemmCurve.from_table(gemm),
+        gemm=GemmCurve.from_table(_with_own(folder, "gemm", linear_kernels)),
         attention=AttentionCurve.from_table(attention),
-        collectives=CollectiveCurve.from_table(_read(folder / "collectives.toml")),
+        collectives=CollectiveCurve.from_table(_with_own(folder, "collectives", linear_kernels)),
     )
+
+
+def _with_own(folder: Any, kind: str, kernels: str) -> dict[str, Any]:
+    """The GPU's table, with what was measured of an engine's own kernels in its place."""
+    own = folder / f"{kind}-{kernels}.toml"
+    return _read(folder / f"{kind}.toml") | (_read(own) if own.is_file() else {})
 
 
 def measured_attention(name: str, attention_kernels: str) -> str:
