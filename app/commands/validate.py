@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from app.output import atomic_text, print_json
@@ -48,7 +47,7 @@ def run_draw(output: Path, options: DrawOptions) -> int:
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
     pairs = len(by_pair(cases.cases))
     print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
-    print(f"python -m calibration.validate_run --cases {output} --out FILE.jsonl", file=sys.stderr)
+    print(f"On a GPU: python -m calibration.validate_run --cases {output} --out FILE.jsonl")
     return 0
 
 
