@@ -1,0 +1,180 @@
+"""Predict the cases of a validation run with other tools, for `specroof validate records --peers`.
+
+Run it in a virtual environment of its own, outside the repository:
+
+    python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
+    peers/bin/python scripts/peer_predictions.py --cases cases.json --out peers.csv
+
+It needs the case file alone. Every peer gets the same shapes, batch and cached tokens: T_T over the
+context, T_D over the draft's KV budget with the draft's shape, T_V as the peer itself prices it (an
+empty cell where it cannot). A tool that is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Times = dict[str, float | None]
+PHASES = ("target_step_s", "verify_s", "draft_step_s")
+H200 = {"Flops": 989, "Memory_size": 141, "Memory_BW": 4800, "ICN": 450, "real_values": True}
+
+
+def aiconfigurator(models: dict[str, Any]) -> Callable[[str, int, int, int], float]:
+    """Seconds of a decode step by aiconfigurator's tables of vLLM 0.24.0 on H200."""
+    from aiconfigurator_core.sdk import common, config
+    from aiconfigurator_core.sdk.backends.factory import get_backend
+    from aiconfigurator_core.sdk.models import get_model
+    from aiconfigurator_core.sdk.perf_database import get_database
+
+    backend = get_backend("vllm")
+    database = get_database("h200_sxm", "vllm", "0.24.0")
+    folder, built = Path(tempfile.mkdtemp()), {}
+
+    def model(name: str, gamma: int) -> Any:
+        if (name, gamma) not in built:
+            place = folder / name
+            place.mkdir(exist_ok=True)
+            (place / "config.json").write_text(json.dumps(hf_config(models[name])))
+            settings = config.ModelConfig(
+                tp_size=1,
+                gemm_quant_mode=common.GEMMQuantMode.bfloat16,
+                kvcache_quant_mode=common.KVCacheQuantMode.bfloat16,
+                fmha_quant_mode=common.FMHAQuantMode.bfloat16,
+                nextn=gamma,
+            )
+            built[name, gamma] = get_model(str(place), settings, "vllm")
+        return built[name, gamma]
+
+    def step(name: str, batch: int, tokens: int, gamma: int) -> float:
+        asked = config.RuntimeConfig(batch_size=batch, beam_width=1, isl=tokens, osl=2)
+        found = backend.run_static(model(name, gamma), database, asked, mode="static_gen")
+        return 1e-3 * sum(found._generation_latency_dict.values())
+
+    return step
+
+
+def genz(models: dict[str, Any]) -> Callable[[str, int, int, int], float | None]:
+    """Seconds of a decode step by GenZ's roofline at full efficiency; it prices no verification."""
+    from GenZ import decode_moddeling
+    from GenZ.Models.default_models import ModelConfig
+
+    def config(shape: dict[str, Any]) -> Any:
+        return ModelConfig(
+            model=shape["name"],
+            vocab_size=shape["vocab"],
+            hidden_size=shape["hidden"],
+            intermediate_size=shape["ffn_hidden"],
+            num_ffi=2,
+            num_decoder_layers=shape["layers"],
+            num_attention_heads=shape["query_heads"],
+            head_dim=shape["head_dim"],
+            num_key_value_heads=shape["kv_heads"],
+        )
+
+    def step(name: str, batch: int, tokens: int, gamma: int) -> float | None:
+        if gamma:
+            return None
+        found = decode_moddeling(
+            model=config(models[name]),
+            batch_size=batch,
+            Bb=1,
+            input_tokens=tokens,
+            output_tokens=0,
+            system_name=dict(H200),
+            system_eff=1,
+            bits="bf16",
+        )
+        return 1e-3 * float(found["Latency"])
+
+    return step
+
+
+def hf_config(shape: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of a Llama, or of a Qwen2 where the projections have biases."""
+    qwen = shape["qkv_bias"]
+    return {
+        "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"],
+        "model_type": "qwen2" if qwen else "llama",
+        "num_hidden_layers": shape["layers"],
+        "hidden_size": shape["hidden"],
+        "num_attention_heads": shape["query_heads"],
+        "num_key_value_heads": shape["kv_heads"],
+        "head_dim": shape["head_dim"],
+        "intermediate_size": shape["ffn_hidden"],
+        "vocab_size": shape["vocab"],
+        "max_position_embeddings": shape["max_context_tokens"],
+        "tie_word_embeddings": shape["tied_embeddings"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": shape["rope_theta"],
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    }
+
+
+def times_of(case: dict[str, Any], step: Callable[[str, int, int, int], float | None]) -> Times:
+    """T_T, T_V and T_D of one case."""
+    plan, batch, tokens = case["plan"], case["batch"], case["context_tokens"]
+    draft = case["target"] if plan["draft"] == "self" else plan["draft"]
+    read = tokens if plan["kv_budget_tokens"] is None else plan["kv_budget_tokens"]
+    return {
+        "target_step_s": step(case["target"], batch, tokens, 0),
+        "verify_s": step(case["target"], batch, tokens, plan["gamma"]),
+        "draft_step_s": None if draft == "none" else step(draft, batch, read, 0),
+    }
+
+
+PEERS = {
+    "aiconfigurator-core": ("aiconfigurator-core", aiconfigurator),
+    "GenZ": ("genz-llm", genz),
+}
+
+
+def main() -> int:
+    """Write one line per peer and case; say on stderr what is not installed or fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    value = json.loads(options.cases.read_text(encoding="utf-8"))
+    lines, sources = [], []
+    for peer, (package, make) in PEERS.items():
+        try:
+            number = version(package)
+        except PackageNotFoundError:
+            print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):  # both print as they go
+            step = make(value["models"])
+            found, failed = {}, 0
+            for case in value["cases"]:
+                try:
+                    found[case["id"]] = times_of(case, step)
+                except Exception as error:  # whatever a peer cannot do is a hole in its column
+                    failed += 1
+                    print(f"{peer}, {case['id']}: {error}", file=sys.stderr)
+        sources.append(f"{package}=={number} ({len(found)} of {len(found) + failed} cases)")
+        for name, times in found.items():
+            cells = ["" if times[p] is None else f"{times[p]:.6g}" for p in PHASES]
+            lines.append(",".join([peer, name, *cells]))
+    head = [
+        f"# {'; '.join(sources)}; H200 as each tool knows it, bf16, TP 1.",
+        "# scripts/peer_predictions.py; T_V is what the tool prices for gamma extra tokens.",
+        ",".join(["peer", "id", *PHASES]),
+    ]
+    options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
