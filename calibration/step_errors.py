@@ -108,9 +108,14 @@ class Comparison:
     decisions: tuple[Decision, ...]
     peers: Mapping[str, Mapping[str, Spread]]  # by peer and phase
 
+    @property
+    def scenarios(self) -> tuple[StepError, ...]:
+        """The drawn cases. Further choices of one repeat its plain step, so they count once."""
+        return tuple(e for e in self.errors if e.record.case.purpose == "scenario")
+
     def spreads(self, errors: Sequence[StepError] | None = None) -> dict[str, Spread]:
-        """Spread of each quantity over some errors, all by default."""
-        chosen = self.errors if errors is None else errors
+        """Spread of each quantity over some errors; over all drawn scenarios by default."""
+        chosen = self.scenarios if errors is None else errors
         found = {}
         for name in QUANTITIES:
             values = [e.errors[name] for e in chosen if name in e.errors]
@@ -121,7 +126,7 @@ class Comparison:
     @property
     def coverage(self) -> float:
         """Share of the measured speedups inside their 90 % interval; NaN where none was stated."""
-        stated = [e.covered for e in self.errors if e.covered is not None]
+        stated = [e.covered for e in self.scenarios if e.covered is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
     def regret(self) -> tuple[float, float]:
@@ -305,8 +310,9 @@ def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 def _peer_spreads(
     records: Sequence[StepRecord], times: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Spread]:
-    """A peer's spread per phase over the cases that it predicts."""
+    """A peer's spread per phase over the drawn scenarios that it predicts."""
     found = {}
+    records = [r for r in records if r.case.purpose == "scenario"]
     for phase in PHASES:
         pairs = [
             times[r.case.id][phase] / r.times[phase] - 1.0

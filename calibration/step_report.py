@@ -66,8 +66,8 @@ def summary_lines(comparison: Comparison) -> list[str]:
         ("specroof", comparison.spreads()),
         *((f"peer: {name}", spreads) for name, spreads in comparison.peers.items()),
     ]
-    lines = [f"{len(comparison.errors)} cases on {comparison.header.get('gpu')}, percent: median "
-             "absolute (signed worst)"]  # fmt: skip
+    gpu = comparison.header.get("gpu")
+    lines = [f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"]
     lines.append(f"{'':28}" + "".join(f"{LABELS[n]:>16}" for n in QUANTITIES))
     for name, spreads in rows:
         cells = [cell(spreads.get(n)) for n in QUANTITIES]
@@ -85,13 +85,14 @@ def markdown(comparison: Comparison) -> str:
                       if k in head)  # fmt: skip
     parts = [
         "# Predicted and measured steps",
-        f"{len(comparison.errors)} cases on {facts}. `{head.get('command', '')}`",
+        f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
+        f"choices, on {facts}. `{head.get('command', '')}`",
         "Percent: median absolute (signed median; signed worst). Nothing here was fitted on.",
-        _table(("", *HEADER), [_row("all", comparison.errors, comparison)]),
+        _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
     ]
     for name, key in _REGIONS.items():
         groups: dict[str, list[StepError]] = {}
-        for error in comparison.errors:
+        for error in comparison.scenarios:
             groups.setdefault(key(error), []).append(error)
         rows = [_row(label, mine, comparison) for label, mine in sorted(groups.items(), key=_order)]
         parts += [f"## By {name}", _table((name, *HEADER), rows)]
@@ -118,7 +119,7 @@ def readme_table(comparison: Comparison) -> str:
     rows += comparison.peers.items()
     body = [(f"{name}", *(cell(spreads.get(phase)) for phase in names)) for name, spreads in rows]
     table = _table(
-        (f"{len(comparison.errors)} cases, one {comparison.header.get('gpu')}",
+        (f"{len(comparison.scenarios)} cases, one {comparison.header.get('gpu')}",
          *(LABELS[n] for n in names)), body,
     )  # fmt: skip
     return f"{START}\n{table}\n{END}"
@@ -176,7 +177,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _coverage_line(comparison: Comparison) -> str:
-    stated = sum(e.covered is not None for e in comparison.errors)
+    stated = sum(e.covered is not None for e in comparison.scenarios)
     if not stated:
         return "No interval was stated."
     return (
