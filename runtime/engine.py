@@ -19,6 +19,7 @@ from runtime.draft import Drafter
 from runtime.draft_phase import Proposal
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache
+from runtime.passes import Passes
 from runtime.phase_clock import HostClock, PhaseClock
 from runtime.prefill import Progress, PromptJob, prefill
 from runtime.results import FinishedSequence, GenerationResult, RoundRecord
@@ -40,6 +41,7 @@ class Engine:
         target: Decoder,
         cache: PagedCache,
         backend: AttentionBackend,
+        passes: Passes,
         drafter: Drafter,
         gamma: int,
         sampler: Sampler,
@@ -48,7 +50,8 @@ class Engine:
         clock: PhaseClock | None = None,
     ) -> None:
         self.target, self.cache, self.backend = target, cache, backend
-        self.drafter, self.gamma, self.sampler = drafter, gamma, sampler
+        self.passes, self.drafter = passes, drafter
+        self.gamma, self.sampler = gamma, sampler
         self.eos_tokens, self.chunk_tokens = eos_tokens, chunk_tokens
         self.clock = clock or HostClock()
         self.sequences: list[Sequence] = []
@@ -148,7 +151,7 @@ class Engine:
         with self.clock.phase("draft"):
             proposal = self.drafter.propose(active, self.gamma)
         with self.clock.phase("verify"):
-            logits = self._verify(active, proposal.tokens)
+            logits = self.verify(active, proposal.tokens)
         with self.clock.phase("accept"):
             verdict = self._judge(proposal, logits).tolist()  # the one read of a round
         with self.clock.phase("host"):
@@ -156,24 +159,16 @@ class Engine:
         self.rounds.append(record)
         return record
 
-    def _verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
+    def verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
         """The target's logits after each sequence's last token and after every draft."""
         width = self.gamma + 1
-        device = self.target.device
-        last = torch.tensor([[sequence.tokens[-1]] for sequence in active], device=device)
-        start = torch.tensor([[sequence.table.tokens] for sequence in active], device=device)
         layout = PassLayout(
             page_tables=[sequence.table.pages for sequence in active],
             kv_tokens=[sequence.table.tokens + width for sequence in active],
             query_tokens=[width] * len(active),
             window_tokens=self.target.config.sliding_window_tokens,
         )
-        hidden = self.target.forward(
-            torch.cat((last, drafts), dim=1).flatten(),
-            (start + torch.arange(width, device=device)).flatten(),
-            self.backend.plan(layout),
-        )
-        return self.target.logits(hidden).view(len(active), width, -1)
+        return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
 
     def _judge(self, proposal: Proposal, logits: Tensor) -> Tensor:
         """The verdict of rank 0, on every rank."""
