@@ -108,7 +108,8 @@ class PlanTables:
     Parameters
     ----------
     layouts : list of PassLayout
-        One a pass; they fix query counts and windows, not lengths.
+        One a pass; they fix query counts and windows, and by how even their lengths are whether KV
+        may be split, but not the lengths.
     batch : int
         Sequences to make room for; those beyond a layout's own are idle rows.
     page_room : int, optional
@@ -130,6 +131,7 @@ class PlanTables:
         grids = [
             BlockGrid.of(
                 queries,
+                self._padded(layout.kv_tokens, 1),
                 group=backend.group,
                 kv_heads=backend.kv_heads,
                 page_tokens=cache.page_tokens,

@@ -140,7 +140,8 @@ class Engine:
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
             sequence.append(row[1:2], self.eos_tokens)
-            self._free_if_finished(sequence)
+            if sequence.finish is not None:
+                self._free(sequence)
 
     @torch.inference_mode()
     def round(self) -> RoundRecord:
@@ -187,13 +188,13 @@ class Engine:
             sequence.append(tokens[: accepted + 1], self.eos_tokens)
             kept.append(len(sequence.tokens) - before)
             self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
-            self._free_if_finished(sequence)
+            if sequence.finish is not None:
+                self._free(sequence)
         return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept))
 
-    def _free_if_finished(self, sequence: Sequence) -> None:
-        if sequence.finish is not None:
-            self.cache.release(sequence.table)
-            self.drafter.release(sequence)
+    def _free(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.table)
+        self.drafter.release(sequence)
 
     def _check(self, prompts: Many[Many[int]], max_new_tokens: Many[int]) -> None:
         vocab = self.target.config.vocab

@@ -101,14 +101,16 @@ class PagedCache:
 
     def reserve(self, table: PageTable, new_tokens: int) -> None:
         """Make room for `new_tokens` after those that the table holds."""
-        needed = pages_for(table.tokens + new_tokens, self.page_tokens)
-        table.pages.extend(self.take(max(0, needed - len(table.pages))))
+        missing = pages_for(table.tokens + new_tokens, self.page_tokens) - len(table.pages)
+        if missing > 0:
+            table.pages.extend(self.take(missing))
 
     def truncate(self, table: PageTable, tokens: int) -> None:
         """Keep the first `tokens` tokens and free every page past them: the roll-back."""
         kept = pages_for(tokens, self.page_tokens)
-        self.give_back(table.pages[kept:])
-        del table.pages[kept:]
+        if kept < len(table.pages):
+            self.give_back(table.pages[kept:])
+            del table.pages[kept:]
         table.tokens = tokens
 
     def drop_page(self, table: PageTable, index: int) -> None:

@@ -16,6 +16,7 @@ from runtime.layers import Rotary, rms_norm, rotate
 _SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # of weight, in one block
 _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
+_SHARED_BYTES = 227 * 1024  # of one multiprocessor, for blocks
 
 
 class Ops(Protocol):
@@ -103,6 +104,7 @@ class FusedOps:
 
         self.kernels = triton_kernels
         self.dtype = dtype
+        self.processors = torch.cuda.get_device_properties().multi_processor_count
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """In parts for few rows, else by the library."""
@@ -110,10 +112,14 @@ class FusedOps:
         if parts is None:
             return F.linear(x, weight, bias)
         rows = max(16, 1 << (len(x) - 1).bit_length())
-        few = len(weight) <= _FEW_BLOCKS * _SPLIT_COLUMNS
-        tile = (rows, _SPLIT_COLUMNS, _SPLIT_DEPTH)
+        blocks = parts * -(-len(weight) // _SPLIT_COLUMNS)
         return self.kernels.split_linear(
-            x, weight, tile=tile, parts=parts, warps=4, stages=4 if few else 3
+            x,
+            weight,
+            tile=(rows, _SPLIT_COLUMNS, _SPLIT_DEPTH),
+            parts=parts,
+            warps=4,
+            stages=pipeline_stages(rows, blocks, self.processors),
         )
 
     def add_norm(
@@ -157,19 +163,27 @@ def split_parts(rows: int, width: int, depth: int) -> int | None:
     """Parts of a product's depth for `split_linear`, or None where the library is as fast.
 
     From 2,000 timings of the layers of two models on an H200, weights cold (torch 2.11, triton 3.6,
-    November 2026): up to 64 rows blocks of 64 columns beat cuBLAS by 5 to 30 %, most where columns
-    are few; between 256 and 1,000 blocks the two are even, and beyond 64 rows only matrices of few
-    columns gain.
+    November 2026): up to 64 rows blocks of 64 columns beat cuBLAS by 1 to 30 %, most where columns
+    are few; up to 128 rows only there.
     """
     blocks = -(-width // _SPLIT_COLUMNS)
     few = blocks <= _FEW_BLOCKS
-    if rows > _MOST_ROWS or (rows > _FEW_ROWS and not few) or 256 < blocks < 1000:
+    if rows > _MOST_ROWS or (rows > _FEW_ROWS and not few):
         return None
     parts = 1
     while blocks * parts < _BLOCKS_WANTED and depth % (2 * parts * _SPLIT_DEPTH) == 0:
         parts *= 2
     whole = depth % (parts * _SPLIT_DEPTH) == 0 and depth // parts >= 2 * _SPLIT_DEPTH
     return parts if whole else None
+
+
+def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
+    """The deepest pipeline of loads, up to 4, with which all blocks run at once, side by side."""
+    stage_bytes = 2 * _SPLIT_DEPTH * (_SPLIT_COLUMNS + rows)
+    for stages in (4, 3, 2):
+        if blocks <= processors * (_SHARED_BYTES // (stages * stage_bytes)):
+            return stages
+    return 2 if rows <= 32 else 3
 
 
 def ops_for(dtype: torch.dtype, device: torch.device) -> Ops:

@@ -29,34 +29,52 @@ class Ring:
 
 
 class SinkKeys:
-    """The sinks' keys as first written, and how far each sequence's have moved since."""
+    """The sinks' keys as first written, and how far each sequence's have moved since.
+
+    All sequences move together, those that dropped nothing by nothing, so that a round takes a few
+    operations whatever the batch.
+    """
 
     def __init__(self, cache: PagedCache, rotary: Rotary, sink_pages: int) -> None:
         self.cache, self.rotary, self.sink_pages = cache, rotary, sink_pages
-        self._first: dict[int, Tensor] = {}  # by first page: (layers, sink tokens, KV heads, dim)
-        self._moved: dict[int, int] = {}
+        self._moved: dict[int, int] = {}  # by first page
+        self._pages_of: dict[int, list[int]] = {}
+        self._keys: list[Tensor] = []  # (layers, sink tokens, KV heads, head_dim), in that order
+        self._together: tuple[Tensor, Tensor] | None = None  # those keys stacked, and their pages
 
     def follow(self, tables: Many[PageTable], dropped: Many[int]) -> None:
         """Move the sinks of these sequences by as many tokens as each has just dropped."""
         if not tables or not self.sink_pages:
             return
-        keys = self.cache.storage[:, 0]  # (layers, pages, page tokens, KV heads, dim)
         for table, count in zip(tables, dropped, strict=True):
             name = table.pages[0]
-            if name not in self._first:
-                pages = list(table.pages[: self.sink_pages])
-                self._first[name] = keys[:, pages].flatten(1, 2)
-            self._moved[name] = self._moved.get(name, 0) + count
-        names = [table.pages[0] for table in tables]
-        first = torch.stack([self._first[name] for name in names], dim=1)
-        moved = torch.tensor([self._moved[name] for name in names], device=keys.device)
-        turned = rotate(first, *self.rotary.tables(moved[:, None]))
-        pages = [page for table in tables for page in table.pages[: self.sink_pages]]
-        shape = (turned.shape[0], len(pages), *keys.shape[2:])
-        keys[:, torch.tensor(pages, device=keys.device)] = turned.reshape(shape)
+            if name not in self._moved:
+                self._hold(table)
+                self._moved[name] = 0
+            self._moved[name] += count
+        first, pages = self._all()
+        moved = torch.tensor(list(self._moved.values()), device=first.device)
+        turned = rotate(first, *self.rotary.tables(moved[:, None]))  # (layers, n, tokens, KV, dim)
+        keys = self.cache.storage[:, 0]  # (layers, pages, page tokens, KV heads, dim)
+        keys[:, pages] = turned.reshape(len(keys), len(pages), *keys.shape[2:])
 
     def release(self, table: PageTable) -> None:
         """Forget a finished sequence."""
-        if table.pages:
-            self._first.pop(table.pages[0], None)
-            self._moved.pop(table.pages[0], None)
+        if table.pages and table.pages[0] in self._moved:
+            del self._keys[list(self._moved).index(table.pages[0])]
+            del self._moved[table.pages[0]]
+            self._pages_of.pop(table.pages[0])
+            self._together = None
+
+    def _hold(self, table: PageTable) -> None:
+        pages = list(table.pages[: self.sink_pages])
+        self._keys.append(self.cache.storage[:, 0][:, pages].flatten(1, 2))
+        self._pages_of[table.pages[0]] = pages
+        self._together = None
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        if self._together is None:
+            stacked = torch.stack(self._keys, dim=1)
+            pages = [page for name in self._moved for page in self._pages_of[name]]
+            self._together = stacked, torch.tensor(pages, device=stacked.device)
+        return self._together

@@ -59,7 +59,13 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
 
 
 def split_linear(
-    x: Tensor, weight: Tensor, *, tile: tuple[int, int, int], parts: int, warps: int, stages: int
+    x: Tensor,
+    weight: Tensor,
+    *,
+    tile: tuple[int, int, int],
+    parts: int,
+    warps: int,
+    stages: int,
 ) -> Tensor:
     """Partial products (parts, rows, width) of x (rows, depth) with weight (width, depth).
 
@@ -150,9 +156,10 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def _half_norm(first, second, weight, column, epsilon, HALF: tl.constexpr, kind: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Norm of one head held as two halves."""
+    """Norm of heads held as two halves (heads, HALF), by `weight` (heads, 2 * HALF)."""
     a, b = first.to(tl.float32), second.to(tl.float32)
-    scale = tl.rsqrt((tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / (2 * HALF) + epsilon)
+    power = (tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF)
+    scale = tl.rsqrt(power + epsilon)[:, None]
     wa = tl.load(weight + column).to(tl.float32)
     wb = tl.load(weight + HALF + column).to(tl.float32)
     a = ((a * scale).to(kind).to(tl.float32) * wa).to(kind)
@@ -164,36 +171,42 @@ def _half_norm(first, second, weight, column, epsilon, HALF: tl.constexpr, kind:
 def _place_kernel(  # type: ignore[no-untyped-def]
     qkv, positions, slots, frequencies, query_norm, key_norm, queries, keys, values, stride,
     epsilon, PARTS: tl.constexpr, QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    HALF: tl.constexpr, NORM: tl.constexpr,
+    HALF: tl.constexpr, NORM: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    column = tl.arange(0, HALF)
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]  # (HEADS, 1)
+    column = tl.arange(0, HALF)[None, :]
     dim: tl.constexpr = 2 * HALF
     kind: tl.constexpr = queries.dtype.element_ty
-    source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * dim + head * dim + column
+    is_query = head < QUERY_HEADS
+    is_key = (head >= QUERY_HEADS) & (head < QUERY_HEADS + KV_HEADS)
+    is_value = (head >= QUERY_HEADS + KV_HEADS) & (head < QUERY_HEADS + 2 * KV_HEADS)
+    inside = (head < QUERY_HEADS + 2 * KV_HEADS) & (column < HALF)
     angle = tl.load(positions + token).to(tl.float32) * tl.load(frequencies + column)
-    cos, sin = tl.cos(angle), tl.sin(angle)
+    turned = is_query | is_key
+    cos, sin = tl.where(turned, tl.cos(angle), 1.0), tl.where(turned, tl.sin(angle), 0.0)
     slot = tl.load(slots + token).to(tl.int64)
+    source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * dim + head * dim + column
     tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
-    every = column < HALF
-    first = _summed(source, every, stride, PARTS, kind)
-    second = _summed(source + HALF, every, stride, PARTS, kind)
-    if head < QUERY_HEADS + KV_HEADS:
-        if NORM:
-            norm = query_norm if head < QUERY_HEADS else key_norm
-            first, second = _half_norm(first, second, norm, column, epsilon, HALF, kind)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        first, second = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
-    if head < QUERY_HEADS:
-        place = queries + (token * QUERY_HEADS + head) * dim + column
-    elif head < QUERY_HEADS + KV_HEADS:
-        place = keys + (slot * KV_HEADS + head - QUERY_HEADS) * dim + column
-    else:
-        place = values + (slot * KV_HEADS + head - QUERY_HEADS - KV_HEADS) * dim + column
-    tl.store(place, first)
-    tl.store(place + HALF, second)
+    first = _summed(source, inside, stride, PARTS, kind)
+    second = _summed(source + HALF, inside, stride, PARTS, kind)
+    if NORM:
+        qa, qb = _half_norm(first, second, query_norm, column, epsilon, HALF, kind)
+        ka, kb = _half_norm(first, second, key_norm, column, epsilon, HALF, kind)
+        first = tl.where(is_query, qa, tl.where(is_key, ka, first))
+        second = tl.where(is_query, qb, tl.where(is_key, kb, second))
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    first, second = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
+    place = queries + (token * QUERY_HEADS + head) * dim + column
+    tl.store(place, first, mask=is_query & inside)
+    tl.store(place + HALF, second, mask=is_query & inside)
+    place = keys + (slot * KV_HEADS + head - QUERY_HEADS) * dim + column
+    tl.store(place, first, mask=is_key & inside)
+    tl.store(place + HALF, second, mask=is_key & inside)
+    place = values + (slot * KV_HEADS + head - QUERY_HEADS - KV_HEADS) * dim + column
+    tl.store(place, first, mask=is_value & inside)
+    tl.store(place + HALF, second, mask=is_value & inside)
 
 
 def place(
@@ -232,10 +245,11 @@ def place(
     kv_heads, dim = keys.shape[1:]
     queries = torch.empty((tokens, query_heads, dim), dtype=keys.dtype, device=qkv.device)
     first, second = norms or (frequencies, frequencies)
-    _place_kernel[(tokens, query_heads + 2 * kv_heads)](
+    heads = 8 if tokens < 256 else 16  # of one block
+    _place_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, heads))](
         qkv, positions, slots, frequencies, first, second, queries, keys, values, tokens * width,
         epsilon, PARTS=_parts(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=dim // 2,
-        NORM=norms is not None, num_warps=1, **_PDL,
+        NORM=norms is not None, HEADS=heads, num_warps=2, **_PDL,
     )  # fmt: skip
     return queries
 
