@@ -23,3 +23,9 @@ class OutOfPages(EngineError):
 
 class RankFailed(EngineError):
     """A rank died or threw; the message is that rank's own."""
+
+
+class Terminated(EngineError):
+    """The launcher was asked to end by SIGTERM."""
+
+    exit_code = 143  # as a shell counts it: 128 + 15

@@ -37,7 +37,9 @@ def run_mode(mode: str, arguments: Sequence[str], scenario: str | None) -> int:
                     stated += [flag, _write_config(str(model), Path(folder))]
             launch_ranks([sys.executable, "-m", "runtime.bench", mode, *stated], options.tp)
     except EngineError as error:
-        raise _OUTCOMES.get(error.exit_code, SpecroofError)(str(error)) from error
+        outcome = _OUTCOMES.get(error.exit_code, SpecroofError)(str(error))
+        outcome.exit_code = error.exit_code
+        raise outcome from error
     return 0
 
 
