@@ -21,6 +21,12 @@ class OutOfPages(EngineError):
     exit_code = 3
 
 
+class OutOfMemory(EngineError):
+    """The device cannot hold what was asked; the message shows the arithmetic and what fits."""
+
+    exit_code = 3
+
+
 class RankFailed(EngineError):
     """A rank died or threw; the message is that rank's own."""
 
