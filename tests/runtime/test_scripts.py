@@ -102,3 +102,15 @@ def test_without_time_nothing_is_begun_and_the_code_says_so(tmp_path: Path) -> N
     done = script("eight_gpus.py", *flags)
     assert done.returncode == 1
     assert done.stdout.count("not run: no time left") == len(dry_run("4"))
+
+
+def test_both_sides_say_the_same_tokens_from_the_same_weights() -> None:
+    pytest.importorskip("transformers")
+    flags = ["--random", "tiny", "--prefix-tokens", "80", "--gen-tokens", "24", "--repeats", "1"]
+    done = script("compare_assisted.py", *flags, "--kv-budget", "48", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["who"]: row for row in json.loads(done.stdout)["rows"]}
+    assert len(rows) == 6
+    assert all(row["same_tokens"] and row["tokens_per_s"] > 0 for row in rows.values())
+    rates = rows["specroof, standalone draft"]["acceptance_per_position"]
+    assert float(rates.split()[0]) > 0.2  # the draft is the target's first layer
