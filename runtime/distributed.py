@@ -152,7 +152,8 @@ def connect(
         target = _group(rank, world, dist.group.WORLD, own, limits)
         draft: Group | None = target
         if draft_tp < tp:
-            handle = dist.new_group(list(range(draft_tp)))
+            # Every rank takes part in making a group, also those that are not in it.
+            handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
             draft = _group(rank, draft_tp, handle, own, limits) if rank < draft_tp else None
         yield Ranks(target=target, draft=draft, device=own)
     except BaseException:

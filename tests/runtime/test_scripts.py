@@ -32,6 +32,17 @@ def test_a_committed_shape_is_the_catalogs(folder: Path) -> None:
     assert written == hf_config(catalog.model(folder.name))
 
 
+def test_the_runtime_needs_no_package_that_the_gpu_machine_lacks() -> None:
+    names = [path.stem for path in (ROOT / "runtime").glob("*.py") if path.stem != "__init__"]
+    light = [name for name in names if not name.startswith("attention_flash")]
+    code = "import sys, importlib\n"
+    code += "for absent in ('pydantic', 'plotly', 'typer', 'rich', 'perfmodel'):\n"
+    code += "    sys.modules[absent] = None\n"
+    code += f"for name in {light}: importlib.import_module('runtime.' + name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_size_is_summed_rightly_and_timed() -> None:
     done = script("all_reduce_sweep.py", "--max-bytes", "32768", "--repeats", "3")
     assert done.returncode == 0, done.stderr
