@@ -6,6 +6,7 @@ that are small enough go through memory that they share (`symmetric_memory`).
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,9 @@ def connect(
         if own.type == "cpu":
             dist.destroy_process_group()
         raise
+    if own.type == "cuda":
+        torch.cuda.synchronize()
+        gc.collect()  # graphs that nobody replays any more: NCCL waits for those that hold its sums
     dist.destroy_process_group()
 
 
