@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
     from runtime.distributed import ALONE, Group, Ranks, connect
+    from runtime.download import download_model
     from runtime.engine import Engine
     from runtime.errors import EngineError
     from runtime.launch import launch_ranks
@@ -42,6 +43,7 @@ __all__ = [
     "build_engine",
     "config_of_shape",
     "connect",
+    "download_model",
     "hf_config",
     "launch_ranks",
     "load_weights",
@@ -49,8 +51,8 @@ __all__ = [
     "read_config",
 ]
 
-_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "assembly", "distributed",
-            "engine", "results", "sampling", "transformer", "weights")  # fmt: skip
+_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
+            "distributed", "engine", "results", "sampling", "transformer", "weights")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
