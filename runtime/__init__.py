@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.launch import launch_ranks
     from runtime.results import GenerationResult
     from runtime.sampling import SamplingParams
+    from runtime.step_bench import StepBench, StepCase, StepTimes
     from runtime.transformer import Decoder
     from runtime.weights import MetaWeights, load_weights
 
@@ -40,6 +41,9 @@ __all__ = [
     "ModelShape",
     "Ranks",
     "SamplingParams",
+    "StepBench",
+    "StepCase",
+    "StepTimes",
     "build_engine",
     "config_of_shape",
     "connect",
@@ -52,7 +56,8 @@ __all__ = [
 ]
 
 _MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
-            "distributed", "engine", "results", "sampling", "transformer", "weights")  # fmt: skip
+            "distributed", "engine", "results", "sampling", "transformer", "weights",
+            "step_bench")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache, pages_for
 from runtime.passes import EagerPasses, Passes
+from runtime.phase_clock import CudaClock, HostClock
 from runtime.ring import Ring
 from runtime.sampling import Sampler, SamplingParams, sampler_for
 from runtime.standalone_draft import AbsentDrafter, StandaloneDrafter
@@ -61,6 +62,7 @@ class EngineSetup:
     rates: Sequence[float] | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
+    graphs: bool = True  # on a GPU, whole passes at once
     page_tokens: int = 16
     cache_pages: int | None = None
     chunk_tokens: int = 2048
@@ -122,7 +124,7 @@ def assemble(
         gathered = pages_for(_budget(setup), setup.page_tokens)
     pages = batch.pages(setup.page_tokens, setup.gamma + 1, gathered)
     cache = _cache(setup, target, setup.cache_pages or pages)
-    backend, passes = _attention(target, cache)
+    backend, passes = _attention(setup, target, cache)
     sampler = sampler_for(setup.sampling, setup.rates, setup.device)
     return Engine(
         target=target,
@@ -134,6 +136,7 @@ def assemble(
         sampler=sampler,
         eos_tokens=eos_tokens,
         chunk_tokens=setup.chunk_tokens,
+        clock=CudaClock() if setup.device.type == "cuda" else HostClock(),
     )
 
 
@@ -164,7 +167,7 @@ def _drafter(
     return StandaloneDrafter(
         decoder,
         draft_cache,
-        *_attention(decoder, draft_cache),
+        *_attention(setup, decoder, draft_cache),
         sampler,
         ring=ring,
         chunk_tokens=chunk,
@@ -172,14 +175,18 @@ def _drafter(
     )
 
 
-def _attention(decoder: Decoder, cache: PagedCache) -> tuple[AttentionBackend, Passes]:
+def _attention(
+    setup: EngineSetup, decoder: Decoder, cache: PagedCache
+) -> tuple[AttentionBackend, Passes]:
     """FlashInfer and graphs on a GPU in 16 bits, else the reference, step by step."""
     if cache.storage.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16):
         from runtime.attention_flashinfer import FlashInferAttention
         from runtime.cuda_graphs import GraphPasses
 
         fast = FlashInferAttention(cache, decoder.query_heads)
-        return fast, GraphPasses(decoder, fast)
+        if setup.graphs:
+            return fast, GraphPasses(decoder, fast)
+        return fast, EagerPasses(decoder, fast)
     plain = ReferenceAttention(cache)
     return plain, EagerPasses(decoder, plain)
 

@@ -98,6 +98,13 @@ class Engine:
         """
         begun = time.perf_counter()
         self.start(prompts, max_new_tokens, progress=progress)
+        return self.run_to_end(ttft_s=time.perf_counter() - begun, on_round=on_round)
+
+    @torch.inference_mode()
+    def run_to_end(
+        self, *, ttft_s: float, on_round: Callable[[RoundRecord], None] = lambda record: None
+    ) -> GenerationResult:
+        """All rounds of what was started; `ttft_s` is how long that took."""
         first = time.perf_counter()
         while self.active:
             on_round(self.round())
@@ -109,7 +116,7 @@ class Engine:
             ),
             rounds=tuple(self.rounds),
             phases=self.clock.seconds(),
-            ttft_s=first - begun,
+            ttft_s=ttft_s,
             decode_s=ended - first,
         )
 
@@ -153,10 +160,11 @@ class Engine:
             proposal = self.drafter.propose(active, self.gamma)
         with self.clock.phase("verify"):
             logits = self.verify(active, proposal.tokens)
+            read = sum(sequence.table.tokens for sequence in active)
         with self.clock.phase("accept"):
             verdict = self._judge(proposal, logits).tolist()  # the one read of a round
         with self.clock.phase("host"):
-            record = self._commit(active, verdict)
+            record = self._commit(active, verdict, read)
         self.rounds.append(record)
         return record
 
@@ -180,7 +188,7 @@ class Engine:
             verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)
         return self.group.broadcast(verdict)
 
-    def _commit(self, active: Many[Sequence], verdict: list[list[int]]) -> RoundRecord:
+    def _commit(self, active: Many[Sequence], verdict: list[list[int]], read: int) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
         kept = []
         for sequence, (accepted, *tokens) in zip(active, verdict, strict=True):
@@ -190,7 +198,7 @@ class Engine:
             self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
             if sequence.finish is not None:
                 self._free(sequence)
-        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept))
+        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept), read)
 
     def _free(self, sequence: Sequence) -> None:
         self.cache.release(sequence.table)

@@ -72,6 +72,11 @@ class PagedCache:
         """Bytes of the whole pool."""
         return self.storage.numel() * self.storage.element_size()
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values over all layers, on this rank."""
+        return self.bytes // ((self.pages + 1) * self.page_tokens)
+
     def slots(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each (pages * page_tokens, kv_heads, head_dim)."""
         keys, values = self.storage[layer]

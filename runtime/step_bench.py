@@ -10,22 +10,20 @@ import gc
 import itertools
 import statistics
 import time
-from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from runtime.assembly import BatchShape, EngineSetup, Model, assemble
 from runtime.config import DecoderConfig, config_of_shape
 from runtime.contracts import DraftChoice, ModelShape
-from runtime.distributed import ALONE, Ranks
-from runtime.draft import SelfDrafter
-from runtime.draft_views import SnapView, View
+from runtime.distributed import connect
 from runtime.engine import Engine
-from runtime.sequence import Sequence
+from runtime.kernel_parts import replay_parts
+from runtime.pretend import pretend_prefilled
 from runtime.standalone_draft import StandaloneDrafter
 from runtime.transformer import Decoder
 
@@ -48,7 +46,8 @@ class StepTimes:
 
     `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, a draft step a
     γ-th of a draft phase. `round_s` is the wall time of a whole round, `host_s` what of it is
-    neither draft phase nor verification. `spread` is the widest (max - min) / median of the three.
+    neither draft phase nor verification. `parts_s` splits the device time of each pass by kind of
+    kernel, where asked. `spread` is the widest (max - min) / median of the three.
     """
 
     target_step_s: float
@@ -60,6 +59,7 @@ class StepTimes:
     repeats: int
     peak_memory_bytes: int
     memory_bytes: Mapping[str, int]
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class StepBench:
@@ -69,8 +69,8 @@ class StepBench:
     ----------
     target, draft : ModelShape
         Shapes for random weights.
-    ranks : Ranks
-        This process's groups; alone unless given.
+    tp, draft_tp : int
+        Ranks that share each; with more than one, every rank makes its own bench.
     """
 
     def __init__(
@@ -78,12 +78,16 @@ class StepBench:
         target: ModelShape,
         draft: ModelShape | None = None,
         *,
+        tp: int = 1,
+        draft_tp: int | None = None,
         device: str = "cuda",
         dtype: torch.dtype = torch.bfloat16,
-        ranks: Ranks | None = None,
     ) -> None:
-        self.device, self.dtype = torch.device(device), dtype
-        self.ranks = ranks or Ranks(ALONE, ALONE)
+        self._stack = ExitStack()
+        self.ranks = self._stack.enter_context(
+            connect(tp=tp, draft_tp=draft_tp or tp, device=device)
+        )
+        self.device, self.dtype = self.ranks.device, dtype
         self.models = [Model(config=_config(target), seed=0)]
         self.target: Decoder | None = self.models[0].load(self.ranks.target, dtype, self.device)
         self.draft: Decoder | None = None
@@ -92,8 +96,8 @@ class StepBench:
             if self.ranks.draft is not None:
                 self.draft = self.models[1].load(self.ranks.draft, dtype, self.device)
 
-    def time(self, case: StepCase, *, repeats: int = 15) -> StepTimes:
-        """Time one case.
+    def time(self, case: StepCase, *, repeats: int = 15, parts: bool = False) -> StepTimes:
+        """Time one case; with `parts`, also trace where each pass's time goes.
 
         Raises
         ------
@@ -104,7 +108,7 @@ class StepBench:
         torch.cuda.reset_peak_memory_stats(self.device)
         engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
         try:
-            return self._timed(engine, case, repeats)
+            return self._timed(engine, case, repeats, parts)
         finally:
             del engine
             _release()
@@ -113,6 +117,7 @@ class StepBench:
         """Give the weights' memory back."""
         self.target = self.draft = None
         _release()
+        self._stack.close()
 
     def _engine(self, case: StepCase, room: int) -> Engine:
         """An engine whose sequences look as if `context_tokens` had been prefilled.
@@ -133,24 +138,19 @@ class StepBench:
         shape = BatchShape([tokens] * count, [room] * count)
         assert self.target is not None
         engine = assemble(setup, self.ranks, shape, self.target, self.draft)
-        _fill(engine.cache.storage)
-        engine.sequences = [
-            Sequence(i, [1 + i % 97] * (tokens + 1), tokens, room) for i in range(count)
-        ]
-        for sequence in engine.sequences:
-            engine.cache.reserve(sequence.table, tokens)
-            sequence.table.tokens = tokens
-        _pretend_admitted(engine, tokens)
+        prompts = [[1 + index % 97] * tokens for index in range(count)]
+        pretend_prefilled(engine, prompts, [room] * count)
         return engine
 
     @torch.inference_mode()
-    def _timed(self, engine: Engine, case: StepCase, repeats: int) -> StepTimes:
+    def _timed(self, engine: Engine, case: StepCase, repeats: int, parts: bool) -> StepTimes:
         gamma, active = case.plan.gamma, engine.active
+        passes: Any = engine.passes
         plain = Engine(
             target=engine.target,
             cache=engine.cache,
             backend=engine.backend,
-            passes=engine.passes,
+            passes=passes,
             drafter=engine.drafter,
             gamma=0,
             sampler=engine.sampler,
@@ -159,14 +159,20 @@ class StepBench:
             engine.cache.reserve(sequence.table, gamma + 1)
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
         plain.verify(active, nothing[:, :0])
-        target = self._median(engine.passes, repeats)
+        target, seen = self._median(passes, repeats), {}
+        if parts:
+            seen["target_step"] = replay_parts(passes.last.replay)
         draft, verify, rounds = (0.0, 0.0), target, [target[0]]
         if gamma:
             drafter: Any = engine.drafter
             drafter.propose(active, gamma)
             draft = self._median(drafter.passes, repeats)
+            if parts:
+                seen["draft_phase"] = replay_parts(drafter.passes.last.replay)
             engine.verify(active, nothing)
-            verify = self._median(engine.passes, repeats)
+            verify = self._median(passes, repeats)
+            if parts:
+                seen["verify"] = replay_parts(passes.last.replay)
             rounds = self._rounds(engine, repeats)
         round_s = statistics.median(rounds)
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
@@ -183,6 +189,7 @@ class StepBench:
             repeats=repeats,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device),
             memory_bytes=memory,
+            parts_s=seen,
         )
 
     def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
@@ -219,28 +226,3 @@ def _config(shape: ModelShape) -> DecoderConfig:
 def _release() -> None:
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _fill(storage: Tensor) -> None:
-    """Random keys and values, a gigabyte at a time."""
-    flat = storage.view(-1)
-    block = torch.randn(2**26, dtype=storage.dtype, device=storage.device)
-    for start in range(0, flat.numel(), len(block)):
-        part = flat[start : start + len(block)]
-        part.copy_(block[: len(part)])
-
-
-def _pretend_admitted(engine: Engine, tokens: int) -> None:
-    """Give a drafter the state that admitting these prompts would leave."""
-    drafter = engine.drafter
-    if isinstance(drafter, SelfDrafter) and isinstance(drafter.policy, SnapView):
-        page = engine.cache.page_tokens
-        for sequence in engine.sequences:
-            view = View((), 0)
-            if tokens > drafter.policy.budget_tokens:
-                pages = (drafter.policy.budget_tokens - tokens % page) // page
-                view = View(array("i", engine.cache.take(pages)), tokens // page)
-            drafter.policy.set_view(sequence, view)
-    if isinstance(drafter, StandaloneDrafter):
-        _fill(drafter.cache.storage)
-        drafter.pretend_admitted(engine.sequences)
