@@ -15,7 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.calibrate import calibrate
 from app.options import with_scenario_flags
+from app.validation import validate
 
 app = typer.Typer(
     name="specroof",
@@ -291,24 +293,8 @@ def explore(
     command.run_explore(port=port, browser=browser)
 
 
-validate = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
+app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
-
-
-@validate.command("published")
-def validate_published(
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            metavar="PERCENT", min=0.0, help="Held-out mean absolute error allowed per phase."
-        ),
-    ] = 5.0,
-    as_json: AsJson = False,
-) -> None:
-    """Predict published step times, seen and held out; exit 4 outside the tolerance."""
-    from app.commands import validate as command
-
-    raise typer.Exit(command.run_published(tolerance=tolerance, as_json=as_json))
 
 
 run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
