@@ -327,6 +327,21 @@ def run_selfspec(context: typer.Context, scenario: ScenarioFile = None) -> None:
     raise typer.Exit(command.run_mode("selfspec", context.args, scenario))
 
 
+@run_app.command("download")
+def run_download(
+    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    token: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
+    ] = "HF_TOKEN",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
+    from app.commands import run as command
+
+    command.run_download(model, output, token_variable=token, revision=revision)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:

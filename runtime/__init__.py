@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
     from runtime.distributed import ALONE, Group, Ranks, connect
+    from runtime.download import download_model
     from runtime.engine import Engine
     from runtime.errors import EngineError
     from runtime.launch import launch_ranks
     from runtime.results import GenerationResult
     from runtime.sampling import SamplingParams
+    from runtime.step_bench import StepBench, StepCase, StepTimes
     from runtime.transformer import Decoder
     from runtime.weights import MetaWeights, load_weights
 
@@ -39,9 +41,13 @@ __all__ = [
     "ModelShape",
     "Ranks",
     "SamplingParams",
+    "StepBench",
+    "StepCase",
+    "StepTimes",
     "build_engine",
     "config_of_shape",
     "connect",
+    "download_model",
     "hf_config",
     "launch_ranks",
     "load_weights",
@@ -49,8 +55,9 @@ __all__ = [
     "read_config",
 ]
 
-_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "assembly", "distributed",
-            "engine", "results", "sampling", "transformer", "weights")  # fmt: skip
+_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
+            "distributed", "engine", "results", "sampling", "transformer", "weights",
+            "step_bench")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
