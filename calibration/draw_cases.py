@@ -25,6 +25,7 @@ PAGE = 16  # a budget is whole pages
 OTHER_BUDGET_GAMMAS = (2, 4, 6)
 OTHER_BUDGET_ALPHA = 0.04  # more or less acceptance, assumed, at four times or a quarter of it
 TRIES = 1000  # draws for one case, before giving up
+TIMED_ROUNDS = 23  # a timed batch keeps room for so many rounds: memory, and no time
 CASE_OVERHEAD_S = 1.0  # planning and capturing, assumed for the estimate of the run's length
 
 
@@ -62,7 +63,7 @@ def draw_cases(options: DrawOptions) -> CaseFile:
         "gpu": options.gpu, "tp": options.tp, "memory_share": options.memory_share,
         "batch": BATCH, "context_tokens": CONTEXT, "kv_budget_tokens": BUDGET, "gamma": GAMMAS,
     }  # fmt: skip
-    return CaseFile(drawn=facts, models={name: _shape(name) for name in names}, cases=cases)
+    return CaseFile(drawn=facts, models={n: _shape(n) for n in sorted(names)}, cases=cases)
 
 
 def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> float:
@@ -90,7 +91,7 @@ def scenario_of(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
             "draft_tp": plan.draft_tp,
             "batch": case.batch,
             "prefix_tokens": case.context_tokens,
-            "output_tokens": plan.gamma + 1,
+            "output_tokens": (plan.gamma + 1) * TIMED_ROUNDS,
             "acceptance": case.alpha,
             "engine": engine,
         }

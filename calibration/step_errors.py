@@ -209,7 +209,8 @@ def _predicted(point: RoundEstimate) -> dict[str, float]:
         "draft_step_s": draft,
         "round_s": float(point.round_s),
         "speedup": float(point.speedup),
-        "memory": float(point.memory.total),
+        # What an allocator sees: the context and the libraries' own buffers are not in it.
+        "memory": float(point.memory.total) - point.scenario.engine.reserved_bytes,
     }
 
 

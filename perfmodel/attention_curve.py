@@ -309,7 +309,7 @@ class AttentionCurve:
         flops = 4.0 * table.head_dim * packed_rows * units * tokens
         compute = flops / (peak_flops * self.tensor_core_efficiency)
         body = _smooth_max(share_s * (together + drain) * tile, waves, compute)
-        is_split = splits & (room > units)
+        is_split = splits & (blocks > units)
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
     def padded_rows(self, rows: Numeric) -> Array:

@@ -99,6 +99,6 @@ def predicted_times(case: Case, noise: float, rng: random.Random) -> FakeTimes:
         draft_step_s=draft,
         round_s=case.plan.gamma * draft + verify + host if case.plan.gamma else target,
         host_s=host,
-        peak_memory_bytes=int(point.memory.total),
+        peak_memory_bytes=int(float(point.memory.total) - point.scenario.engine.reserved_bytes),
         memory_bytes={"weights": int(point.memory.weights + point.memory.draft_weights)},
     )

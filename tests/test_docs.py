@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from app.cli import run
+from calibration.step_cases import read_records
+from calibration.step_errors import compare, read_peers
+from calibration.step_report import readme_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STEPS = ROOT / "calibration" / "measured" / "h200-steps.jsonl"
 DESIGN = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
 
 
@@ -53,6 +57,13 @@ def test_every_command_of_the_readme_runs(
 def test_the_readme_prints_todays_recommendation(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recommend", "--scenario", "default", "--tp", "1,2,4,8"]) == 0
     assert capsys.readouterr().out.splitlines()[0] in README
+
+
+@pytest.mark.skipif(not STEPS.is_file(), reason="no timed steps are committed yet")
+def test_the_readme_shows_the_committed_steps() -> None:
+    header, records = read_records(STEPS)
+    comparison = compare(header, records, peers=read_peers(STEPS.with_name("h200-peers.csv")))
+    assert readme_table(comparison) in README
 
 
 def test_the_readme_table_is_what_validate_prints(capsys: pytest.CaptureFixture[str]) -> None:
