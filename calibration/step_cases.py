@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class StepRecord:
     spread: float
     peak_memory_bytes: float
     memory_bytes: Mapping[str, float]
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by pass and part
     line: int = 0
 
 
@@ -191,6 +192,7 @@ def _record(value: Mapping[str, Any], where: str, number: int) -> StepRecord:
         spread=float(value.get("spread", 0.0)),
         peak_memory_bytes=float(value.get("peak_memory_bytes", 0.0)),
         memory_bytes=dict(value.get("memory_bytes", {})),
+        parts_s=dict(value.get("parts_s", {})),
         line=number,
     )
 

@@ -45,6 +45,7 @@ class StepError:
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
     covered: bool | None  # None for plain decoding
+    parts: Mapping[str, Mapping[str, float]]  # errors by pass and part, where traced
 
     @property
     def errors(self) -> dict[str, float]:
@@ -187,8 +188,11 @@ def compare(
             covered = interval.low <= measured["speedup"] <= interval.high
         predicted = {k: v for k, v in _predicted(point).items() if k in measured}
         errors.append(
-            StepError(record=record, predicted=predicted, measured=measured, covered=covered)
-        )
+            StepError(
+                record=record, predicted=predicted, measured=measured, covered=covered,
+                parts=_part_errors(record, point),
+            )
+        )  # fmt: skip
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
     return Comparison(
@@ -212,6 +216,28 @@ def _predicted(point: RoundEstimate) -> dict[str, float]:
         # What an allocator sees: the context and the libraries' own buffers are not in it.
         "memory": float(point.memory.total) - point.scenario.engine.reserved_bytes,
     }
+
+
+def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
+    """What each part of a traced pass is off by, as a share of the whole pass measured.
+
+    A trace adds up kernels, so what lies between them is in none of its parts.
+    """
+    steps: dict[str, tuple[StepTime | None, int, str]] = {
+        "target_step": (point.target_step, 1, "target_step_s"),
+        "verify": (point.verify, 1, "verify_s"),
+        "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
+    }
+    found = {}
+    for name, traced in record.parts_s.items():
+        step, times, phase = steps[name]
+        whole = record.times[phase]
+        if step is not None and times and whole:
+            found[name] = {
+                part: (float(step.group_s(part)) - seconds / times) / whole
+                for part, seconds in traced.items()
+            }
+    return found
 
 
 def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:

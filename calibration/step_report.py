@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -96,6 +97,7 @@ def markdown(comparison: Comparison) -> str:
             groups.setdefault(key(error), []).append(error)
         rows = [_row(label, mine, comparison) for label, mine in sorted(groups.items(), key=_order)]
         parts += [f"## By {name}", _table((name, *HEADER), rows)]
+    parts += _part_section(comparison)
     parts += ["## Beside others on the same cases", _peer_table(comparison), "## Choices"]
     parts += [_regret_line(comparison) + " " + _coverage_line(comparison)]
     parts.append(
@@ -146,6 +148,24 @@ def _row(label: str, errors: Sequence[StepError], comparison: Comparison) -> tup
         text = "" if s is None else f"{s.median_absolute:.1f} ({s.median:+.1f}; {s.worst:+.1f})"
         cells.append(text)
     return label, str(len(errors)), *cells
+
+
+def _part_section(comparison: Comparison) -> list[str]:
+    """Which part of a pass is off, where passes were traced: median signed, share of the pass."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for error in comparison.scenarios:
+        for name, parts in error.parts.items():
+            for part, share in parts.items():
+                found.setdefault((name, part), []).append(100.0 * share)
+    if not found:
+        return []
+    rows = [
+        (name, part, str(len(values)), f"{statistics.median(values):+.1f}",
+         f"{max(values, key=abs):+.1f}")
+        for (name, part), values in found.items()
+    ]  # fmt: skip
+    return ["## By part of a traced pass, percent of the pass",
+            _table(("pass", "part", "cases", "median", "worst"), rows)]  # fmt: skip
 
 
 def _peer_table(comparison: Comparison) -> str:

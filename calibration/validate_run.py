@@ -46,12 +46,14 @@ class Times(Protocol):
     def peak_memory_bytes(self) -> int: ...
     @property
     def memory_bytes(self) -> Any: ...
+    @property
+    def parts_s(self) -> Any: ...
 
 
 class Bench(Protocol):
     """One pair of models, loaded."""
 
-    def time(self, case: Any, *, repeats: int = REPEATS) -> Times:
+    def time(self, case: Any, *, repeats: int = REPEATS, parts: bool = False) -> Times:
         """Time one case; an error of the runtime where it does not fit."""
         ...
 
@@ -117,10 +119,11 @@ class ValidationRun:
         *,
         seconds: float,
         repeats: int = REPEATS,
+        parts: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runtime, self.cases, self.file = runtime, cases, file
-        self.repeats, self.clock = repeats, clock
+        self.repeats, self.parts, self.clock = repeats, parts, clock
         self.deadline = clock() + seconds
         self.done = self.failed = self.total = self.in_a_row = 0
 
@@ -170,7 +173,8 @@ class ValidationRun:
     def _case(self, bench: Bench, case: Case) -> None:
         start = self.clock()
         try:
-            times = bench.time(self.runtime.case(case), repeats=self.repeats)
+            parts = self.parts and case.purpose == "scenario"
+            times = bench.time(self.runtime.case(case), repeats=self.repeats, parts=parts)
         except Exception as error:  # a device out of memory must not end the run
             self._write_failure(case, error)
             self.in_a_row += 1
@@ -183,7 +187,9 @@ class ValidationRun:
             **{name: getattr(times, name) for name in TIMES},
             "spread": times.spread, "repeats": times.repeats,
             "peak_memory_bytes": times.peak_memory_bytes,
-            "memory_bytes": dict(times.memory_bytes), "wall_s": round(self.clock() - start, 3),
+            "memory_bytes": dict(times.memory_bytes),
+            "parts_s": {name: dict(part) for name, part in times.parts_s.items()},
+            "wall_s": round(self.clock() - start, 3),
         })  # fmt: skip
         self.done += 1
         self._show(case)
@@ -261,6 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=360.0, help="time to spend")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument(
+        "--parts", action="store_true", help="trace each pass by part; may slow what follows"
+    )
     parser.add_argument("--list", action="store_true", help="print pairs and cases; needs no GPU")
     options = parser.parse_args(arguments)
     try:
@@ -278,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with target.open("a", encoding="utf-8") as file:
             seconds = options.seconds - (time.monotonic() - start)
             run = ValidationRun(
-                StepRuntime(), cases, file, seconds=seconds, repeats=options.repeats
+                StepRuntime(),
+                cases,
+                file,
+                seconds=seconds,
+                repeats=options.repeats,
+                parts=options.parts,
             )
             unmet = run.measure(left)
     except (RecordError, ModuleNotFoundError, OSError) as error:

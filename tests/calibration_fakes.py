@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from calibration.draw_cases import scenario_of
@@ -28,6 +28,7 @@ class FakeTimes:
     repeats: int = 15
     peak_memory_bytes: int = 0
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class FakeBench:
@@ -36,12 +37,13 @@ class FakeBench:
     def __init__(self, owner: FakeRuntime) -> None:
         self.owner = owner
 
-    def time(self, case: Any, *, repeats: int = 15) -> FakeTimes:
+    def time(self, case: Any, *, repeats: int = 15, parts: bool = False) -> FakeTimes:
         owner = self.owner
         owner.now += owner.case_s
         if case.id in owner.too_large:
             raise TooLarge("no pages left")
-        return predicted_times(case, owner.noise, owner.rng)
+        times = predicted_times(case, owner.noise, owner.rng)
+        return replace(times, parts_s=predicted_parts(case)) if parts else times
 
     def close(self) -> None:
         self.owner.open -= 1
@@ -81,6 +83,19 @@ class FakeRuntime:
 
     def clock(self) -> float:
         return self.now
+
+
+def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
+    """The model's own parts, as a trace tells them: a draft phase is all its steps."""
+    point = estimate(scenario_of(case, gpu="h200"))
+    steps = {"target_step": (point.target_step, 1), "verify": (point.verify, 1)}
+    if point.draft_step is not None:
+        steps["draft_phase"] = (point.draft_step, case.plan.gamma)
+    groups = ("linear", "attention", "elementwise")
+    return {
+        name: {group: times * float(step.group_s(group)) for group in groups}
+        for name, (step, times) in steps.items()
+    }
 
 
 def predicted_times(case: Case, noise: float, rng: random.Random) -> FakeTimes:

@@ -117,6 +117,27 @@ def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFil
         assert floor["verify_s"] < float(point.verify.total_s)
 
 
+def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
+    runtime, file = FakeRuntime(), io.StringIO()
+    work = ValidationRun(runtime, cases, file, seconds=1e6, parts=True, clock=runtime.clock)
+    work.measure(cases.cases)
+    path = tmp_path / "steps.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+    header, records = read_records(path)
+    traced = [r for r in records if r.parts_s]
+    assert {r.case.purpose for r in traced} == {"scenario"}
+    first = traced[0]
+    slower = {**first.parts_s["verify"], "attention": 2 * first.parts_s["verify"]["attention"]}
+    off = replace(first, parts_s={**first.parts_s, "verify": slower})
+    error = next(iter(compare(header, [off]).errors))
+    share = first.parts_s["verify"]["attention"] / first.times["verify_s"]
+    assert error.parts["verify"]["attention"] == pytest.approx(-share)
+    others = [v for name, parts in error.parts.items() for part, v in parts.items()
+              if (name, part) != ("verify", "attention")]  # fmt: skip
+    assert others == pytest.approx([0.0] * 8, abs=1e-9)
+    assert "| verify | attention |" in step_report.markdown(compare(header, [off]))
+
+
 def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
     header, records = read_records(steps)
