@@ -140,7 +140,7 @@ class Bench:
         if cell["path"] != "runtime":
             raise ValueError(f"no attention path {cell['path']!r}")
         kv = self.caches(cell)
-        plan = self.kernels.planner(cell, kv)()
+        plan = self.kernels.plan(cell, kv)
         rows = cell["batch"] * cell["query_tokens"]
         q = self.normal(rows, cell["query_heads"], cell["head_dim"])
         return lambda i: plan.attend(i % len(kv), q)
@@ -149,7 +149,7 @@ class Bench:
         """Relative error of one small cell with a ragged last page against float64 attention."""
         torch, cell = self.torch, attention_cell((8, 2, 128), 2, 500, new)
         cache = self.caches(cell)[:1]
-        plan = self.kernels.planner(cell, cache)()
+        plan = self.kernels.plan(cell, cache)
         indices = plan.pages.long().view(2, -1)
         q = self.normal(2 * new, 8, 128)
         out = plan.attend(0, q).double().view(2, new, 8, 128)
@@ -225,7 +225,7 @@ class Bench:
         rows = cell["batch"] * cell["query_tokens"]
         kv = self.caches(cell)
         pages = kv.shape[2]
-        plan = self.kernels.planner(cell, kv)()
+        plan = self.kernels.plan(cell, kv)
         # The weights come from the end of the pool, the caches from its start.
         weights = list(self.layer_weights(cell, kv[0].numel()))
         norm = self.normal(cell["hidden"])
@@ -253,7 +253,7 @@ class Bench:
     def host_time(self, cell: Cell) -> tuple[list[float], int]:
         """Host seconds of a plan, a graph launch or an eager launch."""
         if cell["op"] == "plan_host":
-            return self.time_host(self.kernels.planner(cell, self.caches(cell)))
+            return self.time_host(self.kernels.replanner(cell, self.caches(cell)))
         x = self.normal(128)
         if cell["op"] == "graph_launch_host":
             return self.time_host(self.capture(lambda i: x.add_(1.0), cell["kernels"]).replay)

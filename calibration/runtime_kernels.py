@@ -42,8 +42,19 @@ class RuntimeKernels:
         self.torch, self.device = torch, device
         self.ops = import_module("runtime.ops").ops_for(torch.bfloat16, device)
 
-    def planner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
-        """A call that plans a cell over shuffled pages, from host numbers alone."""
+    def plan(self, cell: Cell, storage: Any) -> Any:
+        """The plan of a cell over shuffled pages, from host numbers alone."""
+        backend, layout = self._pass(cell, storage)
+        return backend.plan(layout)
+
+    def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
+        """A call that renews a cell's plan, as every round does."""
+        backend, layout = self._pass(cell, storage)
+        attention = import_module("runtime.attention_flashinfer")
+        tables = attention.PlanTables(backend, [layout], batch=cell["batch"])
+        return lambda: tables.fill([layout])
+
+    def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:
         torch, page, batch = self.torch, cell.get("page_tokens", PAGE), cell["batch"]
         attention = import_module("runtime.attention_flashinfer")
         layout = import_module("runtime.attention").PassLayout
@@ -54,9 +65,7 @@ class RuntimeKernels:
         order = torch.randperm(batch * per_sequence, dtype=torch.int32).view(batch, per_sequence)
         tables = list(order.numpy())
         kv_tokens, new = [cell["kv_tokens"]] * batch, [cell["query_tokens"]] * batch
-        return lambda: backend.plan(
-            layout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
-        )
+        return backend, layout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
 
     def placer(
         self, tokens: int, room: int, heads: tuple[int, int], dim: int

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_fakes import FakeRuntime
+from calibration_fakes import FakeRuntime, documented_keys
 
 from app.cli import run as specroof
 from calibration import step_report
@@ -243,6 +243,7 @@ def test_the_command_writes_its_reports_and_says_what_is_outside(
     out, err = capsys.readouterr()
     assert json.loads(out)["outside"] and err.startswith("error: T_T median")
     assert set(json.loads(out)["spreads"]) >= set(PHASES)
+    assert list(json.loads(out)) == documented_keys("validate: records")
 
 
 def test_a_document_without_marks_is_left_alone(
