@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from calibration.draw_cases import scenario_of
 from calibration.step_cases import Case, CaseFile
 from perfmodel import estimate
+
+
+def documented_keys(section: str) -> list[str]:
+    """The keys that docs/json.md lists under a heading, in their order."""
+    text = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
+    return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
 
 
 class TooLarge(Exception):

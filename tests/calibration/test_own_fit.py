@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
+from calibration_fakes import documented_keys
+
 from app.cli import run as specroof
 from calibration.attention_fit import PARAMETERS, Knots, _empty_table, _with_parameters
 from calibration.fit_inputs import fit_inputs
@@ -304,6 +306,7 @@ def test_the_command_writes_its_files_and_charts(
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
+    assert list(value) == documented_keys("calibrate")
 
 
 NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)
