@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from html import escape
 
@@ -70,4 +71,4 @@ def _block(block: str) -> str:
             for line in lines[2:]
         )
         return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
-    return f"<p>{escape(block)}</p>"
+    return "<p>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(block)) + "</p>"

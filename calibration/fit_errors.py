@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ class Errors:
         names = dict.fromkeys(r for cells in self.found.values() for c, _ in cells
                               for r in self.regions(c))  # fmt: skip
         return {
-            way: {"all": self.figures(way)} | {r: self.figures(way, r) for r in sorted(names)}
+            way: {"all": self.figures(way)}
+            | {r: self.figures(way, r) for r in sorted(names, key=by_numbers)}
             for way in self.found
         }
 
@@ -69,6 +71,12 @@ def _three(figures: Mapping[str, float]) -> str:
         return ""
     return " / ".join(f"{figures[k]:.1f}" for k in ("median_percent", "p90_percent",
                                                     "worst_percent"))  # fmt: skip
+
+
+def by_numbers(region: str) -> list[tuple[int, str]]:
+    """Sorts regions by the numbers in their names, where they have some."""
+    parts = re.split(r"(\d+)", region)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def m_band(m: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, SERIES, finish
-from calibration.fit_errors import Errors
+from calibration.fit_errors import Errors, by_numbers
 
 
 def residual_boxes(errors: Errors) -> go.Figure:
@@ -27,6 +27,10 @@ def residual_boxes(errors: Errors) -> go.Figure:
             )
         )
         said.append(f"{way} {np.median(np.abs([row[1] for row in rows])):.1f} % median absolute")
+    regions = {
+        r for cells in errors.found.values() for cell, _ in cells for r in errors.regions(cell)
+    }
+    figure.update_xaxes(categoryorder="array", categoryarray=sorted(regions, key=by_numbers))
     figure.update_layout(boxmode="group")
     figure.add_hline(y=0.0, line_color=LINE)
     return finish(
