@@ -133,18 +133,20 @@ def fit_decode(
     gpu: MeasuredGpu,
     *,
     knots: Knots = PUBLISHED_KNOTS,
-    regroups: bool = True,
+    scheduled: bool = False,
 ) -> DecodeFit:
     """Parameters, then the residual table, of one head dimension.
 
-    `regroups` says that the kernels may copy their output where heads come in groups.
+    `scheduled` says that the cells are a runtime's with a schedule of its own: times may then fall
+    where more units are cut into fewer blocks, holes are filled along tokens, and no output is
+    copied where heads come in groups.
     """
     # Imported here so that reading a fitted curve never needs scipy.
     from scipy.optimize import least_squares
 
     empty = _empty_table(int(cells.head_dim.iloc[0]), knots)
     copies = ((cells.group > 1) & (cells.kv_heads > 1) & (cells.batch > 1)).to_numpy(float)
-    copies *= regroups
+    copies *= not scheduled
     used = (cells.tokens >= 64).to_numpy()
     cold = cells.cold_s.to_numpy()
 
@@ -164,13 +166,13 @@ def fit_decode(
     table = replace(table, kv_head_residual=_kv_head_residual(done, table))
     done["residual"] = np.log(_mean_heads_seconds(done, table) / done.base_s)
     done["stray"] = _stray(done)
-    cube = residual_table(done, knots.groups, knots.units, knots.tokens)
+    cube = residual_table(done, knots.groups, knots.units, knots.tokens, tokens_first=scheduled)
     table = replace(
         table,
-        residual=_monotone(form, table, cube, gpu).round(3),
+        residual=_monotone(form, table, cube, gpu, axes=(1,) if scheduled else (0, 1)).round(3),
         max_unit_tokens=float((done.units * done.tokens).max()),
     )
-    return DecodeFit(done, table, float(values[-1]) if regroups else 0.0)
+    return DecodeFit(done, table, 0.0 if scheduled else float(values[-1]))
 
 
 def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
@@ -206,9 +208,15 @@ def _stray(cells: pd.DataFrame) -> pd.Series:
     return (ordered.cold_s > 1.25 * least).reindex(cells.index)
 
 
-def _monotone(form: AttentionCurve, table: DecodeTable, cube: Array, gpu: MeasuredGpu) -> Array:
+def _monotone(
+    form: AttentionCurve,
+    table: DecodeTable,
+    cube: Array,
+    gpu: MeasuredGpu,
+    axes: tuple[int, ...] = (0, 1),
+) -> Array:
     """The residuals whose times lie midway (in logarithms) between the running maximum from below
-    and the running minimum from above, so that times never fall along units or tokens."""
+    and the running minimum from above, so that times never fall along units (0) or tokens (1)."""
     out = np.empty_like(cube)
     for i, group in enumerate(table.group_knots):
         base = form.base_seconds(
@@ -222,7 +230,7 @@ def _monotone(form: AttentionCurve, table: DecodeTable, cube: Array, gpu: Measur
         )
         log_s = np.log(base) + cube[i]
         up, down = log_s, log_s[::-1, ::-1]
-        for axis in (0, 1):
+        for axis in axes:
             up = np.maximum.accumulate(up, axis=axis)
             down = np.minimum.accumulate(down, axis=axis)
         out[i] = (up + down[::-1, ::-1]) / 2 - np.log(base)

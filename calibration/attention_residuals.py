@@ -17,18 +17,25 @@ from perfmodel import DecodeTable
 Array = NDArray[np.float64]
 
 
-def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
+def residual_table(
+    cells: pd.DataFrame, groups: Array, units: Array, tokens: Array, *, tokens_first: bool = False
+) -> Array:
     """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
 
     A hole between two measured knots takes the mean of the lines along units and along tokens;
     beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
+    With `tokens_first` the line along tokens alone counts, where there is one: neighbouring unit
+    counts may be scheduled otherwise.
     """
     cells = cells[~cells.stray]
     on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
     median = on.groupby(["group", "units", "tokens"]).residual.median()
     index = pd.MultiIndex.from_product([groups, units, tokens])
     cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
-    return np.stack([_filled(plane, np.log(units), np.log(tokens)) for plane in cube])
+    axes = np.log(units), np.log(tokens)
+    if tokens_first:
+        cube = np.stack([np.stack([_line(row, axes[1]) for row in plane]) for plane in cube])
+    return np.stack([_filled(plane, *axes) for plane in cube])
 
 
 def held_out(cells: pd.DataFrame, table: DecodeTable, column: str) -> pd.Series:

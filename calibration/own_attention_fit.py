@@ -151,7 +151,7 @@ def _fits(frame: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> list[D
     """One fit per head dimension with enough cells, on the cells of one query token."""
     single = frame[frame.use == "decode"]
     return [
-        fit_decode(cells.reset_index(drop=True), form, gpu, knots=_knots(cells), regroups=False)
+        fit_decode(cells.reset_index(drop=True), form, gpu, knots=_knots(cells), scheduled=True)
         for _, cells in single.groupby("head_dim")
         if len(cells) >= LEAST_CELLS
     ]
@@ -212,7 +212,8 @@ def _tile_residual(
     left = np.log(cells.cold_s.to_numpy() / _untiled(cells, form, fit, gpu))
     cells = cells.assign(residual=left, stray=False, group=cells.tile)
     tiles = np.array(ROW_TILES[1:], float)
-    cube = residual_table(cells, tiles, fit.table.unit_knots, fit.table.token_knots)
+    table = fit.table
+    cube = residual_table(cells, tiles, table.unit_knots, table.token_knots, tokens_first=True)
     for index, tile in enumerate(tiles):  # a tile that was not timed goes on as the one below it
         if not (cells.tile == tile).any() and index:
             cube[index] = cube[index - 1]

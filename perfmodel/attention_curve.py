@@ -356,7 +356,9 @@ def _log_seconds(
     residual = residual + table.tile_residual_at(curve.tile_of(packed_rows), units, GRID_TOKENS)
     mean = base * np.exp(residual)
     plane = np.log(table.with_kv_heads(mean, kv_heads))
-    plane = np.maximum.accumulate(np.maximum.accumulate(plane, axis=0), axis=1)
+    if not curve.even_cuts:  # else times may fall where units are cut into fewer blocks
+        plane = np.maximum.accumulate(plane, axis=0)
+    plane = np.maximum.accumulate(plane, axis=1)
     plane.flags.writeable = False
     return np.asarray(plane)
 
