@@ -59,6 +59,10 @@ def fit_engine(
     else:
         latency, factor = _small_kernels(small, gpu)
         values |= {"kernel_latency_s": latency, "activation_factor": factor}
+    if best := records.of("argmax"):
+        values |= _sampling(best, values, gpu)
+    else:
+        missing.append("sampling: no record of op argmax")
     sustained = _sustained_share(records)
     if sustained is None:
         missing.append("sustained clock: no product timed both briefly and for long")
@@ -95,6 +99,27 @@ def _small_kernels(records: Sequence[KernelRecord], gpu: GPU) -> tuple[float, fl
 
     found = least_squares(misfit, [2.0, 1.0], bounds=(0.0, np.inf), loss="huber", f_scale=HUBER)
     return float(found.x[0]) * US, float(found.x[1])
+
+
+def _sampling(
+    records: Sequence[KernelRecord], values: dict[str, float], gpu: GPU
+) -> dict[str, float]:
+    """Seconds a column of the fewest rows, and the share of the time that many rows' bytes take.
+
+    Medians over vocabularies: of each the smallest and the largest row count.
+    """
+    columns, factors = [], []
+    latency, activation = values.get("kernel_latency_s", 0.0), values.get("activation_factor", 1.0)
+    for vocab in {r["vocab"] for r in records}:
+        mine = sorted((r for r in records if r["vocab"] == vocab), key=lambda r: float(r["tokens"]))
+        few, many = mine[0], mine[-1]
+        columns.append(max(0.0, few.seconds - latency) / vocab)
+        moved = ELEMENT_BYTES * vocab * many["tokens"] / gpu.hbm_bandwidth
+        factors.append(max(0.0, many.seconds - latency) / moved)
+    return {
+        "sampling_column_s": float(np.median(columns)),
+        "sampling_factor": float(np.median(factors)) / activation,
+    }
 
 
 def _sustained_share(records: KernelRecords) -> float | None:
@@ -180,19 +205,14 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
     return {"round_overhead_s": float(fixed), "round_overhead_per_sequence_s": float(per_sequence)}
 
 
-def profile_text(shipped: str, fit: EngineFit, source: str) -> str:
-    """An engine file with the fitted values in place of its own; the rest of it stays."""
-    text = shipped
-    known = {"origin": '"fitted"', "source": f'"{source}"'}
-    for name, seconds in fit.values.items():
+def profile_text(shipped: str, fit: EngineFit, source: str, architecture: str) -> str:
+    """An engine file with the fitted values for GPUs of one architecture; the rest of it stays."""
+    head = f"[architecture.{architecture}]"
+    kept = re.sub(rf"\n*{re.escape(head)}\n(?:[^\[].*\n|\n)*", "\n", shipped).rstrip("\n")
+    lines = ["# Written by `specroof calibrate fit`.", 'origin = "fitted"', f'source = "{source}"']
+    for name, value in fit.values.items():
         if name.endswith("_s"):
-            known[f"{name.removesuffix('_s')}_us"] = f"{seconds / US:.4f}"
+            lines.append(f"{name.removesuffix('_s')}_us = {value / US:.6g}")
         else:
-            known[name] = f"{seconds:.4f}"
-    for key, value in known.items():
-        line, stated = f"{key} = {value}", re.compile(rf"^{key} = .*$", flags=re.M)
-        if stated.search(text):
-            text = stated.sub(line.replace("\\", r"\\"), text)
-        else:
-            text = text.rstrip("\n") + f"\n{line}\n"
-    return text
+            lines.append(f"{name} = {value:.4f}")
+    return "\n".join([kept, "", head, *lines]) + "\n"

@@ -101,7 +101,10 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
     report.errors.append(engine.errors)
     shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
     report.files["engines/specroof.toml"] = profile_text(
-        shipped.read_text(encoding="utf-8"), engine, f"microbenchmarks: {records.source}"
+        shipped.read_text(encoding="utf-8"),
+        engine,
+        f"microbenchmarks: {records.source}",
+        gpu.architecture,
     )
     return report
 

@@ -298,9 +298,21 @@ class AttentionCurve:
         blocks = np.where(splits, np.minimum(filled, room), units)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
         alone = 1.0 / table.block_bandwidth_fraction
-        paired = 1.0 + table.pair_slowdown * _ramp(blocks / self.sm_count - 1.0)
-        together = _smooth_max(alone * paired, blocks / table.stream_efficiency)
-        drain = table.drain_blocks * alone * _ramp(blocks / slots - 1.0)
+
+        def one_wave(count: Array) -> Array:
+            paired = 1.0 + table.pair_slowdown * _ramp(count / self.sm_count - 1.0)
+            return _smooth_max(alone * paired, count / table.stream_efficiency)
+
+        together = one_wave(blocks)
+        if self.even_cuts:
+            # Blocks of equal length: `drain_blocks` says how nearly their waves keep step.
+            waves_full = np.floor(blocks / slots)
+            rest = blocks - waves_full * slots
+            last = np.where(rest > 0, one_wave(np.maximum(rest, 1.0)), 0.0)
+            in_step = waves_full * one_wave(np.full_like(blocks, slots)) + last
+            drain = table.drain_blocks * np.maximum(in_step - together, 0.0)
+        else:
+            drain = table.drain_blocks * alone * _ramp(blocks / slots - 1.0)
         token_bytes = 2.0 * table.head_dim * kv_bytes_per_element
         share_s = units * tokens / blocks * token_bytes / hbm_bandwidth
         # One query token's rows are in the residual already: only what exceeds them counts.
@@ -359,14 +371,26 @@ def _log_seconds(
     if not curve.even_cuts:  # else times may fall where units are cut into fewer blocks
         plane = np.maximum.accumulate(plane, axis=0)
     plane = np.maximum.accumulate(plane, axis=1)
+    tile, first = curve.tile_of(packed_rows), curve.tile_of(group)
+    if table.tile_residual is not None and tile > first:  # a taller tile never takes less
+        rows = float(curve.row_tiles[tile - 1])
+        shape = (query_heads, kv_heads, head_dim)
+        lower = _log_seconds(curve, *shape, rows, peak_flops, hbm_bandwidth, kv_bytes_per_element)
+        plane = np.maximum(plane, lower)
     plane.flags.writeable = False
     return np.asarray(plane)
 
 
 @lru_cache(maxsize=64)
 def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
-    """Work units that times are evaluated at: the usual ones, and every measured count."""
-    return np.union1d(GRID_UNITS, _nearest(curve.decode, head_dim).unit_knots)
+    """Work units that times are evaluated at: the usual ones, every measured count, and either side
+    of where an even schedule has one cut less or one wave more."""
+    units = np.union1d(GRID_UNITS, _nearest(curve.decode, head_dim).unit_knots)
+    if not curve.even_cuts:
+        return units
+    slots = curve.sm_count * curve.blocks_per_sm
+    edges = np.array([*(slots // n for n in range(1, 17)), *(slots * n for n in range(2, 17))])
+    return np.union1d(units, np.concatenate([edges, edges + 1]))
 
 
 _Table = TypeVar("_Table", DecodeTable, PrefillTable)

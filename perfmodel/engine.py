@@ -32,6 +32,8 @@ class EngineProfile:
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
     activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
+    sampling_factor: float = 1.0  # on the logits' bytes, beside activation_factor
+    sampling_column_s: float = 0.0  # one row's walk over one column, which more rows share
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom" or "best"
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
@@ -58,6 +60,7 @@ class EngineProfile:
 _SCALED = {
     "kernel_latency_us": ("kernel_latency_s", US),
     "kernel_gap_us": ("kernel_gap_s", US),
+    "sampling_column_us": ("sampling_column_s", US),
     "layer_overhead_us": ("layer_overhead_s", US),
     "layer_overhead_per_sequence_us": ("layer_overhead_per_sequence_s", US),
     "step_overhead_us": ("step_overhead_s", US),

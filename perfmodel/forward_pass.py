@@ -220,13 +220,23 @@ def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Par
         "norm": (4 * spec.hidden * (2 * layers + 1), 2 * layers + 1, rows),
         "rotary": (rotary_width * layers, 2 * layers, rows),
         "activation": (3 * ffn * layers, layers, rows),
-        "sampling": (vocab, 1, head_rows),
     }
     share = rank.engine.kernels_per_layer / 5.0
-    return [
+    parts = [
         _small_op(rank, name, elements, kernels * share, at)
         for name, (elements, kernels, at) in widths.items()
     ]
+    return [*parts, _sampling(rank, vocab, head_rows, share)]
+
+
+def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
+    """The best token of each row: its bytes, or one row's walk where few rows share the GPU."""
+    engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
+    memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
+    factor = engine.sampling_factor * engine.activation_factor
+    walk_s = engine.sampling_column_s * vocab
+    seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", "assumed")
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:

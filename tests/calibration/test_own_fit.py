@@ -20,6 +20,7 @@ from calibration_fakes import documented_keys
 
 from app.cli import run as specroof
 from calibration.attention_fit import PARAMETERS, Knots, _empty_table, _with_parameters
+from calibration.fit_errors import Errors
 from calibration.fit_inputs import fit_inputs
 from calibration.kernel_grid import (
     Cell,
@@ -32,7 +33,13 @@ from calibration.kernel_grid import (
 )
 from calibration.kernel_records import KernelRecord, read_kernel_records
 from calibration.own_attention_fit import _form, _measured_gpu
-from calibration.own_engine_fit import SMALL_KERNELS, elements, layer_parts
+from calibration.own_engine_fit import (
+    SMALL_KERNELS,
+    EngineFit,
+    elements,
+    layer_parts,
+    profile_text,
+)
 from calibration.own_fit import FitReport
 from calibration.step_cases import RecordError
 from perfmodel import (
@@ -149,7 +156,8 @@ def attention_of(report: FitReport) -> AttentionCurve:
 
 def engine_of(report: FitReport) -> EngineProfile:
     table = tomllib.loads(report.files["engines/specroof.toml"])
-    return profile_from_table(table, file="specroof.toml")
+    fitted = table.pop("architecture")["hopper"]
+    return profile_from_table(table | fitted, file="specroof.toml")
 
 
 def test_the_files_hold_the_products_that_were_timed(fitted: FitReport) -> None:
@@ -192,6 +200,18 @@ def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
     assert profile.kernel_gap_s == pytest.approx(GAP, rel=0.3)
     assert profile.kernels_per_layer == SMALL_KERNELS
     assert profile.origin == "fitted" and "NVIDIA H200" in profile.source
+
+
+def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
+    shipped = 'name = "x"\norigin = "assumed"\n'
+    fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
+    once = profile_text(shipped, fit, "first", "hopper")
+    assert profile_text(once, fit, "first", "hopper") == once
+    other = tomllib.loads(profile_text(once, fit, "second", "ampere"))
+    assert other["origin"] == "assumed"
+    assert {k: v["source"] for k, v in other["architecture"].items()} == {
+        "hopper": "first", "ampere": "second"}  # fmt: skip
+    assert other["architecture"]["hopper"]["kernel_gap_us"] == 2.0
 
 
 def test_whole_layers_are_met_without_having_been_fitted_each(fitted: FitReport) -> None:

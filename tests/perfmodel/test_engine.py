@@ -30,9 +30,12 @@ def test_ideal_adds_nothing_to_the_kernels() -> None:
     assert profile.reserved_bytes == profile.workspace_bytes == 0.0
 
 
-def test_specroof_is_marked_as_assumed_until_it_is_measured() -> None:
-    assert engine_profile("specroof", "hopper").origin == "assumed"
-    assert any("assumed, not measured" in note for note in a_scenario(engine="specroof").notes)
+def test_specroof_is_marked_as_assumed_where_it_was_not_measured() -> None:
+    assert engine_profile("specroof", "hopper").origin == "fitted"
+    assert engine_profile("specroof", "ampere").origin == "assumed"
+    notes = {gpu: a_scenario(engine="specroof", gpu=gpu).notes for gpu in ("h200", "a100-sxm-80gb")}
+    assert any("assumed, not measured" in note for note in notes["a100-sxm-80gb"])
+    assert not any("assumed, not measured" in note for note in notes["h200"])
 
 
 def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None:
