@@ -88,7 +88,7 @@ def markdown(comparison: Comparison) -> str:
         "# Predicted and measured steps",
         f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
         f"choices, on {facts}. `{head.get('command', '')}`",
-        "Percent: median absolute (signed median; signed worst). Nothing here was fitted on.",
+        "Percent: median absolute (signed median; signed worst). No time here was fitted on.",
         _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
     ]
     for name, key in _REGIONS.items():
