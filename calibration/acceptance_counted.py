@@ -92,7 +92,7 @@ def count_rounds(
     temperature: float,
     new_tokens: int,
     seed: int,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int,
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Accepted drafts of every round, and the tokens, of each sequence; end tokens are ignored."""
     setup = EngineSetup(

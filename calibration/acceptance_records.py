@@ -257,5 +257,6 @@ def _rows(lines: Sequence[str], name: str) -> Iterator[dict[str, Any]]:
 def _record(row: Mapping[str, Any]) -> Record:
     if set(row) != {field.name for field in fields(Record)}:
         raise ValueError(f"keys {', '.join(sorted(row))}")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    return Record(**{**plain, "window": Window(**row["window"]), "view": DraftView(**row["view"])})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    plain["window"], plain["view"] = Window(**row["window"]), DraftView(**row["view"])
+    return Record(**plain)

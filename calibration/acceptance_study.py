@@ -175,6 +175,7 @@ class Study:
                 temperature=temperature,
                 new_tokens=self.plan.counted_tokens,
                 seed=run.seed,
+                chunk_tokens=self.plan.task.chunk_tokens,
             )
             keep = temperature > 0 and view == self._sampling_view(context)
             run = replace(run, accepted=accepted, generated=generated if keep else ())
@@ -288,6 +289,7 @@ def main() -> int:
         ablation_budgets=options.ablation_budgets,
         task=Task(
             scored_tokens=options.scored_tokens,
+            chunk_tokens=2048 if options.device == "cuda" else 512,
             read_bytes=8e9 if options.device == "cuda" else 1e9,
         ),
     )
