@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.calibrate import calibrate
 from app.options import with_scenario_flags
 
 app = typer.Typer(
@@ -310,6 +311,8 @@ def validate_published(
 
     raise typer.Exit(command.run_published(tolerance=tolerance, as_json=as_json))
 
+
+app.add_typer(calibrate, name="calibrate")
 
 run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
 app.add_typer(run_app, name="run")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.acceptance_records import LAGS, DraftView, Record
-from perfmodel import tokens_per_round_iid
+from perfmodel import alpha_for_tokens_per_round, tokens_per_round_iid
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -76,16 +76,19 @@ class Cell:
         """The same where the round gets there: P(accepted | all before it were)."""
         return np.asarray(self.passed.sum(0) / np.maximum(self.reached.sum(0), 1e-12))
 
-    def interval(self, *, level: float = 0.9) -> tuple[float, float]:
-        """Bootstrap interval of `alpha` over windows."""
-        drawn = self._resampled_alpha()
-        ends = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-        return float(ends[0]), float(ends[1])
+    def effective_alpha(self, gamma: int) -> float:
+        """The i.i.d. α that yields `tokens_chained(gamma)`: what a published run at γ reports."""
+        return float(alpha_for_tokens_per_round(self.tokens_chained(gamma), gamma))
 
-    @property
-    def standard_error(self) -> float:
-        """Of `alpha`, by the same resamples."""
-        return float(np.std(self._resampled_alpha()))
+    def interval(self, gamma: int | None = None, *, level: float = 0.9) -> tuple[float, float]:
+        """Bootstrap interval over windows, of `alpha`, or of `effective_alpha` at a γ."""
+        ends = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
+        low, high = np.quantile(self._resampled(gamma), ends)
+        return float(low), float(high)
+
+    def standard_error(self, gamma: int | None = None) -> float:
+        """Of the same, by the same resamples."""
+        return float(np.std(self._resampled(gamma)))
 
     @property
     def lag_correlations(self) -> Floats:
@@ -142,9 +145,12 @@ class Cell:
         if not 0 <= gamma <= self.gamma:
             raise ValueError(f"gamma={gamma} exceeds the {self.gamma} positions measured")
 
-    def _resampled_alpha(self) -> Floats:
-        hits = self._weights @ self.overlap.sum(1)
-        return np.asarray(hits / (self._weights @ self.rounds * self.gamma))
+    def _resampled(self, gamma: int | None) -> Floats:
+        rounds = self._weights @ self.rounds
+        if gamma is None:
+            return np.asarray(self._weights @ self.overlap.sum(1) / (rounds * self.gamma))
+        tokens = 1.0 + self._weights @ self.chain[:, :gamma].sum(1) / rounds
+        return alpha_for_tokens_per_round(tokens, gamma)
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:

@@ -1,8 +1,11 @@
 """Fit acceptance curves on measured records: one per (draft, draft policy) of a file.
 
 Least squares in ln(1 - α) over the cells, each weighed by what its windows leave unsure and by the
-misfit of the form itself. What the records cannot tell (an exponent with one context or one budget)
-is taken from the catalog's published curve, with its uncertainty.
+misfit of the form itself. α is the i.i.d. one that yields the cell's tokens per round at a common
+γ, as it is for published runs: acceptance falls a little with the position in a round, since a
+draft's own keys and values are less true than the target's. What the records cannot tell (an
+exponent with one context or one budget) is taken from the catalog's published curve, with its
+uncertainty.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from perfmodel import (
 )
 
 Floats = NDArray[np.float64]
+GAMMA = 4
 LENDER = "llama-3.1-8b"
 LEAST_LOSS = 1e-4  # a loss below it is the rounding of float32
 MISFIT = 0.05  # what the form is taken to miss of ln(loss), beside the windows' noise
@@ -41,12 +45,18 @@ class RecordFit:
 
 
 def fit_records(
-    found: RecordSet, *, texts: Sequence[str] | None = None, leave_out: int | None = None
+    found: RecordSet,
+    *,
+    gamma: int = GAMMA,
+    texts: Sequence[str] | None = None,
+    leave_out: int | None = None,
 ) -> list[RecordFit]:
     """A fit for every draft policy of the records.
 
     Parameters
     ----------
+    gamma : int
+        The γ at which α is to yield the right tokens per round.
     texts : sequence of str, optional
         The texts to fit on; all by default, but no sampled ones.
     leave_out : int, optional
@@ -62,15 +72,22 @@ def fit_records(
         for cell in cells(
             r for r in found.records if leave_out is None or r.window.index % 4 != leave_out
         )
-        if cell.key.view.policy != "full"
+        if fits_a_curve(found, cell)
         and (cell.key.text in texts if texts is not None else "~" not in cell.key.text)
     ]
     if not chosen:
         raise ConfigError(
             "nothing to fit on: the records hold no StreamingLLM or SnapKV cell of these texts"
         )
+    if not 1 <= gamma <= chosen[0].gamma:
+        raise ConfigError(f"gamma={gamma}: the records hold positions 1 to {chosen[0].gamma}")
     policies = sorted({cell.key.view.policy for cell in chosen})
-    return [_fit(found, policy, _of_one_kind(chosen, policy)) for policy in policies]
+    return [_fit(found, policy, _of_one_kind(chosen, policy), gamma) for policy in policies]
+
+
+def fits_a_curve(found: RecordSet, cell: Cell) -> bool:
+    """Whether a cell tells anything: a self-draft with the full cache is the target itself."""
+    return cell.key.view.policy != "full" or found.header["draft"] != "self"
 
 
 def _of_one_kind(found: Sequence[Cell], policy: str) -> list[Cell]:
@@ -89,14 +106,16 @@ def _of_one_kind(found: Sequence[Cell], policy: str) -> list[Cell]:
     )
 
 
-def _fit(found: RecordSet, policy: str, group: Sequence[Cell]) -> RecordFit:
+def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> RecordFit:
     from scipy.optimize import least_squares
 
+    if policy == "full":
+        return _fit_ceiling(found, group, gamma)
     target, draft = str(found.header["model"]), str(found.header["draft"])
     budgets, contexts = _budgets(group), _contexts(group)
-    alpha = np.array([cell.alpha for cell in group])
+    alpha = np.array([cell.effective_alpha(gamma) for cell in group])
     loss = np.maximum(1.0 - alpha, LEAST_LOSS)
-    weight = 1.0 / np.hypot(_log_errors(group, loss), MISFIT)
+    weight = 1.0 / np.hypot(_log_errors(group, loss, gamma), MISFIT)
     free, fixed = _parameters(draft, policy, budgets, contexts)
     start = {"level": 0.1, "ceiling": 0.7, "context_exponent": 0.1, "budget_exponent": 0.5,
              "budget_offset": 50.0}  # fmt: skip
@@ -119,7 +138,7 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell]) -> RecordFit:
     errors = dict(zip(free, _standard_errors(solved.jac), strict=True))
     miss = modelled(solved.x) - np.log(loss)
     spread = float(np.sqrt(np.sum(miss**2) / max(1, len(group) - len(free))))
-    noise = float(np.sqrt(np.mean(_log_errors(group, loss) ** 2)))
+    noise = float(np.sqrt(np.mean(_log_errors(group, loss, gamma) ** 2)))
     lender = _lender(policy)
     of = {"ceiling": 1.0, **fixed, **values}
     curve = AcceptanceCurve(
@@ -128,7 +147,7 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell]) -> RecordFit:
         draft_policy=policy,
         text="; ".join(sorted({cell.key.text for cell in group})),
         origin="fitted",
-        source=_source(found, group),
+        source=_source(found, group, gamma),
         sigma=hypot(spread, noise),
         # Beyond the range the power law itself is in doubt: half the exponent.
         sigma_budget=_beyond("budget_exponent", of, errors, lender.sigma_budget),
@@ -136,10 +155,39 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell]) -> RecordFit:
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
         context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(budgets.min()), float(budgets.max())),
-        points=tuple(_point(found, cell) for cell in group),
+        points=tuple(_point(found, cell, gamma) for cell in group),
         **of,
     )
     return RecordFit(curve, free, tuple(group), loss - np.exp(modelled(solved.x)))
+
+
+def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordFit:
+    """A smaller model with its full cache: one α for every context, and how far texts differ."""
+    contexts = _contexts(group)
+    alpha = np.array([cell.effective_alpha(gamma) for cell in group])
+    ceiling = float(np.mean(alpha))
+    spread = float(np.std(np.log(np.maximum(1.0 - alpha, LEAST_LOSS))))
+    noise = float(np.sqrt(np.mean(_log_errors(group, 1.0 - alpha, gamma) ** 2)))
+    curve = AcceptanceCurve(
+        target=str(found.header["model"]),
+        draft=str(found.header["draft"]),
+        draft_policy="full",
+        text="; ".join(sorted({cell.key.text for cell in group})),
+        origin="fitted",
+        source=_source(found, group, gamma),
+        ceiling=ceiling,
+        level=0.0,
+        context_exponent=0.0,
+        budget_exponent=0.0,
+        sigma=hypot(spread, noise),
+        sigma_budget=0.0,
+        sigma_context=_lender("streamingllm").sigma_context,
+        sigma_lent=0.0,
+        context_range=(float(contexts.min()), float(contexts.max())),
+        budget_range=(1.0, np.inf),
+        points=tuple(_point(found, cell, gamma) for cell in group),
+    )
+    return RecordFit(curve, ("ceiling",), tuple(group), ceiling - alpha)
 
 
 def _parameters(
@@ -181,8 +229,8 @@ def _standard_errors(jacobian: Floats) -> list[float]:
     return [float(error) for error in np.sqrt(np.maximum(np.diag(covariance), 0.0))]
 
 
-def _log_errors(group: Sequence[Cell], loss: Floats) -> Floats:
-    return np.array([cell.standard_error for cell in group]) / loss
+def _log_errors(group: Sequence[Cell], loss: Floats, gamma: int) -> Floats:
+    return np.array([cell.standard_error(gamma) for cell in group]) / loss
 
 
 def _budgets(group: Sequence[Cell]) -> Floats:
@@ -193,25 +241,27 @@ def _contexts(group: Sequence[Cell]) -> Floats:
     return np.array([float(cell.key.prefix_tokens) for cell in group])
 
 
-def _source(found: RecordSet, group: Sequence[Cell]) -> str:
+def _source(found: RecordSet, group: Sequence[Cell], gamma: int) -> str:
     header = found.header
     view = group[0].key.view
-    what = f"window {view.snapkv_window}, pool {view.snapkv_pool}"
-    if view.policy == "streamingllm":
-        what = f"sink {view.sink}, {view.positions} positions"
+    what = {
+        "full": "full cache",
+        "streamingllm": f"sink {view.sink}, {view.positions} positions",
+        "snapkv": f"window {view.snapkv_window}, pool {view.snapkv_pool}",
+    }[view.policy]
     windows = f"{min(c.windows for c in group)} to {max(c.windows for c in group)} windows a cell"
     return (
-        f"own measurement: sum of min(p, q), teacher-forced, {windows}, {what}, "
-        f"{header.get('dtype')}, {header.get('device')}"
+        f"own measurement: sum of min(p, q), teacher-forced, as at gamma {gamma}, {windows}, "
+        f"{what}, {header.get('dtype')}, {header.get('device')}"
     )
 
 
-def _point(found: RecordSet, cell: Cell) -> AcceptancePoint:
-    low, high = cell.interval()
+def _point(found: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
+    low, high = cell.interval(gamma)
     return AcceptancePoint(
         context_tokens=float(cell.key.prefix_tokens),
-        kv_budget_tokens=float(cell.key.view.kv_budget or 0),
-        alpha=round(cell.alpha, 5),
+        kv_budget_tokens=float(cell.key.view.kv_budget or cell.key.prefix_tokens),
+        alpha=round(cell.effective_alpha(gamma), 5),
         temperature=f"{found.header['temperature']:g}",
         citation=f"{cell.key.text}, {cell.windows} windows, 90 % {low:.4f} to {high:.4f}",
     )
