@@ -33,6 +33,16 @@ LENDER = "llama-3.1-8b"
 LEAST_LOSS = 1e-4  # a loss below it is the rounding of float32
 MISFIT = 0.05  # what the form is taken to miss of ln(loss), beside the windows' noise
 
+# least, start, most
+BOUNDS = {
+    "level": (0.0, 0.1, 5.0),
+    "ceiling": (0.0, 0.7, 1.0),
+    "context_exponent": (0.0, 0.1, 3.0),
+    "budget_exponent": (0.0, 0.5, 3.0),
+    "budget_offset": (0.0, 50.0, 1000.0),
+    "fullness_exponent": (0.3, 1.0, 6.0),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RecordFit:
@@ -117,10 +127,8 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
     loss = np.maximum(1.0 - alpha, LEAST_LOSS)
     weight = 1.0 / np.hypot(_log_errors(group, loss, gamma), MISFIT)
     free, fixed = _parameters(draft, policy, budgets, contexts)
-    start = {"level": 0.1, "ceiling": 0.7, "context_exponent": 0.1, "budget_exponent": 0.5,
-             "budget_offset": 50.0}  # fmt: skip
-    most = {"ceiling": 1.0, "context_exponent": 3.0, "budget_exponent": 5.0,
-            "budget_offset": 5_000.0, "level": 5.0}  # fmt: skip
+    start = [BOUNDS[name][1] for name in free]
+    least, most = ([BOUNDS[name][end] for name in free] for end in (0, 2))
 
     def modelled(values: Floats) -> Floats:
         of = {"ceiling": 1.0, **fixed, **dict(zip(free, map(float, values), strict=True))}
@@ -130,12 +138,11 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
 
     solved = least_squares(
         lambda values: (modelled(values) - np.log(loss)) * weight,
-        [start[name] for name in free],
-        bounds=(np.zeros(len(free)), [most[name] for name in free]),
-        x_scale=[start[name] for name in free],
+        start,
+        bounds=(least, most),
+        x_scale=start,
     )
     values = dict(zip(free, map(float, solved.x), strict=True))
-    errors = dict(zip(free, _standard_errors(solved.jac), strict=True))
     miss = modelled(solved.x) - np.log(loss)
     spread = float(np.sqrt(np.sum(miss**2) / max(1, len(group) - len(free))))
     noise = float(np.sqrt(np.mean(_log_errors(group, loss, gamma) ** 2)))
@@ -149,9 +156,9 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
         origin="fitted",
         source=_source(found, group, gamma),
         sigma=hypot(spread, noise),
-        # Beyond the range the power law itself is in doubt: half the exponent.
-        sigma_budget=_beyond("budget_exponent", of, errors, lender.sigma_budget),
-        sigma_context=_beyond("context_exponent", of, errors, lender.sigma_context),
+        # Beyond the range the power law itself is in doubt: half its slope at the end of it.
+        sigma_budget=max(_slope(of, float(budgets.max())) / 2.0, lender.sigma_budget),
+        sigma_context=max(of["context_exponent"] / 2.0, lender.sigma_context),
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
         context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(budgets.min()), float(budgets.max())),
@@ -195,7 +202,7 @@ def _parameters(
 ) -> tuple[tuple[str, ...], dict[str, float]]:
     """What these cells can tell, and the catalog's value of what they cannot."""
     lender, count = _lender(policy), len(set(budgets))
-    free, fixed = ["level"], {"budget_offset": 0.0}
+    free, fixed = ["level"], {"budget_offset": 0.0, "fullness_exponent": 1.0}
     if draft != "self":
         free.append("ceiling")
     for name, known in (
@@ -206,9 +213,13 @@ def _parameters(
             free.append(name)
         else:
             fixed[name] = float(getattr(lender, name))
-    if count > 3:
-        free.append("budget_offset")
-        del fixed["budget_offset"]
+    for name, known in (
+        ("budget_offset", count > 3),
+        ("fullness_exponent", count > 3 and len(set(contexts)) > 1),
+    ):
+        if known:
+            free.append(name)
+            del fixed[name]
     return tuple(free), fixed
 
 
@@ -218,15 +229,9 @@ def _lender(policy: str) -> AcceptanceCurve:
     return curve
 
 
-def _beyond(name: str, values: dict[str, float], errors: dict[str, float], lent: float) -> float:
-    """Standard error of an exponent outside the measured range."""
-    return hypot(errors[name], values[name] / 2.0) if name in errors else lent
-
-
-def _standard_errors(jacobian: Floats) -> list[float]:
-    """Of the parameters, from a least-squares fit with unit weights."""
-    covariance = np.linalg.pinv(jacobian.T @ jacobian)
-    return [float(error) for error in np.sqrt(np.maximum(np.diag(covariance), 0.0))]
+def _slope(values: dict[str, float], budget: float) -> float:
+    """By what power the loss falls at a budget, the offset considered."""
+    return values["budget_exponent"] * budget / (budget + values["budget_offset"])
 
 
 def _log_errors(group: Sequence[Cell], loss: Floats, gamma: int) -> Floats:

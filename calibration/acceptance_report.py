@@ -317,11 +317,20 @@ def _fit_table(fits: Sequence[RecordFit]) -> list[str]:
                 str(len(fit.cells)),
                 *(f"{number:.4f}" for number in numbers),
                 f"{curve.budget_offset:.0f}",
+                f"{curve.fullness_exponent:.2f}",
                 f"{curve.sigma:.3f}",
                 *(f"{miss:.4f}" for miss in misses),
             ]
         )
-    header = ["policy", "cells", "level", "context exponent", "budget exponent", "budget offset"]
+    header = [
+        "policy",
+        "cells",
+        "level",
+        "context exponent",
+        "budget exponent",
+        "budget offset",
+        "fullness exponent",
+    ]
     return _table([*header, "sigma of ln(loss)", "rms in α", "worst"], rows)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from perfmodel import AcceptanceCurve
 
 NUMBERS = ("ceiling", "level", "context_exponent", "budget_exponent")
+SHAPE = {"budget_offset": 0.0, "fullness_exponent": 1.0}  # left out where they say nothing
 SIGMAS = ("sigma", "sigma_budget", "sigma_context", "sigma_lent")
 
 
@@ -38,8 +39,8 @@ def curves_toml(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, comman
 def _curve_lines(curve: AcceptanceCurve, points: str) -> list[str]:
     lines = [_string(key, getattr(curve, key)) for key in ("target", "draft", "draft_policy")]
     lines += [_string("text", curve.text), _string("source", curve.source)]
-    offset = ("budget_offset",) if curve.budget_offset else ()
-    for key in (*NUMBERS, *offset, *SIGMAS):
+    shape = [key for key, plain in SHAPE.items() if getattr(curve, key) != plain]
+    for key in (*NUMBERS, *shape, *SIGMAS):
         lines.append(f"{key} = {float(f'{getattr(curve, key):.4g}')!r}")
     for key in ("context_range", "budget_range"):
         low, high = getattr(curve, key)

@@ -2,16 +2,16 @@
 
 The curve says what a draft loses by reading a part of the cache only:
 
-    kv_loss = level · (1 - b/L) · (L / 32,000)^context_exponent
+    kv_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
                     · ((b + offset) / (512 + offset))^-budget_exponent
     α       = ceiling · (1 - kv_loss)
 
 with b the KV budget, L the context and offset = `budget_offset`, the tokens below which a smaller
-budget no longer costs by the power law (0 in curves fitted on too few budgets to tell). It never
-falls as the budget grows, never rises as the
-context grows (both exponents are at least 0), and reaches `ceiling` where the budget holds the
-whole context. A self-draft has ceiling 1: with the full cache it *is* the target. A standalone
-draft has a ceiling below 1, the agreement of the two models, and loses little by its budget.
+budget no longer costs by the power law. Offset 0 and fullness exponent 1 stand in curves fitted on
+too few budgets and contexts to tell. α never falls as the budget grows, never rises as the context
+grows (no exponent is negative), and reaches `ceiling` where the budget holds the whole context. A
+self-draft has ceiling 1: with the full cache it *is* the target. A standalone draft has a ceiling
+below 1, the agreement of the two models, and loses little by its budget.
 
 Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
 
@@ -58,6 +58,7 @@ NUMBERS = (
     "context_exponent",
     "budget_exponent",
     "budget_offset",
+    "fullness_exponent",
     "sigma",
     "sigma_budget",
     "sigma_context",
@@ -105,6 +106,7 @@ class AcceptanceCurve:
     budget_range: tuple[float, float]
     points: tuple[AcceptancePoint, ...] = ()
     budget_offset: float = 0.0
+    fullness_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
@@ -187,6 +189,7 @@ class AcceptanceCurve:
             context_exponent=self.context_exponent,
             budget_exponent=self.budget_exponent,
             budget_offset=self.budget_offset,
+            fullness_exponent=self.fullness_exponent,
         )
 
     def lent_to(self, target: str) -> AcceptanceCurve:
@@ -208,6 +211,7 @@ def kv_loss(
     context_exponent: float,
     budget_exponent: float,
     budget_offset: float = 0.0,
+    fullness_exponent: float = 1.0,
 ) -> NDArray[np.float64]:
     """Share of the full-cache acceptance that a partial cache loses; the module's formula.
 
@@ -216,7 +220,7 @@ def kv_loss(
     """
     budget = _check_tokens("kv_budget", kv_budget_tokens)
     context = _check_tokens("context", context_tokens)
-    unread = 1.0 - np.minimum(budget / context, 1.0)
+    unread = 1.0 - np.minimum(budget / context, 1.0) ** fullness_exponent
     growth = (context / REFERENCE_CONTEXT_TOKENS) ** context_exponent
     scale = (budget + budget_offset) / (REFERENCE_BUDGET_TOKENS + budget_offset)
     relief = scale**-budget_exponent
