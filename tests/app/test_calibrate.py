@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from tiny_folder import write_model, write_text, write_tokenizer
 
 from app.cli import run
+from calibration.acceptance_counted import CountedRun, append_run
+from calibration.acceptance_records import read_records
 
 
 @pytest.fixture
@@ -127,6 +130,36 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert says in error
+
+
+def documented(section: str) -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
+    return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
+
+
+def test_the_document_names_the_printed_keys(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(MEASURE) == 0
+    record = read_records(place / "r.jsonl").records[0]
+    counted = CountedRun(
+        text="a", prefix_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
+        seed=1, accepted=((4, 2), (3, 1)),
+    )  # fmt: skip
+    append_run(place / "counted.jsonl", counted, {})
+    capsys.readouterr()
+    words = "calibrate acceptance-report r.jsonl --counted counted.jsonl --json"
+    assert run([*words.split(), "--tolerance", "100"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert documented("calibrate: report") == list(printed)
+    assert documented("calibrate: cell") == list(printed["cells"][0])
+    assert documented("calibrate: compared") == list(printed["compared"][0])
+    assert run([*words.split(), "--tolerance", "0"]) == 4
+    capsys.readouterr()
+    (place / "m.json").write_text('{"num_drafts": 10, "num_accepted_tokens_per_pos": [8, 4]}')
+    assert run(["calibrate", "import-acceptance", "m.json", "--json"]) == 0
+    assert documented("calibrate: import") == list(json.loads(capsys.readouterr().out))
 
 
 def test_another_measurement_into_the_same_file_is_refused(
