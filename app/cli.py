@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.calibrate import calibrate
+from app.calibrate_acceptance import calibrate
 from app.options import with_scenario_flags
+from app.validation import validate
 
 app = typer.Typer(
     name="specroof",
@@ -292,27 +293,9 @@ def explore(
     command.run_explore(port=port, browser=browser)
 
 
-validate = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
+app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
 
-
-@validate.command("published")
-def validate_published(
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            metavar="PERCENT", min=0.0, help="Held-out mean absolute error allowed per phase."
-        ),
-    ] = 5.0,
-    as_json: AsJson = False,
-) -> None:
-    """Predict published step times, seen and held out; exit 4 outside the tolerance."""
-    from app.commands import validate as command
-
-    raise typer.Exit(command.run_published(tolerance=tolerance, as_json=as_json))
-
-
-app.add_typer(calibrate, name="calibrate")
 
 run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
@@ -342,6 +325,21 @@ def run_selfspec(context: typer.Context, scenario: ScenarioFile = None) -> None:
     from app.commands import run as command
 
     raise typer.Exit(command.run_mode("selfspec", context.args, scenario))
+
+
+@run_app.command("download")
+def run_download(
+    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    token: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
+    ] = "HF_TOKEN",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
+    from app.commands import run as command
+
+    command.run_download(model, output, token_variable=token, revision=revision)
 
 
 def run(arguments: list[str]) -> int:

@@ -103,10 +103,10 @@ def _charts(answer: Recommendation) -> tuple[str, list[str]]:
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))
     figures.append(charts.tornado(answer.sensitivities, studied.speedup))
-    return get_plotlyjs(), [_chart(figure) for figure in figures]
+    return get_plotlyjs(), [chart_element(figure) for figure in figures]
 
 
-def _chart(figure: go.Figure) -> str:
+def chart_element(figure: go.Figure) -> str:
     """A figure under its title, which as text wraps on a narrow screen."""
     title = figure.layout.title.text
     figure.update_layout(title_text="", margin_t=10)

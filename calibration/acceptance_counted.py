@@ -13,20 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calibration.acceptance_records import DraftView
 from runtime import (
     ALONE,
     BatchShape,
     Decoder,
     EngineSetup,
-    Group,
     InputError,
     Model,
     Ranks,
     SamplingParams,
-    build_engine,
+    assemble,
 )
 
 
@@ -72,17 +69,6 @@ class _Plan:
     draft_tp: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded(Model):
-    """A model whose decoder is in memory already."""
-
-    decoder: Decoder
-
-    def load(self, group: Group, dtype: torch.dtype, device: torch.device) -> Decoder:
-        """That decoder."""
-        return self.decoder
-
-
 def count_rounds(
     decoder: Decoder,
     prompts: Many[Many[int]],
@@ -96,7 +82,7 @@ def count_rounds(
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Accepted drafts of every round, and the tokens, of each sequence; end tokens are ignored."""
     setup = EngineSetup(
-        target=_Loaded(config=decoder.config, decoder=decoder),
+        target=Model(config=decoder.config),
         draft=None,
         plan=_Plan(
             policy=view.policy,
@@ -114,7 +100,7 @@ def count_rounds(
     )
     most = [new_tokens] * len(prompts)
     batch = BatchShape([len(prompt) for prompt in prompts], most)
-    engine = build_engine(setup, Ranks(ALONE, ALONE), batch)
+    engine = assemble(setup, Ranks(ALONE, ALONE), batch, decoder, None)
     engine.start(prompts, most)
     accepted: list[list[int]] = [[] for _ in prompts]
     while active := engine.active:

@@ -92,7 +92,7 @@ class CachedText:
             dtype=decoder.dtype,
             device=decoder.device,
         )
-        self.backend: AttentionBackend = ReferenceAttention(self.cache, decoder.rotary)
+        self.backend: AttentionBackend = ReferenceAttention(self.cache)
         self.table = PageTable()
         self.prefix_tokens = 0
         self._seen: WindowQueries | None = None
@@ -152,10 +152,9 @@ class CachedText:
     def _forward(
         self, places: Iterable[int], layout: PassLayout, observer: WindowQueries | None = None
     ) -> Tensor:
-        device, at = self.decoder.device, list(places)
-        tokens = torch.tensor([self._tokens[place] for place in at], device=device)
-        positions = torch.tensor(at, device=device)
-        return self.decoder.forward(tokens, positions, self.backend.plan(layout), observer)
+        tokens = torch.tensor([self._tokens[at] for at in places], device=self.decoder.device)
+        plan = self.backend.plan(layout)
+        return self.decoder.forward(tokens, plan.positions, plan, observer)
 
     def _policy(self, view: DraftView) -> ViewPolicy:
         if view.policy == "full":
@@ -212,6 +211,7 @@ class CachedText:
             page_tables=tables,
             kv_tokens=[count + gamma for count in cached],
             query_tokens=[gamma] * len(starts),
+            first_positions=starts,
             window_tokens=self.decoder.config.sliding_window_tokens
             if isinstance(policy, FullView)
             else None,

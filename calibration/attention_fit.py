@@ -112,13 +112,39 @@ def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
     )
 
 
-def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> DecodeFit:
-    """Parameters, then the residual table, of one head dimension."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Knots:
+    """Where the residual table of decode attention has its cells."""
+
+    groups: Array
+    units: Array
+    tokens: Array
+    kv_heads: Array
+
+
+PUBLISHED_KNOTS = Knots(
+    groups=GROUP_KNOTS, units=UNIT_KNOTS, tokens=TOKEN_KNOTS, kv_heads=KV_HEAD_KNOTS
+)
+
+
+def fit_decode(
+    cells: pd.DataFrame,
+    form: AttentionCurve,
+    gpu: MeasuredGpu,
+    *,
+    knots: Knots = PUBLISHED_KNOTS,
+    regroups: bool = True,
+) -> DecodeFit:
+    """Parameters, then the residual table, of one head dimension.
+
+    `regroups` says that the kernels may copy their output where heads come in groups.
+    """
     # Imported here so that reading a fitted curve never needs scipy.
     from scipy.optimize import least_squares
 
-    empty = _empty_table(int(cells.head_dim.iloc[0]))
+    empty = _empty_table(int(cells.head_dim.iloc[0]), knots)
     copies = ((cells.group > 1) & (cells.kv_heads > 1) & (cells.batch > 1)).to_numpy(float)
+    copies *= regroups
     used = (cells.tokens >= 64).to_numpy()
     cold = cells.cold_s.to_numpy()
 
@@ -138,13 +164,13 @@ def fit_decode(cells: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> D
     table = replace(table, kv_head_residual=_kv_head_residual(done, table))
     done["residual"] = np.log(_mean_heads_seconds(done, table) / done.base_s)
     done["stray"] = _stray(done)
-    cube = residual_table(done, GROUP_KNOTS, UNIT_KNOTS, TOKEN_KNOTS)
+    cube = residual_table(done, knots.groups, knots.units, knots.tokens)
     table = replace(
         table,
         residual=_monotone(form, table, cube, gpu).round(3),
         max_unit_tokens=float((done.units * done.tokens).max()),
     )
-    return DecodeFit(done, table, float(values[-1]))
+    return DecodeFit(done, table, float(values[-1]) if regroups else 0.0)
 
 
 def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
@@ -157,14 +183,14 @@ def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
     apart = (logs - logs.groupby(keys).transform("mean"))[used.index]
     replicated = logs.groupby(keys).transform("size") >= 3
     mean = apart[replicated].groupby(used.kv_heads[replicated]).median()
-    return np.asarray(mean.reindex(KV_HEAD_KNOTS).fillna(0.0).round(3), float)
+    return np.asarray(mean.reindex(table.kv_head_knots).fillna(0.0).round(3), float)
 
 
 def _mean_heads_seconds(cells: pd.DataFrame, table: DecodeTable) -> Array:
     """Measured times without the regrouping copy, brought to the mean KV head count."""
     body = np.maximum(cells.cold_s - cells.regroup_s, 0.3 * cells.base_s).to_numpy()
     latency = table.kernel_latency_us * US
-    factor = np.exp(np.interp(np.log(cells.kv_heads), np.log(KV_HEAD_KNOTS),
+    factor = np.exp(np.interp(np.log(cells.kv_heads), np.log(table.kv_head_knots),
                               table.kv_head_residual))  # fmt: skip
     return np.asarray(np.where(body > latency, latency + (body - latency) / factor, body))
 
@@ -254,16 +280,16 @@ def _with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
     return replace(table, **changes)
 
 
-def _empty_table(head_dim: int) -> DecodeTable:
+def _empty_table(head_dim: int, knots: Knots = PUBLISHED_KNOTS) -> DecodeTable:
     start: dict[str, Any] = {name: first for name, (first, _) in PARAMETERS.items()}
     return DecodeTable(
         head_dim=head_dim,
-        group_knots=GROUP_KNOTS,
-        unit_knots=UNIT_KNOTS,
-        token_knots=TOKEN_KNOTS,
-        residual=np.zeros((len(GROUP_KNOTS), len(UNIT_KNOTS), len(TOKEN_KNOTS))),
-        kv_head_knots=KV_HEAD_KNOTS,
-        kv_head_residual=np.zeros(len(KV_HEAD_KNOTS)),
+        group_knots=knots.groups,
+        unit_knots=knots.units,
+        token_knots=knots.tokens,
+        residual=np.zeros((len(knots.groups), len(knots.units), len(knots.tokens))),
+        kv_head_knots=knots.kv_heads,
+        kv_head_residual=np.zeros(len(knots.kv_heads)),
         max_unit_tokens=0.0,
         **start,
     )
@@ -337,14 +363,14 @@ def main() -> None:
         columns = ["in_sample", *(f"{way}_out" for way in WAYS)]
         print_report(name, decode, columns)
         prefill = prefill_errors(curve, read_prefill(arguments.data, gpu), gpu)
-        figures = {**summary(decode, columns), **_prefill_summary(prefill)}
+        figures = {**summary(decode, columns), **prefill_summary(prefill)}
         if arguments.out:
             folder = arguments.out / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "attention.toml").write_text(toml_text(name, curve, figures))
 
 
-def _prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
+def prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
     out = {}
     regions = {
         "long": cells[cells.new_tokens >= 1024],

@@ -30,15 +30,41 @@ def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> 
     """The catalog file of a fitted curve."""
     lines = [HEADER.format(gpu=gpu)]
     for name in curve.__dataclass_fields__:
-        if name not in ("decode", "prefill", "origin"):
+        if name not in ("decode", "prefill", "origin", "even_cuts"):
             lines.append(f"{name} = {_value(getattr(curve, name))}")
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
     for kind in ("decode", "prefill"):
         for table in getattr(curve, kind):
             lines += ["", f"[[{kind}]]"]
-            lines += [f"{n} = {_value(getattr(table, n))}" for n in table.__dataclass_fields__]
+            lines += _fields(table)
     return "\n".join(lines) + "\n"
+
+
+OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU; stands over attention.toml.
+# Written by `specroof calibrate fit`; the form is in perfmodel/attention_curve.py.
+# residual: ln(measured / form), [group][units][tokens]; tile_residual: [tile][units][tokens].
+"""
+
+
+def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
+    """The catalog file of one's own decode curve, which stands over that of the GPU's tables."""
+    names = ("sm_count", "blocks_per_sm", "split_min_group", "split_occupancy", "split_min_tokens",
+             "regroup_latency_us", "row_tiles", "row_tile_factor",
+             "tensor_core_efficiency")  # fmt: skip
+    lines = [OWN_HEADER, f"source = {_value(curve.source)}"]
+    lines.append(f"even_cuts = {'true' if curve.even_cuts else 'false'}")
+    lines += [f"{name} = {_value(getattr(curve, name))}" for name in names]
+    lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
+    lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
+    for table in curve.decode:
+        lines += ["", "[[decode]]", *_fields(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(table: Any) -> list[str]:
+    values = {name: getattr(table, name) for name in table.__dataclass_fields__}
+    return [f"{name} = {_value(value)}" for name, value in values.items() if value is not None]
 
 
 def summary(errors: pd.DataFrame, columns: Iterable[str]) -> dict[str, float]:

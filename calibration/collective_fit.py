@@ -89,7 +89,7 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFra
                     "time_us": [float(f"{t / US:.4g}") for t in time],
                 }
             )
-            errors += list(_leave_one_out(operation, algorithm, int(ranks), size, raw, time))
+            errors += list(leave_one_out(operation, algorithm, int(ranks), size, raw, time))
         forms.append(_alpha_beta(operation, algorithm, frame, gpu))
     versions = pd.read_parquet(data / gpu.folder / "nccl.parquet").iloc[0]
     custom = pd.read_parquet(data / gpu.folder / "custom_allreduce.parquet").iloc[0]
@@ -107,7 +107,7 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFra
     return table, pd.DataFrame(errors)
 
 
-def _leave_one_out(
+def leave_one_out(
     operation: str, algorithm: str, ranks: int, size: Array, raw: Array, time: Array
 ) -> Iterator[dict[str, object]]:
     """Each inner size predicted from a table without it, against the raw measurement."""

@@ -1,7 +1,7 @@
-"""Fit the `specroof` profile to whole steps of plain kernels in a CUDA graph on one H200.
+"""Fit the `plain-graph` profile to whole steps of plain kernels in a CUDA graph on one H200.
 
-`python -m calibration.graph_fit` prints the coefficients and what they leave. It stands in until
-the runtime itself is measured; the profile is marked as assumed until then.
+`python -m calibration.graph_fit` prints the coefficients and what they leave. The `specroof`
+profile takes the same values where the runtime's own kernels were not measured.
 """
 
 from __future__ import annotations

@@ -3,30 +3,36 @@
 A graph holds `calls` calls, each on other weights or another KV cache of one large random pool,
 and the L2 cache is swept before each replay, so these come from HBM. Pages of a KV cache lie
 shuffled. Activations of the small operations stay where the call before left them, as they do in
-a pass. torch and flashinfer are imported when a `Bench` is made, not with this module.
+a pass. torch, flashinfer and the runtime's kernels are imported when a cell needs them, not with
+this module.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from calibration.kernel_grid import (
     PAGE,
     POOL_BYTES,
     REPEATS,
+    SUSTAINED_S,
     SWEEP_BYTES,
     Cell,
     attention_cell,
     calls_per_graph,
+    layer_matrices,
 )
+from calibration.runtime_kernels import EPSILON, RuntimeKernels
 
 
 class Bench:
-    """Holds the buffers and times cells. `torch` and `flashinfer` arrive here, not at import."""
+    """Holds the buffers and times cells. `torch` arrives here, not at import."""
 
     def __init__(self) -> None:
         import torch
@@ -38,8 +44,6 @@ class Bench:
         torch.manual_seed(0)
         self.pool = self.empty(int(POOL_BYTES / 2)).normal_()
         self.sweep = self.empty(int(SWEEP_BYTES / 2)).normal_()
-        self.workspace = torch.zeros(3 * 2**29, dtype=torch.uint8, device=self.device)
-        self.wrappers: dict[str, Any] = {}
 
     def empty(self, *shape: int) -> Any:
         """An uninitialised bf16 tensor on the device."""
@@ -72,7 +76,7 @@ class Bench:
     def time_graph(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
         """Seconds per call in each of `REPEATS` replays, every one after a sweep of the L2."""
         graph = self.capture(call, calls)
-        events = [[self.torch.cuda.Event(enable_timing=True) for _ in "ab"] for _ in range(REPEATS)]
+        events = [self.events() for _ in range(REPEATS)]
         for start, end in events:
             self.sweep.sum()
             start.record()
@@ -80,6 +84,32 @@ class Bench:
             end.record()
         self.torch.cuda.synchronize()
         return [start.elapsed_time(end) * 1e-3 / calls for start, end in events], calls
+
+    def time_sustained(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
+        """Seconds per call over `REPEATS` stretches of the second half of `SUSTAINED_S`."""
+        graph = self.capture(call, calls)
+        start, end = self.events()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        replays = max(2, math.ceil(SUSTAINED_S / (2 * REPEATS) / (start.elapsed_time(end) * 1e-3)))
+        for _ in range(replays * REPEATS):
+            graph.replay()
+        marks = [self.events()[0] for _ in range(REPEATS + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            for _ in range(replays):
+                graph.replay()
+            mark.record()
+        self.torch.cuda.synchronize()
+        spans = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
+        return [span * 1e-3 / (replays * calls) for span in spans], calls
+
+    def events(self) -> tuple[Any, Any]:
+        """Two events that keep the time."""
+        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in "ab")
+        return start, end
 
     def time_host(self, call: Callable[[], Any], repeats: int = 25) -> tuple[list[float], int]:
         """Host seconds until `call` returns, the device idle before each."""
@@ -94,90 +124,58 @@ class Bench:
 
     # ---- attention ----------------------------------------------------------------------------
 
-    def page_table(self, cell: Cell) -> tuple[Any, Any, Any, Any]:
-        """Host query and page offsets and last-page lengths, device page indices."""
-        torch, batch, page = self.torch, cell["batch"], cell.get("page_tokens", PAGE)
-        per_sequence = -(-cell["kv_tokens"] // page)
-        steps = torch.arange(batch + 1, dtype=torch.int32)
-        last = torch.full((batch,), (cell["kv_tokens"] - 1) % page + 1, dtype=torch.int32)
-        order = torch.arange if cell["path"] == "fa2-ordered" else torch.randperm
-        indices = order(batch * per_sequence, dtype=torch.int32, device=self.device)
-        return steps * cell["query_tokens"], steps * per_sequence, last, indices
+    @functools.cached_property
+    def kernels(self) -> RuntimeKernels:
+        """The runtime's kernels."""
+        return RuntimeKernels(self.torch, self.device)
 
-    def wrapper(self, path: str, table: tuple[Any, Any, Any, Any]) -> Any:
-        """The FlashInfer wrapper of one path; graph mode needs a fresh one per shape."""
-        import flashinfer
-
-        if path == "fa2-graph":
-            buffers = dict(zip(("qo_indptr_buf", "paged_kv_indptr_buf",
-                                "paged_kv_last_page_len_buf", "paged_kv_indices_buf"),
-                               (part.to(self.device) for part in table), strict=True))  # fmt: skip
-            return flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-                self.workspace, "NHD", use_cuda_graph=True, backend="fa2", **buffers
-            )
-        if path not in self.wrappers:
-            self.wrappers[path] = (
-                flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-                    self.workspace, "NHD", use_tensor_cores=path == "decode-tc"
-                )
-                if path.startswith("decode")
-                else flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-                    self.workspace, "NHD", backend="fa2"
-                )
-            )
-        return self.wrappers[path]
-
-    def planner(self, cell: Cell) -> tuple[Any, Callable[[], None]]:
-        """The wrapper of a cell and the call that plans it."""
-        q_offsets, page_offsets, last, indices = table = self.page_table(cell)
-        wrapper = self.wrapper(cell["path"], table)
-        heads = (cell.get("query_heads", 32), cell.get("kv_heads", 8), cell.get("head_dim", 128))
-        page, kind = cell.get("page_tokens", PAGE), self.torch.bfloat16
-        if cell["path"].startswith("decode"):
-            return wrapper, lambda: wrapper.plan(
-                page_offsets, indices, last, *heads, page, q_data_type=kind, kv_data_type=kind
-            )
-        return wrapper, lambda: wrapper.plan(
-            q_offsets, page_offsets, indices, last, *heads, page,
-            causal=cell["query_tokens"] > 1, q_data_type=kind, kv_data_type=kind,
-        )  # fmt: skip
+    def caches(self, cell: Cell) -> Any:
+        """As many KV caches of a cell as the pool holds, (caches, 2, pages, page, heads, dim)."""
+        page = cell.get("page_tokens", PAGE)
+        pages = cell["batch"] * -(-cell["kv_tokens"] // page)
+        return self.slots(2, pages, page, cell.get("kv_heads", 8), cell.get("head_dim", 128))
 
     def attention_call(self, cell: Cell) -> Callable[[int], Any]:
         """Plan a cell; the call runs it over the i-th KV cache of the pool."""
-        wrapper, plan = self.planner(cell)
-        plan()
-        page = cell["page_tokens"]
-        pages = cell["batch"] * -(-cell["kv_tokens"] // page)
-        kv = self.slots(pages, 2, page, cell["kv_heads"], cell["head_dim"])
+        if cell["path"] != "runtime":
+            raise ValueError(f"no attention path {cell['path']!r}")
+        kv = self.caches(cell)
+        plan = self.kernels.planner(cell, kv)()
         rows = cell["batch"] * cell["query_tokens"]
         q = self.normal(rows, cell["query_heads"], cell["head_dim"])
-        out = self.torch.empty_like(q)
-        return lambda i: wrapper.run(q, kv[i % len(kv)], out=out)
+        return lambda i: plan.attend(i % len(kv), q)
 
-    def check_attention(self, path: str) -> float:
+    def check_attention(self, new: int) -> float:
         """Relative error of one small cell with a ragged last page against float64 attention."""
-        new = 1 if path.startswith("decode") else 4
-        wrapper, plan = self.planner(attention_cell((8, 2, 128), 2, 500, new, path))
-        plan()
-        indices = wrapper._paged_kv_indices_buf.long().view(2, -1)
-        kv = self.slots(64, 2, PAGE, 2, 128)[0]
+        torch, cell = self.torch, attention_cell((8, 2, 128), 2, 500, new)
+        cache = self.caches(cell)[:1]
+        plan = self.kernels.planner(cell, cache)()
+        indices = plan.pages.long().view(2, -1)
         q = self.normal(2 * new, 8, 128)
-        out = wrapper.run(q, kv).double().view(2, new, 8, 128)
-        flat = kv[indices].double().transpose(1, 2).reshape(2, 2, -1, 2, 128)[:, :, :500]
-        key, value = (part.repeat_interleave(4, dim=2) for part in flat.unbind(1))
-        score = self.torch.einsum("bqhd,bkhd->bhqk", q.double().view(2, new, 8, 128), key)
-        positions = self.torch.arange(500, device=self.device)
+        out = plan.attend(0, q).double().view(2, new, 8, 128)
+        key, value = (
+            part[indices].double().reshape(2, -1, 2, 128)[:, :500].repeat_interleave(4, dim=2)
+            for part in cache[0]
+        )
+        score = torch.einsum("bqhd,bkhd->bhqk", q.double().view(2, new, 8, 128), key)
+        positions = torch.arange(500, device=self.device)
         future = positions > positions[-new:, None]  # (new, 500)
         weights = (score / 128**0.5).masked_fill(future, -math.inf).softmax(-1)
-        expected = self.torch.einsum("bhqk,bkhd->bqhd", weights, value)
+        expected = torch.einsum("bhqk,bkhd->bqhd", weights, value)
         return float((out - expected).norm() / expected.norm())
 
-    # ---- the other operations -------------------------------------------------------------------
+    # ---- the other operations -----------------------------------------------------------------
 
     def gemm_call(self, cell: Cell) -> Callable[[int], Any]:
         """x @ W_i^T over weights cut from the pool."""
         weights = self.slots(cell["n"], cell["k"])
         x, out = self.normal(cell["m"], cell["k"]), self.empty(cell["m"], cell["n"])
+        if cell["path"] == "runtime":
+            bias = self.normal(cell["n"]) if cell.get("bias") else None
+            linear = self.kernels.ops.linear
+            return lambda i: linear(x, weights[i % len(weights)], bias)
+        if cell["path"] != "cublas":
+            raise ValueError(f"no GEMM path {cell['path']!r}")
         return lambda i: self.torch.mm(x, weights[i % len(weights)].t(), out=out)
 
     def hbm_call(self, cell: Cell) -> Callable[[int], Any]:
@@ -192,20 +190,11 @@ class Bench:
         return lambda i: (torch.sum if kind == "read_sum" else torch.amax)(parts[i % count])
 
     def small_call(self, cell: Cell) -> Callable[[int], Any]:
-        """A norm, rotary, activation, append, embedding, argmax or bare kernel."""
-        import flashinfer
-
+        """A norm, rotary with append, activation, embedding, argmax or bare kernel."""
         torch, op, tokens = self.torch, cell["op"], cell.get("tokens", 1)
-        if op == "tiny_kernel":
+        if op == "bare_kernels":
             x = self.normal(128)
             return lambda i: x.add_(1.0)
-        if op == "fused_add_rmsnorm":
-            x, residual = self.normal(tokens, cell["hidden"]), self.normal(tokens, cell["hidden"])
-            weight = self.normal(cell["hidden"])
-            return lambda i: flashinfer.fused_add_rmsnorm(x, residual, weight)
-        if op == "silu_and_mul":
-            x, out = self.normal(tokens, 2 * cell["ffn"]), self.empty(tokens, cell["ffn"])
-            return lambda i: flashinfer.silu_and_mul(x, out=out)
         if op == "argmax":
             x = self.normal(tokens, cell["vocab"])
             return lambda i: torch.argmax(x, dim=-1)
@@ -214,47 +203,64 @@ class Bench:
             rows = torch.randint(100_000, (tokens,), device=self.device)
             out = self.empty(tokens, cell["hidden"])
             return lambda i: torch.index_select(table, 0, rows, out=out)
-        return self.kv_call(cell)
+        ops = self.kernels.ops
+        if op == "add_norm":
+            x, residual = self.normal(tokens, cell["hidden"]), self.normal(tokens, cell["hidden"])
+            weight = self.normal(cell["hidden"])
+            return lambda i: ops.add_norm(x, residual, weight, EPSILON)
+        if op == "silu_mul":
+            x = self.normal(tokens, 2 * cell["ffn"])
+            return lambda i: ops.silu_mul(x)
+        if op == "place":
+            heads, dim = (cell["query_heads"], cell["kv_heads"]), cell["head_dim"]
+            qkv = self.normal(tokens, (heads[0] + 2 * heads[1]) * dim)
+            cache = self.slots(2, tokens * 64, heads[1], dim)
+            place = self.kernels.placer(tokens, tokens * 64, heads, dim)
+            return lambda i: place(qkv, *cache[i % len(cache)])
+        raise ValueError(f"no operation {op!r}")
 
-    def kv_call(self, cell: Cell) -> Callable[[int], Any]:
-        """Rotary embedding of one pass's tokens, or their append to a paged cache."""
-        import flashinfer
+    def layer_call(self, cell: Cell) -> Callable[[int], Any]:
+        """All kernels of one decoder layer as the runtime runs them; each call has its own data."""
+        page, dim, kv_heads = cell["page_tokens"], cell["head_dim"], cell["kv_heads"]
+        rows = cell["batch"] * cell["query_tokens"]
+        kv = self.caches(cell)
+        pages = kv.shape[2]
+        plan = self.kernels.planner(cell, kv)()
+        # The weights come from the end of the pool, the caches from its start.
+        weights = list(self.layer_weights(cell, kv[0].numel()))
+        norm = self.normal(cell["hidden"])
+        place = self.kernels.placer(rows, pages * page, (cell["query_heads"], kv_heads), dim)
+        layers = [self.kernels.layer(mine, norm, place) for mine in weights]
+        caches = [tuple(part.view(pages * page, kv_heads, dim) for part in one) for one in kv]
+        x, residual = self.normal(rows, cell["hidden"]), self.normal(rows, cell["hidden"])
 
-        torch, tokens, dim = self.torch, cell["tokens"], cell["head_dim"]
-        place = torch.full((tokens,), 1000, dtype=torch.int32, device=self.device)
-        q = self.normal(tokens, cell["query_heads"], dim)
-        k, v = (self.normal(tokens, cell["kv_heads"], dim) for _ in "kv")
-        if cell["op"] == "rope_llama31":
-            return lambda i: flashinfer.apply_llama31_rope_pos_ids_inplace(q, k, place)
-        if cell["op"] == "rope_cos_sin_cache":
-            cache = torch.rand(4096, dim, device=self.device)
-            flat_q, flat_k = q.view(tokens, -1), k.view(tokens, -1)
-            return lambda i: flashinfer.apply_rope_with_cos_sin_cache_inplace(
-                place, flat_q, flat_k, dim, cache
-            )
-        table = {"batch": tokens, "kv_tokens": 1008, "query_tokens": 1, "path": "fa2-plain"}
-        _, offsets, last, indices = self.page_table(table)
-        offsets, last = offsets.to(self.device), last.to(self.device)
-        kv = self.slots(tokens * 63, 2, PAGE, cell["kv_heads"], dim)[0]
-        rows = torch.arange(tokens, dtype=torch.int32, device=self.device)
-        return lambda i: flashinfer.append_paged_kv_cache(
-            k, v, rows, place, kv, indices, offsets, last
-        )
+        def call(i: int) -> None:
+            at = i % min(len(layers), len(caches))
+            layers[at](x, residual, caches[at], lambda query: plan.attend(at, query))
+
+        return call
+
+    def layer_weights(self, cell: Cell, kv_elements: int) -> Iterator[tuple[Any, ...]]:
+        """Per layer its four weights, as many layers as the pool holds beside their caches."""
+        shapes = layer_matrices(cell)
+        sizes = [math.prod(shape) for shape in shapes]
+        room = self.pool.numel() // (kv_elements + sum(sizes))
+        count = min(calls_per_graph(cell), room)
+        for end in range(self.pool.numel(), self.pool.numel() - count * sum(sizes), -sum(sizes)):
+            parts = self.pool[end - sum(sizes) : end].split(sizes)
+            yield tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
     def host_time(self, cell: Cell) -> tuple[list[float], int]:
         """Host seconds of a plan, a graph launch or an eager launch."""
         if cell["op"] == "plan_host":
-            return self.time_host(self.planner(cell)[1])
+            return self.time_host(self.kernels.planner(cell, self.caches(cell)))
         x = self.normal(128)
         if cell["op"] == "graph_launch_host":
             return self.time_host(self.capture(lambda i: x.add_(1.0), cell["kernels"]).replay)
         if cell["kind"] == "torch_add":
             return self.time_host(lambda: x.add_(1.0))
-        if cell["kind"] == "torch_linear":
-            w, y = self.normal(4096, 4096), self.normal(32, 4096)
-            return self.time_host(lambda: self.torch.nn.functional.linear(y, w))
-        run = self.attention_call(attention_cell((32, 8, 128), 32, 512, 1))
-        return self.time_host(lambda: run(0))
+        w, y = self.normal(4096, 4096), self.normal(32, 4096)
+        return self.time_host(lambda: self.torch.nn.functional.linear(y, w))
 
     def measure(self, cell: Cell) -> Cell:
         """The record of one cell: its parameters, median seconds a call, and their spread."""
@@ -262,11 +268,13 @@ class Bench:
         if op.endswith("_host"):
             times, calls = self.host_time(cell)
         else:
-            make = {"attention": self.attention_call, "gemm": self.gemm_call, "hbm": self.hbm_call}
+            make = {"attention": self.attention_call, "gemm": self.gemm_call, "hbm": self.hbm_call,
+                    "gemm_sustained": self.gemm_call, "layer": self.layer_call}  # fmt: skip
             calls = cell.get("kernels", calls_per_graph(cell))
-            times, calls = self.time_graph(make.get(op, self.small_call)(cell), calls)
-        if op == "hbm":
-            self.pool.normal_()  # constants would run faster than real data
+            timer = self.time_sustained if op == "gemm_sustained" else self.time_graph
+            times, calls = timer(make.get(op, self.small_call)(cell), calls)
+        if op in ("hbm", "layer"):
+            self.pool.normal_()  # what they wrote is not what a cache holds: constants run faster
         median = statistics.median(times)
         spread = (max(times) - min(times)) / median
         return {**cell, "seconds": float(f"{median:.5g}"), "unit": "s", "repeats": len(times),

@@ -1,6 +1,8 @@
-"""Which cells a GPU's kernels are timed at: attention, GEMM, small operations, HBM and host.
+"""Which cells a GPU's kernels are timed at: attention, GEMM, layers, small operations, HBM, host.
 
 Pure standard library: it runs where there is no GPU. Sizes are per rank; KV and weights are bf16.
+A group of tier 1 is measured before any of tier 2, and within a group the coarse cells come first,
+so that a run cut off at any time leaves records that a fit can use.
 """
 
 from __future__ import annotations
@@ -16,37 +18,47 @@ from typing import Any
 Cell = dict[str, Any]  # the parameters of one measurement; "op" says which
 
 POOL_BYTES = 24e9  # weights and KV are cut from one random buffer of this size
-KV_BYTES_CAP = 12e9  # of one layer, so that two sets at least fit the pool
 SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 of an H100
 GRAPH_SECONDS = 600e-6  # a graph holds calls for about this long
-CELL_OVERHEAD_S = 10e-3  # plan, capture and instantiation, for the estimate only
+CELL_OVERHEAD_S = 25e-3  # plan, capture and instantiation: assumed, for the estimate only
+COMPILE_S = 30.0  # nvcc on FlashInfer's two kernels, while GEMMs are timed
 REPEATS = 7
 PAGE = 16
+SUSTAINED_S = 0.4  # of one GEMM without a pause, until clocks and power have settled
+MEMORY_BYTES = 141e9  # of an H200: no layer's KV can exceed a model's share of it
 
-BATCHES = (1, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
-QUERY_TOKENS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 17)
-# (query heads, KV heads, head_dim) of one rank
-HEADS = ((32, 8, 128), (32, 32, 128), (16, 4, 128), (8, 2, 128), (4, 1, 128), (4, 4, 128),
-         (8, 8, 128), (28, 4, 128), (8, 1, 128),
-         (32, 8, 64), (32, 4, 64), (8, 1, 64), (4, 1, 64))  # fmt: skip
-QUERY_HEADS = ((32, 8, 128), (32, 32, 128), (8, 2, 128), (4, 1, 128), (4, 4, 128), (28, 4, 128),
-               (8, 1, 64), (4, 1, 64))  # fmt: skip
-QUERY_BATCHES = (1, 8, 32, 64, 128, 256)
-QUERY_KV = (512, 2048, 4096, 16384, 32768, 131072)
-
-GEMM_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768,
-             1024, 2048, 4096)  # fmt: skip
-# hidden, query heads, KV heads, head_dim, MLP width, vocabulary, TP degrees (each config.json)
-MODELS: dict[str, tuple[int, int, int, int, int, int, tuple[int, ...]]] = {
-    "llama-3.1-8b": (4096, 32, 8, 128, 14336, 128256, (1, 2, 4, 8)),
-    "llama-2-7b": (4096, 32, 32, 128, 11008, 32000, (1, 2, 4, 8)),
-    "llama-3.2-1b": (2048, 32, 8, 64, 8192, 128256, (1, 8)),
-    "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, (1, 4)),
-    "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, (1, 2, 4)),
-    "llama-3.1-70b": (8192, 64, 8, 128, 28672, 128256, (8,)),
+# hidden, query heads, KV heads, head_dim, MLP width, vocabulary, layers (each config.json)
+MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
+    "llama-3.1-8b": (4096, 32, 8, 128, 14336, 128256, 32),
+    "llama-2-7b": (4096, 32, 32, 128, 11008, 32000, 32),
+    "llama-3.2-1b": (2048, 32, 8, 64, 8192, 128256, 16),
+    "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, 22),
+    "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, 28),
 }
-SMALL_TOKENS = (1, 32, 128, 256, 512, 1024)
+# The runtime cuts each sequence's KV evenly over two blocks on each of 132 SMs: with 4, 8 and 32 KV
+# heads there is one cut less from batch 34, 17, 12, 9 and their like on.
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
+           48, 56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
+COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
+COARSE_KV = KV_TOKENS[::2]
+ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
+# Query tokens whose rows fill each tile that 1 to 9 tokens reach, by query heads per KV head.
+TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
+CHECK_QUERIES = {1: (4, 9), 4: (4, 5), 7: (2, 4), 8: (2, 8)}
+GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 160, 192, 193, 224,
+             256, 257, 320, 384, 448, 512, 513, 640, 768, 896, 1024, 1152, 1280, 1536, 1792, 2048,
+             2304)  # fmt: skip
+CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= 128)  # beyond them the runtime takes cuBLAS too
+BIASED = {(4608, 3584)}  # (N, K) of Qwen2.5-7B's qkv
+COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
+
+
+def heads_of(model: str, tp: int = 1) -> tuple[int, int, int]:
+    """Query heads, KV heads and head dimension of one rank."""
+    _, query_heads, kv_heads, head_dim, *_ = MODELS[model]
+    return query_heads // tp, max(1, kv_heads // tp), head_dim
 
 
 def attention_cell(
@@ -54,7 +66,7 @@ def attention_cell(
     batch: int,
     kv_tokens: int,
     query_tokens: int,
-    path: str = "fa2-plain",
+    path: str = "runtime",
     page_tokens: int = PAGE,
 ) -> Cell:
     """One attention measurement; `kv_tokens` counts the cached tokens, new ones included."""
@@ -65,87 +77,92 @@ def attention_cell(
     }  # fmt: skip
 
 
-def main_attention_cells() -> list[Cell]:
-    """q = 1 and q = 4 for every head group, batch and KV length that fits."""
-    axes = itertools.product(HEADS, BATCHES, KV_TOKENS, (1, 4))
-    return _fitting(attention_cell(*axis) for axis in axes)
-
-
-def query_attention_cells() -> list[Cell]:
-    """The other query lengths on a coarser grid."""
-    others = tuple(q for q in QUERY_TOKENS if q not in (1, 4))
-    axes = itertools.product(QUERY_HEADS, QUERY_BATCHES, QUERY_KV, others)
-    return _fitting(attention_cell(*axis) for axis in axes)
-
-
-def magicdec_attention_cells() -> list[Cell]:
-    """MagicDec's TP-8 shapes, planned plainly and as its engine does (graph mode, page 128)."""
-    lengths, queries = (512, 1024, 2048, 4096, 8192, 16384, 32000, 32768), (1, 3, 4, 5, 6, 7)
-    wide = itertools.product(((4, 4, 128),), (32, 48, 64, 128), lengths, queries)
-    grouped_heads = ((4, 1, 128), (4, 1, 64), (8, 1, 64))
-    grouped = itertools.product(grouped_heads, (16, 32, 64, 128), (512, 16000, 32000), queries)
-    shapes = [*wide, *grouped]
-    plain = [attention_cell(*shape) for shape in shapes]
-    return _fitting(plain + [attention_cell(*shape, "fa2-graph", 128) for shape in shapes])
-
-
-def path_attention_cells() -> list[Cell]:
-    """Other ways to run the same attention: graph-mode plan, decode kernels, pages in order."""
+def attention_cells(tp: int = 1) -> list[Cell]:
+    """Every batch and KV length that the model's KV of 141 GB allows, a query count per tile."""
     cells = []
-    shapes = itertools.product(((32, 8, 128), (32, 32, 128)), ((1, 16384), (8, 16384), (8, 65536),
-                               (32, 512), (32, 4096), (32, 16384), (128, 512), (128, 4096),
-                               (256, 2048)))  # fmt: skip
-    for heads, (batch, kv_tokens) in shapes:
-        for query_tokens, page in itertools.product((1, 2, 4, 8), (16, 128)):
-            cells.append(attention_cell(heads, batch, kv_tokens, query_tokens, "fa2-graph", page))
-        for query_tokens in (1, 4):
-            cells.append(attention_cell(heads, batch, kv_tokens, query_tokens, "fa2-ordered"))
-    decode_heads = ((32, 8, 128), (32, 32, 128), (4, 1, 128), (4, 4, 128), (8, 1, 128))
-    axes = itertools.product(decode_heads, (1, 8, 32, 64, 128, 256), (512, 2048, 16384, 65536))
-    for (heads, batch, kv_tokens), path in itertools.product(axes, ("decode", "decode-tc")):
-        cells.append(attention_cell(heads, batch, kv_tokens, 1, path))
-    return _fitting(cells)
+    for model in MODELS:
+        heads = heads_of(model, tp)
+        for batch, kv_tokens in itertools.product(_batches(tp), KV_TOKENS):
+            if batch not in COARSE_BATCHES and kv_tokens not in COARSE_KV:
+                continue
+            queries = TILE_QUERIES[heads[0] // heads[1]]
+            new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
+            cells += _fitting(new, model)
+    return cells
 
 
-def gemm_shapes() -> list[tuple[int, int]]:
-    """Distinct (N, K) of the fused projections of every model and TP degree in `MODELS`."""
+def query_cells() -> list[Cell]:
+    """Other query counts on a few batches and lengths: does a tile cost the same however full?"""
+    cells = []
+    for model in MODELS:
+        heads = heads_of(model)
+        for batch, kv in itertools.product((1, 8, 32, 64, 128, 256), (512, 2048, 8192, 32768)):
+            queries = CHECK_QUERIES[heads[0] // heads[1]]
+            cells += _fitting([attention_cell(heads, batch, kv, q) for q in queries], model)
+    return cells
+
+
+def _batches(tp: int) -> tuple[int, ...]:
+    return BATCHES if tp == 1 else COARSE_BATCHES
+
+
+def gemm_shapes(tp: int = 1) -> list[tuple[int, int]]:
+    """Distinct (N, K) of the fused projections of every model on one of `tp` ranks."""
     shapes = set()
-    for hidden, heads, kv_heads, head_dim, ffn, vocab, degrees in MODELS.values():
-        for tp in degrees:
-            width = heads // tp * head_dim
-            shapes.add((width + 2 * max(1, kv_heads // tp) * head_dim, hidden))
-            shapes.add((hidden, width))
-            shapes.add((2 * ffn // tp, hidden))
-            shapes.add((hidden, ffn // tp))
-            shapes.add((-(-vocab // tp), hidden))
+    for model, (hidden, _, _, _, ffn, vocab, _) in MODELS.items():
+        heads, kv_heads, head_dim = heads_of(model, tp)
+        shapes.add(((heads + 2 * kv_heads) * head_dim, hidden))
+        shapes.add((hidden, heads * head_dim))
+        shapes.add((2 * ffn // tp, hidden))
+        shapes.add((hidden, ffn // tp))
+        shapes.add((-(-vocab // tp), hidden))
     return sorted(shapes)
 
 
-def gemm_cells() -> list[Cell]:
-    """Every (N, K) at every M; a vocabulary head runs over at most 1,024 rows."""
-    axes = itertools.product(gemm_shapes(), GEMM_ROWS)
-    return [
-        {"op": "gemm", "m": m, "n": n, "k": k, "dtype": "bf16"}
-        for (n, k), m in axes
-        if n * k < 400e6 or m <= 1024
-    ]
+def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
+    """Every (N, K) of the models at every M; "cublas" where the runtime may take its own kernel."""
+    known = set(gemm_shapes()) if tp > 1 else set()
+    shapes = [shape for shape in gemm_shapes(tp) if shape not in known]
+    rows = CUBLAS_ROWS if path == "cublas" else GEMM_ROWS
+    return [gemm_cell(m, n, k, path) for (n, k), m in itertools.product(shapes, rows)]
+
+
+def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
+    """One product of (m, k) and (k, n) in bf16."""
+    cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
+    return cell | {"bias": True} if path == "runtime" and (n, k) in BIASED else cell
+
+
+def sustained_cells() -> list[Cell]:
+    """The same GEMM for long enough that the power limit lowers the clock."""
+    shapes = ((28672, 4096), (4096, 14336), (22016, 4096))
+    cells = [gemm_cell(m, n, k) for (n, k), m in itertools.product(shapes, (512, 1024, 2048))]
+    return [cell | {"op": "gemm_sustained"} for cell in cells]
+
+
+def layer_cells() -> list[Cell]:
+    """All kernels of a decoder layer in a row: what lies between kernels, beside their own time."""
+    cells = []
+    points = ((1, 1, 2048), (8, 1, 512), (8, 1, 16384), (32, 1, 512), (32, 1, 4096), (32, 4, 4096),
+              (128, 1, 512), (128, 1, 2048), (128, 8, 1024))  # fmt: skip
+    for model, (hidden, heads, kv_heads, head_dim, ffn, _, _) in MODELS.items():
+        for batch, query_tokens, kv_tokens in points:
+            cell = attention_cell((heads, kv_heads, head_dim), batch, kv_tokens, query_tokens)
+            cells += _fitting([cell | {"op": "layer", "hidden": hidden, "ffn": ffn}], model)
+    return cells
 
 
 def small_cells() -> list[Cell]:
-    """Norm, rotary, activation, page append, embedding, argmax, and the bare kernel."""
-    cells: list[Cell] = [{"op": "tiny_kernel", "kernels": n} for n in (1, 10, 100, 1000)]
+    """The runtime's norm, rotary with append, and activation; argmax, embedding, bare kernels."""
+    cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
     for tokens in SMALL_TOKENS:
-        for hidden, heads, kv_heads, head_dim, ffn in (
-            (4096, 32, 8, 128, 14336), (4096, 32, 32, 128, 11008), (4096, 4, 1, 128, 1792),
-            (2048, 32, 8, 64, 8192)):  # fmt: skip
+        for hidden, heads, kv_heads, head_dim, ffn, vocab, _ in MODELS.values():
             group = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-            cells += [{"op": "fused_add_rmsnorm", "tokens": tokens, "hidden": hidden},
-                      {"op": "rope_cos_sin_cache", "tokens": tokens, **group},
-                      {"op": "rope_llama31", "tokens": tokens, **group},
-                      {"op": "silu_and_mul", "tokens": tokens, "ffn": ffn},
-                      {"op": "append_paged_kv", "tokens": tokens, **group},
+            cells += [{"op": "add_norm", "tokens": tokens, "hidden": hidden},
+                      {"op": "place", "tokens": tokens, **group},
+                      {"op": "silu_mul", "tokens": tokens, "ffn": ffn},
+                      {"op": "argmax", "tokens": tokens, "vocab": vocab},
                       {"op": "embedding", "tokens": tokens, "hidden": hidden}]  # fmt: skip
-        cells += [{"op": "argmax", "tokens": tokens, "vocab": v} for v in (16032, 32000, 128256)]
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
@@ -153,40 +170,49 @@ def hbm_cells() -> list[Cell]:
     """Bandwidth of large buffers; `bytes` is what is read plus what is written."""
     kinds = ("read_sum", "read_max", "write_fill", "copy")
     return [{"op": "hbm", "kind": kind, "bytes": int(size)}
-            for size in (64e6, 256e6, 1024e6, 4096e6, 10240e6) for kind in kinds]  # fmt: skip
+            for size in (256e6, 1024e6, 4096e6) for kind in kinds]  # fmt: skip
 
 
 def host_cells() -> list[Cell]:
     """What the host pays: planning, launching a graph, launching one kernel eagerly."""
-    plans = itertools.product(("fa2-plain", "fa2-graph", "decode"), BATCHES, (1, 4))
     cells: list[Cell] = [
-        {"op": "plan_host", "path": path, "batch": batch, "query_tokens": q, "kv_tokens": 4096}
-        for path, batch, q in plans
-        if not (path == "decode" and q > 1)
+        {"op": "plan_host", "path": "runtime", "batch": batch, "query_tokens": q, "kv_tokens": 4096}
+        for batch, q in itertools.product((1, 8, 32, 64, 128, 256), (1, 4))
     ]
     cells += [{"op": "graph_launch_host", "kernels": n} for n in (1, 10, 100, 300, 1000)]
     return [*cells, {"op": "eager_launch_host", "kind": "torch_add"},
-            {"op": "eager_launch_host", "kind": "torch_linear"},
-            {"op": "eager_launch_host", "kind": "attention_run"}]  # fmt: skip
+            {"op": "eager_launch_host", "kind": "torch_linear"}]  # fmt: skip
 
 
 def bytes_moved(cell: Cell) -> float:
     """Bytes that must come from HBM (KV, weights, buffers); 0 where data may sit in L2."""
-    if cell["op"] == "attention":
+    if cell["op"] in ("attention", "layer"):
         tokens = cell["batch"] * cell["kv_tokens"]
-        return float(4 * tokens * cell["kv_heads"] * cell["head_dim"])
-    if cell["op"] == "gemm":
+        kv = 4 * tokens * cell["kv_heads"] * cell["head_dim"]
+        return float(kv + sum(2 * n * k for n, k in layer_matrices(cell)))
+    if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["n"] * cell["k"])
     return float(cell["bytes"]) if cell["op"] == "hbm" else 0.0
 
 
+def layer_matrices(cell: Cell) -> list[tuple[int, int]]:
+    """(N, K) of the four projections of a "layer" cell; none of any other."""
+    if cell["op"] != "layer":
+        return []
+    width, hidden = cell["query_heads"] * cell["head_dim"], cell["hidden"]
+    kv_width = cell["kv_heads"] * cell["head_dim"]
+    return [(width + 2 * kv_width, hidden), (hidden, width), (2 * cell["ffn"], hidden),
+            (hidden, cell["ffn"])]  # fmt: skip
+
+
 def flops(cell: Cell) -> float:
     """Floating-point operations of a GEMM or of attention; 0 elsewhere."""
-    if cell["op"] == "gemm":
+    if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["m"] * cell["n"] * cell["k"])
-    if cell["op"] == "attention":
-        pairs = cell["batch"] * cell["kv_tokens"] * cell["query_tokens"]
-        return float(4 * pairs * cell["query_heads"] * cell["head_dim"])
+    if cell["op"] in ("attention", "layer"):
+        rows = cell["batch"] * cell["query_tokens"]
+        pairs = 4 * rows * cell["kv_tokens"] * cell["query_heads"] * cell["head_dim"]
+        return float(pairs + sum(2 * rows * n * k for n, k in layer_matrices(cell)))
     return 0.0
 
 
@@ -203,6 +229,8 @@ def calls_per_graph(cell: Cell) -> int:
 def cell_seconds(cell: Cell) -> float:
     """Estimated wall time of measuring one cell."""
     sweep = SWEEP_BYTES / 3e12
+    if cell["op"] == "gemm_sustained":
+        return CELL_OVERHEAD_S + SUSTAINED_S
     replay = calls_per_graph(cell) * expected_seconds(cell) + sweep
     return CELL_OVERHEAD_S + (REPEATS + 2) * replay
 
@@ -225,31 +253,52 @@ def record_faults(record: Cell, *, hbm_bandwidth: float, peak_flops: float) -> l
     ]
 
 
-def _fitting(cells: Iterable[Cell]) -> list[Cell]:
-    return [cell for cell in cells if bytes_moved(cell) <= KV_BYTES_CAP]
+def _fitting(cells: Iterable[Cell], model: str) -> list[Cell]:
+    """Cells whose KV, in all layers, a GPU holds; two layers' must fit the pool beside weights."""
+    layers = MODELS[model][-1]
+    most = min(MEMORY_BYTES / layers, POOL_BYTES / 2 - 1e9)
+    return [cell for cell in cells if bytes_moved(cell) <= most]
 
 
 @dataclass(slots=True)
 class Group:
-    """Cells measured in one shuffled order; `share` weighs its part of the time."""
+    """Cells in the order of measuring; `share` weighs its part of the time within its tier."""
 
     name: str
+    tier: int
     share: float
     cells: list[Cell]
     spent_s: float = 0.0
 
 
+def is_coarse(cell: Cell) -> bool:
+    """Whether a cell is on the coarse grid, which is measured first."""
+    if cell["op"] == "gemm":
+        return cell["m"] in COARSE_ROWS
+    if cell["op"] == "attention":
+        return cell["batch"] in COARSE_BATCHES and cell["kv_tokens"] in COARSE_KV
+    return True
+
+
+def key(cell: Cell) -> str:
+    """What tells cells apart, and finds a cell's record again."""
+    return json.dumps(cell, sort_keys=True)
+
+
 def groups(every: int = 1) -> list[Group]:
     """All groups, no cell twice; `every` thins each to one cell in so many (for a trial)."""
-    plan = [("hbm", 1.0, hbm_cells()), ("gemm", 3.0, gemm_cells()), ("small", 2.0, small_cells()),
-            ("host", 2.0, host_cells()), ("attention", 6.0, main_attention_cells()),
-            ("magicdec", 4.0, magicdec_attention_cells()), ("path", 3.0, path_attention_cells()),
-            ("query", 4.0, query_attention_cells())]  # fmt: skip
+    plan = [("gemm", 1, 3.0, gemm_cells()), ("hbm", 1, 0.5, hbm_cells()),
+            ("sustained", 1, 0.5, sustained_cells()), ("layer", 1, 1.0, layer_cells()),
+            ("small", 1, 1.0, small_cells()), ("attention", 1, 8.0, attention_cells()),
+            ("host", 2, 1.0, host_cells()), ("query", 2, 1.0, query_cells()),
+            ("cublas", 2, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
+            ("attention tp2", 3, 2.0, attention_cells(2))]  # fmt: skip
     seen: set[str] = set()
     result = []
-    for name, share, cells in plan:
-        fresh = [cell for cell in cells if json.dumps(cell) not in seen]
-        seen.update(json.dumps(cell) for cell in fresh)
+    for name, tier, share, cells in plan:
+        fresh = [cell for cell in cells if key(cell) not in seen]
+        seen.update(map(key, fresh))
         random.Random(0).shuffle(fresh)
-        result.append(Group(name, share, fresh[::every]))
+        fresh.sort(key=is_coarse, reverse=True)  # stable: shuffled within each
+        result.append(Group(name, tier, share, fresh[::every]))
     return result

@@ -1,75 +1,101 @@
 """Time the kernels of one decode pass alone on a GPU: the raw material of fitted efficiencies.
 
-`python -m calibration.microbench --out FILE --seconds 240` writes JSON lines: a provenance line
-(GPU, driver, versions, clocks seen, date, command), then one record per cell of `kernel_grid`,
-timed as `kernel_bench` says. `--list` shows the grid. Only a run needs torch, flashinfer, nvcc
-(first use compiles seven kernels, side by side) and a GPU.
+`python -m calibration.microbench --out FILE --seconds 270` writes JSON lines: a provenance line
+(GPU, driver, versions, date, commit, command), one record per cell of `kernel_grid`, timed as
+`kernel_bench` says, and at the end of each run the clocks and power seen. Cells that FILE holds are
+passed over, so a run that was stopped goes on. `--list` shows the grid. Only a run needs torch,
+flashinfer, nvcc (first use compiles two kernels) and a GPU; nothing here needs pydantic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from calibration.kernel_bench import Bench
-from calibration.kernel_grid import Cell, Group, cell_seconds, groups
+from calibration.kernel_grid import (
+    COMPILE_S,
+    CUBLAS_ROWS,
+    Cell,
+    Group,
+    cell_seconds,
+    groups,
+    key,
+)
+from calibration.runtime_kernels import RuntimeKernels
 
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
-KERNELS = {
-    "prefill128": "batch_prefill:128",
-    "prefill64": "batch_prefill:64",
-    "decode128": "batch_decode:128",
-    "page": "page",
-    "rope": "rope",
-    "norm": "norm",
-    "activation": "activation",
-}
+ROW_BUILDERS = 6
+BUILDS = ("attention:64", "attention:128", *(f"rows:{i}" for i in range(ROW_BUILDERS)))
+SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer")  # must not change within a file
+MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # what a record adds to its cell
+FAILURES_IN_A_ROW = 20  # then the device itself is at fault
 
 
-def build_kernel(name: str) -> None:
-    """Compile one FlashInfer module into its cache (runs in a process of its own)."""
+class BenchError(Exception):
+    """A run that cannot go on; its text is one line."""
+
+
+def build(part: str) -> None:
+    """Compile one part into its cache, in a process of its own.
+
+    FlashInfer's paged prefill of one head dimension, or triton's kernels at some row counts.
+    """
     import torch
-    from flashinfer import activation, decode, norm, page, prefill, rope
 
-    kind, _, width = KERNELS[name].partition(":")
-    if width:
-        dims = (int(width), int(width), 0, False, False)
-        types = (torch.bfloat16,) * 3 + (torch.int32,)
-        if kind == "batch_prefill":
-            prefill.get_batch_prefill_module("fa2", *types, *dims, False)
-        else:
-            decode.get_batch_decode_module(*types, *dims)
-        return
-    {"page": page.get_page_module, "rope": rope.get_rope_module, "norm": norm.get_norm_module,
-     "activation": lambda: activation.get_act_and_mul_module("silu")}[kind]()  # fmt: skip
+    kind, _, number = part.partition(":")
+    if kind == "attention":
+        from flashinfer import prefill
+
+        types, dim = (torch.bfloat16,) * 3 + (torch.int32,), int(number)
+        prefill.get_batch_prefill_module("fa2", *types, dim, dim, 0, False, False, False)
+    else:
+        rows = [*CUBLAS_ROWS, 256][int(number) :: ROW_BUILDERS]
+        RuntimeKernels(torch, torch.device("cuda")).compile(rows)
 
 
 def provenance(command: str) -> Cell:
-    """GPU, driver, versions, date and command of this run."""
+    """GPU, driver, versions, date, commit and command of this run."""
     import flashinfer
     import torch
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, driver = subprocess.check_output(query, text=True).strip().split(", ")
+    first = subprocess.check_output(query, text=True).splitlines()[0]
+    name, driver = (part.strip() for part in first.split(","))
     return {
         "op": "provenance", "gpu": name, "driver": driver, "cuda": torch.version.cuda,
         "torch": torch.__version__, "flashinfer": flashinfer.__version__,
         "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
-        "date": datetime.now(UTC).date().isoformat(), "command": command, "dtype": "bf16",
+        "date": datetime.now(UTC).date().isoformat(), "commit": commit(), "command": command,
+        "dtype": "bf16",
     }  # fmt: skip
+
+
+def commit() -> str:
+    """The commit of the source tree, or what SPECROOF_COMMIT says where there is no checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("SPECROOF_COMMIT", "unknown")
+    return done.stdout.strip()
 
 
 def clock_summary(samples: str) -> Cell:
     """Least, median and greatest SM clock [MHz] and power [W] of the samples under load."""
     rows = [[float(x) for x in line.split(",")] for line in samples.splitlines() if "," in line]
+    if not rows:
+        return {}
     busy = [row for row in rows if row[2] > 0.5 * max(r[2] for r in rows)]
     clocks, power = [row[0] for row in busy], [row[2] for row in busy]
     return {"sm_clock_mhz": [min(clocks), statistics.median(clocks), max(clocks)],
@@ -78,16 +104,19 @@ def clock_summary(samples: str) -> Cell:
 
 
 def pick(ready: list[Group]) -> Group | None:
-    """The group with cells left that is furthest behind its share of the time."""
-    open_groups = [group for group in ready if group.cells]
-    return min(open_groups, key=lambda g: g.spent_s / g.share) if open_groups else None
+    """Of the lowest tier with cells left, the group furthest behind its share of the time."""
+    left = [group for group in ready if group.cells]
+    if not left:
+        return None
+    tier = min(group.tier for group in left)
+    return min((g for g in left if g.tier == tier), key=lambda g: g.spent_s / g.share)
 
 
 class Sampler:
     """nvidia-smi printing clocks and power once a second while the run lasts."""
 
     def __init__(self) -> None:
-        query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw",
+        query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem,power.draw",
                  "--format=csv,noheader,nounits", "-lms", "1000"]  # fmt: skip
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".csv")  # noqa: SIM115
         self.process = subprocess.Popen(query, stdout=self.log)
@@ -100,70 +129,174 @@ class Sampler:
         return clock_summary(self.log.read())
 
 
-def run(out: str, seconds: float, every: int) -> None:
-    """Measure all groups until done or out of time, writing each record as it comes."""
-    deadline = time.monotonic() + seconds
-    build = [sys.executable, "-m", "calibration.microbench", "--build"]
-    builders = [subprocess.Popen([*build, name]) for name in KERNELS]
-    sampler, bench, plan = Sampler(), Bench(), groups(every)
-    header = provenance(f"python -m calibration.microbench --seconds {seconds:g}")
-    with open(out, "w") as file:
-        file.write(json.dumps(header) + "\n")
+def resume(path: Path, header: Cell) -> set[str]:
+    """Keys of the cells that `path` holds; it is created, or a half-written last line cut off.
 
-        def measure_until(done: Callable[[], bool], ready: list[Group]) -> None:
-            while not done() and time.monotonic() < deadline and (group := pick(ready)):
-                measure_next(bench, group, file)
-
-        # GEMM and HBM need no FlashInfer kernel: they fill the time that nvcc takes.
-        measure_until(lambda: all(b.poll() is not None for b in builders), plan[:2])
-        print("builds:", [builder.wait() for builder in builders], flush=True)
-        for path in ("fa2-plain", "fa2-graph", "decode", "decode-tc"):
-            error = bench.check_attention(path)
-            print(f"{path}: relative error {error:.2g} against float64", flush=True)
-            if not error < MAX_ATTENTION_ERROR:
-                sys.exit(f"{path} computes something else: error {error:.2g}; nothing is timed")
-        measure_until(lambda: False, plan)
-    header.update(sampler.stop())
-    with open(out) as file:
-        body = file.readlines()[1:]
-    with open(out, "w") as file:
-        file.writelines([json.dumps(header) + "\n", *body])
-    for group in plan:
-        print(f"{group.name:10} {group.spent_s:6.1f} s, {len(group.cells)} cells left")
-
-
-def measure_next(bench: Bench, group: Group, file: Any) -> None:
-    """Measure a group's next cell into `file`; a cell that fails is reported and passed over."""
-    cell, start = group.cells.pop(), time.monotonic()
+    Raises
+    ------
+    BenchError
+        If it holds records of another GPU or software, or is no file of records.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return set()
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
     try:
-        record = bench.measure(cell)
-        file.write(json.dumps(record, separators=(",", ":")) + "\n")
-        file.flush()
-    except Exception as error:
-        print("failed:", cell, str(error).splitlines()[0], file=sys.stderr, flush=True)
-    group.spent_s += time.monotonic() - start
+        first, *records = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise BenchError(f"{path}: not a file of records; give --out another name") from error
+    for field in SAME_RUN:
+        if first.get(field) != header[field]:
+            raise BenchError(
+                f"{path}: was measured with {field} {first.get(field)!r}, this is "
+                f"{header[field]!r}; give --out another name"
+            )
+    return {key({k: v for k, v in record.items() if k not in MEASURED}) for record in records}
 
 
-def main() -> None:
-    """Parse the command line; `--list` prints the grid's size and needs no GPU."""
-    parser = argparse.ArgumentParser(description="Time decode kernels on this GPU.")
-    parser.add_argument("--out", help="JSON lines file to write")
-    parser.add_argument("--seconds", type=float, default=240.0, help="time to spend")
+class Run:
+    """One run: measures groups into a file until all is done or time is out."""
+
+    def __init__(self, bench: Any, file: TextIO, plan: list[Group], deadline: float) -> None:
+        self.bench, self.file, self.plan, self.deadline = bench, file, plan, deadline
+        self.total = self.left
+        self.failures: list[str] = []
+        self.in_a_row = 0
+
+    @property
+    def left(self) -> int:
+        """Cells still to be measured."""
+        return sum(len(group.cells) for group in self.plan)
+
+    def until(self, done: Callable[[], bool], ready: list[Group]) -> None:
+        """Measure cells of `ready` until `done`, out of cells, or out of time.
+
+        Raises
+        ------
+        BenchError
+            If so many cells fail in a row that the device must be at fault.
+        """
+        while not done() and time.monotonic() < self.deadline and (group := pick(ready)):
+            self.next_of(group)
+            if self.in_a_row >= FAILURES_IN_A_ROW:
+                raise BenchError(f"{self.in_a_row} cells failed in a row: {self.failures[-1]}")
+
+    def next_of(self, group: Group) -> None:
+        """Measure a group's next cell; one that fails is reported and passed over."""
+        cell, start = group.cells.pop(0), time.monotonic()
+        try:
+            record = self.bench.measure(cell)
+            self.file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            self.file.flush()
+            self.in_a_row = 0
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.failures.append(f"{json.dumps(cell)}: {reason}")
+            self.in_a_row += 1
+            print("failed:", self.failures[-1], file=sys.stderr, flush=True)
+        group.spent_s += time.monotonic() - start
+        self.show(group)
+
+    def show(self, group: Group) -> None:
+        """Progress, on a terminal only."""
+        if sys.stderr.isatty():
+            left = max(0.0, self.deadline - time.monotonic())
+            done = self.total - self.left
+            line = f"{done:,} of {self.total:,} cells, {left:.0f} s left, {group.name}"
+            print(f"\r{line:60}", end="", file=sys.stderr, flush=True)
+
+    def report(self) -> str:
+        """Seconds spent and cells left per group, and every kind of failure."""
+        lines = [f"{g.name:14} {g.spent_s:6.1f} s, {len(g.cells):5} cells left" for g in self.plan]
+        return "\n".join([*lines, f"{len(self.failures)} cells failed"])
+
+
+def run(out: Path, seconds: float, plan: list[Group]) -> None:
+    """Measure `plan` until done or out of time, writing each record as it comes.
+
+    Raises
+    ------
+    BenchError
+        If the file is another run's, or the attention kernel computes something else.
+    """
+    deadline = time.monotonic() + seconds
+    command = [sys.executable, "-m", "calibration.microbench", "--build"]
+    builders = [subprocess.Popen([*command, part]) for part in BUILDS]
+    held = resume(out, provenance(" ".join(["python -m calibration.microbench", *sys.argv[1:]])))
+    for group in plan:
+        group.cells = [cell for cell in group.cells if key(cell) not in held]
+    sampler, bench = Sampler(), Bench()
+    with out.open("a", encoding="utf-8") as file:
+        work = Run(bench, file, plan, deadline)
+        try:
+            # cuBLAS and HBM need no compiled kernel: they fill the time that compilers take.
+            own = [group for group in plan if group.name in ("hbm", "sustained", "cublas")]
+            work.until(lambda: all(b.poll() is not None for b in builders), own)
+            for part, builder in zip(BUILDS, builders, strict=True):
+                if builder.wait():
+                    raise BenchError(f"the kernels of {part} do not compile here; see above")
+            for new in (1, 4, 8):
+                error = bench.check_attention(new)
+                print(f"attention of {new} tokens: relative error {error:.2g}", flush=True)
+                if not error < MAX_ATTENTION_ERROR:
+                    raise BenchError(f"attention of {new} tokens is off by {error:.2g}")
+            work.until(lambda: False, plan)
+        finally:
+            for builder in builders:
+                builder.terminate()  # those that an error left running
+            file.write(json.dumps({"op": "clocks", **sampler.stop()}) + "\n")
+            print(work.report())
+
+
+def listing(plan: list[Group]) -> str:
+    """Cells and estimated seconds of each group, and in all."""
+    lines, total = [], COMPILE_S
+    for group in plan:
+        seconds = sum(map(cell_seconds, group.cells))
+        total += seconds
+        lines.append(
+            f"{group.name:14} tier {group.tier} {len(group.cells):5} cells {seconds:6.1f} s"
+        )
+    return "\n".join([*lines, f"{'total':14} with {COMPILE_S:.0f} s of compiling {total:6.1f} s"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and return an exit code; `--list` needs no GPU."""
+    parser = argparse.ArgumentParser(
+        prog="specroof calibrate measure", description="Time decode kernels on this GPU."
+    )
+    parser.add_argument("--out", type=Path, help="JSON lines file to write, or to go on with")
+    parser.add_argument("--seconds", type=float, default=270.0, help="time to spend")
     parser.add_argument("--every", type=int, default=1, help="measure one cell in so many")
+    parser.add_argument("--groups", help="only these groups, by name, with commas between")
     parser.add_argument("--list", action="store_true", help="print cells and estimated seconds")
-    parser.add_argument("--build", choices=KERNELS, help="compile one FlashInfer kernel and stop")
-    options = parser.parse_args()
+    parser.add_argument("--build", choices=BUILDS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
     if options.build:
-        build_kernel(options.build)
-    elif options.list:
-        for group in groups(options.every):
-            total = sum(map(cell_seconds, group.cells))
-            print(f"{group.name:10} {len(group.cells):5} cells {total:6.1f} s")
-    elif options.out:
-        run(options.out, options.seconds, options.every)
-    else:
+        build(options.build)
+        return 0
+    plan = groups(options.every)
+    if options.groups:
+        wanted = options.groups.split(",")
+        if unknown := [name for name in wanted if name not in {g.name for g in plan}]:
+            parser.error(f"no group {unknown[0]!r}; there are {', '.join(g.name for g in plan)}")
+        plan = [group for group in plan if group.name in wanted]
+    if options.list:
+        print(listing(plan))
+        return 0
+    if options.out is None:
         parser.error("--out FILE says where the records go")
+    try:
+        run(options.out, options.seconds, plan)
+    except (BenchError, ModuleNotFoundError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

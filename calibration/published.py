@@ -179,7 +179,7 @@ def _magicdec_row(values: dict[str, str]) -> PublishedRow:
 def _h200_row(values: dict[str, str]) -> PublishedRow:
     return PublishedRow(
         table=values["table"],
-        engine="specroof",
+        engine="plain-graph",
         gpu=values["gpu"],
         target=values["target"],
         draft="self",

@@ -50,7 +50,7 @@ from perfmodel.errors import (
 from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
 from perfmodel.fixed_batch import FixedBatchRun, simulate_batch
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
-from perfmodel.gemm_curve import GemmCurve, Waves, roofline_seconds
+from perfmodel.gemm_curve import GemmCurve, OwnProducts, Waves, roofline_seconds
 from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 from perfmodel.hardware import GPU, Link, Machine
 from perfmodel.hf_config import from_hf_config
@@ -136,6 +136,7 @@ __all__ = [
     "ModelSpec",
     "NoFeasiblePlan",
     "OutsideTolerance",
+    "OwnProducts",
     "Part",
     "PrefillTable",
     "Rank",

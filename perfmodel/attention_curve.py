@@ -57,6 +57,8 @@ class DecodeTable:
     kv_head_knots: Array  # KV heads on the rank: a page interleaves them, which breaks up reads
     kv_head_residual: Array  # ln(time above the latency / that of the mean head count)
     max_unit_tokens: float  # largest measured units x KV tokens
+    # What tiles after the first add to `residual`, (tiles - 1, units, tokens).
+    tile_residual: Array | None = None
 
     def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
         """Residual of one group size on a (units, tokens) grid; held flat outside the knots."""
@@ -67,6 +69,14 @@ class DecodeTable:
         rows = log_weights(units, self.unit_knots)
         result: Array = rows @ plane @ log_weights(tokens, self.token_knots).T
         return result
+
+    def tile_residual_at(self, tile: int, units: Array, tokens: Array) -> Array:
+        """What the tile of that index adds to the residual on a (units, tokens) grid."""
+        if self.tile_residual is None or tile == 0:
+            return np.zeros((len(units), len(tokens)))
+        rows = log_weights(units, self.unit_knots)
+        plane = self.tile_residual[tile - 1]
+        return np.asarray(rows @ plane @ log_weights(tokens, self.token_knots).T)
 
     def with_kv_heads(self, seconds: Array, kv_heads: int) -> Array:
         """Times of the mean head count turned into those of `kv_heads`."""
@@ -95,7 +105,8 @@ class AttentionCurve:
 
     `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
     slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
-    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots.
+    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots;
+    with `even_cuts` every unit into the same whole number of blocks.
     """
 
     source: str
@@ -110,6 +121,7 @@ class AttentionCurve:
     tensor_core_efficiency: float
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
+    even_cuts: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -133,6 +145,9 @@ class AttentionCurve:
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
             _check_shape("decode.residual", d.residual, shape)
             _check_shape("decode.kv_head_residual", d.kv_head_residual, d.kv_head_knots.shape)
+            if d.tile_residual is not None:
+                tiles = (len(body.get("row_tiles", ())) - 1, *shape[1:])
+                _check_shape("decode.tile_residual", d.tile_residual, tiles)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
             _check_shape("prefill.efficiency", p.efficiency, shape)
@@ -186,7 +201,7 @@ class AttentionCurve:
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
         shape = (query_heads, kv_heads, head_dim)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
-        u, wu, beyond_u = locate(batch * kv_heads, GRID_UNITS)
+        u, wu, beyond_u = locate(batch * kv_heads, _grid_units(self, head_dim))
         k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
         if tiles.ndim == 0:
             log_s = bilinear(_log_seconds(self, *shape, float(tiles), *rates), u, wu, k, wk)
@@ -276,7 +291,11 @@ class AttentionCurve:
         slots = float(self.sm_count * self.blocks_per_sm)
         splits = (group >= self.split_min_group) & (units < self.split_occupancy * slots)
         room = np.maximum(units, units * tokens / self.split_min_tokens)
-        blocks = np.where(splits, np.minimum(slots, room), units)
+        if self.even_cuts:
+            filled = units * np.maximum(np.floor(slots / units), 1.0)
+        else:
+            filled = np.asarray(slots)
+        blocks = np.where(splits, np.minimum(filled, room), units)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
         alone = 1.0 / table.block_bandwidth_fraction
         paired = 1.0 + table.pair_slowdown * _ramp(blocks / self.sm_count - 1.0)
@@ -300,9 +319,12 @@ class AttentionCurve:
         many = np.ceil(rows / largest) * largest
         return np.asarray(np.where(rows <= largest, self.row_tiles[index], many))
 
+    def tile_of(self, rows: float) -> int:
+        """Index of the tile that these packed rows take; the last one beyond its size."""
+        return min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
+
     def _tile_factor(self, rows: float) -> float:
-        index = min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
-        return float(self.row_tile_factor[index])
+        return float(self.row_tile_factor[self.tile_of(rows)])
 
 
 @lru_cache(maxsize=512)
@@ -319,10 +341,10 @@ def _log_seconds(
     """ln(seconds) on the (units, tokens) grid, non-decreasing along both axes."""
     table, group = _nearest(curve.decode, head_dim), query_heads / kv_heads
     # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
-    scale = head_dim / table.head_dim
+    scale, units = head_dim / table.head_dim, _grid_units(curve, head_dim)
     base = curve.base_seconds(
         table,
-        GRID_UNITS[:, None],
+        units[:, None],
         GRID_TOKENS[None, :],
         group=group,
         packed_rows=packed_rows,
@@ -330,11 +352,19 @@ def _log_seconds(
         hbm_bandwidth=hbm_bandwidth / scale,
         kv_bytes_per_element=kv_bytes_per_element,
     )
-    mean = base * np.exp(table.residual_at(group, GRID_UNITS, GRID_TOKENS))
+    residual = table.residual_at(group, units, GRID_TOKENS)
+    residual = residual + table.tile_residual_at(curve.tile_of(packed_rows), units, GRID_TOKENS)
+    mean = base * np.exp(residual)
     plane = np.log(table.with_kv_heads(mean, kv_heads))
     plane = np.maximum.accumulate(np.maximum.accumulate(plane, axis=0), axis=1)
     plane.flags.writeable = False
     return np.asarray(plane)
+
+
+@lru_cache(maxsize=64)
+def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
+    """Work units that times are evaluated at: the usual ones, and every measured count."""
+    return np.union1d(GRID_UNITS, _nearest(curve.decode, head_dim).unit_knots)
 
 
 _Table = TypeVar("_Table", DecodeTable, PrefillTable)
@@ -372,7 +402,7 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
     fields = cls.__dataclass_fields__
     if unknown := sorted(set(table) - set(fields)):
         raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {', '.join(fields)}.")
-    missing = sorted(set(fields) - set(table) - {"origin"})
+    missing = sorted(set(fields) - set(table) - {"origin", "even_cuts", "tile_residual"})
     if missing:
         raise ConfigError(f"{where} table: missing key {missing[0]!r}")
     values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}

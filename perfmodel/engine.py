@@ -26,6 +26,7 @@ class EngineProfile:
     origin: str
     source: str
     attention_kernels: str = "vllm"  # which library's attention curve is read
+    linear_kernels: str = "library"  # which dense layers: the GPU's library's, or "specroof"
     attention_factor: float = 1.0  # on attention over the whole cache
     draft_attention_factor: float = 1.0  # on attention over a draft's small cache
     linear_factor: float = 1.0

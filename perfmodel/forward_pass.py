@@ -34,7 +34,9 @@ class Rank:
     @property
     def curves(self) -> Efficiency:
         """The kernel curves that serve this machine's GPU."""
-        return efficiency(self.machine.gpu.efficiency, self.engine.attention_kernels)
+        engine = self.engine
+        gpu = self.machine.gpu.efficiency
+        return efficiency(gpu, engine.attention_kernels, engine.linear_kernels)
 
     @property
     def origin(self) -> str:

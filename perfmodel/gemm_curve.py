@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 
 _KEYS = {
     "curve": {"kernel_latency_us", "memory_efficiency", "compute_efficiency", "overlap_exponent",
-              "source", "fit", "residuals", "waves", "table"},
+              "source", "fit", "residuals", "waves", "table", "own"},
     "source": {"dataset", "licence", "device", "kernel_library", "kernel_version", "dtype"},
     "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MiB", "warm_cells_dropped_percent",
             "cold_memory_efficiency", "launch_floor_us", "note"},
@@ -26,8 +26,10 @@ _KEYS = {
                   "left_out_matrix"},
     "waves": {"sm_count", "tile_rows", "tile_columns", "from_m"},
     "table": {"m", "n", "k", "time_over_roofline_per_mille"},
+    "own": {"source", "command", "median_percent", "p90_percent", "m", "shapes",
+            "time_over_table_per_10000"},
 }  # fmt: skip
-_OPTIONAL = {"waves"}
+_OPTIONAL = {"waves", "own"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,51 @@ class Waves:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class OwnProducts:
+    """Matrices that were timed with an engine's own kernels, as ratios to the curve of the table.
+
+    A matrix between them takes their ratios weighted by the inverse square of the distance in
+    (ln n, ln k), so one that was timed is met exactly (Shepard 1968).
+    """
+
+    m_knots: FloatArray  # (M,)
+    log_n: FloatArray  # (S,)
+    log_k: FloatArray  # (S,)
+    log_ratio: FloatArray  # (S, M)
+
+    def __post_init__(self) -> None:
+        shape = (self.log_n.size, self.m_knots.size)
+        if self.log_ratio.shape != shape or self.log_k.size != self.log_n.size or not min(shape):
+            raise ConfigError(
+                f"GEMM curve, [own]: ratios of shape {self.log_ratio.shape} for {shape[0]} shapes "
+                f"and {shape[1]} rows"
+            )
+        if self.m_knots[0] <= 0 or np.any(np.diff(self.m_knots) <= 0):
+            raise ConfigError("GEMM curve, [own]: m must be positive and rise")
+        if not np.all(np.isfinite(self.log_ratio)):
+            raise ConfigError("GEMM curve, [own]: a ratio is not positive")
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> OwnProducts:
+        """The matrices of `[own]`: a row of ratios for each (n, k), a column for each m."""
+        shapes = np.asarray(table["shapes"], dtype=np.float64).reshape(-1, 2)
+        ratios = np.asarray(table["time_over_table_per_10000"], dtype=np.float64) / 1e4
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return cls(
+                m_knots=np.asarray(table["m"], dtype=np.float64),
+                log_n=np.log(shapes[:, 0]),
+                log_k=np.log(shapes[:, 1]),
+                log_ratio=np.log(ratios),
+            )
+
+    def log_ratio_of(self, n: int, k: int) -> FloatArray:
+        """ln(time / the table's) of one matrix at each of `m_knots`, (M,)."""
+        distance = (self.log_n - np.log(n)) ** 2 + (self.log_k - np.log(k)) ** 2
+        weight = 1.0 / (distance + 1e-12)
+        return np.asarray(weight @ self.log_ratio / weight.sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GemmCurve:
     """Dense-layer times of one GPU: `multiplier(m, n, k) x (kernel latency + roofline)`.
 
@@ -79,6 +126,7 @@ class GemmCurve:
     p90_error: float
     source: str
     waves: Waves | None = None
+    own: OwnProducts | None = None
 
     def __post_init__(self) -> None:
         for field in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
@@ -114,7 +162,7 @@ class GemmCurve:
             If a key is unknown or missing, or a figure is out of its range; it is named.
         """
         _check_keys("curve", table)
-        for part in ("source", "fit", "residuals", "waves", "table"):
+        for part in ("source", "fit", "residuals", "waves", "table", "own"):
             if part in table:
                 _check_keys(part, table[part])
         knots = table["table"]
@@ -142,6 +190,7 @@ class GemmCurve:
             p90_error=table["residuals"]["left_out_n_and_k"]["p90_percent"] / 100.0,
             source=f"{source['dataset']}, {source['device']}, {source['kernel_library']}",
             waves=Waves(**table["waves"]) if "waves" in table else None,
+            own=OwnProducts.from_table(table["own"]) if "own" in table else None,
         )
 
     def seconds(
@@ -264,7 +313,15 @@ def _curve_over_m(
     multiplier = between_n[:, 0] * (1.0 - row_part) + between_n[:, 1] * row_part
     # A running maximum keeps time from falling in m at peaks other than those of the fit, and is
     # itself monotone in whatever moves the base.
-    return np.log(curve.m_knots), np.maximum.accumulate(np.log(base) + multiplier)
+    log_m, log_s = np.log(curve.m_knots), np.maximum.accumulate(np.log(base) + multiplier)
+    if curve.own is None:
+        return log_m, log_s
+    # Inside the rows that were timed only their knots count: the table's steps lie elsewhere.
+    own_m, ratio = np.log(curve.own.m_knots), curve.own.log_ratio_of(n, k)
+    outside = (log_m < own_m[0]) | (log_m > own_m[-1])
+    knots = np.sort(np.concatenate([own_m, log_m[outside]]))
+    scaled = np.interp(knots, log_m, log_s) + np.interp(knots, own_m, ratio)
+    return knots, np.maximum.accumulate(scaled)
 
 
 def _bracket(knots: FloatArray, value: float) -> tuple[int, float]:

@@ -14,6 +14,8 @@ from perfmodel.errors import unknown_name
 from perfmodel.gemm_curve import GemmCurve
 
 _FOLDER = resources.files("perfmodel") / "catalog" / "efficiency"
+# The runtime runs FlashInfer's kernel with blocks of its own; where that was not measured, theirs.
+_ATTENTION_LIKE = {"specroof": "flashinfer"}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,7 +29,9 @@ class Efficiency:
 
 
 @cache
-def efficiency(name: str, attention_kernels: str = "vllm") -> Efficiency:
+def efficiency(
+    name: str, attention_kernels: str = "vllm", linear_kernels: str = "library"
+) -> Efficiency:
     """The curves of catalog folder `name`, with attention by the named kernel library.
 
     Parameters
@@ -35,7 +39,11 @@ def efficiency(name: str, attention_kernels: str = "vllm") -> Efficiency:
     name : str
         A folder of `catalog/efficiency/`, as `GPU.efficiency` states it.
     attention_kernels : str
-        "vllm", or "flashinfer": vLLM's measured kernels with what FlashInfer schedules otherwise.
+        "vllm"; "flashinfer", vLLM's measured kernels with what FlashInfer schedules otherwise; or
+        "specroof", the runtime's own where they were measured, else as "flashinfer".
+    linear_kernels : str
+        "library", or "specroof": the runtime's own products, and sums over ranks, where they
+        were measured.
 
     Raises
     ------
@@ -46,14 +54,27 @@ def efficiency(name: str, attention_kernels: str = "vllm") -> Efficiency:
     if not folder.is_dir():
         raise unknown_name("efficiency", name, (f.name for f in _FOLDER.iterdir() if f.is_dir()))
     attention = _read(folder / "attention.toml")
-    if attention_kernels != "vllm":
-        attention |= _read(folder / f"attention-{attention_kernels}.toml")
+    library = measured_attention(name, attention_kernels)
+    if library != "vllm":
+        attention |= _read(folder / f"attention-{library}.toml")
     return Efficiency(
         name=name,
-        gemm=GemmCurve.from_table(_read(folder / "gemm.toml")),
+        gemm=GemmCurve.from_table(_with_own(folder, "gemm", linear_kernels)),
         attention=AttentionCurve.from_table(attention),
-        collectives=CollectiveCurve.from_table(_read(folder / "collectives.toml")),
+        collectives=CollectiveCurve.from_table(_with_own(folder, "collectives", linear_kernels)),
     )
+
+
+def _with_own(folder: Any, kind: str, kernels: str) -> dict[str, Any]:
+    """The GPU's table, with what was measured of an engine's own kernels in its place."""
+    own = folder / f"{kind}-{kernels}.toml"
+    return _read(folder / f"{kind}.toml") | (_read(own) if own.is_file() else {})
+
+
+def measured_attention(name: str, attention_kernels: str) -> str:
+    """The kernel library whose attention curve stands for `attention_kernels` on this GPU."""
+    own = (_FOLDER / name / f"attention-{attention_kernels}.toml").is_file()
+    return attention_kernels if own else _ATTENTION_LIKE.get(attention_kernels, attention_kernels)
 
 
 def _read(path: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import EngineProfile
 from perfmodel.errors import ConfigError
 from perfmodel.hardware import Machine
+from perfmodel.kernel_efficiency import measured_attention
 from perfmodel.model_spec import ModelSpec, dtype_bytes
 from perfmodel.workload import Workload
 
@@ -103,7 +104,7 @@ class Scenario:
                 f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
                 f"check yours with nccl-tests"
             )
-        if self.engine.attention_kernels == "flashinfer":
+        if measured_attention(gpu.efficiency, self.engine.attention_kernels) == "flashinfer":
             notes.append(
                 "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
                 "checked on one H200 only"

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
+    from runtime.assembly import BatchShape, EngineSetup, Model, assemble, build_engine
     from runtime.attention import AttentionBackend, PassLayout
     from runtime.attention_reference import ReferenceAttention
     from runtime.bench_options import parse_options
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.contracts import DraftChoice, ModelShape
     from runtime.dataset import TextTokenizer
     from runtime.distributed import ALONE, Group, Ranks, connect
-    from runtime.draft import SelfDrafter
+    from runtime.download import download_model
     from runtime.draft_views import FullView, SinkWindowView, SnapView, View, ViewPolicy
     from runtime.engine import Engine
     from runtime.errors import EngineError, InputError
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from runtime.layers import rotate
     from runtime.prefill import Piece
     from runtime.results import GenerationResult
-    from runtime.sampling import SamplingParams, probabilities, sampler_for
+    from runtime.sampling import SamplingParams, probabilities
     from runtime.sequence import Sequence
     from runtime.snapkv import WindowQueries
+    from runtime.step_bench import StepBench, StepCase, StepTimes
     from runtime.transformer import Decoder
     from runtime.weights import MetaWeights, load_weights
 
@@ -57,17 +58,21 @@ __all__ = [
     "Ranks",
     "ReferenceAttention",
     "SamplingParams",
-    "SelfDrafter",
     "Sequence",
     "SinkWindowView",
     "SnapView",
+    "StepBench",
+    "StepCase",
+    "StepTimes",
     "TextTokenizer",
     "View",
     "ViewPolicy",
     "WindowQueries",
+    "assemble",
     "build_engine",
     "config_of_shape",
     "connect",
+    "download_model",
     "hf_config",
     "launch_ranks",
     "load_weights",
@@ -76,13 +81,12 @@ __all__ = [
     "probabilities",
     "read_config",
     "rotate",
-    "sampler_for",
 ]
 
-_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "assembly", "distributed",
-            "engine", "results", "sampling", "transformer", "weights", "attention",
-            "attention_reference", "dataset", "draft", "draft_views", "kv_cache", "layers",
-            "prefill", "sequence", "snapkv")  # fmt: skip
+_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
+            "distributed", "engine", "results", "sampling", "transformer", "weights",
+            "step_bench", "attention", "attention_reference", "dataset", "draft_views", "kv_cache",
+            "layers", "prefill", "sequence", "snapkv")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

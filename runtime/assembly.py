@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from runtime.attention import AttentionBackend
 from runtime.attention_reference import ReferenceAttention
 from runtime.config import DecoderConfig
 from runtime.contracts import DraftChoice
@@ -17,8 +18,11 @@ from runtime.draft_views import FullView, SinkWindowView, SnapView, ViewPolicy, 
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache, pages_for
+from runtime.passes import EagerPasses, Passes
+from runtime.phase_clock import CudaClock, HostClock
+from runtime.ring import Ring
 from runtime.sampling import Sampler, SamplingParams, sampler_for
-from runtime.standalone_draft import AbsentDrafter, Ring, StandaloneDrafter
+from runtime.standalone_draft import AbsentDrafter, StandaloneDrafter
 from runtime.transformer import Decoder
 from runtime.weights import RandomWeights, SafetensorsFolder, WeightSource, load_weights
 
@@ -58,6 +62,7 @@ class EngineSetup:
     rates: Sequence[float] | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
+    graphs: bool = True  # on a GPU, whole passes at once
     page_tokens: int = 16
     cache_pages: int | None = None
     chunk_tokens: int = 2048
@@ -99,22 +104,39 @@ def build_engine(
     """
     _check(setup)
     target = setup.target.load(ranks.target, setup.dtype, setup.device)
+    draft = None
+    if setup.draft is not None and setup.gamma and ranks.draft is not None:
+        draft = setup.draft.load(ranks.draft, setup.dtype, setup.device)
+    return assemble(setup, ranks, batch, target, draft, eos_tokens)
+
+
+def assemble(
+    setup: EngineSetup,
+    ranks: Ranks,
+    batch: BatchShape,
+    target: Decoder,
+    draft: Decoder | None,
+    eos_tokens: frozenset[int] = frozenset(),
+) -> Engine:
+    """An engine around decoders that are loaded already."""
     gathered = 0
     if setup.gamma and setup.plan.draft == "self" and setup.plan.policy == "snapkv":
         gathered = pages_for(_budget(setup), setup.page_tokens)
     pages = batch.pages(setup.page_tokens, setup.gamma + 1, gathered)
     cache = _cache(setup, target, setup.cache_pages or pages)
-    backend = ReferenceAttention(cache, target.rotary)
+    backend, passes = _attention(setup, target, cache)
     sampler = sampler_for(setup.sampling, setup.rates, setup.device)
     return Engine(
         target=target,
         cache=cache,
         backend=backend,
-        drafter=_drafter(setup, ranks, batch, target, cache, backend, sampler),
+        passes=passes,
+        drafter=_drafter(setup, ranks, batch, target, draft, cache, passes, sampler),
         gamma=setup.gamma,
         sampler=sampler,
         eos_tokens=eos_tokens,
         chunk_tokens=setup.chunk_tokens,
+        clock=CudaClock() if setup.device.type == "cuda" else HostClock(),
     )
 
 
@@ -123,18 +145,17 @@ def _drafter(
     ranks: Ranks,
     batch: BatchShape,
     target: Decoder,
+    decoder: Decoder | None,
     cache: PagedCache,
-    backend: ReferenceAttention,
+    passes: Passes,
     sampler: Sampler,
 ) -> Drafter:
     if not setup.gamma:
         return NoDraft(setup.device)
     if setup.plan.draft == "self":
-        return SelfDrafter(target, cache, backend, _view(setup, cache), sampler)
-    if ranks.draft is None:
+        return SelfDrafter(target, cache, passes, _view(setup, cache), sampler)
+    if decoder is None:
         return AbsentDrafter(setup.device, ranks.target)
-    assert setup.draft is not None
-    decoder = setup.draft.load(ranks.draft, setup.dtype, setup.device)
     page, ring, chunk = setup.page_tokens, None, setup.chunk_tokens
     pages = batch.pages(page, setup.gamma + 1, 0)
     if setup.plan.policy == "streamingllm":
@@ -146,12 +167,28 @@ def _drafter(
     return StandaloneDrafter(
         decoder,
         draft_cache,
-        ReferenceAttention(draft_cache, decoder.rotary),
+        *_attention(setup, decoder, draft_cache),
         sampler,
         ring=ring,
         chunk_tokens=chunk,
         target_group=ranks.target,
     )
+
+
+def _attention(
+    setup: EngineSetup, decoder: Decoder, cache: PagedCache
+) -> tuple[AttentionBackend, Passes]:
+    """FlashInfer and graphs on a GPU in 16 bits, else the reference, step by step."""
+    if cache.storage.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16):
+        from runtime.attention_flashinfer import FlashInferAttention
+        from runtime.cuda_graphs import GraphPasses
+
+        fast = FlashInferAttention(cache, decoder.query_heads)
+        if setup.graphs:
+            return fast, GraphPasses(decoder, fast)
+        return fast, EagerPasses(decoder, fast)
+    plain = ReferenceAttention(cache)
+    return plain, EagerPasses(decoder, plain)
 
 
 def _view(setup: EngineSetup, cache: PagedCache) -> ViewPolicy:

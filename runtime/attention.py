@@ -1,4 +1,4 @@
-"""The interface of attention backends: `plan` once a pass from host numbers, `run` once a layer.
+"""The interface of attention backends: `plan` once a pass from host numbers, `attend` once a layer.
 
 A layout names pages and counts that the host knows before the pass starts, so planning never waits
 for the device, and the plans of a whole draft phase can be made before its first step.
@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+from runtime.kv_cache import PagedCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,40 +22,54 @@ class PassLayout:
     """What one pass reads and writes, per sequence.
 
     `page_tables` lists the pages to read, in order, all full but the last. `kv_tokens` counts the
-    tokens read from them, the pass's own included, which are the last `query_tokens`. With
-    `rotate_on_read` the cache holds unrotated keys, and keys and queries are rotated by their index
-    among the tokens read. `window_tokens` limits how far back a query sees.
+    tokens read from them, the pass's own included, which are the last `query_tokens`.
+    `first_positions` are the rotary positions of each sequence's first new token: its index among
+    the tokens read, unless stated. `window_tokens` limits how far back a query sees.
     """
 
     page_tables: Sequence[Sequence[int]]
     kv_tokens: Sequence[int]
     query_tokens: Sequence[int]
-    rotate_on_read: bool = False
+    first_positions: Sequence[int] | None = None
     window_tokens: int | None = None
 
     @property
     def last_rows(self) -> list[int]:
         """The row of each sequence's last token among all the tokens of the pass."""
-        rows, total = [], 0
-        for count in self.query_tokens:
-            total += count
-            rows.append(total - 1)
-        return rows
+        return [int(row) - 1 for row in np.cumsum(self.query_tokens)]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The rotary position of every token of the pass."""
+        new = np.asarray(self.query_tokens)
+        first = self.first_positions
+        start = np.asarray(self.kv_tokens) - new if first is None else np.asarray(first)
+        shift = start - (np.cumsum(new) - new)
+        return np.repeat(shift, new) + np.arange(int(new.sum()))
 
 
 class AttentionPlan(Protocol):
-    """One planned pass."""
+    """One planned pass of T tokens."""
 
     @property
-    def rotate_on_read(self) -> bool:
-        """Whether `run` takes unrotated queries and keys."""
+    def cache(self) -> PagedCache:
+        """Where keys and values go, and are read from."""
         ...
 
-    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Append `key` and `value` to the cache and attend.
+    @property
+    def positions(self) -> Tensor:
+        """(T,) rotary positions."""
+        ...
 
-        query (tokens, query heads, head_dim); key and value (tokens, KV heads, head_dim); sequences
-        one after another. Returns the shape of `query`.
+    @property
+    def write_slots(self) -> Tensor:
+        """(T,) the slots of the cache that the pass's keys and values go to."""
+        ...
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Attend to what the cache holds once this pass's keys and values are in.
+
+        query (T, query heads, head_dim), sequences one after another; returns its shape.
         """
         ...
 
@@ -60,5 +78,5 @@ class AttentionBackend(Protocol):
     """Attention over one paged cache."""
 
     def plan(self, layout: PassLayout) -> AttentionPlan:
-        """Prepare one pass; `run` then does only device work."""
+        """Prepare one pass; what follows is device work alone."""
         ...

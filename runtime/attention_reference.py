@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.attention import AttentionPlan, PassLayout
 from runtime.kv_cache import PagedCache
-from runtime.layers import Rotary, compute_dtype, rotate
+from runtime.layers import compute_dtype
 
 
 class ReferenceAttention:
-    """Attention over `cache`; `rotary` is used where a layout rotates on read."""
+    """Attention over `cache`."""
 
-    def __init__(self, cache: PagedCache, rotary: Rotary) -> None:
+    def __init__(self, cache: PagedCache) -> None:
         self.cache = cache
-        self.rotary = rotary
 
     def plan(self, layout: PassLayout) -> AttentionPlan:
         """Index tensors of one pass, from host numbers alone."""
-        return _plan(layout, self.cache, self.rotary)
+        return _plan(layout, self.cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +36,18 @@ class ReferencePlan:
     """B sequences, at most Q new and K read tokens each, T new tokens in all."""
 
     cache: PagedCache
-    rotary: Rotary
-    rotate_on_read: bool
+    positions: Tensor  # (T,)
     write_slots: Tensor  # (T,)
     read_slots: Tensor  # (B, K), padded with the first
     query_rows: Tensor  # (B, Q) rows among T, padded with the last
     output_rows: Tensor  # (T,) rows among B * Q
-    query_index: Tensor  # (B, Q) index of each query among the tokens read
     hidden: Tensor  # (B, 1, Q, K) True where a query may not look
 
-    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Append, then softmax(q k / sqrt(head_dim)) v over what each query may see."""
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """softmax(q k / sqrt(head_dim)) v over what each query may see."""
         keys, values = self.cache.slots(layer)
-        keys[self.write_slots] = key
-        values[self.write_slots] = value
         seen_keys, seen_values = self._read(keys), self._read(values)  # (B, K, KV, D)
         padded = query[self.query_rows].contiguous()  # (B, Q, H, D)
-        if self.rotate_on_read:
-            index = torch.arange(seen_keys.shape[1], device=query.device)
-            seen_keys = rotate(seen_keys, *self.rotary.tables(index))
-            padded = rotate(padded, *self.rotary.tables(self.query_index))
         mixed = grouped_attention(padded, seen_keys, seen_values, self.hidden)
         return mixed.flatten(0, 1)[self.output_rows]
 
@@ -82,34 +76,33 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor)
     return mixed.permute(0, 3, 1, 2, 4).reshape(query.shape)
 
 
-def _plan(layout: PassLayout, cache: PagedCache, rotary: Rotary) -> ReferencePlan:
-    device, page = cache.storage.device, cache.page_tokens
-    longest_kv, longest_query = max(layout.kv_tokens), max(layout.query_tokens)
-    pages = -(-longest_kv // page)
-    padded = [
-        [*table[:pages], *[table[0]] * (pages - len(table[:pages]))] for table in layout.page_tables
-    ]
-    tables = torch.tensor(padded, device=device)  # (B, pages)
-    kv = torch.tensor(layout.kv_tokens, device=device)[:, None]  # (B, 1)
-    new = torch.tensor(layout.query_tokens, device=device)[:, None]
-    step = torch.arange(longest_query, device=device)[None]  # (1, Q)
-    index = torch.arange(longest_kv, device=device)
+def _plan(layout: PassLayout, cache: PagedCache) -> ReferencePlan:
+    page = cache.page_tokens
+    kv = np.asarray(layout.kv_tokens)[:, None]  # (B, 1)
+    new = np.asarray(layout.query_tokens)[:, None]
+    step = np.arange(int(new.max()))[None]  # (1, Q)
+    index = np.arange(int(kv.max()))
+    tables = np.zeros((len(kv), -(-len(index) // page)), dtype=np.int64)
+    for row, table in enumerate(layout.page_tables):
+        pages = table[: tables.shape[1]]
+        tables[row, : len(pages)], tables[row, len(pages) :] = pages, table[0]
     slots = tables[:, index // page] * page + index % page  # (B, K)
-    query_index = torch.minimum(kv - new + step, kv - 1)  # (B, Q)
+    query_index = np.minimum(kv - new + step, kv - 1)  # (B, Q)
     real = step < new
-    first_row = new.cumsum(0) - new
-    query_rows = first_row + torch.minimum(step, new - 1)
+    query_rows = np.cumsum(new)[:, None] - new + np.minimum(step, new - 1)
     hidden = index > query_index[..., None]  # (B, Q, K)
     if layout.window_tokens is not None:
         hidden |= index <= query_index[..., None] - layout.window_tokens
+
+    def there(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(cache.storage.device)
+
     return ReferencePlan(
         cache=cache,
-        rotary=rotary,
-        rotate_on_read=layout.rotate_on_read,
-        write_slots=slots.gather(1, query_index)[real],
-        read_slots=slots,
-        query_rows=query_rows,
-        output_rows=real.flatten().nonzero().squeeze(1),
-        query_index=query_index,
-        hidden=hidden[:, None],
+        positions=there(layout.positions),
+        write_slots=there(np.take_along_axis(slots, query_index, axis=1)[real]),
+        read_slots=there(slots),
+        query_rows=there(query_rows),
+        output_rows=there(np.flatnonzero(real)),
+        hidden=there(hidden[:, None]),
     )

@@ -46,7 +46,13 @@ def run_bench(options: RunOptions, arguments: list[str]) -> None:
     from runtime.provenance import provenance
 
     torch.set_num_threads(options.threads)
-    with connect(tp=options.tp, draft_tp=options.draft_ranks) as ranks, ExitStack() as stack:
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with (
+        connect(tp=options.tp, draft_tp=options.draft_ranks, device=device) as ranks,
+        ExitStack() as stack,
+    ):
         log = None
         if ranks.is_root and options.output is not None:
             log = stack.enter_context(_open(options.output))
@@ -89,7 +95,7 @@ class _Run:
         """Generate, and check against plain decoding where asked."""
         plan = self.options.plan
         result, memory = self._generate(plan, lambda record: _write(log, {"round": asdict(record)}))
-        report = {**result.summary(), "memory_bytes": memory}
+        report = {**result.summary(), "memory_bytes": memory, "verification": self.achieved}
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
@@ -104,13 +110,40 @@ class _Run:
         return report
 
     def _generate(self, plan: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
+        from runtime.achieved import peak_memory, verification_rates
+        from runtime.assembly import BatchShape, build_engine
+        from runtime.pretend import pretend_prefilled
+
+        new = [self.options.gen_tokens] * len(self.prompts)
+        eos = frozenset() if self.options.ignore_eos else frozenset(self.config.eos_tokens)
+        batch = BatchShape([len(prompt) for prompt in self.prompts], new)
+        engine = build_engine(self._setup(plan), self.ranks, batch, eos)
+        if self.options.skip_prefill:
+            pretend_prefilled(engine, self.prompts, new)
+            result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
+        else:
+            show = self.ranks.is_root and sys.stderr.isatty()
+            progress = _show_progress if show else _hide_progress
+            result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
+        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
+        memory.update(peak_memory(self.ranks.device))
+        self.achieved = verification_rates(
+            self.config,
+            result,
+            weight_bytes=engine.target.weights.bytes,
+            kv_token_bytes=engine.cache.token_bytes,
+            tp=self.options.tp,
+        )
+        return result, memory
+
+    def _setup(self, plan: Any) -> Any:
         import torch
 
-        from runtime.assembly import BatchShape, EngineSetup, build_engine
+        from runtime.assembly import EngineSetup
         from runtime.sampling import SamplingParams
 
-        options, count = self.options, len(self.prompts)
-        setup = EngineSetup(
+        options, on_gpu = self.options, self.ranks.device.type == "cuda"
+        return EngineSetup(
             target=self.models[0],
             draft=self.models[1] if len(self.models) > 1 else None,
             plan=plan,
@@ -121,21 +154,15 @@ class _Run:
                 seed=options.seed,
             ),
             rates=options.acceptance,
-            dtype=getattr(torch, options.dtype),
+            dtype=getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32")),
+            device=self.ranks.device,
+            graphs=options.compile,
             page_tokens=options.page_tokens,
             cache_pages=options.cache_pages,
-            chunk_tokens=options.chunk_tokens,
+            chunk_tokens=options.chunk_tokens or (8192 if on_gpu else 512),
             snapkv_window=options.snapkv_window,
             snapkv_pool=options.snapkv_pool,
         )
-        new = [options.gen_tokens] * count
-        eos = frozenset() if options.ignore_eos else frozenset(self.config.eos_tokens)
-        batch = BatchShape([len(prompt) for prompt in self.prompts], new)
-        engine = build_engine(setup, self.ranks, batch, eos)
-        progress = _show_progress if self.ranks.is_root and sys.stderr.isatty() else _hide_progress
-        result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
-        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
-        return result, memory
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -185,6 +212,13 @@ def _print(options: RunOptions, report: dict[str, Any]) -> None:
         f"{name} (mean of {time['count']})": f"{1e3 * time['mean']:.2f} ms"
         for name, time in report["phase_s"].items()
     }
+    if report["verification"]:
+        rows["verification reads"] = f"{report['verification']['bytes_per_s'] / 1e12:.2f} TB/s"
+        rows["verification computes"] = (
+            f"{report['verification']['flops_per_s'] / 1e12:.1f} TFLOP/s"
+        )
+    if "peak_allocated" in report["memory_bytes"]:
+        rows["peak memory"] = f"{report['memory_bytes']['peak_allocated'] / 1e9:.2f} GB"
     if "check" in report:
         rows["same tokens as plain decoding"] = "yes"
         rows["plain decoding"] = f"{report['check']['plain_decode_s']:.3f} s"

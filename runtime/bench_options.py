@@ -15,6 +15,7 @@ MODES = {
     "standalone": "Speculate with a smaller model as draft.",
     "selfspec": "Speculate with the target itself, reading part of its cache.",
 }
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -38,7 +39,8 @@ class RunOptions:
     model: Path
     draft: Path | None
     random_weights: bool
-    dtype: str
+    device: str
+    dtype: str | None
     tp: int
     draft_tp: int | None
     batch: int
@@ -55,7 +57,9 @@ class RunOptions:
     seed: int
     input: Path | None
     ignore_eos: bool
-    chunk_tokens: int
+    skip_prefill: bool
+    compile: bool
+    chunk_tokens: int | None
     page_tokens: int
     cache_pages: int | None
     snapkv_window: int
@@ -102,6 +106,8 @@ def parse_options(arguments: Sequence[str], *, program: str = "specroof run") ->
         raise InputError(f"--draft-tp {options.draft_tp} exceeds --tp {options.tp}")
     if options.check and (options.temperature or options.acceptance):
         raise InputError("--check compares greedy tokens: leave --temperature and --acceptance out")
+    if options.skip_prefill and (options.check or options.input or options.print_output):
+        raise InputError("--skip-prefill is for timing: leave --check, --input and texts out")
     return options
 
 
@@ -129,7 +135,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, required=True, help="Folder of config.json and safetensors.")
     add("--draft", type=Path, help="The drafting model's folder (mode standalone).")
     add("--random-weights", action="store_true", help="Seeded weights: config.json is enough.")
-    add("--dtype", choices=DTYPES, default="float32", help="float32 on a CPU.")
+    add("--device", choices=DEVICES, default="auto", help="A GPU where there is one.")
+    add("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 on a CPU.")
     add("--tp", type=_count, default=1, help="Ranks that share the target.")
     add("--draft-tp", type=_count, help="Ranks that share the draft; the first of the target's.")
 
@@ -141,6 +148,7 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
     add("--gen-tokens", type=_count, default=64, help="New tokens of each sequence.")
     add("--input", type=Path, help="Text, .jsonl or a folder of books; random tokens without it.")
     add("--ignore-eos", action="store_true", help="Go on to --gen-tokens.")
+    add("--skip-prefill", action="store_true", help="Random keys and values: for timing rounds.")
     add("--temperature", type=float, default=0.0, help="0 is greedy.")
     add("--top-k", type=int, default=0)
     add("--top-p", type=float, default=1.0)
@@ -165,7 +173,13 @@ def _add_draft(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--chunk-tokens", type=_count, default=512, help="Most prompt tokens in one pass.")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="On a GPU, run whole passes as CUDA graphs.",
+    )
+    add("--chunk-tokens", type=_count, help="Most prompt tokens in one pass: 8192, 512 on a CPU.")
     add("--page-tokens", type=_count, default=16, help="Tokens in a page of the KV cache.")
     add("--cache-pages", type=_count, help="Pages in the target's cache; the batch's need if left.")
     add("--threads", type=_count, default=1, help="CPU threads of each rank.")

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from runtime.attention import AttentionBackend
-from runtime.draft_phase import DraftPhase, Proposal, run_draft_phase
+from runtime.draft_phase import DraftPhase, Proposal
 from runtime.draft_views import FullView, ViewPolicy
 from runtime.kv_cache import PagedCache
+from runtime.passes import Passes
 from runtime.prefill import Progress, PromptObserver
 from runtime.sampling import Sampler
 from runtime.sequence import Sequence
@@ -69,11 +69,11 @@ class SelfDrafter:
         self,
         decoder: Decoder,
         cache: PagedCache,
-        backend: AttentionBackend,
+        passes: Passes,
         policy: ViewPolicy,
         sampler: Sampler,
     ) -> None:
-        self.decoder, self.cache, self.backend = decoder, cache, backend
+        self.decoder, self.cache, self.passes = decoder, cache, passes
         self.policy, self.sampler = policy, sampler
         self._seen: WindowQueries | None = None
 
@@ -96,7 +96,7 @@ class SelfDrafter:
         views = [self.policy.view(sequence) for sequence in sequences]
         tables, cached = [], []
         for view, sequence in zip(views, sequences, strict=True):
-            tables.append([*view.front, *sequence.table.pages[view.tail_page :]])
+            tables.append(view.pages(sequence.table))
             skipped = (view.tail_page - len(view.front)) * self.cache.page_tokens
             cached.append(sequence.table.tokens - skipped)
         whole = isinstance(self.policy, FullView)
@@ -107,7 +107,7 @@ class SelfDrafter:
             cached=cached,
             window_tokens=self.decoder.config.sliding_window_tokens if whole else None,
         )
-        return run_draft_phase(steps, gamma, self.decoder, self.backend, self.sampler)
+        return self.passes.draft(steps, gamma, self.sampler)
 
     def release(self, sequence: Sequence) -> None:
         """Let the policy free what it gathered."""

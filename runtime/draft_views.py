@@ -7,6 +7,7 @@ round.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.kv_cache import PagedCache, pages_for
+from runtime.kv_cache import PagedCache, PageTable, pages_for
 from runtime.sequence import Sequence
 from runtime.snapkv import gather_pages
 
@@ -25,6 +26,11 @@ class View:
 
     front: Many[int]
     tail_page: int
+
+    def pages(self, table: PageTable) -> Many[int]:
+        """All pages to read, in order."""
+        tail = table.pages[self.tail_page :]
+        return array("i", self.front) + tail if self.front else tail
 
 
 class ViewPolicy(Protocol):
@@ -150,10 +156,14 @@ class SnapView:
         )
         self._views[sequence.index] = View(front, tail_page)
 
+    def set_view(self, sequence: Sequence, view: View) -> None:
+        """Take pages that were gathered elsewhere, as a benchmark does."""
+        self._views[sequence.index] = view
+
     def view(self, sequence: Sequence) -> View:
         """The gathered pages, then the target's from the prompt's end on."""
         return self._views[sequence.index]
 
     def release(self, sequence: Sequence) -> None:
         """Free the gathered pages."""
-        self.cache.give_back(list(self._views.pop(sequence.index).front))
+        self.cache.give_back(self._views.pop(sequence.index).front)

@@ -19,6 +19,7 @@ from runtime.draft import Drafter
 from runtime.draft_phase import Proposal
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache
+from runtime.passes import Passes
 from runtime.phase_clock import HostClock, PhaseClock
 from runtime.prefill import Progress, PromptJob, prefill
 from runtime.results import FinishedSequence, GenerationResult, RoundRecord
@@ -40,6 +41,7 @@ class Engine:
         target: Decoder,
         cache: PagedCache,
         backend: AttentionBackend,
+        passes: Passes,
         drafter: Drafter,
         gamma: int,
         sampler: Sampler,
@@ -48,7 +50,8 @@ class Engine:
         clock: PhaseClock | None = None,
     ) -> None:
         self.target, self.cache, self.backend = target, cache, backend
-        self.drafter, self.gamma, self.sampler = drafter, gamma, sampler
+        self.passes, self.drafter = passes, drafter
+        self.gamma, self.sampler = gamma, sampler
         self.eos_tokens, self.chunk_tokens = eos_tokens, chunk_tokens
         self.clock = clock or HostClock()
         self.sequences: list[Sequence] = []
@@ -95,6 +98,13 @@ class Engine:
         """
         begun = time.perf_counter()
         self.start(prompts, max_new_tokens, progress=progress)
+        return self.run_to_end(ttft_s=time.perf_counter() - begun, on_round=on_round)
+
+    @torch.inference_mode()
+    def run_to_end(
+        self, *, ttft_s: float, on_round: Callable[[RoundRecord], None] = lambda record: None
+    ) -> GenerationResult:
+        """All rounds of what was started; `ttft_s` is how long that took."""
         first = time.perf_counter()
         while self.active:
             on_round(self.round())
@@ -106,7 +116,7 @@ class Engine:
             ),
             rounds=tuple(self.rounds),
             phases=self.clock.seconds(),
-            ttft_s=first - begun,
+            ttft_s=ttft_s,
             decode_s=ended - first,
         )
 
@@ -137,7 +147,8 @@ class Engine:
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
             sequence.append(row[1:2], self.eos_tokens)
-            self._free_if_finished(sequence)
+            if sequence.finish is not None:
+                self._free(sequence)
 
     @torch.inference_mode()
     def round(self) -> RoundRecord:
@@ -148,32 +159,25 @@ class Engine:
         with self.clock.phase("draft"):
             proposal = self.drafter.propose(active, self.gamma)
         with self.clock.phase("verify"):
-            logits = self._verify(active, proposal.tokens)
+            logits = self.verify(active, proposal.tokens)
+            read = sum(sequence.table.tokens for sequence in active)
         with self.clock.phase("accept"):
             verdict = self._judge(proposal, logits).tolist()  # the one read of a round
         with self.clock.phase("host"):
-            record = self._commit(active, verdict)
+            record = self._commit(active, verdict, read)
         self.rounds.append(record)
         return record
 
-    def _verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
+    def verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
         """The target's logits after each sequence's last token and after every draft."""
         width = self.gamma + 1
-        device = self.target.device
-        last = torch.tensor([[sequence.tokens[-1]] for sequence in active], device=device)
-        start = torch.tensor([[sequence.table.tokens] for sequence in active], device=device)
         layout = PassLayout(
             page_tables=[sequence.table.pages for sequence in active],
             kv_tokens=[sequence.table.tokens + width for sequence in active],
             query_tokens=[width] * len(active),
             window_tokens=self.target.config.sliding_window_tokens,
         )
-        hidden = self.target.forward(
-            torch.cat((last, drafts), dim=1).flatten(),
-            (start + torch.arange(width, device=device)).flatten(),
-            self.backend.plan(layout),
-        )
-        return self.target.logits(hidden).view(len(active), width, -1)
+        return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
 
     def _judge(self, proposal: Proposal, logits: Tensor) -> Tensor:
         """The verdict of rank 0, on every rank."""
@@ -184,7 +188,7 @@ class Engine:
             verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)
         return self.group.broadcast(verdict)
 
-    def _commit(self, active: Many[Sequence], verdict: list[list[int]]) -> RoundRecord:
+    def _commit(self, active: Many[Sequence], verdict: list[list[int]], read: int) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
         kept = []
         for sequence, (accepted, *tokens) in zip(active, verdict, strict=True):
@@ -192,13 +196,13 @@ class Engine:
             sequence.append(tokens[: accepted + 1], self.eos_tokens)
             kept.append(len(sequence.tokens) - before)
             self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
-            self._free_if_finished(sequence)
-        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept))
+            if sequence.finish is not None:
+                self._free(sequence)
+        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept), read)
 
-    def _free_if_finished(self, sequence: Sequence) -> None:
-        if sequence.finish is not None:
-            self.cache.release(sequence.table)
-            self.drafter.release(sequence)
+    def _free(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.table)
+        self.drafter.release(sequence)
 
     def _check(self, prompts: Many[Many[int]], max_new_tokens: Many[int]) -> None:
         vocab = self.target.config.vocab

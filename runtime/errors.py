@@ -21,5 +21,17 @@ class OutOfPages(EngineError):
     exit_code = 3
 
 
+class OutOfMemory(EngineError):
+    """The device cannot hold what was asked; the message shows the arithmetic and what fits."""
+
+    exit_code = 3
+
+
 class RankFailed(EngineError):
     """A rank died or threw; the message is that rank's own."""
+
+
+class Terminated(EngineError):
+    """The launcher was asked to end by SIGTERM."""
+
+    exit_code = 143  # as a shell counts it: 128 + 15

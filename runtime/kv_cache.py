@@ -7,6 +7,8 @@ and given to another sequence without being cleared: nothing reads a slot that i
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +22,7 @@ from runtime.errors import OutOfPages
 class PageTable:
     """One sequence's pages in order, and how many of their slots hold tokens."""
 
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
 
 
@@ -47,7 +49,8 @@ class PagedCache:
     ) -> None:
         self.page_tokens = page_tokens
         self.pages = pages
-        shape = (config.layers, 2, pages, page_tokens, kv_heads, config.head_dim)
+        self.idle_page = pages  # one more page, for the idle rows of a fixed-size batch
+        shape = (config.layers, 2, pages + 1, page_tokens, kv_heads, config.head_dim)
         try:
             # Zeros and not garbage: a padded read is masked, and 0 times NaN is still NaN.
             self.storage = torch.zeros(shape, dtype=dtype, device=device)
@@ -68,6 +71,11 @@ class PagedCache:
     def bytes(self) -> int:
         """Bytes of the whole pool."""
         return self.storage.numel() * self.storage.element_size()
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values over all layers, on this rank."""
+        return self.bytes // ((self.pages + 1) * self.page_tokens)
 
     def slots(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each (pages * page_tokens, kv_heads, head_dim)."""
@@ -92,20 +100,22 @@ class PagedCache:
             )
         return [self._free.pop() for _ in range(count)]
 
-    def give_back(self, pages: list[int]) -> None:
+    def give_back(self, pages: Sequence[int]) -> None:
         """Free these pages."""
         self._free.extend(reversed(pages))
 
     def reserve(self, table: PageTable, new_tokens: int) -> None:
         """Make room for `new_tokens` after those that the table holds."""
-        needed = pages_for(table.tokens + new_tokens, self.page_tokens)
-        table.pages += self.take(max(0, needed - len(table.pages)))
+        missing = pages_for(table.tokens + new_tokens, self.page_tokens) - len(table.pages)
+        if missing > 0:
+            table.pages.extend(self.take(missing))
 
     def truncate(self, table: PageTable, tokens: int) -> None:
         """Keep the first `tokens` tokens and free every page past them: the roll-back."""
         kept = pages_for(tokens, self.page_tokens)
-        self.give_back(table.pages[kept:])
-        del table.pages[kept:]
+        if kept < len(table.pages):
+            self.give_back(table.pages[kept:])
+            del table.pages[kept:]
         table.tokens = tokens
 
     def drop_page(self, table: PageTable, index: int) -> None:

@@ -15,10 +15,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-from runtime.errors import EngineError, RankFailed
+from runtime.errors import EngineError, RankFailed, Terminated
 
 GRACE_S = 5.0  # between asking a rank to stop and killing it
 FAILURE_FOLDER = "SPECROOF_FAILURE_FOLDER"
@@ -42,14 +44,16 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     RankFailed
         When a rank fails, within seconds, after all others were stopped; carries its message and,
         for bad input, its exit code.
+    Terminated
+        On SIGTERM, after all ranks were stopped.
     """
-    with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
+    with _sigterm_raises(), tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         processes: list[subprocess.Popen[bytes]] = []
         try:
             port = _free_port()
             for rank in range(ranks):
                 processes.append(_start(command, rank, ranks, port, folder))
-            if not _all_end_well(processes):
+            if not _all_end_well(processes, Path(folder)):
                 time.sleep(2 * _POLL_S)  # let the rank that failed first have said so
                 raise _failure(processes, Path(folder))
         finally:
@@ -64,6 +68,7 @@ def _start(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         FAILURE_FOLDER: folder,
@@ -75,11 +80,11 @@ def _start(
     )
 
 
-def _all_end_well(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Wait until a rank has failed, or all have ended well."""
+def _all_end_well(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> bool:
+    """Wait until a rank has failed or said that it will, or all have ended well."""
     while True:
         codes = [process.poll() for process in processes]
-        if any(codes):
+        if any(codes) or any(folder.glob("rank-*")):
             return False
         if all(code == 0 for code in codes):
             return True
@@ -102,6 +107,24 @@ def _failure(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Rank
     error = RankFailed(who + message.rstrip("\n"))
     error.exit_code = int(code_text)
     return error
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, SIGTERM is raised as `Terminated`, once; a second one does not disturb the ending."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated("terminated by SIGTERM; all ranks were stopped")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -130,18 +153,32 @@ def _free_port() -> int:
 def run_rank(body: Callable[[], None]) -> int:
     """Run one rank's work; a failure is one line on stderr, a note for the launcher, a code.
 
-    Peers that wait for this rank see its connection close and fail in turn.
+    Peers that wait for this rank see its connection close and fail in turn. On GPUs they would
+    wait for good, and so would the exit of this process: it ends at once, and whoever started the
+    ranks ends them.
     """
     _end_with_launcher()
     try:
         body()
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except EngineError as error:
-        return _report(str(error), error.exit_code)
+        code = _report(str(error), error.exit_code)
     except Exception as error:
-        return _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-    return 0
+        code = _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
+    else:
+        return 0
+    if _still_connected():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _still_connected() -> bool:
+    """Whether a process group was left standing, as NCCL's is after a failure."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
 
 
 def _report(message: str, code: int, trace: str = "") -> int:
@@ -151,7 +188,9 @@ def _report(message: str, code: int, trace: str = "") -> int:
     if folder is None:
         print(f"{trace}error: rank {rank}: {line}", file=sys.stderr, flush=True)
     else:
-        Path(folder, f"rank-{rank}").write_text(f"{code}\n{line}\n{trace}", encoding="utf-8")
+        whole = Path(folder, f"writing-{rank}")
+        whole.write_text(f"{code}\n{line}\n{trace}", encoding="utf-8")
+        whole.replace(Path(folder, f"rank-{rank}"))
     return code
 
 

@@ -120,14 +120,3 @@ def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
     mine = (local >= 0) & (local < table.shape[0])
     found = F.embedding(local.where(mine, torch.zeros_like(local)), table)
     return group.all_reduce(found * mine.unsqueeze(-1))
-
-
-def gated_mlp(x: Tensor, weights: LayerWeights, group: Group) -> Tensor:
-    """SiLU-gated MLP: gate and up column-parallel in one product, down row-parallel."""
-    gate, up = F.linear(x, weights.gate_up).chunk(2, dim=-1)
-    return group.all_reduce(F.linear(F.silu(gate) * up, weights.down))
-
-
-def vocabulary_logits(x: Tensor, head: Tensor, vocab: int, group: Group) -> Tensor:
-    """Vocabulary-parallel head: every rank's columns, gathered and cut to the true vocabulary."""
-    return group.gather_columns(F.linear(x, head))[..., :vocab]

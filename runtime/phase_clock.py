@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 PHASES = ("prefill", "draft_prefill", "draft", "verify", "accept", "host")
 
@@ -42,3 +42,34 @@ class HostClock:
     def seconds(self) -> Mapping[str, list[float]]:
         """Seconds of every occurrence of every phase, in order."""
         return self._seconds
+
+
+class CudaClock:
+    """Device time between events; what the host does while the device is idle counts as it passes.
+
+    Nothing is resolved before `seconds`, so that no phase waits for another.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[str, list[tuple[Any, Any]]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record an event on either side of the body."""
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        yield
+        end.record()
+        self._marks.setdefault(name, []).append((start, end))
+
+    def seconds(self) -> Mapping[str, list[float]]:
+        """Seconds of every occurrence of every phase, in order; waits for the last."""
+        import torch
+
+        torch.cuda.synchronize()
+        return {
+            name: [start.elapsed_time(end) * 1e-3 for start, end in marks]
+            for name, marks in self._marks.items()
+        }

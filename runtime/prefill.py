@@ -69,30 +69,28 @@ def prefill(
     jobs: Sequence[PromptJob],
     *,
     chunk_tokens: int,
-    rotate_on_read: bool = False,
-    make_room: Callable[[PageTable], None] = lambda table: None,
+    make_room: Callable[[int], None] = lambda job: None,
     observer: PromptObserver | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """Run every prompt; the hidden state of each one's last token (jobs, hidden).
+    """Run every prompt; the normed hidden state of each one's last token (jobs, hidden).
 
-    `make_room` is called with a table before each of its pieces: a ring forgets there.
+    `make_room` is called with a job's number before each of its pieces: a ring forgets there.
     """
     last: list[Tensor | None] = [None] * len(jobs)
     done, total = 0, sum(len(job.tokens) for job in jobs)
     for pieces in prompt_pieces([len(job.tokens) for job in jobs], chunk_tokens):
         for piece in pieces:
-            make_room(jobs[piece.job].table)
+            make_room(piece.job)
             cache.reserve(jobs[piece.job].table, piece.stop - piece.start)
-        layout = _layout(decoder, jobs, pieces, rotate_on_read)
+        plan = backend.plan(layout := _layout(decoder, jobs, pieces))
         if observer is not None:
             observer.begin(pieces)
         tokens = [token for p in pieces for token in jobs[p.job].tokens[p.start : p.stop]]
-        places = [place for p in pieces for place in range(p.start, p.stop)]
         hidden = decoder.forward(
             torch.tensor(tokens, device=decoder.device),
-            torch.tensor(places, device=decoder.device),
-            backend.plan(layout),
+            plan.positions,
+            plan,
             observer,
         )
         for piece, row in zip(pieces, layout.last_rows, strict=True):
@@ -103,15 +101,13 @@ def prefill(
     return torch.stack([row for row in last if row is not None])
 
 
-def _layout(
-    decoder: Decoder, jobs: Sequence[PromptJob], pieces: Sequence[Piece], rotate_on_read: bool
-) -> PassLayout:
+def _layout(decoder: Decoder, jobs: Sequence[PromptJob], pieces: Sequence[Piece]) -> PassLayout:
     tables = [jobs[piece.job].table for piece in pieces]
     new = [piece.stop - piece.start for piece in pieces]
     return PassLayout(
         page_tables=[table.pages for table in tables],
         kv_tokens=[table.tokens + count for table, count in zip(tables, new, strict=True)],
         query_tokens=new,
-        rotate_on_read=rotate_on_read,
+        first_positions=[piece.start for piece in pieces],
         window_tokens=decoder.config.sliding_window_tokens,
     )

@@ -25,18 +25,42 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **_gpu(),
     }
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, marked where it has changes; None outside a checkout."""
+    """The commit of the source tree, marked where it has changes; SPECROOF_COMMIT outside one."""
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("SPECROOF_COMMIT")
     return done.stdout.strip()
+
+
+def _gpu() -> dict[str, Any]:
+    """GPU, driver, clocks and versions, where there is one."""
+    if not torch.cuda.is_available():
+        return {}
+    from importlib.metadata import PackageNotFoundError, version
+
+    query = "name,driver_version,clocks.sm,clocks.mem"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        seen = done.stdout.splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, IndexError):
+        seen = [torch.cuda.get_device_name()]
+    found: dict[str, Any] = dict(zip(("gpu", "driver", "sm_clock", "memory_clock"), seen))
+    found["cuda"] = torch.version.cuda
+    for package in ("flashinfer-python", "triton"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ class RoundRecord:
     gamma: int
     accepted: tuple[int, ...]  # 0 ... γ each, by the verdict
     kept_tokens: tuple[int, ...]  # 1 ... γ + 1 each, fewer where a sequence ended inside
+    read_tokens: int = 0  # cached tokens that verification read, of all sequences
 
 
 @dataclass(frozen=True, slots=True)

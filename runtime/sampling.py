@@ -38,6 +38,11 @@ class SamplingParams:
 class Sampler(Protocol):
     """Draws drafts and judges them."""
 
+    @property
+    def draft_streams(self) -> Sequence[torch.Generator]:
+        """What `draft` draws from: a captured graph must know."""
+        ...
+
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, V) -> tokens (B,), and the probabilities (B, V) they were drawn from, or None
         where `verify` needs none."""
@@ -51,6 +56,8 @@ class Sampler(Protocol):
 
 class GreedySampler:
     """The most likely token; a draft is accepted where it is just that."""
+
+    draft_streams: Sequence[torch.Generator] = ()
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """The argmax of each row."""
@@ -75,6 +82,7 @@ class StochasticSampler:
         self.params = params
         # Two streams: ranks that draft but do not judge stay in step with those that do both.
         self._draft_stream = seeded(params.seed, device)
+        self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -114,6 +122,7 @@ class InjectedSampler:
         if any(not 0 <= rate <= 1 for rate in rates):
             raise InputError(f"acceptance rates {list(rates)} must lie from 0 to 1")
         self._rates = torch.tensor(list(rates), device=device, dtype=torch.float64)
+        self.draft_streams: Sequence[torch.Generator] = ()
         self._stream = seeded(seed, device)
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:

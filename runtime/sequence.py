@@ -28,11 +28,11 @@ class Sequence:
 
     def append(self, tokens: list[int], eos_tokens: frozenset[int]) -> None:
         """Take new tokens one by one, up to an end token or the length asked for."""
-        for token in tokens:
-            self.tokens.append(token)
-            if token in eos_tokens:
-                self.finish = "eos"
-            elif len(self.tokens) - self.prompt_tokens >= self.max_new_tokens:
-                self.finish = "length"
-            if self.finish:
-                return
+        taken = tokens[: self.prompt_tokens + self.max_new_tokens - len(self.tokens)]
+        if not eos_tokens.isdisjoint(taken):
+            end = next(place for place, token in enumerate(taken) if token in eos_tokens)
+            taken = taken[: end + 1]
+            self.finish = "eos"
+        self.tokens += taken
+        if not self.finish and len(self.tokens) - self.prompt_tokens >= self.max_new_tokens:
+            self.finish = "length"

@@ -13,9 +13,11 @@ import torch
 from runtime.attention import AttentionBackend
 from runtime.distributed import Group
 from runtime.draft import NoDraft
-from runtime.draft_phase import DraftPhase, Proposal, run_draft_phase
+from runtime.draft_phase import DraftPhase, Proposal
 from runtime.kv_cache import PagedCache, PageTable
+from runtime.passes import Passes
 from runtime.prefill import Progress, PromptJob, PromptObserver, prefill
+from runtime.ring import Ring, SinkKeys
 from runtime.sampling import Sampler
 from runtime.sequence import Sequence
 from runtime.transformer import Decoder
@@ -27,14 +29,6 @@ class _DraftState:
 
     table: PageTable = field(default_factory=PageTable)
     tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """What a small-context draft keeps: sink pages and recent ones, positions counted inside it."""
-
-    budget_tokens: int
-    sink_pages: int
 
 
 class StandaloneDrafter:
@@ -49,15 +43,17 @@ class StandaloneDrafter:
         decoder: Decoder,
         cache: PagedCache,
         backend: AttentionBackend,
+        passes: Passes,
         sampler: Sampler,
         *,
         ring: Ring | None,
         chunk_tokens: int,
         target_group: Group,
     ) -> None:
-        self.decoder, self.cache, self.backend = decoder, cache, backend
+        self.decoder, self.cache, self.backend, self.passes = decoder, cache, backend, passes
         self.sampler, self.ring, self.target_group = sampler, ring, target_group
         self.chunk_tokens = chunk_tokens if ring is None else min(chunk_tokens, ring.budget_tokens)
+        self.sinks = None if ring is None else SinkKeys(cache, decoder.rotary, ring.sink_pages)
         self._states: dict[int, _DraftState] = {}
 
     def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
@@ -66,37 +62,52 @@ class StandaloneDrafter:
 
     def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
         """Prefill the prompts in the draft's own cache."""
-        jobs = []
+        states, jobs = [], []
         for sequence in sequences:
-            state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
+            state = self._states[sequence.index] = _DraftState()
+            states.append(state)
             jobs.append(PromptJob(sequence.tokens[: sequence.prompt_tokens], state.table))
+
+        def make_room(job: int) -> None:
+            self._forget([states[job]])
+
         prefill(
             self.decoder,
             self.cache,
             self.backend,
             jobs,
             chunk_tokens=self.chunk_tokens,
-            rotate_on_read=self.ring is not None,
-            make_room=self._forget,
+            make_room=make_room,
             progress=progress,
         )
+        for state, sequence in zip(states, sequences, strict=True):
+            state.tokens = sequence.prompt_tokens
+
+    def pretend_admitted(self, sequences: Many[Sequence]) -> None:
+        """Hold these sequences without a prefill: what lies in the cache is then read as theirs."""
+        for sequence in sequences:
+            state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
+            budget = sequence.prompt_tokens if self.ring is None else self.ring.budget_tokens
+            held = min(budget, sequence.prompt_tokens)
+            self.cache.reserve(state.table, held)
+            state.table.tokens = held
 
     def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
         """Roll back to what is verified, then γ steps; every rank of the target gets the drafts."""
         states = [self._states[sequence.index] for sequence in sequences]
         for state, sequence in zip(states, sequences, strict=True):
             self._roll_back(state, len(sequence.tokens) - 2)
-            self._forget(state.table)
+        self._forget(states)
+        for state in states:
             self.cache.reserve(state.table, gamma + 1)
         phase = DraftPhase(
             first_tokens=[sequence.tokens[-2:] for sequence in sequences],
             first_positions=[state.tokens for state in states],
             page_tables=[state.table.pages for state in states],
             cached=[state.table.tokens for state in states],
-            rotate_on_read=self.ring is not None,
             window_tokens=self.decoder.config.sliding_window_tokens,
         )
-        proposal = run_draft_phase(phase, gamma, self.decoder, self.backend, self.sampler)
+        proposal = self.passes.draft(phase, gamma, self.sampler)
         for state in states:
             state.table.tokens += gamma + 1
             state.tokens += gamma + 1
@@ -104,18 +115,28 @@ class StandaloneDrafter:
 
     def release(self, sequence: Sequence) -> None:
         """Free its pages."""
-        self.cache.release(self._states.pop(sequence.index).table)
+        state = self._states.pop(sequence.index)
+        if self.sinks is not None:
+            self.sinks.release(state.table)
+        self.cache.release(state.table)
 
     def _roll_back(self, state: _DraftState, tokens: int) -> None:
         rejected = state.tokens - tokens
         self.cache.truncate(state.table, state.table.tokens - rejected)
         state.tokens = tokens
 
-    def _forget(self, table: PageTable) -> None:
-        """Drop the oldest window pages until the ring holds no more than its budget."""
-        if self.ring is not None:
+    def _forget(self, states: Many[_DraftState]) -> None:
+        """Drop the oldest window pages until each ring holds no more than its budget."""
+        if self.ring is None or self.sinks is None:
+            return
+        dropped = {}
+        for index, state in enumerate(states):
+            table, before = state.table, state.table.tokens
             while table.tokens > self.ring.budget_tokens:
                 self.cache.drop_page(table, self.ring.sink_pages)
+            if table.tokens < before:
+                dropped[index] = before - table.tokens
+        self.sinks.follow([states[index].table for index in dropped], list(dropped.values()))
 
 
 class AbsentDrafter(NoDraft):

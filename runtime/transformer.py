@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.attention import AttentionPlan
 from runtime.config import DecoderConfig
 from runtime.distributed import Group
-from runtime.layers import (
-    DecoderWeights,
-    LayerWeights,
-    Rotary,
-    embed,
-    gated_mlp,
-    rms_norm,
-    rotate,
-    vocabulary_logits,
-)
+from runtime.layers import DecoderWeights, LayerWeights, Rotary, embed
+from runtime.ops import ops_for
 
 
 class QueryObserver(Protocol):
@@ -47,6 +38,7 @@ class Decoder:
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
         self.rotary = Rotary(config, table.device, table.dtype)
+        self.ops = ops_for(table.dtype, table.device)
 
     def forward(
         self,
@@ -55,40 +47,62 @@ class Decoder:
         plan: AttentionPlan,
         observer: QueryObserver | None = None,
     ) -> Tensor:
-        """Hidden states before the final norm: tokens (T,), positions (T,) -> (T, hidden)."""
+        """Normed hidden states: tokens (T,), positions (T,) -> (T, hidden)."""
+        epsilon = self.config.norm_epsilon
+        layers, norm = self.weights.layers, self.weights.norm
         hidden = embed(tokens, self.weights.embedding, self.group)
-        angles = self.rotary.tables(positions)
-        for index, layer in enumerate(self.weights.layers):
-            hidden = hidden + self._attention(index, layer, hidden, angles, plan, observer)
-            normed = rms_norm(hidden, layer.mlp_norm, self.config.norm_epsilon)
-            hidden = hidden + gated_mlp(normed, layer, self.group)
-        return hidden
+        normed, hidden = self.ops.add_norm(hidden, None, layers[0].input_norm, epsilon)
+        for index, layer in enumerate(layers):
+            mixed = self._attention(index, layer, normed, positions, plan, observer)
+            normed, hidden = self.ops.add_norm(mixed, hidden, layer.mlp_norm, epsilon)
+            fed = self._mlp(layer, normed)
+            after = layers[index + 1].input_norm if index + 1 < len(layers) else norm
+            normed, hidden = self.ops.add_norm(fed, hidden, after, epsilon)
+        return normed
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, normed: Tensor) -> Tensor:
         """Logits over the whole vocabulary, on every rank: (rows, hidden) -> (rows, vocab)."""
-        normed = rms_norm(hidden, self.weights.norm, self.config.norm_epsilon)
-        return vocabulary_logits(normed, self.weights.head, self.config.vocab, self.group)
+        part = self._whole(self.ops.linear(normed, self.weights.head))
+        return self.group.gather_columns(part)[..., : self.config.vocab]
 
     def _attention(
         self,
         index: int,
         layer: LayerWeights,
-        hidden: Tensor,
-        angles: tuple[Tensor, Tensor],
+        normed: Tensor,
+        positions: Tensor,
         plan: AttentionPlan,
         observer: QueryObserver | None,
     ) -> Tensor:
-        epsilon = self.config.norm_epsilon
-        normed = rms_norm(hidden, layer.input_norm, epsilon)
-        projected = F.linear(normed, layer.qkv, layer.qkv_bias)
-        heads = projected.view(len(hidden), -1, self.config.head_dim)
-        query, key, value = heads.split([self.query_heads, self.kv_heads, self.kv_heads], dim=1)
+        norms = None
         if layer.query_norm is not None and layer.key_norm is not None:
-            query = rms_norm(query, layer.query_norm, epsilon)
-            key = rms_norm(key, layer.key_norm, epsilon)
-        if not plan.rotate_on_read:
-            query, key = rotate(query, *angles), rotate(key, *angles)
+            norms = layer.query_norm, layer.key_norm
+        query = self.ops.place(
+            self.ops.linear(normed, layer.qkv, layer.qkv_bias),
+            self.query_heads,
+            norms,
+            self.config.norm_epsilon,
+            self.rotary,
+            positions=positions,
+            slots=plan.write_slots,
+            cache=plan.cache.slots(index),
+        )
         if observer is not None:
             observer.record(index, query)
-        mixed = plan.run(index, query, key, value).flatten(1)
-        return self.group.all_reduce(F.linear(mixed, layer.attention_out))
+        mixed = plan.attend(index, query).flatten(1)
+        return self._summed(self.ops.linear(mixed, layer.attention_out))
+
+    def _mlp(self, layer: LayerWeights, normed: Tensor) -> Tensor:
+        active = self.ops.silu_mul(self.ops.linear(normed, layer.gate_up))
+        return self._summed(self.ops.linear(active, layer.down))
+
+    def _summed(self, product: Tensor) -> Tensor:
+        """Over all ranks; a rank alone leaves the parts of its product to whoever reads them."""
+        if self.group.size == 1:
+            return product
+        return self.group.all_reduce(self._whole(product))
+
+    def _whole(self, product: Tensor) -> Tensor:
+        if product.dim() == 2:
+            return product
+        return product[0] if len(product) == 1 else product.sum(0).to(self.dtype)

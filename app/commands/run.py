@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from app.stated import stated_values
 from perfmodel import ConfigError, DoesNotFit, SpecroofError, catalog, scenario_input
-from runtime import DraftChoice, EngineError, hf_config, launch_ranks, parse_options
+from runtime import DraftChoice, EngineError, download_model, hf_config, launch_ranks, parse_options
 
 _OUTCOMES = {2: ConfigError, 3: DoesNotFit}
 
@@ -37,8 +37,30 @@ def run_mode(mode: str, arguments: Sequence[str], scenario: str | None) -> int:
                     stated += [flag, _write_config(str(model), Path(folder))]
             launch_ranks([sys.executable, "-m", "runtime.bench", mode, *stated], options.tp)
     except EngineError as error:
-        raise _OUTCOMES.get(error.exit_code, SpecroofError)(str(error)) from error
+        raise _outcome(error) from error
     return 0
+
+
+def run_download(model: str, output: Path, *, token_variable: str, revision: str | None) -> None:
+    """Fetch a model from the hub.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be fetched, in one line.
+    """
+    try:
+        download_model(model, output, token_variable=token_variable, revision=revision)
+    except EngineError as error:
+        raise _outcome(error) from error
+    print(f"{model}: {output}")
+
+
+def _outcome(error: EngineError) -> SpecroofError:
+    """The engine's outcome as the command line's, with its exit code."""
+    outcome = _OUTCOMES.get(error.exit_code, SpecroofError)(str(error))
+    outcome.exit_code = error.exit_code
+    return outcome
 
 
 def _write_config(model: str, folder: Path) -> str:

@@ -18,12 +18,13 @@ from runtime import (
     Decoder,
     InputError,
     PassLayout,
-    SelfDrafter,
     Sequence,
     SinkWindowView,
     SnapView,
     rotate,
 )
+from runtime.draft import SelfDrafter
+from runtime.passes import EagerPasses
 
 PREFIX = 150  # not a whole number of pages
 TASK = Task(gamma=4, scored_tokens=12, chunk_tokens=64)
@@ -64,6 +65,7 @@ class Forced:
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = list(tokens)
+        self.draft_streams = ()
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([self.tokens.pop(0)]), logits.softmax(-1)
@@ -92,7 +94,9 @@ def test_a_round_sees_what_the_engines_drafter_sees(decoder: Decoder, view: Draf
         start = PREFIX + number * TASK.gamma
         sequence.tokens, sequence.table.tokens = tokens[: start + 1], start
         sampler = Forced(tokens[start + 1 : start + TASK.gamma + 1])
-        drafter = SelfDrafter(decoder, own.cache, own.backend, policy, sampler)
+        drafter = SelfDrafter(
+            decoder, own.cache, EagerPasses(decoder, own.backend), policy, sampler
+        )
         proposal = drafter.propose([sequence], TASK.gamma)
         assert proposal.probabilities is not None
         assert torch.allclose(proposal.probabilities[0], rows[number], atol=1e-10)
@@ -146,9 +150,9 @@ def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
         kv_tokens=[PREFIX - gap + 4],
         query_tokens=[4],
     )
-    fed = torch.tensor(tokens[PREFIX : PREFIX + 4])
-    places = torch.arange(PREFIX - gap, PREFIX - gap + 4)
-    expected = decoder.forward(fed, places, own.backend.plan(layout))
+    fed, plan = torch.tensor(tokens[PREFIX : PREFIX + 4]), own.backend.plan(layout)
+    assert plan.positions.tolist() == list(range(PREFIX - gap, PREFIX - gap + 4))
+    expected = decoder.forward(fed, plan.positions, plan)
     assert torch.allclose(found, expected, atol=1e-9)
     absolute, _ = own.draft_hidden(SINKS)
     assert not torch.allclose(found, absolute, atol=1e-3)

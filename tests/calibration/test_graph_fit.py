@@ -39,7 +39,7 @@ def test_the_fit_recovers_known_coefficients(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_shipped_profile_is_a_refit_to_rounding() -> None:
-    found, shipped = fit_profile(h200_rows()), engine_profile("specroof", "hopper")
+    found, shipped = fit_profile(h200_rows()), engine_profile("plain-graph", "hopper")
     for name in COEFFICIENTS:
         assert getattr(shipped, name) == pytest.approx(found[name], rel=2e-3), name
 

@@ -98,9 +98,9 @@ def test_snapkv_gathers_the_keys_it_chose_and_reads_on_in_the_targets_pages(prom
     assert 24 - page < read <= 24
     for layer in range(FAMILIES["qwen3"].layers):
         keys, _ = engine.cache.slots(layer)
-        whole = keys.view(engine.cache.pages, page, *keys.shape[1:])[sequence.table.pages]
+        whole = keys.view(-1, page, *keys.shape[1:])[list(sequence.table.pages)]
         whole = whole.flatten(0, 1)[: view.tail_page * page]
-        gathered = keys.view(engine.cache.pages, page, *keys.shape[1:])[list(view.front)]
+        gathered = keys.view(-1, page, *keys.shape[1:])[list(view.front)]
         for head in range(2):
             rows = gathered.flatten(0, 1)[:, head]
             places = [int((whole[:, head] == row).all(1).nonzero()[0]) for row in rows]

@@ -66,7 +66,8 @@ def test_a_draft_phase_is_planned_before_its_first_step(
 ) -> None:
     engine, events = started(draft), list[str]()
     drafter: Any = engine.drafter
-    plan, forward = drafter.backend.plan, drafter.decoder.forward
+    backend = drafter.passes.backend
+    plan, forward = backend.plan, drafter.decoder.forward
 
     def planned(layout: PassLayout) -> AttentionPlan:
         events.append("plan")
@@ -78,7 +79,7 @@ def test_a_draft_phase_is_planned_before_its_first_step(
         found: torch.Tensor = forward(*arguments)
         return found
 
-    monkeypatch.setattr(drafter.backend, "plan", planned)
+    monkeypatch.setattr(backend, "plan", planned)
     monkeypatch.setattr(drafter.decoder, "forward", stepped)
     drafter.propose(engine.active, 3)
     assert events == ["plan"] * 3 + ["step"] * 3

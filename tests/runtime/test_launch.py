@@ -20,10 +20,12 @@ from runtime.launch import launch_ranks
 
 ROOT = Path(__file__).parents[2]
 RANK = """
-import os, sys, torch
+import os, sys, threading, time, torch
 from runtime.distributed import connect
 from runtime.errors import InputError
 from runtime.launch import run_rank
+def keep_running():
+    threading.Thread(target=time.sleep, args=(300,)).start()
 def body():
     with connect(tp=2, draft_tp=1) as ranks:
         ranks.target.all_reduce(torch.ones(1))
@@ -42,6 +44,7 @@ sys.exit(run_rank(body))
         ("raise InputError('bad input')", "rank 1: bad input", 2),
         ("os.kill(os.getpid(), 9)", "rank 1 was killed by SIGKILL", 1),
         ("os._exit(7)", "rank 1 ended with 7", 1),
+        ("keep_running(); raise ValueError('stuck')", "rank 1: ValueError: stuck", 1),
     ],
 )
 def test_a_rank_that_fails_ends_all_with_its_message(
@@ -58,13 +61,14 @@ def test_a_rank_that_fails_ends_all_with_its_message(
 
 
 @pytest.fixture
-def long_run(tmp_path: Path) -> subprocess.Popen[str]:
+def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> subprocess.Popen[str]:
     """A run of two ranks that would take minutes, past its first rounds."""
+    module = getattr(request, "param", "runtime.bench")
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     log = tmp_path / "log.jsonl"
     arguments = f"selfspec --model {tmp_path} --random-weights --tp 2 --gen-tokens 100000"
     process = subprocess.Popen(
-        [sys.executable, "-m", "runtime.bench", *arguments.split(), "--output", str(log)],
+        [sys.executable, "-m", *module.split(), *arguments.split(), "--output", str(log)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,6 +100,17 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
     long_run.send_signal(how)
     assert long_run.wait(timeout=30) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
+
+
+@pytest.mark.parametrize("long_run", ["runtime.bench", "app.cli run"], indirect=True)
+def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen[str]) -> None:
+    ranks = children(long_run.pid)
+    assert len(ranks) == 2
+    long_run.send_signal(signal.SIGTERM)
+    _, said = long_run.communicate(timeout=10)
+    assert long_run.returncode == 143
+    assert said == "error: terminated by SIGTERM; all ranks were stopped\n"
+    wait_for(lambda: not any(alive(rank) for rank in ranks), seconds=2)
 
 
 def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:

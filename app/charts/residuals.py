@@ -1,0 +1,38 @@
+"""Errors of a fit by region, a box for each way of holding out."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.charts.base import LINE, SERIES, finish
+from calibration.fit_errors import Errors
+
+
+def residual_boxes(errors: Errors) -> go.Figure:
+    """Signed relative errors by region, percent."""
+    figure, said = go.Figure(), []
+    for index, (way, cells) in enumerate(errors.found.items()):
+        rows = [(region, 100.0 * e) for cell, e in cells for region in errors.regions(cell)]
+        figure.add_trace(
+            go.Box(
+                x=[row[0] for row in rows],
+                y=[row[1] for row in rows],
+                name=way,
+                marker_color=SERIES[index % len(SERIES)],
+                boxpoints="outliers",
+                meta=("region", "error_percent"),
+                customdata=rows,
+                hovertemplate="%{x}: %{y:+.1f} %<extra></extra>",
+            )
+        )
+        said.append(f"{way} {np.median(np.abs([row[1] for row in rows])):.1f} % median absolute")
+    figure.update_layout(boxmode="group")
+    figure.add_hline(y=0.0, line_color=LINE)
+    return finish(
+        figure,
+        title=f"Errors of {errors.name} by region",
+        x="region",
+        y="fitted over measured - 1 (%)",
+        alt=f"Boxes of signed errors of {errors.name} by region: {'; '.join(said)}.",
+    )

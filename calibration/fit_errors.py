@@ -1,0 +1,94 @@
+"""Relative errors of a fit by region and by what was left out, as figures and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from perfmodel.units import MB
+
+_M_BANDS = ((1, 16), (17, 64), (65, 256), (257, 1024), (1025, 1 << 30))
+_SIZE_BANDS = (8, 33, 100, 300, 10_000)  # MB
+_TOKEN_BANDS = ((1, 512), (513, 4096), (4097, 32_768), (32_769, 1 << 30))
+
+
+class Errors:
+    """Signed relative errors: by "in sample" or what was left out, and by region.
+
+    `regions` names the regions that a cell belongs to.
+    """
+
+    def __init__(self, name: str, regions: Callable[[Mapping[str, Any]], Iterable[str]]) -> None:
+        self.name, self.regions = name, regions
+        self.found: dict[str, list[tuple[Mapping[str, Any], float]]] = {}
+
+    def add(self, way: str, cell: Mapping[str, Any], error: float) -> None:
+        """One cell's error in one way of holding out."""
+        self.found.setdefault(way, []).append((cell, error))
+
+    def figures(self, way: str, region: str | None = None) -> dict[str, float]:
+        """Median, 90th percentile and worst absolute error in percent; zeros without a cell."""
+        cells = self.found.get(way, [])
+        size = 100.0 * np.abs([e for c, e in cells if region is None or region in self.regions(c)])
+        if not size.size:
+            return {"median_percent": 0.0, "p90_percent": 0.0, "worst_percent": 0.0, "cells": 0}
+        return {
+            "median_percent": float(np.median(size)),
+            "p90_percent": float(np.percentile(size, 90)),
+            "worst_percent": float(size.max()),
+            "cells": len(size),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures: by way, then "all" and each region."""
+        names = dict.fromkeys(r for cells in self.found.values() for c, _ in cells
+                              for r in self.regions(c))  # fmt: skip
+        return {
+            way: {"all": self.figures(way)} | {r: self.figures(way, r) for r in sorted(names)}
+            for way in self.found
+        }
+
+    def lines(self) -> list[str]:
+        """The figures as text, a line per region and a column per way."""
+        table = self.to_dict()
+        if not table:
+            return [f"{self.name}: nothing measured"]
+        head = "".join(f"{way:>24}" for way in table)
+        lines = [f"{self.name}, |error| %, median / p90 / worst", f"  {'':26}{'cells':>6}{head}"]
+        for region, first in next(iter(table.values())).items():
+            cells = [ways[region] for ways in table.values()]
+            text = "".join(f"{_three(figures):>24}" for figures in cells)
+            lines.append(f"  {region:26}{first['cells']:>6}{text}")
+        return lines
+
+
+def _three(figures: Mapping[str, float]) -> str:
+    if not figures["cells"]:
+        return ""
+    return " / ".join(f"{figures[k]:.1f}" for k in ("median_percent", "p90_percent",
+                                                    "worst_percent"))  # fmt: skip
+
+
+def m_band(m: float) -> str:
+    """The region of a row count."""
+    low, high = next((a, b) for a, b in _M_BANDS if a <= m <= b)
+    return f"rows {low}-{high}" if high < 1 << 30 else f"rows {low}-"
+
+
+def size_band(cell: Mapping[str, Any]) -> str:
+    """The region of a matrix's bytes in bf16."""
+    size = 2.0 * cell["n"] * cell["k"] / MB
+    low = 0
+    for high in _SIZE_BANDS:
+        if size <= high:
+            break
+        low = high
+    return f"weights {low}-{high} MB"
+
+
+def token_band(tokens: float) -> str:
+    """The region of a KV length."""
+    low, high = next((a, b) for a, b in _TOKEN_BANDS if a <= tokens <= b)
+    return f"KV {low}-{high}" if high < 1 << 30 else f"KV {low}-"

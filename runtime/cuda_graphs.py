@@ -1,0 +1,122 @@
+"""Whole passes as CUDA graphs: one launch a draft phase, one a verification.
+
+A graph has room for a number of sequences and of pages each; rows without a sequence read and write
+the cache's idle page. It is captured when first needed, and again, smaller, once most of its rows
+are idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from runtime.attention import PassLayout
+from runtime.attention_flashinfer import FlashInferAttention, PlanTables
+from runtime.draft_phase import DraftPhase, Proposal
+from runtime.passes import draft_steps
+from runtime.sampling import Sampler
+from runtime.transformer import Decoder
+
+_Output = TypeVar("_Output")
+_Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured(Generic[_Output]):
+    """A graph, the tables and first tokens that it reads, and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    tables: PlanTables
+    output: _Output
+
+    def replay(self) -> _Output:
+        """Launch it; the output holds until the next replay."""
+        self.graph.replay()
+        return self.output
+
+
+class GraphPasses:
+    """One decoder over one cache, on a GPU."""
+
+    def __init__(self, decoder: Decoder, backend: FlashInferAttention) -> None:
+        self.decoder, self.backend = decoder, backend
+        self._drafts: dict[_Key, Captured[Proposal]] = {}
+        self._verifies: dict[_Key, Captured[Tensor]] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self.last: Captured[Any] | None = None  # what ran last, ready to be replayed
+
+    def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
+        """One replay of γ steps."""
+        layouts, batch = phase.layouts(gamma), len(phase.cached)
+        key = (gamma, phase.fed, phase.window_tokens)
+
+        def steps(tables: PlanTables) -> Proposal:
+            return draft_steps(self.decoder, tables.plans, tables.tokens, phase.fed, sampler)
+
+        tokens = [token for row in phase.first_tokens for token in row]
+        captured = self._captured(self._drafts, key, layouts, tokens, steps, sampler)
+        found = captured.replay()
+        rows = found.probabilities
+        return Proposal(found.tokens[:batch], None if rows is None else rows[:batch])
+
+    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+        """One replay."""
+        batch, gamma = drafts.shape
+        width = gamma + 1
+        key = (width, layout.window_tokens)
+
+        def run(tables: PlanTables) -> Tensor:
+            plan = tables.plans[0]
+            normed = self.decoder.forward(tables.tokens, plan.positions, plan)
+            logits = self.decoder.logits(normed)
+            return logits.view(-1, width, logits.shape[-1])
+
+        tokens = [token for first in last for token in (first, *[0] * gamma)]
+        captured = self._captured(self._verifies, key, [layout], tokens, run, None)
+        captured.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
+        logits: Tensor = captured.replay()
+        return logits[:batch]
+
+    def _captured(
+        self,
+        graphs: dict[_Key, Captured[_Output]],
+        key: _Key,
+        layouts: Many[PassLayout],
+        tokens: Many[int],
+        run: Callable[[PlanTables], _Output],
+        sampler: Sampler | None,
+    ) -> Captured[_Output]:
+        """The graph for these passes, its tables filled."""
+        found, batch = graphs.get(key), len(layouts[0].kv_tokens)
+        if found is not None and found.tables.fits(layouts) and 2 * batch > found.tables.batch:
+            found.tables.fill(layouts, tokens)
+            self.last = found
+            return found
+        longest = max(len(table) for table in layouts[0].page_tables)
+        room = longest + longest // 8 + 8  # sequences grow
+        tables = PlanTables(self.backend, layouts, batch=batch, page_room=room)
+        tables.fill(layouts, tokens)
+        found = graphs[key] = Captured(*self._capture(tables, run, sampler))
+        self.last = found
+        return found
+
+    def _capture(
+        self, tables: PlanTables, run: Callable[[PlanTables], _Output], sampler: Sampler | None
+    ) -> tuple[torch.cuda.CUDAGraph, PlanTables, _Output]:
+        """Run once, so that every kernel is built and every library ready, then record."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run(tables)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        for generator in sampler.draft_streams if sampler is not None else ():
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = run(tables)
+        return graph, tables, output

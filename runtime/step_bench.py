@@ -1,0 +1,228 @@
+"""Time the steps of one configuration alone: T_T, T_V, T_D and a whole round, on a GPU.
+
+Weights are seeded and random, of the real shape. One pool of random keys and values serves every
+case, since what a cache holds does not change how long it takes to read.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from runtime.assembly import BatchShape, EngineSetup, Model, assemble
+from runtime.config import DecoderConfig, config_of_shape
+from runtime.contracts import DraftChoice, ModelShape
+from runtime.distributed import connect
+from runtime.engine import Engine
+from runtime.kernel_parts import replay_parts
+from runtime.pretend import pretend_prefilled
+from runtime.standalone_draft import StandaloneDrafter
+from runtime.transformer import Decoder
+
+_PAGE_TOKENS = 16
+_RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCase:
+    """A batch of sequences that all have `context_tokens` cached, and who drafts for them."""
+
+    plan: DraftChoice
+    batch: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Medians in seconds, bytes of one rank.
+
+    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, a draft step a
+    γ-th of a draft phase. `round_s` is the wall time of a whole round, `host_s` what of it is
+    neither draft phase nor verification. `parts_s` splits the device time of each pass by kind of
+    kernel, where asked. `spread` is the widest (max - min) / median of the three.
+    """
+
+    target_step_s: float
+    verify_s: float
+    draft_step_s: float
+    round_s: float
+    host_s: float
+    spread: float
+    repeats: int
+    peak_memory_bytes: int
+    memory_bytes: Mapping[str, int]
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class StepBench:
+    """One target, and a draft where one is given, ready to time many cases.
+
+    Parameters
+    ----------
+    target, draft : ModelShape
+        Shapes for random weights.
+    tp, draft_tp : int
+        Ranks that share each; with more than one, every rank makes its own bench.
+    """
+
+    def __init__(
+        self,
+        target: ModelShape,
+        draft: ModelShape | None = None,
+        *,
+        tp: int = 1,
+        draft_tp: int | None = None,
+        device: str = "cuda",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._stack = ExitStack()
+        self.ranks = self._stack.enter_context(
+            connect(tp=tp, draft_tp=draft_tp or tp, device=device)
+        )
+        self.device, self.dtype = self.ranks.device, dtype
+        self.models = [Model(config=_config(target), seed=0)]
+        self.target: Decoder | None = self.models[0].load(self.ranks.target, dtype, self.device)
+        self.draft: Decoder | None = None
+        if draft is not None:
+            self.models.append(Model(config=_config(draft), seed=1))
+            if self.ranks.draft is not None:
+                self.draft = self.models[1].load(self.ranks.draft, dtype, self.device)
+
+    def time(self, case: StepCase, *, repeats: int = 15, parts: bool = False) -> StepTimes:
+        """Time one case; with `parts`, also trace where each pass's time goes.
+
+        Raises
+        ------
+        EngineError
+            If it does not fit the memory, or the plan does not go with the models.
+        """
+        _release()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
+        try:
+            return self._timed(engine, case, repeats, parts)
+        finally:
+            del engine
+            _release()
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        self.target = self.draft = None
+        _release()
+        self._stack.close()
+
+    def _engine(self, case: StepCase, room: int) -> Engine:
+        """An engine whose sequences look as if `context_tokens` had been prefilled.
+
+        `room` is how many tokens each may still add.
+        """
+        gamma = case.plan.gamma
+        setup = EngineSetup(
+            target=self.models[0],
+            draft=self.models[1] if len(self.models) > 1 else None,
+            plan=case.plan,
+            rates=[_RATE] * gamma,
+            dtype=self.dtype,
+            device=self.device,
+            page_tokens=_PAGE_TOKENS,
+        )
+        tokens, count = case.context_tokens, case.batch
+        shape = BatchShape([tokens] * count, [room] * count)
+        assert self.target is not None
+        engine = assemble(setup, self.ranks, shape, self.target, self.draft)
+        prompts = [[1 + index % 97] * tokens for index in range(count)]
+        pretend_prefilled(engine, prompts, [room] * count)
+        return engine
+
+    @torch.inference_mode()
+    def _timed(self, engine: Engine, case: StepCase, repeats: int, parts: bool) -> StepTimes:
+        gamma, active = case.plan.gamma, engine.active
+        passes: Any = engine.passes
+        plain = Engine(
+            target=engine.target,
+            cache=engine.cache,
+            backend=engine.backend,
+            passes=passes,
+            drafter=engine.drafter,
+            gamma=0,
+            sampler=engine.sampler,
+        )
+        for sequence in active:
+            engine.cache.reserve(sequence.table, gamma + 1)
+        nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
+        plain.verify(active, nothing[:, :0])
+        target, seen = self._median(passes, repeats), {}
+        if parts:
+            seen["target_step"] = replay_parts(passes.last.replay)
+        draft, verify, rounds = (0.0, 0.0), target, [target[0]]
+        if gamma:
+            drafter: Any = engine.drafter
+            drafter.propose(active, gamma)
+            draft = self._median(drafter.passes, repeats)
+            if parts:
+                seen["draft_phase"] = replay_parts(drafter.passes.last.replay)
+            engine.verify(active, nothing)
+            verify = self._median(passes, repeats)
+            if parts:
+                seen["verify"] = replay_parts(passes.last.replay)
+            rounds = self._rounds(engine, repeats)
+        round_s = statistics.median(rounds)
+        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
+        if isinstance(engine.drafter, StandaloneDrafter):
+            memory["draft_weights"] = engine.drafter.decoder.weights.bytes
+            memory["draft_kv_cache"] = engine.drafter.cache.bytes
+        return StepTimes(
+            target_step_s=target[0],
+            verify_s=verify[0],
+            draft_step_s=draft[0] / max(1, gamma),
+            round_s=round_s,
+            host_s=round_s - draft[0] - verify[0] if gamma else 0.0,
+            spread=max(target[1], verify[1], draft[1]),
+            repeats=repeats,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device),
+            memory_bytes=memory,
+            parts_s=seen,
+        )
+
+    def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
+        """Median seconds and spread of replays of the pass that ran last."""
+        replay = passes.last.replay
+        for _ in range(3):
+            replay()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            replay()
+            mark.record()
+        torch.cuda.synchronize(self.device)
+        times = [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
+        median = statistics.median(times)
+        return median, (max(times) - min(times)) / median
+
+    def _rounds(self, engine: Engine, repeats: int) -> list[float]:
+        """Wall seconds of whole rounds, one after another."""
+        for _ in range(3):
+            engine.round()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            engine.round()
+            times.append(time.perf_counter() - start)
+        return times
+
+
+def _config(shape: ModelShape) -> DecoderConfig:
+    return shape if isinstance(shape, DecoderConfig) else config_of_shape(shape)
+
+
+def _release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
