@@ -82,12 +82,14 @@ def provenance(command: str) -> Cell:
 
 
 def commit() -> str:
-    """The commit of the source tree, or what SPECROOF_COMMIT says where there is no checkout."""
+    """What SPECROOF_COMMIT says (a copy without its checkout), or the source tree's commit."""
+    if stated := os.environ.get("SPECROOF_COMMIT"):
+        return stated
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("SPECROOF_COMMIT", "unknown")
+        return "unknown"
     return done.stdout.strip()
 
 

@@ -30,13 +30,15 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, marked where it has changes; SPECROOF_COMMIT outside one."""
+    """What SPECROOF_COMMIT says (a copy without its checkout), or the source tree's commit."""
+    if stated := os.environ.get("SPECROOF_COMMIT"):
+        return stated
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("SPECROOF_COMMIT")
+        return None
     return done.stdout.strip()
 
 
@@ -53,7 +55,9 @@ def _gpu() -> dict[str, Any]:
         seen = done.stdout.splitlines()[0].split(", ")
     except (OSError, subprocess.SubprocessError, IndexError):
         seen = [torch.cuda.get_device_name()]
-    found: dict[str, Any] = dict(zip(("gpu", "driver", "sm_clock", "memory_clock"), seen))
+    found: dict[str, Any] = dict(
+        zip(("gpu", "driver", "sm_clock", "memory_clock"), seen, strict=False)
+    )
     found["cuda"] = torch.version.cuda
     for package in ("flashinfer-python", "triton"):
         try:

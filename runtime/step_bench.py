@@ -159,21 +159,19 @@ class StepBench:
             engine.cache.reserve(sequence.table, gamma + 1)
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
         plain.verify(active, nothing[:, :0])
-        target, seen = self._median(passes, repeats), {}
-        if parts:
-            seen["target_step"] = replay_parts(passes.last.replay)
+        target, replays = self._median(passes, repeats), {"target_step": passes.last.replay}
         draft, verify, rounds = (0.0, 0.0), target, [target[0]]
         if gamma:
             drafter: Any = engine.drafter
             drafter.propose(active, gamma)
             draft = self._median(drafter.passes, repeats)
-            if parts:
-                seen["draft_phase"] = replay_parts(drafter.passes.last.replay)
+            replays["draft_phase"] = drafter.passes.last.replay
             engine.verify(active, nothing)
             verify = self._median(passes, repeats)
-            if parts:
-                seen["verify"] = replay_parts(passes.last.replay)
+            replays["verify"] = passes.last.replay
             rounds = self._rounds(engine, repeats)
+        # Last: tracing slows every launch that follows it in this process.
+        seen = {name: replay_parts(replay) for name, replay in replays.items()} if parts else {}
         round_s = statistics.median(rounds)
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
         if isinstance(engine.drafter, StandaloneDrafter):

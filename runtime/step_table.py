@@ -89,8 +89,7 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
             times = []
             for gamma, budget in DRAFTS:
                 case = StepCase(plan=plan(gamma, budget), batch=batch, context_tokens=context)
-                found = bench.time(case, repeats=repeats, parts=log is not None)
-                times.append(found)
+                times.append(found := bench.time(case, repeats=repeats))
                 if log:
                     record = {"model": config.name, **asdict(case), **asdict(found)}
                     log.write(json.dumps(record) + "\n")
