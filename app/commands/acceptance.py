@@ -140,7 +140,8 @@ def run_report(
     """
     from calibration.acceptance_choice import budget_choices, choice_lines
     from calibration.acceptance_counted import read_runs
-    from calibration.acceptance_report import acceptance_report, report_dict, report_lines
+    from calibration.acceptance_report import acceptance_report, report_dict
+    from calibration.acceptance_tables import report_lines
 
     with _one_line():
         if counted is not None and not counted.is_file():

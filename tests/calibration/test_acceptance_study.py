@@ -12,7 +12,7 @@ from tiny_folder import VOCAB, write_model, write_text, write_tokenizer
 from calibration import acceptance_study
 from calibration.acceptance_counted import read_runs
 from calibration.acceptance_records import read_records
-from calibration.acceptance_report import acceptance_report, report_lines
+from calibration.acceptance_report import acceptance_report
 from calibration.acceptance_run import (
     Text,
     check_same_tokens,
@@ -20,6 +20,7 @@ from calibration.acceptance_run import (
     read_text,
     windows_of,
 )
+from calibration.acceptance_tables import report_lines
 from calibration.acceptance_window import Task
 from runtime import InputError, TextTokenizer
 
