@@ -10,7 +10,7 @@
 3. acceptance along what those runs generated, where each draft would have been tried;
 4. the 16 windows of step 2 measured as in step 1;
 5. the ablations: sinks, positions, SnapKV's windows and pools;
-6. speculative runs with greedy sampling.
+6. speculative runs with greedy sampling, and at temperature 1 with twice the γ.
 
 Both files in `--out` are continued by another run. Windows whose index is 3 modulo 4 are those that
 no fit of the comparison may use.
@@ -83,11 +83,12 @@ class Study:
         with RecordFile(self.records, self.header) as file:
             steps: tuple[tuple[str, Callable[[], bool]], ...] = (
                 ("windows to fit on", lambda: self._jobs(file, self._main(held_out=False))),
-                ("counted at temperature 1", lambda: self._count(1.0)),
+                ("counted at temperature 1", lambda: self._count(1.0, gamma=4)),
                 ("along sampled text", lambda: self._jobs(file, list(self._sampled()))),
                 ("held-out windows", lambda: self._jobs(file, self._main(held_out=True))),
                 ("ablations", lambda: self._jobs(file, list(self._ablations()))),
-                ("counted, greedy", lambda: self._count(0.0)),
+                ("counted, greedy", lambda: self._count(0.0, gamma=4)),
+                ("counted, gamma 8", lambda: self._count(1.0, gamma=8)),
             )
             for name, step in steps:
                 begun = time.monotonic()
@@ -147,10 +148,11 @@ class Study:
         found = [w for w in self.windows(text, context) if w.index % 4 == HELD_OUT]
         return found[: self.plan.counted_windows]
 
-    def _count(self, temperature: float) -> bool:
+    def _count(self, temperature: float, *, gamma: int) -> bool:
         """Speculative runs that the file lacks."""
         known = {run.key for run in read_runs(self.counted)}
-        for context, text, view, gamma in self._counted_cases(temperature):
+        main = temperature > 0 and gamma == 4
+        for context, text, view in self._counted_cases(every_context=main):
             windows = self._held_out(text, context)
             run = CountedRun(
                 text=text.name,
@@ -186,17 +188,15 @@ class Study:
             )
         return True
 
-    def _counted_cases(self, temperature: float) -> Iterator[tuple[int, Text, DraftView, int]]:
-        few, all_budgets = self.plan.counted_budgets[1:3], self.plan.counted_budgets
+    def _counted_cases(self, *, every_context: bool) -> Iterator[tuple[int, Text, DraftView]]:
+        """All budgets at the longest context, two of them elsewhere."""
         longest = max(self.plan.contexts)
-        for gamma in (4, 8) if temperature else (4,):
-            for context in self.plan.contexts:
-                if (gamma > 4 or not temperature) and context != longest:
-                    continue
-                budgets = all_budgets if context == longest else few
-                for text in self.texts.values():
-                    for view in draft_views(POLICIES, [b for b in budgets if b < context]):
-                        yield context, text, view, gamma
+        for context in self.plan.contexts if every_context else (longest,):
+            budgets = self.plan.counted_budgets
+            chosen = budgets if context == longest else budgets[1:3]
+            for text in self.texts.values():
+                for view in draft_views(POLICIES, [b for b in chosen if b < context]):
+                    yield context, text, view
 
     def _sampling_view(self, context: int) -> DraftView:
         """Whose generated text is kept; any would do, the distribution is the target's."""
@@ -273,7 +273,7 @@ def main() -> int:
     add("--scored-tokens", type=int, default=112, help="a multiple of 16")
     add("--counted-budgets", type=_numbers, default=(64, 256, 1024, 4096))
     add("--counted-windows", type=int, default=16)
-    add("--counted-tokens", type=int, default=256, help="generated tokens a sequence")
+    add("--counted-tokens", type=int, default=192, help="generated tokens a sequence")
     add("--ablation-context", type=int, default=4096)
     add("--ablation-budgets", type=_numbers, default=(256, 1024))
     options = parser.parse_args()
