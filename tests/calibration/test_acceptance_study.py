@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,3 +134,12 @@ def test_views_are_every_combination_that_differs() -> None:
     assert len(views) == len(set(views)) == 1 + 2 * 2 * 2 + 2 * 3
     with pytest.raises(InputError, match="unknown draft policy"):
         draft_views(["quest"], [64])
+
+
+def test_the_study_needs_no_more_than_torch_numpy_and_the_runtime() -> None:
+    code = (
+        "import sys\n"
+        "for name in 'perfmodel pydantic app pandas scipy'.split(): sys.modules[name] = None\n"
+        "import calibration.acceptance_study, calibration.acceptance_pack"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
