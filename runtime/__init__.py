@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
-    from runtime.bench_options import parse_options
+    from runtime.assembly import BatchShape, EngineSetup, Model, assemble, build_engine
+    from runtime.bench_options import RunPlan, parse_options
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
     from runtime.distributed import ALONE, Group, Ranks, connect
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
     from runtime.errors import EngineError
     from runtime.launch import launch_ranks
+    from runtime.pretend import pretend_prefilled
     from runtime.results import GenerationResult
     from runtime.sampling import SamplingParams
     from runtime.step_bench import StepBench, StepCase, StepTimes
@@ -40,10 +41,12 @@ __all__ = [
     "Model",
     "ModelShape",
     "Ranks",
+    "RunPlan",
     "SamplingParams",
     "StepBench",
     "StepCase",
     "StepTimes",
+    "assemble",
     "build_engine",
     "config_of_shape",
     "connect",
@@ -52,12 +55,13 @@ __all__ = [
     "launch_ranks",
     "load_weights",
     "parse_options",
+    "pretend_prefilled",
     "read_config",
 ]
 
 _MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
             "distributed", "engine", "results", "sampling", "transformer", "weights",
-            "step_bench")  # fmt: skip
+            "step_bench", "pretend")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
