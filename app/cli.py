@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.calibrate import calibrate
+from app.calibrate_acceptance import calibrate
 from app.options import with_scenario_flags
 from app.validation import validate
 
