@@ -17,7 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `runtime`, installed or not
 
 from runtime import (
     ALONE,
@@ -97,6 +100,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     lengths = {"batch": options.batch, "prefix_tokens": options.prefix_tokens}
     if options.input is None:
         prompts = random_prompts(**lengths, vocab=config.vocab, seed=0)
+    elif options.input.suffix == ".npy":
+        prompts = token_windows(np.load(options.input), **lengths)
     else:
         prompts = read_prompts(options.input, **lengths, tokenizer=TextTokenizer(options.model))
     new = [options.gen_tokens] * len(prompts)
@@ -127,6 +132,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "parted": [place for place in parted if place is not None],
         }
     return report
+
+
+def token_windows(tokens: Any, *, batch: int, prefix_tokens: int) -> list[list[int]]:
+    """Windows spread evenly over a text that is tokens already."""
+    starts = np.linspace(0, len(tokens) - prefix_tokens, batch).astype(int)
+    return [tokens[start : start + prefix_tokens].tolist() for start in starts]
 
 
 def parting(
@@ -168,7 +179,7 @@ def main() -> int:
     add = parser.add_argument
     add("--model", type=Path, required=True)
     add("--random-weights", action="store_true")
-    add("--input", type=Path)
+    add("--input", type=Path, help="Text, JSON lines, or a .npy of tokens; random without.")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="bfloat16")
     add("--batch", type=int, default=16)
