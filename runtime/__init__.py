@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runtime.assembly import BatchShape, EngineSetup, Model, assemble, build_engine
     from runtime.attention import AttentionBackend, PassLayout
     from runtime.attention_reference import ReferenceAttention
-    from runtime.bench_options import parse_options
+    from runtime.bench_options import RunPlan, parse_options
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
     from runtime.dataset import TextTokenizer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.launch import launch_ranks
     from runtime.layers import rotate
     from runtime.prefill import Piece
+    from runtime.pretend import pretend_prefilled
     from runtime.results import GenerationResult
     from runtime.sampling import SamplingParams, probabilities
     from runtime.sequence import Sequence
@@ -57,6 +58,7 @@ __all__ = [
     "Piece",
     "Ranks",
     "ReferenceAttention",
+    "RunPlan",
     "SamplingParams",
     "Sequence",
     "SinkWindowView",
@@ -78,6 +80,7 @@ __all__ = [
     "load_weights",
     "pages_for",
     "parse_options",
+    "pretend_prefilled",
     "probabilities",
     "read_config",
     "rotate",
@@ -86,7 +89,7 @@ __all__ = [
 _MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
             "distributed", "engine", "results", "sampling", "transformer", "weights",
             "step_bench", "attention", "attention_reference", "dataset", "draft_views", "kv_cache",
-            "layers", "prefill", "sequence", "snapkv")  # fmt: skip
+            "layers", "prefill", "pretend", "sequence", "snapkv")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
