@@ -67,8 +67,8 @@ def draw(count: int, seed: int) -> list[RaggedScenario]:
 class RaggedRun:
     """Plays scenarios, each target loaded once."""
 
-    def __init__(self, shapes: Path) -> None:
-        self.shapes = shapes
+    def __init__(self, shapes: Path, *, device: str = "cuda", dtype: str = "bfloat16") -> None:
+        self.shapes, self.device, self.dtype = shapes, device, dtype
         self.loaded: tuple[str, Any, Any] | None = None  # name, model, decoder
 
     def play(self, scenario: RaggedScenario, rounds: int = 2) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class RaggedRun:
         )
 
         model, decoder = self._target(scenario.target)
-        gpu = torch.device("cuda")
+        device, dtype = torch.device(self.device), getattr(torch, self.dtype)
         plan = RunPlan(
             draft="self" if scenario.gamma else "none",
             policy="streamingllm",
@@ -102,8 +102,8 @@ class RaggedRun:
             plan=plan,
             sampling=SamplingParams(seed=scenario.seed),
             rates=scenario.rates,
-            dtype=torch.bfloat16,
-            device=gpu,
+            dtype=dtype,
+            device=device,
         )
         new = [count + 1 for count in scenario.output_tokens]  # the prefill's own token beside them
         shape = BatchShape(scenario.prompt_tokens, new)
@@ -112,7 +112,8 @@ class RaggedRun:
         with torch.inference_mode():
             for _ in range(rounds):
                 pretend_prefilled(engine, prompts, new)
-                torch.cuda.synchronize()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
                 times = _to_the_end(engine)
         return {"op": "ragged", "scenario": asdict(scenario), "unit": "s", **times}
 
@@ -124,7 +125,8 @@ class RaggedRun:
         if self.loaded is None or self.loaded[0] != name:
             self.loaded = None
             model = Model(config=read_config(self.shapes / name))
-            decoder = model.load(ALONE, torch.bfloat16, torch.device("cuda"))
+            dtype = getattr(torch, self.dtype)
+            decoder = model.load(ALONE, dtype, torch.device(self.device))
             self.loaded = name, model, decoder
         return self.loaded[1], self.loaded[2]
 

@@ -79,7 +79,7 @@ def gaps(engine: Any, tokens: list[int], start: int) -> torch.Tensor:
     after = len(tokens) - start
     engine.cache.reserve(job.table, after)
     layout = _layout(job.table, start, after)
-    drafts = torch.tensor([tokens[start + 1 :]], device=engine.target.device)
+    drafts = torch.tensor([tokens[start + 1 :]], dtype=torch.long, device=engine.target.device)
     passes = EagerPasses(engine.target, engine.backend)
     logits = passes.verify(layout, [tokens[start]], drafts)[0].float()
     engine.cache.release(job.table)
