@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-calibrate = typer.Typer(
-    help="Measure kernels on the GPU at hand, and fit efficiencies.", no_args_is_help=True
-)
+calibrate = typer.Typer(help="Measure what predictions rest on, and fit it.", no_args_is_help=True)
 # `calibration.microbench` reads these flags itself, so that it runs where typer is absent.
 OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.calibrate import calibrate
+from app.calibrate_acceptance import calibrate
 from app.options import with_scenario_flags
 from app.validation import validate
 
@@ -340,6 +340,24 @@ def run_download(
     from app.commands import run as command
 
     command.run_download(model, output, token_variable=token, revision=revision)
+
+
+@run_app.command("bench")
+def run_bench(
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
+    ] = None,
+    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON lines, a case each.")
+    ] = None,
+) -> None:
+    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
+    from app.commands import run as command
+
+    names = model or ["llama-3.1-8b", "llama-2-7b"]
+    raise typer.Exit(command.run_bench(names, tp=tp, repeats=repeats, output=output))
 
 
 def run(arguments: list[str]) -> int:

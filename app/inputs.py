@@ -88,6 +88,7 @@ DEFAULTS: dict[str, Any] = {
     "accepted_fraction": 0.7,
     "accepted_drafts": 2.0,
     "tokens_per_round": 3.0,
+    "acceptance_curve": "",
     "slo": "",
     "objective": "throughput",
     "engine": "magicdec",
@@ -131,6 +132,8 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
         values |= {} if draft == "self" else {"draft_tp": have["draft_tp"]}
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}
+    if have["acceptance_curve"].strip():
+        values["acceptance_curve"] = have["acceptance_curve"].strip()
     values |= {key: have[key] for key in ("engine", "weight_dtype", "kv_dtype")}
     if have["slo"].strip():
         values["slo"] = have["slo"].strip()
@@ -163,6 +166,7 @@ def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
         "weight_dtype": scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
         "slo": stated.slo,
+        "acceptance_curve": stated.acceptance_curve or "",
         "draft": "none" if plan.draft == "none" else f"{plan.draft}:{plan.policy}",
     }
     if plan.draft != "none":
@@ -194,7 +198,8 @@ def command_text(values: Values, command: str = "predict") -> str:
     """The command line that predicts the same scenario."""
     words = ["specroof", command]
     for key, value in values:
-        words += [f"--{key.replace('_', '-')}", str(value).replace(" ", "") or "''"]
+        text = str(value) if key == "acceptance_curve" else str(value).replace(" ", "")
+        words += [f"--{key.replace('_', '-')}", text or "''"]
     return shlex.join(words)
 
 
@@ -214,6 +219,8 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     if given:
         flags[given[0]] = str(stated[given[0]]).replace(" ", "")
         flags |= {} if given[0].startswith("acceptance") else {"gamma": str(stated["gamma"])}
+    if "acceptance_curve" in stated:
+        flags["acceptance_curve"] = str(stated["acceptance_curve"])
     if all_tps:
         del flags["tp"]
     return flags | ({"slo": stated["slo"]} if "slo" in stated else {})

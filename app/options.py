@@ -26,6 +26,7 @@ SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
     "accepted_fraction": ("X", "Accepted over proposed drafts, 0 to 1.", "Acceptance"),
     "accepted_drafts": ("N", "Mean accepted drafts a round, 0 to gamma.", "Acceptance"),
     "tokens_per_round": ("N", "Mean tokens a round yields, 1 to gamma+1.", "Acceptance"),
+    "acceptance_curve": ("FILE", "Your own curves, before the catalog's.", "Acceptance"),
     "gpu": ("NAME", "GPU of the catalog, in its usual machine.", "Machine"),
     "machine": ("NAME", "Machine of the catalog, instead of --gpu.", "Machine"),
     "tp": ("N", "GPUs that share the target.", "Machine"),

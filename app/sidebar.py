@@ -158,11 +158,18 @@ def _acceptance() -> None:
     form = _select(
         "acceptance_form", "Stated as", list(ACCEPTANCE_FORMS), format_func=ACCEPTANCE_FORMS.get
     )
-    if form == "acceptance":
+    if form == "published":
+        _text(
+            "acceptance_curve",
+            "Your own curves",
+            placeholder="FILE.toml",
+            help="Written by `specroof calibrate fit-acceptance`; they come before the catalog's.",
+        )
+    elif form == "acceptance":
         st.slider("α", 0.0, 1.0, value=0.8, step=0.01, key="acceptance", bind="query-params")
     elif form == "acceptance_per_position":
         _rates()
-    elif form != "published":
+    else:
         top = {"accepted_fraction": 1.0, "accepted_drafts": 64.0, "tokens_per_round": 65.0}[form]
         least = 1.0 if form == "tokens_per_round" else 0.0
         st.number_input(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import itertools
 import math
 import re
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from calibration.acceptance_import import vllm_metrics
 from calibration.published import PublishedRow
 from perfmodel import ConfigError, catalog, read_scenario
 
@@ -106,31 +106,7 @@ def vllm_acceptance(text: str) -> tuple[float, ...]:
     """
     if len(text) > MAX_UPLOAD_BYTES:
         raise ConfigError(f"the counters exceed {MAX_UPLOAD_BYTES:,} characters")
-    drafts = sum(float(m[1]) for m in _DRAFTS.finditer(text))
-    counts: dict[int, float] = {}
-    for match in _POSITIONS.finditer(text):
-        counts[int(match[1])] = counts.get(int(match[1]), 0.0) + float(match[2])
-    if not drafts > 0 or not counts or sorted(counts) != list(range(len(counts))):
-        raise ConfigError(
-            "paste vLLM's metrics page: it needs vllm:spec_decode_num_drafts_total and "
-            "vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
-        )
-    reached = [drafts, *(counts[i] for i in range(len(counts)))]
-    if any(after > before for before, after in itertools.pairwise(reached)):
-        raise ConfigError("vLLM's counters rise from one position to the next; they cannot")
-    pairs = itertools.pairwise(reached)
-    return tuple(after / before if before else 0.0 for before, after in pairs)
-
-
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)"
-_DRAFTS = re.compile(
-    rf"^vllm:spec_decode_num_drafts(?:_total)?(?:\{{[^}}]*\}})?\s+{_NUMBER}", re.M | re.I
-)
-_POSITIONS = re.compile(
-    r"^vllm:spec_decode_num_accepted_tokens_per_pos(?:_total)?"
-    rf'\{{[^}}]*position="([0-9]{{1,3}})"[^}}]*\}}\s+{_NUMBER}',
-    re.M | re.I,
-)
+    return vllm_metrics(text, "vLLM's metrics page").per_position
 
 
 # ---- shared -----------------------------------------------------------------------------------

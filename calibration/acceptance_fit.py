@@ -37,6 +37,7 @@ from calibration.acceptance_points import (
     Series,
     published_points,
 )
+from calibration.acceptance_toml import curve_toml
 from perfmodel import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
@@ -244,35 +245,6 @@ def _source(points: Iterable[AcceptancePoint]) -> str:
     return "; ".join(dict.fromkeys(notes))
 
 
-def to_toml(fit: Fit) -> str:
-    """The catalog file of a fitted curve; every figure rounded to four significant digits."""
-    curve = fit.curve
-    lines = [
-        "# Written by `python -m calibration.acceptance_fit`; formula and intervals are described",
-        "# in perfmodel/acceptance_curve.py.",
-        f"# Fitted on these points: {', '.join(fit.free)}. The rest is taken from other series.",
-        *(_string(key, getattr(curve, key)) for key in ("target", "draft", "draft_policy", "text")),
-        _string("source", curve.source),
-    ]
-    numbers = ("ceiling", "level", "context_exponent", "budget_exponent")
-    for key in (*numbers, "sigma", "sigma_budget", "sigma_context", "sigma_lent"):
-        lines.append(f"{key} = {float(f'{getattr(curve, key):.4g}')!r}")
-    for key in ("context_range", "budget_range"):
-        low, high = getattr(curve, key)
-        lines.append(f"{key} = [{low!r}, {high!r}]")
-    for point in curve.points:
-        lines += ["", "[[points]]", f"context_tokens = {point.context_tokens!r}"]
-        if point.kv_budget_tokens is not None:
-            lines.append(f"kv_budget_tokens = {point.kv_budget_tokens!r}")
-        lines.append(f"alpha = {point.alpha!r}")
-        lines += [_string(key, getattr(point, key)) for key in ("temperature", "citation")]
-    return "\n".join(lines) + "\n"
-
-
-def _string(key: str, value: str) -> str:
-    return f'{key} = "{value}"'
-
-
 def print_report(fits: Mapping[Choice, Fit]) -> None:
     """Residuals and leave-one-out errors in α per curve, and how well curves lend."""
     print("target           draft           policy        points fitted", end="  ")
@@ -309,7 +281,8 @@ def main() -> None:
     fits = fit_all(published_points(options.data))
     options.out.mkdir(parents=True, exist_ok=True)
     for choice, fit in fits.items():
-        (options.out / f"{'--'.join(choice)}.toml").write_text(to_toml(fit), encoding="utf-8")
+        text = curve_toml(fit.curve, fit.free, command="python -m calibration.acceptance_fit")
+        (options.out / f"{'--'.join(choice)}.toml").write_text(text, encoding="utf-8")
     print_report(fits)
 
 

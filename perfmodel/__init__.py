@@ -18,6 +18,7 @@ from perfmodel.acceptance_curves import (
     acceptance_curve,
     kv_loss,
     measured_curves,
+    read_acceptance_curves,
 )
 from perfmodel.acceptance_process import AcceptanceProcess, scenario_acceptance
 from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
@@ -193,6 +194,7 @@ __all__ = [
     "prefill_pass",
     "probability_of_gain",
     "profile_from_table",
+    "read_acceptance_curves",
     "read_scenario",
     "recommend",
     "recommendation_dict",

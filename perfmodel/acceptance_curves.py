@@ -2,13 +2,16 @@
 
 The curve says what a draft loses by reading a part of the cache only:
 
-    kv_loss = level · (1 - b/L) · (L / 32,000)^context_exponent · (b / 512)^-budget_exponent
+    kv_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
+                    · ((b + offset) / (512 + offset))^-budget_exponent
     α       = ceiling · (1 - kv_loss)
 
-with b the KV budget and L the context. It never falls as the budget grows, never rises as the
-context grows (both exponents are at least 0), and reaches `ceiling` where the budget holds the
-whole context. A self-draft has ceiling 1: with the full cache it *is* the target. A standalone
-draft has a ceiling below 1, the agreement of the two models, and loses little by its budget.
+with b the KV budget, L the context and offset = `budget_offset`, the tokens below which a smaller
+budget no longer costs by the power law. Offset 0 and fullness exponent 1 stand in curves fitted on
+too few budgets and contexts to tell. α never falls as the budget grows, never rises as the context
+grows (no exponent is negative), and reaches `ceiling` where the budget holds the whole context. A
+self-draft has ceiling 1: with the full cache it *is* the target. A standalone draft has a ceiling
+below 1, the agreement of the two models, and loses little by its budget.
 
 Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
 
@@ -20,7 +23,8 @@ Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
   inside; `sigma_budget` is how far the budget exponent differed between the models it was taken
   from (half the exponent for a standalone draft), `sigma_context` the context exponent's own rms;
 - a budget that the source leaves unstated adds `sigma_budget` times ln 2;
-- a borrowed curve adds `sigma_lent`, the rms of ln(loss) when one target's curve predicts another.
+- a borrowed curve, one measured on another target, adds `sigma_lent`, the rms of ln(loss) when one
+  target's curve predicts another.
 
 In the loss the interval shrinks to nothing at the full cache and cannot leave [0, 1]. It holds for
 text like the measured one: two texts on SmolLM2-135M differ by a factor of 1.3 to 2.3 in the loss.
@@ -33,6 +37,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from math import hypot
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +48,7 @@ from perfmodel.errors import ConfigError
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
 REFERENCE_BUDGET_TOKENS = 512.0
+MAX_FILE_BYTES = 1_000_000
 Z_90 = 1.6449  # two-sided 90 % of a normal distribution
 DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
 LENDABLE_POLICIES = ("streamingllm", "snapkv")
@@ -51,6 +57,8 @@ NUMBERS = (
     "level",
     "context_exponent",
     "budget_exponent",
+    "budget_offset",
+    "fullness_exponent",
     "sigma",
     "sigma_budget",
     "sigma_context",
@@ -97,6 +105,8 @@ class AcceptanceCurve:
     context_range: tuple[float, float]
     budget_range: tuple[float, float]
     points: tuple[AcceptancePoint, ...] = ()
+    budget_offset: float = 0.0
+    fullness_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
@@ -178,6 +188,18 @@ class AcceptanceCurve:
             level=self.level,
             context_exponent=self.context_exponent,
             budget_exponent=self.budget_exponent,
+            budget_offset=self.budget_offset,
+            fullness_exponent=self.fullness_exponent,
+        )
+
+    def lent_to(self, target: str) -> AcceptanceCurve:
+        """The same curve for a target that it was not measured on: it says so, and is less sure."""
+        return replace(
+            self,
+            target=target,
+            origin="borrowed",
+            source=f"borrowed from {self.target}, not measured on {target}: {self.source}",
+            sigma=hypot(self.sigma, self.sigma_lent),
         )
 
 
@@ -188,27 +210,35 @@ def kv_loss(
     level: float,
     context_exponent: float,
     budget_exponent: float,
+    budget_offset: float = 0.0,
+    fullness_exponent: float = 1.0,
 ) -> NDArray[np.float64]:
     """Share of the full-cache acceptance that a partial cache loses; the module's formula.
 
-    Budgets and contexts broadcast [tokens]; the result is clipped to [0, 1]. The exponents are
-    at least 0. `ConfigError` if a budget or context is not a positive number.
+    Budgets, contexts and the offset are tokens and broadcast; the result is clipped to [0, 1]. The
+    exponents are at least 0. `ConfigError` if a budget or context is not a positive number.
     """
     budget = _check_tokens("kv_budget", kv_budget_tokens)
     context = _check_tokens("context", context_tokens)
-    unread = 1.0 - np.minimum(budget / context, 1.0)
+    unread = 1.0 - np.minimum(budget / context, 1.0) ** fullness_exponent
     growth = (context / REFERENCE_CONTEXT_TOKENS) ** context_exponent
-    relief = (budget / REFERENCE_BUDGET_TOKENS) ** -budget_exponent
+    scale = (budget + budget_offset) / (REFERENCE_BUDGET_TOKENS + budget_offset)
+    relief = scale**-budget_exponent
     return np.asarray(np.minimum(level * unread * growth * relief, 1.0), dtype=np.float64)
 
 
-def acceptance_curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None:
+def acceptance_curve(
+    target: str, draft: str, draft_policy: str, own: tuple[AcceptanceCurve, ...] = ()
+) -> AcceptanceCurve | None:
     """The curve for a choice of draft, or None where nothing measured speaks for it.
 
     Parameters
     ----------
     target, draft, draft_policy : str
         Catalog names; `draft` is a model, or "self" (the target's own name means the same).
+    own : tuple of AcceptanceCurve, optional
+        The user's own curves, which come before the catalog's: one of this draft and policy is
+        used, and for another target than its own it is borrowed.
 
     Returns
     -------
@@ -218,7 +248,12 @@ def acceptance_curve(target: str, draft: str, draft_policy: str) -> AcceptanceCu
         (most leading parts of the name in common, else Llama-3.1-8B), with origin "borrowed" and
         a wider interval. None for everything else: standalone pairs are never guessed.
     """
-    return _curve(target, "self" if draft == target else draft, draft_policy)
+    draft = "self" if draft == target else draft
+    matching = [c for c in own if (c.draft, c.draft_policy) == (draft, draft_policy)]
+    for curve in matching:
+        if curve.target == target:
+            return curve
+    return matching[0].lent_to(target) if matching else _curve(target, draft, draft_policy)
 
 
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
@@ -229,21 +264,59 @@ def measured_curves() -> tuple[AcceptanceCurve, ...]:
 
 
 def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
-    """The curve that a TOML text holds; `name` is the file's name, for the message.
+    """The one curve that a TOML text holds; `name` is the file's name, for the message.
 
     Raises
     ------
     ConfigError
         If the text is not TOML, or a key is unknown, missing or out of range.
     """
+    return _curve_of_table(_toml(text, name), name)
+
+
+def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:
+    """The curves of a user's file: one as in the catalog, or several under `[[curves]]`.
+
+    Raises
+    ------
+    ConfigError
+        In one line: no such file, not TOML, or a curve that does not hold.
+    """
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # not UTF-8, or a path with a null byte
+        raise ConfigError(f"{path}: no text file of acceptance curves") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; no acceptance curves")
+    table = _toml(text, str(path))
+    listed = table.get("curves", [table])
+    if not isinstance(listed, list) or not listed or not all(isinstance(c, dict) for c in listed):
+        raise ConfigError(f"{path}: curves must be a list of tables, [[curves]]")
+    return tuple(_curve_of_table(curve, str(path)) for curve in listed)
+
+
+def _toml(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from error
-    points = tuple(_from_table(AcceptancePoint, point, name) for point in table.pop("points", []))
+
+
+def _curve_of_table(table: dict[str, Any], name: str) -> AcceptanceCurve:
+    listed = table.pop("points", [])
+    if not isinstance(listed, list) or not all(isinstance(point, dict) for point in listed):
+        raise ConfigError(f"{name}: points must be a list of tables, [[points]]")
+    points = tuple(_from_table(AcceptancePoint, point, name) for point in listed)
     for key in ("context_range", "budget_range"):
         if key in table:
-            table[key] = tuple(table[key])
+            span = table[key]
+            if not isinstance(span, list) or [type(end) for end in span] != [float, float]:
+                raise ConfigError(f"{name}: {key}={span!r} must be two numbers of tokens")
+            table[key] = tuple(span)
     return _from_table(AcceptanceCurve, {"origin": "fitted", "points": points, **table}, name)
 
 
@@ -294,13 +367,7 @@ def _borrowed(target: str, draft_policy: str) -> AcceptanceCurve:
         lenders,
         key=lambda c: (_kinship(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
     )
-    return replace(
-        lender,
-        target=target,
-        origin="borrowed",
-        source=f"borrowed from {lender.target}, not measured on {target}: {lender.source}",
-        sigma=hypot(lender.sigma, lender.sigma_lent),
-    )
+    return lender.lent_to(target)
 
 
 def _kinship(one: str, other: str) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import catalog
-from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.break_even import GAMMAS
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.errors import ConfigError
@@ -192,10 +191,7 @@ def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -
 
 def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:
     """(whether acceptance is known, the best γ within the memory limit and the best of all)."""
-    plan = scenario.plan
-    known = scenario.acceptance is not None or (
-        acceptance_curve(scenario.target.name, plan.draft, plan.policy) is not None
-    )
+    known = scenario.acceptance is not None or scenario.curve is not None
     point = estimate(scenario, gamma=GAMMAS)
     cost = point.tpot_s if known else point.break_even_alpha
     fits = np.broadcast_to(point.memory.fraction <= limit, np.shape(cost))

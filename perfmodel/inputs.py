@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from perfmodel import catalog
 from perfmodel.acceptance import Acceptance
+from perfmodel.acceptance_curves import AcceptanceCurve, read_acceptance_curves
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError
@@ -83,6 +85,7 @@ class ScenarioInput(BaseModel):
     accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = None
     accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = None
     tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
+    acceptance_curve: Name | None = None
     weight_dtype: Name = "bf16"
     kv_dtype: Name = "bf16"
     engine: Name = "specroof"
@@ -134,6 +137,9 @@ class ScenarioInput(BaseModel):
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None
 
+    def _own_curves(self) -> tuple[AcceptanceCurve, ...]:
+        return () if self.acceptance_curve is None else _curves_of(self.acceptance_curve)
+
     def _machine(self) -> Machine:
         """The machine, which `gpu` may repeat but not contradict."""
         if self.machine is None:
@@ -177,7 +183,23 @@ class ScenarioInput(BaseModel):
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             acceptance=self.given_acceptance(plan.gamma),
+            own_curves=self._own_curves(),
         )
+
+
+def _curves_of(path: str) -> tuple[AcceptanceCurve, ...]:
+    """The file's curves, read again only after it has changed: a sweep asks for them often."""
+    try:
+        about = Path(path).stat()
+        stamp = (about.st_mtime_ns, about.st_size)
+    except (OSError, ValueError):
+        stamp = (0, 0)
+    return _curves_at(path, stamp)
+
+
+@lru_cache(maxsize=16)
+def _curves_at(path: str, stamp: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
+    return read_acceptance_curves(path)
 
 
 def scenario_input(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:

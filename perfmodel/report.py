@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from perfmodel.acceptance import accepted_distribution
-from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.candidates import Candidate, plan_label
 from perfmodel.errors import DoesNotFit
 from perfmodel.memory import TERMS, largest_batch
@@ -99,7 +98,7 @@ def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
         return "none", "no draft"
     if given is not None:
         return given.origin, given.source
-    curve = acceptance_curve(scenario.target.name, plan.draft, plan.policy)
+    curve = scenario.curve
     if curve is None:
         return "unknown", "no measurement for this draft choice"
     return curve.origin, curve.source

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perfmodel.acceptance import Acceptance
+from perfmodel.acceptance_curves import AcceptanceCurve, acceptance_curve
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import EngineProfile
 from perfmodel.errors import ConfigError
@@ -19,7 +20,9 @@ class Scenario:
     """Everything a prediction depends on.
 
     `draft` is the draft's spec: the target's own for self-speculation, None without speculation.
-    `acceptance` is None where nobody has measured it: a prediction then gives the α it would need.
+    `acceptance` is what was stated for this very plan; without it the curve of the draft choice
+    speaks, of `own_curves` before the catalog's. Where there is none either, a prediction gives the
+    α it would need.
     """
 
     machine: Machine
@@ -32,6 +35,7 @@ class Scenario:
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     acceptance: Acceptance | None = None
+    own_curves: tuple[AcceptanceCurve, ...] = ()
 
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
@@ -50,6 +54,15 @@ class Scenario:
     def draft_tp(self) -> int:
         """Ranks that the draft runs on: the target's own for a self-draft."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
+
+    @property
+    def curve(self) -> AcceptanceCurve | None:
+        """α over budget and context of this draft choice, or None where nobody measured it."""
+        return self.curve_of(self.plan.draft, self.plan.policy)
+
+    def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
+        """The same for another draft choice."""
+        return acceptance_curve(self.target.name, draft, policy, self.own_curves)
 
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prefix_tokens

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.acceptance import alpha_for_tokens_per_round, tokens_per_round, tokens_per_round_iid
-from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.draft_cost import draft_cost
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
 from perfmodel.memory import MemoryEstimate, memory_estimate
@@ -165,7 +164,7 @@ def _acceptance(
         return np.full((), np.nan), np.ones(np.shape(gamma))
     if given is not None:
         return np.asarray(given.alpha), tokens_per_round(given, gamma)
-    curve = acceptance_curve(scenario.target.name, plan.draft, plan.policy)
+    curve = scenario.curve
     if curve is None:
         return np.full((), np.nan), np.where(gamma == 0, 1.0, np.nan)
     read = prefix if plan.policy == "full" else budget

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perfmodel.acceptance import Acceptance
-from perfmodel.acceptance_curves import acceptance_curve
 from perfmodel.scenario import Scenario
 from perfmodel.speculation import RoundEstimate, estimate
 
@@ -40,7 +39,7 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
     if given is not None:
         return given.low, given.alpha, given.high
     plan = scenario.plan
-    curve = acceptance_curve(scenario.target.name, plan.draft, plan.policy)
+    curve = scenario.curve
     if curve is None:
         return None
     at = {

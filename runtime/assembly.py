@@ -16,7 +16,8 @@ from runtime.distributed import Group, Ranks
 from runtime.draft import Drafter, NoDraft, SelfDrafter
 from runtime.draft_views import FullView, SinkWindowView, SnapView, ViewPolicy, whole_sink_pages
 from runtime.engine import Engine
-from runtime.errors import InputError
+from runtime.errors import InputError, OutOfMemory, OutOfPages
+from runtime.fit_batch import SequenceCache, out_of_memory
 from runtime.kv_cache import PagedCache, pages_for
 from runtime.passes import EagerPasses, Passes
 from runtime.phase_clock import CudaClock, HostClock
@@ -123,7 +124,10 @@ def assemble(
     if setup.gamma and setup.plan.draft == "self" and setup.plan.policy == "snapkv":
         gathered = pages_for(_budget(setup), setup.page_tokens)
     pages = batch.pages(setup.page_tokens, setup.gamma + 1, gathered)
-    cache = _cache(setup, target, setup.cache_pages or pages)
+    try:
+        cache = _cache(setup, target, setup.cache_pages or pages)
+    except OutOfPages as error:
+        raise _out_of_memory(setup, batch, target, pages) from error
     backend, passes = _attention(setup, target, cache)
     sampler = sampler_for(setup.sampling, setup.rates, setup.device)
     return Engine(
@@ -217,6 +221,23 @@ def _cache(setup: EngineSetup, decoder: Decoder, pages: int) -> PagedCache:
         dtype=setup.dtype,
         device=setup.device,
     )
+
+
+def _out_of_memory(
+    setup: EngineSetup, batch: BatchShape, target: Decoder, pages: int
+) -> OutOfMemory | OutOfPages:
+    """What fits of this batch, where the device says how much memory it has left."""
+    config, page = target.config, setup.page_tokens
+    token_bytes = 2 * config.layers * target.kv_heads * config.head_dim * setup.dtype.itemsize
+    if setup.device.type != "cuda":
+        asked = pages * page * token_bytes / 1e9
+        return OutOfPages(f"no memory for a KV cache of {asked:.2f} GB: {pages:,} pages of {page}")
+    free, _ = torch.cuda.mem_get_info(setup.device)
+    count = len(batch.prompt_tokens)
+    each = SequenceCache(
+        page_bytes=page * token_bytes, page_tokens=page, tokens=-(-pages // count) * page
+    )
+    return out_of_memory(batch=count, free_bytes=free, fixed_bytes=0, caches=[each])
 
 
 def _budget(setup: EngineSetup) -> int:

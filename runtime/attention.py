@@ -16,6 +16,8 @@ from torch import Tensor
 
 from runtime.kv_cache import PagedCache
 
+Counts = Sequence[int] | NDArray[np.int64]  # one a sequence
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLayout:
@@ -28,9 +30,9 @@ class PassLayout:
     """
 
     page_tables: Sequence[Sequence[int]]
-    kv_tokens: Sequence[int]
-    query_tokens: Sequence[int]
-    first_positions: Sequence[int] | None = None
+    kv_tokens: Counts
+    query_tokens: Counts
+    first_positions: Counts | None = None
     window_tokens: int | None = None
 
     @property

@@ -14,17 +14,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.attention import PassLayout
+from runtime.attention import Counts, PassLayout
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache
-from runtime.split_schedule import BlockGrid, Blocks, Ints, schedule
+from runtime.split_schedule import BlockGrid, Ints, pages_read, schedule
 
 _ALIGN = 4  # int32 words: FlashInfer's tables start at multiples of 16 bytes
 _NON_CAUSAL, _CAUSAL, _NHD = 0, 1, 0
@@ -190,13 +190,13 @@ class PlanTables:
             kv = self._padded(layout.kv_tokens, 0)
             kv[used:] = queries[used:]
             segments.write_lengths(region, kv, queries, self._pages, page)
-            segments.write_blocks(region, schedule(plan.grid, kv, queries))
+            segments.write_blocks(region, plan.grid, pages_read(plan.grid, kv), queries)
             region[segments.positions][: len(layout.positions)] = layout.positions
             start += segments.words
         self._host[self._tokens][: len(tokens)] = tokens
         self._device.copy_(self._staged, non_blocking=True)
 
-    def _padded(self, values: Sequence[int], idle: int) -> Ints:
+    def _padded(self, values: Counts, idle: int) -> Ints:
         found = np.full(self.batch, idle, dtype=np.int32)
         found[: len(values)] = values
         if idle and len(values):
@@ -243,6 +243,7 @@ class _Segments:
     grid: BlockGrid
     page_room: int
     words: int
+    written: dict[str, Ints] = field(default_factory=dict)  # pages that the blocks were made for
 
     @classmethod
     def of(cls, grid: BlockGrid, page_room: int) -> _Segments:
@@ -287,8 +288,16 @@ class _Segments:
         place = (kv - queries - first)[owner] + np.arange(len(owner))
         region[self.slots] = pages[owner, place // page_tokens] * page_tokens + place % page_tokens
 
-    def write_blocks(self, region: Ints, blocks: Blocks) -> None:
-        """Who does what; blocks past the count are masked off."""
+    def write_blocks(self, region: Ints, grid: BlockGrid, pages: Ints, queries: Ints) -> None:
+        """Who does what, unless it is what the region holds; blocks past the count are masked off.
+
+        Without a split, lengths change nothing.
+        """
+        known = self.written.get("pages")
+        if known is not None and (not grid.split or np.array_equal(known, pages)):
+            return
+        self.written["pages"] = pages
+        blocks = schedule(grid, pages, queries)
         requests, tiles, ranges, outputs, range_tokens, _, merges, mask = self.block_parts
         count = blocks.count
         region[requests][:count] = blocks.requests

@@ -1,8 +1,8 @@
 """Whole passes as CUDA graphs: one launch a draft phase, one a verification.
 
 A graph has room for a number of sequences and of pages each; rows without a sequence read and write
-the cache's idle page. It is captured when first needed, and again, smaller, once most of its rows
-are idle.
+the cache's idle page. One is captured when first needed, and a smaller one beside it once half of
+its rows are idle.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class GraphPasses:
 
     def __init__(self, decoder: Decoder, backend: FlashInferAttention) -> None:
         self.decoder, self.backend = decoder, backend
-        self._drafts: dict[_Key, Captured[Proposal]] = {}
-        self._verifies: dict[_Key, Captured[Tensor]] = {}
+        self._drafts: dict[_Key, list[Captured[Proposal]]] = {}
+        self._verifies: dict[_Key, list[Captured[Tensor]]] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
         self.last: Captured[Any] | None = None  # what ran last, ready to be replayed
 
@@ -84,7 +84,7 @@ class GraphPasses:
 
     def _captured(
         self,
-        graphs: dict[_Key, Captured[_Output]],
+        graphs: dict[_Key, list[Captured[_Output]]],
         key: _Key,
         layouts: Many[PassLayout],
         tokens: Many[int],
@@ -92,16 +92,18 @@ class GraphPasses:
         sampler: Sampler | None,
     ) -> Captured[_Output]:
         """The graph for these passes, its tables filled."""
-        found, batch = graphs.get(key), len(layouts[0].kv_tokens)
-        if found is not None and found.tables.fits(layouts) and 2 * batch > found.tables.batch:
+        known, batch = graphs.setdefault(key, []), len(layouts[0].kv_tokens)
+        fitting = [graph for graph in known if graph.tables.fits(layouts)]
+        found = min(fitting, key=lambda graph: graph.tables.batch, default=None)
+        if found is not None and 2 * batch > found.tables.batch:
             found.tables.fill(layouts, tokens)
-            self.last = found
-            return found
-        longest = max(len(table) for table in layouts[0].page_tables)
-        room = longest + longest // 8 + 8  # sequences grow
-        tables = PlanTables(self.backend, layouts, batch=batch, page_room=room)
-        tables.fill(layouts, tokens)
-        found = graphs[key] = Captured(*self._capture(tables, run, sampler))
+        else:
+            longest = max(len(table) for table in layouts[0].page_tables)
+            room = longest + longest // 8 + 8  # sequences grow
+            tables = PlanTables(self.backend, layouts, batch=batch, page_room=room)
+            tables.fill(layouts, tokens)
+            found = Captured(*self._capture(tables, run, sampler))
+            known.append(found)
         self.last = found
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from runtime.attention import PassLayout
@@ -38,15 +39,15 @@ class DraftPhase:
 
     def layouts(self, gamma: int) -> list[PassLayout]:
         """The layout of every step."""
-        fed = self.fed
+        cached = np.asarray(self.cached, dtype=np.int64) + self.fed
+        places = np.asarray(self.first_positions, dtype=np.int64)
+        one = np.ones_like(cached)
         return [
             PassLayout(
                 page_tables=self.page_tables,
-                kv_tokens=[count + fed + step for count in self.cached],
-                query_tokens=[fed if step == 0 else 1] * len(self.cached),
-                first_positions=[
-                    first + (fed + step - 1 if step else 0) for first in self.first_positions
-                ],
+                kv_tokens=cached + step,
+                query_tokens=one if step else self.fed * one,
+                first_positions=places + (self.fed + step - 1 if step else 0),
                 window_tokens=self.window_tokens,
             )
             for step in range(gamma)

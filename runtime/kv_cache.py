@@ -58,7 +58,7 @@ class PagedCache:
             asked = torch.Size(shape).numel() * dtype.itemsize
             raise OutOfPages(
                 f"no memory for a KV cache of {asked / 1e9:.2f} GB: {pages:,} pages of "
-                f"{page_tokens} tokens at {asked // (pages * page_tokens):,} bytes a token"
+                f"{page_tokens} tokens at {asked // ((pages + 1) * page_tokens):,} bytes a token"
             ) from error
         self._free = list(range(pages - 1, -1, -1))
 

@@ -64,6 +64,7 @@ def _start(
     command: Sequence[str], rank: int, ranks: int, port: int, folder: str
 ) -> subprocess.Popen[bytes]:
     environment = {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # a rank's own message is the one line that counts
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -92,13 +92,18 @@ class Blocks:
     merges: Ints
 
 
-def schedule(grid: BlockGrid, kv_tokens: Ints, query_tokens: Ints) -> Blocks:
+def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
+    """Pages that each sequence's attention reads: all that its blocks depend on."""
+    pages = -(-kv_tokens // grid.page_tokens)
+    if grid.window_tokens is None:
+        return pages
+    seen = grid.window_tokens - 1 + grid.tile_rows
+    return np.minimum(pages, -(-seen // grid.page_tokens))
+
+
+def schedule(grid: BlockGrid, pages: Ints, query_tokens: Ints) -> Blocks:
     """Cut a pass into at most `grid.blocks` blocks of ranges as short as that allows."""
     tiles = -(-query_tokens * grid.group // grid.tile_rows)
-    pages = -(-kv_tokens // grid.page_tokens)
-    if grid.window_tokens is not None:
-        seen = grid.window_tokens - 1 + grid.tile_rows
-        pages = np.minimum(pages, -(-seen // grid.page_tokens))
     longest = int(pages.max())
     range_pages = _range_pages(grid, pages, tiles) if grid.split else longest
     ranges = -(-pages // range_pages)

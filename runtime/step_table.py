@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench_options import RunPlan
-from runtime.errors import EngineError, InputError
+from runtime.errors import InputError
+from runtime.launch import run_rank
 
 # Batch and context of each model, sized for an H200.
 ROWS = {
@@ -94,7 +96,7 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
                     record = {"model": config.name, **asdict(case), **asdict(found)}
                     log.write(json.dumps(record) + "\n")
             rows.append(Row(config.name, batch, context, tuple(times)))
-            if bench.ranks.is_root:
+            if sys.stderr.isatty() and bench.ranks.is_root:
                 print("  ".join(rows[-1].cells()), file=sys.stderr, flush=True)
         bench.close()
     if log:
@@ -114,16 +116,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON lines, a case each, with parts")
     options = parser.parse_args(arguments)
-    try:
-        rows = measure(options.model, tp=options.tp, repeats=options.repeats, output=options.output)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_rank(lambda: _show(options))
+
+
+def _show(options: argparse.Namespace) -> None:
+    """One rank's part; rank 0 writes and prints."""
+    root = int(os.environ.get("RANK", "0")) == 0
+    output = options.output if root else None
+    rows = measure(options.model, tp=options.tp, repeats=options.repeats, output=output)
+    if not root:
+        return
     cells = [header(), *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -41,6 +41,29 @@ def run_mode(mode: str, arguments: Sequence[str], scenario: str | None) -> int:
     return 0
 
 
+def run_bench(models: Sequence[str], *, tp: int, repeats: int, output: Path | None) -> int:
+    """Print the table of step times of these models, random weights, on this machine's GPUs.
+
+    Raises
+    ------
+    SpecroofError
+        Without a GPU, for an unknown model, or when a rank failed; in one line.
+    """
+    with TemporaryDirectory(prefix="specroof-models-") as folder:
+        folders = [
+            model if Path(model).is_dir() else _write_config(model, Path(folder))
+            for model in models
+        ]
+        words = ["--model", *folders, "--tp", str(tp), "--repeats", str(repeats)]
+        if output is not None:
+            words += ["--output", str(output)]
+        try:
+            launch_ranks([sys.executable, "-m", "runtime.step_table", *words], tp)
+        except EngineError as error:
+            raise _outcome(error) from error
+    return 0
+
+
 def run_download(model: str, output: Path, *, token_variable: str, revision: str | None) -> None:
     """Fetch a model from the hub.
 

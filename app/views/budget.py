@@ -7,7 +7,7 @@ import streamlit as st
 from app import charts
 from app.cached import point_of, scenario_of
 from app.show import plain, show_chart, show_table
-from perfmodel import acceptance_curve, estimate, format_tokens
+from perfmodel import estimate, format_tokens
 
 
 def show() -> None:
@@ -17,7 +17,7 @@ def show() -> None:
     if plan.draft == "none":
         st.info("There is no draft: choose one in the sidebar.")
         return
-    curve = acceptance_curve(scenario.target.name, plan.draft, plan.policy)
+    curve = scenario.curve
     known = scenario.acceptance is not None or curve is not None
     if plan.policy != "full" and known:
         show_chart(charts.budget_map(scenario), "gamma_budget")

@@ -16,7 +16,7 @@ from app.cached import (
 )
 from app.inputs import Values
 from app.show import plain, show_chart
-from perfmodel import DraftPlan, Scenario, acceptance_curve, draft_choices, plan_label
+from perfmodel import DraftPlan, Scenario, draft_choices, plan_label
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
@@ -60,8 +60,7 @@ def show() -> None:
 
 
 def _curve_is_unknown(scenario: Scenario) -> bool:
-    plan = scenario.plan
-    return acceptance_curve(scenario.target.name, plan.draft, plan.policy) is None
+    return scenario.curve is None
 
 
 def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
@@ -70,11 +69,12 @@ def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
     keys = ("target", "machine", "tp", "batch", "prefix_tokens", "output_tokens", "engine")
-    base = {k: v for k, v in values if k in (*keys, "weight_dtype", "kv_dtype")}
+    more = ("weight_dtype", "kv_dtype", "acceptance_curve")
+    base = {k: v for k, v in values if k in (*keys, *more)}
     grids = []
     for choice in considered:
         draft, _, policy = choice.partition(":")
-        if acceptance_curve(scenario.target.name, draft, policy) is not None:
+        if scenario.curve_of(draft, policy) is not None:
             stated = base | {"draft": draft, "draft_policy": policy}
             if _same_choice(scenario.plan, draft, policy):
                 stated = dict(values)

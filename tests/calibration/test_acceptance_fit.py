@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.acceptance_fit import Fit, fit_all, fit_curve, to_toml
+from calibration.acceptance_fit import fit_all, fit_curve
 from calibration.acceptance_points import SMOLLM2_ALPHA, Choice, published_points
+from calibration.acceptance_toml import curve_toml
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.acceptance_curves import (
     AcceptanceCurve,
@@ -71,7 +72,7 @@ def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
 
 def test_a_written_curve_reads_back() -> None:
     curve = measured_curves()[0]
-    text = to_toml(Fit(curve, ("level",), np.zeros(0), np.zeros(0)))
+    text = curve_toml(curve, ("level",), command="x")
     assert parse_acceptance_curve(text, "curve.toml") == curve
 
 

@@ -326,7 +326,7 @@ def test_the_command_writes_its_files_and_charts(
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
-    assert list(value) == documented_keys("calibrate")
+    assert list(value) == documented_keys("calibrate: fit")
 
 
 NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)

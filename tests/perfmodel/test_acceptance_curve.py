@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,12 +16,21 @@ from perfmodel.acceptance_curves import (
     acceptance_curve,
     measured_curves,
     parse_acceptance_curve,
+    read_acceptance_curves,
 )
 from perfmodel.errors import ConfigError
+from perfmodel.inputs import scenario_input
+from perfmodel.speculation import estimate
 
 budgets = st.floats(16.0, 200_000.0)
 contexts = st.floats(64.0, 200_000.0)
-curves = st.sampled_from(measured_curves())
+# The catalog's, and the same with the two parameters that only many budgets determine.
+curves = st.builds(
+    replace,
+    st.sampled_from(measured_curves()),
+    budget_offset=st.sampled_from([0.0, 30.0, 400.0]),
+    fullness_exponent=st.sampled_from([0.5, 1.0, 4.0]),
+)
 
 
 def curve_of(target: str, draft: str, policy: str) -> AcceptanceCurve:
@@ -238,3 +250,45 @@ def test_a_bad_file_is_refused_by_name(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match="a") as refused:
         parse_acceptance_curve(text, "a.toml")
     assert said in str(refused.value)
+
+
+def test_a_users_curve_comes_before_the_catalogs() -> None:
+    own = replace(curve_of("llama-3.1-8b", "self", "snapkv"), level=0.9)
+    chosen = acceptance_curve("llama-3.1-8b", "llama-3.1-8b", "snapkv", (own,))
+    assert chosen == own
+    assert acceptance_curve("llama-3.1-8b", "self", "streamingllm", (own,)) == curve_of(
+        "llama-3.1-8b", "self", "streamingllm"
+    )
+
+
+def test_a_users_curve_of_another_target_is_borrowed_and_less_sure() -> None:
+    own = curve_of("llama-3.1-8b", "self", "snapkv")
+    lent = acceptance_curve("qwen3-8b", "self", "snapkv", (own,))
+    assert lent is not None and lent.origin == "borrowed" and lent.target == "qwen3-8b"
+    assert "not measured on qwen3-8b" in lent.source
+    at = {"kv_budget_tokens": 512, "context_tokens": 32_000}
+    low, high = own.interval(**at)
+    wide_low, wide_high = lent.interval(**at)
+    assert wide_low < low and high < wide_high and lent.alpha(**at) == own.alpha(**at)
+
+
+def test_a_scenario_reads_its_own_curves_and_sees_them_change(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    source = Path("perfmodel/catalog/acceptance/llama-3.1-8b--self--streamingllm.toml")
+    text = (Path(__file__).parents[2] / source).read_text(encoding="utf-8")
+    stated = {"draft": "self", "tp": 8, "gamma": 4, "acceptance_curve": str(file)}
+    found = []
+    for level in ("0.1", "0.25"):
+        file.write_text(text.replace("level = 0.1942", f"level = {level}"), encoding="utf-8")
+        found.append(float(estimate(scenario_input(stated).scenario()).alpha))
+    assert found[0] > found[1]
+
+
+@pytest.mark.parametrize("text", ["\xff", "x = [", "curves = []", "curves = [1]", "target = 1"])
+def test_a_file_that_holds_no_curve_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError):
+        read_acceptance_curves(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_acceptance_curves(tmp_path / "none.toml")

@@ -50,8 +50,10 @@ def test_a_model_has_its_published_parameters(name: str, parameters: int) -> Non
 
 
 def test_every_other_model_has_the_size_in_its_name() -> None:
-    assert set(catalog.model_names()) - set(PUBLISHED_PARAMETERS) == {"llama-68m"}
-    assert round(catalog.model("llama-68m").parameters / 1e6) == 68
+    millions = {"llama-68m": 68, "smollm2-135m": 135}
+    assert set(catalog.model_names()) - set(PUBLISHED_PARAMETERS) == set(millions)
+    for name, size in millions.items():
+        assert round(catalog.model(name).parameters / 1e6) == size
 
 
 def test_a_model_answers_to_its_name_and_to_every_hub_id_in_any_case() -> None:

@@ -1,0 +1,70 @@
+"""Made-up acceptance records with known rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from calibration.acceptance_records import DraftView, Record, RecordSet, Window
+
+GAMMA = 8
+HEADER = {
+    "schema": 1, "model": "m", "draft": "self", "texts": {}, "temperature": 1.0, "gamma": GAMMA,
+    "scored_tokens": 4 * GAMMA, "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+
+
+def view(policy: str, budget: int) -> DraftView:
+    """A view of the main grid."""
+    if policy == "streamingllm":
+        return DraftView(policy=policy, kv_budget=budget, sink=16)
+    return DraftView(policy=policy, kv_budget=budget, snapkv_window=32, snapkv_pool=5)
+
+
+def record(
+    shown: DraftView, *, alpha: float, context: int = 2048, index: int = 0, text: str = "t"
+) -> Record:
+    """A window in which every position has the same overlap."""
+    rounds = 4
+    reached = rounds * alpha ** np.arange(GAMMA)
+    return Record(
+        window=Window(text=text, prefix_tokens=context, index=index, start=index * 100),
+        view=shown,
+        rounds=rounds,
+        overlap=(rounds * alpha,) * GAMMA,
+        reached=tuple(reached.tolist()),
+        passed=tuple((reached * alpha).tolist()),
+        chain=tuple((reached * alpha).tolist()),
+        agree=(rounds,) * GAMMA,
+        agree_chain=(rounds,) * GAMMA,
+        variance=0.01,
+        lags=(0.002, 0.001, 0.0, 0.0, 0.0),
+        read_tokens=float(shown.kv_budget or context),
+        nll=3.0,
+    )
+
+
+def records(
+    alpha: Callable[[float, float], float],
+    *,
+    contexts: tuple[int, ...] = (2048, 7800),
+    budgets: tuple[int, ...] = (64, 128, 256, 512, 1024),
+    windows: int = 6,
+    noise: float = 0.004,
+) -> RecordSet:
+    """A grid of windows around `alpha(budget, context)`."""
+    source = np.random.default_rng(1)
+    found = [
+        record(
+            view(policy, budget),
+            alpha=float(np.clip(alpha(budget, context) + source.normal(0, noise), 0, 1)),
+            context=context,
+            index=index,
+        )
+        for policy in ("streamingllm", "snapkv")
+        for context in contexts
+        for budget in budgets
+        for index in range(windows)
+    ]
+    return RecordSet(HEADER, tuple(found))
