@@ -105,12 +105,18 @@ def measure_acceptance(
 def acceptance_report(
     records: Records,
     counted: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Counted speculative runs.", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Counted speculative runs; repeat it.", show_default=False
+        ),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the chart of budgets.", show_default=False),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -127,7 +133,9 @@ def acceptance_report(
     from app.commands import acceptance as command
 
     raise typer.Exit(
-        command.run_report(records, counted, html=html, tolerance=tolerance, as_json=as_json)
+        command.run_report(
+            records, counted or (), html=html, svg=svg, tolerance=tolerance, as_json=as_json
+        )
     )
 
 

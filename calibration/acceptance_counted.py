@@ -6,6 +6,7 @@ round of every sequence is kept as its number of accepted drafts.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
@@ -123,16 +124,20 @@ def append_run(path: Path, run: CountedRun, header: Mapping[str, Any]) -> None:
 
 
 def read_runs(path: Path) -> list[CountedRun]:
-    """Every whole line of a file; none where there is no file.
+    """Every whole line of a file, plain or gzipped; none where there is no file.
 
     Raises
     ------
     InputError
-        If a line is no counted run.
+        If it cannot be read, or a line is no counted run.
     """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON lines ({error})") from error
     runs = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:

@@ -6,10 +6,10 @@ specroof calibrate acceptance-report RECORDS... [--counted FILE]
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
+from calibration.acceptance_ablation import Paired, ablation_rows
 from calibration.acceptance_cells import Cell
 from calibration.acceptance_record_fit import RecordFit
 from calibration.acceptance_records import LAGS
@@ -155,28 +155,24 @@ def _fit_table(fits: Sequence[RecordFit]) -> list[str]:
 
 
 def _ablation_table(ablated: Sequence[Cell]) -> list[str]:
-    """One row a variant of a policy, one column a text, context and budget."""
-    columns = sorted({_place(cell) for cell in ablated})
-    rows: dict[str, dict[tuple[str, int, int], Cell]] = {}
-    for cell in ablated:
-        label = replace(cell.key.view, kv_budget=None).label
-        rows.setdefault(label, {})[_place(cell)] = cell
+    """One row a variant of a policy, one column a text, context and budget.
+
+    The default's α, and what the others differ from it on the same windows.
+    """
+    columns, rows = ablation_rows(ablated)
     header = [f"{text} {context:,}, {budget:,}" for text, context, budget in columns]
 
-    def shown(cell: Cell | None) -> str:
-        if cell is None:
+    def shown(found: Paired | None) -> str:
+        if found is None:
             return ""
-        low, high = cell.interval()
-        return f"{cell.alpha:.3f} ±{(high - low) / 2:.3f}"
+        if found.difference is None:
+            return f"{found.alpha:.3f} ±{found.half_width:.3f}"
+        return f"{found.difference:+.4f} ±{found.half_width:.4f}"
 
     return _table(
         ["view", *header],
         ([label, *(shown(row.get(column)) for column in columns)] for label, row in rows.items()),
     )
-
-
-def _place(cell: Cell) -> tuple[str, int, int]:
-    return cell.key.text, cell.key.prefix_tokens, cell.key.view.kv_budget or 0
 
 
 def _compared_table(compared: Sequence[Compared]) -> list[str]:

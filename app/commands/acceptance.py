@@ -51,7 +51,7 @@ def run_measure(options: MeasureOptions, *, as_json: bool) -> int:
     """
     with _one_line():
         _measure(options)
-    return run_report([options.output], None, html=None, tolerance=None, as_json=as_json)
+    return run_report([options.output], (), html=None, svg=None, tolerance=None, as_json=as_json)
 
 
 def _measure(options: MeasureOptions) -> None:
@@ -125,9 +125,10 @@ def _measure(options: MeasureOptions) -> None:
 
 def run_report(
     records: Sequence[Path],
-    counted: Path | None,
+    counted: Sequence[Path],
     *,
     html: Path | None,
+    svg: Path | None,
     tolerance: float | None,
     as_json: bool,
 ) -> int:
@@ -144,10 +145,11 @@ def run_report(
     from calibration.acceptance_tables import report_lines
 
     with _one_line():
-        if counted is not None and not counted.is_file():
-            raise ConfigError(f"{counted}: no such file")
+        for path in counted:
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file")
         found = _read(records)
-        report = acceptance_report(found, read_runs(counted) if counted is not None else ())
+        report = acceptance_report(found, [run for path in counted for run in read_runs(path)])
         place = {"gpu": "h200", "batch": 64}
         choices = []
         if report.compared:
@@ -159,6 +161,11 @@ def run_report(
         page = acceptance_html(report, lines)
         with atomic_text(html) as file:
             file.write(page)
+    if svg is not None:
+        from calibration.acceptance_svg import budgets_svg
+
+        with atomic_text(svg) as file:
+            file.write(budgets_svg(report.grid, [fit.curve for fit in report.fits]))
     if as_json:
         plain = report_dict(report)
         plain["budget_choices"] = [
