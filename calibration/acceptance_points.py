@@ -82,6 +82,17 @@ def published_points(data: Path) -> dict[Choice, tuple[AcceptancePoint, ...]]:
             continue  # retrieval caches: not a draft policy of this project
         point = _point(122_000, budget, row.acceptance_rate, f"{row.temperature:g}", TRIFORCE)
         found.setdefault(choice, []).append(point)
+    published = {choice: tuple(points) for choice, points in found.items()}
+    return published | first_smollm2_points()
+
+
+def first_smollm2_points() -> dict[Choice, tuple[AcceptancePoint, ...]]:
+    """SmolLM2's first runs, one prompt a text.
+
+    They lend Llama's curves how acceptance falls with the budget; SmolLM2's own curves in the
+    catalog are fitted on the records of `calibration/measured`.
+    """
+    found: dict[Choice, list[AcceptancePoint]] = {}
     for (policy, text), alphas in SMOLLM2_ALPHA.items():
         for budget, alpha in zip(SMOLLM2_BUDGETS, alphas, strict=True):
             point = _point(7_800, budget, alpha, "1", f"{OWN}, {text}")

@@ -123,10 +123,11 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
         return _fit_ceiling(found, group, gamma)
     target, draft = str(found.header["model"]), str(found.header["draft"])
     budgets, contexts = _budgets(group), _contexts(group)
+    stated = np.array([float(cell.key.view.kv_budget or 0) for cell in group])
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
     loss = np.maximum(1.0 - alpha, LEAST_LOSS)
     weight = 1.0 / np.hypot(_log_errors(group, loss, gamma), MISFIT)
-    free, fixed = _parameters(draft, policy, budgets, contexts)
+    free, fixed = _parameters(draft, policy, stated, contexts)
     start = [BOUNDS[name][1] for name in free]
     least, most = ([BOUNDS[name][end] for name in free] for end in (0, 2))
 
@@ -157,11 +158,11 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
         source=_source(found, group, gamma),
         sigma=hypot(spread, noise),
         # Beyond the range the power law itself is in doubt: half its slope at the end of it.
-        sigma_budget=max(_slope(of, float(budgets.max())) / 2.0, lender.sigma_budget),
+        sigma_budget=max(_slope(of, float(stated.max())) / 2.0, lender.sigma_budget),
         sigma_context=max(of["context_exponent"] / 2.0, lender.sigma_context),
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
         context_range=(float(contexts.min()), float(contexts.max())),
-        budget_range=(float(budgets.min()), float(budgets.max())),
+        budget_range=(float(stated.min()), float(stated.max())),
         points=tuple(_point(found, cell, gamma) for cell in group),
         **of,
     )
@@ -239,7 +240,18 @@ def _log_errors(group: Sequence[Cell], loss: Floats, gamma: int) -> Floats:
 
 
 def _budgets(group: Sequence[Cell]) -> Floats:
-    return np.array([float(cell.key.view.kv_budget or 0) for cell in group])
+    """Budgets at which a draft reads, over all alignments, what the cell's drafts read.
+
+    StreamingLLM's window starts at a page: of a budget b a draft reads b - (page - 1) / 2 tokens in
+    the mean. Rounds that start every 16 tokens all have one alignment, and read up to b.
+    """
+    found = []
+    for cell in group:
+        view = cell.key.view
+        lost = (view.page_tokens - 1) / 2.0
+        read = float(cell.read_tokens.mean()) + lost
+        found.append(read if view.policy == "streamingllm" else float(view.kv_budget or 0))
+    return np.array(found)
 
 
 def _contexts(group: Sequence[Cell]) -> Floats:
@@ -254,7 +266,8 @@ def _source(found: RecordSet, group: Sequence[Cell], gamma: int) -> str:
         "streamingllm": f"sink {view.sink}, {view.positions} positions",
         "snapkv": f"window {view.snapkv_window}, pool {view.snapkv_pool}",
     }[view.policy]
-    windows = f"{min(c.windows for c in group)} to {max(c.windows for c in group)} windows a cell"
+    counts = sorted({cell.windows for cell in group})
+    windows = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " windows a cell"
     return (
         f"own measurement: sum of min(p, q), teacher-forced, as at gamma {gamma}, {windows}, "
         f"{what}, {header.get('dtype')}, {header.get('device')}"

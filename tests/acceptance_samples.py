@@ -22,6 +22,12 @@ def view(policy: str, budget: int) -> DraftView:
     return DraftView(policy=policy, kv_budget=budget, snapkv_window=32, snapkv_pool=5)
 
 
+def read_of(shown: DraftView) -> float:
+    """What a draft reads in the mean over all alignments; 0 without a budget."""
+    lost = (shown.page_tokens - 1) / 2.0 if shown.policy == "streamingllm" else 0.0
+    return max(0.0, (shown.kv_budget or 0) - lost)
+
+
 def record(
     shown: DraftView, *, alpha: float, context: int = 2048, index: int = 0, text: str = "t"
 ) -> Record:
@@ -40,7 +46,7 @@ def record(
         agree_chain=(rounds,) * GAMMA,
         variance=0.01,
         lags=(0.002, 0.001, 0.0, 0.0, 0.0),
-        read_tokens=float(shown.kv_budget or context),
+        read_tokens=read_of(shown) or float(context),
         nll=3.0,
     )
 

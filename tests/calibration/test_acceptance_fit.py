@@ -9,17 +9,27 @@ import numpy as np
 import pytest
 
 from calibration.acceptance_fit import fit_all, fit_curve
-from calibration.acceptance_points import SMOLLM2_ALPHA, Choice, published_points
+from calibration.acceptance_points import (
+    SMOLLM2_ALPHA,
+    Choice,
+    first_smollm2_points,
+    published_points,
+)
+from calibration.acceptance_record_fit import fit_records
+from calibration.acceptance_records import read_records
 from calibration.acceptance_toml import curve_toml
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.acceptance_curves import (
     AcceptanceCurve,
     AcceptancePoint,
+    acceptance_curve,
     kv_loss,
     measured_curves,
     parse_acceptance_curve,
 )
 
+MEASURED = Path(__file__).parents[2] / "calibration" / "measured"
+RECORDS = MEASURED / "h200-acceptance-records.jsonl.gz"
 CHOICE = Choice("a", "self", "streamingllm")
 
 
@@ -59,15 +69,29 @@ def test_noise_in_the_points_is_found_again_in_sigma() -> None:
 
 def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
     catalog = {Choice(c.target, c.draft, c.draft_policy): c for c in measured_curves()}
-    refitted = fit_all({choice: curve.points for choice, curve in catalog.items()})
+    first = first_smollm2_points()
+    refitted = fit_all({choice: curve.points for choice, curve in catalog.items()} | first)
     assert refitted.keys() == catalog.keys()
     for choice, fit in refitted.items():
+        if choice in first:
+            continue
         for field in fields(AcceptanceCurve):
             new, old = getattr(fit.curve, field.name), getattr(catalog[choice], field.name)
             if isinstance(new, float):
                 assert new == pytest.approx(old, rel=1e-3, abs=1e-6), (choice, field.name)
             else:
                 assert new == old, (choice, field.name)
+
+
+def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
+    for fit in fit_records(read_records(RECORDS)):
+        found = fit.curve
+        known = acceptance_curve(found.target, found.draft, found.draft_policy)
+        assert known is not None and known.origin == "fitted"
+        assert found.points == known.points
+        for budget in (64.0, 300.0, 4096.0):
+            at = {"kv_budget_tokens": budget, "context_tokens": 7800.0}
+            assert float(found.alpha(**at)) == pytest.approx(float(known.alpha(**at)), abs=2e-4)
 
 
 def test_a_written_curve_reads_back() -> None:

@@ -37,6 +37,23 @@ def test_a_fit_finds_the_curve_behind_the_records() -> None:
         assert fit.curve.alpha(kv_budget_tokens=7800, context_tokens=7800) == 1.0
 
 
+def test_a_window_that_reads_more_than_the_mean_counts_as_a_larger_budget() -> None:
+    found = records(truth, noise=0.0)
+    aligned = tuple(
+        replace(r, read_tokens=r.read_tokens + 7.5) if r.view.policy == "streamingllm" else r
+        for r in found.records
+    )
+    plain = {fit.curve.draft_policy: fit.curve for fit in fit_records(found)}
+    for fit in fit_records(RecordSet(found.header, aligned)):
+        policy, at = fit.curve.draft_policy, {"context_tokens": 7800}
+        shifted = fit.curve.alpha(kv_budget_tokens=71.5, **at)
+        usual = plain[policy].alpha(kv_budget_tokens=64, **at)
+        if policy == "streamingllm":
+            assert float(shifted) == pytest.approx(float(usual), abs=0.004)
+        else:
+            assert fit.curve == plain[policy]
+
+
 def test_few_budgets_leave_the_rest_to_the_published_curve() -> None:
     (fit, _) = fit_records(records(truth, contexts=(7800,), budgets=(256,)))
     assert fit.free == ("level",)

@@ -93,7 +93,7 @@ def test_ninety_percent_intervals_hold_at_least_that_share_of_the_points() -> No
             )
             held += bool(low <= point.alpha <= high)
             total += 1
-    assert total == 44
+    assert total == 100
     assert held / total >= 0.9
 
 
@@ -198,7 +198,10 @@ def test_every_curve_cites_every_point() -> None:
     assert len(found) == 9
     for curve in found:
         assert curve.points
-        assert all(point.citation in curve.source for point in curve.points)
+        for point in curve.points:
+            # A cell of our own records is cited by its text, windows and interval.
+            cited, _, _ = point.citation.partition(", ")
+            assert point.citation in curve.source or cited in curve.text.split("; ")
 
 
 @pytest.mark.parametrize("tokens", [0, -1, np.nan, np.inf])
