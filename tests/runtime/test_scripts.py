@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tiny_folder import VOCAB, write_model
 
 from perfmodel import catalog
 from runtime import hf_config
@@ -125,3 +127,16 @@ def test_both_sides_say_the_same_tokens_from_the_same_weights() -> None:
     assert all(row["same_tokens"] and row["tokens_per_s"] > 0 for row in rows.values())
     rates = rows["specroof, standalone draft"]["acceptance_per_position"]
     assert float(rates.split()[0]) > 0.2  # the draft is the target's first layer
+
+
+def test_on_a_cpu_every_step_of_a_snapkv_draft_is_what_the_policy_says(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    np.save(tmp_path / "text.npy", np.random.default_rng(0).integers(0, VOCAB, 2000))
+    flags = ["--model", str(tmp_path / "model"), "--input", str(tmp_path / "text.npy")]
+    sizes = ["--prefix-tokens", "200", "--kv-budget", "64", "--batch", "3", "--gen-tokens", "20"]
+    done = script("snapkv_check.py", *flags, *sizes, "--device", "cpu", "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    assert "queries off by 0.000 at most; tokens chosen as in float32: 1.000" in done.stdout
+    assert "gathered pages hold the chosen keys: True" in done.stdout
+    assert done.stdout.count("equal to plain attention's: 1.00, 1.00, 1.00, 1.00") == 2
+    assert "tokens a round" in done.stdout
