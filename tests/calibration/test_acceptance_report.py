@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from acceptance_samples import HEADER, record, records, view
 
 from calibration.acceptance_choice import budget_choices
-from calibration.acceptance_counted import CountedRun
+from calibration.acceptance_counted import CountedRun, append_run, read_runs
 from calibration.acceptance_records import DraftView, RecordSet
 from calibration.acceptance_report import Compared, acceptance_report
 from calibration.acceptance_tables import report_lines
 from perfmodel import kv_loss, tokens_per_round_iid
+from runtime import InputError
 
 
 def alpha(budget: float, context: float) -> float:
@@ -51,6 +54,17 @@ def test_a_right_curve_predicts_what_is_counted() -> None:
     assert report.median_error(greedy=False) == pytest.approx(0.0, abs=0.02)
     # The cell of 300 tokens was not measured: only the curve can say.
     assert [row.windows is None for row in report.compared] == [False, True, False]
+
+
+def test_counted_runs_are_read_back_plain_and_gzipped(tmp_path: Path) -> None:
+    run = counted(view("snapkv", 64), 0.8)
+    plain, packed = tmp_path / "c.jsonl", tmp_path / "c.jsonl.gz"
+    append_run(plain, run, {"device": "cpu"})
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_runs(plain) == read_runs(packed) == [run]
+    packed.write_bytes(b"no gzip")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_runs(packed)
 
 
 def test_the_windows_that_were_run_do_not_predict_themselves() -> None:
