@@ -55,7 +55,7 @@ def measure_acceptance(
     ] = "32",
     snapkv_pool: Annotated[
         str, typer.Option(metavar="N,N", help="SnapKV's pooling width, odd.")
-    ] = "5",
+    ] = "1",
     positions: Annotated[
         str, typer.Option(metavar="absolute|relative", help="StreamingLLM's, in text or cache.")
     ] = "absolute",

@@ -35,7 +35,7 @@ def default_of(view: DraftView) -> DraftView:
     if view.policy == "streamingllm":
         return replace(view, sink=16, positions="absolute")
     if view.policy == "snapkv":
-        return replace(view, snapkv_window=32, snapkv_pool=5)
+        return replace(view, snapkv_window=32, snapkv_pool=1)
     return view
 
 

@@ -97,7 +97,7 @@ def count_rounds(
         page_tokens=view.page_tokens,
         chunk_tokens=chunk_tokens,
         snapkv_window=view.snapkv_window or 32,
-        snapkv_pool=view.snapkv_pool or 5,
+        snapkv_pool=view.snapkv_pool or 1,
     )
     most = [new_tokens] * len(prompts)
     batch = BatchShape([len(prompt) for prompt in prompts], most)

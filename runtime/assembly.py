@@ -68,7 +68,7 @@ class EngineSetup:
     cache_pages: int | None = None
     chunk_tokens: int = 2048
     snapkv_window: int = 32
-    snapkv_pool: int = 5
+    snapkv_pool: int = 1  # docs/acceptance.md, what each setting is worth
 
     @property
     def gamma(self) -> int:

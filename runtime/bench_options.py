@@ -162,7 +162,7 @@ def _add_draft(parser: argparse.ArgumentParser) -> None:
     add("--kv-budget", type=_count, default=512, help="Cached tokens that a draft may read.")
     add("--sink", type=_count, default=16, help="First tokens that StreamingLLM always keeps.")
     add("--snapkv-window", type=_count, default=32, help="Last prompt tokens that choose.")
-    add("--snapkv-pool", type=_count, default=5, help="Neighbours averaged over, odd.")
+    add("--snapkv-pool", type=_count, default=1, help="Neighbours averaged over, odd.")
     add(
         "--acceptance",
         type=_rates,

@@ -12,11 +12,11 @@ from calibration.acceptance_cells import cells
 from calibration.acceptance_svg import budgets_svg
 from runtime.bench_options import parse_options
 
-SNAP = view("snapkv", 256)
+SNAP = replace(view("snapkv", 256), snapkv_pool=1)
 
 
 def test_a_difference_is_taken_window_by_window() -> None:
-    odd = replace(SNAP, snapkv_pool=1)
+    odd = replace(SNAP, snapkv_pool=7)
     # Windows differ by 0.2, the variants by 0.01 on each.
     found = cells(
         record(shown, alpha=0.7 + 0.1 * index + gain, index=index)
@@ -25,10 +25,10 @@ def test_a_difference_is_taken_window_by_window() -> None:
     )
     columns, rows = ablation_rows(found)
     assert columns == [("t", 2048, 256)]
-    variant = rows["snapkv window 32 pool 1"][columns[0]]
+    variant = rows["snapkv window 32 pool 7"][columns[0]]
     assert variant.difference == pytest.approx(0.01)
     assert variant.half_width == pytest.approx(0.0, abs=1e-9)
-    default = rows["snapkv window 32 pool 5 (default)"][columns[0]]
+    default = rows["snapkv window 32 pool 1 (default)"][columns[0]]
     assert default.difference is None
     assert default.alpha == pytest.approx(0.8)
 
@@ -42,7 +42,7 @@ def test_windows_that_the_default_lacks_tell_nothing() -> None:
 
 def test_the_default_is_the_runtimes() -> None:
     options = parse_options(["selfspec", "--model", "x", "--random-weights"])
-    snap = default_of(replace(SNAP, snapkv_window=1, snapkv_pool=1))
+    snap = default_of(replace(SNAP, snapkv_window=1, snapkv_pool=3))
     assert snap.snapkv_window == options.snapkv_window
     assert snap.snapkv_pool == options.snapkv_pool
     stream = default_of(replace(view("streamingllm", 256), sink=0, positions="relative"))
