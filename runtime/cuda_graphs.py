@@ -47,7 +47,10 @@ class GraphPasses:
         self.decoder, self.backend = decoder, backend
         self._drafts: dict[_Key, list[Captured[Proposal]]] = {}
         self._verifies: dict[_Key, list[Captured[Tensor]]] = {}
-        self._pool: Any = torch.cuda.graph_pool_handle()
+        # Drafts are read after the verification's replay, whose intermediates must not lie where a
+        # draft graph that was captured later has its output: each kind has memory of its own.
+        self._draft_pool: Any = torch.cuda.graph_pool_handle()
+        self._verify_pool: Any = torch.cuda.graph_pool_handle()
         self.last: Captured[Any] | None = None  # what ran last, ready to be replayed
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
@@ -59,7 +62,9 @@ class GraphPasses:
             return draft_steps(self.decoder, tables.plans, tables.tokens, phase.fed, sampler)
 
         tokens = [token for row in phase.first_tokens for token in row]
-        captured = self._captured(self._drafts, key, layouts, tokens, steps, sampler)
+        captured = self._captured(
+            self._drafts, self._draft_pool, key, layouts, tokens, steps, sampler
+        )
         found = captured.replay()
         rows = found.probabilities
         return Proposal(found.tokens[:batch], None if rows is None else rows[:batch])
@@ -77,7 +82,9 @@ class GraphPasses:
             return logits.view(-1, width, logits.shape[-1])
 
         tokens = [token for first in last for token in (first, *[0] * gamma)]
-        captured = self._captured(self._verifies, key, [layout], tokens, run, None)
+        captured = self._captured(
+            self._verifies, self._verify_pool, key, [layout], tokens, run, None
+        )
         captured.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
         logits: Tensor = captured.replay()
         return logits[:batch]
@@ -85,6 +92,7 @@ class GraphPasses:
     def _captured(
         self,
         graphs: dict[_Key, list[Captured[_Output]]],
+        pool: Any,
         key: _Key,
         layouts: Many[PassLayout],
         tokens: Many[int],
@@ -102,13 +110,17 @@ class GraphPasses:
             room = longest + longest // 8 + 8  # sequences grow
             tables = PlanTables(self.backend, layouts, batch=batch, page_room=room)
             tables.fill(layouts, tokens)
-            found = Captured(*self._capture(tables, run, sampler))
+            found = Captured(*self._capture(tables, pool, run, sampler))
             known.append(found)
         self.last = found
         return found
 
     def _capture(
-        self, tables: PlanTables, run: Callable[[PlanTables], _Output], sampler: Sampler | None
+        self,
+        tables: PlanTables,
+        pool: Any,
+        run: Callable[[PlanTables], _Output],
+        sampler: Sampler | None,
     ) -> tuple[torch.cuda.CUDAGraph, PlanTables, _Output]:
         """Run once, so that every kernel is built and every library ready, then record."""
         stream = torch.cuda.Stream()
@@ -119,6 +131,6 @@ class GraphPasses:
         graph = torch.cuda.CUDAGraph()
         for generator in sampler.draft_streams if sampler is not None else ():
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=pool):
             output = run(tables)
         return graph, tables, output

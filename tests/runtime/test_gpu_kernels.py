@@ -193,3 +193,26 @@ def test_graphs_give_what_single_steps_give(name: str, draft: str) -> None:
     if draft == "self-full":
         accepted = [count for record in fast.rounds for count in record.accepted]
         assert sum(accepted) / len(accepted) > 2.8
+
+
+def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a view outgrew its graph, whose successor is younger than the verification's."""
+    source = random.Random(3)
+    prompts = [[source.randrange(1000) for _ in range(300)] for _ in range(3)]
+    plan = RunPlan(
+        draft="self", policy="snapkv", gamma=3, sink_tokens=16, draft_tp=None, kv_budget_tokens=64
+    )
+    setup = EngineSetup(
+        target=Model(config=CONFIGS["llama"], seed=1), draft=None, plan=plan, dtype=BF16, device=GPU
+    )
+    engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([300] * 3, [200] * 3))
+    verify = engine.passes.verify
+
+    def watched(layout: Any, last: Any, drafts: torch.Tensor) -> torch.Tensor:
+        before = drafts.clone()
+        logits = verify(layout, last, drafts)
+        assert torch.equal(drafts, before)
+        return logits
+
+    monkeypatch.setattr(engine.passes, "verify", watched)
+    engine.generate(prompts, [200] * 3)
