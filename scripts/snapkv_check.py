@@ -5,7 +5,8 @@
 Verification hides a bad draft: outputs stay right and only fewer tokens a round come out. This
 prints, in the order of the steps, how far each is from float32 and plain torch on the same device:
 the window's queries, the tokens that they choose, the pages gathered, one round of drafts by every
-way of running it, and the tokens a round as generation goes on. The first that is off is the fault.
+way of running it, whether verification leaves the drafts alone, and the tokens a round as
+generation goes on. The first that is off is the fault.
 """
 
 from __future__ import annotations
@@ -100,12 +101,29 @@ def check(options: argparse.Namespace) -> None:
     engine.start(prompts, [options.gen_tokens] * len(prompts))
     check_choice(options, engine, policy, queries, prompts)
     check_drafts(engine, options.gamma)
+    changed = watch_verification(engine)
     rounds: list[float] = []
     while engine.active:
         rounds.append(statistics.fmean(n + 1 for n in engine.round().accepted))
     quarters = [part for part in np.array_split(np.array(rounds), 4) if len(part)]
     shown = ", ".join(f"{part.mean():.2f}" for part in quarters)
+    print(f"rounds whose verification changed the drafts: {sum(changed)} of {len(changed)}")
     print(f"tokens a round, a quarter of the rounds each: {shown}")
+
+
+def watch_verification(engine: Any) -> list[bool]:
+    """Whether each round to come leaves other drafts behind than it was given."""
+    changed: list[bool] = []
+    verify = engine.passes.verify
+
+    def watched(layout: Any, last: Any, drafts: Tensor) -> Tensor:
+        before = drafts.clone()
+        logits: Tensor = verify(layout, last, drafts)
+        changed.append(not torch.equal(drafts, before))
+        return logits
+
+    engine.passes.verify = watched
+    return changed
 
 
 def check_choice(
@@ -195,7 +213,7 @@ def main() -> int:
     add("--dtype", default="bfloat16")
     add("--batch", type=int, default=8)
     add("--prefix-tokens", type=int, default=1024)
-    add("--gen-tokens", type=int, default=128)
+    add("--gen-tokens", type=int, default=256, help="Enough to outgrow a draft's first graph.")
     add("--gamma", type=int, default=4)
     add("--kv-budget", type=int, default=256)
     check(parser.parse_args())
