@@ -47,6 +47,7 @@ class EngineProfile:
     round_overhead_per_sequence_s: float = 0.0
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
+    draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows

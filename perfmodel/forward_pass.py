@@ -57,6 +57,7 @@ def forward_pass(
     context_tokens: ArrayLike,
     query_tokens: ArrayLike = 1,
     kv_read_tokens: ArrayLike | None = None,
+    logit_tokens: ArrayLike | None = None,
 ) -> StepTime:
     """Time of one decode-like pass: T_T at one query token, T_V at γ+1, T_D with the draft's cache.
 
@@ -68,6 +69,8 @@ def forward_pass(
         Sequences; cached tokens per sequence; new tokens per sequence. [1]
     kv_read_tokens : float or array, optional
         Cached tokens that attention reads per sequence; the whole context by default. [tokens]
+    logit_tokens : float or array, optional
+        New tokens per sequence that get logits; all by default. [1]
 
     Returns
     -------
@@ -84,12 +87,13 @@ def forward_pass(
     if rank.spec.sliding_window_tokens is not None:
         kv = np.minimum(kv, rank.spec.sliding_window_tokens)
     rows = batch * query
+    heads = rows if logit_tokens is None else batch * np.asarray(logit_tokens, float)
     return StepTime(
         (
-            *_linear_parts(rank, rows, head_rows=rows),
+            *_linear_parts(rank, rows, head_rows=heads),
             _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
-            *_elementwise_parts(rank, rows, head_rows=rows),
-            *_comm_parts(rank, rows, head_rows=rows),
+            *_elementwise_parts(rank, rows, head_rows=heads),
+            *_comm_parts(rank, rows, head_rows=heads),
             *_overhead_parts(rank, batch),
         )
     )
