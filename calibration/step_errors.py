@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from calibration.draw_cases import scenario_of
 from calibration.published import PublishedRow, RowError
 from calibration.step_cases import RecordError, StepRecord
+from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval, tokens_per_round_iid
 
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
@@ -165,6 +166,8 @@ def compare(
 
     Parameters
     ----------
+    records : sequence of StepRecord
+        In the order of timing, of one process: memory depends on it.
     peers : mapping, optional
         Others' predictions of the same cases: by peer, case id and phase. [s]
 
@@ -177,16 +180,19 @@ def compare(
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline = [], {}
+    errors, roofline, streams = [], {}, WorkspaceCount()
     for record in records:
         scenario = scenario_of(record.case, gpu=gpu, engine=engine)
+        bench = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
+        scenario = replace(scenario, engine=bench)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
         measured = _measured(record, point)
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
-        predicted = {k: v for k, v in _predicted(point).items() if k in measured}
+        predicted = _predicted(point) | {"memory": torch_peak_bytes(point, record.case, streams)}
+        predicted = {k: v for k, v in predicted.items() if k in measured}
         errors.append(
             StepError(
                 record=record, predicted=predicted, measured=measured, covered=covered,
@@ -213,8 +219,6 @@ def _predicted(point: RoundEstimate) -> dict[str, float]:
         "draft_step_s": draft,
         "round_s": float(point.round_s),
         "speedup": float(point.speedup),
-        # What an allocator sees: the context and the libraries' own buffers are not in it.
-        "memory": float(point.memory.total) - point.scenario.engine.reserved_bytes,
     }
 
 

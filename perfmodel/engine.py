@@ -48,8 +48,9 @@ class EngineProfile:
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
+    prefill_chunk_tokens: int = 8192  # rows of one pass over prompts (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
-    workspace_bytes: float = 0.0
+    workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
     def changed(self, **coefficients: float) -> EngineProfile:

@@ -12,6 +12,7 @@ from typing import Any
 
 from calibration.draw_cases import scenario_of
 from calibration.step_cases import Case, CaseFile
+from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from perfmodel import estimate
 
 
@@ -51,7 +52,7 @@ class FakeBench:
         owner.now += owner.case_s
         if case.id in owner.too_large:
             raise TooLarge("no pages left")
-        times = predicted_times(case, owner.noise, owner.rng)
+        times = predicted_times(case, owner.noise, owner.rng, owner.streams)
         return replace(times, parts_s=predicted_parts(case)) if parts else times
 
     def close(self) -> None:
@@ -75,6 +76,7 @@ class FakeRuntime:
         self.noise, self.rng = noise, random.Random(seed)
         self.load_s, self.case_s, self.too_large = load_s, case_s, too_large
         self.now, self.open = 0.0, 0
+        self.streams = WorkspaceCount()
         self.loads: list[tuple[str, str | None, int]] = []
 
     def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> FakeBench:
@@ -107,13 +109,17 @@ def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     }
 
 
-def predicted_times(case: Case, noise: float, rng: random.Random) -> FakeTimes:
+def predicted_times(
+    case: Case, noise: float, rng: random.Random, streams: WorkspaceCount
+) -> FakeTimes:
     """The model's own times of a case, with noise; the round is made of the noisy parts."""
 
     def noisy(seconds: float) -> float:
         return seconds * math.exp(rng.gauss(0.0, noise))
 
-    point = estimate(scenario_of(case, gpu="h200"))
+    scenario = scenario_of(case, gpu="h200")
+    engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
+    point = estimate(replace(scenario, engine=engine))
     target, verify = noisy(float(point.target_step.total_s)), noisy(float(point.verify.total_s))
     draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
     host = float(point.overhead_s)
@@ -123,6 +129,6 @@ def predicted_times(case: Case, noise: float, rng: random.Random) -> FakeTimes:
         draft_step_s=draft,
         round_s=case.plan.gamma * draft + verify + host if case.plan.gamma else target,
         host_s=host,
-        peak_memory_bytes=int(float(point.memory.total) - point.scenario.engine.reserved_bytes),
+        peak_memory_bytes=int(torch_peak_bytes(point, case, streams)),
         memory_bytes={"weights": int(point.memory.weights + point.memory.draft_weights)},
     )
