@@ -213,13 +213,19 @@ def compare(
 
 def _predicted(point: RoundEstimate) -> dict[str, float]:
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
+    plain_s = float(to_logits(point.target_step).total_s)
     return {
-        "target_step_s": float(point.target_step.total_s),
-        "verify_s": float(point.verify.total_s),
+        "target_step_s": plain_s,
+        "verify_s": float(to_logits(point.verify).total_s),
         "draft_step_s": draft,
         "round_s": float(point.round_s),
-        "speedup": float(point.speedup),
+        "speedup": plain_s / float(point.tpot_s),
     }
+
+
+def to_logits(step: StepTime) -> StepTime:
+    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
+    return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 
 def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
@@ -228,8 +234,8 @@ def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str
     A trace adds up kernels, so what lies between them is in none of its parts.
     """
     steps: dict[str, tuple[StepTime | None, int, str]] = {
-        "target_step": (point.target_step, 1, "target_step_s"),
-        "verify": (point.verify, 1, "verify_s"),
+        "target_step": (to_logits(point.target_step), 1, "target_step_s"),
+        "verify": (to_logits(point.verify), 1, "verify_s"),
         "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
     }
     found = {}

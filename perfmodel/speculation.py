@@ -114,7 +114,11 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    overhead = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
+    overhead = (
+        engine.round_overhead_s
+        + engine.round_overhead_per_sequence_s * b
+        + engine.round_overhead_per_draft_s * g
+    )
     step = forward_pass(target, batch=b, context_tokens=prefix)
     alpha, tokens = _acceptance(scenario, prefix, g, budget)
     return RoundEstimate(

@@ -12,6 +12,7 @@ from typing import Any
 
 from calibration.draw_cases import scenario_of
 from calibration.step_cases import Case, CaseFile
+from calibration.step_errors import to_logits
 from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from perfmodel import estimate
 
@@ -99,7 +100,9 @@ class FakeRuntime:
 def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     """The model's own parts, as a trace tells them: a draft phase is all its steps."""
     point = estimate(scenario_of(case, gpu="h200"))
-    steps = {"target_step": (point.target_step, 1), "verify": (point.verify, 1)}
+    steps = {
+        "target_step": (to_logits(point.target_step), 1), "verify": (to_logits(point.verify), 1),
+    }  # fmt: skip
     if point.draft_step is not None:
         steps["draft_phase"] = (point.draft_step, case.plan.gamma)
     groups = ("linear", "attention", "elementwise")
@@ -120,9 +123,11 @@ def predicted_times(
     scenario = scenario_of(case, gpu="h200")
     engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
     point = estimate(replace(scenario, engine=engine))
-    target, verify = noisy(float(point.target_step.total_s)), noisy(float(point.verify.total_s))
+    target, verify = (
+        noisy(float(to_logits(step).total_s)) for step in (point.target_step, point.verify)
+    )
     draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
-    host = float(point.overhead_s)
+    host = float(point.overhead_s + point.verify.part("sampling").seconds)
     return FakeTimes(
         target_step_s=target,
         verify_s=verify,

@@ -22,12 +22,12 @@ def test_a_pass_is_freed_when_the_next_has_run() -> None:
     alive: list[int] = []
 
     def watched(*arguments: Any) -> torch.Tensor:
-        hidden = forward(*arguments)
+        hidden: torch.Tensor = forward(*arguments)
         passes.append(StorageWeakRef(hidden.untyped_storage()))
         alive.append(sum(not one.expired() for one in passes))
         return hidden
 
-    engine.target.forward = watched  # type: ignore[method-assign]
+    setattr(engine.target, "forward", watched)  # noqa: B010
     jobs = [PromptJob(prompt, PageTable()) for prompt in prompts]
     with torch.inference_mode():
         last = prefill(engine.target, engine.cache, engine.backend, jobs, chunk_tokens=24)
