@@ -172,8 +172,9 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    held = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=kv, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
+        batch=batch, kv_tokens=held, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
     )  # fmt: skip
     engine = rank.engine
