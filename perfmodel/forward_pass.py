@@ -241,16 +241,21 @@ def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
     factor = engine.sampling_factor * engine.activation_factor
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
-    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", "assumed")
+    origin = _small_origin(engine)
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", origin)
+
+
+def _small_origin(engine: EngineProfile) -> str:
+    """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
+    return "fitted" if engine.origin == "fitted" else "assumed"
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
-    return Part(
-        name, seconds, _ZERO, memory_s, "activations", "assumed"
-    )  # fmt: skip
+    origin = _small_origin(rank.engine)
+    return Part(name, seconds, _ZERO, memory_s, "activations", origin)
 
 
 # ---- communication and overhead ---------------------------------------------------------------
