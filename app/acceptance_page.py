@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from app.html_report import FIT, STYLE
+from app.html_page import html_page, plotly_needed
 from calibration.acceptance_report import AcceptanceReport
-from perfmodel import ConfigError
 
 
 def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:
@@ -18,14 +17,8 @@ def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:
     ConfigError
         If plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-
+    with plotly_needed():
         from app.charts.acceptance import measured_budgets, measured_positions
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the HTML report needs plotly; install specroof with its extra: specroof[report]"
-        ) from error
     figures = (
         measured_budgets(report.grid, [fit.curve for fit in report.fits]),
         measured_positions(report.grid),
@@ -35,13 +28,8 @@ def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:
         f"{f.to_html(full_html=False, include_plotlyjs=False, config={'responsive': True})}</div>"
         for f in figures
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,"><title>specroof: measured acceptance</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()};{FIT}</script></head>\n"
-        f"<body><h1>Measured acceptance</h1>{charts}{_tables(lines)}</body></html>\n"
-    )
+    body = f"<h1>Measured acceptance</h1>{charts}{_tables(lines)}"
+    return html_page("measured acceptance", body)
 
 
 def _tables(lines: Sequence[str]) -> str:

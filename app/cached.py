@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +49,9 @@ def scenario_of(values: Values) -> Scenario:
 def point_of(values: Values) -> RoundEstimate:
     """The prediction of flat values."""
     return estimate(scenario_of(values))
+
+
+MEASURED = resources.files("calibration") / "measured"
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
@@ -104,6 +109,18 @@ def published() -> PublishedReport:
 def bundled_rows() -> list[PublishedRow]:
     """Every measured row that the project holds."""
     return [*magicdec_rows(), *h200_rows()]
+
+
+@st.cache_data(show_spinner=False)
+def timed_steps() -> list[RowError]:
+    """The engine's own steps on one H200, cases drawn by seed, against predictions."""
+    from calibration.step_cases import read_records
+    from calibration.step_errors import compare
+
+    header, records = read_records(Path(str(MEASURED / "h200-steps.jsonl")))
+    comparison = compare(header, records)
+    rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
+    return [row for row in rows if len(row.errors) == 3]
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

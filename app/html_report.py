@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from app.html_page import chart_element, html_page, plotly_needed
 from app.tables import (
     PLAN_HEADER,
     facts,
@@ -15,7 +16,6 @@ from app.tables import (
     unmeasured_rows,
 )
 from perfmodel import (
-    ConfigError,
     Recommendation,
     Scenario,
     estimate,
@@ -24,26 +24,7 @@ from perfmodel import (
 )
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-# A chart is drawn when its own element is parsed, before the grid around it has its final width.
-FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"
-STYLE = """
-:root { color-scheme: light }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1280px; margin: 0 auto;
-       padding: 1rem }
-h1 { font-size: 1.4rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin-top: 2rem }
-.charts { display: grid; gap: 1rem;
-          grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)) }
-.chart { min-width: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden }
-.chart h3 { font-size: 1rem; margin: .7rem 1rem 0 }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
-         white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-code { background: #f4f4f4; padding: .1rem .3rem; border-radius: 3px; overflow-wrap: anywhere }
-li { overflow-wrap: anywhere }
-"""
+    pass
 
 
 def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
@@ -61,7 +42,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
     ConfigError
         If plotly is not installed.
     """
-    script, charts = _charts(answer)
+    charts = _charts(answer)
     sections = [
         f"<h1>{escape(result['sentence'])}</h1>",
         f"<p>{_scenario(result['best']['scenario'])}</p>",
@@ -75,47 +56,23 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
         "<h2>Notes</h2>",
         _list(result["notes"] or ["none"]),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,"><title>specroof: recommendation</title>'
-        f"<style>{STYLE}</style><script>{script};{FIT}</script></head>\n"
-        f"<body>{''.join(sections)}</body></html>\n"
-    )
+    return html_page("recommendation", "".join(sections), charts=bool(charts))
 
 
-def _charts(answer: Recommendation) -> tuple[str, list[str]]:
-    """plotly.js itself, and one element per chart; no chart where no acceptance is known."""
+def _charts(answer: Recommendation) -> list[str]:
+    """One element per chart; none where no acceptance is known."""
     studied = answer.studied
     if studied is None:
-        return "", []
-    try:
-        from plotly.offline import get_plotlyjs
-
+        return []
+    with plotly_needed():
         from app import charts
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the HTML report needs plotly; install specroof with its extra: specroof[report]"
-        ) from error
     point = estimate(studied.scenario)
     figures = [charts.speedup_map(studied.scenario), charts.round_waterfall(point)]
     figures.append(charts.step_parts(point))
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))
     figures.append(charts.tornado(answer.sensitivities, studied.speedup))
-    return get_plotlyjs(), [chart_element(figure) for figure in figures]
-
-
-def chart_element(figure: go.Figure) -> str:
-    """A figure under its title, which as text wraps on a narrow screen."""
-    title = figure.layout.title.text
-    figure.update_layout(title_text="", margin_t=10)
-    element = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    return f'<div class="chart"><h3>{escape(title)}</h3>{element}</div>'
+    return [chart_element(figure) for figure in figures]
 
 
 def _more_tables(result: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from app.html_report import FIT, STYLE
+from app.html_page import html_page, plotly_needed
 from app.simulation_tables import REQUESTS, ROUNDS, gain_line
 from app.tables import scenario_line
-from perfmodel import ConfigError
 
 
 def simulation_html(result: Mapping[str, Any]) -> str:
@@ -20,14 +19,8 @@ def simulation_html(result: Mapping[str, Any]) -> str:
     ConfigError
         If plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-
+    with plotly_needed():
         from app.simulation_charts import timeline
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the HTML report needs plotly; install specroof with its extra: specroof[report]"
-        ) from error
     chart = timeline(result).to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True}
     )
@@ -40,12 +33,9 @@ def simulation_html(result: Mapping[str, Any]) -> str:
         for name, cell in cells.items()
     )
     gains = "".join(f"<p>{escape(gain_line(gain))}</p>" for gain in result["gains"])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,"><title>specroof: simulation</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()};{FIT}</script></head>\n"
-        f"<body><h1>Simulation</h1><p><code>{escape(scenario_line(result['scenario']))}</code></p>"
+    body = (
+        f"<h1>Simulation</h1><p><code>{escape(scenario_line(result['scenario']))}</code></p>"
         f'{gains}<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
-        f'<div class="chart"><h3>Timeline</h3>{chart}</div></body></html>\n'
+        f'<div class="chart"><h3>Timeline</h3>{chart}</div>'
     )
+    return html_page("simulation", body)

@@ -6,11 +6,10 @@ import re
 from collections import defaultdict
 from html import escape
 
-from app.html_report import FIT, STYLE, chart_element
+from app.html_page import chart_element, html_page, plotly_needed
 from calibration.published import RowError
 from calibration.step_errors import Comparison
 from calibration.step_report import markdown
-from perfmodel import ConfigError
 
 
 def validation_html(comparison: Comparison) -> str:
@@ -21,14 +20,8 @@ def validation_html(comparison: Comparison) -> str:
     ConfigError
         If plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-
+    with plotly_needed():
         from app.charts.validation import error_by_phase, measured_scatter
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the HTML report needs plotly; install specroof with its extra: specroof[report]"
-        ) from error
     rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.errors]
     rows = [row for row in rows if len(row.errors) == 3]
     by_target: dict[str, list[RowError]] = defaultdict(list)
@@ -36,14 +29,8 @@ def validation_html(comparison: Comparison) -> str:
         by_target[row.row.target].append(row)
     figures = [measured_scatter(rows), error_by_phase(by_target)]
     charts = "".join(chart_element(figure) for figure in figures)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,"><title>specroof: predicted and measured</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()};{FIT}</script></head>\n"
-        f'<body>{_body(markdown(comparison), f"""<div class="charts">{charts}</div>""")}'
-        "</body></html>\n"
-    )
+    body = _body(markdown(comparison), f'<div class="charts">{charts}</div>')
+    return html_page("predicted and measured", body)
 
 
 def _body(text: str, charts: str) -> str:

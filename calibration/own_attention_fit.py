@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 
 LEAST_CELLS = 30  # of one query token, per head dimension
 BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, flashinfer 0.6.6
+# Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
+SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
 SPLIT_MIN_TOKENS = 128  # the runtime cuts no shorter range
 TENSOR_RATES = np.geomspace(0.05, 0.8, 41)  # of the peak: candidates
 START_TENSOR_RATE = 0.26
@@ -75,8 +77,9 @@ def fit_own_attention(
     """
     frame, measured = cells_of(records), _measured_gpu(gpu)
     form = _form(measured, published, source, START_TENSOR_RATE)
+    form = replace(form, shared_bytes=SHARED_BYTES.get(gpu.architecture, 0.0) / BLOCKS_PER_SM)
     first = _fits(frame, form, measured)
-    form = _form(measured, published, source, _tensor_rate(frame, form, first, measured))
+    form = replace(form, tensor_core_efficiency=_tensor_rate(frame, form, first, measured))
     fits = _fits(frame, form, measured)
     tables = tuple(
         replace(fit.table, tile_residual=_tile_residual(frame, form, fit, measured)) for fit in fits

@@ -6,8 +6,8 @@ than those that validate.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +16,17 @@ from calibration.fit_errors import Errors
 from calibration.kernel_grid import layer_matrices
 from calibration.kernel_records import KernelRecord, KernelRecords
 from calibration.step_cases import StepRecord
-from perfmodel import GPU, AttentionCurve, GemmCurve
+from perfmodel import GPU, AttentionCurve, GemmCurve, catalog
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
 SMALL_KERNELS = 4  # a layer: two norms, rotary with append, activation
 BIG_KERNELS = 5  # a layer: four products, attention
-LEAST_SMALL, LEAST_LAYERS = 8, 5  # records
+LEAST_SMALL, LEAST_LAYERS, LEAST_ROUNDS = 8, 5, 5  # records
+ROUND_FIELDS = (
+    "round_overhead_s", "round_overhead_per_sequence_s", "round_overhead_per_draft_s",
+)  # fmt: skip
 ELEMENT_BYTES = 2.0
 HUBER = 0.05  # relative error beyond which a record counts less
 
@@ -189,20 +192,75 @@ def layer_parts(
 
 
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """What rounds take beyond γ T_D + T_V, as a line in the batch; neither coefficient negative."""
+    """What rounds take beyond γ T_D + T_V: a fixed time, one a sequence and one a draft step.
+
+    These are what the device waits for in the runtime's round: the verdict's way to the host, pages
+    and tokens of each sequence, and the tables of all draft steps before the first. Verification's
+    tables are filled while the drafts run. None is negative; each round counts by its share of its
+    own time, since a long one hides more and scatters by more.
+    """
     from scipy.optimize import lsq_linear
 
     rounds = [s for s in steps if s.case.plan.gamma > 0]
-    if len(rounds) < 2:
+    if len(rounds) < LEAST_ROUNDS:
         return {}
+    over, matrix, whole = _round_terms(rounds)
+    found = lsq_linear(matrix / whole[:, None], over / whole, bounds=(0.0, np.inf)).x
+    return dict(zip(ROUND_FIELDS, map(float, found), strict=True))
+
+
+def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> StepRecord:
+    """The same record, the choice of tokens counted to its verification, as the model has it.
+
+    The runtime makes that choice after the pass that was timed.
+    """
+    vocab, rows = (
+        catalog.model(step.case.target).vocab,
+        step.case.batch * (step.case.plan.gamma + 1),
+    )
+    moved_s = ELEMENT_BYTES * vocab * rows / gpu.hbm_bandwidth
+    factor = values.get("sampling_factor", 1.0) * values.get("activation_factor", 1.0)
+    seconds = max(factor * moved_s, values.get("sampling_column_s", 0.0) * vocab)
+    seconds += values.get("kernel_latency_s", 0.0)
+    return replace(step, times={**step.times, "verify_s": step.times["verify_s"] + seconds})
+
+
+def round_overhead_errors(steps: Sequence[StepRecord]) -> Errors:
+    """How far rounds are missed, as a share of each, in sample and with each left out in turn."""
+    errors = Errors("round overhead", regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
+    rounds = [s for s in steps if s.case.plan.gamma > 0]
+    for index, step in enumerate(rounds):
+        over, matrix, whole = _round_terms([step])
+        others = rounds[:index] + rounds[index + 1 :]
+        for kind, used in (("in sample", rounds), ("a case out", others)):
+            if values := round_overhead(used):
+                predicted = float(matrix[0] @ [values[name] for name in ROUND_FIELDS])
+                cell = {"gamma": step.case.plan.gamma, "batch": step.case.batch}
+                errors.add(kind, cell, (predicted - float(over[0])) / float(whole[0]))
+    return errors
+
+
+def speedup_error(layers: Errors, rounds: Errors) -> float | None:
+    """Standard error of a predicted speedup: that of two passes' ratio, and of what lies between.
+
+    Layers were timed apart from the kernels that price them, and a left-out round apart from the
+    overhead that prices it; the errors of a plain step and of a round's passes are taken to be
+    independent. None where either is missing.
+    """
+    passes = [error for _, error in layers.found.get("in sample", [])]
+    between = [error for _, error in rounds.found.get("a case out", [])]
+    if not passes or not between:
+        return None
+    return float(np.sqrt(2.0 * np.mean(np.square(passes)) + np.mean(np.square(between))))
+
+
+def _round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
+    """Seconds beyond the passes; what multiplies each field; seconds of the whole round."""
     batch = np.array([s.case.batch for s in rounds], float)
-    times = [s.times for s in rounds]
-    gamma = [s.case.plan.gamma for s in rounds]
-    over = np.array([t["round_s"] - g * t["draft_step_s"] - t["verify_s"]
-                     for t, g in zip(times, gamma, strict=True)])  # fmt: skip
-    matrix = np.stack([np.ones_like(batch), batch], axis=1)
-    fixed, per_sequence = lsq_linear(matrix / US, over / US, bounds=(0.0, np.inf)).x
-    return {"round_overhead_s": float(fixed), "round_overhead_per_sequence_s": float(per_sequence)}
+    gamma = np.array([s.case.plan.gamma for s in rounds], float)
+    whole = np.array([s.times["round_s"] for s in rounds])
+    passes = [s.case.plan.gamma * s.times["draft_step_s"] + s.times["verify_s"] for s in rounds]
+    return whole - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], axis=1), whole
 
 
 def profile_text(shipped: str, fit: EngineFit, source: str, architecture: str) -> str:

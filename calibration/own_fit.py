@@ -12,7 +12,14 @@ from calibration.fit_errors import Errors
 from calibration.kernel_records import KernelRecords
 from calibration.own_attention_fit import fit_own_attention, missing_attention
 from calibration.own_collective_fit import fit_own_collectives
-from calibration.own_engine_fit import fit_engine, profile_text, round_overhead
+from calibration.own_engine_fit import (
+    fit_engine,
+    profile_text,
+    round_overhead,
+    round_overhead_errors,
+    speedup_error,
+    with_sampling,
+)
 from calibration.own_gemm_fit import fit_own_gemm, gemm_records, missing_gemm
 from calibration.step_cases import StepRecord
 from perfmodel import catalog, efficiency
@@ -92,13 +99,17 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
         report.missing.append("engine: needs attention of its own")
         return report
     engine = fit_engine(records, gemm, attention, gpu)
+    steps = [with_sampling(step, engine.values, gpu) for step in steps]
     overhead = round_overhead(steps)
     if not overhead:
         engine.missing.append("round overhead: no timed rounds were given; the profile's stays")
+    rounds = round_overhead_errors(steps)
     engine.values.update(overhead)
+    if (error := speedup_error(engine.errors, rounds)) is not None:
+        engine.values["speedup_error"] = error
     report.missing += engine.missing
     report.parameters = dict(engine.values)
-    report.errors.append(engine.errors)
+    report.errors += [engine.errors, rounds] if overhead else [engine.errors]
     shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
     report.files["engines/specroof.toml"] = profile_text(
         shipped.read_text(encoding="utf-8"),

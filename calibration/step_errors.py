@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from calibration.draw_cases import scenario_of
 from calibration.published import PublishedRow, RowError
 from calibration.step_cases import RecordError, StepRecord
+from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval, tokens_per_round_iid
 
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
@@ -165,6 +166,8 @@ def compare(
 
     Parameters
     ----------
+    records : sequence of StepRecord
+        In the order of timing, of one process: memory depends on it.
     peers : mapping, optional
         Others' predictions of the same cases: by peer, case id and phase. [s]
 
@@ -177,16 +180,19 @@ def compare(
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline = [], {}
+    errors, roofline, streams = [], {}, WorkspaceCount()
     for record in records:
         scenario = scenario_of(record.case, gpu=gpu, engine=engine)
+        bench = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
+        scenario = replace(scenario, engine=bench)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
         measured = _measured(record, point)
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
-        predicted = {k: v for k, v in _predicted(point).items() if k in measured}
+        predicted = _predicted(point) | {"memory": torch_peak_bytes(point, record.case, streams)}
+        predicted = {k: v for k, v in predicted.items() if k in measured}
         errors.append(
             StepError(
                 record=record, predicted=predicted, measured=measured, covered=covered,
@@ -207,15 +213,19 @@ def compare(
 
 def _predicted(point: RoundEstimate) -> dict[str, float]:
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
+    plain_s = float(to_logits(point.target_step).total_s)
     return {
-        "target_step_s": float(point.target_step.total_s),
-        "verify_s": float(point.verify.total_s),
+        "target_step_s": plain_s,
+        "verify_s": float(to_logits(point.verify).total_s),
         "draft_step_s": draft,
         "round_s": float(point.round_s),
-        "speedup": float(point.speedup),
-        # What an allocator sees: the context and the libraries' own buffers are not in it.
-        "memory": float(point.memory.total) - point.scenario.engine.reserved_bytes,
+        "speedup": plain_s / float(point.tpot_s),
     }
+
+
+def to_logits(step: StepTime) -> StepTime:
+    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
+    return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 
 def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
@@ -224,8 +234,8 @@ def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str
     A trace adds up kernels, so what lies between them is in none of its parts.
     """
     steps: dict[str, tuple[StepTime | None, int, str]] = {
-        "target_step": (point.target_step, 1, "target_step_s"),
-        "verify": (point.verify, 1, "verify_s"),
+        "target_step": (to_logits(point.target_step), 1, "target_step_s"),
+        "verify": (to_logits(point.verify), 1, "verify_s"),
         "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
     }
     found = {}

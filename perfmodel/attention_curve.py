@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.errors import ConfigError
+from perfmodel.kv_tiles import grid_tokens, kv_tile_tokens, tile_waste
 from perfmodel.log_grid import bilinear, locate, log_weights
 from perfmodel.units import US
 
@@ -106,7 +107,8 @@ class AttentionCurve:
     `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
     slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
     at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots;
-    with `even_cuts` every unit into the same whole number of blocks.
+    with `even_cuts` every unit into the same whole number of blocks. With `shared_bytes` a block
+    computes whole tiles of KV, as many tokens as that share of shared memory holds.
     """
 
     source: str
@@ -122,6 +124,7 @@ class AttentionCurve:
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
     even_cuts: bool = False
+    shared_bytes: float = 0.0  # of one block; 0: the size of its tiles of KV is not known
     origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -202,7 +205,7 @@ class AttentionCurve:
         shape = (query_heads, kv_heads, head_dim)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
         u, wu, beyond_u = locate(batch * kv_heads, _grid_units(self, head_dim))
-        k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
+        k, wk, beyond_k = locate(kv_tokens, _grid_tokens(self, head_dim))
         if tiles.ndim == 0:
             log_s = bilinear(_log_seconds(self, *shape, float(tiles), *rates), u, wu, k, wk)
         else:
@@ -298,10 +301,12 @@ class AttentionCurve:
         blocks = np.where(splits, np.minimum(filled, room), units)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
         alone = 1.0 / table.block_bandwidth_fraction
+        # A part-filled tile takes a block as long as a full one, but no bandwidth from the others.
+        waste = self._tile_waste(table.head_dim, packed_rows, tokens, blocks / units)
 
         def one_wave(count: Array) -> Array:
             paired = 1.0 + table.pair_slowdown * _ramp(count / self.sm_count - 1.0)
-            return _smooth_max(alone * paired, count / table.stream_efficiency)
+            return _smooth_max(alone * paired * waste, count / table.stream_efficiency)
 
         together = one_wave(blocks)
         if self.even_cuts:
@@ -335,6 +340,27 @@ class AttentionCurve:
         """Index of the tile that these packed rows take; the last one beyond its size."""
         return min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
 
+    @property
+    def counts_new_tokens(self) -> bool:
+        """Whether KV tokens are meant with those of the queries themselves, as the cache was timed;
+        one token more may open a tile."""
+        return bool(self.shared_bytes)
+
+    def kv_tiles(self, head_dim: int) -> tuple[int, ...]:
+        """Tokens of a block's tile of KV, per row tile; none where they are not known."""
+        if not self.shared_bytes:
+            return ()
+        return tuple(
+            kv_tile_tokens(head_dim=head_dim, tile_rows=int(rows), shared_bytes=self.shared_bytes)
+            for rows in self.row_tiles
+        )
+
+    def _tile_waste(self, head_dim: int, rows: float, tokens: Array, cuts: Array) -> Array:
+        tiles = self.kv_tiles(head_dim)
+        if not tiles:
+            return np.ones(())
+        return tile_waste(tokens, cuts, tile_tokens=tiles[self.tile_of(rows)])
+
     def _tile_factor(self, rows: float) -> float:
         return float(self.row_tile_factor[self.tile_of(rows)])
 
@@ -354,18 +380,19 @@ def _log_seconds(
     table, group = _nearest(curve.decode, head_dim), query_heads / kv_heads
     # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
     scale, units = head_dim / table.head_dim, _grid_units(curve, head_dim)
+    tokens = _grid_tokens(curve, head_dim)
     base = curve.base_seconds(
         table,
         units[:, None],
-        GRID_TOKENS[None, :],
+        tokens[None, :],
         group=group,
         packed_rows=packed_rows,
         peak_flops=peak_flops / scale,
         hbm_bandwidth=hbm_bandwidth / scale,
         kv_bytes_per_element=kv_bytes_per_element,
     )
-    residual = table.residual_at(group, units, GRID_TOKENS)
-    residual = residual + table.tile_residual_at(curve.tile_of(packed_rows), units, GRID_TOKENS)
+    residual = table.residual_at(group, units, tokens)
+    residual = residual + table.tile_residual_at(curve.tile_of(packed_rows), units, tokens)
     mean = base * np.exp(residual)
     plane = np.log(table.with_kv_heads(mean, kv_heads))
     if not curve.even_cuts:  # else times may fall where units are cut into fewer blocks
@@ -391,6 +418,13 @@ def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
     slots = curve.sm_count * curve.blocks_per_sm
     edges = np.array([*(slots // n for n in range(1, 17)), *(slots * n for n in range(2, 17))])
     return np.union1d(units, np.concatenate([edges, edges + 1]))
+
+
+@lru_cache(maxsize=64)
+def _grid_tokens(curve: AttentionCurve, head_dim: int) -> Array:
+    """KV tokens that times are evaluated at."""
+    tiles = curve.kv_tiles(_nearest(curve.decode, head_dim).head_dim)
+    return grid_tokens(tiles, GRID_TOKENS) if tiles else GRID_TOKENS
 
 
 _Table = TypeVar("_Table", DecodeTable, PrefillTable)
@@ -428,7 +462,9 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
     fields = cls.__dataclass_fields__
     if unknown := sorted(set(table) - set(fields)):
         raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {', '.join(fields)}.")
-    missing = sorted(set(fields) - set(table) - {"origin", "even_cuts", "tile_residual"})
+    missing = sorted(
+        set(fields) - set(table) - {"origin", "even_cuts", "tile_residual", "shared_bytes"}
+    )
     if missing:
         raise ConfigError(f"{where} table: missing key {missing[0]!r}")
     values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}

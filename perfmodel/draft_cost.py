@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
 from perfmodel.scenario import Scenario
-from perfmodel.step_time import StepTime
+from perfmodel.step_time import StepTime, mixed
 
 Array = NDArray[np.float64]
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
@@ -19,7 +19,7 @@ SNAPKV_WINDOW_TOKENS = 32
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DraftCost:
-    """Seconds of one draft step, and once per request before the first."""
+    """Seconds of one draft step, the mean of a round's; and once per request before the first."""
 
     step: StepTime
     start_s: Array
@@ -28,9 +28,13 @@ class DraftCost:
 class Drafter(ABC):
     """One way of drafting. A further one (n-gram, EAGLE head) states these two costs."""
 
+    has_own_cache = False
+
     @abstractmethod
-    def step(self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array) -> StepTime:
-        """Time of one draft step for the whole batch."""
+    def step(
+        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
+    ) -> StepTime:
+        """Time of one draft step for the whole batch, which reads `fed_tokens` of each sequence."""
 
     def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
         """Seconds once per request, beside the target's own prefill."""
@@ -40,12 +44,22 @@ class Drafter(ABC):
 class FullCache(Drafter):
     """A draft that reads every cached token."""
 
-    def step(self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array) -> StepTime:
-        return forward_pass(rank, batch=batch, context_tokens=prefix_tokens)
+    def step(
+        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
+    ) -> StepTime:
+        return forward_pass(
+            rank,
+            batch=batch,
+            context_tokens=prefix_tokens,
+            query_tokens=fed_tokens,
+            logit_tokens=1,
+        )
 
 
 class StandaloneFull(FullCache):
     """A small model with its own full cache: it reads the whole prompt once."""
+
+    has_own_cache = True
 
     def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
         return prefill_pass(rank, batch=1, prompt_tokens=prefix_tokens).total_s
@@ -54,13 +68,23 @@ class StandaloneFull(FullCache):
 class Budgeted(Drafter):
     """A draft that reads at most its KV budget of each sequence."""
 
-    def step(self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array) -> StepTime:
-        kv = np.minimum(budget, prefix_tokens)
-        return forward_pass(rank, batch=batch, context_tokens=prefix_tokens, kv_read_tokens=kv)
+    def step(
+        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
+    ) -> StepTime:
+        return forward_pass(
+            rank,
+            batch=batch,
+            context_tokens=prefix_tokens,
+            query_tokens=fed_tokens,
+            kv_read_tokens=np.minimum(budget, prefix_tokens),
+            logit_tokens=1,
+        )
 
 
 class StandaloneStreaming(Budgeted):
     """A small model with a StreamingLLM cache: sink and window of the prompt are prefilled."""
+
+    has_own_cache = True
 
     def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
         kept = np.minimum(budget, prefix_tokens)
@@ -107,14 +131,20 @@ DRAFTERS: dict[tuple[str, str], Drafter] = {
 
 
 def draft_cost(
-    scenario: Scenario, *, batch: Array, prefix_tokens: Array, kv_budget_tokens: Array
+    scenario: Scenario, *, batch: Array, prefix_tokens: Array, gamma: Array, kv_budget_tokens: Array
 ) -> DraftCost | None:
     """Costs of the scenario's draft choice, None without a draft.
 
     Parameters
     ----------
-    batch, prefix_tokens, kv_budget_tokens : array, mutually broadcastable
-        Sequences; prompt tokens; tokens a draft may read of each sequence. [1]
+    batch, prefix_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
+        Sequences; prompt tokens; drafts a round; tokens a draft may read of each sequence. [1]
+
+    Notes
+    -----
+    After a fully accepted round a draft with a cache of its own lacks the last but one token. An
+    engine whose every round has one shape feeds two tokens to the first of γ steps for that:
+    T_D = ((γ - 1) T(1) + T(2)) / γ.
     """
     plan = scenario.plan
     if plan.draft == "none" or scenario.draft is None:
@@ -129,7 +159,11 @@ def draft_cost(
         kv_dtype=scenario.kv_dtype,
         is_draft=True,
     )
+    step = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens)
+    if drafter.has_own_cache and scenario.engine.draft_refeeds:
+        first = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens, fed_tokens=2)
+        step = mixed(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
-        step=drafter.step(rank, batch, prefix_tokens, kv_budget_tokens),
+        step=step,
         start_s=drafter.start_s(rank, prefix_tokens, kv_budget_tokens),
     )

@@ -45,10 +45,13 @@ class EngineProfile:
     draft_step_overhead_s: float = 0.0
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
+    round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
+    draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
+    prefill_chunk_tokens: int = 8192  # rows of one pass over prompts (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
-    workspace_bytes: float = 0.0
+    workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
     def changed(self, **coefficients: float) -> EngineProfile:
@@ -67,6 +70,7 @@ _SCALED = {
     "draft_step_overhead_us": ("draft_step_overhead_s", US),
     "round_overhead_us": ("round_overhead_s", US),
     "round_overhead_per_sequence_us": ("round_overhead_per_sequence_s", US),
+    "round_overhead_per_draft_us": ("round_overhead_per_draft_s", US),
     "reserved_GB": ("reserved_bytes", GB),
     "workspace_GB": ("workspace_bytes", GB),
 }

@@ -57,6 +57,7 @@ def forward_pass(
     context_tokens: ArrayLike,
     query_tokens: ArrayLike = 1,
     kv_read_tokens: ArrayLike | None = None,
+    logit_tokens: ArrayLike | None = None,
 ) -> StepTime:
     """Time of one decode-like pass: T_T at one query token, T_V at γ+1, T_D with the draft's cache.
 
@@ -68,6 +69,8 @@ def forward_pass(
         Sequences; cached tokens per sequence; new tokens per sequence. [1]
     kv_read_tokens : float or array, optional
         Cached tokens that attention reads per sequence; the whole context by default. [tokens]
+    logit_tokens : float or array, optional
+        New tokens per sequence that get logits; all by default. [1]
 
     Returns
     -------
@@ -84,12 +87,13 @@ def forward_pass(
     if rank.spec.sliding_window_tokens is not None:
         kv = np.minimum(kv, rank.spec.sliding_window_tokens)
     rows = batch * query
+    heads = rows if logit_tokens is None else batch * np.asarray(logit_tokens, float)
     return StepTime(
         (
-            *_linear_parts(rank, rows, head_rows=rows),
+            *_linear_parts(rank, rows, head_rows=heads),
             _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
-            *_elementwise_parts(rank, rows, head_rows=rows),
-            *_comm_parts(rank, rows, head_rows=rows),
+            *_elementwise_parts(rank, rows, head_rows=heads),
+            *_comm_parts(rank, rows, head_rows=heads),
             *_overhead_parts(rank, batch),
         )
     )
@@ -168,8 +172,9 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    held = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=kv, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
+        batch=batch, kv_tokens=held, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
     )  # fmt: skip
     engine = rank.engine
@@ -236,16 +241,21 @@ def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
     factor = engine.sampling_factor * engine.activation_factor
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
-    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", "assumed")
+    origin = _small_origin(engine)
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", origin)
+
+
+def _small_origin(engine: EngineProfile) -> str:
+    """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
+    return "fitted" if engine.origin == "fitted" else "assumed"
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
-    return Part(
-        name, seconds, _ZERO, memory_s, "activations", "assumed"
-    )  # fmt: skip
+    origin = _small_origin(rank.engine)
+    return Part(name, seconds, _ZERO, memory_s, "activations", origin)
 
 
 # ---- communication and overhead ---------------------------------------------------------------

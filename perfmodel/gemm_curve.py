@@ -95,6 +95,10 @@ class OwnProducts:
                 log_ratio=np.log(ratios),
             )
 
+    def timed(self, n: int, k: int) -> bool:
+        """Whether this very matrix was timed."""
+        return bool(np.any(np.isclose(self.log_n, np.log(n)) & np.isclose(self.log_k, np.log(k))))
+
     def log_ratio_of(self, n: int, k: int) -> FloatArray:
         """ln(time / the table's) of one matrix at each of `m_knots`, (M,)."""
         distance = (self.log_n - np.log(n)) ** 2 + (self.log_k - np.log(k)) ** 2
@@ -243,6 +247,7 @@ class GemmCurve:
         matrix = self.n_knots[0] <= n <= self.n_knots[-1] and (
             self.k_knots[0] <= k <= self.k_knots[-1]
         )
+        matrix |= self.own is not None and self.own.timed(n, k)
         return np.asarray((rows >= self.m_knots[0]) & (rows <= self.m_knots[-1]) & matrix)
 
 

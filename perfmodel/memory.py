@@ -13,8 +13,6 @@ from perfmodel.scenario import Scenario
 from perfmodel.units import format_bytes
 
 Array = NDArray[np.float64]
-# Prefill runs in chunks, so activations never exceed this many rows (vLLM's usual token budget).
-PREFILL_CHUNK_TOKENS = 8192
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -101,7 +99,7 @@ def memory_estimate(
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
         lookahead_kv=batch * gamma * per_token,
-        activations=_activation_bytes(scenario, batch, gamma),
+        activations=_activation_bytes(scenario, batch, prefix, gamma),
         reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
         capacity=scenario.machine.gpu.memory_bytes,
     )
@@ -148,9 +146,12 @@ def _draft_terms(
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
     weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
-    cached = _cached_tokens(draft, length)
-    cached = cached if plan.policy == "full" else np.minimum(budget, cached)
-    return weights, per_token, cached + gamma
+    held = _cached_tokens(draft, length) + gamma
+    if plan.policy != "full":
+        # A piece of the prompt enters before what it pushes out has left.
+        piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
+        held = np.minimum(held, budget + np.maximum(piece, gamma))
+    return weights, per_token, held
 
 
 def _cached_tokens(spec: ModelSpec, length: Array) -> Array:
@@ -159,10 +160,29 @@ def _cached_tokens(spec: ModelSpec, length: Array) -> Array:
     return length if window is None else np.minimum(length, window)
 
 
-def _activation_bytes(scenario: Scenario, batch: Array, gamma: Array) -> Array:
-    """Live tensors of the widest pass: residual, two MLP buffers, and fp32 logits of a verify."""
+def _activation_bytes(scenario: Scenario, batch: Array, prefix: Array, gamma: Array) -> Array:
+    """Live tensors of the widest pass: a chunk of prompts, or a verification beside its logits.
+
+    A graph's logits stay where it writes them, and are live once more while it is captured.
+    """
+    chunk = np.minimum(scenario.engine.prefill_chunk_tokens, batch * prefix)
+    rows = batch * (gamma + 1.0)
+    prefill = np.maximum(_layer_bytes(scenario, chunk), _logit_bytes(scenario, batch))
+    logits = _logit_bytes(scenario, rows)
+    kept = ACTIVATION_BYTES * rows * scenario.target.vocab
+    return np.asarray(np.maximum(prefill, np.maximum(_layer_bytes(scenario, rows), logits) + kept))
+
+
+def _layer_bytes(scenario: Scenario, rows: Array) -> Array:
+    """A layer's widest moment: the residual, its norm, what attention and the layer before gave,
+    and the MLP's gate, up and product."""
+    spec = scenario.target
+    width = 4 * spec.hidden + 3 * spec.ffn_hidden / scenario.tp
+    return np.asarray(ACTIVATION_BYTES * rows * width)
+
+
+def _logit_bytes(scenario: Scenario, rows: Array) -> Array:
+    """Normed states and logits of `rows`; split heads are gathered beside their parts."""
     spec, tp = scenario.target, scenario.tp
-    width = 4 * spec.hidden + 3 * spec.ffn_hidden / tp
-    rows = batch * (gamma + 1)
-    logits = rows * spec.padded_vocab_per_rank(tp) * 4.0
-    return np.maximum(rows, PREFILL_CHUNK_TOKENS) * width * ACTIVATION_BYTES + logits
+    part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0
+    return np.asarray(ACTIVATION_BYTES * rows * (spec.hidden + spec.vocab + part))

@@ -112,9 +112,13 @@ def estimate(
     g = _array(gamma, plan.gamma)
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
-    draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, kv_budget_tokens=budget)
+    draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    overhead = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
+    overhead = (
+        engine.round_overhead_s
+        + engine.round_overhead_per_sequence_s * b
+        + engine.round_overhead_per_draft_s * g
+    )
     step = forward_pass(target, batch=b, context_tokens=prefix)
     alpha, tokens = _acceptance(scenario, prefix, g, budget)
     return RoundEstimate(

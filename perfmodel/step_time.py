@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 import numpy as np
@@ -92,6 +92,30 @@ class StepTime:
         total = self.total_s
         names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
         return next(o for o in ("extrapolated", "assumed", "datasheet", "fitted") if o in names)
+
+
+def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
+    """The mean of two passes of the same parts, `share` of which are the first kind.
+
+    Parameters
+    ----------
+    share : float or array, broadcastable with the parts
+        From 0 to 1.
+    """
+
+    def mean(a: Array, b: Array) -> Array:
+        return np.asarray(share * a + (1.0 - share) * b)
+
+    def both(a: Part, b: Part) -> Part:
+        return replace(
+            b,
+            seconds=mean(a.seconds, b.seconds),
+            compute_s=mean(a.compute_s, b.compute_s),
+            memory_s=mean(a.memory_s, b.memory_s),
+            in_range=lambda: np.asarray(a.in_range() & b.in_range()),
+        )
+
+    return StepTime(tuple(both(a, b) for a, b in zip(first.parts, later.parts, strict=True)))
 
 
 def _sum(arrays: list[Array]) -> Array:

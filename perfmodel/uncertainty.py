@@ -135,6 +135,7 @@ _OVERHEADS = (
     "draft_step_overhead_s",
     "round_overhead_s",
     "round_overhead_per_sequence_s",
+    "round_overhead_per_draft_s",
 )
 
 

@@ -28,6 +28,7 @@ from runtime.split_schedule import BlockGrid, Ints, pages_read, schedule
 
 _ALIGN = 4  # int32 words: FlashInfer's tables start at multiples of 16 bytes
 _NON_CAUSAL, _CAUSAL, _NHD = 0, 1, 0
+HEAD_DIMS = (64, 128, 256)
 
 
 class FlashInferAttention:
@@ -39,6 +40,11 @@ class FlashInferAttention:
             raise InputError(f"FlashInfer runs in bfloat16 or float16, not {storage.dtype}")
         self.cache, self.query_heads = cache, query_heads
         self.kv_heads, self.head_dim = storage.shape[-2:]
+        if self.head_dim not in HEAD_DIMS:
+            raise InputError(
+                f"FlashInfer has no kernel for heads of {self.head_dim}, only of "
+                f"{', '.join(map(str, HEAD_DIMS))}; use --dtype float32, which runs plain torch"
+            )
         self.device, self.dtype = storage.device, storage.dtype
         properties = torch.cuda.get_device_properties(self.device)
         self.processors = properties.multi_processor_count

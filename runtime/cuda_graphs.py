@@ -131,6 +131,7 @@ class GraphPasses:
         graph = torch.cuda.CUDAGraph()
         for generator in sampler.draft_streams if sampler is not None else ():
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads, such as NCCL's watchdog, may query events meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             output = run(tables)
         return graph, tables, output

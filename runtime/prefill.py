@@ -95,7 +95,7 @@ def prefill(
         )
         for piece, row in zip(pieces, layout.last_rows, strict=True):
             jobs[piece.job].table.tokens += piece.stop - piece.start
-            last[piece.job] = hidden[row]
+            last[piece.job] = hidden[row].clone()  # a view would keep the whole pass alive
         done += len(tokens)
         progress(done, total)
     return torch.stack([row for row in last if row is not None])

@@ -180,8 +180,14 @@ def residual_at(target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
 
 
 def draw(rows: Tensor, stream: torch.Generator) -> Tensor:
-    """One index per row of unnormalised probabilities (B, V)."""
-    return torch.multinomial(rows, 1, generator=stream)[:, 0]
+    """One index per row of unnormalised probabilities (B, V).
+
+    The first of exponential clocks with these rates to ring is index i with probability
+    p_i / sum(p). Unlike `torch.multinomial` it asks nothing of the host, so a graph can hold it.
+    """
+    waiting = torch.empty_like(rows).exponential_(generator=stream)
+    tiny = torch.finfo(rows.dtype).tiny
+    return (rows / waiting.clamp_min(tiny)).argmax(-1)
 
 
 def leading_trues(flags: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from runtime.standalone_draft import StandaloneDrafter
 from runtime.transformer import Decoder
 
 _PAGE_TOKENS = 16
+_WARM_S = 0.05
 _RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
 
 
@@ -193,8 +194,10 @@ class StepBench:
     def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
         """Median seconds and spread of replays of the pass that ran last."""
         replay = passes.last.replay
-        for _ in range(3):
+        warm = time.perf_counter() + _WARM_S  # an idle GPU takes its time to raise its clock
+        while time.perf_counter() < warm:
             replay()
+            torch.cuda.synchronize(self.device)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         marks[0].record()
         for mark in marks[1:]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from calibration.draw_cases import scenario_of
 from calibration.step_cases import Case, CaseFile
+from calibration.step_errors import to_logits
+from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from perfmodel import estimate
 
 
@@ -51,7 +53,7 @@ class FakeBench:
         owner.now += owner.case_s
         if case.id in owner.too_large:
             raise TooLarge("no pages left")
-        times = predicted_times(case, owner.noise, owner.rng)
+        times = predicted_times(case, owner.noise, owner.rng, owner.streams)
         return replace(times, parts_s=predicted_parts(case)) if parts else times
 
     def close(self) -> None:
@@ -75,6 +77,7 @@ class FakeRuntime:
         self.noise, self.rng = noise, random.Random(seed)
         self.load_s, self.case_s, self.too_large = load_s, case_s, too_large
         self.now, self.open = 0.0, 0
+        self.streams = WorkspaceCount()
         self.loads: list[tuple[str, str | None, int]] = []
 
     def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> FakeBench:
@@ -97,7 +100,9 @@ class FakeRuntime:
 def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     """The model's own parts, as a trace tells them: a draft phase is all its steps."""
     point = estimate(scenario_of(case, gpu="h200"))
-    steps = {"target_step": (point.target_step, 1), "verify": (point.verify, 1)}
+    steps = {
+        "target_step": (to_logits(point.target_step), 1), "verify": (to_logits(point.verify), 1),
+    }  # fmt: skip
     if point.draft_step is not None:
         steps["draft_phase"] = (point.draft_step, case.plan.gamma)
     groups = ("linear", "attention", "elementwise")
@@ -107,22 +112,28 @@ def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     }
 
 
-def predicted_times(case: Case, noise: float, rng: random.Random) -> FakeTimes:
+def predicted_times(
+    case: Case, noise: float, rng: random.Random, streams: WorkspaceCount
+) -> FakeTimes:
     """The model's own times of a case, with noise; the round is made of the noisy parts."""
 
     def noisy(seconds: float) -> float:
         return seconds * math.exp(rng.gauss(0.0, noise))
 
-    point = estimate(scenario_of(case, gpu="h200"))
-    target, verify = noisy(float(point.target_step.total_s)), noisy(float(point.verify.total_s))
+    scenario = scenario_of(case, gpu="h200")
+    engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
+    point = estimate(replace(scenario, engine=engine))
+    target, verify = (
+        noisy(float(to_logits(step).total_s)) for step in (point.target_step, point.verify)
+    )
     draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
-    host = float(point.overhead_s)
+    host = float(point.overhead_s + point.verify.part("sampling").seconds)
     return FakeTimes(
         target_step_s=target,
         verify_s=verify,
         draft_step_s=draft,
         round_s=case.plan.gamma * draft + verify + host if case.plan.gamma else target,
         host_s=host,
-        peak_memory_bytes=int(float(point.memory.total) - point.scenario.engine.reserved_bytes),
+        peak_memory_bytes=int(torch_peak_bytes(point, case, streams)),
         memory_bytes={"weights": int(point.memory.weights + point.memory.draft_weights)},
     )

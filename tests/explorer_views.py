@@ -7,7 +7,7 @@ CHARTS = {
     "γ × budget": 2,
     "Latency": 1,
     "Sensitivity": 3,
-    "Validation": 2,
+    "Validation": 3,
     "Compare": 3,
     "Deploy": 1,
 }

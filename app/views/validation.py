@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app.cached import bundled_rows, published, row_errors
+from app.cached import bundled_rows, published, row_errors, timed_steps
 from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
 from app.show import plain, show_chart, show_error, show_table
 from app.uploads import MAX_UPLOAD_BYTES, measurement_upload
@@ -55,6 +55,7 @@ def show() -> None:
     _regret(shipped)
     if file is None:
         _held_out(published())
+        _own_steps(timed_steps())
 
 
 def _refitted(rows: list[PublishedRow]) -> list[RowError]:
@@ -109,6 +110,17 @@ def _regret(errors: list[RowError]) -> None:
             for r in found
         ]
     )
+
+
+def _own_steps(errors: list[RowError]) -> None:
+    """Steps of this project's engine, which no fit has seen."""
+    st.markdown("**This project's engine on one H200**")
+    st.caption(
+        f"{len(errors)} cases drawn by seed; the profile is fitted on single kernels, never on a "
+        "step (docs/validation-h200.md)."
+    )
+    show_chart(measured_scatter(errors), "own_scatter")
+    show_table(_summary("fitted on kernels", errors))
 
 
 def _held_out(report: PublishedReport) -> None:

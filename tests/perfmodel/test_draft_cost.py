@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,12 +18,16 @@ CONTEXTS = np.array([2048.0, 8192.0, 32_768.0, 131_072.0])
 BUDGETED = (("self", "streamingllm"), ("self", "snapkv"), ("llama-3.2-1b", "streamingllm"))
 
 
-def step_s(context: object, batch: float = 16.0, budget: float = 512.0, **values: object) -> object:
+def step_s(
+    context: object, batch: float = 16.0, budget: float = 512.0, gamma: float = 4.0,
+    **values: object,
+) -> object:  # fmt: skip
     scenario = a_scenario(**values)
     cost = draft_cost(
         scenario,
         batch=np.asarray(batch),
         prefix_tokens=np.asarray(context, float),
+        gamma=np.asarray(gamma),
         kv_budget_tokens=np.asarray(budget),
     )
     assert cost is not None
@@ -65,6 +71,7 @@ def test_the_attention_of_a_self_draft_with_all_the_cache_is_the_targets(
         scenario,
         batch=np.asarray(16.0),
         prefix_tokens=CONTEXTS,
+        gamma=np.asarray(4.0),
         kv_budget_tokens=np.asarray(0.0),
     )
     plain = forward_pass(target_rank(scenario), batch=16, context_tokens=CONTEXTS)
@@ -98,6 +105,37 @@ def test_a_draft_on_more_ranks_takes_its_own_shard() -> None:
     assert eight < one
 
 
+STANDALONE = {"draft": "llama-3.2-1b", "draft_policy": "streamingllm", "kv_budget": 512}
+
+
+def test_only_the_first_of_a_rounds_steps_reads_two_tokens() -> None:
+    """Three steps more are three steps of one token more, whatever the first costs."""
+    phase = [g * float(step_s(8192, gamma=g, engine="specroof", **STANDALONE)) for g in (1, 4, 7)]
+    plain = [g * float(step_s(8192, gamma=g, engine="plain-graph", **STANDALONE)) for g in (1, 4)]
+    assert phase[1] - phase[0] == pytest.approx(phase[2] - phase[1], rel=1e-12)
+    assert plain[1] == pytest.approx(4 * plain[0], rel=1e-12)
+    one_token_s = (phase[2] - phase[0]) / 6
+    assert one_token_s < phase[0] < 2 * one_token_s
+
+
+def test_a_first_step_of_two_tokens_computes_the_logits_of_one() -> None:
+    scenario = a_scenario(engine="specroof", batch=64, **STANDALONE)
+    drafter, sizes = DRAFTERS["model", "streamingllm"], np.asarray(512.0)
+    rank = replace(target_rank(scenario), is_draft=True)
+    one, two = (
+        drafter.step(rank, np.asarray(64.0), sizes, sizes, fed_tokens=fed) for fed in (1, 2)
+    )
+    for name in ("lm_head", "sampling"):
+        np.testing.assert_array_equal(one.part(name).seconds, two.part(name).seconds)
+    assert two.part("norm").seconds > one.part("norm").seconds
+
+
+@pytest.mark.parametrize("policy", DRAFT_POLICIES)
+def test_a_self_draft_reads_one_token_a_step_at_any_gamma(policy: str) -> None:
+    values = {"draft": "self", "draft_policy": policy, "engine": "specroof"}
+    assert step_s(8192, gamma=1.0, **values) == step_s(8192, gamma=8.0, **values)
+
+
 # ---- once per request -------------------------------------------------------------------------
 
 
@@ -108,6 +146,7 @@ def start_s(**values: object) -> float:
         scenario,
         batch=np.asarray(64.0),
         prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens)),
+        gamma=np.asarray(float(scenario.plan.gamma)),
         kv_budget_tokens=np.asarray(float(budget)),
     )
     return 0.0 if cost is None else float(cost.start_s)

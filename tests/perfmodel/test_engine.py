@@ -91,12 +91,17 @@ def test_each_coefficient_moves_its_own_part(field: str, value: float, part: str
     assert after.total_s > before.total_s
 
 
-def test_round_overheads_count_once_a_round_and_by_sequence() -> None:
+def test_round_overheads_count_once_a_round_by_sequence_and_by_draft() -> None:
     scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4)
-    engine = replace(scenario.engine, round_overhead_s=1e-3, round_overhead_per_sequence_s=1e-5)
+    engine = replace(
+        scenario.engine,
+        round_overhead_s=1e-3,
+        round_overhead_per_sequence_s=1e-5,
+        round_overhead_per_draft_s=1e-4,
+    )
     before, after = estimate(scenario), estimate(replace(scenario, engine=engine))
-    assert float(after.overhead_s) == pytest.approx(1e-3 + 10 * 1e-5, rel=1e-12)
-    assert float(after.round_s - before.round_s) == pytest.approx(1.1e-3, rel=1e-9)
+    assert float(after.overhead_s) == pytest.approx(1e-3 + 10 * 1e-5 + 4 * 1e-4, rel=1e-12)
+    assert float(after.round_s - before.round_s) == pytest.approx(1.5e-3, rel=1e-9)
     assert after.target_step.total_s == before.target_step.total_s
 
 

@@ -70,10 +70,11 @@ def test_a_standalone_draft_costs_its_weights_and_its_own_cache(policy: str) -> 
     values: dict[str, Any] = {"gamma": 4, "batch": 8, "prefix_tokens": 32_000, "output_tokens": 256}
     found = memory(draft="llama-3.2-1b", draft_policy=policy, **values)
     spec = catalog.model("llama-3.2-1b")
-    cached = 32_256 if policy == "full" else 512
+    # A ring of 512 tokens takes in the prompt by as many at once.
+    cached = 32_256 + 4 if policy == "full" else 512 + 512
     per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * 2
     assert float(found.draft_weights) == 2 * spec.parameters
-    assert float(found.draft_kv) == 8 * (cached + 4) * per_token
+    assert float(found.draft_kv) == 8 * cached * per_token
 
 
 def test_a_drafts_shard_is_of_its_own_tp_group() -> None:
@@ -112,6 +113,29 @@ def test_the_engines_reserve_and_workspace_count() -> None:
     found = memory(engine="specroof")
     assert found.reserved == profile.reserved_bytes + profile.workspace_bytes > 0.0
     assert memory(engine="ideal").reserved == 0.0
+
+
+def test_prompts_in_smaller_chunks_hold_fewer_states_until_a_verification_is_wider() -> None:
+    """A layer of Llama-3.1-8B holds 4 x 4,096 + 3 x 14,336 numbers of 2 bytes a row."""
+    scenario = a_scenario(engine="specroof", draft="self", gamma=3, batch=64)
+    chunks = (16_384, 8192, 2048, 1)
+    found = [
+        float(
+            estimate(
+                replace(scenario, engine=scenario.engine.changed(prefill_chunk_tokens=n))
+            ).memory.activations
+        )
+        for n in chunks
+    ]
+    row = 2 * (4 * 4096 + 3 * 14_336)
+    logits = 2 * 64 * 4 * 128_256
+    assert found[:3] == [16_384 * row, 8192 * row, 2048 * row]
+    assert found[3] == 2 * logits + 2 * 64 * 4 * 4096
+
+
+def test_a_short_prompt_fills_no_chunk() -> None:
+    few, many = (memory(engine="specroof", batch=1, prefix_tokens=n) for n in (512, 32_000))
+    assert float(many.activations) == 16 * float(few.activations)
 
 
 def test_kv_scales_with_its_storage_type() -> None:

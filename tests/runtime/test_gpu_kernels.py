@@ -35,7 +35,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1)])
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1), (28, 4)])
 @pytest.mark.parametrize("window", [None, 100])
 def test_flashinfer_is_the_reference(
     head_dim: int, heads: tuple[int, int], window: int | None
@@ -216,3 +216,27 @@ def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(engine.passes, "verify", watched)
     engine.generate(prompts, [200] * 3)
+
+
+def test_sampling_in_a_graph_draws_anew_every_round() -> None:
+    """A graph that repeated its random numbers would draft the same after the same prompt."""
+    from runtime.sampling import SamplingParams
+
+    setup = EngineSetup(
+        target=Model(config=CONFIGS["llama"], seed=1),
+        draft=None,
+        plan=RunPlan(draft="self", policy="full", gamma=4, sink_tokens=0, draft_tp=None,
+                     kv_budget_tokens=None),
+        sampling=SamplingParams(temperature=1.0, seed=5),
+        dtype=BF16,
+        device=GPU,
+    )  # fmt: skip
+    prompts = [[7, 8, 9]] * 32
+    engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([3] * 32, [50] * 32))
+    result = engine.generate(prompts, [50] * 32)
+    texts = {sequence.generated for sequence in result.sequences}
+    assert len(texts) == 32
+    for start in range(0, 45, 5):
+        assert len({text[start : start + 5] for text in texts}) > 28
+    accepted = [count for record in result.rounds for count in record.accepted]
+    assert sum(accepted) / len(accepted) > 3.5  # the same distribution, up to bf16

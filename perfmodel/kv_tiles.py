@@ -1,0 +1,58 @@
+"""How many tokens of KV a FlashInfer block takes at once: whole tiles, though it loads no more
+than there is.
+
+Source: flashinfer 0.6.6, `attention/prefill.cuh` (`BatchPrefillWithPagedKVCacheDispatched`,
+`KernelTraits::CTA_TILE_KV`): as many 16-token fragments for each of a block's warps along KV as its
+share of shared memory holds, rounded down to 1, 2, 4 or 8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+_ELEMENT_BYTES = 2
+_FRAGMENT_TOKENS = 16
+_COUNTS = (8, 4, 2, 1)
+
+
+def kv_tile_tokens(*, head_dim: int, tile_rows: int, shared_bytes: float) -> int:
+    """Tokens of one tile of a block with `tile_rows` packed query rows.
+
+    Parameters
+    ----------
+    head_dim, tile_rows : int
+        Width of a head; 16, 64 or 128 rows.
+    shared_bytes : float
+        Shared memory of one block: a multiprocessor's, over the blocks side by side on it. [bytes]
+    """
+    warps_kv = 4 if tile_rows <= 16 else 1
+    rows_deep = 2 if tile_rows > 64 else 1  # fragments of queries that each warp holds
+    fragment = 2 * head_dim * _FRAGMENT_TOKENS * warps_kv * _ELEMENT_BYTES
+    room = (shared_bytes - tile_rows * head_dim * _ELEMENT_BYTES) // fragment
+    most = min(room, 8 // rows_deep)
+    count = next((n for n in _COUNTS if n <= most), 1)
+    return count * warps_kv * _FRAGMENT_TOKENS
+
+
+def tile_waste(tokens: Array, cuts: Array, *, tile_tokens: int) -> Array:
+    """Tokens of the tiles that a block goes through over those it has, at least 1; broadcasts.
+
+    Parameters
+    ----------
+    tokens, cuts : array
+        Cached tokens of a sequence; ranges that it is cut into. What a cut sequence wastes is left
+        to the measured residual: its ranges follow from the cuts alone.
+    """
+    waste = np.ceil(tokens / tile_tokens) * tile_tokens / tokens
+    return np.asarray(np.where(cuts > 1.0, 1.0, waste))
+
+
+def grid_tokens(tile_tokens: tuple[int, ...], coarse: Array) -> Array:
+    """The coarse grid, a finer one up to 16,384 tokens, and both sides of where tiles fill up."""
+    fine = np.round(np.geomspace(64, 16_384, 8 * 12 + 1))
+    edges = [
+        float(tile * n + side) for tile in tile_tokens for n in range(1, 17) for side in (0, 1)
+    ]
+    return np.unique(np.concatenate([coarse, fine, edges]))
