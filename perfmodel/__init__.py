@@ -15,13 +15,16 @@ from perfmodel.acceptance_curves import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
-    acceptance_curve,
     kv_loss,
+)
+from perfmodel.acceptance_library import (
+    acceptance_curve,
     measured_curves,
     read_acceptance_curves,
 )
 from perfmodel.acceptance_process import AcceptanceProcess, scenario_acceptance
-from perfmodel.attention_curve import AttentionCurve, DecodeTable, PrefillTable
+from perfmodel.attention_curve import AttentionCurve
+from perfmodel.attention_table import DecodeTable, PrefillTable
 from perfmodel.break_even import (
     BreakEven,
     GammaSchedule,

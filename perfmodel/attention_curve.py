@@ -15,89 +15,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from perfmodel.attention_table import (
+    Array,
+    DecodeTable,
+    PrefillTable,
+    build,
+    check_shape,
+    nearest,
+    prefill_slowness,
+)
 from perfmodel.errors import ConfigError
 from perfmodel.kv_tiles import grid_tokens, kv_tile_tokens, tile_waste
-from perfmodel.log_grid import bilinear, locate, log_weights
+from perfmodel.log_grid import bilinear, locate
 from perfmodel.units import US
 
-Array: TypeAlias = NDArray[np.float64]
 Numeric: TypeAlias = ArrayLike
 
 SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
 RAMP = 0.1  # a wave step is spread over the next tenth of a wave: blocks drift out of lockstep
 GRID_UNITS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
 GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DecodeTable:
-    """Fitted decode attention of one head dimension.
-
-    `residual` is ln(measured / base) over (group, unit, token) knots. Fractions are of the
-    datasheet's HBM bandwidth: `block_bandwidth_fraction` what one thread block alone can read,
-    `stream_efficiency` what all together reach.
-    """
-
-    head_dim: int
-    kernel_latency_us: float
-    split_latency_us: float  # the second kernel that joins the parts of a split KV
-    wave_overhead_us: float  # of every wave of blocks after the first
-    block_bandwidth_fraction: float
-    stream_efficiency: float
-    pair_slowdown: float  # 0.5: a block that shares its SM takes 1.5x as long
-    drain_blocks: float  # block times lost at the end of a grid larger than the slots
-    group_knots: Array
-    unit_knots: Array
-    token_knots: Array
-    residual: Array  # (groups, units, tokens)
-    kv_head_knots: Array  # KV heads on the rank: a page interleaves them, which breaks up reads
-    kv_head_residual: Array  # ln(time above the latency / that of the mean head count)
-    max_unit_tokens: float  # largest measured units x KV tokens
-    # What tiles after the first add to `residual`, (tiles - 1, units, tokens).
-    tile_residual: Array | None = None
-
-    def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
-        """Residual of one group size on a (units, tokens) grid; held flat outside the knots."""
-        by_group = log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
-            len(self.group_knots), -1
-        )
-        plane = by_group.reshape(len(self.unit_knots), len(self.token_knots))
-        rows = log_weights(units, self.unit_knots)
-        result: Array = rows @ plane @ log_weights(tokens, self.token_knots).T
-        return result
-
-    def tile_residual_at(self, tile: int, units: Array, tokens: Array) -> Array:
-        """What the tile of that index adds to the residual on a (units, tokens) grid."""
-        if self.tile_residual is None or tile == 0:
-            return np.zeros((len(units), len(tokens)))
-        rows = log_weights(units, self.unit_knots)
-        plane = self.tile_residual[tile - 1]
-        return np.asarray(rows @ plane @ log_weights(tokens, self.token_knots).T)
-
-    def with_kv_heads(self, seconds: Array, kv_heads: int) -> Array:
-        """Times of the mean head count turned into those of `kv_heads`."""
-        log_knots = np.log(self.kv_head_knots)
-        factor = np.exp(np.interp(np.log(kv_heads), log_knots, self.kv_head_residual))
-        above = np.maximum(seconds - self.kernel_latency_us * US, 0.0)
-        return np.asarray(seconds + above * (factor - 1.0))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PrefillTable:
-    """Fitted causal prefill attention of one head dimension: its compute efficiency."""
-
-    head_dim: int
-    kernel_latency_us: float
-    memory_efficiency: float
-    group_knots: Array
-    unit_knots: Array  # batch x query heads per rank
-    token_knots: Array  # new tokens per sequence
-    efficiency: Array  # (groups, units, tokens), fraction of peak FLOP/s
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,26 +80,26 @@ class AttentionCurve:
         """
         body = dict(table)
         body.pop("residuals", None)  # the fit's own error report: for people
-        decode = tuple(_build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
-        prefill = tuple(_build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
+        decode = tuple(build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
+        prefill = tuple(build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
         if not decode or not prefill:
             raise ConfigError(
                 "attention table: needs [[decode]] and [[prefill]] per head dimension"
             )
         for d in decode:
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
-            _check_shape("decode.residual", d.residual, shape)
-            _check_shape("decode.kv_head_residual", d.kv_head_residual, d.kv_head_knots.shape)
+            check_shape("decode.residual", d.residual, shape)
+            check_shape("decode.kv_head_residual", d.kv_head_residual, d.kv_head_knots.shape)
             if d.tile_residual is not None:
                 tiles = (len(body.get("row_tiles", ())) - 1, *shape[1:])
-                _check_shape("decode.tile_residual", d.tile_residual, tiles)
+                check_shape("decode.tile_residual", d.tile_residual, tiles)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
-            _check_shape("prefill.efficiency", p.efficiency, shape)
-        curve: AttentionCurve = _build(
+            check_shape("prefill.efficiency", p.efficiency, shape)
+        curve: AttentionCurve = build(
             cls, {**body, "decode": decode, "prefill": prefill}, "attention"
         )
-        _check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
+        check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
         if np.any(np.diff(curve.row_tile_factor) < 0):
             raise ConfigError("attention table: row_tile_factor must not fall")
         return curve
@@ -233,7 +175,7 @@ class AttentionCurve:
         counts as inside only where the row factors were measured (`origin["row_tile_factor"]`).
         """
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
-        table = _nearest(self.decode, head_dim)
+        table = nearest(self.decode, head_dim)
         units = batch * kv_heads
         measured_rows = self.origin.get("row_tile_factor") == "measured"
         rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
@@ -262,12 +204,12 @@ class AttentionCurve:
         prompt of equal FLOPs.
         """
         batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
-        cached, table = np.asarray(cached_tokens, float), _nearest(self.prefill, head_dim)
+        cached, table = np.asarray(cached_tokens, float), nearest(self.prefill, head_dim)
         # The prompt without a cached part that has as many query-key pairs.
         square = np.sqrt(new**2 + 2.0 * new * cached)
         flops = 2.0 * batch * query_heads * head_dim * square**2
         size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
-        slowness = _prefill_slowness(table, query_heads / kv_heads)
+        slowness = prefill_slowness(table, query_heads / kv_heads)
         u, wu, _ = locate(batch * query_heads, table.unit_knots)
         k, wk, _ = locate(square, table.token_knots)
         efficiency = np.exp(-bilinear(slowness, u, wu, k, wk))
@@ -377,7 +319,7 @@ def _log_seconds(
     kv_bytes_per_element: float,
 ) -> Array:
     """ln(seconds) on the (units, tokens) grid, non-decreasing along both axes."""
-    table, group = _nearest(curve.decode, head_dim), query_heads / kv_heads
+    table, group = nearest(curve.decode, head_dim), query_heads / kv_heads
     # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
     scale, units = head_dim / table.head_dim, _grid_units(curve, head_dim)
     tokens = _grid_tokens(curve, head_dim)
@@ -412,7 +354,7 @@ def _log_seconds(
 def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
     """Work units that times are evaluated at: the usual ones, every measured count, and either side
     of where an even schedule has one cut less or one wave more."""
-    units = np.union1d(GRID_UNITS, _nearest(curve.decode, head_dim).unit_knots)
+    units = np.union1d(GRID_UNITS, nearest(curve.decode, head_dim).unit_knots)
     if not curve.even_cuts:
         return units
     slots = curve.sm_count * curve.blocks_per_sm
@@ -423,26 +365,8 @@ def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
 @lru_cache(maxsize=64)
 def _grid_tokens(curve: AttentionCurve, head_dim: int) -> Array:
     """KV tokens that times are evaluated at."""
-    tiles = curve.kv_tiles(_nearest(curve.decode, head_dim).head_dim)
+    tiles = curve.kv_tiles(nearest(curve.decode, head_dim).head_dim)
     return grid_tokens(tiles, GRID_TOKENS) if tiles else GRID_TOKENS
-
-
-_Table = TypeVar("_Table", DecodeTable, PrefillTable)
-
-
-def _nearest(tables: tuple[_Table, ...], head_dim: int) -> _Table:
-    return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
-
-
-@lru_cache(maxsize=256)
-def _prefill_slowness(table: PrefillTable, group: float) -> Array:
-    """-ln(efficiency) over (units, tokens), lifted so that time never falls along either axis."""
-    weights = log_weights(np.array([group]), table.group_knots)[0]
-    slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
-    work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
-    for axis in (0, 1):
-        slow = np.maximum.accumulate(slow + work, axis=axis) - work
-    return np.asarray(slow)
 
 
 def _smooth_max(*terms: Array | float) -> Array:
@@ -456,25 +380,3 @@ def _smooth_max(*terms: Array | float) -> Array:
 
 def _ramp(excess: Array) -> Array:
     return np.clip(excess / RAMP, 0.0, 1.0)
-
-
-def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
-    fields = cls.__dataclass_fields__
-    if unknown := sorted(set(table) - set(fields)):
-        raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {', '.join(fields)}.")
-    missing = sorted(
-        set(fields) - set(table) - {"origin", "even_cuts", "tile_residual", "shared_bytes"}
-    )
-    if missing:
-        raise ConfigError(f"{where} table: missing key {missing[0]!r}")
-    values = {k: np.asarray(v, float) if isinstance(v, list) else v for k, v in table.items()}
-    for name, value in values.items():
-        knots = name.endswith("_knots") or name == "row_tiles"
-        if knots and (value.ndim != 1 or np.any(np.diff(value) <= 0) or value[0] <= 0):
-            raise ConfigError(f"{where} table: {name} must be positive and rise")
-    return cls(**values)
-
-
-def _check_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise ConfigError(f"attention table: {name} has shape {value.shape}, its knots {shape}")

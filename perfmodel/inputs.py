@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from perfmodel import catalog
 from perfmodel.acceptance import Acceptance
-from perfmodel.acceptance_curves import AcceptanceCurve, read_acceptance_curves
+from perfmodel.acceptance_curves import AcceptanceCurve
+from perfmodel.acceptance_library import read_acceptance_curves
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import engine_profile
 from perfmodel.errors import ConfigError

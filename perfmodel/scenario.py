@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perfmodel.acceptance import Acceptance
-from perfmodel.acceptance_curves import AcceptanceCurve, acceptance_curve
+from perfmodel.acceptance_curves import AcceptanceCurve
+from perfmodel.acceptance_library import acceptance_curve
 from perfmodel.draft_plan import DraftPlan
 from perfmodel.engine import EngineProfile
 from perfmodel.errors import ConfigError

@@ -19,14 +19,8 @@ from calibration.acceptance_record_fit import fit_records
 from calibration.acceptance_records import read_records
 from calibration.acceptance_toml import curve_toml
 from perfmodel.acceptance import tokens_per_round_iid
-from perfmodel.acceptance_curves import (
-    AcceptanceCurve,
-    AcceptancePoint,
-    acceptance_curve,
-    kv_loss,
-    measured_curves,
-    parse_acceptance_curve,
-)
+from perfmodel.acceptance_curves import AcceptanceCurve, AcceptancePoint, kv_loss
+from perfmodel.acceptance_library import acceptance_curve, measured_curves, parse_acceptance_curve
 
 MEASURED = Path(__file__).parents[2] / "calibration" / "measured"
 RECORDS = MEASURED / "h200-acceptance-records.jsonl.gz"

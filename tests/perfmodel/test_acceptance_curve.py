@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.acceptance import alpha_for_tokens_per_round
-from perfmodel.acceptance_curves import (
-    AcceptanceCurve,
+from perfmodel.acceptance_curves import AcceptanceCurve
+from perfmodel.acceptance_library import (
     acceptance_curve,
     measured_curves,
     parse_acceptance_curve,
