@@ -6,7 +6,6 @@ Only torch, numpy and the runtime are needed: a lent GPU machine has no more tha
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,15 @@ from numpy.typing import NDArray
 
 from calibration.acceptance_records import DraftView, RecordFile, Window
 from calibration.acceptance_window import CachedText, Task, measure_window
-from runtime import ALONE, Decoder, InputError, Model, TextTokenizer, read_config
+from runtime import (
+    ALONE,
+    Decoder,
+    InputError,
+    Model,
+    TextTokenizer,
+    read_config,
+    source_commit,
+)
 
 Tokens = NDArray[np.int32]
 
@@ -255,7 +262,7 @@ def header(
         "dtype": str(target.decoder.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": versions(),
-        "commit": commit(),
+        "commit": source_commit(),
         "command": sys.argv,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -268,17 +275,6 @@ def versions() -> Mapping[str, str | None]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
     }
-
-
-def commit() -> str | None:
-    """The commit of the source tree, marked where it has changes; None outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def exact_float32() -> None:

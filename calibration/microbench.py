@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from calibration.kernel_grid import (
     groups,
     key,
 )
+from calibration.record_file import open_records
 from calibration.runtime_kernels import RuntimeKernels
 
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
@@ -69,6 +69,8 @@ def provenance(command: str) -> Cell:
     import flashinfer
     import torch
 
+    from runtime import source_commit
+
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     first = subprocess.check_output(query, text=True).splitlines()[0]
     name, driver = (part.strip() for part in first.split(","))
@@ -76,21 +78,9 @@ def provenance(command: str) -> Cell:
         "op": "provenance", "gpu": name, "driver": driver, "cuda": torch.version.cuda,
         "torch": torch.__version__, "flashinfer": flashinfer.__version__,
         "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
-        "date": datetime.now(UTC).date().isoformat(), "commit": commit(), "command": command,
+        "date": datetime.now(UTC).date().isoformat(), "commit": source_commit(), "command": command,
         "dtype": "bf16",
     }  # fmt: skip
-
-
-def commit() -> str:
-    """What SPECROOF_COMMIT says (a copy without its checkout), or the source tree's commit."""
-    if stated := os.environ.get("SPECROOF_COMMIT"):
-        return stated
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def clock_summary(samples: str) -> Cell:
@@ -139,16 +129,11 @@ def resume(path: Path, header: Cell) -> set[str]:
     BenchError
         If it holds records of another GPU or software, or is no file of records.
     """
-    if not path.is_file() or not path.stat().st_size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    if not open_records(path, header):
         return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
     try:
-        first, *records = [json.loads(line) for line in whole.splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        first, *records = [json.loads(line) for line in lines]
     except ValueError as error:
         raise BenchError(f"{path}: not a file of records; give --out another name") from error
     for field in SAME_RUN:

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from calibration.record_file import open_records
 from calibration.step_cases import TIMES, Case, CaseFile, RecordError, json_lines, read_cases
 
 REPEATS = 15
@@ -226,14 +227,8 @@ def held_cases(path: Path, header: dict[str, Any]) -> set[str]:
     RecordError
         If it was written on another machine or with another version.
     """
-    if not path.is_file() or not path.stat().st_size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    if not open_records(path, header):
         return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
     held, first = set(), None
     for number, value in json_lines(path):
         if first is None:

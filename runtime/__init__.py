@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.layers import rotate
     from runtime.prefill import Piece
     from runtime.pretend import pretend_prefilled
+    from runtime.provenance import source_commit
     from runtime.results import GenerationResult
     from runtime.sampling import SamplingParams, probabilities
     from runtime.sequence import Sequence
@@ -84,12 +85,13 @@ __all__ = [
     "probabilities",
     "read_config",
     "rotate",
+    "source_commit",
 ]
 
 _MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
             "distributed", "engine", "results", "sampling", "transformer", "weights",
             "step_bench", "attention", "attention_reference", "dataset", "draft_views", "kv_cache",
-            "layers", "prefill", "pretend", "sequence", "snapkv")  # fmt: skip
+            "layers", "prefill", "pretend", "provenance", "sequence", "snapkv")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
     return {
         "command": arguments,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": source_commit(),
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
         "machine": platform.machine(),
@@ -29,7 +29,7 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """What SPECROOF_COMMIT says (a copy without its checkout), or the source tree's commit."""
     if stated := os.environ.get("SPECROOF_COMMIT"):
         return stated
