@@ -162,9 +162,9 @@ class FusedOps:
 def split_parts(rows: int, width: int, depth: int) -> int | None:
     """Parts of a product's depth for `split_linear`, or None where the library is as fast.
 
-    From 2,000 timings of the layers of two models on an H200, weights cold (torch 2.11, triton 3.6,
-    November 2026): up to 64 rows blocks of 64 columns beat cuBLAS by 1 to 30 %, most where columns
-    are few; up to 128 rows only there.
+    From 2,000 timings of two models' products on an H200, weights cold (`scripts/tune_linear.py`,
+    `calibration/measured/h200-linear-tuning.jsonl`): up to 64 rows blocks of 64 columns are as fast
+    as cuBLAS for many columns and up to 37 % faster for few; up to 128 rows only there.
     """
     blocks = -(-width // _SPLIT_COLUMNS)
     few = blocks <= _FEW_BLOCKS
