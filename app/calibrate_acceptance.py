@@ -110,6 +110,12 @@ def acceptance_report(
             metavar="FILE", help="Counted speculative runs; repeat it.", show_default=False
         ),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Records of the same windows to compare with.", show_default=False
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
@@ -134,7 +140,13 @@ def acceptance_report(
 
     raise typer.Exit(
         command.run_report(
-            records, counted or (), html=html, svg=svg, tolerance=tolerance, as_json=as_json
+            records,
+            counted or (),
+            against=against,
+            html=html,
+            svg=svg,
+            tolerance=tolerance,
+            as_json=as_json,
         )
     )
 

@@ -42,7 +42,7 @@ def default_of(view: DraftView) -> DraftView:
 def paired(cell: Cell, default: Cell | None) -> Paired:
     """One variant against the default of the same text, context and budget."""
     alphas = _by_window(cell)
-    if default is None or default.key == cell.key:
+    if default is None or default is cell:
         low, high = cell.interval()
         return Paired(alpha=cell.alpha, half_width=(high - low) / 2.0, difference=None)
     theirs = _by_window(default)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.acceptance_records import LAGS, DraftView, Record
+from calibration.acceptance_renewal import RENEWAL_GAMMAS
 from perfmodel import alpha_for_tokens_per_round, tokens_per_round_iid
 
 Floats = NDArray[np.float64]
@@ -44,6 +45,8 @@ class Cell:
     variance: Floats  # (windows,)
     lags: Floats  # (windows, lags)
     read_tokens: Floats  # (windows,)
+    # (windows, RENEWAL_GAMMAS, 3): `Renewal` but for its γ; NaN in records that have none
+    renewal: Floats
     _weights: Floats = field(repr=False)  # (resamples, windows), rows sum to the windows
 
     @property
@@ -77,8 +80,8 @@ class Cell:
         return np.asarray(self.passed.sum(0) / np.maximum(self.reached.sum(0), 1e-12))
 
     def effective_alpha(self, gamma: int) -> float:
-        """The i.i.d. α that yields `tokens_chained(gamma)`: what a published run at γ reports."""
-        return float(alpha_for_tokens_per_round(self.tokens_chained(gamma), gamma))
+        """The i.i.d. α that yields `tokens_consecutive(gamma)`: what a run at γ reports."""
+        return float(alpha_for_tokens_per_round(self.tokens_consecutive(gamma), gamma))
 
     def interval(self, gamma: int | None = None, *, level: float = 0.9) -> tuple[float, float]:
         """Bootstrap interval over windows, of `alpha`, or of `effective_alpha` at a γ."""
@@ -119,6 +122,26 @@ class Cell:
         self._check(gamma)
         return 1.0 + float(self.chain[:, :gamma].sum() / self.rounds.sum())
 
+    def tokens_consecutive(self, gamma: int) -> float:
+        """`tokens_chained` of rounds that each begin where the last ended, as an engine's do."""
+        return max(1.0, self.tokens_chained(gamma) * self.consecutive_ratio(gamma))
+
+    def consecutive_ratio(self, gamma: int) -> float:
+        """Tokens of consecutive rounds over those of rounds that begin everywhere alike.
+
+        Both along the same chances, so that it is 1 for independent draws; windows count by their
+        tokens, as sequences do that generate equally many. 1 where no record tells. Between the γ
+        that records hold it is interpolated, beyond them kept.
+        """
+        if np.isnan(self.renewal).all():
+            return 1.0
+        begun, made, even = np.nansum(self.renewal, axis=0).T
+        told = np.sum(~np.isnan(self.renewal[..., 0]), axis=0)
+        known = told > 0
+        ratios = made[known] / begun[known] / (even[known] / told[known])
+        gammas = np.array(RENEWAL_GAMMAS)[known]
+        return float(np.interp(gamma, [0, *gammas], [1.0, *ratios]))
+
     def tokens_weighted(self, gamma: int) -> float:
         """Ω with each position weighed by the chance to get there; exact for text drawn from p."""
         self._check(gamma)
@@ -136,7 +159,7 @@ class Cell:
         if not rows:
             return None
         named = ("rounds", "overlap", "reached", "passed", "chain", "agree", "agree_chain",
-                 "variance", "lags", "read_tokens")  # fmt: skip
+                 "variance", "lags", "read_tokens", "renewal")  # fmt: skip
         picked = {name: getattr(self, name)[rows] for name in named}
         chosen = tuple(self.indices[row] for row in rows)
         return Cell(self.key, chosen, **picked, _weights=_resamples(len(rows)))
@@ -150,6 +173,7 @@ class Cell:
         if gamma is None:
             return np.asarray(self._weights @ self.overlap.sum(1) / (rounds * self.gamma))
         tokens = 1.0 + self._weights @ self.chain[:, :gamma].sum(1) / rounds
+        tokens = np.maximum(1.0, tokens * self.consecutive_ratio(gamma))
         return alpha_for_tokens_per_round(tokens, gamma)
 
 
@@ -183,8 +207,14 @@ def _cell(key: CellKey, records: Sequence[Record]) -> Cell:
         key,
         tuple(record.window.index for record in rows),
         **{name: column(name) for name in named},
+        renewal=np.array([_renewal(record) for record in rows]),
         _weights=_resamples(len(rows)),
     )
+
+
+def _renewal(record: Record) -> Floats:
+    known = {found.gamma: found[1:] for found in record.renewal}
+    return np.array([known.get(gamma, (np.nan,) * 3) for gamma in RENEWAL_GAMMAS])
 
 
 def _resamples(windows: int) -> Floats:

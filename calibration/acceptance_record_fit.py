@@ -17,6 +17,7 @@ from math import hypot
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.acceptance_ablation import default_of
 from calibration.acceptance_cells import Cell, cells
 from calibration.acceptance_records import DraftView, RecordSet
 from perfmodel import (
@@ -106,11 +107,13 @@ def _of_one_kind(found: Sequence[Cell], policy: str) -> list[Cell]:
     for cell in found:
         if cell.key.view.policy == policy:
             kinds.setdefault(replace(cell.key.view, kv_budget=0), []).append(cell)
-    # The kind with the most contexts and budgets, the coarser pages where two have as many.
+    # The kind with the most contexts and budgets; of two that have as many, the engine's default
+    # settings and the coarser pages.
     return max(
         kinds.values(),
         key=lambda group: (
             len({(c.key.prefix_tokens, c.key.view.kv_budget) for c in group}),
+            group[0].key.view == default_of(group[0].key.view),
             group[0].key.view.page_tokens,
         ),
     )

@@ -134,7 +134,9 @@ def _read(cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool) -> floa
         return None
     if greedy:
         return cell.tokens_greedy(gamma)
-    return cell.tokens_weighted(gamma) if sampled else cell.tokens_chained(gamma)
+    if sampled:
+        return cell.tokens_weighted(gamma) * cell.consecutive_ratio(gamma)
+    return cell.tokens_consecutive(gamma)
 
 
 def kind_of(view: DraftView) -> DraftView:
@@ -193,6 +195,7 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
             str(gamma): {
                 "iid": cell.tokens_iid(gamma),
                 "along_text": cell.tokens_chained(gamma),
+                "consecutive": cell.tokens_consecutive(gamma),
                 "weighted": cell.tokens_weighted(gamma),
                 "greedy": cell.tokens_greedy(gamma),
             }

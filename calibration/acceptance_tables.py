@@ -117,12 +117,19 @@ def _spread_table(grid: Sequence[Cell]) -> list[str]:
     rows = []
     for cell in grid:
         lags = dict(zip(LAGS, cell.lag_correlations, strict=True))
-        readings = (cell.tokens_iid, cell.tokens_chained, cell.tokens_weighted)
+        readings = (
+            cell.tokens_iid,
+            cell.tokens_chained,
+            cell.tokens_consecutive,
+            cell.tokens_weighted,
+        )
         tokens = [" / ".join(f"{read(gamma):.2f}" for read in readings) for gamma in gammas]
         spread = f"{cell.window_spread:.3f}"
         rows.append([*_name(cell), f"{lags[1]:+.2f}", f"{lags[4]:+.2f}", spread, *tokens])
     header = ["text", "context", "view", "lag 1", "lag 4", "between windows"]
-    return _table([*header, *(f"Ω({g}) iid / along text / weighted" for g in gammas)], rows)
+    return _table(
+        [*header, *(f"Ω({g}) iid / along text / consecutive / weighted" for g in gammas)], rows
+    )
 
 
 def _fit_table(fits: Sequence[RecordFit]) -> list[str]:

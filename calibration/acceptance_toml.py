@@ -18,7 +18,7 @@ def curve_toml(curve: AcceptanceCurve, free: Sequence[str], *, command: str) -> 
     """
     lines = [
         f"# Written by `{command}`; formula and intervals are described",
-        "# in perfmodel/acceptance_curve.py.",
+        "# in perfmodel/acceptance_curves.py.",
         f"# Fitted on these points: {', '.join(free)}. The rest is taken from other series.",
     ]
     return "\n".join([*lines, *_curve_lines(curve, "points")]) + "\n"

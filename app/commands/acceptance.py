@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 
 from app.axes import parse_axis
@@ -51,7 +52,7 @@ def run_measure(options: MeasureOptions, *, as_json: bool) -> int:
     """
     with _one_line():
         _measure(options)
-    return run_report([options.output], (), html=None, svg=None, tolerance=None, as_json=as_json)
+    return run_report([options.output], (), as_json=as_json)
 
 
 def _measure(options: MeasureOptions) -> None:
@@ -127,9 +128,10 @@ def run_report(
     records: Sequence[Path],
     counted: Sequence[Path],
     *,
-    html: Path | None,
-    svg: Path | None,
-    tolerance: float | None,
+    against: Path | None = None,
+    html: Path | None = None,
+    svg: Path | None = None,
+    tolerance: float | None = None,
     as_json: bool,
 ) -> int:
     """Print the tables of some records, and write them with charts.
@@ -139,6 +141,8 @@ def run_report(
     OutsideTolerance
         If the median error of the predictions exceeds `tolerance` percent.
     """
+    from calibration.acceptance_against import cell_gaps, gap_lines
+    from calibration.acceptance_cells import cells
     from calibration.acceptance_choice import budget_choices, choice_lines
     from calibration.acceptance_counted import read_runs
     from calibration.acceptance_report import acceptance_report, report_dict
@@ -155,6 +159,11 @@ def run_report(
         if report.compared:
             choices = budget_choices(report.compared, target=str(found.header["model"]))
         lines = [*report_lines(report), *choice_lines(choices, gpu="h200", batch=64)]
+        gaps = []
+        if against is not None:
+            other = _read([against])
+            gaps = cell_gaps(report.cells, cells(other.records))
+            lines += gap_lines(gaps, what=f"{other.header['dtype']}, {other.header['device']}")
     if html is not None:
         from app.acceptance_page import acceptance_html
 
@@ -180,6 +189,18 @@ def run_report(
                 "regret": choice.regret,
             }
             for choice in choices
+        ]
+        plain["against"] = [
+            {
+                "text": gap.key.text,
+                "prefix_tokens": gap.key.prefix_tokens,
+                "view": gap.key.view.label,
+                "windows": gap.windows,
+                "alpha": gap.alpha,
+                "difference": gap.difference,
+                "half_width": None if isnan(gap.half_width) else gap.half_width,
+            }
+            for gap in gaps
         ]
         print_json(plain)
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from acceptance_samples import GAMMA, record, view
 
 from calibration.acceptance_cells import cells
+from calibration.acceptance_renewal import renewals
 from perfmodel import tokens_per_round_iid
 
 SHOWN = view("streamingllm", 64)
@@ -22,6 +25,31 @@ def test_independent_positions_give_the_iid_formula() -> None:
     assert cell.conditional == pytest.approx(np.full(GAMMA, 0.8))
     assert cell.interval() == pytest.approx((0.8, 0.8))
     assert cell.lag_correlations[0] == pytest.approx(0.2)
+
+
+def test_consecutive_rounds_dwell_where_drafts_fail() -> None:
+    """Two windows of 32 tokens, alike chances within each: the pooled mean is the harmonic one."""
+    chances = (0.5, 1.0)
+    found = [
+        replace(record(SHOWN, alpha=a, index=i), renewal=renewals([a] * 32))
+        for i, a in enumerate(chances)
+    ]
+    (cell,) = cells(found)
+    slow, fast = (float(tokens_per_round_iid(a, 4)) for a in chances)
+    begun = 29 / slow, 29 / fast  # of the 29 places that a round of 4 may begin at
+    assert cell.tokens_consecutive(4) == pytest.approx(2 / (1 / slow + 1 / fast), rel=0.02)
+    assert cell.tokens_consecutive(4) == pytest.approx(58 / sum(begun), rel=0.02)
+    assert cell.tokens_chained(4) == pytest.approx((slow + fast) / 2)
+    assert cell.consecutive_ratio(0) == 1.0
+
+
+def test_records_that_do_not_tell_of_consecutive_rounds_are_taken_as_they_are() -> None:
+    plain = [record(SHOWN, alpha=a, index=i) for i, a in enumerate((0.5, 1.0))]
+    (cell,) = cells(plain)
+    assert cell.consecutive_ratio(4) == 1.0
+    told = [replace(plain[0], renewal=renewals([0.5] * 32)), plain[1]]
+    (cell,) = cells(told)  # one window that tells: equal chances, so nothing to mend
+    assert cell.consecutive_ratio(4) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_windows_that_differ_raise_tokens_per_round_above_iid() -> None:
