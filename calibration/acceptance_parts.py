@@ -1,9 +1,10 @@
 """A study by several processes of one GPU: who measures what, and their files made into one.
 
-    python -m calibration.acceptance_parts --output FILE[.gz] FILE...
+    python -m calibration.acceptance_parts --output FILE[.gz] [--only KEY=VALUE] FILE...
 
 merges files of records, or of counted runs, of one model; a record in two of them counts once, as
-the later file has it.
+the later file has it. `--only` and `--without` choose by the
+draft view: page_tokens=16, policy=snapkv.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from calibration.acceptance_counted import CountedRun, counted_line, read_header, read_runs
-from calibration.acceptance_records import RecordSet, differing, merged, read_records
+from calibration.acceptance_records import DraftView, RecordSet, differing, merged, read_records
 from runtime import InputError
 
 GRACE = 90.0  # seconds that a process may take beyond its time for what it has begun
@@ -86,11 +88,15 @@ def merge_folders(folders: Iterable[Path], out: Path, header: Mapping[str, Any])
 
 
 def merge_files(
-    files: Sequence[Path], output: Path, *, circumstances: Mapping[str, Any] | None = None
+    files: Sequence[Path],
+    output: Path,
+    *,
+    circumstances: Mapping[str, Any] | None = None,
+    keep: Callable[[DraftView], bool] = lambda view: True,
 ) -> int:
     """Merge files of one kind into `output`, gzipped where its name says so; lines written.
 
-    `circumstances` replace the first file's command, time and the like.
+    `circumstances` replace the first file's command, time and the like; `keep` chooses by view.
 
     Raises
     ------
@@ -99,7 +105,7 @@ def merge_files(
     """
     if not files:
         raise InputError("no file to merge; name one at least")
-    lines = _counted(files) if _is_counted(files[0]) else _records(files)
+    lines = _counted(files, keep) if _is_counted(files[0]) else _records(files, keep)
     head = {**lines[0]["header"], **(circumstances or {})}
     text = "".join(json.dumps(line) + "\n" for line in ({"header": head}, *lines[1:]))
     raw = text.encode()
@@ -127,15 +133,44 @@ def _is_counted(file: Path) -> bool:
     return "schema" not in read_header(file)
 
 
-def _records(files: Sequence[Path]) -> list[dict[str, Any]]:
+def chooser(only: Iterable[str], without: Iterable[str]) -> Callable[[DraftView], bool]:
+    """Views that have every KEY=VALUE of `only` and none of `without`.
+
+    Raises
+    ------
+    InputError
+        If a word is no KEY=VALUE, or a view has no such key.
+    """
+    words = {True: [_key_value(word) for word in only], False: [_key_value(w) for w in without]}
+
+    def keep(view: DraftView) -> bool:
+        return all(
+            (str(getattr(view, key)) == value) == wanted
+            for wanted, pairs in words.items()
+            for key, value in pairs
+        )
+
+    return keep
+
+
+def _key_value(word: str) -> tuple[str, str]:
+    key, sign, value = word.partition("=")
+    known = [field.name for field in fields(DraftView)]
+    if not sign or key not in known:
+        raise InputError(f"{word!r}: use KEY=VALUE with a key of {', '.join(known)}")
+    return key, value
+
+
+def _records(files: Sequence[Path], keep: Callable[[DraftView], bool]) -> list[dict[str, Any]]:
     found: RecordSet = merged(read_records(file) for file in files)
-    ordered = sorted(found.records, key=lambda record: (record.window, str(record.view)))
+    chosen = [record for record in found.records if keep(record.view)]
+    ordered = sorted(chosen, key=lambda record: (record.window, str(record.view)))
     return [{"header": dict(found.header)}, *(record.to_dict() for record in ordered)]
 
 
-def _counted(files: Sequence[Path]) -> list[dict[str, Any]]:
+def _counted(files: Sequence[Path], keep: Callable[[DraftView], bool]) -> list[dict[str, Any]]:
     head, runs = merged_runs(files)
-    return [{"header": head}, *(counted_line(run) for run in runs)]
+    return [{"header": head}, *(counted_line(run) for run in runs if keep(run.view))]
 
 
 def main() -> int:
@@ -143,9 +178,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", help="files of one kind")
     parser.add_argument("--output", type=Path, required=True, help="file to write, .gz or plain")
+    for name in ("--only", "--without"):
+        parser.add_argument(name, action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     try:
-        count = merge_files(options.files, options.output)
+        keep = chooser(options.only, options.without)
+        count = merge_files(options.files, options.output, keep=keep)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

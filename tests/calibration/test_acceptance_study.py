@@ -12,7 +12,7 @@ from tiny_folder import VOCAB, write_model, write_text, write_tokenizer
 
 from calibration import acceptance_study
 from calibration.acceptance_counted import read_runs
-from calibration.acceptance_parts import merge_files
+from calibration.acceptance_parts import chooser, merge_files
 from calibration.acceptance_records import read_records
 from calibration.acceptance_report import acceptance_report
 from calibration.acceptance_run import (
@@ -138,6 +138,14 @@ def test_known_files_are_not_measured_again_and_merge_with_the_rest(
     count = merge_files([old[0], folder / "new" / "records.jsonl"], together)
     assert count == len(fresh) + len(read_records(old[0]).records)
     assert len(read_records(together).records) == count
+    few_views = folder / "few.jsonl"
+    assert 0 < merge_files([together], few_views, keep=chooser(["policy=snapkv"], [])) < count
+    keep = chooser(["policy=snapkv"], ["kv_budget=64"])
+    merge_files([few_views], folder / "one.jsonl", keep=keep)
+    views = {record.view for record in read_records(folder / "one.jsonl").records}
+    assert {(view.policy, view.kv_budget) for view in views} == {("snapkv", 48)}
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        chooser(["budget=48"], [])
     assert study(folder, monkeypatch, *few, *known, "--dtype", "bfloat16", out="bf16") == 2
 
 
