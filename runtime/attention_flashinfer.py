@@ -153,9 +153,8 @@ class PlanTables:
     def fits(self, layouts: Sequence[PassLayout]) -> bool:
         """Whether these passes have as many sequences and pages at most."""
         first = layouts[0]
-        return len(first.kv_tokens) <= self.batch and self.page_room >= max(
-            len(table) for table in first.page_tables
-        )
+        longest = max(map(len, first.page_tables))
+        return len(first.kv_tokens) <= self.batch and longest <= self.page_room
 
     @property
     def tokens(self) -> Tensor:
