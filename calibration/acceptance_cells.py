@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.acceptance_records import LAGS, DraftView, Record
-from calibration.acceptance_renewal import RENEWAL_GAMMAS
+from calibration.acceptance_renewal import RENEWAL_GAMMAS, expected_ratio
 from perfmodel import alpha_for_tokens_per_round, tokens_per_round_iid
 
 Floats = NDArray[np.float64]
@@ -130,11 +130,17 @@ class Cell:
         """Tokens of consecutive rounds over those of rounds that begin everywhere alike.
 
         Both along the same chances, so that it is 1 for independent draws; windows count by their
-        tokens, as sequences do that generate equally many. 1 where no record tells. Between the γ
-        that records hold it is interpolated, beyond them kept.
+        tokens, as sequences do that generate equally many. Between the γ that records hold it is
+        interpolated, beyond them kept; where no record tells, it follows from the correlations.
         """
         if np.isnan(self.renewal).all():
-            return 1.0
+            return expected_ratio(
+                gamma,
+                alpha=self.alpha,
+                variance=float(self.variance.mean()),
+                lags=dict(zip(LAGS, self.lag_correlations.tolist(), strict=True)),
+                spread=self.window_spread,
+            )
         begun, made, even = np.nansum(self.renewal, axis=0).T
         told = np.sum(~np.isnan(self.renewal[..., 0]), axis=0)
         known = told > 0

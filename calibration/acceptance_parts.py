@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from calibration.acceptance_counted import CountedRun, counted_line, read_header, read_runs
-from calibration.acceptance_records import DraftView, RecordSet, differing, merged, read_records
+from calibration.acceptance_records import (
+    CIRCUMSTANCES,
+    DraftView,
+    RecordSet,
+    differing,
+    merged,
+    read_records,
+)
 from runtime import InputError
 
 GRACE = 90.0  # seconds that a process may take beyond its time for what it has begun
@@ -96,7 +103,8 @@ def merge_files(
 ) -> int:
     """Merge files of one kind into `output`, gzipped where its name says so; lines written.
 
-    `circumstances` replace the first file's command, time and the like; `keep` chooses by view.
+    `circumstances` replace the first file's command, time and the like; without them, the header
+    lists those of every file as its `parts`. `keep` chooses by view.
 
     Raises
     ------
@@ -107,12 +115,20 @@ def merge_files(
         raise InputError("no file to merge; name one at least")
     lines = _counted(files, keep) if _is_counted(files[0]) else _records(files, keep)
     head = {**lines[0]["header"], **(circumstances or {})}
+    if circumstances is None and len(files) > 1:
+        head["parts"] = [_circumstances(file) for file in files]
     text = "".join(json.dumps(line) + "\n" for line in ({"header": head}, *lines[1:]))
     raw = text.encode()
     beside = output.with_name(output.name + ".part")
     beside.write_bytes(gzip.compress(raw, mtime=0) if output.suffix == ".gz" else raw)
     beside.replace(output)
     return len(lines) - 1
+
+
+def _circumstances(file: Path) -> dict[str, Any]:
+    """Who measured a file, when and how; a merged file's own parts are not told again."""
+    found = read_header(file)
+    return {key: found[key] for key in CIRCUMSTANCES if key in found and key != "parts"}
 
 
 def merged_runs(files: Iterable[Path]) -> tuple[dict[str, Any], list[CountedRun]]:

@@ -21,7 +21,7 @@ from runtime import InputError
 SCHEMA = 1
 LAGS = (1, 2, 4, 8, 16)
 # What may differ between two runs into one file: who ran it, when and how.
-CIRCUMSTANCES = ("command", "time", "commit", "versions", "device")
+CIRCUMSTANCES = ("command", "time", "commit", "versions", "device", "parts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

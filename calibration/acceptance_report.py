@@ -28,6 +28,8 @@ class Compared:
 
     `curve` is the fitted curve's prediction from windows not run here, `windows` that of the other
     windows of the same cell without a curve, `sampled` that along the run's own kind of text.
+    `early` counts the rounds alone that begin among as many generated tokens as a window scores: a
+    SnapKV draft reads all that was generated, and so does better the longer it is.
     """
 
     run: CountedRun
@@ -36,11 +38,20 @@ class Compared:
     curve: float | None
     windows: float | None
     sampled: float | None
+    early: float = np.nan
+    early_standard_error: float = np.nan
 
     @property
     def error(self) -> float | None:
         """Relative error of the curve's prediction."""
         return None if self.curve is None else self.curve / self.counted - 1.0
+
+    @property
+    def early_error(self) -> float | None:
+        """The same of the early rounds."""
+        if self.curve is None or np.isnan(self.early):
+            return None
+        return self.curve / self.early - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +63,17 @@ class AcceptanceReport:
     fits: tuple[RecordFit, ...]
     compared: tuple[Compared, ...]
 
-    def median_error(self, *, greedy: bool) -> float | None:
+    def median_error(
+        self, *, greedy: bool, early: bool = False, policy: str | None = None
+    ) -> float | None:
         """Median |error| of the curve's predictions, over sampled or greedy runs."""
         errors = [
-            abs(row.error)
+            row.early_error if early else row.error
             for row in self.compared
-            if row.error is not None and (row.run.temperature == 0) == greedy
+            if (row.run.temperature == 0) == greedy and policy in (None, row.run.view.policy)
         ]
-        return float(np.median(errors)) if errors else None
+        known = [abs(error) for error in errors if error is not None]
+        return float(np.median(known)) if known else None
 
     @property
     def grid(self) -> list[Cell]:
@@ -86,7 +100,10 @@ def acceptance_report(found: RecordSet, runs: Sequence[CountedRun] = ()) -> Acce
         found.header,
         every,
         tuple(fit_records(found)) if any(fits_a_curve(found, cell) for cell in every) else (),
-        tuple(_compare(run, every, curves[run.text]) for run in runs),
+        tuple(
+            _compare(run, every, curves[run.text], within=int(found.header["scored_tokens"]))
+            for run in sorted(runs, key=_order)
+        ),
     )
 
 
@@ -101,18 +118,35 @@ def _curves(found: RecordSet, text: str) -> dict[str, RecordFit]:
     return {fit.curve.draft_policy: fit for fit in fits}
 
 
-def _compare(run: CountedRun, every: Sequence[Cell], fits: Mapping[str, RecordFit]) -> Compared:
+def _order(run: CountedRun) -> tuple[object, ...]:
+    view = run.view
+    return (-run.temperature, run.gamma, run.text, run.prefix_tokens, view.policy,
+            view.kv_budget or 0, view.label)  # fmt: skip
+
+
+def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
+    """Tokens per round and its standard error, of rounds that begin within so many tokens."""
+    counts = []
+    for sequence in run.accepted:
+        tokens = np.array(sequence, dtype=np.float64) + 1.0
+        begin = np.cumsum(tokens) - tokens
+        counts.append(tokens if within is None else tokens[begin < within])
+    # Sequences differ, so they and not single rounds are the sample.
+    totals, rounds = np.array([c.sum() for c in counts]), np.array([len(c) for c in counts])
+    mean = float(totals.sum() / rounds.sum())
+    spread = float(np.std(totals - mean * rounds, ddof=1)) if len(counts) > 1 else np.nan
+    return mean, float(spread * np.sqrt(len(counts)) / rounds.sum())
+
+
+def _compare(
+    run: CountedRun, every: Sequence[Cell], fits: Mapping[str, RecordFit], *, within: int
+) -> Compared:
     by_key = {cell.key: cell for cell in every}
     key = CellKey(text=run.text, prefix_tokens=run.prefix_tokens, view=run.view)
     own = by_key.get(key)
     others = own.only(i for i in own.indices if i % 4 != HELD_OUT) if own else None
     sampled = by_key.get(replace(key, text=run.text + SAMPLED))
-    counts = [np.array(sequence, dtype=np.float64) + 1.0 for sequence in run.accepted]
-    mean = float(np.concatenate(counts).mean())
-    # Sequences differ, so they and not single rounds are the sample.
-    totals, rounds = np.array([c.sum() for c in counts]), np.array([len(c) for c in counts])
-    spread = float(np.std(totals - mean * rounds, ddof=1)) if len(counts) > 1 else np.nan
-    error = spread * np.sqrt(len(counts)) / rounds.sum()
+    (mean, error), (early, early_error) = _counted(run), _counted(run, within)
     greedy = run.temperature == 0
     fit = fits.get(run.view.policy)
     curve = None
@@ -122,7 +156,9 @@ def _compare(run: CountedRun, every: Sequence[Cell], fits: Mapping[str, RecordFi
     return Compared(
         run=run,
         counted=mean,
-        standard_error=float(error),
+        standard_error=error,
+        early=early,
+        early_standard_error=early_error,
         curve=curve,
         windows=_read(others, run.gamma, greedy=greedy, sampled=False),
         sampled=None if greedy else _read(sampled, run.gamma, greedy=False, sampled=True),
@@ -160,6 +196,8 @@ def report_dict(report: AcceptanceReport) -> dict[str, Any]:
                 "gamma": row.run.gamma,
                 "temperature": row.run.temperature,
                 "counted": row.counted,
+                "early": None if np.isnan(row.early) else row.early,
+                "early_error": row.early_error,
                 "standard_error": None if np.isnan(row.standard_error) else row.standard_error,
                 "curve": row.curve,
                 "windows": row.windows,
@@ -169,6 +207,7 @@ def report_dict(report: AcceptanceReport) -> dict[str, Any]:
             for row in report.compared
         ],
         "median_error": report.median_error(greedy=False),
+        "median_early_error": report.median_error(greedy=False, early=True),
     }
 
 

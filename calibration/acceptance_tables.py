@@ -39,11 +39,25 @@ def report_lines(report: AcceptanceReport) -> list[str]:
     if whole and header["draft"] == "self":
         lines += ["", f"With the full cache α is {min(whole):.7f} or more in {len(whole)} cells."]
     lines += _section("Ablations", _ablation_table(ablated))
-    lines += _section("Predicted against counted", _compared_table(report.compared))
-    for name, greedy in (("sampled", False), ("greedy", True)):
-        if (error := report.median_error(greedy=greedy)) is not None:
-            lines += ["", f"Median error of the curve on {name} runs: {100 * error:.1f} %."]
-    return lines
+    within = int(header["scored_tokens"])
+    lines += _section("Predicted against counted", _compared_table(report.compared, within))
+    return lines + _median_lines(report, within)
+
+
+def _median_lines(report: AcceptanceReport, within: int) -> list[str]:
+    """Median errors of the curve on sampled runs, of all policies and of each."""
+    policies = sorted({row.run.view.policy for row in report.compared})
+    lines = []
+    for policy in (None, *policies):
+        errors = [
+            report.median_error(greedy=False, early=early, policy=policy) for early in (False, True)
+        ]
+        if errors[0] is not None and errors[1] is not None:
+            lines.append(
+                f"- {policy or 'all'}: {100 * errors[0]:.1f} % of whole runs, "
+                f"{100 * errors[1]:.1f} % of their first {within} tokens"
+            )
+    return ["", "Median error of the curve:", "", *lines] if lines else []
 
 
 def _section(title: str, table: list[str]) -> list[str]:
@@ -182,14 +196,17 @@ def _ablation_table(ablated: Sequence[Cell]) -> list[str]:
     )
 
 
-def _compared_table(compared: Sequence[Compared]) -> list[str]:
+def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
 
+    def percent(error: float | None) -> str:
+        return "" if error is None else f"{100 * error:+.1f}"
+
+    sampled = any(row.sampled is not None for row in compared)
     rows = []
     for row in compared:
         run = row.run
-        error = "" if row.error is None else f"{100 * row.error:+.1f}"
         rows.append(
             [
                 run.text,
@@ -199,13 +216,16 @@ def _compared_table(compared: Sequence[Compared]) -> list[str]:
                 f"{run.temperature:g}",
                 f"{row.counted:.3f} ±{row.standard_error:.3f}",
                 shown(row.curve),
-                error,
+                percent(row.error),
+                f"{row.early:.3f} ±{row.early_standard_error:.3f}",
+                percent(row.early_error),
                 shown(row.windows),
-                shown(row.sampled),
+                *([shown(row.sampled)] if sampled else []),
             ]
         )
     header = ["text", "context", "view", "γ", "temperature", "counted", "curve", "error %"]
-    return _table([*header, "other windows", "along sampled text"], rows)
+    header += [f"first {within} tokens", "error %", "other windows"]
+    return _table(header + (["along sampled text"] if sampled else []), rows)
 
 
 def _name(cell: Cell) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from calibration.acceptance_records import DraftView, Record, RecordSet, Window
+from calibration.acceptance_renewal import RENEWAL_GAMMAS, Renewal
+from perfmodel import tokens_per_round_iid
 
 GAMMA = 8
 HEADER = {
@@ -34,6 +36,7 @@ def record(
     """A window in which every position has the same overlap."""
     rounds = 4
     reached = rounds * alpha ** np.arange(GAMMA)
+    tokens = {gamma: float(tokens_per_round_iid(alpha, gamma)) for gamma in RENEWAL_GAMMAS}
     return Record(
         window=Window(text=text, prefix_tokens=context, index=index, start=index * 100),
         view=shown,
@@ -48,6 +51,7 @@ def record(
         lags=(0.002, 0.001, 0.0, 0.0, 0.0),
         read_tokens=read_of(shown) or float(context),
         nll=3.0,
+        renewal=tuple(Renewal(gamma, 1.0, made, made) for gamma, made in tokens.items()),
     )
 
 

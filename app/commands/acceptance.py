@@ -163,7 +163,8 @@ def run_report(
         if against is not None:
             other = _read([against])
             gaps = cell_gaps(report.cells, cells(other.records))
-            lines += gap_lines(gaps, what=f"{other.header['dtype']}, {other.header['device']}")
+            where = f"{against.name} ({other.header['dtype']}, {other.header['device']})"
+            lines += gap_lines(gaps, what=where)
     if html is not None:
         from app.acceptance_page import acceptance_html
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from acceptance_samples import record, view
 
@@ -18,10 +20,18 @@ def test_the_gap_is_taken_on_the_windows_that_both_have() -> None:
     assert gap.windows == 2 and gap.alpha == pytest.approx(0.65)
     assert gap.difference == pytest.approx(0.01)
     assert gap.half_width == pytest.approx(0.0, abs=1e-9)
-    assert "| t | 2,048 |" in gap_lines([gap], what="bfloat16, cpu")[-1]
+    assert gap_lines([gap], what="x")[-1].split(" | ")[3:] == ["2", "+0.0100 ±0.0000 |"]
 
 
 def test_cells_that_only_one_file_has_are_left_out() -> None:
     here = cells([record(SHOWN, alpha=0.5)])
     assert cell_gaps(here, cells([record(view("snapkv", 128), alpha=0.5)])) == []
     assert cell_gaps(here, cells([record(SHOWN, alpha=0.5, index=9)])) == []
+
+
+def test_another_setting_is_compared_where_the_file_has_only_one() -> None:
+    here = cells([record(SHOWN, alpha=0.5)])
+    odd = [replace(SHOWN, snapkv_pool=pool) for pool in (7, 9)]
+    (gap,) = cell_gaps(here, cells([record(odd[0], alpha=0.4)]))
+    assert gap.difference == pytest.approx(0.1) and gap.key.view == SHOWN
+    assert cell_gaps(here, cells([record(one, alpha=0.4) for one in odd])) == []

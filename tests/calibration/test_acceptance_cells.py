@@ -43,13 +43,13 @@ def test_consecutive_rounds_dwell_where_drafts_fail() -> None:
     assert cell.consecutive_ratio(0) == 1.0
 
 
-def test_records_that_do_not_tell_of_consecutive_rounds_are_taken_as_they_are() -> None:
-    plain = [record(SHOWN, alpha=a, index=i) for i, a in enumerate((0.5, 1.0))]
-    (cell,) = cells(plain)
-    assert cell.consecutive_ratio(4) == 1.0
-    told = [replace(plain[0], renewal=renewals([0.5] * 32)), plain[1]]
-    (cell,) = cells(told)  # one window that tells: equal chances, so nothing to mend
-    assert cell.consecutive_ratio(4) == pytest.approx(1.0, abs=1e-4)
+def test_records_that_do_not_tell_of_consecutive_rounds_are_read_by_their_correlations() -> None:
+    plain = [replace(record(SHOWN, alpha=0.8, index=i), renewal=()) for i in range(4)]
+    still = [replace(one, variance=0.0, lags=(0.0,) * 5) for one in plain]
+    assert cells(still)[0].consecutive_ratio(4) == 1.0
+    assert 0.98 < cells(plain)[0].consecutive_ratio(4) < 1.0
+    told = [*plain[:3], record(SHOWN, alpha=0.8, index=3)]  # one that tells: equal chances
+    assert cells(told)[0].consecutive_ratio(4) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_windows_that_differ_raise_tokens_per_round_above_iid() -> None:

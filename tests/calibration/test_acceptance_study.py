@@ -138,6 +138,9 @@ def test_known_files_are_not_measured_again_and_merge_with_the_rest(
     count = merge_files([old[0], folder / "new" / "records.jsonl"], together)
     assert count == len(fresh) + len(read_records(old[0]).records)
     assert len(read_records(together).records) == count
+    assert [part["time"] for part in read_records(together).header["parts"]] == [
+        read_records(file).header["time"] for file in (old[0], folder / "new" / "records.jsonl")
+    ]
     few_views = folder / "few.jsonl"
     assert 0 < merge_files([together], few_views, keep=chooser(["policy=snapkv"], [])) < count
     keep = chooser(["policy=snapkv"], ["kv_budget=64"])
