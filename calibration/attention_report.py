@@ -29,8 +29,8 @@ HEADER = """# Attention times of one layer on one rank, {gpu}.
 def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
     """The catalog file of a fitted curve."""
     lines = [HEADER.format(gpu=gpu)]
-    for name in curve.__dataclass_fields__:
-        if name not in ("decode", "prefill", "origin", "even_cuts", "shared_bytes"):
+    for name in ("source", *(n for n in curve.__dataclass_fields__ if n != "source")):
+        if name not in ("decode", "prefill", "origin", "even_cuts", "merge_row_ns", "shared_bytes"):
             lines.append(f"{name} = {_value(getattr(curve, name))}")
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
@@ -51,7 +51,7 @@ def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
     """The catalog file of one's own decode curve, which stands over that of the GPU's tables."""
     names = ("sm_count", "blocks_per_sm", "split_min_group", "split_occupancy", "split_min_tokens",
              "regroup_latency_us", "row_tiles", "row_tile_factor",
-             "tensor_core_efficiency", "shared_bytes")  # fmt: skip
+             "tensor_core_efficiency", "merge_row_ns", "shared_bytes")  # fmt: skip
     lines = [OWN_HEADER, f"source = {_value(curve.source)}"]
     lines.append(f"even_cuts = {'true' if curve.even_cuts else 'false'}")
     lines += [f"{name} = {_value(getattr(curve, name))}" for name in names]

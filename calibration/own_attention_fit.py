@@ -31,6 +31,7 @@ BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, 
 # Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
 SPLIT_MIN_TOKENS = 128  # the runtime cuts no shorter range
+MERGE_ROW_NS = 3.4  # of a row of a query head; timed on an H200 (runtime/split_cost.py)
 TENSOR_RATES = np.geomspace(0.05, 0.8, 41)  # of the peak: candidates
 START_TENSOR_RATE = 0.26
 WAYS = ("cell", "batch", "units", "tokens")
@@ -143,6 +144,7 @@ def _form(
         split_occupancy=1.0,
         split_min_tokens=SPLIT_MIN_TOKENS,
         even_cuts=True,
+        merge_row_ns=MERGE_ROW_NS,
         row_tiles=np.array(ROW_TILES, float),
         row_tile_factor=np.ones(len(ROW_TILES)),
         origin={"decode": "fitted", "prefill": "fitted", "row_tile_factor": "measured",

@@ -180,7 +180,7 @@ def compare(
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline, streams = [], {}, WorkspaceCount()
+    errors, roofline, streams = [], {}, WorkspaceCount.of(header)
     for record in records:
         scenario = scenario_of(record.case, gpu=gpu, engine=engine)
         bench = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)

@@ -27,6 +27,7 @@ from runtime.errors import InputError
 from runtime.kv_cache import PagedCache
 from runtime.split_schedule import BlockGrid, Ints
 
+_ALIGN_BYTES = 256
 _NON_CAUSAL, _CAUSAL, _NHD = 0, 1, 0
 HEAD_DIMS = (64, 128, 256)
 
@@ -63,11 +64,16 @@ class FlashInferAttention:
 
     def room_for_partials(self, grid: BlockGrid) -> None:
         """Grow the workspace that split ranges leave their partial results in."""
-        if grid.split:
-            per_row = (self.head_dim + 1) * 4
-            asked = self.query_heads * grid.blocks * grid.tile_rows * per_row + 1024
-            if self.workspace.numel() < asked:
-                self.workspace = torch.empty(asked, dtype=torch.uint8, device=self.device)
+        sums, maxima = self.partial_bytes(grid)
+        asked = sums + maxima + _ALIGN_BYTES
+        if self.workspace.numel() < asked:
+            self.workspace = torch.empty(asked, dtype=torch.uint8, device=self.device)
+
+    def partial_bytes(self, grid: BlockGrid) -> tuple[int, int]:
+        """Bytes of the partial outputs of split ranges, then of their log-sum-exps."""
+        rows = self.query_heads * grid.partial_rows
+        sums = rows * self.head_dim * self.dtype.itemsize
+        return -(-sums // _ALIGN_BYTES) * _ALIGN_BYTES, rows * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +210,7 @@ class PlanTables:
             kv_heads=backend.kv_heads,
             page_tokens=backend.cache.page_tokens,
             processors=backend.processors,
+            head_dim=backend.head_dim,
             window_tokens=last.window_tokens,
         )
         return AlikePasses.of(grid, queries, steps=len(run), page_room=self.page_room)
@@ -216,7 +223,7 @@ class PlanTables:
         base = segments.blocks.start
         offsets = [4 * (part.start - base) for part in segments.block_parts]
         requests, tiles, ranges, outputs, range_tokens, rows, merges, mask = offsets
-        sums = backend.query_heads * grid.blocks * grid.tile_rows * backend.head_dim * 4
+        sums, _ = backend.partial_bytes(grid)
         info = [grid.blocks, grid.query_rows, rows, grid.tile_rows, requests, tiles, ranges,
                 merges, outputs, range_tokens, 0, sums, mask, 1, int(grid.split)]  # fmt: skip
         return FlashInferPlan(
