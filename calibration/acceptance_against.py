@@ -9,7 +9,7 @@ from math import isnan
 from calibration.acceptance_ablation import paired
 from calibration.acceptance_cells import Cell, CellKey
 
-Place = tuple[str, int, str, int | None]  # text, context, policy, KV budget
+Place = tuple[str, int, str, int | None, int]  # text, context, policy, KV budget, page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class CellGap:
 def cell_gaps(here: Iterable[Cell], there: Iterable[Cell]) -> list[CellGap]:
     """One for every cell that both have, on the windows that both have.
 
-    A cell whose very view the other file lacks is held against the one of its text, context, policy
-    and budget, if there is just one: that tells what a setting is worth.
+    A cell whose very view the other file lacks is held against the one of its text, context, policy,
+    budget and page, if there is just one: that tells what a setting is worth.
     """
     others = list(there)
     exact = {cell.key: cell for cell in others}
@@ -85,4 +85,4 @@ def _shown(gap: CellGap | None) -> str:
 
 def _place(cell: Cell) -> Place:
     view = cell.key.view
-    return cell.key.text, cell.key.prefix_tokens, view.policy, view.kv_budget
+    return cell.key.text, cell.key.prefix_tokens, view.policy, view.kv_budget, view.page_tokens
