@@ -263,14 +263,17 @@ def _round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
     return whole - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], axis=1), whole
 
 
-def profile_text(shipped: str, fit: EngineFit, source: str, architecture: str) -> str:
-    """An engine file with the fitted values for GPUs of one architecture; the rest of it stays."""
-    head = f"[architecture.{architecture}]"
-    kept = re.sub(rf"\n*{re.escape(head)}\n(?:[^\[].*\n|\n)*", "\n", shipped).rstrip("\n")
+def profile_text(shipped: str, fit: EngineFit, source: str, gpu: str) -> str:
+    """An engine file with the fitted values for one GPU; the rest of it stays."""
+    head = f"[gpu.{gpu}]"
     lines = ["# Written by `specroof calibrate fit`.", 'origin = "fitted"', f'source = "{source}"']
     for name, value in fit.values.items():
         if name.endswith("_s"):
             lines.append(f"{name.removesuffix('_s')}_us = {value / US:.6g}")
         else:
             lines.append(f"{name} = {value:.4f}")
-    return "\n".join([kept, "", head, *lines]) + "\n"
+    section = "\n".join([head, *lines]) + "\n"
+    found = re.search(rf"^{re.escape(head)}\n(?:[^\[\n].*\n|\n(?!\n*\[))*", shipped, re.M)
+    if found is None:
+        return shipped.rstrip("\n") + "\n\n" + section
+    return shipped[: found.start()] + section + shipped[found.end() :]

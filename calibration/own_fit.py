@@ -115,7 +115,7 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
         shipped.read_text(encoding="utf-8"),
         engine,
         f"microbenchmarks: {records.source}",
-        gpu.architecture,
+        gpu.name,
     )
     return report
 

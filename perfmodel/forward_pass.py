@@ -34,19 +34,20 @@ class Rank:
     @property
     def curves(self) -> Efficiency:
         """The kernel curves that serve this machine's GPU."""
-        engine = self.engine
-        gpu = self.machine.gpu.efficiency
-        return efficiency(gpu, engine.attention_kernels, engine.linear_kernels)
+        engine, gpu = self.engine, self.machine.gpu
+        kernels = (engine.attention_kernels, engine.linear_kernels)
+        return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
 
     @property
     def origin(self) -> str:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
-        return self.machine.gpu.efficiency_origin
+        return self.engine.kernel_origin(self.machine.gpu)
 
     @property
     def all_reduce(self) -> str:
         """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
-        unmeasured = self.machine.link.kind == "pcie" and self.origin != "fitted"
+        measured = self.machine.gpu.efficiency_origin == "fitted"
+        unmeasured = self.machine.link.kind == "pcie" and not measured
         return "ring" if unmeasured else self.engine.all_reduce
 
 
@@ -247,7 +248,7 @@ def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
 
 def _small_origin(engine: EngineProfile) -> str:
     """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
-    return "fitted" if engine.origin == "fitted" else "assumed"
+    return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:

@@ -156,7 +156,7 @@ def attention_of(report: FitReport) -> AttentionCurve:
 
 def engine_of(report: FitReport) -> EngineProfile:
     table = tomllib.loads(report.files["engines/specroof.toml"])
-    fitted = table.pop("architecture")["hopper"]
+    fitted = table.pop("gpu")["h200"]
     return profile_from_table(table | fitted, file="specroof.toml")
 
 
@@ -205,13 +205,15 @@ def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
 def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
     shipped = 'name = "x"\norigin = "assumed"\n'
     fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
-    once = profile_text(shipped, fit, "first", "hopper")
-    assert profile_text(once, fit, "first", "hopper") == once
-    other = tomllib.loads(profile_text(once, fit, "second", "ampere"))
-    assert other["origin"] == "assumed"
-    assert {k: v["source"] for k, v in other["architecture"].items()} == {
-        "hopper": "first", "ampere": "second"}  # fmt: skip
-    assert other["architecture"]["hopper"]["kernel_gap_us"] == 2.0
+    once = profile_text(shipped, fit, "first", "h200")
+    assert profile_text(once, fit, "first", "h200") == once
+    both = profile_text(once, fit, "second", "h100-sxm")
+    assert tomllib.loads(both)["origin"] == "assumed"
+    again = profile_text(both, fit, "third", "h200")
+    assert profile_text(again, fit, "first", "h200") == both
+    sources = {name: values["source"] for name, values in tomllib.loads(again)["gpu"].items()}
+    assert list(sources.items()) == [("h200", "third"), ("h100-sxm", "second")]
+    assert tomllib.loads(again)["gpu"]["h200"]["kernel_gap_us"] == 2.0
 
 
 def test_whole_layers_are_met_without_having_been_fitted_each(fitted: FitReport) -> None:

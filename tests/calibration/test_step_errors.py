@@ -28,7 +28,7 @@ from calibration.step_errors import (
     read_peers,
 )
 from calibration.validate_run import ValidationRun
-from perfmodel import engine_profile, estimate
+from perfmodel import catalog, engine_profile, estimate
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
           "date": "2026-11-23", "commit": "abc", "command": "run"}  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -
 def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
     """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
     header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
-    error, rng = engine_profile("specroof", "hopper").speedup_error, random.Random(0)
+    error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
     def off(record: StepRecord) -> StepRecord:
         seconds = record.times["round_s"] * math.exp(rng.gauss(0.0, error))
