@@ -55,6 +55,14 @@ def validate_draw(
 def validate_records(
     records: Annotated[Path, typer.Argument(metavar="FILE", help="From calibration.validate_run.")],
     engine: Annotated[str, typer.Option(metavar="NAME")] = "specroof",
+    curves_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="Carry the curves measured on this GPU, whatever the timed one's own say.",
+            show_default=False,
+        ),
+    ] = None,
     peers: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Others' predictions of the same.", show_default=False),
@@ -79,6 +87,7 @@ def validate_records(
         command.run_records(
             records,
             engine=engine,
+            curves_of=curves_of,
             peers=peers,
             markdown=markdown,
             html=html,

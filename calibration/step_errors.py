@@ -16,10 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from calibration.draw_cases import scenario_of
+from calibration.kernel_records import GPU_NAMES
 from calibration.published import PublishedRow, RowError
-from calibration.step_cases import RecordError, StepRecord
+from calibration.step_cases import Case, RecordError, StepRecord
 from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
-from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval, tokens_per_round_iid
+from perfmodel import (
+    RoundEstimate,
+    Scenario,
+    StepTime,
+    engine_profile,
+    estimate,
+    speedup_interval,
+    tokens_per_round_iid,
+)
 
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
 QUANTITIES = (*PHASES, "round_s", "speedup", "memory")
@@ -34,7 +43,6 @@ TOLERANCES = {
 }  # fmt: skip
 REGRET_MEDIAN, REGRET_WORST = 1.0, 3.0  # percent
 LEAST_COVERAGE = 0.85  # of intervals stated as 90 %
-GPU_NAMES = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100-sxm"}
 ROOFLINE = "datasheet roofline"
 
 
@@ -106,6 +114,7 @@ class Comparison:
     header: Mapping[str, object]
     gpu: str
     engine: str
+    curves_of: str | None  # carried from this GPU, although it may not be the one that was timed
     errors: tuple[StepError, ...]
     decisions: tuple[Decision, ...]
     peers: Mapping[str, Mapping[str, Spread]]  # by peer and phase
@@ -160,6 +169,7 @@ def compare(
     records: Sequence[StepRecord],
     *,
     engine: str = "specroof",
+    curves_of: str | None = None,
     peers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> Comparison:
     """Predict every record's case and compare.
@@ -168,6 +178,9 @@ def compare(
     ----------
     records : sequence of StepRecord
         In the order of timing, of one process: memory depends on it.
+    curves_of : str, optional
+        Carry the engine's curves from this GPU, as if the one that was timed had none of its own;
+        what its own say then stands among the peers.
     peers : mapping, optional
         Others' predictions of the same cases: by peer, case id and phase. [s]
 
@@ -175,16 +188,19 @@ def compare(
     ------
     RecordError
         If the records are of a GPU that the catalog does not know.
+    ConfigError
+        If the engine was not measured on `curves_of`.
     """
     name = str(header.get("gpu"))
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline, streams = [], {}, WorkspaceCount()
+    errors, roofline, own, streams = [], {}, {}, WorkspaceCount()
     for record in records:
-        scenario = scenario_of(record.case, gpu=gpu, engine=engine)
-        bench = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
-        scenario = replace(scenario, engine=bench)
+        scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
+        if curves_of:
+            own[record.case.id] = _phases(estimate(scenario))
+            scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
         measured = _measured(record, point)
@@ -201,26 +217,43 @@ def compare(
         )  # fmt: skip
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
+    if curves_of:
+        rivals = {f"{engine} by {gpu}'s own curves": own, **rivals}
     return Comparison(
         header=header,
         gpu=gpu,
         engine=engine,
+        curves_of=curves_of,
         errors=tuple(errors),
         decisions=tuple(decisions(errors)),
         peers={peer: _peer_spreads(records, times) for peer, times in rivals.items()},
     )
 
 
-def _predicted(point: RoundEstimate) -> dict[str, float]:
+def bench_scenario(
+    case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
+) -> Scenario:
+    """The scenario of a case as `StepBench` times it."""
+    scenario = scenario_of(case, gpu=gpu, engine=engine)
+    profile = scenario.engine
+    if curves_of:
+        profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
+    return replace(scenario, engine=profile.changed(prefill_chunk_tokens=CHUNK_TOKENS))
+
+
+def _phases(point: RoundEstimate) -> dict[str, float]:
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
-    plain_s = float(to_logits(point.target_step).total_s)
     return {
-        "target_step_s": plain_s,
+        "target_step_s": float(to_logits(point.target_step).total_s),
         "verify_s": float(to_logits(point.verify).total_s),
         "draft_step_s": draft,
-        "round_s": float(point.round_s),
-        "speedup": plain_s / float(point.tpot_s),
     }
+
+
+def _predicted(point: RoundEstimate) -> dict[str, float]:
+    phases = _phases(point)
+    speedup = phases["target_step_s"] / float(point.tpot_s)
+    return phases | {"round_s": float(point.round_s), "speedup": speedup}
 
 
 def to_logits(step: StepTime) -> StepTime:

@@ -55,6 +55,7 @@ def run_records(
     records: Path,
     *,
     engine: str,
+    curves_of: str | None,
     peers: Path | None,
     markdown: Path | None,
     html: Path | None,
@@ -73,7 +74,7 @@ def run_records(
     try:
         header, found = read_records(records)
         others = read_peers(peers) if peers else None
-        comparison = compare(header, found, engine=engine, peers=others)
+        comparison = compare(header, found, engine=engine, curves_of=curves_of, peers=others)
     except RecordError as error:
         raise ConfigError(str(error)) from error
     if markdown:

@@ -50,6 +50,22 @@ def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
     return compare(*read_records(write_run(path / "steps.jsonl", cases, **fake)))
 
 
+def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    header, records = read_records(path)
+    same = compare(header, records, curves_of="h200")
+    assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
+    assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
+    assert "curves of h200" in step_report.markdown(same)
+    h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
+    other = compare(h100, records, curves_of="h200")
+    assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
+    # Times of an H200 at an H100's bandwidth: what memory bounds is predicted slower by the ratio.
+    assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
+
+
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
     comparison = compared(tmp_path, cases)
     for name, spread in comparison.spreads().items():
