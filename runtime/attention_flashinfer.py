@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from runtime.attention import Counts, PassLayout
+from runtime.block_tables import AlikePasses, alike_runs
 from runtime.errors import InputError
 from runtime.kv_cache import PagedCache
-from runtime.split_schedule import BlockGrid, Ints, pages_read, schedule
+from runtime.split_schedule import BlockGrid, Ints
 
-_ALIGN = 4  # int32 words: FlashInfer's tables start at multiples of 16 bytes
 _NON_CAUSAL, _CAUSAL, _NHD = 0, 1, 0
 HEAD_DIMS = (64, 128, 256)
 
@@ -132,26 +132,9 @@ class PlanTables:
     ) -> None:
         self.backend, self.batch = backend, batch
         self.page_room = page_room or max(len(table) for table in layouts[0].page_tables)
-        cache = backend.cache
-        self._queries = [self._padded(layout.query_tokens, 1) for layout in layouts]
-        grids = [
-            BlockGrid.of(
-                queries,
-                self._padded(layout.kv_tokens, 1),
-                group=backend.group,
-                kv_heads=backend.kv_heads,
-                page_tokens=cache.page_tokens,
-                processors=backend.processors,
-                window_tokens=layout.window_tokens,
-            )
-            for queries, layout in zip(self._queries, layouts, strict=True)
-        ]
-        for grid in grids:
-            backend.room_for_partials(grid)
-        self._segments = [_Segments.of(grid, self.page_room) for grid in grids]
-        pages = batch * self.page_room
-        first_tokens = grids[0].query_rows
-        words = pages + sum(segments.words for segments in self._segments) + first_tokens
+        self._alike = [self._passes(run) for run in alike_runs(layouts)]
+        pages, first_tokens = batch * self.page_room, self._alike[0].grid.query_rows
+        words = pages + sum(alike.words for alike in self._alike) + first_tokens
         self._tokens = slice(words - first_tokens, words)
         self._staged = torch.zeros(words, dtype=torch.int32, pin_memory=True)
         self._host: Ints = self._staged.numpy()
@@ -159,19 +142,19 @@ class PlanTables:
         self._pages = self._host[:pages].reshape(batch, self.page_room)
         self.plans: list[FlashInferPlan] = []
         start = pages
-        for grid, segments, queries in zip(grids, self._segments, self._queries, strict=True):
-            region = self._host[start : start + segments.words]
-            segments.write_constants(region, queries)
-            device = self._device[start : start + segments.words]
-            self.plans.append(self._plan(grid, segments, device, self._device[:pages], queries))
-            start += segments.words
+        for alike in self._alike:
+            backend.room_for_partials(alike.grid)
+            alike.write_constants(self._region(start, alike))
+            for _ in range(alike.steps):
+                device = self._device[start : start + alike.segments.words]
+                self.plans.append(self._plan(alike, device, self._device[:pages]))
+                start += alike.segments.words
 
     def fits(self, layouts: Sequence[PassLayout]) -> bool:
         """Whether these passes have as many sequences and pages at most."""
         first = layouts[0]
-        return len(first.kv_tokens) <= self.batch and self.page_room >= max(
-            len(table) for table in first.page_tables
-        )
+        longest = max(map(len, first.page_tables))
+        return len(first.kv_tokens) <= self.batch and longest <= self.page_room
 
     @property
     def tokens(self) -> Tensor:
@@ -183,36 +166,53 @@ class PlanTables:
 
         The copy before must have been done: a round's one read of the device sees to that.
         """
-        page = self.backend.cache.page_tokens
         for row, table in enumerate(layouts[0].page_tables):
             self._pages[row, : len(table)] = table
         used = len(layouts[0].page_tables)
         self._pages[used:] = self.backend.cache.idle_page
-        start = self._pages.size
-        for layout, plan, segments, queries in zip(
-            layouts, self.plans, self._segments, self._queries, strict=True
-        ):
-            region = self._host[start : start + segments.words]
-            kv = self._padded(layout.kv_tokens, 0)
-            kv[used:] = queries[used:]
-            segments.write_lengths(region, kv, queries, self._pages, page)
-            segments.write_blocks(region, plan.grid, pages_read(plan.grid, kv), queries)
-            region[segments.positions][: len(layout.positions)] = layout.positions
-            start += segments.words
+        start, done = self._pages.size, 0
+        for alike in self._alike:
+            run = layouts[done : done + alike.steps]
+            kv = self._padded([layout.kv_tokens for layout in run])
+            kv[:, used:] = alike.queries[used:]
+            first = None
+            if run[0].first_positions is not None:
+                first = self._padded([layout.first_positions for layout in run])
+            alike.write(self._region(start, alike), kv, first, self._pages)
+            start, done = start + alike.words, done + alike.steps
         self._host[self._tokens][: len(tokens)] = tokens
         self._device.copy_(self._staged, non_blocking=True)
 
-    def _padded(self, values: Counts, idle: int) -> Ints:
-        found = np.full(self.batch, idle, dtype=np.int32)
-        found[: len(values)] = values
-        if idle and len(values):
-            found[len(values) :] = values[0]
+    def _padded(self, rows: Sequence[Counts | None]) -> Ints:
+        """Counts of one or more passes, zero for idle rows: (passes, batch)."""
+        found = np.zeros((len(rows), self.batch), dtype=np.int32)
+        for row, values in zip(found, rows, strict=True):
+            if values is not None:
+                row[: len(values)] = values
         return found
 
-    def _plan(
-        self, grid: BlockGrid, segments: _Segments, device: Tensor, pages: Tensor, queries: Ints
-    ) -> FlashInferPlan:
-        backend = self.backend
+    def _passes(self, run: Sequence[PassLayout]) -> AlikePasses:
+        """For passes of these query counts; KV is split as their longest, the last, asks."""
+        backend, last = self.backend, run[-1]
+        used = len(last.kv_tokens)
+        queries, kv = self._padded([last.query_tokens, last.kv_tokens])
+        queries[used:], kv[used:] = queries[0], kv[0]
+        grid = BlockGrid.of(
+            queries,
+            kv,
+            group=backend.group,
+            kv_heads=backend.kv_heads,
+            page_tokens=backend.cache.page_tokens,
+            processors=backend.processors,
+            window_tokens=last.window_tokens,
+        )
+        return AlikePasses.of(grid, queries, steps=len(run), page_room=self.page_room)
+
+    def _region(self, start: int, alike: AlikePasses) -> Ints:
+        return self._host[start : start + alike.words].reshape(alike.steps, -1)
+
+    def _plan(self, alike: AlikePasses, device: Tensor, pages: Tensor) -> FlashInferPlan:
+        backend, grid, segments = self.backend, alike.grid, alike.segments
         base = segments.blocks.start
         offsets = [4 * (part.start - base) for part in segments.block_parts]
         requests, tiles, ranges, outputs, range_tokens, rows, merges, mask = offsets
@@ -232,88 +232,8 @@ class PlanTables:
             pages=pages,
             last_page=device[segments.last_page],
             blocks=device[segments.blocks].view(torch.uint8),
-            causal=bool((queries > 1).any()),
+            causal=bool((alike.queries > 1).any()),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Segments:
-    """Where one pass's numbers lie in its region of 32-bit words."""
-
-    slots: slice
-    positions: slice
-    query_offsets: slice
-    page_offsets: slice
-    last_page: slice
-    block_parts: tuple[slice, ...]  # requests, tiles, ranges, outputs, range, rows, merges, mask
-    grid: BlockGrid
-    page_room: int
-    words: int
-    written: dict[str, Ints] = field(default_factory=dict)  # pages that the blocks were made for
-
-    @classmethod
-    def of(cls, grid: BlockGrid, page_room: int) -> _Segments:
-        batch, rows, blocks = grid.batch, grid.query_rows, grid.blocks
-        sizes = [rows, rows, batch + 1, batch + 1, batch,
-                 blocks, blocks, blocks, batch + 1, 1, 1, rows + 1, -(-blocks // 4)]  # fmt: skip
-        parts, start = [], 0
-        for size in sizes:
-            parts.append(slice(start, start + size))
-            start += -(-size // _ALIGN) * _ALIGN
-        slots, positions, query_offsets, page_offsets, last_page, *blocks_parts = parts
-        return cls(
-            slots,
-            positions,
-            query_offsets,
-            page_offsets,
-            last_page,
-            block_parts=tuple(blocks_parts),
-            grid=grid,
-            page_room=page_room,
-            words=start,
-        )
-
-    @property
-    def blocks(self) -> slice:
-        """All of FlashInfer's integer workspace."""
-        return slice(self.block_parts[0].start, self.words)
-
-    def write_constants(self, region: Ints, queries: Ints) -> None:
-        """What lengths do not change."""
-        region[self.query_offsets] = np.concatenate(([0], np.cumsum(queries)))
-        region[self.page_offsets] = np.arange(self.grid.batch + 1) * self.page_room
-        region[self.block_parts[5]] = self.grid.query_rows
-
-    def write_lengths(
-        self, region: Ints, kv: Ints, queries: Ints, pages: Ints, page_tokens: int
-    ) -> None:
-        """Lengths, as the last page's, and the slots that the pass's own tokens go to."""
-        region[self.last_page] = kv - (self.page_room - 1) * page_tokens
-        owner = np.repeat(np.arange(len(kv)), queries)
-        first = np.cumsum(queries) - queries
-        place = (kv - queries - first)[owner] + np.arange(len(owner))
-        region[self.slots] = pages[owner, place // page_tokens] * page_tokens + place % page_tokens
-
-    def write_blocks(self, region: Ints, grid: BlockGrid, pages: Ints, queries: Ints) -> None:
-        """Who does what, unless it is what the region holds; blocks past the count are masked off.
-
-        Without a split, lengths change nothing.
-        """
-        known = self.written.get("pages")
-        if known is not None and (not grid.split or np.array_equal(known, pages)):
-            return
-        self.written["pages"] = pages
-        blocks = schedule(grid, pages, queries)
-        requests, tiles, ranges, outputs, range_tokens, _, merges, mask = self.block_parts
-        count = blocks.count
-        region[requests][:count] = blocks.requests
-        region[tiles][:count] = blocks.query_tiles
-        region[ranges][:count] = blocks.kv_ranges
-        region[outputs] = blocks.outputs
-        region[range_tokens] = blocks.range_tokens
-        region[merges] = blocks.merges
-        valid = region[mask].view(np.uint8)
-        valid[:count], valid[count:] = 1, 0
 
 
 @functools.cache

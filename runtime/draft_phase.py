@@ -39,15 +39,17 @@ class DraftPhase:
 
     def layouts(self, gamma: int) -> list[PassLayout]:
         """The layout of every step."""
-        cached = np.asarray(self.cached, dtype=np.int64) + self.fed
-        places = np.asarray(self.first_positions, dtype=np.int64)
-        one = np.ones_like(cached)
+        steps = np.arange(gamma)[:, None]
+        cached = np.asarray(self.cached, dtype=np.int64) + self.fed + steps
+        places = np.asarray(self.first_positions, dtype=np.int64) + steps
+        places[1:] += self.fed - 1
+        one = np.ones_like(cached[0])
         return [
             PassLayout(
                 page_tables=self.page_tables,
-                kv_tokens=cached + step,
+                kv_tokens=cached[step],
                 query_tokens=one if step else self.fed * one,
-                first_positions=places + (self.fed + step - 1 if step else 0),
+                first_positions=places[step],
                 window_tokens=self.window_tokens,
             )
             for step in range(gamma)

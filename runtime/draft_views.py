@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,8 +19,7 @@ from runtime.sequence import Sequence
 from runtime.snapkv import gather_pages
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """Pages in front, then the target's own from `tail_page` on; front pages are full."""
 
     front: Many[int]

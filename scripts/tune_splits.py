@@ -1,0 +1,182 @@
+"""Time one attention call with its KV cut into more and fewer ranges, and not cut, on a GPU.
+
+    python scripts/tune_splits.py --out FILE.jsonl --seconds 30
+
+KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
+medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
+they are not in its cache, comes before. `runtime.split_schedule` has its constants from such a
+file: calibration/measured/h200-splits.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # installed or not
+
+from calibration.kernel_bench import Bench
+from calibration.kernel_grid import MODELS, PAGE, Cell, attention_cell, calls_per_graph, heads_of
+from runtime.provenance import source_commit
+from runtime.split_schedule import BlockGrid, schedule
+
+BATCHES = (1, 2, 4, 8, 16, 24, 33, 34, 48, 64, 96, 128, 192, 256)
+KV_TOKENS = (128, 256, 512, 1024, 2048, 4096, 16384)
+QUERY_TOKENS = (1, 2, 4, 9)
+KV_BYTES = 20e9
+BLOCKS_PER_SM = 2
+LEAST_RANGE = 128  # tokens
+MOST_FILL = 4.0  # blocks over what the GPU holds, beyond which nothing is cut
+
+
+def grid_of(cell: Cell, processors: int) -> BlockGrid:
+    """The blocks of a cell by the runtime's own rule."""
+    batch = cell["batch"]
+    return BlockGrid.of(
+        np.full(batch, cell["query_tokens"], dtype=np.int32),
+        np.full(batch, cell["kv_tokens"], dtype=np.int32),
+        group=cell["query_heads"] // cell["kv_heads"],
+        kv_heads=cell["kv_heads"],
+        page_tokens=PAGE,
+        processors=processors,
+    )
+
+
+def tiles_of(cell: Cell, grid: BlockGrid) -> int:
+    """Tiles of query rows of a KV head, over all sequences."""
+    return int(cell["batch"] * -(-cell["query_tokens"] * grid.group // grid.tile_rows))
+
+
+def fill(cell: Cell, processors: int) -> float:
+    """Blocks without a split over those that the GPU holds side by side."""
+    tiles = tiles_of(cell, grid_of(cell, processors))
+    return tiles * int(cell["kv_heads"]) / (BLOCKS_PER_SM * processors)
+
+
+def cells(processors: int) -> list[Cell]:
+    """All that fit, those where a split may or may not pay first, others among them."""
+    found = []
+    for model, batch, kv, queries in itertools.product(MODELS, BATCHES, KV_TOKENS, QUERY_TOKENS):
+        heads = heads_of(model)
+        cell = attention_cell(heads, batch, kv, queries)
+        fits = batch * kv * heads[1] * heads[2] * 4 < KV_BYTES
+        if fits and fill(cell, processors) <= MOST_FILL and ranges_to_try(cell, processors)[1:]:
+            found.append(cell)
+    draw = random.Random(0)
+    return sorted(
+        found,
+        key=lambda cell: abs(math.log2(fill(cell, processors)) + 0.5) + 3.0 * draw.random(),
+    )
+
+
+def ranges_to_try(cell: Cell, processors: int) -> list[int]:
+    """None, few, a quarter, half and all of the ranges that fill the GPU, as its KV allows."""
+    longest = max(1, int(cell["kv_tokens"]) // LEAST_RANGE)
+    full = max(1, int(1.0 / fill(cell, processors)))
+    asked = {1, 2, 3, full // 4, full // 2, full}
+    return sorted(count for count in asked if 1 <= count <= longest)
+
+
+@contextlib.contextmanager
+def forced(ranges: int, tiles: int) -> Iterator[None]:
+    """While this lasts, every grid has room for just so many ranges a sequence."""
+    rule = BlockGrid.of
+
+    def of(*args: Any, **named: Any) -> BlockGrid:
+        return replace(rule(*args, **named), split=ranges > 1, blocks=tiles * ranges)
+
+    with mock.patch.object(BlockGrid, "of", of):
+        yield
+
+
+def attend(plan: Any, q: Any, caches: int, i: int) -> Any:
+    """The i-th call of a graph."""
+    return plan.attend(i % caches, q)
+
+
+def measure(bench: Bench, cell: Cell, processors: int) -> Iterator[dict[str, Any]]:
+    """A record for each count of ranges."""
+    chosen = grid_of(cell, processors)
+    tiles, batch = tiles_of(cell, chosen), int(cell["batch"])
+    pages = np.full(batch, -(-cell["kv_tokens"] // PAGE), dtype=np.int32)
+    queries = np.full(batch, cell["query_tokens"], dtype=np.int32)
+    kv = bench.caches(cell)
+    q = bench.normal(batch * cell["query_tokens"], cell["query_heads"], cell["head_dim"])
+    seen: set[int] = set()
+    for asked in ranges_to_try(cell, processors):
+        with forced(asked, tiles):
+            plan = bench.kernels.plan(cell, kv)
+        blocks = schedule(plan.grid, pages, queries).count
+        ranges = blocks // tiles
+        if ranges in seen:
+            continue
+        seen.add(ranges)
+        call = partial(attend, plan, q, len(kv))
+        times, calls = bench.time_graph(call, calls_per_graph(cell))
+        seconds = statistics.median(times)
+        yield {
+            **cell, "tile_rows": chosen.tile_rows, "tiles": tiles, "ranges": ranges,
+            "blocks": blocks * int(cell["kv_heads"]),
+            "merged_rows": batch * cell["query_tokens"] * cell["query_heads"] if ranges > 1 else 0,
+            "seconds": float(f"{seconds:.5g}"), "unit": "s", "calls": calls,
+            "spread": round((max(times) - min(times)) / seconds, 3),
+        }  # fmt: skip
+
+
+def header(torch: Any) -> dict[str, Any]:
+    """Where the records come from."""
+    return {
+        "op": "split_tuning", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
+        "commit": source_commit(), "command": sys.argv[1:], "dtype": "bf16",
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    options = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("error: timing attention needs a GPU; this machine shows none", file=sys.stderr)
+        return 2
+    bench, first = Bench(), header(torch)
+    for dim in (64, 128):  # builds the kernels
+        call = bench.attention_call(attention_cell((8, 2, dim), 2, 512, 1))
+        call(0)
+    torch.cuda.synchronize()
+    started, count = time.monotonic(), 0
+    todo = cells(first["sm_count"])
+    with options.out.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(first) + "\n")
+        for cell in todo:
+            if time.monotonic() - started > options.seconds:
+                break
+            for record in measure(bench, cell, first["sm_count"]):
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            file.flush()
+            count += 1
+    print(f"{count} of {len(todo)} shapes in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
