@@ -10,31 +10,35 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from calibration.draw_cases import scenario_of
 from calibration.kernel_records import GPU_NAMES
 from calibration.published import PublishedRow, RowError
-from calibration.step_cases import Case, RecordError, StepRecord
-from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
+from calibration.step_cases import RecordError, StepRecord
+from calibration.step_memory import WorkspaceCount, torch_peak_bytes
+from calibration.step_predictions import (
+    bench_scenario,
+    datasheet_times,
+    phases_of,
+    predicted_times,
+    to_logits,
+)
 from perfmodel import (
     RoundEstimate,
-    Scenario,
     StepTime,
-    engine_profile,
     estimate,
     speedup_interval,
     tokens_per_round_iid,
 )
 
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
-QUANTITIES = (*PHASES, "round_s", "speedup", "memory")
+QUANTITIES = (*PHASES, "round_s", "prefill_s", "speedup", "memory")
 LABELS = {
     "target_step_s": "T_T", "verify_s": "T_V", "draft_step_s": "T_D", "round_s": "round",
-    "speedup": "speedup", "memory": "peak memory",
+    "prefill_s": "prefill", "speedup": "speedup", "memory": "peak memory",
 }  # fmt: skip
 # Percent: the median and the worst absolute error that are asked of each quantity.
 TOLERANCES = {
@@ -199,7 +203,7 @@ def compare(
     for record in records:
         scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
         if curves_of:
-            own[record.case.id] = _phases(estimate(scenario))
+            own[record.case.id] = phases_of(estimate(scenario))
             scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
@@ -207,7 +211,10 @@ def compare(
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
-        predicted = _predicted(point) | {"memory": torch_peak_bytes(point, record.case, streams)}
+        predicted = predicted_times(point, prompt_tokens=record.prefill_tokens)
+        predicted["memory"] = torch_peak_bytes(point, record.case, streams)
+        if record.prefill_tokens:
+            streams.prefill()  # after the peak was read
         predicted = {k: v for k, v in predicted.items() if k in measured}
         errors.append(
             StepError(
@@ -228,37 +235,6 @@ def compare(
         decisions=tuple(decisions(errors)),
         peers={peer: _peer_spreads(records, times) for peer, times in rivals.items()},
     )
-
-
-def bench_scenario(
-    case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
-) -> Scenario:
-    """The scenario of a case as `StepBench` times it."""
-    scenario = scenario_of(case, gpu=gpu, engine=engine)
-    profile = scenario.engine
-    if curves_of:
-        profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
-    return replace(scenario, engine=profile.changed(prefill_chunk_tokens=CHUNK_TOKENS))
-
-
-def _phases(point: RoundEstimate) -> dict[str, float]:
-    draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
-    return {
-        "target_step_s": float(to_logits(point.target_step).total_s),
-        "verify_s": float(to_logits(point.verify).total_s),
-        "draft_step_s": draft,
-    }
-
-
-def _predicted(point: RoundEstimate) -> dict[str, float]:
-    phases = _phases(point)
-    speedup = phases["target_step_s"] / float(point.tpot_s)
-    return phases | {"round_s": float(point.round_s), "speedup": speedup}
-
-
-def to_logits(step: StepTime) -> StepTime:
-    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
-    return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 
 def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
@@ -289,6 +265,8 @@ def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
     found = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:
         found["memory"] = record.peak_memory_bytes
+    if record.prefill_tokens:
+        found["prefill_s"] = record.prefill_s
     if record.case.plan.gamma > 0:
         found |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
         found["speedup"] = measured_speedup(record)
@@ -328,19 +306,6 @@ def decisions(errors: Iterable[StepError]) -> list[Decision]:
             )
         )  # fmt: skip
     return found
-
-
-def datasheet_times(point: RoundEstimate) -> dict[str, float]:
-    """Seconds of each phase if every part ran at the datasheet's peaks, with nothing between."""
-
-    def at_peak(step: StepTime) -> float:
-        busy = [float(np.maximum(p.compute_s, p.memory_s)) for p in step.parts if p.name != "host"]
-        return sum(busy)
-
-    steps = {"target_step_s": point.target_step, "verify_s": point.verify}
-    if point.draft_step is not None:
-        steps["draft_step_s"] = point.draft_step
-    return {name: at_peak(step) for name, step in steps.items()}
 
 
 def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -201,7 +201,8 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
         batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
-        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth,
+        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
     )  # fmt: skip
     flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
     kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
