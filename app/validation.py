@@ -40,6 +40,9 @@ def validate_draw(
     memory_share: Annotated[
         float, typer.Option(metavar="X", min=0.1, max=1.0, help="Of the GPU's memory, at most.")
     ] = 0.85,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
+    ] = False,
 ) -> None:
     """Draw cases to time on a GPU: python -m calibration.validate_run --cases FILE."""
     from app.commands import validate as command
@@ -48,7 +51,7 @@ def validate_draw(
     options = DrawOptions(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
     )
-    raise typer.Exit(command.run_draw(output, options))
+    raise typer.Exit(command.run_draw(output, options, rounds=rounds))
 
 
 @validate.command("records")
