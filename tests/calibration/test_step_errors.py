@@ -66,6 +66,30 @@ def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
     assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
 
 
+def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = [v for v in lines if v.get("case", {}).get("purpose") == "scenario"]
+    assert {v["prefill_tokens"] for v in drawn} == {
+        min(8192, v["case"]["context_tokens"]) for v in drawn
+    }
+    for value in drawn:
+        value["prefill_s"] *= 2.0
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    spread = compare(*read_records(path)).spreads()["prefill_s"]
+    assert (spread.cases, spread.worst) == (len(drawn), pytest.approx(-50.0))
+    for value in lines[1:]:
+        del value["prefill_s"], value["prefill_tokens"]
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    assert "prefill_s" not in compare(*read_records(path)).spreads()
+    lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1.0 is no time"):
+        read_records(path)
+
+
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
     comparison = compared(tmp_path, cases)
     for name, spread in comparison.spreads().items():
