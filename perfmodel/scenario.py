@@ -97,7 +97,7 @@ class Scenario:
         measured_on = self.engine.measured_on
         if measured_on and measured_on != gpu.name:
             notes.append(
-                f"{self.engine.name}'s kernels were not timed on {gpu.name}: those of "
+                f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"
             )
         elif gpu.efficiency_origin != "fitted":
