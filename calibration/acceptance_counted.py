@@ -120,7 +120,22 @@ def append_run(path: Path, run: CountedRun, header: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         if new:
             file.write(json.dumps({"header": dict(header)}) + "\n")
-        file.write(json.dumps({"counted": asdict(run)}) + "\n")
+        file.write(json.dumps(counted_line(run)) + "\n")
+
+
+def counted_line(run: CountedRun) -> dict[str, Any]:
+    """A run as one line's plain data."""
+    return {"counted": asdict(run)}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a file of counted runs says of itself; nothing where it says nothing."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            found = json.loads(file.readline() or "{}").get("header", {})
+    except (ValueError, AttributeError, OSError) as error:
+        raise InputError(f"{path}: its first line is no JSON object ({error})") from error
+    return dict(found)
 
 
 def read_runs(path: Path) -> list[CountedRun]:

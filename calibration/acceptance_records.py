@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from calibration.acceptance_renewal import Renewal
 from runtime import InputError
 
 SCHEMA = 1
@@ -72,7 +73,8 @@ class Record:
     position, `agree` counts equal argmaxes and `agree_chain` unbroken runs of them.
 
     `variance` and `lags` are mean squares and mean products, `LAGS` tokens apart, of the overlap
-    about the window's own mean. `read_tokens` is what the draft read before its round, in the mean;
+    about the window's own mean. `renewal` is of consecutive rounds along the window, per γ; records
+    of an older study have none. `read_tokens` is what the draft read before its round, in the mean;
     `nll` the target's mean negative log-likelihood of the scored text. [nats]
     """
 
@@ -89,6 +91,7 @@ class Record:
     lags: tuple[float, ...]
     read_tokens: float
     nll: float
+    renewal: tuple[Renewal, ...] = ()
 
     @property
     def mean_overlap(self) -> float:
@@ -99,6 +102,9 @@ class Record:
         """Plain data; keys that a policy does not have are left out."""
         plain = asdict(self)
         plain["view"] = {key: value for key, value in plain["view"].items() if value is not None}
+        plain["renewal"] = [list(values) for values in self.renewal]
+        if not self.renewal:
+            del plain["renewal"]
         return plain
 
 
@@ -157,8 +163,8 @@ class RecordFile:
         if not whole:
             raise InputError(f"{self.path}: no file of acceptance records; name another --output")
         found = parse_records(whole.decode("utf-8", "replace").splitlines(), str(self.path))
-        if differing := _differing(found.header, self.header):
-            key, was, now = differing
+        if difference := differing(found.header, self.header):
+            key, was, now = difference
             raise InputError(
                 f"{self.path} holds another measurement: its {key} is {was}, not {now}; "
                 f"name another --output"
@@ -217,25 +223,27 @@ def merged(sets: Iterable[RecordSet]) -> RecordSet:
     Raises
     ------
     InputError
-        If they are of different weights, drafts, temperatures or numbers of positions.
+        If they are of different weights, drafts, temperatures, positions, types or texts.
     """
     first, *rest = sets
     records = {(record.window, record.view): record for record in first.records}
     texts = dict(first.header.get("texts", {}))
     for other in rest:
         ours = {**first.header, "texts": None}
-        if differing := _differing(ours, {**other.header, "texts": None}):
-            key, one, two = differing
+        if difference := differing(ours, {**other.header, "texts": None}):
+            key, one, two = difference
             raise InputError(f"records of different measurements: {key} is {one} and {two}")
         records |= {(record.window, record.view): record for record in other.records}
-        texts |= other.header.get("texts", {})
+        for name, text in other.header.get("texts", {}).items():
+            if texts.setdefault(name, text) != text:
+                raise InputError(f"records of different texts that are both called {name}")
     return RecordSet({**first.header, "texts": texts}, tuple(records.values()))
 
 
-def _differing(
+def differing(
     found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> tuple[str, object, object] | None:
-    """The first key in which two headers speak of different things."""
+    """The first key in which two headers speak of different things, and both values."""
     plain = json.loads(json.dumps(wanted))
     for key in sorted(set(found) | set(plain)):
         if key not in CIRCUMSTANCES and found.get(key) != plain.get(key):
@@ -255,8 +263,9 @@ def _rows(lines: Sequence[str], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _record(row: Mapping[str, Any]) -> Record:
-    if set(row) != {field.name for field in fields(Record)}:
+    if set(row) | {"renewal"} != {field.name for field in fields(Record)}:
         raise ValueError(f"keys {', '.join(sorted(row))}")
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     plain["window"], plain["view"] = Window(**row["window"]), DraftView(**row["view"])
+    plain["renewal"] = tuple(Renewal(*values) for values in row.get("renewal", ()))
     return Record(**plain)

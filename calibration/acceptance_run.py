@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from calibration.acceptance_window import CachedText, Task, measure_window
 from runtime import (
     ALONE,
     Decoder,
+    EngineSetup,
     InputError,
     Model,
     TextTokenizer,
@@ -32,6 +33,7 @@ from runtime import (
 )
 
 Tokens = NDArray[np.int32]
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EngineSetup)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,8 @@ def draft_views(
     budgets: Many[int],
     *,
     sinks: Many[int] = (16,),
-    snapkv_windows: Many[int] = (32,),
-    snapkv_pools: Many[int] = (5,),
+    snapkv_windows: Many[int] = (_DEFAULTS["snapkv_window"],),
+    snapkv_pools: Many[int] = (_DEFAULTS["snapkv_pool"],),
     positions: Many[str] = ("absolute",),
     page_tokens: int = 16,
 ) -> tuple[DraftView, ...]:
@@ -192,10 +194,13 @@ def run_jobs(
     *,
     say: Callable[[str], None],
     until: float = float("inf"),
+    known: Container[tuple[Window, DraftView]] = frozenset(),
+    claim: Callable[[str], bool] = lambda unit: True,
 ) -> bool:
-    """Measure what the file lacks; False where `until` (of `time.monotonic`) came first.
+    """Measure what the file and `known` lack; False where `until` (of `time.monotonic`) came first.
 
-    Views that hold the whole prefix are left out: there a self-draft is the target.
+    Views that hold the whole prefix are left out: there a self-draft is the target. `claim` says of
+    a window's views of one page size whether they are this process's to measure.
     """
     total = sum(len(job.windows) for job in jobs)
     readers: dict[tuple[str, int], CachedText] = {}
@@ -203,10 +208,17 @@ def run_jobs(
     for job in jobs:
         for window in job.windows:
             views = [v for v in job.views if (v.kv_budget or 0) < job.prefix_tokens]
-            missing = [view for view in views if (window, view) not in file.done]
+            missing = [
+                view
+                for view in views
+                if (window, view) not in file.done and (window, view) not in known
+            ]
             for page_tokens in sorted({view.page_tokens for view in missing}):
                 if time.monotonic() > until:
                     return False
+                unit = f"{window.text}-{window.prefix_tokens}-{window.index}-{page_tokens}"
+                if not claim(f"{unit}-{job.views[0].label}"):
+                    continue
                 pair = [
                     _reader(readers, who, model, jobs, task, page_tokens)
                     for who, model in (("target", target), ("draft", draft))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calibration.acceptance_records import LAGS, DraftView, Record, Window
+from calibration.acceptance_renewal import renewals
 from runtime import (
     AttentionBackend,
     Decoder,
@@ -333,6 +334,7 @@ class Scores:
             lags=tuple(round(lag, 6) for lag in lags),
             read_tokens=read_tokens,
             nll=round(nll, 4),
+            renewal=renewals(overlap.tolist()),
         )
 
 

@@ -12,6 +12,7 @@ from tiny_folder import VOCAB, write_model, write_text, write_tokenizer
 
 from calibration import acceptance_study
 from calibration.acceptance_counted import read_runs
+from calibration.acceptance_parts import merge_files
 from calibration.acceptance_records import read_records
 from calibration.acceptance_report import acceptance_report
 from calibration.acceptance_run import (
@@ -61,9 +62,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def study(folder: Path, monkeypatch: pytest.MonkeyPatch, *, seconds: str) -> int:
+def study(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *more: str,
+    seconds: str = "600",
+    out: str = "out",
+) -> int:
     words = ["study", "--model", str(folder / "model"), "--texts", str(folder / "texts"),
-             "--out", str(folder / "out"), "--seconds", seconds, *SMALL]  # fmt: skip
+             "--out", str(folder / out), "--seconds", seconds, *SMALL, *more]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     return acceptance_study.main()
 
@@ -90,6 +97,60 @@ def test_the_study_runs_every_step_and_is_not_repeated(
     for title in ("Acceptance by KV budget", "Ablations", "Predicted against counted"):
         assert f"## {title}" in lines
     assert report.median_error(greedy=False) is not None
+
+
+def test_processes_share_the_study_and_measure_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ("--contexts", "96", "--windows", "4", "--steps", "main,counted,heldout,sampled")
+    assert study(folder, monkeypatch, *steps, out="alone") == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert study(folder, monkeypatch, *steps, "--workers", "2", out="shared") == 0
+    alone, shared = (read_records(folder / out / "records.jsonl") for out in ("alone", "shared"))
+    keys = [{(r.window, r.view) for r in found.records} for found in (alone, shared)]
+    assert keys[0] == keys[1] and len(shared.records) == len(keys[1])
+    of_alone = {(r.window, r.view): r for r in alone.records}
+    for record in shared.records:
+        assert record.overlap == pytest.approx(
+            of_alone[record.window, record.view].overlap, abs=1e-4
+        )
+    runs = [
+        {run.key: run.accepted for run in read_runs(folder / out / "counted.jsonl")}
+        for out in ("alone", "shared")
+    ]
+    assert runs[0] == runs[1]
+    parts = [read_records(f).records for f in folder.glob("shared/part-*/records.jsonl")]
+    assert sum(map(len, parts)) == len(shared.records)  # nothing was measured twice
+
+
+def test_known_files_are_not_measured_again_and_merge_with_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--contexts", "96", "--windows", "4", "--steps", "main,counted")
+    assert study(folder, monkeypatch, *few, "--budgets", "48", out="old") == 0
+    old = [folder / "old" / name for name in ("records.jsonl", "counted.jsonl")]
+    known = ("--known", *map(str, old))
+    assert study(folder, monkeypatch, *few, *known, out="new") == 0
+    fresh = read_records(folder / "new" / "records.jsonl").records
+    assert {record.view.kv_budget for record in fresh} == {64}
+    assert not read_runs(folder / "new" / "counted.jsonl")
+    together = folder / "all.jsonl.gz"
+    count = merge_files([old[0], folder / "new" / "records.jsonl"], together)
+    assert count == len(fresh) + len(read_records(old[0]).records)
+    assert len(read_records(together).records) == count
+    assert study(folder, monkeypatch, *few, *known, "--dtype", "bfloat16", out="bf16") == 2
+
+
+def test_files_of_different_measurements_are_not_merged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--contexts", "96", "--windows", "4", "--steps", "main,counted")
+    for out, dtype in (("a", "float32"), ("b", "bfloat16")):
+        assert study(folder, monkeypatch, *few, "--dtype", dtype, out=out) == 0
+    for name in ("records.jsonl", "counted.jsonl"):
+        with pytest.raises(InputError, match="dtype is"):
+            merge_files([folder / out / name for out in "ab"], folder / "c")
+    assert not (folder / "c").exists()
 
 
 def test_windows_are_spread_and_their_scored_parts_apart() -> None:
