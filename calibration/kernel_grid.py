@@ -35,8 +35,8 @@ MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, 22),
     "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, 28),
 }
-# The runtime cuts each sequence's KV evenly over two blocks on each of 132 SMs: with 4, 8 and 32 KV
-# heads there is one cut less from batch 34, 17, 12, 9 and their like on.
+# Both sides of where sequences of 4, 8 or 32 KV heads, in a few ranges each, fill two blocks on
+# each of 132 SMs: 34, 17, 12, 9 and their like.
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
            48, 56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
 COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
+TRIALS = {"trials": "capturing stream"}  # a header's word on where graphs are tried (step_memory)
 SHAPE_FIELDS = {
     "name": str, "layers": int, "hidden": int, "query_heads": int, "kv_heads": int,
     "head_dim": int, "ffn_hidden": int, "vocab": int, "max_context_tokens": int,

@@ -199,7 +199,7 @@ def compare(
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline, own, streams = [], {}, {}, WorkspaceCount()
+    errors, roofline, own, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
         scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
         if curves_of:

@@ -1,8 +1,9 @@
 """What torch's allocator peaks at while `StepBench` times cases, one after another in one process.
 
 Beside an engine's own memory stands what cuBLAS keeps: 32 MiB for every stream that it ever ran on.
-A graph is tried on a fresh stream before it is captured; torch hands these out in turn from a
-pool, so a process that captures many graphs ends with a workspace on each of them.
+A graph is tried on the stream that captures it, the same for all, before it is captured. Records
+whose header does not say so had each graph tried on a fresh stream; torch hands these out in turn
+from a pool, so a process that captured many graphs ended with a workspace on each of them.
 
 Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams a pool) and
 `aten/src/ATen/cuda/CublasHandlePool.cpp` (32 MiB on Hopper); runtime/cuda_graphs.py.
@@ -10,9 +11,11 @@ Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams a pool) and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from calibration.step_cases import Case
+from calibration.step_cases import TRIALS, Case
 from perfmodel import RoundEstimate
 
 WORKSPACE_BYTES = float(2**25)
@@ -25,11 +28,20 @@ CHUNK_TOKENS = 2048  # `EngineSetup`'s: how much room a standalone draft's ring 
 
 @dataclass(slots=True)
 class WorkspaceCount:
-    """The streams of one process on which cuBLAS has run."""
+    """The streams of one process on which cuBLAS has run.
 
+    `fresh_streams` says that each graph was tried on a stream of its own.
+    """
+
+    fresh_streams: bool = False
     taken: int = 0  # streams handed out, the capturing one included
     capturing: int | None = None
     held: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> WorkspaceCount:
+        """Before the first case of the records under this header."""
+        return cls(fresh_streams=any(header.get(key) != said for key, said in TRIALS.items()))
 
     @property
     def bytes(self) -> float:
@@ -47,9 +59,9 @@ class WorkspaceCount:
             fed = 1 if case.plan.draft == "self" else 2
             rows += [case.batch * fed, case.batch * (gamma + 1)]
         for count in rows:
-            tried = self._next()
+            tried = self._next() if self.fresh_streams else 0
             if self.capturing is None:
-                self.capturing = self._next()
+                self.capturing = self._next() if self.fresh_streams else 0
             if bias or count > OWN_PRODUCT_ROWS:
                 self.held |= {tried, self.capturing}
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from calibration.record_file import open_records
-from calibration.step_cases import TIMES, Case, CaseFile, RecordError, json_lines, read_cases
+from calibration.step_cases import (
+    TIMES,
+    TRIALS,
+    Case,
+    CaseFile,
+    RecordError,
+    json_lines,
+    read_cases,
+)
 
 REPEATS = 15
 FAILURES_IN_A_ROW = 5  # not of memory: then the device or the runtime is at fault
@@ -260,7 +268,7 @@ def provenance(command: str) -> dict[str, Any]:
     """GPU, driver, versions, date, commit and command of this run."""
     from calibration.microbench import provenance as of_microbench
 
-    return of_microbench(command)
+    return of_microbench(command) | TRIALS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from calibration_fakes import FakeRuntime, documented_keys
 from app.cli import run as specroof
 from calibration import step_report
 from calibration.draw_cases import DrawOptions, draw_cases, scenario_of
-from calibration.step_cases import CaseFile, RecordError, StepRecord, read_records
+from calibration.step_cases import TRIALS, CaseFile, RecordError, StepRecord, read_records
 from calibration.step_errors import (
     PHASES,
     QUANTITIES,
@@ -31,7 +31,7 @@ from calibration.validate_run import ValidationRun
 from perfmodel import catalog, engine_profile, estimate
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
-          "date": "2026-11-23", "commit": "abc", "command": "run"}  # fmt: skip
+          "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
