@@ -40,6 +40,9 @@ def validate_draw(
     memory_share: Annotated[
         float, typer.Option(metavar="X", min=0.1, max=1.0, help="Of the GPU's memory, at most.")
     ] = 0.85,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
+    ] = False,
 ) -> None:
     """Draw cases to time on a GPU: python -m calibration.validate_run --cases FILE."""
     from app.commands import validate as command
@@ -48,13 +51,21 @@ def validate_draw(
     options = DrawOptions(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
     )
-    raise typer.Exit(command.run_draw(output, options))
+    raise typer.Exit(command.run_draw(output, options, rounds=rounds))
 
 
 @validate.command("records")
 def validate_records(
     records: Annotated[Path, typer.Argument(metavar="FILE", help="From calibration.validate_run.")],
     engine: Annotated[str, typer.Option(metavar="NAME")] = "specroof",
+    curves_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="Carry the curves measured on this GPU, whatever the timed one's own say.",
+            show_default=False,
+        ),
+    ] = None,
     peers: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Others' predictions of the same.", show_default=False),
@@ -79,6 +90,7 @@ def validate_records(
         command.run_records(
             records,
             engine=engine,
+            curves_of=curves_of,
             peers=peers,
             markdown=markdown,
             html=html,

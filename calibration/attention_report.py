@@ -48,7 +48,10 @@ OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU; stands ov
 
 
 def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
-    """The catalog file of one's own decode curve, which stands over that of the GPU's tables."""
+    """The catalog file of one's own curve, which stands over that of the GPU's tables.
+
+    Prefill is written where it was measured; else the GPU's own tables go on.
+    """
     names = ("sm_count", "blocks_per_sm", "split_min_group", "split_occupancy", "split_min_tokens",
              "regroup_latency_us", "row_tiles", "row_tile_factor",
              "tensor_core_efficiency", "merge_row_ns", "shared_bytes")  # fmt: skip
@@ -59,6 +62,9 @@ def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
     for table in curve.decode:
         lines += ["", "[[decode]]", *_fields(table)]
+    if curve.origin.get("prefill") == "measured":
+        for prompt in curve.prefill:
+            lines += ["", "[[prefill]]", *_fields(prompt)]
     return "\n".join(lines) + "\n"
 
 

@@ -2,12 +2,18 @@
 
 Only cases that a GPU holds are kept, by the model's own memory prediction with a margin. Each k-th
 scenario also gets every γ and a second KV budget, for the regret of what the model would choose.
+
+Cases for the round's overhead are spread instead (McKay et al. 1979, Latin hypercube): as many
+strata of batch and of γ as cases, each met once, so that a fixed time, one a sequence and one a
+draft step can be told apart by few rounds; contexts are short and most models small.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +30,13 @@ ALPHA = (0.6, 0.95)
 PAGE = 16  # a budget is whole pages
 OTHER_BUDGET_GAMMAS = (2, 4, 6)
 OTHER_BUDGET_ALPHA = 0.04  # more or less acceptance, assumed, at four times or a quarter of it
+ROUND_WAYS = (("tinyllama-1.1b", "self"), ("llama-3.2-1b", "self"), ("llama-3.1-8b", "self"),
+              ("llama-3.1-8b", "llama-3.2-1b"))  # fmt: skip
+ROUND_BATCH, ROUND_CONTEXT, ROUND_BUDGET = (1, 128), (512, 2048), (128, 512)
+ORDERS = 200  # of γ over the batches: the one that is least correlated with them is taken
 TRIES = 1000  # draws for one case, before giving up
 TIMED_ROUNDS = 23  # a timed batch keeps room for so many rounds: memory, and no time
-CASE_OVERHEAD_S = 1.0  # planning and capturing, assumed for the estimate of the run's length
+CASE_OVERHEAD_S = 0.45  # planning and capturing; 110 cases took 157 s on an H200, 111 s of steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +67,53 @@ def draw_cases(options: DrawOptions) -> CaseFile:
         cases.append(case)
         if every and number % every == 0 and number // every < options.choices:
             cases += [other for other in _other_choices(case) if _fits(other, options)]
-    names = {name for case in cases for name in case.pair[:2] if name is not None}
     facts = {
         "seed": options.seed, "count": options.count, "choices": options.choices,
         "gpu": options.gpu, "tp": options.tp, "memory_share": options.memory_share,
         "batch": BATCH, "context_tokens": CONTEXT, "kv_budget_tokens": BUDGET, "gamma": GAMMAS,
     }  # fmt: skip
-    return CaseFile(drawn=facts, models={n: _shape(n) for n in sorted(names)}, cases=cases)
+    return CaseFile(drawn=facts, models=_shapes(cases), cases=cases)
+
+
+def draw_rounds(options: DrawOptions) -> CaseFile:
+    """Cases whose rounds tell what a round takes beyond its passes; `choices` is not read.
+
+    Raises
+    ------
+    ConfigError
+        If one does not fit the GPU's memory.
+    """
+    rng, count = random.Random(options.seed), options.count
+    low, high = (math.log(edge) for edge in ROUND_BATCH)
+    batches = [round(math.exp(low + (high - low) * i / max(1, count - 1))) for i in range(count)]
+    gammas = [GAMMAS[i * len(GAMMAS) // count] for i in range(count)]
+    orders = [rng.sample(gammas, count) for _ in range(ORDERS)]
+    gammas = min(orders, key=lambda order: abs(_related(batches, order)))
+    ways = [ROUND_WAYS[i % len(ROUND_WAYS)] for i in range(count)]
+    rng.shuffle(ways)
+    cases = []
+    for number, (batch, gamma, (target, draft)) in enumerate(
+        zip(batches, gammas, ways, strict=True)
+    ):
+        context, name = _log_uniform(rng, *ROUND_CONTEXT), f"s{options.seed}-{number:03d}"
+        budget = min(_log_uniform(rng, *ROUND_BUDGET), context) // PAGE * PAGE
+        plan = CasePlan(
+            draft=draft, policy="streamingllm", gamma=gamma, kv_budget_tokens=budget,
+            draft_tp=None if draft == "self" else options.tp,
+        )  # fmt: skip
+        case = Case(
+            id=name, scenario=name, purpose="scenario", target=target, plan=plan, batch=batch,
+            context_tokens=context, alpha=round(rng.uniform(*ALPHA), 3), tp=options.tp,
+        )  # fmt: skip
+        if not _fits(case, options):
+            raise ConfigError(f"{case.label} does not fit {options.gpu}; raise --memory-share")
+        cases.append(case)
+    facts = {
+        "for": "round overhead", "seed": options.seed, "count": count, "gpu": options.gpu,
+        "tp": options.tp, "memory_share": options.memory_share, "batch": ROUND_BATCH,
+        "context_tokens": ROUND_CONTEXT, "kv_budget_tokens": ROUND_BUDGET, "gamma": GAMMAS,
+    }  # fmt: skip
+    return CaseFile(drawn=facts, models=_shapes(cases), cases=cases)
 
 
 def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> float:
@@ -137,6 +187,17 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
+def _related(batches: list[int], gammas: list[int]) -> float:
+    """Correlation of ln(batch) with γ, and of batch with γ, the larger in size; 0 for one case."""
+    if len(batches) < 2 or len(set(gammas)) < 2:
+        return 0.0
+    logs = [math.log(batch) for batch in batches]
+    return max(
+        (statistics.correlation(values, gammas) for values in (batches, logs)),
+        key=abs,
+    )
+
+
 def _other_choices(case: Case) -> list[Case]:
     """Every other γ of a case, and a few at another KV budget."""
     plan = case.plan
@@ -165,6 +226,11 @@ def _other_choices(case: Case) -> list[Case]:
 def _fits(case: Case, options: DrawOptions) -> bool:
     point: RoundEstimate = estimate(scenario_of(case, gpu=options.gpu, engine=options.engine))
     return bool(point.memory.fraction <= options.memory_share)
+
+
+def _shapes(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
+    names = {name for case in cases for name in case.pair[:2] if name is not None}
+    return {name: _shape(name) for name in sorted(names)}
 
 
 def _shape(name: str) -> dict[str, Any]:

@@ -190,7 +190,7 @@ class Bench:
         return lambda i: (torch.sum if kind == "read_sum" else torch.amax)(parts[i % count])
 
     def small_call(self, cell: Cell) -> Callable[[int], Any]:
-        """A norm, rotary with append, activation, embedding, argmax or bare kernel."""
+        """A norm, rotary with append, activation, argmax or bare kernel."""
         torch, op, tokens = self.torch, cell["op"], cell.get("tokens", 1)
         if op == "bare_kernels":
             x = self.normal(128)
@@ -198,11 +198,6 @@ class Bench:
         if op == "argmax":
             x = self.normal(tokens, cell["vocab"])
             return lambda i: torch.argmax(x, dim=-1)
-        if op == "embedding":
-            table = self.slots(100_000, cell["hidden"])[0]
-            rows = torch.randint(100_000, (tokens,), device=self.device)
-            out = self.empty(tokens, cell["hidden"])
-            return lambda i: torch.index_select(table, 0, rows, out=out)
         ops = self.kernels.ops
         if op == "add_norm":
             x, residual = self.normal(tokens, cell["hidden"]), self.normal(tokens, cell["hidden"])
@@ -268,7 +263,8 @@ class Bench:
         if op.endswith("_host"):
             times, calls = self.host_time(cell)
         else:
-            make = {"attention": self.attention_call, "gemm": self.gemm_call, "hbm": self.hbm_call,
+            make = {"attention": self.attention_call, "prefill_attention": self.attention_call,
+                    "gemm": self.gemm_call, "hbm": self.hbm_call,
                     "gemm_sustained": self.gemm_call, "layer": self.layer_call}  # fmt: skip
             calls = cell.get("kernels", calls_per_graph(cell))
             timer = self.time_sustained if op == "gemm_sustained" else self.time_graph

@@ -46,12 +46,17 @@ ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
 # Query tokens whose rows fill each tile that 1 to 9 tokens reach, by query heads per KV head.
 TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
 CHECK_QUERIES = {1: (4, 9), 4: (4, 5), 7: (2, 4), 8: (2, 8)}
-GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 160, 192, 193, 224,
-             256, 257, 320, 384, 448, 512, 513, 640, 768, 896, 1024, 1152, 1280, 1536, 1792, 2048,
-             2304)  # fmt: skip
-CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= 128)  # beyond them the runtime takes cuBLAS too
+# The library's time jumps just past a multiple of its tile's rows, and may fall again before the
+# next: most row counts lie where a batch is verified, the one after a multiple of 64 among them.
+GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 144, 160, 176, 192,
+             193, 208, 224, 240, 256, 257, 288, 320, 321, 352, 384, 385, 416, 448, 449, 480, 512,
+             513, 576, 577, 640, 641, 704, 768, 769, 832, 896, 897, 960, 1024, 1025, 1152, 1280,
+             1408, 1536, 1792, 2048, 2304)  # fmt: skip
+LIBRARY_BEYOND = 128  # rows; with more the runtime takes cuBLAS too
+CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= LIBRARY_BEYOND)
 BIASED = {(4608, 3584)}  # (N, K) of Qwen2.5-7B's qkv
 COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV with them
 SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
 
 
@@ -100,6 +105,13 @@ def query_cells() -> list[Cell]:
             queries = CHECK_QUERIES[heads[0] // heads[1]]
             cells += _fitting([attention_cell(heads, batch, kv, q) for q in queries], model)
     return cells
+
+
+def prefill_cells() -> list[Cell]:
+    """Chunks of one prompt over what is cached of it, causal."""
+    cells = [attention_cell(heads_of(model), 1, kv, new)
+             for model in MODELS for new, kv in PREFILL_CHUNKS]  # fmt: skip
+    return [cell | {"op": "prefill_attention"} for cell in cells]
 
 
 def _batches(tp: int) -> tuple[int, ...]:
@@ -153,7 +165,7 @@ def layer_cells() -> list[Cell]:
 
 
 def small_cells() -> list[Cell]:
-    """The runtime's norm, rotary with append, and activation; argmax, embedding, bare kernels."""
+    """The runtime's norm, rotary with append, and activation; argmax, bare kernels."""
     cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
     for tokens in SMALL_TOKENS:
         for hidden, heads, kv_heads, head_dim, ffn, vocab, _ in MODELS.values():
@@ -161,8 +173,7 @@ def small_cells() -> list[Cell]:
             cells += [{"op": "add_norm", "tokens": tokens, "hidden": hidden},
                       {"op": "place", "tokens": tokens, **group},
                       {"op": "silu_mul", "tokens": tokens, "ffn": ffn},
-                      {"op": "argmax", "tokens": tokens, "vocab": vocab},
-                      {"op": "embedding", "tokens": tokens, "hidden": hidden}]  # fmt: skip
+                      {"op": "argmax", "tokens": tokens, "vocab": vocab}]  # fmt: skip
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
@@ -186,7 +197,7 @@ def host_cells() -> list[Cell]:
 
 def bytes_moved(cell: Cell) -> float:
     """Bytes that must come from HBM (KV, weights, buffers); 0 where data may sit in L2."""
-    if cell["op"] in ("attention", "layer"):
+    if cell["op"] in ("attention", "layer", "prefill_attention"):
         tokens = cell["batch"] * cell["kv_tokens"]
         kv = 4 * tokens * cell["kv_heads"] * cell["head_dim"]
         return float(kv + sum(2 * n * k for n, k in layer_matrices(cell)))
@@ -213,6 +224,9 @@ def flops(cell: Cell) -> float:
         rows = cell["batch"] * cell["query_tokens"]
         pairs = 4 * rows * cell["kv_tokens"] * cell["query_heads"] * cell["head_dim"]
         return float(pairs + sum(2 * rows * n * k for n, k in layer_matrices(cell)))
+    if cell["op"] == "prefill_attention":
+        pairs = cell["query_tokens"] * (cell["kv_tokens"] - cell["query_tokens"] / 2)
+        return float(4 * cell["batch"] * pairs * cell["query_heads"] * cell["head_dim"])
     return 0.0
 
 
@@ -287,11 +301,15 @@ def key(cell: Cell) -> str:
 
 def groups(every: int = 1) -> list[Group]:
     """All groups, no cell twice; `every` thins each to one cell in so many (for a trial)."""
-    plan = [("gemm", 1, 3.0, gemm_cells()), ("hbm", 1, 0.5, hbm_cells()),
+    products = gemm_cells()
+    few = [cell for cell in products if cell["m"] <= LIBRARY_BEYOND]
+    many = [cell for cell in products if cell["m"] > LIBRARY_BEYOND]
+    plan = [("gemm", 1, 1.5, few), ("gemm-large", 1, 3.0, many), ("hbm", 1, 0.5, hbm_cells()),
             ("sustained", 1, 0.5, sustained_cells()), ("layer", 1, 1.0, layer_cells()),
-            ("small", 1, 1.0, small_cells()), ("attention", 1, 8.0, attention_cells()),
+            ("small", 1, 1.0, small_cells()), ("prefill", 1, 0.5, prefill_cells()),
+            ("attention", 1, 8.0, attention_cells()),
             ("host", 2, 1.0, host_cells()), ("query", 2, 1.0, query_cells()),
-            ("cublas", 2, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
+            ("cublas", 3, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
             ("attention tp2", 3, 2.0, attention_cells(2))]  # fmt: skip
     seen: set[str] = set()
     result = []

@@ -22,6 +22,7 @@ from calibration.attention_tables import MeasuredGpu
 from calibration.fit_errors import Errors, token_band
 from calibration.kernel_grid import ROW_TILES
 from calibration.kernel_records import KernelRecord
+from calibration.own_prefill_fit import own_prefill
 from perfmodel import GPU, AttentionCurve
 
 Array = NDArray[np.float64]
@@ -67,14 +68,21 @@ def missing_attention(records: Sequence[KernelRecord]) -> str | None:
 
 
 def fit_own_attention(
-    records: Sequence[KernelRecord], published: AttentionCurve, gpu: GPU, *, source: str
+    records: Sequence[KernelRecord],
+    published: AttentionCurve,
+    gpu: GPU,
+    *,
+    source: str,
+    prefill: Sequence[KernelRecord] = (),
 ) -> OwnAttentionFit:
     """The decode curve of records of op "attention"; `missing_attention` must have said None.
 
     Parameters
     ----------
     published : AttentionCurve
-        Whose prefill tables stay.
+        Whose prefill tables stay for head dimensions without a record in `prefill`.
+    prefill : sequence of KernelRecord
+        Of op "prefill_attention".
     """
     frame, measured = cells_of(records), _measured_gpu(gpu)
     form = _form(measured, published, source, START_TENSOR_RATE)
@@ -85,7 +93,13 @@ def fit_own_attention(
     tables = tuple(
         replace(fit.table, tile_residual=_tile_residual(frame, form, fit, measured)) for fit in fits
     )
-    curve = replace(form, decode=tables)
+    origin = {**form.origin, "prefill": "measured" if prefill else "fitted"}
+    curve = replace(
+        form,
+        decode=tables,
+        prefill=own_prefill(prefill, published, tables, gpu),
+        origin=origin,
+    )
     return OwnAttentionFit(curve=curve, errors=_errors(frame, curve, fits, gpu))
 
 

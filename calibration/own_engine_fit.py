@@ -28,6 +28,7 @@ ROUND_FIELDS = (
     "round_overhead_s", "round_overhead_per_sequence_s", "round_overhead_per_draft_s",
 )  # fmt: skip
 ELEMENT_BYTES = 2.0
+ROUND_SCATTER = 0.01  # of a round: what its host time moves by from one to the next
 HUBER = 0.05  # relative error beyond which a record counts less
 
 
@@ -197,15 +198,26 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
     These are what the device waits for in the runtime's round: the verdict's way to the host, pages
     and tokens of each sequence, and the tables of all draft steps before the first. Verification's
     tables are filled while the drafts run. None is negative; each round counts by its share of its
-    own time, since a long one hides more and scatters by more.
+    own time, since a long one hides more and scatters by more, and beyond `ROUND_SCATTER` only in
+    proportion, so that a round which was held up does not bend the rest.
     """
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import least_squares, lsq_linear
 
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     if len(rounds) < LEAST_ROUNDS:
         return {}
     over, matrix, whole = _round_terms(rounds)
-    found = lsq_linear(matrix / whole[:, None], over / whole, bounds=(0.0, np.inf)).x
+    shares, aims = matrix / whole[:, None], over / whole
+    start = lsq_linear(shares, aims, bounds=(0.0, np.inf)).x
+    found = least_squares(
+        lambda x: shares @ x - aims,
+        np.maximum(start, 1e-3 * US),
+        bounds=(0.0, np.inf),
+        loss="soft_l1",
+        f_scale=ROUND_SCATTER,
+        x_scale=(100.0 * US, US, 100.0 * US),
+        xtol=1e-12, ftol=1e-12, gtol=1e-12,
+    ).x  # fmt: skip
     return dict(zip(ROUND_FIELDS, map(float, found), strict=True))
 
 
@@ -263,14 +275,17 @@ def _round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
     return whole - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], axis=1), whole
 
 
-def profile_text(shipped: str, fit: EngineFit, source: str, architecture: str) -> str:
-    """An engine file with the fitted values for GPUs of one architecture; the rest of it stays."""
-    head = f"[architecture.{architecture}]"
-    kept = re.sub(rf"\n*{re.escape(head)}\n(?:[^\[].*\n|\n)*", "\n", shipped).rstrip("\n")
+def profile_text(shipped: str, fit: EngineFit, source: str, gpu: str) -> str:
+    """An engine file with the fitted values for one GPU; the rest of it stays."""
+    head = f"[gpu.{gpu}]"
     lines = ["# Written by `specroof calibrate fit`.", 'origin = "fitted"', f'source = "{source}"']
     for name, value in fit.values.items():
         if name.endswith("_s"):
             lines.append(f"{name.removesuffix('_s')}_us = {value / US:.6g}")
         else:
             lines.append(f"{name} = {value:.4f}")
-    return "\n".join([kept, "", head, *lines]) + "\n"
+    section = "\n".join([head, *lines]) + "\n"
+    found = re.search(rf"^{re.escape(head)}\n(?:[^\[\n].*\n|\n(?!\n*\[))*", shipped, re.M)
+    if found is None:
+        return shipped.rstrip("\n") + "\n\n" + section
+    return shipped[: found.start()] + section + shipped[found.end() :]

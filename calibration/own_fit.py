@@ -84,7 +84,12 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
     if clause := missing_attention(cells) if cells else "attention: no record":
         report.missing.append(clause)
     else:
-        own = fit_own_attention(cells, library.attention, gpu, source=records.source)
+        prefill = records.of("prefill_attention")
+        if not prefill:
+            report.missing.append("prefill: no chunk was timed; the library's attention stays")
+        own = fit_own_attention(
+            cells, library.attention, gpu, source=records.source, prefill=prefill
+        )
         attention = own.curve
         report.files[f"{folder}/attention-specroof.toml"] = own.toml()
         report.errors.append(own.errors)
@@ -115,7 +120,7 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
         shipped.read_text(encoding="utf-8"),
         engine,
         f"microbenchmarks: {records.source}",
-        gpu.architecture,
+        gpu.name,
     )
     return report
 

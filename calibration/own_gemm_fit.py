@@ -1,7 +1,8 @@
 """Products timed on one's own GPU, as ratios to the curve of its table: `gemm-specroof.toml`.
 
-Each matrix gives one ratio a row count, levelled so that its time never falls as rows grow; nothing
-else is free. A matrix in between is told by those around it, which leaving one out tests.
+Each matrix gives one ratio a row count, without spikes and levelled so that its time never falls as
+rows grow; nothing else is free. A matrix in between is told by those around it, which leaving one
+out tests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Array = NDArray[np.float64]
 
 LEAST_ROWS = 6  # row counts of a matrix, or it says too little
 LEAST_SHAPES = 4
+SPIKE = 1.3  # times its neighbours
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -131,9 +133,23 @@ def _ratios(
 ) -> Array:
     """ln(time / table's) at the knots; between and beyond measured rows the ratio goes on."""
     m, log_s = np.array(list(rows), float), np.log(list(rows.values()))
+    kept = ~spikes(log_s)
+    m, log_s = m[kept], log_s[kept]
     level = level_in_m(log_s, m)
     base = np.log([_seconds(table, one, shape, gpu) for one in m])
     return np.asarray(np.interp(np.log(knots), np.log(m), level - base))
+
+
+def spikes(log_seconds: Array) -> NDArray[np.bool_]:
+    """Which times, rows rising, exceed both neighbours by more than `SPIKE`; never an end.
+
+    No work explains them, and levelling would lift the rows around them.
+    """
+    above = np.diff(log_seconds) > np.log(SPIKE)
+    below = np.diff(log_seconds) < -np.log(SPIKE)
+    found = np.zeros(len(log_seconds), dtype=bool)
+    found[1:-1] = above[:-1] & below[1:]
+    return found
 
 
 def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> OwnProducts:

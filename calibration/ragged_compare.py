@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.kernel_records import GPU_NAMES
 from calibration.step_cases import RecordError
-from calibration.step_errors import GPU_NAMES
 from perfmodel import AcceptanceProcess, Scenario, SpecroofError, scenario_input, simulate_batch
 
 Array = NDArray[np.float64]

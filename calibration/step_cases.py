@@ -86,6 +86,8 @@ class StepRecord:
     peak_memory_bytes: float
     memory_bytes: Mapping[str, float]
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by pass and part
+    prefill_s: float = 0.0  # of one prompt of `prefill_tokens`; 0 where it was not timed
+    prefill_tokens: int = 0
     line: int = 0
 
 
@@ -187,9 +189,14 @@ def _record(value: Mapping[str, Any], where: str, number: int) -> StepRecord:
     times = {}
     for name in TIMES:
         times[name] = _seconds(value, name, where)
+    tokens = value.get("prefill_tokens", 0)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        raise RecordError(f"{where}: prefill_tokens={tokens!r} must be a whole number")
     return StepRecord(
         case=case,
         times=times,
+        prefill_s=_seconds(value, "prefill_s", where) if tokens else 0.0,
+        prefill_tokens=tokens,
         spread=float(value.get("spread", 0.0)),
         peak_memory_bytes=float(value.get("peak_memory_bytes", 0.0)),
         memory_bytes=dict(value.get("memory_bytes", {})),

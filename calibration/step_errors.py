@@ -10,22 +10,35 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from calibration.draw_cases import scenario_of
+from calibration.kernel_records import GPU_NAMES
 from calibration.published import PublishedRow, RowError
 from calibration.step_cases import RecordError, StepRecord
-from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
-from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval, tokens_per_round_iid
+from calibration.step_memory import WorkspaceCount, torch_peak_bytes
+from calibration.step_predictions import (
+    bench_scenario,
+    datasheet_times,
+    phases_of,
+    predicted_times,
+    to_logits,
+)
+from perfmodel import (
+    RoundEstimate,
+    StepTime,
+    estimate,
+    speedup_interval,
+    tokens_per_round_iid,
+)
 
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
-QUANTITIES = (*PHASES, "round_s", "speedup", "memory")
+QUANTITIES = (*PHASES, "round_s", "prefill_s", "speedup", "memory")
 LABELS = {
     "target_step_s": "T_T", "verify_s": "T_V", "draft_step_s": "T_D", "round_s": "round",
-    "speedup": "speedup", "memory": "peak memory",
+    "prefill_s": "prefill", "speedup": "speedup", "memory": "peak memory",
 }  # fmt: skip
 # Percent: the median and the worst absolute error that are asked of each quantity.
 TOLERANCES = {
@@ -34,7 +47,6 @@ TOLERANCES = {
 }  # fmt: skip
 REGRET_MEDIAN, REGRET_WORST = 1.0, 3.0  # percent
 LEAST_COVERAGE = 0.85  # of intervals stated as 90 %
-GPU_NAMES = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100-sxm"}
 ROOFLINE = "datasheet roofline"
 
 
@@ -106,6 +118,7 @@ class Comparison:
     header: Mapping[str, object]
     gpu: str
     engine: str
+    curves_of: str | None  # carried from this GPU, although it may not be the one that was timed
     errors: tuple[StepError, ...]
     decisions: tuple[Decision, ...]
     peers: Mapping[str, Mapping[str, Spread]]  # by peer and phase
@@ -160,6 +173,7 @@ def compare(
     records: Sequence[StepRecord],
     *,
     engine: str = "specroof",
+    curves_of: str | None = None,
     peers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> Comparison:
     """Predict every record's case and compare.
@@ -168,6 +182,9 @@ def compare(
     ----------
     records : sequence of StepRecord
         In the order of timing, of one process: memory depends on it.
+    curves_of : str, optional
+        Carry the engine's curves from this GPU, as if the one that was timed had none of its own;
+        what its own say then stands among the peers.
     peers : mapping, optional
         Others' predictions of the same cases: by peer, case id and phase. [s]
 
@@ -175,23 +192,29 @@ def compare(
     ------
     RecordError
         If the records are of a GPU that the catalog does not know.
+    ConfigError
+        If the engine was not measured on `curves_of`.
     """
     name = str(header.get("gpu"))
     if name not in GPU_NAMES:
         raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     gpu = GPU_NAMES[name]
-    errors, roofline, streams = [], {}, WorkspaceCount.of(header)
+    errors, roofline, own, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
-        scenario = scenario_of(record.case, gpu=gpu, engine=engine)
-        bench = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
-        scenario = replace(scenario, engine=bench)
+        scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
+        if curves_of:
+            own[record.case.id] = phases_of(estimate(scenario))
+            scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
         measured = _measured(record, point)
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
-        predicted = _predicted(point) | {"memory": torch_peak_bytes(point, record.case, streams)}
+        predicted = predicted_times(point, prompt_tokens=record.prefill_tokens)
+        predicted["memory"] = torch_peak_bytes(point, record.case, streams)
+        if record.prefill_tokens:
+            streams.prefill()  # after the peak was read
         predicted = {k: v for k, v in predicted.items() if k in measured}
         errors.append(
             StepError(
@@ -201,31 +224,17 @@ def compare(
         )  # fmt: skip
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
+    if curves_of:
+        rivals = {f"{engine} by {gpu}'s own curves": own, **rivals}
     return Comparison(
         header=header,
         gpu=gpu,
         engine=engine,
+        curves_of=curves_of,
         errors=tuple(errors),
         decisions=tuple(decisions(errors)),
         peers={peer: _peer_spreads(records, times) for peer, times in rivals.items()},
     )
-
-
-def _predicted(point: RoundEstimate) -> dict[str, float]:
-    draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
-    plain_s = float(to_logits(point.target_step).total_s)
-    return {
-        "target_step_s": plain_s,
-        "verify_s": float(to_logits(point.verify).total_s),
-        "draft_step_s": draft,
-        "round_s": float(point.round_s),
-        "speedup": plain_s / float(point.tpot_s),
-    }
-
-
-def to_logits(step: StepTime) -> StepTime:
-    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
-    return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 
 def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
@@ -256,6 +265,8 @@ def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
     found = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:
         found["memory"] = record.peak_memory_bytes
+    if record.prefill_tokens:
+        found["prefill_s"] = record.prefill_s
     if record.case.plan.gamma > 0:
         found |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
         found["speedup"] = measured_speedup(record)
@@ -295,19 +306,6 @@ def decisions(errors: Iterable[StepError]) -> list[Decision]:
             )
         )  # fmt: skip
     return found
-
-
-def datasheet_times(point: RoundEstimate) -> dict[str, float]:
-    """Seconds of each phase if every part ran at the datasheet's peaks, with nothing between."""
-
-    def at_peak(step: StepTime) -> float:
-        busy = [float(np.maximum(p.compute_s, p.memory_s)) for p in step.parts if p.name != "host"]
-        return sum(busy)
-
-    steps = {"target_step_s": point.target_step, "verify_s": point.verify}
-    if point.draft_step is not None:
-        steps["draft_step_s"] = point.draft_step
-    return {name: at_peak(step) for name, step in steps.items()}
 
 
 def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:

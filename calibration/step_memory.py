@@ -20,6 +20,7 @@ from perfmodel import RoundEstimate
 
 WORKSPACE_BYTES = float(2**25)
 POOL_STREAMS = 32
+_OWN_STREAM = -1
 OWN_PRODUCT_ROWS = 64  # up to so many rows every product is the runtime's own (ops.split_parts)
 FILL_BYTES = float(2**27)  # random numbers that a cache is filled with, before anything runs
 CHUNK_TOKENS = 2048  # `EngineSetup`'s: how much room a standalone draft's ring has for a prompt
@@ -63,6 +64,10 @@ class WorkspaceCount:
                 self.capturing = self._next() if self.fresh_streams else 0
             if bias or count > OWN_PRODUCT_ROWS:
                 self.held |= {tried, self.capturing}
+
+    def prefill(self) -> None:
+        """A prompt runs on the stream of the process, outside of any graph."""
+        self.held.add(_OWN_STREAM)
 
     def _next(self) -> int:
         self.taken += 1

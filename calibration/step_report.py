@@ -41,6 +41,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "provenance": dict(comparison.header),
         "gpu": comparison.gpu,
         "engine": comparison.engine,
+        "curves_of": comparison.curves_of,
         "spreads": {k: asdict(v) for k, v in comparison.spreads().items()},
         "peers": {
             peer: {k: asdict(v) for k, v in spreads.items()}
@@ -64,15 +65,16 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 def summary_lines(comparison: Comparison) -> list[str]:
     """The comparison in a terminal: errors, peers, choices, verdict."""
     rows = [
-        ("specroof", comparison.spreads()),
+        (_title(comparison), comparison.spreads()),
         *((f"peer: {name}", spreads) for name, spreads in comparison.peers.items()),
     ]
     gpu = comparison.header.get("gpu")
     lines = [f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"]
-    lines.append(f"{'':28}" + "".join(f"{LABELS[n]:>16}" for n in QUANTITIES))
+    width = max(len(name) for name, _ in rows) + 1
+    lines.append(" " * width + "".join(f"{LABELS[n]:>16}" for n in QUANTITIES))
     for name, spreads in rows:
         cells = [cell(spreads.get(n)) for n in QUANTITIES]
-        lines.append(f"{name:28}" + "".join(f"{text:>16}" for text in cells))
+        lines.append(f"{name:{width}}" + "".join(f"{text:>16}" for text in cells))
     lines += [_coverage_line(comparison), _regret_line(comparison)]
     outside = comparison.outside()
     lines.append("within tolerance" if not outside else f"outside: {'; '.join(outside)}")
@@ -88,7 +90,8 @@ def markdown(comparison: Comparison) -> str:
         "# Predicted and measured steps",
         f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
         f"choices, on {facts}. `{head.get('command', '')}`",
-        "Percent: median absolute (signed median; signed worst). No time here was fitted on.",
+        "Percent: median absolute (signed median; signed worst). No time here was fitted on."
+        + _carried_note(comparison),
         _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
     ]
     for name, key in _REGIONS.items():
@@ -112,6 +115,20 @@ def markdown(comparison: Comparison) -> str:
     parts += ["## Tolerances", *(f"- {line}" for line in comparison.outside() or ["all met"])]
     parts += ["## Every case", _case_table(comparison)]
     return "\n\n".join(parts) + "\n"
+
+
+def _title(comparison: Comparison) -> str:
+    carried = "" if comparison.curves_of is None else f", curves of {comparison.curves_of}"
+    return f"{comparison.engine}{carried}"
+
+
+def _carried_note(comparison: Comparison) -> str:
+    if comparison.curves_of is None:
+        return ""
+    return (
+        f" Predicted by the curves of {comparison.curves_of} alone, with the bandwidth, FLOP/s and "
+        f"multiprocessors of {comparison.gpu}'s datasheet."
+    )
 
 
 def readme_table(comparison: Comparison) -> str:
@@ -169,7 +186,7 @@ def _part_section(comparison: Comparison) -> list[str]:
 
 
 def _peer_table(comparison: Comparison) -> str:
-    rows: list[tuple[str, Mapping[str, Spread]]] = [("specroof", comparison.spreads())]
+    rows: list[tuple[str, Mapping[str, Spread]]] = [(_title(comparison), comparison.spreads())]
     rows += comparison.peers.items()
     body = [(name, *(_counted(spreads.get(phase)) for phase in PHASES)) for name, spreads in rows]
     return _table(("", *(LABELS[n] for n in PHASES)), body)

@@ -56,14 +56,20 @@ class Times(Protocol):
     @property
     def memory_bytes(self) -> Any: ...
     @property
+    def prefill_s(self) -> float: ...
+    @property
+    def prefill_tokens(self) -> int: ...
+    @property
     def parts_s(self) -> Any: ...
 
 
 class Bench(Protocol):
     """One pair of models, loaded."""
 
-    def time(self, case: Any, *, repeats: int = REPEATS, parts: bool = False) -> Times:
-        """Time one case; an error of the runtime where it does not fit."""
+    def time(
+        self, case: Any, *, repeats: int = REPEATS, parts: bool = False, prompt: bool = False
+    ) -> Times:
+        """Time one case, with `prompt` its prefill too; an error where it does not fit."""
         ...
 
     def close(self) -> None:
@@ -182,8 +188,13 @@ class ValidationRun:
     def _case(self, bench: Bench, case: Case) -> None:
         start = self.clock()
         try:
-            parts = self.parts and case.purpose == "scenario"
-            times = bench.time(self.runtime.case(case), repeats=self.repeats, parts=parts)
+            drawn = case.purpose == "scenario"  # further choices of one repeat its prompt
+            times = bench.time(
+                self.runtime.case(case),
+                repeats=self.repeats,
+                parts=self.parts and drawn,
+                prompt=drawn,
+            )
         except Exception as error:  # a device out of memory must not end the run
             self._write_failure(case, error)
             self.in_a_row += 1
@@ -194,6 +205,7 @@ class ValidationRun:
         self._write({
             "op": "step", "case": asdict(case), "unit": "s",
             **{name: getattr(times, name) for name in TIMES},
+            "prefill_s": times.prefill_s, "prefill_tokens": times.prefill_tokens,
             "spread": times.spread, "repeats": times.repeats,
             "peak_memory_bytes": times.peak_memory_bytes,
             "memory_bytes": dict(times.memory_bytes),

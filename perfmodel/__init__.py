@@ -64,7 +64,7 @@ from perfmodel.inputs import (
     read_scenario,
     scenario_input,
 )
-from perfmodel.kernel_efficiency import Efficiency, efficiency
+from perfmodel.kernel_efficiency import Efficiency, carried, efficiency
 from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
 from perfmodel.recommendation import Recommendation, recommend
@@ -167,6 +167,7 @@ __all__ = [
     "break_even_batch",
     "break_even_context",
     "candidate_dict",
+    "carried",
     "catalog",
     "check_fits",
     "choice_dict",

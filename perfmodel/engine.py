@@ -8,7 +8,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from perfmodel import catalog
 from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.hardware import GPU
 from perfmodel.units import GB, US
 
 _FOLDER = resources.files("perfmodel") / "catalog" / "engines"
@@ -16,15 +18,17 @@ _FOLDER = resources.files("perfmodel") / "catalog" / "engines"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfile:
-    """Overheads, kernel choices and memory habits of one engine on one GPU architecture.
+    """Overheads, kernel choices and memory habits of one engine on one GPU.
 
-    Times are seconds, sizes bytes. `origin` is "assumed", "fitted" or "measured". A factor
-    multiplies the fitted kernel time: 1 means that the engine gets what the kernel tables show.
+    Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
+    of `measured_on` are carried to another GPU, "extrapolated". A factor multiplies the fitted
+    kernel time: 1 means that the engine gets what the kernel tables show.
     """
 
     name: str
     origin: str
     source: str
+    measured_on: str = ""  # the GPU whose kernels were timed with this engine; "" for none
     attention_kernels: str = "vllm"  # which library's attention curve is read
     linear_kernels: str = "library"  # which dense layers: the GPU's library's, or "specroof"
     attention_factor: float = 1.0  # on attention over the whole cache
@@ -53,6 +57,12 @@ class EngineProfile:
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
+
+    def kernel_origin(self, gpu: GPU) -> str:
+        """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
+        if self.measured_on:
+            return "fitted" if self.measured_on == gpu.name else "extrapolated"
+        return gpu.efficiency_origin
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with other coefficients, by field name."""
@@ -83,19 +93,52 @@ def engine_names() -> list[str]:
 
 
 @cache
-def engine_profile(name: str, architecture: str) -> EngineProfile:
-    """The profile `name`, with the values it holds for this GPU architecture.
+def engine_profile(
+    name: str, gpu: GPU | None = None, *, curves_of: str | None = None
+) -> EngineProfile:
+    """The profile `name`, with the values it holds for this GPU, or for none in particular.
+
+    Where the engine was not measured on the GPU, the values of one of its architecture are carried
+    to it: of the one whose kernel tables serve it, if it is among them, else of the first in the
+    file. Their curves go with them (`measured_on`).
+
+    Parameters
+    ----------
+    curves_of : str, optional
+        The measured GPU to carry from, even where the GPU itself was measured.
 
     Raises
     ------
     ConfigError
-        For an unknown engine, or a file with an unknown key.
+        For an unknown engine, a file with an unknown key, or a GPU of `curves_of` on which the
+        engine was not measured.
     """
     if name not in engine_names():
         raise unknown_name("engine", name, engine_names())
     table = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    per_architecture = table.pop("architecture", {})
-    return profile_from_table(table | per_architecture.get(architecture, {}), file=f"{name}.toml")
+    per_gpu, per_architecture = table.pop("gpu", {}), table.pop("architecture", {})
+    if curves_of is not None and curves_of not in per_gpu:
+        known = ", ".join(per_gpu) or "none"
+        raise ConfigError(f"engine {name} was not measured on {curves_of!r}; measured: {known}")
+    if gpu is None:
+        return profile_from_table(table, file=f"{name}.toml")
+    measured = curves_of or _nearest_measured(gpu, list(per_gpu))
+    if measured is None:
+        table |= per_architecture.get(gpu.architecture, {})
+    else:
+        table |= per_gpu[measured] | {"measured_on": measured}
+        if measured != gpu.name:
+            table["origin"] = "extrapolated"
+    return profile_from_table(table, file=f"{name}.toml")
+
+
+def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:
+    """The GPU itself, the one whose kernel tables it takes, or the first of its architecture."""
+    for name in (gpu.name, gpu.efficiency):
+        if name in measured:
+            return name
+    alike = (n for n in measured if catalog.gpu(n).architecture == gpu.architecture)
+    return next(alike, None)
 
 
 def profile_from_table(table: dict[str, Any], *, file: str) -> EngineProfile:

@@ -34,19 +34,20 @@ class Rank:
     @property
     def curves(self) -> Efficiency:
         """The kernel curves that serve this machine's GPU."""
-        engine = self.engine
-        gpu = self.machine.gpu.efficiency
-        return efficiency(gpu, engine.attention_kernels, engine.linear_kernels)
+        engine, gpu = self.engine, self.machine.gpu
+        kernels = (engine.attention_kernels, engine.linear_kernels)
+        return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
 
     @property
     def origin(self) -> str:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
-        return self.machine.gpu.efficiency_origin
+        return self.engine.kernel_origin(self.machine.gpu)
 
     @property
     def all_reduce(self) -> str:
         """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
-        unmeasured = self.machine.link.kind == "pcie" and self.origin != "fitted"
+        measured = self.machine.gpu.efficiency_origin == "fitted"
+        unmeasured = self.machine.link.kind == "pcie" and not measured
         return "ring" if unmeasured else self.engine.all_reduce
 
 
@@ -99,20 +100,23 @@ def forward_pass(
     )
 
 
-def prefill_pass(rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike) -> StepTime:
-    """Time to fill the cache with whole prompts; only the last token of each gets logits.
+def prefill_pass(
+    rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike, cached_tokens: ArrayLike = 0
+) -> StepTime:
+    """Time to fill the cache with prompts; only the last token of each gets logits.
 
     Parameters
     ----------
-    batch, prompt_tokens : float or array, mutually broadcastable
-        Sequences; tokens of each prompt. [1]
+    batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
+        Sequences; tokens of each prompt, or of a chunk of it; those before it. [1]
     """
     batch, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
+    cached = np.asarray(cached_tokens, float)
     rows = batch * prompt
     return StepTime(
         (
             *_linear_parts(rank, rows, head_rows=batch),
-            _prefill_attention(rank, batch, prompt),
+            _prefill_attention(rank, batch, prompt, cached),
             *_elementwise_parts(rank, rows, head_rows=batch),
             *_comm_parts(rank, rows, head_rows=batch),
             *_overhead_parts(rank, batch),
@@ -192,15 +196,16 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
     )
 
 
-def _prefill_attention(rank: Rank, batch: Array, prompt: Array) -> Part:
+def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -> Part:
     spec, gpu = rank.spec, rank.machine.gpu
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
-        batch=batch, new_tokens=prompt, query_heads=heads, kv_heads=kv_heads,
-        head_dim=spec.head_dim, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth,
+        batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
+        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
     )  # fmt: skip
-    flops = 2.0 * batch * prompt**2 * heads * spec.head_dim
-    kv_bytes = batch * prompt * spec.kv_bytes_per_token_per_rank(rank.tp)
+    flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
+    kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
     return Part(
         "attention",
         spec.layers * seconds,
@@ -247,7 +252,7 @@ def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
 
 def _small_origin(engine: EngineProfile) -> str:
     """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
-    return "fitted" if engine.origin == "fitted" else "assumed"
+    return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:

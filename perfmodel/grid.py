@@ -142,7 +142,7 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
     for name in axes.get("gpu", ()):
         catalog.gpu(str(name))
     for name in axes.get("engine", ()):
-        engine_profile(str(name), "")
+        engine_profile(str(name))
     for choice in axes.get("draft", ()):
         draft, _, policy = str(choice).partition(":")
         if draft not in ("self", "none"):

@@ -179,7 +179,7 @@ class ScenarioInput(BaseModel):
                 output_tokens=self.output_tokens,
             ),
             plan=plan,
-            engine=engine_profile(self.engine, machine.gpu.architecture),
+            engine=engine_profile(self.engine, machine.gpu),
             tp=self.tp,
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from perfmodel import catalog
 from perfmodel.attention_curve import AttentionCurve
 from perfmodel.collectives import CollectiveCurve
 from perfmodel.errors import unknown_name
 from perfmodel.gemm_curve import GemmCurve
+from perfmodel.hardware import GPU
 
 _FOLDER = resources.files("perfmodel") / "catalog" / "efficiency"
 # The runtime runs FlashInfer's kernel with blocks of its own; where that was not measured, theirs.
@@ -30,7 +32,11 @@ class Efficiency:
 
 @cache
 def efficiency(
-    name: str, attention_kernels: str = "vllm", linear_kernels: str = "library"
+    name: str,
+    attention_kernels: str = "vllm",
+    linear_kernels: str = "library",
+    measured_on: str = "",
+    gpu: str = "",
 ) -> Efficiency:
     """The curves of catalog folder `name`, with attention by the named kernel library.
 
@@ -44,25 +50,58 @@ def efficiency(
     linear_kernels : str
         "library", or "specroof": the runtime's own products, and sums over ranks, where they
         were measured.
+    measured_on : str
+        The GPU whose kernels were timed with the engine, as `EngineProfile.measured_on` states it:
+        products and attention are its own, carried to `gpu`. Sums over ranks stay those of `name`.
+    gpu : str
+        The GPU that the curves are for.
 
     Raises
     ------
     ConfigError
         If there is no such folder.
     """
-    folder = _FOLDER / name
-    if not folder.is_dir():
-        raise unknown_name("efficiency", name, (f.name for f in _FOLDER.iterdir() if f.is_dir()))
-    attention = _read(folder / "attention.toml")
-    library = measured_attention(name, attention_kernels)
+    folder, kernels = _folder(name), _folder(measured_on or name)
+    attention = _read(kernels / "attention.toml")
+    library = measured_attention(kernels.name, attention_kernels)
     if library != "vllm":
-        attention |= _read(folder / f"attention-{library}.toml")
-    return Efficiency(
-        name=name,
-        gemm=GemmCurve.from_table(_with_own(folder, "gemm", linear_kernels)),
+        attention |= _read(kernels / f"attention-{library}.toml")
+    curves = Efficiency(
+        name=measured_on or name,
+        gemm=GemmCurve.from_table(_with_own(kernels, "gemm", linear_kernels)),
         attention=AttentionCurve.from_table(attention),
         collectives=CollectiveCurve.from_table(_with_own(folder, "collectives", linear_kernels)),
     )
+    if not measured_on or not gpu:
+        return curves
+    return carried(curves, catalog.gpu(measured_on), catalog.gpu(gpu))
+
+
+def carried(curves: Efficiency, source: GPU, gpu: GPU) -> Efficiency:
+    """The products and attention of one GPU as another of like cores would run them.
+
+    Efficiencies stay, so what all cores together stream or compute follows the datasheet's
+    bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and cuts of the cache
+    follow the number of multiprocessors. One block of attention keeps its bytes/s, not its share of
+    the bandwidth: what it has in flight and how long that takes are its core's (Little's law).
+    """
+    gemm, attention = curves.gemm, curves.attention
+    if gemm.waves is not None:
+        gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
+    share = source.hbm_bandwidth / gpu.hbm_bandwidth
+    decode = tuple(
+        replace(table, block_bandwidth_fraction=table.block_bandwidth_fraction * share)
+        for table in attention.decode
+    )
+    attention = replace(attention, sm_count=gpu.sm_count, decode=decode)
+    return replace(curves, gemm=gemm, attention=attention)
+
+
+def _folder(name: str) -> Any:
+    folder = _FOLDER / name
+    if not folder.is_dir():
+        raise unknown_name("efficiency", name, (f.name for f in _FOLDER.iterdir() if f.is_dir()))
+    return folder
 
 
 def _with_own(folder: Any, kind: str, kernels: str) -> dict[str, Any]:

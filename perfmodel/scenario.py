@@ -94,7 +94,13 @@ class Scenario:
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
                 f"must speak its target's tokens"
             )
-        if gpu.efficiency_origin != "fitted":
+        measured_on = self.engine.measured_on
+        if measured_on and measured_on != gpu.name:
+            notes.append(
+                f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
+                f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"
+            )
+        elif gpu.efficiency_origin != "fitted":
             notes.append(
                 f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
                 f"peaks of its own datasheet"
@@ -105,7 +111,8 @@ class Scenario:
                 f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
                 f"check yours with nccl-tests"
             )
-        if measured_attention(gpu.efficiency, self.engine.attention_kernels) == "flashinfer":
+        kernels = self.engine.attention_kernels
+        if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
             notes.append(
                 "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
                 "checked on one H200 only"

@@ -85,7 +85,8 @@ def relative_error(scenario: Scenario) -> float:
     Held-out validation of the engine profile where kernels were measured on this GPU; three times
     that where its efficiencies are borrowed from another.
     """
-    factor = 1.0 if scenario.machine.gpu.efficiency_origin == "fitted" else 3.0
+    fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
+    factor = 1.0 if fitted else 3.0
     return factor * scenario.engine.speedup_error
 
 

@@ -23,12 +23,15 @@ from runtime.contracts import DraftChoice, ModelShape
 from runtime.distributed import connect
 from runtime.engine import Engine
 from runtime.kernel_parts import replay_parts
+from runtime.kv_cache import PageTable
+from runtime.prefill import PromptJob, prefill
 from runtime.pretend import pretend_prefilled
 from runtime.standalone_draft import StandaloneDrafter
 from runtime.transformer import Decoder
 
 _PAGE_TOKENS = 16
 _WARM_S = 0.05
+_PREFILL_TOKENS, _PREFILLS = 8192, 3  # of one prompt, at most; times it is timed
 _RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
 
 
@@ -48,7 +51,9 @@ class StepTimes:
     `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, a draft step a
     γ-th of a draft phase. `round_s` is the wall time of a whole round, `host_s` what of it is
     neither draft phase nor verification. `parts_s` splits the device time of each pass by kind of
-    kernel, where asked. `spread` is the widest (max - min) / median of the three.
+    kernel, where asked. `spread` is the widest (max - min) / median of the three. `prefill_s` is
+    the wall time of all chunks of one prompt of `prefill_tokens`, up to its last hidden state; both
+    are 0 where it was not asked for.
     """
 
     target_step_s: float
@@ -60,6 +65,8 @@ class StepTimes:
     repeats: int
     peak_memory_bytes: int
     memory_bytes: Mapping[str, int]
+    prefill_s: float = 0.0
+    prefill_tokens: int = 0
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -97,8 +104,17 @@ class StepBench:
             if self.ranks.draft is not None:
                 self.draft = self.models[1].load(self.ranks.draft, dtype, self.device)
 
-    def time(self, case: StepCase, *, repeats: int = 15, parts: bool = False) -> StepTimes:
-        """Time one case; with `parts`, also trace where each pass's time goes.
+    def time(
+        self, case: StepCase, *, repeats: int = 15, parts: bool = False, prompt: bool = False
+    ) -> StepTimes:
+        """Time one case.
+
+        Parameters
+        ----------
+        parts : bool
+            Also trace where each pass's time goes.
+        prompt : bool
+            Also time the prefill of one of its prompts, of 8,192 tokens at most.
 
         Raises
         ------
@@ -109,7 +125,7 @@ class StepBench:
         torch.cuda.reset_peak_memory_stats(self.device)
         engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
         try:
-            return self._timed(engine, case, repeats, parts)
+            return self._timed(engine, case, repeats, parts=parts, prompt=prompt)
         finally:
             del engine
             _release()
@@ -144,7 +160,9 @@ class StepBench:
         return engine
 
     @torch.inference_mode()
-    def _timed(self, engine: Engine, case: StepCase, repeats: int, parts: bool) -> StepTimes:
+    def _timed(
+        self, engine: Engine, case: StepCase, repeats: int, *, parts: bool, prompt: bool
+    ) -> StepTimes:
         gamma, active = case.plan.gamma, engine.active
         passes: Any = engine.passes
         plain = Engine(
@@ -171,6 +189,9 @@ class StepBench:
             verify = self._median(passes, repeats)
             replays["verify"] = passes.last.replay
             rounds = self._rounds(engine, repeats)
+        peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
+        tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
+        prefill_s = self._prefill(engine, tokens) if prompt else 0.0
         # Last: tracing slows every launch that follows it in this process.
         seen = {name: replay_parts(replay) for name, replay in replays.items()} if parts else {}
         round_s = statistics.median(rounds)
@@ -186,8 +207,10 @@ class StepBench:
             host_s=round_s - draft[0] - verify[0] if gamma else 0.0,
             spread=max(target[1], verify[1], draft[1]),
             repeats=repeats,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device),
+            peak_memory_bytes=peak,
             memory_bytes=memory,
+            prefill_s=prefill_s,
+            prefill_tokens=tokens,
             parts_s=seen,
         )
 
@@ -218,6 +241,28 @@ class StepBench:
             engine.round()
             times.append(time.perf_counter() - start)
         return times
+
+    def _prefill(self, engine: Engine, tokens: int) -> float:
+        """Median wall seconds of the chunks of one prompt, warm.
+
+        They go into the first sequence's pages, so nothing of this engine is timed after it.
+        """
+        sequence = engine.sequences[0]
+        times = []
+        for _ in range(1 + _PREFILLS):
+            job = PromptJob(sequence.tokens[:tokens], PageTable(sequence.table.pages[:]))
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            prefill(
+                engine.target,
+                engine.cache,
+                engine.backend,
+                [job],
+                chunk_tokens=engine.chunk_tokens,
+            )
+            torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
 
 
 def _config(shape: ModelShape) -> DecoderConfig:

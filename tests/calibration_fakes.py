@@ -12,8 +12,8 @@ from typing import Any
 
 from calibration.draw_cases import scenario_of
 from calibration.step_cases import Case, CaseFile
-from calibration.step_errors import to_logits
 from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
+from calibration.step_predictions import prefill_s, to_logits
 from perfmodel import estimate
 
 
@@ -39,6 +39,8 @@ class FakeTimes:
     repeats: int = 15
     peak_memory_bytes: int = 0
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    prefill_s: float = 0.0
+    prefill_tokens: int = 0
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -48,12 +50,20 @@ class FakeBench:
     def __init__(self, owner: FakeRuntime) -> None:
         self.owner = owner
 
-    def time(self, case: Any, *, repeats: int = 15, parts: bool = False) -> FakeTimes:
+    def time(
+        self, case: Any, *, repeats: int = 15, parts: bool = False, prompt: bool = False
+    ) -> FakeTimes:
         owner = self.owner
         owner.now += owner.case_s
         if case.id in owner.too_large:
             raise TooLarge("no pages left")
         times = predicted_times(case, owner.noise, owner.rng, owner.streams)
+        if prompt:
+            owner.streams.prefill()
+            tokens = min(case.context_tokens, 8192)
+            seconds = prefill_s(scenario_of(case, gpu="h200"), tokens)
+            seconds *= math.exp(owner.rng.gauss(0.0, owner.noise))
+            times = replace(times, prefill_s=seconds, prefill_tokens=tokens)
         return replace(times, parts_s=predicted_parts(case)) if parts else times
 
     def close(self) -> None:

@@ -76,24 +76,24 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _engines() -> list[dict[str, Any]]:
-    """Each profile, and again for every GPU architecture that it holds other values for."""
+    """Each profile, and again for every GPU or architecture that it holds other values for."""
     gpus = [perfmodel.catalog.gpu(name) for name in perfmodel.catalog.gpu_names()]
-    architectures = sorted({gpu.architecture for gpu in gpus})
     entries = []
     for name in perfmodel.engine_names():
-        general = perfmodel.engine_profile(name, "")
-        entries.append(_engine(general, "any"))
-        for architecture in architectures:
-            profile = perfmodel.engine_profile(name, architecture)
-            if profile != general:
-                entries.append(_engine(profile, architecture))
+        general = perfmodel.engine_profile(name)
+        found = {"any": general}
+        for gpu in gpus:
+            profile = perfmodel.engine_profile(name, gpu)
+            if profile.measured_on in ("", gpu.name) and profile != general:
+                found.setdefault(profile.measured_on or gpu.architecture, profile)
+        entries += [_engine(profile, hardware) for hardware, profile in found.items()]
     return entries
 
 
-def _engine(profile: perfmodel.EngineProfile, architecture: str) -> dict[str, Any]:
+def _engine(profile: perfmodel.EngineProfile, hardware: str) -> dict[str, Any]:
     return {
         "name": profile.name,
-        "architecture": architecture,
+        "hardware": hardware,
         "origin": profile.origin,
         "round_overhead_s": profile.round_overhead_s,
         "kernel_gap_s": profile.kernel_gap_s,

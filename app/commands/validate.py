@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.output import atomic_text, print_json
 from calibration import step_report
-from calibration.draw_cases import DrawOptions, draw_cases, expected_seconds
+from calibration.draw_cases import DrawOptions, draw_cases, draw_rounds, expected_seconds
 from calibration.published_report import report_lines, validate_published
 from calibration.step_cases import RecordError, read_records
 from calibration.step_errors import compare, read_peers
@@ -33,15 +33,15 @@ def run_published(*, tolerance: float, as_json: bool) -> int:
     return 0
 
 
-def run_draw(output: Path, options: DrawOptions) -> int:
-    """Draw cases, write them, and say how long they will take.
+def run_draw(output: Path, options: DrawOptions, *, rounds: bool = False) -> int:
+    """Draw cases, or `rounds` for the fit of their overhead; say how long they will take.
 
     Raises
     ------
     ConfigError
         If nothing fits, or the file cannot be written.
     """
-    cases = draw_cases(options)
+    cases = draw_rounds(options) if rounds else draw_cases(options)
     with atomic_text(output) as file:
         file.write(cases.text())
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
@@ -55,6 +55,7 @@ def run_records(
     records: Path,
     *,
     engine: str,
+    curves_of: str | None,
     peers: Path | None,
     markdown: Path | None,
     html: Path | None,
@@ -73,7 +74,7 @@ def run_records(
     try:
         header, found = read_records(records)
         others = read_peers(peers) if peers else None
-        comparison = compare(header, found, engine=engine, peers=others)
+        comparison = compare(header, found, engine=engine, curves_of=curves_of, peers=others)
     except RecordError as error:
         raise ConfigError(str(error)) from error
     if markdown:

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.graph_fit import COEFFICIENTS, errors, fit_profile
 from calibration.published import PHASES, PublishedRow, h200_rows, predict_row
-from perfmodel import engine_profile
+from perfmodel import catalog, engine_profile
 
 TRUTH = {
     "compute_factor": 0.8,
@@ -39,7 +39,7 @@ def test_the_fit_recovers_known_coefficients(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_shipped_profile_is_a_refit_to_rounding() -> None:
-    found, shipped = fit_profile(h200_rows()), engine_profile("plain-graph", "hopper")
+    found, shipped = fit_profile(h200_rows()), engine_profile("plain-graph", catalog.gpu("h200"))
     for name in COEFFICIENTS:
         assert getattr(shipped, name) == pytest.approx(found[name], rel=2e-3), name
 

@@ -28,6 +28,7 @@ from calibration.kernel_grid import (
     flops,
     gemm_cells,
     layer_cells,
+    prefill_cells,
     small_cells,
     sustained_cells,
 )
@@ -41,6 +42,8 @@ from calibration.own_engine_fit import (
     profile_text,
 )
 from calibration.own_fit import FitReport
+from calibration.own_gemm_fit import spikes
+from calibration.own_prefill_fit import own_prefill
 from calibration.step_cases import RecordError
 from perfmodel import (
     AttentionCurve,
@@ -156,7 +159,7 @@ def attention_of(report: FitReport) -> AttentionCurve:
 
 def engine_of(report: FitReport) -> EngineProfile:
     table = tomllib.loads(report.files["engines/specroof.toml"])
-    fitted = table.pop("architecture")["hopper"]
+    fitted = table.pop("gpu")["h200"]
     return profile_from_table(table | fitted, file="specroof.toml")
 
 
@@ -205,13 +208,15 @@ def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
 def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
     shipped = 'name = "x"\norigin = "assumed"\n'
     fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
-    once = profile_text(shipped, fit, "first", "hopper")
-    assert profile_text(once, fit, "first", "hopper") == once
-    other = tomllib.loads(profile_text(once, fit, "second", "ampere"))
-    assert other["origin"] == "assumed"
-    assert {k: v["source"] for k, v in other["architecture"].items()} == {
-        "hopper": "first", "ampere": "second"}  # fmt: skip
-    assert other["architecture"]["hopper"]["kernel_gap_us"] == 2.0
+    once = profile_text(shipped, fit, "first", "h200")
+    assert profile_text(once, fit, "first", "h200") == once
+    both = profile_text(once, fit, "second", "h100-sxm")
+    assert tomllib.loads(both)["origin"] == "assumed"
+    again = profile_text(both, fit, "third", "h200")
+    assert profile_text(again, fit, "first", "h200") == both
+    sources = {name: values["source"] for name, values in tomllib.loads(again)["gpu"].items()}
+    assert list(sources.items()) == [("h200", "third"), ("h100-sxm", "second")]
+    assert tomllib.loads(again)["gpu"]["h200"]["kernel_gap_us"] == 2.0
 
 
 def test_whole_layers_are_met_without_having_been_fitted_each(fitted: FitReport) -> None:
@@ -387,3 +392,30 @@ def test_vidurs_profile_becomes_products(tmp_path: Path) -> None:
 
 def test_flops_of_the_made_grid_are_possible() -> None:
     assert all(flops(c) / made_seconds(c) < GPU.peak_flops for c in grid() if c["op"] == "gemm")
+
+
+def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
+    rate = {512: 0.2, 2048: 0.35}
+
+    def seconds(cell: Cell) -> float:
+        return 5e-6 + flops(cell) / (rate[cell["query_tokens"]] * GPU.peak_flops)
+
+    cells = prefill_cells()
+    records = [KernelRecord(cell=cell, seconds=seconds(cell), place="") for cell in cells]
+    decode = tuple(replace(table, kernel_latency_us=5.0) for table in TRUE_ATTENTION.decode)
+    tables = own_prefill(records, LIBRARY.attention, decode, GPU)
+    curve = replace(LIBRARY.attention, prefill=tables)
+    for cell in cells:
+        heads = {name: cell[name] for name in ("query_heads", "kv_heads", "head_dim")}
+        new, cached = cell["query_tokens"], cell["kv_tokens"] - cell["query_tokens"]
+        found = curve.prefill_seconds(
+            batch=1, new_tokens=new, cached_tokens=cached, **heads, **PEAKS
+        )
+        assert float(found) == pytest.approx(seconds(cell), rel=2e-3)
+    assert own_prefill([], LIBRARY.attention, decode, GPU) == LIBRARY.attention.prefill
+
+
+def test_a_spike_does_not_lift_the_rows_around_it() -> None:
+    times = np.log([1.0, 1.1, 2.4, 1.2, 1.4, 3.0])
+    assert spikes(times).tolist() == [False, False, True, False, False, False]
+    assert not spikes(np.log([1.0, 2.0, 2.0, 4.0])).any()  # steps are no spikes

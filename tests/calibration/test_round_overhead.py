@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
+import statistics
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
+from calibration.draw_cases import DrawOptions, draw_rounds
 from calibration.fit_errors import Errors
 from calibration.own_engine_fit import (
     LEAST_ROUNDS,
+    ROUND_FIELDS,
+    _round_terms,
     round_overhead,
     round_overhead_errors,
     speedup_error,
@@ -79,3 +85,26 @@ def test_choosing_tokens_counts_to_verification_by_the_logits_it_reads() -> None
     longer = with_sampling(record, {"sampling_factor": 2.0}, gpu).times["verify_s"]
     moved = 2 * 128_256 * rows / gpu.hbm_bandwidth
     assert longer - record.times["verify_s"] == pytest.approx(2.0 * moved, rel=1e-6)
+
+
+def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would() -> None:
+    made = rounds(12)
+    late = made[4].times["round_s"] * 1.3
+    held_up = [*made[:4], replace(made[4], times={**made[4].times, "round_s": late}), *made[5:]]
+    over, terms, whole = _round_terms(held_up)
+    plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
+    robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
+    typical = np.array([1.0, 16.0, 4.0])  # the overhead of 16 sequences and 4 drafts
+    truth = typical @ (FIXED_S, SEQUENCE_S, DRAFT_S)
+    assert abs(typical @ robust - truth) < 0.35 * truth
+    assert abs(typical @ robust - truth) < 0.2 * abs(typical @ plain - truth)
+
+
+@pytest.mark.parametrize("seed", [1003, 1004, 5])
+def test_cases_for_the_overhead_spread_over_batch_and_gamma_unrelated(seed: int) -> None:
+    cases = draw_rounds(DrawOptions(seed=seed, count=12)).cases
+    batches, gammas = [c.batch for c in cases], [c.plan.gamma for c in cases]
+    assert (min(batches), max(batches)) == (1, 128) and set(gammas) == set(range(1, 9))
+    assert abs(statistics.correlation(batches, gammas)) < 0.25
+    assert max(c.context_tokens for c in cases) <= 2048
+    assert cases == draw_rounds(DrawOptions(seed=seed, count=12)).cases

@@ -28,7 +28,7 @@ from calibration.step_errors import (
     read_peers,
 )
 from calibration.validate_run import ValidationRun
-from perfmodel import engine_profile, estimate
+from perfmodel import catalog, engine_profile, estimate
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
           "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip
@@ -48,6 +48,46 @@ def write_run(path: Path, cases: CaseFile, **fake: Any) -> Path:
 
 def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
     return compare(*read_records(write_run(path / "steps.jsonl", cases, **fake)))
+
+
+def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    header, records = read_records(path)
+    same = compare(header, records, curves_of="h200")
+    assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
+    assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
+    assert "curves of h200" in step_report.markdown(same)
+    h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
+    other = compare(h100, records, curves_of="h200")
+    assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
+    # Times of an H200 at an H100's bandwidth: what memory bounds is predicted slower by the ratio.
+    assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
+
+
+def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = [v for v in lines if v.get("case", {}).get("purpose") == "scenario"]
+    assert {v["prefill_tokens"] for v in drawn} == {
+        min(8192, v["case"]["context_tokens"]) for v in drawn
+    }
+    for value in drawn:
+        value["prefill_s"] *= 2.0
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    spread = compare(*read_records(path)).spreads()["prefill_s"]
+    assert (spread.cases, spread.worst) == (len(drawn), pytest.approx(-50.0))
+    for value in lines[1:]:
+        del value["prefill_s"], value["prefill_tokens"]
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    assert "prefill_s" not in compare(*read_records(path)).spreads()
+    lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1.0 is no time"):
+        read_records(path)
 
 
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
@@ -72,7 +112,7 @@ def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -
 def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
     """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
     header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
-    error, rng = engine_profile("specroof", "hopper").speedup_error, random.Random(0)
+    error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
     def off(record: StepRecord) -> StepRecord:
         seconds = record.times["round_s"] * math.exp(rng.gauss(0.0, error))

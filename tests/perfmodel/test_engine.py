@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from strategies import ENGINES, a_scenario
 
-from perfmodel import ConfigError, EngineProfile, engine_names, engine_profile, estimate
+from perfmodel import ConfigError, EngineProfile, catalog, engine_names, engine_profile, estimate
 from perfmodel.engine import profile_from_table
 
 PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
@@ -16,13 +16,13 @@ PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
 def test_the_catalog_holds_the_three_engines_with_origin_and_source() -> None:
     assert set(engine_names()) >= set(ENGINES)
     for name in engine_names():
-        profile = engine_profile(name, "hopper")
+        profile = engine_profile(name, catalog.gpu("h200"))
         assert profile.name == name and profile.source
         assert profile.origin in ("datasheet", "assumed", "fitted", "measured")
 
 
 def test_ideal_adds_nothing_to_the_kernels() -> None:
-    profile = engine_profile("ideal", "ampere")
+    profile = engine_profile("ideal", catalog.gpu("a100-sxm-80gb"))
     times = {f: getattr(profile, f) for f in EngineProfile.__dataclass_fields__ if f.endswith("_s")}
     assert set(times.values()) == {0.0}
     factors = [f for f in EngineProfile.__dataclass_fields__ if f.endswith("_factor")]
@@ -31,8 +31,8 @@ def test_ideal_adds_nothing_to_the_kernels() -> None:
 
 
 def test_specroof_is_marked_as_assumed_where_it_was_not_measured() -> None:
-    assert engine_profile("specroof", "hopper").origin == "fitted"
-    assert engine_profile("specroof", "ampere").origin == "assumed"
+    assert engine_profile("specroof", catalog.gpu("h200")).origin == "fitted"
+    assert engine_profile("specroof", catalog.gpu("a100-sxm-80gb")).origin == "assumed"
     notes = {gpu: a_scenario(engine="specroof", gpu=gpu).notes for gpu in ("h200", "a100-sxm-80gb")}
     assert any("assumed, not measured" in note for note in notes["a100-sxm-80gb"])
     assert not any("assumed, not measured" in note for note in notes["h200"])
@@ -40,7 +40,7 @@ def test_specroof_is_marked_as_assumed_where_it_was_not_measured() -> None:
 
 def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None:
     ampere, hopper, other = (
-        engine_profile("magicdec", name) for name in ("ampere", "hopper", "blackwell")
+        engine_profile("magicdec", catalog.gpu(name)) for name in ("a100-sxm-80gb", "h200", "b200")
     )
     assert ampere != hopper
     assert other == hopper
@@ -63,7 +63,7 @@ def test_an_unknown_key_or_unit_is_refused_by_name(key: str) -> None:
 
 def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown engine 'magic'. Nearest: magicdec\."):
-        engine_profile("magic", "hopper")
+        engine_profile("magic", catalog.gpu("h200"))
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,26 @@ def test_a_draft_step_pays_the_drafts_host_time_not_the_targets() -> None:
     assert point.draft_step is not None
     assert float(point.draft_step.part("host").seconds) == 1e-3
     assert float(point.verify.part("host").seconds) == 5e-3
+
+
+def test_a_gpu_that_was_not_measured_takes_the_values_of_one_of_its_architecture() -> None:
+    own = engine_profile("specroof", catalog.gpu("h200"))
+    carried = engine_profile("specroof", catalog.gpu("h100-nvl"))
+    assert own.measured_on == "h200"
+    assert own.kernel_origin(catalog.gpu("h200")) == "fitted"
+    assert carried.measured_on in ("h200", "h100-sxm") and carried.origin == "extrapolated"
+    assert carried.kernel_origin(catalog.gpu("h100-nvl")) == "extrapolated"
+    chosen = engine_profile("specroof", catalog.gpu("h100-sxm"), curves_of="h200")
+    assert chosen == replace(own, origin="extrapolated")
+
+
+@pytest.mark.parametrize(
+    "engine, of, known", [("specroof", "l40s", "h200"), ("ideal", "h200", "none")]
+)
+def test_curves_of_a_gpu_that_was_not_measured_are_refused(
+    engine: str, of: str, known: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{engine} was not measured on '{of}'; measured: {known}"
+    ):
+        engine_profile(engine, catalog.gpu("h200"), curves_of=of)

@@ -271,3 +271,15 @@ def test_kv_of_all_ranks_is_the_cache_times_its_copies(tp: int, copies: int) -> 
     spec = catalog.model("llama-3.1-8b")
     per_rank = spec.kv_bytes_per_token_per_rank(tp)
     assert tp * per_rank == copies * spec.kv_bytes_per_token_per_rank(1)
+
+
+def test_chunks_of_a_prompt_add_up_to_the_work_of_the_whole() -> None:
+    rank = target_rank(a_scenario(engine="specroof", gpu="h200"))
+    whole = prefill_pass(rank, batch=1, prompt_tokens=8192).part("attention")
+    chunks = [
+        prefill_pass(rank, batch=1, prompt_tokens=2048, cached_tokens=start).part("attention")
+        for start in range(0, 8192, 2048)
+    ]
+    assert sum(float(c.compute_s) for c in chunks) == pytest.approx(float(whole.compute_s))
+    assert [float(c.seconds) for c in chunks] == sorted(float(c.seconds) for c in chunks)
+    assert float(whole.seconds) < sum(float(c.seconds) for c in chunks)

@@ -109,7 +109,7 @@ def test_no_draft_holds_nothing_of_a_draft() -> None:
 
 
 def test_the_engines_reserve_and_workspace_count() -> None:
-    profile = engine_profile("specroof", "hopper")
+    profile = engine_profile("specroof", catalog.gpu("h200"))
     found = memory(engine="specroof")
     assert found.reserved == profile.reserved_bytes + profile.workspace_bytes > 0.0
     assert memory(engine="ideal").reserved == 0.0

@@ -92,7 +92,7 @@ def test_the_weakest_origin_that_matters_is_the_passs_own() -> None:
 
 
 def test_outside_the_measured_range_a_fitted_part_is_extrapolated() -> None:
-    rank = a_rank(gpu="h100-sxm")
+    rank = a_rank(gpu="h200")
     inside = forward_pass(rank, batch=8, context_tokens=8192).part("attention")
     beyond = forward_pass(rank, batch=512, context_tokens=131_072).part("attention")
     assert inside.origin_at() == "fitted"

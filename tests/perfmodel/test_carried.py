@@ -1,0 +1,79 @@
+"""Curves carried from the GPU where they were measured to another follow its datasheet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from strategies import a_scenario
+
+from perfmodel import Efficiency, carried, catalog, efficiency, estimate
+
+H200 = catalog.gpu("h200")
+CURVES = efficiency("h200", "specroof", "specroof")
+CELL = {"batch": 8, "query_heads": 32, "kv_heads": 8, "head_dim": 128}
+
+
+def attention_s(curves: Efficiency, tokens: float, bandwidth: float) -> float:
+    peaks = {"peak_flops": H200.peak_flops, "hbm_bandwidth": bandwidth}
+    return float(curves.attention.seconds(kv_tokens=tokens, **CELL, **peaks))
+
+
+def test_the_same_datasheet_changes_nothing() -> None:
+    same = carried(CURVES, H200, H200)
+    for tokens in (128, 4096, 131_072):
+        assert attention_s(same, tokens, H200.hbm_bandwidth) == pytest.approx(
+            attention_s(CURVES, tokens, H200.hbm_bandwidth), rel=1e-12
+        )
+    peaks = {"peak_flops": H200.peak_flops, "hbm_bandwidth": H200.hbm_bandwidth}
+    rows = np.array([1, 64, 1024])
+    assert np.array_equal(
+        same.gemm.seconds(m=rows, n=6144, k=4096, **peaks),
+        CURVES.gemm.seconds(m=rows, n=6144, k=4096, **peaks),
+    )
+
+
+def test_half_the_bandwidth_doubles_what_memory_bounds_and_no_latency() -> None:
+    slow = replace(H200, hbm_bandwidth=0.5 * H200.hbm_bandwidth)
+    curves = carried(CURVES, H200, slow)
+
+    def ratio(tokens: float) -> float:
+        after = attention_s(curves, tokens, slow.hbm_bandwidth)
+        return after / attention_s(CURVES, tokens, H200.hbm_bandwidth)
+
+    assert ratio(131_072) == pytest.approx(2.0, rel=0.03)
+    assert 1.0 <= ratio(128) < 1.25
+    weights = {"m": 1, "n": 128_256, "k": 4096, "peak_flops": H200.peak_flops}
+    before = float(CURVES.gemm.seconds(**weights, hbm_bandwidth=H200.hbm_bandwidth))
+    after = float(curves.gemm.seconds(**weights, hbm_bandwidth=slow.hbm_bandwidth))
+    assert after == pytest.approx(2.0 * before, rel=0.03)
+
+
+def test_a_block_alone_keeps_its_rate_whatever_the_memory_could_deliver() -> None:
+    slow = replace(H200, hbm_bandwidth=0.9 * H200.hbm_bandwidth)
+    moved = carried(CURVES, H200, slow).attention
+    for own, other in zip(CURVES.attention.decode, moved.decode, strict=True):
+        before = own.block_bandwidth_fraction * H200.hbm_bandwidth
+        assert other.block_bandwidth_fraction * slow.hbm_bandwidth == pytest.approx(before)
+
+
+def test_fewer_multiprocessors_take_longer_where_cores_bound() -> None:
+    small = replace(H200, sm_count=66)
+    moved = carried(CURVES, H200, small)
+    assert moved.attention.sm_count == 66
+    cell = CELL | {"batch": 16, "kv_tokens": 65_536, "query_tokens": 1}
+    peaks = {"peak_flops": H200.peak_flops, "hbm_bandwidth": 4.0 * H200.hbm_bandwidth}
+    assert moved.attention.seconds(**cell, **peaks) >= CURVES.attention.seconds(**cell, **peaks)
+
+
+@pytest.mark.parametrize("name", ["h100-pcie", "h100-nvl", "b200"])
+def test_a_prediction_by_carried_curves_says_so(name: str) -> None:
+    scenario = a_scenario(engine="specroof", gpu=name, draft="self", batch=4, gamma=3)
+    assert any(f"{name} has no kernel measurements with" in note for note in scenario.notes)
+    point = estimate(scenario)
+    origins = {part.origin for part in point.verify.parts}
+    assert "fitted" not in origins
+    faster = estimate(a_scenario(engine="specroof", gpu="h200", draft="self", batch=4, gamma=3))
+    if catalog.gpu(name).hbm_bandwidth < H200.hbm_bandwidth:
+        assert float(point.target_step.total_s) > float(faster.target_step.total_s)
