@@ -29,8 +29,8 @@ class CellGap:
 def cell_gaps(here: Iterable[Cell], there: Iterable[Cell]) -> list[CellGap]:
     """One for every cell that both have, on the windows that both have.
 
-    A cell whose very view the other file lacks is held against the one of its text, context, policy,
-    budget and page, if there is just one: that tells what a setting is worth.
+    A cell whose very view the other file lacks is held against the one of its text, context,
+    policy, budget and page, if there is just one: that tells what a setting is worth.
     """
     others = list(there)
     exact = {cell.key: cell for cell in others}
