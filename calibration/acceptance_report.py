@@ -196,13 +196,13 @@ def report_dict(report: AcceptanceReport) -> dict[str, Any]:
                 "gamma": row.run.gamma,
                 "temperature": row.run.temperature,
                 "counted": row.counted,
-                "early": None if np.isnan(row.early) else row.early,
-                "early_error": row.early_error,
                 "standard_error": None if np.isnan(row.standard_error) else row.standard_error,
+                "early": None if np.isnan(row.early) else row.early,
                 "curve": row.curve,
                 "windows": row.windows,
                 "sampled": row.sampled,
                 "error": row.error,
+                "early_error": row.early_error,
             }
             for row in report.compared
         ],
