@@ -263,9 +263,10 @@ class Bench:
         if op.endswith("_host"):
             times, calls = self.host_time(cell)
         else:
-            make = {"attention": self.attention_call, "prefill_attention": self.attention_call,
-                    "gemm": self.gemm_call, "hbm": self.hbm_call,
-                    "gemm_sustained": self.gemm_call, "layer": self.layer_call}  # fmt: skip
+            make = {"attention": self.attention_call, "attention_between": self.attention_call,
+                    "prefill_attention": self.attention_call, "gemm": self.gemm_call,
+                    "gemm_sustained": self.gemm_call, "hbm": self.hbm_call,
+                    "layer": self.layer_call}  # fmt: skip
             calls = cell.get("kernels", calls_per_graph(cell))
             timer = self.time_sustained if op == "gemm_sustained" else self.time_graph
             times, calls = timer(make.get(op, self.small_call)(cell), calls)

@@ -15,12 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+OVER_CACHE = ("attention", "attention_between")
 Cell = dict[str, Any]  # the parameters of one measurement; "op" says which
 
 POOL_BYTES = 24e9  # weights and KV are cut from one random buffer of this size
 SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 of an H100
 GRAPH_SECONDS = 600e-6  # a graph holds calls for about this long
-CELL_OVERHEAD_S = 25e-3  # plan, capture and instantiation: assumed, for the estimate only
+CELL_OVERHEAD_S = 9e-3  # plan, capture and instantiation, as an H200 took; for the estimate only
 COMPILE_S = 30.0  # nvcc on FlashInfer's two kernels, while GEMMs are timed
 REPEATS = 7
 PAGE = 16
@@ -42,6 +43,9 @@ BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28
 COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
 COARSE_KV = KV_TOKENS[::2]
+BETWEEN_BATCHES = (3, 9, 19, 30, 54, 100, 150)
+BETWEEN_KV = (160, 200, 320, 400, 448, 560, 640, 700, 768, 850, 930, 1100, 1300, 1536, 1800, 2500,
+              3000, 3600, 5000, 6144, 12_288, 24_000)  # fmt: skip
 ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
 # Query tokens whose rows fill each tile that 1 to 9 tokens reach, by query heads per KV head.
 TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
@@ -88,8 +92,6 @@ def attention_cells(tp: int = 1) -> list[Cell]:
     for model in MODELS:
         heads = heads_of(model, tp)
         for batch, kv_tokens in itertools.product(_batches(tp), KV_TOKENS):
-            if batch not in COARSE_BATCHES and kv_tokens not in COARSE_KV:
-                continue
             queries = TILE_QUERIES[heads[0] // heads[1]]
             new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
             cells += _fitting(new, model)
@@ -104,6 +106,18 @@ def query_cells() -> list[Cell]:
         for batch, kv in itertools.product((1, 8, 32, 64, 128, 256), (512, 2048, 8192, 32768)):
             queries = CHECK_QUERIES[heads[0] // heads[1]]
             cells += _fitting([attention_cell(heads, batch, kv, q) for q in queries], model)
+    return cells
+
+
+def length_cells() -> list[Cell]:
+    """Batches and KV lengths off the grid: how does time go between the lengths timed?"""
+    cells = []
+    for model in MODELS:
+        heads = heads_of(model)
+        for batch, kv_tokens in itertools.product(BETWEEN_BATCHES, BETWEEN_KV):
+            queries = TILE_QUERIES[heads[0] // heads[1]]
+            new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
+            cells += _fitting([cell | {"op": "attention_between"} for cell in new], model)
     return cells
 
 
@@ -197,7 +211,7 @@ def host_cells() -> list[Cell]:
 
 def bytes_moved(cell: Cell) -> float:
     """Bytes that must come from HBM (KV, weights, buffers); 0 where data may sit in L2."""
-    if cell["op"] in ("attention", "layer", "prefill_attention"):
+    if cell["op"] in (*OVER_CACHE, "layer", "prefill_attention"):
         tokens = cell["batch"] * cell["kv_tokens"]
         kv = 4 * tokens * cell["kv_heads"] * cell["head_dim"]
         return float(kv + sum(2 * n * k for n, k in layer_matrices(cell)))
@@ -220,7 +234,7 @@ def flops(cell: Cell) -> float:
     """Floating-point operations of a GEMM or of attention; 0 elsewhere."""
     if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["m"] * cell["n"] * cell["k"])
-    if cell["op"] in ("attention", "layer"):
+    if cell["op"] in (*OVER_CACHE, "layer"):
         rows = cell["batch"] * cell["query_tokens"]
         pairs = 4 * rows * cell["kv_tokens"] * cell["query_heads"] * cell["head_dim"]
         return float(pairs + sum(2 * rows * n * k for n, k in layer_matrices(cell)))
@@ -307,7 +321,7 @@ def groups(every: int = 1) -> list[Group]:
     plan = [("gemm", 1, 1.5, few), ("gemm-large", 1, 3.0, many), ("hbm", 1, 0.5, hbm_cells()),
             ("sustained", 1, 0.5, sustained_cells()), ("layer", 1, 1.0, layer_cells()),
             ("small", 1, 1.0, small_cells()), ("prefill", 1, 0.5, prefill_cells()),
-            ("attention", 1, 8.0, attention_cells()),
+            ("attention", 1, 8.0, attention_cells()), ("lengths", 1, 2.0, length_cells()),
             ("host", 2, 1.0, host_cells()), ("query", 2, 1.0, query_cells()),
             ("cublas", 3, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
             ("attention tp2", 3, 2.0, attention_cells(2))]  # fmt: skip

@@ -20,6 +20,8 @@ GPU_NAMES = {
 FIELDS = {
     "attention": ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens",
                   "query_tokens"),
+    "attention_between": ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens",
+                          "query_tokens"),
     "prefill_attention": ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens",
                           "query_tokens"),
     "layer": ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens", "query_tokens",
