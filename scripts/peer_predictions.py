@@ -3,11 +3,11 @@
 Run it in a virtual environment of its own, outside the repository:
 
     python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
-    peers/bin/python scripts/peer_predictions.py --cases cases.json --out peers.csv
+    peers/bin/python scripts/peer_predictions.py --cases cases.json --out peers.csv --gpu h200
 
-It needs the case file alone. Every peer gets the same shapes, batch and cached tokens: T_T over the
-context, T_D over the draft's KV budget with the draft's shape, T_V as the peer itself prices it (an
-empty cell where it cannot). A tool that is not installed is left out, and said so.
+It needs the case files alone. Every peer gets the same shapes, batch and cached tokens: T_T over
+the context, T_D over the draft's KV budget with the draft's shape, T_V as the peer itself prices it
+(an empty cell where it cannot). A tool that is not installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from typing import Any
 
 Times = dict[str, float | None]
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
-H200 = {"Flops": 989, "Memory_size": 141, "Memory_BW": 4800, "ICN": 450, "real_values": True}
+Step = Callable[[str, int, int, int], float | None]  # model, batch, tokens, gamma: seconds
+# TFLOP/s, GB, GB/s and GB/s of NVLink one way, from the datasheets.
+DATASHEETS = {
+    "h200": {"Flops": 989, "Memory_size": 141, "Memory_BW": 4800, "ICN": 450},
+    "h100-sxm": {"Flops": 989, "Memory_size": 80, "Memory_BW": 3350, "ICN": 450},
+}
+TABLES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm"}  # of aiconfigurator
 
 
-def aiconfigurator(models: dict[str, Any]) -> Callable[[str, int, int, int], float]:
-    """Seconds of a decode step by aiconfigurator's tables of vLLM 0.24.0 on H200."""
+def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
+    """Seconds of a decode step by aiconfigurator's tables of vLLM 0.24.0."""
     from aiconfigurator_core.sdk import common, config
     from aiconfigurator_core.sdk.backends.factory import get_backend
     from aiconfigurator_core.sdk.models import get_model
     from aiconfigurator_core.sdk.perf_database import get_database
 
     backend = get_backend("vllm")
-    database = get_database("h200_sxm", "vllm", "0.24.0")
+    database = get_database(TABLES[gpu], "vllm", "0.24.0")
     folder, built = Path(tempfile.mkdtemp()), {}
 
     def model(name: str, gamma: int) -> Any:
@@ -63,7 +69,7 @@ def aiconfigurator(models: dict[str, Any]) -> Callable[[str, int, int, int], flo
     return step
 
 
-def genz(models: dict[str, Any]) -> Callable[[str, int, int, int], float | None]:
+def genz(models: dict[str, Any], gpu: str) -> Step:
     """Seconds of a decode step by GenZ's roofline at full efficiency; it prices no verification."""
     from GenZ import decode_moddeling
     from GenZ.Models.default_models import ModelConfig
@@ -90,7 +96,7 @@ def genz(models: dict[str, Any]) -> Callable[[str, int, int, int], float | None]
             Bb=1,
             input_tokens=tokens,
             output_tokens=0,
-            system_name=dict(H200),
+            system_name={**DATASHEETS[gpu], "real_values": True},
             system_eff=1,
             bits="bf16",
         )
@@ -121,7 +127,7 @@ def hf_config(shape: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def times_of(case: dict[str, Any], step: Callable[[str, int, int, int], float | None]) -> Times:
+def times_of(case: dict[str, Any], step: Step) -> Times:
     """T_T, T_V and T_D of one case."""
     plan, batch, tokens = case["plan"], case["batch"], case["context_tokens"]
     draft = case["target"] if plan["draft"] == "self" else plan["draft"]
@@ -142,11 +148,14 @@ PEERS = {
 def main() -> int:
     """Write one line per peer and case; say on stderr what is not installed or fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cases", type=Path, required=True)
+    parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gpu", choices=sorted(DATASHEETS), default="h200")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    value = json.loads(options.cases.read_text(encoding="utf-8"))
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in options.cases]
+    models = {name: shape for file in files for name, shape in file["models"].items()}
+    cases = [case for file in files for case in file["cases"]]
     lines, sources = [], []
     for peer, (package, make) in PEERS.items():
         try:
@@ -155,9 +164,9 @@ def main() -> int:
             print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
             continue
         with contextlib.redirect_stdout(io.StringIO()):  # both print as they go
-            step = make(value["models"])
+            step = make(models, options.gpu)
             found, failed = {}, 0
-            for case in value["cases"]:
+            for case in cases:
                 try:
                     found[case["id"]] = times_of(case, step)
                 except Exception as error:  # whatever a peer cannot do is a hole in its column
@@ -168,7 +177,7 @@ def main() -> int:
             cells = ["" if times[p] is None else f"{times[p]:.6g}" for p in PHASES]
             lines.append(",".join([peer, name, *cells]))
     head = [
-        f"# {'; '.join(sources)}; H200 as each tool knows it, bf16, TP 1.",
+        f"# {'; '.join(sources)}; {options.gpu} as each tool knows it, bf16, TP 1.",
         "# scripts/peer_predictions.py; T_V is what the tool prices for gamma extra tokens.",
         ",".join(["peer", "id", *PHASES]),
     ]

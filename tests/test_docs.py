@@ -10,12 +10,12 @@ import pytest
 
 from app.cli import run
 from calibration.step_cases import read_records
-from calibration.step_errors import compare, read_peers
-from calibration.step_report import readme_table
+from calibration.step_errors import PHASES, Comparison, compare, read_peers
+from calibration.step_report import cell, markdown, readme_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STEPS = ROOT / "calibration" / "measured" / "h200-steps.jsonl"
+MEASURED = ROOT / "calibration" / "measured"
 DESIGN = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
 
 
@@ -59,11 +59,38 @@ def test_the_readme_prints_todays_recommendation(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines()[0] in README
 
 
-@pytest.mark.skipif(not STEPS.is_file(), reason="no timed steps are committed yet")
+def comparison_of(steps: str, peers: str | None = None, curves_of: str | None = None) -> Comparison:
+    header, records = read_records(MEASURED / f"{steps}.jsonl")
+    others = read_peers(MEASURED / f"{peers}.csv") if peers else None
+    return compare(header, records, peers=others, curves_of=curves_of)
+
+
 def test_the_readme_shows_the_committed_steps() -> None:
-    header, records = read_records(STEPS)
-    comparison = compare(header, records, peers=read_peers(STEPS.with_name("h200-peers.csv")))
-    assert readme_table(comparison) in README
+    assert readme_table(comparison_of("h200-steps", "h200-peers")) in README
+
+
+@pytest.mark.parametrize(("curves_of", "start"), [(None, "59 cases:"), ("h200", "H200's curves:")])
+def test_the_readme_states_the_steps_of_the_h100(curves_of: str | None, start: str) -> None:
+    spreads = comparison_of("h100-steps", curves_of=curves_of).spreads()
+    stated = ", ".join(cell(spreads[name]) for name in (*PHASES, "speedup"))
+    assert f"{start} {stated}" in " ".join(README.split())
+
+
+@pytest.mark.parametrize(
+    ("report", "steps", "peers", "curves_of"),
+    [
+        ("h200", "h200-steps", "h200-peers", None),
+        ("h200-8", "h200-steps-8", "h200-peers", None),
+        ("h100", "h100-steps", "h100-peers", None),
+        ("h100-carried", "h100-steps", "h100-peers", "h200"),
+    ],
+)
+def test_the_reports_open_with_todays_errors(
+    report: str, steps: str, peers: str, curves_of: str | None
+) -> None:
+    committed = (ROOT / "docs" / f"validation-{report}.md").read_text(encoding="utf-8")
+    fresh = markdown(comparison_of(steps, peers, curves_of))
+    assert committed.split("## Every case")[0] == fresh.split("## Every case")[0]
 
 
 def test_the_readme_table_is_what_validate_prints(capsys: pytest.CaptureFixture[str]) -> None:
