@@ -111,7 +111,7 @@ def estimate(
     -----
     Step times are taken at the prefix length: round time = γ·T_D + T_V + overhead, time per token
     = round time over Ω(γ, α) (MagicDec, arXiv 2408.11049, section 3). A plain step is T_T, with
-    the overhead of a round without drafts where the engine's profile says that it pays it.
+    the overhead of a round of one pass where the engine's profile says that it pays it.
     """
     plan, work = scenario.plan, scenario.workload
     b = _array(batch, work.batch)
@@ -122,7 +122,9 @@ def estimate(
     draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
     each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
-    plain = each if engine.plain_pays_overhead else np.zeros_like(b)
+    # Its one pass has tables to fill, too, and no drafts behind which to fill them.
+    tables = each + engine.round_overhead_per_draft_s
+    plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prefix)
     alpha, tokens = _acceptance(scenario, prefix, g, budget)
     return RoundEstimate(

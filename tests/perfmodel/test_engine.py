@@ -105,9 +105,7 @@ def test_round_overheads_count_once_a_round_by_sequence_and_by_draft() -> None:
     assert after.target_step.total_s == before.target_step.total_s
 
 
-def test_a_plain_step_pays_the_overhead_of_a_round_without_drafts_where_the_profile_says_so() -> (
-    None
-):
+def test_a_plain_step_pays_the_overhead_of_a_round_of_one_pass_where_the_profile_says_so() -> None:
     scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4, acceptance=0.8)
     engine = replace(
         scenario.engine,
@@ -120,7 +118,7 @@ def test_a_plain_step_pays_the_overhead_of_a_round_without_drafts_where_the_prof
     for gamma in (0, 4):
         before, after = (estimate(s, gamma=gamma) for s in (whole, kernels))
         assert float(before.plain_tpot_s) == float(before.target_step.total_s)
-        assert float(after.plain_tpot_s - before.plain_tpot_s) == pytest.approx(1.1e-3, rel=1e-9)
+        assert float(after.plain_tpot_s - before.plain_tpot_s) == pytest.approx(1.2e-3, rel=1e-9)
         assert after.target_step.total_s == before.target_step.total_s
         assert after.verify.total_s == before.verify.total_s
         if gamma:
@@ -128,7 +126,7 @@ def test_a_plain_step_pays_the_overhead_of_a_round_without_drafts_where_the_prof
             assert float(after.speedup) > float(before.speedup)
         else:
             assert float(after.tpot_s) == float(after.plain_tpot_s)
-            assert float(after.overhead_s) == pytest.approx(1.1e-3, rel=1e-12)
+            assert float(after.overhead_s) == pytest.approx(1.2e-3, rel=1e-12)
 
 
 def test_of_the_shipped_engines_the_runtime_alone_counts_a_plain_step_as_its_kernels() -> None:
