@@ -30,7 +30,7 @@ def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> 
     """The catalog file of a fitted curve."""
     lines = [HEADER.format(gpu=gpu)]
     for name in ("source", *(n for n in curve.__dataclass_fields__ if n != "source")):
-        if name not in ("decode", "prefill", "origin", "even_cuts", "merge_row_ns", "shared_bytes"):
+        if name not in ("decode", "prefill", "blocks", "origin"):
             lines.append(f"{name} = {_value(getattr(curve, name))}")
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
@@ -42,26 +42,21 @@ def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> 
 
 
 OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU; stands over attention.toml.
-# Written by `specroof calibrate fit`; the form is in perfmodel/attention_curve.py.
-# residual: ln(measured / form), [group][units][tokens]; tile_residual: [tile][units][tokens].
+# Written by `specroof calibrate fit`; the form is in perfmodel/attention_blocks.py.
+# residual: ln(measured / form), [group][blocks per multiprocessor][tokens of a range].
 """
 
 
 def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
-    """The catalog file of one's own curve, which stands over that of the GPU's tables.
+    """The catalog file of one's own blocks, which stands over that of the GPU's tables.
 
     Prefill is written where it was measured; else the GPU's own tables go on.
     """
-    names = ("sm_count", "blocks_per_sm", "split_min_group", "split_occupancy", "split_min_tokens",
-             "regroup_latency_us", "row_tiles", "row_tile_factor",
-             "tensor_core_efficiency", "merge_row_ns", "shared_bytes")  # fmt: skip
-    lines = [OWN_HEADER, f"source = {_value(curve.source)}"]
-    lines.append(f"even_cuts = {'true' if curve.even_cuts else 'false'}")
-    lines += [f"{name} = {_value(getattr(curve, name))}" for name in names]
+    lines = [OWN_HEADER, f"source = {_value(curve.source)}", f"sm_count = {curve.sm_count}"]
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
-    for table in curve.decode:
-        lines += ["", "[[decode]]", *_fields(table)]
+    for table in curve.blocks:
+        lines += ["", "[[blocks]]", *_fields(table)]
     if curve.origin.get("prefill") == "measured":
         for prompt in curve.prefill:
             lines += ["", "[[prefill]]", *_fields(prompt)]
@@ -70,7 +65,7 @@ def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
 
 def _fields(table: Any) -> list[str]:
     values = {name: getattr(table, name) for name in table.__dataclass_fields__}
-    return [f"{name} = {_value(value)}" for name, value in values.items() if value is not None]
+    return [f"{name} = {_value(value)}" for name, value in values.items()]
 
 
 def summary(errors: pd.DataFrame, columns: Iterable[str]) -> dict[str, float]:

@@ -5,16 +5,22 @@ and the L2 cache is swept before each replay, so these come from HBM. Pages of a
 shuffled. Activations of the small operations stay where the call before left them, as they do in
 a pass. torch, flashinfer and the runtime's kernels are imported when a cell needs them, not with
 this module.
+
+What a graph's calls allocate lies in a private pool, which torch keeps after the graph is gone and
+cannot free while another is captured. `torch.cuda.graph` empties the cache before every capture for
+that reason; here that is done once the cache holds `SPARE_BYTES`, since it costs as much as a cell.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from calibration.kernel_grid import (
@@ -29,6 +35,8 @@ from calibration.kernel_grid import (
     layer_matrices,
 )
 from calibration.runtime_kernels import EPSILON, RuntimeKernels
+
+SPARE_BYTES = 4e9  # that torch may keep of earlier cells; a large product leaves up to 1.4 GB
 
 
 class Bench:
@@ -59,50 +67,63 @@ class Bench:
         count = min(64, self.pool.numel() // size)
         return self.pool[: count * size].view(count, *shape)
 
-    def capture(self, call: Callable[[int], Any], calls: int) -> Any:
-        """A CUDA graph of `call(0) ... call(calls - 1)`, run once."""
+    def give_back_spare(self) -> None:
+        """Free what earlier cells left in torch's allocator, once that is much."""
+        cuda = self.torch.cuda
+        if cuda.memory_reserved() - cuda.memory_allocated() > SPARE_BYTES:
+            gc.collect()
+            cuda.empty_cache()
+
+    @contextmanager
+    def captured(self, call: Callable[[int], Any], calls: int) -> Iterator[Any]:
+        """A CUDA graph of `call(0) ... call(calls - 1)`, run once; its pool is free at the end."""
+        self.give_back_spare()
         call(0)
         self.torch.cuda.synchronize()
         graph = self.torch.cuda.CUDAGraph()
-        graph.capture_begin()
         try:
-            for i in range(calls):
-                call(i)
+            graph.capture_begin()
+            try:
+                for i in range(calls):
+                    call(i)
+            finally:
+                graph.capture_end()
+            graph.replay()
+            yield graph
         finally:
-            graph.capture_end()
-        graph.replay()
-        return graph
+            graph.reset()
 
     def time_graph(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
         """Seconds per call in each of `REPEATS` replays, every one after a sweep of the L2."""
-        graph = self.capture(call, calls)
         events = [self.events() for _ in range(REPEATS)]
-        for start, end in events:
-            self.sweep.sum()
-            start.record()
-            graph.replay()
-            end.record()
-        self.torch.cuda.synchronize()
+        with self.captured(call, calls) as graph:
+            for start, end in events:
+                self.sweep.sum()
+                start.record()
+                graph.replay()
+                end.record()
+            self.torch.cuda.synchronize()
         return [start.elapsed_time(end) * 1e-3 / calls for start, end in events], calls
 
     def time_sustained(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
         """Seconds per call over `REPEATS` stretches of the second half of `SUSTAINED_S`."""
-        graph = self.capture(call, calls)
         start, end = self.events()
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        replays = max(2, math.ceil(SUSTAINED_S / (2 * REPEATS) / (start.elapsed_time(end) * 1e-3)))
-        for _ in range(replays * REPEATS):
-            graph.replay()
         marks = [self.events()[0] for _ in range(REPEATS + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            for _ in range(replays):
+        with self.captured(call, calls) as graph:
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            once = start.elapsed_time(end) * 1e-3
+            replays = max(2, math.ceil(SUSTAINED_S / (2 * REPEATS) / once))
+            for _ in range(replays * REPEATS):
                 graph.replay()
-            mark.record()
-        self.torch.cuda.synchronize()
+            marks[0].record()
+            for mark in marks[1:]:
+                for _ in range(replays):
+                    graph.replay()
+                mark.record()
+            self.torch.cuda.synchronize()
         spans = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
         return [span * 1e-3 / (replays * calls) for span in spans], calls
 
@@ -251,7 +272,8 @@ class Bench:
             return self.time_host(self.kernels.replanner(cell, self.caches(cell)))
         x = self.normal(128)
         if cell["op"] == "graph_launch_host":
-            return self.time_host(self.capture(lambda i: x.add_(1.0), cell["kernels"]).replay)
+            with self.captured(lambda i: x.add_(1.0), cell["kernels"]) as graph:
+                return self.time_host(graph.replay)
         if cell["kind"] == "torch_add":
             return self.time_host(lambda: x.add_(1.0))
         w, y = self.normal(4096, 4096), self.normal(32, 4096)

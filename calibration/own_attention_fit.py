@@ -1,8 +1,8 @@
 """Attention timed on one's own GPU over a cache, as the runtime runs it: `attention-specroof.toml`.
 
-Reuses the fit of published tables: seven parameters of the physical form by robust least squares,
-then what is left per (group, work units, KV tokens). Here the rows of verification are measured
-too: what each taller tile of packed rows adds, per (tile, units, tokens).
+Per head dimension and tile of query rows, nine parameters of the form of
+`perfmodel/attention_blocks.py` by robust least squares, then what is left, averaged around the
+knots of (group, blocks per multiprocessor, tokens of a range).
 """
 
 from __future__ import annotations
@@ -15,27 +15,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.attention_fit import DecodeFit, Knots, fit_decode, physical_form
 from calibration.attention_report import own_toml_text
-from calibration.attention_residuals import held_out, residual_of, residual_table
-from calibration.attention_tables import MeasuredGpu
 from calibration.fit_errors import Errors, token_band
 from calibration.kernel_grid import ROW_TILES
 from calibration.kernel_records import KernelRecord
 from calibration.own_prefill_fit import own_prefill
-from perfmodel import GPU, AttentionCurve
+from perfmodel import GPU, AttentionCurve, BlockTable, Cut, kv_tile_tokens, runtime_cut
 
 Array = NDArray[np.float64]
 
-LEAST_CELLS = 30  # of one query token, per head dimension
+LEAST_CELLS = 30  # per head dimension and tile
 BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, flashinfer 0.6.6
 # Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
-SPLIT_MIN_TOKENS = 128  # the runtime cuts no shorter range
-MERGE_ROW_NS = 3.4  # of a row of a query head; timed on an H200 (runtime/split_cost.py)
-TENSOR_RATES = np.geomspace(0.05, 0.8, 41)  # of the peak: candidates
-START_TENSOR_RATE = 0.26
-WAYS = ("cell", "batch", "units", "tokens")
+BOUNDS = {  # parameter: (least, first, most)
+    "launch_us": (0.5, 2.0, 8.0),
+    "merge_us": (1.0, 2.5, 6.0),
+    "merge_row_ns": (1.0, 3.4, 6.0),
+    "block_us": (0.1, 3.0, 20.0),
+    "token_ns": (0.5, 10.0, 200.0),
+    "pair_slowdown": (0.02, 0.5, 0.98),
+    "tile_share": (0.02, 0.5, 0.98),
+    "lockstep": (0.02, 0.8, 0.98),
+    "stream_efficiency": (0.5, 0.9, 0.93),  # no kernel gets more of an H200's HBM
+}
+STARTS = [{"block_us": b, "token_ns": t} for b in (1.0, 4.0) for t in (4.0, 15.0)]
+SCALE = 0.05  # relative error beyond which a cell counts less
+TOKEN_KNOTS = 128.0 * 2.0 ** np.arange(0.0, 10.6, 0.5)
+BLOCK_STEP, BLOCK_WIDTH, TOKEN_WIDTH = 0.1, 0.05, 0.3  # in logarithms
+PRIOR = 0.2  # of a cell at the knot itself: a knot far from all cells has no residual
+FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -73,196 +82,193 @@ def fit_own_attention(
     gpu: GPU,
     *,
     source: str,
+    between: Sequence[KernelRecord] = (),
     prefill: Sequence[KernelRecord] = (),
 ) -> OwnAttentionFit:
-    """The decode curve of records of op "attention"; `missing_attention` must have said None.
+    """The blocks of records of op "attention"; `missing_attention` must have said None.
 
     Parameters
     ----------
     published : AttentionCurve
-        Whose prefill tables stay for head dimensions without a record in `prefill`.
+        Whose tables of prompts stay for a head dimension without a timed prompt.
+    between : sequence of KernelRecord
+        Of op "attention_between": batches and lengths off the grid. Of every other batch they tell
+        what a part-filled tile costs; the rest are for the errors alone.
     prefill : sequence of KernelRecord
         Of op "prefill_attention".
     """
-    frame, measured = cells_of(records), _measured_gpu(gpu)
-    form = _form(measured, published, source, START_TENSOR_RATE)
-    form = replace(form, shared_bytes=SHARED_BYTES.get(gpu.architecture, 0.0) / BLOCKS_PER_SM)
-    first = _fits(frame, form, measured)
-    form = replace(form, tensor_core_efficiency=_tensor_rate(frame, form, first, measured))
-    fits = _fits(frame, form, measured)
-    tables = tuple(
-        replace(fit.table, tile_residual=_tile_residual(frame, form, fit, measured)) for fit in fits
-    )
-    origin = {**form.origin, "prefill": "measured" if prefill else "fitted"}
+    frame, off_grid = cells_of(records), cells_of(between)
+    checks = off_grid.batch.isin(sorted(off_grid.batch.unique())[1::2])
+    frame = pd.concat([frame, off_grid[~checks]], ignore_index=True)
+    blocks = fit_blocks(frame, gpu)
+    latency = {table.head_dim: table.launch_us for table in blocks}
     curve = replace(
-        form,
-        decode=tables,
-        prefill=own_prefill(prefill, published, tables, gpu),
-        origin=origin,
+        published,
+        source=source,
+        sm_count=gpu.sm_count,
+        blocks=blocks,
+        prefill=own_prefill(prefill, published, latency, gpu),
+        origin={"decode": "fitted", "prefill": "measured" if prefill else "fitted"},
     )
-    return OwnAttentionFit(curve=curve, errors=_errors(frame, curve, fits, gpu))
+    return OwnAttentionFit(curve=curve, errors=_errors(frame, off_grid[checks], curve, gpu))
 
 
 def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
-    """Cells with the columns that the fit of published tables reads; all are cold.
-
-    `use` says what for: "decode" (one query token), "tile" (the fewest query tokens that take a
-    taller tile fully enough) or "check" (not fitted on).
-    """
-    names = ("batch", "query_heads", "kv_heads", "head_dim", "kv_tokens", "query_tokens")
-    frame = pd.DataFrame([{n: float(r[n]) for n in names} | {"seconds": r.seconds}
-                          for r in records])  # fmt: skip
-    frame = frame.groupby(list(names), as_index=False).seconds.median()
-    frame = frame.rename(columns={"kv_tokens": "tokens", "seconds": "measured_s"})
-    frame["cold_s"] = frame.measured_s
-    frame["in_l2"] = False
+    """Median seconds per cell, and what its form asks for."""
+    names = ["batch", "query_heads", "kv_heads", "head_dim", "kv_tokens", "query_tokens"]
+    rows = [{n: float(r[n]) for n in names} | {"seconds": r.seconds} for r in records]
+    frame = pd.DataFrame(rows, columns=[*names, "seconds"], dtype=float)
+    frame = frame.groupby(names, as_index=False).seconds.median()
     frame["group"] = frame.query_heads / frame.kv_heads
     frame["units"] = frame.batch * frame.kv_heads
-    frame["kv_bytes"] = 4.0 * frame.units * frame.tokens * frame.head_dim
-    frame["tile"] = _tile(frame.query_tokens * frame.group)
-    frame["use"] = "check"
-    keys = ["query_heads", "kv_heads", "head_dim", "tile"]
-    # The query count that was timed most is the grid's own for its tile; the others check it.
-    counts = frame.groupby([*keys, "query_tokens"]).size().rename("cells").reset_index()
-    most = counts.sort_values("cells").groupby(keys).tail(1)
-    chosen = frame.merge(most[[*keys, "query_tokens"]], on=[*keys, "query_tokens"], how="left",
-                         indicator=True)  # fmt: skip
-    is_tile = (chosen["_merge"] == "both").to_numpy() & (frame.tile > ROW_TILES[0]).to_numpy()
-    frame.loc[is_tile, "use"] = "tile"
-    frame.loc[frame.query_tokens == 1, "use"] = "decode"
-    return frame.reset_index(drop=True)
-
-
-def _tile(rows: pd.Series) -> pd.Series:
+    frame["rows"] = frame.query_tokens * frame.group
     tiles = np.array(ROW_TILES, float)
-    index = np.minimum(np.searchsorted(tiles, rows.to_numpy()), len(tiles) - 1)
-    return pd.Series(tiles[index], index=rows.index)
+    frame["tile"] = tiles[np.minimum(np.searchsorted(tiles, frame.rows), len(tiles) - 1)]
+    return frame
 
 
-def _measured_gpu(gpu: GPU) -> MeasuredGpu:
-    return MeasuredGpu(
-        name=gpu.name, folder="", sm_count=gpu.sm_count, peak_flops=gpu.peak_flops,
-        hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes, link_kind="", link_bandwidth=0.0,
-        blocks_per_sm=BLOCKS_PER_SM, split_min_group=1,
-    )  # fmt: skip
-
-
-def _form(
-    gpu: MeasuredGpu, published: AttentionCurve, source: str, tensor_rate: float
-) -> AttentionCurve:
-    form = physical_form(
-        gpu, source=source, tensor_core_efficiency=tensor_rate, prefill=published.prefill
-    )
-    return replace(
-        form,
-        split_occupancy=1.0,
-        split_min_tokens=SPLIT_MIN_TOKENS,
-        even_cuts=True,
-        merge_row_ns=MERGE_ROW_NS,
-        row_tiles=np.array(ROW_TILES, float),
-        row_tile_factor=np.ones(len(ROW_TILES)),
-        origin={"decode": "fitted", "prefill": "fitted", "row_tile_factor": "measured",
-                "tensor_core_efficiency": "fitted to verification"},
-    )  # fmt: skip
-
-
-def _fits(frame: pd.DataFrame, form: AttentionCurve, gpu: MeasuredGpu) -> list[DecodeFit]:
-    """One fit per head dimension with enough cells, on the cells of one query token."""
-    single = frame[frame.use == "decode"]
-    return [
-        fit_decode(cells.reset_index(drop=True), form, gpu, knots=_knots(cells), scheduled=True)
-        for _, cells in single.groupby("head_dim")
+def fit_blocks(frame: pd.DataFrame, gpu: GPU) -> tuple[BlockTable, ...]:
+    """A table per head dimension and tile with enough cells."""
+    return tuple(
+        _fit_table(cells, gpu)
+        for _, cells in frame.groupby(["head_dim", "tile"])
         if len(cells) >= LEAST_CELLS
-    ]
-
-
-def _knots(cells: pd.DataFrame) -> Knots:
-    def of(column: str) -> Array:
-        return np.array(sorted(cells[column].unique()), float)
-
-    return Knots(
-        groups=of("group"), units=of("units"), tokens=of("tokens"), kv_heads=of("kv_heads")
     )
 
 
-def _untiled(cells: pd.DataFrame, form: AttentionCurve, fit: DecodeFit, gpu: MeasuredGpu) -> Array:
-    """Seconds of cells by the curve without what taller tiles add. [s]"""
-    base = np.empty(len(cells))
-    for (group, tile), part in cells.groupby(["group", "tile"]):
-        mine = ((cells.group == group) & (cells.tile == tile)).to_numpy()
-        base[mine] = form.base_seconds(
-            fit.table,
-            part.units.to_numpy(float),
-            part.tokens.to_numpy(float),
-            group=float(group),
-            packed_rows=float(tile),
-            peak_flops=gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+def _fit_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    from scipy.optimize import least_squares
+
+    names, (least, first, most) = list(BOUNDS), np.log(np.array(list(BOUNDS.values()))).T
+    empty = _empty_table(cells, gpu)
+    seconds = cells.seconds.to_numpy()
+
+    def with_values(logs: Array) -> BlockTable:
+        values: dict[str, Any] = dict(zip(names, map(float, np.exp(logs)), strict=True))
+        return replace(empty, **values)
+
+    cut = _cut(empty, cells, gpu)
+
+    def misfit(logs: Array) -> Array:
+        return np.asarray(np.log(_form(with_values(logs), cells, cut, gpu) / seconds))
+
+    starts = [first + [np.log(s[n] / BOUNDS[n][1]) if n in s else 0.0 for n in names]
+              for s in STARTS]  # fmt: skip
+    found = [least_squares(misfit, start, bounds=(least, most), loss="soft_l1", f_scale=SCALE)
+             for start in starts]  # fmt: skip
+    best = min(found, key=lambda result: float(result.cost))
+    rounded = [float(f"{v:.4g}") for v in np.exp(best.x)]
+    values: dict[str, Any] = dict(zip(names, rounded, strict=True))
+    return with_residual(replace(empty, **values), cells, gpu)
+
+
+def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    """The same with ln(measured / form) of the cells around each knot."""
+    cut = _cut(table, cells, gpu)
+    left = np.log(cells.seconds.to_numpy() / _form(table, cells, cut, gpu))
+    blocks, tokens = np.log(cut.blocks / gpu.sm_count), np.log(cut.range_tokens)
+    near = [
+        _bell(np.log(knots)[:, None] - at, width)
+        for knots, at, width in (
+            (table.block_knots, blocks, BLOCK_WIDTH),
+            (table.token_knots, tokens, TOKEN_WIDTH),
         )
-    return np.asarray(base * np.exp(residual_of(fit.table, cells)))
+    ]
+    planes = []
+    for group in table.group_knots:
+        mine = (cells.group == group).to_numpy(float)
+        weight = np.einsum("bc,tc,c->bt", *near, mine)
+        total = np.einsum("bc,tc,c->bt", *near, mine * left)
+        planes.append(total / (weight + PRIOR))
+    return replace(table, residual=np.round(planes, 3))
 
 
-def _tensor_rate(
-    frame: pd.DataFrame, form: AttentionCurve, fits: list[DecodeFit], gpu: MeasuredGpu
-) -> float:
-    """The share of the peak FLOP/s at which taller tiles are told best; robust to outliers."""
-    parts = [(fit, frame[(frame.use == "tile") & (frame.head_dim == fit.table.head_dim)])
-             for fit in fits]  # fmt: skip
-    parts = [(fit, cells) for fit, cells in parts if len(cells)]
-    if not parts:
-        return form.tensor_core_efficiency
-
-    def misfit(rate: float) -> float:
-        trial = replace(form, tensor_core_efficiency=rate)
-        logs = [np.log(_untiled(cells, trial, fit, gpu) / cells.cold_s.to_numpy())
-                for fit, cells in parts]  # fmt: skip
-        return float(np.abs(np.concatenate(logs)).mean())
-
-    return round(float(min(TENSOR_RATES, key=misfit)), 4)
+def _bell(distance: Array, width: float) -> Array:
+    return np.asarray(np.exp(-0.5 * (distance / width) ** 2))
 
 
-def _tile_residual(
-    frame: pd.DataFrame, form: AttentionCurve, fit: DecodeFit, gpu: MeasuredGpu
-) -> Array | None:
-    """Median ln(measured / untiled) per (taller tile, units, tokens), holes filled."""
-    cells = frame[(frame.use == "tile") & (frame.head_dim == fit.table.head_dim)]
-    if cells.empty:
-        return None
-    left = np.log(cells.cold_s.to_numpy() / _untiled(cells, form, fit, gpu))
-    cells = cells.assign(residual=left, stray=False, group=cells.tile)
-    tiles = np.array(ROW_TILES[1:], float)
-    table = fit.table
-    cube = residual_table(cells, tiles, table.unit_knots, table.token_knots, tokens_first=True)
-    for index, tile in enumerate(tiles):  # a tile that was not timed goes on as the one below it
-        if not (cells.tile == tile).any() and index:
-            cube[index] = cube[index - 1]
-    return np.asarray(cube.round(3))
+def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    head_dim, tile = int(cells.head_dim.iloc[0]), int(cells.tile.iloc[0])
+    shared = SHARED_BYTES.get(gpu.architecture, SHARED_BYTES["ampere"]) / BLOCKS_PER_SM
+    groups = np.array(sorted(cells.group.unique()))
+    knots = block_knots(float(cells.units.max()) / gpu.sm_count)
+    first: dict[str, Any] = {name: start for name, (_, start, _) in BOUNDS.items()}
+    return BlockTable(
+        head_dim=head_dim,
+        tile_rows=tile,
+        tile_tokens=kv_tile_tokens(head_dim=head_dim, tile_rows=tile, shared_bytes=shared),
+        group_knots=groups,
+        block_knots=knots,
+        token_knots=TOKEN_KNOTS,
+        residual=np.zeros((len(groups), len(knots), len(TOKEN_KNOTS))),
+        max_unit_tokens=float((cells.units * cells.kv_tokens).max()),
+        **first,
+    )
 
 
-def _errors(frame: pd.DataFrame, curve: AttentionCurve, fits: list[DecodeFit], gpu: GPU) -> Errors:
-    """The finished curve on every cell, and cells, batches, units or lengths left out."""
+def block_knots(most: float) -> Array:
+    """Blocks per multiprocessor: even steps in the logarithm, either side of each whole number."""
+    even = np.exp(np.arange(np.log(0.03), np.log(1.1 * most), BLOCK_STEP))
+    whole = np.arange(1.0, 9.0)
+    return np.unique(np.round(np.concatenate([even, whole, whole * 1.008]), 4))
+
+
+def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:
+    return runtime_cut(
+        units=cells.units.to_numpy(),
+        tokens=cells.kv_tokens.to_numpy(),
+        rows=cells.rows.to_numpy(),
+        tile_rows=table.tile_rows,
+        head_dim=table.head_dim,
+        sm_count=gpu.sm_count,
+    )
+
+
+def _form(table: BlockTable, cells: pd.DataFrame, cut: Cut, gpu: GPU) -> Array:
+    return table.form_seconds(
+        cut,
+        unit_tokens=(cells.units * cells.kv_tokens).to_numpy(),
+        merged_rows=(cells.units * cells.rows).to_numpy(),
+        sm_count=gpu.sm_count,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+    )
+
+
+# ---- errors -----------------------------------------------------------------------------------
+
+
+def _errors(frame: pd.DataFrame, between: pd.DataFrame, curve: AttentionCurve, gpu: GPU) -> Errors:
+    """The finished curve on the cells that it was fitted to and on those off the grid; and each
+    fifth of the cells by residuals without them."""
     errors = Errors("attention", regions=_regions)
-    dims = {fit.table.head_dim for fit in fits}
-    for _, cell in frame[frame.head_dim.isin(dims)].iterrows():
+    for way, cells in (("in sample", frame), ("between", between)):
+        _add(errors, way, cells, curve, gpu)
+    fold = np.random.default_rng(0).integers(FOLDS, size=len(frame))
+    for part in range(FOLDS):
+        tables = []
+        for table in curve.blocks:
+            mine = (frame.head_dim == table.head_dim) & (frame.tile == table.tile_rows)
+            tables.append(with_residual(table, frame[mine & (fold != part)], gpu))
+        without = replace(curve, blocks=tuple(tables))
+        _add(errors, "a fifth out", frame[fold == part], without, gpu)
+    return errors
+
+
+def _add(errors: Errors, way: str, cells: pd.DataFrame, curve: AttentionCurve, gpu: GPU) -> None:
+    for _, part in cells.groupby(["query_heads", "kv_heads", "head_dim"]):
+        shape = {n: int(part[n].iloc[0]) for n in ("query_heads", "kv_heads", "head_dim")}
         seconds = curve.seconds(
-            batch=cell.batch, kv_tokens=cell.tokens, query_tokens=cell.query_tokens,
-            query_heads=int(cell.query_heads), kv_heads=int(cell.kv_heads),
-            head_dim=int(cell.head_dim), peak_flops=gpu.peak_flops,
+            batch=part.batch.to_numpy(), kv_tokens=part.kv_tokens.to_numpy(),
+            query_tokens=part.query_tokens.to_numpy(), **shape, peak_flops=gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
         )  # fmt: skip
-        way = "other queries out" if cell.use == "check" else "in sample"
-        errors.add(way, dict(cell), float(seconds) / cell.cold_s - 1.0)
-    for fit in fits:
-        for way in WAYS:
-            found = held_out(fit.cells, fit.table, way)
-            for (_, cell), error in zip(fit.cells.iterrows(), found, strict=True):
-                errors.add(f"{way} out", dict(cell), float(error))
-    return errors
+        for (_, cell), predicted in zip(part.iterrows(), seconds, strict=True):
+            errors.add(way, dict(cell), float(predicted) / cell.seconds - 1.0)
 
 
 def _regions(cell: Any) -> tuple[str, ...]:
     return (
         f"{cell['query_heads']:.0f}/{cell['kv_heads']:.0f} heads of {cell['head_dim']:.0f}",
-        token_band(cell["tokens"]),
+        token_band(cell["kv_tokens"]),
         f"tile {cell['tile']:.0f}",
     )

@@ -88,7 +88,12 @@ def fit_own(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitRepo
         if not prefill:
             report.missing.append("prefill: no chunk was timed; the library's attention stays")
         own = fit_own_attention(
-            cells, library.attention, gpu, source=records.source, prefill=prefill
+            cells,
+            library.attention,
+            gpu,
+            source=records.source,
+            between=records.of("attention_between"),
+            prefill=prefill,
         )
         attention = own.curve
         report.files[f"{folder}/attention-specroof.toml"] = own.toml()

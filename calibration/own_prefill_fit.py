@@ -7,14 +7,14 @@ pairs, as the curve looks it up; between the sizes timed the share is interpolat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.kernel_grid import flops
 from calibration.kernel_records import KernelRecord
-from perfmodel import GPU, AttentionCurve, DecodeTable, PrefillTable
+from perfmodel import GPU, AttentionCurve, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
@@ -25,15 +25,19 @@ LATENCY_SHARE = 0.5  # of the shortest chunk, at most
 def own_prefill(
     records: Sequence[KernelRecord],
     published: AttentionCurve,
-    decode: Sequence[DecodeTable],
+    latency_us: Mapping[int, float],
     gpu: GPU,
 ) -> tuple[PrefillTable, ...]:
-    """A table per head dimension: from the records where it has some, else as published."""
-    latency = {table.head_dim: table.kernel_latency_us * US for table in decode}
+    """A table per head dimension: from the records where it has some, else as published.
+
+    `latency_us` is a launch's by head dimension.
+    """
     by_dim: dict[int, list[KernelRecord]] = defaultdict(list)
     for record in records:
         by_dim[int(record["head_dim"])].append(record)
-    own = {dim: _table(dim, mine, latency.get(dim, 0.0), gpu) for dim, mine in by_dim.items()}
+    own = {
+        dim: _table(dim, mine, latency_us.get(dim, 0.0) * US, gpu) for dim, mine in by_dim.items()
+    }
     kept = {table.head_dim: table for table in published.prefill}
     return tuple((kept | own)[dim] for dim in sorted(kept | own))
 

@@ -206,11 +206,15 @@ def _record(value: Mapping[str, Any], where: str, number: int) -> StepRecord:
 
 
 def _seconds(value: Mapping[str, Any], name: str, where: str) -> float:
-    """A positive time; those that a plain decode does not have may be 0."""
+    """A positive time; those that a plain decode does not have may be 0.
+
+    `host_s` may be negative: a round less passes that were timed back to back.
+    """
     found = value.get(name)
     if isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found):
         seconds = float(found)
-        if seconds > 0 or (seconds == 0 and name in ("host_s", "draft_step_s", "round_s")):
+        may_be_zero = name in ("draft_step_s", "round_s")
+        if seconds > 0 or (seconds == 0 and may_be_zero) or name == "host_s":
             return seconds
     raise RecordError(f"{where}: {name}={found!r} is no time in seconds")
 

@@ -22,7 +22,7 @@ WORKSPACE_BYTES = float(2**25)
 POOL_STREAMS = 32
 _OWN_STREAM = -1
 OWN_PRODUCT_ROWS = 64  # up to so many rows every product is the runtime's own (ops.split_parts)
-FILL_BYTES = float(2**27)  # random numbers that a cache is filled with, before anything runs
+FILL_BYTES = float(2**27)  # random numbers that a larger cache is filled with, before anything runs
 CHUNK_TOKENS = 2048  # `EngineSetup`'s: how much room a standalone draft's ring has for a prompt
 
 
@@ -86,4 +86,5 @@ def torch_peak_bytes(point: RoundEstimate, case: Case, streams: WorkspaceCount) 
     streams.time(case, bias=point.scenario.target.qkv_bias)
     caches = memory.target_kv + memory.draft_kv + memory.lookahead_kv
     held = float(memory.weights + memory.draft_weights + caches)
-    return held + max(FILL_BYTES + before, float(memory.activations) + streams.bytes)
+    fill = min(FILL_BYTES, float(max(memory.target_kv, memory.draft_kv)))
+    return held + max(fill + before, float(memory.activations) + streams.bytes)

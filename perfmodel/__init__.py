@@ -23,7 +23,9 @@ from perfmodel.acceptance_library import (
     read_acceptance_curves,
 )
 from perfmodel.acceptance_process import AcceptanceProcess, scenario_acceptance
+from perfmodel.attention_blocks import BlockTable
 from perfmodel.attention_curve import AttentionCurve
+from perfmodel.attention_cuts import Cut, runtime_cut
 from perfmodel.attention_table import DecodeTable, PrefillTable
 from perfmodel.break_even import (
     BreakEven,
@@ -65,6 +67,7 @@ from perfmodel.inputs import (
     scenario_input,
 )
 from perfmodel.kernel_efficiency import Efficiency, carried, efficiency
+from perfmodel.kv_tiles import kv_tile_tokens
 from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
 from perfmodel.recommendation import Recommendation, recommend
@@ -117,10 +120,12 @@ __all__ = [
     "AcceptanceProcess",
     "AttentionCurve",
     "Block",
+    "BlockTable",
     "BreakEven",
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
+    "Cut",
     "DecodeTable",
     "DoesNotFit",
     "DraftPlan",
@@ -188,6 +193,7 @@ __all__ = [
     "gamma_schedule",
     "infeasible_reason",
     "kv_loss",
+    "kv_tile_tokens",
     "largest_batch",
     "lengths",
     "measured_curves",
@@ -204,6 +210,7 @@ __all__ = [
     "recommendation_dict",
     "recorded_acceptance",
     "roofline_seconds",
+    "runtime_cut",
     "scenario_acceptance",
     "scenario_dict",
     "scenario_input",

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from perfmodel.attention_blocks import BlockTable, block_seconds
 from perfmodel.attention_form import AttentionForm, smooth_max
 from perfmodel.attention_table import (
     Array,
@@ -25,7 +26,6 @@ from perfmodel.attention_table import (
     prefill_slowness,
 )
 from perfmodel.errors import ConfigError
-from perfmodel.kv_tiles import grid_tokens
 from perfmodel.log_grid import bilinear, locate
 from perfmodel.units import US
 
@@ -37,11 +37,15 @@ GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionCurve(AttentionForm):
-    """Attention times of one kernel library on one GPU."""
+    """Attention times of one kernel library on one GPU.
+
+    With `blocks`, tables of a runtime that schedules its own blocks, those stand for `decode`.
+    """
 
     source: str
     decode: tuple[DecodeTable, ...]
     prefill: tuple[PrefillTable, ...]
+    blocks: tuple[BlockTable, ...] = ()
     origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -57,6 +61,7 @@ class AttentionCurve(AttentionForm):
         body.pop("residuals", None)  # the fit's own error report: for people
         decode = tuple(build(DecodeTable, t, "decode") for t in body.pop("decode", ()))
         prefill = tuple(build(PrefillTable, t, "prefill") for t in body.pop("prefill", ()))
+        blocks = tuple(build(BlockTable, t, "blocks") for t in body.pop("blocks", ()))
         if not decode or not prefill:
             raise ConfigError(
                 "attention table: needs [[decode]] and [[prefill]] per head dimension"
@@ -65,15 +70,14 @@ class AttentionCurve(AttentionForm):
             shape = (len(d.group_knots), len(d.unit_knots), len(d.token_knots))
             check_shape("decode.residual", d.residual, shape)
             check_shape("decode.kv_head_residual", d.kv_head_residual, d.kv_head_knots.shape)
-            if d.tile_residual is not None:
-                tiles = (len(body.get("row_tiles", ())) - 1, *shape[1:])
-                check_shape("decode.tile_residual", d.tile_residual, tiles)
         for p in prefill:
             shape = (len(p.group_knots), len(p.unit_knots), len(p.token_knots))
             check_shape("prefill.efficiency", p.efficiency, shape)
-        curve: AttentionCurve = build(
-            cls, {**body, "decode": decode, "prefill": prefill}, "attention"
-        )
+        for b in blocks:
+            shape = (len(b.group_knots), len(b.block_knots), len(b.token_knots))
+            check_shape("blocks.residual", b.residual, shape)
+        tables = {"decode": decode, "prefill": prefill, "blocks": blocks}
+        curve: AttentionCurve = build(cls, {**body, **tables}, "attention")
         check_shape("row_tile_factor", curve.row_tile_factor, curve.row_tiles.shape)
         if np.any(np.diff(curve.row_tile_factor) < 0):
             raise ConfigError("attention table: row_tile_factor must not fall")
@@ -118,11 +122,18 @@ class AttentionCurve(AttentionForm):
         """
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
         group = query_heads / kv_heads
+        if self.blocks:
+            return block_seconds(
+                self.blocks, sm_count=self.sm_count, batch=batch, kv_tokens=kv_tokens,
+                query_tokens=np.asarray(query_tokens, float), query_heads=query_heads,
+                kv_heads=kv_heads, head_dim=head_dim, hbm_bandwidth=hbm_bandwidth,
+                bytes_per_element=kv_bytes_per_element,
+            )  # fmt: skip
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
         shape = (query_heads, kv_heads, head_dim)
         rates = (peak_flops, hbm_bandwidth, kv_bytes_per_element)
         u, wu, beyond_u = locate(batch * kv_heads, _grid_units(self, head_dim))
-        k, wk, beyond_k = locate(kv_tokens, _grid_tokens(self, head_dim))
+        k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
         if tiles.ndim == 0:
             log_s = bilinear(_log_seconds(self, *shape, float(tiles), *rates), u, wu, k, wk)
         else:
@@ -133,6 +144,12 @@ class AttentionCurve(AttentionForm):
         if group > 1 and kv_heads > 1:
             seconds = seconds + self.regroup_latency_us * US * (batch > 1)
         return np.asarray(seconds)
+
+    @property
+    def counts_new_tokens(self) -> bool:
+        """Whether KV tokens are meant with those of the queries themselves, as the cache was timed;
+        one token more may open a tile."""
+        return bool(self.blocks)
 
     def in_range(
         self,
@@ -147,17 +164,31 @@ class AttentionCurve(AttentionForm):
         """Whether a point lies inside the measurements (else it is extrapolated).
 
         Arguments as in `seconds`; the result has the broadcast shape. More than one query token
-        counts as inside only where the row factors were measured (`origin["row_tile_factor"]`).
+        counts as inside only where blocks of such rows were timed.
         """
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        units, group = batch * kv_heads, query_heads / kv_heads
+        if self.blocks:
+            return self._blocks_measured(
+                units, kv_tokens, np.asarray(query_tokens), group, head_dim
+            )
         table = nearest(self.decode, head_dim)
-        units = batch * kv_heads
-        measured_rows = self.origin.get("row_tile_factor") == "measured"
-        rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
-        static = table.head_dim == head_dim and query_heads / kv_heads <= table.group_knots[-1]
+        rows_ok = np.asarray(query_tokens, float) <= 1
+        static = table.head_dim == head_dim and group <= table.group_knots[-1]
         tokens = (kv_tokens >= table.token_knots[0]) & (kv_tokens <= table.token_knots[-1])
         inside = tokens & (units <= table.unit_knots[-1])
         return np.asarray(inside & (units * kv_tokens <= table.max_unit_tokens) & rows_ok & static)
+
+    def _blocks_measured(
+        self, units: Array, tokens: Array, rows: Array, group: float, head_dim: int
+    ) -> NDArray[np.bool_]:
+        """Whether blocks of these tiles of rows were timed, with as much KV."""
+        alike = [t for t in self.blocks if t.head_dim == head_dim]
+        if not alike or group > max(t.group_knots[-1] for t in alike):
+            return np.zeros(np.broadcast_shapes(units.shape, tokens.shape, rows.shape), bool)
+        most = max(t.max_unit_tokens for t in alike)
+        timed = rows <= max(t.tile_rows for t in alike)
+        return np.asarray((tokens >= alike[0].token_knots[0]) & (units * tokens <= most) & timed)
 
     def prefill_seconds(
         self,
@@ -208,7 +239,7 @@ def _log_seconds(
     table, group = nearest(curve.decode, head_dim), query_heads / kv_heads
     # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
     scale, units = head_dim / table.head_dim, _grid_units(curve, head_dim)
-    tokens = _grid_tokens(curve, head_dim)
+    tokens = GRID_TOKENS
     base = curve.base_seconds(
         table,
         units[:, None],
@@ -219,37 +250,15 @@ def _log_seconds(
         hbm_bandwidth=hbm_bandwidth / scale,
         kv_bytes_per_element=kv_bytes_per_element,
     )
-    residual = table.residual_at(group, units, tokens)
-    residual = residual + table.tile_residual_at(curve.tile_of(packed_rows), units, tokens)
-    mean = base * np.exp(residual)
+    mean = base * np.exp(table.residual_at(group, units, tokens))
     plane = np.log(table.with_kv_heads(mean, kv_heads))
-    if not curve.even_cuts:  # else times may fall where units are cut into fewer blocks
-        plane = np.maximum.accumulate(plane, axis=0)
-    plane = np.maximum.accumulate(plane, axis=1)
-    tile, first = curve.tile_of(packed_rows), curve.tile_of(group)
-    if table.tile_residual is not None and tile > first:  # a taller tile never takes less
-        rows = float(curve.row_tiles[tile - 1])
-        shape = (query_heads, kv_heads, head_dim)
-        lower = _log_seconds(curve, *shape, rows, peak_flops, hbm_bandwidth, kv_bytes_per_element)
-        plane = np.maximum(plane, lower)
+    for axis in (0, 1):
+        plane = np.maximum.accumulate(plane, axis=axis)
     plane.flags.writeable = False
     return np.asarray(plane)
 
 
 @lru_cache(maxsize=64)
 def _grid_units(curve: AttentionCurve, head_dim: int) -> Array:
-    """Work units that times are evaluated at: the usual ones, every measured count, and either side
-    of where an even schedule has one cut less or one wave more."""
-    units = np.union1d(GRID_UNITS, nearest(curve.decode, head_dim).unit_knots)
-    if not curve.even_cuts:
-        return units
-    slots = curve.sm_count * curve.blocks_per_sm
-    edges = np.array([*(slots // n for n in range(1, 17)), *(slots * n for n in range(2, 17))])
-    return np.union1d(units, np.concatenate([edges, edges + 1]))
-
-
-@lru_cache(maxsize=64)
-def _grid_tokens(curve: AttentionCurve, head_dim: int) -> Array:
-    """KV tokens that times are evaluated at."""
-    tiles = curve.kv_tiles(nearest(curve.decode, head_dim).head_dim)
-    return grid_tokens(tiles, GRID_TOKENS) if tiles else GRID_TOKENS
+    """Work units that times are evaluated at: the usual ones, and every measured count."""
+    return np.union1d(GRID_UNITS, nearest(curve.decode, head_dim).unit_knots)

@@ -45,8 +45,6 @@ class DecodeTable:
     kv_head_knots: Array  # KV heads on the rank: a page interleaves them, which breaks up reads
     kv_head_residual: Array  # ln(time above the latency / that of the mean head count)
     max_unit_tokens: float  # largest measured units x KV tokens
-    # What tiles after the first add to `residual`, (tiles - 1, units, tokens).
-    tile_residual: Array | None = None
 
     def residual_at(self, group: float, units: Array, tokens: Array) -> Array:
         """Residual of one group size on a (units, tokens) grid; held flat outside the knots."""
@@ -57,14 +55,6 @@ class DecodeTable:
         rows = log_weights(units, self.unit_knots)
         result: Array = rows @ plane @ log_weights(tokens, self.token_knots).T
         return result
-
-    def tile_residual_at(self, tile: int, units: Array, tokens: Array) -> Array:
-        """What the tile of that index adds to the residual on a (units, tokens) grid."""
-        if self.tile_residual is None or tile == 0:
-            return np.zeros((len(units), len(tokens)))
-        rows = log_weights(units, self.unit_knots)
-        plane = self.tile_residual[tile - 1]
-        return np.asarray(rows @ plane @ log_weights(tokens, self.token_knots).T)
 
     def with_kv_heads(self, seconds: Array, kv_heads: int) -> Array:
         """Times of the mean head count turned into those of `kv_heads`."""

@@ -8,10 +8,6 @@ share of shared memory holds, rounded down to 1, 2, 4 or 8.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 _ELEMENT_BYTES = 2
 _FRAGMENT_TOKENS = 16
 _COUNTS = (8, 4, 2, 1)
@@ -34,25 +30,3 @@ def kv_tile_tokens(*, head_dim: int, tile_rows: int, shared_bytes: float) -> int
     most = min(room, 8 // rows_deep)
     count = next((n for n in _COUNTS if n <= most), 1)
     return count * warps_kv * _FRAGMENT_TOKENS
-
-
-def tile_waste(tokens: Array, cuts: Array, *, tile_tokens: int) -> Array:
-    """Tokens of the tiles that a block goes through over those it has, at least 1; broadcasts.
-
-    Parameters
-    ----------
-    tokens, cuts : array
-        Cached tokens of a sequence; ranges that it is cut into. What a cut sequence wastes is left
-        to the measured residual: its ranges follow from the cuts alone.
-    """
-    waste = np.ceil(tokens / tile_tokens) * tile_tokens / tokens
-    return np.asarray(np.where(cuts > 1.0, 1.0, waste))
-
-
-def grid_tokens(tile_tokens: tuple[int, ...], coarse: Array) -> Array:
-    """The coarse grid, a finer one up to 16,384 tokens, and both sides of where tiles fill up."""
-    fine = np.round(np.geomspace(64, 16_384, 8 * 12 + 1))
-    edges = [
-        float(tile * n + side) for tile in tile_tokens for n in range(1, 17) for side in (0, 1)
-    ]
-    return np.unique(np.concatenate([coarse, fine, edges]))

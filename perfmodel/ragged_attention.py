@@ -1,12 +1,8 @@
 """What attention over caches of unequal length takes, over that of as many equal ones.
 
 The runtime cuts the longest cache of a pass evenly and all others into ranges of that length, so
-that sequences end in part-filled ranges and blocks in part-filled waves. Which cut it takes, and
-what unequal lengths cost, is its own estimate of a call: `runtime/split_cost.py`, whose constants
-stand here again, since the two packages are blind to each other (a test holds them together).
-
-Source: 3,118 timings of equal caches on an H200 (calibration/measured/h200-splits.jsonl.gz); no
-unequal ones were seen. On another GPU only the number of multiprocessors differs.
+that sequences end in part-filled ranges and blocks in part-filled waves. What that costs is told by
+the estimate by which it chooses its cut (`attention_cuts`), which was fitted to equal caches.
 """
 
 from __future__ import annotations
@@ -16,21 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.attention_cuts import BLOCKS_PER_SM, LEAST_RANGE_TOKENS, cut_seconds
+
 Array = NDArray[np.float64]
 
-BLOCKS_PER_SM = 2
 TILE_ROWS = (16, 64, 128)  # packed query rows of a block
-LEAST_RANGE_TOKENS = 128
 MOST_WAVES = 4  # of split blocks: their partial results take memory
-_TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}  # of a lone block, by rows of its tile
-_TOKEN_DIM_S = 0.09e-9  # the same, by head dimension
-_BLOCK_S = 3.7e-6
-_LAUNCH_S = 1.3e-6
-_PAIRED = 1.4  # how much longer two blocks on a multiprocessor take than one
-_BYTES_PER_S = 4.6e12
-_MERGE_S = 2.5e-6
-_MERGE_ROW_S = 3.4e-9  # of one query head
-_SMOOTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,40 +66,15 @@ class AttentionCall:
         blocks = self.tiles * np.ceil(kv_tokens / ranges[:, None] - 1e-9).sum(axis=1)
         wave = BLOCKS_PER_SM * self.sm_count // self.kv_heads
         within = blocks <= max(MOST_WAVES * wave, float(blocks[0]) + wave)
+        blocks, ranges = blocks[within], ranges[within]
+        rows = float(kv_tokens.size * self.query_tokens * self.query_heads)
         found = cut_seconds(
-            blocks=blocks[within] * self.kv_heads,
-            longest_tokens=ranges[within],
-            total_tokens=float(kv_tokens.sum()) * self.tiles * self.kv_heads,
-            merged_rows=float(kv_tokens.size * self.query_tokens * self.query_heads),
+            blocks=blocks * self.kv_heads,
+            longest=ranges,
+            total=np.full(ranges.shape, float(kv_tokens.sum()) * self.tiles * self.kv_heads),
+            merged=np.where(ranges < longest, rows, 0.0),
             tile_rows=self.tile_rows,
             head_dim=self.head_dim,
             sm_count=self.sm_count,
         )
         return float(found.min())
-
-
-def cut_seconds(
-    *, blocks: Array, longest_tokens: Array, total_tokens: float, merged_rows: float,
-    tile_rows: int, head_dim: int, sm_count: int,
-) -> Array:  # fmt: skip
-    """Seconds of one call for each way to cut it, uncut first; arrays of one shape.
-
-    Parameters
-    ----------
-    blocks, longest_tokens : array
-        Blocks over all KV heads, and the longest one's KV.
-    total_tokens : float
-        KV of all blocks together, the same however cut.
-    merged_rows : float
-        Query tokens times query heads: what a cut has to merge.
-    """
-    per_token = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim
-    mean_tokens = total_tokens / blocks
-    full, rest = np.divmod(blocks, BLOCKS_PER_SM * sm_count)
-    last = np.where(rest == 0, 0.0, np.where(rest <= sm_count, 1.0, _PAIRED))
-    waves = (full * _PAIRED + last) * (_BLOCK_S + mean_tokens * per_token)
-    work = waves + (longest_tokens - mean_tokens) * per_token
-    memory = total_tokens * head_dim * 4 / _BYTES_PER_S
-    found = (work**_SMOOTH + memory**_SMOOTH) ** (1 / _SMOOTH) + _LAUNCH_S
-    found[1:] += _MERGE_S + merged_rows * _MERGE_ROW_S
-    return np.asarray(found)

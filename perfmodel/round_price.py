@@ -73,7 +73,7 @@ def price_rounds(
         whole = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
         own = whole.round_s - whole.overhead_s - sum(_attention_s(whole, shape))
         seconds = own + read + drafted + point.overhead_s
-    if target_rank(scenario).curves.attention.even_cuts:
+    if target_rank(scenario).curves.attention.blocks:
         verify, draft = _factors(scenario, gamma, contexts, costs, rows - batch)
         seconds = seconds + read * (verify - 1.0) + drafted * (draft - 1.0)
     return RoundPrices(seconds, point)

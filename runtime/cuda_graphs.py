@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +55,7 @@ class GraphPasses:
         self._draft_pool: Any = torch.cuda.graph_pool_handle()
         self._verify_pool: Any = torch.cuda.graph_pool_handle()
         self.last: Captured[Any] | None = None  # what ran last, ready to be replayed
+        self.around: Callable[[str], AbstractContextManager[None]] = _untimed  # of a replay alone
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """One replay of γ steps."""
@@ -67,7 +69,8 @@ class GraphPasses:
         captured = self._captured(
             self._drafts, self._draft_pool, key, layouts, tokens, steps, sampler
         )
-        found = captured.replay()
+        with self.around("draft"):
+            found = captured.replay()
         rows = found.probabilities
         return Proposal(found.tokens[:batch], None if rows is None else rows[:batch])
 
@@ -88,7 +91,8 @@ class GraphPasses:
             self._verifies, self._verify_pool, key, [layout], tokens, run, None
         )
         captured.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
-        logits: Tensor = captured.replay()
+        with self.around("verify"):
+            logits: Tensor = captured.replay()
         return logits[:batch]
 
     def _captured(
@@ -137,6 +141,11 @@ class GraphPasses:
         with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             output = run(tables)
         return graph, tables, output
+
+
+def _untimed(phase: str) -> AbstractContextManager[None]:
+    """Around a replay that nobody times."""
+    return nullcontext()
 
 
 @functools.cache

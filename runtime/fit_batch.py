@@ -48,11 +48,15 @@ def largest_batch(free_bytes: int, fixed_bytes: int, caches: Sequence[SequenceCa
 def out_of_memory(
     *, batch: int, free_bytes: int, fixed_bytes: int, caches: Sequence[SequenceCache]
 ) -> OutOfMemory:
-    """The one line for a batch that does not fit, with the largest that does, per rank."""
+    """The one line for a batch that does not fit, with the largest that does, per rank.
+
+    `free_bytes` and `fixed_bytes` as in `largest_batch`: what is loaded already is in neither.
+    """
     each = sum(cache.bytes for cache in caches)
     fits = largest_batch(free_bytes, fixed_bytes, caches)
     longest = max(cache.tokens for cache in caches)
     asked = fixed_bytes + batch * each
+    beside = f" and {fixed_bytes / GB:.1f} GB beside them" if fixed_bytes else ""
     if fits >= batch:
         mend = "the caches fit, what a pass needs beside them does not: use fewer --chunk-tokens"
     elif fits:
@@ -61,6 +65,6 @@ def out_of_memory(
         mend = "not one sequence fits; use more --tp, a smaller model or shorter prompts"
     return OutOfMemory(
         f"out of memory on the device: batch {batch} of {longest:,} tokens asks for "
-        f"{asked / GB:.1f} GB ({each / GB:.3f} GB a sequence and {fixed_bytes / GB:.1f} GB beside "
-        f"them), and {free_bytes / GB:.1f} GB are free; {mend}"
+        f"{asked / GB:.1f} GB ({each / GB:.3f} GB a sequence{beside}), and "
+        f"{free_bytes / GB:.1f} GB are free; {mend}"
     )

@@ -24,6 +24,7 @@ from runtime.distributed import connect
 from runtime.engine import Engine
 from runtime.kernel_parts import replay_parts
 from runtime.kv_cache import PageTable
+from runtime.phase_clock import CudaClock, PhaseClock
 from runtime.prefill import PromptJob, prefill
 from runtime.pretend import pretend_prefilled
 from runtime.standalone_draft import StandaloneDrafter
@@ -31,6 +32,7 @@ from runtime.transformer import Decoder
 
 _PAGE_TOKENS = 16
 _WARM_S = 0.05
+_WARM_ROUNDS = 3
 _PREFILL_TOKENS, _PREFILLS = 8192, 3  # of one prompt, at most; times it is timed
 _RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
 
@@ -48,12 +50,14 @@ class StepCase:
 class StepTimes:
     """Medians in seconds, bytes of one rank.
 
-    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, a draft step a
-    γ-th of a draft phase. `round_s` is the wall time of a whole round, `host_s` what of it is
-    neither draft phase nor verification. `parts_s` splits the device time of each pass by kind of
-    kernel, where asked. `spread` is the widest (max - min) / median of the three. `prefill_s` is
-    the wall time of all chunks of one prompt of `prefill_tokens`, up to its last hidden state; both
-    are 0 where it was not asked for.
+    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, one after
+    another without a pause, a draft step a γ-th of a draft phase. `round_s` is the wall time of a
+    whole round, and `host_s` what it takes beyond a draft phase and a verification timed so: a
+    difference of separate timings, which may be negative. `between_s` is what of a round passes
+    outside its own two replays, None where that was not timed. `parts_s` splits the device time of
+    each pass by kind of kernel, where asked. `spread` is the widest (max - min) / median of the
+    three. `prefill_s` is the wall time of all chunks of one prompt of `prefill_tokens`, up to its
+    last hidden state; both are 0 where it was not asked for.
     """
 
     target_step_s: float
@@ -67,6 +71,7 @@ class StepTimes:
     memory_bytes: Mapping[str, int]
     prefill_s: float = 0.0
     prefill_tokens: int = 0
+    between_s: float | None = None
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -179,7 +184,7 @@ class StepBench:
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
         plain.verify(active, nothing[:, :0])
         target, replays = self._median(passes, repeats), {"target_step": passes.last.replay}
-        draft, verify, rounds = (0.0, 0.0), target, [target[0]]
+        draft, verify, round_s, between_s = (0.0, 0.0), target, target[0], None
         if gamma:
             drafter: Any = engine.drafter
             drafter.propose(active, gamma)
@@ -188,13 +193,12 @@ class StepBench:
             engine.verify(active, nothing)
             verify = self._median(passes, repeats)
             replays["verify"] = passes.last.replay
-            rounds = self._rounds(engine, repeats)
+            round_s, between_s = time_rounds(engine, repeats, CudaClock())
         peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
         tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
         prefill_s = self._prefill(engine, tokens) if prompt else 0.0
         # Last: tracing slows every launch that follows it in this process.
         seen = {name: replay_parts(replay) for name, replay in replays.items()} if parts else {}
-        round_s = statistics.median(rounds)
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
         if isinstance(engine.drafter, StandaloneDrafter):
             memory["draft_weights"] = engine.drafter.decoder.weights.bytes
@@ -211,6 +215,7 @@ class StepBench:
             memory_bytes=memory,
             prefill_s=prefill_s,
             prefill_tokens=tokens,
+            between_s=between_s,
             parts_s=seen,
         )
 
@@ -230,17 +235,6 @@ class StepBench:
         times = [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
         median = statistics.median(times)
         return median, (max(times) - min(times)) / median
-
-    def _rounds(self, engine: Engine, repeats: int) -> list[float]:
-        """Wall seconds of whole rounds, one after another."""
-        for _ in range(3):
-            engine.round()
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            engine.round()
-            times.append(time.perf_counter() - start)
-        return times
 
     def _prefill(self, engine: Engine, tokens: int) -> float:
         """Median wall seconds of the chunks of one prompt, warm.
@@ -263,6 +257,30 @@ class StepBench:
             torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - start)
         return statistics.median(times[1:])
+
+
+def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float, float]:
+    """Median wall seconds of whole rounds, one after another, and of what lies between passes.
+
+    `clock` times each replay within its round, from the moment that the device could begin it: how
+    long a launch takes to reach an idle device counts as the pass's.
+    """
+    timed: list[Any] = [engine.passes, getattr(engine.drafter, "passes", engine.passes)]
+    before = [passes.around for passes in timed]
+    for passes in timed:
+        passes.around = clock.phase
+    times = []
+    try:
+        for _ in range(_WARM_ROUNDS + repeats):
+            start = time.perf_counter()
+            engine.round()
+            times.append(time.perf_counter() - start)
+    finally:
+        for passes, around in zip(timed, before, strict=True):
+            passes.around = around
+    within = [sum(replays) for replays in zip(*clock.seconds().values(), strict=True)]
+    between = [whole - inside for whole, inside in zip(times, within, strict=True)]
+    return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])
 
 
 def _config(shape: ModelShape) -> DecoderConfig:

@@ -1,8 +1,9 @@
 """A table of step times on this GPU: `specroof run bench`, or `python -m runtime.step_table`.
 
 Rows are models, batches and contexts; columns are a plain step, a verification and a draft step of
-StreamingLLM self-speculation for two choices of γ and KV budget, a whole round, and what of it is
-neither drafting nor verifying. Weights and caches are random, of the real shape.
+StreamingLLM self-speculation for two choices of γ and KV budget, a whole round, what it takes
+beyond passes timed back to back (rest), and what of it lies between its own passes. Weights and
+caches are random, of the real shape.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROWS = {
 }
 DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
 SINK_TOKENS = 16
+TRIALS = {"trials": "capturing stream"}  # what every record of step times says of `cuda_graphs`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Row:
         cells += [_ms(times.verify_s) for times in self.times]
         cells += [_ms(times.draft_step_s) for times in self.times]
         for times in self.times:
-            cells += [_ms(times.round_s), f"{100 * times.host_s / times.round_s:.1f}"]
+            cells += [_ms(times.round_s), _share(times.host_s, times.round_s)]
+            cells += [_share(times.between_s, times.round_s)]
         return cells
 
 
@@ -55,7 +58,7 @@ def header() -> list[str]:
     names += [f"T_V γ={gamma}" for gamma, _ in DRAFTS]
     names += [f"T_D {budget}" for _, budget in DRAFTS]
     for gamma, _ in DRAFTS:
-        names += [f"round γ={gamma}", "rest %"]
+        names += [f"round γ={gamma}", "rest %", "between passes %"]
     return names
 
 
@@ -83,7 +86,7 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
         raise InputError("a table of step times needs a GPU; this machine shows none")
     rows, log = [], output.open("w", encoding="utf-8") if output else None
     if log:
-        log.write(json.dumps({"provenance": provenance(sys.argv[1:])}) + "\n")
+        log.write(json.dumps({"provenance": provenance(sys.argv[1:])} | TRIALS) + "\n")
     for folder in folders:
         config = read_config(folder)
         bench = StepBench(config, tp=tp)
@@ -106,6 +109,11 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
+
+
+def _share(seconds: float | None, whole_s: float) -> str:
+    """Percent of a whole; a dash where it was not timed."""
+    return "-" if seconds is None else f"{100 * seconds / whole_s:.1f}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,7 +7,8 @@ Batch 1, greedy, the same weights, prompt and number of tokens for both. transfo
 and with an assistant model; the engine plainly, with the same model as standalone draft, and as its
 own draft over a StreamingLLM cache. transformers chooses how many drafts a round has, or is held
 to --gamma. Without --draft the assistant is the target itself. Both sides are timed without the
-prompt: of transformers' time that of one token is taken off.
+prompt: of transformers' time that of one token is taken off. Results come at the end, on stdout;
+each way's figure as it is found on stderr, if that is a terminal.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def assisted(options: argparse.Namespace, folders: list[Path], prompt: list[int]
             )
         return [int(token) for token in said[0, len(prompt) :]]
 
+    _say("weights loaded, transformers runs")
     found = [_timed("transformers, plain", generate, options)]
     with_draft = partial(generate, assistant_model=draft)
     found.append(_timed("transformers, assisted", with_draft, options))
@@ -121,7 +123,18 @@ def _timed(who: str, generate: Callable[[int], list[int]], options: argparse.Nam
         for _ in range(options.repeats)
     ]
     whole, tokens = min(runs, key=lambda run: run[0])
-    return Outcome(who, tokens, whole - first)
+    return _found(Outcome(who, tokens, whole - first))
+
+
+def _found(outcome: Outcome) -> Outcome:
+    _say(f"{outcome.who}: {outcome.tokens_per_s:.1f} tokens/s")
+    return outcome
+
+
+def _say(line: str) -> None:
+    """Progress, on a terminal only."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _seconds(work: Callable[[], list[int]], device: str) -> tuple[float, list[int]]:
@@ -174,7 +187,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
         result = min(runs[1:], key=lambda run: run.decode_s)  # the first one warms
         rates = " ".join("-" if r is None else f"{r:.2f}" for r in result.acceptance_per_position)
         tokens = list(result.sequences[0].generated)
-        found.append(Outcome(who, tokens, result.decode_s, rates))
+        found.append(_found(Outcome(who, tokens, result.decode_s, rates)))
     return found
 
 

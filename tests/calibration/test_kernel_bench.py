@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibration.kernel_bench import Bench
+from calibration.kernel_bench import SPARE_BYTES, Bench
 from calibration.kernel_grid import (
     Cell,
     attention_cell,
@@ -162,3 +162,87 @@ def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("calibration.runtime_kernels.MODELS", {"tiny": (64, 8, 2, 16, 96, 100, 2)})
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     PlainKernels().compile([1, 5])
+
+
+class CachingGraph:
+    """Of a device whose allocator keeps what a graph's pool held, even after the graph is gone."""
+
+    def __init__(self, cuda: CachingDevice) -> None:
+        self.cuda, self.held = cuda, 0.0
+
+    def capture_begin(self) -> None:
+        self.cuda.capturing = self
+
+    def capture_end(self) -> None:
+        self.cuda.capturing = None
+
+    def replay(self) -> None:
+        assert self.held
+
+    def reset(self) -> None:
+        self.cuda.allocated -= self.held
+        self.held = 0.0
+
+
+class CachingDevice:
+    """torch.cuda of a device of 80 GB, as far as a capture needs it."""
+
+    def __init__(self) -> None:
+        self.reserved = self.allocated = 25e9
+        self.emptied = 0
+        self.capturing: CachingGraph | None = None
+
+    def CUDAGraph(self) -> CachingGraph:
+        return CachingGraph(self)
+
+    def call(self, size: float) -> None:
+        """Allocate: an eager call gives its memory back, a captured one holds it for the graph."""
+        if self.capturing is None:
+            return
+        if self.reserved + size > 80e9:
+            raise MemoryError("nothing can be freed while a graph is captured")
+        self.reserved += size
+        self.allocated += size
+        self.capturing.held += size
+
+    def memory_reserved(self) -> float:
+        return self.reserved
+
+    def memory_allocated(self) -> float:
+        return self.allocated
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        assert self.capturing is None
+        self.reserved, self.emptied = self.allocated, self.emptied + 1
+
+
+class CachingBench(Bench):
+    """A bench that captures on such a device."""
+
+    def __init__(self) -> None:
+        self.device_memory = CachingDevice()
+        self.__dict__["torch"] = SimpleNamespace(cuda=self.device_memory)
+
+
+def test_graphs_of_earlier_cells_do_not_fill_the_device() -> None:
+    bench = CachingBench()
+    memory = bench.device_memory
+    for _ in range(100):
+        with bench.captured(lambda i: memory.call(0.7e9), 2) as graph:
+            assert graph.held == 1.4e9
+        assert memory.allocated == 25e9
+        assert memory.reserved <= 25e9 + SPARE_BYTES + 1.4e9
+    assert 0 < memory.emptied < 50
+
+
+def test_a_cell_that_runs_out_of_memory_leaves_room_for_the_next() -> None:
+    bench = CachingBench()
+    memory = bench.device_memory
+    with pytest.raises(MemoryError), bench.captured(lambda i: memory.call(20e9), 4):
+        raise AssertionError("must not get here")
+    assert memory.capturing is None and memory.allocated == 25e9
+    with bench.captured(lambda i: memory.call(20e9), 2):
+        pass

@@ -52,8 +52,9 @@ def test_a_seed_draws_the_same_cases_and_another_seed_others(cases: CaseFile) ->
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("h200-cases.json", DrawOptions(seed=7)),
-        ("h200-overhead-cases.json", DrawOptions(seed=1001, count=8, choices=0)),
+        ("h200-cases.json", DrawOptions(seed=10, choices=3)),
+        ("h200-cases-8.json", DrawOptions(seed=8)),
+        ("h200-overhead-cases.json", DrawOptions(seed=1003, count=12, choices=0, rounds=True)),
     ],
 )
 def test_the_committed_cases_were_drawn_and_not_chosen(name: str, options: DrawOptions) -> None:

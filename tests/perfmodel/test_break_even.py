@@ -19,7 +19,9 @@ from perfmodel import (
     without_speculation,
 )
 
-LONG: dict[str, Any] = {"draft": "self", "gpu": "h100-sxm", "tp": 4, "prefix_tokens": 32_000}
+LONG: dict[str, Any] = {
+    "draft": "self", "gpu": "h100-sxm", "tp": 4, "prefix_tokens": 32_000, "engine": "magicdec",
+}  # fmt: skip
 SHORT: dict[str, Any] = {"draft": "llama-3.2-1b", "gpu": "l40", "prefix_tokens": 512}
 SCHEDULED = (
     {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"},
@@ -45,7 +47,7 @@ def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
 
 
 def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
-    scenario = a_scenario(**LONG, batch=64, engine="magicdec")
+    scenario = a_scenario(**LONG, batch=64)
     found = break_even_batch(scenario)
     assert found.from_value is not None and found.from_value > found.lowest == 1
     assert found.until is None

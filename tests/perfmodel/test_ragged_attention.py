@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 from perfmodel import estimate
-from perfmodel.ragged_attention import AttentionCall, cut_seconds
+from perfmodel.attention_cuts import cut_seconds
+from perfmodel.ragged_attention import AttentionCall
 from perfmodel.round_price import graph_rows, price_rounds
 from runtime.split_cost import pass_seconds
 from runtime.split_schedule import BlockGrid
@@ -36,35 +37,30 @@ def test_equal_caches_take_what_they_take(call: AttentionCall, tokens: int, batc
 def test_the_estimate_is_the_runtimes_and_near_the_cut_that_it_takes(
     call: AttentionCall, tokens: list[int]
 ) -> None:
-    kv = np.array(tokens, np.int32)
-    blocks = np.array([1.0, 2.0, 5.0]) * len(tokens) * call.tiles * call.kv_heads
-    values = {
-        "blocks": blocks, "longest_tokens": kv.max() / np.array([1.0, 2.0, 5.0]),
-        "total_tokens": float(kv.sum()) * call.kv_heads,
-        "merged_rows": float(len(tokens) * call.query_tokens * call.query_heads),
-        "tile_rows": call.tile_rows, "head_dim": call.head_dim,
-    }  # fmt: skip
-    np.testing.assert_array_equal(
-        cut_seconds(**values, sm_count=132), pass_seconds(**values, processors=132)
-    )
+    kv, longest = np.array(tokens, np.int32), -(-max(tokens) // 16) * 16.0
     queries = np.full(len(tokens), call.query_tokens, np.int32)
     grid = BlockGrid.of(
         queries, kv, group=call.query_heads // call.kv_heads, kv_heads=call.kv_heads,
         page_tokens=16, processors=132, head_dim=call.head_dim,
     )  # fmt: skip
     assert grid.tile_rows == call.tile_rows
-    # Ranges of whole pages, as the runtime cuts them, against ranges of tokens.
-    longest = -(-int(kv.max()) // 16) * 16.0
-    taken = cut_seconds(
-        **values
-        | {
-            "blocks": np.array([1.0, grid.blocks * call.kv_heads]),
-            "longest_tokens": np.array([longest, longest]),
-            "total_tokens": values["total_tokens"] * call.tiles,
-        },
-        sm_count=132,
-    )
-    assert call.seconds(kv.astype(float)) <= 1.1 * taken.max()
+    # Uncut, and as the runtime cuts it: ranges of whole pages, where ours are of tokens.
+    whole = float(len(tokens) * call.tiles)
+    blocks = np.array([whole, grid.blocks]) * call.kv_heads
+    ranges = np.array([longest, longest / max(grid.blocks // whole, 1.0)])
+    total = float(kv.sum()) * call.tiles * call.kv_heads
+    rows = float(len(tokens) * call.query_tokens * call.query_heads)
+    shape = {"tile_rows": call.tile_rows, "head_dim": call.head_dim}
+    theirs = pass_seconds(
+        blocks=blocks, longest_tokens=ranges, total_tokens=total, merged_rows=rows,
+        processors=132, **shape,
+    )  # fmt: skip
+    ours = cut_seconds(
+        blocks=blocks, longest=ranges, total=np.full(2, total), merged=np.array([0.0, rows]),
+        sm_count=132, **shape,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert call.seconds(kv.astype(float)) <= 1.05 * ours[int(grid.split)]
 
 
 def test_idle_rows_and_a_long_cache_beside_short_ones_take_longer() -> None:

@@ -49,6 +49,9 @@ def test_llama_3_1_8b_at_32k_on_an_h200() -> None:
     error = out_of_memory(batch=64, free_bytes=free, fixed_bytes=weights, caches=[cache])
     assert "asks for 291.0 GB (4.295 GB a sequence and 16.1 GB beside them)" in str(error)
     assert "141.0 GB are free; the largest batch that fits is 29" in str(error)
+    loaded = out_of_memory(batch=64, free_bytes=free - weights, fixed_bytes=0, caches=[cache])
+    assert "asks for 274.9 GB (4.295 GB a sequence), and 124.9 GB are free" in str(loaded)
+    assert "the largest batch that fits is 29" in str(loaded)
 
 
 def test_a_started_page_counts_whole() -> None:
