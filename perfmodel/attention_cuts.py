@@ -45,7 +45,7 @@ def runtime_cut(
     units, tokens, rows : arrays of one shape
         Sequences x KV heads; tokens read of each; packed query rows, query tokens x group.
     """
-    tiles = np.ceil(rows / tile_rows)
+    tiles = np.maximum(np.ceil(rows / tile_rows), 1.0)
     pages = np.ceil(tokens / PAGE_TOKENS)
     most = np.ceil(tokens / LEAST_RANGE_TOKENS)
     halves = [np.floor(n * sm_count / (units * tiles)) for n in range(1, HALF_WAVES + 1)]
