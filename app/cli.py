@@ -148,7 +148,10 @@ def simulate(
         int, typer.Option(metavar="TOKENS", help="Most tokens in one pass, prompts included.")
     ] = 8192,
     finished: Annotated[
-        str, typer.Option(metavar="compaction|padding", help="A fixed batch's finished sequences.")
+        str,
+        typer.Option(
+            metavar="compaction|padding|graphs", help="A fixed batch's finished sequences."
+        ),
     ] = "compaction",
     schedule: Annotated[
         bool, typer.Option("--schedule", help="Also let gamma follow batch and context.")

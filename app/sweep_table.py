@@ -81,7 +81,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-HIDDEN = ("feasible", "overhead_s", "round_s", "ttft_s", "memory_bytes_per_gpu")
+HIDDEN = ("feasible", "overhead_s", "round_s", "plain_tpot_s", "ttft_s", "memory_bytes_per_gpu")
 HEADERS = {
     "prefix_tokens": "prefix",
     "kv_budget": "budget",

@@ -79,6 +79,11 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
             "tokens per round", _number(prediction["tokens_per_round"]), _source(acceptance)
         )
         table.add_row("α to break even", _number(prediction["break_even_acceptance"]), "")
+    target, plain = prediction["target_step_s"], prediction["plain_tpot_s"]
+    if plain > target:
+        parts = f"{format_seconds(target)} + {format_seconds(plain - target)}"
+        origin = prediction["origin"]["overhead_s"]
+        table.add_row("plain: T_T + overhead", f"{parts} = {format_seconds(plain)}", origin)
     table.add_row("time per token", _seconds(prediction["tpot_s"]), "")
     table.add_row("speedup", _speedup(prediction), "90 % interval" if gamma else "")
     throughput = prediction["throughput_tokens_per_s"]

@@ -113,14 +113,17 @@ def predict_row(
 
 
 def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
-    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published."""
+    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published.
+
+    A row's speedup is its T_T over its time per token, so the prediction's is, too.
+    """
     predicted = {"target_step_s": float(point.target_step.total_s)}
     if row.verify_s is not None:
         predicted["verify_s"] = float(point.verify.total_s)
     if row.draft_step_s is not None and point.draft_step is not None:
         predicted["draft_step_s"] = float(point.draft_step.total_s)
     if row.tpot_s is not None:
-        predicted["speedup"] = float(point.speedup)
+        predicted["speedup"] = float(point.target_step.total_s / point.tpot_s)
     return RowError(row=row, errors={k: v / getattr(row, k) - 1.0 for k, v in predicted.items()})
 
 

@@ -22,12 +22,13 @@ from perfmodel import (
 def bench_scenario(
     case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
 ) -> Scenario:
-    """The scenario of a case as `StepBench` times it."""
+    """The scenario of a case as `StepBench` times it: a plain step there is a graph's replay."""
     scenario = scenario_of(case, gpu=gpu, engine=engine)
     profile = scenario.engine
     if curves_of:
         profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
-    return replace(scenario, engine=profile.changed(prefill_chunk_tokens=CHUNK_TOKENS))
+    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS, plain_pays_overhead=False)
+    return replace(scenario, engine=timed)
 
 
 def phases_of(point: RoundEstimate) -> dict[str, float]:

@@ -45,7 +45,7 @@ def runtime_cut(
     units, tokens, rows : arrays of one shape
         Sequences x KV heads; tokens read of each; packed query rows, query tokens x group.
     """
-    tiles = np.ceil(rows / tile_rows)
+    tiles = np.maximum(np.ceil(rows / tile_rows), 1.0)
     pages = np.ceil(tokens / PAGE_TOKENS)
     most = np.ceil(tokens / LEAST_RANGE_TOKENS)
     halves = [np.floor(n * sm_count / (units * tiles)) for n in range(1, HALF_WAVES + 1)]
@@ -54,12 +54,12 @@ def runtime_cut(
     ranges = np.minimum(np.where(cuts > 1.0, ranges, pages), pages)
     count = np.ceil(pages / ranges)
     blocks = units * tiles * count
-    seconds = _estimate(
+    seconds = cut_seconds(
         blocks=blocks,
         longest=ranges * PAGE_TOKENS,
         total=units * tiles * pages * PAGE_TOKENS,
         merged=np.where(count > 1.0, units * rows, 0.0),
-        per_token=_TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim,
+        tile_rows=tile_rows,
         head_dim=head_dim,
         sm_count=sm_count,
     )
@@ -70,17 +70,26 @@ def runtime_cut(
     return Cut(*picked)
 
 
-def _estimate(
+def cut_seconds(
     *,
     blocks: Array,
     longest: Array,
     total: Array,
     merged: Array,
-    per_token: float,
+    tile_rows: int,
     head_dim: int,
     sm_count: int,
 ) -> Array:
-    mean = total / blocks
+    """The runtime's estimate of one call for ways to cut it; arrays of one shape. [s]
+
+    Parameters
+    ----------
+    blocks, longest : array
+        Blocks over all KV heads; tokens of the longest range.
+    total, merged : array
+        Tokens of all blocks; query tokens x query heads to merge, 0 where nothing is cut.
+    """
+    per_token, mean = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim, total / blocks
     full, rest = np.divmod(blocks, BLOCKS_PER_SM * sm_count)
     last = np.where(rest == 0, 0.0, np.where(rest <= sm_count, 1.0, _PAIRED))
     waves = (full * _PAIRED + last) * (_BLOCK_S + mean * per_token)

@@ -23,6 +23,10 @@ class EngineProfile:
     Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
     of `measured_on` are carried to another GPU, "extrapolated". A factor multiplies the fitted
     kernel time: 1 means that the engine gets what the kernel tables show.
+
+    `plain_pays_overhead` says what T_T stands for. True: the kernels of a step, beside which plain
+    decoding pays what a round does for its tokens and bookkeeping, and for the tables of one pass.
+    False: the engine's whole step, as it times its own plain decoding.
     """
 
     name: str
@@ -50,6 +54,7 @@ class EngineProfile:
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
+    plain_pays_overhead: bool = False  # whether a plain step pays these as a round of one draft
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens

@@ -1,8 +1,8 @@
 """The round simulator: one fixed batch, played round by round with every acceptance drawn.
 
 Tokens do not depend on time here, so a block of rounds is drawn first and then priced by one
-broadcast call of `estimate()`, without any table: the prices are the closed form's own. A round's
-attention is priced at the mean context of its sequences.
+broadcast call of `estimate()`, without any table: the prices are the closed form's own, but for
+what unequal caches and idle rows add (`round_price`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from perfmodel.acceptance_process import AcceptanceProcess
 from perfmodel.errors import ConfigError
+from perfmodel.round_price import graph_rows, price_rounds
 from perfmodel.scenario import Scenario
-from perfmodel.step_table import BOUNDS, estimate_rounds, round_bounds
+from perfmodel.step_table import BOUNDS, round_bounds
 from perfmodel.streaming_stats import Durations, Timeline
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
-Finished = Literal["padding", "compaction"]
+Finished = Literal["compaction", "padding", "graphs"]
+FINISHED: tuple[Finished, ...] = ("compaction", "padding", "graphs")
 BLOCK = 256
 MAX_ROUNDS = 10_000_000
 
@@ -41,6 +43,7 @@ class FixedBatchRun:
     produced: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     rounds_by_bound: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
     timeline: Timeline = field(default_factory=Timeline)
+    rows: int = 0  # of the graph that the last round ran in
     token_variance: float = 0.0  # of the tokens of one round of the whole batch
 
     @property
@@ -93,7 +96,9 @@ def simulate_batch(
     rounds : int, optional
         Stop after so many rounds, and let no sequence finish; by default all finish.
     finished : str
-        "compaction": the batch shrinks; "padding": a finished sequence keeps its place and cost.
+        "compaction": the batch shrinks; "padding": a finished sequence keeps its place and cost;
+        "graphs": it leaves an idle row, until half of the rows are idle and a smaller graph takes
+        over, as in the runtime; the time to capture that one is not counted.
     grow : bool
         Whether caches grow; without, every round costs what the first does.
     seed : int
@@ -107,8 +112,8 @@ def simulate_batch(
     chosen = scenario.plan.gamma if gamma is None else gamma
     if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:
         raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
-    if finished not in ("padding", "compaction"):
-        raise ConfigError(f"unknown finished {finished!r}. Use padding or compaction.")
+    if finished not in FINISHED:
+        raise ConfigError(f"unknown finished {finished!r}. Use {', '.join(FINISHED)}.")
     if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
         raise ConfigError(f"rounds={rounds} is outside 1 to {MAX_ROUNDS:,}")
     rng = np.random.default_rng([seed, 1])
@@ -153,14 +158,15 @@ def _price(
 ) -> Array:  # fmt: skip
     """Seconds of each round; counts what bounds it, too."""
     costs = np.ones(alive.shape, bool) if finished == "padding" else alive
-    batch = costs.sum(axis=1).astype(float)
-    context = np.sum((prompt + (before if grow else 0)) * costs, axis=1) / batch
-    point = estimate_rounds(scenario, batch, context, float(gamma))
-    seconds = np.array(np.broadcast_to(point.round_s, batch.shape))
-    codes = np.broadcast_to(round_bounds(point), batch.shape)
+    running = costs.sum(axis=1)
+    rows = graph_rows(running, run.rows) if finished == "graphs" else running
+    run.rows = int(rows[-1])
+    contexts = np.broadcast_to(prompt + (before if grow else 0), costs.shape)
+    priced = price_rounds(scenario, gamma, contexts, costs, rows)
+    codes = np.broadcast_to(round_bounds(priced.point), running.shape)
     for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
         run.rounds_by_bound[int(code)] += int(count)
-    return seconds
+    return priced.seconds
 
 
 def _count(

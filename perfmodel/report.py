@@ -25,8 +25,9 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
     -------
     dict
         `target_step_s`, `verify_s`, `draft_step_s`, `overhead_s`, `round_s`, `tokens_per_round`,
-        `tpot_s`, `speedup`, `ttft_s`, `memory_bytes_per_gpu`, `feasible`, `reason`, `origin`, and
-        beneath them `scenario`, `acceptance`, `memory`, `breakdown`, `notes`.
+        `tpot_s`, `plain_tpot_s`, `speedup`, `ttft_s`, `memory_bytes_per_gpu`, `feasible`,
+        `reason`, `origin`, and beneath them `scenario`, `acceptance`, `memory`, `breakdown`,
+        `notes`.
     """
     scenario = point.scenario
     interval = None if math.isnan(point.speedup) else speedup_interval(scenario)
@@ -38,6 +39,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "round_s": float(point.round_s),
         "tokens_per_round": _number(point.tokens_per_round),
         "tpot_s": _number(point.tpot_s),
+        "plain_tpot_s": float(point.plain_tpot_s),
         "speedup": _number(point.speedup),
         "speedup_low": None if interval is None else interval.low,
         "speedup_high": None if interval is None else interval.high,

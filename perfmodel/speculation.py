@@ -30,7 +30,8 @@ class RoundEstimate:
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
-    overhead_s: Array
+    overhead_s: Array  # of a round; at γ = 0 that of a plain step
+    plain_overhead_s: Array  # what the engine adds to T_T in plain decoding
     prefill_s: Array  # one request, target and draft, with any KV selection
     tokens_per_round: Array
     alpha: Array  # mean over positions; NaN where unknown
@@ -43,10 +44,15 @@ class RoundEstimate:
         return self.gamma * (0.0 if self.draft_step is None else self.draft_step.total_s)
 
     @property
+    def plain_tpot_s(self) -> Array:
+        """Seconds per token of plain decoding: T_T, and its overhead where the engine has one."""
+        return self.target_step.total_s + self.plain_overhead_s
+
+    @property
     def round_s(self) -> Array:
-        """γ·T_D + T_V + overhead; T_T itself at γ = 0."""
+        """γ·T_D + T_V + overhead; plain decoding's step at γ = 0."""
         speculative = self.draft_total_s + self.verify.total_s + self.overhead_s
-        return np.where(self.gamma == 0, self.target_step.total_s, speculative)
+        return np.where(self.gamma == 0, self.plain_tpot_s, speculative)
 
     @property
     def tpot_s(self) -> Array:
@@ -55,18 +61,18 @@ class RoundEstimate:
 
     @property
     def speedup(self) -> Array:
-        """Plain decode step over time per token."""
-        return self.target_step.total_s / self.tpot_s
+        """Plain decoding's time per token over this one."""
+        return self.plain_tpot_s / self.tpot_s
 
     @property
     def ttft_s(self) -> Array:
         """One request's prefill on an idle machine, then its first step; queueing is not in it."""
-        return self.prefill_s + self.target_step.total_s
+        return self.prefill_s + self.plain_tpot_s
 
     @property
     def break_even_tokens_per_round(self) -> Array:
         """Tokens a round must yield for speculation to equal plain decoding."""
-        return self.round_s / self.target_step.total_s
+        return self.round_s / self.plain_tpot_s
 
     @property
     def break_even_alpha(self) -> Array:
@@ -104,7 +110,8 @@ def estimate(
     Notes
     -----
     Step times are taken at the prefix length: round time = γ·T_D + T_V + overhead, time per token
-    = round time over Ω(γ, α) (MagicDec, arXiv 2408.11049, section 3).
+    = round time over Ω(γ, α) (MagicDec, arXiv 2408.11049, section 3). A plain step is T_T, with
+    the overhead of a round of one pass where the engine's profile says that it pays it.
     """
     plan, work = scenario.plan, scenario.workload
     b = _array(batch, work.batch)
@@ -114,11 +121,10 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    overhead = (
-        engine.round_overhead_s
-        + engine.round_overhead_per_sequence_s * b
-        + engine.round_overhead_per_draft_s * g
-    )
+    each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
+    # Its one pass has tables to fill, too, and no drafts behind which to fill them.
+    tables = each + engine.round_overhead_per_draft_s
+    plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prefix)
     alpha, tokens = _acceptance(scenario, prefix, g, budget)
     return RoundEstimate(
@@ -127,7 +133,8 @@ def estimate(
         target_step=step,
         verify=forward_pass(target, batch=b, context_tokens=prefix, query_tokens=g + 1.0),
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, overhead, 0.0),
+        overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
+        plain_overhead_s=plain,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prefix).total_s
         + (draft.start_s if draft else 0.0),
         tokens_per_round=tokens,

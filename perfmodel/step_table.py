@@ -23,8 +23,8 @@ from perfmodel.speculation import RoundEstimate, estimate, target_rank
 
 Array = NDArray[np.float64]
 BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
-INTERVALS = 512  # of context, evenly spaced in its square root
-COARSE = 16  # the bottleneck is told at every 16th of them
+INTERVALS = 1024  # of context, evenly spaced in its square root
+COARSE = 32  # the bottleneck is told at every 32nd of them
 PROMPT_KNOTS = 400  # a geometric grid from 1 token
 
 

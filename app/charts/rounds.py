@@ -24,9 +24,10 @@ def passes(point: RoundEstimate) -> dict[str, StepTime]:
 def round_waterfall(point: RoundEstimate) -> go.Figure:
     """A plain step beside a round's phases, and the round shared by its tokens."""
     tokens, gamma = float(point.tokens_per_round), int(point.gamma)
-    names = ["T_T plain step", "γ·T_D drafts", "T_V verify", "overhead", "round", "per token"]
+    plain = "T_T + overhead" if float(point.plain_overhead_s) else "T_T plain step"
+    names = [plain, "γ·T_D drafts", "T_V verify", "overhead", "round", "per token"]
     seconds = [
-        float(point.target_step.total_s),
+        float(point.plain_tpot_s),
         float(point.draft_total_s),
         float(point.verify.total_s),
         float(point.overhead_s),

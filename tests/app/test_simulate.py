@@ -88,7 +88,7 @@ def test_recommend_for_a_traffic_names_the_best_run(capsys: pytest.CaptureFixtur
         (["--rate", "-1"], "positive number"),
         (["--rate", "1", "--arrivals", "never"], "unknown arrivals"),
         (["--rate", "1", "--token-budget", "10"], "use a larger budget"),
-        (["--finished", "never"], "Use padding or compaction"),
+        (["--finished", "never"], "Use compaction, padding, graphs"),
         (["--acceptance-spread", "0.9"], "outside 0 to"),
         (["--rate", "1", "--eos", "1.5"], "not a chance"),
         (["--rate", "1", "--csv", "-", "--json"], "both print"),

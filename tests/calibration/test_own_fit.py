@@ -19,7 +19,6 @@ pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 from calibration_fakes import documented_keys
 
 from app.cli import run as specroof
-from calibration.attention_fit import PARAMETERS, Knots, _empty_table, _with_parameters
 from calibration.fit_errors import Errors
 from calibration.fit_inputs import fit_inputs
 from calibration.kernel_grid import (
@@ -33,7 +32,6 @@ from calibration.kernel_grid import (
     sustained_cells,
 )
 from calibration.kernel_records import KernelRecord, read_kernel_records
-from calibration.own_attention_fit import _form, _measured_gpu
 from calibration.own_engine_fit import (
     SMALL_KERNELS,
     EngineFit,
@@ -47,10 +45,12 @@ from calibration.own_prefill_fit import own_prefill
 from calibration.step_cases import RecordError
 from perfmodel import (
     AttentionCurve,
+    BlockTable,
     EngineProfile,
     GemmCurve,
     catalog,
     efficiency,
+    kv_tile_tokens,
     profile_from_table,
 )
 
@@ -60,21 +60,26 @@ HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13
 GPU = catalog.gpu("h200")
 LIBRARY = efficiency("h200")
 PEAKS = {"peak_flops": GPU.peak_flops, "hbm_bandwidth": GPU.hbm_bandwidth}
-ATTENTION_TRUTH = (6.0, 3.0, 4.0, 0.011, 0.9, 0.6, 0.8)  # in the order of PARAMETERS
-TENSOR_RATE = 0.26
+BLOCK_TRUTH = {"launch_us": 2.0, "merge_us": 2.5, "merge_row_ns": 3.4, "block_us": 3.0,
+               "pair_slowdown": 0.45, "tile_share": 0.6, "lockstep": 0.8,
+               "stream_efficiency": 0.85}  # fmt: skip
+TOKEN_NS = {(64, 16): 9.0, (64, 64): 15.0, (64, 128): 22.0, (128, 16): 14.0, (128, 64): 20.0}
 LATENCY, BYTES_FACTOR, GAP, CLOCK = 1.5e-6, 0.8, 0.4e-6, 0.82
 
 
 def true_attention() -> AttentionCurve:
-    """A curve of the physical form alone, with even cuts."""
-    one = np.ones(1)
-    knots = Knots(groups=one, units=one, tokens=one, kv_heads=one)
-    form = _form(_measured_gpu(GPU), LIBRARY.attention, "made", TENSOR_RATE)
-    tables = [
-        replace(_with_parameters(_empty_table(dim, knots), np.array(ATTENTION_TRUTH)))
-        for dim in (64, 128)
-    ]
-    return replace(form, decode=tuple(tables))
+    """A curve of the form of blocks alone."""
+    flat = {"group_knots": np.ones(1), "block_knots": np.array([0.01, 100.0]),
+            "token_knots": np.array([1.0, 1e6]), "residual": np.zeros((1, 2, 2))}  # fmt: skip
+    tables = tuple(
+        BlockTable(
+            head_dim=dim, tile_rows=tile, token_ns=token_ns, max_unit_tokens=1e9,
+            tile_tokens=kv_tile_tokens(head_dim=dim, tile_rows=tile, shared_bytes=114 * 1024.0),
+            **BLOCK_TRUTH, **flat,
+        )
+        for (dim, tile), token_ns in TOKEN_NS.items()
+    )  # fmt: skip
+    return replace(LIBRARY.attention, sm_count=GPU.sm_count, blocks=tables)
 
 
 TRUE_ATTENTION = true_attention()
@@ -187,12 +192,11 @@ def test_the_files_hold_the_attention_that_was_timed(fitted: FitReport) -> None:
     for cell in (c for c in grid() if c["op"] == "attention"):
         found = float(curve.seconds(**{n: cell[n] for n in names}, **PEAKS))
         errors.append(abs(found / attention_seconds(cell) - 1.0))
-    assert np.median(errors) < 2e-3 and np.quantile(errors, 0.95) < 0.03
-    assert curve.tensor_core_efficiency == pytest.approx(TENSOR_RATE, rel=0.1)
-    for table in curve.decode:
-        found = {name: getattr(table, name) for name in PARAMETERS}
-        truth = dict(zip(PARAMETERS, ATTENTION_TRUTH, strict=True))
-        assert found["stream_efficiency"] == pytest.approx(truth["stream_efficiency"], rel=0.02)
+    assert np.median(errors) < 2e-3 and np.quantile(errors, 0.95) < 0.01
+    for table in curve.blocks:
+        assert table.token_ns == pytest.approx(TOKEN_NS[table.head_dim, table.tile_rows], rel=0.02)
+        for name in ("block_us", "pair_slowdown", "stream_efficiency"):
+            assert getattr(table, name) == pytest.approx(BLOCK_TRUTH[name], rel=0.05), name
 
 
 def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
@@ -243,7 +247,7 @@ def test_a_fit_is_robust_to_outliers(tmp_path: Path) -> None:
 def test_what_was_left_out_is_told_by_region(fitted: FitReport) -> None:
     table = {errors.name: errors.to_dict() for errors in fitted.errors}
     assert set(table["products"]) == {"in sample", "matrix out", "cell out"}
-    assert {"cell out", "batch out", "tokens out", "units out"} <= set(table["attention"])
+    assert {"in sample", "a fifth out"} == set(table["attention"])
     assert any(region.startswith("KV ") for region in table["attention"]["in sample"])
     text = "\n".join(fitted.lines())
     assert "products, |error| %" in text and "rows 17-64" in text
@@ -402,8 +406,8 @@ def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
 
     cells = prefill_cells()
     records = [KernelRecord(cell=cell, seconds=seconds(cell), place="") for cell in cells]
-    decode = tuple(replace(table, kernel_latency_us=5.0) for table in TRUE_ATTENTION.decode)
-    tables = own_prefill(records, LIBRARY.attention, decode, GPU)
+    latency = {64: 5.0, 128: 5.0}
+    tables = own_prefill(records, LIBRARY.attention, latency, GPU)
     curve = replace(LIBRARY.attention, prefill=tables)
     for cell in cells:
         heads = {name: cell[name] for name in ("query_heads", "kv_heads", "head_dim")}
@@ -412,7 +416,7 @@ def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
             batch=1, new_tokens=new, cached_tokens=cached, **heads, **PEAKS
         )
         assert float(found) == pytest.approx(seconds(cell), rel=2e-3)
-    assert own_prefill([], LIBRARY.attention, decode, GPU) == LIBRARY.attention.prefill
+    assert own_prefill([], LIBRARY.attention, latency, GPU) == LIBRARY.attention.prefill
 
 
 def test_a_spike_does_not_lift_the_rows_around_it() -> None:

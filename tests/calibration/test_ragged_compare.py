@@ -11,7 +11,7 @@ import pytest
 
 from calibration.ragged_compare import RaggedRecord, compare, main, read_runs, scenario_of
 from calibration.step_cases import RecordError
-from perfmodel import estimate
+from perfmodel.round_price import graph_rows, price_rounds
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200"}
 PROMPTS, OUTPUTS = [4000, 900, 2500], [7, 30, 12]
@@ -31,23 +31,23 @@ def made_up(gamma: int = 3, slower: float = 1.0) -> dict[str, Any]:
         ended_s=np.zeros(1), finished_s=np.zeros(3), accepted=np.zeros((1, 3), np.int64),
     )  # fmt: skip
     scenario = scenario_of(pricing, gpu="h200", engine="specroof")
-    done, now, ended, accepted, finished = [0, 0, 0], 0.0, [], [], {}
+    done, last, accepted = [0, 0, 0], [0, 0, 0], []
+    contexts, on = [], []
     while running := [i for i in range(3) if done[i] < OUTPUTS[i]]:
-        context = np.mean([PROMPTS[i] + done[i] for i in running])
-        now += slower * float(
-            estimate(scenario, batch=len(running), prefix_tokens=context, gamma=gamma).round_s
-        )
+        contexts.append([PROMPTS[i] + done[i] for i in range(3)])
+        on.append([i in running for i in range(3)])
         counts = [int(n) for n in rng.integers(0, gamma + 1, len(running))]
         for i, count in zip(running, counts, strict=True):
             done[i] = min(done[i] + 1 + count, OUTPUTS[i])
-            if done[i] == OUTPUTS[i]:
-                finished[i] = now
-        ended.append(now)
+            last[i] = len(accepted)
         accepted.append(counts)
+    costs = np.array(on)
+    rows = graph_rows(costs.sum(axis=1), 0)
+    took = price_rounds(scenario, gamma, np.array(contexts), costs, rows).seconds
+    ended = np.cumsum(slower * took).tolist()
     return {
-        "op": "ragged", "index": 0, "scenario": stated, "unit": "s", "makespan_s": now,
-        "round_ended_s": ended, "finished_s": [finished[i] for i in range(3)],
-        "accepted": accepted,
+        "op": "ragged", "index": 0, "scenario": stated, "unit": "s", "makespan_s": ended[-1],
+        "round_ended_s": ended, "finished_s": [ended[i] for i in last], "accepted": accepted,
     }  # fmt: skip
 
 
@@ -77,10 +77,16 @@ def test_drawn_acceptance_scatters_and_plain_decoding_draws_nothing(tmp_path: Pa
 
 def test_a_round_with_a_captured_graph_is_told_apart(tmp_path: Path) -> None:
     run = made_up()
-    run["round_ended_s"] = [t + (0.1 if i > 2 else 0) for i, t in enumerate(run["round_ended_s"])]
+    whole, stall = run["round_ended_s"], 0.1
+    run["round_ended_s"] = [t + (stall if i > 2 else 0) for i, t in enumerate(whole)]
+    run["finished_s"] = [t + (stall if t > whole[2] else 0) for t in run["finished_s"]]
     record = read_runs(written(tmp_path, run))[1][0]
     assert record.extra_s == pytest.approx(0.1, rel=0.01)
-    assert read_runs(written(tmp_path, made_up()))[1][0].extra_s < 1e-3
+    usual = read_runs(written(tmp_path, made_up()))[1][0]
+    assert usual.extra_s < 1e-3
+    np.testing.assert_allclose(record.steady_finished_s, usual.finished_s, atol=1e-3)
+    error = compare(record, gpu="h200", seeds=1)
+    assert error.makespan < -0.1 < error.steady_makespan < 0.01
 
 
 def test_the_command_prints_a_table_and_says_by_its_code_whether_the_tolerance_holds(
@@ -135,6 +141,6 @@ def test_a_missing_file_and_another_gpu_are_refused(tmp_path: Path) -> None:
 def test_the_committed_runs_are_within_the_tolerance() -> None:
     gpu, records = read_runs(MEASURED)
     errors = [compare(record, gpu=gpu, seeds=1) for record in records]
-    assert len(errors) == 6
+    assert len(errors) == 30
     assert np.median([abs(e.makespan) for e in errors]) < 0.04
     assert np.median(np.abs(np.concatenate([e.tpot for e in errors]))) < 0.04

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from calibration.draw_cases import (
     TARGETS,
     DrawOptions,
     draw_cases,
+    draw_rounds,
     scenario_of,
 )
 from calibration.step_cases import CaseFile, RecordError, read_cases, read_records
@@ -50,16 +52,23 @@ def test_a_seed_draws_the_same_cases_and_another_seed_others(cases: CaseFile) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "cases"),
     [
-        ("h200-cases.json", DrawOptions(seed=10, choices=3)),
-        ("h200-cases-8.json", DrawOptions(seed=8)),
-        ("h200-overhead-cases.json", DrawOptions(seed=1003, count=12, choices=0, rounds=True)),
+        ("h200-cases.json", lambda: draw_cases(DrawOptions(seed=10, choices=3))),
+        ("h200-cases-8.json", lambda: draw_cases(DrawOptions(seed=8))),
+        ("h200-overhead-cases.json", lambda: draw_rounds(DrawOptions(seed=1003, count=12))),
+        ("h100-cases.json", lambda: draw_cases(DrawOptions(seed=9, gpu="h100-sxm"))),
+        (
+            "h100-overhead-cases.json",
+            lambda: draw_rounds(DrawOptions(seed=1004, count=12, gpu="h100-sxm")),
+        ),
     ],
 )
-def test_the_committed_cases_were_drawn_and_not_chosen(name: str, options: DrawOptions) -> None:
+def test_the_committed_cases_were_drawn_and_not_chosen(
+    name: str, cases: Callable[[], CaseFile]
+) -> None:
     committed = Path(calibration.__file__).parent / "measured" / name
-    assert committed.read_text() == draw_cases(options).text()
+    assert committed.read_text() == cases().text()
 
 
 def test_cases_lie_in_the_ranges_and_cover_models_and_drafts(cases: CaseFile) -> None:

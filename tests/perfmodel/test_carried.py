@@ -42,7 +42,7 @@ def test_half_the_bandwidth_doubles_what_memory_bounds_and_no_latency() -> None:
         after = attention_s(curves, tokens, slow.hbm_bandwidth)
         return after / attention_s(CURVES, tokens, H200.hbm_bandwidth)
 
-    assert ratio(131_072) == pytest.approx(2.0, rel=0.03)
+    assert 1.8 < ratio(131_072) <= 2.0  # blocks take a share of their own beside the memory
     assert 1.0 <= ratio(128) < 1.25
     weights = {"m": 1, "n": 128_256, "k": 4096, "peak_flops": H200.peak_flops}
     before = float(CURVES.gemm.seconds(**weights, hbm_bandwidth=H200.hbm_bandwidth))

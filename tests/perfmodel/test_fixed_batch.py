@@ -66,7 +66,7 @@ def test_gamma_zero_is_plain_decoding_exactly(scenario: Scenario, output: int) -
     )
     steps = estimate(
         scenario, prefix_tokens=work.prefix_tokens + np.arange(output), gamma=0
-    ).target_step.total_s
+    ).plain_tpot_s
     assert run.rounds == output
     # The same sum: only the order of additions may differ.
     assert run.makespan_s == pytest.approx(float(np.sum(steps)), rel=1e-13)

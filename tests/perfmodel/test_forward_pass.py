@@ -180,6 +180,11 @@ def halved_latencies(curves: Efficiency) -> Efficiency:
     prefill = tuple(
         replace(table, kernel_latency_us=table.kernel_latency_us / 2) for table in attention.prefill
     )
+    names = ("launch_us", "merge_us", "merge_row_ns", "block_us", "token_ns")
+    blocks = tuple(
+        replace(table, **{name: getattr(table, name) / 2 for name in names})
+        for table in attention.blocks
+    )
     return replace(
         curves,
         gemm=replace(gemm, kernel_latency_s=gemm.kernel_latency_s / 2),
@@ -187,6 +192,7 @@ def halved_latencies(curves: Efficiency) -> Efficiency:
             attention,
             decode=decode,
             prefill=prefill,
+            blocks=blocks,
             regroup_latency_us=attention.regroup_latency_us / 2,
         ),
     )

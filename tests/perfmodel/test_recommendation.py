@@ -111,16 +111,17 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
 
 def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -> None:
     """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
-    found = answer(batch=1, prefix_tokens=512, choices=[("self", "streamingllm")])
+    short = {"batch": 1, "prefix_tokens": 512, "engine": "ideal"}
+    found = answer(choices=[("self", "streamingllm")], **short)
     assert not found.speculates and found.studied is not None
     assert found.studied.speedup < 1.0
     assert found.sentence.startswith("Do not speculate: the best draft (Self-speculation")
     assert f"gives {found.studied.speedup:.2f}x" in found.sentence
-    assert found.best.tpot_s == float(estimate(a_scenario(batch=1, prefix_tokens=512)).tpot_s)
+    assert found.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
 
 
 def test_below_the_break_even_batch_the_sentence_says_so() -> None:
-    found = answer(batch=64, tp=4, choices=[("self", "streamingllm")])
+    found = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
     assert found.batch is not None and found.batch.from_value is not None
     assert found.batch.from_value > 1
     assert found.sentence.endswith(f"without speculation below batch {found.batch.from_value}.")

