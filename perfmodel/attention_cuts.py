@@ -46,8 +46,8 @@ def runtime_cut(
         Sequences x KV heads; tokens read of each; packed query rows, query tokens x group.
     """
     tiles = np.maximum(np.ceil(rows / tile_rows), 1.0)
-    pages = np.ceil(tokens / PAGE_TOKENS)
-    most = np.ceil(tokens / LEAST_RANGE_TOKENS)
+    pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
+    most = np.maximum(np.ceil(tokens / LEAST_RANGE_TOKENS), 1.0)
     halves = [np.floor(n * sm_count / (units * tiles)) for n in range(1, HALF_WAVES + 1)]
     cuts = np.stack([np.ones(units.shape), *(np.clip(half, 1.0, most) for half in halves)])
     ranges = np.maximum(np.ceil(pages / cuts), LEAST_RANGE_TOKENS / PAGE_TOKENS)
