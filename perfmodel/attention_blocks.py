@@ -13,6 +13,7 @@ token, two that share a multiprocessor each longer; part-filled tiles of KV coun
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -118,12 +119,29 @@ def block_seconds(
     hbm_bandwidth: float,
     bytes_per_element: float,
 ) -> Array:
-    """Seconds of one layer's attention on one rank; the arrays broadcast."""
-    shape = np.broadcast_shapes(batch.shape, kv_tokens.shape, query_tokens.shape)
-    seconds = np.empty(shape)
-    units, tokens = (np.broadcast_to(x, shape) for x in (batch * kv_heads, kv_tokens))
-    queries = np.broadcast_to(query_tokens, shape)
-    group = query_heads / kv_heads
+    """Seconds of one layer's attention on one rank; the arrays broadcast.
+
+    Sweeps and the explorer ask for the same grid over and over: it is remembered, and read-only.
+    """
+    axes = tuple((x.tobytes(), x.shape) for x in (batch * kv_heads, kv_tokens, query_tokens))
+    rates = (sm_count, hbm_bandwidth, bytes_per_element)
+    return _seconds(tables, axes, query_heads / kv_heads, head_dim, *rates)
+
+
+@lru_cache(maxsize=256)
+def _seconds(
+    tables: tuple[BlockTable, ...],
+    axes: tuple[tuple[bytes, tuple[int, ...]], ...],
+    group: float,
+    head_dim: int,
+    sm_count: int,
+    hbm_bandwidth: float,
+    bytes_per_element: float,
+) -> Array:
+    """The same of (units, tokens, query tokens), each as its bytes and shape."""
+    arrays = [np.frombuffer(data).reshape(shape) for data, shape in axes]
+    units, tokens, queries = np.broadcast_arrays(*arrays)
+    seconds = np.empty(units.shape)
     tiles = sorted({t.tile_rows for t in tables})
     of_tile = np.minimum(np.searchsorted(tiles, queries * group), len(tiles) - 1)
     for index, tile in enumerate(tiles):
@@ -137,6 +155,7 @@ def block_seconds(
             sm_count=sm_count, hbm_bandwidth=hbm_bandwidth, bytes_per_element=bytes_per_element,
         )  # fmt: skip
         seconds[mine] = form * np.exp(table.residual_at(group, cut, sm_count))
+    seconds.flags.writeable = False
     return seconds
 
 

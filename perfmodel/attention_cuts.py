@@ -46,19 +46,20 @@ def runtime_cut(
         Sequences x KV heads; tokens read of each; packed query rows, query tokens x group.
     """
     tiles = np.maximum(np.ceil(rows / tile_rows), 1.0)
-    pages = np.ceil(tokens / PAGE_TOKENS)
-    most = np.ceil(tokens / LEAST_RANGE_TOKENS)
-    halves = [np.floor(n * sm_count / (units * tiles)) for n in range(1, HALF_WAVES + 1)]
+    pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
+    most = np.maximum(np.ceil(tokens / LEAST_RANGE_TOKENS), 1.0)
+    held = np.maximum(units, 1.0)  # an empty batch is cut as one sequence
+    halves = [np.floor(n * sm_count / (held * tiles)) for n in range(1, HALF_WAVES + 1)]
     cuts = np.stack([np.ones(units.shape), *(np.clip(half, 1.0, most) for half in halves)])
     ranges = np.maximum(np.ceil(pages / cuts), LEAST_RANGE_TOKENS / PAGE_TOKENS)
     ranges = np.minimum(np.where(cuts > 1.0, ranges, pages), pages)
     count = np.ceil(pages / ranges)
     blocks = units * tiles * count
     seconds = cut_seconds(
-        blocks=blocks,
+        blocks=held * tiles * count,
         longest=ranges * PAGE_TOKENS,
-        total=units * tiles * pages * PAGE_TOKENS,
-        merged=np.where(count > 1.0, units * rows, 0.0),
+        total=held * tiles * pages * PAGE_TOKENS,
+        merged=np.where(count > 1.0, held * rows, 0.0),
         tile_rows=tile_rows,
         head_dim=head_dim,
         sm_count=sm_count,
