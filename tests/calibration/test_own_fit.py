@@ -27,7 +27,6 @@ from calibration.kernel_grid import (
     flops,
     gemm_cells,
     layer_cells,
-    prefill_cells,
     small_cells,
     sustained_cells,
 )
@@ -41,7 +40,6 @@ from calibration.own_engine_fit import (
 )
 from calibration.own_fit import FitReport
 from calibration.own_gemm_fit import spikes
-from calibration.own_prefill_fit import own_prefill
 from calibration.step_cases import RecordError
 from perfmodel import (
     AttentionCurve,
@@ -396,27 +394,6 @@ def test_vidurs_profile_becomes_products(tmp_path: Path) -> None:
 
 def test_flops_of_the_made_grid_are_possible() -> None:
     assert all(flops(c) / made_seconds(c) < GPU.peak_flops for c in grid() if c["op"] == "gemm")
-
-
-def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
-    rate = {512: 0.2, 2048: 0.35}
-
-    def seconds(cell: Cell) -> float:
-        return 5e-6 + flops(cell) / (rate[cell["query_tokens"]] * GPU.peak_flops)
-
-    cells = prefill_cells()
-    records = [KernelRecord(cell=cell, seconds=seconds(cell), place="") for cell in cells]
-    latency = {64: 5.0, 128: 5.0}
-    tables = own_prefill(records, LIBRARY.attention, latency, GPU)
-    curve = replace(LIBRARY.attention, prefill=tables)
-    for cell in cells:
-        heads = {name: cell[name] for name in ("query_heads", "kv_heads", "head_dim")}
-        new, cached = cell["query_tokens"], cell["kv_tokens"] - cell["query_tokens"]
-        found = curve.prefill_seconds(
-            batch=1, new_tokens=new, cached_tokens=cached, **heads, **PEAKS
-        )
-        assert float(found) == pytest.approx(seconds(cell), rel=2e-3)
-    assert own_prefill([], LIBRARY.attention, latency, GPU) == LIBRARY.attention.prefill
 
 
 def test_a_spike_does_not_lift_the_rows_around_it() -> None:
