@@ -77,10 +77,12 @@ class KernelRecords:
 
     @property
     def source(self) -> str:
-        """Machine, versions and date in a line."""
+        """Machine, versions and date of the first file in a line, and every file's commit."""
         if not self.headers:
             return "imported records"
-        head = self.headers[0]
+        head = dict(self.headers[0])
+        commits = dict.fromkeys(str(h["commit"]) for h in self.headers if h.get("commit"))
+        head["commit"] = " and ".join(commits)
         names = ("gpu", "driver", "cuda", "torch", "flashinfer", "date", "commit")
         return ", ".join(f"{name} {head[name]}" for name in names if head.get(name))
 
