@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -188,8 +189,9 @@ class StepBench:
         if gamma:
             drafter: Any = engine.drafter
             drafter.propose(active, gamma)
-            draft = self._median(drafter.passes, repeats)
-            replays["draft_phase"] = drafter.passes.last.replay
+            if hasattr(drafter, "passes"):  # else other ranks draft
+                draft = self._median(drafter.passes, repeats)
+                replays["draft_phase"] = drafter.passes.last.replay
             engine.verify(active, nothing)
             verify = self._median(passes, repeats)
             replays["verify"] = passes.last.replay
@@ -222,10 +224,9 @@ class StepBench:
     def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
         """Median seconds and spread of replays of the pass that ran last."""
         replay = passes.last.replay
-        warm = time.perf_counter() + _WARM_S  # an idle GPU takes its time to raise its clock
-        while time.perf_counter() < warm:
+        for _ in range(self._warm_replays(passes)):
             replay()
-            torch.cuda.synchronize(self.device)
+        torch.cuda.synchronize(self.device)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         marks[0].record()
         for mark in marks[1:]:
@@ -235,6 +236,20 @@ class StepBench:
         times = [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
         median = statistics.median(times)
         return median, (max(times) - min(times)) / median
+
+    def _warm_replays(self, passes: Any) -> int:
+        """How often to replay before timing: an idle GPU takes its time to raise its clock.
+
+        Every rank of the group replays as often as its first, since a pass may hold their sums.
+        """
+        passes.last.replay()
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        passes.last.replay()
+        torch.cuda.synchronize(self.device)
+        count = math.ceil(_WARM_S / (time.perf_counter() - start))
+        agreed = torch.tensor([count], device=self.device)
+        return int(passes.decoder.group.broadcast(agreed))
 
     def _prefill(self, engine: Engine, tokens: int) -> float:
         """Median wall seconds of the chunks of one prompt, warm.
