@@ -166,7 +166,7 @@ def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int
     # So many cuts surely fit; with more than `many`, ranges are too short for the work.
     few, many = max(1, grid.blocks // int(tiles.sum())), -(-longest // least)
     shortest = -(-int(tiles @ pages) // grid.blocks)
-    if shortest > 1:
+    if shortest > least:
         many = min(many, -(-longest // (shortest - 1)) - 1)
     few, last, probes = min(few, many), _last_cuts(grid), 0
     while few < many:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.split_cost import pass_seconds
@@ -94,6 +94,7 @@ def test_one_long_sequence_among_short_ones_is_split() -> None:
     spare=st.integers(0, 300),
     grown=st.lists(st.integers(0, 60), min_size=1, max_size=4),
 )
+@example(pages=[1, 1, 30, 36], queries=1, spare=13, grown=[13])  # cut to the least
 def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
     pages: list[int], queries: int, spare: int, grown: list[int]
 ) -> None:
