@@ -112,41 +112,17 @@ def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Knots:
-    """Where the residual table of decode attention has its cells."""
-
-    groups: Array
-    units: Array
-    tokens: Array
-    kv_heads: Array
-
-
-PUBLISHED_KNOTS = Knots(
-    groups=GROUP_KNOTS, units=UNIT_KNOTS, tokens=TOKEN_KNOTS, kv_heads=KV_HEAD_KNOTS
-)
-
-
 def fit_decode(
     cells: pd.DataFrame,
     form: AttentionCurve,
     gpu: MeasuredGpu,
-    *,
-    knots: Knots = PUBLISHED_KNOTS,
-    scheduled: bool = False,
 ) -> DecodeFit:
-    """Parameters, then the residual table, of one head dimension.
-
-    `scheduled` says that the cells are a runtime's with a schedule of its own: times may then fall
-    where more units are cut into fewer blocks, holes are filled along tokens, and no output is
-    copied where heads come in groups.
-    """
+    """Parameters, then the residual table, of one head dimension."""
     # Imported here so that reading a fitted curve never needs scipy.
     from scipy.optimize import least_squares
 
-    empty = _empty_table(int(cells.head_dim.iloc[0]), knots)
+    empty = _empty_table(int(cells.head_dim.iloc[0]))
     copies = ((cells.group > 1) & (cells.kv_heads > 1) & (cells.batch > 1)).to_numpy(float)
-    copies *= not scheduled
     used = (cells.tokens >= 64).to_numpy()
     cold = cells.cold_s.to_numpy()
 
@@ -166,13 +142,13 @@ def fit_decode(
     table = replace(table, kv_head_residual=_kv_head_residual(done, table))
     done["residual"] = np.log(_mean_heads_seconds(done, table) / done.base_s)
     done["stray"] = _stray(done)
-    cube = residual_table(done, knots.groups, knots.units, knots.tokens, tokens_first=scheduled)
+    cube = residual_table(done, GROUP_KNOTS, UNIT_KNOTS, TOKEN_KNOTS)
     table = replace(
         table,
-        residual=_monotone(form, table, cube, gpu, axes=(1,) if scheduled else (0, 1)).round(3),
+        residual=_monotone(form, table, cube, gpu).round(3),
         max_unit_tokens=float((done.units * done.tokens).max()),
     )
-    return DecodeFit(done, table, 0.0 if scheduled else float(values[-1]))
+    return DecodeFit(done, table, float(values[-1]))
 
 
 def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
@@ -213,7 +189,6 @@ def _monotone(
     table: DecodeTable,
     cube: Array,
     gpu: MeasuredGpu,
-    axes: tuple[int, ...] = (0, 1),
 ) -> Array:
     """The residuals whose times lie midway (in logarithms) between the running maximum from below
     and the running minimum from above, so that times never fall along units (0) or tokens (1)."""
@@ -230,7 +205,7 @@ def _monotone(
         )
         log_s = np.log(base) + cube[i]
         up, down = log_s, log_s[::-1, ::-1]
-        for axis in axes:
+        for axis in (0, 1):
             up = np.maximum.accumulate(up, axis=axis)
             down = np.minimum.accumulate(down, axis=axis)
         out[i] = (up + down[::-1, ::-1]) / 2 - np.log(base)
@@ -288,16 +263,16 @@ def _with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
     return replace(table, **changes)
 
 
-def _empty_table(head_dim: int, knots: Knots = PUBLISHED_KNOTS) -> DecodeTable:
+def _empty_table(head_dim: int) -> DecodeTable:
     start: dict[str, Any] = {name: first for name, (first, _) in PARAMETERS.items()}
     return DecodeTable(
         head_dim=head_dim,
-        group_knots=knots.groups,
-        unit_knots=knots.units,
-        token_knots=knots.tokens,
-        residual=np.zeros((len(knots.groups), len(knots.units), len(knots.tokens))),
-        kv_head_knots=knots.kv_heads,
-        kv_head_residual=np.zeros(len(knots.kv_heads)),
+        group_knots=GROUP_KNOTS,
+        unit_knots=UNIT_KNOTS,
+        token_knots=TOKEN_KNOTS,
+        residual=np.zeros((len(GROUP_KNOTS), len(UNIT_KNOTS), len(TOKEN_KNOTS))),
+        kv_head_knots=KV_HEAD_KNOTS,
+        kv_head_residual=np.zeros(len(KV_HEAD_KNOTS)),
         max_unit_tokens=0.0,
         **start,
     )

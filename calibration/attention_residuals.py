@@ -17,15 +17,11 @@ from perfmodel import DecodeTable
 Array = NDArray[np.float64]
 
 
-def residual_table(
-    cells: pd.DataFrame, groups: Array, units: Array, tokens: Array, *, tokens_first: bool = False
-) -> Array:
+def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
     """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
 
     A hole between two measured knots takes the mean of the lines along units and along tokens;
     beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
-    With `tokens_first` the line along tokens alone counts, where there is one: neighbouring unit
-    counts may be scheduled otherwise.
     """
     cells = cells[~cells.stray]
     on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
@@ -33,8 +29,6 @@ def residual_table(
     index = pd.MultiIndex.from_product([groups, units, tokens])
     cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
     axes = np.log(units), np.log(tokens)
-    if tokens_first:
-        cube = np.stack([np.stack([_line(row, axes[1]) for row in plane]) for plane in cube])
     return np.stack([_filled(plane, *axes) for plane in cube])
 
 

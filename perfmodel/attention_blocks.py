@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.attention_cuts import BLOCKS_PER_SM, Cut, runtime_cut
+from perfmodel.attention_cuts import BLOCKS_PER_SM, TILE_ROWS, Cut, runtime_cut
 from perfmodel.log_grid import bilinear, locate, log_weights
 from perfmodel.units import US
 
@@ -142,9 +142,8 @@ def _seconds(
     arrays = [np.frombuffer(data).reshape(shape) for data, shape in axes]
     units, tokens, queries = np.broadcast_arrays(*arrays)
     seconds = np.empty(units.shape)
-    tiles = sorted({t.tile_rows for t in tables})
-    of_tile = np.minimum(np.searchsorted(tiles, queries * group), len(tiles) - 1)
-    for index, tile in enumerate(tiles):
+    of_tile = np.minimum(np.searchsorted(TILE_ROWS, queries * group), len(TILE_ROWS) - 1)
+    for index, tile in enumerate(TILE_ROWS):
         if not np.any(mine := of_tile == index):
             continue
         table, rows = table_for(tables, head_dim, float(tile)), queries[mine] * group

@@ -164,7 +164,8 @@ class AttentionCurve(AttentionForm):
         """Whether a point lies inside the measurements (else it is extrapolated).
 
         Arguments as in `seconds`; the result has the broadcast shape. More than one query token
-        counts as inside only where blocks of such rows were timed.
+        counts as inside only where blocks of such rows were timed, or the row factors
+        (`origin["row_tile_factor"]`).
         """
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
         units, group = batch * kv_heads, query_heads / kv_heads
@@ -173,7 +174,8 @@ class AttentionCurve(AttentionForm):
                 units, kv_tokens, np.asarray(query_tokens), group, head_dim
             )
         table = nearest(self.decode, head_dim)
-        rows_ok = np.asarray(query_tokens, float) <= 1
+        measured_rows = self.origin.get("row_tile_factor") == "measured"
+        rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
         static = table.head_dim == head_dim and group <= table.group_knots[-1]
         tokens = (kv_tokens >= table.token_knots[0]) & (kv_tokens <= table.token_knots[-1])
         inside = tokens & (units <= table.unit_knots[-1])

@@ -21,6 +21,8 @@ PAGE_TOKENS = 16.0  # ranges are whole pages
 LEAST_RANGE_TOKENS = 128.0
 ALIKE = 1.02  # of two cuts this near the coarser is taken
 
+TILE_ROWS = (16, 64, 128)  # packed query rows of one block
+
 # The runtime's estimate of one call: runtime/split_cost.py has the source of each.
 _TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}
 _TOKEN_DIM_S, _BLOCK_S, _LAUNCH_S, _PAIRED = 0.09e-9, 3.7e-6, 1.3e-6, 1.4

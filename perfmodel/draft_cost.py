@@ -31,10 +31,21 @@ class Drafter(ABC):
     has_own_cache = False
 
     @abstractmethod
+    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+        """Cached tokens that a step reads of each sequence; None for all of them."""
+
     def step(
         self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
     ) -> StepTime:
         """Time of one draft step for the whole batch, which reads `fed_tokens` of each sequence."""
+        return forward_pass(
+            rank,
+            batch=batch,
+            context_tokens=prefix_tokens,
+            query_tokens=fed_tokens,
+            kv_read_tokens=self.read_tokens(prefix_tokens, budget),
+            logit_tokens=1,
+        )
 
     def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
         """Seconds once per request, beside the target's own prefill."""
@@ -44,16 +55,8 @@ class Drafter(ABC):
 class FullCache(Drafter):
     """A draft that reads every cached token."""
 
-    def step(
-        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
-    ) -> StepTime:
-        return forward_pass(
-            rank,
-            batch=batch,
-            context_tokens=prefix_tokens,
-            query_tokens=fed_tokens,
-            logit_tokens=1,
-        )
+    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+        return None
 
 
 class StandaloneFull(FullCache):
@@ -68,17 +71,8 @@ class StandaloneFull(FullCache):
 class Budgeted(Drafter):
     """A draft that reads at most its KV budget of each sequence."""
 
-    def step(
-        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
-    ) -> StepTime:
-        return forward_pass(
-            rank,
-            batch=batch,
-            context_tokens=prefix_tokens,
-            query_tokens=fed_tokens,
-            kv_read_tokens=np.minimum(budget, prefix_tokens),
-            logit_tokens=1,
-        )
+    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+        return np.minimum(budget, prefix_tokens)
 
 
 class StandaloneStreaming(Budgeted):

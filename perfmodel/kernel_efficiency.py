@@ -74,27 +74,21 @@ def efficiency(
     )
     if not measured_on or not gpu:
         return curves
-    return carried(curves, catalog.gpu(measured_on), catalog.gpu(gpu))
+    return carried(curves, catalog.gpu(gpu))
 
 
-def carried(curves: Efficiency, source: GPU, gpu: GPU) -> Efficiency:
+def carried(curves: Efficiency, gpu: GPU) -> Efficiency:
     """The products and attention of one GPU as another of like cores would run them.
 
     Efficiencies stay, so what all cores together stream or compute follows the datasheet's
     bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and cuts of the cache
-    follow the number of multiprocessors. One block of attention keeps its bytes/s, not its share of
-    the bandwidth: what it has in flight and how long that takes are its core's (Little's law).
+    follow the number of multiprocessors. A block of attention keeps its time per token, not a share
+    of the bandwidth: what it has in flight and how long that takes are its core's (Little's law).
     """
     gemm, attention = curves.gemm, curves.attention
     if gemm.waves is not None:
         gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
-    share = source.hbm_bandwidth / gpu.hbm_bandwidth
-    decode = tuple(
-        replace(table, block_bandwidth_fraction=table.block_bandwidth_fraction * share)
-        for table in attention.decode
-    )
-    attention = replace(attention, sm_count=gpu.sm_count, decode=decode)
-    return replace(curves, gemm=gemm, attention=attention)
+    return replace(curves, gemm=gemm, attention=replace(attention, sm_count=gpu.sm_count))
 
 
 def _folder(name: str) -> Any:

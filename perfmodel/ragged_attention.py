@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.attention_cuts import BLOCKS_PER_SM, LEAST_RANGE_TOKENS, cut_seconds
+from perfmodel.attention_cuts import BLOCKS_PER_SM, LEAST_RANGE_TOKENS, TILE_ROWS, cut_seconds
 
 Array = NDArray[np.float64]
 
-TILE_ROWS = (16, 64, 128)  # packed query rows of a block
 MOST_WAVES = 4  # of split blocks: their partial results take memory
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import perfmodel
 from perfmodel.attention_curve import AttentionCurve
 from perfmodel.errors import ConfigError
+from perfmodel.kernel_efficiency import efficiency
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 PEAKS = {  # FLOP/s, bytes/s of the datasheets
@@ -255,3 +256,12 @@ def test_65536_points_take_under_15_ms() -> None:
         CURVES["h100-sxm"].seconds(**axes, **shape)
         best = min(best, time.perf_counter() - start)
     assert best < 0.015
+
+
+def test_verification_counts_as_measured_where_row_factors_or_blocks_were() -> None:
+    shape = {"batch": 8, "kv_tokens": 4096, "query_tokens": 4, "query_heads": 32, "kv_heads": 8,
+             "head_dim": 128}  # fmt: skip
+    known = [("h200", "flashinfer"), ("h200", "specroof")]
+    for gpu, kernels in (*known, ("h100-sxm", "flashinfer"), ("h200", "vllm")):
+        curve = efficiency(gpu, kernels).attention
+        assert bool(curve.in_range(**shape)) is ((gpu, kernels) in known), (gpu, kernels)
