@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +24,14 @@ class DraftCost:
     start_s: Array
 
 
-class Drafter(ABC):
-    """One way of drafting. A further one (n-gram, EAGLE head) states these two costs."""
+class Drafter:
+    """One way of drafting. A further one (n-gram, EAGLE head) states its step and its start."""
 
     has_own_cache = False
 
-    @abstractmethod
     def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
         """Cached tokens that a step reads of each sequence; None for all of them."""
+        return None
 
     def step(
         self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
@@ -54,9 +53,6 @@ class Drafter(ABC):
 
 class FullCache(Drafter):
     """A draft that reads every cached token."""
-
-    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
-        return None
 
 
 class StandaloneFull(FullCache):
