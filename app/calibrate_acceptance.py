@@ -110,19 +110,9 @@ def acceptance_report(
             metavar="FILE", help="Counted speculative runs; repeat it.", show_default=False
         ),
     ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Records of the same windows to compare with.", show_default=False
-        ),
-    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
-    ] = None,
-    svg: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write the chart of budgets.", show_default=False),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -142,9 +132,7 @@ def acceptance_report(
         command.run_report(
             records,
             counted or (),
-            against=against,
             html=html,
-            svg=svg,
             tolerance=tolerance,
             as_json=as_json,
         )

@@ -7,7 +7,7 @@ how unlike i.i.d. draws it is, and the tokens per round that follow from each wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,3 +228,12 @@ def _resamples(windows: int) -> Floats:
     source = np.random.default_rng(0)
     drawn = source.multinomial(windows, np.full(windows, 1.0 / windows), size=RESAMPLES)
     return np.asarray(drawn, dtype=np.float64)
+
+
+def default_of(view: DraftView) -> DraftView:
+    """The view with its policy's settings as `runtime/bench_options.py` has them by default."""
+    if view.policy == "streamingllm":
+        return replace(view, sink=16, positions="absolute")
+    if view.policy == "snapkv":
+        return replace(view, snapkv_window=32, snapkv_pool=1)
+    return view

@@ -17,8 +17,7 @@ from math import hypot
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.acceptance_ablation import default_of
-from calibration.acceptance_cells import Cell, cells
+from calibration.acceptance_cells import Cell, cells, default_of
 from calibration.acceptance_records import DraftView, RecordSet
 from perfmodel import (
     AcceptanceCurve,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from calibration.acceptance_ablation import Paired, ablation_rows
 from calibration.acceptance_cells import Cell
 from calibration.acceptance_record_fit import RecordFit
 from calibration.acceptance_records import LAGS
@@ -34,11 +33,9 @@ def report_lines(report: AcceptanceReport) -> list[str]:
     ]
     main = {cell.key for cell in report.grid}
     others = [c for c in report.cells if c.key not in main and SAMPLED not in c.key.text]
-    ablated = [c for c in others if c.key.view.policy != "full"]
     whole = [c.alpha for c in others if c.key.view.policy == "full"]
     if whole and header["draft"] == "self":
         lines += ["", f"With the full cache α is {min(whole):.7f} or more in {len(whole)} cells."]
-    lines += _section("Ablations", _ablation_table(ablated))
     within = int(header["scored_tokens"])
     lines += _section("Predicted against counted", _compared_table(report.compared, within))
     return lines + _median_lines(report, within)
@@ -173,27 +170,6 @@ def _fit_table(fits: Sequence[RecordFit]) -> list[str]:
         "fullness exponent",
     ]
     return _table([*header, "sigma of ln(loss)", "rms in α", "worst"], rows)
-
-
-def _ablation_table(ablated: Sequence[Cell]) -> list[str]:
-    """One row a variant of a policy, one column a text, context and budget.
-
-    The default's α, and what the others differ from it on the same windows.
-    """
-    columns, rows = ablation_rows(ablated)
-    header = [f"{text} {context:,}, {budget:,}" for text, context, budget in columns]
-
-    def shown(found: Paired | None) -> str:
-        if found is None:
-            return ""
-        if found.difference is None:
-            return f"{found.alpha:.3f} ±{found.half_width:.3f}"
-        return f"{found.difference:+.4f} ±{found.half_width:.4f}"
-
-    return _table(
-        ["view", *header],
-        ([label, *(shown(row.get(column)) for column in columns)] for label, row in rows.items()),
-    )
 
 
 def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:

@@ -162,9 +162,9 @@ class FusedOps:
 def split_parts(rows: int, width: int, depth: int) -> int | None:
     """Parts of a product's depth for `split_linear`, or None where the library is as fast.
 
-    From 2,000 timings of two models' products on an H200, weights cold (`scripts/tune_linear.py`,
-    `calibration/measured/h200-linear-tuning.jsonl`): up to 64 rows blocks of 64 columns are as fast
-    as cuBLAS for many columns and up to 37 % faster for few; up to 128 rows only there.
+    From 2,000 timings of two models' products on an H200, weights cold
+    (`benchmarks/tuning/tune_linear.py`): up to 64 rows, blocks of 64 columns are as fast as cuBLAS
+    for many columns and up to 37 % faster for few; up to 128 rows only there.
     """
     blocks = -(-width // _SPLIT_COLUMNS)
     few = blocks <= _FEW_BLOCKS

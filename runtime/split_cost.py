@@ -3,7 +3,7 @@
 Blocks run in waves of two a multiprocessor, each as long as its tokens take, two on one slowing
 each other; no faster than memory delivers. Cut KV costs a merge of each row of each query head.
 
-Source: 3,118 timings of 1,022 shapes on an H200 (`scripts/tune_splits.py`, 45 s;
+Source: 3,118 timings of 1,022 shapes on an H200 (`benchmarks/tuning/tune_splits.py`, 45 s;
 calibration/measured/h200-splits.jsonl.gz), fitted by least squares of the logarithm and rounded;
 8 % rms. Taking the cut of least estimate costs 0.3 % over the best of those timed on average, 17 %
 at worst. On another GPU only `processors` differs.

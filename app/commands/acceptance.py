@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import isnan
 from pathlib import Path
 
 from app.axes import parse_axis
@@ -128,9 +127,7 @@ def run_report(
     records: Sequence[Path],
     counted: Sequence[Path],
     *,
-    against: Path | None = None,
     html: Path | None = None,
-    svg: Path | None = None,
     tolerance: float | None = None,
     as_json: bool,
 ) -> int:
@@ -141,9 +138,6 @@ def run_report(
     OutsideTolerance
         If the median error of the predictions exceeds `tolerance` percent.
     """
-    from calibration.acceptance_against import cell_gaps, gap_lines
-    from calibration.acceptance_cells import cells
-    from calibration.acceptance_choice import budget_choices, choice_lines
     from calibration.acceptance_counted import read_runs
     from calibration.acceptance_report import acceptance_report, report_dict
     from calibration.acceptance_tables import report_lines
@@ -154,56 +148,15 @@ def run_report(
                 raise ConfigError(f"{path}: no such file")
         found = _read(records)
         report = acceptance_report(found, [run for path in counted for run in read_runs(path)])
-        place = {"gpu": "h200", "batch": 64}
-        choices = []
-        if report.compared:
-            choices = budget_choices(report.compared, target=str(found.header["model"]))
-        lines = [*report_lines(report), *choice_lines(choices, gpu="h200", batch=64)]
-        gaps = []
-        if against is not None:
-            other = _read([against])
-            gaps = cell_gaps(report.cells, cells(other.records))
-            where = f"{against.name} ({other.header['dtype']}, {other.header['device']})"
-            lines += gap_lines(gaps, what=where)
+        lines = report_lines(report)
     if html is not None:
         from app.acceptance_page import acceptance_html
 
         page = acceptance_html(report, lines)
         with atomic_text(html) as file:
             file.write(page)
-    if svg is not None:
-        from calibration.acceptance_svg import budgets_svg
-
-        with atomic_text(svg) as file:
-            file.write(budgets_svg(report.grid, [fit.curve for fit in report.fits]))
     if as_json:
-        plain = report_dict(report)
-        plain["budget_choices"] = [
-            {
-                **place,
-                "text": choice.text,
-                "prefix_tokens": choice.prefix_tokens,
-                "policy": choice.policy,
-                "gamma": choice.gamma,
-                "chosen": choice.chosen,
-                "best": choice.best,
-                "regret": choice.regret,
-            }
-            for choice in choices
-        ]
-        plain["against"] = [
-            {
-                "text": gap.key.text,
-                "prefix_tokens": gap.key.prefix_tokens,
-                "view": gap.key.view.label,
-                "windows": gap.windows,
-                "alpha": gap.alpha,
-                "difference": gap.difference,
-                "half_width": None if isnan(gap.half_width) else gap.half_width,
-            }
-            for gap in gaps
-        ]
-        print_json(plain)
+        print_json(report_dict(report))
     else:
         print("\n".join(lines))
     error = report.median_error(greedy=False)

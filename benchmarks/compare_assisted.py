@@ -1,7 +1,7 @@
 """Tokens per second of transformers' assisted generation and of this engine, side by side.
 
-    python scripts/compare_assisted.py --model DIR --draft DIR --input book.txt --device cuda
-    python scripts/compare_assisted.py --random tiny            # seeded weights, any machine
+    python benchmarks/compare_assisted.py --model DIR --draft DIR --input book.txt --device cuda
+    python benchmarks/compare_assisted.py --random tiny            # seeded weights, any machine
 
 Batch 1, greedy, the same weights, prompt and number of tokens for both. transformers runs plainly
 and with an assistant model; the engine plainly, with the same model as standalone draft, and as its
@@ -258,7 +258,7 @@ def compare(options: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:
             }
         )
     options_said = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    command = ["scripts/compare_assisted.py", *sys.argv[1:]]
+    command = ["benchmarks/compare_assisted.py", *sys.argv[1:]]
     return {"options": options_said, "provenance": provenance(command), "rows": rows}
 
 

@@ -1,6 +1,6 @@
 """Time the few-row product of `runtime.triton_kernels` in many tilings beside cuBLAS, on a GPU.
 
-    python scripts/tune_linear.py --out FILE.jsonl --seconds 110
+    python benchmarks/tuning/tune_linear.py --out FILE.jsonl --seconds 110
 
 Weights come cold from a pool of 12 GB, many products in one CUDA graph, the L2 swept before each
 replay; medians of three replays, microseconds a product. `runtime.ops` chooses its tiling from such
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `runtime`, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `runtime`, installed or not
 
 from runtime import source_commit
 

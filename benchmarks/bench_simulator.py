@@ -1,4 +1,4 @@
-"""A million requests at 8B scale: `python tests/benchmarks/bench_simulator.py [REQUESTS]`."""
+"""A million requests at 8B scale: `python benchmarks/bench_simulator.py [REQUESTS]`."""
 
 from __future__ import annotations
 

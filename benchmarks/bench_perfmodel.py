@@ -1,4 +1,4 @@
-"""Speed and memory: `python tests/benchmarks/bench_perfmodel.py` prints the figures."""
+"""Speed and memory: `python benchmarks/bench_perfmodel.py` prints the figures."""
 
 from __future__ import annotations
 
