@@ -10,31 +10,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.assembly import BatchShape, EngineSetup, Model, assemble, build_engine
-    from runtime.attention import AttentionBackend, PassLayout
-    from runtime.attention_reference import ReferenceAttention
-    from runtime.bench_options import RunPlan, parse_options
+    from runtime.attention.base import AttentionBackend, PassLayout
+    from runtime.attention.paged_cache import PagedCache, PageTable, pages_for
+    from runtime.attention.reference import ReferenceAttention
+    from runtime.bench.fake_prefill import pretend_prefilled
+    from runtime.bench.options import RunPlan, parse_options
+    from runtime.bench.provenance import source_commit
+    from runtime.bench.steps import StepBench, StepCase, StepTimes
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
-    from runtime.dataset import TextTokenizer
-    from runtime.distributed import ALONE, Group, Ranks, connect
-    from runtime.download import download_model
-    from runtime.draft_views import FullView, SinkWindowView, SnapView, View, ViewPolicy
-    from runtime.engine import Engine
+    from runtime.drafting.snapkv import WindowQueries
+    from runtime.drafting.views import FullView, SinkWindowView, SnapView, View, ViewPolicy
+    from runtime.engine.build import BatchShape, EngineSetup, Model, assemble, build_engine
+    from runtime.engine.engine import Engine
+    from runtime.engine.results import GenerationResult
     from runtime.errors import EngineError, InputError
-    from runtime.kv_cache import PagedCache, PageTable, pages_for
-    from runtime.launch import launch_ranks
-    from runtime.layers import rotate
-    from runtime.prefill import Piece
-    from runtime.pretend import pretend_prefilled
-    from runtime.provenance import source_commit
-    from runtime.results import GenerationResult
-    from runtime.sampling import SamplingParams, probabilities
-    from runtime.sequence import Sequence
-    from runtime.snapkv import WindowQueries
-    from runtime.step_bench import StepBench, StepCase, StepTimes
-    from runtime.transformer import Decoder
-    from runtime.weights import MetaWeights, load_weights
+    from runtime.execution.prefill import Piece
+    from runtime.execution.sampling import SamplingParams, probabilities
+    from runtime.execution.sequence import Sequence
+    from runtime.kernels.rotary import rotate
+    from runtime.model.decoder import Decoder
+    from runtime.model.download import download_model
+    from runtime.model.prompts import TextTokenizer
+    from runtime.model.weights import MetaWeights, load_weights
+    from runtime.parallel.groups import ALONE, Group, Ranks, connect
+    from runtime.parallel.launch import launch_ranks
 
 __all__ = [
     "ALONE",
@@ -88,10 +88,33 @@ __all__ = [
     "source_commit",
 ]
 
-_MODULES = ("errors", "contracts", "config", "launch", "bench_options", "download", "assembly",
-            "distributed", "engine", "results", "sampling", "transformer", "weights",
-            "step_bench", "attention", "attention_reference", "dataset", "draft_views", "kv_cache",
-            "layers", "prefill", "pretend", "provenance", "sequence", "snapkv")  # fmt: skip
+_MODULES = (
+    "errors",
+    "contracts",
+    "config",
+    "parallel.launch",
+    "bench.options",
+    "model.download",
+    "engine.build",
+    "parallel.groups",
+    "engine.engine",
+    "engine.results",
+    "execution.sampling",
+    "model.decoder",
+    "model.weights",
+    "bench.steps",
+    "attention.base",
+    "attention.reference",
+    "model.prompts",
+    "drafting.views",
+    "attention.paged_cache",
+    "kernels.rotary",
+    "execution.prefill",
+    "bench.fake_prefill",
+    "bench.provenance",
+    "execution.sequence",
+    "drafting.snapkv",
+)
 
 
 def __getattr__(name: str) -> Any:
