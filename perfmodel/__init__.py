@@ -30,7 +30,7 @@ from perfmodel.errors import (
 )
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.kernels.attention_scheduled import BlockTable
-from perfmodel.kernels.attention_split import Cut, runtime_cut
+from perfmodel.kernels.attention_split import BLOCKS_PER_SM, Cut, runtime_cut
 from perfmodel.kernels.attention_tables import DecodeTable, PrefillTable
 from perfmodel.kernels.collectives import CollectiveCurve, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency, carried
@@ -102,6 +102,7 @@ from perfmodel.units import format_bytes, format_chance, format_seconds, format_
 __all__ = [
     "ACCEPTANCE_KEYS",
     "ARRAY_AXES",
+    "BLOCKS_PER_SM",
     "BOUNDS",
     "DRAFTERS",
     "DTYPE_BYTES",

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # installed or not
 from calibration.measure.bench import Bench
 from calibration.measure.grid import MODELS, calls_per_graph, heads_of
 from calibration.records.cells import PAGE, Cell, attention_cell
+from runtime.attention.split_cost import BLOCKS_PER_SM
 from runtime.attention.split_kv import BlockGrid, schedule
 from runtime.bench.provenance import source_commit
 
@@ -40,7 +41,6 @@ BATCHES = (1, 2, 4, 8, 16, 24, 33, 34, 48, 64, 96, 128, 192, 256)
 KV_TOKENS = (128, 256, 512, 1024, 2048, 4096, 16384)
 QUERY_TOKENS = (1, 2, 4, 9)
 KV_BYTES = 20e9
-BLOCKS_PER_SM = 2
 LEAST_RANGE = 128  # tokens
 MOST_FILL = 4.0  # blocks over what the GPU holds, beyond which nothing is cut
 

@@ -20,12 +20,19 @@ from calibration.fit.own.prefill import own_prefill
 from calibration.fit.tables.attention_report import own_toml_text
 from calibration.records.cells import ROW_TILES
 from calibration.records.kernels import KernelRecord
-from perfmodel import GPU, AttentionCurve, BlockTable, Cut, kv_tile_tokens, runtime_cut
+from perfmodel import (
+    BLOCKS_PER_SM,
+    GPU,
+    AttentionCurve,
+    BlockTable,
+    Cut,
+    kv_tile_tokens,
+    runtime_cut,
+)
 
 Array = NDArray[np.float64]
 
 LEAST_CELLS = 30  # per head dimension and tile
-BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, flashinfer 0.6.6
 # Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
 BOUNDS = {  # parameter: (least, first, most)

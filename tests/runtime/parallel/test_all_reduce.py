@@ -87,9 +87,9 @@ def test_a_group_of_one_gives_back_what_it_was_given() -> None:
 WITHOUT = """
 import os, sys, torch
 import torch.distributed as dist
-from runtime.distributed import connect
-from runtime.launch import run_rank
-from runtime.symmetric_memory import AllReduceLimits, shared_workspace
+from runtime.parallel.groups import connect
+from runtime.parallel.launch import run_rank
+from runtime.parallel.all_reduce import AllReduceLimits, shared_workspace
 def body():
     with connect(tp=2, draft_tp=1) as ranks:
         for local in (1, 2):

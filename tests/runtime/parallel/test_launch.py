@@ -21,9 +21,9 @@ from runtime.parallel.launch import launch_ranks
 ROOT = Path(__file__).parents[3]
 RANK = """
 import os, sys, threading, time, torch
-from runtime.distributed import connect
+from runtime.parallel.groups import connect
 from runtime.errors import InputError
-from runtime.launch import run_rank
+from runtime.parallel.launch import run_rank
 def keep_running():
     threading.Thread(target=time.sleep, args=(300,)).start()
 def body():
