@@ -37,7 +37,6 @@ from calibration.measure.grid import (
 )
 from calibration.measure.run import BenchError, Run, clock_summary, main, pick, resume
 from calibration.records.cells import (
-    ROW_TILES,
     Cell,
     attention_cell,
     bytes_moved,
@@ -46,7 +45,7 @@ from calibration.records.cells import (
     layer_matrices,
     record_faults,
 )
-from perfmodel import ModelSpec
+from perfmodel import TILE_ROWS, ModelSpec
 
 # Datasheets: HBM bytes/s; dense bf16 is 989 TFLOP/s on both (NVIDIA H100 SXM, H200 SXM).
 HBM_BANDWIDTH = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}
@@ -67,7 +66,7 @@ def test_every_tile_that_nine_tokens_reach_is_timed(model: ModelSpec) -> None:
     """FlashInfer's fa2: over 64 packed rows take a tile of 128, over 16 one of 64."""
 
     def tile(rows: int) -> int:
-        return next(t for t in ROW_TILES if rows <= t)
+        return next(t for t in TILE_ROWS if rows <= t)
 
     heads = heads_of(model)
     group = heads[0] // heads[1]
