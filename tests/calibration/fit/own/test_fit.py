@@ -23,6 +23,7 @@ from calibration.fit.errors import Errors
 from calibration.fit.inputs import fit_inputs
 from calibration.fit.own.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
 from calibration.fit.own.gemm import spikes
+from calibration.fit.own.kv_tiles import kv_tile_tokens
 from calibration.fit.report import FitReport
 from calibration.measure.grid import (
     attention_cells,
@@ -41,7 +42,6 @@ from perfmodel import (
     GemmCurve,
     catalog,
     efficiency,
-    kv_tile_tokens,
     profile_from_table,
 )
 
