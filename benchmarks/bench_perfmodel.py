@@ -15,7 +15,7 @@ BASE = {
     "gpu": "h100-sxm",
     "tp": 8,
     "batch": 64,
-    "prefix_tokens": 32_000,
+    "prompt_tokens": 32_000,
     "engine": "specroof",
     "acceptance": 0.8,
 }
@@ -27,7 +27,7 @@ AXES = {
         "llama-3.2-3b:streamingllm",
     ],
     "batch": list(range(4, 257, 4)),
-    "prefix_tokens": np.linspace(2_000, 128_000, 64).round().tolist(),
+    "prompt_tokens": np.linspace(2_000, 128_000, 64).round().tolist(),
     "gamma": list(range(1, 17)),
     "kv_budget": [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192],
 }

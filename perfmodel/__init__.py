@@ -67,6 +67,7 @@ from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import (
     ACCEPTANCE_KEYS,
+    FORMER_NAMES,
     OBSERVED_KEYS,
     ScenarioInput,
     parse_scenario,
@@ -112,6 +113,7 @@ __all__ = [
     "DRAFTERS",
     "DTYPE_BYTES",
     "ENGINES",
+    "FORMER_NAMES",
     "GPU",
     "GROUPS",
     "LOOP_AXES",

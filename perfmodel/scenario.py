@@ -66,11 +66,11 @@ class Scenario:
         return acceptance_curve(self.target.name, draft, policy, self.own_curves)
 
     def _check_lengths(self) -> None:
-        budget, context = self.plan.kv_budget_tokens, self.workload.prefix_tokens
+        budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
         if budget is not None and budget > context:
             raise ConfigError(
                 f"kv_budget={budget} exceeds the context of {context} tokens; "
-                f"use a budget of at most prefix_tokens, or draft policy full"
+                f"use a budget of at most prompt_tokens, or draft policy full"
             )
         if self.plan.is_self and self.plan.draft_tp not in (None, self.tp):
             raise ConfigError(
@@ -82,7 +82,7 @@ class Scenario:
     def notes(self) -> tuple[str, ...]:
         """What holds only with a caveat: each a sentence for the reader of a prediction."""
         notes = []
-        longest = self.workload.prefix_tokens + self.workload.output_tokens
+        longest = self.workload.prompt_tokens + self.workload.output_tokens
         if longest > self.target.max_context_tokens:
             notes.append(
                 f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "

@@ -29,6 +29,8 @@ DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 DEFAULT_GAMMA = 4
 # What engines report of a run at one γ: each is converted to the α that explains it.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
+# Names of earlier versions, still read in scenario files, CSV columns and flags.
+FORMER_NAMES = {"prefix_tokens": "prompt_tokens"}
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
 
@@ -79,7 +81,7 @@ class ScenarioInput(BaseModel):
     tp: Count = 1
     draft_tp: Count | None = None
     batch: Count = 64
-    prefix_tokens: Count = 32_000
+    prompt_tokens: Count = 32_000
     output_tokens: Count = 256
     acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
     acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
@@ -114,7 +116,7 @@ class ScenarioInput(BaseModel):
         if policy == "full":
             budget = None
         elif budget is None and policy in DEFAULT_BUDGET:
-            budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
+            budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
         # A self-draft's ranks are the target's, whether that is said or not.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
@@ -175,7 +177,7 @@ class ScenarioInput(BaseModel):
             draft=draft,
             workload=Workload(
                 batch=self.batch,
-                prefix_tokens=self.prefix_tokens,
+                prompt_tokens=self.prompt_tokens,
                 output_tokens=self.output_tokens,
             ),
             plan=plan,
@@ -211,11 +213,27 @@ def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioIn
     ConfigError
         One line that names the key, the value, the reason and the nearest key.
     """
-    stated = {k: v for k, v in values.items() if v is not None and v != ""}
+    given = {k: v for k, v in values.items() if v is not None and v != ""}
+    stated = current_names(given, origin=origin)
     try:
         return ScenarioInput(**stated)
     except ValidationError as error:
         raise ConfigError(_one_line(error, origin)) from error
+
+
+def current_names(values: Mapping[str, Any], *, origin: str = "") -> dict[str, Any]:
+    """The same values with keys of earlier versions under their present names.
+
+    Raises
+    ------
+    ConfigError
+        If a value is given under both names.
+    """
+    for old, new in FORMER_NAMES.items():
+        if old in values and new in values:
+            where = f"{origin}: " if origin else ""
+            raise ConfigError(f"{where}{old} is the former name of {new}; give only {new}")
+    return {FORMER_NAMES.get(key, key): value for key, value in values.items()}
 
 
 def read_scenario(path: str | Path) -> dict[str, Any]:
@@ -247,7 +265,7 @@ def read_scenario(path: str | Path) -> dict[str, Any]:
     nested = [key for key, value in table.items() if isinstance(value, dict)]
     if nested:
         raise ConfigError(f"{path}: {nested[0]!r} is a table; a scenario is flat key = value lines")
-    return table
+    return current_names(table, origin=str(path))
 
 
 def _one_line(error: ValidationError, origin: str) -> str:

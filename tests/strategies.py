@@ -79,7 +79,7 @@ def scenarios(draw: st.DrawFn, drafts: tuple[dict[str, Any], ...] = DRAFTS) -> S
         engine=draw(st.sampled_from(ENGINES)),
         tp=tp,
         batch=draw(st.integers(1, 256)),
-        prefix_tokens=draw(st.integers(1024, 131_072)),
+        prompt_tokens=draw(st.integers(1024, 131_072)),
     )
 
 

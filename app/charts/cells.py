@@ -35,7 +35,7 @@ class MeasuredSpeedup:
     """A published measurement at one cell of the map."""
 
     batch: int
-    prefix_tokens: int
+    prompt_tokens: int
     gamma: int
     speedup: float
     source: str
@@ -49,7 +49,7 @@ CELL_HOVER = (
 
 def cell_data(grid: SpeedupGrid) -> tuple[Array, tuple[str, ...]]:
     data = numbers(grid.speedup, *mesh(grid), grid.gamma)
-    return data, ("speedup", "batch", "prefix_tokens", "gamma")
+    return data, ("speedup", "batch", "prompt_tokens", "gamma")
 
 
 def mesh(grid: SpeedupGrid) -> tuple[Array, Array]:
@@ -180,10 +180,10 @@ def add_measured(figure: go.Figure, grid: SpeedupGrid, measured: Sequence[Measur
     if not measured:
         return
     heat = figure.data[0]
-    data = [[m.speedup, m.batch, m.prefix_tokens, m.gamma, escape(m.source)] for m in measured]
+    data = [[m.speedup, m.batch, m.prompt_tokens, m.gamma, escape(m.source)] for m in measured]
     figure.add_trace(
         go.Scatter(
-            x=tick_positions(grid.prefixes, [m.prefix_tokens for m in measured]),
+            x=tick_positions(grid.prefixes, [m.prompt_tokens for m in measured]),
             y=tick_positions(grid.batches, [m.batch for m in measured]),
             mode="markers",
             name="measured",
@@ -196,7 +196,7 @@ def add_measured(figure: go.Figure, grid: SpeedupGrid, measured: Sequence[Measur
                 "line": {"width": 2, "color": "black"},
             },
             customdata=data,
-            meta=("speedup", "batch", "prefix_tokens", "gamma", "source"),
+            meta=("speedup", "batch", "prompt_tokens", "gamma", "source"),
             hovertemplate="measured %{customdata[0]:.2f}x at γ %{customdata[3]}<br>batch "
             "%{customdata[1]:,}, prefix %{customdata[2]:,}<br>%{customdata[4]}<extra></extra>",
         )
@@ -205,7 +205,7 @@ def add_measured(figure: go.Figure, grid: SpeedupGrid, measured: Sequence[Measur
 
 def add_star(figure: go.Figure, batches: Array, prefixes: Array, scenario: Scenario) -> None:
     work = scenario.workload
-    (x,) = tick_positions(prefixes, [work.prefix_tokens])
+    (x,) = tick_positions(prefixes, [work.prompt_tokens])
     (y,) = tick_positions(batches, [work.batch])
     add_marker(figure, x, y, "this workload")
 

@@ -46,7 +46,7 @@ def speedup_grid(
     point = estimate(
         scenario,
         batch=batches[:, None, None],
-        prefix_tokens=prefix,
+        prompt_tokens=prefix,
         gamma=gammas,
         kv_budget_tokens=np.minimum(scenario.plan.kv_budget_tokens or 0, prefix),
     )
@@ -119,7 +119,7 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
             colorscale=[[s, colours[i // 2]] for i, s in enumerate(steps)],
             name="winner",
             customdata=columns(best, *mesh(first), np.array(names)[winner]),
-            meta=("speedup", "batch", "prefix_tokens", "plan"),
+            meta=("speedup", "batch", "prompt_tokens", "plan"),
             hovertemplate="%{customdata[3]}: %{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, "
             "prefix %{customdata[2]:,} tokens<extra></extra>",
             hoverongaps=False,
@@ -157,7 +157,7 @@ def budget_map(scenario: Scenario) -> go.Figure:
 
     The star is the optimum, the line bounds the plateau within 2 % of it.
     """
-    prefix = float(scenario.workload.prefix_tokens)
+    prefix = float(scenario.workload.prompt_tokens)
     budgets = BUDGETS[prefix >= BUDGETS]
     point = estimate(scenario, gamma=GAMMAS[:, None], kv_budget_tokens=budgets[None, :])
     shape = (len(GAMMAS), len(budgets))
@@ -202,7 +202,7 @@ def needed_map(scenario: Scenario, batches: Array, prefixes: Array) -> go.Figure
     point = estimate(
         scenario,
         batch=batches[:, None, None],
-        prefix_tokens=prefix,
+        prompt_tokens=prefix,
         gamma=GAMMAS,
         kv_budget_tokens=np.minimum(scenario.plan.kv_budget_tokens or 0, prefix),
     )
@@ -220,7 +220,7 @@ def needed_map(scenario: Scenario, batches: Array, prefixes: Array) -> go.Figure
             colorscale="Viridis",
             name="alpha needed",
             customdata=numbers(alpha, batches[:, None], prefixes[None, :], GAMMAS[best]),
-            meta=("alpha", "batch", "prefix_tokens", "gamma"),
+            meta=("alpha", "batch", "prompt_tokens", "gamma"),
             hovertemplate="α %{customdata[0]:.2f} breaks even at γ %{customdata[3]}<br>batch "
             "%{customdata[1]:,}, prefix %{customdata[2]:,} tokens<extra></extra>",
             hoverongaps=False,
@@ -255,7 +255,7 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
             colorscale="Blues",
             name="gamma",
             customdata=numbers(gamma, batches[:, None], contexts[None, :]),
-            meta=("gamma", "batch", "prefix_tokens"),
+            meta=("gamma", "batch", "prompt_tokens"),
             hovertemplate="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prefix "
             "%{customdata[2]:,} tokens<extra></extra>",
             hoverongaps=False,

@@ -124,7 +124,7 @@ def regrets(errors: Sequence[RowError]) -> list[Regret]:
     for error in errors:
         row = error.row
         if "speedup" in error.errors:
-            key = (row.gpu, row.target, row.tp, row.batch, row.prefix_tokens)
+            key = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
             groups.setdefault(key, []).append(error)
     found = []
     for (gpu, target, tp, batch, prefix), rows in groups.items():
@@ -150,4 +150,4 @@ def _point(error: RowError, phase: str) -> list[Any]:
 def _label(error: RowError) -> str:
     row = error.row
     draft = f"{row.draft} {row.draft_policy}"
-    return escape(f"{row.table}: {draft}, γ {row.gamma}, batch {row.batch}, {row.prefix_tokens:,}")
+    return escape(f"{row.table}: {draft}, γ {row.gamma}, batch {row.batch}, {row.prompt_tokens:,}")

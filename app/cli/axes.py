@@ -6,7 +6,7 @@ import math
 
 from perfmodel import ConfigError
 
-NUMBER_AXES = ("batch", "prefix_tokens", "gamma", "kv_budget", "tp", "draft_tp")
+NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "draft_tp")
 MAX_VALUES = 10_000
 
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from app.cli.options import SCENARIO_FLAGS
-from perfmodel import ConfigError
+from perfmodel import FORMER_NAMES, ConfigError
 
 MAX_CSV_BYTES = 10_000_000
 
@@ -70,7 +70,8 @@ def _text(source: str, name: str) -> str:
 
 
 def _header(cells: list[str], name: str) -> list[str]:
-    header = [cell.strip().replace("-", "_") for cell in cells]
+    written = [cell.strip().replace("-", "_") for cell in cells]
+    header = [FORMER_NAMES.get(column, column) for column in written]
     if not any(header):
         raise ConfigError(f"{name}: the first line must name columns, such as target,batch,gamma")
     for column in header:

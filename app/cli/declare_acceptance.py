@@ -32,8 +32,14 @@ def measure_acceptance(
     kv_budget: Annotated[
         str, typer.Option(metavar="TOKENS", help="A list or range; those over a prefix are left.")
     ] = "64:4096:x4",
-    prefix_tokens: Annotated[
-        str, typer.Option(metavar="TOKENS", help="A list or range of prefix lengths.")
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(
+            "--prompt-tokens",
+            "--prefix-tokens",
+            metavar="TOKENS",
+            help="A list or range of prompt lengths. Formerly --prefix-tokens.",
+        ),
     ] = "2048",
     draft_model: Annotated[
         Path | None,
@@ -82,7 +88,7 @@ def measure_acceptance(
                 output=output,
                 draft_policy=draft_policy,
                 kv_budget=kv_budget,
-                prefix_tokens=prefix_tokens,
+                prompt_tokens=prompt_tokens,
                 draft_model=draft_model,
                 windows=windows,
                 gamma=gamma,

@@ -14,6 +14,8 @@ from typing import Any
 
 import typer
 
+# Flags of earlier versions, by the name that replaced them; `perfmodel.FORMER_NAMES` reversed.
+FORMER_FLAGS = {"prompt_tokens": "--prefix-tokens"}
 # name: (metavar, help, help panel)
 SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
     "target": ("MODEL", "Catalog name, hub id, or path of a config.json.", "Models"),
@@ -35,7 +37,7 @@ SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
     "weight_dtype": ("DTYPE", "Storage of weights: bf16, fp16, fp8, int8, int4.", "Machine"),
     "kv_dtype": ("DTYPE", "Storage of the KV cache: bf16, fp16, fp8, int8, int4.", "Machine"),
     "batch": ("N", "Sequences decoded together.", "Workload"),
-    "prefix_tokens": ("TOKENS", "Prompt tokens cached for each sequence.", "Workload"),
+    "prompt_tokens": ("TOKENS", "Prompt tokens cached for each sequence.", "Workload"),
     "output_tokens": ("TOKENS", "Tokens to generate for each sequence.", "Workload"),
     "slo": ("LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "Workload"),
 }
@@ -63,9 +65,12 @@ def with_scenario_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str) -> inspect.Parameter:
     metavar, text, panel = SCENARIO_FLAGS[name]
-    flag = "--" + name.replace("_", "-")
+    flags = ["--" + name.replace("_", "-")]
+    if name in FORMER_FLAGS:
+        flags.append(FORMER_FLAGS[name])
+        text = f"{text} Formerly {FORMER_FLAGS[name]}."
     option = typer.Option(
-        None, flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False
+        None, *flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None

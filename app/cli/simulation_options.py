@@ -55,7 +55,7 @@ class SimulationOptions:
             arrivals=self.arrivals,
             burst_factor=self.burst_factor,
             burst_s=self.burst_s,
-            prompt_tokens=scenario.workload.prefix_tokens,
+            prompt_tokens=scenario.workload.prompt_tokens,
             output_tokens=scenario.workload.output_tokens,
             prompt_cv=self.prompt_cv,
             output_cv=self.output_cv,

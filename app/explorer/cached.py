@@ -69,7 +69,7 @@ def recommendation(flags: Values, objective: str) -> tuple[Recommendation, list[
 def map_prefixes(values: Values) -> Any:
     """Prefixes of the map: 1,000 tokens to the target's longest, or the scenario's where longer."""
     scenario = scenario_of(values)
-    longest = max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens, 4096)
+    longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
     return charts.log_steps(1000, longest, MAP_SIZE)
 
 

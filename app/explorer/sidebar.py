@@ -107,7 +107,7 @@ def _machine(uploaded: str | None) -> None:
 def _workload() -> None:
     st.subheader("Workload")
     _count("batch", "Batch (sequences)")
-    _count("prefix_tokens", "Prefix (tokens)", step=1000)
+    _count("prompt_tokens", "Prefix (tokens)", step=1000)
     _count("output_tokens", "Output (tokens)", step=64)
     _text(
         "prefix_mix",

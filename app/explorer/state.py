@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "machine": "dgx-a100-80gb",
         "tp": 8,
         "batch": 64,
-        "prefix_tokens": 32_000,
+        "prompt_tokens": 32_000,
         "output_tokens": 256,
         "draft": "self",
         "draft_policy": "streamingllm",
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "machine": "dgx-a100-80gb",
         "tp": 8,
         "batch": 64,
-        "prefix_tokens": 16_000,
+        "prompt_tokens": 16_000,
         "output_tokens": 256,
         "draft": "tinyllama-1.1b",
         "draft_policy": "streamingllm",
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "machine": "hgx-h100",
         "tp": 8,
         "batch": 32,
-        "prefix_tokens": 100_000,
+        "prompt_tokens": 100_000,
         "output_tokens": 256,
         "draft": "self",
         "draft_policy": "snapkv",
@@ -74,7 +74,7 @@ DEFAULTS: dict[str, Any] = {
     "tp": 8,
     "search_tp": False,
     "batch": 64,
-    "prefix_tokens": 32_000,
+    "prompt_tokens": 32_000,
     "output_tokens": 256,
     "prefix_mix": "",
     "draft": "self:streamingllm",
@@ -122,9 +122,9 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     draft, _, policy = str(have["draft"]).partition(":")
     values = {key: have[key] for key in ("target", "machine", "tp", "batch", "output_tokens")}
     values["target"] = uploaded_target or values["target"]
-    values["prefix_tokens"] = have["prefix_tokens"]
+    values["prompt_tokens"] = have["prompt_tokens"]
     if have["prefix_mix"].strip():
-        values["prefix_tokens"] = mean_prefix(prefix_mix(have["prefix_mix"]))
+        values["prompt_tokens"] = mean_prefix(prefix_mix(have["prefix_mix"]))
     values["draft"] = draft
     if draft != "none":
         values |= {"draft_policy": policy, "gamma": have["gamma"]}
@@ -160,7 +160,7 @@ def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
         "machine": scenario.machine.name,
         "tp": scenario.tp,
         "batch": work.batch,
-        "prefix_tokens": work.prefix_tokens,
+        "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
         "engine": scenario.engine.name,
         "weight_dtype": scenario.weight_dtype,
@@ -210,7 +210,7 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     """
     stated = dict(values)
     given = [key for key in ACCEPTANCE_KEYS if key in stated]
-    kept = ("target", "machine", "tp", "batch", "prefix_tokens", "output_tokens", "engine")
+    kept = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
     flags = {key: str(stated[key]) for key in (*kept, "weight_dtype", "kv_dtype")}
     own = f"{stated['draft']}:{stated.get('draft_policy', '')}"
     chosen = [own] if given and stated["draft"] != "none" else list(drafts)

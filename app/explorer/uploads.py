@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 
 from calibration.acceptance.engine_counters import vllm_metrics
 from calibration.records.published import PublishedRow
-from perfmodel import ConfigError, catalog, read_scenario
+from perfmodel import FORMER_NAMES, ConfigError, catalog, read_scenario
 
 Found = TypeVar("Found")
 MAX_UPLOAD_BYTES = 1_000_000
 MAX_ROWS = 2_000
 TIMES = ("draft_total_ms", "verify_ms", "autoregressive_ms")
-NEEDED = ("gpu", "target", "draft", "gamma", "tp", "batch", "prefix_tokens", *TIMES)
+NEEDED = ("gpu", "target", "draft", "gamma", "tp", "batch", "prompt_tokens", *TIMES)
 # Both layouts are read: the golden table's columns and those of `predict --from` with h200's.
-RENAMED = {"target_step_ms": "autoregressive_ms"}
+RENAMED = {"target_step_ms": "autoregressive_ms", **FORMER_NAMES}
 
 
 def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
     missing = [column for column in NEEDED if not cells.get(column)]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; needed: {', '.join(NEEDED)}")
-    whole = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prefix_tokens")}
+    whole = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
     times = {key: 1e-3 * _positive(where, cells, key) for key in TIMES}
     tokens, tpot = _round(where, cells)
     budget = cells.get("kv_budget")
@@ -144,7 +144,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
         gamma=whole["gamma"],
         tp=whole["tp"],
         batch=whole["batch"],
-        prefix_tokens=whole["prefix_tokens"],
+        prompt_tokens=whole["prompt_tokens"],
     )
 
 

@@ -87,7 +87,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
         parts += ["<h2>If an input is off</h2>", _table(changes, sensitivity_rows(result))]
     schedule = result["gamma_schedule"]
     if schedule:
-        header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prefix_tokens"]))
+        header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prompt_tokens"]))
         parts += [
             "<h2>Best γ over batch and prefix (0: decode plainly; a dot: does not fit)</h2>",
             _table(header, schedule_rows(schedule)),

@@ -35,7 +35,7 @@ def best_rows(found: Sweep) -> list[dict[str, Any]]:
     for block in found.blocks:
         fixed = tuple(v for name, v in block.names.items() if name not in PLAN_AXES)
         for row in _block_best(block):
-            key = (*fixed, row["batch"], row["prefix_tokens"])
+            key = (*fixed, row["batch"], row["prompt_tokens"])
             if key not in best or _rank(row) > _rank(best[key]):
                 best[key] = row
     return list(best.values())
@@ -54,14 +54,14 @@ def _block_best(block: Block) -> Iterator[dict[str, Any]]:
         tpot = np.broadcast_to(block.estimate.tpot_s, shape).reshape(speedup.shape)
     flat = np.argmax(np.nan_to_num(speedup, nan=-1.0), axis=-1)
     for i, batch in enumerate(block.axes["batch"]):
-        for j, prefix in enumerate(block.axes["prefix_tokens"]):
+        for j, prefix in enumerate(block.axes["prompt_tokens"]):
             k, m = np.unravel_index(flat[i, j], shape[2:])
             value = float(speedup[i, j, flat[i, j]])
             feasible = bool((np.broadcast_to(block.code, shape)[i, j] == 0).any())
             yield {
                 **block.names,
                 "batch": int(batch),
-                "prefix_tokens": int(prefix),
+                "prompt_tokens": int(prefix),
                 "gamma": int(block.axes["gamma"][k]),
                 "kv_budget": int(block.axes["kv_budget"][m]),
                 "speedup": None if np.isnan(value) else value,
@@ -83,7 +83,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 HIDDEN = ("feasible", "overhead_s", "round_s", "plain_tpot_s", "ttft_s", "memory_bytes_per_gpu")
 HEADERS = {
-    "prefix_tokens": "prefix",
+    "prompt_tokens": "prefix",
     "kv_budget": "budget",
     "target_step_s": "T_T",
     "verify_s": "T_V",

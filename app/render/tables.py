@@ -203,7 +203,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
             f"batch {_stretch(answer, 'break_even_batch')}; "
-            f"prefix {_stretch(answer, 'break_even_prefix_tokens')} tokens"
+            f"prefix {_stretch(answer, 'break_even_prompt_tokens')} tokens"
         )
     return lines
 
@@ -243,7 +243,7 @@ def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def schedule_table(schedule: Mapping[str, Any]) -> Table:
     """The same as a table."""
-    header = ("batch", *(format_tokens(tokens) for tokens in schedule["prefix_tokens"]))
+    header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
     return _rows_table(header, schedule_rows(schedule))
 
 

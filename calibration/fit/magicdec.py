@@ -133,7 +133,7 @@ _LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] =
     ),
     "a γ": (lambda row: row.gamma, ("verify_s", "draft_step_s", "speedup")),
     "a batch": (lambda row: row.batch, (*PHASES, "speedup")),
-    "a context": (lambda row: row.prefix_tokens, (*PHASES, "speedup")),
+    "a context": (lambda row: row.prompt_tokens, (*PHASES, "speedup")),
 }
 
 

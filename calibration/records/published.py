@@ -26,7 +26,7 @@ class PublishedRow:
     target: str
     tp: int
     batch: int
-    prefix_tokens: int
+    prompt_tokens: int
     target_step_s: float
     draft: str = "none"
     draft_policy: str | None = None
@@ -101,7 +101,7 @@ def predict_row(
             "tp": row.tp,
             "draft_tp": row.draft_tp,
             "batch": row.batch,
-            "prefix_tokens": row.prefix_tokens,
+            "prompt_tokens": row.prompt_tokens,
             "tokens_per_round": row.tokens_per_round,
             "weight_dtype": row.weight_dtype,
             "engine": row.engine,
@@ -170,7 +170,7 @@ def _magicdec_row(values: dict[str, str]) -> PublishedRow:
         tp=int(values["tp"]),
         draft_tp=int(values["draft_tp"]) if values["draft_tp"] else None,
         batch=int(values["batch"]),
-        prefix_tokens=int(values["prefix_tokens"]),
+        prompt_tokens=int(values["prefix_tokens"]),
         tokens_per_round=float(values["tokens_per_round"]),
         target_step_s=1e-3 * float(values["autoregressive_ms"]),
         verify_s=1e-3 * float(values["verify_ms"]),
@@ -192,7 +192,7 @@ def _h200_row(values: dict[str, str]) -> PublishedRow:
         tp=1,
         draft_tp=None,
         batch=int(values["batch"]),
-        prefix_tokens=int(values["prefix_tokens"]),
+        prompt_tokens=int(values["prefix_tokens"]),
         target_step_s=1e-3 * float(values["target_step_ms"]),
         verify_s=1e-3 * float(values["verify_ms"]),
         draft_step_s=1e-3 * float(values["draft_step_ms"]),
@@ -207,7 +207,7 @@ def _gptfast_row(values: dict[str, str]) -> PublishedRow:
         target=values["target"],
         tp=int(values["tp"]),
         batch=1,
-        prefix_tokens=105,
+        prompt_tokens=105,
         target_step_s=1.0 / float(values["tokens_per_s"]),
         weight_dtype=values["weight_dtype"],
     )

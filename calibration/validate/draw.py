@@ -140,7 +140,7 @@ def scenario_of(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
             "tp": case.tp,
             "draft_tp": plan.draft_tp,
             "batch": case.batch,
-            "prefix_tokens": case.context_tokens,
+            "prompt_tokens": case.context_tokens,
             "output_tokens": (plan.gamma + 1) * TIMED_ROUNDS,
             "acceptance": case.alpha,
             "engine": engine,

@@ -70,7 +70,7 @@ class StepError:
         case, times = self.record.case, self.record.times
         row = PublishedRow(
             table=case.id, engine=engine, gpu=gpu, target=case.target, tp=case.tp,
-            batch=case.batch, prefix_tokens=case.context_tokens, draft=case.plan.draft,
+            batch=case.batch, prompt_tokens=case.context_tokens, draft=case.plan.draft,
             draft_policy=case.plan.policy, kv_budget=case.plan.kv_budget_tokens,
             gamma=case.plan.gamma, target_step_s=times["target_step_s"],
             verify_s=times["verify_s"], draft_step_s=times["draft_step_s"],

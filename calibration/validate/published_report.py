@@ -63,7 +63,7 @@ class PublishedReport:
                     "draft": r.row.draft,
                     "draft_policy": r.row.draft_policy,
                     "batch": r.row.batch,
-                    "prefix_tokens": r.row.prefix_tokens,
+                    "prompt_tokens": r.row.prompt_tokens,
                     "gamma": r.row.gamma,
                     "errors_percent": {k: 100.0 * v for k, v in r.errors.items()},
                 }

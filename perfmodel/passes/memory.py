@@ -71,7 +71,7 @@ def memory_estimate(
     scenario: Scenario,
     *,
     batch: ArrayLike,
-    prefix_tokens: ArrayLike,
+    prompt_tokens: ArrayLike,
     gamma: ArrayLike,
     kv_budget_tokens: ArrayLike,
 ) -> MemoryEstimate:
@@ -79,7 +79,7 @@ def memory_estimate(
 
     Parameters
     ----------
-    batch, prefix_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+    batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
         Sequences; prompt tokens of each; drafts a round; tokens a draft may read of each sequence
         (ignored without a draft, and for policy "full"). [1]
 
@@ -88,7 +88,7 @@ def memory_estimate(
     Ranks outside the draft's group hold less; the estimate is for a rank inside it.
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
-    prefix, budget = np.asarray(prefix_tokens, float), np.asarray(kv_budget_tokens, float)
+    prefix, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
     spec, tp, engine = scenario.target, scenario.tp, scenario.engine
     per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
     length = prefix + scenario.workload.output_tokens
@@ -112,7 +112,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
         estimate = memory_estimate(
             scenario,
             batch=batch,
-            prefix_tokens=scenario.workload.prefix_tokens,
+            prompt_tokens=scenario.workload.prompt_tokens,
             gamma=scenario.plan.gamma,
             kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
         )

@@ -91,7 +91,7 @@ class Recommendation:
     def _where(self) -> str:
         if self.batch is None or self.studied is None:
             return "nothing to compare"
-        context = self.studied.scenario.workload.prefix_tokens
+        context = self.studied.scenario.workload.prompt_tokens
         if self.batch.from_value is None:
             return f"at {context:,} tokens it pays at no batch that fits"
         everywhere_below = self.batch.from_value <= self.batch.lowest
@@ -190,6 +190,6 @@ def _nearest_miss(found: Search) -> str:
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     work = nearest.scenario.workload
     return (
-        f"nothing fits at batch {work.batch}, {work.prefix_tokens:,} tokens; the nearest miss is "
+        f"nothing fits at batch {work.batch}, {work.prompt_tokens:,} tokens; the nearest miss is "
         f"{nearest.label} at tp={nearest.scenario.tp}: {misses}"
     )

@@ -166,7 +166,7 @@ def _variants(
     budgets: Sequence[int],
 ) -> Iterator[Scenario]:
     """One scenario per draft choice, TP, draft TP and budget; γ is left to one broadcast call."""
-    context = scenario.workload.prefix_tokens
+    context = scenario.workload.prompt_tokens
     for named, policy in choices:
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name

@@ -23,7 +23,7 @@ from perfmodel.speculation.round import RoundEstimate, estimate
 Array = NDArray[np.float64]
 
 # Axes that one broadcast call covers, in the order of the result's dimensions.
-ARRAY_AXES = ("batch", "prefix_tokens", "gamma", "kv_budget")
+ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
 # Axes that are names or change the shapes of matrices: one broadcast call each.
 LOOP_AXES = ("gpu", "engine", "tp", "draft", "draft_policy", "draft_tp", "weight_dtype", "kv_dtype")
 MAX_POINTS = 50_000_000
@@ -74,7 +74,7 @@ class Sweep:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Points along batch, prefix_tokens, gamma and kv_budget, within each block."""
+        """Points along batch, prompt_tokens, gamma and kv_budget, within each block."""
         return tuple(len(values) for values in self.axes.values())
 
     @property
@@ -97,7 +97,7 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     base : mapping
         Flat scenario values (the vocabulary of `ScenarioInput`).
     axes : mapping
-        Values per axis name; `batch`, `prefix_tokens`, `gamma` and `kv_budget` broadcast, the
+        Values per axis name; `batch`, `prompt_tokens`, `gamma` and `kv_budget` broadcast, the
         others loop.
 
     Raises
@@ -167,8 +167,8 @@ def _block(
     # Array axes are checked point by point; a lone budget must not fail at the shortest prefix.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1
-    if "prefix_tokens" in axes:
-        values["prefix_tokens"] = max(axes["prefix_tokens"])
+    if "prompt_tokens" in axes:
+        values["prompt_tokens"] = max(axes["prompt_tokens"])
     try:
         scenario = parse_scenario(values).scenario()
     except ConfigError as error:
@@ -177,7 +177,7 @@ def _block(
     plan, work = scenario.plan, scenario.workload
     own = {
         "batch": _swept("batch", axes, work.batch),
-        "prefix_tokens": _swept("prefix_tokens", axes, work.prefix_tokens),
+        "prompt_tokens": _swept("prompt_tokens", axes, work.prompt_tokens),
         "gamma": _swept("gamma", {} if plan.draft == "none" else axes, plan.gamma),
         "kv_budget": _swept(
             "kv_budget", {} if plan.policy == "full" else axes, plan.kv_budget_tokens
@@ -186,7 +186,7 @@ def _block(
     point = estimate(
         scenario,
         batch=_open(own, "batch"),
-        prefix_tokens=_open(own, "prefix_tokens"),
+        prompt_tokens=_open(own, "prompt_tokens"),
         gamma=_open(own, "gamma"),
         kv_budget_tokens=_open(own, "kv_budget"),
     )

@@ -55,7 +55,7 @@ class ExportPlan:
     tp: int
     draft_tp: int
     batch: int
-    prefix_tokens: int
+    prompt_tokens: int
     output_tokens: int
     gpu: str
     gamma_schedule: tuple[tuple[int, int, int], ...] | None = None
@@ -66,7 +66,7 @@ class ExportPlan:
     engine_profile: str = "specroof"
 
     def __post_init__(self) -> None:
-        for key in ("tp", "draft_tp", "batch", "prefix_tokens", "output_tokens"):
+        for key in ("tp", "draft_tp", "batch", "prompt_tokens", "output_tokens"):
             _check_count(key, getattr(self, key), 1)
         for key in ("gamma", "sink_tokens"):
             _check_count(key, getattr(self, key), 0)
@@ -262,7 +262,7 @@ def _specroof(plan: ExportPlan) -> list[str]:
     if plan.draft != "none" and plan.draft_policy != "full":
         lines += [f"kv_budget = {plan.kv_budget_tokens}  # sink of {plan.sink_tokens} included"]
     lines += [f"gamma = {plan.gamma}", f"gpu = {_toml(plan.gpu)}", f"tp = {plan.tp}"]
-    lines += [f"batch = {plan.batch}", f"prefix_tokens = {plan.prefix_tokens}"]
+    lines += [f"batch = {plan.batch}", f"prompt_tokens = {plan.prompt_tokens}"]
     lines += [f"output_tokens = {plan.output_tokens}", f"weight_dtype = {_toml(plan.weight_dtype)}"]
     lines += [f"kv_dtype = {_toml(plan.kv_dtype)}", f"engine = {_toml(plan.engine_profile)}"]
     lines += [f"machine = {_toml(plan.machine)}"] if plan.machine else []
@@ -285,7 +285,7 @@ def _dtype_flags(plan: ExportPlan, *, kv_fp8: str) -> list[str]:
 
 
 def _length(plan: ExportPlan) -> int:
-    return plan.prefix_tokens + plan.output_tokens
+    return plan.prompt_tokens + plan.output_tokens
 
 
 def _per_draft(plan: ExportPlan) -> list[float]:

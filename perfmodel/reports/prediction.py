@@ -175,7 +175,7 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "tp": scenario.tp,
         "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
         "batch": work.batch,
-        "prefix_tokens": work.prefix_tokens,
+        "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
         "weight_dtype": scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
@@ -229,13 +229,13 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "studied": None if answer.studied is None else candidate_dict(answer.studied),
         "break_even_batch": None if answer.batch is None else answer.batch.from_value,
         "break_even_batch_until": None if answer.batch is None else answer.batch.until,
-        "break_even_prefix_tokens": None if answer.context is None else answer.context.from_value,
-        "break_even_prefix_tokens_until": None if answer.context is None else answer.context.until,
+        "break_even_prompt_tokens": None if answer.context is None else answer.context.from_value,
+        "break_even_prompt_tokens_until": None if answer.context is None else answer.context.until,
         "gamma_schedule": None
         if schedule is None
         else {
             "batch": list(schedule.batches),
-            "prefix_tokens": list(schedule.contexts),
+            "prompt_tokens": list(schedule.contexts),
             "gamma": [list(row) for row in schedule.gamma],
         },
         "sensitivities": [

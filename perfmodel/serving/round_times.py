@@ -110,7 +110,7 @@ class StepTable:
         held = memory_estimate(
             replace(self.scenario, workload=work),
             batch=self.max_batch,
-            prefix_tokens=np.array([0.5, 1.0]) * longest - 1.0,
+            prompt_tokens=np.array([0.5, 1.0]) * longest - 1.0,
             gamma=gamma,
             kv_budget_tokens=plan.kv_budget_tokens or 0,
         )
@@ -164,7 +164,7 @@ def estimate_rounds(
         raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
     return estimate(
-        scenario, batch=batch, prefix_tokens=contexts, gamma=gamma, kv_budget_tokens=budget
+        scenario, batch=batch, prompt_tokens=contexts, gamma=gamma, kv_budget_tokens=budget
     )
 
 

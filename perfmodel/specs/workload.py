@@ -14,11 +14,11 @@ class Workload:
     """A fixed batch of requests of equal length: sequences, cached prompt, tokens to generate."""
 
     batch: int
-    prefix_tokens: int
+    prompt_tokens: int
     output_tokens: int = 256
 
     def __post_init__(self) -> None:
-        for field in ("batch", "prefix_tokens", "output_tokens"):
+        for field in ("batch", "prompt_tokens", "output_tokens"):
             value = getattr(self, field)
             if isinstance(value, bool) or not math.isfinite(value) or value < 1 or value % 1:
                 raise ConfigError(f"{field}={value!r} must be a whole number of at least 1")

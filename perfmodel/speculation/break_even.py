@@ -54,12 +54,12 @@ class GammaSchedule:
         return tuple(ranges)
 
 
-def best_speedup(scenario: Scenario, *, batch: Array, prefix_tokens: Array) -> tuple[Array, Array]:
+def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> tuple[Array, Array]:
     """Speedup at the best γ, and that γ, over open arrays of batch and prefix.
 
     Parameters
     ----------
-    batch, prefix_tokens : array, mutually broadcastable
+    batch, prompt_tokens : array, mutually broadcastable
         Sequences; prompt tokens. [1]
 
     Returns
@@ -67,12 +67,12 @@ def best_speedup(scenario: Scenario, *, batch: Array, prefix_tokens: Array) -> t
     speedup, gamma : array
         -inf and -1 where nothing fits.
     """
-    batch, prefix = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prefix_tokens, float))
+    batch, prefix = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prefix)
     point = estimate(
         scenario,
         batch=batch[..., None],
-        prefix_tokens=prefix[..., None],
+        prompt_tokens=prefix[..., None],
         gamma=GAMMAS,
         kv_budget_tokens=budget[..., None],
     )
@@ -92,7 +92,7 @@ def break_even_batch(scenario: Scenario) -> BreakEven:
         beyond = np.geomspace(256, scenario.workload.batch, 200).round()
         values = np.unique(np.concatenate([values, beyond]))
     speedup, _ = best_speedup(
-        scenario, batch=values, prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens))
+        scenario, batch=values, prompt_tokens=np.asarray(float(scenario.workload.prompt_tokens))
     )
     return _paying_stretch("batch", values, speedup)
 
@@ -100,19 +100,19 @@ def break_even_batch(scenario: Scenario) -> BreakEven:
 def break_even_context(scenario: Scenario) -> BreakEven:
     """The contexts at which the scenario's draft choice pays at its batch, γ chosen anew."""
     lowest = 256.0
-    last = float(max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens))
+    last = float(max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens))
     values = np.unique(np.geomspace(lowest, last, 200).round())
     speedup, _ = best_speedup(
-        scenario, batch=np.asarray(float(scenario.workload.batch)), prefix_tokens=values
+        scenario, batch=np.asarray(float(scenario.workload.batch)), prompt_tokens=values
     )
-    return _paying_stretch("prefix_tokens", values, speedup)
+    return _paying_stretch("prompt_tokens", values, speedup)
 
 
 def gamma_schedule(scenario: Scenario) -> GammaSchedule:
     """Best γ of the scenario's draft choice over powers of two of batch and context."""
     batch = np.array(BATCHES, float)[:, None]
-    speedup, gamma = best_speedup(scenario, batch=batch, prefix_tokens=np.array(CONTEXTS, float))
-    plain = estimate(without_speculation(scenario), batch=batch, prefix_tokens=np.array(CONTEXTS))
+    speedup, gamma = best_speedup(scenario, batch=batch, prompt_tokens=np.array(CONTEXTS, float))
+    plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=np.array(CONTEXTS))
     # Where only the draft does not fit, plain decoding still does.
     chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
     return GammaSchedule(

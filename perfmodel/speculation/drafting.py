@@ -29,24 +29,24 @@ class Drafter:
 
     has_own_cache = False
 
-    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+    def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
         """Cached tokens that a step reads of each sequence; None for all of them."""
         return None
 
     def step(
-        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
+        self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array, fed_tokens: int = 1
     ) -> StepTime:
         """Time of one draft step for the whole batch, which reads `fed_tokens` of each sequence."""
         return forward_pass(
             rank,
             batch=batch,
-            context_tokens=prefix_tokens,
+            context_tokens=prompt_tokens,
             query_tokens=fed_tokens,
-            kv_read_tokens=self.read_tokens(prefix_tokens, budget),
+            kv_read_tokens=self.read_tokens(prompt_tokens, budget),
             logit_tokens=1,
         )
 
-    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
         """Seconds once per request, beside the target's own prefill."""
         return np.zeros(())
 
@@ -60,15 +60,15 @@ class StandaloneFull(FullCache):
 
     has_own_cache = True
 
-    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
-        return prefill_pass(rank, batch=1, prompt_tokens=prefix_tokens).total_s
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+        return prefill_pass(rank, batch=1, prompt_tokens=prompt_tokens).total_s
 
 
 class Budgeted(Drafter):
     """A draft that reads at most its KV budget of each sequence."""
 
-    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
-        return np.minimum(budget, prefix_tokens)
+    def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
+        return np.minimum(budget, prompt_tokens)
 
 
 class StandaloneStreaming(Budgeted):
@@ -76,33 +76,33 @@ class StandaloneStreaming(Budgeted):
 
     has_own_cache = True
 
-    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
-        kept = np.minimum(budget, prefix_tokens)
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+        kept = np.minimum(budget, prompt_tokens)
         return prefill_pass(rank, batch=1, prompt_tokens=np.maximum(kept, 1.0)).total_s
 
 
 class SelfStreaming(Budgeted):
     """The target with a StreamingLLM cache: a view on its own pages, or a copy by the engine."""
 
-    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
         if rank.engine.streamingllm_is_view:
             return np.zeros(())
-        return _copy_s(rank, np.minimum(budget, prefix_tokens))
+        return _copy_s(rank, np.minimum(budget, prompt_tokens))
 
 
 class SelfSnapKV(Budgeted):
     """The target with a SnapKV cache: one scoring pass over the cache, then a gather."""
 
-    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
         spec, gpu = rank.spec, rank.machine.gpu
         heads = spec.query_heads_per_rank(rank.tp)
-        scores = SNAPKV_WINDOW_TOKENS * prefix_tokens * heads * spec.layers
+        scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.layers
         flops_s = 2.0 * scores * spec.head_dim / gpu.peak_flops
         # Scores in fp32: written, read by softmax, written, read by pooling and top-k.
         score_bytes = 4.0 * 4.0 * scores
-        keys = 0.5 * prefix_tokens * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
+        keys = 0.5 * prompt_tokens * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
         scan_s = (score_bytes + keys) / gpu.hbm_bandwidth
-        return flops_s + scan_s + _copy_s(rank, np.minimum(budget, prefix_tokens))
+        return flops_s + scan_s + _copy_s(rank, np.minimum(budget, prompt_tokens))
 
 
 def _copy_s(rank: Rank, tokens: Array) -> Array:
@@ -121,13 +121,13 @@ DRAFTERS: dict[tuple[str, str], Drafter] = {
 
 
 def draft_cost(
-    scenario: Scenario, *, batch: Array, prefix_tokens: Array, gamma: Array, kv_budget_tokens: Array
+    scenario: Scenario, *, batch: Array, prompt_tokens: Array, gamma: Array, kv_budget_tokens: Array
 ) -> DraftCost | None:
     """Costs of the scenario's draft choice, None without a draft.
 
     Parameters
     ----------
-    batch, prefix_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
+    batch, prompt_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
         Sequences; prompt tokens; drafts a round; tokens a draft may read of each sequence. [1]
 
     Notes
@@ -149,11 +149,11 @@ def draft_cost(
         kv_dtype=scenario.kv_dtype,
         is_draft=True,
     )
-    step = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens)
+    step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
-        first = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens, fed_tokens=2)
+        first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, fed_tokens=2)
         step = mixed(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
         step=step,
-        start_s=drafter.start_s(rank, prefix_tokens, kv_budget_tokens),
+        start_s=drafter.start_s(rank, prompt_tokens, kv_budget_tokens),
     )

@@ -93,7 +93,7 @@ def estimate(
     scenario: Scenario,
     *,
     batch: ArrayLike | None = None,
-    prefix_tokens: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
     gamma: ArrayLike | None = None,
     kv_budget_tokens: ArrayLike | None = None,
 ) -> RoundEstimate:
@@ -103,7 +103,7 @@ def estimate(
     ----------
     scenario : Scenario
         Machine, models, engine and the values of all that is not given below.
-    batch, prefix_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+    batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
         Sequences; prompt tokens; drafts a round; tokens a draft may read. [1]
 
     Returns
@@ -119,11 +119,11 @@ def estimate(
     """
     plan, work = scenario.plan, scenario.workload
     b = _array(batch, work.batch)
-    prefix = _array(prefix_tokens, work.prefix_tokens)
+    prefix = _array(prompt_tokens, work.prompt_tokens)
     g = _array(gamma, plan.gamma)
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
-    draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
+    draft = draft_cost(scenario, batch=b, prompt_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
     each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
     # Its one pass has tables to fill, too, and no drafts behind which to fill them.
@@ -144,7 +144,7 @@ def estimate(
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(
-            scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget
+            scenario, batch=b, prompt_tokens=prefix, gamma=g, kv_budget_tokens=budget
         ),
         invalid=(budget > prefix) & (g > 0) & (plan.policy != "full"),
     )

@@ -42,8 +42,8 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
     if curve is None:
         return None
     at = {
-        "kv_budget_tokens": plan.kv_budget_tokens or scenario.workload.prefix_tokens,
-        "context_tokens": scenario.workload.prefix_tokens,
+        "kv_budget_tokens": plan.kv_budget_tokens or scenario.workload.prompt_tokens,
+        "context_tokens": scenario.workload.prompt_tokens,
     }
     low, high = curve.interval(**at)
     return float(low), float(curve.alpha(**at)), float(high)

@@ -40,8 +40,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch": True}, "batch='True': must be a whole number, not true or false"),
     ({"batch": "many"}, "batch='many': must be one whole number"),
     ({"batch": [1]}, "batch='[1]': "),
-    ({"prefix_tokens": -5}, "prefix_tokens='-5': "),
-    ({"prefix_tokens": "32,000"}, "without thousands commas"),
+    ({"prompt_tokens": -5}, "prompt_tokens='-5': "),
+    ({"prompt_tokens": "32,000"}, "without thousands commas"),
     ({"acceptance": 1.5} | SELF, "acceptance='1.5': input should be less than or equal to 1"),
     ({"acceptance": -0.1} | SELF, "acceptance='-0.1': "),
     ({"acceptance": float("nan")} | SELF, "acceptance='nan': input should be a finite number"),
@@ -103,7 +103,7 @@ def test_nothing_stated_is_the_documented_default_without_speculation() -> None:
     scenario = parse_scenario({}).scenario()
     assert scenario.target.name == "llama-3.1-8b"
     assert scenario.machine.name == "hgx-h100"
-    assert (scenario.workload.batch, scenario.workload.prefix_tokens) == (64, 32_000)
+    assert (scenario.workload.batch, scenario.workload.prompt_tokens) == (64, 32_000)
     assert scenario.plan.draft == "none" and scenario.plan.gamma == 0
     assert scenario.acceptance is None and scenario.draft is None
 
@@ -125,7 +125,7 @@ def test_none_and_empty_text_mean_not_given() -> None:
 def test_the_default_budget_is_the_best_published_one_within_the_context(
     policy: str | None, prefix: int, budget: int | None
 ) -> None:
-    plan = parse_scenario(SELF | {"draft_policy": policy, "prefix_tokens": prefix}).plan()
+    plan = parse_scenario(SELF | {"draft_policy": policy, "prompt_tokens": prefix}).plan()
     assert plan.kv_budget_tokens == budget
     assert plan.gamma == 4 and plan.policy == (policy or "streamingllm")
 
@@ -149,8 +149,8 @@ def test_a_draft_that_is_the_target_is_a_self_draft(alias: str) -> None:
 
 
 def test_text_of_a_csv_cell_means_the_same_as_a_number() -> None:
-    text = {"batch": "64", "prefix_tokens": "32_000", "gamma": "4.0", "acceptance": "0.8"}
-    numbers = {"batch": 64, "prefix_tokens": 32_000, "gamma": 4, "acceptance": 0.8}
+    text = {"batch": "64", "prompt_tokens": "32_000", "gamma": "4.0", "acceptance": "0.8"}
+    numbers = {"batch": 64, "prompt_tokens": 32_000, "gamma": 4, "acceptance": 0.8}
     assert a_scenario(**text, **SELF) == a_scenario(**numbers, **SELF)
 
 
@@ -260,3 +260,9 @@ def test_every_form_of_the_same_acceptance_gives_the_same_alpha() -> None:
         alphas.append(given.alpha)
     assert alphas == pytest.approx([alphas[0]] * 3, abs=1e-12)
     assert 0.8 < alphas[0] < 0.9
+
+
+def test_the_former_name_of_a_key_is_still_read_but_not_beside_the_present_one() -> None:
+    assert parse_scenario({"prefix_tokens": 4_000}) == parse_scenario({"prompt_tokens": 4_000})
+    with pytest.raises(ConfigError, match="former name of prompt_tokens"):
+        parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})

@@ -26,7 +26,7 @@ class MeasureOptions:
     output: Path
     draft_policy: str
     kv_budget: str
-    prefix_tokens: str
+    prompt_tokens: str
     draft_model: Path | None
     windows: int
     gamma: int
@@ -109,11 +109,11 @@ def _measure(options: MeasureOptions) -> None:
                 f"{options.model} one of {vocab}: no shared tokens"
             )
     jobs = []
-    for prefix in _counts("prefix-tokens", options.prefix_tokens):
+    for prefix in _counts("prompt-tokens", options.prompt_tokens):
         longest = target.decoder.config.max_context_tokens
         if task.window_tokens(prefix) > longest:
             raise ConfigError(
-                f"--prefix-tokens {prefix} and {task.scored_tokens} scored tokens exceed the "
+                f"--prompt-tokens {prefix} and {task.scored_tokens} scored tokens exceed the "
                 f"{longest:,} that {target.name} was made for"
             )
         for text in texts:

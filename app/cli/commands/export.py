@@ -52,7 +52,7 @@ def run_export(
         answer, _ = find_recommendation(flags, scenario)
         chosen, schedule = answer.best.scenario, None
         if answer.schedule is not None and answer.speculates and to == "vllm":
-            schedule = answer.schedule.ranges(chosen.workload.prefix_tokens)
+            schedule = answer.schedule.ranges(chosen.workload.prompt_tokens)
     else:
         chosen = perfmodel.parse_scenario(
             stated_values(scenario, flags), origin=scenario or ""
@@ -97,7 +97,7 @@ def plan_of(scenario: Scenario, *, for_engine: str) -> ExportPlan:
         tp=scenario.tp,
         draft_tp=scenario.draft_tp,
         batch=work.batch,
-        prefix_tokens=work.prefix_tokens,
+        prompt_tokens=work.prompt_tokens,
         output_tokens=work.output_tokens,
         gpu=scenario.machine.gpu.name,
         weight_dtype=scenario.weight_dtype,

@@ -117,7 +117,7 @@ def _acceptance() -> list[dict[str, Any]]:
             "points": len(curve.points),
             "alpha_low": min(point.alpha for point in curve.points),
             "alpha_high": max(point.alpha for point in curve.points),
-            "prefix_tokens": list(curve.context_range),
+            "prompt_tokens": list(curve.context_range),
             "kv_budget": list(curve.budget_range),
             "text": curve.text,
             "source": curve.source,

@@ -118,7 +118,7 @@ def find_recommendation(
         choices=choices,
         tps=degrees,
         **_draft_tps(values),
-        **_budgets(values, plain.prefix_tokens, choices),
+        **_budgets(values, plain.prompt_tokens, choices),
     )
     return perfmodel.recommend(found), notes
 

@@ -102,7 +102,7 @@ def _scenario_words(mode: str, scenario: str | None) -> list[str]:
     stated = parse_scenario(stated_values(scenario, {}), origin=scenario)
     plan = stated.plan()
     words = ["--model", stated.target, "--tp", str(stated.tp), "--batch", str(stated.batch)]
-    words += ["--prefix-tokens", str(stated.prefix_tokens)]
+    words += ["--prefix-tokens", str(stated.prompt_tokens)]
     words += ["--gen-tokens", str(stated.output_tokens)]
     if mode == "baseline":
         return words

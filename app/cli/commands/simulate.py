@@ -101,7 +101,7 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
     check_fits(estimate(base))
     work = base.workload
     rng = np.random.default_rng([options.seed, 0])
-    prompt = lengths(rng, work.prefix_tokens, options.prompt_cv, work.batch)
+    prompt = lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
     output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
     if options.eos:
         options.stream(base)  # checks the chance

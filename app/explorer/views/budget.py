@@ -35,7 +35,7 @@ def show() -> None:
         show_table([{"draft": i, "α": rate} for i, rate in enumerate(rates, start=1)])
     elif curve is not None:
         st.markdown("**Acceptance by KV budget**, from the curve")
-        prefix = float(scenario.workload.prefix_tokens)
+        prefix = float(scenario.workload.prompt_tokens)
         budgets = [b for b in charts.BUDGETS if b <= prefix] or [prefix]
         rows = []
         for budget in budgets:

@@ -108,7 +108,7 @@ def _lengths() -> None:
         return
     rows = []
     for tokens, share in prefix_mix(text):
-        values = dict(st.session_state["values"]) | {"prefix_tokens": tokens}
+        values = dict(st.session_state["values"]) | {"prompt_tokens": tokens}
         if "kv_budget" in values:
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))

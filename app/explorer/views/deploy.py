@@ -57,7 +57,7 @@ def _configuration(engine: str, scenario: Scenario, schedule: GammaSchedule | No
     """The text to paste, its benchmark lines apart; or the reason why there is none."""
     plan: ExportPlan = plan_of(scenario, for_engine=engine)
     if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
-        ranges = schedule.ranges(scenario.workload.prefix_tokens)
+        ranges = schedule.ranges(scenario.workload.prompt_tokens)
         plan = replace(plan, gamma_schedule=ranges or None)
     why = exportability(plan)[engine]
     if why is not None:

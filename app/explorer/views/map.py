@@ -62,7 +62,7 @@ def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
     considered = st.session_state.get("drafts") or [
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
-    keys = ("target", "machine", "tp", "batch", "prefix_tokens", "output_tokens", "engine")
+    keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
     more = ("weight_dtype", "kv_dtype", "acceptance_curve")
     base = {k: v for k, v in values if k in (*keys, *more)}
     grids = []
@@ -87,7 +87,7 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
     return [
         charts.MeasuredSpeedup(
             batch=row.batch,
-            prefix_tokens=row.prefix_tokens,
+            prompt_tokens=row.prompt_tokens,
             gamma=row.gamma,
             speedup=row.speedup,
             source=f"MagicDec {row.table}",
@@ -108,7 +108,7 @@ def _drill_down() -> None:
     # Numbers that travelled packed come back keyed by their index.
     _, batch, prefix, chosen = cell.values() if isinstance(cell, dict) else cell
     st.session_state["batch"] = int(batch)
-    st.session_state["prefix_tokens"] = int(prefix)
+    st.session_state["prompt_tokens"] = int(prefix)
     st.session_state["prefix_mix"] = ""
     if not isinstance(chosen, str):  # the fastest draft's name, or the γ that the map chose
         st.session_state["gamma"] = int(chosen)

@@ -24,7 +24,7 @@ def show() -> None:
         type="csv",
         key="measurements",
         max_upload_size=max(1, MAX_UPLOAD_BYTES // 1_000_000),
-        help="Columns gpu, target, draft, gamma, tp, batch, prefix_tokens and, in milliseconds, "
+        help="Columns gpu, target, draft, gamma, tp, batch, prompt_tokens and, in milliseconds, "
         "autoregressive_ms (or target_step_ms), verify_ms, draft_total_ms (or draft_step_ms); "
         "optional draft_policy, kv_budget, draft_tp, engine, tokens_per_round, "
         "speculative_ms_per_token.",

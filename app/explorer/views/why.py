@@ -21,7 +21,7 @@ def show() -> None:
     work = point.scenario.workload
     st.markdown(
         f"{plain(plan_label(point.scenario.plan))} at batch {work.batch:,}, "
-        f"{work.prefix_tokens:,} tokens, TP {point.scenario.tp}"
+        f"{work.prompt_tokens:,} tokens, TP {point.scenario.tp}"
     )
     _numbers(result)
     if not result["feasible"]:

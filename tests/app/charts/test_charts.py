@@ -91,11 +91,11 @@ def test_map_rows_are_the_estimates_at_their_gamma(scenario: Scenario) -> None:
     rows = charts.chart_rows(charts.speedup_map(scenario))
     known = [row for row in rows if row["speedup"] is not None]
     for row in known[:: len(known) // 7]:
-        budget = min(512, row["prefix_tokens"])
+        budget = min(512, row["prompt_tokens"])
         point = estimate(
             scenario,
             batch=row["batch"],
-            prefix_tokens=row["prefix_tokens"],
+            prompt_tokens=row["prompt_tokens"],
             gamma=row["gamma"],
             kv_budget_tokens=budget,
         )
@@ -113,7 +113,7 @@ def test_a_clickable_map_has_a_marker_on_every_known_cell(scenario: Scenario) ->
 
 def test_measured_points_stand_at_their_cell(scenario: Scenario) -> None:
     point = charts.MeasuredSpeedup(
-        batch=64, prefix_tokens=32_000, gamma=4, speedup=1.5, source="<script>"
+        batch=64, prompt_tokens=32_000, gamma=4, speedup=1.5, source="<script>"
     )
     figure = charts.speedup_map(scenario, measured=[point])
     trace = next(t for t in figure.data if t.name == "measured")
@@ -162,7 +162,7 @@ def test_serving_curve_stops_at_the_memory_wall(scenario: Scenario) -> None:
     assert curve is not None and list(curve.batch) == [1.0, 64.0]
     point = estimate(scenario, batch=64, gamma=charts.GAMMAS)
     assert curve.per_gpu[1] == pytest.approx(64 / np.min(point.tpot_s) / 8)
-    huge = replace(scenario, workload=replace(scenario.workload, prefix_tokens=100_000_000))
+    huge = replace(scenario, workload=replace(scenario.workload, prompt_tokens=100_000_000))
     assert charts.serving_curve(huge, np.array([1.0])) is None
 
 

@@ -35,7 +35,7 @@ MEASURE = [
     "r.jsonl",
     "--kv-budget",
     "48,64,96,128",
-    "--prefix-tokens",
+    "--prompt-tokens",
     "128,256",
     "--windows",
     "3",
@@ -64,7 +64,7 @@ def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[st
         "h200",
         "--tp",
         "8",
-        "--prefix-tokens",
+        "--prompt-tokens",
         "4000",
         "--json",
     ]
@@ -101,8 +101,8 @@ def test_an_import_is_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--model", "nowhere"], "nowhere"),
         (["--text", "nowhere.txt"], "cannot be read"),
-        (["--prefix-tokens", "2000"], "takes 2,033"),
-        (["--prefix-tokens", "5000"], "was made for"),
+        (["--prompt-tokens", "2000"], "takes 2,033"),
+        (["--prompt-tokens", "5000"], "was made for"),
         (["--draft-policy", "quest"], "use some of full, streamingllm, snapkv"),
         (["--kv-budget", "many"], "whole numbers"),
         (["--kv-budget", "8"], "too small"),

@@ -80,10 +80,10 @@ def test_sweep_budget_defaults_belong_to_each_draft(capsys: pytest.CaptureFixtur
 
 
 def test_sweep_masks_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    axes = ["--draft", "self", "--prefix-tokens", "256,32000", "--kv-budget", "128,512"]
+    axes = ["--draft", "self", "--prompt-tokens", "256,32000", "--kv-budget", "128,512"]
     axes += ["--batch", "1,4096", "--tp", "8"]
     rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
-    reason = {(row["prefix_tokens"], row["kv_budget"], row["batch"]): row["reason"] for row in rows}
+    reason = {(row["prompt_tokens"], row["kv_budget"], row["batch"]): row["reason"] for row in rows}
     assert reason["256", "512", "1"] == "kv_budget exceeds the context"
     assert reason["256", "128", "1"] == reason["32000", "512", "1"] == ""
     assert reason["32000", "512", "4096"].startswith("memory")
@@ -172,7 +172,7 @@ ROUND_TRIPS: dict[str, list[str]] = {
     "other machine": [*SELF, "--machine", "8xh100-pcie"],
     "standalone": [
         "--target=llama-2-7b-32k", "--draft=tinyllama-1.1b", "--tp=8", "--draft-tp=4",
-        "--prefix-tokens=16000", "--batch=32",
+        "--prompt-tokens=16000", "--batch=32",
     ],
     "standalone, full cache": [
         "--target=llama-3.1-70b", "--draft=llama-3.1-8b", "--draft-policy=full", "--tp=8",
@@ -261,7 +261,7 @@ def test_lists_show_every_entry(kind: str, name: str, capsys: pytest.CaptureFixt
 
 
 def test_a_standalone_draft_is_searched_over_several_tp(capsys: pytest.CaptureFixture[str]) -> None:
-    scenario = ["--target", "llama-3.1-8b", "--batch", "8", "--prefix-tokens", "4000"]
+    scenario = ["--target", "llama-3.1-8b", "--batch", "8", "--prompt-tokens", "4000"]
     search = ["--tp", "1,2", "--draft", "llama-3.2-1b:streamingllm"]
     result = json.loads(printed(["recommend", *scenario, *search, "--json"], capsys))
     assert result["best"]["scenario"]["draft"] == "llama-3.2-1b"

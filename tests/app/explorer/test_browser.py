@@ -156,7 +156,7 @@ def test_a_shared_url_restores_the_state(watched: Watched, browser: Any, server:
     other = Watched(browser, server)
     other.open(url.partition("?")[2])
     assert json.loads(other.download("prediction_json")) == wanted
-    assert wanted["scenario"]["prefix_tokens"] == 100_000
+    assert wanted["scenario"]["prompt_tokens"] == 100_000
     other.page.close()
 
 
@@ -180,7 +180,7 @@ def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
     watched.settle()
     shown = json.loads(watched.download("prediction_json"))
     scenario = shown["scenario"]
-    got = (scenario["batch"], scenario["prefix_tokens"], scenario["gamma"])
+    got = (scenario["batch"], scenario["prompt_tokens"], scenario["gamma"])
     assert got == (cell["batch"], cell["prefix"], cell["gamma"])
     assert shown["speedup"] == pytest.approx(cell["speedup"])
     assert f"batch={cell['batch']:.0f}" in watched.page.url
@@ -189,7 +189,7 @@ def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
 def test_downloads_parse(watched: Watched) -> None:
     watched.open("view=Map")
     rows = list(csv.DictReader(io.StringIO(watched.download("speedup_map_csv").decode())))
-    assert len(rows) >= 64 * 64 and {"speedup", "batch", "prefix_tokens"} <= set(rows[0])
+    assert len(rows) >= 64 * 64 and {"speedup", "batch", "prompt_tokens"} <= set(rows[0])
     data = json.loads(watched.download("speedup_map_json"))
     assert len(data["rows"]) == len(rows) and data["alt"].startswith("Heat map")
     watched.page.locator(".js-plotly-plot").hover()

@@ -162,7 +162,7 @@ def test_the_golden_table_is_a_measurement_upload() -> None:
 
 def test_predict_columns_with_milliseconds_are_a_measurement_upload() -> None:
     text = (
-        "gpu,target,draft,draft-policy,kv-budget,gamma,tp,batch,prefix_tokens,target_step_ms,"
+        "gpu,target,draft,draft-policy,kv-budget,gamma,tp,batch,prompt_tokens,target_step_ms,"
         "verify_ms,draft_step_ms,engine\n"
         "h200,llama-3.1-8b,self,streamingllm,512,3,1,32,16384,20.4,21.1,6.1,specroof\n"
     )

@@ -145,7 +145,7 @@ def test_decide_says_what_recommend_says(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_do_not_speculate_is_an_answer() -> None:
-    at = opened(batch=1, prefix_tokens=1000, drafts=["self:streamingllm"])
+    at = opened(batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
     assert not at.error and "Decode plainly" in at.info[0].value and at.metric
 
 
@@ -193,7 +193,7 @@ def test_deploy_exports_a_standalone_draft_to_every_engine(engine: str) -> None:
 def test_a_distribution_shows_every_length() -> None:
     at = opened(prefix_mix="4000:50, 32000:50")
     assert any("share" in frame.value.columns for frame in at.dataframe)
-    assert dict(at.session_state["values"])["prefix_tokens"] == 18_000
+    assert dict(at.session_state["values"])["prompt_tokens"] == 18_000
     assert mean_prefix(prefix_mix("1000:1;3000:3")) == 2500
 
 

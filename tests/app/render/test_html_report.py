@@ -105,7 +105,7 @@ def scenario() -> Scenario:
 def test_map_shows_the_best_gamma_and_masks_the_wall(scenario: Scenario) -> None:
     heat = charts.speedup_map(scenario).data[0]
     i, j = list(charts.MAP_BATCHES).index(64), list(charts.MAP_PREFIXES).index(32_000)
-    point = estimate(scenario, prefix_tokens=32_000, gamma=charts.GAMMAS)
+    point = estimate(scenario, prompt_tokens=32_000, gamma=charts.GAMMAS)
     assert heat.z[i][j] == pytest.approx(np.log2(np.max(point.speedup)))
     assert heat.zmin == -heat.zmax  # 1x is the middle of the scale
     assert np.isnan(heat.z[-1][-1])
@@ -138,5 +138,5 @@ def test_stacked_parts_sum_to_the_steps(scenario: Scenario) -> None:
 
 
 def test_budget_map_leaves_out_budgets_over_the_context(scenario: Scenario) -> None:
-    short = replace(scenario, workload=replace(scenario.workload, prefix_tokens=1000))
+    short = replace(scenario, workload=replace(scenario.workload, prompt_tokens=1000))
     assert len(charts.budget_map(short).data[0].z[0]) == int(np.sum(charts.BUDGETS <= 1000))

@@ -109,9 +109,9 @@ def test_held_out_rows_never_appear_among_the_fitted() -> None:
 @pytest.mark.parametrize(
     "phase, fields",
     [
-        ("target_step_s", ("batch", "prefix_tokens")),
-        ("verify_s", ("batch", "prefix_tokens", "gamma")),
-        ("draft_step_s", ("batch", "prefix_tokens", "draft", "draft_policy", "gamma")),
+        ("target_step_s", ("batch", "prompt_tokens")),
+        ("verify_s", ("batch", "prompt_tokens", "gamma")),
+        ("draft_step_s", ("batch", "prompt_tokens", "draft", "draft_policy", "gamma")),
     ],
 )
 def test_a_figure_called_unseen_is_of_no_fitted_row_of_the_same_conditions(

@@ -71,7 +71,7 @@ def test_long_runs_peak_where_predicted(run: dict[str, Any]) -> None:
     scenario = parse_scenario(
         {
             "target": "llama-3.1-8b", "gpu": "h200", "batch": options["batch"],
-            "prefix_tokens": options["prefix_tokens"], "output_tokens": options["gen_tokens"],
+            "prompt_tokens": options["prefix_tokens"], "output_tokens": options["gen_tokens"],
             "engine": "specroof", **(draft if speculates else {"draft": "none"}),
         }
     ).scenario()  # fmt: skip

@@ -50,7 +50,7 @@ def test_idle_rows_cost_products_of_all_rows_but_no_host_time(gamma: int) -> Non
         price_rounds(scenario, gamma, lengths, taking, np.array([rows])).seconds[0]
         for taking, rows in ((on, 40), (on, 64), (np.ones_like(on), 64))
     )
-    point = estimate(scenario, batch=40, prefix_tokens=4000, gamma=gamma)
+    point = estimate(scenario, batch=40, prompt_tokens=4000, gamma=gamma)
     assert alone == pytest.approx(float(point.round_s), rel=1e-12)
     assert alone < padded < full
 
@@ -60,5 +60,5 @@ def test_engines_that_cut_otherwise_pay_by_the_mean() -> None:
     lengths = np.array([[1000, 3000, 20_000]])
     on = np.ones_like(lengths, bool)
     priced = price_rounds(scenario, 3, lengths, on, np.array([3]))
-    point = estimate(scenario, batch=3, prefix_tokens=8000, gamma=3)
+    point = estimate(scenario, batch=3, prompt_tokens=8000, gamma=3)
     assert priced.seconds[0] == float(point.round_s)

@@ -51,7 +51,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(scenario: Scenario) -> Non
 
 def test_weights_and_kv_are_si_bytes_of_the_published_shape() -> None:
     """8,030,261,248 parameters (Llama-3.1-8B's model card) at 2 bytes; 131,072 bytes a token."""
-    found = memory(batch=64, prefix_tokens=32_000, output_tokens=256)
+    found = memory(batch=64, prompt_tokens=32_000, output_tokens=256)
     assert float(found.weights) == 2 * 8_030_261_248
     assert float(found.target_kv) == 64 * (32_000 + 256) * 131_072
     assert found.capacity == catalog.gpu("h100-sxm").memory_bytes
@@ -67,7 +67,7 @@ def test_lookahead_slots_count_for_every_draft_of_a_round(draft: dict[str, Any])
 
 @pytest.mark.parametrize("policy", ["full", "streamingllm"])
 def test_a_standalone_draft_costs_its_weights_and_its_own_cache(policy: str) -> None:
-    values: dict[str, Any] = {"gamma": 4, "batch": 8, "prefix_tokens": 32_000, "output_tokens": 256}
+    values: dict[str, Any] = {"gamma": 4, "batch": 8, "prompt_tokens": 32_000, "output_tokens": 256}
     found = memory(draft="llama-3.2-1b", draft_policy=policy, **values)
     spec = catalog.model("llama-3.2-1b")
     # A ring of 512 tokens takes in the prompt by as many at once.
@@ -134,7 +134,7 @@ def test_prompts_in_smaller_chunks_hold_fewer_states_until_a_verification_is_wid
 
 
 def test_a_short_prompt_fills_no_chunk() -> None:
-    few, many = (memory(engine="specroof", batch=1, prefix_tokens=n) for n in (512, 32_000))
+    few, many = (memory(engine="specroof", batch=1, prompt_tokens=n) for n in (512, 32_000))
     assert float(many.activations) == 16 * float(few.activations)
 
 

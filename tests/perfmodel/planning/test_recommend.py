@@ -111,7 +111,7 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
 
 def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -> None:
     """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
-    short = {"batch": 1, "prefix_tokens": 512, "engine": "ideal"}
+    short = {"batch": 1, "prompt_tokens": 512, "engine": "ideal"}
     found = answer(choices=[("self", "streamingllm")], **short)
     assert not found.speculates and found.studied is not None
     assert found.studied.speedup < 1.0
@@ -130,7 +130,7 @@ def test_below_the_break_even_batch_the_sentence_says_so() -> None:
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
     """A draft may pay at small batches only; the sentence then says up to which."""
     found = answer(
-        batch=1, prefix_tokens=512, gpu="l40", choices=[("llama-3.2-1b", "streamingllm")]
+        batch=1, prompt_tokens=512, gpu="l40", choices=[("llama-3.2-1b", "streamingllm")]
     )
     assert found.speculates and found.best.speedup > 1.3
     assert found.batch is not None and found.batch.until is not None

@@ -27,7 +27,7 @@ from perfmodel import (
 CHOICES = (("self", "streamingllm"), ("self", "snapkv"), ("llama-3.2-1b", "streamingllm"))
 BUDGETS = (128, 512, 2048)
 TPS = (2, 8)
-PLAIN: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 64, "prefix_tokens": 16_000}
+PLAIN: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 64, "prompt_tokens": 16_000}
 
 
 def every_plan(values: dict[str, Any]) -> Iterator[RoundEstimate]:
@@ -195,7 +195,7 @@ def test_drafts_are_self_and_every_smaller_model_of_the_same_tokenizer() -> None
 
 
 def test_budgets_over_the_context_are_left_out() -> None:
-    found = search(a_scenario(prefix_tokens=1000, batch=1), choices=[("self", "snapkv")])
+    found = search(a_scenario(prompt_tokens=1000, batch=1), choices=[("self", "snapkv")])
     budgets = {c.scenario.plan.kv_budget_tokens for c in found.candidates}
     assert budgets == {None, 64, 128, 256, 512}
 

@@ -24,7 +24,7 @@ from perfmodel.planning.sweep import RESULT_COLUMNS
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
 AXES = {
     "batch": [1, 64, 2048],
-    "prefix_tokens": [4096, 32_000],
+    "prompt_tokens": [4096, 32_000],
     "gamma": [0, 2, 5],
     "kv_budget": [256, 8192],
 }
@@ -54,7 +54,7 @@ def test_a_sweep_equals_predict_at_each_point() -> None:
     assert len(rows) == 3 * 2 * 3 * 2
     compared = 0
     for row in rows:
-        if row["kv_budget"] > row["prefix_tokens"]:
+        if row["kv_budget"] > row["prompt_tokens"]:
             continue
         assert_same(row, predicted(row, BASE))
         compared += 1
@@ -78,7 +78,7 @@ def test_loop_axes_equal_predict_too() -> None:
 
 def test_measured_acceptance_is_that_of_each_budget_and_context() -> None:
     base = {"draft": "self", "tp": 8}
-    rows = list(sweep(base, {"prefix_tokens": [8192, 64_000], "kv_budget": [128, 2048]}).rows())
+    rows = list(sweep(base, {"prompt_tokens": [8192, 64_000], "kv_budget": [128, 2048]}).rows())
     assert len({row["tokens_per_round"] for row in rows}) == 4
     for row in rows:
         assert_same(row, predicted(row, base))
@@ -92,9 +92,9 @@ def masked(found: Sweep) -> list[dict[str, Any]]:
 
 
 def test_a_budget_over_the_context_is_masked_with_its_reason() -> None:
-    found = sweep(BASE, {"prefix_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
+    found = sweep(BASE, {"prompt_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
     (row,) = masked(found)
-    assert (row["prefix_tokens"], row["kv_budget"]) == (4096, 8192)
+    assert (row["prompt_tokens"], row["kv_budget"]) == (4096, 8192)
     assert row["reason"] == "kv_budget exceeds the context"
 
 
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
 
 def test_a_combination_that_cannot_be_keeps_its_message_and_the_others_run() -> None:
     found = sweep(
-        {"draft": "tinyllama-1.1b", "target": "llama-2-7b-32k", "prefix_tokens": 4096},
+        {"draft": "tinyllama-1.1b", "target": "llama-2-7b-32k", "prompt_tokens": 4096},
         {"tp": [2, 8], "draft_tp": [2, 4]},
     )
     reasons = {(row["tp"], row["draft_tp"]): row["reason"] for row in found.rows()}
@@ -172,7 +172,7 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
         ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'. Nearest: ideal"),
         ({"draft": ["self:window"]}, "unknown draft policy 'window'"),
         ({"kv_dtype": ["bf16", "fp7"]}, "unknown dtype 'fp7'"),
-        ({"batch": range(1, 10_001), "prefix_tokens": range(1, 10_001)}, "exceed 50,000,000"),
+        ({"batch": range(1, 10_001), "prompt_tokens": range(1, 10_001)}, "exceed 50,000,000"),
     ],
 )
 def test_a_bad_axis_is_refused_in_one_line(axes: dict[str, Any], message: str) -> None:
@@ -188,7 +188,7 @@ def test_tokens_per_round_of_one_gamma_is_not_swept_over_others() -> None:
 
 
 def test_every_gpu_of_the_catalog_can_be_swept() -> None:
-    rows = list(sweep({"batch": 1, "prefix_tokens": 4096}, {"gpu": catalog.gpu_names()}).rows())
+    rows = list(sweep({"batch": 1, "prompt_tokens": 4096}, {"gpu": catalog.gpu_names()}).rows())
     assert [row["gpu"] for row in rows] == list(catalog.gpu_names())
     assert all(row["target_step_s"] > 0 for row in rows)
 
@@ -211,7 +211,7 @@ def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> 
 
 def test_a_budget_is_checked_at_each_prefix() -> None:
     base = EIGHT_A100 | {"draft": "self", "kv_budget": 512}
-    rows = list(sweep(base, {"prefix_tokens": [256, 512, 4096]}).rows())
+    rows = list(sweep(base, {"prompt_tokens": [256, 512, 4096]}).rows())
     assert [row["feasible"] for row in rows] == [False, True, True]
     assert rows[0]["reason"] == "kv_budget exceeds the context"
 

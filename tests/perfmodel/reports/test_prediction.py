@@ -137,7 +137,7 @@ def test_a_scenario_holds_no_null() -> None:
     "values",
     [
         {"batch": 64, "tp": 8, "gpu": "a100-sxm-80gb"},
-        {"batch": 1, "prefix_tokens": 512},
+        {"batch": 1, "prompt_tokens": 512},
         {"target": "llama-3.1-70b", "tp": 8, "batch": 8},
     ],
 )
@@ -148,4 +148,4 @@ def test_any_recommendation_is_json(values: dict[str, Any]) -> None:
     schedule = found["gamma_schedule"]
     if schedule is not None:
         assert len(schedule["gamma"]) == len(schedule["batch"])
-        assert {len(row) for row in schedule["gamma"]} == {len(schedule["prefix_tokens"])}
+        assert {len(row) for row in schedule["gamma"]} == {len(schedule["prompt_tokens"])}

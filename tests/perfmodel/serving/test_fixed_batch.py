@@ -41,7 +41,7 @@ def test_throughput_is_the_closed_forms_within_its_monte_carlo_error(
     run = simulate_batch(
         scenario,
         scenario_acceptance(scenario),
-        prompt_tokens=np.full(work.batch, work.prefix_tokens),
+        prompt_tokens=np.full(work.batch, work.prompt_tokens),
         output_tokens=np.full(work.batch, 1),
         gamma=gamma,
         rounds=6000 if work.batch < 16 else 1000,
@@ -60,12 +60,12 @@ def test_gamma_zero_is_plain_decoding_exactly(scenario: Scenario, output: int) -
     run = simulate_batch(
         scenario,
         PLAIN,
-        prompt_tokens=np.full(work.batch, work.prefix_tokens),
+        prompt_tokens=np.full(work.batch, work.prompt_tokens),
         output_tokens=np.full(work.batch, output),
         gamma=0,
     )
     steps = estimate(
-        scenario, prefix_tokens=work.prefix_tokens + np.arange(output), gamma=0
+        scenario, prompt_tokens=work.prompt_tokens + np.arange(output), gamma=0
     ).plain_tpot_s
     assert run.rounds == output
     # The same sum: only the order of additions may differ.

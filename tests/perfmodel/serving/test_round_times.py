@@ -55,7 +55,7 @@ def test_chunks_pay_for_their_own_rows_and_share_one_attention() -> None:
 
 
 def test_the_bottleneck_is_that_of_the_parts() -> None:
-    scenario = a_scenario(batch=1, prefix_tokens=64, engine="ideal")
+    scenario = a_scenario(batch=1, prompt_tokens=64, engine="ideal")
     assert BOUNDS[int(round_bounds(estimate(scenario)))] == "weights"
     table = StepTable(scenario, max_batch=256)
     assert BOUNDS[table.bound(0, 1, 64.0)] == "weights"
@@ -69,7 +69,7 @@ def test_capacity_is_what_the_memory_account_leaves() -> None:
         gamma = scenario.plan.gamma
         capacity = StepTable(scenario, max_batch=16).kv_capacity(gamma)
         each = capacity.tokens / 16
-        fits = estimate(scenario, batch=16, prefix_tokens=np.array([each - 1, 1.01 * each]))
+        fits = estimate(scenario, batch=16, prompt_tokens=np.array([each - 1, 1.01 * each]))
         assert fits.memory.fits.tolist() == [True, False]
 
 

@@ -171,7 +171,7 @@ def test_a_lone_request_takes_its_prefill_and_its_steps() -> None:
     traffic = Traffic(requests=1, arrivals="at-once", prompt_tokens=5000, output_tokens=300)
     for exact in (True, False):
         _, rows = play(scenario, traffic, gammas=[0], exact=exact)
-        one = pm.estimate(scenario, batch=1, prefix_tokens=5000 + np.arange(299), gamma=0)
+        one = pm.estimate(scenario, batch=1, prompt_tokens=5000 + np.arange(299), gamma=0)
         first, finish = rows[0, 2], rows[0, 3]
         assert first == pytest.approx(float(one.prefill_s[0]), rel=1e-3)
         assert finish - first == pytest.approx(float(one.round_s.sum()), rel=1e-3)
@@ -218,7 +218,7 @@ def test_a_full_machine_serves_at_the_closed_forms_throughput() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=2000, arrivals="at-once", prompt_tokens=8000, output_tokens=100)
     run, _ = play(scenario, traffic, 32)
-    point = pm.estimate(scenario, batch=32, prefix_tokens=8050)
+    point = pm.estimate(scenario, batch=32, prompt_tokens=8050)
     rounds = 99 / float(point.tokens_per_round)
     per_request = rounds * float(point.round_s) / 32 + float(point.prefill_s)
     # A request needs 0.4 rounds more than the mean: its last round is cut short.
@@ -280,7 +280,7 @@ def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
     table = StepTable(scenario, max_batch=64)
     gammas = pm.best_gammas(table, pm.scenario_acceptance(scenario), range(9))
     assert gammas[0, 4] == 0 and gammas[63, -1] >= 2
-    point = pm.estimate(scenario, batch=64, prefix_tokens=table.contexts[-1], gamma=np.arange(9))
+    point = pm.estimate(scenario, batch=64, prompt_tokens=table.contexts[-1], gamma=np.arange(9))
     assert gammas[63, -1] == np.argmin(point.tpot_s)
 
 

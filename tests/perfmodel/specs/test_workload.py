@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from perfmodel import SLO, ConfigError, Workload, parse_slo
 
 
-@pytest.mark.parametrize("field", ["batch", "prefix_tokens", "output_tokens"])
+@pytest.mark.parametrize("field", ["batch", "prompt_tokens", "output_tokens"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, float("nan"), float("inf"), True])
 def test_a_size_is_a_whole_number_of_at_least_one(field: str, value: Any) -> None:
-    sizes = {"batch": 1, "prefix_tokens": 1, "output_tokens": 1} | {field: value}
+    sizes = {"batch": 1, "prompt_tokens": 1, "output_tokens": 1} | {field: value}
     with pytest.raises(ConfigError, match=f"{field}=.* must be a whole number of at least 1"):
         Workload(**sizes)
 

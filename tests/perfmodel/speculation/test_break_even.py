@@ -20,9 +20,9 @@ from perfmodel import (
 )
 
 LONG: dict[str, Any] = {
-    "draft": "self", "gpu": "h100-sxm", "tp": 4, "prefix_tokens": 32_000, "engine": "magicdec",
+    "draft": "self", "gpu": "h100-sxm", "tp": 4, "prompt_tokens": 32_000, "engine": "magicdec",
 }  # fmt: skip
-SHORT: dict[str, Any] = {"draft": "llama-3.2-1b", "gpu": "l40", "prefix_tokens": 512}
+SHORT: dict[str, Any] = {"draft": "llama-3.2-1b", "gpu": "l40", "prompt_tokens": 512}
 SCHEDULED = (
     {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"},
     {"draft": "llama-3.2-1b", "draft_policy": "streamingllm", "gpu": "l40s", "tp": 8},
@@ -33,7 +33,7 @@ SCHEDULED = (
 
 def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
     """Speedup and γ of the best plan that fits, one prediction at a time; NaN where none does."""
-    work = replace(scenario.workload, batch=int(batch), prefix_tokens=int(context))
+    work = replace(scenario.workload, batch=int(batch), prompt_tokens=int(context))
     budget = scenario.plan.kv_budget_tokens
     if budget is not None:
         budget = min(budget, int(context))
@@ -51,7 +51,7 @@ def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
     found = break_even_batch(scenario)
     assert found.from_value is not None and found.from_value > found.lowest == 1
     assert found.until is None
-    at = scenario.workload.prefix_tokens
+    at = scenario.workload.prompt_tokens
     assert best(scenario, found.from_value, at)[0] > 1.0
     assert best(scenario, found.from_value - 1, at)[0] <= 1.0
     for batch in (2 * found.from_value, 64):
@@ -89,7 +89,7 @@ def test_what_never_pays_has_no_break_even() -> None:
 def test_what_always_pays_does_so_from_the_lowest() -> None:
     scenario = a_scenario(
         target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
-        prefix_tokens=16_000, batch=64,
+        prompt_tokens=16_000, batch=64,
     )  # fmt: skip
     found = break_even_batch(scenario)
     assert (found.from_value, found.lowest, found.until) == (1, 1, None)
@@ -109,7 +109,7 @@ def test_every_entry_of_the_schedule_is_the_best_gamma_of_a_direct_loop(
         for column, context in list(enumerate(schedule.contexts))[::2]:
             speedup, gamma = best(scenario, batch, context)
             if not speedup > 1.0:
-                plain = estimate(without_speculation(scenario), batch=batch, prefix_tokens=context)
+                plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
                 gamma = 0 if plain.feasible else -1
             assert schedule.gamma[row][column] == gamma, (batch, context)
             seen.add(gamma)

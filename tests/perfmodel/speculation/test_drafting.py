@@ -26,7 +26,7 @@ def step_s(
     cost = draft_cost(
         scenario,
         batch=np.asarray(batch),
-        prefix_tokens=np.asarray(context, float),
+        prompt_tokens=np.asarray(context, float),
         gamma=np.asarray(gamma),
         kv_budget_tokens=np.asarray(budget),
     )
@@ -49,7 +49,7 @@ def test_draft_over_plain_step_falls_towards_nothing_as_context_grows(
     draft: str, policy: str, gpu: str
 ) -> None:
     scenario = a_scenario(draft=draft, draft_policy=policy, gpu=gpu, kv_budget=512, tp=8)
-    point = estimate(scenario, prefix_tokens=CONTEXTS, batch=64)
+    point = estimate(scenario, prompt_tokens=CONTEXTS, batch=64)
     assert point.draft_step is not None
     ratio = point.draft_step.total_s / point.target_step.total_s
     assert np.all(np.diff(ratio) < 0)
@@ -70,7 +70,7 @@ def test_the_attention_of_a_self_draft_with_all_the_cache_is_the_targets(
     cost = draft_cost(
         scenario,
         batch=np.asarray(16.0),
-        prefix_tokens=CONTEXTS,
+        prompt_tokens=CONTEXTS,
         gamma=np.asarray(4.0),
         kv_budget_tokens=np.asarray(0.0),
     )
@@ -145,7 +145,7 @@ def start_s(**values: object) -> float:
     cost = draft_cost(
         scenario,
         batch=np.asarray(64.0),
-        prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens)),
+        prompt_tokens=np.asarray(float(scenario.workload.prompt_tokens)),
         gamma=np.asarray(float(scenario.plan.gamma)),
         kv_budget_tokens=np.asarray(float(budget)),
     )
@@ -164,7 +164,7 @@ def test_a_view_of_the_targets_pages_starts_for_nothing_and_a_copy_does_not() ->
 
 def test_snapkv_pays_for_its_selection_by_the_length_of_the_prompt() -> None:
     short, long = (
-        start_s(draft="self", draft_policy="snapkv", prefix_tokens=n) for n in (8000, 64_000)
+        start_s(draft="self", draft_policy="snapkv", prompt_tokens=n) for n in (8000, 64_000)
     )
     assert 0.0 < short < long
 

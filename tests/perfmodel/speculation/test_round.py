@@ -35,7 +35,7 @@ from perfmodel.speculation.drafting import Array
 FEW = settings(max_examples=40, deadline=None)
 GRID = {
     "batch": np.array([1.0, 16.0, 256.0])[:, None, None, None],
-    "prefix_tokens": np.array([1024.0, 32_000.0])[:, None, None],
+    "prompt_tokens": np.array([1024.0, 32_000.0])[:, None, None],
     "gamma": np.array([0.0, 1.0, 4.0, 16.0])[:, None],
     "kv_budget_tokens": np.array([128.0, 1024.0]),
 }
@@ -44,7 +44,7 @@ GRID = {
 class FreeDraft(Drafter):
     """A draft that costs nothing: what plugs in is one small class."""
 
-    def step(self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array) -> StepTime:
+    def step(self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array) -> StepTime:
         zero = np.zeros(())
         return StepTime((Part("host", zero, zero, zero, "host", "assumed", np.ones((), bool)),))
 
