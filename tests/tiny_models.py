@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
-from runtime.bench_options import RunPlan
 from runtime.config import DecoderConfig, RopeScaling
 from runtime.distributed import ALONE, Ranks
 from runtime.engine import Engine
 from runtime.results import GenerationResult
+from runtime.run_plan import DraftPlan
 
 VOCAB = 101
 _SHAPE: dict[str, Any] = {
@@ -84,7 +84,7 @@ def build(case: Case) -> Engine:
     who, _, policy = case.draft.partition("-")
     target = FAMILIES[case.family]
     draft = {"small": Model(config=SMALL, seed=7), "near": Model(config=target, seed=case.seed)}
-    plan = RunPlan(
+    plan = DraftPlan(
         draft=who,
         policy=policy or "full",
         gamma=case.gamma,

@@ -11,9 +11,9 @@ import torch
 
 from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
 from runtime.attention import PassLayout
-from runtime.bench_options import RunPlan
 from runtime.config import read_config
 from runtime.distributed import ALONE, Ranks
+from runtime.run_plan import DraftPlan
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
 torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def test_logits_equal_transformers_on_the_same_weights(name: str, tmp_path: Path
 
 def all_logits(folder: Path, tokens: Sequence[int], pieces: Sequence[int]) -> torch.Tensor:
     """Logits after every token, fed in pieces through the paged cache."""
-    plan = RunPlan(
+    plan = DraftPlan(
         draft="none",
         policy="full",
         gamma=0,
