@@ -26,7 +26,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def run_file(plan: Path) -> int:
     """Run the plan in a file, as one rank or as the launcher of all; return the exit code."""
     if "RANK" in os.environ:
-        return run_rank(lambda: run_bench(RunPlan.read(plan)))
+        return run_rank(lambda: run(RunPlan.read(plan)))
     try:
         ranks = RunPlan.read(plan).tp
         if ranks > 1:
@@ -38,10 +38,10 @@ def run_file(plan: Path) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    return run_rank(lambda: run_bench(RunPlan.read(plan)))
+    return run_rank(lambda: run(RunPlan.read(plan)))
 
 
-def run_bench(plan: RunPlan) -> None:
+def run(plan: RunPlan) -> None:
     """One rank's part of a run; rank 0 prints.
 
     Raises

@@ -127,7 +127,7 @@ def _share(seconds: float | None, whole_s: float) -> str:
     return "-" if seconds is None else f"{100 * seconds / whole_s:.1f}"
 
 
-def run_table(plan: TablePlan) -> None:
+def run(plan: TablePlan) -> None:
     """One rank's part; rank 0 writes and prints."""
     root = int(os.environ.get("RANK", "0")) == 0
     rows = measure(plan, output=plan.output if root else None)
@@ -145,7 +145,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @cli.command()
 def main(plan: Annotated[Path, typer.Argument(help="A `TablePlan`, as JSON.")]) -> None:
     """One rank of `specroof run bench`."""
-    raise typer.Exit(run_rank(lambda: run_table(TablePlan.read(plan))))
+    raise typer.Exit(run_rank(lambda: run(TablePlan.read(plan))))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -277,9 +278,12 @@ def _command() -> tuple[str, ...]:
 
 
 def _launch(module: str, plan: RunPlan | TablePlan) -> None:
-    """Run `module` on the plan, one process per rank."""
+    """Run the plan: here for one rank, else `module` on it, one process per rank."""
     from runtime import launch_ranks
 
+    if plan.tp == 1:
+        import_module(module).run(plan)
+        return
     with TemporaryDirectory(prefix="specroof-run-") as folder:
         file = Path(folder) / "plan.json"
         plan.write(file)
