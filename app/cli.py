@@ -17,7 +17,7 @@ import typer
 
 from app.calibrate_acceptance import calibrate
 from app.commands.run import run_app
-from app.options import with_scenario_flags
+from app.options import ScenarioFile, with_scenario_flags
 from app.validation import validate
 
 app = typer.Typer(
@@ -27,15 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ScenarioFile = Annotated[
-    str | None,
-    typer.Option(
-        "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario TOML, or the name of one in the catalog; flags override it.",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
 
 

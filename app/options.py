@@ -10,10 +10,19 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+ScenarioFile = Annotated[
+    str | None,
+    typer.Option(
+        "--scenario",
+        metavar="FILE|NAME",
+        help="Scenario TOML, or the name of one in the catalog; flags override it.",
+        show_default=False,
+    ),
+]
 # name: (metavar, help, help panel)
 SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
     "target": ("MODEL", "Catalog name, hub id, or path of a config.json.", "Models"),

@@ -65,7 +65,8 @@ def run(plan: RunPlan) -> None:
         log = None
         if ranks.is_root and plan.output is not None:
             log = stack.enter_context(_open(plan.output))
-        facts = {"plan": plan.as_dict(), "provenance": provenance(list(plan.command))}
+        fields = plan.as_dict()
+        facts = {"provenance": provenance(fields.pop("command")), "plan": fields}
         _write(log, facts)
         report = _Run(plan, ranks).report(log)
         _write(log, {"summary": report})

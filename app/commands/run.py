@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,18 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from app.engine_errors import engine_errors
+from app.options import ScenarioFile
+
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
     from runtime import RunPlan, TablePlan
 
-ScenarioFile = Annotated[
-    str | None,
-    typer.Option(
-        "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario TOML, or the name of one in the catalog; flags override it.",
-    ),
-]
 DType = Annotated[
     str | None,
     typer.Option("--dtype", help="bf16, fp16, fp32 or fp64; bf16 on a GPU, fp32 on a CPU."),
@@ -116,7 +110,7 @@ def run_bench(
     from runtime import TablePlan
 
     configs: dict[str, Any] = {}
-    with _engine_errors():
+    with engine_errors():
         names = model or ["llama-3.1-8b", "llama-2-7b"]
         models = tuple(_model(name, configs) for name in names)
         plan = TablePlan(
@@ -142,7 +136,7 @@ def run_download(
     """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
     from runtime import download_model
 
-    with _engine_errors():
+    with engine_errors():
         download_model(model, output, token_variable=token, revision=revision)
     print(f"{model}: {output}")
 
@@ -162,7 +156,7 @@ def run_mode(
     SpecroofError
         For bad input, a cache that is too small, or a rank that failed; its message in one line.
     """
-    with _engine_errors():
+    with engine_errors():
         plan = make_plan(mode, flags, scenario, dtype)
         if write_plan is not None:
             plan.write(write_plan)
@@ -288,18 +282,3 @@ def _launch(module: str, plan: RunPlan | TablePlan) -> None:
         file = Path(folder) / "plan.json"
         plan.write(file)
         launch_ranks([sys.executable, "-m", module, str(file)], plan.tp)
-
-
-@contextmanager
-def _engine_errors() -> Iterator[None]:
-    """The engine's outcomes as the command line's, with their exit codes."""
-    from perfmodel import ConfigError, DoesNotFit, SpecroofError
-    from runtime import EngineError
-
-    try:
-        yield
-    except EngineError as error:
-        kind = {2: ConfigError, 3: DoesNotFit}.get(error.exit_code, SpecroofError)
-        outcome = kind(str(error))
-        outcome.exit_code = error.exit_code
-        raise outcome from error
