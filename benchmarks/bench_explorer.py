@@ -17,7 +17,7 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from app.commands.explore import explorer_command
+from app.cli.commands.explore import explorer_command
 
 ROOT = Path(__file__).parents[1]
 MOVES = 25

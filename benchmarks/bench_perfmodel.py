@@ -48,7 +48,7 @@ def predict_seconds(runs: int = 300) -> float:
     times = []
     for i in range(runs):
         values = BASE | {"draft": "self", "kv_budget": 512, "gamma": 4, "batch": 8 + i}
-        scenario = pm.scenario_input(values).scenario()
+        scenario = pm.parse_scenario(values).scenario()
         start = time.perf_counter()
         point = pm.estimate(scenario)
         _ = float(point.speedup), float(point.ttft_s), bool(point.feasible)

@@ -27,7 +27,7 @@ TRAFFIC = {
 
 def play(requests: int, gammas: tuple[int, ...]) -> None:
     """Print seconds, rounds, and the peak memory of this process so far."""
-    scenario = pm.scenario_input(SCENARIO).scenario()
+    scenario = pm.parse_scenario(SCENARIO).scenario()
     start, start_cpu = time.perf_counter(), time.process_time()
     run = pm.simulate_requests(
         scenario,

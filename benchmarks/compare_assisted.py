@@ -155,7 +155,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
     import torch
 
     from runtime import ALONE, BatchShape, EngineSetup, Model, Ranks, build_engine, read_config
-    from runtime.run_plan import DraftPlan
+    from runtime.bench.plan import DraftPlan
 
     models = [Model(config=read_config(folder), folder=folder) for folder in folders]
     device = torch.device(options.device)
@@ -228,7 +228,7 @@ def seeded_folders(scratch: Path, shape: Shape, options: argparse.Namespace) -> 
 def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
     """The prompt's tokens: of the text, or seeded random ones."""
     from runtime import read_config
-    from runtime.dataset import TextTokenizer, random_prompts, read_prompts
+    from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
     lengths = {"batch": 1, "prefix_tokens": options.prefix_tokens}
     if options.input is None:
@@ -239,7 +239,7 @@ def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
 
 def compare(options: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:
     """Both sides on the same prompt, and whether their tokens agree."""
-    from runtime.provenance import provenance
+    from runtime.bench.provenance import provenance
 
     prompt = read_prompt(options, folders[0])
     found = [*assisted(options, folders, prompt), *ours(options, folders, prompt)]

@@ -4,46 +4,22 @@ This page is the public API; everything else is found from here.
 """
 
 from perfmodel import catalog, units
-from perfmodel.acceptance import (
+from perfmodel.acceptance.curve import (
+    REFERENCE_BUDGET_TOKENS,
+    AcceptanceCurve,
+    AcceptancePoint,
+    kv_loss,
+)
+from perfmodel.acceptance.tokens import (
     Acceptance,
     accepted_distribution,
     alpha_for_tokens_per_round,
     tokens_per_round,
     tokens_per_round_iid,
 )
-from perfmodel.acceptance_curves import (
-    REFERENCE_BUDGET_TOKENS,
-    AcceptanceCurve,
-    AcceptancePoint,
-    kv_loss,
-)
-from perfmodel.acceptance_library import (
-    acceptance_curve,
-    measured_curves,
-    read_acceptance_curves,
-)
-from perfmodel.acceptance_process import AcceptanceProcess, scenario_acceptance
-from perfmodel.attention_blocks import BlockTable
-from perfmodel.attention_curve import AttentionCurve
-from perfmodel.attention_cuts import Cut, runtime_cut
-from perfmodel.attention_table import DecodeTable, PrefillTable
-from perfmodel.break_even import (
-    BreakEven,
-    GammaSchedule,
-    break_even_batch,
-    break_even_context,
-    gamma_schedule,
-)
-from perfmodel.candidates import OBJECTIVES, Candidate, Search, draft_choices, plan_label, search
-from perfmodel.collectives import CollectiveCurve, MeasuredTimes
-from perfmodel.draft_cost import DRAFTERS, Drafter
-from perfmodel.draft_plan import DraftPlan
-from perfmodel.engine import (
-    EngineProfile,
-    engine_names,
-    engine_profile,
-    profile_from_table,
-)
+from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, read_acceptance_curves
+from perfmodel.catalog.engines import engine_names, engine_profile, profile_from_table
+from perfmodel.catalog.kernels import efficiency
 from perfmodel.errors import (
     ConfigError,
     DoesNotFit,
@@ -52,26 +28,29 @@ from perfmodel.errors import (
     SpecroofError,
     unknown_name,
 )
-from perfmodel.export import ENGINES, ExportPlan, export_plan, exportability
-from perfmodel.fixed_batch import FixedBatchRun, simulate_batch
-from perfmodel.forward_pass import Rank, forward_pass, prefill_pass
-from perfmodel.gemm_curve import GemmCurve, OwnProducts, Waves, roofline_seconds
-from perfmodel.grid import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
-from perfmodel.hardware import GPU, Link, Machine
-from perfmodel.hf_config import from_hf_config
-from perfmodel.inputs import (
-    ACCEPTANCE_KEYS,
-    OBSERVED_KEYS,
-    ScenarioInput,
-    read_scenario,
-    scenario_input,
+from perfmodel.kernels.attention import AttentionCurve
+from perfmodel.kernels.attention_scheduled import BlockTable
+from perfmodel.kernels.attention_split import Cut, runtime_cut
+from perfmodel.kernels.attention_tables import DecodeTable, PrefillTable
+from perfmodel.kernels.collectives import CollectiveCurve, MeasuredTimes
+from perfmodel.kernels.curves import Efficiency, carried
+from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
+from perfmodel.kernels.kv_tiles import kv_tile_tokens
+from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estimate
+from perfmodel.passes.parts import GROUPS, Part, StepTime
+from perfmodel.planning.recommend import Recommendation, recommend
+from perfmodel.planning.search import (
+    OBJECTIVES,
+    Candidate,
+    Search,
+    draft_choices,
+    plan_label,
+    search,
 )
-from perfmodel.kernel_efficiency import Efficiency, carried, efficiency
-from perfmodel.kv_tiles import kv_tile_tokens
-from perfmodel.memory import MemoryEstimate, largest_batch, memory_estimate
-from perfmodel.model_spec import DTYPE_BYTES, ModelSpec
-from perfmodel.recommendation import Recommendation, recommend
-from perfmodel.report import (
+from perfmodel.planning.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
+from perfmodel.reports.engine_config import ENGINES, ExportPlan, export_plan, exportability
+from perfmodel.reports.prediction import (
     candidate_dict,
     check_fits,
     infeasible_reason,
@@ -79,17 +58,39 @@ from perfmodel.report import (
     recommendation_dict,
     scenario_dict,
 )
-from perfmodel.request_loop import Serving
+from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
-from perfmodel.simulation_report import batch_dict, choice_dict, serving_dict
-from perfmodel.simulator import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
-from perfmodel.speculation import RoundEstimate, estimate, target_rank, without_speculation
-from perfmodel.step_table import BOUNDS, StepTable
-from perfmodel.step_time import GROUPS, Part, StepTime
-from perfmodel.trace_files import recorded_acceptance, trace_rows
-from perfmodel.traffic import Traffic, lengths
-from perfmodel.traffic_choice import TrafficChoice, choose_for_traffic
-from perfmodel.uncertainty import (
+from perfmodel.scenario_input import (
+    ACCEPTANCE_KEYS,
+    OBSERVED_KEYS,
+    ScenarioInput,
+    parse_scenario,
+    read_scenario,
+)
+from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
+from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
+from perfmodel.serving.fixed_batch import FixedBatchRun, simulate_batch
+from perfmodel.serving.round_times import BOUNDS, StepTable
+from perfmodel.serving.scheduler import Serving
+from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
+from perfmodel.serving.traces import recorded_acceptance, trace_rows
+from perfmodel.serving.traffic import Traffic, lengths
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import GPU, Link, Machine
+from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
+from perfmodel.specs.workload import SLO, Workload, parse_slo
+from perfmodel.speculation.break_even import (
+    BreakEven,
+    GammaSchedule,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+)
+from perfmodel.speculation.drafting import DRAFTERS, Drafter
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
     probability_of_gain,
@@ -97,7 +98,6 @@ from perfmodel.uncertainty import (
     speedup_interval,
 )
 from perfmodel.units import format_bytes, format_chance, format_seconds, format_tokens
-from perfmodel.workload import SLO, Workload, parse_slo
 
 __all__ = [
     "ACCEPTANCE_KEYS",
@@ -198,6 +198,7 @@ __all__ = [
     "lengths",
     "measured_curves",
     "memory_estimate",
+    "parse_scenario",
     "parse_slo",
     "plan_label",
     "prediction_dict",
@@ -213,7 +214,6 @@ __all__ = [
     "runtime_cut",
     "scenario_acceptance",
     "scenario_dict",
-    "scenario_input",
     "search",
     "sensitivities",
     "serving_dict",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perfmodel.acceptance import Acceptance
-from perfmodel.acceptance_curves import AcceptanceCurve
-from perfmodel.acceptance_library import acceptance_curve
-from perfmodel.draft_plan import DraftPlan
-from perfmodel.engine import EngineProfile
+from perfmodel.acceptance.curve import AcceptanceCurve
+from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.catalog.acceptance import acceptance_curve
+from perfmodel.catalog.kernels import measured_attention
 from perfmodel.errors import ConfigError
-from perfmodel.hardware import Machine
-from perfmodel.kernel_efficiency import measured_attention
-from perfmodel.model_spec import ModelSpec, dtype_bytes
-from perfmodel.workload import Workload
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import Machine
+from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

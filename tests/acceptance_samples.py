@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from calibration.acceptance_records import DraftView, Record, RecordSet, Window
-from calibration.acceptance_renewal import RENEWAL_GAMMAS, Renewal
+from calibration.records.acceptance import (
+    RENEWAL_GAMMAS,
+    DraftView,
+    Record,
+    RecordSet,
+    Renewal,
+    Window,
+)
 from perfmodel import tokens_per_round_iid
 
 GAMMA = 8

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.draw_cases import scenario_of
-from calibration.step_cases import Case, CaseFile
-from calibration.step_memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
-from calibration.step_predictions import prefill_s, to_logits
+from calibration.records.steps import Case, CaseFile
+from calibration.validate.draw import scenario_of
+from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
+from calibration.validate.predict import prefill_s, to_logits
 from perfmodel import estimate
 
 

@@ -13,7 +13,7 @@ from perfmodel import (
     Machine,
     Rank,
     Scenario,
-    scenario_input,
+    parse_scenario,
     target_rank,
 )
 
@@ -36,7 +36,7 @@ ENGINE_LATENCIES = tuple(f for f in EngineProfile.__dataclass_fields__ if f.ends
 
 def a_scenario(**values: Any) -> Scenario:
     """The scenario of these flat values and the defaults."""
-    return scenario_input(values).scenario()
+    return parse_scenario(values).scenario()
 
 
 def with_acceptance(scenario: Scenario, alpha: float) -> Scenario:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from runtime.assembly import BatchShape, EngineSetup, Model, build_engine
+from runtime.bench.plan import DraftPlan
 from runtime.config import DecoderConfig, RopeScaling
-from runtime.distributed import ALONE, Ranks
-from runtime.engine import Engine
-from runtime.results import GenerationResult
-from runtime.run_plan import DraftPlan
+from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
+from runtime.engine.engine import Engine
+from runtime.engine.results import GenerationResult
+from runtime.parallel.groups import ALONE, Ranks
 
 VOCAB = 101
 _SHAPE: dict[str, Any] = {

@@ -1,10 +1,10 @@
-"""Time the few-row product of `runtime.triton_kernels` in many tilings beside cuBLAS, on a GPU.
+"""Time the few-row product of `runtime.kernels.triton_ops` in many tilings beside cuBLAS, on a GPU.
 
     python benchmarks/tuning/tune_linear.py --out FILE.jsonl --seconds 110
 
 Weights come cold from a pool of 12 GB, many products in one CUDA graph, the L2 swept before each
-replay; medians of three replays, microseconds a product. `runtime.ops` chooses its tiling from such
-a file: calibration/measured/h200-linear-tuning.jsonl.
+replay; medians of three replays, microseconds a product. `runtime/kernels/ops.py` has its
+tiling rule from such a file.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def microseconds(call: Callable[[int], Any], calls: int, sweep: torch.Tensor) ->
 
 def measure(rows: int, weights: torch.Tensor, sweep: torch.Tensor) -> Iterator[dict[str, Any]]:
     """A record for every tiling of one product; `weights` (copies, columns, depth)."""
-    from runtime.triton_kernels import split_linear
+    from runtime.kernels.triton_ops import split_linear
 
     copies, columns, depth = weights.shape
     x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)

@@ -4,8 +4,8 @@
 
 KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
 medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
-they are not in its cache, comes before. `runtime.split_cost` has its constants from such a file:
-calibration/measured/h200-splits.jsonl.gz.
+they are not in its cache, comes before. `runtime.attention.split_cost` has its constants from
+such a file: calibration/measured/h200-splits.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # installed or not
 
-from calibration.kernel_bench import Bench
-from calibration.kernel_grid import MODELS, PAGE, Cell, attention_cell, calls_per_graph, heads_of
-from runtime.provenance import source_commit
-from runtime.split_schedule import BlockGrid, schedule
+from calibration.measure.bench import Bench
+from calibration.measure.grid import MODELS, calls_per_graph, heads_of
+from calibration.records.cells import PAGE, Cell, attention_cell
+from runtime.attention.split_kv import BlockGrid, schedule
+from runtime.bench.provenance import source_commit
 
 BATCHES = (1, 2, 4, 8, 16, 24, 33, 34, 48, 64, 96, 128, 192, 256)
 KV_TOKENS = (128, 256, 512, 1024, 2048, 4096, 16384)

@@ -21,9 +21,9 @@ from perfmodel.catalog._schema import (
     texts_entry,
 )
 from perfmodel.errors import ConfigError, unknown_name
-from perfmodel.hardware import GPU, Link, Machine
-from perfmodel.hf_config import from_hf_config, one_line, read_hf_config, shown
-from perfmodel.model_spec import ModelSpec
+from perfmodel.specs.gpu import GPU, Link, Machine
+from perfmodel.specs.hf_config import from_hf_config, one_line, read_hf_config, shown
+from perfmodel.specs.model import ModelSpec
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

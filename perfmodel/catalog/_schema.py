@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel.errors import ConfigError
-from perfmodel.hf_config import one_line, shown
+from perfmodel.specs.hf_config import one_line, shown
 from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
 
 # What one unit of each dimension is in SI; a figure may carry only the units of its dimension.

@@ -29,7 +29,7 @@ from tiny_models import (  # noqa: E402
     run,
 )
 
-from runtime.results import GenerationResult  # noqa: E402
+from runtime.engine.results import GenerationResult  # noqa: E402
 
 
 def random_case(source: random.Random, dtype: torch.dtype) -> Case:

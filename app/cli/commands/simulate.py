@@ -1,0 +1,159 @@
+"""`specroof simulate`: a fixed batch round by round, or requests as they arrive."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+import perfmodel
+from app.cli.output import atomic_text, console, print_json
+from app.cli.overrides import stated_values
+from app.cli.simulation_options import SimulationOptions, progress_bar
+from perfmodel import (
+    SCHEDULE_GAMMAS,
+    ConfigError,
+    Scenario,
+    StepTable,
+    batch_dict,
+    check_fits,
+    estimate,
+    lengths,
+    parse_slo,
+    scenario_dict,
+    serving_dict,
+    simulate_batch,
+    simulate_requests,
+    without_speculation,
+)
+
+
+def run_simulate(
+    flags: dict[str, str],
+    scenario: str | None,
+    options: SimulationOptions,
+    *,
+    csv: str | None,
+    html: Path | None,
+    as_json: bool,
+) -> int:
+    """Simulate with and without speculation, and print or write what was asked for."""
+    if csv == "-" and as_json:
+        raise ConfigError("--csv - and --json both print; write one of them to a file")
+    stated = perfmodel.parse_scenario(stated_values(scenario, flags), origin=scenario or "")
+    base = stated.scenario()
+    if options.plays_requests:
+        runs = _play_requests(base, stated.slo, options)
+    else:
+        runs = _play_batch(base, options)
+    result = _result(base, options, runs)
+    if html is not None:
+        from app.render.simulation_page import simulation_html
+
+        text = simulation_html(result)
+        with atomic_text(html) as file:
+            file.write(text)
+    if csv == "-":
+        _write_csv(result, sys.stdout)
+    elif csv is not None:
+        with atomic_text(Path(csv)) as file:
+            _write_csv(result, file)
+    if as_json:
+        print_json(result)
+    elif csv != "-":
+        from app.render.simulation_tables import print_simulation
+
+        print_simulation(result, console())
+    return 0
+
+
+def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
+    traffic, serving, process = (
+        options.stream(base), options.serving(base), options.process(base),
+    )  # fmt: skip
+    choices: list[tuple[int, ...]] = [(0,)]
+    if base.plan.speculates:
+        choices.append((base.plan.gamma,))
+    if options.schedule:
+        if base.draft is None:
+            raise ConfigError("--schedule needs a draft, such as --draft self")
+        choices.append(SCHEDULE_GAMMAS)
+    table = StepTable(base, max_batch=serving.max_batch)
+    runs = []
+    for gammas in choices:
+        with progress_bar(traffic.requests, "requests") as progress:
+            run = simulate_requests(
+                base, traffic, serving, process, gammas=gammas, slo=parse_slo(slo),
+                seed=options.seed, exact=options.exact, progress=progress, table=table,
+            )  # fmt: skip
+        runs.append(serving_dict(run))
+    return runs
+
+
+def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, Any]]:
+    if options.schedule or options.exact or options.requests is not None:
+        raise ConfigError(
+            "--schedule, --exact and --requests are for arriving requests; add --rate or --traffic"
+        )
+    check_fits(estimate(base))
+    work = base.workload
+    rng = np.random.default_rng([options.seed, 0])
+    prompt = lengths(rng, work.prefix_tokens, options.prompt_cv, work.batch)
+    output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
+    if options.eos:
+        options.stream(base)  # checks the chance
+        output = np.minimum(output, rng.geometric(options.eos, work.batch))
+    runs = []
+    for gamma in dict.fromkeys((0, base.plan.gamma)):
+        scenario = base if gamma else without_speculation(base)
+        run = simulate_batch(
+            scenario, options.process(scenario), prompt_tokens=prompt, output_tokens=output,
+            gamma=gamma, finished=options.finished, seed=options.seed,  # type: ignore[arg-type]
+        )  # fmt: skip
+        runs.append(batch_dict(run))
+    return runs
+
+
+def _result(
+    base: Scenario, options: SimulationOptions, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    closed = float(estimate(base).speedup) if base.plan.speculates else None
+    return {
+        "level": "requests" if options.plays_requests else "rounds",
+        "runs": runs,
+        "gains": [_gain(runs[0], run) for run in runs[1:]],
+        "closed_form_speedup": closed if closed is not None and np.isfinite(closed) else None,
+        "seed": options.seed,
+        "exact": options.exact or not options.plays_requests,
+        "scenario": scenario_dict(base),
+        "notes": list(base.notes),
+    }
+
+
+def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Plain over speculative: above 1 where speculation is faster."""
+
+    def ratio(before: float | None, after: float | None) -> float | None:
+        return before / after if before and after else None
+
+    latency = None
+    if "latency" in run:
+        latency = ratio(plain["latency"]["mean_s"], run["latency"]["mean_s"])
+    return {
+        "label": run["label"],
+        "tpot": ratio(plain["tpot"]["mean_s"], run["tpot"]["mean_s"]),
+        "latency": latency,
+        "makespan": ratio(plain["makespan_s"], run["makespan_s"]),
+    }
+
+
+def _write_csv(result: dict[str, Any], file: TextIO) -> None:
+    """The timeline of every run, one row a span."""
+    columns = ["label", *result["runs"][0]["timeline"][0]]
+    writer = csv_format.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for run in result["runs"]:
+        writer.writerows({"label": run["label"], **row} for row in run["timeline"])

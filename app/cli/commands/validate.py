@@ -1,0 +1,109 @@
+"""`specroof validate`: predicted against measured, in sample and held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.cli.output import atomic_text, print_json
+from calibration.records.steps import RecordError, read_records
+from calibration.validate import report as step_report
+from calibration.validate.draw import DrawOptions, draw_cases, draw_rounds, expected_seconds
+from calibration.validate.errors import compare, read_peers
+from calibration.validate.published_report import report_lines, validate_published
+from calibration.validate.run import REPEATS, by_pair
+from perfmodel import ConfigError, OutsideTolerance
+
+
+def run_published(*, tolerance: float, as_json: bool) -> int:
+    """Print the errors on published rows.
+
+    Raises
+    ------
+    OutsideTolerance
+        If the held-out mean absolute error of a phase exceeds `tolerance` percent.
+    """
+    report = validate_published()
+    if as_json:
+        print_json(report.to_dict() | {"tolerance_percent": tolerance})
+    else:
+        print("\n".join(report_lines(report)))
+    outside = report.outside(tolerance)
+    if outside:
+        raise OutsideTolerance(f"held-out mean error above {tolerance:g} %: {', '.join(outside)}")
+    return 0
+
+
+def run_draw(output: Path, options: DrawOptions, *, rounds: bool = False) -> int:
+    """Draw cases, or `rounds` for the fit of their overhead; say how long they will take.
+
+    Raises
+    ------
+    ConfigError
+        If nothing fits, or the file cannot be written.
+    """
+    cases = draw_rounds(options) if rounds else draw_cases(options)
+    with atomic_text(output) as file:
+        file.write(cases.text())
+    seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
+    pairs = len(by_pair(cases.cases))
+    print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
+    print(f"On a GPU: python -m calibration.validate.run --cases {output} --out FILE.jsonl")
+    return 0
+
+
+def run_records(
+    records: Path,
+    *,
+    engine: str,
+    curves_of: str | None,
+    peers: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+    readme: Path | None,
+    as_json: bool,
+) -> int:
+    """Compare a run's records with their predictions; write the reports that were asked for.
+
+    Raises
+    ------
+    ConfigError
+        For records, predictions or a document that cannot be used.
+    OutsideTolerance
+        If an error, regret or coverage is not what is asked.
+    """
+    try:
+        header, found = read_records(records)
+        others = read_peers(peers) if peers else None
+        comparison = compare(header, found, engine=engine, curves_of=curves_of, peers=others)
+    except RecordError as error:
+        raise ConfigError(str(error)) from error
+    if markdown:
+        _write(markdown, step_report.markdown(comparison))
+    if html:
+        from app.render.validation_page import validation_html
+
+        _write(html, validation_html(comparison))
+    if readme:
+        renewed = step_report.renew(_read(readme), step_report.readme_table(comparison))
+        if renewed is None:
+            raise ConfigError(f"{readme}: has no line {step_report.START} to put the table after")
+        _write(readme, renewed)
+    if as_json:
+        print_json(step_report.to_dict(comparison))
+    else:
+        print("\n".join(step_report.summary_lines(comparison)))
+    if outside := comparison.outside():
+        raise OutsideTolerance("; ".join(outside))
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_text(path) as file:
+        file.write(text)

@@ -1,0 +1,85 @@
+"""Scenarios from CSV: the header names flags, a row is one scenario, an empty cell is not given."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from app.cli.options import SCENARIO_FLAGS
+from perfmodel import ConfigError
+
+MAX_CSV_BYTES = 10_000_000
+
+
+def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
+    """(row number from 1, the cells that hold something) of a CSV file, or of stdin for `-`.
+
+    A row whose cells do not match the header comes as the error that says so.
+
+    Raises
+    ------
+    ConfigError
+        If the source is missing, too large, not UTF-8, empty, or its header holds a column that
+        is unknown or appears twice, or if there are no rows, or a quote is never closed.
+    """
+    name = "stdin" if source == "-" else source
+    text = _text(source, name)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = _header(next(reader, []), name)
+        number = 0
+        for number, cells in enumerate((row for row in reader if row), start=1):
+            yield number, _named(header, cells)
+    except csv.Error as error:
+        raise ConfigError(f"{name}: line {reader.line_num} is not CSV: {error}") from error
+    if number == 0:
+        raise ConfigError(f"{name}: holds a header and no rows")
+
+
+def _named(header: list[str], cells: list[str]) -> dict[str, str] | ConfigError:
+    if len(cells) != len(header):
+        return ConfigError(f"the row has {len(cells)} cells, the header {len(header)}")
+    pairs = zip(header, (cell.strip() for cell in cells), strict=True)
+    return {column: cell for column, cell in pairs if cell}
+
+
+def _text(source: str, name: str) -> str:
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(MAX_CSV_BYTES + 1)
+        else:
+            with Path(source).open("rb") as file:
+                data = file.read(MAX_CSV_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{name}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be read: {error}") from error
+    if len(data) > MAX_CSV_BYTES:
+        raise ConfigError(f"{name}: larger than {MAX_CSV_BYTES:,} bytes; split it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+    if "\0" in text:
+        raise ConfigError(f"{name}: holds a NUL character; it is not a text file")
+    return text
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    header = [cell.strip().replace("-", "_") for cell in cells]
+    if not any(header):
+        raise ConfigError(f"{name}: the first line must name columns, such as target,batch,gamma")
+    for column in header:
+        if column not in SCENARIO_FLAGS:
+            near = get_close_matches(column, SCENARIO_FLAGS, n=3, cutoff=0.4)
+            known = ", ".join(near or SCENARIO_FLAGS)
+            raise ConfigError(
+                f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
+            )
+        if header.count(column) > 1:
+            raise ConfigError(f"{name}: column {column!r} appears twice")
+    return header

@@ -1,1 +1,0 @@
-"""One module per subcommand: flags become a public call, its answer is printed."""

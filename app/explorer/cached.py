@@ -1,0 +1,143 @@
+"""What views compute, remembered by scenario values: in memory, for as long as the server runs."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import streamlit as st
+
+from app import charts
+from app.cli.commands.recommend import find_recommendation
+from app.explorer.state import Values
+from calibration.records.published import (
+    PublishedRow,
+    RowError,
+    h200_rows,
+    magicdec_rows,
+    predict_row,
+    row_error,
+)
+from perfmodel import (
+    ConfigError,
+    Interval,
+    Recommendation,
+    RoundEstimate,
+    Scenario,
+    estimate,
+    parse_scenario,
+    prediction_dict,
+    speedup_interval,
+)
+
+if TYPE_CHECKING:
+    from calibration.validate.published_report import PublishedReport
+
+MAP_SIZE = 64
+MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
+BAND_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BAND_GAMMAS = tuple(range(1, 13))
+
+
+def scenario_of(values: Values) -> Scenario:
+    """The scenario of flat values; `ConfigError` where they do not hold together."""
+    return parse_scenario(dict(values)).scenario()
+
+
+def point_of(values: Values) -> RoundEstimate:
+    """The prediction of flat values."""
+    return estimate(scenario_of(values))
+
+
+MEASURED = resources.files("calibration") / "measured"
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def prediction(values: Values) -> dict[str, Any]:
+    """What `specroof predict --json` prints."""
+    return prediction_dict(point_of(values))
+
+
+@st.cache_data(max_entries=64, show_spinner="Searching drafts, γ and budgets")
+def recommendation(flags: Values, objective: str) -> tuple[Recommendation, list[str]]:
+    """What `specroof recommend` finds for its flags."""
+    return find_recommendation(dict(flags), None, objective=objective)
+
+
+def map_prefixes(values: Values) -> Any:
+    """Prefixes of the map: 1,000 tokens to the target's longest, or the scenario's where longer."""
+    scenario = scenario_of(values)
+    longest = max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens, 4096)
+    return charts.log_steps(1000, longest, MAP_SIZE)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def speedup_grid(values: Values, *, own_gamma: bool) -> charts.SpeedupGrid:
+    """The map's cells, 64 x 64, at the best γ or at the plan's own."""
+    scenario = scenario_of(values)
+    gammas = np.array([scenario.plan.gamma], float) if own_gamma else charts.GAMMAS
+    return charts.speedup_grid(scenario, MAP_BATCHES, map_prefixes(values), gammas)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def bands(values: Values) -> dict[str, tuple[tuple[float, ...], tuple[Interval, ...]]]:
+    """90 % intervals of the speedup over batch and over γ, where acceptance is known."""
+    axes = {"batch": BAND_BATCHES, "gamma": BAND_GAMMAS}
+    found = {}
+    for key, points in axes.items():
+        pairs = [(v, speedup_interval(_at(values, key, v))) for v in points]
+        known = [(float(v), i) for v, i in pairs if i is not None]
+        found[key] = (tuple(v for v, _ in known), tuple(i for _, i in known))
+    return found
+
+
+def _at(values: Values, key: str, value: int) -> Scenario:
+    return scenario_of(tuple((dict(values) | {key: value}).items()))
+
+
+@st.cache_data(show_spinner="Refitting the engine without each group of rows")
+def published() -> PublishedReport:
+    """`specroof validate published`."""
+    from calibration.validate.published_report import validate_published
+
+    return validate_published()
+
+
+@st.cache_data(show_spinner=False)
+def bundled_rows() -> list[PublishedRow]:
+    """Every measured row that the project holds."""
+    return [*magicdec_rows(), *h200_rows()]
+
+
+@st.cache_data(show_spinner=False)
+def timed_steps() -> list[RowError]:
+    """The engine's own steps on one H200, cases drawn by seed, against predictions."""
+    from calibration.records.steps import read_records
+    from calibration.validate.errors import compare
+
+    header, records = read_records(Path(str(MEASURED / "h200-steps.jsonl")))
+    comparison = compare(header, records)
+    rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
+    return [row for row in rows if len(row.errors) == 3]
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def row_errors(rows: tuple[PublishedRow, ...], *, uncalibrated: bool) -> list[RowError]:
+    """Errors of rows with their engine's profile, or with its fitted coefficients neutral.
+
+    Raises
+    ------
+    ConfigError
+        If a row is no scenario; the message names it.
+    """
+    from calibration.fit.magicdec import bare
+
+    errors = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            errors.append(row_error(row, predict_row(row, bare if uncalibrated else None)))
+        except ConfigError as error:
+            raise ConfigError(f"row {number}: {error}") from error
+    return errors

@@ -1,0 +1,69 @@
+"""The explorer's entry: `specroof explore` runs this file under Streamlit.
+
+Views are chosen by a widget and not by `st.navigation`: `st.switch_page` refuses to leave a page
+whose widgets are bound to the URL, and a click on the map has to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app.explorer.show import show_error
+from app.explorer.sidebar import sidebar
+from app.explorer.state import DEFAULTS
+from app.explorer.views import (
+    budget,
+    compare,
+    decide,
+    deploy,
+    latency,
+    sensitivity,
+    validation,
+    why,
+)
+from app.explorer.views import map as map_view
+
+VIEWS: dict[str, Callable[[], None]] = {
+    "Decide": decide.show,
+    "Map": map_view.show,
+    "Why": why.show,
+    "γ × budget": budget.show,
+    "Latency": latency.show,
+    "Sensitivity": sensitivity.show,
+    "Validation": validation.show,
+    "Compare": compare.show,
+    "Deploy": deploy.show,
+}
+STYLE = """<style>
+.stMainBlockContainer { padding-top: 4.5rem; max-width: 1440px }
+[data-testid="stMetricValue"] { font-size: 1.5rem }
+</style>"""
+
+
+def main() -> None:
+    """Draw the sidebar and the chosen view."""
+    st.set_page_config(page_title="specroof", layout="wide")
+    st.html(STYLE)
+    for key, value in st.session_state.pop("pending", {}).items():
+        st.session_state[key] = value
+    view = st.segmented_control(
+        "View",
+        list(VIEWS),
+        default=DEFAULTS["view"],
+        key="view",
+        required=True,
+        label_visibility="collapsed",
+        bind="query-params",
+    )
+    values = sidebar()
+    st.subheader(str(view))
+    if values is None:
+        show_error(st.session_state.pop("scenario_error"))
+        return
+    st.session_state["values"] = values
+    VIEWS[str(view)]()
+
+
+main()

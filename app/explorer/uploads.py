@@ -1,0 +1,200 @@
+"""What a user may upload or paste: scenario TOML, config.json, measurements, vLLM's counters.
+
+Every function takes the file's name and bytes and either returns values or raises one
+`ConfigError`; nothing is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from calibration.acceptance.engine_counters import vllm_metrics
+from calibration.records.published import PublishedRow
+from perfmodel import ConfigError, catalog, read_scenario
+
+Found = TypeVar("Found")
+MAX_UPLOAD_BYTES = 1_000_000
+MAX_ROWS = 2_000
+TIMES = ("draft_total_ms", "verify_ms", "autoregressive_ms")
+NEEDED = ("gpu", "target", "draft", "gamma", "tp", "batch", "prefix_tokens", *TIMES)
+# Both layouts are read: the golden table's columns and those of `predict --from` with h200's.
+RENAMED = {"target_step_ms": "autoregressive_ms"}
+
+
+def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
+    """Flat values of an uploaded scenario TOML.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the file, the problem and what would be right.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scenario.toml"
+        path.write_bytes(_checked(name, data))
+        return _renamed(read_scenario, path, name)
+
+
+def model_upload(name: str, data: bytes, folder: Path) -> str:
+    """Keep an uploaded `config.json` under `folder` and return its path, once it is a model.
+
+    Raises
+    ------
+    ConfigError
+        If it is not the config of a supported model.
+    """
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:60].strip(".-") or "model"
+    digest = hashlib.sha256(_checked(name, data)).hexdigest()[:12]
+    path = folder / digest / ("uploaded" if stem == "config" else stem) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    _renamed(lambda p: catalog.model(str(p)), path, name)
+    return str(path)
+
+
+def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
+    """Measured rows of an uploaded CSV.
+
+    Columns are those of `calibration/golden/magicdec_step_times.csv` (`draft_total_ms` for γ
+    drafts, `verify_ms`, `autoregressive_ms`), or `draft_step_ms` and `target_step_ms` instead;
+    `engine` names the profile to predict with. Times are milliseconds.
+
+    Raises
+    ------
+    ConfigError
+        For a file that is no such CSV; the message names the row and column.
+    """
+    text = _text(name, data)
+    reader = csv.DictReader(
+        (line for line in text.splitlines() if not line.startswith("#")), strict=True
+    )
+    try:
+        header = [column.strip().replace("-", "_") for column in reader.fieldnames or []]
+        reader.fieldnames = header
+        rows = [dict(row) for row, _ in zip(reader, range(MAX_ROWS + 1), strict=False)]
+    except csv.Error as error:
+        raise ConfigError(f"{_shown(name)}: not CSV: {error}") from error
+    if not rows or len(rows) > MAX_ROWS:
+        raise ConfigError(f"{_shown(name)}: needs a header and 1 to {MAX_ROWS:,} rows")
+    return [_row(name, number, values) for number, values in enumerate(rows, start=1)]
+
+
+def vllm_acceptance(text: str) -> tuple[float, ...]:
+    """Conditional acceptance per position from vLLM's metrics page.
+
+    vLLM counts per position how many rounds accepted up to there; a position's conditional
+    acceptance is its count over the one before, the first over the number of rounds.
+
+    Parameters
+    ----------
+    text : str
+        `/metrics` of a server: `vllm:spec_decode_num_drafts_total` and
+        `vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"}`, engines summed.
+
+    Raises
+    ------
+    ConfigError
+        If a counter is missing or they contradict one another.
+    """
+    if len(text) > MAX_UPLOAD_BYTES:
+        raise ConfigError(f"the counters exceed {MAX_UPLOAD_BYTES:,} characters")
+    return vllm_metrics(text, "vLLM's metrics page").per_position
+
+
+# ---- shared -----------------------------------------------------------------------------------
+
+
+def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedRow:
+    where = f"{_shown(name)}: row {number}"
+    if None in values or None in values.values():
+        raise ConfigError(f"{where} does not have as many cells as the header")
+    cells = {RENAMED.get(str(k), str(k)): str(v).strip() for k, v in values.items()}
+    if "draft_step_ms" in cells and "draft_total_ms" not in cells:
+        gamma = _positive(where, cells, "gamma")
+        cells["draft_total_ms"] = str(gamma * _positive(where, cells, "draft_step_ms"))
+    missing = [column for column in NEEDED if not cells.get(column)]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; needed: {', '.join(NEEDED)}")
+    whole = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prefix_tokens")}
+    times = {key: 1e-3 * _positive(where, cells, key) for key in TIMES}
+    tokens, tpot = _round(where, cells)
+    budget = cells.get("kv_budget")
+    return PublishedRow(
+        table=cells.get("table") or "uploaded",
+        engine=cells.get("engine") or "specroof",
+        gpu=cells["gpu"],
+        target=_catalog_model(where, cells["target"]),
+        draft="self" if cells["draft"] == "self" else _catalog_model(where, cells["draft"]),
+        draft_policy=cells.get("draft_policy") or "streamingllm",
+        kv_budget=int(_positive(where, cells, "kv_budget")) if budget else 512,
+        draft_tp=int(_positive(where, cells, "draft_tp")) if cells.get("draft_tp") else None,
+        target_step_s=times["autoregressive_ms"],
+        verify_s=times["verify_ms"],
+        draft_step_s=times["draft_total_ms"] / whole["gamma"],
+        tokens_per_round=tokens,
+        tpot_s=tpot,
+        gamma=whole["gamma"],
+        tp=whole["tp"],
+        batch=whole["batch"],
+        prefix_tokens=whole["prefix_tokens"],
+    )
+
+
+def _round(where: str, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """Tokens a round and seconds a token: both or neither."""
+    keys = ("tokens_per_round", "speculative_ms_per_token")
+    if not all(cells.get(key) for key in keys):
+        return None, None
+    return _positive(where, cells, keys[0]), 1e-3 * _positive(where, cells, keys[1])
+
+
+def _catalog_model(where: str, name: str) -> str:
+    if name not in catalog.model_names():
+        raise ConfigError(f"{where}: model {_shown(name)} is not in the catalog")
+    return name
+
+
+def _positive(where: str, cells: Mapping[str, str], key: str) -> float:
+    try:
+        value = float(cells.get(key, ""))
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < 1e12:
+        raise ConfigError(f"{where}: {key}={_shown(cells.get(key, ''))} is not a positive number")
+    return value
+
+
+def _checked(name: str, data: bytes) -> bytes:
+    if len(data) > MAX_UPLOAD_BYTES:
+        raise ConfigError(f"{_shown(name)}: larger than {MAX_UPLOAD_BYTES:,} bytes; not read")
+    return data
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        text = _checked(name, data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_shown(name)}: byte {error.start} is not UTF-8 text") from error
+    if "\0" in text:
+        raise ConfigError(f"{_shown(name)}: holds a NUL character; it is not a text file")
+    return io.StringIO(text, newline=None).read()
+
+
+def _renamed(read: Callable[[Path], Found], path: Path, name: str) -> Found:
+    """`read(path)`, its error naming the file as the user did."""
+    try:
+        return read(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(path), _shown(name))) from error
+
+
+def _shown(name: str) -> str:
+    return repr(name[:80])

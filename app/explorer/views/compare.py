@@ -1,0 +1,94 @@
+"""Compare: up to four pinned scenarios side by side, with what differs between them."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import prediction
+from app.explorer.show import plain, show_chart, show_table
+from app.explorer.sidebar import apply_values
+from app.explorer.state import Values
+from perfmodel import format_bytes, format_seconds
+
+MAX_PINS = 4
+MEASURES = {
+    "speedup (x)": ("speedup", 1.0),
+    "time per token (ms)": ("tpot_s", 1e3),
+    "throughput (tokens/s)": ("throughput_tokens_per_s", 1.0),
+}
+
+
+def show() -> None:
+    """Draw the view."""
+    state = st.session_state
+    pins: list[Values] = state.setdefault("pins", [])
+    here: Values = state["values"]
+    full = len(pins) >= MAX_PINS
+    with st.container(horizontal=True):
+        st.button(
+            "Pin this scenario",
+            on_click=_pin,
+            args=(here,),
+            disabled=full or here in pins,
+            icon=":material/keep:",
+            help=f"Up to {MAX_PINS} scenarios" if full else None,
+        )
+        for number, pin in enumerate(pins, start=1):
+            st.button(f"Open {number}", on_click=_open, args=(pin,), key=f"open_{number}")
+        if pins:
+            st.button("Clear", on_click=pins.clear, icon=":material/delete:")
+    compared = {f"pin {i}": pin for i, pin in enumerate(pins, start=1)}
+    if here not in pins:
+        compared["now"] = here
+    results = {name: prediction(values) for name, values in compared.items()}
+    _inputs(compared)
+    st.markdown("**What they predict**")
+    show_table([{"scenario": name} | _figures(result) for name, result in results.items()])
+    columns = st.columns(len(MEASURES))
+    for column, (title, (key, factor)) in zip(columns, MEASURES.items(), strict=True):
+        shown = [None if r[key] is None else factor * r[key] for r in results.values()]
+        with column:
+            show_chart(charts.compare_bars(list(results), title, shown), f"compare_{key}")
+
+
+def _inputs(compared: dict[str, Values]) -> None:
+    """Inputs that differ, one row each; those that all share in one line."""
+    tables = {name: dict(values) for name, values in compared.items()}
+    keys = list(dict.fromkeys(key for table in tables.values() for key in table))
+    rows, shared = [], []
+    for key in keys:
+        found = {name: str(table.get(key, "")) for name, table in tables.items()}
+        if len(set(found.values())) > 1:
+            rows.append({"input": key} | found)
+        else:
+            shared.append(f"{key} = {next(iter(found.values()))}")
+    if rows:
+        st.markdown("**Inputs that differ**")
+        show_table(rows)
+    st.caption(plain("The same in all: " + ", ".join(shared)))
+
+
+def _figures(result: dict[str, object]) -> dict[str, object]:
+    def number(key: str, form: str) -> str:
+        value = result[key]
+        return "unknown" if value is None else form.format(value)
+
+    tpot = result["tpot_s"]
+    return {
+        "speedup": number("speedup", "{:.2f}x"),
+        "interval": number("speedup_low", "{:.2f}") + "-" + number("speedup_high", "{:.2f}"),
+        "time/token": "unknown" if tpot is None else format_seconds(float(str(tpot))),
+        "tokens/s": number("throughput_tokens_per_s", "{:,.0f}"),
+        "TTFT": format_seconds(float(str(result["ttft_s"]))),
+        "memory per GPU": format_bytes(float(str(result["memory_bytes_per_gpu"]))),
+        "fits": result["feasible"],
+    }
+
+
+def _pin(values: Values) -> None:
+    st.session_state["pins"].append(values)
+
+
+def _open(values: Values) -> None:
+    apply_values(dict(values))

@@ -1,0 +1,130 @@
+"""Decide: the recommendation in a sentence, its rivals, and the limit that binds."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import point_of, recommendation
+from app.explorer.show import (
+    plain,
+    show_chart,
+    show_error,
+    show_metrics,
+    show_table,
+    text_rows,
+    verdict,
+)
+from app.explorer.sidebar import apply_values
+from app.explorer.state import prefix_mix, search_flags
+from app.render.tables import PLAN_HEADER, facts, plan_rows, unmeasured_rows
+from perfmodel import (
+    ConfigError,
+    NoFeasiblePlan,
+    Recommendation,
+    format_chance,
+    format_seconds,
+    infeasible_reason,
+    recommendation_dict,
+    scenario_dict,
+)
+
+
+def show() -> None:
+    """Draw the view."""
+    state, values = st.session_state, st.session_state["values"]
+    flags = search_flags(values, state.get("drafts", []), all_tps=state.get("search_tp", False))
+    try:
+        answer, notes = recommendation(tuple(flags.items()), state.get("objective", "throughput"))
+    except NoFeasiblePlan as error:
+        _nothing(str(error))
+        return
+    except ConfigError as error:
+        show_error(error)
+        return
+    result = recommendation_dict(answer)
+    verdict(
+        "Speculate" if answer.speculates else "Decode plainly",
+        answer.sentence,
+        kind="gain" if answer.speculates else "plain",
+    )
+    _numbers(answer)
+    rows = plan_rows(result)
+    st.markdown("**Plans, best first**")
+    show_table(text_rows(PLAN_HEADER, rows))
+    st.button(
+        "Show this plan in all views",
+        on_click=_take,
+        args=(scenario_dict(answer.best.scenario),),
+        icon=":material/check:",
+    )
+    st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
+    best = [answer.best, *answer.runners_up]
+    names = [f"{c.label}, TP {c.scenario.tp}" for c in best]
+    show_chart(
+        charts.plan_bars(names, [c.throughput_per_gpu for c in best], "tokens/s per GPU"), "plans"
+    )
+    if result["unmeasured"]:
+        st.markdown("**Nobody has measured the acceptance of these; the α that each needs**")
+        header = ("plan", "TP", "α to break even")
+        show_table(text_rows(header, unmeasured_rows(result["unmeasured"])))
+    _lengths()
+    for note in [*result["notes"], *notes]:
+        st.caption(plain(note))
+
+
+def _numbers(answer: Recommendation) -> None:
+    """The chosen plan's figures; where none is chosen, those of plain decoding."""
+    best, interval, chance = answer.best, answer.interval, answer.gain_probability
+    figures: list[tuple[str, str, str | None]] = [
+        ("Speedup", f"{best.speedup:.2f}x", None),
+        ("Time per token", format_seconds(best.tpot_s), None),
+        ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", None),
+    ]
+    if interval is not None and chance is not None and answer.studied is not None:
+        span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
+        figures.append(("P(speedup > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
+    show_metrics(figures)
+
+
+def _nothing(message: str) -> None:
+    """Nothing meets the limits: the nearest miss, and what the memory holds."""
+    verdict("Nothing fits", message, kind="nothing")
+    point = point_of(st.session_state["values"])
+    reason = infeasible_reason(point)
+    if reason:
+        st.markdown(f"The plan of the sidebar: {plain(reason)}.")
+    show_chart(charts.memory_bars(point), "memory")
+    st.markdown(
+        "What would help: more GPUs, a smaller batch or prefix, fp8 weights or KV cache, "
+        "or a wider limit."
+    )
+
+
+def _lengths() -> None:
+    """Every length of the prefix distribution by itself."""
+    text = st.session_state.get("prefix_mix", "")
+    if not text.strip():
+        return
+    rows = []
+    for tokens, share in prefix_mix(text):
+        values = dict(st.session_state["values"]) | {"prefix_tokens": tokens}
+        if "kv_budget" in values:
+            values["kv_budget"] = min(values["kv_budget"], tokens)
+        point = point_of(tuple(values.items()))
+        rows.append(
+            {
+                "prefix (tokens)": tokens,
+                "share": f"{share:.0%}",
+                "speedup": f"{float(point.speedup):.2f}x",
+                "time/token": format_seconds(float(point.tpot_s)),
+                "fits": bool(point.feasible),
+            }
+        )
+    st.markdown("**The sidebar's plan at every length of the distribution**")
+    show_table(rows)
+
+
+def _take(scenario: dict[str, object]) -> None:
+    slo = st.session_state.get("slo", "")
+    apply_values(scenario | ({"slo": slo} if slo else {}))

@@ -1,0 +1,115 @@
+"""Map: speedup over batch and prefix, the memory wall, winners, and a click that opens Why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prefixes, scenario_of, speedup_grid
+from app.explorer.show import plain, show_chart
+from app.explorer.state import Values
+from perfmodel import DraftPlan, Scenario, draft_choices, plan_label
+
+KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
+
+
+def show() -> None:
+    """Draw the view."""
+    values = st.session_state["values"]
+    scenario = scenario_of(values)
+    left, right = st.columns(2)
+    kind = left.segmented_control(
+        "Colour",
+        list(KINDS),
+        default="speedup",
+        format_func=KINDS.__getitem__,
+        key="map_kind",
+        required=True,
+        bind="query-params",
+    )
+    own = right.toggle("Hold γ at the sidebar's", value=False, key="own_gamma", bind="query-params")
+    if kind == "winner":
+        grids = _rivals(values, scenario)
+        if not grids:
+            st.info("No draft choice of this target has a measured acceptance to compare.")
+            return
+        figure = charts.winner_map(grids, clickable=True)
+    elif not scenario.plan.speculates:
+        st.info("Without a draft there is no speedup to map: choose a draft, or a γ above 0.")
+        return
+    elif scenario.acceptance is None and _curve_is_unknown(scenario):
+        st.info(
+            f"Nobody has measured the acceptance of {plain(plan_label(scenario.plan))}. "
+            "State one in the sidebar; γ × budget shows the α that it would need."
+        )
+        figure = charts.needed_map(scenario, MAP_BATCHES, map_prefixes(values))
+    else:
+        grid = speedup_grid(values, own_gamma=own)
+        figure = charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
+    figure.update_layout(height=560)
+    show_chart(figure, "speedup_map", on_select=_drill_down)
+    st.caption("Click a cell to see why it is so.")
+
+
+def _curve_is_unknown(scenario: Scenario) -> bool:
+    return scenario.curve is None
+
+
+def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
+    """The map of every draft choice to consider, at its default budget, where α is known."""
+    considered = st.session_state.get("drafts") or [
+        f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
+    ]
+    keys = ("target", "machine", "tp", "batch", "prefix_tokens", "output_tokens", "engine")
+    more = ("weight_dtype", "kv_dtype", "acceptance_curve")
+    base = {k: v for k, v in values if k in (*keys, *more)}
+    grids = []
+    for choice in considered:
+        draft, _, policy = choice.partition(":")
+        if scenario.curve_of(draft, policy) is not None:
+            stated = base | {"draft": draft, "draft_policy": policy}
+            if _same_choice(scenario.plan, draft, policy):
+                stated = dict(values)
+            grids.append(speedup_grid(tuple(stated.items()), own_gamma=False))
+    return grids
+
+
+def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
+    return (plan.draft, plan.policy) == (draft, policy) and plan.speculates
+
+
+def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
+    """Published speedups of this very target, machine, TP and draft choice."""
+    plan = scenario.plan
+    key = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, plan.draft, plan.policy)
+    return [
+        charts.MeasuredSpeedup(
+            batch=row.batch,
+            prefix_tokens=row.prefix_tokens,
+            gamma=row.gamma,
+            speedup=row.speedup,
+            source=f"MagicDec {row.table}",
+        )
+        for row in bundled_rows()
+        if (row.target, row.gpu, row.tp, row.draft, row.draft_policy) == key
+        and row.speedup == row.speedup
+    ]
+
+
+def _drill_down() -> None:
+    """Open Why at the clicked cell; its γ is the one that the map chose there."""
+    event: Any = st.session_state["speedup_map"]
+    points = [p for p in event["selection"]["points"] if p.get("customdata") is not None]
+    if not points:
+        return
+    cell = points[0]["customdata"]
+    # Numbers that travelled packed come back keyed by their index.
+    _, batch, prefix, chosen = cell.values() if isinstance(cell, dict) else cell
+    st.session_state["batch"] = int(batch)
+    st.session_state["prefix_tokens"] = int(prefix)
+    st.session_state["prefix_mix"] = ""
+    if not isinstance(chosen, str):  # the fastest draft's name, or the γ that the map chose
+        st.session_state["gamma"] = int(chosen)
+    st.session_state["view"] = "Why"

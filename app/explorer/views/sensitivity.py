@@ -1,0 +1,42 @@
+"""Sensitivity: what each input does to the speedup when it is off, and the bands around it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import bands, point_of
+from app.explorer.show import show_chart, show_table
+from perfmodel import format_chance, probability_of_gain, sensitivities
+
+
+def show() -> None:
+    """Draw the view."""
+    values = st.session_state["values"]
+    point = point_of(values)
+    scenario = point.scenario
+    found = sensitivities(scenario) if scenario.plan.speculates else []
+    if not found or not float(point.speedup) > 0:
+        st.info("There is no known speedup to vary: choose a draft and state its acceptance.")
+        return
+    chance = probability_of_gain(scenario)
+    if chance is not None:
+        st.metric("P(speedup > 1)", format_chance(chance), border=True)
+    show_chart(charts.tornado(found, float(point.speedup)), "tornado")
+    plan, work = scenario.plan, scenario.workload
+    axes = {
+        "batch": ("batch (sequences)", float(work.batch)),
+        "gamma": ("γ (drafts a round)", float(plan.gamma)),
+    }
+    columns = st.columns(2)
+    for column, (key, (title, here)) in zip(columns, axes.items(), strict=True):
+        points, intervals = bands(values)[key]
+        with column:
+            show_chart(charts.speedup_band(title, points, intervals, here), f"band_{key}")
+    show_table(
+        [{"input": s.name, "change": s.change, "speedup from": s.low, "to": s.high} for s in found],
+        column_config={
+            "speedup from": st.column_config.NumberColumn(format="%.3fx"),
+            "to": st.column_config.NumberColumn(format="%.3fx"),
+        },
+    )

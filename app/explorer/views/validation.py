@@ -1,0 +1,141 @@
+"""Validation: predictions beside measurements, bundled or uploaded, before and after a refit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
+from app.explorer.cached import bundled_rows, published, row_errors, timed_steps
+from app.explorer.show import plain, show_chart, show_error, show_table
+from app.explorer.uploads import MAX_UPLOAD_BYTES, measurement_upload
+from calibration.records.published import PublishedRow, RowError, predict_row, row_error, summarise
+from perfmodel import ConfigError
+
+if TYPE_CHECKING:
+    from calibration.validate.published_report import PublishedReport
+
+
+def show() -> None:
+    """Draw the view."""
+    file = st.file_uploader(
+        "Your measurements (CSV), instead of the bundled ones",
+        type="csv",
+        key="measurements",
+        max_upload_size=max(1, MAX_UPLOAD_BYTES // 1_000_000),
+        help="Columns gpu, target, draft, gamma, tp, batch, prefix_tokens and, in milliseconds, "
+        "autoregressive_ms (or target_step_ms), verify_ms, draft_total_ms (or draft_step_ms); "
+        "optional draft_policy, kv_budget, draft_tp, engine, tokens_per_round, "
+        "speculative_ms_per_token.",
+    )
+    try:
+        rows = bundled_rows() if file is None else measurement_upload(file.name, file.getvalue())
+        before = row_errors(tuple(rows), uncalibrated=file is None)
+        shipped = row_errors(tuple(rows), uncalibrated=False)
+        after = shipped if file is None else _refitted(rows)
+    except ConfigError as error:
+        show_error(error)
+        return
+    groups: dict[str, list[RowError]] = {}
+    if file is None:
+        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 whole steps of one H200.")
+        groups = {"kernel curves alone": before, "with the fitted engine": shipped}
+    else:
+        groups = {"as shipped": shipped}
+        groups |= {"engine refitted on these rows": after} if after else {}
+        if not after:
+            st.caption(
+                "A refit needs tokens_per_round and speculative_ms_per_token in at least 3 rows."
+            )
+    show_chart(measured_scatter(after or shipped), "measured_scatter")
+    show_chart(error_by_phase(groups), "error_by_phase")
+    st.markdown("**Errors in percent**")
+    show_table([row for name, errors in groups.items() for row in _summary(name, errors)])
+    _regret(shipped)
+    if file is None:
+        _held_out(published())
+        _own_steps(timed_steps())
+
+
+def _refitted(rows: list[PublishedRow]) -> list[RowError]:
+    """Errors after the engine's coefficients are refitted on the rows; empty where they cannot."""
+    if len(rows) < 3 or any(row.tpot_s is None for row in rows):
+        return []
+    from calibration.fit.magicdec import fit_rows
+
+    fit = fit_rows(rows)
+    return [row_error(row, predict_row(row, fit.apply)) for row in rows]
+
+
+def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:
+    found = []
+    for phase, label in PHASE_LABELS.items():
+        having = [error for error in errors if phase in error.errors]
+        if having:
+            s = summarise(having, phase)
+            found.append(
+                {
+                    "prediction": name,
+                    "phase": label,
+                    "rows": s.rows,
+                    "mean signed": f"{s.mean_signed:+.1f}",
+                    "mean absolute": f"{s.mean_absolute:.1f}",
+                    "worst": f"{s.worst:+.1f}",
+                }
+            )
+    return found
+
+
+def _regret(errors: list[RowError]) -> None:
+    """What following the prediction costs, where several drafts were measured."""
+    found = regrets(errors)
+    if not found:
+        return
+    lost = [regret.percent for regret in found]
+    right = sum(value == 0 for value in lost)
+    st.markdown(
+        f"**Regret**: choosing the draft by prediction was right in {right} of {len(found)} "
+        f"workloads and lost {max(lost):.1f} % of the speedup at worst."
+    )
+    show_table(
+        [
+            {
+                "workload": r.workload,
+                "chosen": r.chosen,
+                "measured": f"{r.measured:.2f}x",
+                "best": f"{r.best:.2f}x",
+                "regret (%)": round(r.percent, 1),
+            }
+            for r in found
+        ]
+    )
+
+
+def _own_steps(errors: list[RowError]) -> None:
+    """Steps of this project's engine, which no fit has seen."""
+    st.markdown("**This project's engine on one H200**")
+    st.caption(
+        f"{len(errors)} cases drawn by seed; the profile is fitted on single kernels, never on a "
+        "step (docs/validation-h200.md)."
+    )
+    show_chart(measured_scatter(errors), "own_scatter")
+    show_table(_summary("fitted on kernels", errors))
+
+
+def _held_out(report: PublishedReport) -> None:
+    st.markdown("**Held out: the engine refitted without these rows**")
+    rows = [
+        {
+            "group": group.name,
+            **{
+                label: f"{s.mean_absolute:.1f} ({s.worst:+.1f})" if s else ""
+                for s, label in (
+                    (group.summaries.get(phase), label) for phase, label in PHASE_LABELS.items()
+                )
+            },
+        }
+        for group in (*(g for g in report.groups if g.unseen), report.held_out)
+    ]
+    show_table(rows)
+    st.caption(plain("Mean absolute and (signed worst) error in percent."))

@@ -1,0 +1,83 @@
+"""The catalog and the exportability matrix as text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from app.render.tables import plain_table, scenario_line
+from perfmodel import format_bytes, format_seconds
+
+
+def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Catalog entries as a table, their sources below it; a scenario has keys of its own."""
+    if kind == "scenarios":
+        for entry in entries:
+            console.print(f"{entry['name']}: ", end="")
+            console.print(scenario_line({k: v for k, v in entry.items() if k != "name"}))
+        return
+    columns = [column for column in entries[0] if column not in PROSE]
+    table = plain_table(*(TITLES.get(c, c.replace("_", " ")) for c in columns), right=False)
+    for entry in entries:
+        table.add_row(*(_cell(key, entry[key]) for key in columns))
+    console.print(table)
+    console.print("\nsources")
+    for source in dict.fromkeys(str(entry["source"]) for entry in entries):
+        names = dict.fromkeys(_entry_name(e) for e in entries if e["source"] == source)
+        console.print(f"{', '.join(names)}: {source}", soft_wrap=True)
+
+
+PROSE = ("source", "text")  # too long for a column
+TITLES = {
+    "sm_count": "SMs",
+    "peak_flops": "dense bf16",
+    "memory_bytes": "memory",
+    "hbm_bandwidth": "bandwidth",
+    "l2_bytes": "L2",
+    "efficiency": "curves of",
+    "efficiency_origin": "origin",
+    "kv_bytes_per_token": "KV/token",
+    "max_context_tokens": "context",
+}
+
+
+def _entry_name(entry: Mapping[str, Any]) -> str:
+    """What an entry is called: its name, or the models of an acceptance curve."""
+    if "name" in entry:
+        return str(entry["name"])
+    return f"{entry['target']} by {entry['draft']} ({entry['draft_policy']})"
+
+
+def print_matrix(
+    engines: Mapping[str, str], rows: Iterable[Mapping[str, Any]], console: Console
+) -> None:
+    """Which engine runs which draft choice, then the reasons of those that do not."""
+    table = plain_table("draft", "policy", *engines.values(), right=False)
+    reasons: dict[str, None] = {}
+    for row in rows:
+        cells = ["no" if reason else "yes" for reason in row["reasons"].values()]
+        table.add_row(row["draft"], row["draft_policy"], *cells)
+        for engine, reason in row["reasons"].items():
+            if reason:
+                reasons[f"{engine}, draft {row['draft']} {row['draft_policy']}: {reason}"] = None
+    console.print(table)
+    for line in reasons:
+        console.print(line)
+
+
+def _cell(key: str, value: Any) -> str:
+    if key.endswith("_flops"):
+        return f"{value / 1e12:,.0f} TFLOP/s"
+    if "bandwidth" in key:
+        return f"{format_bytes(value)}/s"
+    if key.endswith("_bytes") or key == "kv_bytes_per_token":
+        return format_bytes(value)
+    if key.endswith("_s"):
+        return format_seconds(value)
+    if isinstance(value, list):
+        return " to ".join(f"{item:,.0f}" for item in dict.fromkeys(value))
+    if key in ("parameters", "max_context_tokens"):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""Simulations as text tables, from their documented JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from app.render.tables import plain_table, print_notes, scenario_line
+from perfmodel import format_seconds
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def _time(key: str, figure: str) -> Cell:
+    return lambda run: "-" if run[key][figure] is None else format_seconds(run[key][figure])
+
+
+def _times(key: str) -> Cell:
+    return lambda run: " / ".join(_time(key, q)(run) for q in ("mean_s", "p50_s", "p99_s"))
+
+
+SHARED: dict[str, Cell] = {
+    "makespan": lambda run: format_seconds(run["makespan_s"]),
+    "tokens/s": lambda run: f"{run['throughput_tokens_per_s']:,.0f}",
+    "TPOT mean / p50 / p99": _times("tpot"),
+    "rounds": lambda run: f"{run['rounds']:,}",
+    "rounds bound by": lambda run: _shares(run["rounds_by_bound"]),
+}
+ROUNDS: dict[str, Cell] = {
+    "sequences": lambda run: f"{run['sequences']:,}",
+    "tokens": lambda run: f"{run['tokens']:,}",
+    "tokens per round": lambda run: f"{run['tokens_per_round']:.2f}",
+    **SHARED,
+}
+REQUESTS: dict[str, Cell] = {
+    "requests (refused)": lambda run: f"{run['requests']:,} ({run['refused']:,})",
+    "TTFT mean / p50 / p99": _times("ttft"),
+    "end to end mean / p50 / p99": _times("latency"),
+    **SHARED,
+    "goodput": lambda run: f"{run['goodput_rps']:.3g}/s ({run['good_share']:.1%})",
+    "busy, mean batch": lambda run: f"{run['busy_share']:.1%}, {run['mean_batch']:.1f}",
+    "KV mean, most": lambda run: f"{run['kv_mean_share']:.1%}, {run['kv_most_share']:.1%}",
+    "preemptions": lambda run: f"{run['preemptions']:,}",
+    "time at each γ": lambda run: _shares(run["gamma_time_share"]),
+}
+
+
+def print_simulation(result: Mapping[str, Any], console: Console) -> None:
+    """One column a run, then what speculation gained."""
+    console.print(scenario_line(result["scenario"]))
+    console.print()
+    rows = REQUESTS if result["level"] == "requests" else ROUNDS
+    table = plain_table("", *(run["label"] for run in result["runs"]), right=True)
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(run) for run in result["runs"]))
+    console.print(table)
+    for gain in result["gains"]:
+        console.print(gain_line(gain))
+    if result["closed_form_speedup"] is not None:
+        closed = result["closed_form_speedup"]
+        console.print(f"closed form, equal lengths at the stated batch: {closed:.2f}x")
+    print_notes(result["notes"], console)
+
+
+def gain_line(gain: Mapping[str, Any]) -> str:
+    """What a run gained over plain decoding, in words."""
+    names = {"tpot": "time per token", "latency": "end to end", "makespan": "makespan"}
+    parts = [f"{gain[key]:.2f}x {name}" for key, name in names.items() if gain[key] is not None]
+    return f"{gain['label']} against no speculation: {', '.join(parts)}"
+
+
+def print_choice(choice: Mapping[str, Any], console: Console) -> None:
+    """The runs of `recommend --traffic`, best first in words."""
+    console.print(f"On this traffic: {choice['sentence']}")
+    header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
+    table = plain_table(*header, right=True)
+    for run in choice["runs"]:
+        table.add_row(run["label"], *choice_row(run))
+    console.print(table)
+
+
+def choice_row(run: Mapping[str, Any]) -> Sequence[str]:
+    """Cells of one run."""
+    return (
+        _time("latency", "mean_s")(run),
+        _time("latency", "p99_s")(run),
+        _time("ttft", "mean_s")(run),
+        _time("tpot", "mean_s")(run),
+        f"{run['good_share']:.1%}",
+        f"{run['refused']:,}",
+        _shares(run["gamma_time_share"]),
+    )
+
+
+def _shares(counts: Mapping[str, float]) -> str:
+    """Shares of one per cent or more, largest first."""
+    total = sum(counts.values()) or 1.0
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {part / total:.0%}" for name, part in ranked if part >= 0.01 * total)

@@ -1,0 +1,1 @@
+"""Acceptance measured on text, fitted to curves, compared with counted runs."""

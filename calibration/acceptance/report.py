@@ -1,0 +1,244 @@
+"""What records of acceptance say, as Markdown tables: docs/acceptance.md is made of them.
+
+specroof calibrate acceptance-report RECORDS... [--counted FILE]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from calibration.acceptance.cells import Cell, CellKey, cells
+from calibration.acceptance.fit import RecordFit, fit_records, fits_a_curve
+from calibration.records.acceptance import LAGS, DraftView, RecordSet
+from calibration.records.counted import CountedRun
+from perfmodel import tokens_per_round_iid
+
+HELD_OUT = 3  # windows of this index modulo 4 are kept from the fits of the comparison
+GAMMAS = (2, 4, 8, 16)
+SAMPLED = "~sampled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One counted run and what was predicted for it; None where the records cannot say.
+
+    `curve` is the fitted curve's prediction from windows not run here, `windows` that of the other
+    windows of the same cell without a curve, `sampled` that along the run's own kind of text.
+    `early` counts the rounds alone that begin among as many generated tokens as a window scores: a
+    SnapKV draft reads all that was generated, and so does better the longer it is.
+    """
+
+    run: CountedRun
+    counted: float
+    standard_error: float
+    curve: float | None
+    windows: float | None
+    sampled: float | None
+    early: float = np.nan
+    early_standard_error: float = np.nan
+
+    @property
+    def error(self) -> float | None:
+        """Relative error of the curve's prediction."""
+        return None if self.curve is None else self.curve / self.counted - 1.0
+
+    @property
+    def early_error(self) -> float | None:
+        """The same of the early rounds."""
+        if self.curve is None or np.isnan(self.early):
+            return None
+        return self.curve / self.early - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceReport:
+    """Cells of a file, the fits on them, and the comparison with counted runs."""
+
+    header: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    fits: tuple[RecordFit, ...]
+    compared: tuple[Compared, ...]
+
+    def median_error(
+        self, *, greedy: bool, early: bool = False, policy: str | None = None
+    ) -> float | None:
+        """Median |error| of the curve's predictions, over sampled or greedy runs."""
+        errors = [
+            row.early_error if early else row.error
+            for row in self.compared
+            if (row.run.temperature == 0) == greedy and policy in (None, row.run.view.policy)
+        ]
+        known = [abs(error) for error in errors if error is not None]
+        return float(np.median(known)) if known else None
+
+    @property
+    def grid(self) -> list[Cell]:
+        """Cells of the main grid: the kind of view that each fit was made on, real texts only."""
+        kinds = {kind_of(fit.cells[0].key.view) for fit in self.fits}
+        return [
+            cell
+            for cell in self.cells
+            if (not kinds or kind_of(cell.key.view) in kinds) and SAMPLED not in cell.key.text
+        ]
+
+
+def acceptance_report(found: RecordSet, runs: Sequence[CountedRun] = ()) -> AcceptanceReport:
+    """Everything that the tables show.
+
+    Raises
+    ------
+    ConfigError
+        If the records hold nothing to fit on.
+    """
+    every = tuple(cells(found.records))
+    curves = {text: _curves(found, text) for text in sorted({run.text for run in runs})}
+    return AcceptanceReport(
+        found.header,
+        every,
+        tuple(fit_records(found)) if any(fits_a_curve(found, cell) for cell in every) else (),
+        tuple(
+            _compare(run, every, curves[run.text], within=int(found.header["scored_tokens"]))
+            for run in sorted(runs, key=_order)
+        ),
+    )
+
+
+# ---- predicted against counted ------------------------------------------------------------------
+
+
+def _curves(found: RecordSet, text: str) -> dict[str, RecordFit]:
+    """Fits on one text, without the windows that were run."""
+    if not any(record.window.text == text for record in found.records):
+        return {}
+    fits = fit_records(found, texts=[text], leave_out=HELD_OUT)
+    return {fit.curve.draft_policy: fit for fit in fits}
+
+
+def _order(run: CountedRun) -> tuple[object, ...]:
+    view = run.view
+    return (-run.temperature, run.gamma, run.text, run.prefix_tokens, view.policy,
+            view.kv_budget or 0, view.label)  # fmt: skip
+
+
+def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
+    """Tokens per round and its standard error, of rounds that begin within so many tokens."""
+    counts = []
+    for sequence in run.accepted:
+        tokens = np.array(sequence, dtype=np.float64) + 1.0
+        begin = np.cumsum(tokens) - tokens
+        counts.append(tokens if within is None else tokens[begin < within])
+    # Sequences differ, so they and not single rounds are the sample.
+    totals, rounds = np.array([c.sum() for c in counts]), np.array([len(c) for c in counts])
+    mean = float(totals.sum() / rounds.sum())
+    spread = float(np.std(totals - mean * rounds, ddof=1)) if len(counts) > 1 else np.nan
+    return mean, float(spread * np.sqrt(len(counts)) / rounds.sum())
+
+
+def _compare(
+    run: CountedRun, every: Sequence[Cell], fits: Mapping[str, RecordFit], *, within: int
+) -> Compared:
+    by_key = {cell.key: cell for cell in every}
+    key = CellKey(text=run.text, prefix_tokens=run.prefix_tokens, view=run.view)
+    own = by_key.get(key)
+    others = own.only(i for i in own.indices if i % 4 != HELD_OUT) if own else None
+    sampled = by_key.get(replace(key, text=run.text + SAMPLED))
+    (mean, error), (early, early_error) = _counted(run), _counted(run, within)
+    greedy = run.temperature == 0
+    fit = fits.get(run.view.policy)
+    curve = None
+    if fit is not None and not greedy and kind_of(run.view) == kind_of(fit.cells[0].key.view):
+        at = {"kv_budget_tokens": run.view.kv_budget or 1, "context_tokens": run.prefix_tokens}
+        curve = float(tokens_per_round_iid(fit.curve.alpha(**at), run.gamma))
+    return Compared(
+        run=run,
+        counted=mean,
+        standard_error=error,
+        early=early,
+        early_standard_error=early_error,
+        curve=curve,
+        windows=_read(others, run.gamma, greedy=greedy, sampled=False),
+        sampled=None if greedy else _read(sampled, run.gamma, greedy=False, sampled=True),
+    )
+
+
+def _read(cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool) -> float | None:
+    if cell is None or gamma > cell.gamma:
+        return None
+    if greedy:
+        return cell.tokens_greedy(gamma)
+    if sampled:
+        return cell.tokens_weighted(gamma) * cell.consecutive_ratio(gamma)
+    return cell.tokens_consecutive(gamma)
+
+
+def kind_of(view: DraftView) -> DraftView:
+    """The view but for its budget."""
+    return replace(view, kv_budget=None)
+
+
+# ---- as plain data ---------------------------------------------------------------------------
+
+
+def report_dict(report: AcceptanceReport) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "header": dict(report.header),
+        "cells": [_cell_dict(cell) for cell in report.cells],
+        "compared": [
+            {
+                "text": row.run.text,
+                "prefix_tokens": row.run.prefix_tokens,
+                "view": row.run.view.label,
+                "gamma": row.run.gamma,
+                "temperature": row.run.temperature,
+                "counted": row.counted,
+                "standard_error": None if np.isnan(row.standard_error) else row.standard_error,
+                "early": None if np.isnan(row.early) else row.early,
+                "curve": row.curve,
+                "windows": row.windows,
+                "sampled": row.sampled,
+                "error": row.error,
+                "early_error": row.early_error,
+            }
+            for row in report.compared
+        ],
+        "median_error": report.median_error(greedy=False),
+        "median_early_error": report.median_error(greedy=False, early=True),
+    }
+
+
+def _cell_dict(cell: Cell) -> dict[str, Any]:
+    low, high = cell.interval()
+    view = cell.key.view
+    return {
+        "text": cell.key.text,
+        "prefix_tokens": cell.key.prefix_tokens,
+        "policy": view.policy,
+        "kv_budget": view.kv_budget,
+        "view": view.label,
+        "page_tokens": view.page_tokens,
+        "windows": cell.windows,
+        "alpha": cell.alpha,
+        "low": low,
+        "high": high,
+        "greedy": cell.greedy,
+        "by_position": cell.by_position.tolist(),
+        "conditional": cell.conditional.tolist(),
+        "lag_correlations": dict(zip(map(str, LAGS), cell.lag_correlations.tolist(), strict=True)),
+        "window_spread": cell.window_spread,
+        "tokens_per_round": {
+            str(gamma): {
+                "iid": cell.tokens_iid(gamma),
+                "along_text": cell.tokens_chained(gamma),
+                "consecutive": cell.tokens_consecutive(gamma),
+                "weighted": cell.tokens_weighted(gamma),
+                "greedy": cell.tokens_greedy(gamma),
+            }
+            for gamma in GAMMAS
+            if gamma <= cell.gamma
+        },
+    }

@@ -1,0 +1,1 @@
+"""From kernel timings to the curves of the catalog."""

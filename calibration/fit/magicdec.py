@@ -1,0 +1,240 @@
+"""Fit an engine profile to published step times; the GPU's kernel curves stay as they are.
+
+`python -m calibration.fit.magicdec --out perfmodel/catalog/engines/magicdec.toml`
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
+
+from calibration.records.published import (
+    PHASES,
+    PublishedRow,
+    RowError,
+    magicdec_rows,
+    predict_row,
+    row_error,
+)
+from perfmodel import EngineProfile, StepTime, catalog
+
+Array = NDArray[np.float64]
+
+MEASUREMENT_ERROR = 0.02  # relative, of one published time
+# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it. A
+# compiled engine runs the same kernels, so its factors are near one; what it adds is per layer.
+PRIORS = {
+    "linear_factor": (1.0, 0.1),
+    "attention_factor": (1.0, 0.1),
+    "draft_attention_factor": (1.0, 0.15),
+    "comm_factor": (1.0, 0.15),
+    "layer_overhead_s": (0.0, 50e-6),
+    "layer_overhead_per_sequence_s": (0.0, 1e-6),
+    "step_overhead_s": (0.0, 0.2e-3),
+    "draft_step_overhead_s": (0.0, 0.2e-3),
+}
+NAMES = tuple(PRIORS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFit:
+    """Fitted coefficients of one GPU architecture, and the round overhead."""
+
+    values: dict[str, float]
+    rows: int
+    rms_percent: float
+
+    def apply(self, profile: EngineProfile) -> EngineProfile:
+        """The profile with the fitted values in place."""
+        return profile.changed(**self.values)
+
+
+def bare(profile: EngineProfile) -> EngineProfile:
+    """The profile with every fitted coefficient neutral: what the fit multiplies."""
+    neutral = {name: 1.0 if name.endswith("factor") else 0.0 for name in NAMES}
+    return profile.changed(**neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
+
+
+def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:
+    """Bounded linear least squares on relative errors, with the priors as extra rows."""
+    design, measured = _design(rows)
+    matrix = design / measured[:, None] / MEASUREMENT_ERROR
+    # What no coefficient scales (small ops) is in the design's last column.
+    target = (1.0 - design[:, -1] / measured) / MEASUREMENT_ERROR
+    prior, width = (np.array(values) for values in zip(*PRIORS.values(), strict=True))
+    stacked = np.vstack([matrix[:, :-1], np.diag(1.0 / width)])
+    answer = lsq_linear(stacked, np.concatenate([target, prior / width]), bounds=(0.0, np.inf)).x
+    residual = design[:, :-1] @ answer + design[:, -1]
+    rms = float(np.sqrt(np.mean((residual / measured - 1.0) ** 2)))
+    values = dict(zip(NAMES, (float(v) for v in answer), strict=True))
+    return EngineFit(values=values | _round_overhead(rows), rows=len(rows), rms_percent=100.0 * rms)
+
+
+def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
+    """One line per row and phase: seconds that each coefficient multiplies, and the rest."""
+    lines, measured = [], []
+    for row in rows:
+        point = predict_row(row, bare)
+        draft = point.draft_step
+        assert draft is not None and point.scenario.draft is not None
+        assert row.verify_s is not None and row.draft_step_s is not None
+        steps = ((point.target_step, row.target_step_s), (point.verify, row.verify_s))
+        for step, seconds in steps:
+            lines.append(_line(step, point.scenario.target.layers, row.batch, is_draft=False))
+            measured.append(seconds)
+        lines.append(_line(draft, point.scenario.draft.layers, row.batch, is_draft=True))
+        measured.append(row.draft_step_s)
+    return np.array(lines), np.array(measured)
+
+
+def _line(step: StepTime, layers: int, batch: int, *, is_draft: bool) -> list[float]:
+    linear, attention = float(step.group_s("linear")), float(step.group_s("attention"))
+    comm, rest = float(step.group_s("comm")), float(step.group_s("elementwise"))
+    overhead = float(step.group_s("overhead"))
+    mine = [0.0, attention] if is_draft else [attention, 0.0]
+    host = [0.0, 1.0] if is_draft else [1.0, 0.0]
+    return [linear, *mine, comm, float(layers), float(layers * batch), *host, rest + overhead]
+
+
+def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
+    """Round overhead as a line in the batch, neither coefficient negative."""
+    batch = np.array([row.batch for row in rows], float)
+    overhead = np.array([row.overhead_s for row in rows])
+    matrix = np.stack([np.ones_like(batch), batch], axis=1)
+    fixed, per_sequence = lsq_linear(matrix, overhead, bounds=(0.0, np.inf)).x
+    return {
+        "round_overhead_s": float(fixed),
+        "round_overhead_per_sequence_s": float(per_sequence),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Rows to fit on, rows held out, and which of their figures the fit has truly not seen."""
+
+    name: str
+    fitted: tuple[PublishedRow, ...]
+    held_out: tuple[PublishedRow, ...]
+    unseen: tuple[str, ...]
+
+
+# What is left out, and what that hides. T_T is published once per batch and context and repeated
+# for every draft, so leaving a draft out hides T_D and the speedup only.
+_LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] = {
+    "a draft (its table and TP)": (
+        lambda row: (row.draft, row.draft_policy),
+        ("draft_step_s", "speedup"),
+    ),
+    "a γ": (lambda row: row.gamma, ("verify_s", "draft_step_s", "speedup")),
+    "a batch": (lambda row: row.batch, (*PHASES, "speedup")),
+    "a context": (lambda row: row.prefix_tokens, (*PHASES, "speedup")),
+}
+
+
+def splits(rows: Sequence[PublishedRow]) -> list[Split]:
+    """Leave one value out, within each GPU, of draft, γ, batch and context."""
+    found = []
+    for gpu in dict.fromkeys(row.gpu for row in rows):
+        mine = [row for row in rows if row.gpu == gpu]
+        for label, (key, unseen) in _LEFT_OUT.items():
+            values = dict.fromkeys(key(row) for row in mine)
+            if len(values) < 2:
+                continue
+            for value in values:
+                kept = tuple(row for row in mine if key(row) != value)
+                left = tuple(row for row in mine if key(row) == value)
+                name = f"{gpu}, {label} out"
+                found.append(Split(name=name, fitted=kept, held_out=left, unseen=unseen))
+    return found
+
+
+def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
+    """The harshest: one GPU's rows predicted with the engine as fitted on the other GPU's."""
+    return [
+        Split(
+            name=f"{gpu} out, with its target and tables",
+            fitted=tuple(row for row in rows if row.gpu != gpu),
+            held_out=tuple(row for row in rows if row.gpu == gpu),
+            unseen=(*PHASES, "speedup"),
+        )
+        for gpu in dict.fromkeys(row.gpu for row in rows)
+    ]
+
+
+def held_out_errors(split: Split) -> list[RowError]:
+    """Errors of what the fit has not seen."""
+    fit = fit_rows(split.fitted)
+    found = [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
+    return [
+        RowError(row=e.row, errors={name: e.errors[name] for name in split.unseen}) for e in found
+    ]
+
+
+def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, EngineFit]:
+    """One fit per GPU architecture, "default" being that of the latest (hopper where present)."""
+    groups: dict[str, list[PublishedRow]] = {}
+    for row in rows:
+        groups.setdefault(catalog.gpu(row.gpu).architecture, []).append(row)
+    fits = {name: fit_rows(group) for name, group in groups.items()}
+    latest = "hopper" if "hopper" in fits else next(iter(fits))
+    return {"default": fits[latest], **fits}
+
+
+_HEAD = """\
+# Written by `python -m calibration.fit.magicdec`: coefficients of MagicDec's engine, fitted to its
+# published step times with the GPUs' kernel curves held fixed. The A100 tables come from an
+# earlier software version than the H100 one, so each architecture has its own values; others take
+# the default, which is hopper's.
+
+name = "magicdec"
+origin = "fitted"
+source = "MagicDec, arXiv 2408.11049 v5, appendix, tables 3a, 3b and 6"
+attention_kernels = "flashinfer"
+all_reduce = "nccl"
+vocab_parallel = true
+streamingllm_is_view = false
+# Context, NCCL buffers and torch.compile's pools: assumed.
+reserved_GB = 3.0
+"""
+
+
+def profile_toml(fits: dict[str, EngineFit], speedup_error: float) -> str:
+    """The catalog file of the fitted profile, keys with units."""
+    lines = [_HEAD + f"speedup_error = {speedup_error:.3f}", *_toml_lines(fits["default"]), ""]
+    for name, fit in fits.items():
+        if name != "default":
+            lines += [f"[architecture.{name}]", *_toml_lines(fit), ""]
+    return "\n".join(lines)
+
+
+def _toml_lines(fit: EngineFit) -> list[str]:
+    def line(name: str, value: float) -> str:
+        if name.endswith("_s"):
+            return f"{name.removesuffix('_s')}_us = {value * 1e6:.3f}"
+        return f"{name} = {value:.4f}"
+
+    note = f"# {fit.rows} rows, rms of T_T, T_V and T_D {fit.rms_percent:.1f} %"
+    return [note, *(line(name, value) for name, value in fit.values.items())]
+
+
+def main() -> None:
+    """Fit all rows and write the profile."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    rows = magicdec_rows()
+    fits = fit_by_architecture(rows)
+    held_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
+    out.write_text(profile_toml(fits, float(np.std(held_out))), encoding="utf-8")
+    for name, fit in fits.items():
+        print(f"{name}: {fit.rows} rows, rms {fit.rms_percent:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

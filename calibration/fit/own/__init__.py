@@ -1,0 +1,1 @@
+"""Fits to kernels that were timed on the local GPU."""

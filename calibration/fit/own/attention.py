@@ -1,0 +1,274 @@
+"""Attention timed on one's own GPU over a cache, as the runtime runs it: `attention-specroof.toml`.
+
+Per head dimension and tile of query rows, nine parameters of the form of
+`perfmodel/kernels/attention_scheduled.py` by robust least squares, then what is left, averaged
+around the knots of (group, blocks per multiprocessor, tokens of a range).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calibration.fit.errors import Errors, token_band
+from calibration.fit.own.prefill import own_prefill
+from calibration.fit.tables.attention_report import own_toml_text
+from calibration.records.cells import ROW_TILES
+from calibration.records.kernels import KernelRecord
+from perfmodel import GPU, AttentionCurve, BlockTable, Cut, kv_tile_tokens, runtime_cut
+
+Array = NDArray[np.float64]
+
+LEAST_CELLS = 30  # per head dimension and tile
+BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, flashinfer 0.6.6
+# Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
+SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
+BOUNDS = {  # parameter: (least, first, most)
+    "launch_us": (0.5, 2.0, 8.0),
+    "merge_us": (1.0, 2.5, 6.0),
+    "merge_row_ns": (1.0, 3.4, 6.0),
+    "block_us": (0.1, 3.0, 20.0),
+    "token_ns": (0.5, 10.0, 200.0),
+    "pair_slowdown": (0.02, 0.5, 0.98),
+    "tile_share": (0.02, 0.5, 0.98),
+    "lockstep": (0.02, 0.8, 0.98),
+    "stream_efficiency": (0.5, 0.9, 0.93),  # no kernel gets more of an H200's HBM
+}
+STARTS = [{"block_us": b, "token_ns": t} for b in (1.0, 4.0) for t in (4.0, 15.0)]
+SCALE = 0.05  # relative error beyond which a cell counts less
+TOKEN_KNOTS = 128.0 * 2.0 ** np.arange(0.0, 10.6, 0.5)
+BLOCK_STEP, BLOCK_WIDTH, TOKEN_WIDTH = 0.1, 0.05, 0.3  # in logarithms
+PRIOR = 0.2  # of a cell at the knot itself: a knot far from all cells has no residual
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class OwnAttentionFit:
+    """The curve of one's own kernels, and how far it errs."""
+
+    curve: AttentionCurve
+    errors: Errors
+
+    def toml(self) -> str:
+        """The catalog file."""
+        figures: dict[str, Any] = {}
+        for way in self.errors.found:
+            name = way.replace(" ", "_")
+            for key, value in self.errors.figures(way).items():
+                figures[f"{name}_{key}"] = round(value, 2)
+        return own_toml_text(self.curve, figures)
+
+
+def missing_attention(records: Sequence[KernelRecord]) -> str | None:
+    """What is lacking for a fit, in a clause; None where there is enough."""
+    single = [r for r in records if r["query_tokens"] == 1]
+    by_dim = {dim: sum(r["head_dim"] == dim for r in single) for dim in (64, 128)}
+    if max(by_dim.values()) >= LEAST_CELLS:
+        return None
+    return (
+        f"attention: {max(by_dim.values())} cells of one query token and one head dimension; "
+        f"{LEAST_CELLS} are needed"
+    )
+
+
+def fit_own_attention(
+    records: Sequence[KernelRecord],
+    published: AttentionCurve,
+    gpu: GPU,
+    *,
+    source: str,
+    between: Sequence[KernelRecord] = (),
+    prefill: Sequence[KernelRecord] = (),
+) -> OwnAttentionFit:
+    """The blocks of records of op "attention"; `missing_attention` must have said None.
+
+    Parameters
+    ----------
+    published : AttentionCurve
+        Whose tables of prompts stay for a head dimension without a timed prompt.
+    between : sequence of KernelRecord
+        Of op "attention_between": batches and lengths off the grid. Of every other batch they tell
+        what a part-filled tile costs; the rest are for the errors alone.
+    prefill : sequence of KernelRecord
+        Of op "prefill_attention".
+    """
+    frame, off_grid = cells_of(records), cells_of(between)
+    checks = off_grid.batch.isin(sorted(off_grid.batch.unique())[1::2])
+    frame = pd.concat([frame, off_grid[~checks]], ignore_index=True)
+    blocks = fit_blocks(frame, gpu)
+    latency = {table.head_dim: table.launch_us for table in blocks}
+    curve = replace(
+        published,
+        source=source,
+        sm_count=gpu.sm_count,
+        blocks=blocks,
+        prefill=own_prefill(prefill, published, latency, gpu),
+        origin={"decode": "fitted", "prefill": "measured" if prefill else "fitted"},
+    )
+    return OwnAttentionFit(curve=curve, errors=_errors(frame, off_grid[checks], curve, gpu))
+
+
+def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
+    """Median seconds per cell, and what its form asks for."""
+    names = ["batch", "query_heads", "kv_heads", "head_dim", "kv_tokens", "query_tokens"]
+    rows = [{n: float(r[n]) for n in names} | {"seconds": r.seconds} for r in records]
+    frame = pd.DataFrame(rows, columns=[*names, "seconds"], dtype=float)
+    frame = frame.groupby(names, as_index=False).seconds.median()
+    frame["group"] = frame.query_heads / frame.kv_heads
+    frame["units"] = frame.batch * frame.kv_heads
+    frame["rows"] = frame.query_tokens * frame.group
+    tiles = np.array(ROW_TILES, float)
+    frame["tile"] = tiles[np.minimum(np.searchsorted(tiles, frame.rows), len(tiles) - 1)]
+    return frame
+
+
+def fit_blocks(frame: pd.DataFrame, gpu: GPU) -> tuple[BlockTable, ...]:
+    """A table per head dimension and tile with enough cells."""
+    return tuple(
+        _fit_table(cells, gpu)
+        for _, cells in frame.groupby(["head_dim", "tile"])
+        if len(cells) >= LEAST_CELLS
+    )
+
+
+def _fit_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    from scipy.optimize import least_squares
+
+    names, (least, first, most) = list(BOUNDS), np.log(np.array(list(BOUNDS.values()))).T
+    empty = _empty_table(cells, gpu)
+    seconds = cells.seconds.to_numpy()
+
+    def with_values(logs: Array) -> BlockTable:
+        values: dict[str, Any] = dict(zip(names, map(float, np.exp(logs)), strict=True))
+        return replace(empty, **values)
+
+    cut = _cut(empty, cells, gpu)
+
+    def misfit(logs: Array) -> Array:
+        return np.asarray(np.log(_form(with_values(logs), cells, cut, gpu) / seconds))
+
+    starts = [first + [np.log(s[n] / BOUNDS[n][1]) if n in s else 0.0 for n in names]
+              for s in STARTS]  # fmt: skip
+    found = [least_squares(misfit, start, bounds=(least, most), loss="soft_l1", f_scale=SCALE)
+             for start in starts]  # fmt: skip
+    best = min(found, key=lambda result: float(result.cost))
+    rounded = [float(f"{v:.4g}") for v in np.exp(best.x)]
+    values: dict[str, Any] = dict(zip(names, rounded, strict=True))
+    return with_residual(replace(empty, **values), cells, gpu)
+
+
+def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    """The same with ln(measured / form) of the cells around each knot."""
+    cut = _cut(table, cells, gpu)
+    left = np.log(cells.seconds.to_numpy() / _form(table, cells, cut, gpu))
+    blocks, tokens = np.log(cut.blocks / gpu.sm_count), np.log(cut.range_tokens)
+    near = [
+        _bell(np.log(knots)[:, None] - at, width)
+        for knots, at, width in (
+            (table.block_knots, blocks, BLOCK_WIDTH),
+            (table.token_knots, tokens, TOKEN_WIDTH),
+        )
+    ]
+    planes = []
+    for group in table.group_knots:
+        mine = (cells.group == group).to_numpy(float)
+        weight = np.einsum("bc,tc,c->bt", *near, mine)
+        total = np.einsum("bc,tc,c->bt", *near, mine * left)
+        planes.append(total / (weight + PRIOR))
+    return replace(table, residual=np.round(planes, 3))
+
+
+def _bell(distance: Array, width: float) -> Array:
+    return np.asarray(np.exp(-0.5 * (distance / width) ** 2))
+
+
+def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
+    head_dim, tile = int(cells.head_dim.iloc[0]), int(cells.tile.iloc[0])
+    shared = SHARED_BYTES.get(gpu.architecture, SHARED_BYTES["ampere"]) / BLOCKS_PER_SM
+    groups = np.array(sorted(cells.group.unique()))
+    knots = block_knots(float(cells.units.max()) / gpu.sm_count)
+    first: dict[str, Any] = {name: start for name, (_, start, _) in BOUNDS.items()}
+    return BlockTable(
+        head_dim=head_dim,
+        tile_rows=tile,
+        tile_tokens=kv_tile_tokens(head_dim=head_dim, tile_rows=tile, shared_bytes=shared),
+        group_knots=groups,
+        block_knots=knots,
+        token_knots=TOKEN_KNOTS,
+        residual=np.zeros((len(groups), len(knots), len(TOKEN_KNOTS))),
+        max_unit_tokens=float((cells.units * cells.kv_tokens).max()),
+        **first,
+    )
+
+
+def block_knots(most: float) -> Array:
+    """Blocks per multiprocessor: even steps in the logarithm, either side of each whole number."""
+    even = np.exp(np.arange(np.log(0.03), np.log(1.1 * most), BLOCK_STEP))
+    whole = np.arange(1.0, 9.0)
+    return np.unique(np.round(np.concatenate([even, whole, whole * 1.008]), 4))
+
+
+def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:
+    return runtime_cut(
+        units=cells.units.to_numpy(),
+        tokens=cells.kv_tokens.to_numpy(),
+        rows=cells.rows.to_numpy(),
+        tile_rows=table.tile_rows,
+        head_dim=table.head_dim,
+        sm_count=gpu.sm_count,
+    )
+
+
+def _form(table: BlockTable, cells: pd.DataFrame, cut: Cut, gpu: GPU) -> Array:
+    return table.form_seconds(
+        cut,
+        unit_tokens=(cells.units * cells.kv_tokens).to_numpy(),
+        merged_rows=(cells.units * cells.rows).to_numpy(),
+        sm_count=gpu.sm_count,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+    )
+
+
+# ---- errors -----------------------------------------------------------------------------------
+
+
+def _errors(frame: pd.DataFrame, between: pd.DataFrame, curve: AttentionCurve, gpu: GPU) -> Errors:
+    """The finished curve on the cells that it was fitted to and on those off the grid; and each
+    fifth of the cells by residuals without them."""
+    errors = Errors("attention", regions=_regions)
+    for way, cells in (("in sample", frame), ("between", between)):
+        _add(errors, way, cells, curve, gpu)
+    fold = np.random.default_rng(0).integers(FOLDS, size=len(frame))
+    for part in range(FOLDS):
+        tables = []
+        for table in curve.blocks:
+            mine = (frame.head_dim == table.head_dim) & (frame.tile == table.tile_rows)
+            tables.append(with_residual(table, frame[mine & (fold != part)], gpu))
+        without = replace(curve, blocks=tuple(tables))
+        _add(errors, "a fifth out", frame[fold == part], without, gpu)
+    return errors
+
+
+def _add(errors: Errors, way: str, cells: pd.DataFrame, curve: AttentionCurve, gpu: GPU) -> None:
+    for _, part in cells.groupby(["query_heads", "kv_heads", "head_dim"]):
+        shape = {n: int(part[n].iloc[0]) for n in ("query_heads", "kv_heads", "head_dim")}
+        seconds = curve.seconds(
+            batch=part.batch.to_numpy(), kv_tokens=part.kv_tokens.to_numpy(),
+            query_tokens=part.query_tokens.to_numpy(), **shape, peak_flops=gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+        )  # fmt: skip
+        for (_, cell), predicted in zip(part.iterrows(), seconds, strict=True):
+            errors.add(way, dict(cell), float(predicted) / cell.seconds - 1.0)
+
+
+def _regions(cell: Any) -> tuple[str, ...]:
+    return (
+        f"{cell['query_heads']:.0f}/{cell['kv_heads']:.0f} heads of {cell['head_dim']:.0f}",
+        token_band(cell["kv_tokens"]),
+        f"tile {cell['tile']:.0f}",
+    )

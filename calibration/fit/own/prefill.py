@@ -1,0 +1,75 @@
+"""Attention of a prompt's chunks timed on one's own GPU, as shares of its peak FLOP/s.
+
+A chunk over cached tokens takes the place of the prompt without any that has as many query-key
+pairs, as the curve looks it up; between the sizes timed the share is interpolated, outside held.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.records.cells import flops
+from calibration.records.kernels import KernelRecord
+from perfmodel import GPU, AttentionCurve, PrefillTable
+from perfmodel.units import US
+
+Array = NDArray[np.float64]
+
+LATENCY_SHARE = 0.5  # of the shortest chunk, at most
+
+
+def own_prefill(
+    records: Sequence[KernelRecord],
+    published: AttentionCurve,
+    latency_us: Mapping[int, float],
+    gpu: GPU,
+) -> tuple[PrefillTable, ...]:
+    """A table per head dimension: from the records where it has some, else as published.
+
+    `latency_us` is a launch's by head dimension.
+    """
+    by_dim: dict[int, list[KernelRecord]] = defaultdict(list)
+    for record in records:
+        by_dim[int(record["head_dim"])].append(record)
+    own = {
+        dim: _table(dim, mine, latency_us.get(dim, 0.0) * US, gpu) for dim, mine in by_dim.items()
+    }
+    kept = {table.head_dim: table for table in published.prefill}
+    return tuple((kept | own)[dim] for dim in sorted(kept | own))
+
+
+def _table(
+    head_dim: int, records: Sequence[KernelRecord], latency_s: float, gpu: GPU
+) -> PrefillTable:
+    latency_s = min(latency_s, LATENCY_SHARE * min(r.seconds for r in records))
+    shares: dict[float, dict[float, float]] = defaultdict(dict)
+    heads = sorted({float(r["batch"] * r["query_heads"]) for r in records})
+    for r in records:
+        share = flops(dict(r.cell)) / (gpu.peak_flops * (r.seconds - latency_s))
+        shares[r["query_heads"] / r["kv_heads"]][equal_prompt(r)] = share
+    sizes = np.array(sorted({size for row in shares.values() for size in row}))
+    rows = [
+        np.exp(np.interp(np.log(sizes), np.log(sorted(row)), np.log([row[s] for s in sorted(row)])))
+        for _, row in sorted(shares.items())
+    ]
+    # Fewer heads were not timed: as many hold for any count.
+    units = np.array([heads[0] / 2.0, heads[-1]])
+    return PrefillTable(
+        head_dim=head_dim,
+        kernel_latency_us=latency_s / US,
+        memory_efficiency=1.0,
+        group_knots=np.array(sorted(shares)),
+        unit_knots=units,
+        token_knots=sizes,
+        efficiency=np.repeat(np.array(rows)[:, None, :], len(units), axis=1).round(5),
+    )
+
+
+def equal_prompt(record: KernelRecord) -> float:
+    """Tokens of the prompt that has as many query-key pairs as this chunk over its cache."""
+    new = float(record["query_tokens"])
+    return float(np.sqrt(new**2 + 2.0 * new * (record["kv_tokens"] - new)))

@@ -1,0 +1,147 @@
+"""All-reduce between the GPUs of this machine, over sizes and algorithms, inside a CUDA graph.
+
+`torchrun --nproc-per-node N -m calibration.measure.collectives --out FILE` writes the same records
+as `calibration.measure.run`. Algorithms: NCCL, and torch's symmetric memory in one shot and two.
+Multicast is never used: it can put a shared host's GPUs out of service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from calibration.records.cells import Cell
+
+ALGORITHMS = ("nccl", "one_shot", "two_shot")
+SIZES = tuple(2**n for n in range(13, 27))  # 8 KiB ... 64 MiB
+CALLS, REPEATS = 20, 9
+MOST_ERROR = 0.05  # of a sum of bf16 values, relative
+
+
+def cells(ranks: int) -> list[Cell]:
+    """One cell per algorithm and message size."""
+    return [
+        {"op": "all_reduce", "algorithm": algorithm, "ranks": ranks, "message_bytes": size}
+        for algorithm in ALGORITHMS
+        for size in SIZES
+    ]
+
+
+class CollectiveBench:
+    """One rank's buffers and process group."""
+
+    def __init__(self) -> None:
+        import torch
+        from torch import distributed
+
+        self.torch, self.distributed = torch, distributed
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(self.device)
+        # NVLS is NCCL's use of multicast.
+        os.environ["NCCL_NVLS_ENABLE"] = "0"
+        distributed.init_process_group("nccl", device_id=self.device, timeout=timedelta(seconds=60))
+        self.group: Any = distributed.group.WORLD
+        self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+        self.symmetric: Any = None
+
+    def buffer(self, elements: int, algorithm: str) -> Any:
+        """A bf16 buffer of this rank, in symmetric memory where the algorithm needs it."""
+        torch = self.torch
+        if algorithm == "nccl":
+            return torch.empty(elements, dtype=torch.bfloat16, device=self.device)
+        if self.symmetric is None:
+            from torch.distributed import _symmetric_memory as symmetric_memory
+
+            most = max(SIZES) // 2
+            self.symmetric = symmetric_memory.empty(most, dtype=torch.bfloat16, device=self.device)
+            symmetric_memory.rendezvous(self.symmetric, self.group.group_name)
+        return self.symmetric[:elements]
+
+    def call(self, x: Any, algorithm: str) -> Callable[[], Any]:
+        """One all-reduce of `x`; what it returns holds the sum."""
+        name = self.group.group_name
+        if algorithm == "nccl":
+            return lambda: self.distributed.all_reduce(x) or x
+        if algorithm == "one_shot":
+            return lambda: self.torch.ops.symm_mem.one_shot_all_reduce(x, "sum", name)
+        return lambda: self.torch.ops.symm_mem.two_shot_all_reduce_(x, "sum", name)
+
+    def check(self, x: Any, call: Callable[[], Any]) -> None:
+        """Refuse an algorithm whose sum is wrong (run once eagerly, as capture needs anyway)."""
+        x.fill_(float(self.rank + 1))
+        expected = self.ranks * (self.ranks + 1) / 2
+        found = call().float()
+        error = float((found - expected).abs().max()) / expected
+        if not error < MOST_ERROR:
+            raise RuntimeError(f"sums to {float(found[0])}, not {expected}")
+
+    def measure(self, cell: Cell) -> Cell:
+        """The record of one cell: the slowest rank's median seconds a call."""
+        torch, x = self.torch, self.buffer(cell["message_bytes"] // 2, cell["algorithm"])
+        call = self.call(x, cell["algorithm"])
+        self.check(x, call)
+        x.zero_()  # sums of sums must not overflow
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(CALLS):
+                call()
+        times = [self.replay(graph) for _ in range(REPEATS + 2)][2:]
+        median = statistics.median(times)
+        return {**cell, "seconds": float(f"{median:.5g}"), "unit": "s", "repeats": len(times),
+                "calls": CALLS, "spread": round((max(times) - min(times)) / median, 3)}  # fmt: skip
+
+    def replay(self, graph: Any) -> float:
+        """Seconds per call of one replay that all ranks begin together; the slowest rank's."""
+        torch = self.torch
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        self.distributed.barrier()
+        torch.cuda.synchronize()
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        seconds = torch.tensor(start.elapsed_time(end) * 1e-3 / CALLS, device=self.device)
+        self.distributed.all_reduce(seconds, op=self.distributed.ReduceOp.MAX)
+        return float(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time every cell on every rank; the first writes. Exit code 2 outside torchrun."""
+    parser = argparse.ArgumentParser(prog="python -m calibration.measure.collectives",
+                                     description="Time all-reduce between GPUs.")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines file to write")
+    options = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        print("error: needs two ranks or more: run it under torchrun", file=sys.stderr)
+        return 2
+    from calibration.measure.run import provenance
+
+    bench = CollectiveBench()
+    target = options.out if bench.rank == 0 else Path(os.devnull)
+    with target.open("w", encoding="utf-8") as file:
+        header = provenance(
+            " ".join(["torchrun -m calibration.measure.collectives", *sys.argv[1:]])
+        )
+        file.write(json.dumps(header) + "\n")
+        for cell in cells(bench.ranks):
+            # An error on one rank only would leave the others waiting: it ends the run.
+            file.write(json.dumps(bench.measure(cell)) + "\n")
+            file.flush()
+    bench.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Which cells a GPU's kernels are timed at: attention, GEMM, layers, small operations, HBM, host.
+
+Pure standard library: it runs where there is no GPU. Sizes are per rank; KV and weights are bf16.
+A group of tier 1 is measured before any of tier 2, and within a group the coarse cells come first,
+so that a run cut off at any time leaves records that a fit can use.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from calibration.records.cells import Cell, attention_cell, bytes_moved, flops, gemm_cell, key
+
+POOL_BYTES = 24e9  # weights and KV are cut from one random buffer of this size
+SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 of an H100
+GRAPH_SECONDS = 600e-6  # a graph holds calls for about this long
+CELL_OVERHEAD_S = 9e-3  # plan, capture and instantiation, as an H200 took; for the estimate only
+COMPILE_S = 30.0  # nvcc on FlashInfer's two kernels, while GEMMs are timed
+REPEATS = 7
+SUSTAINED_S = 0.4  # of one GEMM without a pause, until clocks and power have settled
+MEMORY_BYTES = 141e9  # of an H200: no layer's KV can exceed a model's share of it
+
+# hidden, query heads, KV heads, head_dim, MLP width, vocabulary, layers (each config.json)
+MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
+    "llama-3.1-8b": (4096, 32, 8, 128, 14336, 128256, 32),
+    "llama-2-7b": (4096, 32, 32, 128, 11008, 32000, 32),
+    "llama-3.2-1b": (2048, 32, 8, 64, 8192, 128256, 16),
+    "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, 22),
+    "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, 28),
+}
+# Both sides of where sequences of 4, 8 or 32 KV heads, in a few ranges each, fill two blocks on
+# each of 132 SMs: 34, 17, 12, 9 and their like.
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
+           48, 56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
+COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+KV_TOKENS = tuple(2**n for n in range(7, 18))  # 128 ... 131,072
+COARSE_KV = KV_TOKENS[::2]
+BETWEEN_BATCHES = (3, 9, 19, 30, 54, 100, 150)
+BETWEEN_KV = (160, 200, 320, 400, 448, 560, 640, 700, 768, 850, 930, 1100, 1300, 1536, 1800, 2500,
+              3000, 3600, 5000, 6144, 12_288, 24_000)  # fmt: skip
+# Query tokens whose rows fill each tile that 1 to 9 tokens reach, by query heads per KV head.
+TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
+CHECK_QUERIES = {1: (4, 9), 4: (4, 5), 7: (2, 4), 8: (2, 8)}
+# The library's time jumps just past a multiple of its tile's rows, and may fall again before the
+# next: most row counts lie where a batch is verified, the one after a multiple of 64 among them.
+GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 144, 160, 176, 192,
+             193, 208, 224, 240, 256, 257, 288, 320, 321, 352, 384, 385, 416, 448, 449, 480, 512,
+             513, 576, 577, 640, 641, 704, 768, 769, 832, 896, 897, 960, 1024, 1025, 1152, 1280,
+             1408, 1536, 1792, 2048, 2304)  # fmt: skip
+LIBRARY_BEYOND = 128  # rows; with more the runtime takes cuBLAS too
+CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= LIBRARY_BEYOND)
+COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV with them
+SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
+
+
+def heads_of(model: str, tp: int = 1) -> tuple[int, int, int]:
+    """Query heads, KV heads and head dimension of one rank."""
+    _, query_heads, kv_heads, head_dim, *_ = MODELS[model]
+    return query_heads // tp, max(1, kv_heads // tp), head_dim
+
+
+def attention_cells(tp: int = 1) -> list[Cell]:
+    """Every batch and KV length that the model's KV of 141 GB allows, a query count per tile."""
+    cells = []
+    for model in MODELS:
+        heads = heads_of(model, tp)
+        for batch, kv_tokens in itertools.product(_batches(tp), KV_TOKENS):
+            queries = TILE_QUERIES[heads[0] // heads[1]]
+            new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
+            cells += _fitting(new, model)
+    return cells
+
+
+def query_cells() -> list[Cell]:
+    """Other query counts on a few batches and lengths: does a tile cost the same however full?"""
+    cells = []
+    for model in MODELS:
+        heads = heads_of(model)
+        for batch, kv in itertools.product((1, 8, 32, 64, 128, 256), (512, 2048, 8192, 32768)):
+            queries = CHECK_QUERIES[heads[0] // heads[1]]
+            cells += _fitting([attention_cell(heads, batch, kv, q) for q in queries], model)
+    return cells
+
+
+def length_cells() -> list[Cell]:
+    """Batches and KV lengths off the grid: how does time go between the lengths timed?"""
+    cells = []
+    for model in MODELS:
+        heads = heads_of(model)
+        for batch, kv_tokens in itertools.product(BETWEEN_BATCHES, BETWEEN_KV):
+            queries = TILE_QUERIES[heads[0] // heads[1]]
+            new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
+            cells += _fitting([cell | {"op": "attention_between"} for cell in new], model)
+    return cells
+
+
+def prefill_cells() -> list[Cell]:
+    """Chunks of one prompt over what is cached of it, causal."""
+    cells = [attention_cell(heads_of(model), 1, kv, new)
+             for model in MODELS for new, kv in PREFILL_CHUNKS]  # fmt: skip
+    return [cell | {"op": "prefill_attention"} for cell in cells]
+
+
+def _batches(tp: int) -> tuple[int, ...]:
+    return BATCHES if tp == 1 else COARSE_BATCHES
+
+
+def gemm_shapes(tp: int = 1) -> list[tuple[int, int]]:
+    """Distinct (N, K) of the fused projections of every model on one of `tp` ranks."""
+    shapes = set()
+    for model, (hidden, _, _, _, ffn, vocab, _) in MODELS.items():
+        heads, kv_heads, head_dim = heads_of(model, tp)
+        shapes.add(((heads + 2 * kv_heads) * head_dim, hidden))
+        shapes.add((hidden, heads * head_dim))
+        shapes.add((2 * ffn // tp, hidden))
+        shapes.add((hidden, ffn // tp))
+        shapes.add((-(-vocab // tp), hidden))
+    return sorted(shapes)
+
+
+def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
+    """Every (N, K) of the models at every M; "cublas" where the runtime may take its own kernel."""
+    known = set(gemm_shapes()) if tp > 1 else set()
+    shapes = [shape for shape in gemm_shapes(tp) if shape not in known]
+    rows = CUBLAS_ROWS if path == "cublas" else GEMM_ROWS
+    return [gemm_cell(m, n, k, path) for (n, k), m in itertools.product(shapes, rows)]
+
+
+def sustained_cells() -> list[Cell]:
+    """The same GEMM for long enough that the power limit lowers the clock."""
+    shapes = ((28672, 4096), (4096, 14336), (22016, 4096))
+    cells = [gemm_cell(m, n, k) for (n, k), m in itertools.product(shapes, (512, 1024, 2048))]
+    return [cell | {"op": "gemm_sustained"} for cell in cells]
+
+
+def layer_cells() -> list[Cell]:
+    """All kernels of a decoder layer in a row: what lies between kernels, beside their own time."""
+    cells = []
+    points = ((1, 1, 2048), (8, 1, 512), (8, 1, 16384), (32, 1, 512), (32, 1, 4096), (32, 4, 4096),
+              (128, 1, 512), (128, 1, 2048), (128, 8, 1024))  # fmt: skip
+    for model, (hidden, heads, kv_heads, head_dim, ffn, _, _) in MODELS.items():
+        for batch, query_tokens, kv_tokens in points:
+            cell = attention_cell((heads, kv_heads, head_dim), batch, kv_tokens, query_tokens)
+            cells += _fitting([cell | {"op": "layer", "hidden": hidden, "ffn": ffn}], model)
+    return cells
+
+
+def small_cells() -> list[Cell]:
+    """The runtime's norm, rotary with append, and activation; argmax, bare kernels."""
+    cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
+    for tokens in SMALL_TOKENS:
+        for hidden, heads, kv_heads, head_dim, ffn, vocab, _ in MODELS.values():
+            group = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+            cells += [{"op": "add_norm", "tokens": tokens, "hidden": hidden},
+                      {"op": "place", "tokens": tokens, **group},
+                      {"op": "silu_mul", "tokens": tokens, "ffn": ffn},
+                      {"op": "argmax", "tokens": tokens, "vocab": vocab}]  # fmt: skip
+    return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
+
+
+def hbm_cells() -> list[Cell]:
+    """Bandwidth of large buffers; `bytes` is what is read plus what is written."""
+    kinds = ("read_sum", "read_max", "write_fill", "copy")
+    return [{"op": "hbm", "kind": kind, "bytes": int(size)}
+            for size in (256e6, 1024e6, 4096e6) for kind in kinds]  # fmt: skip
+
+
+def host_cells() -> list[Cell]:
+    """What the host pays: planning, launching a graph, launching one kernel eagerly."""
+    cells: list[Cell] = [
+        {"op": "plan_host", "path": "runtime", "batch": batch, "query_tokens": q, "kv_tokens": 4096}
+        for batch, q in itertools.product((1, 8, 32, 64, 128, 256), (1, 4))
+    ]
+    cells += [{"op": "graph_launch_host", "kernels": n} for n in (1, 10, 100, 300, 1000)]
+    return [*cells, {"op": "eager_launch_host", "kind": "torch_add"},
+            {"op": "eager_launch_host", "kind": "torch_linear"}]  # fmt: skip
+
+
+def expected_seconds(cell: Cell) -> float:
+    """Rough time of one call, to choose how many calls a graph holds."""
+    return max(5e-6, bytes_moved(cell) / 3e12, flops(cell) / 500e12)
+
+
+def calls_per_graph(cell: Cell) -> int:
+    """Calls in one graph: between 2 and 64, and about `GRAPH_SECONDS` long."""
+    return min(64, max(2, math.ceil(GRAPH_SECONDS / expected_seconds(cell))))
+
+
+def cell_seconds(cell: Cell) -> float:
+    """Estimated wall time of measuring one cell."""
+    sweep = SWEEP_BYTES / 3e12
+    if cell["op"] == "gemm_sustained":
+        return CELL_OVERHEAD_S + SUSTAINED_S
+    replay = calls_per_graph(cell) * expected_seconds(cell) + sweep
+    return CELL_OVERHEAD_S + (REPEATS + 2) * replay
+
+
+def _fitting(cells: Iterable[Cell], model: str) -> list[Cell]:
+    """Cells whose KV, in all layers, a GPU holds; two layers' must fit the pool beside weights."""
+    layers = MODELS[model][-1]
+    most = min(MEMORY_BYTES / layers, POOL_BYTES / 2 - 1e9)
+    return [cell for cell in cells if bytes_moved(cell) <= most]
+
+
+@dataclass(slots=True)
+class Group:
+    """Cells in the order of measuring; `share` weighs its part of the time within its tier."""
+
+    name: str
+    tier: int
+    share: float
+    cells: list[Cell]
+    spent_s: float = 0.0
+
+
+def is_coarse(cell: Cell) -> bool:
+    """Whether a cell is on the coarse grid, which is measured first."""
+    if cell["op"] == "gemm":
+        return cell["m"] in COARSE_ROWS
+    if cell["op"] == "attention":
+        return cell["batch"] in COARSE_BATCHES and cell["kv_tokens"] in COARSE_KV
+    return True
+
+
+def groups(every: int = 1) -> list[Group]:
+    """All groups, no cell twice; `every` thins each to one cell in so many (for a trial)."""
+    products = gemm_cells()
+    few = [cell for cell in products if cell["m"] <= LIBRARY_BEYOND]
+    many = [cell for cell in products if cell["m"] > LIBRARY_BEYOND]
+    plan = [("gemm", 1, 1.5, few), ("gemm-large", 1, 3.0, many), ("hbm", 1, 0.5, hbm_cells()),
+            ("sustained", 1, 0.5, sustained_cells()), ("layer", 1, 1.0, layer_cells()),
+            ("small", 1, 1.0, small_cells()), ("prefill", 1, 0.5, prefill_cells()),
+            ("attention", 1, 8.0, attention_cells()), ("lengths", 1, 2.0, length_cells()),
+            ("host", 2, 1.0, host_cells()), ("query", 2, 1.0, query_cells()),
+            ("cublas", 3, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
+            ("attention tp2", 3, 2.0, attention_cells(2))]  # fmt: skip
+    seen: set[str] = set()
+    result = []
+    for name, tier, share, cells in plan:
+        fresh = [cell for cell in cells if key(cell) not in seen]
+        seen.update(map(key, fresh))
+        random.Random(0).shuffle(fresh)
+        fresh.sort(key=is_coarse, reverse=True)  # stable: shuffled within each
+        result.append(Group(name, tier, share, fresh[::every]))
+    return result

@@ -1,0 +1,119 @@
+"""The runtime's own kernels over a benchmark's buffers: the one place that knows how to call them.
+
+Imported by name when it is first used, since the grid and its listing need no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from calibration.measure.grid import MODELS
+from calibration.records.cells import PAGE, Cell
+
+EPSILON = 1e-5  # of the norms
+
+
+@dataclass(frozen=True)
+class PoolCache:
+    """What attention reads of a cache: (layers, 2, pages, page, KV heads, head_dim) of a pool."""
+
+    storage: Any
+    page_tokens: int
+
+    @property
+    def idle_page(self) -> int:
+        """The page of idle rows; no benchmark has any."""
+        return int(self.storage.shape[2]) - 1
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """What rotary placing reads of a model: float32 frequencies (head_dim / 2,)."""
+
+    frequencies: Any
+
+
+class RuntimeKernels:
+    """Products, norms, placing, activation and attention as the runtime runs them on a GPU."""
+
+    def __init__(self, torch: Any, device: Any) -> None:
+        self.torch, self.device = torch, device
+        self.ops = import_module("runtime.kernels.ops").ops_for(torch.bfloat16, device)
+
+    def plan(self, cell: Cell, storage: Any) -> Any:
+        """The plan of a cell over shuffled pages, from host numbers alone."""
+        backend, layout = self._pass(cell, storage)
+        return backend.plan(layout)
+
+    def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
+        """A call that renews a cell's plan, as every round does."""
+        backend, layout = self._pass(cell, storage)
+        attention = import_module("runtime.attention.flashinfer_backend")
+        tables = attention.PlanTables(backend, [layout], batch=cell["batch"])
+        return lambda: tables.fill([layout])
+
+    def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:
+        torch, page, batch = self.torch, cell.get("page_tokens", PAGE), cell["batch"]
+        attention = import_module("runtime.attention.flashinfer_backend")
+        layout = import_module("runtime.attention.base").PassLayout
+        backend = attention.FlashInferAttention(
+            PoolCache(storage, page), cell.get("query_heads", 32)
+        )
+        per_sequence = -(-cell["kv_tokens"] // page)
+        order = torch.randperm(batch * per_sequence, dtype=torch.int32).view(batch, per_sequence)
+        tables = list(order.numpy())
+        kv_tokens, new = [cell["kv_tokens"]] * batch, [cell["query_tokens"]] * batch
+        return backend, layout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
+
+    def placer(
+        self, tokens: int, room: int, heads: tuple[int, int], dim: int
+    ) -> Callable[[Any, Any, Any], Any]:
+        """Rotary and append of `tokens` into distinct slots of a cache of `room`."""
+        torch = self.torch
+        at = torch.full((tokens,), 1000, dtype=torch.int32, device=self.device)
+        slots = torch.randperm(room, device=self.device)[:tokens].to(torch.int32)
+        steps = torch.arange(dim // 2, dtype=torch.float32, device=self.device)
+        rotary = Frequencies(10_000.0 ** (-steps / (dim // 2)))
+        return lambda qkv, keys, values: self.ops.place(
+            qkv, heads[0], None, EPSILON, rotary, positions=at, slots=slots, cache=(keys, values)
+        )
+
+    def layer(
+        self, weights: tuple[Any, ...], norm: Any, place: Callable[[Any, Any, Any], Any]
+    ) -> Callable[..., Any]:
+        """All kernels of a decoder layer between two sums; its rows go in and come out."""
+        qkv_w, o_w, up_w, down_w = weights
+        ops = self.ops
+
+        def run(x: Any, residual: Any, cache: tuple[Any, ...], attend: Callable[[Any], Any]) -> Any:
+            normed, _ = ops.add_norm(x, residual, norm, EPSILON)
+            query = place(ops.linear(normed, qkv_w), *cache)
+            mixed = attend(query).flatten(1)
+            normed, _ = ops.add_norm(ops.linear(mixed, o_w), residual, norm, EPSILON)
+            return ops.linear(ops.silu_mul(ops.linear(normed, up_w)), down_w)
+
+        return run
+
+    def compile(self, rows: Sequence[int]) -> None:
+        """Run every kernel but attention once at these row counts, so that triton has built it."""
+        torch = self.torch
+
+        def empty(*shape: int) -> Any:
+            return torch.zeros(*shape, dtype=torch.bfloat16, device=self.device)
+
+        for hidden, heads, kv_heads, dim, ffn, vocab, _ in MODELS.values():
+            width = (heads + 2 * kv_heads) * dim
+            shapes = ((width, hidden), (hidden, heads * dim), (2 * ffn, hidden), (hidden, ffn))
+            weights, head = tuple(empty(*shape) for shape in shapes), empty(vocab, hidden)
+            for count in rows:
+                place = self.placer(count, count, (heads, kv_heads), dim)
+                cache = (empty(count, kv_heads, dim), empty(count, kv_heads, dim))
+                x, residual, norm = empty(count, hidden), empty(count, hidden), empty(hidden)
+                run = self.layer(weights, norm, place)
+                out = run(x, residual, cache, lambda query: query.contiguous())
+                self.ops.add_norm(out, residual, norm, EPSILON)
+                self.ops.linear(x, head)
+        torch.cuda.synchronize()

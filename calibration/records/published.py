@@ -1,0 +1,213 @@
+"""Published step times beside predictions: signed errors per table, phase and held-out group."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+
+import numpy as np
+
+from perfmodel import EngineProfile, RoundEstimate, estimate, parse_scenario
+
+PHASES = ("target_step_s", "verify_s", "draft_step_s")
+GOLDEN = resources.files("calibration") / "golden"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRow:
+    """One measured configuration: what was run, and seconds as published; None where not."""
+
+    table: str
+    engine: str
+    gpu: str
+    target: str
+    tp: int
+    batch: int
+    prefix_tokens: int
+    target_step_s: float
+    draft: str = "none"
+    draft_policy: str | None = None
+    kv_budget: int | None = None
+    gamma: int = 0
+    draft_tp: int | None = None
+    weight_dtype: str = "bf16"
+    verify_s: float | None = None
+    draft_step_s: float | None = None
+    tokens_per_round: float | None = None
+    tpot_s: float | None = None
+
+    @property
+    def overhead_s(self) -> float:
+        """What a round took beyond γ·T_D + T_V; NaN where no round was published. [s]"""
+        round_parts = (self.tpot_s, self.tokens_per_round, self.verify_s, self.draft_step_s)
+        if None in round_parts:
+            return math.nan
+        assert self.tpot_s and self.tokens_per_round and self.verify_s and self.draft_step_s
+        return self.tpot_s * self.tokens_per_round - self.gamma * self.draft_step_s - self.verify_s
+
+    @property
+    def speedup(self) -> float:
+        """T_T over the time per token, from the published times; NaN where there is none."""
+        return math.nan if self.tpot_s is None else self.target_step_s / self.tpot_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowError:
+    """Signed relative errors of one row, predicted / published - 1."""
+
+    row: PublishedRow
+    errors: dict[str, float]
+
+
+def magicdec_rows() -> list[PublishedRow]:
+    """The 42 rows of MagicDec's tables 3a, 3b and 6."""
+    return [_magicdec_row(values) for values in _golden("magicdec_step_times.csv")]
+
+
+def h200_rows() -> list[PublishedRow]:
+    """12 pairs of γ and KV budget: whole steps of plain kernels in a graph on one H200."""
+    return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
+
+
+def gptfast_rows() -> list[PublishedRow]:
+    """23 rows of gpt-fast: one sequence decoded plainly on A100, TP 1 to 8.
+
+    Nothing is fitted on them. The engine is `ideal`: one compiled graph, no scheduler. The context
+    is the prompt and half of what is generated.
+    """
+    return [_gptfast_row(values) for values in _golden("gptfast_decode.csv")]
+
+
+def _golden(name: str) -> Iterable[dict[str, str]]:
+    text = (GOLDEN / name).read_text(encoding="utf-8")
+    return csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def predict_row(
+    row: PublishedRow, profile: Callable[[EngineProfile], EngineProfile] | None = None
+) -> RoundEstimate:
+    """The prediction of one row with its engine's profile, or one made from it by `profile`."""
+    scenario = parse_scenario(
+        {
+            "target": row.target,
+            "draft": row.draft,
+            "draft_policy": row.draft_policy,
+            "kv_budget": row.kv_budget,
+            "gamma": row.gamma,
+            "gpu": row.gpu,
+            "tp": row.tp,
+            "draft_tp": row.draft_tp,
+            "batch": row.batch,
+            "prefix_tokens": row.prefix_tokens,
+            "tokens_per_round": row.tokens_per_round,
+            "weight_dtype": row.weight_dtype,
+            "engine": row.engine,
+        }
+    ).scenario()
+    if profile is not None:
+        scenario = replace(scenario, engine=profile(scenario.engine))
+    return estimate(scenario)
+
+
+def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
+    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published.
+
+    A row's speedup is its T_T over its time per token, so the prediction's is, too.
+    """
+    predicted = {"target_step_s": float(point.target_step.total_s)}
+    if row.verify_s is not None:
+        predicted["verify_s"] = float(point.verify.total_s)
+    if row.draft_step_s is not None and point.draft_step is not None:
+        predicted["draft_step_s"] = float(point.draft_step.total_s)
+    if row.tpot_s is not None:
+        predicted["speedup"] = float(point.target_step.total_s / point.tpot_s)
+    return RowError(row=row, errors={k: v / getattr(row, k) - 1.0 for k, v in predicted.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSummary:
+    """Errors of one phase over a group of rows, in percent."""
+
+    rows: int
+    mean_signed: float
+    mean_absolute: float
+    worst: float  # signed, largest in magnitude
+
+
+def summarise(errors: Iterable[RowError], phase: str) -> ErrorSummary:
+    """Mean signed, mean absolute and worst error of one phase, in percent."""
+    values = 100.0 * np.array([e.errors[phase] for e in errors])
+    return ErrorSummary(
+        rows=len(values),
+        mean_signed=float(values.mean()),
+        mean_absolute=float(np.abs(values).mean()),
+        worst=float(values[np.argmax(np.abs(values))]),
+    )
+
+
+def by_table(errors: Sequence[RowError]) -> dict[str, list[RowError]]:
+    """Errors grouped by published table."""
+    groups: dict[str, list[RowError]] = {}
+    for error in errors:
+        groups.setdefault(error.row.table, []).append(error)
+    return groups
+
+
+def _magicdec_row(values: dict[str, str]) -> PublishedRow:
+    gamma = int(values["gamma"])
+    return PublishedRow(
+        table=values["table"],
+        engine="magicdec",
+        gpu=values["gpu"],
+        target=values["target"],
+        draft=values["draft"],
+        draft_policy=values["draft_policy"],
+        kv_budget=int(values["kv_budget"]),
+        gamma=gamma,
+        tp=int(values["tp"]),
+        draft_tp=int(values["draft_tp"]) if values["draft_tp"] else None,
+        batch=int(values["batch"]),
+        prefix_tokens=int(values["prefix_tokens"]),
+        tokens_per_round=float(values["tokens_per_round"]),
+        target_step_s=1e-3 * float(values["autoregressive_ms"]),
+        verify_s=1e-3 * float(values["verify_ms"]),
+        draft_step_s=1e-3 * float(values["draft_total_ms"]) / gamma,
+        tpot_s=1e-3 * float(values["speculative_ms_per_token"]),
+    )
+
+
+def _h200_row(values: dict[str, str]) -> PublishedRow:
+    return PublishedRow(
+        table=values["table"],
+        engine="plain-graph",
+        gpu=values["gpu"],
+        target=values["target"],
+        draft="self",
+        draft_policy="streamingllm",
+        kv_budget=int(values["kv_budget"]),
+        gamma=int(values["gamma"]),
+        tp=1,
+        draft_tp=None,
+        batch=int(values["batch"]),
+        prefix_tokens=int(values["prefix_tokens"]),
+        target_step_s=1e-3 * float(values["target_step_ms"]),
+        verify_s=1e-3 * float(values["verify_ms"]),
+        draft_step_s=1e-3 * float(values["draft_step_ms"]),
+    )
+
+
+def _gptfast_row(values: dict[str, str]) -> PublishedRow:
+    return PublishedRow(
+        table=values["table"],
+        engine="ideal",
+        gpu=values["gpu"],
+        target=values["target"],
+        tp=int(values["tp"]),
+        batch=1,
+        prefix_tokens=105,
+        target_step_s=1.0 / float(values["tokens_per_s"]),
+        weight_dtype=values["weight_dtype"],
+    )

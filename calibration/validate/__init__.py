@@ -1,0 +1,1 @@
+"""Predicted against measured steps: draw cases, run them, report the errors."""

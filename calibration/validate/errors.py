@@ -1,0 +1,359 @@
+"""Timed cases beside their predictions: signed errors, coverage of intervals, regret of choices.
+
+The prediction of a case never sees its times: the engine profile and the kernel curves were fitted
+to kernels alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calibration.records.kernels import GPU_NAMES
+from calibration.records.published import PublishedRow, RowError
+from calibration.records.steps import RecordError, StepRecord
+from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
+from calibration.validate.predict import (
+    bench_scenario,
+    datasheet_times,
+    phases_of,
+    predicted_times,
+    to_logits,
+)
+from perfmodel import (
+    RoundEstimate,
+    StepTime,
+    estimate,
+    speedup_interval,
+    tokens_per_round_iid,
+)
+
+PHASES = ("target_step_s", "verify_s", "draft_step_s")
+QUANTITIES = (*PHASES, "round_s", "prefill_s", "speedup", "memory")
+LABELS = {
+    "target_step_s": "T_T", "verify_s": "T_V", "draft_step_s": "T_D", "round_s": "round",
+    "prefill_s": "prefill", "speedup": "speedup", "memory": "peak memory",
+}  # fmt: skip
+# Percent: the median and the worst absolute error that are asked of each quantity.
+TOLERANCES = {
+    "target_step_s": (1.5, 10.0), "verify_s": (3.0, 10.0), "draft_step_s": (3.0, 10.0),
+    "speedup": (3.0, 10.0),
+}  # fmt: skip
+REGRET_MEDIAN, REGRET_WORST = 1.0, 3.0  # percent
+LEAST_COVERAGE = 0.85  # of intervals stated as 90 %
+ROOFLINE = "datasheet roofline"
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class StepError:
+    """One case: its record, the predicted and measured values, and whether the interval held."""
+
+    record: StepRecord
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+    covered: bool | None  # None for plain decoding
+    parts: Mapping[str, Mapping[str, float]]  # errors by pass and part, where traced
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Signed relative errors, predicted over measured - 1."""
+        return {k: v / self.measured[k] - 1.0 for k, v in self.predicted.items()}
+
+    def as_row(self, gpu: str, engine: str) -> RowError:
+        """The same as an error of a table row, for the charts of published tables."""
+        case, times = self.record.case, self.record.times
+        row = PublishedRow(
+            table=case.id, engine=engine, gpu=gpu, target=case.target, tp=case.tp,
+            batch=case.batch, prefix_tokens=case.context_tokens, draft=case.plan.draft,
+            draft_policy=case.plan.policy, kv_budget=case.plan.kv_budget_tokens,
+            gamma=case.plan.gamma, target_step_s=times["target_step_s"],
+            verify_s=times["verify_s"], draft_step_s=times["draft_step_s"],
+        )  # fmt: skip
+        return RowError(row=row, errors={k: v for k, v in self.errors.items() if k in PHASES})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Errors of one quantity in percent: signed and absolute median, and the signed worst."""
+
+    cases: int
+    median: float
+    median_absolute: float
+    p90_absolute: float
+    worst: float
+
+    @classmethod
+    def of(cls, errors: Iterable[float]) -> Spread:
+        """From relative errors, at least one."""
+        percent = 100.0 * np.array(list(errors), float)
+        size = np.abs(percent)
+        return cls(
+            cases=len(percent), median=float(np.median(percent)),
+            median_absolute=float(np.median(size)), p90_absolute=float(np.quantile(size, 0.9)),
+            worst=float(percent[np.argmax(size)]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the model would choose in one scenario, and what that loses against the best timed."""
+
+    scenario: str
+    choices: int
+    chosen: str
+    best: str
+    regret: float  # share of the best speedup
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Comparison:
+    """A whole validation run."""
+
+    header: Mapping[str, object]
+    gpu: str
+    engine: str
+    curves_of: str | None  # carried from this GPU, although it may not be the one that was timed
+    errors: tuple[StepError, ...]
+    decisions: tuple[Decision, ...]
+    peers: Mapping[str, Mapping[str, Spread]]  # by peer and phase
+
+    @property
+    def scenarios(self) -> tuple[StepError, ...]:
+        """The drawn cases. Further choices of one repeat its plain step, so they count once."""
+        return tuple(e for e in self.errors if e.record.case.purpose == "scenario")
+
+    def spreads(self, errors: Sequence[StepError] | None = None) -> dict[str, Spread]:
+        """Spread of each quantity over some errors; over all drawn scenarios by default."""
+        chosen = self.scenarios if errors is None else errors
+        found = {}
+        for name in QUANTITIES:
+            values = [e.errors[name] for e in chosen if name in e.errors]
+            if values:
+                found[name] = Spread.of(values)
+        return found
+
+    @property
+    def coverage(self) -> float:
+        """Share of the measured speedups inside their 90 % interval; NaN where none was stated."""
+        stated = [e.covered for e in self.scenarios if e.covered is not None]
+        return sum(stated) / len(stated) if stated else math.nan
+
+    def regret(self) -> tuple[float, float]:
+        """Median and worst regret in percent; NaN without a choice."""
+        values = [100.0 * d.regret for d in self.decisions]
+        return (float(np.median(values)), max(values)) if values else (math.nan, math.nan)
+
+    def outside(self) -> list[str]:
+        """What exceeds its tolerance, each as one clause."""
+        found = []
+        for name, (median, worst) in TOLERANCES.items():
+            spread = self.spreads().get(name)
+            if spread is None:
+                continue
+            if spread.median_absolute > median:
+                found.append(f"{LABELS[name]} median {spread.median_absolute:.1f} % > {median:g} %")
+            if abs(spread.worst) > worst:
+                found.append(f"{LABELS[name]} worst {spread.worst:+.1f} % beyond {worst:g} %")
+        median, worst = self.regret()
+        if median > REGRET_MEDIAN or worst > REGRET_WORST:
+            found.append(f"regret {median:.1f} % median, {worst:.1f} % worst")
+        if self.coverage < LEAST_COVERAGE:
+            found.append(f"90 % intervals cover {self.coverage:.0%}")
+        return found
+
+
+def compare(
+    header: Mapping[str, object],
+    records: Sequence[StepRecord],
+    *,
+    engine: str = "specroof",
+    curves_of: str | None = None,
+    peers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> Comparison:
+    """Predict every record's case and compare.
+
+    Parameters
+    ----------
+    records : sequence of StepRecord
+        In the order of timing, of one process: memory depends on it.
+    curves_of : str, optional
+        Carry the engine's curves from this GPU, as if the one that was timed had none of its own;
+        what its own say then stands among the peers.
+    peers : mapping, optional
+        Others' predictions of the same cases: by peer, case id and phase. [s]
+
+    Raises
+    ------
+    RecordError
+        If the records are of a GPU that the catalog does not know.
+    ConfigError
+        If the engine was not measured on `curves_of`.
+    """
+    name = str(header.get("gpu"))
+    if name not in GPU_NAMES:
+        raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
+    gpu = GPU_NAMES[name]
+    errors, roofline, own, streams = [], {}, {}, WorkspaceCount.of(header)
+    for record in records:
+        scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
+        if curves_of:
+            own[record.case.id] = phases_of(estimate(scenario))
+            scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
+        point = estimate(scenario)
+        interval = speedup_interval(scenario)
+        measured = _measured(record, point)
+        covered = None
+        if interval is not None and "speedup" in measured:
+            covered = interval.low <= measured["speedup"] <= interval.high
+        predicted = predicted_times(point, prompt_tokens=record.prefill_tokens)
+        predicted["memory"] = torch_peak_bytes(point, record.case, streams)
+        if record.prefill_tokens:
+            streams.prefill()  # after the peak was read
+        predicted = {k: v for k, v in predicted.items() if k in measured}
+        errors.append(
+            StepError(
+                record=record, predicted=predicted, measured=measured, covered=covered,
+                parts=_part_errors(record, point),
+            )
+        )  # fmt: skip
+        roofline[record.case.id] = datasheet_times(point)
+    rivals = {ROOFLINE: roofline, **(peers or {})}
+    if curves_of:
+        rivals = {f"{engine} by {gpu}'s own curves": own, **rivals}
+    return Comparison(
+        header=header,
+        gpu=gpu,
+        engine=engine,
+        curves_of=curves_of,
+        errors=tuple(errors),
+        decisions=tuple(decisions(errors)),
+        peers={peer: _peer_spreads(records, times) for peer, times in rivals.items()},
+    )
+
+
+def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
+    """What each part of a traced pass is off by, as a share of the whole pass measured.
+
+    A trace adds up kernels, so what lies between them is in none of its parts.
+    """
+    steps: dict[str, tuple[StepTime | None, int, str]] = {
+        "target_step": (to_logits(point.target_step), 1, "target_step_s"),
+        "verify": (to_logits(point.verify), 1, "verify_s"),
+        "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
+    }
+    found = {}
+    for name, traced in record.parts_s.items():
+        step, times, phase = steps[name]
+        whole = record.times[phase]
+        if step is not None and times and whole:
+            found[name] = {
+                part: (float(step.group_s(part)) - seconds / times) / whole
+                for part, seconds in traced.items()
+            }
+    return found
+
+
+def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
+    """What was measured of a case; without a draft there is a plain step only."""
+    times = record.times
+    found = {"target_step_s": times["target_step_s"]}
+    if record.peak_memory_bytes > 0:
+        found["memory"] = record.peak_memory_bytes
+    if record.prefill_tokens:
+        found["prefill_s"] = record.prefill_s
+    if record.case.plan.gamma > 0:
+        found |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
+        found["speedup"] = measured_speedup(record)
+    return found
+
+
+def measured_speedup(record: StepRecord) -> float:
+    """Plain step over time per token at the case's assumed acceptance; 1 without drafts."""
+    plan = record.case.plan
+    if plan.gamma == 0:
+        return 1.0
+    tokens = float(tokens_per_round_iid(record.case.alpha, plan.gamma))
+    return record.times["target_step_s"] * tokens / record.times["round_s"]
+
+
+def decisions(errors: Iterable[StepError]) -> list[Decision]:
+    """The predicted choice of each scenario that was timed with several, plain decoding too."""
+    groups: dict[str, list[StepError]] = {}
+    for error in errors:
+        groups.setdefault(error.record.case.scenario, []).append(error)
+    found = []
+    for scenario, group in groups.items():
+        drafted = [e for e in group if "speedup" in e.measured]
+        if len(drafted) < 2:
+            continue
+        options = {"plain": (1.0, 1.0)}
+        for e in drafted:
+            plan = e.record.case.plan
+            label = f"γ {plan.gamma}, {plan.draft} {plan.policy} {plan.kv_budget_tokens}"
+            options[label] = (e.predicted["speedup"], e.measured["speedup"])
+        chosen = max(options, key=lambda label: options[label][0])
+        best = max(options, key=lambda label: options[label][1])
+        found.append(
+            Decision(
+                scenario=scenario, choices=len(options), chosen=chosen, best=best,
+                regret=1.0 - options[chosen][1] / options[best][1],
+            )
+        )  # fmt: skip
+    return found
+
+
+def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Others' predictions from CSV: peer, id, and seconds per phase; empty where one has none.
+
+    Lines that start with # tell where they come from.
+
+    Raises
+    ------
+    RecordError
+        With the line, for a column that is missing or a time that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = [(n, x) for n, x in enumerate(text.splitlines(), 1) if x and not x.startswith("#")]
+    reader = csv.DictReader(io.StringIO("\n".join(x for _, x in lines)))
+    if missing := sorted({"peer", "id", *PHASES} - set(reader.fieldnames or ())):
+        raise RecordError(f"{path}: no column {missing[0]!r}")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for (number, _), row in zip(lines[1:], reader, strict=True):
+        times = {}
+        for phase in PHASES:
+            if not row[phase]:
+                continue
+            try:
+                times[phase] = float(row[phase])
+            except ValueError:
+                times[phase] = math.nan
+            if not times[phase] > 0:
+                raise RecordError(f"{path}, line {number}: {phase}={row[phase]!r} is no time")
+        found.setdefault(row["peer"], {})[row["id"]] = times
+    return found
+
+
+def _peer_spreads(
+    records: Sequence[StepRecord], times: Mapping[str, Mapping[str, float]]
+) -> dict[str, Spread]:
+    """A peer's spread per phase over the drawn scenarios that it predicts."""
+    found = {}
+    records = [r for r in records if r.case.purpose == "scenario"]
+    for phase in PHASES:
+        pairs = [
+            times[r.case.id][phase] / r.times[phase] - 1.0
+            for r in records
+            if phase in times.get(r.case.id, {}) and r.times[phase] > 0
+        ]
+        if pairs:
+            found[phase] = Spread.of(pairs)
+    return found

@@ -1,0 +1,81 @@
+"""What a validation run times of a case, predicted: no time measured enters here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from calibration.records.steps import Case
+from calibration.validate.draw import scenario_of
+from calibration.validate.memory import CHUNK_TOKENS
+from perfmodel import (
+    RoundEstimate,
+    Scenario,
+    StepTime,
+    engine_profile,
+    prefill_pass,
+    target_rank,
+)
+
+
+def bench_scenario(
+    case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
+) -> Scenario:
+    """The scenario of a case as `StepBench` times it: a plain step there is a graph's replay."""
+    scenario = scenario_of(case, gpu=gpu, engine=engine)
+    profile = scenario.engine
+    if curves_of:
+        profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
+    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS, plain_pays_overhead=False)
+    return replace(scenario, engine=timed)
+
+
+def phases_of(point: RoundEstimate) -> dict[str, float]:
+    """Seconds of T_T, T_V and T_D."""
+    draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
+    return {
+        "target_step_s": float(to_logits(point.target_step).total_s),
+        "verify_s": float(to_logits(point.verify).total_s),
+        "draft_step_s": draft,
+    }
+
+
+def predicted_times(point: RoundEstimate, *, prompt_tokens: int = 0) -> dict[str, float]:
+    """Every quantity that a record may hold, but memory; a prefill where a prompt is given."""
+    phases = phases_of(point)
+    speedup = phases["target_step_s"] / float(point.tpot_s)
+    found = phases | {"round_s": float(point.round_s), "speedup": speedup}
+    if prompt_tokens:
+        found["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
+    return found
+
+
+def prefill_s(scenario: Scenario, tokens: int) -> float:
+    """Seconds of one prompt through the target in the bench's chunks, up to hidden states."""
+    rank = target_rank(scenario)
+    total = 0.0
+    for start in range(0, tokens, CHUNK_TOKENS):
+        chunk = min(CHUNK_TOKENS, tokens - start)
+        step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
+        parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
+        total += float(StepTime(tuple(parts)).total_s)
+    return total
+
+
+def to_logits(step: StepTime) -> StepTime:
+    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
+    return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
+
+
+def datasheet_times(point: RoundEstimate) -> dict[str, float]:
+    """Seconds of each phase if every part ran at the datasheet's peaks, with nothing between."""
+
+    def at_peak(step: StepTime) -> float:
+        busy = [float(np.maximum(p.compute_s, p.memory_s)) for p in step.parts if p.name != "host"]
+        return sum(busy)
+
+    steps = {"target_step_s": point.target_step, "verify_s": point.verify}
+    if point.draft_step is not None:
+        steps["draft_step_s"] = point.draft_step
+    return {name: at_peak(step) for name, step in steps.items()}

@@ -1,0 +1,156 @@
+"""`validate published`: predictions beside published step times, in sample and held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calibration.fit.magicdec import held_out_errors, other_gpu_splits, splits
+from calibration.records.published import (
+    PHASES,
+    ErrorSummary,
+    RowError,
+    by_table,
+    gptfast_rows,
+    h200_rows,
+    magicdec_rows,
+    predict_row,
+    row_error,
+    summarise,
+)
+
+TARGET_MEAN_PERCENT = 3.0
+TARGET_WORST_PERCENT = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationGroup:
+    """Errors of one group of rows; `unseen` says that the engine's fit never saw them."""
+
+    name: str
+    unseen: bool
+    summaries: dict[str, ErrorSummary]  # by phase, and "speedup" where published
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedReport:
+    """All groups, the pooled held-out errors, and every row."""
+
+    groups: tuple[ValidationGroup, ...]
+    held_out: ValidationGroup
+    rows: tuple[RowError, ...]
+
+    def outside(self, mean_percent: float) -> list[str]:
+        """Phases whose pooled held-out mean absolute error exceeds the tolerance."""
+        return [
+            f"{phase} {found.mean_absolute:.1f} %"
+            for phase, found in self.held_out.summaries.items()
+            if found.mean_absolute > mean_percent
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "groups": [asdict(group) for group in self.groups],
+            "held_out": asdict(self.held_out),
+            "target": {"mean": TARGET_MEAN_PERCENT, "worst": TARGET_WORST_PERCENT},
+            "rows": [
+                {
+                    "table": r.row.table,
+                    "gpu": r.row.gpu,
+                    "target": r.row.target,
+                    "draft": r.row.draft,
+                    "draft_policy": r.row.draft_policy,
+                    "batch": r.row.batch,
+                    "prefix_tokens": r.row.prefix_tokens,
+                    "gamma": r.row.gamma,
+                    "errors_percent": {k: 100.0 * v for k, v in r.errors.items()},
+                }
+                for r in self.rows
+            ],
+        }
+
+
+def validate_published() -> PublishedReport:
+    """Predict every published row with the shipped profiles, and again with refitted ones.
+
+    The kernel curves never see these rows. The `magicdec` profile is fitted on them, so each
+    group is also predicted by a fit without it: a draft (with its table and TP), γ, batch or
+    context left out, and last one GPU's rows from the engine as fitted on the other GPU's.
+    """
+    rows = magicdec_rows()
+    shipped = [row_error(row, predict_row(row)) for row in [*rows, *h200_rows(), *gptfast_rows()]]
+    groups = [
+        _group(f"table {name}", errors, unseen=name.startswith("gpt-fast"))
+        for name, errors in by_table(shipped).items()
+    ]
+    pooled: dict[str, list[RowError]] = {}
+    for split in splits(rows):
+        pooled.setdefault(split.name, []).extend(held_out_errors(split))
+    groups += [_group(name, errors, unseen=True) for name, errors in pooled.items()]
+    everything = [error for errors in pooled.values() for error in errors]
+    for split in other_gpu_splits(rows):
+        groups.append(_group(split.name, held_out_errors(split), unseen=True))
+    return PublishedReport(
+        groups=tuple(groups),
+        held_out=_group("all held-out rows of a known GPU", everything, unseen=True),
+        rows=tuple(shipped),
+    )
+
+
+def report_lines(report: PublishedReport) -> list[str]:
+    """The report as text: one line a group, percent errors as mean signed / mean |.| / worst."""
+    names = (*PHASES, "speedup")
+    head = f"{'':54s}{'rows':>5s}" + "".join(f"{_LABEL[name]:>24s}" for name in names)
+    lines = [head, f"{'':59s}" + f"{'signed   mean  worst':>24s}" * len(names)]
+    for unseen, title in (
+        (False, "Shipped profiles"),
+        (True, "Never fitted on, or refitted without them"),
+    ):
+        lines.append(f"{title}, errors in percent")
+        lines += [_line(g) for g in report.groups if g.unseen is unseen]
+    lines += [_line(report.held_out), _verdict(report)]
+    return lines
+
+
+_LABEL = {
+    "target_step_s": "T_T",
+    "verify_s": "T_V",
+    "draft_step_s": "T_D",
+    "speedup": "speedup",
+}
+
+
+def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> ValidationGroup:
+    summaries = {}
+    for phase in (*PHASES, "speedup"):
+        having = [error for error in errors if phase in error.errors]
+        if having:
+            summaries[phase] = summarise(having, phase)
+    return ValidationGroup(name=name, unseen=unseen, summaries=summaries)
+
+
+def _line(group: ValidationGroup) -> str:
+    cells = []
+    for name in (*PHASES, "speedup"):
+        found = group.summaries.get(name)
+        cells.append(
+            f"{'':>24s}"
+            if found is None
+            else f"{found.mean_signed:>+12.1f}{found.mean_absolute:>6.1f}{found.worst:>+6.1f}"
+        )
+    rows = max(found.rows for found in group.summaries.values())
+    return f"  {group.name:52s}{rows:>5d}" + "".join(cells)
+
+
+def _verdict(report: PublishedReport) -> str:
+    parts = []
+    for name, found in report.held_out.summaries.items():
+        met = found.mean_absolute <= TARGET_MEAN_PERCENT
+        met = met and abs(found.worst) <= TARGET_WORST_PERCENT
+        parts.append(f"{_LABEL[name]} {'met' if met else 'not met'}")
+    return (
+        f"Aim on held-out rows, mean {TARGET_MEAN_PERCENT:.0f} % and worst "
+        f"{TARGET_WORST_PERCENT:.0f} %: {', '.join(parts)}"
+    )

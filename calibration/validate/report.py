@@ -1,0 +1,254 @@
+"""A comparison on paper: text, Markdown, plain data, and the README's table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from calibration.validate.errors import (
+    LABELS,
+    LEAST_COVERAGE,
+    PHASES,
+    QUANTITIES,
+    REGRET_MEDIAN,
+    REGRET_WORST,
+    Comparison,
+    Spread,
+    StepError,
+)
+
+START, END = "<!-- measured steps -->", "<!-- end of measured steps -->"
+HEADER = ("cases", *(LABELS[name] for name in QUANTITIES))
+_REGIONS: dict[str, Callable[[StepError], str]] = {
+    "target": lambda e: e.record.case.target,
+    "draft": lambda e: _draft(e),
+    "batch": lambda e: _band(e.record.case.batch, (1, 8, 32, 128, 257)),
+    "context": lambda e: _band(e.record.case.context_tokens, (512, 2048, 8192, 32768, 131073)),
+    "query rows": lambda e: _band(
+        e.record.case.batch * (e.record.case.plan.gamma + 1), (1, 64, 256, 1024, 4097)
+    ),
+}
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain data (docs/json.md)."""
+    median, worst = comparison.regret()
+    return {
+        "provenance": dict(comparison.header),
+        "gpu": comparison.gpu,
+        "engine": comparison.engine,
+        "curves_of": comparison.curves_of,
+        "spreads": {k: asdict(v) for k, v in comparison.spreads().items()},
+        "peers": {
+            peer: {k: asdict(v) for k, v in spreads.items()}
+            for peer, spreads in comparison.peers.items()
+        },
+        "coverage": _number(comparison.coverage),
+        "regret_percent": {"median": _number(median), "worst": _number(worst)},
+        "decisions": [asdict(decision) for decision in comparison.decisions],
+        "outside": comparison.outside(),
+        "cases": [
+            {
+                "case": asdict(e.record.case), "predicted": dict(e.predicted),
+                "measured": dict(e.measured), "covered": e.covered,
+                "errors_percent": {k: 100.0 * v for k, v in e.errors.items()},
+            }
+            for e in comparison.errors
+        ],
+    }  # fmt: skip
+
+
+def summary_lines(comparison: Comparison) -> list[str]:
+    """The comparison in a terminal: errors, peers, choices, verdict."""
+    rows = [
+        (_title(comparison), comparison.spreads()),
+        *((f"peer: {name}", spreads) for name, spreads in comparison.peers.items()),
+    ]
+    gpu = comparison.header.get("gpu")
+    lines = [f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"]
+    width = max(len(name) for name, _ in rows) + 1
+    lines.append(" " * width + "".join(f"{LABELS[n]:>16}" for n in QUANTITIES))
+    for name, spreads in rows:
+        cells = [cell(spreads.get(n)) for n in QUANTITIES]
+        lines.append(f"{name:{width}}" + "".join(f"{text:>16}" for text in cells))
+    lines += [_coverage_line(comparison), _regret_line(comparison)]
+    outside = comparison.outside()
+    lines.append("within tolerance" if not outside else f"outside: {'; '.join(outside)}")
+    return lines
+
+
+def markdown(comparison: Comparison) -> str:
+    """The whole report as Markdown."""
+    head = comparison.header
+    facts = ", ".join(f"{k} {head[k]}" for k in ("gpu", "driver", "torch", "date", "commit")
+                      if k in head)  # fmt: skip
+    parts = [
+        "# Predicted and measured steps",
+        f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
+        f"choices, on {facts}. `{head.get('command', '')}`",
+        "Percent: median absolute (signed median; signed worst). No time here was fitted on."
+        + _carried_note(comparison),
+        _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
+    ]
+    for name, key in _REGIONS.items():
+        groups: dict[str, list[StepError]] = {}
+        for error in comparison.scenarios:
+            groups.setdefault(key(error), []).append(error)
+        rows = [_row(label, mine, comparison) for label, mine in sorted(groups.items(), key=_order)]
+        parts += [f"## By {name}", _table((name, *HEADER), rows)]
+    parts += _part_section(comparison)
+    parts += ["## Beside others on the same cases", _peer_table(comparison), "## Choices"]
+    parts += [_regret_line(comparison) + " " + _coverage_line(comparison)]
+    parts.append(
+        _table(
+            ("scenario", "choices", "chosen", "best", "regret"),
+            [
+                (d.scenario, str(d.choices), d.chosen, d.best, f"{100 * d.regret:.1f} %")
+                for d in comparison.decisions
+            ],
+        )
+    )
+    parts += ["## Tolerances", *(f"- {line}" for line in comparison.outside() or ["all met"])]
+    parts += ["## Every case", _case_table(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(comparison: Comparison) -> str:
+    carried = "" if comparison.curves_of is None else f", curves of {comparison.curves_of}"
+    return f"{comparison.engine}{carried}"
+
+
+def _carried_note(comparison: Comparison) -> str:
+    if comparison.curves_of is None:
+        return ""
+    return (
+        f" Predicted by the curves of {comparison.curves_of} alone, with the bandwidth, FLOP/s and "
+        f"multiprocessors of {comparison.gpu}'s datasheet."
+    )
+
+
+def readme_table(comparison: Comparison) -> str:
+    """The table that the README shows, between its marks."""
+    names = (*PHASES, "speedup")
+    rows: list[tuple[str, Mapping[str, Spread]]] = [("**specroof**", comparison.spreads())]
+    rows += comparison.peers.items()
+    body = [(f"{name}", *(cell(spreads.get(phase)) for phase in names)) for name, spreads in rows]
+    table = _table(
+        (f"{len(comparison.scenarios)} cases, one {comparison.header.get('gpu')}",
+         *(LABELS[n] for n in names)), body,
+    )  # fmt: skip
+    return f"{START}\n{table}\n{END}"
+
+
+def renew(text: str, table: str) -> str | None:
+    """A document with the table between its marks replaced; None where it has no marks."""
+    start, end = text.find(START), text.find(END)
+    if start < 0 or end < start:
+        return None
+    return text[:start] + table + text[end + len(END) :]
+
+
+def cell(spread: Spread | None) -> str:
+    """Median absolute and signed worst."""
+    return "" if spread is None else f"{spread.median_absolute:.1f} ({spread.worst:+.1f})"
+
+
+def _row(label: str, errors: Sequence[StepError], comparison: Comparison) -> tuple[str, ...]:
+    spreads = comparison.spreads(errors)
+    cells = []
+    for name in QUANTITIES:
+        s = spreads.get(name)
+        text = "" if s is None else f"{s.median_absolute:.1f} ({s.median:+.1f}; {s.worst:+.1f})"
+        cells.append(text)
+    return label, str(len(errors)), *cells
+
+
+def _part_section(comparison: Comparison) -> list[str]:
+    """Which part of a pass is off, where passes were traced: median signed, share of the pass."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for error in comparison.scenarios:
+        for name, parts in error.parts.items():
+            for part, share in parts.items():
+                found.setdefault((name, part), []).append(100.0 * share)
+    if not found:
+        return []
+    rows = [
+        (name, part, str(len(values)), f"{statistics.median(values):+.1f}",
+         f"{max(values, key=abs):+.1f}")
+        for (name, part), values in found.items()
+    ]  # fmt: skip
+    return ["## By part of a traced pass, percent of the pass",
+            _table(("pass", "part", "cases", "median", "worst"), rows)]  # fmt: skip
+
+
+def _peer_table(comparison: Comparison) -> str:
+    rows: list[tuple[str, Mapping[str, Spread]]] = [(_title(comparison), comparison.spreads())]
+    rows += comparison.peers.items()
+    body = [(name, *(_counted(spreads.get(phase)) for phase in PHASES)) for name, spreads in rows]
+    return _table(("", *(LABELS[n] for n in PHASES)), body)
+
+
+def _counted(spread: Spread | None) -> str:
+    return "" if spread is None else f"{cell(spread)} of {spread.cases}"
+
+
+def _case_table(comparison: Comparison) -> str:
+    rows = []
+    for e in comparison.errors:
+        errors = e.errors
+        cells = [f"{100 * errors[n]:+.1f}" if n in errors else "" for n in QUANTITIES]
+        times = [f"{1e3 * e.measured[n]:.3f}" if n in e.measured else "" for n in PHASES]
+        rows.append((e.record.case.label, f"{e.record.case.alpha:g}", *times, *cells))
+    head = ("case", "α", *(f"{LABELS[n]} (ms)" for n in PHASES), *(f"{LABELS[n]} error (%)"
+            for n in QUANTITIES))  # fmt: skip
+    return _table(head, rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _coverage_line(comparison: Comparison) -> str:
+    stated = sum(e.covered is not None for e in comparison.scenarios)
+    if not stated:
+        return "No interval was stated."
+    return (
+        f"Stated 90 % intervals of the speedup hold {comparison.coverage:.0%} of {stated} "
+        f"(asked: {LEAST_COVERAGE:.0%})."
+    )
+
+
+def _regret_line(comparison: Comparison) -> str:
+    median, worst = comparison.regret()
+    if not comparison.decisions:
+        return "No scenario was timed with several choices."
+    return (
+        f"Speedup lost by the predicted choice in {len(comparison.decisions)} scenarios: median "
+        f"{median:.1f} %, worst {worst:.1f} % (asked: {REGRET_MEDIAN:g} and {REGRET_WORST:g})."
+    )
+
+
+def _draft(error: StepError) -> str:
+    plan = error.record.case.plan
+    return f"{'self' if plan.draft == 'self' else 'standalone'} {plan.policy}"
+
+
+def _band(value: float, edges: Sequence[int]) -> str:
+    for low, high in itertools.pairwise(edges):
+        if low <= value < high:
+            return f"{low:,}-{high - 1:,}"
+    return f"{edges[-1]:,}-"
+
+
+def _order(group: tuple[str, object]) -> tuple[int, str]:
+    first = group[0].split("-")[0].replace(",", "")
+    return (int(first), "") if first.isdigit() else (0, group[0])
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

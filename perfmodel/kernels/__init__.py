@@ -1,0 +1,1 @@
+"""Seconds of one kernel on one GPU: dense products, attention, collectives."""

@@ -1,0 +1,34 @@
+"""`Efficiency`: the fitted kernel curves of one GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from perfmodel.kernels.attention import AttentionCurve
+from perfmodel.kernels.collectives import CollectiveCurve
+from perfmodel.kernels.gemm import GemmCurve
+from perfmodel.specs.gpu import GPU
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Efficiency:
+    """Kernel times as fitted fractions of a GPU's peaks; each curve says where it was measured."""
+
+    name: str
+    gemm: GemmCurve
+    attention: AttentionCurve
+    collectives: CollectiveCurve
+
+
+def carried(curves: Efficiency, gpu: GPU) -> Efficiency:
+    """The products and attention of one GPU as another of like cores would run them.
+
+    Efficiencies stay, so what all cores together stream or compute follows the datasheet's
+    bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and cuts of the cache
+    follow the number of multiprocessors. A block of attention keeps its time per token, not a share
+    of the bandwidth: what it has in flight and how long that takes are its core's (Little's law).
+    """
+    gemm, attention = curves.gemm, curves.attention
+    if gemm.waves is not None:
+        gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
+    return replace(curves, gemm=gemm, attention=replace(attention, sm_count=gpu.sm_count))

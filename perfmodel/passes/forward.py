@@ -1,0 +1,313 @@
+"""One forward pass: prefill, decode, draft and verify differ in query tokens and KV read only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.catalog.kernels import efficiency
+from perfmodel.kernels.curves import Efficiency
+from perfmodel.passes.parts import Part, StepTime
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import Machine
+from perfmodel.specs.model import ModelSpec, dtype_bytes
+
+Array = NDArray[np.float64]
+ACTIVATION_BYTES = 2.0  # bf16
+_ZERO = np.zeros(())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """A model's shard on one rank of a machine, under one engine: what every op needs to know."""
+
+    machine: Machine
+    spec: ModelSpec
+    engine: EngineProfile
+    tp: int = 1
+    weight_dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    is_draft: bool = False
+
+    @property
+    def curves(self) -> Efficiency:
+        """The kernel curves that serve this machine's GPU."""
+        engine, gpu = self.engine, self.machine.gpu
+        kernels = (engine.attention_kernels, engine.linear_kernels)
+        return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+
+    @property
+    def origin(self) -> str:
+        """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
+        return self.engine.kernel_origin(self.machine.gpu)
+
+    @property
+    def all_reduce(self) -> str:
+        """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
+        measured = self.machine.gpu.efficiency_origin == "fitted"
+        unmeasured = self.machine.link.kind == "pcie" and not measured
+        return "ring" if unmeasured else self.engine.all_reduce
+
+
+def forward_pass(
+    rank: Rank,
+    *,
+    batch: ArrayLike,
+    context_tokens: ArrayLike,
+    query_tokens: ArrayLike = 1,
+    kv_read_tokens: ArrayLike | None = None,
+    logit_tokens: ArrayLike | None = None,
+) -> StepTime:
+    """Time of one decode-like pass: T_T at one query token, T_V at γ+1, T_D with the draft's cache.
+
+    Parameters
+    ----------
+    rank : Rank
+        Machine, model, engine, TP degree and storage types.
+    batch, context_tokens, query_tokens : float or array, mutually broadcastable
+        Sequences; cached tokens per sequence; new tokens per sequence. [1]
+    kv_read_tokens : float or array, optional
+        Cached tokens that attention reads per sequence; the whole context by default. [tokens]
+    logit_tokens : float or array, optional
+        New tokens per sequence that get logits; all by default. [1]
+
+    Returns
+    -------
+    StepTime
+        Seconds per part, each of the smallest shape that broadcasts.
+
+    Notes
+    -----
+    Weights and the KV cache are read once per pass, however many tokens it checks
+    (Leviathan et al. 2023, section 3; MagicDec section 3).
+    """
+    batch, query = np.asarray(batch, float), np.asarray(query_tokens, float)
+    kv = np.asarray(context_tokens if kv_read_tokens is None else kv_read_tokens, float)
+    if rank.spec.sliding_window_tokens is not None:
+        kv = np.minimum(kv, rank.spec.sliding_window_tokens)
+    rows = batch * query
+    heads = rows if logit_tokens is None else batch * np.asarray(logit_tokens, float)
+    return StepTime(
+        (
+            *_linear_parts(rank, rows, head_rows=heads),
+            _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
+            *_elementwise_parts(rank, rows, head_rows=heads),
+            *_comm_parts(rank, rows, head_rows=heads),
+            *_overhead_parts(rank, batch),
+        )
+    )
+
+
+def prefill_pass(
+    rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike, cached_tokens: ArrayLike = 0
+) -> StepTime:
+    """Time to fill the cache with prompts; only the last token of each gets logits.
+
+    Parameters
+    ----------
+    batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
+        Sequences; tokens of each prompt, or of a chunk of it; those before it. [1]
+    """
+    batch, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
+    cached = np.asarray(cached_tokens, float)
+    rows = batch * prompt
+    return StepTime(
+        (
+            *_linear_parts(rank, rows, head_rows=batch),
+            _prefill_attention(rank, batch, prompt, cached),
+            *_elementwise_parts(rank, rows, head_rows=batch),
+            *_comm_parts(rank, rows, head_rows=batch),
+            *_overhead_parts(rank, batch),
+        )
+    )
+
+
+# ---- dense layers -----------------------------------------------------------------------------
+
+
+def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
+    """Shape of each dense layer on one rank, as (outputs, inputs, count); qkv and gate-up fused."""
+    spec, tp = rank.spec, rank.tp
+    heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
+    vocab = spec.padded_vocab_per_rank(tp) if rank.engine.vocab_parallel else spec.vocab
+    return {
+        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, spec.hidden, spec.layers),
+        "o_proj": (spec.hidden, heads * spec.head_dim, spec.layers),
+        "gate_up_proj": (2 * spec.ffn_hidden // tp, spec.hidden, spec.layers),
+        "down_proj": (spec.hidden, spec.ffn_hidden // tp, spec.layers),
+        "lm_head": (vocab, spec.hidden, 1),
+    }
+
+
+def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    gpu, curve = rank.machine.gpu, rank.curves.gemm
+    weight_bytes = dtype_bytes(rank.weight_dtype)
+    parts = []
+    for name, (n, k, count) in matrices(rank).items():
+        m = head_rows if name == "lm_head" else rows
+        element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
+        seconds = curve.seconds(
+            m=m, n=n, k=k, peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            hbm_bandwidth=gpu.hbm_bandwidth,
+            weight_bytes_per_element=element,
+        )  # fmt: skip
+        traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
+        parts.append(
+            Part(
+                name,
+                count * rank.engine.linear_factor * seconds,
+                count * 2.0 * m * n * k / gpu.peak_flops,
+                count * traffic_bytes / gpu.hbm_bandwidth,
+                "weights",
+                rank.origin if element == 2.0 else "extrapolated",
+                partial(curve.in_range, m=m, n=n, k=k),
+            )
+        )
+    return parts
+
+
+# ---- attention --------------------------------------------------------------------------------
+
+
+def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache: bool) -> Part:
+    spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    element = dtype_bytes(rank.kv_dtype)
+    shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    held = kv + query if curve.counts_new_tokens else kv
+    seconds = curve.seconds(
+        batch=batch, kv_tokens=held, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
+    )  # fmt: skip
+    engine = rank.engine
+    factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
+    flops = 4.0 * batch * query * kv * heads * spec.head_dim
+    kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
+    return Part(
+        "attention",
+        spec.layers * factor * seconds,
+        spec.layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        "kv",
+        rank.origin,
+        partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
+    )
+
+
+def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -> Part:
+    spec, gpu = rank.spec, rank.machine.gpu
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    seconds = rank.curves.attention.prefill_seconds(
+        batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
+        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+    )  # fmt: skip
+    flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
+    kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
+    return Part(
+        "attention",
+        spec.layers * seconds,
+        spec.layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        "kv",
+        rank.origin,
+    )
+
+
+# ---- small ops --------------------------------------------------------------------------------
+
+
+def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    """Fused small kernels: each moves its activations once and has a fixed latency."""
+    spec, layers = rank.spec, rank.spec.layers
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    ffn, vocab = spec.ffn_hidden // rank.tp, matrices(rank)["lm_head"][0]
+    rotary_width = 2 * (heads + kv_heads) * spec.head_dim + 2 * kv_heads * spec.head_dim
+    widths = {  # elements moved per row, kernels, rows
+        "embedding": (2 * spec.hidden, 1, rows),
+        "norm": (4 * spec.hidden * (2 * layers + 1), 2 * layers + 1, rows),
+        "rotary": (rotary_width * layers, 2 * layers, rows),
+        "activation": (3 * ffn * layers, layers, rows),
+    }
+    share = rank.engine.kernels_per_layer / 5.0
+    parts = [
+        _small_op(rank, name, elements, kernels * share, at)
+        for name, (elements, kernels, at) in widths.items()
+    ]
+    return [*parts, _sampling(rank, vocab, head_rows, share)]
+
+
+def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
+    """The best token of each row: its bytes, or one row's walk where few rows share the GPU."""
+    engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
+    memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
+    factor = engine.sampling_factor * engine.activation_factor
+    walk_s = engine.sampling_column_s * vocab
+    seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
+    origin = _small_origin(engine)
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", origin)
+
+
+def _small_origin(engine: EngineProfile) -> str:
+    """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
+    return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
+
+
+def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
+    gpu = rank.machine.gpu
+    memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
+    seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
+    origin = _small_origin(rank.engine)
+    return Part(name, seconds, _ZERO, memory_s, "activations", origin)
+
+
+# ---- communication and overhead ---------------------------------------------------------------
+
+
+def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+    """Two all-reduces a layer, and the gather of each rank's best token where the head is split."""
+    if rank.tp == 1:
+        return []
+    curve, link = rank.curves.collectives, rank.machine.link
+    message = ACTIVATION_BYTES * rank.spec.hidden * rows
+    reduce_s = curve.all_reduce_seconds(
+        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
+        link_bandwidth=link.bandwidth,
+    )  # fmt: skip
+    passes = 2 * rank.spec.layers
+    traffic = 2.0 * (rank.tp - 1) / rank.tp * message
+    parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
+    if rank.engine.vocab_parallel:
+        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
+        gather_s = curve.all_gather_seconds(
+            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
+        )
+        parts.append(_link_part(rank, "gather", gather_s, best))
+    return parts
+
+
+def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> Part:
+    return Part(
+        name,
+        rank.engine.comm_factor * seconds,
+        _ZERO,
+        traffic_bytes / rank.machine.link.bandwidth,
+        "link",
+        rank.origin,
+    )
+
+
+def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
+    engine, layers = rank.engine, rank.spec.layers
+    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
+    kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
+    per_layer = engine.layer_overhead_s + engine.layer_overhead_per_sequence_s * batch
+    launch = kernels * engine.kernel_gap_s + layers * per_layer
+    host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
+    return [
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin)
+        for name, seconds in (("launch", launch), ("host", host))
+    ]

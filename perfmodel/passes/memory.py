@@ -1,0 +1,188 @@
+"""What fits: bytes per GPU of weights, caches, activations and reserve, and the largest batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.passes.forward import ACTIVATION_BYTES
+from perfmodel.scenario import Scenario
+from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.units import format_bytes
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MemoryEstimate:
+    """Bytes on the fullest GPU, term by term; arrays broadcast to one shape."""
+
+    weights: Array
+    target_kv: Array
+    draft_weights: Array
+    draft_kv: Array
+    lookahead_kv: Array  # slots for γ drafts that may be rolled back
+    activations: Array
+    reserved: Array  # engine's reserve and workspace
+    capacity: float
+
+    @property
+    def total(self) -> Array:
+        """Bytes needed per GPU."""
+        return sum((getattr(self, name) for name in TERMS), np.zeros(()))
+
+    @property
+    def fraction(self) -> Array:
+        """Needed over capacity."""
+        return self.total / self.capacity
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Whether the GPUs hold it."""
+        return self.total <= self.capacity
+
+    def account(self) -> str:
+        """The arithmetic of one point in a line: asked, available, and the terms between."""
+        terms = ", ".join(
+            f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
+            for name in TERMS
+            if float(getattr(self, name)) > 0
+        )
+        return (
+            f"needs {format_bytes(float(self.total))} per GPU of "
+            f"{format_bytes(self.capacity)}: {terms}"
+        )
+
+
+TERMS = (
+    "weights",
+    "target_kv",
+    "draft_weights",
+    "draft_kv",
+    "lookahead_kv",
+    "activations",
+    "reserved",
+)
+
+
+def memory_estimate(
+    scenario: Scenario,
+    *,
+    batch: ArrayLike,
+    prefix_tokens: ArrayLike,
+    gamma: ArrayLike,
+    kv_budget_tokens: ArrayLike,
+) -> MemoryEstimate:
+    """Bytes per GPU when every sequence has grown to its full length.
+
+    Parameters
+    ----------
+    batch, prefix_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+        Sequences; prompt tokens of each; drafts a round; tokens a draft may read of each sequence
+        (ignored without a draft, and for policy "full"). [1]
+
+    Notes
+    -----
+    Ranks outside the draft's group hold less; the estimate is for a rank inside it.
+    """
+    batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
+    prefix, budget = np.asarray(prefix_tokens, float), np.asarray(kv_budget_tokens, float)
+    spec, tp, engine = scenario.target, scenario.tp, scenario.engine
+    per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
+    length = prefix + scenario.workload.output_tokens
+    draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
+    return MemoryEstimate(
+        weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
+        target_kv=batch * _cached_tokens(spec, length) * per_token,
+        draft_weights=np.asarray(draft_weights),
+        draft_kv=batch * draft_tokens * draft_per_token,
+        lookahead_kv=batch * gamma * per_token,
+        activations=_activation_bytes(scenario, batch, prefix, gamma),
+        reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
+        capacity=scenario.machine.gpu.memory_bytes,
+    )
+
+
+def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
+    """The largest batch of this scenario that fits, by bisection; 0 where not even one does."""
+
+    def fits(batch: int) -> bool:
+        estimate = memory_estimate(
+            scenario,
+            batch=batch,
+            prefix_tokens=scenario.workload.prefix_tokens,
+            gamma=scenario.plan.gamma,
+            kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
+        )
+        return bool(estimate.fits)
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
+    """Layers at their storage type; embedding and LM head stay in bf16, as a pass reads them."""
+    vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
+    layers = spec.parameters_per_rank(tp) - vocabulary
+    return layers * dtype_bytes(weight_dtype) + vocabulary * ACTIVATION_BYTES
+
+
+def _draft_terms(
+    scenario: Scenario, length: Array, budget: Array, gamma: Array
+) -> tuple[float, float, Array]:
+    """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
+    plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
+    if draft is None or plan.draft == "none":
+        return 0.0, 0.0, none
+    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
+    if plan.is_self:
+        shares_pages = plan.policy == "full" or (
+            plan.policy == "streamingllm" and scenario.engine.streamingllm_is_view
+        )
+        return 0.0, per_token, none if shares_pages else budget + gamma
+    weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
+    held = _cached_tokens(draft, length) + gamma
+    if plan.policy != "full":
+        # A piece of the prompt enters before what it pushes out has left.
+        piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
+        held = np.minimum(held, budget + np.maximum(piece, gamma))
+    return weights, per_token, held
+
+
+def _cached_tokens(spec: ModelSpec, length: Array) -> Array:
+    """Tokens kept per sequence: a sliding window needs no more than itself."""
+    window = spec.sliding_window_tokens
+    return length if window is None else np.minimum(length, window)
+
+
+def _activation_bytes(scenario: Scenario, batch: Array, prefix: Array, gamma: Array) -> Array:
+    """Live tensors of the widest pass: a chunk of prompts, or a verification beside its logits.
+
+    A graph's logits stay where it writes them, and are live once more while it is captured.
+    """
+    chunk = np.minimum(scenario.engine.prefill_chunk_tokens, batch * prefix)
+    rows = batch * (gamma + 1.0)
+    prefill = np.maximum(_layer_bytes(scenario, chunk), _logit_bytes(scenario, batch))
+    logits = _logit_bytes(scenario, rows)
+    kept = ACTIVATION_BYTES * rows * scenario.target.vocab
+    return np.asarray(np.maximum(prefill, np.maximum(_layer_bytes(scenario, rows), logits) + kept))
+
+
+def _layer_bytes(scenario: Scenario, rows: Array) -> Array:
+    """A layer's widest moment: the residual, its norm, what attention and the layer before gave,
+    and the MLP's gate, up and product."""
+    spec = scenario.target
+    width = 4 * spec.hidden + 3 * spec.ffn_hidden / scenario.tp
+    return np.asarray(ACTIVATION_BYTES * rows * width)
+
+
+def _logit_bytes(scenario: Scenario, rows: Array) -> Array:
+    """Normed states and logits of `rows`; split heads are gathered beside their parts."""
+    spec, tp = scenario.target, scenario.tp
+    part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0
+    return np.asarray(ACTIVATION_BYTES * rows * (spec.hidden + spec.vocab + part))

@@ -1,0 +1,1 @@
+"""Many rounds compared: sweeps, the search, the recommendation."""

@@ -1,0 +1,195 @@
+"""`Recommendation`: the answer in a sentence, what binds and what it costs, and what if."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from perfmodel.errors import NoFeasiblePlan
+from perfmodel.planning.search import Candidate, Search, Unmeasured
+from perfmodel.specs.workload import SLO
+from perfmodel.speculation.break_even import (
+    BreakEven,
+    GammaSchedule,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+)
+from perfmodel.speculation.uncertainty import (
+    Interval,
+    Sensitivity,
+    probability_of_gain,
+    sensitivities,
+    speedup_interval,
+)
+from perfmodel.units import format_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A limit that excludes a better plan, and what it costs in the objective."""
+
+    name: str
+    cost_percent: float
+    without: Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The best plan and all that explains it."""
+
+    objective: str
+    best: Candidate
+    plain: Candidate  # the best plan without speculation
+    runners_up: tuple[Candidate, ...]  # the best of every other draft choice
+    unmeasured: tuple[Unmeasured, ...]
+    interval: Interval | None
+    gain_probability: float | None
+    binding: Binding | None
+    studied: Candidate | None  # the draft choice that break-even and schedule speak of
+    batch: BreakEven | None
+    context: BreakEven | None
+    schedule: GammaSchedule | None
+    sensitivities: tuple[Sensitivity, ...]
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the best plan speculates."""
+        return self.best.scenario.plan.speculates
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        if self.speculates:
+            tp = self.best.scenario.tp
+            return f"{self.best.label}, TP {tp}: {self._gain()}; {self._where()}."
+        if self.studied is None:
+            return f"Do not speculate: {self._unknown()}."
+        draft = f"the best draft ({self.studied.label}) gives {self.studied.speedup:.2f}x"
+        if self.studied.speedup > 1.0:
+            plain, other = self.best.scenario.tp, self.studied.scenario.tp
+            return (
+                f"Do not speculate: {draft} on TP {other}, "
+                f"but plain decoding on TP {plain} serves more per GPU."
+            )
+        return f"Do not speculate: {draft}; {self._where()}."
+
+    def _gain(self) -> str:
+        text = f"{self.best.speedup:.2f}x"
+        if self.interval is not None:
+            text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
+        return f"{text}, {format_seconds(self.best.tpot_s)} a token"
+
+    def _unknown(self) -> str:
+        if not self.unmeasured:
+            return "no draft choice meets the limits"
+        least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
+        return (
+            f"the acceptance of no draft choice was measured; {least.candidate.label} would pay "
+            f"from α={least.alpha_to_break_even:.2f}: measure it, then state it with --acceptance"
+        )
+
+    def _where(self) -> str:
+        if self.batch is None or self.studied is None:
+            return "nothing to compare"
+        context = self.studied.scenario.workload.prefix_tokens
+        if self.batch.from_value is None:
+            return f"at {context:,} tokens it pays at no batch that fits"
+        everywhere_below = self.batch.from_value <= self.batch.lowest
+        if self.batch.until is not None:
+            first = "up to batch" if everywhere_below else f"from batch {self.batch.from_value} to"
+            return f"at {context:,} tokens it pays {first} {self.batch.until}"
+        if everywhere_below:
+            return f"at {context:,} tokens it pays at every batch that fits"
+        return f"without speculation below batch {self.batch.from_value}"
+
+
+def recommend(found: Search) -> Recommendation:
+    """Choose among a search's candidates and explain the choice.
+
+    Raises
+    ------
+    NoFeasiblePlan
+        If no candidate meets the limits; the message names the nearest miss.
+    """
+    ranked = found.ranked()
+    if not ranked:
+        raise NoFeasiblePlan(_nearest_miss(found))
+    best = ranked[0]
+    plain = [c for c in ranked if not c.scenario.plan.speculates]
+    drafts = [c for c in ranked if c.scenario.plan.speculates]
+    studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
+    known = studied is not None
+    return Recommendation(
+        objective=found.objective,
+        best=best,
+        plain=plain[0] if plain else _plain_of(found),
+        runners_up=_one_per_choice(ranked[1:], skip=best),
+        unmeasured=found.unmeasured,
+        interval=speedup_interval(studied.scenario) if studied else None,
+        gain_probability=probability_of_gain(studied.scenario) if studied else None,
+        binding=_binding(found, best),
+        studied=studied,
+        batch=break_even_batch(studied.scenario) if studied else None,
+        context=break_even_context(studied.scenario) if studied else None,
+        schedule=gamma_schedule(studied.scenario) if studied else None,
+        sensitivities=tuple(sensitivities(studied.scenario)) if known and studied else (),
+    )
+
+
+def _plain_of(found: Search) -> Candidate:
+    return min((c for c in found.candidates if not c.scenario.plan.speculates), key=found.cost)
+
+
+def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candidate, ...]:
+    """The best candidate of each draft choice other than the winner's."""
+
+    def choice(candidate: Candidate) -> tuple[str, str]:
+        plan = candidate.scenario.plan
+        return (plan.draft, plan.policy) if plan.speculates else ("none", "full")
+
+    best: dict[tuple[str, str], Candidate] = {}
+    for candidate in ranked:
+        if choice(candidate) != choice(skip):
+            best.setdefault(choice(candidate), candidate)
+    return tuple(best.values())
+
+
+def _binding(found: Search, best: Candidate) -> Binding | None:
+    """The limit whose removal would improve the objective most."""
+    slo, options = found.slo, []
+    relaxed = {
+        "ttft": replace(slo, ttft_s=None),
+        "tpot": replace(slo, tpot_s=None),
+        "memory": replace(slo, memory_fraction=float("inf")),
+    }
+    for name, limits in relaxed.items():
+        without = _ranked_without(found, limits, ignore_memory=name == "memory")
+        if without and found.cost(without[0]) < found.cost(best):
+            cost = 100.0 * (found.cost(best) / found.cost(without[0]) - 1.0)
+            options.append(Binding(name=name, cost_percent=cost, without=without[0]))
+    return max(options, key=lambda b: b.cost_percent, default=None)
+
+
+def _ranked_without(found: Search, limits: SLO, *, ignore_memory: bool) -> list[Candidate]:
+    def allowed(candidate: Candidate) -> bool:
+        broken = set(candidate.violation(limits))
+        return not broken or (ignore_memory and broken == {"memory"})
+
+    return sorted(filter(allowed, found.candidates), key=found.cost)
+
+
+def _nearest_miss(found: Search) -> str:
+    """One line: the plan that comes closest, and by how much it fails each limit."""
+    nearest = min(found.candidates, key=lambda c: max(c.violation(found.slo).values()))
+    broken = nearest.violation(found.slo)
+    value = {
+        "memory": f"memory {nearest.memory_fraction:.0%} of the GPU",
+        "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
+        "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
+    }
+    misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
+    work = nearest.scenario.workload
+    return (
+        f"nothing fits at batch {work.batch}, {work.prefix_tokens:,} tokens; the nearest miss is "
+        f"{nearest.label} at tp={nearest.scenario.tp}: {misses}"
+    )

@@ -1,0 +1,235 @@
+"""The search: every draft choice, γ, KV budget and TP of a scenario, ranked under an SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel import catalog
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.workload import SLO
+from perfmodel.speculation.break_even import GAMMAS
+from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
+
+Array = NDArray[np.float64]
+BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+OBJECTIVES = ("throughput", "latency")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One evaluated plan. Seconds; tokens/s per GPU; `speedup` is over plain decoding on its TP."""
+
+    scenario: Scenario
+    speedup: float
+    tpot_s: float
+    ttft_s: float
+    tokens_per_round: float
+    break_even_alpha: float
+    memory_fraction: float
+    fits: bool
+
+    @property
+    def throughput_per_gpu(self) -> float:
+        """Tokens per second of the whole batch over the GPUs that serve it."""
+        return self.scenario.workload.batch / self.tpot_s / self.scenario.tp
+
+    @property
+    def label(self) -> str:
+        """The plan in words: "Self-speculation, StreamingLLM 512, γ=4"."""
+        return plan_label(self.scenario.plan)
+
+    def violation(self, slo: SLO) -> dict[str, float]:
+        """Value over limit for every limit that is broken, memory capacity included."""
+        ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
+        if slo.tpot_s is not None:
+            ratios["tpot"] = self.tpot_s / slo.tpot_s
+        if slo.ttft_s is not None:
+            ratios["ttft"] = self.ttft_s / slo.ttft_s
+        return {name: ratio for name, ratio in ratios.items() if ratio > 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmeasured:
+    """A draft choice whose acceptance nobody has measured, and the α that it would need."""
+
+    candidate: Candidate  # at the γ and budget that need the least α
+    alpha_to_break_even: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """All candidates of a search, ranked by the objective."""
+
+    objective: str
+    slo: SLO
+    # Per draft choice, TP and budget: the best γ within the memory limit, and the best of all.
+    candidates: tuple[Candidate, ...]
+    unmeasured: tuple[Unmeasured, ...]
+
+    def ranked(self, slo: SLO | None = None) -> list[Candidate]:
+        """Candidates within the limits, best first."""
+        limits = self.slo if slo is None else slo
+        return sorted((c for c in self.candidates if not c.violation(limits)), key=self.cost)
+
+    def cost(self, candidate: Candidate) -> float:
+        """What the objective minimises: GPU seconds, or seconds, per token."""
+        if self.objective == "latency":
+            return candidate.tpot_s
+        return 1.0 / candidate.throughput_per_gpu
+
+
+def plan_label(plan: DraftPlan) -> str:
+    """A draft plan in words."""
+    if not plan.speculates:
+        return "No speculation"
+    who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
+    policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
+    budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens}"
+    return f"{who}, {policy}{budget}, γ={plan.gamma}"
+
+
+def search(
+    scenario: Scenario,
+    *,
+    objective: str = "throughput",
+    slo: SLO | None = None,
+    choices: Sequence[tuple[str, str]] | None = None,
+    tps: Sequence[int] | None = None,
+    draft_tps: Sequence[int] = (1, 2, 4, 8, 16),
+    budgets: Sequence[int] = BUDGETS,
+) -> Search:
+    """Evaluate every draft choice, budget, γ of 1 to 16, and TP of a scenario.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Machine, target, workload and engine; its acceptance, if given, holds for its own draft
+        and policy only.
+    objective : str
+        "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
+    slo : SLO, optional
+        Limits; memory capacity always holds.
+    choices : sequence of (draft, policy), optional
+        Draft choices; by default self-speculation and every smaller model of the same tokenizer.
+    tps : sequence of int, optional
+        TP degrees; the scenario's own by default.
+    draft_tps : sequence of int
+        TP degrees of a standalone draft; those that exceed the target's, or do not split the
+        draft, are left out.
+    budgets : sequence of int
+        KV budgets; those over the context are left out. [tokens]
+    """
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+    degrees, limits = tps or [scenario.tp], slo or SLO()
+    for tp in degrees:
+        scenario.target.check_tp(tp)
+    chosen = choices if choices is not None else draft_choices(scenario)
+    found = [_plain(scenario, tp) for tp in degrees]
+    unmeasured: list[Candidate] = []
+    for variant in _variants(scenario, chosen, degrees, draft_tps, budgets):
+        known, kept = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
+        (found if known else unmeasured).extend(kept)
+    return Search(
+        objective=objective,
+        slo=limits,
+        candidates=tuple(found),
+        unmeasured=tuple(_least_alpha(unmeasured)),
+    )
+
+
+def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
+    """Self-speculation by both policies, and each smaller catalog model of the same tokenizer."""
+    target = scenario.target
+    models = [catalog.model(name) for name in catalog.model_names()]
+    smaller = [
+        m.name
+        for m in models
+        if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
+    ]
+    standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
+    return [("self", "streamingllm"), ("self", "snapkv"), *standalone]
+
+
+def _variants(
+    scenario: Scenario,
+    choices: Sequence[tuple[str, str]],
+    tps: Sequence[int],
+    draft_tps: Sequence[int],
+    budgets: Sequence[int],
+) -> Iterator[Scenario]:
+    """One scenario per draft choice, TP, draft TP and budget; γ is left to one broadcast call."""
+    context = scenario.workload.prefix_tokens
+    for named, policy in choices:
+        spec = scenario.target if named == "self" else catalog.model(named)
+        draft = "self" if spec.name == scenario.target.name else spec.name
+        own = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
+        given = scenario.acceptance if own else None
+        fitting: list[int | None] = [b for b in budgets if b <= context]
+        for tp in tps:
+            for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
+                for budget in [None] if policy == "full" else fitting:
+                    plan = DraftPlan(
+                        draft=draft, policy=policy, gamma=1, kv_budget_tokens=budget,
+                        draft_tp=draft_tp,
+                    )  # fmt: skip
+                    yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
+
+
+def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:
+    if draft == "self":
+        return [None]
+    return [n for n in draft_tps if n <= tp and spec.splits_over(n)]
+
+
+def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:
+    """(whether acceptance is known, the best γ within the memory limit and the best of all)."""
+    known = scenario.acceptance is not None or scenario.curve is not None
+    point = estimate(scenario, gamma=GAMMAS)
+    cost = point.tpot_s if known else point.break_even_alpha
+    fits = np.broadcast_to(point.memory.fraction <= limit, np.shape(cost))
+    within = int(np.argmin(np.where(fits, cost, np.inf))) if np.any(fits) else None
+    kept = dict.fromkeys(i for i in (within, int(np.argmin(cost))) if i is not None)
+    return known, [_candidate(point, index) for index in kept]
+
+
+def _candidate(point: RoundEstimate, index: int) -> Candidate:
+    def at(values: Array) -> float:
+        return float(np.broadcast_to(values, np.shape(point.gamma))[index])
+
+    gamma = int(point.gamma[index])
+    plan = replace(point.scenario.plan, gamma=gamma)
+    return Candidate(
+        scenario=replace(point.scenario, plan=plan),
+        speedup=at(point.speedup),
+        tpot_s=at(point.tpot_s),
+        ttft_s=at(point.ttft_s),
+        tokens_per_round=at(point.tokens_per_round),
+        break_even_alpha=at(point.break_even_alpha),
+        memory_fraction=at(point.memory.fraction),
+        fits=bool(np.broadcast_to(point.memory.fits, np.shape(point.gamma))[index]),
+    )
+
+
+def _plain(scenario: Scenario, tp: int) -> Candidate:
+    plain = replace(without_speculation(scenario), tp=tp)
+    return _candidate(estimate(plain, gamma=np.zeros(1)), 0)
+
+
+def _least_alpha(candidates: list[Candidate]) -> list[Unmeasured]:
+    """Per draft choice, the plan that breaks even at the lowest α."""
+    best: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        plan = candidate.scenario.plan
+        key, alpha = (plan.draft, plan.policy), candidate.break_even_alpha
+        lowest = best[key].break_even_alpha if key in best else np.inf
+        if candidate.fits and alpha < lowest:
+            best[key] = candidate
+    return [Unmeasured(candidate=c, alpha_to_break_even=c.break_even_alpha) for c in best.values()]

@@ -1,0 +1,274 @@
+"""`Grid` and `Sweep`: named axes, one broadcast call per draft choice, infeasible points masked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
+from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
+from perfmodel.specs.model import dtype_bytes
+from perfmodel.speculation.round import RoundEstimate, estimate
+
+Array = NDArray[np.float64]
+
+# Axes that one broadcast call covers, in the order of the result's dimensions.
+ARRAY_AXES = ("batch", "prefix_tokens", "gamma", "kv_budget")
+# Axes that are names or change the shapes of matrices: one broadcast call each.
+LOOP_AXES = ("gpu", "engine", "tp", "draft", "draft_policy", "draft_tp", "weight_dtype", "kv_dtype")
+MAX_POINTS = 50_000_000
+
+FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
+REASONS = {
+    FEASIBLE: "",
+    NO_MEMORY: "memory: does not fit the GPUs",
+    BUDGET_OVER_CONTEXT: "kv_budget exceeds the context",
+}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """One broadcast call: the loop axes' values, the estimate, or why there is none.
+
+    `axes` are this block's own values on the four array axes: without a draft γ is 0, and a budget
+    that is not swept is that of the block's plan.
+    """
+
+    names: dict[str, Any]
+    axes: dict[str, Array]
+    scenario: Scenario | None
+    estimate: RoundEstimate | None
+    reason: str
+
+    @property
+    def code(self) -> NDArray[np.int8]:
+        """Reason code at each point: 0 where feasible; see `REASONS`."""
+        if self.estimate is None:
+            return np.full((1, 1, 1, 1), INVALID, np.int8)
+        fits = np.where(self.estimate.memory.fits, FEASIBLE, NO_MEMORY)
+        return np.where(self.estimate.invalid, BUDGET_OVER_CONTEXT, fits).astype(np.int8)
+
+    def speedup(self) -> Array:
+        """Speedup with infeasible points as NaN, so that no maximum takes them."""
+        if self.estimate is None:
+            return np.full((1, 1, 1, 1), np.nan)
+        return np.where(self.estimate.feasible, self.estimate.speedup, np.nan)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sweep:
+    """The blocks of a sweep and the values on their four array axes."""
+
+    axes: dict[str, Array]  # the array axes, in ARRAY_AXES order
+    blocks: tuple[Block, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along batch, prefix_tokens, gamma and kv_budget, within each block."""
+        return tuple(len(values) for values in self.axes.values())
+
+    @property
+    def points(self) -> int:
+        """All points of the sweep, which are its rows."""
+        sizes = ([len(values) for values in block.axes.values()] for block in self.blocks)
+        return sum(math.prod(size) for size in sizes)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One dict a point: axes, results and reason; the CSV's rows."""
+        for block in self.blocks:
+            yield from _block_rows(block)
+
+
+def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
+    """Evaluate a scenario over named axes.
+
+    Parameters
+    ----------
+    base : mapping
+        Flat scenario values (the vocabulary of `ScenarioInput`).
+    axes : mapping
+        Values per axis name; `batch`, `prefix_tokens`, `gamma` and `kv_budget` broadcast, the
+        others loop.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown axis, an empty one, an unknown name on one, more than 50 million points, or
+        tokens_per_round given for more than one γ.
+    """
+    _check_axes(axes)
+    _check_names(axes)
+    stated = parse_scenario({**base, **{name: values[0] for name, values in axes.items()}})
+    observed = [key for key in OBSERVED_KEYS if getattr(stated, key) is not None]
+    if observed and len(axes.get("gamma", ())) > 1:
+        raise ConfigError(f"{observed[0]} holds for one gamma; sweep gamma with acceptance")
+    loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
+    blocks = [
+        _block(stated, dict(zip(loops, values, strict=True)), axes)
+        for values in itertools.product(*loops.values())
+    ]
+    return Sweep(_union(blocks), tuple(blocks))
+
+
+def _union(blocks: list[Block]) -> dict[str, Array]:
+    """Per array axis the longest of the blocks' own: the values that were swept."""
+    return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
+
+
+def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
+    known = ARRAY_AXES + LOOP_AXES
+    for name, values in axes.items():
+        if name not in known:
+            raise ConfigError(f"unknown sweep axis {name!r}. Known: {', '.join(known)}.")
+        if not len(values):
+            raise ConfigError(f"sweep axis {name} has no values")
+    points = int(np.prod([float(len(values)) for values in axes.values()] or [1.0]))
+    if points > MAX_POINTS:
+        raise ConfigError(f"{points:,} points exceed {MAX_POINTS:,}; use fewer values on an axis")
+
+
+def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
+    """A name that does not exist is bad input, not an infeasible point."""
+    for name in axes.get("gpu", ()):
+        catalog.gpu(str(name))
+    for name in axes.get("engine", ()):
+        engine_profile(str(name))
+    for choice in axes.get("draft", ()):
+        draft, _, policy = str(choice).partition(":")
+        if draft not in ("self", "none"):
+            catalog.model(draft)
+        if policy:
+            DraftPlan(policy=policy)
+    for policy in axes.get("draft_policy", ()):
+        DraftPlan(policy=str(policy))
+    for dtype in (*axes.get("weight_dtype", ()), *axes.get("kv_dtype", ())):
+        dtype_bytes(str(dtype))
+
+
+def _block(
+    stated: ScenarioInput, names: dict[str, Any], axes: Mapping[str, Sequence[Any]]
+) -> Block:
+    """Evaluate one combination of the loop axes over all array axes at once."""
+    values = stated.model_dump(exclude_unset=True) | names
+    if ":" in str(names.get("draft", "")):  # a draft choice in one word, such as self:snapkv
+        values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
+    if names.get("draft") == "none":
+        values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
+    # Array axes are checked point by point; a lone budget must not fail at the shortest prefix.
+    if "kv_budget" in axes and "kv_budget" in values:
+        values["kv_budget"] = 1
+    if "prefix_tokens" in axes:
+        values["prefix_tokens"] = max(axes["prefix_tokens"])
+    try:
+        scenario = parse_scenario(values).scenario()
+    except ConfigError as error:
+        unknown = {name: _swept(name, axes, getattr(stated, name)) for name in ARRAY_AXES}
+        return Block(names, unknown, None, None, str(error))
+    plan, work = scenario.plan, scenario.workload
+    own = {
+        "batch": _swept("batch", axes, work.batch),
+        "prefix_tokens": _swept("prefix_tokens", axes, work.prefix_tokens),
+        "gamma": _swept("gamma", {} if plan.draft == "none" else axes, plan.gamma),
+        "kv_budget": _swept(
+            "kv_budget", {} if plan.policy == "full" else axes, plan.kv_budget_tokens
+        ),
+    }
+    point = estimate(
+        scenario,
+        batch=_open(own, "batch"),
+        prefix_tokens=_open(own, "prefix_tokens"),
+        gamma=_open(own, "gamma"),
+        kv_budget_tokens=_open(own, "kv_budget"),
+    )
+    return Block(names, own, scenario, point, "")
+
+
+_DRAFT_KEYS = (
+    "draft",
+    "draft_policy",
+    "kv_budget",
+    "gamma",
+    "draft_tp",
+    *ACCEPTANCE_KEYS,
+)
+
+
+def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Array:
+    """The values of one array axis, checked; one value where it is not swept."""
+    array = np.asarray([float(v) for v in axes.get(name, (otherwise or 0,))])
+    lowest = 0 if name == "gamma" or name not in axes else 1
+    if not np.all(np.isfinite(array)) or np.any(array < lowest) or np.any(array % 1):
+        raise ConfigError(f"{name}: every value must be a whole number of at least {lowest}")
+    if name == "gamma" and np.any(array > MAX_GAMMA):
+        raise ConfigError(f"gamma: values go up to {MAX_GAMMA} drafts a round")
+    return array
+
+
+def _open(axes: Mapping[str, Array], name: str) -> Array:
+    """An axis as an open array along its own dimension."""
+    shape = [1] * len(ARRAY_AXES)
+    shape[ARRAY_AXES.index(name)] = axes[name].size
+    return axes[name].reshape(shape)
+
+
+def _block_rows(block: Block) -> Iterator[dict[str, Any]]:
+    shape = tuple(len(values) for values in block.axes.values())
+    code = np.broadcast_to(block.code, shape)
+    columns = {} if block.estimate is None else _columns(block.estimate, shape)
+    for index in np.ndindex(shape):
+        point = {
+            name: int(values[i])
+            for (name, values), i in zip(block.axes.items(), index, strict=True)
+        }
+        reason = REASONS.get(int(code[index]), block.reason)
+        results: dict[str, float | None] = dict.fromkeys(RESULT_COLUMNS)
+        for name, values in columns.items():
+            value = float(values[index])
+            results[name] = value if math.isfinite(value) else None
+        yield {**block.names, **point, **results, "feasible": not reason, "reason": reason}
+
+
+RESULT_COLUMNS = (
+    "target_step_s",
+    "verify_s",
+    "draft_step_s",
+    "overhead_s",
+    "round_s",
+    "tokens_per_round",
+    "tpot_s",
+    "plain_tpot_s",
+    "speedup",
+    "ttft_s",
+    "memory_bytes_per_gpu",
+)
+
+
+def _columns(point: RoundEstimate, shape: tuple[int, ...]) -> dict[str, Array]:
+    draft = np.zeros(()) if point.draft_step is None else point.draft_step.total_s
+    values = (
+        point.target_step.total_s,
+        point.verify.total_s,
+        draft,
+        point.overhead_s,
+        point.round_s,
+        point.tokens_per_round,
+        point.tpot_s,
+        point.plain_tpot_s,
+        point.speedup,
+        point.ttft_s,
+        point.memory.total,
+    )
+    return {
+        name: np.broadcast_to(value, shape)
+        for name, value in zip(RESULT_COLUMNS, values, strict=True)
+    }

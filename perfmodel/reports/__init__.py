@@ -1,0 +1,1 @@
+"""Estimates as plain data: JSON dictionaries and engine configuration files."""

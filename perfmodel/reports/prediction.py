@@ -1,0 +1,251 @@
+"""Estimates as plain data (the JSON schema of docs/json.md) and as text tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from perfmodel.acceptance.tokens import accepted_distribution
+from perfmodel.errors import DoesNotFit
+from perfmodel.passes.memory import TERMS, largest_batch
+from perfmodel.passes.parts import GROUPS, StepTime
+from perfmodel.planning.recommend import Recommendation
+from perfmodel.planning.search import Candidate, plan_label
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.round import RoundEstimate
+from perfmodel.speculation.uncertainty import speedup_interval
+
+
+def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
+    """One prediction: seconds, bytes and tokens; null where acceptance is unknown.
+
+    Returns
+    -------
+    dict
+        `target_step_s`, `verify_s`, `draft_step_s`, `overhead_s`, `round_s`, `tokens_per_round`,
+        `tpot_s`, `plain_tpot_s`, `speedup`, `ttft_s`, `memory_bytes_per_gpu`, `feasible`,
+        `reason`, `origin`, and beneath them `scenario`, `acceptance`, `memory`, `breakdown`,
+        `notes`.
+    """
+    scenario = point.scenario
+    interval = None if math.isnan(point.speedup) else speedup_interval(scenario)
+    return {
+        "target_step_s": float(point.target_step.total_s),
+        "verify_s": float(point.verify.total_s),
+        "draft_step_s": 0.0 if point.draft_step is None else float(point.draft_step.total_s),
+        "overhead_s": float(point.overhead_s),
+        "round_s": float(point.round_s),
+        "tokens_per_round": _number(point.tokens_per_round),
+        "tpot_s": _number(point.tpot_s),
+        "plain_tpot_s": float(point.plain_tpot_s),
+        "speedup": _number(point.speedup),
+        "speedup_low": None if interval is None else interval.low,
+        "speedup_high": None if interval is None else interval.high,
+        "break_even_acceptance": _number(point.break_even_alpha),
+        "throughput_tokens_per_s": _number(scenario.workload.batch / point.tpot_s),
+        "ttft_s": float(point.ttft_s),
+        "memory_bytes_per_gpu": float(point.memory.total),
+        "feasible": bool(point.feasible),
+        "reason": infeasible_reason(point),
+        "origin": origins(point),
+        "scenario": scenario_dict(scenario),
+        "acceptance": acceptance_dict(point),
+        "memory": memory_dict(point),
+        "breakdown": breakdown_dict(point),
+        "notes": list(scenario.notes),
+    }
+
+
+def infeasible_reason(point: RoundEstimate) -> str:
+    """Why the plan cannot run, with the arithmetic; empty where it can."""
+    if bool(point.memory.fits):
+        return ""
+    best = largest_batch(point.scenario)
+    fits = f"the largest batch that fits is {best}" if best else "not even batch 1 fits"
+    return f"{point.memory.account()}; {fits}"
+
+
+def check_fits(point: RoundEstimate) -> None:
+    """Raise where memory does not hold the plan.
+
+    Raises
+    ------
+    DoesNotFit
+        With the arithmetic, and the largest batch that fits.
+    """
+    if not bool(point.memory.fits):
+        raise DoesNotFit(infeasible_reason(point))
+
+
+def origins(point: RoundEstimate) -> dict[str, str]:
+    """Where each number comes from: "fitted", "extrapolated", "assumed", "given", "borrowed" ..."""
+    steps = {"target_step_s": point.target_step, "verify_s": point.verify}
+    if point.draft_step is not None:
+        steps["draft_step_s"] = point.draft_step
+    engine = point.scenario.engine.origin
+    return {
+        **{name: step.origin for name, step in steps.items()},
+        "overhead_s": engine,
+        "tokens_per_round": acceptance_origin(point.scenario)[0],
+        "memory_bytes_per_gpu": "datasheet",
+    }
+
+
+def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
+    """(origin, source) of the acceptance that the scenario uses."""
+    plan, given = scenario.plan, scenario.acceptance
+    if not plan.speculates:
+        return "none", "no draft"
+    if given is not None:
+        return given.origin, given.source
+    curve = scenario.curve
+    if curve is None:
+        return "unknown", "no measurement for this draft choice"
+    return curve.origin, curve.source
+
+
+def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:
+    """The acceptance in all its forms: α, accepted / proposed, accepted drafts, tokens a round."""
+    origin, source = acceptance_origin(point.scenario)
+    gamma, tokens = int(point.gamma), float(point.tokens_per_round)
+    known = gamma > 0 and not math.isnan(tokens)
+    result: dict[str, Any] = {
+        "alpha": _number(point.alpha),
+        "accepted_drafts": tokens - 1.0 if known else None,
+        "accepted_fraction": (tokens - 1.0) / gamma if known else None,
+        "tokens_per_round": _number(tokens),
+        "origin": origin,
+        "source": source,
+    }
+    given = point.scenario.acceptance
+    if given is not None and known:
+        result["per_position"] = [
+            given.per_position[min(i, len(given.per_position) - 1)] for i in range(gamma)
+        ]
+        result["distribution"] = [float(p) for p in accepted_distribution(given, gamma)]
+    return result
+
+
+def memory_dict(point: RoundEstimate) -> dict[str, float]:
+    """Bytes per GPU, term by term."""
+    memory = point.memory
+    terms = {f"{name}_bytes": float(getattr(memory, name)) for name in TERMS}
+    return {**terms, "total_bytes": float(memory.total), "capacity_bytes": memory.capacity}
+
+
+def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:
+    """Every part of every pass: seconds, what bounds it, where its number comes from."""
+    passes = {
+        "target_step": point.target_step,
+        "verify": point.verify,
+        "draft_step": point.draft_step,
+    }
+    return {name: step_dict(step) for name, step in passes.items() if step is not None}
+
+
+def step_dict(step: StepTime) -> dict[str, Any]:
+    """The parts of one pass."""
+    return {
+        part.name: {
+            "seconds": float(part.seconds),
+            "group": GROUPS[part.name],
+            "bound": str(part.bound),
+            "origin": part.origin_at(),
+            "compute_limit_s": float(part.compute_s),
+            "memory_limit_s": float(part.memory_s),
+        }
+        for part in step.parts
+    }
+
+
+def scenario_dict(scenario: Scenario) -> dict[str, Any]:
+    """The scenario in the vocabulary of the command line; None values are left out."""
+    plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
+    draft = scenario.draft
+    values: dict[str, Any] = {
+        "target": scenario.target.reference,
+        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
+        "draft_policy": None if plan.draft == "none" else plan.policy,
+        "kv_budget": plan.kv_budget_tokens,
+        "gamma": plan.gamma,
+        "gpu": scenario.machine.gpu.name,
+        "machine": scenario.machine.name,
+        "tp": scenario.tp,
+        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
+        "batch": work.batch,
+        "prefix_tokens": work.prefix_tokens,
+        "output_tokens": work.output_tokens,
+        "weight_dtype": scenario.weight_dtype,
+        "kv_dtype": scenario.kv_dtype,
+        "engine": scenario.engine.name,
+    }
+    if given is not None:
+        rates = list(given.per_position)
+        key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
+        values[key] = rates[0] if len(rates) == 1 else rates
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    """One plan of a recommendation."""
+    return {
+        "label": plan_label(candidate.scenario.plan),
+        "speedup": _number(candidate.speedup),
+        "tpot_s": _number(candidate.tpot_s),
+        "ttft_s": candidate.ttft_s,
+        "tokens_per_round": _number(candidate.tokens_per_round),
+        "throughput_per_gpu": _number(candidate.throughput_per_gpu),
+        "break_even_acceptance": _number(candidate.break_even_alpha),
+        "memory_fraction": candidate.memory_fraction,
+        "scenario": scenario_dict(candidate.scenario),
+    }
+
+
+def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
+    """A recommendation with all that explains it."""
+    interval, binding, schedule = answer.interval, answer.binding, answer.schedule
+    return {
+        "sentence": answer.sentence,
+        "speculate": answer.speculates,
+        "objective": answer.objective,
+        "best": candidate_dict(answer.best),
+        "without_speculation": candidate_dict(answer.plain),
+        "speedup_interval_90": None if interval is None else [interval.low, interval.high],
+        "gain_probability": answer.gain_probability,
+        "runners_up": [candidate_dict(c) for c in answer.runners_up],
+        "unmeasured": [
+            {"alpha_to_break_even": u.alpha_to_break_even, **candidate_dict(u.candidate)}
+            for u in answer.unmeasured
+        ],
+        "binding": None
+        if binding is None
+        else {
+            "name": binding.name,
+            "cost_percent": binding.cost_percent,
+            "without": candidate_dict(binding.without),
+        },
+        "studied": None if answer.studied is None else candidate_dict(answer.studied),
+        "break_even_batch": None if answer.batch is None else answer.batch.from_value,
+        "break_even_batch_until": None if answer.batch is None else answer.batch.until,
+        "break_even_prefix_tokens": None if answer.context is None else answer.context.from_value,
+        "break_even_prefix_tokens_until": None if answer.context is None else answer.context.until,
+        "gamma_schedule": None
+        if schedule is None
+        else {
+            "batch": list(schedule.batches),
+            "prefix_tokens": list(schedule.contexts),
+            "gamma": [list(row) for row in schedule.gamma],
+        },
+        "sensitivities": [
+            {"name": s.name, "change": s.change, "speedup_low": s.low, "speedup_high": s.high}
+            for s in answer.sensitivities
+        ],
+        "notes": list(answer.best.scenario.notes),
+    }
+
+
+def _number(value: Any) -> float | None:
+    number = float(np.asarray(value))
+    return number if math.isfinite(number) else None

@@ -1,0 +1,101 @@
+"""Simulations as plain data: what `specroof simulate --json` prints (docs/json.md)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from perfmodel.serving.choose_gamma import TrafficChoice
+from perfmodel.serving.fixed_batch import FixedBatchRun
+from perfmodel.serving.quantiles import QUANTILES, Durations
+from perfmodel.serving.round_times import BOUNDS
+from perfmodel.serving.simulate import ServingRun
+
+
+def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
+    """One request simulation; seconds, tokens, shares of 1."""
+    stats = run.stats
+    busy, span = stats.busy_s or 1.0, stats.makespan_s or 1.0
+    result: dict[str, Any] = {
+        "label": run.label,
+        "gamma": run.gamma,
+        "requests": stats.requests,
+        "refused": stats.refused,
+        "prompt_tokens": stats.prompt_tokens,
+        "output_tokens": stats.output_tokens,
+        "makespan_s": stats.makespan_s,
+        "throughput_tokens_per_s": run.throughput,
+        "requests_per_s": stats.requests / span,
+        "goodput_rps": run.goodput_rps,
+        "good_share": stats.good / stats.requests,
+        "ttft": durations_dict(stats.ttft),
+        "tpot": durations_dict(stats.tpot),
+        "latency": durations_dict(stats.latency),
+        "busy_share": run.busy_share,
+        "mean_batch": stats.batch_s / busy,
+        "kv_capacity_tokens": run.capacity_tokens,
+        "kv_mean_share": stats.kv_s / busy,
+        "kv_most_share": stats.most_kv,
+        "kv_share_seconds": list(stats.kv_share_s),
+        "preemptions": stats.preemptions,
+        "passes": stats.passes,
+        "rounds": stats.rounds,
+        "rounds_by_bound": _bounds(stats.rounds_by_bound),
+        "gamma_time_share": _shares(stats.gamma_s),
+    }
+    if timeline:
+        result["timeline"] = stats.timeline.rows(stats.makespan_s)
+    return result
+
+
+def batch_dict(run: FixedBatchRun) -> dict[str, Any]:
+    """One fixed batch."""
+    return {
+        "label": f"gamma {run.gamma}" if run.gamma else "no speculation",
+        "gamma": run.gamma,
+        "sequences": int(run.produced.size),
+        "rounds": run.rounds,
+        "tokens": run.tokens,
+        "tokens_per_round": run.tokens_per_round,
+        "makespan_s": run.makespan_s,
+        "throughput_tokens_per_s": run.throughput,
+        "tpot": durations_dict(run.tpot()),
+        "rounds_by_bound": _bounds(run.rounds_by_bound),
+        "timeline": run.timeline.rows(run.makespan_s),
+    }
+
+
+def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
+    """What `recommend --traffic` prints."""
+    runs = [choice.plain, *choice.fixed, choice.scheduled]
+    return {
+        "sentence": choice.sentence,
+        "objective": choice.objective,
+        "best": choice.best.label,
+        "best_fixed": choice.best_fixed.label,
+        "runs": [serving_dict(run, timeline=False) for run in runs],
+    }
+
+
+def durations_dict(found: Durations) -> dict[str, float | None]:
+    """Mean, its standard error, quantiles and extremes; null where nothing was counted."""
+    values = {
+        "mean_s": found.mean_s,
+        "standard_error_s": found.standard_error_s,
+        **{f"p{round(100 * q)}_s": found.quantile_s(q) for q in QUANTILES},
+        "least_s": found.least_s,
+        "most_s": found.most_s,
+    }
+    return {
+        key: value if found.count and math.isfinite(value) else None
+        for key, value in values.items()
+    }
+
+
+def _bounds(counts: list[int]) -> dict[str, int]:
+    return {name: count for name, count in zip(BOUNDS, counts, strict=True) if count}
+
+
+def _shares(seconds: dict[int, float]) -> dict[str, float]:
+    total = sum(seconds.values()) or 1.0
+    return {str(gamma): part / total for gamma, part in sorted(seconds.items())}

@@ -1,0 +1,270 @@
+"""`ScenarioInput`: one flat vocabulary for flags, TOML keys and CSV columns, checked once."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from perfmodel import catalog
+from perfmodel.acceptance.curve import AcceptanceCurve
+from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.catalog.acceptance import read_acceptance_curves
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.gpu import Machine
+from perfmodel.specs.workload import Workload, parse_slo
+
+MAX_FILE_BYTES = 1_000_000
+# The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
+DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
+DEFAULT_GAMMA = 4
+# What engines report of a run at one γ: each is converted to the α that explains it.
+OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
+ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number, also as CSV or TOML may write it ("64", 64.0, "32_000")."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, not true or false")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("must be one whole number, without thousands commas") from None
+    if isinstance(value, float):
+        if not math.isfinite(value) or value % 1:
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _rates(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(float(part) for part in value.split(",") if part.strip())
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class ScenarioInput(BaseModel):
+    """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    target: Name = "llama-3.1-8b"
+    draft: Name = "none"
+    draft_policy: Name | None = None
+    kv_budget: Count | None = None
+    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = None
+    gpu: Name = "h100-sxm"
+    machine: Name | None = None
+    tp: Count = 1
+    draft_tp: Count | None = None
+    batch: Count = 64
+    prefix_tokens: Count = 32_000
+    output_tokens: Count = 256
+    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
+    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
+    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = None
+    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = None
+    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
+    acceptance_curve: Name | None = None
+    weight_dtype: Name = "bf16"
+    kv_dtype: Name = "bf16"
+    engine: Name = "specroof"
+    slo: str = ""
+
+    @model_validator(mode="after")
+    def _one_acceptance(self) -> ScenarioInput:
+        stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise ValueError(f"{' and '.join(stated)} say the same thing twice; give one of them")
+        return self
+
+    # ---- the parts of a scenario ------------------------------------------------------------
+
+    def plan(self) -> DraftPlan:
+        """The draft plan, with the defaults that depend on the draft."""
+        if self.draft == "none":
+            return DraftPlan(gamma=self.gamma or 0)
+        draft = self.draft
+        if draft != "self":
+            name = catalog.model(draft).name
+            draft = "self" if name == catalog.model(self.target).name else name
+        policy = self.draft_policy or "streamingllm"
+        budget = self.kv_budget
+        if policy == "full":
+            budget = None
+        elif budget is None and policy in DEFAULT_BUDGET:
+            budget = min(DEFAULT_BUDGET[policy], self.prefix_tokens)
+        gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
+        # A self-draft's ranks are the target's, whether that is said or not.
+        draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
+        if draft != "self":
+            draft_tp = self.draft_tp or self.tp
+        return DraftPlan(
+            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
+        )
+
+    def given_acceptance(self, gamma: int) -> Acceptance | None:
+        """The acceptance that was stated, in its general form, or None."""
+        if self.acceptance is not None:
+            return Acceptance.from_alpha(self.acceptance)
+        if self.acceptance_per_position is not None:
+            return Acceptance.from_per_position(self.acceptance_per_position)
+        if self.accepted_fraction is not None:
+            return Acceptance.from_accepted_fraction(self.accepted_fraction, gamma)
+        if self.accepted_drafts is not None:
+            return Acceptance.from_accepted_drafts(self.accepted_drafts, gamma)
+        if self.tokens_per_round is not None:
+            return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
+        return None
+
+    def _own_curves(self) -> tuple[AcceptanceCurve, ...]:
+        return () if self.acceptance_curve is None else _curves_of(self.acceptance_curve)
+
+    def _machine(self) -> Machine:
+        """The machine, which `gpu` may repeat but not contradict."""
+        if self.machine is None:
+            return catalog.default_machine(self.gpu)
+        machine = catalog.machine(self.machine)
+        if "gpu" in self.model_fields_set and self.gpu.lower() != machine.gpu.name:
+            raise ConfigError(
+                f"gpu={self.gpu!r} is not what machine {machine.name} holds; "
+                f"use gpu {machine.gpu.name}, or leave one of the two out"
+            )
+        return machine
+
+    def scenario(self) -> Scenario:
+        """The scenario, with every name looked up in the catalog.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown name, or values that do not hold together.
+        """
+        plan = self.plan()
+        target = catalog.model(self.target)
+        machine = self._machine()
+        if plan.draft == "none":
+            draft = None
+        else:
+            draft = target if plan.is_self else catalog.model(self.draft)
+        parse_slo(self.slo)
+        return Scenario(
+            machine=machine,
+            target=target,
+            draft=draft,
+            workload=Workload(
+                batch=self.batch,
+                prefix_tokens=self.prefix_tokens,
+                output_tokens=self.output_tokens,
+            ),
+            plan=plan,
+            engine=engine_profile(self.engine, machine.gpu),
+            tp=self.tp,
+            weight_dtype=self.weight_dtype,
+            kv_dtype=self.kv_dtype,
+            acceptance=self.given_acceptance(plan.gamma),
+            own_curves=self._own_curves(),
+        )
+
+
+def _curves_of(path: str) -> tuple[AcceptanceCurve, ...]:
+    """The file's curves, read again only after it has changed: a sweep asks for them often."""
+    try:
+        about = Path(path).stat()
+        stamp = (about.st_mtime_ns, about.st_size)
+    except (OSError, ValueError):
+        stamp = (0, 0)
+    return _curves_at(path, stamp)
+
+
+@lru_cache(maxsize=16)
+def _curves_at(path: str, stamp: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
+    return read_acceptance_curves(path)
+
+
+def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:
+    """Check flat values; None and empty text mean "not given".
+
+    Raises
+    ------
+    ConfigError
+        One line that names the key, the value, the reason and the nearest key.
+    """
+    stated = {k: v for k, v in values.items() if v is not None and v != ""}
+    try:
+        return ScenarioInput(**stated)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origin)) from error
+
+
+def read_scenario(path: str | Path) -> dict[str, Any]:
+    """Flat values of a scenario TOML.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, too large, not UTF-8 or not a flat TOML table.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a scenario")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply for a scenario") from error
+    except ValueError as error:  # not TOML, or a number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from error
+    nested = [key for key, value in table.items() if isinstance(value, dict)]
+    if nested:
+        raise ConfigError(f"{path}: {nested[0]!r} is a table; a scenario is flat key = value lines")
+    return table
+
+
+def _one_line(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    prefix = f"{origin}: " if origin else ""
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(key, ScenarioInput.model_fields, n=3, cutoff=0.4)
+        known = ", ".join(near or sorted(ScenarioInput.model_fields))
+        return f"{prefix}unknown key {key!r}. {'Nearest' if near else 'Known'}: {known}."
+    why = first["msg"].removeprefix("Value error, ")
+    value = "" if not key else f"{key}={_shown(first['input'])}: "
+    return f"{prefix}{value}{why[0].lower()}{why[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as stated, cut to a line; a whole number can be too long to write out."""
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        return f"about 2**{value.bit_length()}"
+    return repr(str(value)[:80])

@@ -1,0 +1,1 @@
+"""Requests over time: traffic, batching, the simulator."""

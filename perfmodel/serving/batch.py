@@ -1,0 +1,201 @@
+"""The decoding batch of the request simulator, twice: sequence by sequence, and as sums.
+
+`ExactBatch` draws every round of every sequence. `PooledBatch` draws, when a request arrives, the
+number of rounds it will need (`AcceptanceProcess.rounds_to_finish`), so that at one γ every finish
+falls on the round it would have fallen on. Between finishes it advances many rounds at once: a
+sequence's cache grows by its mean a round, not by its own draws. Where γ changes while a request
+runs, its remaining rounds are scaled by the ratio of the mean tokens a round.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from perfmodel.serving.acceptance import AcceptanceProcess
+
+MOST_ROUNDS_AT_ONCE = 256
+
+
+class Request:
+    """One request on its way: what it asks, what it has, and when."""
+
+    __slots__ = (
+        "arrival_s", "cached", "finish_s", "first_token_s", "index", "left", "output",
+        "prefilled", "progress_due", "prompt", "rounds", "rounds_done", "slope", "trait",
+    )  # fmt: skip
+
+    def __init__(
+        self, index: int, arrival_s: float, prompt: int, output: int, trait: float,
+        rounds: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.index, self.arrival_s, self.prompt, self.output = index, arrival_s, prompt, output
+        self.trait, self.rounds = trait, rounds  # rounds to finish, per γ of the policy
+        self.cached = float(prompt)  # tokens to cache before it decodes (again)
+        self.left = float(output - 1)  # tokens still to decode
+        self.prefilled = 0
+        self.slope = 0.0  # tokens per unit of progress; 0 until it first decodes
+        self.progress_due = 0.0  # progress at which it finishes
+        self.rounds_done = 0  # counted in `ExactBatch` alone
+        self.first_token_s = self.finish_s = math.nan
+
+
+class Batch(Protocol):
+    """Sequences that decode together."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> float: ...
+
+    def add(self, request: Request, gamma: int) -> None:
+        """Take in a request that is prefilled."""
+
+    def tokens_per_round(self, gamma: int) -> float:
+        """Growth of the caches in one round, all sequences together."""
+
+    def rounds_to_finish(self, gamma: int) -> int:
+        """Rounds that may pass before any sequence can finish, that round included."""
+
+    def advance(self, gamma: int, rounds: int) -> list[Request]:
+        """Pass `rounds` rounds and return who finished."""
+
+    def evict(self) -> Request:
+        """Give up the sequence that was taken in last, keeping what it has generated."""
+
+
+class PooledBatch:
+    """The batch as two sums that are linear in progress, and a heap of finishes.
+
+    Progress is counted in rounds of the policy's first γ; a round of another γ is worth the ratio
+    of their mean tokens.
+    """
+
+    def __init__(self, process: AcceptanceProcess, gammas: tuple[int, ...]) -> None:
+        means = [process.mean_tokens(gamma) for gamma in gammas]
+        self._worth = {g: mean / means[0] for g, mean in zip(gammas, means, strict=True)}
+        self._place = {gamma: i for i, gamma in enumerate(gammas)}
+        self._progress, self._base, self._slope = 0.0, 0.0, 0.0
+        self._due: list[tuple[float, int, Request]] = []
+        self._serial = 0
+        self._live: dict[int, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def cached_tokens(self) -> float:
+        return self._base + self._slope * self._progress
+
+    def add(self, request: Request, gamma: int) -> None:
+        if request.slope == 0.0:
+            request.slope = request.left / (request.rounds[self._place[gamma]] * self._worth[gamma])
+        request.progress_due = self._progress + request.left / request.slope
+        self._base += request.cached - request.slope * self._progress
+        self._slope += request.slope
+        self._live[request.index] = request
+        self._serial += 1
+        heapq.heappush(self._due, (request.progress_due, self._serial, request))
+
+    def tokens_per_round(self, gamma: int) -> float:
+        return self._slope * self._worth[gamma]
+
+    def rounds_to_finish(self, gamma: int) -> int:
+        due = self._due
+        while due[0][2].progress_due != due[0][0] or due[0][2].index not in self._live:
+            heapq.heappop(due)  # evicted
+        rounds = (due[0][0] - self._progress) / self._worth[gamma]
+        return min(max(math.ceil(rounds - 1e-6), 1), MOST_ROUNDS_AT_ONCE)
+
+    def advance(self, gamma: int, rounds: int) -> list[Request]:
+        self._progress += rounds * self._worth[gamma]
+        finished: list[Request] = []
+        due, reached = self._due, self._progress + 1e-6
+        while due and due[0][0] <= reached:
+            at, _, request = heapq.heappop(due)
+            if request.index in self._live and request.progress_due == at:
+                del self._live[request.index]
+                self._forget(request)
+                finished.append(request)
+        return finished
+
+    def evict(self) -> Request:
+        _, request = self._live.popitem()
+        request.left = (request.progress_due - self._progress) * request.slope
+        self._forget(request)
+        request.cached = request.prompt + (request.output - 1) - request.left
+        return request
+
+    def _forget(self, request: Request) -> None:
+        last = request.prompt + request.output - 1
+        self._base -= last - request.slope * request.progress_due
+        self._slope -= request.slope
+        if not self._live:
+            self._progress = self._base = self._slope = 0.0
+            self._due.clear()
+
+
+class ExactBatch:
+    """The batch as arrays of sequences: every round of each is drawn."""
+
+    def __init__(
+        self, process: AcceptanceProcess, rng: np.random.Generator, *, max_batch: int
+    ) -> None:
+        self._process, self._rng = process, rng
+        self._requests: list[Request] = []
+        self._left = np.zeros(max_batch, np.int64)
+        self._cached = np.zeros(max_batch, np.int64)
+        self._traits = np.zeros(max_batch)
+        self._rounds = np.zeros(max_batch, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def cached_tokens(self) -> float:
+        return float(self._cached[: len(self)].sum())
+
+    def add(self, request: Request, gamma: int) -> None:
+        row = len(self)
+        self._requests.append(request)
+        self._left[row], self._cached[row] = round(request.left), round(request.cached)
+        self._traits[row], self._rounds[row] = request.trait, request.rounds_done
+
+    def tokens_per_round(self, gamma: int) -> float:
+        return len(self) * (gamma + 1.0)
+
+    def rounds_to_finish(self, gamma: int) -> int:
+        return 1
+
+    def advance(self, gamma: int, rounds: int) -> list[Request]:
+        assert rounds == 1
+        n = len(self)
+        drawn = 1 + self._process.accepted(self._rng, gamma, self._traits[:n], self._rounds[:n])
+        taken = np.minimum(drawn, self._left[:n])
+        self._left[:n] -= taken
+        self._cached[:n] += taken
+        self._rounds[:n] += 1
+        done = self._left[:n] == 0
+        finished = [self._requests[i] for i in np.flatnonzero(done)]
+        if finished:
+            self._keep(np.flatnonzero(~done))
+        return finished
+
+    def evict(self) -> Request:
+        request = self._requests.pop()
+        row = len(self)
+        request.left, request.cached = float(self._left[row]), float(self._cached[row])
+        request.rounds_done = int(self._rounds[row])
+        return request
+
+    def _keep(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        self._requests = [self._requests[i] for i in rows]
+        for column in (self._left, self._cached, self._traits, self._rounds):
+            column[: rows.size] = column[rows]
+
+
+Policy = Callable[[int, float], int]

@@ -1,0 +1,101 @@
+"""γ for a recorded traffic, chosen by simulation: none, the best fixed one, or the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from perfmodel.scenario import Scenario
+from perfmodel.serving.acceptance import AcceptanceProcess
+from perfmodel.serving.round_times import StepTable
+from perfmodel.serving.scheduler import Serving
+from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
+from perfmodel.serving.traffic import Traffic
+from perfmodel.specs.workload import SLO
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrafficChoice:
+    """Every run on the same traffic and seed, and what `objective` prefers."""
+
+    objective: str  # "goodput", where limits are stated, else "latency"
+    plain: ServingRun
+    fixed: tuple[ServingRun, ...]  # γ of 1 and up
+    scheduled: ServingRun
+
+    @property
+    def best_fixed(self) -> ServingRun:
+        """The best single γ above 0."""
+        return min(self.fixed, key=self.cost)
+
+    @property
+    def best(self) -> ServingRun:
+        """The best of all; of equals the simplest: none, then a fixed γ, then the schedule."""
+        return min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
+
+    def cost(self, run: ServingRun) -> tuple[float, float]:
+        """What is minimised: requests that miss the limits, then mean end-to-end seconds."""
+        missed = run.stats.requests - run.stats.good if self.objective == "goodput" else 0
+        return (missed + run.stats.refused, run.stats.latency.mean_s)
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        best, plain = self.best, self.plain
+        what = {None: "Follow the schedule", 0: "Do not speculate"}.get(
+            best.gamma, f"Use gamma {best.gamma} throughout"
+        )
+        others = [run for run in (plain, self.best_fixed, self.scheduled) if run is not best]
+        against = ", ".join(f"{run.stats.latency.mean_s:.3g} s with {run.label}" for run in others)
+        mean = f"{best.stats.latency.mean_s:.3g} s a request on average"
+        if self.objective == "goodput":
+            share = best.stats.good / best.stats.requests
+            mean = f"{share:.1%} of requests meet the limits, {mean}"
+        return f"{what}: {mean}, against {against}."
+
+
+def choose_for_traffic(
+    scenario: Scenario,
+    traffic: Traffic,
+    serving: Serving,
+    process: AcceptanceProcess,
+    *,
+    slo: SLO | None = None,
+    seed: int = 0,
+    gammas: Sequence[int] = SCHEDULE_GAMMAS,
+    progress: Callable[[int], None] | None = None,
+) -> TrafficChoice:
+    """Simulate a traffic without speculation, at each fixed γ, and by the schedule.
+
+    Parameters
+    ----------
+    scenario, traffic, serving, process, slo, seed
+        As for `simulate_requests`.
+    gammas : sequence of int
+        What the schedule chooses from; those above 0 are also run fixed.
+    progress : callable, optional
+        Told the number of finished requests of all runs together.
+    """
+    table = StepTable(scenario, max_batch=serving.max_batch)
+    finished = 0
+
+    def told(count: int) -> None:
+        if progress is not None:
+            progress(finished + count)
+
+    def run(chosen: Sequence[int]) -> ServingRun:
+        nonlocal finished
+        result = simulate_requests(
+            scenario, traffic, serving, process,
+            gammas=chosen, slo=slo, seed=seed, table=table, progress=told,
+        )  # fmt: skip
+        finished += result.stats.requests
+        return result
+
+    limits = slo is not None and (slo.ttft_s is not None or slo.tpot_s is not None)
+    return TrafficChoice(
+        "goodput" if limits else "latency",
+        run([0]),
+        tuple(run([gamma]) for gamma in gammas if gamma > 0),
+        run(gammas),
+    )

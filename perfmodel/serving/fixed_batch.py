@@ -1,0 +1,190 @@
+"""The round simulator: one fixed batch, played round by round with every acceptance drawn.
+
+Tokens do not depend on time here, so a block of rounds is drawn first and then priced by one
+broadcast call of `estimate()`, without any table: the prices are the closed form's own, but for
+what unequal caches and idle rows add (`round_price`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.serving.acceptance import AcceptanceProcess
+from perfmodel.serving.quantiles import Durations, Timeline
+from perfmodel.serving.ragged_rounds import graph_rows, price_rounds
+from perfmodel.serving.round_times import BOUNDS, round_bounds
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Finished = Literal["compaction", "padding", "graphs"]
+FINISHED: tuple[Finished, ...] = ("compaction", "padding", "graphs")
+BLOCK = 256
+MAX_ROUNDS = 10_000_000
+
+
+@dataclass(eq=False, slots=True)
+class FixedBatchRun:
+    """What a fixed batch took. Seconds and tokens; arrays have one entry per sequence."""
+
+    gamma: int
+    makespan_s: float = 0.0
+    rounds: int = 0
+    tokens: int = 0
+    drafts_accepted: int = 0
+    sequence_rounds: int = 0  # rounds times the sequences that still wanted tokens
+    finish_s: Array = field(default_factory=lambda: np.zeros(0))
+    produced: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    rounds_by_bound: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
+    timeline: Timeline = field(default_factory=Timeline)
+    rows: int = 0  # of the graph that the last round ran in
+    token_variance: float = 0.0  # of the tokens of one round of the whole batch
+
+    @property
+    def throughput(self) -> float:
+        """Tokens per second of the whole batch."""
+        return self.tokens / self.makespan_s
+
+    @property
+    def throughput_error(self) -> float:
+        """Monte-Carlo standard error of `throughput`, of a run that did not end with a finish."""
+        per_round_s = self.makespan_s / self.rounds
+        return math.sqrt(self.token_variance / self.rounds) / per_round_s
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Mean tokens that a sequence gained in a round."""
+        return self.tokens / self.sequence_rounds
+
+    def tpot(self) -> Durations:
+        """Seconds per token of each sequence, from the start to its own finish."""
+        found = Durations()
+        found.add(self.finish_s / np.maximum(self.produced, 1))
+        return found
+
+
+def simulate_batch(
+    scenario: Scenario,
+    process: AcceptanceProcess,
+    *,
+    prompt_tokens: Counts,
+    output_tokens: Counts,
+    gamma: int | None = None,
+    rounds: int | None = None,
+    finished: Finished = "compaction",
+    grow: bool = True,
+    seed: int = 0,
+) -> FixedBatchRun:
+    """Decode a batch whose prompts are cached already.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Machine, models, engine and draft; its batch and lengths are not used.
+    process : AcceptanceProcess
+        Accepted drafts; not used at γ = 0.
+    prompt_tokens, output_tokens : array of int, of one shape (sequences,)
+        Cached tokens at the start; tokens to decode. [tokens]
+    gamma : int, optional
+        Drafts a round; the scenario's own by default.
+    rounds : int, optional
+        Stop after so many rounds, and let no sequence finish; by default all finish.
+    finished : str
+        "compaction": the batch shrinks; "padding": a finished sequence keeps its place and cost;
+        "graphs": it leaves an idle row, until half of the rows are idle and a smaller graph takes
+        over, as in the runtime; the time to capture that one is not counted.
+    grow : bool
+        Whether caches grow; without, every round costs what the first does.
+    seed : int
+        Of the acceptance.
+
+    Raises
+    ------
+    ConfigError
+        For lengths below 1, an unknown `finished`, or γ without a draft.
+    """
+    chosen = scenario.plan.gamma if gamma is None else gamma
+    if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:
+        raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
+    if finished not in FINISHED:
+        raise ConfigError(f"unknown finished {finished!r}. Use {', '.join(FINISHED)}.")
+    if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
+        raise ConfigError(f"rounds={rounds} is outside 1 to {MAX_ROUNDS:,}")
+    rng = np.random.default_rng([seed, 1])
+    traits = process.traits(rng, prompt_tokens.size) if chosen else np.zeros(prompt_tokens.size)
+    run = FixedBatchRun(chosen, finish_s=np.zeros(prompt_tokens.size))
+    run.produced = np.zeros(prompt_tokens.size, np.int64)
+    wanted = None if rounds is not None else output_tokens
+    squares = 0.0
+    while rounds is None or run.rounds < rounds:
+        size = BLOCK if rounds is None else min(BLOCK, rounds - run.rounds)
+        before, gained = _draw(process, rng, chosen, traits, run, wanted, size)
+        alive = np.ones(gained.shape, bool) if wanted is None else before < wanted
+        size = int(alive.any(axis=1).sum())
+        before, gained, alive = before[:size], gained[:size], alive[:size]
+        if not size:
+            break
+        seconds = _price(scenario, chosen, prompt_tokens, before, alive, finished, grow, run)
+        _count(run, seconds, gained, alive, wanted)
+        squares += float(np.sum(gained.sum(axis=1, dtype=float) ** 2))
+    run.token_variance = max(squares / run.rounds - (run.tokens / run.rounds) ** 2, 0.0)
+    return run
+
+
+def _draw(
+    process: AcceptanceProcess, rng: np.random.Generator, gamma: int, traits: Array,
+    run: FixedBatchRun, wanted: Counts | None, size: int,
+) -> tuple[Counts, Counts]:  # fmt: skip
+    """Tokens each sequence had before each of `size` rounds, and gained in it."""
+    done = run.rounds + np.arange(size)[:, None]
+    shape = (size, traits.size)
+    own, at = np.broadcast_to(traits, shape), np.broadcast_to(done, shape)
+    after = run.produced + np.cumsum(1 + process.accepted(rng, gamma, own, at), axis=0)
+    if wanted is not None:
+        after = np.minimum(after, wanted)
+    before = np.concatenate([run.produced[None], after[:-1]])
+    return before, after - before
+
+
+def _price(
+    scenario: Scenario, gamma: int, prompt: Counts, before: Counts, alive: NDArray[np.bool_],
+    finished: str, grow: bool, run: FixedBatchRun,
+) -> Array:  # fmt: skip
+    """Seconds of each round; counts what bounds it, too."""
+    costs = np.ones(alive.shape, bool) if finished == "padding" else alive
+    running = costs.sum(axis=1)
+    rows = graph_rows(running, run.rows) if finished == "graphs" else running
+    run.rows = int(rows[-1])
+    contexts = np.broadcast_to(prompt + (before if grow else 0), costs.shape)
+    priced = price_rounds(scenario, gamma, contexts, costs, rows)
+    codes = np.broadcast_to(round_bounds(priced.point), running.shape)
+    for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
+        run.rounds_by_bound[int(code)] += int(count)
+    return priced.seconds
+
+
+def _count(
+    run: FixedBatchRun, seconds: Array, gained: Counts, alive: NDArray[np.bool_],
+    wanted: Counts | None,
+) -> None:  # fmt: skip
+    ends = run.makespan_s + np.cumsum(seconds)
+    after = run.produced + np.cumsum(gained, axis=0)
+    last = alive.shape[0] - 1 - np.argmax(alive[::-1], axis=0)
+    here = alive.any(axis=0)
+    if wanted is None or here.any():
+        run.finish_s[here] = ends[last[here]]
+    for start, spent, on, tokens in zip(
+        ends - seconds, seconds, alive.sum(axis=1), gained.sum(axis=1), strict=True
+    ):
+        run.timeline.add(float(start), float(spent), int(on), 0.0, run.gamma, float(tokens))
+    run.produced = after[-1]
+    run.makespan_s, run.rounds = float(ends[-1]), run.rounds + seconds.size
+    run.tokens += int(gained.sum())
+    run.sequence_rounds += int(alive.sum())
+    run.drafts_accepted += int(gained.sum()) - int(alive.sum())

@@ -1,0 +1,201 @@
+"""`StepTable`: round and prefill times tabulated once, so that a simulated round is a look-up.
+
+Round times are tabulated at every batch and over contexts, at even steps of the square root, linear
+between; dense layers and attention of a prompt over tokens, at geometric steps. Rows
+of one pass share its weights; a prompt's attention is its own. So a prompt alone in one pass costs
+what `estimate()` says, and chunks beside a decoding batch cost the rows they add.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.errors import ConfigError, DoesNotFit
+from perfmodel.passes.forward import prefill_pass
+from perfmodel.passes.memory import memory_estimate
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+
+Array = NDArray[np.float64]
+BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
+INTERVALS = 1024  # of context, evenly spaced in its square root
+COARSE = 32  # the bottleneck is told at every 32nd of them
+PROMPT_KNOTS = 400  # a geometric grid from 1 token
+
+
+@dataclass(frozen=True, slots=True)
+class KVCapacity:
+    """Cached tokens that one deployment holds, all sequences together."""
+
+    tokens: int
+    bytes_per_token: float
+
+
+class StepTable:
+    """A scenario's times over batch, context and γ.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Its batch, prefix and γ are not used.
+    max_batch : int
+        Most sequences that decode together.
+    max_context_tokens : int, optional
+        Longest context of one sequence; the target's own limit by default. [tokens]
+    """
+
+    def __init__(
+        self, scenario: Scenario, *, max_batch: int, max_context_tokens: int | None = None
+    ) -> None:
+        self.scenario, self.max_batch = scenario, max_batch
+        self.max_context = max_context_tokens or scenario.target.max_context_tokens
+        self._knots = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
+        self._scale = INTERVALS / math.sqrt(self.max_context)
+        self._starts: list[float] = self._knots.tolist()
+        self._rows: dict[int, list[list[float]]] = {}
+        self._bounds: dict[int, list[list[int]]] = {}
+        self._prompts, self._dense, self._own = _prefill_columns(scenario, self.max_context)
+
+    def round_seconds(self, gamma: int, batch: int, context: float) -> float:
+        """Seconds of one round of `batch` sequences of `context` cached tokens on average."""
+        row = (self._rows.get(gamma) or self._tabulated(gamma))[batch]
+        index = min(int(math.sqrt(context) * self._scale), INTERVALS - 1)
+        low, start = row[index], self._starts[index]
+        slope = (row[index + 1] - low) / (self._starts[index + 1] - start)
+        return low + slope * (context - start)
+
+    def bound(self, gamma: int, batch: int, context: float) -> int:
+        """Index in `BOUNDS` of what takes most of such a round's time."""
+        row = (self._bounds.get(gamma) or self._tabulated_bounds(gamma))[batch]
+        return row[min(int(math.sqrt(context) * self._scale) // COARSE, len(row) - 1)]
+
+    def prefill_seconds(self, rows_before: int, done: int, take: int) -> float:
+        """Seconds that `take` prompt tokens add to a pass.
+
+        Parameters
+        ----------
+        rows_before, done, take : int
+            Tokens of other sequences in the pass; tokens of this prompt cached by earlier passes;
+            tokens of it in this pass. [tokens]
+        """
+        dense = self._at(self._dense, rows_before + take) - self._at(self._dense, rows_before)
+        return dense + self._at(self._own, done + take) - self._at(self._own, done)
+
+    def seconds_by_gamma(self, gammas: ArrayLike) -> Array:
+        """Round times of shape (γ, batch from 1, knots of context)."""
+        return np.array([self._seconds(int(gamma)) for gamma in np.asarray(gammas)])
+
+    @property
+    def contexts(self) -> Array:
+        """Contexts at which times are tabulated. [tokens]"""
+        return self._knots
+
+    def kv_capacity(self, gamma: int) -> KVCapacity:
+        """Tokens that fit beside weights, activations and each sequence's fixed slots.
+
+        Raises
+        ------
+        DoesNotFit
+            If not even one token fits at this `max_batch`.
+        """
+        window = self.scenario.target.sliding_window_tokens
+        longest = float(min(self.max_context, window or self.max_context))
+        work = replace(self.scenario.workload, output_tokens=1)
+        plan = self.scenario.plan
+        held = memory_estimate(
+            replace(self.scenario, workload=work),
+            batch=self.max_batch,
+            prefix_tokens=np.array([0.5, 1.0]) * longest - 1.0,
+            gamma=gamma,
+            kv_budget_tokens=plan.kv_budget_tokens or 0,
+        )
+        caches = np.broadcast_to(held.target_kv + held.draft_kv, (2,)) / self.max_batch
+        per_token = float(caches[1] - caches[0]) / (0.5 * longest)
+        fixed = self.max_batch * (float(caches[1]) - per_token * longest)
+        others = held.weights + held.draft_weights + held.lookahead_kv + held.activations
+        free = held.capacity - float(np.max(others + held.reserved)) - fixed
+        if free < per_token:
+            raise DoesNotFit(
+                f"no KV cache fits beside {self.max_batch} sequences' slots and the weights on "
+                f"{self.scenario.machine.gpu.name}; use more GPUs or a smaller batch"
+            )
+        return KVCapacity(int(free / per_token), per_token)
+
+    def _at(self, column: list[float], tokens: int) -> float:
+        if tokens <= 0:
+            return 0.0
+        index = min(bisect_right(self._prompts, tokens), len(self._prompts) - 1) - 1
+        x0, x1 = self._prompts[index], self._prompts[index + 1]
+        return column[index] + (column[index + 1] - column[index]) * (tokens - x0) / (x1 - x0)
+
+    def _seconds(self, gamma: int) -> Array:
+        return np.asarray(
+            np.broadcast_to(
+                self._estimate(gamma, self._knots).round_s, (self.max_batch, INTERVALS + 1)
+            )
+        )
+
+    def _tabulated(self, gamma: int) -> list[list[float]]:
+        self._rows[gamma] = [[], *self._seconds(gamma).tolist()]
+        return self._rows[gamma]
+
+    def _tabulated_bounds(self, gamma: int) -> list[list[int]]:
+        middles = self._knots[COARSE // 2 :: COARSE]
+        codes = round_bounds(self._estimate(gamma, middles))
+        shape = (self.max_batch, middles.size)
+        self._bounds[gamma] = [[], *np.broadcast_to(codes, shape).tolist()]
+        return self._bounds[gamma]
+
+    def _estimate(self, gamma: int, contexts: Array) -> RoundEstimate:
+        batch = np.arange(1.0, self.max_batch + 1)[:, None]
+        return estimate_rounds(self.scenario, batch, np.maximum(contexts, 1.0), gamma)
+
+
+def estimate_rounds(
+    scenario: Scenario, batch: ArrayLike, contexts: ArrayLike, gamma: ArrayLike
+) -> RoundEstimate:
+    """`estimate()` of rounds in which a draft reads its budget or what there is, if less."""
+    if np.any(np.asarray(gamma) > 0) and scenario.draft is None:
+        raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
+    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
+    return estimate(
+        scenario, batch=batch, prefix_tokens=contexts, gamma=gamma, kv_budget_tokens=budget
+    )
+
+
+def round_bounds(point: RoundEstimate) -> NDArray[np.int64]:
+    """Index in `BOUNDS` of the resource that takes most of each round's seconds."""
+    shape = np.broadcast_shapes(np.shape(point.round_s), np.shape(point.gamma))
+    seconds = np.zeros((len(BOUNDS), *shape))
+    speculates = point.gamma > 0
+    passes = [(point.verify, np.where(speculates, 1.0, 0.0))]
+    passes.append((point.target_step, np.where(speculates, 0.0, 1.0)))
+    if point.draft_step is not None:
+        passes.append((point.draft_step, point.gamma))
+    for step, times in passes:
+        for part in step.parts:
+            bound = part.bound
+            for code, name in enumerate(BOUNDS):
+                seconds[code] += np.where(bound == name, times * part.seconds, 0.0)
+    seconds[BOUNDS.index("host")] += point.overhead_s
+    return np.asarray(np.argmax(seconds, axis=0), np.int64)
+
+
+def _prefill_columns(
+    scenario: Scenario, longest: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Tokens; seconds of dense layers and overheads of a pass of as many rows; a prompt's own."""
+    # A pass may hold rows of several prompts, so the grid goes beyond one context.
+    tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
+    step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)
+    attention = np.broadcast_to(step.group_s("attention"), tokens.shape)
+    dense = np.broadcast_to(step.total_s, tokens.shape) - attention
+    draft = estimate_rounds(scenario, 1, tokens, 0).prefill_s - step.total_s
+    # A pass of more rows is never faster, whatever an interpolated kernel curve says.
+    own = np.maximum.accumulate(attention + draft)
+    return tokens.tolist(), np.maximum.accumulate(dense).tolist(), own.tolist()

@@ -1,0 +1,1 @@
+"""What is described: GPU, model, workload, draft, engine; frozen, without file access."""

@@ -1,0 +1,65 @@
+"""`EngineProfile`: what an engine adds to the hardware, apart from any GPU's efficiency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from perfmodel.specs.gpu import GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """Overheads, kernel choices and memory habits of one engine on one GPU.
+
+    Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
+    of `measured_on` are carried to another GPU, "extrapolated". A factor multiplies the fitted
+    kernel time: 1 means that the engine gets what the kernel tables show.
+
+    `plain_pays_overhead` says what T_T stands for. True: the kernels of a step, beside which plain
+    decoding pays what a round does for its tokens and bookkeeping, and for the tables of one pass.
+    False: the engine's whole step, as it times its own plain decoding.
+    """
+
+    name: str
+    origin: str
+    source: str
+    measured_on: str = ""  # the GPU whose kernels were timed with this engine; "" for none
+    attention_kernels: str = "vllm"  # which library's attention curve is read
+    linear_kernels: str = "library"  # which dense layers: the GPU's library's, or "specroof"
+    attention_factor: float = 1.0  # on attention over the whole cache
+    draft_attention_factor: float = 1.0  # on attention over a draft's small cache
+    linear_factor: float = 1.0
+    compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
+    activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
+    sampling_factor: float = 1.0  # on the logits' bytes, beside activation_factor
+    sampling_column_s: float = 0.0  # one row's walk over one column, which more rows share
+    comm_factor: float = 1.0
+    all_reduce: str = "best"  # "nccl", "custom" or "best"
+    kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
+    kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
+    kernel_gap_s: float = 0.0  # idle between two kernels of a graph
+    layer_overhead_s: float = 0.0  # what a layer costs beside its kernels and messages
+    layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary by sequence
+    step_overhead_s: float = 0.0  # host time per target pass that the GPU waits for
+    draft_step_overhead_s: float = 0.0
+    round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
+    round_overhead_per_sequence_s: float = 0.0
+    round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
+    plain_pays_overhead: bool = False  # whether a plain step pays these as a round of one draft
+    vocab_parallel: bool = True
+    streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
+    draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
+    prefill_chunk_tokens: int = 8192  # rows of one pass over prompts (vLLM's usual budget)
+    reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
+    workspace_bytes: float = 0.0  # what libraries allocate for themselves
+    speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
+
+    def kernel_origin(self, gpu: GPU) -> str:
+        """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
+        if self.measured_on:
+            return "fitted" if self.measured_on == gpu.name else "extrapolated"
+        return gpu.efficiency_origin
+
+    def changed(self, **coefficients: float) -> EngineProfile:
+        """The same engine with other coefficients, by field name."""
+        return replace(self, **coefficients)  # type: ignore[arg-type]

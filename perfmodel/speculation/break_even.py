@@ -1,0 +1,133 @@
+"""Where speculation starts to pay: break-even batch and context, and γ over batch x context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.round import estimate, without_speculation
+
+Array = NDArray[np.float64]
+GAMMAS = np.arange(1, 17, dtype=float)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """The highest stretch of values over which speculation pays; None where it never does.
+
+    `lowest` is the smallest value looked at. `until` is the stretch's end, None where it reaches
+    the largest value that was looked at and fits: a small batch may pay where a large one is bound
+    by compute.
+    """
+
+    axis: str
+    lowest: int
+    from_value: int | None
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GammaSchedule:
+    """Best γ at each batch and context of one draft choice; 0: decode plainly, -1: does not fit."""
+
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    gamma: tuple[tuple[int, ...], ...]  # [batch][context]
+
+    def ranges(self, context_tokens: int) -> tuple[tuple[int, int, int], ...]:
+        """(first batch, last batch, γ) at the tabulated context nearest to the one given."""
+        nearest = int(np.argmin(np.abs(np.log(np.array(self.contexts) / context_tokens))))
+        column = [(b, row[nearest]) for b, row in zip(self.batches, self.gamma, strict=True)]
+        fitting = [(b, g) for b, g in column if g >= 0]
+        ranges: list[tuple[int, int, int]] = []
+        for batch, gamma in fitting:
+            if ranges and ranges[-1][2] == gamma:
+                ranges[-1] = (ranges[-1][0], batch, gamma)
+            else:
+                first = ranges[-1][1] + 1 if ranges else 1
+                ranges.append((first, batch, gamma))
+        return tuple(ranges)
+
+
+def best_speedup(scenario: Scenario, *, batch: Array, prefix_tokens: Array) -> tuple[Array, Array]:
+    """Speedup at the best γ, and that γ, over open arrays of batch and prefix.
+
+    Parameters
+    ----------
+    batch, prefix_tokens : array, mutually broadcastable
+        Sequences; prompt tokens. [1]
+
+    Returns
+    -------
+    speedup, gamma : array
+        -inf and -1 where nothing fits.
+    """
+    batch, prefix = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prefix_tokens, float))
+    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prefix)
+    point = estimate(
+        scenario,
+        batch=batch[..., None],
+        prefix_tokens=prefix[..., None],
+        gamma=GAMMAS,
+        kv_budget_tokens=budget[..., None],
+    )
+    speedup = np.where(point.feasible & ~np.isnan(point.speedup), point.speedup, -np.inf)
+    best = np.argmax(speedup, axis=-1)
+    at_best = np.take_along_axis(speedup, best[..., None], axis=-1)[..., 0]
+    return at_best, np.where(np.isfinite(at_best), GAMMAS[best], -1)
+
+
+def break_even_batch(scenario: Scenario) -> BreakEven:
+    """The batches at which the scenario's draft choice pays at its context, γ chosen anew.
+
+    Every batch up to 256 is looked at, and steps of under 4 % from there to the scenario's own.
+    """
+    values = np.arange(1.0, 257.0)
+    if scenario.workload.batch > 256:
+        beyond = np.geomspace(256, scenario.workload.batch, 200).round()
+        values = np.unique(np.concatenate([values, beyond]))
+    speedup, _ = best_speedup(
+        scenario, batch=values, prefix_tokens=np.asarray(float(scenario.workload.prefix_tokens))
+    )
+    return _paying_stretch("batch", values, speedup)
+
+
+def break_even_context(scenario: Scenario) -> BreakEven:
+    """The contexts at which the scenario's draft choice pays at its batch, γ chosen anew."""
+    lowest = 256.0
+    last = float(max(scenario.target.max_context_tokens, scenario.workload.prefix_tokens))
+    values = np.unique(np.geomspace(lowest, last, 200).round())
+    speedup, _ = best_speedup(
+        scenario, batch=np.asarray(float(scenario.workload.batch)), prefix_tokens=values
+    )
+    return _paying_stretch("prefix_tokens", values, speedup)
+
+
+def gamma_schedule(scenario: Scenario) -> GammaSchedule:
+    """Best γ of the scenario's draft choice over powers of two of batch and context."""
+    batch = np.array(BATCHES, float)[:, None]
+    speedup, gamma = best_speedup(scenario, batch=batch, prefix_tokens=np.array(CONTEXTS, float))
+    plain = estimate(without_speculation(scenario), batch=batch, prefix_tokens=np.array(CONTEXTS))
+    # Where only the draft does not fit, plain decoding still does.
+    chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
+    return GammaSchedule(
+        batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
+    )
+
+
+def _paying_stretch(axis: str, values: Array, speedup: Array) -> BreakEven:
+    fits = np.isfinite(speedup)
+    tried, pays = values[fits], speedup[fits] > 1.0
+    lowest = int(values[0])
+    if not np.any(pays):
+        return BreakEven(axis=axis, lowest=lowest, from_value=None, until=None)
+    last = int(np.flatnonzero(pays)[-1])
+    losses = np.flatnonzero(~pays[:last])
+    first = int(losses[-1]) + 1 if len(losses) else 0
+    until = None if last == len(tried) - 1 else int(tried[last])
+    return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)

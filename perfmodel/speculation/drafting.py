@@ -1,0 +1,159 @@
+"""What each way of drafting costs: one small class per way, found by draft kind and policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.parts import StepTime, mixed
+from perfmodel.scenario import Scenario
+
+Array = NDArray[np.float64]
+# SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
+SNAPKV_WINDOW_TOKENS = 32
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DraftCost:
+    """Seconds of one draft step, the mean of a round's; and once per request before the first."""
+
+    step: StepTime
+    start_s: Array
+
+
+class Drafter:
+    """One way of drafting. A further one (n-gram, EAGLE head) states its step and its start."""
+
+    has_own_cache = False
+
+    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+        """Cached tokens that a step reads of each sequence; None for all of them."""
+        return None
+
+    def step(
+        self, rank: Rank, batch: Array, prefix_tokens: Array, budget: Array, fed_tokens: int = 1
+    ) -> StepTime:
+        """Time of one draft step for the whole batch, which reads `fed_tokens` of each sequence."""
+        return forward_pass(
+            rank,
+            batch=batch,
+            context_tokens=prefix_tokens,
+            query_tokens=fed_tokens,
+            kv_read_tokens=self.read_tokens(prefix_tokens, budget),
+            logit_tokens=1,
+        )
+
+    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+        """Seconds once per request, beside the target's own prefill."""
+        return np.zeros(())
+
+
+class FullCache(Drafter):
+    """A draft that reads every cached token."""
+
+
+class StandaloneFull(FullCache):
+    """A small model with its own full cache: it reads the whole prompt once."""
+
+    has_own_cache = True
+
+    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+        return prefill_pass(rank, batch=1, prompt_tokens=prefix_tokens).total_s
+
+
+class Budgeted(Drafter):
+    """A draft that reads at most its KV budget of each sequence."""
+
+    def read_tokens(self, prefix_tokens: Array, budget: Array) -> Array | None:
+        return np.minimum(budget, prefix_tokens)
+
+
+class StandaloneStreaming(Budgeted):
+    """A small model with a StreamingLLM cache: sink and window of the prompt are prefilled."""
+
+    has_own_cache = True
+
+    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+        kept = np.minimum(budget, prefix_tokens)
+        return prefill_pass(rank, batch=1, prompt_tokens=np.maximum(kept, 1.0)).total_s
+
+
+class SelfStreaming(Budgeted):
+    """The target with a StreamingLLM cache: a view on its own pages, or a copy by the engine."""
+
+    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+        if rank.engine.streamingllm_is_view:
+            return np.zeros(())
+        return _copy_s(rank, np.minimum(budget, prefix_tokens))
+
+
+class SelfSnapKV(Budgeted):
+    """The target with a SnapKV cache: one scoring pass over the cache, then a gather."""
+
+    def start_s(self, rank: Rank, prefix_tokens: Array, budget: Array) -> Array:
+        spec, gpu = rank.spec, rank.machine.gpu
+        heads = spec.query_heads_per_rank(rank.tp)
+        scores = SNAPKV_WINDOW_TOKENS * prefix_tokens * heads * spec.layers
+        flops_s = 2.0 * scores * spec.head_dim / gpu.peak_flops
+        # Scores in fp32: written, read by softmax, written, read by pooling and top-k.
+        score_bytes = 4.0 * 4.0 * scores
+        keys = 0.5 * prefix_tokens * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
+        scan_s = (score_bytes + keys) / gpu.hbm_bandwidth
+        return flops_s + scan_s + _copy_s(rank, np.minimum(budget, prefix_tokens))
+
+
+def _copy_s(rank: Rank, tokens: Array) -> Array:
+    """Seconds to read and write the KV of `tokens` tokens of one sequence."""
+    size = tokens * rank.spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
+    return 2.0 * size / rank.machine.gpu.hbm_bandwidth
+
+
+DRAFTERS: dict[tuple[str, str], Drafter] = {
+    ("self", "full"): FullCache(),
+    ("self", "streamingllm"): SelfStreaming(),
+    ("self", "snapkv"): SelfSnapKV(),
+    ("model", "full"): StandaloneFull(),
+    ("model", "streamingllm"): StandaloneStreaming(),
+}
+
+
+def draft_cost(
+    scenario: Scenario, *, batch: Array, prefix_tokens: Array, gamma: Array, kv_budget_tokens: Array
+) -> DraftCost | None:
+    """Costs of the scenario's draft choice, None without a draft.
+
+    Parameters
+    ----------
+    batch, prefix_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
+        Sequences; prompt tokens; drafts a round; tokens a draft may read of each sequence. [1]
+
+    Notes
+    -----
+    After a fully accepted round a draft with a cache of its own lacks the last but one token. An
+    engine whose every round has one shape feeds two tokens to the first of γ steps for that:
+    T_D = ((γ - 1) T(1) + T(2)) / γ.
+    """
+    plan = scenario.plan
+    if plan.draft == "none" or scenario.draft is None:
+        return None
+    drafter = DRAFTERS[("self" if plan.is_self else "model", plan.policy)]
+    rank = Rank(
+        machine=scenario.machine,
+        spec=scenario.draft,
+        engine=scenario.engine,
+        tp=scenario.draft_tp,
+        weight_dtype=scenario.weight_dtype,
+        kv_dtype=scenario.kv_dtype,
+        is_draft=True,
+    )
+    step = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens)
+    if drafter.has_own_cache and scenario.engine.draft_refeeds:
+        first = drafter.step(rank, batch, prefix_tokens, kv_budget_tokens, fed_tokens=2)
+        step = mixed(first, step, share=1.0 / np.maximum(gamma, 1.0))
+    return DraftCost(
+        step=step,
+        start_s=drafter.start_s(rank, prefix_tokens, kv_budget_tokens),
+    )

@@ -1,0 +1,191 @@
+"""`RoundEstimate`: a speculative round's time, tokens, TPOT and speedup over plain decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from perfmodel.acceptance.tokens import (
+    alpha_for_tokens_per_round,
+    tokens_per_round,
+    tokens_per_round_iid,
+)
+from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.memory import MemoryEstimate, memory_estimate
+from perfmodel.passes.parts import StepTime
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.drafting import draft_cost
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RoundEstimate:
+    """A scenario's prediction at one point or over a grid; every array broadcasts to one shape.
+
+    Seconds and tokens. `tokens_per_round` (with `tpot_s` and `speedup`) is NaN where acceptance
+    is unknown: `break_even_alpha` then says what it would have to be.
+    """
+
+    scenario: Scenario
+    gamma: Array
+    target_step: StepTime  # T_T
+    verify: StepTime  # T_V
+    draft_step: StepTime | None  # T_D
+    overhead_s: Array  # of a round; at γ = 0 that of a plain step
+    plain_overhead_s: Array  # what the engine adds to T_T in plain decoding
+    prefill_s: Array  # one request, target and draft, with any KV selection
+    tokens_per_round: Array
+    alpha: Array  # mean over positions; NaN where unknown
+    memory: MemoryEstimate
+    invalid: NDArray[np.bool_]  # a budget over the context: no such plan
+
+    @property
+    def draft_total_s(self) -> Array:
+        """γ·T_D, the whole draft phase of a round."""
+        return self.gamma * (0.0 if self.draft_step is None else self.draft_step.total_s)
+
+    @property
+    def plain_tpot_s(self) -> Array:
+        """Seconds per token of plain decoding: T_T, and its overhead where the engine has one."""
+        return self.target_step.total_s + self.plain_overhead_s
+
+    @property
+    def round_s(self) -> Array:
+        """γ·T_D + T_V + overhead; plain decoding's step at γ = 0."""
+        speculative = self.draft_total_s + self.verify.total_s + self.overhead_s
+        return np.where(self.gamma == 0, self.plain_tpot_s, speculative)
+
+    @property
+    def tpot_s(self) -> Array:
+        """Seconds per token of one sequence."""
+        return self.round_s / self.tokens_per_round
+
+    @property
+    def speedup(self) -> Array:
+        """Plain decoding's time per token over this one."""
+        return self.plain_tpot_s / self.tpot_s
+
+    @property
+    def ttft_s(self) -> Array:
+        """One request's prefill on an idle machine, then its first step; queueing is not in it."""
+        return self.prefill_s + self.plain_tpot_s
+
+    @property
+    def break_even_tokens_per_round(self) -> Array:
+        """Tokens a round must yield for speculation to equal plain decoding."""
+        return self.round_s / self.plain_tpot_s
+
+    @property
+    def break_even_alpha(self) -> Array:
+        """The i.i.d. α at which the speedup is 1; NaN where no α reaches it."""
+        return alpha_for_tokens_per_round(self.break_even_tokens_per_round, self.gamma)
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Whether the plan exists and the GPUs hold it."""
+        return self.memory.fits & ~self.invalid
+
+
+def estimate(
+    scenario: Scenario,
+    *,
+    batch: ArrayLike | None = None,
+    prefix_tokens: ArrayLike | None = None,
+    gamma: ArrayLike | None = None,
+    kv_budget_tokens: ArrayLike | None = None,
+) -> RoundEstimate:
+    """Predict a scenario, or a whole grid of it, in one broadcast call.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Machine, models, engine and the values of all that is not given below.
+    batch, prefix_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+        Sequences; prompt tokens; drafts a round; tokens a draft may read. [1]
+
+    Returns
+    -------
+    RoundEstimate
+        Step times, round time, tokens per round, memory and feasibility, of the broadcast shape.
+
+    Notes
+    -----
+    Step times are taken at the prefix length: round time = γ·T_D + T_V + overhead, time per token
+    = round time over Ω(γ, α) (MagicDec, arXiv 2408.11049, section 3). A plain step is T_T, with
+    the overhead of a round of one pass where the engine's profile says that it pays it.
+    """
+    plan, work = scenario.plan, scenario.workload
+    b = _array(batch, work.batch)
+    prefix = _array(prefix_tokens, work.prefix_tokens)
+    g = _array(gamma, plan.gamma)
+    budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
+    target = target_rank(scenario)
+    draft = draft_cost(scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget)
+    engine = scenario.engine
+    each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
+    # Its one pass has tables to fill, too, and no drafts behind which to fill them.
+    tables = each + engine.round_overhead_per_draft_s
+    plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
+    step = forward_pass(target, batch=b, context_tokens=prefix)
+    alpha, tokens = _acceptance(scenario, prefix, g, budget)
+    return RoundEstimate(
+        scenario=scenario,
+        gamma=g,
+        target_step=step,
+        verify=forward_pass(target, batch=b, context_tokens=prefix, query_tokens=g + 1.0),
+        draft_step=draft.step if draft else None,
+        overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
+        plain_overhead_s=plain,
+        prefill_s=prefill_pass(target, batch=1, prompt_tokens=prefix).total_s
+        + (draft.start_s if draft else 0.0),
+        tokens_per_round=tokens,
+        alpha=alpha,
+        memory=memory_estimate(
+            scenario, batch=b, prefix_tokens=prefix, gamma=g, kv_budget_tokens=budget
+        ),
+        invalid=(budget > prefix) & (g > 0) & (plan.policy != "full"),
+    )
+
+
+def target_rank(scenario: Scenario) -> Rank:
+    """The target's shard on one of its ranks."""
+    return Rank(
+        machine=scenario.machine,
+        spec=scenario.target,
+        engine=scenario.engine,
+        tp=scenario.tp,
+        weight_dtype=scenario.weight_dtype,
+        kv_dtype=scenario.kv_dtype,
+    )
+
+
+def without_speculation(scenario: Scenario) -> Scenario:
+    """The same scenario, decoding plainly."""
+    plan = replace(
+        scenario.plan, draft="none", gamma=0, policy="full", kv_budget_tokens=None, draft_tp=None
+    )
+    return replace(scenario, plan=plan, draft=None, acceptance=None)
+
+
+def _acceptance(
+    scenario: Scenario, prefix: Array, gamma: Array, budget: Array
+) -> tuple[Array, Array]:
+    """Mean α and tokens per round: as given, else from the catalog's curve, else NaN."""
+    plan, given = scenario.plan, scenario.acceptance
+    if not scenario.plan.speculates and not np.any(gamma > 0):
+        return np.full((), np.nan), np.ones(np.shape(gamma))
+    if given is not None:
+        return np.asarray(given.alpha), tokens_per_round(given, gamma)
+    curve = scenario.curve
+    if curve is None:
+        return np.full((), np.nan), np.where(gamma == 0, 1.0, np.nan)
+    read = prefix if plan.policy == "full" else budget
+    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=prefix)
+    return alpha, tokens_per_round_iid(alpha, gamma)
+
+
+def _array(value: ArrayLike | None, default: float) -> Array:
+    return np.asarray(default if value is None else value, dtype=float)

@@ -1,0 +1,148 @@
+"""Acceptance and efficiency errors carried to intervals, sensitivities and P(speedup > 1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.round import RoundEstimate, estimate
+
+Z90 = 1.645  # standard deviations to either side of a 90 % interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A 90 % interval around a prediction."""
+
+    low: float
+    value: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """The speedup when one input is off, everything else held."""
+
+    name: str
+    change: str
+    low: float
+    high: float
+
+
+def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
+    """(low, value, high) of the mean α that the scenario uses, None where it is unknown."""
+    given = scenario.acceptance
+    if given is not None:
+        return given.low, given.alpha, given.high
+    plan = scenario.plan
+    curve = scenario.curve
+    if curve is None:
+        return None
+    at = {
+        "kv_budget_tokens": plan.kv_budget_tokens or scenario.workload.prefix_tokens,
+        "context_tokens": scenario.workload.prefix_tokens,
+    }
+    low, high = curve.interval(**at)
+    return float(low), float(curve.alpha(**at)), float(high)
+
+
+def speedup_interval(scenario: Scenario) -> Interval | None:
+    """90 % interval of the speedup, None where acceptance is unknown.
+
+    Notes
+    -----
+    Two independent sources: the interval of α, pushed through Ω, and the relative error of the
+    step-time ratio as the engine profile states it from held-out validation; their logarithms add
+    in quadrature on each side.
+    """
+    alphas = alpha_interval(scenario)
+    if alphas is None or not scenario.plan.speculates:
+        return None
+    low, middle, high = (_speedup_at(scenario, alpha) for alpha in alphas)
+    model = Z90 * relative_error(scenario)
+    below = math.hypot(math.log(middle / low), model)
+    above = math.hypot(math.log(high / middle), model)
+    return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
+
+
+def probability_of_gain(scenario: Scenario) -> float | None:
+    """P(speedup > 1), with the interval read as a log-normal on each side."""
+    interval = speedup_interval(scenario)
+    if interval is None:
+        return None
+    edge = interval.low if interval.value > 1 else interval.high
+    spread = abs(math.log(interval.value / edge)) / Z90
+    return 0.5 * math.erfc(-math.log(interval.value) / (spread * math.sqrt(2)))
+
+
+def relative_error(scenario: Scenario) -> float:
+    """Standard error of the predicted speedup's time ratio, as a fraction.
+
+    Held-out validation of the engine profile where kernels were measured on this GPU; three times
+    that where its efficiencies are borrowed from another.
+    """
+    fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
+    factor = 1.0 if fitted else 3.0
+    return factor * scenario.engine.speedup_error
+
+
+def sensitivities(scenario: Scenario) -> list[Sensitivity]:
+    """Speedup when α, bandwidth efficiency, compute efficiency, links or overheads are off."""
+    results = []
+    alphas = alpha_interval(scenario)
+    if alphas is not None:
+        shifts = [float(np.clip(alphas[1] + delta, 0.0, 1.0)) for delta in (-0.05, 0.05)]
+        low, high = (_speedup_at(scenario, alpha) for alpha in shifts)
+        results.append(Sensitivity(name="acceptance", change="±0.05", low=low, high=high))
+    for name, change, worse, better in _hardware_changes(scenario):
+        low, high = (float(estimate(s).speedup) for s in (worse, better))
+        results.append(Sensitivity(name=name, change=change, low=low, high=high))
+    return results
+
+
+def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scenario]]:
+    def on_gpu(field: str, factor: float) -> Scenario:
+        gpu = scenario.machine.gpu
+        changed = replace(gpu, **{field: getattr(gpu, field) * factor})
+        return replace(scenario, machine=replace(scenario.machine, gpu=changed))
+
+    def on_engine(factor: float) -> Scenario:
+        engine = scenario.engine
+        scaled = {f: getattr(engine, f) * factor for f in _OVERHEADS}
+        return replace(scenario, engine=replace(engine, **scaled))
+
+    return [
+        (
+            "bandwidth efficiency",
+            "±10 %",
+            on_gpu("hbm_bandwidth", 0.9),
+            on_gpu("hbm_bandwidth", 1.1),
+        ),
+        ("compute efficiency", "±10 %", on_gpu("peak_flops", 0.9), on_gpu("peak_flops", 1.1)),
+        ("engine overhead", "x2 and none", on_engine(2.0), on_engine(0.0)),
+    ]
+
+
+_OVERHEADS = (
+    "kernel_latency_s",
+    "kernel_gap_s",
+    "layer_overhead_s",
+    "layer_overhead_per_sequence_s",
+    "step_overhead_s",
+    "draft_step_overhead_s",
+    "round_overhead_s",
+    "round_overhead_per_sequence_s",
+    "round_overhead_per_draft_s",
+)
+
+
+def _speedup_at(scenario: Scenario, alpha: float) -> float:
+    """Speedup with the scenario's acceptance shifted to mean `alpha`."""
+    given = scenario.acceptance or Acceptance.from_alpha(alpha)
+    moved = given.shifted(alpha - given.alpha)
+    point: RoundEstimate = estimate(replace(scenario, acceptance=moved))
+    return float(point.speedup)

@@ -1,0 +1,84 @@
+"""The interface of attention backends: `plan` once a pass from host numbers, `attend` once a layer.
+
+A layout names pages and counts that the host knows before the pass starts, so planning never waits
+for the device, and the plans of a whole draft phase can be made before its first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.attention.paged_cache import PagedCache
+
+Counts = Sequence[int] | NDArray[np.int64]  # one a sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassLayout:
+    """What one pass reads and writes, per sequence.
+
+    `page_tables` lists the pages to read, in order, all full but the last. `kv_tokens` counts the
+    tokens read from them, the pass's own included, which are the last `query_tokens`.
+    `first_positions` are the rotary positions of each sequence's first new token: its index among
+    the tokens read, unless stated. `window_tokens` limits how far back a query sees.
+    """
+
+    page_tables: Sequence[Sequence[int]]
+    kv_tokens: Counts
+    query_tokens: Counts
+    first_positions: Counts | None = None
+    window_tokens: int | None = None
+
+    @property
+    def last_rows(self) -> list[int]:
+        """The row of each sequence's last token among all the tokens of the pass."""
+        return [int(row) - 1 for row in np.cumsum(self.query_tokens)]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The rotary position of every token of the pass."""
+        new = np.asarray(self.query_tokens)
+        first = self.first_positions
+        start = np.asarray(self.kv_tokens) - new if first is None else np.asarray(first)
+        shift = start - (np.cumsum(new) - new)
+        return np.repeat(shift, new) + np.arange(int(new.sum()))
+
+
+class AttentionPlan(Protocol):
+    """One planned pass of T tokens."""
+
+    @property
+    def cache(self) -> PagedCache:
+        """Where keys and values go, and are read from."""
+        ...
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) rotary positions."""
+        ...
+
+    @property
+    def write_slots(self) -> Tensor:
+        """(T,) the slots of the cache that the pass's keys and values go to."""
+        ...
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Attend to what the cache holds once this pass's keys and values are in.
+
+        query (T, query heads, head_dim), sequences one after another; returns its shape.
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Attention over one paged cache."""
+
+    def plan(self, layout: PassLayout) -> AttentionPlan:
+        """Prepare one pass; what follows is device work alone."""
+        ...

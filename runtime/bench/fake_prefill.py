@@ -1,0 +1,60 @@
+"""Sequences that look as if their prompts had been prefilled: for timing, which data do not change.
+
+A cache is filled with random keys and values and read as any other. What is generated means
+nothing.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as Many
+
+import torch
+from torch import Tensor
+
+from runtime.drafting.base import SelfDrafter
+from runtime.drafting.standalone import StandaloneDrafter
+from runtime.drafting.views import SnapView, View
+from runtime.engine.engine import Engine
+from runtime.execution.sequence import Sequence
+
+_BLOCK = 2**26  # numbers drawn; the rest repeats them
+
+
+def pretend_prefilled(engine: Engine, prompts: Many[Many[int]], new_tokens: Many[int]) -> None:
+    """Start these sequences, each with one token generated, without a prefill."""
+    fill_random(engine.cache.storage)
+    engine.rounds = []
+    engine.sequences = [
+        Sequence(index, [*prompt, prompt[-1]], len(prompt), most)
+        for index, (prompt, most) in enumerate(zip(prompts, new_tokens, strict=True))
+    ]
+    for sequence in engine.sequences:
+        engine.cache.reserve(sequence.table, sequence.prompt_tokens)
+        sequence.table.tokens = sequence.prompt_tokens
+    drafter = engine.drafter
+    if isinstance(drafter, SelfDrafter) and isinstance(drafter.policy, SnapView):
+        for sequence in engine.sequences:
+            _pretend_gathered(engine, drafter.policy, sequence)
+    if isinstance(drafter, StandaloneDrafter):
+        fill_random(drafter.cache.storage)
+        drafter.pretend_admitted(engine.sequences)
+
+
+def fill_random(storage: Tensor) -> None:
+    """Normal values, a block at a time."""
+    flat = storage.view(-1)
+    size = min(_BLOCK, flat.numel())
+    block = torch.randn(size, dtype=storage.dtype, device=storage.device)
+    for start in range(0, flat.numel(), size):
+        part = flat[start : start + size]
+        part.copy_(block[: len(part)])
+
+
+def _pretend_gathered(engine: Engine, policy: SnapView, sequence: Sequence) -> None:
+    tokens, page = sequence.prompt_tokens, engine.cache.page_tokens
+    view = View((), 0)
+    if tokens > policy.budget_tokens:
+        pages = (policy.budget_tokens - tokens % page) // page
+        view = View(array("i", engine.cache.take(pages)), tokens // page)
+    policy.set_view(sequence, view)

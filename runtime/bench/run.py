@@ -1,0 +1,248 @@
+"""One measured run: `python -m runtime.bench PLAN.json`, alone, self-launched or under torchrun.
+
+`specroof run MODE ... --write-plan PLAN.json` writes the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from runtime.bench.plan import RunPlan, read_model_config
+from runtime.errors import EngineError, InputError
+from runtime.parallel.launch import launch_ranks, run_rank
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def run_file(plan: Path) -> int:
+    """Run the plan in a file, as one rank or as the launcher of all; return the exit code."""
+    if "RANK" in os.environ:
+        return run_rank(lambda: run(RunPlan.read(plan)))
+    try:
+        ranks = RunPlan.read(plan).tp
+        if ranks > 1:
+            launch_ranks([sys.executable, "-m", "runtime.bench.run", str(plan)], ranks)
+            return 0
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return run_rank(lambda: run(RunPlan.read(plan)))
+
+
+def run(plan: RunPlan) -> None:
+    """One rank's part of a run; rank 0 prints.
+
+    Raises
+    ------
+    EngineError
+        For bad input, a full cache, or, with `--check`, tokens that differ from plain decoding.
+    """
+    import torch
+
+    from runtime.bench.provenance import provenance
+    from runtime.parallel.groups import connect
+
+    torch.set_num_threads(plan.threads)
+    device = plan.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with (
+        connect(tp=plan.tp, draft_tp=plan.draft_ranks, device=device) as ranks,
+        ExitStack() as stack,
+    ):
+        log = None
+        if ranks.is_root and plan.output is not None:
+            log = stack.enter_context(_open(plan.output))
+        fields = plan.as_dict()
+        facts = {"provenance": provenance(fields.pop("command")), "plan": fields}
+        _write(log, facts)
+        report = _Run(plan, ranks).report(log)
+        _write(log, {"summary": report})
+        if ranks.is_root:
+            _print(plan, {**facts, **report})
+
+
+class _Run:
+    """One rank's run, from models to report."""
+
+    def __init__(self, plan: RunPlan, ranks: Any) -> None:
+        from runtime.engine.build import Model
+        from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
+
+        self.plan, self.ranks = plan, ranks
+        seeds = (plan.seed, plan.seed + 1)
+        self.models = [
+            Model(
+                config=read_model_config(path, plan.configs),
+                seed=seed,
+                folder=None if plan.random_weights else path,
+            )
+            for path, seed in zip((plan.model, plan.draft), seeds, strict=True)
+            if path is not None
+        ]
+        self.config = self.models[0].config
+        lengths = {"batch": plan.batch, "prefix_tokens": plan.prefix_tokens}
+        self.tokenizer = None
+        if plan.input is not None or plan.print_output:
+            self.tokenizer = TextTokenizer(plan.model)
+        if plan.input is None or self.tokenizer is None:
+            self.prompts = random_prompts(**lengths, vocab=self.config.vocab, seed=plan.seed)
+        else:
+            self.prompts = read_prompts(plan.input, **lengths, tokenizer=self.tokenizer)
+
+    def report(self, log: TextIO | None) -> dict[str, Any]:
+        """Generate, and check against plain decoding where asked."""
+        draft = self.plan.draft_plan
+        result, memory = self._generate(
+            draft, lambda record: _write(log, {"round": asdict(record)})
+        )
+        report = {**result.summary(), "memory_bytes": memory, "verification": self.achieved}
+        report["sequences"] = [asdict(sequence) for sequence in result.sequences]
+        if self.tokenizer is not None:
+            report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
+        if self.plan.check:
+            from dataclasses import replace
+
+            plain, _ = self._generate(replace(draft, draft="none", gamma=0), lambda record: None)
+            same = plain.sequences == result.sequences
+            report["check"] = {"same_tokens": same, "plain_decode_s": plain.decode_s}
+            if not same:
+                raise EngineError("--check: the tokens differ from plain greedy decoding")
+        return report
+
+    def _generate(self, draft: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
+        from runtime.bench.fake_prefill import pretend_prefilled
+        from runtime.bench.utilization import peak_memory, verification_rates
+        from runtime.engine.build import BatchShape, build_engine
+
+        new = [self.plan.gen_tokens] * len(self.prompts)
+        eos = frozenset() if self.plan.ignore_eos else frozenset(self.config.eos_tokens)
+        batch = BatchShape([len(prompt) for prompt in self.prompts], new)
+        engine = build_engine(self._setup(draft), self.ranks, batch, eos)
+        if self.plan.skip_prefill:
+            pretend_prefilled(engine, self.prompts, new)
+            result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
+        else:
+            show = self.ranks.is_root and sys.stderr.isatty()
+            progress = _show_progress if show else _hide_progress
+            result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
+        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
+        memory.update(peak_memory(self.ranks.device))
+        self.achieved = verification_rates(
+            self.config,
+            result,
+            weight_bytes=engine.target.weights.bytes,
+            kv_token_bytes=engine.cache.token_bytes,
+            tp=self.plan.tp,
+        )
+        return result, memory
+
+    def _setup(self, draft: Any) -> Any:
+        import torch
+
+        from runtime.engine.build import EngineSetup
+        from runtime.execution.sampling import SamplingParams
+
+        plan, on_gpu = self.plan, self.ranks.device.type == "cuda"
+        return EngineSetup(
+            target=self.models[0],
+            draft=self.models[1] if len(self.models) > 1 else None,
+            plan=draft,
+            sampling=SamplingParams(
+                temperature=plan.temperature,
+                top_k=plan.top_k,
+                top_p=plan.top_p,
+                seed=plan.seed,
+            ),
+            rates=plan.acceptance,
+            dtype=getattr(torch, plan.dtype or ("bfloat16" if on_gpu else "float32")),
+            device=self.ranks.device,
+            graphs=plan.compile,
+            page_tokens=plan.page_tokens,
+            cache_pages=plan.cache_pages,
+            chunk_tokens=plan.chunk_tokens or (8192 if on_gpu else 512),
+            snapkv_window=plan.snapkv_window,
+            snapkv_pool=plan.snapkv_pool,
+        )
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else "\r"
+    print(f"prefill: {done:,} of {total:,} tokens", file=sys.stderr, end=end, flush=True)
+
+
+def _hide_progress(done: int, total: int) -> None:
+    """Not a terminal, or not rank 0."""
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _write(log: TextIO | None, value: dict[str, Any]) -> None:
+    """One line, on disk before the next round begins."""
+    if log is not None:
+        log.write(json.dumps(value, allow_nan=False) + "\n")
+        log.flush()
+
+
+def _print(plan: RunPlan, report: dict[str, Any]) -> None:
+    if plan.json:
+        print(json.dumps(report, allow_nan=False))
+        return
+    rows = {
+        "generated tokens": f"{report['generated_tokens']:,}",
+        "rounds": f"{report['rounds']:,}",
+        "TTFT": f"{report['ttft_s']:.3f} s",
+        "TPOT": f"{1e3 * (report['tpot_s'] or 0):.2f} ms",
+        "tokens/s": f"{report['tokens_per_s'] or 0:.1f}",
+        "tokens per round": f"{report['tokens_per_round'] or 0:.3f}",
+        "acceptance per position": " ".join(
+            "-" if rate is None else f"{rate:.3f}" for rate in report["acceptance_per_position"]
+        ),
+    }
+    rows |= {
+        f"{name} (mean of {time['count']})": f"{1e3 * time['mean']:.2f} ms"
+        for name, time in report["phase_s"].items()
+    }
+    if report["verification"]:
+        rows["verification reads"] = f"{report['verification']['bytes_per_s'] / 1e12:.2f} TB/s"
+        rows["verification computes"] = (
+            f"{report['verification']['flops_per_s'] / 1e12:.1f} TFLOP/s"
+        )
+    if "peak_allocated" in report["memory_bytes"]:
+        rows["peak memory"] = f"{report['memory_bytes']['peak_allocated'] / 1e9:.2f} GB"
+    if "check" in report:
+        rows["same tokens as plain decoding"] = "yes"
+        rows["plain decoding"] = f"{report['check']['plain_decode_s']:.3f} s"
+        rows["speculative decoding"] = f"{report['decode_s']:.3f} s"
+    for name, value in rows.items():
+        print(f"{name:<32}{value}")
+    if plan.print_output:
+        for text in report["texts"]:
+            print(f"\n{text}")
+
+
+@cli.command()
+def main(plan: Annotated[Path, typer.Argument(help="A plan, as JSON.")]) -> None:
+    """Run a plan that `specroof run MODE ... --write-plan FILE` wrote."""
+    raise typer.Exit(run_file(plan))
+
+
+if __name__ == "__main__":
+    cli()

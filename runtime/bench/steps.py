@@ -1,0 +1,307 @@
+"""Time the steps of one configuration alone: T_T, T_V, T_D and a whole round, on a GPU.
+
+Weights are seeded and random, of the real shape. One pool of random keys and values serves every
+case, since what a cache holds does not change how long it takes to read.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from runtime.attention.paged_cache import PageTable
+from runtime.bench.fake_prefill import pretend_prefilled
+from runtime.bench.kernel_parts import replay_parts
+from runtime.config import DecoderConfig, config_of_shape
+from runtime.contracts import DraftChoice, ModelShape
+from runtime.drafting.standalone import StandaloneDrafter
+from runtime.engine.build import BatchShape, EngineSetup, Model, assemble
+from runtime.engine.clock import CudaClock, PhaseClock
+from runtime.engine.engine import Engine
+from runtime.execution.prefill import PromptJob, prefill
+from runtime.model.decoder import Decoder
+from runtime.parallel.groups import connect
+
+_PAGE_TOKENS = 16
+_WARM_S = 0.05
+_WARM_ROUNDS = 3
+_PREFILL_TOKENS, _PREFILLS = 8192, 3  # of one prompt, at most; times it is timed
+_RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCase:
+    """A batch of sequences that all have `context_tokens` cached, and who drafts for them."""
+
+    plan: DraftChoice
+    batch: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Medians in seconds, bytes of one rank.
+
+    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, one after
+    another without a pause, a draft step a γ-th of a draft phase. `round_s` is the wall time of a
+    whole round, and `host_s` what it takes beyond a draft phase and a verification timed so: a
+    difference of separate timings, which may be negative. `between_s` is what of a round passes
+    outside its own two replays, None where that was not timed. `parts_s` splits the device time of
+    each pass by kind of kernel, where asked. `spread` is the widest (max - min) / median of the
+    three. `prefill_s` is the wall time of all chunks of one prompt of `prefill_tokens`, up to its
+    last hidden state; both are 0 where it was not asked for.
+    """
+
+    target_step_s: float
+    verify_s: float
+    draft_step_s: float
+    round_s: float
+    host_s: float
+    spread: float
+    repeats: int
+    peak_memory_bytes: int
+    memory_bytes: Mapping[str, int]
+    prefill_s: float = 0.0
+    prefill_tokens: int = 0
+    between_s: float | None = None
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class StepBench:
+    """One target, and a draft where one is given, ready to time many cases.
+
+    Parameters
+    ----------
+    target, draft : ModelShape
+        Shapes for random weights.
+    tp, draft_tp : int
+        Ranks that share each; with more than one, every rank makes its own bench.
+    """
+
+    def __init__(
+        self,
+        target: ModelShape,
+        draft: ModelShape | None = None,
+        *,
+        tp: int = 1,
+        draft_tp: int | None = None,
+        device: str = "cuda",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._stack = ExitStack()
+        self.ranks = self._stack.enter_context(
+            connect(tp=tp, draft_tp=draft_tp or tp, device=device)
+        )
+        self.device, self.dtype = self.ranks.device, dtype
+        self.models = [Model(config=_config(target), seed=0)]
+        self.target: Decoder | None = self.models[0].load(self.ranks.target, dtype, self.device)
+        self.draft: Decoder | None = None
+        if draft is not None:
+            self.models.append(Model(config=_config(draft), seed=1))
+            if self.ranks.draft is not None:
+                self.draft = self.models[1].load(self.ranks.draft, dtype, self.device)
+
+    def time(
+        self, case: StepCase, *, repeats: int = 15, parts: bool = False, prompt: bool = False
+    ) -> StepTimes:
+        """Time one case.
+
+        Parameters
+        ----------
+        parts : bool
+            Also trace where each pass's time goes.
+        prompt : bool
+            Also time the prefill of one of its prompts, of 8,192 tokens at most.
+
+        Raises
+        ------
+        EngineError
+            If it does not fit the memory, or the plan does not go with the models.
+        """
+        _release()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
+        try:
+            return self._timed(engine, case, repeats, parts=parts, prompt=prompt)
+        finally:
+            del engine
+            _release()
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        self.target = self.draft = None
+        _release()
+        self._stack.close()
+
+    def _engine(self, case: StepCase, room: int) -> Engine:
+        """An engine whose sequences look as if `context_tokens` had been prefilled.
+
+        `room` is how many tokens each may still add.
+        """
+        gamma = case.plan.gamma
+        setup = EngineSetup(
+            target=self.models[0],
+            draft=self.models[1] if len(self.models) > 1 else None,
+            plan=case.plan,
+            rates=[_RATE] * gamma,
+            dtype=self.dtype,
+            device=self.device,
+            page_tokens=_PAGE_TOKENS,
+        )
+        tokens, count = case.context_tokens, case.batch
+        shape = BatchShape([tokens] * count, [room] * count)
+        assert self.target is not None
+        engine = assemble(setup, self.ranks, shape, self.target, self.draft)
+        prompts = [[1 + index % 97] * tokens for index in range(count)]
+        pretend_prefilled(engine, prompts, [room] * count)
+        return engine
+
+    @torch.inference_mode()
+    def _timed(
+        self, engine: Engine, case: StepCase, repeats: int, *, parts: bool, prompt: bool
+    ) -> StepTimes:
+        gamma, active = case.plan.gamma, engine.active
+        passes: Any = engine.passes
+        plain = Engine(
+            target=engine.target,
+            cache=engine.cache,
+            backend=engine.backend,
+            passes=passes,
+            drafter=engine.drafter,
+            gamma=0,
+            sampler=engine.sampler,
+        )
+        for sequence in active:
+            engine.cache.reserve(sequence.table, gamma + 1)
+        nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
+        plain.verify(active, nothing[:, :0])
+        target, replays = self._median(passes, repeats), {"target_step": passes.last.replay}
+        draft, verify, round_s, between_s = (0.0, 0.0), target, target[0], None
+        if gamma:
+            drafter: Any = engine.drafter
+            drafter.propose(active, gamma)
+            if hasattr(drafter, "passes"):  # else other ranks draft
+                draft = self._median(drafter.passes, repeats)
+                replays["draft_phase"] = drafter.passes.last.replay
+            engine.verify(active, nothing)
+            verify = self._median(passes, repeats)
+            replays["verify"] = passes.last.replay
+            round_s, between_s = time_rounds(engine, repeats, CudaClock())
+        peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
+        tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
+        prefill_s = self._prefill(engine, tokens) if prompt else 0.0
+        # Last: tracing slows every launch that follows it in this process.
+        seen = {name: replay_parts(replay) for name, replay in replays.items()} if parts else {}
+        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
+        if isinstance(engine.drafter, StandaloneDrafter):
+            memory["draft_weights"] = engine.drafter.decoder.weights.bytes
+            memory["draft_kv_cache"] = engine.drafter.cache.bytes
+        return StepTimes(
+            target_step_s=target[0],
+            verify_s=verify[0],
+            draft_step_s=draft[0] / max(1, gamma),
+            round_s=round_s,
+            host_s=round_s - draft[0] - verify[0] if gamma else 0.0,
+            spread=max(target[1], verify[1], draft[1]),
+            repeats=repeats,
+            peak_memory_bytes=peak,
+            memory_bytes=memory,
+            prefill_s=prefill_s,
+            prefill_tokens=tokens,
+            between_s=between_s,
+            parts_s=seen,
+        )
+
+    def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
+        """Median seconds and spread of replays of the pass that ran last."""
+        replay = passes.last.replay
+        for _ in range(self._warm_replays(passes)):
+            replay()
+        torch.cuda.synchronize(self.device)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            replay()
+            mark.record()
+        torch.cuda.synchronize(self.device)
+        times = [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
+        median = statistics.median(times)
+        return median, (max(times) - min(times)) / median
+
+    def _warm_replays(self, passes: Any) -> int:
+        """How often to replay before timing: an idle GPU takes its time to raise its clock.
+
+        Every rank of the group replays as often as its first, since a pass may hold their sums.
+        """
+        passes.last.replay()
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        passes.last.replay()
+        torch.cuda.synchronize(self.device)
+        count = math.ceil(_WARM_S / (time.perf_counter() - start))
+        agreed = torch.tensor([count], device=self.device)
+        return int(passes.decoder.group.broadcast(agreed))
+
+    def _prefill(self, engine: Engine, tokens: int) -> float:
+        """Median wall seconds of the chunks of one prompt, warm.
+
+        They go into the first sequence's pages, so nothing of this engine is timed after it.
+        """
+        sequence = engine.sequences[0]
+        times = []
+        for _ in range(1 + _PREFILLS):
+            job = PromptJob(sequence.tokens[:tokens], PageTable(sequence.table.pages[:]))
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            prefill(
+                engine.target,
+                engine.cache,
+                engine.backend,
+                [job],
+                chunk_tokens=engine.chunk_tokens,
+            )
+            torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+
+def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float, float]:
+    """Median wall seconds of whole rounds, one after another, and of what lies between passes.
+
+    `clock` times each replay within its round, from the moment that the device could begin it: how
+    long a launch takes to reach an idle device counts as the pass's.
+    """
+    timed: list[Any] = [engine.passes, getattr(engine.drafter, "passes", engine.passes)]
+    before = [passes.around for passes in timed]
+    for passes in timed:
+        passes.around = clock.phase
+    times = []
+    try:
+        for _ in range(_WARM_ROUNDS + repeats):
+            start = time.perf_counter()
+            engine.round()
+            times.append(time.perf_counter() - start)
+    finally:
+        for passes, around in zip(timed, before, strict=True):
+            passes.around = around
+    within = [sum(replays) for replays in zip(*clock.seconds().values(), strict=True)]
+    between = [whole - inside for whole, inside in zip(times, within, strict=True)]
+    return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])
+
+
+def _config(shape: ModelShape) -> DecoderConfig:
+    return shape if isinstance(shape, DecoderConfig) else config_of_shape(shape)
+
+
+def _release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,152 @@
+"""A table of step times on this GPU: `specroof run bench`.
+
+Rows are models, batches and contexts; columns are a plain step, a verification and a draft step of
+StreamingLLM self-speculation for two choices of γ and KV budget, a whole round, what it takes
+beyond passes timed back to back (rest), and what of it lies between its own passes. Weights and
+caches are random, of the real shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.bench.plan import DraftPlan, JsonPlan, read_model_config
+from runtime.errors import InputError
+from runtime.parallel.launch import run_rank
+
+# Batch and context of each model, sized for an H200.
+ROWS = {
+    "llama-3.1-8b": ((32, 16384), (128, 4096), (8, 65536), (256, 2048)),
+    "llama-2-7b": ((32, 4096), (8, 16384)),
+}
+DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
+SINK_TOKENS = 16
+TRIALS = {"trials": "capturing stream"}  # what every record of step times says of `cuda_graphs`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan(JsonPlan):
+    """Models to time, on how many ranks; `configs` and `command` as in `RunPlan`."""
+
+    models: tuple[Path, ...]
+    tp: int = 1
+    repeats: int = 15
+    output: Path | None = None
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One batch on one model, and its times for each of `DRAFTS`."""
+
+    model: str
+    batch: int
+    context_tokens: int
+    times: tuple[Any, ...]
+
+    def cells(self) -> list[str]:
+        """Milliseconds and percent, as printed."""
+        first = self.times[0]
+        cells = [self.model, str(self.batch), f"{self.context_tokens:,}", _ms(first.target_step_s)]
+        cells += [_ms(times.verify_s) for times in self.times]
+        cells += [_ms(times.draft_step_s) for times in self.times]
+        for times in self.times:
+            cells += [_ms(times.round_s), _share(times.host_s, times.round_s)]
+            cells += [_share(times.between_s, times.round_s)]
+        return cells
+
+
+def header() -> list[str]:
+    """The columns of `Row.cells`; times in ms."""
+    names = ["model", "batch", "context", "T_T"]
+    names += [f"T_V γ={gamma}" for gamma, _ in DRAFTS]
+    names += [f"T_D {budget}" for _, budget in DRAFTS]
+    for gamma, _ in DRAFTS:
+        names += [f"round γ={gamma}", "rest %", "between passes %"]
+    return names
+
+
+def draft_plan(gamma: int, budget: int) -> DraftPlan:
+    """StreamingLLM self-speculation."""
+    return DraftPlan(
+        draft="self",
+        policy="streamingllm",
+        gamma=gamma,
+        kv_budget_tokens=budget,
+        sink_tokens=SINK_TOKENS,
+        draft_tp=None,
+    )
+
+
+def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
+    """Time every row of the plan's models, writing each case to `output` as it comes."""
+    import torch
+
+    from runtime.bench.provenance import provenance
+    from runtime.bench.steps import StepBench, StepCase
+
+    if not torch.cuda.is_available():
+        raise InputError("a table of step times needs a GPU; this machine shows none")
+    rows, log = [], output.open("w", encoding="utf-8") if output else None
+    if log:
+        log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")
+    for model in plan.models:
+        config = read_model_config(model, plan.configs)
+        bench = StepBench(config, tp=plan.tp)
+        for batch, context in ROWS.get(config.name, ROWS["llama-3.1-8b"]):
+            times = []
+            for gamma, budget in DRAFTS:
+                case = StepCase(plan=draft_plan(gamma, budget), batch=batch, context_tokens=context)
+                times.append(found := bench.time(case, repeats=plan.repeats))
+                if log:
+                    record = {"model": config.name, **asdict(case), **asdict(found)}
+                    log.write(json.dumps(record) + "\n")
+            rows.append(Row(config.name, batch, context, tuple(times)))
+            if sys.stderr.isatty() and bench.ranks.is_root:
+                print("  ".join(rows[-1].cells()), file=sys.stderr, flush=True)
+        bench.close()
+    if log:
+        log.close()
+    return rows
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"
+
+
+def _share(seconds: float | None, whole_s: float) -> str:
+    """Percent of a whole; a dash where it was not timed."""
+    return "-" if seconds is None else f"{100 * seconds / whole_s:.1f}"
+
+
+def run(plan: TablePlan) -> None:
+    """One rank's part; rank 0 writes and prints."""
+    root = int(os.environ.get("RANK", "0")) == 0
+    rows = measure(plan, output=plan.output if root else None)
+    if not root:
+        return
+    cells = [header(), *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.command()
+def main(plan: Annotated[Path, typer.Argument(help="A `TablePlan`, as JSON.")]) -> None:
+    """One rank of `specroof run bench`."""
+    raise typer.Exit(run_rank(lambda: run(TablePlan.read(plan))))
+
+
+if __name__ == "__main__":
+    cli()

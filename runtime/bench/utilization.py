@@ -1,0 +1,63 @@
+"""What a run achieved of its device: bytes and operations that were needed, over their time.
+
+Counted from the model alone: weights and cached keys and values once a verification, two operations
+a weight and token, and attention's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from runtime.config import DecoderConfig
+from runtime.engine.results import GenerationResult
+
+
+def verification_rates(
+    config: DecoderConfig,
+    result: GenerationResult,
+    *,
+    weight_bytes: int,
+    kv_token_bytes: int,
+    tp: int,
+) -> Mapping[str, Any]:
+    """Bytes/s and FLOP/s of one rank in verification, means over rounds.
+
+    Parameters
+    ----------
+    weight_bytes, kv_token_bytes : int
+        Of this rank: stored weights, and keys and values of one token over all layers.
+    """
+    seconds = result.phases.get("verify", ())
+    if not seconds or not result.rounds:
+        return {}
+    bandwidth, flops = [], []
+    for record, time_s in zip(result.rounds, seconds, strict=True):
+        new = len(record.accepted) * (record.gamma + 1)
+        read = record.read_tokens + new
+        bandwidth.append((weight_bytes + read * kv_token_bytes) / time_s)
+        products = new * matrix_parameters(config)
+        pairs = (record.gamma + 1) * record.read_tokens * config.query_heads * config.head_dim
+        flops.append(2 * (products + 2 * config.layers * pairs) / tp / time_s)
+    return {"bytes_per_s": fmean(bandwidth), "flops_per_s": fmean(flops)}
+
+
+def matrix_parameters(config: DecoderConfig) -> int:
+    """Weights that every token is multiplied with: all but the embedding and the norms."""
+    heads = config.query_heads + 2 * config.kv_heads
+    attention = config.hidden * config.head_dim * (heads + config.query_heads)
+    mlp = 3 * config.hidden * config.ffn_hidden
+    return config.layers * (attention + mlp) + config.hidden * config.vocab
+
+
+def peak_memory(device: Any) -> Sequence[tuple[str, int]]:
+    """The device's allocator at its peak [bytes]; nothing on a CPU."""
+    if device.type != "cuda":
+        return ()
+    import torch
+
+    return (
+        ("peak_allocated", torch.cuda.max_memory_allocated(device)),
+        ("peak_reserved", torch.cuda.max_memory_reserved(device)),
+    )

@@ -1,0 +1,1 @@
+"""Draft policies: which cached tokens a draft reads, and standalone draft models."""

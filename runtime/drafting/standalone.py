@@ -1,0 +1,153 @@
+"""A smaller model that drafts with a cache of its own: whole, or a ring of sink and recent pages.
+
+It may run on a subset of the target's ranks; the others receive its drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import torch
+
+from runtime.attention.base import AttentionBackend
+from runtime.attention.paged_cache import PagedCache, PageTable
+from runtime.drafting.base import NoDraft
+from runtime.drafting.sink_keys import Ring, SinkKeys
+from runtime.execution.draft_steps import DraftPhase, Proposal
+from runtime.execution.eager import Passes
+from runtime.execution.prefill import Progress, PromptJob, PromptObserver, prefill
+from runtime.execution.sampling import Sampler
+from runtime.execution.sequence import Sequence
+from runtime.model.decoder import Decoder
+from runtime.parallel.groups import Group
+
+
+@dataclass(slots=True)
+class _DraftState:
+    """One sequence in the draft's cache; `tokens` counts those fed, which a ring may have lost."""
+
+    table: PageTable = field(default_factory=PageTable)
+    tokens: int = 0
+
+
+class StandaloneDrafter:
+    """A smaller model with a cache of its own: whole, or a ring.
+
+    Every round feeds the last two tokens, though the first is mostly cached: after a round in which
+    all drafts were accepted it is not, and one shape serves both (its keys come out the same).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: PagedCache,
+        backend: AttentionBackend,
+        passes: Passes,
+        sampler: Sampler,
+        *,
+        ring: Ring | None,
+        chunk_tokens: int,
+        target_group: Group,
+    ) -> None:
+        self.decoder, self.cache, self.backend, self.passes = decoder, cache, backend, passes
+        self.sampler, self.ring, self.target_group = sampler, ring, target_group
+        self.chunk_tokens = chunk_tokens if ring is None else min(chunk_tokens, ring.budget_tokens)
+        self.sinks = None if ring is None else SinkKeys(cache, decoder.rotary, ring.sink_pages)
+        self._states: dict[int, _DraftState] = {}
+
+    def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
+        """Nothing to see in the target."""
+        return None
+
+    def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
+        """Prefill the prompts in the draft's own cache."""
+        states, jobs = [], []
+        for sequence in sequences:
+            state = self._states[sequence.index] = _DraftState()
+            states.append(state)
+            jobs.append(PromptJob(sequence.tokens[: sequence.prompt_tokens], state.table))
+
+        def make_room(job: int) -> None:
+            self._forget([states[job]])
+
+        prefill(
+            self.decoder,
+            self.cache,
+            self.backend,
+            jobs,
+            chunk_tokens=self.chunk_tokens,
+            make_room=make_room,
+            progress=progress,
+        )
+        for state, sequence in zip(states, sequences, strict=True):
+            state.tokens = sequence.prompt_tokens
+
+    def pretend_admitted(self, sequences: Many[Sequence]) -> None:
+        """Hold these sequences without a prefill: what lies in the cache is then read as theirs."""
+        for sequence in sequences:
+            state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
+            budget = sequence.prompt_tokens if self.ring is None else self.ring.budget_tokens
+            held = min(budget, sequence.prompt_tokens)
+            self.cache.reserve(state.table, held)
+            state.table.tokens = held
+
+    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+        """Roll back to what is verified, then γ steps; every rank of the target gets the drafts."""
+        states = [self._states[sequence.index] for sequence in sequences]
+        for state, sequence in zip(states, sequences, strict=True):
+            self._roll_back(state, len(sequence.tokens) - 2)
+        self._forget(states)
+        for state in states:
+            self.cache.reserve(state.table, gamma + 1)
+        phase = DraftPhase(
+            first_tokens=[sequence.tokens[-2:] for sequence in sequences],
+            first_positions=[state.tokens for state in states],
+            page_tables=[state.table.pages for state in states],
+            cached=[state.table.tokens for state in states],
+            window_tokens=self.decoder.config.sliding_window_tokens,
+        )
+        proposal = self.passes.draft(phase, gamma, self.sampler)
+        for state in states:
+            state.table.tokens += gamma + 1
+            state.tokens += gamma + 1
+        return Proposal(self.target_group.broadcast(proposal.tokens), proposal.probabilities)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free its pages."""
+        state = self._states.pop(sequence.index)
+        if self.sinks is not None:
+            self.sinks.release(state.table)
+        self.cache.release(state.table)
+
+    def _roll_back(self, state: _DraftState, tokens: int) -> None:
+        rejected = state.tokens - tokens
+        self.cache.truncate(state.table, state.table.tokens - rejected)
+        state.tokens = tokens
+
+    def _forget(self, states: Many[_DraftState]) -> None:
+        """Drop the oldest window pages until each ring holds no more than its budget."""
+        if self.ring is None or self.sinks is None:
+            return
+        dropped = {}
+        for index, state in enumerate(states):
+            table, before = state.table, state.table.tokens
+            while table.tokens > self.ring.budget_tokens:
+                self.cache.drop_page(table, self.ring.sink_pages)
+            if table.tokens < before:
+                dropped[index] = before - table.tokens
+        self.sinks.follow([states[index].table for index in dropped], list(dropped.values()))
+
+
+class AbsentDrafter(NoDraft):
+    """On a rank of the target that has no part of the draft: receives the drafts."""
+
+    def __init__(self, device: torch.device, target_group: Group) -> None:
+        super().__init__(device)
+        self.target_group = target_group
+
+    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+        """Wait for the drafts."""
+        shape = (len(sequences), gamma)
+        tokens = torch.empty(shape, dtype=torch.long, device=self.device)
+        return Proposal(self.target_group.broadcast(tokens))

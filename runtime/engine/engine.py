@@ -1,0 +1,215 @@
+"""The speculative loop: prefill → draft γ → verify → accept → roll back.
+
+γ = 0 is plain decoding on the same loop. Between rounds the target's cache holds every token of a
+sequence but its last. The host reads the device once a round: the verdict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+
+import torch
+from torch import Tensor
+
+from runtime.attention.base import AttentionBackend, PassLayout
+from runtime.attention.paged_cache import PagedCache
+from runtime.drafting.base import Drafter
+from runtime.engine.clock import HostClock, PhaseClock
+from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
+from runtime.errors import InputError
+from runtime.execution.draft_steps import Proposal
+from runtime.execution.eager import Passes
+from runtime.execution.prefill import Progress, PromptJob, prefill
+from runtime.execution.sampling import Sampler
+from runtime.execution.sequence import Sequence
+from runtime.model.decoder import Decoder
+from runtime.parallel.groups import Group
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress shown."""
+
+
+class Engine:
+    """Generates for one batch. Every rank of the target's group runs the same engine in step."""
+
+    def __init__(
+        self,
+        *,
+        target: Decoder,
+        cache: PagedCache,
+        backend: AttentionBackend,
+        passes: Passes,
+        drafter: Drafter,
+        gamma: int,
+        sampler: Sampler,
+        eos_tokens: frozenset[int] = frozenset(),
+        chunk_tokens: int = 2048,
+        clock: PhaseClock | None = None,
+    ) -> None:
+        self.target, self.cache, self.backend = target, cache, backend
+        self.passes, self.drafter = passes, drafter
+        self.gamma, self.sampler = gamma, sampler
+        self.eos_tokens, self.chunk_tokens = eos_tokens, chunk_tokens
+        self.clock = clock or HostClock()
+        self.sequences: list[Sequence] = []
+        self.rounds: list[RoundRecord] = []
+
+    @property
+    def group(self) -> Group:
+        """The ranks that share the target."""
+        return self.target.group
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Sequences that have not finished; the others no longer take part in a pass."""
+        return [sequence for sequence in self.sequences if sequence.finish is None]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Many[Many[int]],
+        max_new_tokens: Many[int],
+        *,
+        progress: Progress = _silent,
+        on_round: Callable[[RoundRecord], None] = lambda record: None,
+    ) -> GenerationResult:
+        """Run a batch to its end.
+
+        Parameters
+        ----------
+        prompts : list of list of int
+            Tokens of each sequence; lengths may differ.
+        max_new_tokens : list of int
+            The most tokens to generate for each.
+        progress : callable
+            Called with tokens done and in all as prompts are prefilled.
+        on_round : callable
+            Called with every round's record as it ends.
+
+        Raises
+        ------
+        InputError
+            For an empty prompt, a token outside the vocabulary, or nothing to generate.
+        OutOfPages
+            If the pool is too small.
+        """
+        begun = time.perf_counter()
+        self.start(prompts, max_new_tokens, progress=progress)
+        return self.run_to_end(ttft_s=time.perf_counter() - begun, on_round=on_round)
+
+    @torch.inference_mode()
+    def run_to_end(
+        self, *, ttft_s: float, on_round: Callable[[RoundRecord], None] = lambda record: None
+    ) -> GenerationResult:
+        """All rounds of what was started; `ttft_s` is how long that took."""
+        first = time.perf_counter()
+        while self.active:
+            on_round(self.round())
+        ended = time.perf_counter()
+        return GenerationResult(
+            sequences=tuple(
+                FinishedSequence(s.prompt_tokens, tuple(s.generated), s.finish or "")
+                for s in self.sequences
+            ),
+            rounds=tuple(self.rounds),
+            phases=self.clock.seconds(),
+            ttft_s=ttft_s,
+            decode_s=ended - first,
+        )
+
+    @torch.inference_mode()
+    def start(
+        self, prompts: Many[Many[int]], max_new_tokens: Many[int], *, progress: Progress = _silent
+    ) -> None:
+        """Prefill the target, choose every sequence's first token, prefill the draft."""
+        self._check(prompts, max_new_tokens)
+        self.rounds = []
+        self.sequences = [
+            Sequence(index, list(prompt), len(prompt), most)
+            for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
+        ]
+        with self.clock.phase("prefill"):
+            hidden = prefill(
+                self.target,
+                self.cache,
+                self.backend,
+                [PromptJob(sequence.tokens, sequence.table) for sequence in self.sequences],
+                chunk_tokens=self.chunk_tokens,
+                observer=self.drafter.observer([len(prompt) for prompt in prompts]),
+                progress=progress,
+            )
+            nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
+            verdict = self._judge(nothing, self.target.logits(hidden)[:, None]).tolist()
+        with self.clock.phase("draft_prefill"):
+            self.drafter.admit(self.sequences, progress)
+        for sequence, row in zip(self.sequences, verdict, strict=True):
+            sequence.append(row[1:2], self.eos_tokens)
+            if sequence.finish is not None:
+                self._free(sequence)
+
+    @torch.inference_mode()
+    def round(self) -> RoundRecord:
+        """Draft γ, verify, accept, roll back: for every active sequence."""
+        active = self.active
+        for sequence in active:
+            self.cache.reserve(sequence.table, self.gamma + 1)
+        with self.clock.phase("draft"):
+            proposal = self.drafter.propose(active, self.gamma)
+        with self.clock.phase("verify"):
+            logits = self.verify(active, proposal.tokens)
+            read = sum(sequence.table.tokens for sequence in active)
+        with self.clock.phase("accept"):
+            verdict = self._judge(proposal, logits).tolist()  # the one read of a round
+        with self.clock.phase("host"):
+            record = self._commit(active, verdict, read)
+        self.rounds.append(record)
+        return record
+
+    def verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
+        """The target's logits after each sequence's last token and after every draft."""
+        width = self.gamma + 1
+        layout = PassLayout(
+            page_tables=[sequence.table.pages for sequence in active],
+            kv_tokens=[sequence.table.tokens + width for sequence in active],
+            query_tokens=[width] * len(active),
+            window_tokens=self.target.config.sliding_window_tokens,
+        )
+        return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
+
+    def _judge(self, proposal: Proposal, logits: Tensor) -> Tensor:
+        """The verdict of rank 0, on every rank."""
+        if self.group.rank == 0:
+            verdict = self.sampler.verify(proposal.tokens, proposal.probabilities, logits)
+        else:
+            batch, width = logits.shape[:2]
+            verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)
+        return self.group.broadcast(verdict)
+
+    def _commit(self, active: Many[Sequence], verdict: list[list[int]], read: int) -> RoundRecord:
+        """Append what was accepted, roll the cache back to it, free what has finished."""
+        kept = []
+        for sequence, (accepted, *tokens) in zip(active, verdict, strict=True):
+            before = len(sequence.tokens)
+            sequence.append(tokens[: accepted + 1], self.eos_tokens)
+            kept.append(len(sequence.tokens) - before)
+            self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
+            if sequence.finish is not None:
+                self._free(sequence)
+        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept), read)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.table)
+        self.drafter.release(sequence)
+
+    def _check(self, prompts: Many[Many[int]], max_new_tokens: Many[int]) -> None:
+        vocab = self.target.config.vocab
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise InputError(f"prompt {index} is empty; give every sequence at least one token")
+            if min(prompt) < 0 or max(prompt) >= vocab:
+                raise InputError(f"prompt {index} has tokens outside the vocabulary of {vocab}")
+        if not prompts or min(max_new_tokens) < 1:
+            raise InputError("nothing to generate: give a prompt, and at least one new token each")

@@ -1,0 +1,1 @@
+"""Forward passes: prefill, decode steps in CUDA graphs or eagerly, sampling."""

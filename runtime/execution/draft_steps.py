@@ -1,0 +1,56 @@
+"""What the host knows of γ draft steps before the first, and what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from runtime.attention.base import PassLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from where a sampler asks."""
+
+    tokens: Tensor
+    probabilities: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftPhase:
+    """What the host knows before the first of γ steps, per sequence.
+
+    The first step feeds `first_tokens` (as many of each sequence), later ones the token drawn.
+    """
+
+    first_tokens: Many[Many[int]]
+    first_positions: Many[int]
+    page_tables: Many[Many[int]]
+    cached: Many[int]
+    window_tokens: int | None = None
+
+    @property
+    def fed(self) -> int:
+        """Tokens of each sequence that the first step feeds."""
+        return len(self.first_tokens[0])
+
+    def layouts(self, gamma: int) -> list[PassLayout]:
+        """The layout of every step."""
+        steps = np.arange(gamma)[:, None]
+        cached = np.asarray(self.cached, dtype=np.int64) + self.fed + steps
+        places = np.asarray(self.first_positions, dtype=np.int64) + steps
+        places[1:] += self.fed - 1
+        one = np.ones_like(cached[0])
+        return [
+            PassLayout(
+                page_tables=self.page_tables,
+                kv_tokens=cached[step],
+                query_tokens=one if step else self.fed * one,
+                first_positions=places[step],
+                window_tokens=self.window_tokens,
+            )
+            for step in range(gamma)
+        ]

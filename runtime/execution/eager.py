@@ -1,0 +1,63 @@
+"""Running a draft phase and a verification: step by step here, as one graph in `cuda_graphs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runtime.attention.base import AttentionBackend, AttentionPlan, PassLayout
+from runtime.execution.draft_steps import DraftPhase, Proposal
+from runtime.execution.sampling import Sampler
+from runtime.model.decoder import Decoder
+
+
+class Passes(Protocol):
+    """One decoder over one cache."""
+
+    def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
+        """γ steps, each feeding the next on the device."""
+        ...
+
+    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+        """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ)."""
+        ...
+
+
+class EagerPasses:
+    """Operation by operation, on any device."""
+
+    def __init__(self, decoder: Decoder, backend: AttentionBackend) -> None:
+        self.decoder, self.backend = decoder, backend
+
+    def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
+        """All steps are planned before the first."""
+        plans = [self.backend.plan(layout) for layout in phase.layouts(gamma)]
+        tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
+        return draft_steps(self.decoder, plans, tokens, phase.fed, sampler)
+
+    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+        """One pass over γ + 1 tokens a sequence."""
+        plan = self.backend.plan(layout)
+        first = torch.tensor(last, device=drafts.device)[:, None]
+        tokens = torch.cat((first, drafts), dim=1)
+        normed = self.decoder.forward(tokens.flatten(), plan.positions, plan)
+        return self.decoder.logits(normed).view(*tokens.shape, -1)
+
+
+def draft_steps(
+    decoder: Decoder, plans: Many[AttentionPlan], tokens: Tensor, fed: int, sampler: Sampler
+) -> Proposal:
+    """The device's part of a draft phase; `tokens` (B * fed,) are what the first step feeds."""
+    drawn, rows = [], []
+    for step, plan in enumerate(plans):
+        normed = decoder.forward(tokens, plan.positions, plan)
+        if step == 0 and fed > 1:
+            normed = normed[fed - 1 :: fed].contiguous()
+        tokens, probabilities = sampler.draft(decoder.logits(normed))
+        drawn.append(tokens)
+        if probabilities is not None:
+            rows.append(probabilities)
+    return Proposal(torch.stack(drawn, dim=1), torch.stack(rows, dim=1) if rows else None)

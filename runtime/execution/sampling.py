@@ -1,0 +1,202 @@
+"""Choosing tokens: greedy, sampled, or accepted at given rates; a whole round at once.
+
+`verify` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted drafts,
+then those drafts and the target's own token after them; columns past that are meaningless. It is
+all that the host reads of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError
+from runtime.kernels.rotary import compute_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen; temperature 0 is greedy, `top_k` 0 and `top_p` 1 leave all in."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise InputError(
+                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: use a "
+                f"temperature and top_k of at least 0, and a top_p in (0, 1]"
+            )
+
+
+class Sampler(Protocol):
+    """Draws drafts and judges them."""
+
+    @property
+    def draft_streams(self) -> Sequence[torch.Generator]:
+        """What `draft` draws from: a captured graph must know."""
+        ...
+
+    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, V) -> tokens (B,), and the probabilities (B, V) they were drawn from, or None
+        where `verify` needs none."""
+        ...
+
+    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Drafts (B, γ), their probabilities (B, γ, V) and the target's logits (B, γ + 1, V) ->
+        verdict (B, γ + 2)."""
+        ...
+
+
+class GreedySampler:
+    """The most likely token; a draft is accepted where it is just that."""
+
+    draft_streams: Sequence[torch.Generator] = ()
+
+    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The argmax of each row."""
+        return logits.argmax(-1), None
+
+    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Accepted drafts equal the target's argmax, so the argmaxes are the output."""
+        best = logits.argmax(-1)  # (B, γ + 1)
+        accepted = leading_trues(drafts == best[:, :-1])
+        return torch.cat((accepted[:, None], best), dim=1)
+
+
+class StochasticSampler:
+    """Speculative sampling: what is kept follows the target's distribution exactly.
+
+    Source: Leviathan et al. 2023, algorithm 1. A draft d is kept with probability
+    min(1, p(d) / q(d)); after the first that is not, the token is drawn from max(p - q, 0)
+    normalised, and after γ kept drafts from p.
+    """
+
+    def __init__(self, params: SamplingParams, device: torch.device) -> None:
+        self.params = params
+        # Two streams: ranks that draft but do not judge stay in step with those that do both.
+        self._draft_stream = seeded(params.seed, device)
+        self.draft_streams = (self._draft_stream,)
+        self._verify_stream = seeded(params.seed + 1, device)
+
+    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A draw from each row, and the rows."""
+        rows = probabilities(logits, self.params)
+        return draw(rows, self._draft_stream), rows
+
+    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Rejection sampling of every sequence on its own."""
+        target = probabilities(logits, self.params)  # (B, γ + 1, V)
+        batch, gamma = drafts.shape
+        if proposed is None:  # no drafts: q is nowhere, so the "residual" is p itself
+            proposed = target[:, :0]
+        kept_p = target[:, :gamma].gather(2, drafts[..., None])[..., 0]
+        kept_q = proposed.gather(2, drafts[..., None])[..., 0]
+        uniform = torch.rand(
+            (batch, gamma), generator=self._verify_stream, device=drafts.device, dtype=target.dtype
+        )
+        accepted = leading_trues(uniform * kept_q < kept_p)
+        final = draw(self.final_rows(target, proposed, accepted), self._verify_stream)
+        tokens = torch.cat((drafts, final[:, None]), dim=1)
+        tokens.scatter_(1, accepted[:, None], final[:, None])
+        return torch.cat((accepted[:, None], tokens), dim=1)
+
+    def final_rows(self, target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
+        """Unnormalised, what each sequence's token after the accepted drafts is drawn from."""
+        return residual_at(target, proposed, accepted)
+
+
+class InjectedSampler:
+    """Accepts at given rates, whatever the tokens are: for timing with weights that know nothing.
+
+    `rates[i]` is the probability that draft i is accepted, given that all before it were.
+    """
+
+    def __init__(self, rates: Sequence[float], seed: int, device: torch.device) -> None:
+        if any(not 0 <= rate <= 1 for rate in rates):
+            raise InputError(f"acceptance rates {list(rates)} must lie from 0 to 1")
+        self._rates = torch.tensor(list(rates), device=device, dtype=torch.float64)
+        self.draft_streams: Sequence[torch.Generator] = ()
+        self._stream = seeded(seed, device)
+
+    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The argmax of each row."""
+        return logits.argmax(-1), None
+
+    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Accept by chance; the token after is the target's argmax there."""
+        uniform = torch.rand(
+            drafts.shape, generator=self._stream, device=drafts.device, dtype=torch.float64
+        )
+        accepted = leading_trues(uniform < self._rates[: drafts.shape[1]])
+        final = logits.argmax(-1).gather(1, accepted[:, None])
+        tokens = torch.cat((drafts, final), dim=1)
+        tokens.scatter_(1, accepted[:, None], final)
+        return torch.cat((accepted[:, None], tokens), dim=1)
+
+
+def sampler_for(
+    params: SamplingParams, rates: Sequence[float] | None, device: torch.device
+) -> Sampler:
+    """Injected where rates are given, greedy at temperature 0, else stochastic."""
+    if rates is not None:
+        return InjectedSampler(rates, params.seed, device)
+    return StochasticSampler(params, device) if params.temperature else GreedySampler()
+
+
+# ---- parts ----------------------------------------------------------------------------------
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution that is sampled from: temperature, then top-k, then top-p; (..., V)."""
+    scaled = logits.to(compute_dtype(logits.dtype)) / params.temperature
+    if 0 < params.top_k < scaled.shape[-1]:
+        least = scaled.topk(params.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    rows = scaled.softmax(-1)
+    if params.top_p < 1:
+        ordered, order = rows.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # mass of all that is likelier
+        ordered = ordered.masked_fill(before >= params.top_p, 0.0)
+        rows = torch.zeros_like(rows).scatter(-1, order, ordered)
+        rows = rows / rows.sum(-1, keepdim=True)
+    return rows
+
+
+def residual_at(target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
+    """max(p - q, 0) at each sequence's first rejected draft, or p after γ accepted: (B, V)."""
+    rows = torch.arange(len(accepted), device=accepted.device)
+    padded = torch.cat((proposed, torch.zeros_like(target[:, :1])), dim=1)
+    p = target[rows, accepted]
+    left = (p - padded[rows, accepted]).clamp(min=0.0)
+    # p and q can agree to the last bit only where nothing is ever rejected.
+    return torch.where(left.sum(-1, keepdim=True) > 0, left, p)
+
+
+def draw(rows: Tensor, stream: torch.Generator) -> Tensor:
+    """One index per row of unnormalised probabilities (B, V).
+
+    The first of exponential clocks with these rates to ring is index i with probability
+    p_i / sum(p). Unlike `torch.multinomial` it asks nothing of the host, so a graph can hold it.
+    """
+    waiting = torch.empty_like(rows).exponential_(generator=stream)
+    tiny = torch.finfo(rows.dtype).tiny
+    return (rows / waiting.clamp_min(tiny)).argmax(-1)
+
+
+def leading_trues(flags: Tensor) -> Tensor:
+    """How many flags hold before the first that does not: (B, n) -> (B,)."""
+    return flags.long().cumprod(1).sum(1)
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """A random stream on the device."""
+    generator = torch.Generator(device)
+    generator.manual_seed(seed)
+    return generator

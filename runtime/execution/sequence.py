@@ -1,0 +1,38 @@
+"""`Sequence`: one request on its way, with its tokens and its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from runtime.attention.paged_cache import PageTable
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A prompt and what was generated after it.
+
+    Between rounds the target's cache holds every token but the last, which the next pass feeds.
+    """
+
+    index: int
+    tokens: list[int]
+    prompt_tokens: int
+    max_new_tokens: int
+    table: PageTable = field(default_factory=PageTable)
+    finish: str | None = None  # "eos" or "length"
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens after the prompt, the end token included."""
+        return self.tokens[self.prompt_tokens :]
+
+    def append(self, tokens: list[int], eos_tokens: frozenset[int]) -> None:
+        """Take new tokens one by one, up to an end token or the length asked for."""
+        taken = tokens[: self.prompt_tokens + self.max_new_tokens - len(self.tokens)]
+        if not eos_tokens.isdisjoint(taken):
+            end = next(place for place, token in enumerate(taken) if token in eos_tokens)
+            taken = taken[: end + 1]
+            self.finish = "eos"
+        self.tokens += taken
+        if not self.finish and len(self.tokens) - self.prompt_tokens >= self.max_new_tokens:
+            self.finish = "length"

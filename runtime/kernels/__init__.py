@@ -1,0 +1,1 @@
+"""Fused operations: one interface, in plain torch and in Triton."""

@@ -1,0 +1,193 @@
+"""The operations between attention calls, in two makes: plain torch, and fused for a GPU.
+
+A product may come in parts (parts, rows, width) that the operation reading it adds up.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.kernels.rotary import Rotary, rms_norm, rotate
+
+_SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # of weight, in one block
+_FEW_ROWS, _MOST_ROWS = 64, 128
+_FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
+_SHARED_BYTES = 227 * 1024  # of one multiprocessor, for blocks
+
+
+class Ops(Protocol):
+    """What a decoder computes with, beside attention."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (rows, depth) times weight (width, depth) transposed: (rows, width), or its parts."""
+        ...
+
+    def add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of residual + x, and that sum, which may be `residual` itself, changed."""
+        ...
+
+    def place(
+        self,
+        qkv: Tensor,
+        query_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        epsilon: float,
+        rotary: Rotary,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        cache: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Norm and rotate; keys and values into their slots; the queries (rows, heads, dim)."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up: (rows, 2 * width) -> (rows, width)."""
+        ...
+
+
+class TorchOps:
+    """Plain torch: any device, any type; what the fused operations are held against."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """By the library."""
+        return F.linear(x, weight, bias)
+
+    def add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """A sum, then `rms_norm`."""
+        total = x if residual is None else residual + x
+        return rms_norm(total, weight, epsilon), total
+
+    def place(
+        self,
+        qkv: Tensor,
+        query_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        epsilon: float,
+        rotary: Rotary,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        cache: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Step by step."""
+        keys, values = cache
+        kv_heads, dim = keys.shape[1:]
+        heads = qkv.view(len(qkv), -1, dim)
+        query, key, value = heads.split([query_heads, kv_heads, kv_heads], dim=1)
+        if norms is not None:
+            query, key = rms_norm(query, norms[0], epsilon), rms_norm(key, norms[1], epsilon)
+        angles = rotary.tables(positions)
+        keys[slots] = rotate(key, *angles)
+        values[slots] = value
+        return rotate(query, *angles)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Step by step."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class FusedOps:
+    """Triton on a GPU, for 16-bit types; a product of few rows in parts where that is faster."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        from runtime.kernels import triton_ops as triton_kernels
+
+        self.kernels = triton_kernels
+        self.dtype = dtype
+        self.processors = torch.cuda.get_device_properties().multi_processor_count
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """In parts for few rows, else by the library."""
+        parts = None if bias is not None else split_parts(len(x), *weight.shape)
+        if parts is None:
+            return F.linear(x, weight, bias)
+        rows = max(16, 1 << (len(x) - 1).bit_length())
+        blocks = parts * -(-len(weight) // _SPLIT_COLUMNS)
+        return self.kernels.split_linear(
+            x,
+            weight,
+            tile=(rows, _SPLIT_COLUMNS, _SPLIT_DEPTH),
+            parts=parts,
+            warps=4,
+            stages=pipeline_stages(rows, blocks, self.processors),
+        )
+
+    def add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """One kernel; `residual` changes in place."""
+        normed = self.kernels.add_norm(x, residual, weight, epsilon)
+        return normed, x if residual is None else residual
+
+    def place(
+        self,
+        qkv: Tensor,
+        query_heads: int,
+        norms: tuple[Tensor, Tensor] | None,
+        epsilon: float,
+        rotary: Rotary,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        cache: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """One kernel."""
+        return self.kernels.place(
+            qkv,
+            query_heads=query_heads,
+            positions=positions,
+            slots=slots,
+            frequencies=rotary.frequencies,
+            norms=norms,
+            epsilon=epsilon,
+            keys=cache[0],
+            values=cache[1],
+        )
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """One kernel."""
+        return self.kernels.silu_mul(gate_up, self.dtype)
+
+
+def split_parts(rows: int, width: int, depth: int) -> int | None:
+    """Parts of a product's depth for `split_linear`, or None where the library is as fast.
+
+    From 2,000 timings of two models' products on an H200, weights cold
+    (`benchmarks/tuning/tune_linear.py`): up to 64 rows, blocks of 64 columns are as fast as cuBLAS
+    for many columns and up to 37 % faster for few; up to 128 rows only there.
+    """
+    blocks = -(-width // _SPLIT_COLUMNS)
+    few = blocks <= _FEW_BLOCKS
+    if rows > _MOST_ROWS or (rows > _FEW_ROWS and not few):
+        return None
+    parts = 1
+    while blocks * parts < _BLOCKS_WANTED and depth % (2 * parts * _SPLIT_DEPTH) == 0:
+        parts *= 2
+    whole = depth % (parts * _SPLIT_DEPTH) == 0 and depth // parts >= 2 * _SPLIT_DEPTH
+    return parts if whole else None
+
+
+def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
+    """The deepest pipeline of loads, up to 4, with which all blocks run at once, side by side."""
+    stage_bytes = 2 * _SPLIT_DEPTH * (_SPLIT_COLUMNS + rows)
+    for stages in (4, 3, 2):
+        if blocks <= processors * (_SHARED_BYTES // (stages * stage_bytes)):
+            return stages
+    return 2 if rows <= 32 else 3
+
+
+def ops_for(dtype: torch.dtype, device: torch.device) -> Ops:
+    """Fused where a GPU can."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return FusedOps(dtype)
+    return TorchOps()

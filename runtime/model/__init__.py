@@ -1,0 +1,1 @@
+"""The decoder: layers, weights of one rank, prompts."""

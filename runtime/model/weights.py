@@ -1,0 +1,253 @@
+"""Weights of one rank: from a folder of safetensors, seeded at random, or only their shapes.
+
+Every source answers the same question, "rows or columns a..b of this tensor", so sharding is
+written once. Files that hold code (pickle) are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from runtime.config import DecoderConfig
+from runtime.errors import InputError
+from runtime.model.layers import DecoderWeights, LayerWeights
+from runtime.parallel.groups import Group
+
+Shape = tuple[int, ...]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class WeightSource(Protocol):
+    """Where tensors come from."""
+
+    def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
+        """Elements start..stop along `dim` of the named tensor, whose whole shape is `shape`."""
+        ...
+
+
+class MetaWeights:
+    """Shapes without storage: for counting bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.device = dtype, torch.device("meta")
+
+    def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
+        """An empty tensor of the slice's shape."""
+        sliced = (*shape[:dim], stop - start, *shape[dim + 1 :])
+        return torch.empty(sliced, dtype=self.dtype, device=self.device)
+
+
+class RandomWeights:
+    """Normal weights by seed and tensor name, alike on any number of ranks.
+
+    Matrices have variance 1 / columns, so that activations keep their scale in a model of any size;
+    norms scatter around 1 and biases around 0.
+    """
+
+    def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.seed, self.dtype, self.device = seed, dtype, device
+
+    def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
+        """A slice of the whole seeded tensor, generated where it will be used."""
+        generator = torch.Generator(self.device)
+        # Hashed together: a CPU's generator looks at the low 32 bits of a seed alone.
+        generator.manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+        wide = torch.float32 if self.dtype == torch.float64 else self.dtype
+        whole = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
+        if len(shape) == 1:
+            whole = 0.1 * whole + (1.0 if name.endswith("norm.weight") else 0.0)
+        else:
+            whole = whole * shape[-1] ** -0.5
+        return whole.narrow(dim, start, stop - start).to(self.dtype, copy=True)
+
+
+class SafetensorsFolder:
+    """A Hugging Face folder: `model.safetensors`, or shards and their index.
+
+    Raises
+    ------
+    InputError
+        In one line: no safetensors there, a missing or corrupt shard, a tensor that the config
+        does not expect, lacks, or expects in another shape.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.path, self.dtype, self.device = path, dtype, device
+        self._file_of = _tensor_files(path)
+        self._open: dict[str, Any] = {}
+
+    def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
+        """A slice straight from its shard, converted to the wanted type."""
+        file = self._file_of.get(name)
+        if file is None:
+            raise InputError(
+                f"{self.path}: no tensor {name}; do config and weights belong together?"
+            )
+        try:
+            stored = self._shard(file).get_slice(name)
+            found = tuple(stored.get_shape())
+            if found != shape:
+                raise InputError(
+                    f"{self.path / file}: {name} is {list(found)}, but the config says "
+                    f"{list(shape)}"
+                )
+            part: Tensor = stored[start:stop] if dim == 0 else stored[:, start:stop]
+        except (OSError, _safetensor_error()) as error:
+            raise InputError(f"{self.path / file}: {name} cannot be read ({error})") from error
+        return part.to(device=self.device, dtype=self.dtype).contiguous()
+
+    def check_names(self, expected: set[str]) -> None:
+        """Refuse a folder that holds tensors which the config would leave unread."""
+        extra = sorted(
+            name
+            for name in set(self._file_of) - expected
+            if not name.endswith("rotary_emb.inv_freq")
+        )
+        if extra:
+            raise InputError(
+                f"{self.path}: {len(extra)} tensors that its config does not expect, such as "
+                f"{extra[0]}"
+            )
+
+    def _shard(self, file: str) -> Any:
+        if file not in self._open:
+            from safetensors import safe_open
+
+            try:
+                self._open[file] = safe_open(self.path / file, framework="pt")
+            except FileNotFoundError as error:
+                raise InputError(f"{self.path / file}: this shard is missing") from error
+            except (OSError, _safetensor_error()) as error:
+                raise InputError(f"{self.path / file}: corrupt safetensors ({error})") from error
+        return self._open[file]
+
+
+def _safetensor_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
+def _tensor_files(path: Path) -> Mapping[str, str]:
+    """Which file holds each tensor."""
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        try:
+            mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index}: not an index of shards ({type(error).__name__})") from error
+        for file in sorted(set(mapping.values())):
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise InputError(f"{index}: {file!r} is not a safetensors file beside it")
+            if not (path / file).is_file():
+                raise InputError(f"{path / file}: this shard is missing")
+        return dict(mapping)
+    if single.is_file():
+        from safetensors import safe_open
+
+        try:
+            with safe_open(single, framework="pt") as stored:
+                return dict.fromkeys(stored.keys(), single.name)
+        except (OSError, _safetensor_error()) as error:
+            raise InputError(f"{single}: corrupt safetensors ({error})") from error
+    pickles = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
+    if pickles:
+        raise InputError(
+            f"{path}: {pickles[0]} is a pickle, which can run code and is never opened; "
+            f"convert the model to safetensors"
+        )
+    raise InputError(f"{path}: no model.safetensors and no index of shards there")
+
+
+# ---- sharding -------------------------------------------------------------------------------
+
+
+def load_weights(config: DecoderConfig, source: WeightSource, group: Group) -> DecoderWeights:
+    """One rank's slice of every tensor."""
+    config.check_tp(group.size)
+    if isinstance(source, SafetensorsFolder):
+        source.check_names(tensor_names(config))
+    embedding = _vocabulary("model.embed_tokens.weight", config, source, group)
+    tied = config.tied_embeddings
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_layer(i, config, source, group) for i in range(config.layers)),
+        norm=_whole("model.norm.weight", config.hidden, source),
+        head=embedding if tied else _vocabulary("lm_head.weight", config, source, group),
+    )
+
+
+def tensor_names(config: DecoderConfig) -> set[str]:
+    """Every tensor that a folder of this model holds (a tied head may be stored or not)."""
+    parts = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
+    parts += [f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    parts += [f"self_attn.{name}_proj.weight" for name in "qkv"]
+    parts += [f"self_attn.{name}_proj.bias" for name in "qkv" if config.qkv_bias]
+    parts += [f"self_attn.{name}_norm.weight" for name in "qk" if config.qk_norm]
+    names = {f"model.layers.{i}.{part}" for i in range(config.layers) for part in parts}
+    return names | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+
+
+def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group) -> LayerWeights:
+    name = f"model.layers.{index}"
+    attention, dim = f"{name}.self_attn", config.head_dim
+    heads = config.query_heads_on(group.size)
+    ffn = config.ffn_hidden // group.size
+    columns = heads * dim * group.rank, heads * dim * (group.rank + 1)
+    mlp = ffn * group.rank, ffn * (group.rank + 1)
+    wide = (config.ffn_hidden, config.hidden)
+    gate, up = (
+        source.read(f"{name}.mlp.{part}_proj.weight", wide, *mlp, dim=0) for part in ("gate", "up")
+    )
+    out_shape = (config.hidden, config.query_heads * dim)
+    return LayerWeights(
+        input_norm=_whole(f"{name}.input_layernorm.weight", config.hidden, source),
+        qkv=_qkv(f"{attention}.{{}}_proj.weight", config, source, group),
+        qkv_bias=_qkv(f"{attention}.{{}}_proj.bias", config, source, group)
+        if config.qkv_bias
+        else None,
+        query_norm=_whole(f"{attention}.q_norm.weight", dim, source) if config.qk_norm else None,
+        key_norm=_whole(f"{attention}.k_norm.weight", dim, source) if config.qk_norm else None,
+        attention_out=source.read(f"{attention}.o_proj.weight", out_shape, *columns, dim=1),
+        mlp_norm=_whole(f"{name}.post_attention_layernorm.weight", config.hidden, source),
+        gate_up=torch.cat((gate, up)),
+        down=source.read(f"{name}.mlp.down_proj.weight", wide[::-1], *mlp, dim=1),
+    )
+
+
+def _qkv(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
+    """This rank's query, key and value rows; ranks beyond the KV heads share one."""
+    tail = (config.hidden,) if name.endswith("weight") else ()
+    heads, kv_heads = config.query_heads_on(group.size), config.kv_heads_on(group.size)
+    first_kv = group.rank * config.kv_heads // group.size
+    parts = []
+    for letter, total, first, count in (
+        ("q", config.query_heads, group.rank * heads, heads),
+        ("k", config.kv_heads, first_kv, kv_heads),
+        ("v", config.kv_heads, first_kv, kv_heads),
+    ):
+        shape = (total * config.head_dim, *tail)
+        start, stop = first * config.head_dim, (first + count) * config.head_dim
+        parts.append(source.read(name.format(letter), shape, start, stop, dim=0))
+    return torch.cat(parts)
+
+
+def _whole(name: str, size: int, source: WeightSource) -> Tensor:
+    return source.read(name, (size,), 0, size, dim=0)
+
+
+def _vocabulary(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
+    """This rank's rows of a vocabulary matrix, the last rank's padded with zeros."""
+    rows = -(-config.vocab // group.size)
+    start = min(rows * group.rank, config.vocab)
+    stop = min(start + rows, config.vocab)
+    found = source.read(name, (config.vocab, config.hidden), start, stop, dim=0)
+    missing = rows - (stop - start)
+    return torch.cat((found, found.new_zeros(missing, config.hidden))) if missing else found

@@ -1,0 +1,1 @@
+"""Ranks: process groups, all-reduce over symmetric memory, launching."""

@@ -1,0 +1,202 @@
+"""Ranks and groups: who shares the target, who shares the draft, and how they exchange tensors.
+
+A group of one does nothing. On a CPU ranks talk over gloo. On GPUs they talk over NCCL, and sums
+that are small enough go through memory that they share (`symmetric_memory`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from runtime.errors import InputError
+from runtime.parallel.all_reduce import (
+    Algorithm,
+    AllReduceLimits,
+    SharedWorkspace,
+    shared_workspace,
+    stated_limits,
+)
+
+# A death shows as a closed connection at once; this only bounds honest waiting, such as for a
+# long prompt that other ranks work on.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# A program that uses NVLink multicast can put a shared host's GPUs out of service.
+NO_MULTICAST = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks that share one model; `handle` is None where it is one rank.
+
+    `workspace` is the memory that they share on GPUs, None where there is none.
+    """
+
+    rank: int
+    size: int
+    handle: Any = None
+    workspace: SharedWorkspace | None = None
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory that this group's exchange holds."""
+        return 0 if self.workspace is None else self.workspace.limits.workspace_bytes
+
+    def all_reduce(self, partial: Tensor, algorithm: Algorithm | None = None) -> Tensor:
+        """The sum of every rank's `partial`: use what is returned, `partial` may hold anything.
+
+        `algorithm` overrides the choice by size; without a shared workspace it is the group's own
+        library, NCCL or gloo, whatever is asked.
+        """
+        if self.size == 1:
+            return partial
+        if self.workspace is not None:
+            message_bytes = partial.numel() * partial.element_size()
+            chosen = algorithm or self.workspace.limits.choose(message_bytes)
+            if chosen != "nccl":
+                return self.workspace.all_reduce(partial, chosen)
+        dist.all_reduce(partial, group=self.handle)
+        return partial
+
+    def partial_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        """Where a product may be written so that its sum needs no copy first; None for anywhere.
+
+        It holds until the group's next sum.
+        """
+        return None if self.workspace is None else self.workspace.view(shape, dtype)
+
+    def gather_columns(self, part: Tensor) -> Tensor:
+        """Every rank's columns side by side, on every rank: (rows, cols) -> (rows, size * cols)."""
+        if self.size == 1:
+            return part
+        if not part.is_cuda:
+            parts = [torch.empty_like(part) for _ in range(self.size)]
+            dist.all_gather(parts, part.contiguous(), group=self.handle)
+            return torch.cat(parts, dim=-1)
+        stacked = part.new_empty((self.size, *part.shape))
+        dist.all_gather_into_tensor(stacked, part.contiguous(), group=self.handle)
+        return stacked.movedim(0, -2).reshape(*part.shape[:-1], -1)
+
+    def broadcast(self, value: Tensor) -> Tensor:
+        """Rank 0's `value`, in place on every rank."""
+        if self.size > 1:
+            dist.broadcast(value, src=0, group=self.handle)
+        return value
+
+
+ALONE = Group(rank=0, size=1)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place: in the target's group, and in the draft's where it drafts."""
+
+    target: Group
+    draft: Group | None
+    device: torch.device = CPU
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this rank decides, prints and writes."""
+        return self.target.rank == 0
+
+
+@contextmanager
+def connect(
+    *, tp: int, draft_tp: int, device: str = "cpu", limits: AllReduceLimits | None = None
+) -> Iterator[Ranks]:
+    """Join the ranks that the environment names (as torchrun sets it), or be the only one.
+
+    The draft's group is the first `draft_tp` of the target's `tp` ranks.
+
+    Parameters
+    ----------
+    tp, draft_tp : int
+        Ranks of the target and of the draft.
+    device : {"cpu", "cuda"}
+        gloo, or NCCL on the GPU that LOCAL_RANK names, which becomes the current one.
+    limits : AllReduceLimits, optional
+        Which sums go through shared memory on GPUs; SPECROOF_ALL_REDUCE, or what was measured.
+
+    Raises
+    ------
+    InputError
+        If the number of processes is not `tp`, the draft asks for more than the target has, or
+        there is no such GPU.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if world != tp:
+        raise InputError(f"tp={tp} needs {tp} processes, but {world} were started")
+    if not 1 <= draft_tp <= tp:
+        raise InputError(f"draft_tp={draft_tp} must be from 1 to tp={tp}")
+    limits = limits or stated_limits()
+    own = _own_device(device)
+    if world == 1:
+        yield Ranks(target=ALONE, draft=ALONE, device=own)
+        return
+    _join(own)
+    try:
+        target = _group(rank, world, dist.group.WORLD, own, limits)
+        draft: Group | None = target
+        if draft_tp < tp:
+            # Every rank takes part in making a group, also those that are not in it.
+            handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
+            draft = _group(rank, draft_tp, handle, own, limits) if rank < draft_tp else None
+        yield Ranks(target=target, draft=draft, device=own)
+    except BaseException:
+        # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
+        if own.type == "cpu":
+            dist.destroy_process_group()
+        raise
+    if own.type == "cuda":
+        torch.cuda.synchronize()
+        gc.collect()  # graphs that nobody replays any more: NCCL waits for those that hold its sums
+    dist.destroy_process_group()
+
+
+def _own_device(device: str) -> torch.device:
+    """This rank's device, made the current one."""
+    if device == "cpu":
+        return CPU
+    if device != "cuda":
+        raise InputError(f"device {device!r}: use cpu or cuda")
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    found = torch.cuda.device_count()
+    if index >= found:
+        raise InputError(f"rank {index} of this host needs GPU {index}, but it has {found}")
+    own = torch.device("cuda", index)
+    torch.cuda.set_device(own)
+    return own
+
+
+def _join(own: torch.device) -> None:
+    if own.type == "cpu":
+        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+        return
+    for name, value in NO_MULTICAST.items():
+        os.environ.setdefault(name, value)
+    dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=own)
+
+
+def _group(rank: int, size: int, handle: Any, own: torch.device, limits: AllReduceLimits) -> Group:
+    """A group with what its ranks need to exchange; one rank needs nothing."""
+    if size == 1:
+        return ALONE
+    if own.type == "cpu":
+        return Group(rank, size, handle)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    return Group(rank, size, handle, shared_workspace(handle, size, own, limits, local_ranks))

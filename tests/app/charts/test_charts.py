@@ -1,0 +1,195 @@
+"""Charts say what the estimates say: tested by their data, with units, hover and words for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from app import charts
+from app.charts.validation import error_by_phase, measured_scatter, regrets
+from calibration.records.published import magicdec_rows, predict_row, row_error
+from perfmodel import (
+    SLO,
+    Acceptance,
+    Scenario,
+    estimate,
+    gamma_schedule,
+    parse_scenario,
+    sensitivities,
+    speedup_interval,
+    without_speculation,
+)
+
+VALUES = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb", "engine": "magicdec"}
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return parse_scenario(VALUES).scenario()
+
+
+def every_chart(scenario: Scenario) -> dict[str, go.Figure]:
+    point = estimate(scenario)
+    errors = [row_error(row, predict_row(row)) for row in magicdec_rows()[:6]]
+    grid = charts.speedup_grid(scenario)
+    curve = charts.serving_curve(scenario, np.array([1.0, 8.0, 64.0]))
+    interval = speedup_interval(scenario)
+    assert curve is not None and interval is not None
+    return {
+        "map": charts.speedup_map(scenario, grid, clickable=True),
+        "winner": charts.winner_map([grid]),
+        "needed": charts.needed_map(scenario, charts.MAP_BATCHES, charts.MAP_PREFIXES),
+        "budget": charts.budget_map(scenario),
+        "schedule": charts.schedule_map(gamma_schedule(scenario)),
+        "round": charts.round_waterfall(point),
+        "parts": charts.step_parts(point),
+        "roofline": charts.roofline(point),
+        "tornado": charts.tornado(sensitivities(scenario), float(point.speedup)),
+        "latency": charts.latency_throughput([curve], SLO(tpot_s=0.02)),
+        "acceptance": charts.acceptance_needed(scenario),
+        "band": charts.speedup_band("batch (sequences)", [8.0, 64.0], [interval] * 2, 64.0),
+        "compare": charts.compare_bars(["a", "b"], "speedup (x)", [1.5, None]),
+        "plans": charts.plan_bars(["a", "b"], [2.0, 1.0], "tokens/s per GPU"),
+        "memory": charts.memory_bars(point),
+        "scatter": measured_scatter(errors),
+        "errors": error_by_phase({"before": errors}),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures(scenario: Scenario) -> dict[str, go.Figure]:
+    return every_chart(scenario)
+
+
+def test_every_chart_has_axis_names_words_and_rows(figures: dict[str, go.Figure]) -> None:
+    unitless = {"phase", "pass", "plan", "scenario", "GPU", "input that is off"}
+    for name, figure in figures.items():
+        for title in (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text):
+            assert title in unitless or "(" in title or "tokens/s" in title, (name, title)
+        assert len(charts.alt_text(figure)) > 20, name
+        rows = charts.chart_rows(figure)
+        assert rows and all(len(row) > 2 for row in rows), name
+
+
+def test_every_trace_of_data_has_numbers_on_hover(figures: dict[str, go.Figure]) -> None:
+    for name, figure in figures.items():
+        for trace in figure.data:
+            if trace.meta is not None and trace.hoverinfo != "skip":
+                assert "%{" in trace.hovertemplate, (name, trace.name)
+
+
+def test_rows_hold_no_nan(figures: dict[str, go.Figure]) -> None:
+    for name, figure in figures.items():
+        for row in charts.chart_rows(figure):
+            assert all(v == v for v in row.values()), name
+
+
+def test_map_rows_are_the_estimates_at_their_gamma(scenario: Scenario) -> None:
+    rows = charts.chart_rows(charts.speedup_map(scenario))
+    known = [row for row in rows if row["speedup"] is not None]
+    for row in known[:: len(known) // 7]:
+        budget = min(512, row["prefix_tokens"])
+        point = estimate(
+            scenario,
+            batch=row["batch"],
+            prefix_tokens=row["prefix_tokens"],
+            gamma=row["gamma"],
+            kv_budget_tokens=budget,
+        )
+        assert row["speedup"] == pytest.approx(float(point.speedup))
+
+
+def test_a_clickable_map_has_a_marker_on_every_known_cell(scenario: Scenario) -> None:
+    grid = charts.speedup_grid(scenario)
+    figure = charts.speedup_map(scenario, grid, clickable=True)
+    cells = next(trace for trace in figure.data if trace.name == "cells")
+    assert len(cells.x) == np.sum(np.isfinite(grid.speedup))
+    assert figure.data[0].hoverinfo == "skip"
+    assert len(charts.chart_rows(figure)) == grid.speedup.size
+
+
+def test_measured_points_stand_at_their_cell(scenario: Scenario) -> None:
+    point = charts.MeasuredSpeedup(
+        batch=64, prefix_tokens=32_000, gamma=4, speedup=1.5, source="<script>"
+    )
+    figure = charts.speedup_map(scenario, measured=[point])
+    trace = next(t for t in figure.data if t.name == "measured")
+    assert trace.x[0] == list(charts.MAP_PREFIXES).index(32_000)
+    assert trace.y[0] == list(charts.MAP_BATCHES).index(64)
+    assert "<script>" not in figure.to_json()
+
+
+def test_winner_is_plain_decoding_where_no_draft_pays(scenario: Scenario) -> None:
+    hopeless = replace(scenario, acceptance=Acceptance.from_alpha(0.0))
+    figure = charts.winner_map([charts.speedup_grid(hopeless)])
+    plans = {r["plan"] for r in charts.chart_rows(figure) if r["speedup"] is not None}
+    assert plans == {"No speculation"}
+
+
+def test_needed_alpha_breaks_even(scenario: Scenario) -> None:
+    figure = charts.needed_map(scenario, np.array([64.0]), np.array([32_000.0]))
+    (row,) = charts.chart_rows(figure)
+    given = replace(scenario, acceptance=Acceptance.from_alpha(row["alpha"]))
+    assert float(estimate(given, gamma=row["gamma"]).speedup) == pytest.approx(1.0)
+
+
+def test_roofline_keeps_every_op_under_the_roof(scenario: Scenario) -> None:
+    gpu = scenario.machine.gpu
+    rows = charts.chart_rows(charts.roofline(estimate(scenario)))
+    for row in rows:
+        roof = min(gpu.peak_flops, row["flop_per_byte"] * gpu.hbm_bandwidth)
+        assert row["flops_per_s"] / roof == pytest.approx(row["share_of_roof"])
+        assert row["share_of_roof"] <= 1.0
+    assert {row["series"] for row in rows} == {"T_T plain step", "T_V verify", "T_D one draft"}
+
+
+def test_part_rows_sum_to_the_passes(scenario: Scenario) -> None:
+    point = estimate(scenario)
+    total = sum(float(str(r["seconds"])) for r in charts.part_rows(point) if r["pass"][:3] == "T_V")
+    assert total == pytest.approx(float(point.verify.total_s))
+
+
+def test_waterfall_of_plain_decoding_is_one_step(scenario: Scenario) -> None:
+    figure = charts.round_waterfall(estimate(without_speculation(scenario)))
+    assert [row["phase"] for row in charts.chart_rows(figure)] == ["T_T plain step"]
+
+
+def test_serving_curve_stops_at_the_memory_wall(scenario: Scenario) -> None:
+    curve = charts.serving_curve(scenario, np.array([1.0, 64.0, 4096.0]))
+    assert curve is not None and list(curve.batch) == [1.0, 64.0]
+    point = estimate(scenario, batch=64, gamma=charts.GAMMAS)
+    assert curve.per_gpu[1] == pytest.approx(64 / np.min(point.tpot_s) / 8)
+    huge = replace(scenario, workload=replace(scenario.workload, prefix_tokens=100_000_000))
+    assert charts.serving_curve(huge, np.array([1.0])) is None
+
+
+def test_cost_per_token_follows_the_price(scenario: Scenario) -> None:
+    curve = charts.serving_curve(scenario, np.array([64.0]))
+    assert curve is not None
+    figure = charts.latency_throughput([curve], SLO(), price_per_gpu_hour=3.6)
+    assert figure.data[0].y[0] == pytest.approx(1e3 / curve.per_gpu[0])
+    assert "cost" in figure.layout.yaxis.title.text
+
+
+def test_regret_is_zero_where_the_best_draft_is_predicted() -> None:
+    rows = [row for row in magicdec_rows() if row.table == "T6" and row.batch == 128]
+    errors = [row_error(row, predict_row(row)) for row in rows]
+    (found,) = regrets(errors)
+    assert found.best == max(row.speedup for row in rows)
+    assert found.percent == pytest.approx(100 * (1 - found.measured / found.best))
+    best = max(errors, key=lambda e: e.row.speedup)
+    worst = replace(best, errors=best.errors | {"speedup": -0.9})
+    (wrong,) = regrets([e for e in errors if e is not best] + [worst])
+    assert wrong.percent > 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count"), [(1, 1024, 64), (1000, 131_072, 64), (1, 64, 64)]
+)
+def test_log_steps_are_distinct_whole_numbers(low: int, high: int, count: int) -> None:
+    values = charts.log_steps(low, high, count)
+    assert len(set(values)) == count and values[0] == low and values[-1] == high
+    assert np.all(values % 1 == 0)

@@ -1,0 +1,227 @@
+"""Bad input is one line on stderr and exit 2; what does not fit is one line and exit 3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import run
+
+CASES = {
+    "unknown GPU": (["predict", "--gpu", "h1000-sxm"], "h100-sxm"),
+    "unknown model": (["predict", "--target", "lama-3.1-8b"], "llama-3.1-8b"),
+    "unknown engine": (["predict", "--engine", "specrof"], "specroof"),
+    "unknown machine": (["predict", "--machine", "dgx-a100"], "dgx-a100-80gb"),
+    "unknown scenario": (["predict", "--scenario", "defalt"], "default"),
+    "unknown dtype": (["predict", "--kv-dtype", "fp3"], "fp8"),
+    "unknown policy": (["predict", "--draft", "self", "--draft-policy", "h2o"], "snapkv"),
+    "unknown flag": (["predict", "--kv-bugdet", "64"], "--kv-budget"),
+    "unknown command": (["predikt"], "predikt"),
+    "unknown list": (["list", "gpu"], "gpus"),
+    "missing value": (["predict", "--batch"], "--batch"),
+    "empty value": (["predict", "--gpu", ""], "--gpu is empty"),
+    "TP that does not divide": (["predict", "--tp", "3"], "do not split over 3 ranks"),
+    "TP beyond the node": (["predict", "--tp", "16"], "8 GPUs"),
+    "GPU against machine": (["predict", "--gpu", "l40", "--machine", "hgx-h100"], "h100-sxm"),
+    "negative batch": (["predict", "--batch", "-5"], "batch='-5'"),
+    "zero prefix": (["predict", "--prefix-tokens", "0"], "prefix_tokens='0'"),
+    "half a GPU": (["predict", "--tp", "0.5"], "whole number"),
+    "thousands comma": (["predict", "--batch", "1,024"], "without thousands commas"),
+    "NaN batch": (["predict", "--batch", "nan"], "whole number"),
+    "infinite prefix": (["predict", "--prefix-tokens", "inf"], "whole number"),
+    "huge batch": (["predict", "--batch", "1e30"], "batch='1e30'"),
+    "NaN acceptance": (["predict", "--draft", "self", "--acceptance", "nan"], "finite"),
+    "acceptance over 1": (["predict", "--draft", "self", "--acceptance", "1.01"], "1.01"),
+    "acceptance below 0": (["predict", "--draft", "self", "--acceptance", "-0.1"], "-0.1"),
+    "bad rate": (["predict", "--draft", "self", "--acceptance-per-position", "0.9,2"], "2"),
+    "two acceptances": (
+        ["predict", "--draft", "self", "--acceptance", "0.8", "--tokens-per-round", "3"],
+        "say the same thing twice",
+    ),
+    "too many tokens a round": (
+        ["predict", "--draft", "self", "--gamma", "3", "--tokens-per-round", "4.5"],
+        "1 to 4 tokens",
+    ),
+    "budget over context": (["predict", "--draft", "self", "--kv-budget", "64000"], "32000"),
+    "gamma without a draft": (["predict", "--gamma", "3"], "needs a draft"),
+    "gamma too large": (["predict", "--draft", "self", "--gamma", "65"], "64"),
+    "SnapKV on a standalone draft": (
+        ["predict", "--draft", "llama-3.2-1b", "--draft-policy", "snapkv"],
+        "standalone",
+    ),
+    "SLO gibberish": (["predict", "--slo", "fast"], "ttft<2s"),
+    "missing scenario file": (["predict", "--scenario", "none/such.toml"], "no such file"),
+    "missing CSV": (["predict", "--from", "none/such.csv"], "no such file"),
+    "a directory as CSV": (["predict", "--from", "/"], "cannot be read"),
+    "endless CSV": (["predict", "--from", "/dev/zero"], "larger than"),
+    "endless scenario": (["predict", "--scenario", "/dev/zero"], "larger than"),
+    "sweep over unknown GPUs": (["sweep", "--gpu", "h100-sxm,l41"], "l40"),
+    "sweep without end": (["sweep", "--batch", "1:1e12"], "10,000"),
+    "sweep of too many points": (
+        ["sweep", "--batch", "1:10000", "--prefix-tokens", "1:10000"],
+        "50,000,000",
+    ),
+    "range that falls": (["sweep", "--gamma", "5:2"], "empty"),
+    "range that stands still": (["sweep", "--batch", "1:8:x1"], "does not grow"),
+    "range of words": (["sweep", "--batch", "a:b"], "neither a number nor a range"),
+    "sweep in two forms": (["sweep", "--batch", "1,2", "--csv", "-", "--json"], "one of them"),
+    "sweep where no TP divides": (["sweep", "--tp", "3,5"], "tp=3"),
+    "recommend a given gamma": (["recommend", "--gamma", "3"], "chooses gamma"),
+    "one acceptance for all drafts": (["recommend", "--acceptance", "0.8"], "one draft choice"),
+    "nothing to recommend": (["recommend", "--draft", "none"], "leave out draft none"),
+    "unknown objective": (["recommend", "--objective", "cheap"], "throughput, latency"),
+    "recommend over context": (["recommend", "--kv-budget", "99999"], "99999"),
+    "export nowhere": (["export", "--tp", "8"], "--to"),
+    "export to the unknown": (["export", "--to", "vlm"], "vllm"),
+    "export of a self-draft": (
+        ["export", "--to", "vllm", "--draft", "self", "--tp", "8"],
+        "self-speculation",
+    ),
+    "output into a file's inside": (
+        ["sweep", "--batch", "1,2", "--csv", "/dev/null/x.csv"],
+        "cannot be written",
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments, hint", CASES.values(), ids=CASES.keys())
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert hint in err
+
+
+SCENARIOS = {
+    "not TOML": b"batch = [",
+    "a table": b"[workload]\nbatch = 1",
+    "unknown key": b"batchh = 8",
+    "key twice": b"batch = 8\nbatch = 8",
+    "a truth value": b"batch = true",
+    "a list": b"batch = [1, 2]",
+    "a date": b"batch = 1979-05-27",
+    "NaN": b'draft = "self"\nacceptance = nan',
+    "a name that is a number": b"target = 7",
+    "not UTF-8": b'target = "\xff"',
+    "nested without end": b"batch = " + b"[" * 100_000,
+    "thousands of digits": b"batch = 1" + b"0" * 5000,
+    "thousands of hex digits": b"batch = 0x1" + b"0" * 5000,
+    "a terminal escape": b'target = "\x1b[2J"',
+    "an escaped newline": b'target = "a\\nb"',
+}
+
+
+@pytest.mark.parametrize("content", SCENARIOS.values(), ids=SCENARIOS.keys())
+@pytest.mark.parametrize("command", ["predict", "recommend", "sweep"])
+def test_malformed_scenario_is_one_line_and_exit_2(
+    command: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    assert run([command, "--scenario", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err[:-1].isprintable()
+
+
+CONFIGS = {
+    "not JSON": "{",
+    "a list": "[]",
+    "empty object": "{}",
+    "NaN": '{"hidden_size": NaN}',
+    "another architecture": '{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}',
+    "nested without end": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS.keys())
+def test_malformed_config_json_is_one_line_and_exit_2(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    assert run(["predict", "--target", str(file)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+TABLES = {
+    "empty": (b"", "first line"),
+    "no header": (b"8,16\n", "unknown column"),
+    "header only": (b"batch\n", "no rows"),
+    "unknown column": (b"batch,kv_bugdet\n1,2\n", "kv_budget"),
+    "column twice": (b"batch,batch\n1,2\n", "twice"),
+    "NUL": (b"batch\n\x00\n", "NUL"),
+    "not UTF-8": (b"batch\n\xff\n", "UTF-8"),
+    "open quote": (b'batch\n"1\n', "not CSV"),
+    "bad row": (b"batch\n1\n-1\n2\n", "1 bad row"),
+    "short rows": (b"batch,tp\n1\n2\n", "2 bad rows"),
+}
+
+
+@pytest.mark.parametrize("content, hint", TABLES.values(), ids=TABLES.keys())
+def test_malformed_csv_is_one_line_and_exit_2(
+    content: bytes, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content)
+    assert run(["predict", "--tp", "8", "--from", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and hint in err
+
+
+def test_oversized_csv_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"batch\n" + b"1\n" * 5_000_000)
+    assert run(["predict", "--from", str(file)]) == 2
+    assert "larger than" in capsys.readouterr().err
+
+
+def test_a_bad_row_does_not_stop_the_rows_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("batch,tp\n1,8\n-1,8\n2\n4,8\n")
+    assert run(["predict", "--from", str(file)]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3, 4]
+    assert ["error" in row for row in rows] == [False, True, True, False]
+    assert "batch='-1'" in rows[1]["error"]
+
+
+INFEASIBLE = {
+    "predict": (["predict", "--batch", "4096", "--tp", "8"], "largest batch that fits"),
+    "recommend": (["recommend", "--batch", "4096"], "nearest miss"),
+    "recommend under an SLO": (["recommend", "--slo", "tpot<1us"], "nearest miss"),
+    "sweep": (["sweep", "--batch", "4096,8192"], "no point"),
+    "export": (["export", "--to", "vllm", "--batch", "4096"], "largest batch"),
+}
+
+
+@pytest.mark.parametrize("arguments, hint", INFEASIBLE.values(), ids=INFEASIBLE.keys())
+def test_what_does_not_fit_is_one_line_and_exit_3(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and hint in err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("app.cli.commands.predict.predict_one", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(["predict"])
+
+
+def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.commands.predict.predict_one", interrupted)
+    assert run(["predict"]) == 130

@@ -1,0 +1,188 @@
+"""`specroof calibrate`: from a model and a text to a curve that predictions use."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_folder import write_model, write_text, write_tokenizer
+
+from app.cli.main import run
+from calibration.records.acceptance import read_records
+from calibration.records.counted import CountedRun, append_run
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_model(tmp_path / "model")
+    write_text(tmp_path / "a.txt", 900)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MEASURE = [
+    "calibrate",
+    "acceptance",
+    "--model",
+    "model",
+    "--text",
+    "a.txt",
+    "--output",
+    "r.jsonl",
+    "--kv-budget",
+    "48,64,96,128",
+    "--prefix-tokens",
+    "128,256",
+    "--windows",
+    "3",
+    "--scored-tokens",
+    "32",
+]
+
+
+def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*MEASURE, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert {cell["kv_budget"] for cell in measured["cells"]} == {48, 64, 96, 128}
+    assert all(c["low"] <= c["alpha"] <= c["high"] for c in measured["cells"])
+    before = (place / "r.jsonl").read_bytes()
+    assert run(MEASURE) == 0
+    assert (place / "r.jsonl").read_bytes() == before
+    capsys.readouterr()
+    fit = "calibrate fit-acceptance r.jsonl --output c.toml --target llama-3.1-8b"
+    assert run(fit.split()) == 0
+    capsys.readouterr()
+    predict = [
+        "predict",
+        "--draft",
+        "self",
+        "--gpu",
+        "h200",
+        "--tp",
+        "8",
+        "--prefix-tokens",
+        "4000",
+        "--json",
+    ]
+    alphas = {}
+    for name, more in {"own": ["--acceptance-curve", "c.toml"], "catalog": []}.items():
+        assert run([*predict, *more]) == 0
+        alphas[name] = json.loads(capsys.readouterr().out)["acceptance"]
+    assert alphas["own"]["origin"] == "fitted" and "own measurement" in alphas["own"]["source"]
+    assert alphas["own"]["alpha"] != alphas["catalog"]["alpha"]
+    lent = [*predict, "--target", "llama-3.1-70b", "--acceptance-curve", "c.toml"]
+    assert run(lent) == 0
+    borrowed = json.loads(capsys.readouterr().out)["acceptance"]
+    assert borrowed["origin"] == "borrowed"
+    assert "borrowed from llama-3.1-8b, not measured on llama-3.1-70b" in borrowed["source"]
+
+
+def test_a_page_with_charts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(MEASURE) == 0
+    assert run(["calibrate", "acceptance-report", "r.jsonl", "--html", "r.html"]) == 0
+    page = (place / "r.html").read_text(encoding="utf-8")
+    assert "Measured acceptance by KV budget" in page and "<table>" in page
+
+
+def test_an_import_is_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "m.json").write_text('{"num_drafts": 10, "num_accepted_tokens_per_pos": [8, 4]}')
+    assert run(["calibrate", "import-acceptance", "m.json"]) == 0
+    flag = capsys.readouterr().out.splitlines()[-1]
+    assert flag == "--acceptance-per-position 0.8,0.5"
+    assert run(["predict", "--draft", "self", "--tp", "8", *flag.split()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--text", "nowhere.txt"], "cannot be read"),
+        (["--prefix-tokens", "2000"], "takes 2,033"),
+        (["--prefix-tokens", "5000"], "was made for"),
+        (["--draft-policy", "quest"], "use some of full, streamingllm, snapkv"),
+        (["--kv-budget", "many"], "whole numbers"),
+        (["--kv-budget", "8"], "too small"),
+        (["--gamma", "5"], "no multiple of gamma"),
+        (["--temperature", "0"], "temperature must be above 0"),
+        (["--positions", "odd"], "use some of absolute, relative"),
+        (["--device", "tpu"], "use cpu or cuda"),
+        (["--dtype", "int4"], "use float32"),
+        (["--draft-model", "other"], "a vocabulary of 90"),
+        (["--text", "wide.txt"], "outside the model's vocabulary"),
+    ],
+)
+def test_bad_input_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], change: list[str], says: str
+) -> None:
+    if "other" in change:
+        write_model(place / "other", vocab=90)
+        write_tokenizer(place / "other", vocab=61)
+    if "wide.txt" in change:
+        write_text(place / "wide.txt", 400, vocab=90)
+        write_tokenizer(place / "model", vocab=90)
+    words = [word for word in MEASURE if word not in ("--text", "a.txt")]
+    text = [] if "--text" in change else ["--text", "a.txt"]
+    assert run([*words, *text, *change]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert says in error
+
+
+def documented(section: str) -> list[str]:
+    text = (Path(__file__).parents[3] / "docs" / "json.md").read_text(encoding="utf-8")
+    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
+    return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
+
+
+def test_the_document_names_the_printed_keys(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(MEASURE) == 0
+    record = read_records(place / "r.jsonl").records[0]
+    counted = CountedRun(
+        text="a", prefix_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
+        seed=1, accepted=((4, 2), (3, 1)),
+    )  # fmt: skip
+    append_run(place / "counted.jsonl", counted, {})
+    capsys.readouterr()
+    words = "calibrate acceptance-report r.jsonl --counted counted.jsonl --json"
+    assert run([*words.split(), "--tolerance", "100"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert documented("calibrate: report") == list(printed)
+    assert documented("calibrate: cell") == list(printed["cells"][0])
+    assert documented("calibrate: compared") == list(printed["compared"][0])
+    assert run([*words.split(), "--tolerance", "0"]) == 4
+    capsys.readouterr()
+    (place / "m.json").write_text('{"num_drafts": 10, "num_accepted_tokens_per_pos": [8, 4]}')
+    assert run(["calibrate", "import-acceptance", "m.json", "--json"]) == 0
+    assert documented("calibrate: import") == list(json.loads(capsys.readouterr().out))
+
+
+def test_another_measurement_into_the_same_file_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(MEASURE) == 0
+    assert run([*MEASURE, "--temperature", "0.7"]) == 2
+    assert "holds another measurement" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "x = [", "target = 3", "curves = 5", "[[curves]]\nx=1"])
+def test_a_file_that_is_no_curve_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (place / "c.toml").write_text(content)
+    assert run(["predict", "--draft", "self", "--tp", "8", "--acceptance-curve", "c.toml"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from app.cli.main import run\n"
+        "try: run(['calibrate', 'acceptance', '--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,47 @@
+"""Every example of docs/commands.md runs and exits as it says; every command and flag is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from app.cli.main import app, run
+from app.cli.options import SCENARIO_FLAGS
+
+DOC = Path(__file__).parents[3] / "docs" / "commands.md"
+TEXT = DOC.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^\$ (.+)$", TEXT, flags=re.M)
+
+
+def test_examples_run_in_order_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for example in EXAMPLES:
+        command, _, remark = example.partition("  # exit ")
+        if command.startswith("specroof "):
+            code = run(shlex.split(command)[1:])
+            _, err = capsys.readouterr()
+            assert code == int(remark or 0), f"{command}: {err}"
+            assert bool(err) == bool(remark), f"{command}: {err}"
+        else:
+            subprocess.run(command, shell=True, check=True)
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "points.csv").read_text().startswith("gpu,engine,tp,batch,")
+
+
+def test_every_command_has_a_section_with_an_example() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in commands:
+        assert f"\n## {name}\n" in TEXT
+        assert any(example.startswith(f"specroof {name}") for example in EXAMPLES), name
+
+
+def test_every_flag_is_in_the_vocabulary() -> None:
+    table = TEXT[TEXT.index("## The vocabulary") : TEXT.index("## predict")]
+    assert [n for n in SCENARIO_FLAGS if f"`--{n.replace('_', '-')}`" not in table] == []

@@ -1,0 +1,64 @@
+"""docs/json.md names exactly the keys that the commands print."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.main import run
+
+DOC = Path(__file__).parents[3] / "docs" / "json.md"
+SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.8"]
+TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
+# Section of the document: a command line, and where in its output the object lies.
+SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
+    "predict": (["predict", *SPECULATING], []),
+    "predict: acceptance": (["predict", *SPECULATING], ["acceptance"]),
+    "predict: memory": (["predict", *SPECULATING], ["memory"]),
+    "predict: breakdown": (["predict", *SPECULATING], ["breakdown", "verify", "attention"]),
+    "sweep": (["sweep", "--batch", "1,2"], []),
+    "sweep: row": (["sweep", "--batch", "1,2"], ["rows", 0]),
+    "recommend": (["recommend", "--scenario", "default"], []),
+    "recommend: plan": (["recommend", "--scenario", "default"], ["best"]),
+    "recommend: binding": (["recommend", "--scenario", "default", "--tp", "1,2,4,8"], ["binding"]),
+    "recommend: traffic": (
+        ["recommend", "--scenario", "default", "--tp", "8", *TRAFFIC],
+        ["traffic"],
+    ),
+    "simulate": (["simulate", *SPECULATING], []),
+    "simulate: rounds": (["simulate", *SPECULATING], ["runs", 1]),
+    "simulate: requests": (["simulate", *SPECULATING, *TRAFFIC], ["runs", 1]),
+    "simulate: timeline": (["simulate", *SPECULATING, *TRAFFIC], ["runs", 0, "timeline", 0]),
+    "export": (["export", "--to", "specroof", *SPECULATING], []),
+    "export: matrix": (["export", "--matrix"], []),
+    "list: gpus": (["list", "gpus"], [0]),
+    "list: machines": (["list", "machines"], [0]),
+    "list: models": (["list", "models"], [0]),
+    "list: engines": (["list", "engines"], [0]),
+    "list: acceptance": (["list", "acceptance"], [0]),
+    "validate": (["validate", "published", "--tolerance", "100"], []),
+    "validate: group": (["validate", "published", "--tolerance", "100"], ["groups", 0]),
+}
+
+
+def documented(section: str) -> list[str]:
+    text = DOC.read_text(encoding="utf-8")
+    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
+    body = re.split(r"^#", body, flags=re.M)[0]
+    return re.findall(r"^\| `([^`]+)` \|", body, flags=re.M)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_documented_keys_are_the_printed_ones(
+    section: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, path = SECTIONS[section]
+    assert run([*arguments, "--json"]) == 0
+    value: Any = json.loads(capsys.readouterr().out)
+    for step in path:
+        value = value[step]
+    assert documented(section) == list(value)

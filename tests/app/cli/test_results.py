@@ -1,0 +1,268 @@
+"""What the commands print and write: tables for people, JSON and CSV for programs, files whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.main import run
+from app.cli.output import atomic_text
+
+SELF = ["--draft", "self", "--tp", "8"]
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    assert run(arguments) == code
+    return capsys.readouterr().out
+
+
+def test_prediction_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    p = json.loads(printed(["predict", *SELF, "--gamma", "3", "--json"], capsys))
+    assert p["round_s"] == pytest.approx(3 * p["draft_step_s"] + p["verify_s"] + p["overhead_s"])
+    assert p["tpot_s"] == pytest.approx(p["round_s"] / p["tokens_per_round"])
+    assert p["speedup"] == pytest.approx(p["plain_tpot_s"] / p["tpot_s"])
+    for name, key in (("target_step", "target_step_s"), ("verify", "verify_s")):
+        assert sum(x["seconds"] for x in p["breakdown"][name].values()) == pytest.approx(p[key])
+    terms = {k: v for k, v in p["memory"].items() if k not in ("total_bytes", "capacity_bytes")}
+    assert sum(terms.values()) == pytest.approx(p["memory_bytes_per_gpu"])
+
+
+def test_prediction_table_shows_the_json_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    table = printed(["predict", *SELF], capsys)
+    result = json.loads(printed(["predict", *SELF, "--json"], capsys))
+    assert f"{result['speedup']:.2f}x ({result['speedup_low']:.2f}-" in table
+    assert f"{result['throughput_tokens_per_s']:,.0f} tokens/s" in table
+    assert result["acceptance"]["origin"] in table
+
+
+def test_unmeasured_acceptance_is_said_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["predict", "--target", "llama-3.1-70b", "--draft", "llama-3.1-8b", "--tp", "8"]
+    arguments += ["--batch", "8"]
+    assert "nobody has measured" in printed(arguments, capsys)
+    result = json.loads(printed([*arguments, "--json"], capsys))
+    assert result["speedup"] is None and result["tokens_per_round"] is None
+    assert 0 < result["break_even_acceptance"] < 1
+
+
+def test_infeasible_prediction_keeps_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(printed(["predict", "--batch", "4096", "--json"], capsys, code=3))
+    assert result["feasible"] is False and "largest batch" in result["reason"]
+    assert result["memory_bytes_per_gpu"] > result["memory"]["capacity_bytes"]
+
+
+def sweep_rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_sweep_point_equals_its_prediction(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = ["--draft", "self:snapkv,none", "--batch", "1,8", "--gamma", "1:2", "--tp", "4,8"]
+    rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
+    assert len(rows) == 2 * (2 * 2 + 2)  # without a draft, γ is no axis
+    for row in rows:
+        flags = [f"--{k}={row[k]}" for k in ("batch", "tp", "gamma")]
+        draft, _, policy = row["draft"].partition(":")
+        flags += [f"--draft={draft}"] + ([f"--draft-policy={policy}"] if policy else [])
+        point = json.loads(printed(["predict", *flags, "--json"], capsys))
+        for key in ("target_step_s", "verify_s", "round_s", "speedup", "memory_bytes_per_gpu"):
+            assert float(row[key]) == pytest.approx(point[key], rel=1e-12)
+
+
+def test_sweep_budget_defaults_belong_to_each_draft(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = ["--draft", "self:snapkv,self:streamingllm,self:full", "--tp", "8"]
+    rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
+    assert [row["kv_budget"] for row in rows] == ["2049", "512", "0"]
+
+
+def test_sweep_masks_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = ["--draft", "self", "--prefix-tokens", "256,32000", "--kv-budget", "128,512"]
+    axes += ["--batch", "1,4096", "--tp", "8"]
+    rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
+    reason = {(row["prefix_tokens"], row["kv_budget"], row["batch"]): row["reason"] for row in rows}
+    assert reason["256", "512", "1"] == "kv_budget exceeds the context"
+    assert reason["256", "128", "1"] == reason["32000", "512", "1"] == ""
+    assert reason["32000", "512", "4096"].startswith("memory")
+
+
+def test_sweep_json_holds_the_csv_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = ["--draft", "self,none", "--gamma", "1:2", "--tp", "3,8"]
+    rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
+    result = json.loads(printed(["sweep", *axes, "--json"], capsys))
+    assert result["points"] == len(rows) == len(result["rows"])
+    for a, b in zip(rows, result["rows"], strict=True):
+        assert a == {k: "" if v is None else str(v) for k, v in b.items()}
+
+
+def test_large_sweep_prints_the_best_of_each_batch_and_prefix(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    axes = ["--draft", "self", "--batch", "1,64", "--gamma", "1:16", "--kv-budget", "64:4096:x2"]
+    axes += ["--tp", "8"]
+    table = printed(["sweep", *axes], capsys)
+    rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
+    for batch in ("1", "64"):
+        best = max(float(row["speedup"]) for row in rows if row["batch"] == batch)
+        assert f"{best:.2f}x" in table
+    assert f"best of {len(rows)}" in table
+
+
+def test_csv_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_text(path) as file:
+        file.write("half of the ne")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_recommendation_says_the_answer_first(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(["recommend", "--scenario", "default"], capsys)
+    result = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))
+    assert text.splitlines()[0] == result["sentence"]
+    assert result["best"]["speedup"] >= max(p["speedup"] for p in result["runners_up"])
+    low, high = result["speedup_interval_90"]
+    assert low < result["studied"]["speedup"] < high
+
+
+def test_recommended_plan_predicts_what_was_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    best = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))["best"]
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in best["scenario"].items()]
+    point = json.loads(printed(["predict", *flags, "--json"], capsys))
+    for key in ("speedup", "tpot_s", "ttft_s", "tokens_per_round"):
+        assert point[key] == pytest.approx(best[key])
+
+
+def test_recommend_keeps_to_stated_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recommend", "--draft", "self:streamingllm", "--acceptance", "0.9"]
+    arguments += ["--tp", "4,8", "--kv-budget", "256,512", "--gpu", "h100-sxm", "--json"]
+    result = json.loads(printed(arguments, capsys))
+    plans = [result["best"], *result["runners_up"]]
+    drafts = [p["scenario"] for p in plans if p["scenario"]["draft"] != "none"]
+    assert drafts and all(s["kv_budget"] in (256, 512) and s["tp"] in (4, 8) for s in drafts)
+    assert {(s["draft"], s["draft_policy"]) for s in drafts} == {("self", "streamingllm")}
+
+
+def test_hopeless_drafts_are_an_answer_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recommend", "--draft", "self:streamingllm", "--acceptance", "0.05", "--json"]
+    result = json.loads(printed(arguments, capsys))
+    assert result["speculate"] is False
+    assert result["sentence"].startswith("Do not speculate")
+
+
+def test_a_scenarios_gamma_is_set_aside_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text('draft = "self"\ngamma = 2\ntp = 8\n')
+    result = json.loads(printed(["recommend", "--scenario", str(file), "--json"], capsys))
+    assert any("gamma=2" in note for note in result["notes"])
+
+
+ROUND_TRIPS: dict[str, list[str]] = {
+    "plain": ["--tp", "8"],
+    "self": [*SELF, "--gamma", "3"],
+    "snapkv at given α": [*SELF, "--draft-policy", "snapkv", "--acceptance", "0.83"],
+    "per position": [*SELF, "--acceptance-per-position", "0.9,0.8,0.7"],
+    "ideal engine": [*SELF, "--engine", "ideal", "--kv-dtype", "fp8"],
+    "other machine": [*SELF, "--machine", "8xh100-pcie"],
+    "standalone": [
+        "--target=llama-2-7b-32k", "--draft=tinyllama-1.1b", "--tp=8", "--draft-tp=4",
+        "--prefix-tokens=16000", "--batch=32",
+    ],
+    "standalone, full cache": [
+        "--target=llama-3.1-70b", "--draft=llama-3.1-8b", "--draft-policy=full", "--tp=8",
+        "--batch=4", "--tokens-per-round=2.5",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", ROUND_TRIPS.values(), ids=ROUND_TRIPS.keys())
+def test_exported_scenario_predicts_the_same(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "exported.toml"
+    assert printed(["export", "--to", "specroof", *flags, "--output", str(file)], capsys) == ""
+    original = json.loads(printed(["predict", *flags, "--json"], capsys))
+    again = json.loads(printed(["predict", "--scenario", str(file), "--json"], capsys))
+    assert again == original
+
+
+def test_models_by_path_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+        "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "num_hidden_layers": 16, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
+        "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    model = tmp_path / "my-draft" / "config.json"
+    model.parent.mkdir()
+    model.write_text(json.dumps(config))
+    flags = [f"--draft={model}", "--tp=8", "--acceptance=0.7", "--gamma=2"]
+    original = json.loads(printed(["predict", *flags, "--json"], capsys))
+    file = tmp_path / "exported.toml"
+    printed(["export", "--to", "specroof", *flags, "--output", str(file)], capsys)
+    again = json.loads(printed(["predict", "--scenario", str(file), "--json"], capsys))
+    assert again == original and again["scenario"]["draft"] == str(model)
+
+
+def test_exported_recommendation_predicts_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "exported.toml"
+    arguments = ["--to", "specroof", "--recommended", "--scenario", "default"]
+    printed(["export", *arguments, "--output", str(file)], capsys)
+    best = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))["best"]
+    again = json.loads(printed(["predict", "--scenario", str(file), "--json"], capsys))
+    assert again["speedup"] == pytest.approx(best["speedup"])
+    assert again["scenario"] == best["scenario"]
+
+
+def test_vllm_export_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--draft", "llama-3.2-1b", "--draft-policy", "full", "--tp", "8", "--gamma", "3"]
+    text = printed(["export", "--to", "vllm", *flags], capsys)
+    assert "vllm serve meta-llama/Llama-3.1-8B" in text and '"num_speculative_tokens": 3' in text
+
+
+def test_matrix_refuses_self_speculation_outside_our_runtime(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = json.loads(printed(["export", "--matrix", "--json"], capsys))["choices"]
+    reasons: dict[str, Any] = next(row["reasons"] for row in rows if row["draft"] == "self")
+    assert [name for name, reason in reasons.items() if reason is None] == ["specroof"]
+    assert "self" in printed(["export", "--matrix"], capsys)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("gpus", "h100-sxm"),
+        ("machines", "hgx-h100"),
+        ("models", "llama-3.1-8b"),
+        ("engines", "specroof"),
+        ("scenarios", "default"),
+        ("acceptance", "llama-3.1-8b"),
+    ],
+)
+def test_lists_show_every_entry(kind: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = json.loads(printed(["list", kind, "--json"], capsys))
+    table = printed(["list", kind], capsys)
+    assert name in table
+    for entry in entries:
+        assert str(entry.get("name", entry.get("target"))) in table
+        if kind != "scenarios":
+            assert entry["source"] and entry["source"] in table
+        assert all(not isinstance(v, float) or math.isfinite(v) for v in entry.values())
+
+
+def test_a_standalone_draft_is_searched_over_several_tp(capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = ["--target", "llama-3.1-8b", "--batch", "8", "--prefix-tokens", "4000"]
+    search = ["--tp", "1,2", "--draft", "llama-3.2-1b:streamingllm"]
+    result = json.loads(printed(["recommend", *scenario, *search, "--json"], capsys))
+    assert result["best"]["scenario"]["draft"] == "llama-3.2-1b"
+    assert result["best"]["scenario"]["draft_tp"] <= result["best"]["scenario"]["tp"]

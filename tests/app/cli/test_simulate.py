@@ -1,0 +1,104 @@
+"""`specroof simulate` and `recommend --traffic` from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.charts.simulation import ROWS, timeline
+from app.cli.main import run
+
+SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.85"]
+TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_same_seed_prints_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", *SPECULATING, "--rate", "3", "--requests", "200", "--schedule"]
+    texts = []
+    for seed in ("4", "4", "5"):
+        assert run([*arguments, "--json", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_equal_lengths_at_a_fixed_batch_gain_what_the_closed_form_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Within 5 %: caches grow here, and the closed form takes the prefix."""
+    found = result_of(capsys, "simulate", *SPECULATING, "--gamma", "3", "--batch", "128")
+    assert found["gains"][0]["tpot"] == pytest.approx(found["closed_form_speedup"], rel=0.05)
+
+
+def test_a_trace_is_played_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    found = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--schedule")
+    assert [r["label"] for r in found["runs"]] == ["no speculation", "gamma 4", "schedule"]
+    for played in found["runs"]:
+        assert (played["requests"], played["output_tokens"]) == (3, 620)
+
+
+def test_padding_costs_what_compaction_saves(capsys: pytest.CaptureFixture[str]) -> None:
+    spans = [
+        result_of(capsys, "simulate", *SPECULATING, "--output-cv", "1", "--finished", how)
+        for how in ("compaction", "padding")
+    ]
+    assert spans[0]["runs"][1]["makespan_s"] < spans[1]["runs"][1]["makespan_s"]
+
+
+def test_timeline_as_csv_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    found = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--csv", str(path))
+    rows = list(csv.DictReader(path.open()))
+    assert len(rows) == sum(len(r["timeline"]) for r in found["runs"])
+    figure = timeline(found)
+    assert len(figure.data) == len(ROWS) * len(found["runs"])
+    assert list(figure.data[0].y) == [r["batch"] for r in found["runs"][0]["timeline"]]
+
+
+def test_an_acceptance_recording_replaces_alpha(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "accepted.txt"
+    path.write_text("4\n" * 20)
+    always = ["--gamma", "4", "--acceptance-trace", str(path)]
+    found = result_of(capsys, "simulate", *SPECULATING, *always, "--output-tokens", "250")
+    assert found["runs"][1]["rounds"] == 50
+
+
+def test_recommend_for_a_traffic_names_the_best_run(capsys: pytest.CaptureFixture[str]) -> None:
+    found = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
+    choice = found["traffic"]
+    best = min(choice["runs"], key=lambda r: r["latency"]["mean_s"])
+    assert choice["best"] == best["label"]
+    assert any(choice["sentence"] in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--schedule"], "add --rate or --traffic"),
+        (["--rate", "-1"], "positive number"),
+        (["--rate", "1", "--arrivals", "never"], "unknown arrivals"),
+        (["--rate", "1", "--token-budget", "10"], "use a larger budget"),
+        (["--finished", "never"], "Use compaction, padding, graphs"),
+        (["--acceptance-spread", "0.9"], "outside 0 to"),
+        (["--rate", "1", "--eos", "1.5"], "not a chance"),
+        (["--rate", "1", "--csv", "-", "--json"], "both print"),
+        (["--traffic", "absent.csv"], "cannot be read"),
+        (["--rate", "1", "--requests", "0"], "at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", *SPECULATING, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert says in err and err.count("\n") == 1 and not out

@@ -1,0 +1,160 @@
+"""Flags, scenario keys and CSV columns are one vocabulary; later places override earlier ones."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.axes import parse_axis
+from app.cli.main import run
+from app.cli.options import SCENARIO_FLAGS
+from app.cli.overrides import override, scenario_names, scenario_values
+from perfmodel import ConfigError, ScenarioInput
+
+SELF = ["--draft", "self", "--tp", "8"]
+
+
+def predicted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert run(["predict", *arguments, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_flags_are_the_fields_of_a_scenario() -> None:
+    assert set(SCENARIO_FLAGS) == set(ScenarioInput.model_fields)
+
+
+@pytest.mark.parametrize("command", ["predict", "sweep", "recommend", "export"])
+def test_every_command_shows_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in SCENARIO_FLAGS if "--" + name.replace("_", "-") not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["recommend", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom app.cli.main import run\n"
+        f"run({arguments!r})\n"
+        "heavy = {'torch', 'numpy', 'plotly', 'pandas', 'perfmodel'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_predict_imports_neither_torch_nor_plotly_nor_pandas() -> None:
+    script = (
+        "import sys\nfrom app.cli.main import run\nrun(['predict', '--tp', '8', '--json'])\n"
+        "heavy = {'torch', 'plotly', 'pandas', 'scipy', 'pyarrow'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    arguments = ["sweep", "--gamma", "1:16", "--batch", "1:200", "--draft", "self", "--csv", "-"]
+    script = f"import sys\nfrom app.cli.main import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("batch,")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == -signal.SIGPIPE
+
+
+def test_a_flag_a_key_and_a_column_say_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"draft": "self", "kv_budget": 256, "gamma": 3, "tp": 8, "acceptance": 0.8}
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
+    by_flags = predicted(flags, capsys)
+
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in values.items()))
+    assert predicted(["--scenario", str(scenario)], capsys) == by_flags
+
+    rows = tmp_path / "rows.csv"
+    cells = (",".join(values), ",".join(str(v) for v in values.values()))
+    rows.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(cells).encode() + b"\r\n\r\n")
+    assert run(["predict", "--from", str(rows)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"row": 1, **by_flags}
+
+
+def test_an_empty_cell_takes_the_flag_and_the_flag_takes_the_scenario(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("batch,gamma\n,\n8,2\n")
+    arguments = ["--scenario", "default", "--from", str(rows), *SELF, "--batch", "16"]
+    assert run(["predict", *arguments]) == 0
+    first, second = (json.loads(line)["scenario"] for line in capsys.readouterr().out.splitlines())
+    assert (first["batch"], first["gamma"], first["gpu"]) == (16, 4, "a100-sxm-80gb")
+    assert (second["batch"], second["gamma"], second["gpu"]) == (8, 2, "a100-sxm-80gb")
+
+
+def test_rows_come_from_stdin_too() -> None:
+    script = (
+        "import sys; from app.cli.main import main; "
+        "sys.argv[1:] = ['predict', '--from', '-']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], input="tp\n8\n", capture_output=True, text=True
+    )
+    assert result.returncode == 0 and json.loads(result.stdout)["scenario"]["tp"] == 8
+
+
+def test_a_new_draft_drops_what_was_said_of_the_old_one() -> None:
+    base = {"draft": "tinyllama-1.1b", "draft_tp": 4, "gamma": 3, "acceptance": 0.7, "batch": 8}
+    assert override(base, {"draft": "none"}) == {"draft": "none", "batch": 8}
+    assert override(base, {"draft": "tinyllama-1.1b"}) == base
+
+
+def test_a_new_gpu_drops_the_old_machine() -> None:
+    assert override({"machine": "hgx-h100"}, {"gpu": "l40"}) == {"gpu": "l40"}
+
+
+def test_another_form_of_acceptance_replaces_the_first() -> None:
+    assert override({"acceptance": 0.7}, {"tokens_per_round": "2"}) == {"tokens_per_round": "2"}
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_catalog_scenarios_hold(name: str) -> None:
+    values = scenario_values(name)
+    assert ScenarioInput(**values).scenario().workload.batch == values["batch"]
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("1,8,64", [1, 8, 64]),
+        ("1:4", [1, 2, 3, 4]),
+        ("4000:32000:4000", [4000, 8000, 12000, 16000, 20000, 24000, 28000, 32000]),
+        ("64:4096:x2", [64, 128, 256, 512, 1024, 2048, 4096]),
+        ("1:9:3", [1, 4, 7]),
+        ("10:100:x3", [10, 30, 90]),
+        ("1,1:3,2", [1, 2, 3]),
+        ("8", [8]),
+    ],
+)
+def test_axis_lists_and_ranges(text: str, values: list[int]) -> None:
+    assert parse_axis("batch", text) == values
+
+
+def test_names_on_an_axis_keep_their_colons() -> None:
+    assert parse_axis("draft", "self:snapkv, none") == ["self:snapkv", "none"]
+
+
+@pytest.mark.parametrize("text", ["", ",", "1:2:3:4", "1:", "1:2:x", "2:1", "1:9:0", "1e999", "x"])
+def test_no_axis_is_guessed(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_axis("batch", text)

@@ -1,0 +1,211 @@
+"""The explorer in a real headless Chromium: data in every view, one host, a URL that restores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from explorer_views import CHARTS  # noqa: E402
+
+from app.cli.commands.explore import explorer_command  # noqa: E402
+from app.cli.main import run  # noqa: E402
+from app.explorer.state import PRESETS  # noqa: E402
+
+ROOT = Path(__file__).parents[3]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a running explorer."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        explorer_command(port=port, browser=False), cwd=ROOT, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(150):
+            with socket.socket() as probe:
+                if probe.connect_ex(("localhost", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"http://localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One browser profile, so that only the first page loads the front end."""
+    with playwright.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened.new_context(viewport={"width": 1280, "height": 900})
+        opened.close()
+
+
+class Watched:
+    """A page that notes console errors and requests to other hosts."""
+
+    def __init__(self, browser: Any, server: str) -> None:
+        self.page = browser.new_page()
+        self.server = server
+        self.errors: list[str] = []
+        self.outside: list[str] = []
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self._request(request.url))
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _request(self, url: str) -> None:
+        own = (self.server, self.server.replace("http", "ws", 1), "data:", "blob:", "about:")
+        if not url.startswith(own):
+            self.outside.append(url)
+
+    def open(self, query: str = "") -> None:
+        self.page.goto(f"{self.server}/?{query}")
+        self.page.get_by_role("radio", name="Decide").or_(
+            self.page.get_by_role("button", name="Decide")
+        ).first.wait_for(timeout=60_000)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the server has been idle for a moment and what it sent is drawn."""
+        idle = "[data-testid=stApp][data-test-script-state=notRunning]"
+        for _ in range(2):
+            self.page.wait_for_timeout(200)
+            self.page.locator(idle).wait_for(timeout=60_000)
+
+    def view(self, name: str) -> None:
+        self.page.locator("[data-testid=stMain]").get_by_text(name, exact=True).first.click()
+        self.page.get_by_role("heading", name=name, exact=True).wait_for(timeout=60_000)
+        self.settle()
+
+    def preset(self, name: str) -> None:
+        self.page.get_by_role("combobox", name="Start from").click()
+        self.page.get_by_role("option", name=name).click()
+        self.settle()
+
+    def download(self, name: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.locator(f".st-key-{name} button:visible").click()
+        return Path(download.value.path()).read_bytes()
+
+
+@pytest.fixture
+def watched(browser: Any, server: str) -> Iterator[Watched]:
+    page = Watched(browser, server)
+    yield page
+    page.page.close()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_view_draws_what_the_command_prints_from_one_host_without_errors(
+    watched: Watched, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched.open()
+    watched.preset(preset)
+    for name, charts in CHARTS.items():
+        watched.view(name)
+        drawn = watched.page.locator("[data-testid=stMain] .js-plotly-plot .main-svg .subplot.xy")
+        playwright.expect(drawn).to_have_count(charts, timeout=30_000)
+        assert watched.page.locator("[data-testid=stException]").count() == 0, name
+        assert watched.page.locator("[data-testid=stAlertContentError]").count() == 0, name
+        marks = watched.page.evaluate(
+            "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.length)"
+        )
+        assert len(marks) == charts and min(marks) > 0, name
+        if name == "Why":
+            shown = json.loads(watched.download("prediction_json"))
+            figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup")
+            assert f"{shown['speedup']:.2f}x" in figure.inner_text()
+    watched.page.get_by_text("Scenario file and command").click()
+    command = watched.page.locator("[data-testid=stSidebar] [data-testid=stCode] code").inner_text()
+    assert run([*command.split()[1:], "--json"]) == 0
+    assert shown == json.loads(capsys.readouterr().out)
+    assert watched.errors == []
+    assert watched.outside == []
+
+
+def test_a_shared_url_restores_the_state(watched: Watched, browser: Any, server: str) -> None:
+    watched.open("view=Why")
+    watched.preset("SnapKV at 100K, 8xH100")
+    wanted = json.loads(watched.download("prediction_json"))
+    url = watched.page.url
+    other = Watched(browser, server)
+    other.open(url.partition("?")[2])
+    assert json.loads(other.download("prediction_json")) == wanted
+    assert wanted["scenario"]["prefix_tokens"] == 100_000
+    other.page.close()
+
+
+def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
+    watched.open("view=Map")
+    plot = watched.page.locator(".js-plotly-plot")
+    plot.wait_for()
+    watched.page.wait_for_timeout(1000)  # the chart takes its final width
+    cell = plot.evaluate(
+        """p => { const m = p._fullData.find(t => t.name === 'cells'), l = p._fullLayout;
+        const i = Math.floor(m.x.length / 3), box = p.getBoundingClientRect();
+        const c = m.customdata[i];
+        return {x: box.x + l.xaxis._offset + l.xaxis.d2p(m.x[i]),
+                y: box.y + l.yaxis._offset + l.yaxis.d2p(m.y[i]),
+                speedup: c[0], batch: c[1], prefix: c[2], gamma: c[3]} }"""
+    )
+    watched.page.mouse.move(cell["x"], cell["y"])
+    watched.page.wait_for_timeout(300)
+    watched.page.mouse.click(cell["x"], cell["y"])
+    watched.page.get_by_role("heading", name="Why", exact=True).wait_for(timeout=30_000)
+    watched.settle()
+    shown = json.loads(watched.download("prediction_json"))
+    scenario = shown["scenario"]
+    got = (scenario["batch"], scenario["prefix_tokens"], scenario["gamma"])
+    assert got == (cell["batch"], cell["prefix"], cell["gamma"])
+    assert shown["speedup"] == pytest.approx(cell["speedup"])
+    assert f"batch={cell['batch']:.0f}" in watched.page.url
+
+
+def test_downloads_parse(watched: Watched) -> None:
+    watched.open("view=Map")
+    rows = list(csv.DictReader(io.StringIO(watched.download("speedup_map_csv").decode())))
+    assert len(rows) >= 64 * 64 and {"speedup", "batch", "prefix_tokens"} <= set(rows[0])
+    data = json.loads(watched.download("speedup_map_json"))
+    assert len(data["rows"]) == len(rows) and data["alt"].startswith("Heat map")
+    watched.page.locator(".js-plotly-plot").hover()
+    with watched.page.expect_download() as download:
+        watched.page.locator("[data-title*='ownload plot']").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_phone_needs_no_sideways_scrolling(watched: Watched) -> None:
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    watched.page.emulate_media(color_scheme="dark")
+    watched.open()
+    for view, charts in CHARTS.items():
+        watched.view(view)
+        playwright.expect(
+            watched.page.locator(".js-plotly-plot .main-svg .subplot.xy")
+        ).to_have_count(charts, timeout=30_000)
+        assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+    assert watched.errors == []

@@ -1,0 +1,242 @@
+"""Uploads that lie, are huge or carry markup give one message; the server is local and silent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+from app.cli.commands.explore import explorer_command
+from app.cli.main import run
+from app.explorer.show import plain
+from app.explorer.uploads import (
+    MAX_UPLOAD_BYTES,
+    measurement_upload,
+    model_upload,
+    scenario_upload,
+    vllm_acceptance,
+)
+from calibration.records.published import magicdec_rows
+from perfmodel import ConfigError, catalog
+
+ROOT = Path(__file__).parents[3]
+ENTRY = str(ROOT / "app" / "explorer" / "main.py")
+GOLDEN = (ROOT / "calibration" / "golden" / "magicdec_step_times.csv").read_bytes()
+EVIL = "<script>alert(1)</script>![x](http://evil.example/x.png).toml"
+COUNTERS = """
+# HELP vllm:spec_decode_num_drafts_total Number of drafts.
+vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 600.0
+vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 400.0
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 3000.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 800.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="1"} 600.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="2"} 3e+02
+"""
+CONFIG = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+
+HOSTILE_TOML = {
+    "huge": b"#" * (MAX_UPLOAD_BYTES + 1),
+    "binary": b"\x89PNG\r\n\x1a\n\xff",
+    "pickle": b"\x80\x04\x95\x0c\x00\x00\x00\x00\x00\x00\x00\x8c\x05hello\x94.",
+    "not toml": b"{]",
+    "nested": b"[target]\nname = 'x'\n",
+    "unknown key": b"evil = 1\n",
+    "nan": b"acceptance = nan\n",
+    "infinite": b"accepted_drafts = inf\n",
+    "negative": b"batch = -1\n",
+    "path": b"target = '/etc/passwd'\n",
+    "wrong type": b"batch = 'many'\n",
+    "contradiction": b"acceptance = 0.5\ntokens_per_round = 2.0\n",
+}
+HOSTILE_CSV = {
+    "huge": b"a" * (MAX_UPLOAD_BYTES + 1),
+    "empty": b"",
+    "binary": b"\xff\xfe\x00",
+    "nul": b"a,b\n\0,1\n",
+    "no rows": GOLDEN.splitlines()[3] + b"\n",
+    "unknown columns": b"a,b\n1,2\n",
+    "nan": GOLDEN.splitlines()[3] + b"\n" + GOLDEN.splitlines()[4].replace(b"6.71", b"nan"),
+    "infinite": GOLDEN.splitlines()[3] + b"\n" + GOLDEN.splitlines()[4].replace(b"6.71", b"inf"),
+    "negative": GOLDEN.splitlines()[3] + b"\n" + GOLDEN.splitlines()[4].replace(b"6.71", b"-1"),
+    "short row": GOLDEN.splitlines()[3] + b"\nT6,h100-sxm\n",
+    "long row": GOLDEN.splitlines()[3] + b"\n" + GOLDEN.splitlines()[4] + b",1,2,3\n",
+    "markup": GOLDEN.splitlines()[3]
+    + b"\n"
+    + GOLDEN.splitlines()[4].replace(b"llama-3.1-8b", b"<img src=x onerror=alert(1)>"),
+    "unknown gpu": GOLDEN.splitlines()[3]
+    + b"\n"
+    + GOLDEN.splitlines()[4].replace(b"h100-sxm", b"h100-nope"),
+    "unclosed quote": GOLDEN.splitlines()[3] + b'\n"',
+}
+
+
+def uploaded(key: str, name: str, data: bytes, kind: str, view: str = "Decide") -> AppTest:
+    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at.session_state["view"] = view
+    at.run()
+    at.file_uploader(key=key).set_value((name, data, kind)).run()
+    return at
+
+
+def assert_one_message(at: AppTest) -> str:
+    assert [e.message for e in at.exception] == []
+    assert len(at.error) == 1
+    message = at.error[0].value
+    assert "\n" not in message.strip() and len(message) < 800
+    assert "<script" not in message.replace("\\<", "") and "![x](" not in message
+    return str(message)
+
+
+@pytest.mark.parametrize("kind", HOSTILE_TOML)
+def test_a_hostile_scenario_is_one_message(kind: str) -> None:
+    assert_one_message(uploaded("scenario_file", EVIL, HOSTILE_TOML[kind], "application/toml"))
+
+
+@pytest.mark.parametrize("kind", HOSTILE_CSV)
+def test_a_hostile_measurement_is_one_message(kind: str) -> None:
+    name = EVIL.replace(".toml", ".csv")
+    assert_one_message(uploaded("measurements", name, HOSTILE_CSV[kind], "text/csv", "Validation"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"{", b"[]", b"{}", b'{"model_type": "llama", "hidden_size": NaN}', b"\xff", b"{" * 100_000],
+)
+def test_a_hostile_model_is_one_message(data: bytes) -> None:
+    name = EVIL.replace(".toml", ".json")
+    assert_one_message(uploaded("model_file", name, data, "application/json"))
+
+
+def test_markdown_in_text_stays_text() -> None:
+    shown = plain("![x](http://evil.example) <b>$x$ :smile: [a](b) `c`")
+    for char in "![]()<>$:`":
+        assert f"\\{char}" in shown
+    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at.session_state["slo"] = "![x](http://evil.example/x.png)<script>"
+    at.run()
+    assert "\\!\\[x\\]\\(" in assert_one_message(at)
+
+
+def test_a_scenario_upload_sets_every_widget() -> None:
+    text = b'target = "llama-2-7b-32k"\ngpu = "h100-sxm"\ntp = 4\ndraft = "tinyllama-1.1b"\n'
+    at = uploaded("scenario_file", "a.toml", text + b"gamma = 2\nacceptance = 0.7\n", "x/toml")
+    assert not at.exception and not at.error
+    values = dict(at.session_state["values"])
+    assert values["machine"] == catalog.default_machine("h100-sxm").name
+    assert (values["target"], values["draft"], values["tp"]) == (
+        "llama-2-7b-32k",
+        "tinyllama-1.1b",
+        4,
+    )
+    assert (values["gamma"], values["acceptance"]) == (2, 0.7)
+
+
+def test_an_uploaded_model_is_the_target(tmp_path: Path) -> None:
+    data = json.dumps(CONFIG).encode()
+    at = uploaded("model_file", "mine.json", data, "application/json")
+    assert not at.exception and not at.error
+    path = dict(at.session_state["values"])["target"]
+    assert catalog.model(path).name == "mine"
+    escaped = model_upload("../../../etc/x.json", data, tmp_path)
+    assert Path(escaped).is_relative_to(tmp_path)
+
+
+def test_the_golden_table_is_a_measurement_upload() -> None:
+    rows = measurement_upload("golden.csv", GOLDEN)
+    assert len(rows) == len(magicdec_rows()) == 42
+    for row, golden in zip(rows, magicdec_rows(), strict=True):
+        for key in ("target_step_s", "verify_s", "draft_step_s", "speedup", "tp", "kv_budget"):
+            assert getattr(row, key) == pytest.approx(getattr(golden, key))
+
+
+def test_predict_columns_with_milliseconds_are_a_measurement_upload() -> None:
+    text = (
+        "gpu,target,draft,draft-policy,kv-budget,gamma,tp,batch,prefix_tokens,target_step_ms,"
+        "verify_ms,draft_step_ms,engine\n"
+        "h200,llama-3.1-8b,self,streamingllm,512,3,1,32,16384,20.4,21.1,6.1,specroof\n"
+    )
+    at = uploaded("measurements", "mine.csv", text.encode(), "text/csv", "Validation")
+    assert not at.exception and not at.error and len(at.get("plotly_chart")) == 2
+    (row,) = measurement_upload("mine.csv", text.encode())
+    assert row.draft_step_s == pytest.approx(6.1e-3)
+
+
+def test_a_refit_shows_before_and_after() -> None:
+    at = uploaded("measurements", "golden.csv", GOLDEN.replace(b"gpu,", b"gpu,"), "text/csv",
+                  "Validation")  # fmt: skip
+    assert not at.exception and not at.error
+    summary = next(f.value for f in at.dataframe if "mean absolute" in f.value.columns)
+    assert set(summary["prediction"]) == {"as shipped", "engine refitted on these rows"}
+
+
+def test_vllm_counters_become_conditional_acceptance() -> None:
+    assert vllm_acceptance(COUNTERS) == pytest.approx((0.8, 0.75, 0.5))
+    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at.session_state["acceptance_form"] = "acceptance_per_position"
+    at.run()
+    at.text_area(key="counters").set_value(COUNTERS).run()
+    next(b for b in at.button if b.label == "Import").click().run()
+    assert not at.exception
+    assert at.session_state["acceptance_per_position"] == "0.8, 0.75, 0.5"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<script>", COUNTERS.replace(" 600.0", " nan").replace(" 400.0", " 0"),
+     COUNTERS.replace('position="1"', 'position="7"'), COUNTERS.replace(" 600.0\n", " 9e+09\n", 2)
+     .replace(" 3e+02", " 4e+09")],
+)  # fmt: skip
+def test_wrong_counters_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        vllm_acceptance(text)
+
+
+def test_scenario_upload_names_the_file_not_the_server_path() -> None:
+    with pytest.raises(ConfigError) as error:
+        scenario_upload("mine.toml", b"{]")
+    assert "mine.toml" in str(error.value) and "/tmp" not in str(error.value)
+
+
+def test_the_server_is_local_silent_and_takes_small_uploads() -> None:
+    command = explorer_command(port=8501, browser=True)
+    assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
+    for flag in (
+        "--server.address=localhost",
+        "--browser.gatherUsageStats=false",
+        "--server.maxUploadSize=1",
+        "--client.showErrorDetails=none",
+    ):
+        assert flag in command
+
+
+def test_explore_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+    monkeypatch.setattr("os.execv", lambda path, command: became.append(command))
+    assert run(["explore", "--port", "9000", "--no-browser"]) == 0
+    assert became and "--server.port=9000" in became[0] and "--server.headless=true" in became[0]
+
+
+def test_explore_without_streamlit_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["explore"]) == 2
+    assert "specroof[explorer]" in capsys.readouterr().err
+
+
+def test_no_file_of_the_app_hides_a_package_and_nothing_unpickles() -> None:
+    names = {path.stem for path in (ROOT / "app").iterdir()}
+    assert not names & {"perfmodel", "runtime", "calibration", "app", "streamlit", "pages"}
+    for path in (ROOT / "app").rglob("*.py"):
+        assert "pickle" not in path.read_text(encoding="utf-8").replace("unpickled", "")

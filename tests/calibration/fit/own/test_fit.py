@@ -1,0 +1,355 @@
+"""A fit of one's own records finds what made them, says what is missing, and refuses bad ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="fitting needs the calibration extra")
+
+from calibration_fakes import documented_keys
+
+from app.cli.main import run as specroof
+from calibration.fit.errors import Errors
+from calibration.fit.inputs import fit_inputs
+from calibration.fit.own.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
+from calibration.fit.own.gemm import spikes
+from calibration.fit.report import FitReport
+from calibration.measure.grid import (
+    attention_cells,
+    gemm_cells,
+    layer_cells,
+    small_cells,
+    sustained_cells,
+)
+from calibration.records.cells import Cell, flops
+from calibration.records.kernels import KernelRecord
+from calibration.records.steps import RecordError
+from perfmodel import (
+    AttentionCurve,
+    BlockTable,
+    EngineProfile,
+    GemmCurve,
+    catalog,
+    efficiency,
+    kv_tile_tokens,
+    profile_from_table,
+)
+
+HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
+          "torch": "2.11", "flashinfer": "0.6.6", "date": "2026-11-23", "commit": "abc",
+          "command": "measure"}  # fmt: skip
+GPU = catalog.gpu("h200")
+LIBRARY = efficiency("h200")
+PEAKS = {"peak_flops": GPU.peak_flops, "hbm_bandwidth": GPU.hbm_bandwidth}
+BLOCK_TRUTH = {"launch_us": 2.0, "merge_us": 2.5, "merge_row_ns": 3.4, "block_us": 3.0,
+               "pair_slowdown": 0.45, "tile_share": 0.6, "lockstep": 0.8,
+               "stream_efficiency": 0.85}  # fmt: skip
+TOKEN_NS = {(64, 16): 9.0, (64, 64): 15.0, (64, 128): 22.0, (128, 16): 14.0, (128, 64): 20.0}
+LATENCY, BYTES_FACTOR, GAP, CLOCK = 1.5e-6, 0.8, 0.4e-6, 0.82
+
+
+def true_attention() -> AttentionCurve:
+    """A curve of the form of blocks alone."""
+    flat = {"group_knots": np.ones(1), "block_knots": np.array([0.01, 100.0]),
+            "token_knots": np.array([1.0, 1e6]), "residual": np.zeros((1, 2, 2))}  # fmt: skip
+    tables = tuple(
+        BlockTable(
+            head_dim=dim, tile_rows=tile, token_ns=token_ns, max_unit_tokens=1e9,
+            tile_tokens=kv_tile_tokens(head_dim=dim, tile_rows=tile, shared_bytes=114 * 1024.0),
+            **BLOCK_TRUTH, **flat,
+        )
+        for (dim, tile), token_ns in TOKEN_NS.items()
+    )  # fmt: skip
+    return replace(LIBRARY.attention, sm_count=GPU.sm_count, blocks=tables)
+
+
+TRUE_ATTENTION = true_attention()
+
+
+def own_gemm_seconds(cell: Cell) -> float:
+    """The table's time, a tenth less for few rows: rising with rows all the same."""
+    less = 1.0 - 0.1 / (1.0 + (cell["m"] / 64.0) ** 2)
+    return less * float(LIBRARY.gemm.seconds(m=cell["m"], n=cell["n"], k=cell["k"], **PEAKS))
+
+
+def attention_seconds(cell: Cell) -> float:
+    names = ("batch", "kv_tokens", "query_tokens", "query_heads", "kv_heads", "head_dim")
+    return float(TRUE_ATTENTION.seconds(**{n: cell[n] for n in names}, **PEAKS))
+
+
+class OwnGemm(GemmCurve):
+    """Stands for the fitted curve when layers are made."""
+
+    def __init__(self) -> None:
+        """Nothing to hold."""
+
+    def seconds(self, **of: Any) -> Any:  # type: ignore[override]
+        return np.asarray(own_gemm_seconds(of))
+
+
+def made_seconds(cell: Cell) -> float:
+    """What a GPU of the known truth would take."""
+    op = cell["op"]
+    if op == "gemm":
+        return own_gemm_seconds(cell)
+    if op == "gemm_sustained":
+        return own_gemm_seconds(cell) / CLOCK
+    if op == "attention":
+        return attention_seconds(cell)
+    record = KernelRecord(cell=cell, seconds=1.0, place="")
+    if op == "layer":
+        values = {"kernel_latency_s": LATENCY, "activation_factor": BYTES_FACTOR}
+        parts = layer_parts(record, values, OwnGemm(), TRUE_ATTENTION, GPU)
+        return parts + (SMALL_KERNELS + 5) * GAP
+    return LATENCY + BYTES_FACTOR * 2.0 * elements(record) / GPU.hbm_bandwidth
+
+
+def write_records(path: Path, cells: list[Cell], noise: float = 0.0) -> Path:
+    rng = random.Random(0)
+    lines = [json.dumps(HEADER)]
+    for cell in cells:
+        seconds = made_seconds(cell) * math.exp(rng.gauss(0.0, noise))
+        lines.append(json.dumps({**cell, "seconds": seconds, "unit": "s", "spread": 0.01}))
+    path.write_text("\n".join([*lines, json.dumps({"op": "clocks"})]) + "\n")
+    return path
+
+
+def grid() -> list[Cell]:
+    """The measured grid, thinned: every kind of cell."""
+    small = [c for c in small_cells() if c["op"] in ("add_norm", "place", "silu_mul")]
+    attention = [c for c in attention_cells() if c["batch"] in (1, 2, 4, 8, 16, 17, 32, 64, 128)]
+    shapes = {(c["n"], c["k"]) for c in sustained_cells()}
+    gemm = [c for c in gemm_cells() if c["k"] in (2048, 4096, 14336) or (c["n"], c["k"]) in shapes]
+    return [*gemm, *attention, *small, *layer_cells(), *sustained_cells()]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> FitReport:
+    folder = tmp_path_factory.mktemp("records")
+    return fit_inputs([write_records(folder / "k.jsonl", grid())])
+
+
+def gemm_of(report: FitReport) -> GemmCurve:
+    shipped = catalog.__file__ and Path(catalog.__file__).parent / "efficiency/h200/gemm.toml"
+    assert isinstance(shipped, Path)
+    own = tomllib.loads(report.files["efficiency/h200/gemm-specroof.toml"])
+    return GemmCurve.from_table(tomllib.loads(shipped.read_text()) | own)
+
+
+def attention_of(report: FitReport) -> AttentionCurve:
+    assert catalog.__file__
+    shipped = Path(catalog.__file__).parent / "efficiency/h200/attention.toml"
+    own = tomllib.loads(report.files["efficiency/h200/attention-specroof.toml"])
+    return AttentionCurve.from_table(tomllib.loads(shipped.read_text()) | own)
+
+
+def engine_of(report: FitReport) -> EngineProfile:
+    table = tomllib.loads(report.files["engines/specroof.toml"])
+    fitted = table.pop("gpu")["h200"]
+    return profile_from_table(table | fitted, file="specroof.toml")
+
+
+def test_the_files_hold_the_products_that_were_timed(fitted: FitReport) -> None:
+    curve = gemm_of(fitted)
+    for cell in (c for c in grid() if c["op"] == "gemm"):
+        found = float(curve.seconds(m=cell["m"], n=cell["n"], k=cell["k"], **PEAKS))
+        assert found == pytest.approx(own_gemm_seconds(cell), rel=2e-3)
+    between = float(curve.seconds(m=24, n=5120, k=5120, **PEAKS))
+    table = float(LIBRARY.gemm.seconds(m=24, n=5120, k=5120, **PEAKS))
+    assert 0.90 < between / table < 0.95  # as the matrices around it
+
+
+def test_products_never_take_less_time_for_more_rows(fitted: FitReport) -> None:
+    curve = gemm_of(fitted)
+    rows = np.arange(1, 4000)
+    for n, k in ((6144, 4096), (5000, 3000), (128256, 4096), (100, 100)):
+        assert np.all(np.diff(curve.seconds(m=rows, n=n, k=k, **PEAKS)) >= 0)
+
+
+def test_the_files_hold_the_attention_that_was_timed(fitted: FitReport) -> None:
+    """Cells of one query token and of taller tiles, to the rounding of the table."""
+    curve, errors = attention_of(fitted), []
+    names = ("batch", "kv_tokens", "query_tokens", "query_heads", "kv_heads", "head_dim")
+    for cell in (c for c in grid() if c["op"] == "attention"):
+        found = float(curve.seconds(**{n: cell[n] for n in names}, **PEAKS))
+        errors.append(abs(found / attention_seconds(cell) - 1.0))
+    assert np.median(errors) < 2e-3 and np.quantile(errors, 0.95) < 0.01
+    for table in curve.blocks:
+        assert table.token_ns == pytest.approx(TOKEN_NS[table.head_dim, table.tile_rows], rel=0.02)
+        for name in ("block_us", "pair_slowdown", "stream_efficiency"):
+            assert getattr(table, name) == pytest.approx(BLOCK_TRUTH[name], rel=0.05), name
+
+
+def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
+    profile = engine_of(fitted)
+    assert profile.kernel_latency_s == pytest.approx(LATENCY, rel=0.02)
+    assert profile.activation_factor == pytest.approx(BYTES_FACTOR, rel=0.02)
+    assert profile.compute_factor == pytest.approx(CLOCK, rel=0.02)
+    assert profile.kernel_gap_s == pytest.approx(GAP, rel=0.3)
+    assert profile.kernels_per_layer == SMALL_KERNELS
+    assert profile.origin == "fitted" and "NVIDIA H200" in profile.source
+
+
+def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
+    shipped = 'name = "x"\norigin = "assumed"\n'
+    fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
+    once = profile_text(shipped, fit, "first", "h200")
+    assert profile_text(once, fit, "first", "h200") == once
+    both = profile_text(once, fit, "second", "h100-sxm")
+    assert tomllib.loads(both)["origin"] == "assumed"
+    again = profile_text(both, fit, "third", "h200")
+    assert profile_text(again, fit, "first", "h200") == both
+    sources = {name: values["source"] for name, values in tomllib.loads(again)["gpu"].items()}
+    assert list(sources.items()) == [("h200", "third"), ("h100-sxm", "second")]
+    assert tomllib.loads(again)["gpu"]["h200"]["kernel_gap_us"] == 2.0
+
+
+def test_whole_layers_are_met_without_having_been_fitted_each(fitted: FitReport) -> None:
+    layers = next(errors for errors in fitted.errors if errors.name == "layers")
+    assert layers.figures("in sample")["median_percent"] < 0.5
+
+
+def test_a_fit_is_robust_to_outliers(tmp_path: Path) -> None:
+    """One cell in fifty takes three times as long: the typical cell does not notice."""
+    lines = write_records(tmp_path / "k.jsonl", grid()).read_text().splitlines()
+    for index in range(25, len(lines) - 1, 50):
+        record = json.loads(lines[index])
+        lines[index] = json.dumps(record | {"seconds": 3 * record["seconds"]})
+    path = tmp_path / "spoiled.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    report = fit_inputs([path])
+    profile = engine_of(report)
+    assert profile.kernel_latency_s == pytest.approx(LATENCY, rel=0.1)
+    assert profile.compute_factor == pytest.approx(CLOCK, rel=0.02)
+    for errors in report.errors:
+        assert errors.figures("in sample")["median_percent"] < 1.0, errors.name
+
+
+def test_what_was_left_out_is_told_by_region(fitted: FitReport) -> None:
+    table = {errors.name: errors.to_dict() for errors in fitted.errors}
+    assert set(table["products"]) == {"in sample", "matrix out", "cell out"}
+    assert {"in sample", "a fifth out"} == set(table["attention"])
+    assert any(region.startswith("KV ") for region in table["attention"]["in sample"])
+    text = "\n".join(fitted.lines())
+    assert "products, |error| %" in text and "rows 17-64" in text
+
+
+@pytest.mark.parametrize(
+    ("keep", "missing"),
+    [
+        (lambda c: c["op"] != "attention", "attention: no record"),
+        (lambda c: c["op"] == "attention", "products: 0 matrices"),
+        (lambda c: c["op"] != "layer", "layers: 0 records"),
+        (lambda c: c["op"] not in ("add_norm", "place", "silu_mul"), "small kernels: 0 records"),
+        (lambda c: c["op"] != "gemm_sustained", "sustained clock"),
+    ],
+)
+def test_too_little_data_is_named(
+    keep: Callable[[Cell], bool], missing: str, tmp_path: Path
+) -> None:
+    thin = [c for i, c in enumerate(grid()) if keep(c) and (i % 3 == 0 or c["op"] != "attention")]
+    report = fit_inputs([write_records(tmp_path / "k.jsonl", thin)])
+    assert any(clause.startswith(missing) for clause in report.missing), report.missing
+
+
+def test_a_file_with_next_to_nothing_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_records(tmp_path / "k.jsonl", gemm_cells()[:3])
+    arguments = ["calibrate", "fit", str(path), f"--output={tmp_path / 'out'}"]
+    assert specroof(arguments) == 2
+    assert "too little to fit anything: products: 0 matrices" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_its_files_and_charts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [c for c in grid() if c["op"] == "gemm"]
+    path, page = write_records(tmp_path / "k.jsonl", cells), tmp_path / "fit.html"
+    out = tmp_path / "out"
+    assert specroof(["calibrate", "fit", str(path), f"--output={out}", f"--plot={page}"]) == 0
+    printed = capsys.readouterr().out
+    assert "not fitted: attention: no record" in printed
+    assert sorted(p.name for p in out.rglob("*.toml")) == ["gemm-specroof.toml"]
+    assert "Errors of products by region" in page.read_text()
+    assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
+    assert list(value) == documented_keys("calibrate: fit")
+
+
+NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)
+#  Rank  0 Group  0 Pid  1 on host device  0 [0x18] NVIDIA H200
+#  Rank  1 Group  0 Pid  1 on host device  1 [0x2a] NVIDIA H200
+#       size         count      type   redop    root     time   algbw   busbw #wrong
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)
+"""
+
+
+def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
+    sizes = [8192 * 4**i for i in range(7)]
+    rows = [f"{s:12} {s // 2:12}  half  sum  -1  {10 + s / 3e5:.2f}  1 1 0 9.9 1 1 0"
+            for s in sizes]  # fmt: skip
+    path = tmp_path / "nccl.txt"
+    path.write_text(NCCL + "\n".join(rows) + "\n# Avg bus bandwidth : 1\n")
+    report = fit_inputs([path], gpu="h200")
+    table = tomllib.loads(report.files["efficiency/h200/collectives-specroof.toml"])
+    pair = ("all_reduce", "nccl", 2)
+    keys = ("operation", "algorithm", "ranks")
+    own = next(e for e in table["measured"] if tuple(e[k] for k in keys) == pair)
+    assert own["message_bytes"] == sizes
+    assert own["time_us"] == pytest.approx([10 + s / 3e5 for s in sizes], rel=1e-2)
+    assert any(e["operation"] == "all_gather" for e in table["measured"])
+    path.write_text(NCCL.replace("#  Rank", "# none") + rows[0] + "\n")
+    with pytest.raises(RecordError, match="lists 0 ranks"):
+        fit_inputs([path], gpu="h200")
+    with pytest.raises(RecordError, match="give --gpu"):
+        fit_inputs([path])
+
+
+def test_vidurs_profile_becomes_products(tmp_path: Path) -> None:
+    """Llama-2-7B on one and two ranks; Vidur's times are in ms."""
+    names = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
+    head = ["n_head", "n_kv_head", "n_embd", "n_expanded_embd", "vocab_size", "use_gated_mlp",
+            "num_tokens", "num_tensor_parallel_workers",
+            *(f"time_stats.{name}.median" for name in names)]  # fmt: skip
+    shapes = {1: ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)),
+              2: ((6144, 4096), (4096, 2048), (11008, 4096), (4096, 5504))}  # fmt: skip
+    rows = []
+    for tp, tokens in ((tp, m) for tp in (1, 2) for m in (1, 16, 32, 64, 128, 256, 512)):
+        times = [1e3 * float(LIBRARY.gemm.seconds(m=tokens, n=n, k=k, **PEAKS))
+                 for n, k in shapes[tp]]  # fmt: skip
+        rows.append([32, 32, 4096, 11008, 32000, True, tokens, tp, *times])
+    path = tmp_path / "mlp.csv"
+    path.write_text("\n".join(",".join(map(str, row)) for row in [head, *rows]) + "\n")
+    report = fit_inputs([path], gpu="h200")
+    own = tomllib.loads(report.files["efficiency/h200/gemm-specroof.toml"])["own"]
+    assert sorted(map(tuple, own["shapes"])) == sorted({*shapes[1], *shapes[2]})
+    assert np.allclose(own["time_over_table_per_10000"], 10_000, atol=20)
+    path.write_text(path.read_text().replace(",True,1,", ",True,none,", 1))
+    with pytest.raises(RecordError, match="line 2: no whole number in column 'num_tokens'"):
+        fit_inputs([path], gpu="h200")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(RecordError, match="no profile of Vidur's"):
+        fit_inputs([path], gpu="h200")
+
+
+def test_flops_of_the_made_grid_are_possible() -> None:
+    assert all(flops(c) / made_seconds(c) < GPU.peak_flops for c in grid() if c["op"] == "gemm")
+
+
+def test_a_spike_does_not_lift_the_rows_around_it() -> None:
+    times = np.log([1.0, 1.1, 2.4, 1.2, 1.4, 3.0])
+    assert spikes(times).tolist() == [False, False, True, False, False, False]
+    assert not spikes(np.log([1.0, 2.0, 2.0, 4.0])).any()  # steps are no spikes

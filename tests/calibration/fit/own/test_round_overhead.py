@@ -1,0 +1,110 @@
+"""The host's share of a round, fitted to rounds made with a known one."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="fitting needs the calibration extra")
+
+from calibration.fit.errors import Errors
+from calibration.fit.own.engine import (
+    LEAST_ROUNDS,
+    ROUND_FIELDS,
+    _round_terms,
+    round_overhead,
+    round_overhead_errors,
+    speedup_error,
+    with_sampling,
+)
+from calibration.records.steps import Case, CasePlan, StepRecord
+from calibration.validate.draw import DrawOptions, draw_rounds
+from perfmodel import catalog
+
+FIXED_S, SEQUENCE_S, DRAFT_S = 3e-4, 5e-6, 1.5e-4
+
+
+def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
+    """Rounds of many sizes whose overhead is known, off by `noise` of the round."""
+    source, found = random.Random(2), []
+    for index in range(count):
+        batch, gamma = source.randint(1, 200), source.randint(1, 8)
+        case = Case(
+            id=str(index), scenario=str(index), purpose="scenario", target="llama-3.1-8b",
+            plan=CasePlan(draft="self", policy="full", gamma=gamma, kv_budget_tokens=None),
+            batch=batch, context_tokens=4096, alpha=0.8,
+        )  # fmt: skip
+        draft_s, verify_s = source.uniform(1e-3, 8e-3), source.uniform(2e-3, 4e-2)
+        whole = gamma * draft_s + verify_s + FIXED_S + batch * SEQUENCE_S + gamma * DRAFT_S
+        whole *= 1.0 + source.gauss(0.0, noise)
+        times = {"target_step_s": 1e-2, "verify_s": verify_s, "draft_step_s": draft_s,
+                 "round_s": whole, "host_s": 0.0}  # fmt: skip
+        found.append(
+            StepRecord(case=case, times=times, spread=0.0, peak_memory_bytes=0.0, memory_bytes={})
+        )
+    return found
+
+
+def test_the_three_terms_are_found() -> None:
+    found = round_overhead(rounds(8))
+    assert found["round_overhead_s"] == pytest.approx(FIXED_S, rel=1e-6)
+    assert found["round_overhead_per_sequence_s"] == pytest.approx(SEQUENCE_S, rel=1e-6)
+    assert found["round_overhead_per_draft_s"] == pytest.approx(DRAFT_S, rel=1e-6)
+
+
+def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
+    assert min(round_overhead(rounds(8, noise=0.05)).values()) >= 0.0
+    assert round_overhead(rounds(LEAST_ROUNDS - 1)) == {}
+    assert round_overhead_errors(rounds(2)).found == {}
+
+
+def test_left_out_rounds_are_missed_by_the_noise_and_not_by_less_than_those_fitted() -> None:
+    exact, noisy = (round_overhead_errors(rounds(24, noise)) for noise in (0.0, 0.03))
+    assert exact.figures("a case out")["worst_percent"] < 1e-6
+    inside, outside = (noisy.figures(way)["median_percent"] for way in ("in sample", "a case out"))
+    assert 0.5 < inside <= outside < 6.0
+
+
+def test_the_error_of_a_speedup_adds_both_passes_and_the_rounds() -> None:
+    layers, between = (Errors(name, regions=lambda cell: ()) for name in ("layers", "rounds"))
+    assert speedup_error(layers, between) is None
+    for sign in (1.0, -1.0):
+        layers.add("in sample", {}, sign * 0.02)
+        between.add("a case out", {}, sign * 0.01)
+    assert speedup_error(layers, between) == pytest.approx((2 * 0.02**2 + 0.01**2) ** 0.5)
+
+
+def test_choosing_tokens_counts_to_verification_by_the_logits_it_reads() -> None:
+    (record,) = rounds(1)
+    gpu = catalog.gpu("h200")
+    rows = record.case.batch * (record.case.plan.gamma + 1)
+    longer = with_sampling(record, {"sampling_factor": 2.0}, gpu).times["verify_s"]
+    moved = 2 * 128_256 * rows / gpu.hbm_bandwidth
+    assert longer - record.times["verify_s"] == pytest.approx(2.0 * moved, rel=1e-6)
+
+
+def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would() -> None:
+    made = rounds(12)
+    late = made[4].times["round_s"] * 1.3
+    held_up = [*made[:4], replace(made[4], times={**made[4].times, "round_s": late}), *made[5:]]
+    over, terms, whole = _round_terms(held_up)
+    plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
+    robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
+    typical = np.array([1.0, 16.0, 4.0])  # the overhead of 16 sequences and 4 drafts
+    truth = typical @ (FIXED_S, SEQUENCE_S, DRAFT_S)
+    assert abs(typical @ robust - truth) < 0.35 * truth
+    assert abs(typical @ robust - truth) < 0.2 * abs(typical @ plain - truth)
+
+
+@pytest.mark.parametrize("seed", [1003, 1004, 5])
+def test_cases_for_the_overhead_spread_over_batch_and_gamma_unrelated(seed: int) -> None:
+    cases = draw_rounds(DrawOptions(seed=seed, count=12)).cases
+    batches, gammas = [c.batch for c in cases], [c.plan.gamma for c in cases]
+    assert (min(batches), max(batches)) == (1, 128) and set(gammas) == set(range(1, 9))
+    assert abs(statistics.correlation(batches, gammas)) < 0.25
+    assert max(c.context_tokens for c in cases) <= 2048
+    assert cases == draw_rounds(DrawOptions(seed=seed, count=12)).cases

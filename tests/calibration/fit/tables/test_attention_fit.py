@@ -1,0 +1,145 @@
+"""The attention fit: recovers what made the data, fills holes, and keeps L2-warm cells out."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("scipy", reason="fitting needs the calibration extra")
+
+from calibration.fit.tables import attention_fit as fit
+from calibration.fit.tables.attention_report import toml_text
+from calibration.fit.tables.attention_residuals import _filled, held_out, residual_of
+from calibration.fit.tables.attention_tables import GPUS, cold_seconds
+from calibration.fit.tables.collective_fit import monotone, unspiked
+from perfmodel.kernels.attention import AttentionCurve
+from perfmodel.units import US
+
+GPU = GPUS["a100-sxm-80gb"]
+TRUTH = (12.0, 5.0, 8.0, 0.012, 0.82, 0.6, 0.9)  # in the order of PARAMETERS
+
+
+def synthetic(noise: float = 0.0) -> pd.DataFrame:
+    """Decode cells that the physical form itself makes, with the columns of `read_decode`."""
+    rows = [
+        (batch, group * kv, kv, 128, float(group), float(batch * kv), tokens)
+        for batch in 2 ** np.arange(0, 12, 2)
+        for kv in (1, 2, 8)
+        for group in (1, 4, 16)
+        for tokens in 2.0 ** np.arange(6, 17)
+        if batch * kv * tokens <= 2**21
+    ]
+    columns = ["batch", "query_heads", "kv_heads", "head_dim", "group", "units", "tokens"]
+    frame = pd.DataFrame(rows, columns=columns)
+    form = fit.physical_form(GPU, source="made", tensor_core_efficiency=0.6, prefill=())
+    table = fit._with_parameters(fit._empty_table(128), np.array(TRUTH))
+    seconds = fit._base(form, table, frame, GPU)
+    rng = np.random.default_rng(0)
+    frame["measured_s"] = seconds * np.exp(rng.normal(0.0, noise, len(frame)))
+    frame["kv_bytes"] = 512.0 * frame.units * frame.tokens
+    return frame.assign(in_l2=frame.kv_bytes <= GPU.l2_bytes, cold_s=frame.measured_s)
+
+
+def form_of() -> AttentionCurve:
+    return fit.physical_form(GPU, source="made", tensor_core_efficiency=0.6, prefill=())
+
+
+def test_the_fit_recovers_the_parameters_that_made_the_data() -> None:
+    table = fit.fit_decode(synthetic(), form_of(), GPU).table
+    for name, truth in zip(fit.PARAMETERS, TRUTH, strict=True):
+        assert getattr(table, name) == pytest.approx(truth, rel=0.02), name
+    assert np.abs(table.residual).max() < 0.02
+
+
+def test_held_out_errors_of_noiseless_cells_vanish_and_grow_with_noise() -> None:
+    quiet = fit.fit_decode(synthetic(), form_of(), GPU)
+    noisy = fit.fit_decode(synthetic(noise=0.05), form_of(), GPU)
+    for column in ("cell", "units", "tokens"):
+        assert held_out(quiet.cells, quiet.table, column).abs().median() < 0.005
+        assert 0.02 < held_out(noisy.cells, noisy.table, column).abs().median() < 0.08
+
+
+def test_one_cell_left_out_is_not_used_for_itself() -> None:
+    """A lone spoiled cell is predicted from its neighbours, not from what it says."""
+    cells = synthetic()
+    spoiled = cells[(cells.group == 4) & (cells.units == 1) & (cells.tokens == 4096)].index
+    assert len(spoiled) == 1
+    cells.loc[spoiled, "cold_s"] *= 1.2
+    done = fit.fit_decode(cells, form_of(), GPU)
+    assert held_out(done.cells, done.table, "cell")[spoiled[0]] == pytest.approx(
+        1 / 1.2 - 1, abs=0.05
+    )
+
+
+def test_a_timing_accident_stays_out_of_the_table() -> None:
+    cells = synthetic()
+    first = cells[(cells.group == 4) & (cells.units == 1) & (cells.tokens == 64)].index
+    cells.loc[first, "cold_s"] *= 5
+    table = fit.fit_decode(cells, form_of(), GPU).table
+    clean = fit.fit_decode(synthetic(), form_of(), GPU).table
+    np.testing.assert_allclose(table.residual, clean.residual, atol=0.02)
+
+
+def test_holes_are_filled_by_lines_inside_and_held_outside() -> None:
+    plane = np.add.outer(np.arange(4.0), np.arange(5.0))
+    holed = plane.copy()
+    holed[2, 2] = holed[3, 4] = np.nan
+    filled = _filled(holed, np.arange(4.0), np.arange(5.0))
+    assert filled[2, 2] == pytest.approx(plane[2, 2])
+    assert filled[3, 4] == min(plane[2, 4], plane[3, 3])
+    np.testing.assert_array_equal(filled[:2], plane[:2])
+
+
+def test_cells_timed_out_of_l2_are_brought_to_hbm_and_others_kept() -> None:
+    """64 units on an L40S: 4 MB and 67 MB from L2 at 2 TB/s, 268 MB from HBM at 0.72 TB/s."""
+    gpu = GPUS["l40s"]
+    size = np.array([1e3, 4e6, 67e6, 268e6])
+    measured = 8 * US + np.array([0.0, 4e6 / 2e12, 67e6 / 2e12, 268e6 / 0.72e12])
+    frame = pd.DataFrame(
+        {
+            "batch": 8,
+            "query_heads": 32,
+            "kv_heads": 8,
+            "head_dim": 128,
+            "tokens": size / (64 * 512),
+            "kv_bytes": size,
+            "measured_s": measured,
+            "in_l2": size <= gpu.l2_bytes,
+        }
+    )
+    cold = cold_seconds(frame, gpu).to_numpy()
+    np.testing.assert_allclose(cold[1:3], 8 * US + size[1:3] / 0.72e12, rtol=0.01)
+    assert cold[3] == measured[3]
+    measured[2] = 400 * US  # bound by its blocks, not by where the KV is
+    assert cold_seconds(frame.assign(measured_s=measured), gpu)[2] == measured[2]
+
+
+def test_the_written_file_reads_back_as_the_same_curve() -> None:
+    import perfmodel
+
+    folder = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
+    text = (folder / "a100-sxm-80gb" / "attention.toml").read_text()
+    table = tomllib.loads(text)
+    curve = AttentionCurve.from_table(table)
+    again = toml_text("a100-sxm-80gb", curve, table["residuals"])
+    assert tomllib.loads(again) == table
+    assert len(text.encode()) < 60_000
+
+
+def test_a_larger_residual_slows_the_curve_by_its_exponential() -> None:
+    done = fit.fit_decode(synthetic(), form_of(), GPU)
+    slower = replace(done.table, residual=done.table.residual + 0.1)
+    a, b = (residual_of(t, done.cells) for t in (done.table, slower))
+    np.testing.assert_allclose(b - a, 0.1)
+
+
+def test_spikes_of_collective_times_are_replaced_and_the_rest_made_monotone() -> None:
+    times = np.array([5.0, 5.1, 14.8, 6.3, 6.2, 9.0])
+    out = monotone(unspiked(times))
+    assert np.all(np.diff(out) >= 0)
+    np.testing.assert_allclose(out, [5.0, 5.1, 5.67, 6.25, 6.25, 9.0], rtol=0.01)

@@ -1,0 +1,164 @@
+"""The GEMM fit: known coefficients come back, reads from L2 are found, errors are held out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.fit.tables.gemm_fit import Base, Datasheet, fit_curve, gemm_toml, leave_outs
+from calibration.fit.tables.gemm_leave_out import leave_one_cell_out, scored, summary
+from calibration.fit.tables.gemm_tables import (
+    GemmTable,
+    batch_weight,
+    level_in_m,
+    predict_along,
+    read_gemm_table,
+)
+from perfmodel.kernels.gemm import GemmCurve
+
+GPU = Datasheet(folder="made_up", peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
+TRUE = Base(
+    kernel_latency_s=4e-6, memory_efficiency=0.85, compute_efficiency=0.7, overlap_exponent=2.5
+)
+SIDES = np.array([256, 512, 1024, 2048, 4096, 8192, 16384], dtype=np.float64)
+ROWS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 129, 256, 512, 1024, 2048], dtype=np.float64)
+
+
+def table_of(seconds: np.ndarray | None = None) -> GemmTable:
+    table = GemmTable(
+        m=ROWS, n=SIDES, k=SIDES, seconds=np.ones((ROWS.size, SIDES.size, SIDES.size)),
+        device="made up", kernel_library="made up", kernel_version="0",
+    )  # fmt: skip
+    made = TRUE.seconds(table, GPU) if seconds is None else seconds
+    return GemmTable(
+        m=ROWS, n=SIDES, k=SIDES, seconds=made,
+        device="made up", kernel_library="made up", kernel_version="0",
+    )  # fmt: skip
+
+
+def noisy(sigma: float = 0.02) -> GemmTable:
+    noise = np.random.default_rng(7).normal(0.0, sigma, (ROWS.size, SIDES.size, SIDES.size))
+    return table_of(table_of().seconds * np.exp(noise))
+
+
+def served_by_l2(table: GemmTable) -> np.ndarray:
+    """Small matrices at few rows, whose weights a benchmark left in L2."""
+    size = table.weight_bytes
+    return np.asarray((table.m <= 64)[:, None, None] & (size > 4e6) & (size < 40e6))
+
+
+def test_the_fit_recovers_known_coefficients_from_noisy_times() -> None:
+    base = fit_curve(noisy(), GPU).base
+    assert base.kernel_latency_s == pytest.approx(TRUE.kernel_latency_s, rel=0.03)
+    assert base.memory_efficiency == pytest.approx(TRUE.memory_efficiency, rel=0.02)
+    assert base.compute_efficiency == pytest.approx(TRUE.compute_efficiency, rel=0.02)
+    assert base.overlap_exponent == pytest.approx(TRUE.overlap_exponent, rel=0.1)
+
+
+def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
+    truth = table_of().seconds
+    planted = served_by_l2(table_of())
+    fit = fit_curve(table_of(np.where(planted, truth / 2.5, truth)), GPU)
+    dropped = np.isnan(fit.table.seconds)
+    assert np.mean(dropped[planted]) > 0.9
+    assert not dropped[~planted].any()
+    filled = np.exp(fit.log_multiplier + fit.log_base)
+    assert filled[dropped] == pytest.approx(truth[dropped], rel=0.05)
+
+
+def test_a_cold_table_loses_no_cell() -> None:
+    assert fit_curve(table_of(), GPU).warm_share == 0.0
+
+
+def test_errors_of_a_table_without_noise_are_those_of_interpolation_only() -> None:
+    for errors in leave_outs(fit_curve(table_of(), GPU)).values():
+        assert np.nanmax(np.abs(errors)) < 0.005
+
+
+def test_a_left_out_outlier_shows_at_its_full_size() -> None:
+    seconds = table_of().seconds.copy()
+    seconds[3, 4, 4] *= 1.5
+    fit = fit_curve(table_of(seconds), GPU)
+    errors = leave_one_cell_out(fit.table, fit.log_multiplier, fit.log_base)
+    assert errors[3, 4, 4] == pytest.approx(1 / 1.5 - 1, abs=0.01)
+
+
+def test_scored_cells_are_measured_and_of_decoder_size() -> None:
+    table = noisy().without(np.arange(ROWS.size)[:, None, None] == 2)
+    assert not scored(table)[2].any()
+    assert scored(table)[0].all()
+
+
+def test_the_summary_covers_all_cells_and_each_band() -> None:
+    table = noisy()
+    errors = np.full(table.seconds.shape, 0.01)
+    errors[ROWS > 1024] = -0.04
+    figures = summary(errors, table)
+    assert figures["m_1_to_16"]["worst_percent"] == pytest.approx(1.0)
+    assert figures["m_1025_to_4096"]["median_percent"] == pytest.approx(4.0)
+    assert figures["all"]["worst_percent"] == pytest.approx(4.0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_levelling_never_falls_and_keeps_the_weighted_mean(values: list[float]) -> None:
+    m = np.arange(1.0, 1 + len(values)) * 4
+    level = level_in_m(np.array(values), m)
+    weights = batch_weight(m)
+    assert np.all(np.diff(level) >= 0)
+    assert np.average(level, weights=weights) == pytest.approx(
+        np.average(values, weights=weights), abs=1e-9
+    )
+
+
+def test_levelling_leans_to_the_batches_that_engines_run() -> None:
+    slow_then_fast = np.array([2.0, 1.0])
+    assert level_in_m(slow_then_fast, np.array([224.0, 256.0])) == pytest.approx(1.25)
+    assert level_in_m(slow_then_fast, np.array([225.0, 232.0])) == pytest.approx(1.2)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_levelling_leaves_a_rising_sequence_alone(values: list[float]) -> None:
+    rising = np.sort(values)
+    m = np.arange(1.0, 1 + len(values))
+    assert level_in_m(rising, m) == pytest.approx(rising, abs=1e-12)
+
+
+def test_a_prediction_along_a_line_ignores_the_cell_itself_and_gaps() -> None:
+    values = np.array([0.0, np.nan, 2.0, 99.0, 4.0]).reshape(5, 1, 1)
+    predicted, gap = predict_along(values, np.exp(np.arange(5.0)), 0)
+    assert predicted.ravel() == pytest.approx([2.0, 1.0, 99.0 * 2 / 3, 3.0, 99.0])
+    assert gap.ravel() == pytest.approx([2.0, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    rows = [
+        ("bfloat16", 1, 256, 512, 0.010), ("bfloat16", 8, 256, 512, 0.011),
+        ("bfloat16", 1, 512, 512, 0.020), ("fp8", 1, 256, 512, 0.005),
+        ("bfloat16", 1, 32, 512, 0.002),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k", "latency"])
+    frame = frame.assign(framework="VLLM", version="1.2", device="X", kernel_source="linear")
+    frame.to_parquet(tmp_path / "gemm.parquet")
+    table = read_gemm_table(tmp_path / "gemm.parquet")
+    assert (table.m.tolist(), table.n.tolist(), table.k.tolist()) == ([1, 8], [256, 512], [512])
+    assert table.seconds[:, 0, 0] == pytest.approx([10e-6, 11e-6])
+    assert np.isnan(table.seconds[1, 1, 0])
+    assert table.kernel_version == "1.2"
+
+
+def test_the_written_file_is_the_fitted_curve() -> None:
+    fit = fit_curve(noisy(), GPU)
+    curve = GemmCurve.from_table(tomllib.loads(gemm_toml("h200", fit, GPU)))
+    fitted = np.exp(fit.log_multiplier + fit.log_base)
+    for j in (0, 3, 6):
+        time = curve.seconds(
+            m=ROWS, n=int(SIDES[j]), k=4096,
+            peak_flops=GPU.peak_flops, hbm_bandwidth=GPU.hbm_bandwidth,
+        )  # fmt: skip
+        assert time == pytest.approx(fitted[:, j, 4], rel=2e-3)

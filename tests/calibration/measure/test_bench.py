@@ -1,0 +1,243 @@
+"""The calls that a GPU times, rehearsed on a CPU: shapes fit, and each has data of its own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from calibration.measure.bench import SPARE_BYTES, Bench
+from calibration.measure.grid import attention_cells, layer_cells, small_cells
+from calibration.measure.runtime_kernels import RuntimeKernels
+from calibration.records.cells import Cell, attention_cell, gemm_cell, layer_matrices
+
+SEEN: list[tuple[int, int]] = []  # (cache, bytes offset of its keys) of every attention call
+
+
+class PlainOps:
+    """The runtime's operations in plain torch, with the checks that a kernel would not make."""
+
+    def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        return F.linear(x, weight, bias)
+
+    def add_norm(self, x: Any, residual: Any, weight: Any, epsilon: float) -> tuple[Any, Any]:
+        assert x.shape == residual.shape and weight.shape == x.shape[-1:]
+        residual += x
+        return F.rms_norm(residual, weight.shape, weight, epsilon), residual
+
+    def place(
+        self,
+        qkv: Any,
+        query_heads: int,
+        norms: Any,
+        epsilon: float,
+        rotary: Any,
+        *,
+        positions: Any,
+        slots: Any,
+        cache: tuple[Any, Any],
+    ) -> Any:
+        kv_heads, dim = cache[0].shape[1:]
+        assert rotary.frequencies.shape == (dim // 2,) and len(positions) == len(slots) == len(qkv)
+        assert len(set(slots.tolist())) == len(slots) and int(slots.max()) < len(cache[0])
+        query, key, value = qkv.view(len(qkv), -1, dim).split([query_heads, kv_heads, kv_heads], 1)
+        cache[0][slots.long()], cache[1][slots.long()] = key, value
+        return query
+
+    def silu_mul(self, gate_up: Any) -> Any:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class PlainKernels(RuntimeKernels):
+    """The same adapter over plain torch."""
+
+    def __init__(self) -> None:
+        self.torch, self.device, self.ops = torch, torch.device("cpu"), PlainOps()
+
+    def plan(self, cell: Cell, storage: Any) -> Any:
+        def attend(layer: int, query: Any) -> Any:
+            keys = storage[layer][0]
+            tokens = keys.shape[0] * keys.shape[1]
+            assert tokens >= cell["batch"] * cell["kv_tokens"]
+            assert query.shape == (
+                cell["batch"] * cell["query_tokens"], cell["query_heads"], cell["head_dim"]
+            )  # fmt: skip
+            SEEN.append((layer, keys.storage_offset()))
+            return query * 1.0
+
+        return SimpleNamespace(attend=attend)
+
+
+class SmallBench(Bench):
+    """A bench on the CPU with a pool of 64 MB."""
+
+    def __init__(self) -> None:
+        self.torch, self.device = torch, torch.device("cpu")
+        self.pool = torch.zeros(32_000_000, dtype=torch.bfloat16)
+        self.__dict__["kernels"] = PlainKernels()
+
+
+def shrunk(cell: Cell) -> Cell:
+    """The cell with an eighth of its heads and widths, few rows and little KV."""
+    small = {"hidden": 64, "ffn": 96, "vocab": 100, "query_heads": 8, "kv_heads": 2, "head_dim": 16,
+             "m": 3, "n": 48, "k": 64, "tokens": 5, "batch": 3, "kv_tokens": 40}  # fmt: skip
+    return {k: small.get(k, v) for k, v in cell.items()}
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    SEEN.clear()
+
+
+def test_attention_reads_another_cache_in_each_call() -> None:
+    call = SmallBench().attention_call(shrunk(attention_cells()[0]))
+    for i in range(4):
+        call(i)
+    assert [layer for layer, _ in SEEN] == [0, 1, 2, 3]
+    assert len({offset for _, offset in SEEN}) == 4
+
+
+def test_a_layers_weights_and_caches_never_overlap() -> None:
+    bench, cell = SmallBench(), shrunk(layer_cells()[0])
+    calls = 8
+    call = bench.layer_call(cell)
+    for i in range(calls):
+        call(i)
+    kv = bench.caches(cell)[0].numel()
+    weights = list(bench.layer_weights(cell, kv))
+    assert len(weights) >= calls
+    ends = [offset + kv for _, offset in SEEN]
+    starts = [w.storage_offset() for layer in weights[:calls] for w in layer]
+    assert max(ends) <= min(starts)
+    assert len(set(starts)) == 4 * calls
+    assert [tuple(w.shape) for w in weights[0]] == layer_matrices(cell)
+
+
+def test_a_layer_appends_the_tokens_of_its_pass() -> None:
+    bench, cell = SmallBench(), shrunk(layer_cells()[0])
+    bench.pool.normal_()
+    before = bench.caches(cell)[0].clone()
+    bench.layer_call(cell)(0)
+    changed = (bench.caches(cell)[0] != before).any(-1).any(-1)  # (2, pages, page)
+    assert changed.sum(dim=(1, 2)).tolist() == [cell["batch"] * cell["query_tokens"]] * 2
+
+
+@pytest.mark.parametrize("op", sorted({c["op"] for c in small_cells()}))
+def test_every_small_operation_runs(op: str) -> None:
+    cell = shrunk(next(c for c in small_cells() if c["op"] == op))
+    call = SmallBench().small_call(cell)
+    for i in range(3):
+        call(i)
+
+
+@pytest.mark.parametrize("path", ["runtime", "cublas"])
+def test_a_product_has_other_weights_in_each_call(path: str) -> None:
+    bench = SmallBench()
+    bench.pool.normal_()
+    call = bench.gemm_call(gemm_cell(3, 48, 64, path))
+    first, second = call(0).clone(), call(1).clone()
+    assert first.shape == (3, 48) and not torch.equal(first, second)
+
+
+def test_an_unknown_path_is_refused() -> None:
+    bench = SmallBench()
+    with pytest.raises(ValueError, match="no attention path 'decode'"):
+        bench.attention_call(attention_cell((8, 2, 16), 1, 40, 1, "decode"))
+    with pytest.raises(ValueError, match="no GEMM path 'fast'"):
+        bench.gemm_call(gemm_cell(3, 48, 64, "fast"))
+
+
+def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "calibration.measure.runtime_kernels.MODELS", {"tiny": (64, 8, 2, 16, 96, 100, 2)}
+    )
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    PlainKernels().compile([1, 5])
+
+
+class CachingGraph:
+    """Of a device whose allocator keeps what a graph's pool held, even after the graph is gone."""
+
+    def __init__(self, cuda: CachingDevice) -> None:
+        self.cuda, self.held = cuda, 0.0
+
+    def capture_begin(self) -> None:
+        self.cuda.capturing = self
+
+    def capture_end(self) -> None:
+        self.cuda.capturing = None
+
+    def replay(self) -> None:
+        assert self.held
+
+    def reset(self) -> None:
+        self.cuda.allocated -= self.held
+        self.held = 0.0
+
+
+class CachingDevice:
+    """torch.cuda of a device of 80 GB, as far as a capture needs it."""
+
+    def __init__(self) -> None:
+        self.reserved = self.allocated = 25e9
+        self.emptied = 0
+        self.capturing: CachingGraph | None = None
+
+    def CUDAGraph(self) -> CachingGraph:
+        return CachingGraph(self)
+
+    def call(self, size: float) -> None:
+        """Allocate: an eager call gives its memory back, a captured one holds it for the graph."""
+        if self.capturing is None:
+            return
+        if self.reserved + size > 80e9:
+            raise MemoryError("nothing can be freed while a graph is captured")
+        self.reserved += size
+        self.allocated += size
+        self.capturing.held += size
+
+    def memory_reserved(self) -> float:
+        return self.reserved
+
+    def memory_allocated(self) -> float:
+        return self.allocated
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        assert self.capturing is None
+        self.reserved, self.emptied = self.allocated, self.emptied + 1
+
+
+class CachingBench(Bench):
+    """A bench that captures on such a device."""
+
+    def __init__(self) -> None:
+        self.device_memory = CachingDevice()
+        self.__dict__["torch"] = SimpleNamespace(cuda=self.device_memory)
+
+
+def test_graphs_of_earlier_cells_do_not_fill_the_device() -> None:
+    bench = CachingBench()
+    memory = bench.device_memory
+    for _ in range(100):
+        with bench.captured(lambda i: memory.call(0.7e9), 2) as graph:
+            assert graph.held == 1.4e9
+        assert memory.allocated == 25e9
+        assert memory.reserved <= 25e9 + SPARE_BYTES + 1.4e9
+    assert 0 < memory.emptied < 50
+
+
+def test_a_cell_that_runs_out_of_memory_leaves_room_for_the_next() -> None:
+    bench = CachingBench()
+    memory = bench.device_memory
+    with pytest.raises(MemoryError), bench.captured(lambda i: memory.call(20e9), 4):
+        raise AssertionError("must not get here")
+    assert memory.capturing is None and memory.allocated == 25e9
+    with bench.captured(lambda i: memory.call(20e9), 2):
+        pass

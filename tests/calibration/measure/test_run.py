@@ -1,0 +1,284 @@
+"""The kernel grid covers what it says, runs without a GPU, and records are physically possible."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import calibration
+from calibration.measure.bench import Bench
+from calibration.measure.grid import (
+    BATCHES,
+    MEMORY_BYTES,
+    MODELS,
+    POOL_BYTES,
+    REPEATS,
+    SWEEP_BYTES,
+    Group,
+    attention_cells,
+    calls_per_graph,
+    cell_seconds,
+    gemm_shapes,
+    groups,
+    heads_of,
+    is_coarse,
+    layer_cells,
+)
+from calibration.measure.run import BenchError, Run, clock_summary, main, pick, resume
+from calibration.records.cells import (
+    ROW_TILES,
+    Cell,
+    attention_cell,
+    bytes_moved,
+    flops,
+    gemm_cell,
+    key,
+    layer_matrices,
+    record_faults,
+)
+from perfmodel import catalog
+
+# Datasheets: HBM bytes/s; dense bf16 is 989 TFLOP/s on both (NVIDIA H100 SXM, H200 SXM).
+HBM_BANDWIDTH = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}
+PEAK_FLOPS = 989e12
+LARGEST_L2_BYTES = 60e6  # an H200's
+MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("*-kernels.jsonl"))
+ALL_CELLS = [cell for group in groups() for cell in group.cells]
+HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0",
+          "torch": "2.11.0", "flashinfer": "0.6.6"}  # fmt: skip
+
+
+def test_no_cell_is_measured_twice() -> None:
+    assert len({key(cell) for cell in ALL_CELLS}) == len(ALL_CELLS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_grid_has_the_shapes_of_the_catalog(name: str) -> None:
+    spec = catalog.model(name)
+    hidden, heads, kv_heads, head_dim, ffn, vocab, layers = MODELS[name]
+    assert (hidden, heads, kv_heads, head_dim) == (
+        spec.hidden, spec.query_heads, spec.kv_heads, spec.head_dim)  # fmt: skip
+    assert (ffn, vocab, layers) == (spec.ffn_hidden, spec.vocab, spec.layers)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tile_that_nine_tokens_reach_is_timed(name: str) -> None:
+    """FlashInfer's fa2: over 64 packed rows take a tile of 128, over 16 one of 64."""
+
+    def tile(rows: int) -> int:
+        return next(t for t in ROW_TILES if rows <= t)
+
+    heads = heads_of(name)
+    group = heads[0] // heads[1]
+    timed = {
+        tile(c["query_tokens"] * group)
+        for c in attention_cells()
+        if (c["query_heads"], c["kv_heads"], c["head_dim"]) == heads
+    }
+    assert timed == {tile(q * group) for q in range(1, 10)}
+
+
+def test_only_kv_beyond_a_gpu_is_left_out() -> None:
+    kept = {key(cell) for cell in attention_cells()}
+    for model in MODELS:
+        for batch in BATCHES:
+            cell = attention_cell(heads_of(model), batch, 131_072, 1)
+            fits = bytes_moved(cell) * MODELS[model][-1] <= MEMORY_BYTES
+            assert (key(cell) in kept) == fits
+
+
+def test_gemm_shapes_hold_the_projections_of_a_known_model() -> None:
+    eight_b = {(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)}
+    eight_b_tp2 = {(3072, 4096), (4096, 2048), (14336 * 2 // 2, 4096), (4096, 7168), (64128, 4096)}
+    assert eight_b <= set(gemm_shapes())
+    assert eight_b_tp2 <= set(gemm_shapes(2))
+
+
+def test_a_layer_is_its_four_products_and_its_attention() -> None:
+    cell = layer_cells()[0]
+    matrices = layer_matrices(cell)
+    assert set(matrices) <= set(gemm_shapes())
+    attention = {k: v for k, v in cell.items() if k not in ("hidden", "ffn")} | {"op": "attention"}
+    gemms = [gemm_cell(cell["batch"] * cell["query_tokens"], n, k) for n, k in matrices]
+    assert bytes_moved(cell) == bytes_moved(attention) + sum(map(bytes_moved, gemms))
+    assert flops(cell) == flops(attention) + sum(map(flops, gemms))
+
+
+def test_data_of_a_replay_never_comes_from_the_cache() -> None:
+    """Each call has weights or KV of its own, or comes back to them after many L2 sizes."""
+    assert SWEEP_BYTES > 5 * LARGEST_L2_BYTES
+    for cell in ALL_CELLS:
+        if cell["op"] in ("attention", "gemm", "layer"):
+            sets = min(64, int(POOL_BYTES // bytes_moved(cell)))
+            assert sets >= 2
+            repeats = calls_per_graph(cell) > sets
+            assert not repeats or (sets - 1) * bytes_moved(cell) > 10 * LARGEST_L2_BYTES
+
+
+def test_the_whole_grid_fits_five_minutes() -> None:
+    assert sum(map(cell_seconds, ALL_CELLS)) < 270
+
+
+@settings(max_examples=50)
+@given(
+    heads=st.sampled_from([heads_of(model) for model in MODELS]),
+    batch=st.integers(1, 256),
+    kv_tokens=st.integers(128, 4096),
+    query_tokens=st.integers(1, 17),
+)
+def test_kv_is_read_once_however_many_tokens_are_checked(
+    heads: tuple[int, int, int], batch: int, kv_tokens: int, query_tokens: int
+) -> None:
+    one, many = (attention_cell(heads, batch, kv_tokens, q) for q in (1, query_tokens))
+    assert bytes_moved(many) == bytes_moved(one) == batch * kv_tokens * heads[1] * heads[2] * 4
+    assert flops(many) == query_tokens * flops(one)
+
+
+def test_a_cut_off_leaves_each_group_its_share() -> None:
+    plan = [Group("a", 1, 1.0, [{}] * 1000), Group("b", 1, 3.0, [{}] * 1000)]
+    for _ in range(400):
+        group = pick(plan)
+        assert group is not None
+        group.cells.pop()
+        group.spent_s += 1.0
+    assert plan[0].spent_s == pytest.approx(100, abs=2)
+    assert pick([Group("done", 1, 1.0, [])]) is None
+
+
+def test_a_later_tier_waits_for_the_one_before() -> None:
+    first, second = Group("a", 1, 1.0, [{}], spent_s=99.0), Group("b", 2, 1.0, [{}])
+    assert pick([second, first]) is first
+    first.cells.clear()
+    assert pick([second, first]) is second
+
+
+def test_coarse_cells_come_first_in_every_group() -> None:
+    for group in groups():
+        order = [is_coarse(cell) for cell in group.cells]
+        assert order == sorted(order, reverse=True)
+
+
+class FakeBench(Bench):
+    """Times that are given instead of taken; a cell of `m` = 0 fails."""
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+
+    def gemm_call(self, cell: Cell) -> Any:
+        if cell["m"] == 0:
+            raise RuntimeError("no rows")
+        return None
+
+    def time_graph(self, call: Any, calls: int) -> tuple[list[float], int]:
+        return self.times, calls
+
+
+def test_a_record_is_the_cell_with_the_median_of_its_replays() -> None:
+    cell = gemm_cell(1, 4096, 4096)
+    record = FakeBench([3e-5, 1e-5, 2e-5]).measure(cell)
+    assert record == {**cell, "seconds": 2e-5, "unit": "s", "repeats": 3,
+                      "calls": calls_per_graph(cell), "spread": 1.0}  # fmt: skip
+
+
+def test_a_failing_cell_is_reported_and_the_next_one_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    group = Group("gemm", 1, 1.0, [gemm_cell(1, 64, 64), gemm_cell(0, 64, 64)])
+    file = io.StringIO()
+    work = Run(FakeBench([2e-5]), file, [group], time.monotonic() + 60)
+    work.until(lambda: False, [group])
+    assert [json.loads(line)["m"] for line in file.getvalue().splitlines()] == [1]
+    assert "no rows" in capsys.readouterr().err
+    assert "1 cells failed" in work.report() and group.cells == []
+
+
+def test_a_broken_device_ends_the_run() -> None:
+    group = Group("gemm", 1, 1.0, [gemm_cell(0, 64, n) for n in range(1, 100)])
+    work = Run(FakeBench([2e-5]), io.StringIO(), [group], time.monotonic() + 60)
+    with pytest.raises(BenchError, match=r"failed in a row: .*no rows"):
+        work.until(lambda: False, [group])
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "k.jsonl"
+    assert resume(path, HEADER) == set()
+    done = FakeBench([2e-5] * REPEATS).measure(gemm_cell(1, 64, 64))
+    path.write_text(path.read_text() + json.dumps(done) + "\n" + '{"op":"gemm","m":2,')
+    assert resume(path, HEADER) == {key(gemm_cell(1, 64, 64))}
+    assert path.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("field", ["gpu", "driver", "torch", "flashinfer"])
+def test_another_machines_file_is_not_added_to(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "k.jsonl"
+    resume(path, HEADER)
+    with pytest.raises(BenchError, match=f"measured with {field} "):
+        resume(path, HEADER | {field: "other"})
+
+
+@pytest.mark.parametrize("text", ["plain text\n", '{"op": "provenance"\n'])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "k.jsonl"
+    path.write_text(text)
+    with pytest.raises(BenchError, match="not a file of records"):
+        resume(path, HEADER)
+    assert path.read_text() == text
+
+
+def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--list", "--groups", "gem"])
+    assert stop.value.code == 2
+    assert "no group 'gem'" in capsys.readouterr().err
+
+
+def test_clocks_are_those_seen_under_load() -> None:
+    summary = clock_summary("345, 3201, 80.0\n1980, 3201, 600.0\n1800, 3201, 700.0\n")
+    assert summary["sm_clock_mhz"] == [1800.0, 1890.0, 1980.0]
+    assert summary["memory_clock_mhz"] == 3201.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1e-5, math.nan, math.inf, 1e-7])
+def test_an_impossible_record_is_found_out(seconds: float) -> None:
+    record = {**attention_cell((32, 8, 128), 32, 16384, 1), "seconds": seconds}
+    assert record_faults(record, hbm_bandwidth=4.8e12, peak_flops=PEAK_FLOPS)
+
+
+def test_arithmetic_beyond_the_peak_is_found_out() -> None:
+    record = {"op": "gemm", "m": 4096, "n": 4096, "k": 4096, "seconds": 1.3e-4}
+    assert record_faults(record, hbm_bandwidth=4.8e12, peak_flops=PEAK_FLOPS)
+    assert not record_faults({**record, "seconds": 1.9e-4}, hbm_bandwidth=4.8e12,
+                             peak_flops=PEAK_FLOPS)  # fmt: skip
+
+
+def test_the_grid_is_listed_without_torch_flashinfer_or_a_gpu() -> None:
+    block = "import sys; sys.modules['torch'] = sys.modules['flashinfer'] = None; "
+    code = block + "import calibration.measure.run as m; m.main(['--list'])"
+    root = Path(calibration.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = {line[:14].strip() for line in done.stdout.splitlines()}
+    assert listed == {g.name for g in groups()} | {"total"}
+
+
+@pytest.mark.skipif(not MEASURED, reason="no run on a GPU is committed yet")
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_committed_records_are_possible_and_name_their_machine(path: Path) -> None:
+    header, *records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {"gpu", "driver", "cuda", "torch", "flashinfer", "date",
+            "command"} <= set(header)  # fmt: skip
+    bandwidth = HBM_BANDWIDTH[header["gpu"]]
+    assert records
+    for record in (r for r in records if r["op"] != "clocks"):
+        assert record["unit"] == "s" and record["repeats"] >= 5
+        assert not record_faults(record, hbm_bandwidth=bandwidth, peak_flops=PEAK_FLOPS), record

@@ -1,0 +1,68 @@
+"""Files of records: continued after a kill, refused where they are about something else."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from acceptance_samples import HEADER, record, view
+
+from calibration.records.acceptance import RecordFile, RecordSet, merged, read_records
+from runtime import InputError
+
+FIRST = record(view("snapkv", 64), alpha=0.8)
+SECOND = record(view("snapkv", 64), alpha=0.7, index=1)
+
+
+def write(path: Path, *found: object, header: dict[str, object] | None = None) -> None:
+    with RecordFile(path, header or HEADER) as file:
+        for one in found:
+            file.append(one)  # type: ignore[arg-type]
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "r.jsonl", FIRST, SECOND)
+    assert read_records(tmp_path / "r.jsonl").records == (FIRST, SECOND)
+    packed = tmp_path / "r.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "r.jsonl").read_bytes()))
+    assert read_records(packed).records == (FIRST, SECOND)
+
+
+def test_a_killed_run_loses_its_last_line_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, FIRST, SECOND)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert read_records(path).records == (FIRST,)
+    with RecordFile(path, HEADER) as file:
+        assert file.done == {(FIRST.window, FIRST.view)}
+        file.append(SECOND)
+    assert read_records(path).records == (FIRST, SECOND)
+
+
+def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, FIRST)
+    write(path, SECOND, header={**HEADER, "time": "later", "command": ["x"]})
+    with pytest.raises(InputError, match=r"temperature is 1\.0, not 0\.5"):
+        write(path, header={**HEADER, "temperature": 0.5})
+    assert len(read_records(path).records) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b'{"a": 1}\n', b"[1]\n", b"\xff\xfe\n"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        read_records(path)
+    if content:
+        with pytest.raises(InputError):
+            write(path)
+        assert path.read_bytes() == content
+
+
+def test_files_of_one_model_merge_and_others_do_not() -> None:
+    one, two = RecordSet(HEADER, (FIRST,)), RecordSet({**HEADER, "texts": {"u": 1}}, (SECOND,))
+    assert merged([one, two, one]).records == (FIRST, SECOND)
+    with pytest.raises(InputError, match="model is m and n"):
+        merged([one, RecordSet({**HEADER, "model": "n"}, (SECOND,))])

@@ -1,0 +1,54 @@
+"""Records of kernels that cannot be right are refused with their line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.records.kernels import read_kernel_records
+from calibration.records.steps import RecordError
+
+HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
+          "torch": "2.11", "flashinfer": "0.6.6", "date": "2026-11-23", "commit": "abc",
+          "command": "measure"}  # fmt: skip
+FINE = {"op": "gemm", "path": "runtime", "m": 32, "n": 4096, "k": 4096, "seconds": 1.5e-5,
+        "unit": "s"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([HEADER, FINE | {"seconds": -1e-5}], "line 2: seconds=-1e-05 must be positive"),
+        ([HEADER, FINE | {"seconds": "1"}], "line 2: seconds='1'"),
+        ([HEADER, FINE, FINE | {"seconds": 1e-9}], "line 3: .*bytes/s exceeds the datasheet"),
+        ([HEADER, FINE | {"unit": "us"}], "line 2: unit is 'us', not 's'"),
+        ([HEADER, {k: v for k, v in FINE.items() if k != "unit"}], "line 2: unit is None"),
+        ([HEADER, {k: v for k, v in FINE.items() if k != "k"}], "line 2: gemm with k=None"),
+        ([HEADER, FINE | {"m": -3}], "line 2: gemm with m=-3"),
+        ([HEADER, FINE | {"op": "gem"}], "line 2: unknown operation 'gem'"),
+        ([FINE], "line 1: no provenance"),
+        ([HEADER, FINE, HEADER | {"gpu": "NVIDIA H100 80GB HBM3"}],
+         "line 3: measured on NVIDIA H100 80GB HBM3, but the fit is of h200"),
+        ([HEADER | {"gpu": "Abacus"}, FINE], "line 1: GPU 'Abacus' is none of"),
+    ],
+)  # fmt: skip
+def test_a_bad_record_is_refused_with_its_line(
+    lines: list[Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match=message):
+        read_kernel_records([path])
+
+
+def test_a_file_cut_off_and_another_gpus_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps(FINE)[:-9])
+    with pytest.raises(RecordError, match="line 2: the file is cut off here"):
+        read_kernel_records([path])
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps(FINE) + "\n")
+    with pytest.raises(RecordError, match="line 1: measured on NVIDIA H200, but the fit is of l40"):
+        read_kernel_records([path], gpu="l40s")

@@ -1,0 +1,296 @@
+"""Errors, regret and coverage of timed cases, held against runs whose truth is known."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibration_fakes import FakeRuntime, documented_keys
+
+from app.cli.main import run as specroof
+from calibration.records.steps import TRIALS, CaseFile, RecordError, StepRecord, read_records
+from calibration.validate import report as step_report
+from calibration.validate.draw import DrawOptions, draw_cases, scenario_of
+from calibration.validate.errors import (
+    PHASES,
+    QUANTITIES,
+    ROOFLINE,
+    Comparison,
+    compare,
+    datasheet_times,
+    measured_speedup,
+    read_peers,
+)
+from calibration.validate.run import ValidationRun
+from perfmodel import catalog, engine_profile, estimate
+
+HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
+          "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases() -> CaseFile:
+    return draw_cases(DrawOptions(seed=3, count=24, choices=4))
+
+
+def write_run(path: Path, cases: CaseFile, **fake: Any) -> Path:
+    runtime, file = FakeRuntime(**fake), io.StringIO()
+    ValidationRun(runtime, cases, file, seconds=1e6, clock=runtime.clock).measure(cases.cases)
+    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+    return path
+
+
+def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
+    return compare(*read_records(write_run(path / "steps.jsonl", cases, **fake)))
+
+
+def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    header, records = read_records(path)
+    same = compare(header, records, curves_of="h200")
+    assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
+    assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
+    assert "curves of h200" in step_report.markdown(same)
+    h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
+    other = compare(h100, records, curves_of="h200")
+    assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
+    # Times of an H200 at an H100's bandwidth: what memory bounds is predicted slower by the ratio.
+    assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
+
+
+def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = [v for v in lines if v.get("case", {}).get("purpose") == "scenario"]
+    assert {v["prefill_tokens"] for v in drawn} == {
+        min(8192, v["case"]["context_tokens"]) for v in drawn
+    }
+    for value in drawn:
+        value["prefill_s"] *= 2.0
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    spread = compare(*read_records(path)).spreads()["prefill_s"]
+    assert (spread.cases, spread.worst) == (len(drawn), pytest.approx(-50.0))
+    for value in lines[1:]:
+        del value["prefill_s"], value["prefill_tokens"]
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    assert "prefill_s" not in compare(*read_records(path)).spreads()
+    lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1.0 is no time"):
+        read_records(path)
+
+
+def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
+    comparison = compared(tmp_path, cases)
+    for name, spread in comparison.spreads().items():
+        assert abs(spread.worst) < 1e-6, name
+    assert set(comparison.spreads()) == set(QUANTITIES)
+    assert len(comparison.decisions) == 4
+    assert comparison.regret() == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert comparison.coverage == 1.0 and comparison.outside() == []
+
+
+def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -> None:
+    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    slow = [replace(r, times={**r.times, "verify_s": r.times["verify_s"] / 1.25}) for r in records]
+    comparison = compare(header, slow)
+    spread = comparison.spreads()["verify_s"]
+    assert (spread.median, spread.worst) == pytest.approx((25.0, 25.0))
+    assert any("T_V median 25.0 % > 3 %" in clause for clause in comparison.outside())
+
+
+def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
+    """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
+    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
+
+    def off(record: StepRecord) -> StepRecord:
+        seconds = record.times["round_s"] * math.exp(rng.gauss(0.0, error))
+        return replace(record, times={**record.times, "round_s": seconds})
+
+    drawn = [record for record in records if record.case.purpose == "scenario"]
+    many = [off(record) for _ in range(50) for record in drawn]
+    assert compare(header, many).coverage == pytest.approx(0.90, abs=0.03)
+
+
+def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) -> None:
+    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    double = [
+        replace(r, times={**r.times, "round_s": r.times["round_s"] * f})
+        for r, f in zip(records, [1.2, 1 / 1.2] * len(records), strict=False)
+    ]
+    comparison = compare(header, double)
+    assert comparison.coverage < 0.5
+    assert any("intervals cover" in clause for clause in comparison.outside())
+
+
+def test_regret_is_the_speedup_lost_by_the_predicted_choice(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    scenario = next(r.case.scenario for r in records if r.case.purpose == "choice")
+    group = [r for r in records if r.case.scenario == scenario]
+    chosen = max(group, key=measured_speedup)
+    spoiled = replace(chosen, times={**chosen.times, "round_s": 3 * chosen.times["round_s"]})
+    again = [spoiled if r is chosen else r for r in records]
+    decision = next(d for d in compare(header, again).decisions if d.scenario == scenario)
+    best = max(1.0, *(measured_speedup(r) for r in [*group, spoiled] if r is not chosen))
+    assert decision.regret == pytest.approx(1.0 - measured_speedup(spoiled) / best)
+    assert f"γ {chosen.case.plan.gamma}" in decision.chosen
+
+
+def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFile) -> None:
+    for case in cases.cases:
+        point = estimate(scenario_of(case, gpu="h200"))
+        floor = datasheet_times(point)
+        assert floor["target_step_s"] < float(point.target_step.total_s)
+        assert floor["verify_s"] < float(point.verify.total_s)
+
+
+def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
+    runtime, file = FakeRuntime(), io.StringIO()
+    work = ValidationRun(runtime, cases, file, seconds=1e6, parts=True, clock=runtime.clock)
+    work.measure(cases.cases)
+    path = tmp_path / "steps.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+    header, records = read_records(path)
+    traced = [r for r in records if r.parts_s]
+    assert {r.case.purpose for r in traced} == {"scenario"}
+    first = traced[0]
+    slower = {**first.parts_s["verify"], "attention": 2 * first.parts_s["verify"]["attention"]}
+    off = replace(first, parts_s={**first.parts_s, "verify": slower})
+    error = next(iter(compare(header, [off]).errors))
+    share = first.parts_s["verify"]["attention"] / first.times["verify_s"]
+    assert error.parts["verify"]["attention"] == pytest.approx(-share)
+    others = [v for name, parts in error.parts.items() for part, v in parts.items()
+              if (name, part) != ("verify", "attention")]  # fmt: skip
+    assert others == pytest.approx([0.0] * 8, abs=1e-9)
+    assert "| verify | attention |" in step_report.markdown(compare(header, [off]))
+
+
+def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
+    steps = write_run(tmp_path / "steps.jsonl", cases)
+    header, records = read_records(steps)
+    lines = ["# from elsewhere", "peer,id,target_step_s,verify_s,draft_step_s"]
+    lines += [f"other,{r.case.id},{2 * r.times['target_step_s']},,"
+              for r in records]  # fmt: skip
+    path = tmp_path / "peers.csv"
+    path.write_text("\n".join(lines) + "\n")
+    peers = compare(header, records, peers=read_peers(path)).peers
+    assert set(peers) == {ROOFLINE, "other"}
+    assert peers["other"]["target_step_s"].median == pytest.approx(100.0)
+    assert set(peers["other"]) == {"target_step_s"}
+    assert peers[ROOFLINE]["target_step_s"].worst < 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["peer,id,target_step_s,verify_s"], "no column 'draft_step_s'"),
+        (["# a", "peer,id,target_step_s,verify_s,draft_step_s", "x,1,-1,,"],
+         "line 3: target_step_s='-1' is no time"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
+    ],
+)  # fmt: skip
+def test_a_bad_prediction_of_a_peer_is_refused(
+    lines: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "peers.csv"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordError, match=message):
+        read_peers(path)
+
+
+def good_lines(cases: CaseFile, tmp_path: Path) -> list[dict[str, Any]]:
+    path = write_run(tmp_path / "good.jsonl", cases)
+    return [json.loads(line) for line in path.read_text().splitlines()[:3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_step_s": -1e-3}, "line 2: target_step_s=-0.001 is no time"),
+        ({"verify_s": None}, "line 2: verify_s=None is no time"),
+        ({"verify_s": 0.0}, "line 2: verify_s=0.0 is no time"),
+        ({"draft_step_s": "fast"}, "line 2: draft_step_s='fast'"),
+        ({"round_s": True}, "line 2: round_s=True"),
+        ({"unit": "ms"}, "line 2: unit is 'ms', not 's'"),
+        ({"unit": None}, "line 2: unit is None"),
+        ({"case": {"id": "x"}}, "line 2: not a case"),
+        ({"case": None}, "line 2: not a case"),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_line(
+    change: dict[str, Any], message: str, cases: CaseFile, tmp_path: Path
+) -> None:
+    header, record, other = good_lines(cases, tmp_path)
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(json.dumps(v) for v in (header, record | change, other)) + "\n")
+    with pytest.raises(RecordError, match=message):
+        read_records(path)
+
+
+def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_path: Path) -> None:
+    header, record, _ = (json.dumps(v) for v in good_lines(cases, tmp_path))
+    path = tmp_path / "bad.jsonl"
+    other = json.dumps(HEADER | {"gpu": "NVIDIA H100 80GB HBM3"})
+    for text, message in (
+        (f"{header}\n{record}\n{other}\n", "line 3: GPU 'NVIDIA H100 80GB HBM3' after"),
+        (f"{record}\n", "line 1: no provenance"),
+        (f"{header}\n", "holds no record"),
+        (f"{header}\n{record[:-20]}", "line 2: the file is cut off here"),
+        (f"{header}\nplain\n{record}\n", "line 2: not JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecordError, match=message):
+            read_records(path)
+
+
+def test_a_gpu_that_the_catalog_lacks_is_refused(cases: CaseFile, tmp_path: Path) -> None:
+    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    with pytest.raises(RecordError, match="GPU 'NVIDIA B300'"):
+        compare({**header, "gpu": "NVIDIA B300"}, records)
+
+
+def test_the_command_writes_its_reports_and_says_what_is_outside(
+    cases: CaseFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = write_run(tmp_path / "steps.jsonl", cases)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{step_report.START}\nold\n{step_report.END}\nafter\n")
+    reports = [f"--{kind}={tmp_path / name}"
+               for kind, name in (("markdown", "r.md"), ("html", "r.html"))]  # fmt: skip
+    assert specroof(["validate", "records", str(steps), *reports, f"--readme={readme}"]) == 0
+    assert "within tolerance" in capsys.readouterr().out
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| **specroof** | 0.0 (" in text
+    assert (tmp_path / "r.html").read_text().count("<h3>") == 2
+    page = (tmp_path / "r.md").read_text()
+    assert all(case.label in page for case in cases.cases)
+    bad = write_run(tmp_path / "bad.jsonl", cases, noise=0.2)
+    assert specroof(["validate", "records", str(bad), "--json"]) == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out)["outside"] and err.startswith("error: T_T median")
+    assert set(json.loads(out)["spreads"]) >= set(PHASES)
+    assert list(json.loads(out)) == documented_keys("validate: records")
+
+
+def test_a_document_without_marks_is_left_alone(
+    cases: CaseFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps, readme = write_run(tmp_path / "steps.jsonl", cases), tmp_path / "README.md"
+    readme.write_text("no marks\n")
+    assert specroof(["validate", "records", str(steps), f"--readme={readme}"]) == 2
+    assert readme.read_text() == "no marks\n"
+    assert "has no line" in capsys.readouterr().err

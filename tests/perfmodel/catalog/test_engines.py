@@ -1,0 +1,166 @@
+"""Engine profiles: what the catalog holds, with units, and what each coefficient moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from strategies import ENGINES, a_scenario
+
+from perfmodel import ConfigError, EngineProfile, catalog, engine_names, engine_profile, estimate
+from perfmodel.catalog.engines import profile_from_table
+
+PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
+
+
+def test_the_catalog_holds_the_three_engines_with_origin_and_source() -> None:
+    assert set(engine_names()) >= set(ENGINES)
+    for name in engine_names():
+        profile = engine_profile(name, catalog.gpu("h200"))
+        assert profile.name == name and profile.source
+        assert profile.origin in ("datasheet", "assumed", "fitted", "measured")
+
+
+def test_ideal_adds_nothing_to_the_kernels() -> None:
+    profile = engine_profile("ideal", catalog.gpu("a100-sxm-80gb"))
+    times = {f: getattr(profile, f) for f in EngineProfile.__dataclass_fields__ if f.endswith("_s")}
+    assert set(times.values()) == {0.0}
+    factors = [f for f in EngineProfile.__dataclass_fields__ if f.endswith("_factor")]
+    assert {getattr(profile, f) for f in factors} == {1.0}
+    assert profile.reserved_bytes == profile.workspace_bytes == 0.0
+
+
+def test_specroof_is_marked_as_assumed_where_it_was_not_measured() -> None:
+    assert engine_profile("specroof", catalog.gpu("h200")).origin == "fitted"
+    assert engine_profile("specroof", catalog.gpu("a100-sxm-80gb")).origin == "assumed"
+    notes = {gpu: a_scenario(engine="specroof", gpu=gpu).notes for gpu in ("h200", "a100-sxm-80gb")}
+    assert any("assumed, not measured" in note for note in notes["a100-sxm-80gb"])
+    assert not any("assumed, not measured" in note for note in notes["h200"])
+
+
+def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None:
+    ampere, hopper, other = (
+        engine_profile("magicdec", catalog.gpu(name)) for name in ("a100-sxm-80gb", "h200", "b200")
+    )
+    assert ampere != hopper
+    assert other == hopper
+
+
+def test_keys_carry_their_units() -> None:
+    profile = profile_from_table(
+        PLAIN | {"kernel_gap_us": 2.5, "reserved_GB": 3, "attention_factor": 1.1}, file="x.toml"
+    )
+    assert profile.kernel_gap_s == pytest.approx(2.5e-6, rel=1e-12)
+    assert profile.reserved_bytes == 3e9
+    assert profile.attention_factor == 1.1
+
+
+@pytest.mark.parametrize("key", ["kernel_gap_s", "reserved_bytes", "kernel_gap_ms", "colour"])
+def test_an_unknown_key_or_unit_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"x.toml: unknown key '{key}'"):
+        profile_from_table(PLAIN | {key: 1.0}, file="x.toml")
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown engine 'magic'. Nearest: magicdec\."):
+        engine_profile("magic", catalog.gpu("h200"))
+
+
+@pytest.mark.parametrize(
+    "field, value, part",
+    [
+        ("linear_factor", 1.5, "down_proj"),
+        ("attention_factor", 1.5, "attention"),
+        ("comm_factor", 1.5, "all_reduce"),
+        ("activation_factor", 1.5, "norm"),
+        ("kernel_latency_s", 1e-5, "rotary"),
+        ("kernel_gap_s", 1e-5, "launch"),
+        ("layer_overhead_s", 1e-4, "launch"),
+        ("layer_overhead_per_sequence_s", 1e-6, "launch"),
+        ("step_overhead_s", 1e-3, "host"),
+    ],
+)
+def test_each_coefficient_moves_its_own_part(field: str, value: float, part: str) -> None:
+    scenario = a_scenario(engine="ideal", tp=8)
+    slower = replace(scenario, engine=replace(scenario.engine, **{field: value}))
+    before, after = (estimate(s).target_step for s in (scenario, slower))
+    assert after.part(part).seconds > before.part(part).seconds
+    if field.endswith("_factor"):
+        moved = after.part(part).seconds / before.part(part).seconds
+        assert float(moved) == pytest.approx(1.5, rel=1e-12)
+    assert after.total_s > before.total_s
+
+
+def test_round_overheads_count_once_a_round_by_sequence_and_by_draft() -> None:
+    scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4)
+    engine = replace(
+        scenario.engine,
+        round_overhead_s=1e-3,
+        round_overhead_per_sequence_s=1e-5,
+        round_overhead_per_draft_s=1e-4,
+    )
+    before, after = estimate(scenario), estimate(replace(scenario, engine=engine))
+    assert float(after.overhead_s) == pytest.approx(1e-3 + 10 * 1e-5 + 4 * 1e-4, rel=1e-12)
+    assert float(after.round_s - before.round_s) == pytest.approx(1.5e-3, rel=1e-9)
+    assert after.target_step.total_s == before.target_step.total_s
+
+
+def test_a_plain_step_pays_the_overhead_of_a_round_of_one_pass_where_the_profile_says_so() -> None:
+    scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4, acceptance=0.8)
+    engine = replace(
+        scenario.engine,
+        round_overhead_s=1e-3,
+        round_overhead_per_sequence_s=1e-5,
+        round_overhead_per_draft_s=1e-4,
+    )
+    whole = replace(scenario, engine=engine)
+    kernels = replace(scenario, engine=replace(engine, plain_pays_overhead=True))
+    for gamma in (0, 4):
+        before, after = (estimate(s, gamma=gamma) for s in (whole, kernels))
+        assert float(before.plain_tpot_s) == float(before.target_step.total_s)
+        assert float(after.plain_tpot_s - before.plain_tpot_s) == pytest.approx(1.2e-3, rel=1e-9)
+        assert after.target_step.total_s == before.target_step.total_s
+        assert after.verify.total_s == before.verify.total_s
+        if gamma:
+            assert float(after.round_s) == float(before.round_s)
+            assert float(after.speedup) > float(before.speedup)
+        else:
+            assert float(after.tpot_s) == float(after.plain_tpot_s)
+            assert float(after.overhead_s) == pytest.approx(1.2e-3, rel=1e-12)
+
+
+def test_of_the_shipped_engines_the_runtime_alone_counts_a_plain_step_as_its_kernels() -> None:
+    paying = {name for name in engine_names() if engine_profile(name).plain_pays_overhead}
+    assert paying == {"specroof"}
+
+
+def test_a_draft_step_pays_the_drafts_host_time_not_the_targets() -> None:
+    scenario = a_scenario(engine="ideal", draft="self", gamma=4)
+    engine = replace(scenario.engine, draft_step_overhead_s=1e-3, step_overhead_s=5e-3)
+    point = estimate(replace(scenario, engine=engine))
+    assert point.draft_step is not None
+    assert float(point.draft_step.part("host").seconds) == 1e-3
+    assert float(point.verify.part("host").seconds) == 5e-3
+
+
+def test_a_gpu_that_was_not_measured_takes_the_values_of_one_of_its_architecture() -> None:
+    own = engine_profile("specroof", catalog.gpu("h200"))
+    carried = engine_profile("specroof", catalog.gpu("h100-nvl"))
+    assert own.measured_on == "h200"
+    assert own.kernel_origin(catalog.gpu("h200")) == "fitted"
+    assert carried.measured_on in ("h200", "h100-sxm") and carried.origin == "extrapolated"
+    assert carried.kernel_origin(catalog.gpu("h100-nvl")) == "extrapolated"
+    chosen = engine_profile("specroof", catalog.gpu("h100-sxm"), curves_of="h200")
+    assert chosen == replace(own, origin="extrapolated")
+
+
+@pytest.mark.parametrize(
+    "engine, of, known", [("specroof", "l40s", "h200"), ("ideal", "h200", "none")]
+)
+def test_curves_of_a_gpu_that_was_not_measured_are_refused(
+    engine: str, of: str, known: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{engine} was not measured on '{of}'; measured: {known}"
+    ):
+        engine_profile(engine, catalog.gpu("h200"), curves_of=of)

@@ -1,0 +1,267 @@
+"""Attention curves: KV read once, monotone, homogeneous, vectorised, and the shipped tables."""
+
+from __future__ import annotations
+
+import copy
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import perfmodel
+from perfmodel.catalog.kernels import efficiency
+from perfmodel.errors import ConfigError
+from perfmodel.kernels.attention import AttentionCurve
+
+FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
+PEAKS = {  # FLOP/s, bytes/s of the datasheets
+    "a100-sxm-80gb": (312e12, 2.039e12),
+    "h100-sxm": (989e12, 3.35e12),
+    "h200": (989e12, 4.8e12),
+    "l40s": (362e12, 0.864e12),
+}
+HEADS = [(1, 1), (4, 4), (32, 32), (4, 1), (8, 1), (32, 8), (40, 8), (64, 8)]
+
+
+def table_of(gpu: str) -> dict[str, Any]:
+    return tomllib.loads((FOLDER / gpu / "attention.toml").read_text())
+
+
+TABLES = {gpu: table_of(gpu) for gpu in PEAKS}
+CURVES = {gpu: AttentionCurve.from_table(table) for gpu, table in TABLES.items()}
+
+
+def kernel(gpu: str, heads: tuple[int, int] = (32, 8), **changes: Any) -> dict[str, Any]:
+    flops, bandwidth = PEAKS[gpu]
+    shape = {"query_heads": heads[0], "kv_heads": heads[1], "head_dim": 128}
+    return {**shape, "peak_flops": flops, "hbm_bandwidth": bandwidth, **changes}
+
+
+gpus = st.sampled_from(sorted(PEAKS))
+heads = st.sampled_from(HEADS)
+batches = st.floats(1, 4096)
+lengths = st.floats(1, 500_000)
+queries = st.integers(1, 300)
+growth = st.floats(1.0, 8.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(gpus, heads, batches, lengths, queries, growth, st.sampled_from(["b", "kv", "q"]))
+def test_time_never_falls_as_the_work_grows(
+    gpu: str, hq: tuple[int, int], b: float, kv: float, q: int, factor: float, which: str
+) -> None:
+    work = {"batch": b, "kv_tokens": kv, "query_tokens": q}
+    name = {"b": "batch", "kv": "kv_tokens", "q": "query_tokens"}[which]
+    more = {**work, name: work[name] * factor}
+    one = CURVES[gpu].seconds(**work, **kernel(gpu, hq))
+    assert CURVES[gpu].seconds(**more, **kernel(gpu, hq)) >= one * (1 - 1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(gpus, heads, batches, lengths, queries, growth)
+def test_time_never_rises_with_a_peak_or_with_smaller_kv(
+    gpu: str, hq: tuple[int, int], b: float, kv: float, q: int, factor: float
+) -> None:
+    flops, bandwidth = PEAKS[gpu]
+    work = {"batch": b, "kv_tokens": kv, "query_tokens": q}
+    one = CURVES[gpu].seconds(**work, **kernel(gpu, hq)) * (1 + 1e-12)
+    for change in (
+        {"peak_flops": flops * factor},
+        {"hbm_bandwidth": bandwidth * factor},
+        {"kv_bytes_per_element": 2.0 / factor},
+    ):
+        assert CURVES[gpu].seconds(**work, **kernel(gpu, hq, **change)) <= one
+
+
+@pytest.mark.parametrize("gpu", PEAKS)
+def test_doubling_peaks_and_halving_latencies_halves_the_time(gpu: str) -> None:
+    table = copy.deepcopy(TABLES[gpu])
+    table["regroup_latency_us"] /= 2
+    for part in (*table["decode"], *table["prefill"]):
+        for name in part:
+            if name.endswith("_us"):
+                part[name] /= 2
+    flops, bandwidth = PEAKS[gpu]
+    twice = kernel(gpu, peak_flops=2 * flops, hbm_bandwidth=2 * bandwidth)
+    work = {"batch": np.array([1, 7, 300])[:, None], "kv_tokens": np.array([100, 3e4])}
+    half = AttentionCurve.from_table(table)
+    np.testing.assert_allclose(
+        half.seconds(**work, query_tokens=5, **twice),
+        CURVES[gpu].seconds(**work, query_tokens=5, **kernel(gpu)) / 2,
+    )
+    prompt = {"batch": np.array([1, 8]), "new_tokens": np.array([700, 9000])}
+    np.testing.assert_allclose(
+        half.prefill_seconds(**prompt, **twice),
+        CURVES[gpu].prefill_seconds(**prompt, **kernel(gpu)) / 2,
+    )
+
+
+@pytest.mark.parametrize("gpu", PEAKS)
+def test_kv_is_read_once_however_many_tokens_a_pass_checks(gpu: str) -> None:
+    kv = np.array([1e3, 1e4, 1e5, 1e6])
+    curve, shape = CURVES[gpu], kernel(gpu)
+    decode = curve.seconds(batch=32, kv_tokens=kv, **shape)
+    four = curve.seconds(batch=32, kv_tokens=kv, query_tokens=4, **shape)  # 16 rows: same tile
+    np.testing.assert_allclose(four, decode, rtol=1e-12)
+    eight = curve.seconds(batch=32, kv_tokens=kv, query_tokens=8, **shape)  # 32 rows
+    step = TABLES[gpu]["row_tile_factor"][1]
+    assert np.all(eight <= decode * step * 1.01)
+    assert np.all(eight < 2 * decode)  # eight separate reads would take eight times
+
+
+def test_many_query_tokens_end_up_bound_by_compute() -> None:
+    shape = kernel("h200")
+    q = np.array([1024.0, 2048.0, 4096.0])
+    seconds = CURVES["h200"].seconds(batch=8, kv_tokens=32_768, query_tokens=q, **shape)
+    flops = 4 * 8 * 32 * 128 * 32_768 * q
+    ceiling = TABLES["h200"]["tensor_core_efficiency"] * PEAKS["h200"][0]
+    assert np.all(flops / seconds <= ceiling * 1.2)  # residuals of the decode table move it a bit
+    assert seconds[2] / seconds[1] == pytest.approx(2.0, rel=0.02)
+
+
+@settings(max_examples=20, deadline=None)
+@given(gpus, heads, st.integers(0, 2**31))
+def test_an_array_call_equals_the_loop(gpu: str, hq: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    b, kv = rng.uniform(1, 300, (4, 1, 1)), rng.uniform(1, 1e5, (1, 3, 1))
+    q = rng.integers(1, 40, (1, 1, 3))
+    curve, shape = CURVES[gpu], kernel(gpu, hq)
+    whole = curve.seconds(batch=b, kv_tokens=kv, query_tokens=q, **shape)
+    new = curve.prefill_seconds(batch=b, new_tokens=q * 50, cached_tokens=kv, **shape)
+    assert whole.shape == new.shape == (4, 3, 3)
+    for i, j, k in np.ndindex(4, 3, 3):
+        x, y, z = float(b[i, 0, 0]), float(kv[0, j, 0]), float(q[0, 0, k])
+        one = curve.seconds(batch=x, kv_tokens=y, query_tokens=z, **shape)
+        assert one == pytest.approx(whole[i, j, k], rel=1e-12)
+        one = curve.prefill_seconds(batch=x, new_tokens=z * 50, cached_tokens=y, **shape)
+        assert one == pytest.approx(new[i, j, k], rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(gpus, heads, batches, lengths, lengths, growth, st.sampled_from(["b", "new", "cached"]))
+def test_prefill_never_falls_as_the_prompt_grows(
+    gpu: str, hq: tuple[int, int], b: float, new: float, cached: float, factor: float, which: str
+) -> None:
+    work = {"batch": b, "new_tokens": new, "cached_tokens": cached}
+    name = {"b": "batch", "new": "new_tokens", "cached": "cached_tokens"}[which]
+    more = {**work, name: work[name] * factor}
+    one = CURVES[gpu].prefill_seconds(**work, **kernel(gpu, hq))
+    assert CURVES[gpu].prefill_seconds(**more, **kernel(gpu, hq)) >= one * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hq", "batch", "kv", "microseconds"),
+    [  # aiconfigurator-core 0.12.0, generation_attention, bf16, no window, head dimension 128
+        ("a100-sxm-80gb", (4, 4), 32, 8192, 384.3),
+        ("a100-sxm-80gb", (4, 4), 64, 8192, 863.3),
+        ("a100-sxm-80gb", (4, 4), 128, 8192, 1436.0),
+        ("a100-sxm-80gb", (32, 8), 64, 4096, 681.6),
+        ("h200", (32, 8), 32, 16384, 494.0),
+        ("h200", (32, 8), 128, 4096, 492.6),
+        ("h200", (8, 8), 64, 8192, 490.5),
+        ("l40s", (32, 8), 16, 16384, 1667.6),
+    ],
+)
+def test_measured_decode_cells_are_met_within_the_stated_error(
+    gpu: str, hq: tuple[int, int], batch: int, kv: int, microseconds: float
+) -> None:
+    seconds = CURVES[gpu].seconds(batch=batch, kv_tokens=kv, **kernel(gpu, hq))
+    stated = TABLES[gpu]["residuals"]["decode_in_sample_p90_percent"] / 100
+    assert seconds == pytest.approx(microseconds * 1e-6, rel=stated)
+    inside = {"query_heads": hq[0], "kv_heads": hq[1], "head_dim": 128}
+    assert CURVES[gpu].in_range(batch=batch, kv_tokens=kv, **inside)
+
+
+def test_a_second_wave_of_blocks_costs_a_step() -> None:
+    """A100, group 1: 216 resident blocks; batch 54 of 4 KV heads fills them, 60 does not."""
+    shape = kernel("a100-sxm-80gb", (4, 4))
+    batch = np.array([44.0, 54.0, 60.0])
+    seconds = CURVES["a100-sxm-80gb"].seconds(batch=batch, kv_tokens=8192, **shape)
+    rate = batch / seconds
+    assert rate[2] < 0.9 * rate[1]
+
+
+@pytest.mark.parametrize("gpu", PEAKS)
+def test_small_kv_is_never_faster_than_hbm(gpu: str) -> None:
+    """The benchmark timed these out of L2, up to 2.8x the bandwidth of an L40S's memory."""
+    batch, kv = np.array([1, 8, 32, 128])[:, None], np.array([128, 512, 2048, 8192])
+    for hq in HEADS:
+        size = batch * kv * hq[1] * 128 * 4
+        seconds = CURVES[gpu].seconds(batch=batch, kv_tokens=kv, **kernel(gpu, hq))
+        assert np.all(size / seconds < PEAKS[gpu][1])
+
+
+def test_outside_the_table_the_utilisation_is_held() -> None:
+    shape = kernel("h100-sxm")
+    kv = np.array([1e6, 4e6, 8e6])
+    seconds = CURVES["h100-sxm"].seconds(batch=4, kv_tokens=kv, **shape)
+    assert seconds[2] / seconds[1] == pytest.approx(2.0, rel=0.01)
+    inside = {"query_heads": 32, "kv_heads": 8, "head_dim": 128}
+    assert not CURVES["h100-sxm"].in_range(batch=4, kv_tokens=kv, **inside).any()
+    assert not CURVES["h100-sxm"].in_range(batch=4, kv_tokens=1e4, query_tokens=4, **inside)
+
+
+def test_a_head_dimension_without_a_table_borrows_the_nearest_rates() -> None:
+    shape = kernel("h200", head_dim=256)
+    wide = CURVES["h200"].seconds(batch=64, kv_tokens=65_536, **shape)
+    narrow = CURVES["h200"].seconds(batch=64, kv_tokens=65_536, **kernel("h200"))
+    assert wide == pytest.approx(2 * narrow, rel=0.02)
+
+
+def broken(change: str) -> dict[str, Any]:
+    table = copy.deepcopy(TABLES["l40s"])
+    if change == "unknown":
+        table["decode"][0]["stream_eficiency"] = 1.0
+    elif change == "missing":
+        del table["sm_count"]
+    elif change == "shape":
+        table["decode"][0]["unit_knots"].pop()
+    elif change == "order":
+        table["prefill"][0]["token_knots"][1] = 0.5
+    elif change == "falls":
+        table["row_tile_factor"][-1] = 0.9
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("unknown", "unknown key 'stream_eficiency'"),
+        ("missing", "missing key 'sm_count'"),
+        ("shape", "its knots"),
+        ("order", "must be positive and rise"),
+        ("falls", "must not fall"),
+    ],
+)
+def test_a_bad_table_is_refused_by_name(change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        AttentionCurve.from_table(broken(change))
+
+
+def test_65536_points_take_under_15_ms() -> None:
+    shape = kernel("h100-sxm")
+    axes = {
+        "batch": np.linspace(1, 256, 64)[:, None, None],
+        "kv_tokens": np.linspace(128, 131_072, 64)[None, :, None],
+        "query_tokens": np.arange(1, 17)[None, None, :],
+    }
+    best = np.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        CURVES["h100-sxm"].seconds(**axes, **shape)
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.015
+
+
+def test_verification_counts_as_measured_where_row_factors_or_blocks_were() -> None:
+    shape = {"batch": 8, "kv_tokens": 4096, "query_tokens": 4, "query_heads": 32, "kv_heads": 8,
+             "head_dim": 128}  # fmt: skip
+    known = [("h200", "flashinfer"), ("h200", "specroof")]
+    for gpu, kernels in (*known, ("h100-sxm", "flashinfer"), ("h200", "vllm")):
+        curve = efficiency(gpu, kernels).attention
+        assert bool(curve.in_range(**shape)) is ((gpu, kernels) in known), (gpu, kernels)

@@ -1,0 +1,99 @@
+"""Unequal caches and idle rows: nothing where there are none, and the runtime's own estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import a_scenario
+
+from perfmodel import estimate
+from perfmodel.kernels.attention_ragged import AttentionCall
+from perfmodel.kernels.attention_split import cut_seconds
+from perfmodel.serving.ragged_rounds import graph_rows, price_rounds
+from runtime.attention.split_cost import pass_seconds
+from runtime.attention.split_kv import BlockGrid
+
+LENGTHS = st.lists(st.integers(200, 60_000), min_size=2, max_size=40)
+CALLS = st.sampled_from([(32, 8, 128), (32, 32, 128), (32, 4, 64), (16, 2, 64)]).flatmap(
+    lambda heads: st.integers(1, 9).map(
+        lambda queries: AttentionCall(
+            query_tokens=queries, query_heads=heads[0], kv_heads=heads[1], head_dim=heads[2],
+            sm_count=132,
+        )
+    )
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(call=CALLS, tokens=st.integers(200, 60_000), batch=st.integers(1, 64))
+def test_equal_caches_take_what_they_take(call: AttentionCall, tokens: int, batch: int) -> None:
+    assert call.ragged_factor(np.full(batch, float(tokens))) == 1.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(call=CALLS, tokens=LENGTHS)
+def test_the_estimate_is_the_runtimes_and_near_the_cut_that_it_takes(
+    call: AttentionCall, tokens: list[int]
+) -> None:
+    kv, longest = np.array(tokens, np.int32), -(-max(tokens) // 16) * 16.0
+    queries = np.full(len(tokens), call.query_tokens, np.int32)
+    grid = BlockGrid.of(
+        queries, kv, group=call.query_heads // call.kv_heads, kv_heads=call.kv_heads,
+        page_tokens=16, processors=132, head_dim=call.head_dim,
+    )  # fmt: skip
+    assert grid.tile_rows == call.tile_rows
+    # Uncut, and as the runtime cuts it: ranges of whole pages, where ours are of tokens.
+    whole = float(len(tokens) * call.tiles)
+    blocks = np.array([whole, grid.blocks]) * call.kv_heads
+    ranges = np.array([longest, longest / max(grid.blocks // whole, 1.0)])
+    total = float(kv.sum()) * call.tiles * call.kv_heads
+    rows = float(len(tokens) * call.query_tokens * call.query_heads)
+    shape = {"tile_rows": call.tile_rows, "head_dim": call.head_dim}
+    theirs = pass_seconds(
+        blocks=blocks, longest_tokens=ranges, total_tokens=total, merged_rows=rows,
+        processors=132, **shape,
+    )  # fmt: skip
+    ours = cut_seconds(
+        blocks=blocks, longest=ranges, total=np.full(2, total), merged=np.array([0.0, rows]),
+        sm_count=132, **shape,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert call.seconds(kv.astype(float)) <= 1.05 * ours[int(grid.split)]
+
+
+def test_idle_rows_and_a_long_cache_beside_short_ones_take_longer() -> None:
+    call = AttentionCall(query_tokens=4, query_heads=32, kv_heads=8, head_dim=128, sm_count=132)
+    equal, ragged = np.full(64, 8000.0), np.geomspace(1000, 32_000, 64)
+    assert call.ragged_factor(equal, idle=60) > 1.0
+    assert call.ragged_factor(ragged) > 1.05
+
+
+def test_a_graph_shrinks_once_half_of_its_rows_are_idle() -> None:
+    running = np.array([8, 7, 5, 4, 3, 2, 1])
+    assert graph_rows(running, 0).tolist() == [8, 8, 8, 4, 4, 2, 1]
+    assert graph_rows(running[1:], 16).tolist() == [7, 7, 7, 3, 3, 1]
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_idle_rows_cost_products_of_all_rows_but_no_host_time(gamma: int) -> None:
+    scenario = a_scenario(draft="self", gpu="h200", engine="specroof", kv_budget=512)
+    lengths, on = np.full((1, 64), 4000), np.ones((1, 64), bool)
+    on[0, 40:] = False
+    alone, padded, full = (
+        price_rounds(scenario, gamma, lengths, taking, np.array([rows])).seconds[0]
+        for taking, rows in ((on, 40), (on, 64), (np.ones_like(on), 64))
+    )
+    point = estimate(scenario, batch=40, prefix_tokens=4000, gamma=gamma)
+    assert alone == pytest.approx(float(point.round_s), rel=1e-12)
+    assert alone < padded < full
+
+
+def test_engines_that_cut_otherwise_pay_by_the_mean() -> None:
+    scenario = a_scenario(draft="self", gpu="h100-sxm", engine="magicdec", kv_budget=512)
+    lengths = np.array([[1000, 3000, 20_000]])
+    on = np.ones_like(lengths, bool)
+    priced = price_rounds(scenario, 3, lengths, on, np.array([3]))
+    point = estimate(scenario, batch=3, prefix_tokens=8000, gamma=3)
+    assert priced.seconds[0] == float(point.round_s)

@@ -1,0 +1,200 @@
+"""The answer: what is best and by how much, what binds, and "do not" and "nothing fits"."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+from strategies import a_scenario
+
+from perfmodel import (
+    SLO,
+    NoFeasiblePlan,
+    Recommendation,
+    estimate,
+    parse_scenario,
+    parse_slo,
+    read_scenario,
+    recommend,
+    recommendation_dict,
+    search,
+)
+
+SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
+
+
+def answer(slo: SLO | None = None, choices: Any = None, **values: Any) -> Recommendation:
+    return recommend(search(a_scenario(**values), slo=slo, choices=choices))
+
+
+# ---- the scenarios that must be answered ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Recommendation]:
+    """One recommendation for each scenario of the catalog, over the TP degrees of its node."""
+    found = {}
+    names = (
+        "default",
+        "llama-3.1-8b-8xh100",
+        "llama-3.1-8b-8xl40",
+        "llama-2-7b-32k-tinyllama",
+        "llama-3.1-70b-8xh100",
+    )
+    for name in names:
+        values = read_scenario(str(SCENARIOS / f"{name}.toml"))
+        stated = parse_scenario(values)
+        tps = [values["tp"]] if "tp" in values else [1, 2, 4, 8]
+        draft = values.get("draft")
+        choices = None if draft is None else [(draft, "streamingllm"), (draft, "full")]
+        base = stated.model_copy(update={"tp": tps[-1]}).scenario()
+        found[name] = recommend(search(base, tps=tps, choices=choices))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "llama-3.1-8b-8xh100", "llama-3.1-8b-8xl40", "llama-2-7b-32k-tinyllama"]
+)
+def test_at_long_contexts_and_large_batches_it_speculates(
+    answers: dict[str, Recommendation], name: str
+) -> None:
+    found = answers[name]
+    assert found.speculates and found.best.speedup > 1.2
+    assert found.best.fits and found.plain.speedup == 1.0
+    assert found.interval is not None
+    assert found.interval.low < found.best.speedup < found.interval.high
+    pattern = (
+        r"^(Self-speculation|Draft [\w.-]+), \w+ \d+, γ=\d+, TP \d: \d\.\d\dx \(\d\.\d\d-\d\.\d\d\)"
+    )
+    assert re.match(pattern, found.sentence)
+
+
+def test_where_nobody_measured_the_draft_it_does_not_guess(
+    answers: dict[str, Recommendation],
+) -> None:
+    found = answers["llama-3.1-70b-8xh100"]
+    assert not found.speculates
+    assert found.sentence.startswith("Do not speculate")
+    assert {u.candidate.scenario.plan.draft for u in found.unmeasured} == {"llama-3.1-8b"}
+    for unmeasured in found.unmeasured:
+        assert 0.0 < unmeasured.alpha_to_break_even < 1.0
+        assert f"{min(u.alpha_to_break_even for u in found.unmeasured):.2f}" in found.sentence
+
+
+def test_the_runners_up_are_the_best_of_every_other_choice_in_order(
+    answers: dict[str, Recommendation],
+) -> None:
+    found = answers["default"]
+    names = [(c.scenario.plan.draft, c.scenario.plan.policy) for c in found.runners_up]
+    assert len(set(names)) == len(names)
+    assert ("none", "full") in names
+    best = found.best.scenario.plan
+    assert (best.draft, best.policy) not in names
+    rates = [found.best.throughput_per_gpu, *(c.throughput_per_gpu for c in found.runners_up)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_recommendation_is_the_scenario_that_predict_confirms(
+    answers: dict[str, Recommendation],
+) -> None:
+    for found in answers.values():
+        values = recommendation_dict(found)["best"]["scenario"]
+        point = estimate(parse_scenario(values).scenario())
+        assert float(point.tpot_s) == pytest.approx(found.best.tpot_s, rel=1e-12)
+        assert bool(point.feasible)
+
+
+# ---- do not speculate -------------------------------------------------------------------------
+
+
+def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -> None:
+    """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
+    short = {"batch": 1, "prefix_tokens": 512, "engine": "ideal"}
+    found = answer(choices=[("self", "streamingllm")], **short)
+    assert not found.speculates and found.studied is not None
+    assert found.studied.speedup < 1.0
+    assert found.sentence.startswith("Do not speculate: the best draft (Self-speculation")
+    assert f"gives {found.studied.speedup:.2f}x" in found.sentence
+    assert found.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
+
+
+def test_below_the_break_even_batch_the_sentence_says_so() -> None:
+    found = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
+    assert found.batch is not None and found.batch.from_value is not None
+    assert found.batch.from_value > 1
+    assert found.sentence.endswith(f"without speculation below batch {found.batch.from_value}.")
+
+
+def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
+    """A draft may pay at small batches only; the sentence then says up to which."""
+    found = answer(
+        batch=1, prefix_tokens=512, gpu="l40", choices=[("llama-3.2-1b", "streamingllm")]
+    )
+    assert found.speculates and found.best.speedup > 1.3
+    assert found.batch is not None and found.batch.until is not None
+    assert "at no batch" not in found.sentence
+    assert f"it pays up to batch {found.batch.until}" in found.sentence
+
+
+# ---- limits -----------------------------------------------------------------------------------
+
+
+def test_a_limit_that_excludes_the_best_is_named_with_what_it_costs() -> None:
+    free = answer(batch=64, tp=8, gpu="a100-sxm-80gb")
+    best_s = free.best.tpot_s
+    chosen = [(free.best.scenario.plan.draft, free.best.scenario.plan.policy)]
+    slower = SLO(ttft_s=0.999 * free.best.ttft_s)
+    bound = answer(slower, batch=64, tp=8, gpu="a100-sxm-80gb")
+    assert free.binding is None
+    assert bound.binding is not None and bound.binding.name == "ttft"
+    assert bound.binding.without.tpot_s == best_s
+    assert (bound.best.scenario.plan.draft, bound.best.scenario.plan.policy) not in chosen
+    cost = 100.0 * (bound.best.tpot_s / best_s - 1.0)
+    assert bound.binding.cost_percent == pytest.approx(cost, rel=1e-9)
+    assert cost > 0.0
+
+
+def test_a_limit_that_excludes_nothing_better_does_not_bind() -> None:
+    generous = parse_slo("ttft<100s; tpot<1s; memory<99%")
+    assert answer(generous, batch=16, tp=8).binding is None
+
+
+def test_memory_binds_where_a_better_plan_does_not_fit() -> None:
+    scenario = a_scenario(batch=64, tp=8, gpu="a100-sxm-80gb")
+    found = recommend(search(scenario, tps=[1, 8]))
+    assert found.best.scenario.tp == 8
+    assert found.binding is not None and found.binding.name == "memory"
+    assert found.binding.without.scenario.tp == 1 and not found.binding.without.fits
+
+
+def test_where_nothing_fits_the_nearest_miss_is_named() -> None:
+    with pytest.raises(NoFeasiblePlan) as raised:
+        answer(target="llama-3.1-70b", batch=8)
+    text = str(raised.value)
+    assert raised.value.exit_code == 3
+    assert "nothing fits at batch 8, 32,000 tokens; the nearest miss is No speculation" in text
+    assert re.search(r"memory \d+% of the GPU \(\d\.\d\dx the limit\)", text)
+    assert "\n" not in text
+
+
+def test_where_no_plan_is_fast_enough_the_nearest_miss_says_how_far() -> None:
+    fastest = answer(batch=16, tp=8).best
+    limit = fastest.tpot_s / 2
+    with pytest.raises(
+        NoFeasiblePlan, match=r"the nearest miss is .*tpot .*x the limit\)"
+    ) as raised:
+        answer(SLO(tpot_s=limit), batch=16, tp=8)
+    assert fastest.label in str(raised.value)
+    assert "(2.00x the limit)" in str(raised.value)
+
+
+def test_a_slow_target_alone_is_answered_by_plain_decoding() -> None:
+    """Limits that only plain decoding meets leave no draft to study."""
+    plain = estimate(a_scenario(batch=16, tp=8))
+    found = answer(SLO(ttft_s=float(plain.ttft_s)), batch=16, tp=8, choices=[("self", "snapkv")])
+    assert not found.speculates and found.studied is None
+    assert found.batch is found.context is found.schedule is found.interval is None
+    assert found.sensitivities == ()
+    assert found.sentence == "Do not speculate: no draft choice meets the limits."

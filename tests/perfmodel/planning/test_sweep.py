@@ -1,0 +1,228 @@
+"""Sweeps: one call over named axes, equal to predicting each point, infeasible points masked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfmodel import (
+    ARRAY_AXES,
+    ConfigError,
+    DoesNotFit,
+    Sweep,
+    catalog,
+    check_fits,
+    estimate,
+    infeasible_reason,
+    parse_scenario,
+    sweep,
+)
+from perfmodel.planning.sweep import RESULT_COLUMNS
+
+BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
+AXES = {
+    "batch": [1, 64, 2048],
+    "prefix_tokens": [4096, 32_000],
+    "gamma": [0, 2, 5],
+    "kv_budget": [256, 8192],
+}
+
+
+def predicted(row: dict[str, Any], base: dict[str, Any], loops: tuple[str, ...] = ()) -> Any:
+    values = base | {name: row[name] for name in (*ARRAY_AXES, *loops)}
+    return estimate(parse_scenario(values).scenario())
+
+
+def assert_same(row: dict[str, Any], point: Any) -> None:
+    draft = 0.0 if point.draft_step is None else point.draft_step.total_s
+    steps = {
+        "target_step_s": point.target_step.total_s,
+        "verify_s": point.verify.total_s,
+        "draft_step_s": draft,
+        "memory_bytes_per_gpu": point.memory.total,
+    }
+    for name in RESULT_COLUMNS:
+        value = steps[name] if name in steps else getattr(point, name)
+        assert row[name] == pytest.approx(float(value), rel=1e-12), name
+    assert row["feasible"] == bool(point.feasible)
+
+
+def test_a_sweep_equals_predict_at_each_point() -> None:
+    rows = list(sweep(BASE, AXES).rows())
+    assert len(rows) == 3 * 2 * 3 * 2
+    compared = 0
+    for row in rows:
+        if row["kv_budget"] > row["prefix_tokens"]:
+            continue
+        assert_same(row, predicted(row, BASE))
+        compared += 1
+    assert compared == 27
+
+
+def test_loop_axes_equal_predict_too() -> None:
+    loops: dict[str, list[Any]] = {
+        "gpu": ["h100-sxm", "l40s"],
+        "engine": ["ideal", "magicdec"],
+        "tp": [2, 4],
+        "kv_dtype": ["bf16", "fp8"],
+    }
+    base = {"draft": "self", "acceptance": 0.85}
+    axes = loops | {"batch": [4, 16], "gamma": [3]}
+    rows = list(sweep(base, axes).rows())
+    assert len(rows) == 16 * 2
+    for row in rows:
+        assert_same(row, predicted(row, base, tuple(loops)))
+
+
+def test_measured_acceptance_is_that_of_each_budget_and_context() -> None:
+    base = {"draft": "self", "tp": 8}
+    rows = list(sweep(base, {"prefix_tokens": [8192, 64_000], "kv_budget": [128, 2048]}).rows())
+    assert len({row["tokens_per_round"] for row in rows}) == 4
+    for row in rows:
+        assert_same(row, predicted(row, base))
+
+
+# ---- what is infeasible is masked -------------------------------------------------------------
+
+
+def masked(found: Sweep) -> list[dict[str, Any]]:
+    return [row for row in found.rows() if not row["feasible"]]
+
+
+def test_a_budget_over_the_context_is_masked_with_its_reason() -> None:
+    found = sweep(BASE, {"prefix_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
+    (row,) = masked(found)
+    assert (row["prefix_tokens"], row["kv_budget"]) == (4096, 8192)
+    assert row["reason"] == "kv_budget exceeds the context"
+
+
+def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
+    """Without the mask the largest batch would win: speculation gains most where nothing fits."""
+    found = sweep(BASE, {"batch": [64, 512, 4096], "gamma": [4]})
+    (block,) = found.blocks
+    assert block.estimate is not None
+    raw, shown = block.estimate.speedup, block.speedup()
+    assert np.nanargmax(raw) == 2
+    assert np.isnan(shown).ravel().tolist() == [False, True, True]
+    assert np.nanargmax(shown) == 0
+    for row in masked(found):
+        assert row["reason"] == "memory: does not fit the GPUs"
+        point = predicted(row, BASE)
+        assert infeasible_reason(point).startswith("needs ")
+        with pytest.raises(DoesNotFit, match="largest batch that fits"):
+            check_fits(point)
+
+
+def test_a_combination_that_cannot_be_keeps_its_message_and_the_others_run() -> None:
+    found = sweep(
+        {"draft": "tinyllama-1.1b", "target": "llama-2-7b-32k", "prefix_tokens": 4096},
+        {"tp": [2, 8], "draft_tp": [2, 4]},
+    )
+    reasons = {(row["tp"], row["draft_tp"]): row["reason"] for row in found.rows()}
+    assert reasons[(2, 4)].startswith("draft_tp=4 exceeds tp=2")
+    assert [reasons[key] for key in ((2, 2), (8, 2), (8, 4))] == ["", "", ""]
+
+
+def test_a_tp_that_does_not_divide_is_masked_with_the_message_of_predict() -> None:
+    found = sweep({"target": "qwen2.5-7b"}, {"tp": [4, 8]})
+    good, bad = found.rows()
+    assert good["feasible"] and not bad["feasible"]
+    with pytest.raises(ConfigError) as raised:
+        parse_scenario({"target": "qwen2.5-7b", "tp": 8}).scenario()
+    assert bad["reason"] == str(raised.value)
+    assert bad["speedup"] is None
+
+
+# ---- axes -------------------------------------------------------------------------------------
+
+
+def test_no_draft_is_one_row_without_gamma_and_budget_beside_the_drafts() -> None:
+    found = sweep({"tp": 8, "acceptance": 0.8}, {"draft": ["none", "self:snapkv"], "gamma": [2, 4]})
+    plain, *drafted = found.rows()
+    assert (plain["gamma"], plain["kv_budget"], plain["speedup"]) == (0, 0, 1.0)
+    assert [row["gamma"] for row in drafted] == [2, 4]
+    assert {row["kv_budget"] for row in drafted} == {2049}
+    assert found.points == 3
+
+
+def test_a_default_budget_is_that_of_the_blocks_own_policy() -> None:
+    found = sweep({"acceptance": 0.8}, {"draft": ["self:streamingllm", "self:snapkv"]})
+    assert [row["kv_budget"] for row in found.rows()] == [512, 2049]
+
+
+def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
+    found = sweep(BASE, AXES)
+    assert found.shape == (3, 2, 3, 2)
+    assert tuple(found.axes) == ARRAY_AXES
+    assert found.points == 36 == len(list(found.rows()))
+
+
+@pytest.mark.parametrize(
+    "axes, message",
+    [
+        ({"colour": [1]}, "unknown sweep axis 'colour'. Known: batch"),
+        ({"batch": []}, "sweep axis batch has no values"),
+        ({"batch": [1, 0]}, "batch: every value must be a whole number of at least 1"),
+        ({"batch": [1, float("nan")]}, "batch: every value must be a whole number"),
+        ({"gamma": [1, 2.5]}, "gamma: every value must be a whole number of at least 0"),
+        ({"gamma": [1, 65]}, "gamma: values go up to 64"),
+        ({"gpu": ["h100-sxm", "h1000"]}, "unknown GPU 'h1000'"),
+        ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'. Nearest: ideal"),
+        ({"draft": ["self:window"]}, "unknown draft policy 'window'"),
+        ({"kv_dtype": ["bf16", "fp7"]}, "unknown dtype 'fp7'"),
+        ({"batch": range(1, 10_001), "prefix_tokens": range(1, 10_001)}, "exceed 50,000,000"),
+    ],
+)
+def test_a_bad_axis_is_refused_in_one_line(axes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        sweep(BASE, axes)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_tokens_per_round_of_one_gamma_is_not_swept_over_others() -> None:
+    with pytest.raises(ConfigError, match="tokens_per_round holds for one gamma"):
+        sweep({"draft": "self", "tokens_per_round": 3}, {"gamma": [3, 4]})
+
+
+def test_every_gpu_of_the_catalog_can_be_swept() -> None:
+    rows = list(sweep({"batch": 1, "prefix_tokens": 4096}, {"gpu": catalog.gpu_names()}).rows())
+    assert [row["gpu"] for row in rows] == list(catalog.gpu_names())
+    assert all(row["target_step_s"] > 0 for row in rows)
+
+
+EIGHT_A100: dict[str, Any] = {"gpu": "a100-sxm-80gb", "tp": 8, "batch": 16}
+
+
+def test_points_are_rows() -> None:
+    found = sweep(
+        EIGHT_A100, {"draft": ["none", "self:full", "self"], "gamma": [1, 2], "batch": [1, 8]}
+    )
+    assert found.points == len(list(found.rows())) == 2 + 4 + 4
+    assert found.shape == (2, 1, 2, 1)
+
+
+def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> None:
+    found = sweep(EIGHT_A100, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
+    assert [row["kv_budget"] for row in found.rows()] == [0, 64, 128, 256]
+
+
+def test_a_budget_is_checked_at_each_prefix() -> None:
+    base = EIGHT_A100 | {"draft": "self", "kv_budget": 512}
+    rows = list(sweep(base, {"prefix_tokens": [256, 512, 4096]}).rows())
+    assert [row["feasible"] for row in rows] == [False, True, True]
+    assert rows[0]["reason"] == "kv_budget exceeds the context"
+
+
+def test_infeasible_rows_hold_every_column() -> None:
+    good, bad = sweep(EIGHT_A100, {"tp": [8, 3]}).rows()
+    assert list(good) == list(bad) and bad["speedup"] is None and "tp=3" in bad["reason"]
+
+
+def test_a_full_cache_self_draft_accepts_everything() -> None:
+    scenario = parse_scenario(EIGHT_A100 | {"draft": "self", "draft_policy": "full"}).scenario()
+    point = estimate(scenario, gamma=np.arange(1, 5))
+    assert np.array_equal(point.tokens_per_round, [2, 3, 4, 5])
+    assert np.all(point.speedup < 1)

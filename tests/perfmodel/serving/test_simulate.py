@@ -1,0 +1,295 @@
+"""The request simulator: conservation, capacity, causality, queueing laws; pooled against exact."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import a_scenario
+
+import perfmodel as pm
+import perfmodel.serving.stats as stats_module
+import perfmodel.serving.traffic as traffic_module
+from perfmodel import Scenario, Serving, ServingRun, StepTable, Traffic, serving_dict
+from perfmodel.serving.round_times import KVCapacity
+from perfmodel.serving.scheduler import RequestLoop
+
+SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
+
+
+def play(
+    scenario: Scenario, traffic: Traffic, max_batch: int = 16, **options: Any
+) -> tuple[ServingRun, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The run, and its finished requests in order of arrival, one row each (`RECORD`)."""
+    blocks: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+    budget = options.pop("token_budget", 8192)
+    process = options.pop("process", None) or pm.scenario_acceptance(scenario)
+    run = pm.simulate_requests(
+        scenario,
+        traffic,
+        Serving(max_batch=max_batch, token_budget=budget),
+        process,
+        sink=blocks.append,
+        **options,
+    )
+    rows = np.concatenate(blocks)
+    return run, rows[np.argsort(rows[:, 0])]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(("poisson", "bursty", "regular", "at-once")),
+    rate=st.floats(0.5, 200.0),
+    gammas=st.sampled_from(((0,), (3,), (0, 1, 2, 4))),
+    exact=st.booleans(),
+    seed=st.integers(0, 1000),
+    budget=st.sampled_from((100, 1000, 8192)),
+)
+def test_every_token_once_in_order_and_never_early(
+    kind: str, rate: float, gammas: tuple[int, ...], exact: bool, seed: int, budget: int
+) -> None:
+    traffic = Traffic(
+        requests=150, rate=rate, arrivals=kind, prompt_tokens=400, output_tokens=40,
+        prompt_cv=1.0, output_cv=1.0,
+    )  # fmt: skip
+    options = {"gammas": gammas, "exact": exact, "seed": seed, "token_budget": budget}
+    run, rows = play(a_scenario(**SELF), traffic, **options)
+    asked = list(traffic.chunks(seed))
+    prompts = np.concatenate([chunk.prompt_tokens for chunk in asked])
+    outputs = np.concatenate([chunk.output_tokens for chunk in asked])
+    index, arrival, first, finish, prompt, output = rows.T
+    assert index.tolist() == list(range(150)) and run.stats.refused == 0
+    assert prompt.tolist() == prompts.tolist() and output.tolist() == outputs.tolist()
+    assert run.stats.output_tokens == outputs.sum()
+    assert np.all(np.diff(arrival) >= 0) and np.all(first > arrival)
+    assert np.all(np.where(output > 1, finish > first, finish == first))
+    assert finish.max() == run.stats.makespan_s
+    assert np.all(np.diff(first) >= 0)  # nobody overtakes before the first token
+    assert run.stats.busy_s <= run.stats.makespan_s * (1 + 1e-12)
+    assert run.stats.most_kv <= 1.0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
+def test_the_cache_is_never_over_capacity_though_it_is_too_small(
+    exact: bool, gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of what the batch wants: requests are put back, and still each finishes once."""
+    monkeypatch.setattr(StepTable, "kv_capacity", lambda self, gamma: KVCapacity(6000, 1.0))
+    seen: list[float] = []
+    finish = RequestLoop._finish
+
+    def watched(self: RequestLoop, requests: Any) -> None:
+        seen.append(self._cached() / self.capacity)
+        finish(self, requests)
+
+    monkeypatch.setattr(RequestLoop, "_finish", watched)
+    traffic = Traffic(
+        requests=200, arrivals="at-once", prompt_tokens=300, output_tokens=800, output_cv=0.5
+    )
+    run, rows = play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)
+    assert run.stats.preemptions > 20
+    assert max(seen) <= 1.0 and run.stats.most_kv <= 1.0 and max(seen) > 0.9
+    assert run.stats.requests == 200 == len(set(rows[:, 0]))
+
+
+@pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
+def test_pooled_agrees_with_exact_where_requests_are_put_back(
+    gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepTable, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
+    traffic = Traffic(requests=600, rate=20.0, prompt_tokens=300, output_tokens=400, output_cv=0.5)
+    pooled, exact = (
+        play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)[0].stats
+        for exact in (False, True)
+    )
+    assert exact.preemptions > 20
+    assert pooled.preemptions == pytest.approx(exact.preemptions, rel=0.15)
+    assert pooled.makespan_s == pytest.approx(exact.makespan_s, rel=0.03)
+    assert pooled.latency.mean_s == pytest.approx(exact.latency.mean_s, rel=0.05)
+
+
+def test_requests_that_can_never_fit_are_refused_and_counted() -> None:
+    scenario = a_scenario(**SELF)
+    traffic = Traffic(requests=100, prompt_tokens=60_000, prompt_cv=2.0, rate=1.0)
+    run, rows = play(scenario, traffic)
+    assert run.stats.refused > 0
+    assert run.stats.refused + run.stats.requests == 100
+    assert rows[:, 4].max() + 256 <= scenario.target.max_context_tokens
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    traffic = Traffic(requests=300, rate=20.0, arrivals="bursty", prompt_cv=1.0, output_cv=1.0)
+    first, again, other = (
+        json.dumps(serving_dict(play(a_scenario(**SELF), traffic, gammas=range(5), seed=s)[0]))
+        for s in (7, 7, 8)
+    )
+    assert first == again != other
+
+
+def test_memory_does_not_grow_with_the_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times the requests, all waiting at once, in the same peak memory."""
+    monkeypatch.setattr(traffic_module, "CHUNK", 512)
+    monkeypatch.setattr(stats_module, "_BLOCK", 512)
+    scenario, peaks = a_scenario(**SELF), []
+    table = StepTable(scenario, max_batch=32)
+    for requests in (3_000, 3_000, 15_000):  # the first fills the table
+        traffic = Traffic(
+            requests=requests, arrivals="at-once", prompt_tokens=100, output_tokens=10
+        )
+        tracemalloc.start()
+        pm.simulate_requests(
+            scenario,
+            traffic,
+            Serving(max_batch=32),
+            pm.scenario_acceptance(scenario),
+            table=table,
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.1 * peaks[1]
+
+
+def test_every_run_sees_the_same_requests() -> None:
+    traffic = Traffic(requests=100, rate=20.0, prompt_cv=1.0, output_cv=1.0)
+    _, plain = play(a_scenario(**SELF), traffic, gammas=[0])
+    _, drafted = play(a_scenario(**SELF), traffic, gammas=[4], exact=True)
+    assert np.array_equal(plain[:, [0, 1, 4, 5]], drafted[:, [0, 1, 4, 5]])
+
+
+# ---- degenerate settings with a known answer --------------------------------------------------
+
+
+def test_a_lone_request_takes_its_prefill_and_its_steps() -> None:
+    """TTFT is the prefill; then plain decoding at every context, as `estimate()` prices it."""
+    scenario = a_scenario()
+    traffic = Traffic(requests=1, arrivals="at-once", prompt_tokens=5000, output_tokens=300)
+    for exact in (True, False):
+        _, rows = play(scenario, traffic, gammas=[0], exact=exact)
+        one = pm.estimate(scenario, batch=1, prefix_tokens=5000 + np.arange(299), gamma=0)
+        first, finish = rows[0, 2], rows[0, 3]
+        assert first == pytest.approx(float(one.prefill_s[0]), rel=1e-3)
+        assert finish - first == pytest.approx(float(one.round_s.sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8])
+def test_one_server_of_equal_requests_is_an_m_d_1_queue(load: float) -> None:
+    """Mean wait is load / (2 (1 - load)) services (Pollaczek-Khinchine), within 5 batch errors."""
+    scenario = a_scenario()
+    lone, rows = play(scenario, Traffic(requests=1, arrivals="at-once", output_tokens=1), 1)
+    service = rows[0, 3]
+    traffic = Traffic(requests=60_000, rate=load / service, output_tokens=1)
+    run, rows = play(scenario, traffic, 1, gammas=[0])
+    waits = (rows[:, 3] - rows[:, 1] - service) / service
+    blocks = waits.reshape(20, -1).mean(axis=1)
+    expected, error = load / (2 * (1 - load)), blocks.std(ddof=1) / np.sqrt(20)
+    assert abs(waits.mean() - expected) < 5 * error < 0.25 * expected
+    assert run.busy_share == pytest.approx(load, rel=0.02)
+    assert lone.stats.requests == 1
+
+
+@pytest.mark.parametrize("gammas", [(0,), (0, 2, 4)])
+def test_littles_law_holds(gammas: tuple[int, ...]) -> None:
+    """Sequences in the system on average, from the loop's own time-weighted batch, are rate x stay.
+
+    Outputs are long and prompts short, so that nearly all of a stay is spent in the batch.
+    """
+    traffic = Traffic(requests=3000, rate=4.0, prompt_tokens=16, output_tokens=300, output_cv=0.3)
+    run, rows = play(a_scenario(**SELF), traffic, 256, gammas=gammas)
+    stats = run.stats
+    in_batch = stats.batch_s / stats.makespan_s
+    stay = float(np.mean(rows[:, 3] - rows[:, 2]))
+    assert in_batch == pytest.approx(3000 / stats.makespan_s * stay, rel=1e-3)
+    events = np.concatenate([rows[:, 1], rows[:, 3]])
+    steps = np.concatenate([np.ones(3000), -np.ones(3000)])[np.argsort(events, kind="stable")]
+    inside = np.cumsum(steps)
+    spans = np.diff(np.append(np.sort(events), stats.makespan_s))
+    mean_inside = float(np.sum(inside * spans)) / stats.makespan_s
+    assert mean_inside == pytest.approx(3000 / stats.makespan_s * stats.latency.mean_s, rel=1e-9)
+
+
+def test_a_full_machine_serves_at_the_closed_forms_throughput() -> None:
+    """At once, equal and tiny prompts, long outputs: the batch is full until near the end."""
+    scenario = a_scenario(**SELF)
+    traffic = Traffic(requests=2000, arrivals="at-once", prompt_tokens=8000, output_tokens=100)
+    run, _ = play(scenario, traffic, 32)
+    point = pm.estimate(scenario, batch=32, prefix_tokens=8050)
+    rounds = 99 / float(point.tokens_per_round)
+    per_request = rounds * float(point.round_s) / 32 + float(point.prefill_s)
+    # A request needs 0.4 rounds more than the mean: its last round is cut short.
+    assert run.stats.makespan_s / 2000 == pytest.approx(per_request, rel=0.03)
+
+
+# ---- the pooled batch against every round drawn -------------------------------------------------
+
+
+TRAFFICS = {
+    "steady": Traffic(
+        requests=3000, rate=11.0, prompt_tokens=800, output_tokens=150, prompt_cv=0.5, output_cv=0.7
+    ),
+    "bursty": Traffic(
+        requests=3000, rate=6.0, arrivals="bursty", prompt_tokens=1500, output_tokens=120,
+        prompt_cv=0.8, output_cv=0.7,
+    ),
+}  # fmt: skip
+PROCESSES = {
+    "iid": pm.AcceptanceProcess(per_position=(0.8,)),
+    "spread": pm.AcceptanceProcess(per_position=(0.7,), spread=0.15),
+    "recorded": pm.AcceptanceProcess(recorded=(4, 4, 3, 4, 0, 1, 0, 0, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("traffic", TRAFFICS)
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("gammas", [(3,), (0, 1, 2, 3, 4)])
+def test_pooled_rounds_agree_with_every_round_drawn(
+    traffic: str, process: str, gammas: tuple[int, ...]
+) -> None:
+    """Means within 3 % and tails within 6 %, Monte-Carlo error of the two runs included."""
+    scenario, options = a_scenario(**SELF), {"gammas": gammas, "process": PROCESSES[process]}
+    pooled, _ = play(scenario, TRAFFICS[traffic], 64, **options)
+    exact, _ = play(scenario, TRAFFICS[traffic], 64, **options, exact=True)
+    for name in ("tpot", "latency"):
+        a, b = getattr(pooled.stats, name), getattr(exact.stats, name)
+        assert a.mean_s == pytest.approx(b.mean_s, rel=0.03), name
+        assert a.quantile_s(0.5) == pytest.approx(b.quantile_s(0.5), rel=0.04), name
+        assert a.quantile_s(0.99) == pytest.approx(b.quantile_s(0.99), rel=0.06), name
+    assert pooled.stats.rounds == pytest.approx(exact.stats.rounds, rel=0.02)
+    assert pooled.stats.kv_s == pytest.approx(exact.stats.kv_s, rel=0.03)
+
+
+def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
+    """Nothing is random then: each request's times agree but for arrivals within a round."""
+    traffic = Traffic(requests=400, arrivals="at-once", prompt_cv=1.0, output_cv=1.0)
+    _, pooled = play(a_scenario(), traffic, gammas=[0])
+    _, exact = play(a_scenario(), traffic, gammas=[0], exact=True)
+    assert np.allclose(pooled, exact, rtol=1e-3)
+
+
+# ---- schedule ---------------------------------------------------------------------------------
+
+
+def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
+    """Self-speculation at short contexts never pays; at long ones it does."""
+    scenario = a_scenario(**SELF)
+    table = StepTable(scenario, max_batch=64)
+    gammas = pm.best_gammas(table, pm.scenario_acceptance(scenario), range(9))
+    assert gammas[0, 4] == 0 and gammas[63, -1] >= 2
+    point = pm.estimate(scenario, batch=64, prefix_tokens=table.contexts[-1], gamma=np.arange(9))
+    assert gammas[63, -1] == np.argmin(point.tpot_s)
+
+
+def test_the_choice_for_a_traffic_is_the_best_of_its_runs() -> None:
+    scenario = a_scenario(**SELF)
+    traffic = Traffic(requests=400, rate=2.0, prompt_tokens=20_000, output_tokens=120)
+    choice = pm.choose_for_traffic(
+        scenario, traffic, Serving(max_batch=32), pm.scenario_acceptance(scenario), gammas=(0, 2, 4)
+    )
+    runs = [choice.plain, *choice.fixed, choice.scheduled]
+    assert choice.cost(choice.best) == min(choice.cost(run) for run in runs)
+    assert [run.gamma for run in runs] == [0, 2, 4, None]

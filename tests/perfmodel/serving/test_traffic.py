@@ -1,0 +1,125 @@
+"""Arrivals and lengths have the moments asked for; recorded traces are read in all their forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfmodel import ConfigError, Traffic, lengths, recorded_acceptance, trace_rows
+from perfmodel.serving.quantiles import Durations, Timeline
+
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+)
+AZURE_2024 = AZURE.replace("5900,374", "590+00:00,374").replace("1690,396", "169+00:00,396")
+MOONCAKE = (
+    '{"timestamp": 0, "input_length": 374, "output_length": 44, "hash_ids": [1]}\n'
+    '{"timestamp": 4314.579, "input_length": 396, "output_length": 109, "hash_ids": [2]}\n'
+)
+OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.314579,396,109\n"
+
+
+@pytest.mark.parametrize(
+    "name, text", [("a.csv", AZURE), ("b.csv", AZURE_2024), ("m.jsonl", MOONCAKE), ("o.csv", OWN)]
+)
+def test_every_kind_of_trace_say_the_same(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    (first, second) = trace_rows(path)
+    assert first == (0.0, 374, 44)
+    assert second == (pytest.approx(4.314579, abs=2e-6), 396, 109)
+    (chunk,) = Traffic(requests=None, path=str(path)).chunks(0)
+    assert chunk.prompt_tokens.tolist() == [374, 396]
+
+
+def test_sharegpt_conversations_are_counted_in_characters_and_arrivals_drawn(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.jsonl"
+    turns = '[{"from": "human", "value": "12345678"}, {"from": "gpt", "value": "1234"}]'
+    path.write_text(f'{{"id": "x", "conversations": {turns}}}\n' * 3)
+    (chunk,) = Traffic(requests=None, path=str(path), rate=2.0).chunks(0)
+    assert chunk.prompt_tokens.tolist() == [2, 2, 2] and chunk.output_tokens.tolist() == [1, 1, 1]
+    assert np.all(np.diff(chunk.arrival_s) > 0)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("arrival_s,prompt_tokens,output_tokens\n0,1,1\n0,x,1\n", "line 3: .*x"),
+        ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: arrives before"),
+        ("arrival_s,prompt_tokens\n0,1\n", "no column output_tokens"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,0,1\n", "at least 1"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "2 cells under 3"),
+        ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "not a time"),
+        ("arrival_s,prompt_tokens,output_tokens\n", "holds no requests"),
+    ],
+)
+def test_a_bad_trace_names_its_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        list(Traffic(requests=None, path=str(path)).chunks(0))
+
+
+def test_a_missing_trace_and_a_bad_acceptance_recording(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list(trace_rows(tmp_path / "none.csv"))
+    path = tmp_path / "a.txt"
+    path.write_text("3\n-1\n")
+    with pytest.raises(ConfigError, match="line 2"):
+        recorded_acceptance(path)
+    path.write_text("3\n0\n")
+    assert recorded_acceptance(path) == (3, 0)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "bursty", "regular"])
+def test_the_mean_rate_is_the_one_asked_for(kind: str) -> None:
+    traffic = Traffic(requests=100_000, rate=50.0, arrivals=kind, burst_s=2.0)
+    times = np.concatenate([chunk.arrival_s for chunk in traffic.chunks(3)])
+    assert times.size == 100_000 and np.all(np.diff(times) >= 0)
+    assert times.size / times[-1] == pytest.approx(50.0, rel=0.06)
+    counts = np.bincount(times.astype(int))[:-1]
+    dispersion = counts.var() / counts.mean()
+    expected = {"poisson": (0.9, 1.1), "bursty": (10.0, 60.0), "regular": (0.0, 0.1)}[kind]
+    assert expected[0] <= dispersion <= expected[1]
+
+
+def test_lengths_have_their_mean_and_spread() -> None:
+    drawn = lengths(np.random.default_rng(0), 500, 1.5, 200_000)
+    assert drawn.mean() == pytest.approx(500, rel=0.02)
+    assert drawn.std() / drawn.mean() == pytest.approx(1.5, rel=0.1)
+    assert set(lengths(np.random.default_rng(0), 500, 0.0, 9)) == {500}
+
+
+def test_eos_ends_outputs_early_at_its_chance() -> None:
+    (chunk,) = Traffic(requests=8000, output_tokens=10_000, eos=0.01).chunks(0)
+    assert chunk.output_tokens.mean() == pytest.approx(100, rel=0.05)
+
+
+def test_quantiles_are_within_a_quarter_percent() -> None:
+    values = np.random.default_rng(0).lognormal(-3, 2, 100_000)
+    found = Durations()
+    for part in np.array_split(values, 7):
+        found.add(part)
+    for share in (0.01, 0.5, 0.9, 0.99):
+        assert found.quantile_s(share) == pytest.approx(np.quantile(values, share), rel=0.004)
+    assert found.mean_s == pytest.approx(values.mean())
+    assert found.standard_error_s == pytest.approx(values.std() / values.size**0.5, rel=1e-3)
+
+
+def test_a_timeline_keeps_its_size_and_its_sums() -> None:
+    timeline, clock, rng = Timeline(spans=16, span_s=0.5), 0.0, np.random.default_rng(0)
+    spent = 0.0
+    for seconds in rng.exponential(3.0, 500):
+        timeline.add(clock, float(seconds), 4, 0.5, 2, 10.0)
+        spent += float(seconds)
+        clock += 1.5 * float(seconds)
+    rows = timeline.rows(clock)
+    assert len(rows) <= 16
+    assert sum(row["busy_share"] for row in rows) * timeline.span_s == pytest.approx(spent)
+    assert sum(row["tokens_per_s"] for row in rows) * timeline.span_s == pytest.approx(5000)
+    assert {round(row["batch"], 9) for row in rows} == {4.0}

@@ -1,0 +1,158 @@
+"""Intervals hold their value, shrink with smaller errors, and widen where evidence is borrowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import a_scenario
+
+from perfmodel import (
+    Acceptance,
+    Interval,
+    Scenario,
+    acceptance_curve,
+    estimate,
+    probability_of_gain,
+    sensitivities,
+    speedup_interval,
+)
+from perfmodel.speculation.uncertainty import alpha_interval, relative_error
+
+SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8}
+
+
+def interval(scenario: Scenario) -> Interval:
+    found = speedup_interval(scenario)
+    assert found is not None
+    return found
+
+
+def width(scenario: Scenario) -> float:
+    found = interval(scenario)
+    return found.high / found.low
+
+
+def given_alpha(low: float, alpha: float, high: float) -> Scenario:
+    acceptance = Acceptance.from_alpha(alpha, low=low, high=high)
+    return replace(a_scenario(**SELF), acceptance=acceptance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    ends=st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3).map(sorted),
+    error=st.floats(0.0, 0.3),
+)
+def test_the_interval_holds_the_prediction(ends: list[float], error: float) -> None:
+    scenario = given_alpha(*ends)
+    scenario = replace(scenario, engine=replace(scenario.engine, speedup_error=error))
+    found = interval(scenario)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(float(estimate(scenario).speedup), rel=1e-12)
+
+
+def test_the_interval_is_the_point_where_nothing_is_uncertain() -> None:
+    scenario = given_alpha(0.8, 0.8, 0.8)
+    certain = replace(scenario, engine=replace(scenario.engine, speedup_error=0.0))
+    found = interval(certain)
+    assert found.low == found.value == found.high
+
+
+def test_the_interval_of_acceptance_alone_is_the_speedup_at_its_ends() -> None:
+    scenario = given_alpha(0.7, 0.8, 0.85)
+    found = interval(replace(scenario, engine=replace(scenario.engine, speedup_error=0.0)))
+    ends = [float(estimate(given_alpha(a, a, a)).speedup) for a in (0.7, 0.85)]
+    assert [found.low, found.high] == pytest.approx(ends, rel=1e-12)
+
+
+def test_the_model_error_alone_is_a_90_percent_interval_of_a_log_normal() -> None:
+    scenario = given_alpha(0.8, 0.8, 0.8)
+    found = interval(scenario)
+    spread = 1.645 * scenario.engine.speedup_error
+    assert np.log(found.high / found.value) == pytest.approx(spread, rel=1e-9)
+    assert np.log(found.value / found.low) == pytest.approx(spread, rel=1e-9)
+
+
+def test_smaller_errors_shrink_the_interval() -> None:
+    widths = [width(given_alpha(0.8 - d, 0.8, 0.8 + d)) for d in (0.0, 0.02, 0.1)]
+    assert widths[0] < widths[1] < widths[2]
+    scenario = given_alpha(0.75, 0.8, 0.85)
+    errors = [replace(scenario, engine=replace(scenario.engine, speedup_error=e)) for e in (0, 0.1)]
+    assert width(errors[0]) < width(errors[1])
+
+
+def test_borrowed_acceptance_is_wider_than_fitted() -> None:
+    fitted = acceptance_curve("llama-3.1-8b", "self", "streamingllm")
+    borrowed = acceptance_curve("qwen2.5-7b", "self", "streamingllm")
+    assert fitted is not None and fitted.origin == "fitted"
+    assert borrowed is not None and borrowed.origin == "borrowed"
+    at = {"kv_budget_tokens": 512, "context_tokens": 32_000}
+    widths = [np.ptp(curve.interval(**at)) for curve in (fitted, borrowed)]
+    assert widths[1] > 1.2 * widths[0]
+    assert borrowed.alpha(**at) == fitted.alpha(**at)
+
+
+def test_borrowed_kernel_curves_are_wider_than_fitted() -> None:
+    own, other = a_scenario(draft="self", gpu="l40s"), a_scenario(draft="self", gpu="l40")
+    assert own.machine.gpu.efficiency_origin == "fitted"
+    assert other.machine.gpu.efficiency == "l40s"
+    assert relative_error(other) == 3 * relative_error(own)
+    assert width(other) > width(own)
+
+
+def test_the_error_of_magicdecs_profile_is_its_held_out_one() -> None:
+    scenario = a_scenario(**SELF, engine="magicdec")
+    assert relative_error(scenario) == scenario.engine.speedup_error > 0.0
+
+
+def test_what_nobody_measured_and_plain_decoding_have_no_interval() -> None:
+    unmeasured = a_scenario(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8)
+    for scenario in (unmeasured, a_scenario(), a_scenario(draft="self", gamma=0)):
+        assert speedup_interval(scenario) is None
+        assert probability_of_gain(scenario) is None
+    assert alpha_interval(unmeasured) is None
+
+
+# ---- P(speedup > 1) ---------------------------------------------------------------------------
+
+
+def test_a_gain_is_as_likely_as_not_at_break_even() -> None:
+    scenario = a_scenario(**SELF)
+    needed = float(estimate(scenario).break_even_alpha)
+    assert probability_of_gain(given_alpha(0.0, needed, 1.0)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_gain_is_likelier_the_higher_the_acceptance() -> None:
+    chances = [probability_of_gain(given_alpha(a - 0.1, a, a + 0.05)) for a in (0.2, 0.4, 0.6, 0.9)]
+    assert chances == sorted(chances)
+    assert chances[0] is not None and chances[0] < 0.5
+    assert chances[-1] is not None and chances[-1] > 0.95
+
+
+def test_the_lower_end_of_an_interval_at_one_is_a_chance_of_95_percent() -> None:
+    scenario = a_scenario(**SELF)
+    needed = float(estimate(scenario).break_even_alpha)
+    certain = replace(scenario.engine, speedup_error=0.0)
+    chance = probability_of_gain(replace(given_alpha(needed, 0.9, 1.0), engine=certain))
+    assert chance == pytest.approx(0.95, abs=1e-4)
+
+
+# ---- sensitivities ----------------------------------------------------------------------------
+
+
+def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
+    scenario = a_scenario(**SELF)
+    found = {s.name: s for s in sensitivities(scenario)}
+    speedup = float(estimate(scenario).speedup)
+    assert set(found) == {
+        "acceptance", "bandwidth efficiency", "compute efficiency", "engine overhead",
+    }  # fmt: skip
+    for sensitivity in found.values():
+        ends = sorted((sensitivity.low, sensitivity.high))
+        assert ends[0] <= speedup * (1 + 1e-12) and speedup <= ends[1] * (1 + 1e-12)
+    assert found["acceptance"].low < found["acceptance"].high
+    assert found["engine overhead"].low < found["engine overhead"].high

@@ -1,0 +1,262 @@
+"""What a user states: defaults, aliases, one line for every mistake, and the way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from strategies import DRAFTS, a_scenario, scenarios
+
+from perfmodel import (
+    ConfigError,
+    Scenario,
+    ScenarioInput,
+    parse_scenario,
+    read_scenario,
+    scenario_dict,
+)
+
+SELF = {"draft": "self"}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"gpu": "h100"}, "unknown GPU 'h100'. Nearest: h200, h100-sxm, h100-nvl."),
+    ({"gpu": "x" * 600}, "at most 512 characters"),
+    ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'. Nearest: "),
+    ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'. Nearest: llama-3.1-8b"),
+    ({"target": "llama\n3"}, "unknown model"),
+    ({"draft": "tinylama"}, "unknown model 'tinylama'. Nearest: tinyllama-1.1b,"),
+    ({"engine": "specrof"}, "unknown engine 'specrof'. Nearest: specroof."),
+    ({"gama": 3}, "unknown key 'gama'. Nearest: gamma."),
+    ({"tp": 3}, "tp=3 does not fit llama-3.1-8b: 32 query heads, 8 KV heads"),
+    ({"tp": 16}, "tp=16 exceeds the 8 GPUs of hgx-h100"),
+    ({"tp": 0}, "tp='0': input should be greater than or equal to 1"),
+    ({"batch": -1}, "batch='-1': input should be greater than or equal to 1"),
+    ({"batch": 0}, "batch='0': "),
+    ({"batch": 2.5}, "batch='2.5': must be a whole number"),
+    ({"batch": float("nan")}, "batch='nan': must be a whole number"),
+    ({"batch": float("inf")}, "batch='inf': must be a whole number"),
+    ({"batch": "9" * 5000}, "must be a whole number"),
+    ({"batch": True}, "batch='True': must be a whole number, not true or false"),
+    ({"batch": "many"}, "batch='many': must be one whole number"),
+    ({"batch": [1]}, "batch='[1]': "),
+    ({"prefix_tokens": -5}, "prefix_tokens='-5': "),
+    ({"prefix_tokens": "32,000"}, "without thousands commas"),
+    ({"acceptance": 1.5} | SELF, "acceptance='1.5': input should be less than or equal to 1"),
+    ({"acceptance": -0.1} | SELF, "acceptance='-0.1': "),
+    ({"acceptance": float("nan")} | SELF, "acceptance='nan': input should be a finite number"),
+    ({"acceptance": True} | SELF, "acceptance='True': "),
+    ({"acceptance_per_position": [0.5, 1.2]} | SELF, "acceptance 1.2 is not a probability"),
+    ({"acceptance_per_position": "a,b"} | SELF, "could not convert string to float: 'a'"),
+    ({"acceptance_per_position": [0.5, float("nan")]} | SELF, "finite number"),
+    ({"tokens_per_round": 9, "gamma": 4} | SELF, "tokens_per_round=9 cannot come from gamma=4"),
+    ({"tokens_per_round": 0.5} | SELF, "tokens_per_round=0.5 cannot come from gamma=4"),
+    (
+        {"acceptance": 0.5, "tokens_per_round": 2} | SELF,
+        "acceptance and tokens_per_round say the same thing twice; give one of them",
+    ),
+    (
+        {"acceptance": 0.5, "acceptance_per_position": "0.5"} | SELF,
+        "acceptance and acceptance_per_position say the same thing twice",
+    ),
+    ({"kv_budget": 64_000} | SELF, "kv_budget=64000 exceeds the context of 32000 tokens"),
+    ({"kv_budget": 0} | SELF, "kv_budget='0': "),
+    ({"gamma": -1} | SELF, "gamma='-1': input should be greater than or equal to 0"),
+    ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts a round"),
+    ({"gamma": 3}, "gamma=3 needs a draft; give one or use gamma=0"),
+    ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'. Use one of full"),
+    (
+        {"draft": "llama-3.2-1b", "draft_policy": "snapkv"},
+        "draft policy snapkv does not go with the standalone draft 'llama-3.2-1b'",
+    ),
+    ({"draft": "llama-3.2-1b", "draft_tp": 4, "tp": 2}, "draft_tp=4 exceeds tp=2"),
+    ({"draft": "tinyllama-1.1b", "draft_tp": 3, "tp": 4}, "tp=3 does not fit tinyllama-1.1b"),
+    ({"draft_tp": 2, "tp": 4} | SELF, "draft_tp=2 differs from tp=4; a self-draft shares"),
+    ({"weight_dtype": "fp7"}, "unknown dtype 'fp7'. Use one of bf16"),
+    ({"kv_dtype": "int2"}, "unknown dtype 'int2'. Use one of bf16"),
+    ({"slo": "tpot<fast"}, "SLO term 'tpot<fast' is not understood"),
+    ({"gpu": "l40", "machine": "dgx-a100-80gb"}, "gpu='l40' is not what machine dgx-a100-80gb"),
+]
+
+
+@pytest.mark.parametrize("values, message", BAD, ids=lambda v: str(v)[:40])
+def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_scenario(values).scenario()
+    text = str(raised.value)
+    assert message in text
+    assert "\n" not in text and len(text) < 400
+    assert raised.value.exit_code == 2
+
+
+def test_the_message_names_the_row_that_it_comes_from() -> None:
+    with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch='0': "):
+        parse_scenario({"batch": 0}, origin="rows.csv line 3")
+
+
+# ---- defaults and aliases ---------------------------------------------------------------------
+
+
+def test_nothing_stated_is_the_documented_default_without_speculation() -> None:
+    scenario = parse_scenario({}).scenario()
+    assert scenario.target.name == "llama-3.1-8b"
+    assert scenario.machine.name == "hgx-h100"
+    assert (scenario.workload.batch, scenario.workload.prefix_tokens) == (64, 32_000)
+    assert scenario.plan.draft == "none" and scenario.plan.gamma == 0
+    assert scenario.acceptance is None and scenario.draft is None
+
+
+def test_none_and_empty_text_mean_not_given() -> None:
+    assert parse_scenario({"gamma": None, "draft": "", "batch": None}) == ScenarioInput()
+
+
+@pytest.mark.parametrize(
+    "policy, prefix, budget",
+    [
+        (None, 32_000, 512),
+        ("streamingllm", 32_000, 512),
+        ("snapkv", 32_000, 2049),
+        ("snapkv", 300, 300),
+        ("full", 32_000, None),
+    ],
+)
+def test_the_default_budget_is_the_best_published_one_within_the_context(
+    policy: str | None, prefix: int, budget: int | None
+) -> None:
+    plan = parse_scenario(SELF | {"draft_policy": policy, "prefix_tokens": prefix}).plan()
+    assert plan.kv_budget_tokens == budget
+    assert plan.gamma == 4 and plan.policy == (policy or "streamingllm")
+
+
+@pytest.mark.parametrize(
+    "hub_id, name",
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("META-LLAMA/llama-3.1-8b", "llama-3.1-8b"),
+        ("Llama-3.1-8B", "llama-3.1-8b"),
+        ("Qwen/Qwen2.5-7B", "qwen2.5-7b"),
+    ],
+)
+def test_hub_ids_and_any_case_are_the_catalogs_names(hub_id: str, name: str) -> None:
+    assert parse_scenario({"target": hub_id}).scenario().target.name == name
+
+
+@pytest.mark.parametrize("alias", ["self", "llama-3.1-8b", "meta-llama/Llama-3.1-8B"])
+def test_a_draft_that_is_the_target_is_a_self_draft(alias: str) -> None:
+    assert a_scenario(draft=alias) == a_scenario(draft="self")
+
+
+def test_text_of_a_csv_cell_means_the_same_as_a_number() -> None:
+    text = {"batch": "64", "prefix_tokens": "32_000", "gamma": "4.0", "acceptance": "0.8"}
+    numbers = {"batch": 64, "prefix_tokens": 32_000, "gamma": 4, "acceptance": 0.8}
+    assert a_scenario(**text, **SELF) == a_scenario(**numbers, **SELF)
+
+
+def test_the_three_forms_of_acceptance_are_converted_into_one() -> None:
+    tokens = 1 + 0.8 + 0.64
+    forms: list[dict[str, Any]] = [
+        {"acceptance": 0.8},
+        {"acceptance_per_position": "0.8,0.8"},
+        {"tokens_per_round": tokens},
+    ]
+    alphas = []
+    for form in forms:
+        given_acceptance = a_scenario(**form, **SELF, gamma=2).acceptance
+        assert given_acceptance is not None
+        alphas.append(given_acceptance.alpha)
+    assert alphas == pytest.approx([0.8] * 3, abs=1e-12)
+
+
+# ---- the way back -----------------------------------------------------------------------------
+
+
+def back(scenario: Scenario) -> Scenario:
+    return parse_scenario(scenario_dict(scenario)).scenario()
+
+
+@settings(max_examples=40, deadline=None)
+@given(scenario=scenarios())
+def test_a_scenario_written_flat_and_read_again_is_the_same(scenario: Scenario) -> None:
+    assert back(scenario) == scenario
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+@pytest.mark.parametrize("draft", DRAFTS[1:])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"acceptance": 0.75},
+        {"acceptance_per_position": [0.9, 0.8]},
+        {"weight_dtype": "fp8", "kv_dtype": "int8", "tp": 4, "output_tokens": 17},
+    ],
+)
+def test_every_key_comes_back(draft: dict[str, Any], form: dict[str, Any], gamma: int) -> None:
+    scenario = a_scenario(**draft, **form, gamma=gamma)
+    assert back(scenario) == scenario
+
+
+def test_a_drafts_own_tp_comes_back() -> None:
+    scenario = a_scenario(target="llama-2-7b-32k", draft="tinyllama-1.1b", tp=8, draft_tp=4)
+    assert back(scenario) == scenario
+    assert back(scenario).draft_tp == 4
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def test_a_scenario_file_is_flat_key_value_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('draft = "self"\nbatch = 8\nacceptance_per_position = [0.9, 0.8]\n')
+    scenario = parse_scenario(read_scenario(path)).scenario()
+    assert scenario.workload.batch == 8 and scenario.plan.is_self
+    assert scenario.acceptance is not None
+    assert scenario.acceptance.per_position == (0.9, 0.8)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"batch = ", "not valid TOML"),
+        (b"batch 64", "not valid TOML"),
+        (b"batch = 1\nbatch = 2", "not valid TOML"),
+        (b"[draft]\nkind = 'self'", "'draft' is a table; a scenario is flat"),
+        (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
+        (b"a = " + b"[" * 100_000, "nested too deeply for a scenario"),
+        (b"batch = " + b"9" * 5000, "not valid TOML: Exceeds the limit"),
+        (b"# " + b"x" * 1_000_001, "larger than 1,000,000 bytes"),
+    ],
+    ids=["cut", "bare", "twice", "nested", "binary", "deep", "digits", "large"],
+)
+def test_a_hostile_file_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        read_scenario(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_opened_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.toml: no such file"):
+        read_scenario(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*[Dd]irectory"):
+        read_scenario(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_scenario("scenario\0.toml")
+
+
+def test_every_form_of_the_same_acceptance_gives_the_same_alpha() -> None:
+    base = {"draft": "self", "gamma": 3}
+    forms = ({"tokens_per_round": 3.08}, {"accepted_drafts": 2.08}, {"accepted_fraction": 2.08 / 3})
+    alphas = []
+    for form in forms:
+        given = parse_scenario(base | form).scenario().acceptance
+        assert given is not None
+        alphas.append(given.alpha)
+    assert alphas == pytest.approx([alphas[0]] * 3, abs=1e-12)
+    assert 0.8 < alphas[0] < 0.9

@@ -1,0 +1,103 @@
+"""Pages: taken as sequences grow, given back, never shared; and the roll-back leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import DRAFTS, FAMILIES, Case, build, random_prompts, run
+
+from runtime.attention.paged_cache import PagedCache, PageTable, pages_for
+from runtime.errors import OutOfPages
+
+torch.set_num_threads(1)
+
+
+def cache(pages: int, page_tokens: int) -> PagedCache:
+    return PagedCache(
+        FAMILIES["llama-2"],
+        kv_heads=4,
+        pages=pages,
+        page_tokens=page_tokens,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    page_tokens=st.integers(1, 5),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), max_size=30),
+)
+def test_every_page_has_one_holder(page_tokens: int, steps: list[tuple[int, int]]) -> None:
+    pool = cache(40, page_tokens)
+    tables = [PageTable() for _ in range(3)]
+    for which, amount in steps:
+        table = tables[which]
+        if amount % 3 == 2:
+            pool.truncate(table, min(table.tokens, amount))
+        else:
+            try:
+                pool.reserve(table, amount)
+            except OutOfPages:
+                continue
+            table.tokens += amount
+        held = [page for each in tables for page in each.pages]
+        assert len(held) == len(set(held)) == pool.pages - pool.free_pages
+        assert all(len(t.pages) == pages_for(t.tokens, page_tokens) for t in tables)
+    for table in tables:
+        pool.release(table)
+    assert pool.free_pages == pool.pages
+
+
+def test_a_full_cache_says_what_was_asked_and_what_is_free() -> None:
+    pool, table = cache(5, 4), PageTable()
+    pool.reserve(table, 9)
+    with pytest.raises(OutOfPages, match=r"4 more asked \(16 tokens\), 2 free of 5 pages"):
+        pool.reserve(table, 25)
+    assert pool.free_pages == 2
+
+
+def test_an_engine_that_runs_out_of_pages_says_so() -> None:
+    case = Case(
+        family="llama-2",
+        prompts=random_prompts((20, 20), seed=1),
+        new_tokens=(50, 50),
+        extra={"cache_pages": 20},
+    )
+    with pytest.raises(OutOfPages, match="1 more asked"):
+        run(case)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_after_rejections_the_cache_is_as_if_no_draft_had_been(draft: str) -> None:
+    case = Case(
+        family="llama-3.1",
+        prompts=random_prompts((50, 31, 7), seed=9),
+        new_tokens=(60, 60, 60),
+        draft=draft,
+        gamma=4,
+    )
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    for _ in range(6):
+        engine.round()
+    plain = build(case.plain)
+    plain.start([s.tokens[:-1] for s in engine.sequences], [60] * 3)
+    for spoken, clean in zip(engine.sequences, plain.sequences, strict=True):
+        assert spoken.table.tokens == clean.table.tokens == len(spoken.tokens) - 1
+        assert len(spoken.table.pages) == len(clean.table.pages)
+        for layer in range(engine.target.config.layers):
+            for found, wanted in zip(
+                held(engine.cache, spoken.table, layer), held(plain.cache, clean.table, layer),
+                strict=True,
+            ):  # fmt: skip
+                torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+
+
+def held(pool: PagedCache, table: PageTable, layer: int) -> list[torch.Tensor]:
+    """Keys and values of a sequence, in order."""
+    place = torch.arange(table.tokens)
+    slots = torch.tensor(table.pages)[place // pool.page_tokens] * pool.page_tokens
+    return [part[slots + place % pool.page_tokens] for part in pool.slots(layer)]

@@ -1,0 +1,105 @@
+"""`specroof run`: catalog shapes, scenarios, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import FAMILIES
+
+from app.cli.main import run
+from runtime.config import hf_config
+
+ROOT = Path(__file__).parents[3]
+
+
+def specroof(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli.main", "run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-3.2"])))
+    return str(tmp_path)
+
+
+def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(
+        f'target = "{tiny}"\ndraft = "self"\ndraft_policy = "streamingllm"\nkv_budget = 48\n'
+        f"gamma = 2\nbatch = 3\nprefix_tokens = 120\noutput_tokens = 12\n"
+        f"acceptance_per_position = [1.0, 0.0]\n"
+    )
+    flags = ["--random-weights", "--ignore-eos", "--json", "--gen-tokens", "20"]
+    done = specroof("selfspec", "--scenario", str(scenario), *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [len(s["generated"]) for s in report["sequences"]] == [20] * 3  # the flag wins
+    assert report["acceptance_per_position"] == [1.0, 0.0]
+    assert report["plan"]["kv_budget"] == 48
+    assert report["provenance"]["torch"]
+    refused = specroof("baseline", "--scenario", str(scenario), "--random-weights", "--json")
+    assert json.loads(refused.stdout)["tokens_per_round"] == 1.0
+    wrong = specroof("standalone", "--scenario", str(scenario), "--random-weights")
+    assert wrong.returncode == 2 and "run it as `specroof run selfspec`" in wrong.stderr
+
+
+def test_a_table_says_what_the_check_found(tiny: str) -> None:
+    flags = ["--random-weights", "--prefix-tokens", "80", "--gen-tokens", "10"]
+    flags += ["--kv-budget", "32", "--check"]
+    done = specroof("selfspec", "--model", tiny, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "same tokens as plain decoding   yes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["selfspec"], "--model is missing"),
+        (["selfspec", "--model", "M", "--gama", "3"], "No such option: --gama"),
+        (["selfspec", "--model", "M", "--gamma", "0"], "--gamma"),
+        (["standalone", "--model", "M"], "--draft names the model that drafts"),
+        (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], "runs on all of --tp"),
+        (["baseline", "--model", "llama-68m"], "add --random-weights"),
+        (["baseline", "--model", "no-such", "--random-weights"], "unknown model"),
+        (["selfspec", "--model", "M", "--check", "--temperature", "1"], "--check compares greedy"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    arguments: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", *(tiny if word == "M" else word for word in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--tp", "3", "--random-weights"], 2, "do not split over it"),
+        (["--random-weights", "--cache-pages", "3"], 3, "out of pages"),
+    ],
+)
+def test_what_a_rank_refuses_is_one_line_and_its_code(
+    arguments: list[str], code: int, message: str, tiny: str
+) -> None:
+    done = specroof("baseline", "--model", tiny, *arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, app.cli.main\n"
+        "try: app.cli.main.run(['run', 'selfspec', '--help'])\n"
+        "except SystemExit: pass\n"
+        "import app.cli.commands.run\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--kv-budget" in done.stdout

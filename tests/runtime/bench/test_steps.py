@@ -1,0 +1,110 @@
+"""What of a round lies between its passes, and a table's rows, with and without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from calibration.validate.memory import WorkspaceCount
+from runtime import StepTimes
+from runtime.bench import steps as step_bench
+from runtime.bench.table import TRIALS, Row, header
+
+MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "h200-step-table.jsonl"
+DRAFT_S, VERIFY_S, BETWEEN_S = 3.0, 2.0, 0.25
+
+
+class Time:
+    """A wall clock that moves when told to, as `time` and as the clock of phases."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.phases: dict[str, list[float]] = {}
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        before = self.now
+        yield
+        self.phases.setdefault(name, []).append(self.now - before)
+
+    def seconds(self) -> Mapping[str, list[float]]:
+        return self.phases
+
+
+def plain(phase: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class FakeEngine:
+    """Rounds of two passes; the first three are slower, as before a GPU's clock has risen."""
+
+    def __init__(self, clock: Time, *, drafts: bool) -> None:
+        self.clock, self.rounds = clock, 0
+        self.passes: Any = SimpleNamespace(around=plain)
+        self.drafter: Any = SimpleNamespace()
+        if drafts:
+            self.drafter.passes = SimpleNamespace(around=plain)
+
+    def round(self) -> None:
+        slow = 10.0 if self.rounds < 3 else 1.0
+        self.rounds += 1
+        self.clock.now += slow * BETWEEN_S
+        if hasattr(self.drafter, "passes"):
+            with self.drafter.passes.around("draft"):
+                self.clock.now += slow * DRAFT_S
+        with self.passes.around("verify"):
+            self.clock.now += slow * VERIFY_S
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+def test_what_is_between_passes_is_the_round_less_its_own_replays(
+    monkeypatch: pytest.MonkeyPatch, drafts: bool
+) -> None:
+    clock = Time()
+    monkeypatch.setattr(step_bench, "time", clock)
+    engine: Any = FakeEngine(clock, drafts=drafts)
+    round_s, between_s = step_bench.time_rounds(engine, 5, clock)
+    assert round_s == pytest.approx(BETWEEN_S + VERIFY_S + drafts * DRAFT_S)
+    assert between_s == pytest.approx(BETWEEN_S)
+    assert engine.rounds == 8 and engine.passes.around is plain
+
+
+def test_a_round_that_fails_leaves_nothing_timed() -> None:
+    engine: Any = FakeEngine(Time(), drafts=True)
+
+    def failing() -> None:
+        raise RuntimeError("no device")
+
+    engine.round = failing
+    with pytest.raises(RuntimeError, match="no device"):
+        step_bench.time_rounds(engine, 5, Time())
+    assert engine.passes.around is engine.drafter.passes.around is plain
+
+
+def step_times(record: Mapping[str, Any]) -> StepTimes:
+    names = StepTimes.__dataclass_fields__
+    return StepTimes(**{name: value for name, value in record.items() if name in names})
+
+
+def test_records_from_before_still_make_rows() -> None:
+    _, *records = map(json.loads, MEASURED.read_text().splitlines())
+    old = [step_times(record) for record in records[:2]]
+    assert old[0].between_s is None
+    cells = Row("llama-3.1-8b", 32, 16384, tuple(old)).cells()
+    assert len(cells) == len(header()) and cells[-1] == "-"
+    assert cells[header().index("T_T")] == f"{1e3 * records[0]['target_step_s']:.2f}"
+    new = [step_times({**r, "between_s": 0.01 * r["round_s"]}) for r in records[:2]]
+    assert Row("llama-3.1-8b", 32, 16384, tuple(new)).cells()[-1] == "1.0"
+
+
+def test_the_memory_of_a_tables_cases_is_counted_as_a_validation_runs() -> None:
+    assert not WorkspaceCount.of({"provenance": {}} | TRIALS).fresh_streams

@@ -1,0 +1,129 @@
+"""What each policy lets a draft read: never more than the budget, always the newest tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import FAMILIES, Case, build, random_prompts
+
+from runtime.attention.paged_cache import PageTable, pages_for
+from runtime.drafting.snapkv import kept_tokens, prompt_scores
+from runtime.drafting.views import SinkWindowView
+from runtime.errors import InputError
+from runtime.execution.sequence import Sequence
+
+torch.set_num_threads(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    page=st.integers(1, 16),
+    sink=st.integers(0, 20),
+    spare=st.integers(0, 60),
+    tokens=st.integers(1, 400),
+)
+def test_sink_and_window_fill_the_budget_to_within_a_page(
+    page: int, sink: int, spare: int, tokens: int
+) -> None:
+    budget = (pages_for(sink, page) + 1) * page + spare
+    policy = SinkWindowView(budget_tokens=budget, sink_tokens=sink, page_tokens=page)
+    table = PageTable(list(range(pages_for(tokens, page))), tokens)
+    view = policy.view(Sequence(0, [0] * (tokens + 1), tokens, 9, table))
+    read = len(view.front) * page + tokens - view.tail_page * page
+    assert read <= budget
+    if tokens > budget:
+        assert read > budget - page
+        assert list(view.front) == table.pages[: pages_for(sink, page)]
+        assert view.tail_page >= len(view.front)
+        assert view.tail_page * page < tokens
+    else:
+        assert read == tokens
+
+
+def test_a_budget_without_room_for_a_window_is_refused() -> None:
+    with pytest.raises(InputError, match="use 32 or more"):
+        SinkWindowView(budget_tokens=31, sink_tokens=16, page_tokens=16)
+
+
+@pytest.mark.parametrize("heads", [2, 4, 6])
+def test_snapkv_scores_are_the_attention_of_the_window(heads: int) -> None:
+    """Against the definition, query by query; a later key must not draw weight from the window."""
+    source = torch.Generator().manual_seed(heads)
+    window, length, dim = 3, 11, 8
+    query = torch.randn(window, heads, dim, generator=source, dtype=torch.float64)
+    keys = torch.randn(length, 2, dim, generator=source, dtype=torch.float64)
+    expected = torch.zeros(2, length - window, dtype=torch.float64)
+    for w in range(window):
+        visible = length - window + w + 1
+        for head in range(heads):
+            kv = head // (heads // 2)
+            weights = (keys[:visible, kv] @ query[w, head] / math.sqrt(dim)).softmax(0)
+            expected[kv] += weights[: length - window]
+    torch.testing.assert_close(prompt_scores(query, keys, 1), expected)
+    pooled = prompt_scores(query, keys, 3)
+    torch.testing.assert_close(pooled[:, 4], expected[:, 3:6].mean(1))
+    torch.testing.assert_close(pooled[:, 0], expected[:, :2].mean(1))
+
+
+def test_each_head_keeps_its_own_best_and_the_window() -> None:
+    scores = torch.tensor([[9.0, 1, 8, 0, 7], [0.0, 5, 6, 7, 1]])
+    kept = kept_tokens(scores, 4, range(5, 7))
+    assert kept.tolist() == [[0, 2, 5, 6], [2, 3, 5, 6]]
+
+
+@pytest.mark.parametrize("prompt", [63, 64, 65, 66, 20])
+def test_snapkv_gathers_the_keys_it_chose_and_reads_on_in_the_targets_pages(prompt: int) -> None:
+    case = Case(
+        family="qwen3",
+        prompts=random_prompts((prompt,), seed=prompt),
+        new_tokens=(20,),
+        draft="self-snapkv",
+        gamma=3,
+        budget=24,
+    )
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    (sequence,) = engine.sequences
+    view = engine.drafter.policy.view(sequence)  # type: ignore[attr-defined]
+    if prompt <= 24:
+        assert (list(view.front), view.tail_page) == ([], 0)
+        return
+    page = case.page_tokens
+    assert view.tail_page == prompt // page
+    read = len(view.front) * page + prompt - view.tail_page * page
+    assert 24 - page < read <= 24
+    for layer in range(FAMILIES["qwen3"].layers):
+        keys, _ = engine.cache.slots(layer)
+        whole = keys.view(-1, page, *keys.shape[1:])[list(sequence.table.pages)]
+        whole = whole.flatten(0, 1)[: view.tail_page * page]
+        gathered = keys.view(-1, page, *keys.shape[1:])[list(view.front)]
+        for head in range(2):
+            rows = gathered.flatten(0, 1)[:, head]
+            places = [int((whole[:, head] == row).all(1).nonzero()[0]) for row in rows]
+            assert places == sorted(set(places))
+            window = set(range(prompt - 8, view.tail_page * page))
+            assert window <= set(places)
+
+
+def test_a_standalone_ring_never_holds_more_than_its_budget_and_a_round() -> None:
+    case = Case(
+        family="llama-2",
+        prompts=random_prompts((150, 9), seed=2),
+        new_tokens=(80, 80),
+        draft="small-streamingllm",
+        gamma=5,
+        budget=24,
+    )
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    states = engine.drafter._states  # type: ignore[attr-defined]
+    sinks = {index: state.table.pages[0] for index, state in states.items()}
+    while engine.active:
+        engine.round()
+        for index, state in states.items():
+            assert state.table.tokens <= 24 + case.gamma + 1
+            assert state.table.pages[0] == sinks[index]

@@ -1,0 +1,169 @@
+"""The loop's promises: one read a round, plans before steps, finished sequences leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import DRAFTS, Case, build, random_prompts, run
+
+from runtime.attention.base import AttentionPlan, PassLayout
+from runtime.engine.clock import PHASES
+from runtime.engine.engine import Engine
+from runtime.errors import InputError
+from runtime.execution.prefill import prompt_pieces
+
+torch.set_num_threads(1)
+READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+
+
+@contextmanager
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every way in which Python gets a number out of a tensor."""
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        for name in READS:
+            original = getattr(torch.Tensor, name)
+
+            def spy(self: Any, *args: Any, name: str = name, original: Any = original) -> Any:
+                seen.append(name)
+                return original(self, *args)
+
+            patch.setattr(torch.Tensor, name, spy)
+        yield seen
+
+
+@pytest.mark.parametrize("draft", ["none", *DRAFTS])
+def test_the_host_reads_the_device_once_a_round(
+    draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = started(draft)
+    with counted_reads(monkeypatch) as reads:
+        for _ in range(3):
+            engine.round()
+    assert reads == ["tolist"] * 3
+
+
+def started(draft: str, gamma: int = 3) -> Engine:
+    case = Case(
+        family="llama-3.1",
+        prompts=random_prompts((40, 70), seed=1),
+        new_tokens=(60, 60),
+        draft=draft,
+        gamma=0 if draft == "none" else gamma,
+    )
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    return engine
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_draft_phase_is_planned_before_its_first_step(
+    draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, events = started(draft), list[str]()
+    drafter: Any = engine.drafter
+    backend = drafter.passes.backend
+    plan, forward = backend.plan, drafter.decoder.forward
+
+    def planned(layout: PassLayout) -> AttentionPlan:
+        events.append("plan")
+        found: AttentionPlan = plan(layout)
+        return found
+
+    def stepped(*arguments: Any) -> torch.Tensor:
+        events.append("step")
+        found: torch.Tensor = forward(*arguments)
+        return found
+
+    monkeypatch.setattr(backend, "plan", planned)
+    monkeypatch.setattr(drafter.decoder, "forward", stepped)
+    drafter.propose(engine.active, 3)
+    assert events == ["plan"] * 3 + ["step"] * 3
+
+
+def test_a_finished_sequence_leaves_the_batch_and_its_pages() -> None:
+    case = Case(
+        family="qwen2.5",
+        prompts=random_prompts((30, 30, 30), seed=4),
+        new_tokens=(5, 40, 20),
+        draft="self-streamingllm",
+        gamma=2,
+    )
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    sizes, free = [], []
+    while engine.active:
+        engine.round()
+        sizes.append(len(engine.rounds[-1].accepted))
+        free.append(engine.cache.free_pages)
+    assert sizes[0] == 3 and sizes[-1] == 1 and sizes == sorted(sizes, reverse=True)
+    assert free[-1] == engine.cache.pages
+    assert [len(s.generated) for s in engine.sequences] == [5, 40, 20]
+
+
+def test_one_new_token_needs_no_round() -> None:
+    case = Case(family="qwen3", prompts=[[1, 2]], new_tokens=[1], draft="self-full", gamma=2)
+    result = run(case)
+    assert result.rounds == () and result.generated_tokens == 1
+    assert result.summary()["tpot_s"] is None
+
+
+def test_progress_ends_at_the_whole_prompt_and_phases_are_timed() -> None:
+    case = Case(
+        family="llama-2",
+        prompts=random_prompts((90, 50), seed=1),
+        new_tokens=(4, 4),
+        chunk_tokens=32,
+    )
+    seen: list[tuple[int, int]] = []
+    result = build(case).generate(
+        case.prompts, case.new_tokens, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(32, 140), (64, 140), (96, 140), (128, 140), (140, 140)]
+    assert set(result.phases) == set(PHASES)
+    assert len(result.phases["verify"]) == len(result.rounds) == 3
+    assert sum(map(sum, result.phases.values())) <= result.ttft_s + result.decode_s
+
+
+def test_short_prompts_share_a_pass_and_long_ones_take_several() -> None:
+    passes = prompt_pieces([3, 10, 2], 8)
+    sizes = [[piece.stop - piece.start for piece in pieces] for pieces in passes]
+    assert sizes == [[3, 5], [5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        ([[1], []], [1, 1], "prompt 1 is empty"),
+        ([[1, 101]], [1], "outside the vocabulary of 101"),
+        ([[-1]], [1], "outside the vocabulary"),
+        ([[1]], [0], "nothing to generate"),
+    ],
+)
+def test_prompts_that_cannot_be_run_are_refused(
+    prompts: list[list[int]], new: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(Case(family="llama-2", prompts=prompts, new_tokens=new))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft": "self-snapkv", "budget": 11}, "too small for SnapKV"),
+        ({"draft": "self-streamingllm", "budget": 7}, "use 8 or more"),
+        ({"draft": "small-snapkv"}, "for self-speculation"),
+        ({"draft": "self-other"}, "unknown draft policy"),
+        ({"draft": "self-full", "extra": {"rates": (0.5,)}}, "1 acceptance rates for gamma=2"),
+        ({"draft": "self-full", "extra": {"rates": (0.5, 1.5)}}, "must lie from 0 to 1"),
+        ({"draft": "self-snapkv", "extra": {"snapkv_pool": 4}}, "odd number"),
+    ],
+)
+def test_plans_that_do_not_hold_are_refused(changes: dict[str, Any], message: str) -> None:
+    case = Case(family="llama-2", prompts=[[1, 2]], new_tokens=[3], **{"gamma": 2, **changes})
+    with pytest.raises(InputError, match=message):
+        build(case)

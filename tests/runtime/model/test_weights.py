@@ -1,0 +1,173 @@
+"""Weights come from safetensors alone, whole and matching, or are refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FAMILIES
+
+from runtime.config import DecoderConfig, config_from_fields, hf_config, read_config
+from runtime.errors import InputError
+from runtime.model.layers import DecoderWeights
+from runtime.model.weights import RandomWeights, SafetensorsFolder, load_weights, tensor_names
+from runtime.parallel.groups import ALONE, Group
+
+CPU = torch.device("cpu")
+CONFIG = FAMILIES["qwen2.5"]
+
+
+def whole_tensors(config: DecoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The seeded tensors under their stored names."""
+    found: dict[str, torch.Tensor] = {}
+
+    class Recorder(RandomWeights):
+        def read(
+            self, name: str, shape: tuple[int, ...], start: int, stop: int, *, dim: int
+        ) -> torch.Tensor:
+            found[name] = super().read(name, shape, 0, shape[dim], dim=dim)
+            return found[name].narrow(dim, start, stop - start)
+
+    load_weights(config, Recorder(1, dtype, CPU), ALONE)
+    return found
+
+
+def write_model(folder: Path, *, shards: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    (folder / "config.json").write_text(json.dumps(hf_config(CONFIG)))
+    tensors = whole_tensors(CONFIG, dtype)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return
+    mapping = {name: f"model-{i % shards + 1}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(mapping.values()):
+        save_file({n: t for n, t in tensors.items() if mapping[n] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": mapping}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def load(folder: Path, group: Group = ALONE) -> DecoderWeights:
+    config = read_config(folder)
+    return load_weights(config, SafetensorsFolder(folder, torch.float32, CPU), group)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_folder_gives_the_tensors_that_were_saved(
+    shards: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    write_model(tmp_path, shards=shards, dtype=dtype)
+    expected = load_weights(CONFIG, RandomWeights(1, dtype, CPU), ALONE)
+    for found, wanted in zip(load(tmp_path).tensors(), expected.tensors(), strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, wanted.float())
+
+
+def test_a_config_survives_its_own_json() -> None:
+    for name in ("llama-2", "mistral", "qwen2.5", "qwen3"):
+        config = FAMILIES[name]
+        again = config_from_fields(hf_config(config), name=config.name)
+        assert replace(again, rope_scaling=config.rope_scaling) == config
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_slices_of_all_ranks_make_the_whole(tp: int, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    whole = load(tmp_path)
+    ranks = [load(tmp_path, Group(rank, tp)) for rank in range(tp)]
+    assert torch.equal(torch.cat([r.embedding for r in ranks])[: CONFIG.vocab], whole.embedding)
+    assert torch.equal(torch.cat([r.layers[1].down for r in ranks], 1), whole.layers[1].down)
+    heads, dim = CONFIG.query_heads, CONFIG.head_dim
+    query = torch.cat([r.layers[0].qkv[: heads // tp * dim] for r in ranks])
+    assert torch.equal(query, whole.layers[0].qkv[: heads * dim])
+    for rank, part in enumerate(ranks):  # each rank's KV head, replicated where tp exceeds them
+        head = rank * CONFIG.kv_heads // tp
+        start = (heads + head) * dim
+        key = part.layers[0].qkv[heads // tp * dim : (heads // tp + 1) * dim]
+        assert torch.equal(key, whole.layers[0].qkv[start : start + dim])
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, shards=3)
+    (tmp_path / "model-2.safetensors").unlink()
+    refused(tmp_path, "model-2.safetensors: this shard is missing")
+
+
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, shards=3)
+    shard = tmp_path / "model-2.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(tmp_path, "model-2.safetensors: corrupt safetensors")
+
+
+def test_a_shard_of_noise_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 4096)
+    refused(tmp_path, "model.safetensors: corrupt safetensors")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_a_pickle_is_never_opened(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)))
+    (tmp_path / name).write_bytes(b"\x80\x04anything")
+    refused(tmp_path, f"{name} is a pickle")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)))
+    refused(tmp_path, "no model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("intermediate_size", 64, "but the config says"),
+        ("vocab_size", 100, "but the config says"),
+        ("num_hidden_layers", 1, "does not expect"),
+        ("num_hidden_layers", 3, "no tensor"),
+        ("model_type", "llama", "does not expect"),
+        ("model_type", "gpt2", "not supported"),
+        ("hidden_size", "32", "positive whole number"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "not supported"),
+        ("quantization_config", {"bits": 4}, "not supported"),
+    ],
+)
+def test_a_config_that_does_not_match_its_weights_is_refused(
+    field: str, value: object, message: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path)
+    fields = {**hf_config(CONFIG), field: value}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    refused(tmp_path, message)
+
+
+def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
+    write_model(tmp_path, shards=2)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-1.safetensors", "../x.safetensors"))
+    refused(tmp_path, "is not a safetensors file beside it")
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_differ_by_seed_and_by_name_and_repeat() -> None:
+    shape = (8, 8)
+    draws = [
+        RandomWeights(seed, torch.float32, CPU).read(name, shape, 0, 8, dim=0)
+        for seed, name in ((1, "a.weight"), (2, "a.weight"), (1, "b.weight"), (1, "a.weight"))
+    ]
+    assert torch.equal(draws[0], draws[3])
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_every_stored_name_is_expected() -> None:
+    assert set(whole_tensors(CONFIG, torch.float32)) == tensor_names(CONFIG)

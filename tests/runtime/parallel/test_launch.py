@@ -1,0 +1,156 @@
+"""A failed rank ends the run with its message, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import FAMILIES
+
+from runtime.bench.plan import RunPlan
+from runtime.config import hf_config
+from runtime.errors import RankFailed
+from runtime.parallel.launch import launch_ranks
+
+ROOT = Path(__file__).parents[3]
+RANK = """
+import os, sys, threading, time, torch
+from runtime.parallel.groups import connect
+from runtime.errors import InputError
+from runtime.parallel.launch import run_rank
+def keep_running():
+    threading.Thread(target=time.sleep, args=(300,)).start()
+def body():
+    with connect(tp=2, draft_tp=1) as ranks:
+        ranks.target.all_reduce(torch.ones(1))
+        if ranks.target.rank == 1:
+            {failure}
+        while True:
+            ranks.target.all_reduce(torch.ones(1))
+sys.exit(run_rank(body))
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "message", "code"),
+    [
+        ("raise ValueError('no\\nsuch thing')", "rank 1: ValueError: no such thing", 1),
+        ("raise InputError('bad input')", "rank 1: bad input", 2),
+        ("os.kill(os.getpid(), 9)", "rank 1 was killed by SIGKILL", 1),
+        ("os._exit(7)", "rank 1 ended with 7", 1),
+        ("keep_running(); raise ValueError('stuck')", "rank 1: ValueError: stuck", 1),
+    ],
+)
+def test_a_rank_that_fails_ends_all_with_its_message(
+    failure: str, message: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    begun = time.monotonic()
+    with pytest.raises(RankFailed) as caught:
+        launch_ranks([sys.executable, "-c", RANK.format(failure=failure)], 2)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == code
+    assert time.monotonic() - begun < 30
+    assert not children(os.getpid())
+
+
+@pytest.fixture
+def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> subprocess.Popen[str]:
+    """A run of two ranks that would take minutes, past its first rounds."""
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
+    log = tmp_path / "log.jsonl"
+    flags = f"run selfspec --model {tmp_path} --random-weights --tp 2 --gen-tokens 100000"
+    command = ["app.cli.main", *flags.split(), "--output", str(log)]
+    if getattr(request, "param", "runtime.bench") == "runtime.bench":
+        plan = RunPlan(
+            mode="selfspec",
+            model=tmp_path,
+            random_weights=True,
+            tp=2,
+            gen_tokens=100_000,
+            output=log,
+        )
+        plan.write(tmp_path / "plan.json")
+        command = ["runtime.bench", str(tmp_path / "plan.json")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
+    return process
+
+
+def test_what_was_measured_before_a_rank_died_is_on_disk(
+    long_run: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    ranks = children(long_run.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, said = long_run.communicate(timeout=30)
+    assert long_run.returncode == 1
+    assert said.splitlines()[-1] == "error: rank 1 was killed by SIGKILL; all ranks were stopped"
+    wait_for(lambda: not any(alive(rank) for rank in ranks))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert "provenance" in json.loads(lines[0])
+    assert json.loads(lines[2])["round"]["gamma"] == 4
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_launcher_that_is_stopped_leaves_no_rank(
+    long_run: subprocess.Popen[str], how: signal.Signals, code: int
+) -> None:
+    ranks = children(long_run.pid)
+    long_run.send_signal(how)
+    assert long_run.wait(timeout=30) == code
+    wait_for(lambda: not any(alive(rank) for rank in ranks))
+
+
+@pytest.mark.parametrize("long_run", ["runtime.bench", "app.cli.main"], indirect=True)
+def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen[str]) -> None:
+    ranks = children(long_run.pid)
+    assert len(ranks) == 2
+    long_run.send_signal(signal.SIGTERM)
+    _, said = long_run.communicate(timeout=10)
+    assert long_run.returncode == 143
+    assert said == "error: terminated by SIGTERM; all ranks were stopped\n"
+    wait_for(lambda: not any(alive(rank) for rank in ranks), seconds=2)
+
+
+def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    plan = tmp_path / "plan.json"
+    RunPlan(mode="baseline", model=tmp_path, tp=2).write(plan)
+    command = [sys.executable, "-m", "runtime.bench", str(plan)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "is a pickle" in done.stderr and done.stderr.count("\n") == 1
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process has started and not yet reaped."""
+    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in listed if alive(int(child))]
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
