@@ -103,3 +103,18 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--kv-budget" in done.stdout
+
+
+def test_without_torch_one_line_says_how_to_install_it() -> None:
+    words = ["run", "baseline", "--model", "llama-68m", "--random-weights"]
+    for tp in ("1", "2"):
+        code = (
+            "import sys, app.cli.main\n"
+            "sys.modules['torch'] = None\n"
+            f"sys.exit(app.cli.main.run({[*words, '--tp', tp]!r}))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2, done.stderr
+        assert "pip install 'specroof[runtime]'" in done.stderr and done.stderr.count("\n") == 1
