@@ -12,7 +12,7 @@ import pytest
 from app.cli.commands import run as command
 from app.cli.main import run
 from perfmodel import ConfigError, ScenarioInput
-from runtime import EngineError, InputError, RunPlan, plan_flags
+from runtime import EngineError, InputError, RunPlan, TablePlan, plan_flags
 
 PLAN = RunPlan(
     mode="standalone",
@@ -66,6 +66,12 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert RunPlan.read(tmp_path / "plan.json") == PLAN
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
     assert PLAN.dtype == "bfloat16"
+
+
+def test_the_plan_of_a_table_travels_too(tmp_path: Path) -> None:
+    plan = TablePlan(models=(Path("a"), Path("b")), tp=2, output=Path("rows.jsonl"))
+    plan.write(tmp_path / "plan.json")
+    assert TablePlan.read(tmp_path / "plan.json") == plan
 
 
 @pytest.mark.parametrize(
