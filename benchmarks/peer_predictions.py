@@ -3,11 +3,12 @@
 Run it in a virtual environment of its own, outside the repository:
 
     python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
-    peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv --gpu h200
+    PYTHONPATH=. peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv
 
-It needs the case files alone. Every peer gets the same shapes, batch and cached tokens: T_T over
-the context, T_D over the draft's KV budget with the draft's shape, T_V as the peer itself prices it
-(an empty cell where it cannot). A tool that is not installed is left out, and said so.
+It needs the case files and the catalog's datasheets. Every peer gets the same shapes, batch and
+cached tokens: T_T over the context, T_D over the draft's KV budget with the draft's shape, T_V as
+the peer itself prices it (an empty cell where it cannot). A tool that is not installed is left
+out, and said so.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from perfmodel import catalog
+from perfmodel.units import GB, TFLOP
+
 Times = dict[str, float | None]
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
 Step = Callable[[str, int, int, int], float | None]  # model, batch, tokens, gamma: seconds
-# TFLOP/s, GB, GB/s and GB/s of NVLink one way, from the datasheets.
-DATASHEETS = {
-    "h200": {"Flops": 989, "Memory_size": 141, "Memory_BW": 4800, "ICN": 450},
-    "h100-sxm": {"Flops": 989, "Memory_size": 80, "Memory_BW": 3350, "ICN": 450},
-}
 TABLES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm"}  # of aiconfigurator
 
 
@@ -69,6 +68,19 @@ def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
     return step
 
 
+def genz_system(gpu: str) -> dict[str, Any]:
+    """GenZ's description of a GPU of the catalog: TFLOP/s, GB, GB/s, and GB/s of links one way."""
+    sheet, link = catalog.gpu(gpu), catalog.default_machine(gpu).link
+    assert sheet.datasheet_memory_bytes is not None  # every file of the catalog states it
+    return {
+        "Flops": sheet.peak_flops / TFLOP,
+        "Memory_size": sheet.datasheet_memory_bytes / GB,
+        "Memory_BW": sheet.hbm_bandwidth / GB,
+        "ICN": link.bandwidth / GB,
+        "real_values": True,
+    }
+
+
 def genz(models: dict[str, Any], gpu: str) -> Step:
     """Seconds of a decode step by GenZ's roofline at full efficiency; it prices no verification."""
     from GenZ import decode_moddeling
@@ -96,7 +108,7 @@ def genz(models: dict[str, Any], gpu: str) -> Step:
             Bb=1,
             input_tokens=tokens,
             output_tokens=0,
-            system_name={**DATASHEETS[gpu], "real_values": True},
+            system_name=genz_system(gpu),
             system_eff=1,
             bits="bf16",
         )
@@ -150,7 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--gpu", choices=sorted(DATASHEETS), default="h200")
+    parser.add_argument("--gpu", choices=sorted(TABLES), default="h200")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     files = [json.loads(path.read_text(encoding="utf-8")) for path in options.cases]

@@ -30,12 +30,17 @@ from perfmodel.errors import (
 )
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.kernels.attention_scheduled import BlockTable
-from perfmodel.kernels.attention_split import Cut, runtime_cut
+from perfmodel.kernels.attention_split import (
+    BLOCKS_PER_SM,
+    TILE_ROWS,
+    AttentionCall,
+    Cut,
+    tile_index,
+)
 from perfmodel.kernels.attention_tables import DecodeTable, PrefillTable
 from perfmodel.kernels.collectives import CollectiveCurve, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency, carried
 from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
-from perfmodel.kernels.kv_tiles import kv_tile_tokens
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.passes.parts import GROUPS, Part, StepTime
@@ -102,6 +107,7 @@ from perfmodel.units import format_bytes, format_chance, format_seconds, format_
 __all__ = [
     "ACCEPTANCE_KEYS",
     "ARRAY_AXES",
+    "BLOCKS_PER_SM",
     "BOUNDS",
     "DRAFTERS",
     "DTYPE_BYTES",
@@ -114,10 +120,12 @@ __all__ = [
     "REFERENCE_BUDGET_TOKENS",
     "SCHEDULE_GAMMAS",
     "SLO",
+    "TILE_ROWS",
     "Acceptance",
     "AcceptanceCurve",
     "AcceptancePoint",
     "AcceptanceProcess",
+    "AttentionCall",
     "AttentionCurve",
     "Block",
     "BlockTable",
@@ -193,7 +201,6 @@ __all__ = [
     "gamma_schedule",
     "infeasible_reason",
     "kv_loss",
-    "kv_tile_tokens",
     "largest_batch",
     "lengths",
     "measured_curves",
@@ -211,7 +218,6 @@ __all__ = [
     "recommendation_dict",
     "recorded_acceptance",
     "roofline_seconds",
-    "runtime_cut",
     "scenario_acceptance",
     "scenario_dict",
     "search",
@@ -222,6 +228,7 @@ __all__ = [
     "speedup_interval",
     "sweep",
     "target_rank",
+    "tile_index",
     "tokens_per_round",
     "tokens_per_round_iid",
     "trace_rows",

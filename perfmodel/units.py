@@ -5,10 +5,13 @@ SI floats are used everywhere inside; this is the only module that says what a p
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 TFLOP = 1e12
 MS, US = 1e-3, 1e-6
+Z90 = NormalDist().inv_cdf(0.95)  # standard deviations to either side of a 90 % interval
 
 
 def format_seconds(seconds: float) -> str:

@@ -4,8 +4,8 @@
 
 KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
 medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
-they are not in its cache, comes before. `runtime.attention.split_cost` has its constants from
-such a file: calibration/measured/h200-splits.jsonl.gz.
+they are not in its cache, comes before. `runtime.attention.split_kv` has its constants from such a
+file: calibration/measured/h200-splits.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # installed or not
 
+
 from calibration.measure.bench import Bench
 from calibration.measure.grid import MODELS, calls_per_graph, heads_of
 from calibration.records.cells import PAGE, Cell, attention_cell
-from runtime.attention.split_kv import BlockGrid, schedule
+from runtime.attention.split_kv import BLOCKS_PER_SM, LEAST_RANGE_TOKENS, BlockGrid, schedule
 from runtime.bench.provenance import source_commit
 
 BATCHES = (1, 2, 4, 8, 16, 24, 33, 34, 48, 64, 96, 128, 192, 256)
 KV_TOKENS = (128, 256, 512, 1024, 2048, 4096, 16384)
 QUERY_TOKENS = (1, 2, 4, 9)
 KV_BYTES = 20e9
-BLOCKS_PER_SM = 2
-LEAST_RANGE = 128  # tokens
 MOST_FILL = 4.0  # blocks over what the GPU holds, beyond which nothing is cut
 
 
@@ -87,7 +86,7 @@ def cells(processors: int) -> list[Cell]:
 
 def ranges_to_try(cell: Cell, processors: int) -> list[int]:
     """None, few, a quarter, half and all of the ranges that fill the GPU, as its KV allows."""
-    longest = max(1, int(cell["kv_tokens"]) // LEAST_RANGE)
+    longest = max(1, int(cell["kv_tokens"]) // LEAST_RANGE_TOKENS)
     full = max(1, int(1.0 / fill(cell, processors)))
     asked = {1, 2, 3, full // 4, full // 2, full}
     return sorted(count for count in asked if 1 <= count <= longest)

@@ -45,10 +45,11 @@ from perfmodel import (
     AcceptancePoint,
     kv_loss,
 )
+from perfmodel.units import Z90
 
 Floats = NDArray[np.float64]
 
-RUN_NOISE = 0.03 / 1.645  # standard deviation in α: ±0.03 between runs, read as a 90 % range
+RUN_NOISE = 0.03 / Z90  # standard deviation in α: ±0.03 between runs, read as a 90 % range
 UNSTATED_BUDGET = log(2.0)  # an unstated or assumed budget is off by a factor of 2 (one sigma)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.fit.foreign import read_nccl_tests, read_vidur
 from calibration.fit.own.fit import fit_own
 from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fit_tables
-from calibration.records.foreign import read_nccl_tests, read_vidur
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
 from calibration.records.steps import RecordError, StepRecord, json_lines, read_records
 from perfmodel import ConfigError, catalog

@@ -1,8 +1,8 @@
 """Which cells a GPU's kernels are timed at: attention, GEMM, layers, small operations, HBM, host.
 
-Pure standard library: it runs where there is no GPU. Sizes are per rank; KV and weights are bf16.
-A group of tier 1 is measured before any of tier 2, and within a group the coarse cells come first,
-so that a run cut off at any time leaves records that a fit can use.
+Neither torch nor a GPU is needed. Model shapes are the catalog's; sizes are per rank; KV and
+weights are bf16. A group of tier 1 is measured before any of tier 2, and within a group the coarse
+cells come first, so that a run cut off at any time leaves records that a fit can use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calibration.records.cells import Cell, attention_cell, bytes_moved, flops, gemm_cell, key
+from calibration.records.cells import Cell, attention_cell, bytes_moved, flops, key
+from perfmodel import ModelSpec, catalog
 
 POOL_BYTES = 24e9  # weights and KV are cut from one random buffer of this size
 SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 of an H100
@@ -24,14 +25,8 @@ REPEATS = 7
 SUSTAINED_S = 0.4  # of one GEMM without a pause, until clocks and power have settled
 MEMORY_BYTES = 141e9  # of an H200: no layer's KV can exceed a model's share of it
 
-# hidden, query heads, KV heads, head_dim, MLP width, vocabulary, layers (each config.json)
-MODELS: dict[str, tuple[int, int, int, int, int, int, int]] = {
-    "llama-3.1-8b": (4096, 32, 8, 128, 14336, 128256, 32),
-    "llama-2-7b": (4096, 32, 32, 128, 11008, 32000, 32),
-    "llama-3.2-1b": (2048, 32, 8, 64, 8192, 128256, 16),
-    "tinyllama-1.1b": (2048, 32, 4, 64, 5632, 32000, 22),
-    "qwen2.5-7b": (3584, 28, 4, 128, 18944, 152064, 28),
-}
+MODEL_NAMES = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
+MODELS: tuple[ModelSpec, ...] = tuple(map(catalog.model, MODEL_NAMES))
 # Both sides of where sequences of 4, 8 or 32 KV heads, in a few ranges each, fill two blocks on
 # each of 132 SMs: 34, 17, 12, 9 and their like.
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
@@ -53,15 +48,19 @@ GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 
              1408, 1536, 1792, 2048, 2304)  # fmt: skip
 LIBRARY_BEYOND = 128  # rows; with more the runtime takes cuBLAS too
 CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= LIBRARY_BEYOND)
+BIASED = {
+    ((spec.query_heads + 2 * spec.kv_heads) * spec.head_dim, spec.hidden)
+    for spec in MODELS
+    if spec.qkv_bias
+}  # (N, K) of fused query, key and value projections with a bias
 COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV with them
 SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
 
 
-def heads_of(model: str, tp: int = 1) -> tuple[int, int, int]:
+def heads_of(model: ModelSpec, tp: int = 1) -> tuple[int, int, int]:
     """Query heads, KV heads and head dimension of one rank."""
-    _, query_heads, kv_heads, head_dim, *_ = MODELS[model]
-    return query_heads // tp, max(1, kv_heads // tp), head_dim
+    return model.query_heads // tp, max(1, model.kv_heads // tp), model.head_dim
 
 
 def attention_cells(tp: int = 1) -> list[Cell]:
@@ -113,8 +112,9 @@ def _batches(tp: int) -> tuple[int, ...]:
 def gemm_shapes(tp: int = 1) -> list[tuple[int, int]]:
     """Distinct (N, K) of the fused projections of every model on one of `tp` ranks."""
     shapes = set()
-    for model, (hidden, _, _, _, ffn, vocab, _) in MODELS.items():
+    for model in MODELS:
         heads, kv_heads, head_dim = heads_of(model, tp)
+        hidden, ffn, vocab = model.hidden, model.ffn_hidden, model.vocab
         shapes.add(((heads + 2 * kv_heads) * head_dim, hidden))
         shapes.add((hidden, heads * head_dim))
         shapes.add((2 * ffn // tp, hidden))
@@ -131,6 +131,12 @@ def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
     return [gemm_cell(m, n, k, path) for (n, k), m in itertools.product(shapes, rows)]
 
 
+def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
+    """One product of (m, k) and (k, n) in bf16."""
+    cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
+    return cell | {"bias": True} if path == "runtime" and (n, k) in BIASED else cell
+
+
 def sustained_cells() -> list[Cell]:
     """The same GEMM for long enough that the power limit lowers the clock."""
     shapes = ((28672, 4096), (4096, 14336), (22016, 4096))
@@ -143,10 +149,11 @@ def layer_cells() -> list[Cell]:
     cells = []
     points = ((1, 1, 2048), (8, 1, 512), (8, 1, 16384), (32, 1, 512), (32, 1, 4096), (32, 4, 4096),
               (128, 1, 512), (128, 1, 2048), (128, 8, 1024))  # fmt: skip
-    for model, (hidden, heads, kv_heads, head_dim, ffn, _, _) in MODELS.items():
+    for model in MODELS:
+        widths = {"hidden": model.hidden, "ffn": model.ffn_hidden}
         for batch, query_tokens, kv_tokens in points:
-            cell = attention_cell((heads, kv_heads, head_dim), batch, kv_tokens, query_tokens)
-            cells += _fitting([cell | {"op": "layer", "hidden": hidden, "ffn": ffn}], model)
+            cell = attention_cell(heads_of(model), batch, kv_tokens, query_tokens)
+            cells += _fitting([cell | {"op": "layer", **widths}], model)
     return cells
 
 
@@ -154,12 +161,12 @@ def small_cells() -> list[Cell]:
     """The runtime's norm, rotary with append, and activation; argmax, bare kernels."""
     cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
     for tokens in SMALL_TOKENS:
-        for hidden, heads, kv_heads, head_dim, ffn, vocab, _ in MODELS.values():
-            group = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-            cells += [{"op": "add_norm", "tokens": tokens, "hidden": hidden},
+        for model in MODELS:
+            group = dict(zip(("query_heads", "kv_heads", "head_dim"), heads_of(model), strict=True))
+            cells += [{"op": "add_norm", "tokens": tokens, "hidden": model.hidden},
                       {"op": "place", "tokens": tokens, **group},
-                      {"op": "silu_mul", "tokens": tokens, "ffn": ffn},
-                      {"op": "argmax", "tokens": tokens, "vocab": vocab}]  # fmt: skip
+                      {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
+                      {"op": "argmax", "tokens": tokens, "vocab": model.vocab}]  # fmt: skip
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
@@ -200,10 +207,9 @@ def cell_seconds(cell: Cell) -> float:
     return CELL_OVERHEAD_S + (REPEATS + 2) * replay
 
 
-def _fitting(cells: Iterable[Cell], model: str) -> list[Cell]:
+def _fitting(cells: Iterable[Cell], model: ModelSpec) -> list[Cell]:
     """Cells whose KV, in all layers, a GPU holds; two layers' must fit the pool beside weights."""
-    layers = MODELS[model][-1]
-    most = min(MEMORY_BYTES / layers, POOL_BYTES / 2 - 1e9)
+    most = min(MEMORY_BYTES / model.layers, POOL_BYTES / 2 - 1e9)
     return [cell for cell in cells if bytes_moved(cell) <= most]
 
 

@@ -4,7 +4,7 @@
 (GPU, driver, versions, date, commit, command), one record per cell of `kernel_grid`, timed as
 `kernel_bench` says, and at the end of each run the clocks and power seen. Cells that FILE holds are
 passed over, so a run that was stopped goes on. `--list` shows the grid. Only a run needs torch,
-flashinfer, nvcc (first use compiles two kernels) and a GPU; nothing here needs pydantic.
+flashinfer, nvcc (first use compiles two kernels) and a GPU.
 """
 
 from __future__ import annotations

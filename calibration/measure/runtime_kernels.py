@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from calibration.measure.grid import MODELS
+from calibration.measure.grid import MODELS, heads_of
 from calibration.records.cells import PAGE, Cell
 
 EPSILON = 1e-5  # of the norms
@@ -104,10 +104,12 @@ class RuntimeKernels:
         def empty(*shape: int) -> Any:
             return torch.zeros(*shape, dtype=torch.bfloat16, device=self.device)
 
-        for hidden, heads, kv_heads, dim, ffn, vocab, _ in MODELS.values():
+        for model in MODELS:
+            hidden, ffn = model.hidden, model.ffn_hidden
+            heads, kv_heads, dim = heads_of(model)
             width = (heads + 2 * kv_heads) * dim
             shapes = ((width, hidden), (hidden, heads * dim), (2 * ffn, hidden), (hidden, ffn))
-            weights, head = tuple(empty(*shape) for shape in shapes), empty(vocab, hidden)
+            weights, head = tuple(empty(*shape) for shape in shapes), empty(model.vocab, hidden)
             for count in rows:
                 place = self.placer(count, count, (heads, kv_heads), dim)
                 cache = (empty(count, kv_heads, dim), empty(count, kv_heads, dim))

@@ -10,7 +10,6 @@ OVER_CACHE = ("attention", "attention_between")
 Cell = dict[str, Any]  # the parameters of one measurement; "op" says which
 PAGE = 16
 ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
-BIASED = {(4608, 3584)}  # (N, K) of Qwen2.5-7B's qkv
 
 
 def attention_cell(
@@ -27,12 +26,6 @@ def attention_cell(
         "head_dim": heads[2], "page_tokens": page_tokens, "batch": batch, "kv_tokens": kv_tokens,
         "query_tokens": query_tokens,
     }  # fmt: skip
-
-
-def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
-    """One product of (m, k) and (k, n) in bf16."""
-    cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
-    return cell | {"bias": True} if path == "runtime" and (n, k) in BIASED else cell
 
 
 def bytes_moved(cell: Cell) -> float:

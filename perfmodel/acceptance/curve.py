@@ -40,10 +40,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.errors import ConfigError
+from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
 REFERENCE_BUDGET_TOKENS = 512.0
-Z_90 = 1.6449  # two-sided 90 % of a normal distribution
 NUMBERS = (
     "ceiling",
     "level",
@@ -144,7 +144,7 @@ class AcceptanceCurve:
             + (self.sigma_budget * beyond_budget) ** 2
             + (self.sigma_context * beyond_context) ** 2
         )
-        factor = np.exp(np.minimum(Z_90 * np.sqrt(variance), 50.0))
+        factor = np.exp(np.minimum(Z90 * np.sqrt(variance), 50.0))
         return 1.0 - np.minimum(loss * factor, 1.0), 1.0 - loss / factor
 
     def measured(

@@ -19,7 +19,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.kernels.attention_split import BLOCKS_PER_SM, TILE_ROWS, Cut, runtime_cut
+from perfmodel.kernels.attention_split import (
+    BLOCKS_PER_SM,
+    TILE_ROWS,
+    AttentionCall,
+    Cut,
+    tile_index,
+)
 from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
@@ -28,6 +34,7 @@ Array: TypeAlias = NDArray[np.float64]
 NS = 1e-9
 ELEMENT_BYTES = 2.0  # of what was timed
 SMOOTH_MAX = 4.0  # exponent of the norm that stands for max()
+CHUNK = 512  # batches cut at once: their ways to cut fit a processor's cache
 RAMP = 0.1  # of the multiprocessors: over so many more blocks the slowdown of pairs sets in
 
 
@@ -123,39 +130,55 @@ def block_seconds(
 
     Sweeps and the explorer ask for the same grid over and over: it is remembered, and read-only.
     """
-    axes = tuple((x.tobytes(), x.shape) for x in (batch * kv_heads, kv_tokens, query_tokens))
+    axes = tuple((x.tobytes(), x.shape) for x in (batch, kv_tokens, query_tokens))
     rates = (sm_count, hbm_bandwidth, bytes_per_element)
-    return _seconds(tables, axes, query_heads / kv_heads, head_dim, *rates)
+    return _seconds(tables, axes, query_heads, kv_heads, head_dim, *rates)
 
 
 @lru_cache(maxsize=256)
 def _seconds(
     tables: tuple[BlockTable, ...],
     axes: tuple[tuple[bytes, tuple[int, ...]], ...],
-    group: float,
+    query_heads: int,
+    kv_heads: int,
     head_dim: int,
     sm_count: int,
     hbm_bandwidth: float,
     bytes_per_element: float,
 ) -> Array:
-    """The same of (units, tokens, query tokens), each as its bytes and shape."""
+    """The same of (sequences, tokens, query tokens), each as its bytes and shape."""
     arrays = [np.frombuffer(data).reshape(shape) for data, shape in axes]
-    units, tokens, queries = np.broadcast_arrays(*arrays)
-    seconds = np.empty(units.shape)
-    of_tile = np.minimum(np.searchsorted(TILE_ROWS, queries * group), len(TILE_ROWS) - 1)
+    grid = np.broadcast_arrays(*arrays)
+    batch, tokens, queries = (x.ravel() for x in grid)
+    group, seconds = query_heads / kv_heads, np.empty(batch.shape)
+    of_tile = tile_index(queries * group)
     for index, tile in enumerate(TILE_ROWS):
-        if not np.any(mine := of_tile == index):
-            continue
-        table, rows = table_for(tables, head_dim, float(tile)), queries[mine] * group
-        work = {"units": units[mine], "tokens": tokens[mine]}
-        cut = runtime_cut(**work, rows=rows, tile_rows=tile, head_dim=head_dim, sm_count=sm_count)
-        form = table.form_seconds(
-            cut, unit_tokens=work["units"] * work["tokens"], merged_rows=work["units"] * rows,
-            sm_count=sm_count, hbm_bandwidth=hbm_bandwidth, bytes_per_element=bytes_per_element,
-        )  # fmt: skip
-        seconds[mine] = form * np.exp(table.residual_at(group, cut, sm_count))
-    seconds.flags.writeable = False
-    return seconds
+        mine, table = np.flatnonzero(of_tile == index), table_for(tables, head_dim, float(tile))
+        for start in range(0, len(mine), CHUNK):
+            part = mine[start : start + CHUNK]
+            count, read, new = batch[part], tokens[part], queries[part]
+            call = AttentionCall(
+                query_tokens=new,
+                query_heads=query_heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                sm_count=sm_count,
+            )
+            held = np.maximum(count, 1.0)  # an empty batch is cut as one sequence
+            cut = call.split_kv(read[:, None], held[:, None])
+            cut = cut._replace(blocks=cut.blocks * count / held)
+            form = table.form_seconds(
+                cut,
+                unit_tokens=count * kv_heads * read,
+                merged_rows=count * new * query_heads,
+                sm_count=sm_count,
+                hbm_bandwidth=hbm_bandwidth,
+                bytes_per_element=bytes_per_element,
+            )
+            seconds[part] = form * np.exp(table.residual_at(group, cut, sm_count))
+    found = seconds.reshape(grid[0].shape)
+    found.flags.writeable = False
+    return found
 
 
 def table_for(tables: tuple[BlockTable, ...], head_dim: int, rows: float) -> BlockTable:

@@ -1,85 +1,148 @@
-"""Into which blocks the runtime cuts a pass's attention: its own rule, told again.
+"""`AttentionCall.split_kv`: into which blocks the runtime cuts the KV of one pass's attention.
 
-`runtime/attention/split_cost.py` and `split_kv.py` choose the cut by an estimate of their own, at
-the start, from host numbers. What they choose has to be known to price it; perfmodel and runtime
-do not import each other, so the rule stands here a second time, for sequences of equal length. A
-test holds both together.
+The runtime runs a block per (sequence, tile of query rows, range of KV, KV head) and merges the
+ranges afterwards. It cuts the longest sequence evenly, all others into ranges of that length, and
+takes the cut of least estimated time. To price a pass the cut has to be known; perfmodel and
+runtime do not import each other, so the rule of `runtime/attention/split_kv.py` is repeated here.
+`tests/calibration/test_split_rule.py` checks that both cut alike.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
+Counts: TypeAlias = NDArray[np.intp]
 
-BLOCKS_PER_SM = 2  # what the kernel is built to run side by side
-HALF_WAVES = 8  # of blocks that KV is cut into, at most
-PAGE_TOKENS = 16.0  # ranges are whole pages
-LEAST_RANGE_TOKENS = 128.0
-ALIKE = 1.02  # of two cuts this near the coarser is taken
-
+BLOCKS_PER_SM = 2  # that the kernel is built to run side by side, flashinfer 0.6.6
 TILE_ROWS = (16, 64, 128)  # packed query rows of one block
+PAGE_TOKENS = 16.0  # ranges are whole pages
+LEAST_PAGES = 8.0  # of a range
+MOST_WAVES = 4.0  # of blocks that KV is cut into: their partial results take memory
+ALIKE = 1.02  # of cuts whose estimates are this near the coarsest is taken
 
-# The runtime's estimate of one call: runtime/attention/split_cost.py has the source of each.
-_TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}
+# The estimate of one call; runtime/attention/split_kv.py has the source.
+_TOKEN_S = np.array([3.6e-9, 8.8e-9, 17e-9])  # by tile
 _TOKEN_DIM_S, _BLOCK_S, _LAUNCH_S, _PAIRED = 0.09e-9, 3.7e-6, 1.3e-6, 1.4
-_BYTES_PER_S, _MERGE_S, _MERGE_ROW_S, _SMOOTH = 4.6e12, 2.5e-6, 3.4e-9, 4
+_BYTES_PER_S, _MERGE_S, _MERGE_ROW_S = 4.6e12, 2.5e-6, 3.4e-9
 
 
 class Cut(NamedTuple):
-    """Blocks over all sequences and KV heads, and tokens of the longest range; arrays alike."""
+    """The cuts of some batches; arrays of one shape."""
 
-    blocks: Array
-    range_tokens: Array
+    blocks: Array  # of all sequences, tiles of query rows, ranges and KV heads
+    range_tokens: Array  # of the longest range
     merged: Array  # 1 where results of several ranges are merged, else 0
+    seconds: Array  # the runtime's estimate
 
 
-def runtime_cut(
-    *, units: Array, tokens: Array, rows: Array, tile_rows: int, head_dim: int, sm_count: int
-) -> Cut:
-    """The runtime's cut of sequences of equal length.
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class AttentionCall:
+    """One pass's attention on one rank, without the lengths of its caches.
 
-    Parameters
-    ----------
-    units, tokens, rows : arrays of one shape
-        Sequences x KV heads; tokens read of each; packed query rows, query tokens x group.
+    The first three may be arrays (batches,).
     """
-    tiles = np.maximum(np.ceil(rows / tile_rows), 1.0)
-    pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
-    most = np.maximum(np.ceil(tokens / LEAST_RANGE_TOKENS), 1.0)
-    held = np.maximum(units, 1.0)  # an empty batch is cut as one sequence
-    halves = [np.floor(n * sm_count / (held * tiles)) for n in range(1, HALF_WAVES + 1)]
-    cuts = np.stack([np.ones(units.shape), *(np.clip(half, 1.0, most) for half in halves)])
-    ranges = np.maximum(np.ceil(pages / cuts), LEAST_RANGE_TOKENS / PAGE_TOKENS)
-    ranges = np.minimum(np.where(cuts > 1.0, ranges, pages), pages)
-    count = np.ceil(pages / ranges)
-    blocks = units * tiles * count
-    seconds = cut_seconds(
-        blocks=held * tiles * count,
-        longest=ranges * PAGE_TOKENS,
-        total=held * tiles * pages * PAGE_TOKENS,
-        merged=np.where(count > 1.0, held * rows, 0.0),
-        tile_rows=tile_rows,
-        head_dim=head_dim,
-        sm_count=sm_count,
-    )
-    chosen = np.argmax(seconds <= ALIKE * seconds.min(axis=0), axis=0)[None]
-    whole = np.minimum(ranges * PAGE_TOKENS, tokens)
-    picked = (np.take_along_axis(part, chosen, axis=0)[0]
-              for part in (blocks, whole, (count > 1.0).astype(float)))  # fmt: skip
-    return Cut(*picked)
+
+    query_tokens: Array | float  # of each sequence
+    query_heads: Array | float
+    kv_heads: Array | float
+    head_dim: int
+    sm_count: int
+
+    def split_kv(self, kv_tokens: Array, sequences: Array | float = 1.0) -> Cut:
+        """The runtime's cut of each batch.
+
+        Parameters
+        ----------
+        kv_tokens : array (batches, lengths)
+            Tokens read of each sequence, those of its queries included.
+        sequences : float or array, broadcast to `kv_tokens`
+            How many sequences have that length: a batch of equal ones has one length.
+
+        Returns
+        -------
+        Cut
+            Of shape (batches,).
+        """
+        tokens, held = np.broadcast_arrays(kv_tokens, sequences)
+        pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
+        longest = pages.max(axis=1)
+        count, alike = held.sum(axis=1), (held * (pages == longest[:, None])).sum(axis=1)
+        kv_heads = np.broadcast_to(np.asarray(self.kv_heads, float), longest.shape)
+        packed = self.query_tokens * (self.query_heads / kv_heads)
+        tile = tile_index(packed)
+        tiles = np.maximum(np.ceil(packed / np.array(TILE_ROWS)[tile]), 1.0)
+        wave = np.floor(BLOCKS_PER_SM * self.sm_count / kv_heads)
+        room = np.maximum(MOST_WAVES * wave, tiles * count + wave)
+        # Every sequence has a block, the longest ones one a range.
+        most = np.minimum(longest / LEAST_PAGES, (room / tiles - count) / alike + 1.0)
+        ways = np.ceil(most).astype(int)
+        first = np.cumsum(ways) - ways
+        of = np.repeat(np.arange(len(ways)), ways)
+        ranges = np.ceil(longest[of] / (np.arange(len(of)) - first[of] + 1.0))
+        ranges = np.maximum(ranges, np.minimum(longest, LEAST_PAGES)[of])
+        blocks = tiles[of] * (held[of] * np.ceil(pages[of] / ranges[:, None])).sum(axis=1)
+        rows = (count * self.query_tokens * self.query_heads)[of]
+        seconds = call_seconds(
+            blocks=blocks * kv_heads[of],
+            longest=ranges * PAGE_TOKENS,
+            total=(tiles * (held * pages).sum(axis=1) * PAGE_TOKENS * kv_heads)[of],
+            merged=np.where(ranges < longest[of], rows, 0.0),
+            tile=tile[of],
+            head_dim=self.head_dim,
+            sm_count=self.sm_count,
+        )
+        chosen = _chosen(np.where(blocks <= room[of], seconds, np.inf), blocks, first, of)
+        return Cut(
+            blocks=blocks[chosen] * kv_heads,
+            range_tokens=np.minimum(ranges[chosen] * PAGE_TOKENS, tokens.max(axis=1)),
+            merged=(ranges[chosen] < longest).astype(float),
+            seconds=seconds[chosen],
+        )
+
+    def ragged_factor(self, kv_tokens: Array, idle: int = 0) -> float:
+        """Estimated seconds over those of equal caches of the same mean; 1 where they are equal.
+
+        Parameters
+        ----------
+        kv_tokens : array (sequences,)
+            Tokens read of each.
+        idle : int
+            Rows of a graph without a sequence, which read the tokens of their queries only.
+        """
+        if not idle and kv_tokens.min() == kv_tokens.max():
+            return 1.0
+        rows = np.concatenate([kv_tokens, np.full(idle, float(self.query_tokens))])
+        equal = self.split_kv(np.array([[kv_tokens.mean()]]), float(kv_tokens.size))
+        return float(self.split_kv(rows[None]).seconds[0] / equal.seconds[0])
 
 
-def cut_seconds(
+def _chosen(seconds: Array, blocks: Array, first: Counts, of: Counts) -> Counts:
+    """Of each batch's ways to cut, coarsest first, the one that the runtime takes."""
+    number = np.arange(len(of))
+    near = seconds <= ALIKE * np.minimum.reduceat(seconds, first)[of]
+    chosen = np.minimum.reduceat(np.where(near, number, len(of)), first)
+    # The choice fixes the blocks; where KV is cut, ranges are the shortest that need no more.
+    fits = (blocks <= blocks[chosen][of]) & (chosen > first)[of]
+    return np.maximum(chosen, np.maximum.reduceat(np.where(fits, number, 0), first))
+
+
+def tile_index(rows: Array) -> Counts:
+    """Index into `TILE_ROWS` of the tile that these packed query rows take."""
+    return np.minimum(np.searchsorted(TILE_ROWS, rows), len(TILE_ROWS) - 1)
+
+
+def call_seconds(
     *,
     blocks: Array,
     longest: Array,
     total: Array,
     merged: Array,
-    tile_rows: int,
+    tile: Counts,
     head_dim: int,
     sm_count: int,
 ) -> Array:
@@ -91,12 +154,15 @@ def cut_seconds(
         Blocks over all KV heads; tokens of the longest range.
     total, merged : array
         Tokens of all blocks; query tokens x query heads to merge, 0 where nothing is cut.
+    tile : array of int
+        Index into `TILE_ROWS`.
     """
-    per_token, mean = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim, total / blocks
-    full, rest = np.divmod(blocks, BLOCKS_PER_SM * sm_count)
+    per_token, mean = _TOKEN_S[tile] + _TOKEN_DIM_S * head_dim, total / blocks
+    full = np.floor(blocks / (BLOCKS_PER_SM * sm_count))
+    rest = blocks - full * (BLOCKS_PER_SM * sm_count)
     last = np.where(rest == 0, 0.0, np.where(rest <= sm_count, 1.0, _PAIRED))
     waves = (full * _PAIRED + last) * (_BLOCK_S + mean * per_token)
     work = waves + (longest - mean) * per_token
     memory = total * head_dim * 4 / _BYTES_PER_S
-    merge = np.where(merged > 0, _MERGE_S + merged * _MERGE_ROW_S, 0.0)
-    return np.asarray((work**_SMOOTH + memory**_SMOOTH) ** (1 / _SMOOTH) + _LAUNCH_S + merge)
+    body = np.sqrt(np.hypot(work * work, memory * memory))  # the 4-norm
+    return np.asarray(body + _LAUNCH_S + np.where(merged > 0, _MERGE_S + merged * _MERGE_ROW_S, 0))

@@ -2,7 +2,7 @@
 
 Rounds are priced by `estimate()` at the batch and the mean context of their sequences. For an
 engine that cuts attention as the runtime does, attention over unequal caches takes longer
-(`ragged_attention`); and where a graph holds more rows than sequences run, its products take them
+(`attention_cuts`); and where a graph holds more rows than sequences run, its products take them
 all, and its attention a block for each.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.kernels.attention_ragged import AttentionCall
+from perfmodel.kernels.attention_split import AttentionCall
 from perfmodel.scenario import Scenario
 from perfmodel.serving.round_times import estimate_rounds
 from perfmodel.speculation.round import RoundEstimate, target_rank

@@ -10,8 +10,7 @@ import numpy as np
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate, estimate
-
-Z90 = 1.645  # standard deviations to either side of a 90 % interval
+from perfmodel.units import Z90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,27 +1,42 @@
-"""How one pass's attention is cut into blocks of work: which rows of queries by which range of KV.
+"""Into which blocks one pass's attention is cut: rows of queries by ranges of KV.
 
 FlashInfer's batch-prefill kernel runs one block per (sequence, tile of query rows, range of KV, KV
-head) and merges the ranges afterwards. Its own planner fixes this per call and, in graph mode,
-picks a tile by the longest query that a batch could hold. Here the tile follows the pass's own
-queries and the rest is a few arrays of fixed size, so that one captured graph serves every round.
+head) and merges the ranges afterwards. Its planner fixes this per call and, in graph mode, picks a
+tile by the longest query that a batch could hold. Here the tile follows the pass's queries, and the
+rest is a few arrays of fixed size, so that one captured graph serves every round.
 
-Source: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`.
+The cut is the one of least estimated time: blocks run in waves of two a multiprocessor, which slow
+each other, no faster than memory delivers; cut KV costs a merge of each row of each query head.
+
+Source of the schedule: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`. Of
+the estimate: 3,118 timings of 1,022 shapes on an H200 (`scripts/tune_splits.py`, 45 s;
+calibration/measured/h200-splits.jsonl.gz), fitted by least squares of the logarithm and rounded;
+8 % rms. The cut of least estimate takes 0.3 % longer than the best of those timed on average, 17 %
+at worst. On another GPU only `processors` differs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.attention.split_cost import BLOCKS_PER_SM, pass_seconds
-
 Ints = NDArray[np.int32]
-_LEAST_SPLIT_TOKENS = 128
+Floats = NDArray[np.float64]
+
+BLOCKS_PER_SM = 2  # that the kernel is built to run side by side
+LEAST_RANGE_TOKENS = 128
 _MOST_WAVES = 4  # of split blocks: their partial results take memory
-_ALIKE = 1.02  # estimates that differ by less
+_ALIKE = 1.02  # of cuts whose estimates are this near the coarsest is taken
+_TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}  # of a lone block, by rows of its tile
+_TOKEN_DIM_S = 0.09e-9  # the same, by head dimension
+_BLOCK_S, _LAUNCH_S = 3.7e-6, 1.3e-6
+_PAIRED = 1.4  # how much longer two blocks on a multiprocessor take than one
+_BYTES_PER_S = 4.6e12
+_MERGE_S, _MERGE_ROW_S = 2.5e-6, 3.4e-9  # of a call; of one query token and query head
 
 
 def query_tile_rows(query_tokens: int, group: int) -> int:
@@ -58,11 +73,21 @@ class BlockGrid:
     ) -> BlockGrid:
         """The grid for these query counts on a GPU of `processors` multiprocessors.
 
-        It has room for the blocks of the cut that takes least by `split_cost`, at these lengths.
+        It has room for the blocks of the cut that takes least by `pass_seconds`, at these lengths.
         """
-        tile = query_tile_rows(-(-int(query_tokens.sum()) // len(query_tokens)), group)
-        tiles = -(-(query_tokens * group) // tile)
-        pages = _pages_read(kv_tokens, page_tokens, window_tokens, tile)
+        query_rows = int(query_tokens.sum())
+        tile = query_tile_rows(-(-query_rows // len(query_tokens)), group)
+        whole = cls(
+            batch=len(query_tokens),
+            query_rows=query_rows,
+            group=group,
+            tile_rows=tile,
+            page_tokens=page_tokens,
+            window_tokens=window_tokens,
+            blocks=0,
+            split=False,
+        )
+        tiles, pages = -(-(query_tokens * group) // tile), pages_read(whole, kv_tokens)
         lengths = _even_cuts(int(pages.max()), page_tokens)
         blocks = (tiles * -(-pages // lengths[:, None])).sum(1)
         wave = BLOCKS_PER_SM * processors // kv_heads
@@ -72,22 +97,13 @@ class BlockGrid:
             blocks=blocks * float(kv_heads),
             longest_tokens=lengths * float(page_tokens),
             total_tokens=float((tiles * pages).sum()) * page_tokens * kv_heads,
-            merged_rows=float(query_tokens.sum()) * group * kv_heads,
+            merged_rows=float(query_rows) * group * kv_heads,
             tile_rows=tile,
             head_dim=head_dim,
             processors=processors,
         )
         best = int(np.flatnonzero(seconds <= _ALIKE * seconds.min())[0])  # the longest ranges
-        return cls(
-            batch=len(query_tokens),
-            query_rows=int(query_tokens.sum()),
-            group=group,
-            tile_rows=tile,
-            page_tokens=page_tokens,
-            window_tokens=window_tokens,
-            blocks=int(blocks[best]),
-            split=best > 0,
-        )
+        return replace(whole, blocks=int(blocks[best]), split=best > 0)
 
     @property
     def partial_rows(self) -> int:
@@ -114,7 +130,10 @@ class Blocks:
 
 def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
     """Pages that each sequence's attention reads: all that its blocks depend on."""
-    return _pages_read(kv_tokens, grid.page_tokens, grid.window_tokens, grid.tile_rows)
+    pages = -(-kv_tokens // grid.page_tokens)
+    if grid.window_tokens is None:
+        return pages
+    return np.minimum(pages, -(-(grid.window_tokens - 1 + grid.tile_rows) // grid.page_tokens))
 
 
 def schedule(grid: BlockGrid, pages: Ints, query_tokens: Ints) -> Blocks:
@@ -162,35 +181,24 @@ def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: b
 
 def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int:
     """The shortest range that the blocks have room for, among even cuts of the longest sequence."""
-    least = _least_pages(grid.page_tokens)
-    # So many cuts surely fit; with more than `many`, ranges are too short for the work.
-    few, many = max(1, grid.blocks // int(tiles.sum())), -(-longest // least)
-    shortest = -(-int(tiles @ pages) // grid.blocks)
-    if shortest > least:
-        many = min(many, -(-longest // (shortest - 1)) - 1)
-    few, last, probes = min(few, many), _last_cuts(grid), 0
-    while few < many:
-        # Mostly as many as before fit, and one more does not.
-        middle = min(max(last[0], few + 1), many) if probes < 2 else (few + many + 1) // 2
-        length = max(-(-longest // middle), least)
-        if int(tiles @ -(-pages // length)) <= grid.blocks:
-            few = middle
-        else:
-            many = middle - 1
-        probes += 1
-    last[0] = few
-    return max(-(-longest // few), least)
+    least = max(1, LEAST_RANGE_TOKENS // grid.page_tokens)
+    work, whole = int(tiles @ pages), int(tiles.sum())
+    # Ranges of an even share fill all blocks at best; with a block spare for each tile they fit.
+    share, spare = -(-work // grid.blocks), grid.blocks - whole
+    most = -(-longest // max(least, share - 1)) - (share > least)
+    few = max(grid.blocks // whole, longest // -(-work // spare) if spare else 1)
+    few = min(few, most)
 
+    def blocks(cuts: int) -> int:
+        return int(tiles @ -(-pages // max(-(-longest // cuts), least)))
 
-@lru_cache(maxsize=64)
-def _last_cuts(grid: BlockGrid) -> list[int]:
-    """Where the next search begins: one number, written to."""
-    return [1]
+    cuts = few + bisect_right(range(few + 1, most + 1), grid.blocks, key=blocks)
+    return max(-(-longest // cuts), least)
 
 
 def _even_cuts(longest: int, page_tokens: int) -> Ints:
     """Lengths of ranges, in pages, that cut the longest sequence evenly; itself first."""
-    least = min(longest, _least_pages(page_tokens))
+    least = min(longest, max(1, LEAST_RANGE_TOKENS // page_tokens))
     lengths = -(-longest // np.arange(1, -(-longest // least) + 1, dtype=np.int32))
     return np.unique(np.maximum(lengths, least))[::-1]
 
@@ -205,18 +213,40 @@ def _int32_bytes(values: Ints) -> bytes:
     return values.astype(np.int32, copy=False).tobytes()
 
 
-def _least_pages(page_tokens: int) -> int:
-    return max(1, _LEAST_SPLIT_TOKENS // page_tokens)
-
-
-def _pages_read(kv_tokens: Ints, page_tokens: int, window_tokens: int | None, tile: int) -> Ints:
-    pages = -(-kv_tokens // page_tokens)
-    if window_tokens is None:
-        return pages
-    return np.minimum(pages, -(-(window_tokens - 1 + tile) // page_tokens))
-
-
 def _offsets(counts: Ints) -> Ints:
     found = np.zeros(len(counts) + 1, dtype=np.int32)
     np.cumsum(counts, out=found[1:])
+    return found
+
+
+def pass_seconds(
+    *,
+    blocks: Floats,
+    longest_tokens: Floats,
+    total_tokens: float,
+    merged_rows: float,
+    tile_rows: int,
+    head_dim: int,
+    processors: int,
+) -> Floats:
+    """Seconds of one call in a graph for each way to cut it, uncut first; arrays of one shape.
+
+    Parameters
+    ----------
+    blocks, longest_tokens : array
+        Blocks over all KV heads, and the longest one's KV.
+    total_tokens : float
+        KV of all blocks together, the same however cut.
+    merged_rows : float
+        Query tokens times query heads: what a cut has to merge.
+    """
+    per_token = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim
+    mean_tokens = total_tokens / blocks
+    full, rest = np.divmod(blocks, BLOCKS_PER_SM * processors)
+    last = np.where(rest == 0, 0.0, np.where(rest <= processors, 1.0, _PAIRED))
+    waves = (full * _PAIRED + last) * (_BLOCK_S + mean_tokens * per_token)
+    work = waves + (longest_tokens - mean_tokens) * per_token
+    memory = total_tokens * head_dim * 4 / _BYTES_PER_S
+    found: Floats = np.sqrt(np.hypot(work * work, memory * memory)) + _LAUNCH_S  # the 4-norm
+    found[1:] += _MERGE_S + merged_rows * _MERGE_ROW_S
     return found

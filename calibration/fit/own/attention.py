@@ -16,16 +16,24 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, token_band
+from calibration.fit.own.kv_tiles import kv_tile_tokens
 from calibration.fit.own.prefill import own_prefill
 from calibration.fit.tables.attention_report import own_toml_text
-from calibration.records.cells import ROW_TILES
 from calibration.records.kernels import KernelRecord
-from perfmodel import GPU, AttentionCurve, BlockTable, Cut, kv_tile_tokens, runtime_cut
+from perfmodel import (
+    BLOCKS_PER_SM,
+    GPU,
+    TILE_ROWS,
+    AttentionCall,
+    AttentionCurve,
+    BlockTable,
+    Cut,
+    tile_index,
+)
 
 Array = NDArray[np.float64]
 
 LEAST_CELLS = 30  # per head dimension and tile
-BLOCKS_PER_SM = 2  # what FlashInfer's fa2 kernel is built to run side by side, flashinfer 0.6.6
 # Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
 BOUNDS = {  # parameter: (least, first, most)
@@ -122,8 +130,7 @@ def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
     frame["group"] = frame.query_heads / frame.kv_heads
     frame["units"] = frame.batch * frame.kv_heads
     frame["rows"] = frame.query_tokens * frame.group
-    tiles = np.array(ROW_TILES, float)
-    frame["tile"] = tiles[np.minimum(np.searchsorted(tiles, frame.rows), len(tiles) - 1)]
+    frame["tile"] = np.array(TILE_ROWS, float)[tile_index(frame.rows.to_numpy())]
     return frame
 
 
@@ -214,14 +221,14 @@ def block_knots(most: float) -> Array:
 
 
 def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:
-    return runtime_cut(
-        units=cells.units.to_numpy(),
-        tokens=cells.kv_tokens.to_numpy(),
-        rows=cells.rows.to_numpy(),
-        tile_rows=table.tile_rows,
+    call = AttentionCall(
+        query_tokens=cells.query_tokens.to_numpy(),
+        query_heads=cells.query_heads.to_numpy(),
+        kv_heads=cells.kv_heads.to_numpy(),
         head_dim=table.head_dim,
         sm_count=gpu.sm_count,
     )
+    return call.split_kv(cells[["kv_tokens"]].to_numpy(), cells[["batch"]].to_numpy())
 
 
 def _form(table: BlockTable, cells: pd.DataFrame, cut: Cut, gpu: GPU) -> Array:

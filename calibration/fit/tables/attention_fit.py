@@ -93,7 +93,7 @@ def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
     seen on one H200 (FlashInfer fa2, 32 against 16 packed rows); elsewhere it is assumed.
     """
     return AttentionCurve(
-        sm_count=gpu.sm_count,
+        sm_count=gpu.sheet.sm_count,
         blocks_per_sm=gpu.blocks_per_sm,
         split_min_group=gpu.split_min_group,
         split_occupancy=0.8,
@@ -200,8 +200,8 @@ def _monotone(
             table.token_knots,
             group=float(group),
             packed_rows=float(form.padded_rows(float(group))),
-            peak_flops=gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
         )
         log_s = np.log(base) + cube[i]
         up, down = log_s, log_s[::-1, ::-1]
@@ -223,12 +223,12 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     new = cells.new_tokens.astype(float)
     flops = 2.0 * cells.batch * cells.query_heads * dim * new**2
     memory = 4.0 * cells.batch * dim * new * (cells.query_heads + cells.kv_heads)
-    memory /= gpu.hbm_bandwidth * MEMORY_EFFICIENCY
+    memory /= gpu.sheet.hbm_bandwidth * MEMORY_EFFICIENCY
     body = np.maximum(cells.measured_s - latency, 0.02 * cells.measured_s)
     compute = np.maximum(body**4 - memory**4, (0.3 * body) ** 4) ** 0.25
     cells = cells.assign(units=cells.batch * cells.query_heads, tokens=new, stray=False)
     cells["group"] = cells.query_heads / cells.kv_heads
-    cells["residual"] = np.log(flops / (gpu.peak_flops * compute))
+    cells["residual"] = np.log(flops / (gpu.sheet.peak_flops * compute))
     cube = residual_table(cells, GROUP_KNOTS, PREFILL_UNITS, PREFILL_TOKENS)
     significant = np.vectorize(lambda v: float(f"{v:.3g}"))
     return PrefillTable(
@@ -252,8 +252,8 @@ def _base(form: AttentionCurve, table: DecodeTable, cells: pd.DataFrame, gpu: Me
             cells.tokens.to_numpy(float)[mine],
             group=float(group),
             packed_rows=float(form.padded_rows(float(group))),
-            peak_flops=gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
         )
     return out
 
@@ -304,8 +304,8 @@ def _in_sample(curve: AttentionCurve, cells: pd.DataFrame, gpu: MeasuredGpu) -> 
             query_heads=int(query_heads),
             kv_heads=int(kv_heads),
             head_dim=int(part.head_dim.iloc[0]),
-            peak_flops=gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
         )
         out[part.index] = seconds / part.cold_s - 1.0
     return out
@@ -323,8 +323,8 @@ def prefill_errors(curve: AttentionCurve, frame: pd.DataFrame, gpu: MeasuredGpu)
             query_heads=int(query_heads),
             kv_heads=int(kv_heads),
             head_dim=int(dim),
-            peak_flops=gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
         )
         on = part.new_tokens.isin(PREFILL_TOKENS) & (part.batch * query_heads).isin(PREFILL_UNITS)
         on &= query_heads / kv_heads in GROUP_KNOTS

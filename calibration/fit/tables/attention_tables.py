@@ -15,52 +15,41 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perfmodel.units import GB, MB, MS, TB, TFLOP
+from perfmodel import GPU, Link, catalog
+from perfmodel.units import MS
 
 HEAD_DIMS = (64, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredGpu:
-    """What the fit needs to know of a GPU, as its datasheet states it."""
+    """A GPU with published tables: where they lie, and what of its kernels no datasheet says."""
 
     name: str  # catalog name
     folder: str  # of aiconfigurator's system
-    sm_count: int
-    peak_flops: float
-    hbm_bandwidth: float
-    l2_bytes: float
-    link_kind: str
-    link_bandwidth: float
     blocks_per_sm: int  # resident blocks of the decode kernel, head dimension 128
     split_min_group: int  # flash-attn 2 splits KV only for grouped heads; flash-attn 3 always
+
+    @property
+    def sheet(self) -> GPU:
+        """Its datasheet, from the catalog."""
+        return catalog.gpu(self.name)
+
+    @property
+    def link(self) -> Link:
+        """The link of the machine that it is usually found in, from the catalog."""
+        return catalog.default_machine(self.name).link
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        MeasuredGpu(
-            name="a100-sxm-80gb", folder="a100_sxm", sm_count=108, peak_flops=312 * TFLOP,
-            hbm_bandwidth=2.039 * TB, l2_bytes=40 * MB, link_kind="nvlink",
-            link_bandwidth=300 * GB, blocks_per_sm=2, split_min_group=2,
-        ),
-        MeasuredGpu(
-            name="h100-sxm", folder="h100_sxm", sm_count=132, peak_flops=989 * TFLOP,
-            hbm_bandwidth=3.35 * TB, l2_bytes=50 * MB, link_kind="nvlink",
-            link_bandwidth=450 * GB, blocks_per_sm=1, split_min_group=1,
-        ),
-        MeasuredGpu(
-            name="h200", folder="h200_sxm", sm_count=132, peak_flops=989 * TFLOP,
-            hbm_bandwidth=4.8 * TB, l2_bytes=50 * MB, link_kind="nvlink",
-            link_bandwidth=450 * GB, blocks_per_sm=1, split_min_group=1,
-        ),
-        MeasuredGpu(
-            name="l40s", folder="l40s", sm_count=142, peak_flops=362 * TFLOP,
-            hbm_bandwidth=0.864 * TB, l2_bytes=96 * MB, link_kind="pcie",
-            link_bandwidth=32 * GB, blocks_per_sm=1, split_min_group=2,
-        ),
+        MeasuredGpu(name="a100-sxm-80gb", folder="a100_sxm", blocks_per_sm=2, split_min_group=2),
+        MeasuredGpu(name="h100-sxm", folder="h100_sxm", blocks_per_sm=1, split_min_group=1),
+        MeasuredGpu(name="h200", folder="h200_sxm", blocks_per_sm=1, split_min_group=1),
+        MeasuredGpu(name="l40s", folder="l40s", blocks_per_sm=1, split_min_group=2),
     )
-}  # fmt: skip
+}
 
 
 def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
@@ -72,7 +61,7 @@ def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
     frame["group"] = frame.query_heads / frame.kv_heads
     frame["units"] = frame.batch * frame.kv_heads
     frame["kv_bytes"] = 4.0 * frame.units * frame.tokens * frame.head_dim
-    frame["in_l2"] = frame.kv_bytes <= gpu.l2_bytes
+    frame["in_l2"] = frame.kv_bytes <= gpu.sheet.l2_bytes
     frame["cold_s"] = cold_seconds(frame, gpu)
     return frame
 
@@ -91,7 +80,7 @@ def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
     cold = frame[~frame.in_l2].sort_values("tokens").groupby(keys, as_index=False).first()
     cold["per_byte"] = (cold.measured_s - latency.min()) / cold.kv_bytes
     rate = frame[keys].merge(cold[[*keys, "per_byte"]], on=keys, how="left").per_byte.to_numpy()
-    per_byte = np.fmax(rate, 1.0 / (0.9 * gpu.hbm_bandwidth))
+    per_byte = np.fmax(rate, 1.0 / (0.9 * gpu.sheet.hbm_bandwidth))
     streamed = latency + per_byte * frame.kv_bytes
     return frame.measured_s.where(~frame.in_l2, np.maximum(frame.measured_s, streamed))
 

@@ -99,8 +99,8 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFra
     )
     table: dict[str, object] = {
         "source": source,
-        "link_kind": gpu.link_kind,
-        "link_GBps": gpu.link_bandwidth / GB,
+        "link_kind": gpu.link.kind,
+        "link_GBps": gpu.link.bandwidth / GB,
         "measured": measured,
         "alpha_beta": forms,
     }
@@ -142,7 +142,7 @@ def _alpha_beta(
         "algorithm": algorithm,
         "latency_us": round(float(small.loc[2]), 2),
         "latency_per_rank_us": round(max(float(slope), 0.0), 3),
-        "link_efficiency": round(float((traffic / large.seconds).median() / gpu.link_bandwidth), 4),
+        "link_efficiency": round(float((traffic / large.seconds).median() / gpu.link.bandwidth), 4),
     }
 
 
@@ -182,7 +182,7 @@ def print_checks(curve: CollectiveCurve, gpu: MeasuredGpu, nccl_tests: Path) -> 
         message_bytes=frame.payload_bytes.to_numpy(float),
         ranks=int(frame.n_gpu.iloc[0]),
         algorithm="nccl",
-        link_bandwidth=gpu.link_bandwidth,
+        link_bandwidth=gpu.link.bandwidth,
     )
     error = predicted / (frame.time_us.to_numpy() * US) - 1.0
     for size, e in zip(frame.payload_bytes, error, strict=True):

@@ -16,7 +16,7 @@ from calibration.fit.tables.attention_report import summary, toml_text
 from calibration.fit.tables.attention_tables import GPUS, read_prefill
 from calibration.fit.tables.collective_fit import fit_gpu as fit_collectives
 from calibration.fit.tables.collective_fit import toml_text as collectives_toml
-from calibration.fit.tables.gemm_fit import DATASHEETS, fit_curve, gemm_toml
+from calibration.fit.tables.gemm_fit import fit_curve, gemm_toml
 from calibration.fit.tables.gemm_fit import report as gemm_report
 from calibration.fit.tables.gemm_tables import read_gemm_table
 from calibration.records.steps import RecordError
@@ -46,8 +46,8 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
             raise RecordError(f"{data / GPUS[name].folder}: {file} is missing")
     report = FitReport(gpu=name, source=f"aiconfigurator's tables, {GPUS[name].folder}")
     target = f"efficiency/{name}"
-    sheet = DATASHEETS[name]
-    gemm = fit_curve(read_gemm_table(data / sheet.folder / "gemm.parquet"), sheet)
+    sheet = GPUS[name].sheet
+    gemm = fit_curve(read_gemm_table(data / GPUS[name].folder / "gemm.parquet"), sheet)
     report.files[f"{target}/gemm.toml"] = gemm_toml(name, gemm, sheet)
     report.notes += gemm_report(name, gemm).splitlines()
     curve, fits = fit_gpu(data, GPUS[name])

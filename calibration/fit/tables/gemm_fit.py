@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.fit.tables.attention_tables import GPUS
 from calibration.fit.tables.gemm_leave_out import (
     leave_both_sides_out,
     leave_one_cell_out,
@@ -31,7 +32,7 @@ from calibration.fit.tables.gemm_tables import (
     read_gemm_table,
     warm_cells,
 )
-from perfmodel import Waves, roofline_seconds
+from perfmodel import GPU, Waves, roofline_seconds
 from perfmodel.units import MIB, TB, TFLOP, US
 
 FloatArray = NDArray[np.float64]
@@ -42,43 +43,17 @@ M_KNOTS = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 81, 96, 112, 128, 129, 16
            3584, 4096, 8192, 16384, 32768)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Datasheet:
-    """The peaks that fitted efficiencies are fractions of, and where the GPU's table lies."""
-
-    folder: str
-    peak_flops: float
-    hbm_bandwidth: float
-    l2_bytes: float
-    waves: Waves | None = None
-
-
 # Whole waves of 128 x 256 tiles lower the error of a left-out n on Ampere and Ada (m from 257 to
 # 1024, median: A100 7.4 to 4.8 %, L40S 6.6 to 5.9 %) and raise it on Hopper, whose kernels share
 # out the last wave (H100 5.5 to 6.8 %): so Hopper has none.
-# The figures are those of the catalog, sourced there.
-DATASHEETS = {
-    "a100-sxm-80gb": Datasheet(
-        folder="a100_sxm",
-        peak_flops=312e12,
-        hbm_bandwidth=2.039e12,
-        l2_bytes=40 * MIB,
-        waves=Waves(sm_count=108, tile_rows=128, tile_columns=256, from_m=512),
-    ),
-    "h100-sxm": Datasheet(
-        folder="h100_sxm", peak_flops=989e12, hbm_bandwidth=3.35e12, l2_bytes=50 * MIB
-    ),
-    "h200": Datasheet(
-        folder="h200_sxm", peak_flops=989e12, hbm_bandwidth=4.8e12, l2_bytes=50 * MIB
-    ),
-    "l40s": Datasheet(
-        folder="l40s",
-        peak_flops=362.05e12,
-        hbm_bandwidth=0.864e12,
-        l2_bytes=96 * MIB,
-        waves=Waves(sm_count=142, tile_rows=128, tile_columns=256, from_m=512),
-    ),
-}
+WHOLE_WAVES = ("ampere", "ada")
+
+
+def waves_of(gpu: GPU) -> Waves | None:
+    """The waves of tiles that products of this GPU come in, None where the last one is shared."""
+    if gpu.architecture not in WHOLE_WAVES:
+        return None
+    return Waves(sm_count=gpu.sm_count, tile_rows=128, tile_columns=256, from_m=512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +65,7 @@ class Base:
     compute_efficiency: float
     overlap_exponent: float
 
-    def seconds(self, table: GemmTable, gpu: Datasheet) -> FloatArray:
+    def seconds(self, table: GemmTable, gpu: GPU) -> FloatArray:
         """Roofline time of every cell, (M, N, K)."""
         return roofline_seconds(
             table.m[:, None, None],
@@ -100,7 +75,7 @@ class Base:
             memory_rate=gpu.hbm_bandwidth * self.memory_efficiency,
             compute_rate=gpu.peak_flops * self.compute_efficiency,
             overlap_exponent=self.overlap_exponent,
-            waves=gpu.waves,
+            waves=waves_of(gpu),
         )
 
 
@@ -116,7 +91,7 @@ class GemmFit:
     warm_share: float  # of the cells with m <= 64
 
 
-def fit_base(table: GemmTable, gpu: Datasheet) -> Base:
+def fit_base(table: GemmTable, gpu: GPU) -> Base:
     """Latency, two efficiencies and the overlap exponent, by robust least squares on log time."""
     from scipy.optimize import least_squares
 
@@ -143,7 +118,7 @@ def fit_base(table: GemmTable, gpu: Datasheet) -> Base:
     return base_of(found.x)
 
 
-def fit_curve(measured: GemmTable, gpu: Datasheet) -> GemmFit:
+def fit_curve(measured: GemmTable, gpu: GPU) -> GemmFit:
     """Drop cells that L2 served, fit the base, fill and level the multipliers."""
     floor = cold_floor(measured, hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes)
     warm = warm_cells(measured, floor, gpu.hbm_bandwidth)
@@ -173,7 +148,7 @@ def leave_outs(fit: GemmFit) -> dict[str, FloatArray]:
     }
 
 
-def gemm_toml(name: str, fit: GemmFit, gpu: Datasheet) -> str:
+def gemm_toml(name: str, fit: GemmFit, gpu: GPU) -> str:
     """The catalog file of a fit: parameters, provenance, residuals, table of multipliers."""
     kept = np.isin(fit.table.m, M_KNOTS)
     per_mille = np.rint(1000.0 * np.exp(fit.log_multiplier[kept])).astype(int)
@@ -186,7 +161,7 @@ def gemm_toml(name: str, fit: GemmFit, gpu: Datasheet) -> str:
         f"memory_efficiency = {fit.base.memory_efficiency:.4f}",
         f"compute_efficiency = {fit.base.compute_efficiency:.4f}",
         f"overlap_exponent = {fit.base.overlap_exponent:.4f}",
-        *_waves(gpu.waves),
+        *_waves(waves_of(gpu)),
         *_provenance(name, fit, gpu),
         *_residuals(fit),
         "",
@@ -215,12 +190,12 @@ def _waves(waves: Waves | None) -> list[str]:
     ]
 
 
-def _provenance(name: str, fit: GemmFit, gpu: Datasheet) -> list[str]:
+def _provenance(name: str, fit: GemmFit, gpu: GPU) -> list[str]:
     table = fit.table
     return [
         "",
         "[source]",
-        f'dataset = "PyPI aiconfigurator-core 0.12.0, {gpu.folder}/gemm.parquet"',
+        f'dataset = "PyPI aiconfigurator-core 0.12.0, {GPUS[name].folder}/gemm.parquet"',
         'licence = "Apache-2.0"',
         f'device = "{table.device}"',
         f'kernel_library = "{table.kernel_library}"',
@@ -288,12 +263,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m calibration.fit.tables.gemm_fit", description=__doc__
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the GPUs' tables")
-    parser.add_argument("--gpu", choices=sorted(DATASHEETS), help="one GPU; all by default")
+    parser.add_argument("--gpu", choices=sorted(GPUS), help="one GPU; all by default")
     parser.add_argument("--out", type=Path, help="write <out>/<gpu>/gemm.toml")
     options = parser.parse_args(arguments)
-    for name in [options.gpu] if options.gpu else sorted(DATASHEETS):
-        gpu = DATASHEETS[name]
-        fit = fit_curve(read_gemm_table(options.data / gpu.folder / "gemm.parquet"), gpu)
+    for name in [options.gpu] if options.gpu else sorted(GPUS):
+        gpu = GPUS[name].sheet
+        fit = fit_curve(read_gemm_table(options.data / GPUS[name].folder / "gemm.parquet"), gpu)
         print(report(name, fit), flush=True)
         if options.out:
             target = options.out / name / "gemm.toml"

@@ -111,27 +111,16 @@ def warm_cells(table: GemmTable, floor: ColdFloor, hbm_bandwidth: float) -> Bool
 
 
 def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
-    """The nearest sequence that never falls (least squares): pool adjacent violators, (M,) → (M,).
+    """The nearest sequence that never falls (weighted least squares), (M,) → (M,).
 
     Steps up, at tile edges, stay; a dip or an outlier is averaged with its neighbours, so the
     level is not biased upward as a running maximum would be. Where kernels do get slower and then
     faster again as m grows (A100 at 2 to 16 rows, Hopper at 224) a curve that never falls must
     miss one side: `batch_weight` says which m it should rather meet.
     """
-    counts = batch_weight(m)
-    level: list[float] = []
-    weight: list[float] = []
-    length: list[int] = []
-    for value, count in zip(log_seconds.tolist(), counts.tolist(), strict=True):
-        level.append(value)
-        weight.append(count)
-        length.append(1)
-        while len(level) > 1 and level[-2] > level[-1]:
-            top, top_weight = level.pop(), weight.pop()
-            level[-1] = (level[-1] * weight[-1] + top * top_weight) / (weight[-1] + top_weight)
-            weight[-1] += top_weight
-            length[-2:] = [length[-2] + length[-1]]
-    return np.repeat(np.asarray(level), length)
+    from scipy.optimize import isotonic_regression  # a reader of tables never needs scipy
+
+    return np.asarray(isotonic_regression(log_seconds, weights=batch_weight(m)).x)
 
 
 def batch_weight(m: FloatArray) -> FloatArray:

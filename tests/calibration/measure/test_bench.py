@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from calibration.measure.bench import SPARE_BYTES, Bench
-from calibration.measure.grid import attention_cells, layer_cells, small_cells
+from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
-from calibration.records.cells import Cell, attention_cell, gemm_cell, layer_matrices
+from calibration.records.cells import Cell, attention_cell, layer_matrices
+from perfmodel import ModelSpec
 
 SEEN: list[tuple[int, int]] = []  # (cache, bytes offset of its keys) of every attention call
 
@@ -152,9 +153,9 @@ def test_an_unknown_path_is_refused() -> None:
 
 
 def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "calibration.measure.runtime_kernels.MODELS", {"tiny": (64, 8, 2, 16, 96, 100, 2)}
-    )
+    tiny = ModelSpec(name="tiny", layers=2, hidden=64, query_heads=8, kv_heads=2, head_dim=16,
+                     ffn_hidden=96, vocab=100, max_context_tokens=64)  # fmt: skip
+    monkeypatch.setattr("calibration.measure.runtime_kernels.MODELS", (tiny,))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     PlainKernels().compile([1, 5])
 

@@ -28,6 +28,7 @@ from calibration.measure.grid import (
     attention_cells,
     calls_per_graph,
     cell_seconds,
+    gemm_cell,
     gemm_shapes,
     groups,
     heads_of,
@@ -36,17 +37,15 @@ from calibration.measure.grid import (
 )
 from calibration.measure.run import BenchError, Run, clock_summary, main, pick, resume
 from calibration.records.cells import (
-    ROW_TILES,
     Cell,
     attention_cell,
     bytes_moved,
     flops,
-    gemm_cell,
     key,
     layer_matrices,
     record_faults,
 )
-from perfmodel import catalog
+from perfmodel import TILE_ROWS, ModelSpec
 
 # Datasheets: HBM bytes/s; dense bf16 is 989 TFLOP/s on both (NVIDIA H100 SXM, H200 SXM).
 HBM_BANDWIDTH = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}
@@ -62,23 +61,14 @@ def test_no_cell_is_measured_twice() -> None:
     assert len({key(cell) for cell in ALL_CELLS}) == len(ALL_CELLS)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_grid_has_the_shapes_of_the_catalog(name: str) -> None:
-    spec = catalog.model(name)
-    hidden, heads, kv_heads, head_dim, ffn, vocab, layers = MODELS[name]
-    assert (hidden, heads, kv_heads, head_dim) == (
-        spec.hidden, spec.query_heads, spec.kv_heads, spec.head_dim)  # fmt: skip
-    assert (ffn, vocab, layers) == (spec.ffn_hidden, spec.vocab, spec.layers)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_tile_that_nine_tokens_reach_is_timed(name: str) -> None:
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_every_tile_that_nine_tokens_reach_is_timed(model: ModelSpec) -> None:
     """FlashInfer's fa2: over 64 packed rows take a tile of 128, over 16 one of 64."""
 
     def tile(rows: int) -> int:
-        return next(t for t in ROW_TILES if rows <= t)
+        return next(t for t in TILE_ROWS if rows <= t)
 
-    heads = heads_of(name)
+    heads = heads_of(model)
     group = heads[0] // heads[1]
     timed = {
         tile(c["query_tokens"] * group)
@@ -93,7 +83,7 @@ def test_only_kv_beyond_a_gpu_is_left_out() -> None:
     for model in MODELS:
         for batch in BATCHES:
             cell = attention_cell(heads_of(model), batch, 131_072, 1)
-            fits = bytes_moved(cell) * MODELS[model][-1] <= MEMORY_BYTES
+            fits = bytes_moved(cell) * model.layers <= MEMORY_BYTES
             assert (key(cell) in kept) == fits
 
 
@@ -101,6 +91,9 @@ def test_gemm_shapes_hold_the_projections_of_a_known_model() -> None:
     eight_b = {(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)}
     eight_b_tp2 = {(3072, 4096), (4096, 2048), (14336 * 2 // 2, 4096), (4096, 7168), (64128, 4096)}
     assert eight_b <= set(gemm_shapes())
+    qwen = {(4608, 3584), (3584, 3584), (37888, 3584), (3584, 18944), (152064, 3584)}
+    assert qwen <= set(gemm_shapes())
+    assert [shape for shape in gemm_shapes() if "bias" in gemm_cell(1, *shape)] == [(4608, 3584)]
     assert eight_b_tp2 <= set(gemm_shapes(2))
 
 

@@ -14,16 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfmodel
+from perfmodel import catalog
 from perfmodel.catalog.kernels import efficiency
 from perfmodel.errors import ConfigError
 from perfmodel.kernels.attention import AttentionCurve
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
-PEAKS = {  # FLOP/s, bytes/s of the datasheets
-    "a100-sxm-80gb": (312e12, 2.039e12),
-    "h100-sxm": (989e12, 3.35e12),
-    "h200": (989e12, 4.8e12),
-    "l40s": (362e12, 0.864e12),
+PEAKS = {  # dense bf16 FLOP/s, HBM bytes/s
+    gpu.name: (gpu.peak_flops, gpu.hbm_bandwidth)
+    for gpu in map(catalog.gpu, ("a100-sxm-80gb", "h100-sxm", "h200", "l40s"))
 }
 HEADS = [(1, 1), (4, 4), (32, 32), (4, 1), (8, 1), (32, 8), (40, 8), (64, 8)]
 

@@ -1,4 +1,4 @@
-"""Unequal caches and idle rows: nothing where there are none, and the runtime's own estimate."""
+"""What unequal caches and idle rows add to attention; nothing where there are none."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 from perfmodel import estimate
-from perfmodel.kernels.attention_ragged import AttentionCall
-from perfmodel.kernels.attention_split import cut_seconds
+from perfmodel.kernels.attention_split import AttentionCall
 from perfmodel.serving.ragged_rounds import graph_rows, price_rounds
-from runtime.attention.split_cost import pass_seconds
-from runtime.attention.split_kv import BlockGrid
 
-LENGTHS = st.lists(st.integers(200, 60_000), min_size=2, max_size=40)
 CALLS = st.sampled_from([(32, 8, 128), (32, 32, 128), (32, 4, 64), (16, 2, 64)]).flatmap(
     lambda heads: st.integers(1, 9).map(
         lambda queries: AttentionCall(
@@ -30,37 +26,6 @@ CALLS = st.sampled_from([(32, 8, 128), (32, 32, 128), (32, 4, 64), (16, 2, 64)])
 @given(call=CALLS, tokens=st.integers(200, 60_000), batch=st.integers(1, 64))
 def test_equal_caches_take_what_they_take(call: AttentionCall, tokens: int, batch: int) -> None:
     assert call.ragged_factor(np.full(batch, float(tokens))) == 1.0
-
-
-@settings(max_examples=50, deadline=None)
-@given(call=CALLS, tokens=LENGTHS)
-def test_the_estimate_is_the_runtimes_and_near_the_cut_that_it_takes(
-    call: AttentionCall, tokens: list[int]
-) -> None:
-    kv, longest = np.array(tokens, np.int32), -(-max(tokens) // 16) * 16.0
-    queries = np.full(len(tokens), call.query_tokens, np.int32)
-    grid = BlockGrid.of(
-        queries, kv, group=call.query_heads // call.kv_heads, kv_heads=call.kv_heads,
-        page_tokens=16, processors=132, head_dim=call.head_dim,
-    )  # fmt: skip
-    assert grid.tile_rows == call.tile_rows
-    # Uncut, and as the runtime cuts it: ranges of whole pages, where ours are of tokens.
-    whole = float(len(tokens) * call.tiles)
-    blocks = np.array([whole, grid.blocks]) * call.kv_heads
-    ranges = np.array([longest, longest / max(grid.blocks // whole, 1.0)])
-    total = float(kv.sum()) * call.tiles * call.kv_heads
-    rows = float(len(tokens) * call.query_tokens * call.query_heads)
-    shape = {"tile_rows": call.tile_rows, "head_dim": call.head_dim}
-    theirs = pass_seconds(
-        blocks=blocks, longest_tokens=ranges, total_tokens=total, merged_rows=rows,
-        processors=132, **shape,
-    )  # fmt: skip
-    ours = cut_seconds(
-        blocks=blocks, longest=ranges, total=np.full(2, total), merged=np.array([0.0, rows]),
-        sm_count=132, **shape,
-    )  # fmt: skip
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    assert call.seconds(kv.astype(float)) <= 1.05 * ours[int(grid.split)]
 
 
 def test_idle_rows_and_a_long_cache_beside_short_ones_take_longer() -> None:

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfmodel
+from perfmodel import catalog
 from perfmodel.errors import ConfigError
 from perfmodel.kernels.gemm import GemmCurve, Waves, roofline_seconds
 
 EFFICIENCY = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
-PEAKS = {  # datasheet: dense bf16 FLOP/s, HBM bytes/s
-    "a100-sxm-80gb": (312e12, 2.039e12),
-    "h100-sxm": (989e12, 3.35e12),
-    "h200": (989e12, 4.8e12),
-    "l40s": (362.05e12, 0.864e12),
+PEAKS = {  # dense bf16 FLOP/s, HBM bytes/s
+    gpu.name: (gpu.peak_flops, gpu.hbm_bandwidth)
+    for gpu in map(catalog.gpu, ("a100-sxm-80gb", "h100-sxm", "h200", "l40s"))
 }
 # Microseconds, weights cold in L2: one NVIDIA H200, cuBLAS through torch 2.11, CUDA 13.0,
 # November 2026; rows are (n, k), columns COLD_M.

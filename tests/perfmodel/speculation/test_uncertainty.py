@@ -72,7 +72,7 @@ def test_the_interval_of_acceptance_alone_is_the_speedup_at_its_ends() -> None:
 def test_the_model_error_alone_is_a_90_percent_interval_of_a_log_normal() -> None:
     scenario = given_alpha(0.8, 0.8, 0.8)
     found = interval(scenario)
-    spread = 1.645 * scenario.engine.speedup_error
+    spread = 1.6448536269514722 * scenario.engine.speedup_error
     assert np.log(found.high / found.value) == pytest.approx(spread, rel=1e-9)
     assert np.log(found.value / found.low) == pytest.approx(spread, rel=1e-9)
 

@@ -15,8 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.attention.split_cost import pass_seconds
-from runtime.attention.split_kv import BlockGrid, pages_read, query_tile_rows, schedule
+from runtime.attention.split_kv import (
+    BlockGrid,
+    pages_read,
+    pass_seconds,
+    query_tile_rows,
+    schedule,
+)
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "h200-splits.jsonl.gz"
 SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_size=1, max_size=90)

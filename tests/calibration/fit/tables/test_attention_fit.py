@@ -15,7 +15,7 @@ pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 from calibration.fit.tables import attention_fit as fit
 from calibration.fit.tables.attention_report import toml_text
 from calibration.fit.tables.attention_residuals import _filled, held_out, residual_of
-from calibration.fit.tables.attention_tables import GPUS, cold_seconds
+from calibration.fit.tables.attention_tables import GPUS, cold_seconds, read_decode
 from calibration.fit.tables.collective_fit import monotone, unspiked
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.units import US
@@ -42,7 +42,7 @@ def synthetic(noise: float = 0.0) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     frame["measured_s"] = seconds * np.exp(rng.normal(0.0, noise, len(frame)))
     frame["kv_bytes"] = 512.0 * frame.units * frame.tokens
-    return frame.assign(in_l2=frame.kv_bytes <= GPU.l2_bytes, cold_s=frame.measured_s)
+    return frame.assign(in_l2=frame.kv_bytes <= GPU.sheet.l2_bytes, cold_s=frame.measured_s)
 
 
 def form_of() -> AttentionCurve:
@@ -109,7 +109,7 @@ def test_cells_timed_out_of_l2_are_brought_to_hbm_and_others_kept() -> None:
             "tokens": size / (64 * 512),
             "kv_bytes": size,
             "measured_s": measured,
-            "in_l2": size <= gpu.l2_bytes,
+            "in_l2": size <= gpu.sheet.l2_bytes,
         }
     )
     cold = cold_seconds(frame, gpu).to_numpy()
@@ -117,6 +117,23 @@ def test_cells_timed_out_of_l2_are_brought_to_hbm_and_others_kept() -> None:
     assert cold[3] == measured[3]
     measured[2] = 400 * US  # bound by its blocks, not by where the KV is
     assert cold_seconds(frame.assign(measured_s=measured), gpu)[2] == measured[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "l2_mib"), [("a100-sxm-80gb", 40), ("h100-sxm", 50), ("h200", 50), ("l40s", 96)]
+)
+def test_a_cell_counts_as_in_l2_up_to_the_cache_in_mib(
+    name: str, l2_mib: int, tmp_path: Path
+) -> None:
+    """One KV head of 128 takes 512 bytes a token, so a MiB holds 2,048 tokens (a MB: 1,953)."""
+    gpu, filled = GPUS[name], 2048 * l2_mib
+    tokens = np.array([2000 * l2_mib, filled, filled + 1])
+    frame = pd.DataFrame({"step": tokens - 1, "latency": [0.1, 0.11, 0.12]})
+    frame = frame.assign(batch_size=1, num_heads=8, num_key_value_heads=1, head_dim=128,
+                         kv_cache_dtype="bfloat16")  # fmt: skip
+    (tmp_path / gpu.folder).mkdir()
+    frame.to_parquet(tmp_path / gpu.folder / "generation_attention.parquet")
+    assert read_decode(tmp_path, gpu).in_l2.tolist() == [True, True, False]
 
 
 def test_the_written_file_reads_back_as_the_same_curve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.fit.tables.gemm_fit import Base, Datasheet, fit_curve, gemm_toml, leave_outs
+from calibration.fit.tables.gemm_fit import Base, fit_curve, gemm_toml, leave_outs
 from calibration.fit.tables.gemm_leave_out import leave_one_cell_out, scored, summary
 from calibration.fit.tables.gemm_tables import (
     GemmTable,
@@ -19,9 +20,10 @@ from calibration.fit.tables.gemm_tables import (
     predict_along,
     read_gemm_table,
 )
+from perfmodel import catalog
 from perfmodel.kernels.gemm import GemmCurve
 
-GPU = Datasheet(folder="made_up", peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
+GPU = replace(catalog.gpu("h200"), peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
 TRUE = Base(
     kernel_latency_s=4e-6, memory_efficiency=0.85, compute_efficiency=0.7, overlap_exponent=2.5
 )

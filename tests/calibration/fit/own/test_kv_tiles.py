@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from calibration.fit.own.kv_tiles import kv_tile_tokens
 from perfmodel import catalog, efficiency
-from perfmodel.kernels.kv_tiles import kv_tile_tokens
 
 HOPPER_BLOCK = 228 * 1024 / 2
 GPU = catalog.gpu("h200")

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from calibration.records.cells import attention_cell, gemm_cell
+from calibration.measure.grid import gemm_cell
+from calibration.records.cells import attention_cell
 from calibration.records.kernels import KernelRecord, checked
 from calibration.records.steps import RecordError
 from perfmodel import GPU
