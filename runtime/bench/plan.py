@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
@@ -213,10 +214,16 @@ class RunPlan(JsonPlan):
 
 def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
     """The config of one of a plan's models: carried in the plan, or in the model's folder."""
-    from runtime.config import config_from_fields, read_config
+    from runtime.config import read_config
 
     carried = configs.get(str(model))
-    return read_config(model) if carried is None else config_from_fields(carried, name=model.name)
+    if carried is None:
+        return read_config(model)
+    with TemporaryDirectory(prefix="specroof-config-") as parent:
+        folder = Path(parent) / model.name  # the name that messages show
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(carried), encoding="utf-8")
+        return read_config(folder)
 
 
 @cache
