@@ -7,7 +7,7 @@ REPORT := .venv/.report
 EXPLORER := .venv/.explorer
 ALL := .venv/.all
 
-.PHONY: recommend explore test check setup clean
+.PHONY: recommend explore test quick soak check setup clean
 
 recommend: $(REPORT)
 	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --html report/recommendation.html
@@ -18,6 +18,15 @@ explore: $(EXPLORER)
 
 test: $(ALL) check
 	$(BIN)/python -m pytest
+
+# Tests that need neither network nor a browser, each under about a second.
+quick: $(ALL)
+	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+
+# Long runs: speculative against plain decoding over random models.
+TOKENS ?= 100000
+soak: $(ALL)
+	$(BIN)/python tests/soak/lossless.py --tokens $(TOKENS)
 
 check: $(ALL)
 	$(BIN)/ruff check .

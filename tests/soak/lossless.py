@@ -1,6 +1,6 @@
 """Speculative against plain greedy decoding over random cases, for as many tokens as asked.
 
-    python tests/runtime/lossless_soak.py --tokens 100000 --dtype float32
+    python tests/soak/lossless.py --tokens 100000 --dtype float32
 
 Ends with code 1 at the first token that differs, and shows the target's two best logits there.
 """
