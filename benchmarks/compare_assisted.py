@@ -155,7 +155,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
     import torch
 
     from runtime import ALONE, BatchShape, EngineSetup, Model, Ranks, build_engine, read_config
-    from runtime.bench.options import RunPlan
+    from runtime.bench.plan import DraftPlan
 
     models = [Model(config=read_config(folder), folder=folder) for folder in folders]
     device = torch.device(options.device)
@@ -166,7 +166,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
     }
     found = []
     for who, (draft, policy) in ways.items():
-        plan = RunPlan(
+        plan = DraftPlan(
             draft=draft,
             policy=policy,
             gamma=0 if draft == "none" else options.gamma,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runtime.bench.options import RunPlan
+from runtime.bench.plan import DraftPlan
 from runtime.config import DecoderConfig, RopeScaling
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.engine.engine import Engine
@@ -84,7 +84,7 @@ def build(case: Case) -> Engine:
     who, _, policy = case.draft.partition("-")
     target = FAMILIES[case.family]
     draft = {"small": Model(config=SMALL, seed=7), "near": Model(config=target, seed=case.seed)}
-    plan = RunPlan(
+    plan = DraftPlan(
         draft=who,
         policy=policy or "full",
         gamma=case.gamma,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime.attention.base import PassLayout
-from runtime.bench.options import RunPlan
+from runtime.bench.plan import DraftPlan
 from runtime.config import read_config
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.parallel.groups import ALONE, Ranks
@@ -65,7 +65,7 @@ def test_logits_equal_transformers_on_the_same_weights(name: str, tmp_path: Path
 
 def all_logits(folder: Path, tokens: Sequence[int], pieces: Sequence[int]) -> torch.Tensor:
     """Logits after every token, fed in pieces through the paged cache."""
-    plan = RunPlan(
+    plan = DraftPlan(
         draft="none",
         policy="full",
         gamma=0,
