@@ -60,7 +60,7 @@ def run_export(
         schedule = None
     if reason := infeasible_reason(estimate(chosen)):
         raise NoFeasiblePlan(reason)
-    plan = plan_of(chosen, for_engine=to)
+    plan = ExportPlan.of_scenario(chosen, engine=to)
     text = export_plan(engine=to, plan=replace(plan, gamma_schedule=schedule))
     if output is not None:
         with atomic_text(output) as file:
@@ -70,42 +70,6 @@ def run_export(
     elif output is None:
         print(text, end="")
     return 0
-
-
-def plan_of(scenario: Scenario, *, for_engine: str) -> ExportPlan:
-    """What a configuration has to say of a scenario.
-
-    Our own scenario keeps an acceptance only if it was given, so that reading it back finds the
-    same curve and interval; a benchmark of another engine gets the curve's α as well.
-    """
-    plan, work = scenario.plan, scenario.workload
-    given = scenario.acceptance
-    rates = None if given is None else given.per_position
-    if rates is None and for_engine != "specroof" and plan.speculates:
-        alpha = float(estimate(scenario).alpha)
-        rates = (alpha,) if alpha == alpha else None
-    draft = scenario.draft
-    return ExportPlan(
-        target=scenario.target.reference,
-        target_hub_id=scenario.target.hub_id or scenario.target.source,
-        draft=plan.draft if draft is None or plan.is_self else draft.reference,
-        draft_hub_id=None if draft is None else draft.hub_id or draft.source,
-        draft_policy=plan.policy,
-        kv_budget_tokens=plan.kv_budget_tokens,
-        sink_tokens=plan.sink_tokens,
-        gamma=plan.gamma,
-        tp=scenario.tp,
-        draft_tp=scenario.draft_tp,
-        batch=work.batch,
-        prompt_tokens=work.prompt_tokens,
-        output_tokens=work.output_tokens,
-        gpu=scenario.machine.gpu.name,
-        weight_dtype=scenario.weight_dtype,
-        kv_dtype=scenario.kv_dtype,
-        acceptance_per_position=rates,
-        machine=scenario.machine.name,
-        engine_profile=scenario.engine.name,
-    )
 
 
 def print_matrix(*, as_json: bool) -> int:
@@ -131,5 +95,5 @@ def print_matrix(*, as_json: bool) -> int:
 
 
 def _support(draft: str, policy: str, scenario: Scenario) -> dict[str, object]:
-    reasons = exportability(plan_of(scenario, for_engine="specroof"))
+    reasons = exportability(ExportPlan.of_scenario(scenario, engine="specroof"))
     return {"draft": draft, "draft_policy": policy, "reasons": reasons}
