@@ -86,10 +86,16 @@ class ScenarioInput(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     target: Name = _field(
-        "Models", "MODEL", "Target: catalog name, hub id, or path of a config.json.", "llama-3.1-8b"
+        "Models",
+        "MODEL",
+        "Target model: catalog name, hub id, or path of a config.json.",
+        "llama-3.1-8b",
     )
     draft: Name = _field(
-        "Models", "MODEL|self|none", "Draft: a model, self (the target), or none.", "none"
+        "Models",
+        "MODEL|self|none",
+        "Draft model; self drafts with the target, none does not draft.",
+        "none",
     )
     draft_policy: Name | None = _field(
         "Models",
@@ -138,7 +144,7 @@ class ScenarioInput(BaseModel):
     acceptance_curve: Name | None = _field(
         "Acceptance",
         "FILE",
-        "Curves of calibrate fit-acceptance, used before the catalog's.",
+        "Acceptance curves of `calibrate fit-acceptance`, used before the catalog's.",
     )
     gpu: Name = _field("Machine", "NAME", "GPU of the catalog, in its usual machine.", "h100-sxm")
     machine: Name | None = _field("Machine", "NAME", "Machine of the catalog, instead of --gpu.")

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from app.cli.options import SCENARIO_FLAGS
-from perfmodel import FORMER_NAMES, ConfigError
+from perfmodel import FORMER_NAMES, ConfigError, ScenarioInput
 
 MAX_CSV_BYTES = 10_000_000
 
@@ -74,10 +73,11 @@ def _header(cells: list[str], name: str) -> list[str]:
     header = [FORMER_NAMES.get(column, column) for column in written]
     if not any(header):
         raise ConfigError(f"{name}: the first line must name columns, such as target,batch,gamma")
+    columns = list(ScenarioInput.model_fields)
     for column in header:
-        if column not in SCENARIO_FLAGS:
-            near = get_close_matches(column, SCENARIO_FLAGS, n=3, cutoff=0.4)
-            known = ", ".join(near or SCENARIO_FLAGS)
+        if column not in columns:
+            near = get_close_matches(column, columns, n=3, cutoff=0.4)
+            known = ", ".join(near or columns)
             raise ConfigError(
                 f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
             )

@@ -168,13 +168,13 @@ def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
     """The scenario's values with the flags laid over them, as one plan."""
-    from app.cli.overrides import stated_values
+    from app.cli.overrides import parse_overrides
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 
     values: dict[str, Any] = {}
     if scenario is not None:
-        stated = parse_scenario(stated_values(scenario, {}), origin=scenario)
+        stated = parse_scenario(parse_overrides(scenario, {}), origin=scenario)
         values |= scenario_fields(mode, stated, scenario)
     values |= flags
     if dtype is not None:

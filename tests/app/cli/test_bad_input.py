@@ -1,4 +1,4 @@
-"""Bad input is one line on stderr and exit 2; what does not fit is one line and exit 3."""
+"""Bad input is one line on stderr and exit 2; what does not fit on the GPUs one line and exit 3."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> int:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("app.cli.commands.predict.predict_one", broken)
+    monkeypatch.setattr("perfmodel.prediction_dict", broken)
     with pytest.raises(ZeroDivisionError):
         run(["predict"])
 
@@ -223,5 +223,5 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.cli.commands.predict.predict_one", interrupted)
+    monkeypatch.setattr("perfmodel.prediction_dict", interrupted)
     assert run(["predict"]) == 130

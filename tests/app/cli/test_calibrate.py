@@ -110,7 +110,7 @@ def test_an_import_is_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--temperature", "0"], "temperature must be above 0"),
         (["--positions", "odd"], "use some of absolute, relative"),
         (["--device", "tpu"], "use cpu or cuda"),
-        (["--dtype", "int4"], "use float32"),
+        (["--dtype", "int4"], "float32"),
         (["--draft-model", "other"], "a vocabulary of 90"),
         (["--text", "wide.txt"], "outside the model's vocabulary"),
     ],
