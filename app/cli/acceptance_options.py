@@ -28,12 +28,14 @@ class MeasureOptions:
     model: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of config, tokenizer and safetensors.")
     ]
-    text: Annotated[list[Path], typer.Option(metavar="FILE", help="A text; repeat it for several.")]
+    text: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Text file; repeat it for several.")
+    ]
     output: Annotated[
         Path, typer.Option(metavar="FILE", help="Records as JSON lines; an existing file resumes.")
     ]
     draft_policy: Annotated[
-        str, typer.Option(metavar="P,P", help="full, streamingllm, snapkv.")
+        str, typer.Option(metavar="P,P", help="Some of full, streamingllm, snapkv.")
     ] = "streamingllm,snapkv"
     kv_budget: Annotated[
         str,
@@ -61,14 +63,24 @@ class MeasureOptions:
     scored_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Scored tokens per window, a multiple of gamma.")
     ] = 128
-    temperature: Annotated[float, typer.Option(metavar="T", help="Of both models.")] = 1.0
-    sink: Annotated[str, typer.Option(metavar="N,N", help="StreamingLLM's first tokens.")] = "16"
-    snapkv_window: Annotated[str, typer.Option(metavar="N,N", help="SnapKV's last queries.")] = "32"
-    snapkv_pool: Annotated[
-        str, typer.Option(metavar="N,N", help="SnapKV's pooling width, odd.")
-    ] = "1"
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Sampling temperature of both models.")
+    ] = 1.0
+    sink: Annotated[str, typer.Option(metavar="N,N", help="StreamingLLM: first tokens kept.")] = (
+        "16"
+    )
+    snapkv_window: Annotated[
+        str, typer.Option(metavar="N,N", help="SnapKV: last queries observed.")
+    ] = "32"
+    snapkv_pool: Annotated[str, typer.Option(metavar="N,N", help="SnapKV: pooling width, odd.")] = (
+        "1"
+    )
     positions: Annotated[
-        str, typer.Option(metavar="absolute|relative", help="StreamingLLM's, in text or cache.")
+        str,
+        typer.Option(
+            metavar="absolute|relative",
+            help="StreamingLLM: positions in the text, or in the cache.",
+        ),
     ] = "absolute"
     page_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Tokens per page of the KV cache.")

@@ -7,6 +7,9 @@ command runs, so `--help` is instant and `predict` works where torch is absent. 
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -31,7 +34,14 @@ from app.cli.commands.sweep import sweep
 from app.cli.commands.validate import validate_app
 from app.cli.options import ScenarioCommand
 
-app = typer.Typer(name="specroof", add_completion=False, pretty_exceptions_enable=False)
+OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+app = typer.Typer(
+    name="specroof",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
+)
 for command in (predict, sweep, simulate, recommend, export):
     app.command(cls=ScenarioCommand)(command)
 app.command("list")(list_catalog)
@@ -70,9 +80,13 @@ def run(arguments: list[str]) -> int:
         return int(app(arguments, standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
         return 130
+    except MemoryError as error:
+        return _fail(f"out of memory: {error}; ask for less at once", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
             return _fail(error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
+            return _fail(f"cannot write the output: {error.strerror}", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):
@@ -81,7 +95,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """Print one line, whatever the message holds."""
+    """Print one line, whatever the message contains."""
     line = " ".join(message.split())
     print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
@@ -89,9 +103,20 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
-    # A reader that leaves, as in `specroof sweep ... | head`, ends the writer without a word.
+    # When the reader leaves, as in `specroof sweep ... | head`, end without a message.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(run(sys.argv[1:] or ["--help"]))
+    if sys.stdout is None:
+        sys.exit(_fail("stdout is closed, so there is nowhere to print", 2))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # gamma and alpha on an ASCII terminal
+    code = run(sys.argv[1:] or ["--help"])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _fail(f"cannot write the output: {error.strerror}", 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again
+    sys.exit(code)
 
 
 if __name__ == "__main__":

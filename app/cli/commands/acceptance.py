@@ -17,7 +17,9 @@ from app.cli.output import atomic_text, print_json
 if TYPE_CHECKING:
     from calibration.records.acceptance import RecordSet
 
-Records = Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="Files of records.")]
+Records = Annotated[
+    list[Path], typer.Argument(metavar="RECORDS...", help="Files of acceptance records.")
+]
 
 
 @field_flags
@@ -124,7 +126,10 @@ def fit_acceptance(
 
 def import_acceptance(
     report: Annotated[
-        Path, typer.Argument(metavar="FILE", help="vLLM's or SGLang's, or specroof run --output.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Metrics of vLLM or SGLang, or records of specroof run --output."
+        ),
     ],
     gamma: Annotated[
         int | None,

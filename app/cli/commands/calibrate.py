@@ -11,7 +11,8 @@ from app.cli.options import AsJson
 from app.cli.output import atomic_text, print_json
 
 calibrate_app = typer.Typer(
-    help="Measure what predictions rest on, and fit it.", no_args_is_help=True
+    help="Measure kernels and acceptance, and fit the curves that predictions use.",
+    no_args_is_help=True,
 )
 # `calibration.measure.run` parses its flags itself, so that it runs where typer is absent.
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -19,7 +20,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @calibrate_app.command("measure", context_settings=PASSED_ON, add_help_option=False)
 def measure(context: typer.Context) -> None:
-    """Time this GPU's kernels into a file of records; resumes where it stopped (--help)."""
+    """Time this GPU's kernels and write records; resumes where it stopped."""
     from calibration.measure.run import main
 
     raise typer.Exit(main(context.args))

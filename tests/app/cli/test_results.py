@@ -1,4 +1,4 @@
-"""What the commands print and write: tables for people, JSON and CSV for programs, files whole."""
+"""What the commands print and write: tables for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from app.cli.main import run
-from app.cli.output import atomic_text
 
 SELF = ["--draft", "self", "--tp", "8"]
 
@@ -109,15 +108,6 @@ def test_large_sweep_prints_the_best_of_each_batch_and_prefix(
         best = max(float(row["speedup"]) for row in rows if row["batch"] == batch)
         assert f"{best:.2f}x" in table
     assert f"best of {len(rows)}" in table
-
-
-def test_csv_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_text(path) as file:
-        file.write("half of the ne")
-        raise ZeroDivisionError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_recommendation_says_the_answer_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -84,19 +83,6 @@ def test_predict_imports_neither_torch_nor_plotly_nor_pandas() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_a_reader_that_leaves_is_no_traceback() -> None:
-    arguments = ["sweep", "--gamma", "1:16", "--batch", "1:200", "--draft", "self", "--csv", "-"]
-    script = f"import sys\nfrom app.cli.main import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith("batch,")
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        assert process.wait() == -signal.SIGPIPE
 
 
 def test_a_flag_a_key_and_a_column_say_the_same(
