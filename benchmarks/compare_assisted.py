@@ -230,11 +230,12 @@ def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
     from runtime import read_config
     from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
-    lengths = {"batch": 1, "prefix_tokens": options.prefix_tokens}
+    lengths = {"batch": 1, "prompt_tokens": options.prefix_tokens}
+    vocab = read_config(folder).vocab
     if options.input is None:
-        vocab = read_config(folder).vocab
         return random_prompts(**lengths, vocab=vocab, seed=options.seed)[0]
-    return read_prompts(options.input, **lengths, tokenizer=TextTokenizer(folder))[0]
+    tokenizer = TextTokenizer(folder)
+    return read_prompts(options.input, **lengths, tokenizer=tokenizer, vocab=vocab)[0]
 
 
 def compare(options: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:

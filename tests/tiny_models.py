@@ -39,7 +39,7 @@ FAMILIES = {
     "tinyllama": DecoderConfig(
         name="tinyllama",
         **{**_SHAPE, "kv_heads": 1},
-        rope_scaling=RopeScaling(kind="linear", factor=2.0),
+        rope_scaling=RopeScaling(kind="linear", factor=2.0, original_context_tokens=256),
     ),
     "mistral": DecoderConfig(name="mistral", **_SHAPE, sliding_window_tokens=24),
     "qwen2.5": DecoderConfig(name="qwen2.5", **_SHAPE, qkv_bias=True, rope_theta=1e6),

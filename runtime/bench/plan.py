@@ -143,6 +143,9 @@ class RunPlan(JsonPlan):
     input: Annotated[
         Path | None, Option(help="Text, .jsonl or a folder of books; random tokens without it.")
     ] = None
+    chat: Annotated[
+        bool, Option("--chat", help="Put each prompt of --input through the chat template.")
+    ] = False
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on to --gen-tokens.")] = False
     skip_prefill: Annotated[
         bool, Option("--skip-prefill", help="Random keys and values: for timing rounds.")
@@ -291,6 +294,8 @@ def _check_dtypes(plan: RunPlan) -> None:
 
 
 def _check_together(plan: RunPlan) -> None:
+    if plan.chat and plan.input is None:
+        raise InputError("--chat needs --input: JSON lines, each with a prompt, text or messages")
     if (plan.mode == "standalone") != (plan.draft is not None):
         raise InputError("--draft names the model that drafts: in mode standalone, and only there")
     if plan.mode == "selfspec" and plan.draft_ranks != plan.tp:

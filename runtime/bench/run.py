@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -71,6 +71,8 @@ def run(plan: RunPlan) -> None:
         report = _Run(plan, ranks).report(log)
         _write(log, {"summary": report})
         if ranks.is_root:
+            for note in report["notes"]:
+                print(f"note: {note}", file=sys.stderr)
             _print(plan, {**facts, **report})
 
 
@@ -93,14 +95,21 @@ class _Run:
             if path is not None
         ]
         self.config = self.models[0].config
-        lengths = {"batch": plan.batch, "prefix_tokens": plan.prompt_tokens}
+        lengths = {"batch": plan.batch, "prompt_tokens": plan.prompt_tokens}
         self.tokenizer = None
         if plan.input is not None or plan.print_output:
             self.tokenizer = TextTokenizer(plan.model)
         if plan.input is None or self.tokenizer is None:
             self.prompts = random_prompts(**lengths, vocab=self.config.vocab, seed=plan.seed)
         else:
-            self.prompts = read_prompts(plan.input, **lengths, tokenizer=self.tokenizer)
+            self.prompts = read_prompts(
+                plan.input,
+                **lengths,
+                tokenizer=self.tokenizer,
+                vocab=self.config.vocab,
+                chat=plan.chat,
+            )
+        self.notes = context_notes(self.plan, [model.config for model in self.models], self.prompts)
 
     def report(self, log: TextIO | None) -> dict[str, Any]:
         """Generate, and check against plain decoding where asked."""
@@ -109,6 +118,7 @@ class _Run:
             draft, lambda record: _write(log, {"round": asdict(record)})
         )
         report = {**result.summary(), "memory_bytes": memory, "verification": self.achieved}
+        report["notes"] = self.notes
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
@@ -176,6 +186,28 @@ class _Run:
             snapkv_window=plan.snapkv_window,
             snapkv_pool=plan.snapkv_pool,
         )
+
+
+def context_notes(
+    plan: RunPlan, configs: Sequence[Any], prompts: Sequence[Sequence[int]]
+) -> list[str]:
+    """A line for each model, target first, that is taken beyond the context it was made for.
+
+    A separate draft with a budget attends within it, whatever the length of the sequence.
+    """
+    longest = max(map(len, prompts)) + plan.gen_tokens
+    drafts = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    return [
+        f"{tokens:,} tokens exceed the {config.max_context_tokens:,} that {config.name} was made "
+        f"for: {suffers}"
+        for config, tokens, suffers in zip(
+            configs,
+            (longest, drafts),
+            ("times hold, the text may not", "acceptance may fall"),
+            strict=False,
+        )
+        if tokens > config.max_context_tokens
+    ]
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -87,9 +87,27 @@ def test_bad_flags_are_one_line(
 def test_what_a_rank_refuses_is_one_line_and_its_code(
     arguments: list[str], code: int, message: str, tiny: str
 ) -> None:
-    done = specroof("baseline", "--model", tiny, *arguments)
+    done = specroof("baseline", "--model", tiny, "--prefix-tokens", "200", *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_beyond_the_context_of_target_or_draft_says_so(tiny: str, tmp_path: Path) -> None:
+    short = hf_config(FAMILIES["llama-3.2"]) | {"max_position_embeddings": 128}
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "config.json").write_text(json.dumps(short))
+    flags = ["--draft", str(tmp_path / "short"), "--random-weights", "--json", "--gen-tokens", "4"]
+    notes = []
+    for prompt, policy in ((508, "streamingllm"), (508, "full"), (509, "full")):
+        sizes = ["--prefix-tokens", str(prompt), "--draft-policy", policy, "--kv-budget", "64"]
+        done = specroof("standalone", "--model", tiny, *flags, *sizes)
+        assert done.returncode == 0, done.stderr
+        notes.append(json.loads(done.stdout)["notes"])
+        assert done.stderr == "".join(f"note: {note}\n" for note in notes[-1])
+    draft = "tokens exceed the 128 that short was made for: acceptance may fall"
+    target = f"513 tokens exceed the 512 that {tmp_path.name} was made for"
+    assert notes[:2] == [[], [f"512 {draft}"]]
+    assert notes[2] == [f"{target}: times hold, the text may not", f"513 {draft}"]
 
 
 def test_help_needs_no_torch() -> None:

@@ -12,7 +12,7 @@ from runtime.attention.base import PassLayout
 from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
 from runtime.bench.plan import DraftPlan
-from runtime.config import DecoderConfig
+from runtime.config import DecoderConfig, RopeScaling
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.kernels.ops import FusedOps, TorchOps, split_parts
 from runtime.kernels.rotary import Rotary
@@ -121,7 +121,9 @@ def test_fused_operations_are_the_plain_ones(parts: int | None, norm: bool, dim:
     assert relative_error(fused.silu_mul(x), plain.silu_mul(whole)) < 3e-3
 
     config = DecoderConfig(
-        name="c", **{**SHAPE, "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": dim}
+        name="c",
+        **{**SHAPE, "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": dim},
+        rope_scaling=RopeScaling(kind="yarn", factor=4.0, attention_factor=1.2),
     )
     rotary = Rotary(config, GPU, BF16)
     norms = (torch.randn(dim, dtype=BF16, device=GPU), torch.randn(dim, dtype=BF16, device=GPU))

@@ -90,6 +90,7 @@ import torch.distributed as dist
 from runtime.parallel.groups import connect
 from runtime.parallel.launch import run_rank
 from runtime.parallel.all_reduce import AllReduceLimits, shared_workspace
+from runtime.symmetric_memory import AllReduceLimits, shared_workspace
 def body():
     with connect(tp=2, draft_tp=1) as ranks:
         for local in (1, 2):
