@@ -44,6 +44,7 @@ from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_secon
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estimate
 from perfmodel.passes.parts import GROUPS, Part, StepTime
+from perfmodel.planning.find_plan import SEVERAL, find_plan
 from perfmodel.planning.recommend import Recommendation, recommend
 from perfmodel.planning.search import (
     OBJECTIVES,
@@ -54,7 +55,8 @@ from perfmodel.planning.search import (
     search,
 )
 from perfmodel.planning.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
-from perfmodel.reports.engine_config import ENGINES, ExportPlan, export_plan, exportability
+from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.export import ExportPlan
 from perfmodel.reports.prediction import (
     candidate_dict,
     check_fits,
@@ -121,6 +123,7 @@ __all__ = [
     "OBSERVED_KEYS",
     "REFERENCE_BUDGET_TOKENS",
     "SCHEDULE_GAMMAS",
+    "SEVERAL",
     "SLO",
     "TILE_ROWS",
     "Acceptance",
@@ -194,6 +197,7 @@ __all__ = [
     "estimate",
     "export_plan",
     "exportability",
+    "find_plan",
     "format_bytes",
     "format_chance",
     "format_seconds",

@@ -1,4 +1,4 @@
-"""The engine's expected outcomes as those of the command line."""
+"""Turn the engine's expected errors into those of the command line."""
 
 from __future__ import annotations
 

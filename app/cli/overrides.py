@@ -1,4 +1,4 @@
-"""What a user stated, from three places: a scenario file, flags over it, CSV cells over both."""
+"""A scenario's values from three places: a file, flags over it, CSV cells over both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, read_scenario, unknown_name
 
-# A newly stated key drops what an earlier place said of the same thing, if its value differs.
+# A key that overrides another value also drops the keys that depended on that value.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
     "gpu": ("machine",),
     "machine": ("gpu",),
@@ -42,8 +42,8 @@ def scenario_values(name_or_path: str) -> dict[str, Any]:
     return read_scenario(name_or_path)
 
 
-def stated_values(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
-    """The scenario file's values with the flags laid over them.
+def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
+    """The scenario file's values, overridden by the flags.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def stated_values(scenario: str | None, flags: Mapping[str, str]) -> dict[str, A
 
 
 def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `new` laid over it; see `SUPERSEDES` for what a new key takes away."""
+    """`base` overridden by `new`; `SUPERSEDES` lists the keys that a changed value drops."""
     dropped = {
         key
         for name, value in new.items()

@@ -10,7 +10,6 @@ import numpy as np
 import streamlit as st
 
 from app import charts
-from app.cli.commands.recommend import find_recommendation
 from app.explorer.state import Values
 from calibration.records.published import (
     PublishedRow,
@@ -27,6 +26,7 @@ from perfmodel import (
     RoundEstimate,
     Scenario,
     estimate,
+    find_plan,
     parse_scenario,
     prediction_dict,
     speedup_interval,
@@ -61,9 +61,9 @@ def prediction(values: Values) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=64, show_spinner="Searching drafts, γ and budgets")
-def recommendation(flags: Values, objective: str) -> tuple[Recommendation, list[str]]:
+def recommendation(flags: Values, objective: str) -> Recommendation:
     """What `specroof recommend` finds for its flags."""
-    return find_recommendation(dict(flags), None, objective=objective)
+    return find_plan(dict(flags), objective=objective)
 
 
 def map_prefixes(values: Values) -> Any:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
+from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.reports.export import ExportPlan
 
 ENGINES = {
     "vllm": "vLLM 0.24.0",
@@ -25,68 +25,7 @@ ENGINES = {
 }
 CHECKED = "checked November 2026"
 MEND = 'Export to "specroof", whose runtime runs it.'
-POLICIES = ("full", "streamingllm", "snapkv")
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportPlan:
-    """What a configuration has to say; names as on the command line.
-
-    `draft` is "none", "self" or a catalog name. `gamma_schedule` holds (lowest batch, highest
-    batch, gamma), ascending from batch 1; `gamma` then holds for `batch`. `acceptance_per_position`
-    is conditional, as in `Acceptance`. `machine` and `engine_profile` are what the plan was
-    predicted with; only our own scenario states them.
-
-    Raises
-    ------
-    ConfigError
-        If the plan contradicts itself or a size is not a whole number in range.
-    """
-
-    target: str
-    target_hub_id: str
-    draft: str
-    draft_hub_id: str | None
-    draft_policy: str
-    kv_budget_tokens: int | None
-    sink_tokens: int
-    gamma: int
-    tp: int
-    draft_tp: int
-    batch: int
-    prompt_tokens: int
-    output_tokens: int
-    gpu: str
-    gamma_schedule: tuple[tuple[int, int, int], ...] | None = None
-    weight_dtype: str = "bf16"
-    kv_dtype: str = "bf16"
-    acceptance_per_position: tuple[float, ...] | None = None
-    machine: str | None = None
-    engine_profile: str = "specroof"
-
-    def __post_init__(self) -> None:
-        for key in ("tp", "draft_tp", "batch", "prompt_tokens", "output_tokens"):
-            _check_count(key, getattr(self, key), 1)
-        for key in ("gamma", "sink_tokens"):
-            _check_count(key, getattr(self, key), 0)
-        for key in ("target", "target_hub_id", "draft", "draft_hub_id", "gpu"):
-            if not (getattr(self, key) or "").isprintable():
-                raise ConfigError(f"{key}={getattr(self, key)!r} has control characters")
-        if self.draft == "none" and (self.gamma or self.gamma_schedule):
-            raise ConfigError(f"gamma={self.gamma} needs a draft; use gamma 0 with draft none")
-        if self.draft_policy not in POLICIES:
-            raise unknown_name("draft_policy", self.draft_policy, POLICIES)
-        if self.draft_policy != "full" and self.draft != "none":
-            _check_count("kv_budget", self.kv_budget_tokens, 1)
-        if self.acceptance_per_position is not None:
-            Acceptance.from_per_position(self.acceptance_per_position)
-        _check_schedule(self.gamma_schedule)
-
-    @property
-    def most_drafts(self) -> int:
-        """The largest γ that the plan uses; 0 is plain decoding."""
-        return max([self.gamma, *(gamma for _, _, gamma in self.gamma_schedule or ())])
 
 
 def export_plan(*, engine: str, plan: ExportPlan) -> str:
@@ -299,20 +238,3 @@ def _tokens_per_round(plan: ExportPlan) -> float:
 
 def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _check_count(key: str, value: int | None, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{key}={value!r} must be a whole number of {least} or more")
-
-
-def _check_schedule(schedule: tuple[tuple[int, int, int], ...] | None) -> None:
-    expected = 1
-    for low, high, gamma in schedule or ():
-        _check_count("gamma", gamma, 0)
-        if low != expected or high < low:
-            raise ConfigError(
-                f"gamma_schedule row ({low}, {high}, {gamma}) must start at batch {expected} and "
-                "not end before; rows follow one another from batch 1"
-            )
-        expected = high + 1

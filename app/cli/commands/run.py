@@ -77,7 +77,7 @@ def _typed(annotation: Any) -> Any:
 @run_app.command("baseline")
 @_with_plan_flags
 def run_baseline(**arguments: Any) -> None:
-    """Decode plainly, one token a pass."""
+    """Decode without speculation, one token per pass."""
     run_mode("baseline", **arguments)
 
 
@@ -91,7 +91,7 @@ def run_standalone(**arguments: Any) -> None:
 @run_app.command("selfspec")
 @_with_plan_flags
 def run_selfspec(**arguments: Any) -> None:
-    """Speculate with the target itself, reading part of its cache."""
+    """Speculate with the target itself, reading part of its KV cache."""
     run_mode("selfspec", **arguments)
 
 
@@ -103,7 +103,7 @@ def run_bench(
     tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
     repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines, a case each.")
+        Path | None, typer.Option(metavar="FILE", help="JSON lines, one per case.")
     ] = None,
 ) -> None:
     """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
@@ -133,7 +133,7 @@ def run_download(
     ] = "HF_TOKEN",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
 ) -> None:
-    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
+    """Download a model's config, safetensors and tokenizer; resumes where it was cut off."""
     from runtime import download_model
 
     with engine_errors():
@@ -168,13 +168,13 @@ def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
     """The scenario's values with the flags laid over them, as one plan."""
-    from app.cli.overrides import stated_values
+    from app.cli.overrides import parse_overrides
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 
     values: dict[str, Any] = {}
     if scenario is not None:
-        stated = parse_scenario(stated_values(scenario, {}), origin=scenario)
+        stated = parse_scenario(parse_overrides(scenario, {}), origin=scenario)
         values |= scenario_fields(mode, stated, scenario)
     values |= flags
     if dtype is not None:

@@ -35,7 +35,7 @@ def show() -> None:
     state, values = st.session_state, st.session_state["values"]
     flags = search_flags(values, state.get("drafts", []), all_tps=state.get("search_tp", False))
     try:
-        answer, notes = recommendation(tuple(flags.items()), state.get("objective", "throughput"))
+        answer = recommendation(tuple(flags.items()), state.get("objective", "throughput"))
     except NoFeasiblePlan as error:
         _nothing(str(error))
         return
@@ -69,7 +69,7 @@ def show() -> None:
         header = ("plan", "TP", "α to break even")
         show_table(text_rows(header, unmeasured_rows(result["unmeasured"])))
     _lengths()
-    for note in [*result["notes"], *notes]:
+    for note in result["notes"]:
         st.caption(plain(note))
 
 

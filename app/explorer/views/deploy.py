@@ -7,7 +7,6 @@ from dataclasses import replace
 import streamlit as st
 
 from app import charts
-from app.cli.commands.export import plan_of
 from app.explorer.cached import point_of
 from app.explorer.show import plain, show_chart
 from perfmodel import (
@@ -43,7 +42,7 @@ def show() -> None:
     schedule = gamma_schedule(scenario) if scenario.plan.speculates else None
     _configuration(str(engine), scenario, schedule)
     st.markdown("**What each engine can run of this plan**")
-    reasons = exportability(plan_of(scenario, for_engine=str(engine)))
+    reasons = exportability(ExportPlan.of_scenario(scenario, engine=str(engine)))
     lines = [
         f"- **{plain(ENGINES[name])}**: {'runs it' if why is None else plain(why)}"
         for name, why in reasons.items()
@@ -55,7 +54,7 @@ def show() -> None:
 
 def _configuration(engine: str, scenario: Scenario, schedule: GammaSchedule | None) -> None:
     """The text to paste, its benchmark lines apart; or the reason why there is none."""
-    plan: ExportPlan = plan_of(scenario, for_engine=engine)
+    plan = ExportPlan.of_scenario(scenario, engine=engine)
     if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
         ranges = schedule.ranges(scenario.workload.prompt_tokens)
         plan = replace(plan, gamma_schedule=ranges or None)

@@ -12,7 +12,8 @@ import pytest
 
 from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError
-from perfmodel.reports.engine_config import ENGINES, ExportPlan, export_plan, exportability
+from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.export import ExportPlan
 
 STANDALONE = ExportPlan(
     target="llama-3.1-70b",
