@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -38,15 +39,6 @@ class PrefillTable:
     def __post_init__(self) -> None:
         check_shape("efficiency", self.efficiency, self.group_knots, self.unit_knots,
                     self.token_knots)  # fmt: skip
-
-    def slowness(self, group: float) -> Floats:
-        """-ln(efficiency) over (units, tokens), lifted so that time never falls along an axis."""
-        weights = log_weights(np.array([group]), self.group_knots)[0]
-        slow = np.tensordot(weights, -np.log(self.efficiency), axes=1)
-        work = np.log(self.unit_knots)[:, None] + 2.0 * np.log(self.token_knots)
-        for axis in (0, 1):
-            slow = np.maximum.accumulate(slow + work, axis=axis) - work
-        return np.asarray(slow)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,13 +127,24 @@ class AttentionCurve(ABC):
         square = np.sqrt(new**2 + 2.0 * new * cached)
         flops = 2.0 * batch * query_heads * head_dim * square**2
         size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
-        slowness = table.slowness(query_heads / kv_heads)
+        slowness = _slowness(table, query_heads / kv_heads)
         u, wu, _ = locate(batch * query_heads, table.unit_knots)
         k, wk, _ = locate(square, table.token_knots)
         efficiency = np.exp(-bilinear(slowness, u, wu, k, wk))
         compute = flops / (peak_flops * efficiency)
         memory = size / (hbm_bandwidth * table.memory_efficiency)
         return np.asarray(table.kernel_latency_us * US + smooth_max(compute, memory))
+
+
+@lru_cache(maxsize=256)
+def _slowness(table: PrefillTable, group: float) -> Floats:
+    """-ln(efficiency) over (units, tokens), lifted so that time never falls along an axis."""
+    weights = log_weights(np.array([group]), table.group_knots)[0]
+    slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
+    work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
+    for axis in (0, 1):
+        slow = np.maximum.accumulate(slow + work, axis=axis) - work
+    return np.asarray(slow)
 
 
 def check_shape(name: str, values: Floats, *knots: Floats) -> None:

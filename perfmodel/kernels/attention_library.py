@@ -13,6 +13,7 @@ request per pass: query tokens only add packed rows (query tokens x group), cost
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -75,6 +76,7 @@ class DecodeTable:
         above = np.maximum(seconds - self.kernel_latency_us * US, 0.0)
         return np.asarray(seconds + above * (factor - 1.0))
 
+    @cached_property
     def grid_heads(self) -> Floats:
         """Counts of batch x KV heads that times are evaluated at: the usual and all measured."""
         return np.union1d(GRID_HEADS, self.unit_knots)
@@ -126,19 +128,18 @@ class LibraryAttention(AttentionCurve):
         batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
         group, table = query_heads / kv_heads, nearest(self.decode, head_dim)
         tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
-        u, wu, beyond_u = locate(batch * kv_heads, table.grid_heads())
+        u, wu, beyond_u = locate(batch * kv_heads, table.grid_heads)
         k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
-        rows, which = np.unique(tiles, return_inverse=True)
-        planes = np.stack(
-            [
-                self._log_seconds(
-                    (query_heads, kv_heads, head_dim), float(row), peak_flops, hbm_bandwidth,
-                    kv_bytes_per_element,
-                )
-                for row in rows
-            ]
-        )  # fmt: skip
-        log_s = bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
+        shape, rates = (query_heads, kv_heads, head_dim), (peak_flops, hbm_bandwidth)
+        if tiles.ndim == 0:
+            plane = _log_seconds(self, shape, float(tiles), *rates, kv_bytes_per_element)
+            log_s = bilinear(plane, u, wu, k, wk)
+        else:
+            rows, which = np.unique(tiles, return_inverse=True)
+            planes = np.stack(
+                [_log_seconds(self, shape, float(r), *rates, kv_bytes_per_element) for r in rows]
+            )
+            log_s = bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
         seconds = np.exp(log_s + beyond_u + beyond_k)
         if group > 1 and kv_heads > 1:
             seconds = seconds + self.regroup_latency_us * US * (batch > 1)
@@ -214,34 +215,36 @@ class LibraryAttention(AttentionCurve):
         index = min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
         return float(self.row_tile_factor[index])
 
-    def _log_seconds(
-        self,
-        heads: tuple[int, int, int],
-        packed_rows: float,
-        peak_flops: float,
-        hbm_bandwidth: float,
-        kv_bytes_per_element: float,
-    ) -> Floats:
-        """ln(seconds) on the (heads, tokens) grid, non-decreasing along both axes."""
-        query_heads, kv_heads, head_dim = heads
-        table, group = nearest(self.decode, head_dim), query_heads / kv_heads
-        # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
-        scale, batch_heads = head_dim / table.head_dim, table.grid_heads()
-        base = self.base_seconds(
-            table,
-            batch_heads[:, None],
-            GRID_TOKENS[None, :],
-            group=group,
-            packed_rows=packed_rows,
-            peak_flops=peak_flops / scale,
-            hbm_bandwidth=hbm_bandwidth / scale,
-            kv_bytes_per_element=kv_bytes_per_element,
-        )
-        mean = base * np.exp(table.residual_at(group, batch_heads, GRID_TOKENS))
-        plane = np.log(table.with_kv_heads(mean, kv_heads))
-        for axis in (0, 1):
-            plane = np.maximum.accumulate(plane, axis=axis)
-        return np.asarray(plane)
+
+@lru_cache(maxsize=512)
+def _log_seconds(
+    curve: LibraryAttention,
+    heads: tuple[int, int, int],
+    packed_rows: float,
+    peak_flops: float,
+    hbm_bandwidth: float,
+    kv_bytes_per_element: float,
+) -> Floats:
+    """ln(seconds) on the (heads, tokens) grid, non-decreasing along both axes."""
+    query_heads, kv_heads, head_dim = heads
+    table, group = nearest(curve.decode, head_dim), query_heads / kv_heads
+    # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
+    scale, batch_heads = head_dim / table.head_dim, table.grid_heads
+    base = curve.base_seconds(
+        table,
+        batch_heads[:, None],
+        GRID_TOKENS[None, :],
+        group=group,
+        packed_rows=packed_rows,
+        peak_flops=peak_flops / scale,
+        hbm_bandwidth=hbm_bandwidth / scale,
+        kv_bytes_per_element=kv_bytes_per_element,
+    )
+    mean = base * np.exp(table.residual_at(group, batch_heads, GRID_TOKENS))
+    plane = np.log(table.with_kv_heads(mean, kv_heads))
+    for axis in (0, 1):
+        plane = np.maximum.accumulate(plane, axis=axis)
+    return np.asarray(plane)
 
 
 def _ramp(excess: Floats) -> Floats:

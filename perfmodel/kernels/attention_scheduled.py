@@ -13,6 +13,7 @@ two that share a multiprocessor each longer; part-filled tiles of KV count by a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -131,27 +132,14 @@ class ScheduledAttention(AttentionCurve):
         hbm_bandwidth: float,
         kv_bytes_per_element: float = 2.0,
     ) -> Floats:
-        """See `AttentionCurve`. Not monotone: each shape is split anew."""
-        axes = (batch, kv_tokens, query_tokens)
-        grid = np.broadcast_arrays(*(np.asarray(axis, float) for axis in axes))
-        count, tokens, queries = (x.ravel() for x in grid)
-        seconds = np.empty(count.shape)
-        of_tile = tile_index(queries * (query_heads / kv_heads))
-        for index, tile_rows in enumerate(TILE_ROWS):
-            cells, table = np.flatnonzero(of_tile == index), self.table(head_dim, float(tile_rows))
-            for start in range(0, len(cells), CHUNK):
-                part = cells[start : start + CHUNK]
-                call = AttentionCall(
-                    query_tokens=queries[part],
-                    query_heads=query_heads,
-                    kv_heads=kv_heads,
-                    head_dim=head_dim,
-                    sm_count=self.sm_count,
-                )
-                seconds[part] = _table_seconds(
-                    table, call, count[part], tokens[part], hbm_bandwidth, kv_bytes_per_element
-                )
-        return seconds.reshape(grid[0].shape)
+        """See `AttentionCurve`. Not monotone: each shape is split anew.
+
+        A sweep asks for the same grid of the target for every draft: grids are remembered.
+        """
+        axes = (np.asarray(axis, float) for axis in (batch, kv_tokens, query_tokens))
+        keys = tuple((axis.tobytes(), axis.shape) for axis in axes)
+        heads = (query_heads, kv_heads, head_dim)
+        return _grid_seconds(self, keys, heads, hbm_bandwidth, kv_bytes_per_element)
 
     def in_range(
         self,
@@ -189,6 +177,38 @@ class ScheduledAttention(AttentionCurve):
 
 def _tile_rows(table: BlockTable) -> int:
     return table.tile_rows
+
+
+@lru_cache(maxsize=256)
+def _grid_seconds(
+    curve: ScheduledAttention,
+    axes: tuple[tuple[bytes, tuple[int, ...]], ...],
+    heads: tuple[int, int, int],
+    hbm_bandwidth: float,
+    bytes_per_element: float,
+) -> Floats:
+    """Seconds over (sequences, tokens, query tokens), each as its bytes and shape; read-only."""
+    query_heads, kv_heads, head_dim = heads
+    grid = np.broadcast_arrays(*(np.frombuffer(data).reshape(shape) for data, shape in axes))
+    count, tokens, queries = (x.ravel() for x in grid)
+    seconds = np.empty(count.shape)
+    of_tile = tile_index(queries * (query_heads / kv_heads))
+    for index, tile_rows in enumerate(TILE_ROWS):
+        cells, table = np.flatnonzero(of_tile == index), curve.table(head_dim, float(tile_rows))
+        for start in range(0, len(cells), CHUNK):
+            part = cells[start : start + CHUNK]
+            call = AttentionCall(
+                query_tokens=queries[part],
+                query_heads=query_heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                sm_count=curve.sm_count,
+            )
+            seconds[part] = _table_seconds(
+                table, call, count[part], tokens[part], hbm_bandwidth, bytes_per_element
+            )
+    seconds.flags.writeable = False
+    return seconds.reshape(grid[0].shape)
 
 
 def _table_seconds(

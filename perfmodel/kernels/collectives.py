@@ -9,7 +9,6 @@ all-reduce and (n-1)/n for an all-gather.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -161,7 +160,6 @@ class CollectiveCurve:
         raise ConfigError(f"no {operation} times for algorithm {algorithm!r} in {self.source}")
 
 
-@lru_cache(maxsize=256)
 def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:
     return {
         m.ranks: m for m in curve.measured if (m.operation, m.algorithm) == (operation, algorithm)
