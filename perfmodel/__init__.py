@@ -85,10 +85,11 @@ from perfmodel.serving.scheduler import Serving
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import Traffic, lengths
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
 from perfmodel.specs.workload import SLO, Workload, parse_slo
 from perfmodel.speculation.break_even import (
@@ -135,13 +136,16 @@ __all__ = [
     "AttentionCurve",
     "Block",
     "BlockTable",
+    "Bound",
     "BreakEven",
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
     "DecodeTable",
     "DoesNotFit",
+    "DraftKind",
     "DraftPlan",
+    "DraftPolicy",
     "Drafter",
     "Efficiency",
     "EngineProfile",
@@ -157,6 +161,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelSpec",
     "NoFeasiblePlan",
+    "Origin",
     "OutsideTolerance",
     "OwnProducts",
     "Part",

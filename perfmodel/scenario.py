@@ -13,6 +13,7 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.specs.workload import Workload
 
@@ -106,13 +107,17 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"
             )
-        elif gpu.efficiency_origin != "fitted":
+        elif gpu.efficiency_origin != Origin.FITTED:
             notes.append(
                 f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
                 f"peaks of its own datasheet"
             )
         if self.machine.link.kind == "pcie" and self.tp > 2:
-            ring = "as a ring at a pair's rate" if gpu.efficiency_origin != "fitted" else "measured"
+            ring = (
+                "as a ring at a pair's rate"
+                if gpu.efficiency_origin != Origin.FITTED
+                else "measured"
+            )
             notes.append(
                 f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
                 f"check yours with nccl-tests"
@@ -123,6 +128,6 @@ class Scenario:
                 "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
                 "checked on one H200 only"
             )
-        if self.engine.origin == "assumed":
+        if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)

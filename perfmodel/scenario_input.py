@@ -17,12 +17,12 @@ from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
-DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
+DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
 # What engines report of a run at one γ: each is converted to the α that explains it.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
@@ -106,11 +106,11 @@ class ScenarioInput(BaseModel):
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
-        policy = self.draft_policy or "streamingllm"
+        policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         budget = self.kv_budget
-        if policy == "full":
+        if policy is DraftPolicy.FULL:
             budget = None
-        elif budget is None and policy in DEFAULT_BUDGET:
+        elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
         # A self-draft's ranks are the target's, whether that is said or not.

@@ -43,6 +43,7 @@ from perfmodel import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
+    Origin,
     kv_loss,
 )
 from perfmodel.units import Z90
@@ -144,7 +145,7 @@ def _solve(
         draft=choice.draft,
         draft_policy=choice.draft_policy,
         text=_text(choice),
-        origin="fitted",
+        origin=Origin.FITTED,
         source=_source(points),
         sigma=hypot(noise, rms),
         sigma_budget=0.0,

@@ -40,6 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
@@ -82,7 +83,7 @@ class AcceptanceCurve:
     draft: str
     draft_policy: str
     text: str
-    origin: str
+    origin: Origin
     source: str
     ceiling: float
     level: float
@@ -154,7 +155,7 @@ class AcceptanceCurve:
         outside = _log_distance(kv_budget_tokens, self.budget_range) + _log_distance(
             context_tokens, self.context_range
         )
-        return np.asarray((outside == 0.0) & (self.origin != "borrowed"), dtype=np.bool_)
+        return np.asarray((outside == 0.0) & (self.origin != Origin.BORROWED), dtype=np.bool_)
 
     def acceptance(self, *, kv_budget_tokens: float, context_tokens: float) -> Acceptance:
         """α with its interval, origin and source at one budget and context."""
@@ -187,7 +188,7 @@ class AcceptanceCurve:
         return replace(
             self,
             target=target,
-            origin="borrowed",
+            origin=Origin.BORROWED,
             source=f"borrowed from {self.target}, not measured on {target}: {self.source}",
             sigma=hypot(self.sigma, self.sigma_lent),
         )

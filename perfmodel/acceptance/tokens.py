@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 
-MAX_GAMMA = 1024  # a round of more drafts is taken for a mistake
+MOST_DRAFTS = 1024  # of a round here: beyond what a plan may ask, so that sums can be studied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,8 @@ class Acceptance:
     low, high : float
         Ends of an interval on `alpha`, the mean of `per_position`; both equal it when no interval
         is known. They act as additive bounds: `shifted(low - alpha)` is the pessimistic case.
-    origin : str
-        "given", "measured", "fitted", "borrowed" or "identity" (a self-draft with the full cache).
+    origin : Origin
+        Given, measured, fitted, borrowed or identity.
     source : str
         Model, text, temperature and citation, as far as they are known.
 
@@ -46,7 +47,7 @@ class Acceptance:
     per_position: tuple[float, ...]
     low: float
     high: float
-    origin: str
+    origin: Origin
     source: str
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class Acceptance:
         *,
         low: float | None = None,
         high: float | None = None,
-        origin: str = "given",
+        origin: Origin = Origin.GIVEN,
         source: str = "",
     ) -> Self:
         """I.i.d. acceptance; the interval is `alpha` itself unless its ends are given."""
@@ -89,7 +90,7 @@ class Acceptance:
 
     @classmethod
     def from_per_position(
-        cls, per_position: Sequence[float], *, origin: str = "given", source: str = ""
+        cls, per_position: Sequence[float], *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """One conditional acceptance per draft position; the last holds for all later ones."""
         values = tuple(float(value) for value in per_position)
@@ -98,7 +99,7 @@ class Acceptance:
 
     @classmethod
     def from_tokens_per_round(
-        cls, tokens: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, tokens: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α that yields `tokens` per round of `gamma` drafts.
 
@@ -118,7 +119,7 @@ class Acceptance:
 
     @classmethod
     def from_accepted_fraction(
-        cls, fraction: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, fraction: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α at which `fraction` of the proposed drafts is accepted."""
         if not 0.0 <= fraction <= 1.0:
@@ -129,7 +130,7 @@ class Acceptance:
 
     @classmethod
     def from_accepted_drafts(
-        cls, mean: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, mean: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α at which a round accepts `mean` drafts (the target's token left out)."""
         if not 0.0 <= mean <= gamma:
@@ -295,10 +296,10 @@ def _check_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
 
 def _check_gamma(gamma: ArrayLike, *, least: int = 0) -> NDArray[np.int64]:
     values = np.asarray(gamma)
-    wrong = ~((values >= least) & (values <= MAX_GAMMA) & (values == np.floor(values)))
+    wrong = ~((values >= least) & (values <= MOST_DRAFTS) & (values == np.floor(values)))
     if wrong.any():
         raise ConfigError(
             f"gamma={values[wrong].flat[0]:g} is not a number of drafts; "
-            f"use a whole number from {least} to {MAX_GAMMA:,}"
+            f"use a whole number from {least} to {MOST_DRAFTS:,}"
         )
     return values.astype(np.int64)

@@ -28,6 +28,7 @@ from perfmodel.catalog._schema import (
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config, one_line, read_hf_config, shown
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
 __all__ = [
@@ -77,7 +78,7 @@ def default_machine(gpu_name: str) -> Machine:
 
 class _Curves(Table):
     of: Text
-    origin: Literal["fitted", "extrapolated"]
+    origin: Literal[Origin.FITTED, Origin.EXTRAPOLATED]
     reason: Text
 
 
@@ -105,7 +106,7 @@ def gpu_from_toml(text: str, *, where: str) -> GPU:
     """
     file = read(_GpuFile, parse_toml(text, where), where)
     curves = file.efficiency
-    if (curves.origin == "fitted") != (curves.of == file.name):
+    if (curves.origin == Origin.FITTED) != (curves.of == file.name):
         raise ConfigError(
             f"{where}: efficiency.origin={shown(curves.origin)} does not hold for {file.name} with "
             f"the curves of {curves.of}"

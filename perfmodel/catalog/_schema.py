@@ -32,6 +32,7 @@ from pydantic import (
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.hf_config import one_line, shown
+from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -66,6 +67,7 @@ _KINDS: dict[Any, Any] = {
     int: Whole,
     str: Text,
     bool: Annotated[bool, Strict()],
+    Origin: Origin,
     float | None: Number | None,
     tuple[float, float]: tuple[Number, Number],
     Mapping[str, str]: dict[str, Text],

@@ -13,9 +13,11 @@ from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, parse_toml
 from perfmodel.errors import ConfigError
+from perfmodel.specs.draft import DraftPolicy
+from perfmodel.specs.labels import Origin
 
 DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
-LENDABLE_POLICIES = ("streamingllm", "snapkv")
+LENDABLE_POLICIES = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
 
 
 def acceptance_curve(
@@ -100,7 +102,7 @@ def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:
     points = tuple(
         build(AcceptancePoint, point, f"{where}: points[{i}]") for i, point in enumerate(listed)
     )
-    return build(AcceptanceCurve, {"origin": "fitted", **entries, "points": points}, where)
+    return build(AcceptanceCurve, {"origin": Origin.FITTED, **entries, "points": points}, where)
 
 
 @cache
@@ -108,7 +110,7 @@ def _curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None
     name = f"{target}--{draft}--{draft_policy}"
     if name in names("acceptance"):
         return _load(name)
-    if draft == "self" and draft_policy == "full":
+    if draft == "self" and draft_policy == DraftPolicy.FULL:
         return _identity(target)
     if draft == "self" and draft_policy in LENDABLE_POLICIES:
         return _borrowed(target, draft_policy)
@@ -126,7 +128,7 @@ def _identity(target: str) -> AcceptanceCurve:
         draft="self",
         draft_policy="full",
         text="any",
-        origin="identity",
+        origin=Origin.IDENTITY,
         source="a self-draft that reads the full cache is the target itself",
         ceiling=1.0,
         level=0.0,

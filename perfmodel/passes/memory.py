@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from perfmodel._typing import Bools, Floats
 from perfmodel.passes.forward import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.units import format_bytes
 
@@ -136,17 +137,17 @@ def _draft_terms(
 ) -> tuple[float, float, Floats]:
     """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
-    if draft is None or plan.draft == "none":
+    if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
     per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
     if plan.is_self:
-        shares_pages = plan.policy == "full" or (
-            plan.policy == "streamingllm" and scenario.engine.streamingllm_is_view
+        shares_pages = plan.policy is DraftPolicy.FULL or (
+            plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
     weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
     held = _cached_tokens(draft, length) + gamma
-    if plan.policy != "full":
+    if plan.policy is not DraftPolicy.FULL:
         # A piece of the prompt enters before what it pushes out has left.
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
         held = np.minimum(held, budget + np.maximum(piece, gamma))

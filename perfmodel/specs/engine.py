@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from perfmodel.specs.gpu import GPU
+from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,7 @@ class EngineProfile:
     """Overheads, kernel choices and memory habits of one engine on one GPU.
 
     Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
-    of `measured_on` are carried to another GPU, "extrapolated". A factor multiplies the fitted
+    of `measured_on` are transferred to another GPU, "extrapolated". A factor multiplies the fitted
     kernel time: 1 means that the engine gets what the kernel tables show.
 
     `plain_pays_overhead` says what T_T stands for. True: the kernels of a step, beside which plain
@@ -21,7 +22,7 @@ class EngineProfile:
     """
 
     name: str
-    origin: str
+    origin: Origin
     source: str
     measured_on: str = ""  # the GPU whose kernels were timed with this engine; "" for none
     attention_kernels: str = "vllm"  # which library's attention curve is read
@@ -54,10 +55,10 @@ class EngineProfile:
     workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
-    def kernel_origin(self, gpu: GPU) -> str:
+    def kernel_origin(self, gpu: GPU) -> Origin:
         """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
         if self.measured_on:
-            return "fitted" if self.measured_on == gpu.name else "extrapolated"
+            return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
 
     def changed(self, **coefficients: float) -> EngineProfile:

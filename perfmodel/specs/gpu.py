@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class GPU:
     hbm_bandwidth: float  # bytes/s
     l2_bytes: float
     efficiency: str
-    efficiency_origin: str
+    efficiency_origin: Origin
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
