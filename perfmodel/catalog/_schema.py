@@ -189,7 +189,7 @@ def build(
     Parameters
     ----------
     scaled : mapping, optional
-        The ending of fields in SI units: what stands for it in keys, and that unit.
+        By the ending of a field in SI units: the ending of its key, and the unit of that.
 
     Raises
     ------

@@ -21,17 +21,17 @@ LENDABLE_POLICIES = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
 
 
 def acceptance_curve(
-    target: str, draft: str, draft_policy: str, own: tuple[AcceptanceCurve, ...] = ()
+    target: str, draft: str, draft_policy: str, users: tuple[AcceptanceCurve, ...] = ()
 ) -> AcceptanceCurve | None:
     """The curve for a choice of draft, or None where nothing like it was measured.
 
     Parameters
     ----------
     target, draft, draft_policy : str
-        Catalog names; `draft` is a model, or "self" (the target's own name means the same).
-    own : tuple of AcceptanceCurve, optional
-        The user's own curves, which come before the catalog's: one of this draft and policy is
-        used, and for another target than its own it is borrowed.
+        Catalog names; `draft` is a model, or "self" (the name of the target means the same).
+    users : tuple of AcceptanceCurve, optional
+        The user's curves, which come before the catalog's: one of this draft and policy is used,
+        and borrowed where it was measured on another target.
 
     Returns
     -------
@@ -42,11 +42,11 @@ def acceptance_curve(
         a wider interval. None for everything else: standalone pairs are never guessed.
     """
     draft = "self" if draft == target else draft
-    matching = [c for c in own if (c.draft, c.draft_policy) == (draft, draft_policy)]
+    matching = [c for c in users if (c.draft, c.draft_policy) == (draft, draft_policy)]
     for curve in matching:
         if curve.target == target:
             return curve
-    return matching[0].lent_to(target) if matching else _curve(target, draft, draft_policy)
+    return matching[0].borrowed_for(target) if matching else _curve(target, draft, draft_policy)
 
 
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
@@ -147,12 +147,12 @@ def _borrowed(target: str, draft_policy: str) -> AcceptanceCurve:
     lenders = [c for c in measured_curves() if (c.draft, c.draft_policy) == ("self", draft_policy)]
     lender = max(
         lenders,
-        key=lambda c: (_kinship(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
+        key=lambda c: (_shared_parts(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
     )
-    return lender.lent_to(target)
+    return lender.borrowed_for(target)
 
 
-def _kinship(one: str, other: str) -> int:
+def _shared_parts(one: str, other: str) -> int:
     """Leading parts that two model names share: 2 for llama-3.1-8b and llama-3.1-70b."""
     shared = 0
     for a, b in zip(one.split("-"), other.split("-"), strict=False):

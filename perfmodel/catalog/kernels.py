@@ -73,17 +73,19 @@ def efficiency(
         attention |= _table(kernels, f"attention-{library}")
     curves = Efficiency(
         name=kernels,
-        gemm=gemm_curve(_with_own(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"),
+        gemm=gemm_curve(
+            _with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"
+        ),
         attention=attention_curve(attention, f"efficiency/{kernels}/attention-{library}"),
         collectives=collective_curve(
-            _with_own(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
+            _with_measured(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
         ),
     )
     return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
 
 
 def measured_attention(name: str, attention_kernels: str) -> str:
-    """The kernel library whose attention curve stands for `attention_kernels` on this GPU."""
+    """The kernel library whose attention curve serves `attention_kernels` on this GPU."""
     if f"attention-{attention_kernels}" in _files_of(name):
         return attention_kernels
     return _ATTENTION_LIKE.get(attention_kernels, attention_kernels)
@@ -99,10 +101,10 @@ def _table(name: str, file: str) -> dict[str, Any]:
     return table(f"efficiency/{name}", file)
 
 
-def _with_own(name: str, kind: str, kernels: str) -> dict[str, Any]:
-    """The GPU's table, with what was measured of an engine's own kernels in its place."""
-    own = f"{kind}-{kernels}"
-    return _table(name, kind) | (_table(name, own) if own in _files_of(name) else {})
+def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
+    """The GPU's table, with the keys replaced that were measured with an engine's kernels."""
+    file = f"{kind}-{kernels}"
+    return _table(name, kind) | (_table(name, file) if file in _files_of(name) else {})
 
 
 # ---- attention --------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ class PrefillTable:
     efficiency: Floats = field(repr=False)  # (groups, units, tokens), fraction of peak FLOP/s
 
     def __post_init__(self) -> None:
-        check_shape("efficiency", self.efficiency, self.group_knots, self.unit_knots,
-                    self.token_knots)  # fmt: skip
+        check_shape(
+            "efficiency", self.efficiency, self.group_knots, self.unit_knots, self.token_knots
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,8 +1,8 @@
 """`CollectiveCurve`: seconds of all-reduce and all-gather between the GPUs of one node.
 
 Measured times are interpolated in ln(bytes) at the measured rank counts and in ln(ranks) between
-them; beyond the largest message the rate is held. Rank counts outside the tables take the physical
-form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
+them; larger messages move at the rate of the largest. Rank counts outside the tables take the
+physical form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
 all-reduce and (n-1)/n for an all-gather.
 """
 
@@ -97,8 +97,9 @@ class CollectiveCurve:
         """
         if algorithm == "best":
             names = [n for n in ("nccl", "custom") if self._has("all_reduce", n)]
-            times = [self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth)
-                     for n in names]  # fmt: skip
+            times = [
+                self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth) for n in names
+            ]
             return np.asarray(np.minimum.reduce(times))
         if algorithm == "ring":
             return self._ring_seconds(np.asarray(message_bytes, float), ranks, link_bandwidth)

@@ -144,10 +144,13 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         m = head_rows if name == "lm_head" else rows
         element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
         seconds = curve.seconds(
-            m=m, n=n, k=k, peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            m=m,
+            n=n,
+            k=k,
+            peak_flops=rank.engine.compute_factor * gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
             weight_bytes_per_element=element,
-        )  # fmt: skip
+        )
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
@@ -173,9 +176,14 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
     read = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=read, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
-        hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
-    )  # fmt: skip
+        batch=batch,
+        kv_tokens=read,
+        query_tokens=query,
+        **shape,
+        peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+        kv_bytes_per_element=element,
+    )
     engine = rank.engine
     factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
@@ -195,10 +203,15 @@ def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats
     spec, gpu = rank.spec, rank.machine.gpu
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
-        batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
-        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        batch=batch,
+        new_tokens=prompt,
+        cached_tokens=cached,
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=spec.head_dim,
+        peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth,
-    )  # fmt: skip
+    )
     flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
     kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
     return Part(
@@ -269,9 +282,11 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
     reduce_s = curve.all_reduce_seconds(
-        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
+        message_bytes=message,
+        ranks=rank.tp,
+        algorithm=rank.all_reduce,
         link_bandwidth=link.bandwidth,
-    )  # fmt: skip
+    )
     passes = 2 * rank.spec.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]

@@ -96,7 +96,7 @@ class StepTime:
         return next(origin for origin in WEAKEST_FIRST if origin in names)
 
 
-def mixed(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
+def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
     """The mean of two passes of the same parts, `share` of which are the first kind.
 
     Parameters

@@ -52,7 +52,7 @@ class DraftPlan:
     def __post_init__(self) -> None:
         _whole("gamma", self.gamma, low=0)
         if self.gamma > MAX_GAMMA:
-            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts a round")
+            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts per round")
         object.__setattr__(self, "policy", DraftPolicy.of(self.policy))  # a name will do
         if self.kind is DraftKind.NONE and self.gamma:
             raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")

@@ -1,4 +1,4 @@
-"""Words that a prediction carries beside its numbers: where one comes from, and what bounds it."""
+"""Labels of a predicted number: where it comes from, and what bounds it."""
 
 from __future__ import annotations
 

@@ -37,8 +37,16 @@ class ModelSpec:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden",
-                      "vocab", "max_context_tokens"):  # fmt: skip
+        for field in (
+            "layers",
+            "hidden",
+            "query_heads",
+            "kv_heads",
+            "head_dim",
+            "ffn_hidden",
+            "vocab",
+            "max_context_tokens",
+        ):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ConfigError(f"{self.name}: {field}={value!r} must be a positive whole number")

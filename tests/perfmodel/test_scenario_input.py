@@ -62,7 +62,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"kv_budget": 64_000} | SELF, "kv_budget=64000 exceeds the context of 32000 tokens"),
     ({"kv_budget": 0} | SELF, "kv_budget=0: "),
     ({"gamma": -1} | SELF, "gamma=-1: input should be greater than or equal to 0"),
-    ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts a round"),
+    ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts per round"),
     ({"gamma": 3}, "gamma=3 needs a draft; give one or use gamma=0"),
     ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'. Use one of full"),
     (
