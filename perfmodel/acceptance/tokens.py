@@ -197,22 +197,6 @@ def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
     return np.asarray(table[np.broadcast_to(rounds, shape), column], dtype=np.float64)
 
 
-def accepted_drafts(acceptance: Acceptance | Sequence[float], gamma: ArrayLike) -> Floats:
-    """Mean drafts accepted per round, 0 to γ: Ω - 1."""
-    return tokens_per_round(acceptance, gamma) - 1.0
-
-
-def accepted_fraction(acceptance: Acceptance | Sequence[float], gamma: ArrayLike) -> Floats:
-    """Accepted over proposed drafts, (Ω - 1) / γ: below α once γ > 1.
-
-    Raises
-    ------
-    ConfigError
-        If a `gamma` is 0, since nothing is proposed then.
-    """
-    return accepted_drafts(acceptance, gamma) / _check_gamma(gamma, least=1)
-
-
 def accepted_distribution(acceptance: Acceptance | Sequence[float], gamma: int) -> Floats:
     """P(exactly k drafts accepted), k = 0 ... γ: shape (γ+1,), summing to 1."""
     _check_gamma(gamma)

@@ -113,26 +113,18 @@ class Figure(Table):
 
 
 class Size(Figure):
-    """Bytes."""
-
     units = {"MB": MB, "MiB": MIB, "GB": GB, "GiB": GIB}
 
 
 class Bandwidth(Figure):
-    """Bytes per second."""
-
     units = {"GB/s": GB, "TB/s": TB}
 
 
 class Compute(Figure):
-    """Operations per second."""
-
     units = {"TFLOP/s": TFLOP}
 
 
 class Count(Figure):
-    """A number of things."""
-
     units = {"1": 1.0}
 
     @field_validator("value")

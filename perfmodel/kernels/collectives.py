@@ -30,6 +30,14 @@ class MeasuredTimes:
     message_bytes: Floats = field(repr=False)
     seconds: Floats = field(repr=False)  # non-decreasing
 
+    def __post_init__(self) -> None:
+        size, time = self.message_bytes, self.seconds
+        name = f"{self.operation} {self.algorithm} x{self.ranks}"
+        if size.shape != time.shape or size.ndim != 1 or size.size < 2:
+            raise ConfigError(f"{name}: {size.size} sizes but {time.size} times")
+        if np.any(np.diff(size) <= 0) or np.any(np.diff(time) < 0) or min(size[0], time[0]) <= 0:
+            raise ConfigError(f"{name}: sizes must rise and times never fall")
+
     def at(self, message_bytes: Floats, link_ratio: float) -> Floats:
         """Seconds at any message size; the part above latency scales with `link_ratio`."""
         log_b = np.log(np.maximum(message_bytes, 1.0))

@@ -124,7 +124,7 @@ def test_time_never_falls_as_batch_context_or_query_grow(
 ) -> None:
     """Except attention of a runtime that splits KV anew for every shape: over 2,048 tokens it took
     61.0 us for 22 sequences and 53.3 for 23 on an H200 (h200-attention.jsonl, 32 heads of 128 over
-    8), and 60.3 and 52.5 in another run (h200-kernels.jsonl). Of the whole pass that is a little."""
+    8), and 60.3 and 52.5 in another run (h200-kernels.jsonl). Of the pass that is a little."""
     before = forward_pass(rank, **at)
     after = forward_pass(rank, **(at | {name: at[name] + more}))
     splits = isinstance(rank.curves.attention, ScheduledAttention)
@@ -242,11 +242,11 @@ def test_weights_read_by_all_ranks_minus_the_replicated_are_the_model(name: str,
     replicated_kv = 2 * max(tp - spec.kv_heads, 0) * spec.head_dim * spec.hidden * spec.layers
     padding = (spec.padded_vocab_per_rank(tp) * tp - spec.vocab) * spec.hidden
     whole = spec.layers * (
-        spec.hidden * spec.qkv_width
+        spec.hidden * (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim
         + spec.query_heads * spec.head_dim * spec.hidden
         + 3 * spec.hidden * spec.ffn_hidden
     )
-    assert tp * read - replicated_kv - padding == whole + spec.embedding_parameters
+    assert tp * read - replicated_kv - padding == whole + spec.vocab * spec.hidden
 
 
 @pytest.mark.parametrize("tp, copies", [(1, 1), (4, 1), (8, 1), (16, 2), (32, 4)])
