@@ -8,7 +8,7 @@ from perfmodel.acceptance.curve import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
-    kv_loss,
+    acceptance_loss,
 )
 from perfmodel.acceptance.tokens import (
     Acceptance,
@@ -186,6 +186,7 @@ __all__ = [
     "Waves",
     "Workload",
     "acceptance_curve",
+    "acceptance_loss",
     "accepted_distribution",
     "alpha_for_tokens_per_round",
     "attention_curve",
@@ -215,7 +216,6 @@ __all__ = [
     "gamma_schedule",
     "gemm_curve",
     "infeasible_reason",
-    "kv_loss",
     "largest_batch",
     "lengths",
     "measured_curves",

@@ -25,7 +25,7 @@ from perfmodel import (
     ConfigError,
     Origin,
     acceptance_curve,
-    kv_loss,
+    acceptance_loss,
 )
 
 Floats = NDArray[np.float64]
@@ -137,7 +137,7 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
     def modelled(values: Floats) -> Floats:
         of = {"ceiling": 1.0, **fixed, **dict(zip(free, map(float, values), strict=True))}
         ceiling = of.pop("ceiling")
-        lost = kv_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
+        lost = acceptance_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
         return np.log(np.maximum(1.0 - ceiling * (1.0 - lost), LEAST_LOSS))
 
     solved = least_squares(

@@ -44,7 +44,7 @@ from perfmodel import (
     AcceptanceCurve,
     AcceptancePoint,
     Origin,
-    kv_loss,
+    acceptance_loss,
 )
 from perfmodel.units import Z90
 
@@ -132,7 +132,7 @@ def _solve(
     def misses(values: Floats) -> Floats:
         of = {"ceiling": 1.0, **fixed, **dict(zip(free, values, strict=True))}
         ceiling = of.pop("ceiling")
-        loss = kv_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
+        loss = acceptance_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
         return np.asarray(np.log(1.0 - ceiling * (1.0 - loss)) - measured, dtype=np.float64)
 
     bounds = (np.zeros(len(free)), [above.get(name, np.inf) for name in free])

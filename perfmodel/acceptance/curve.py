@@ -2,9 +2,9 @@
 
 The loss of a draft that reads only a part of the cache:
 
-    kv_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
+    acceptance_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
                     · ((b + offset) / (512 + offset))^-budget_exponent
-    α       = ceiling · (1 - kv_loss)
+    α       = ceiling · (1 - acceptance_loss)
 
 with b the KV budget, L the context and offset = `budget_offset`, the tokens below which a smaller
 budget no longer costs by the power law. Curves fitted on too few budgets and contexts have offset 0
@@ -130,7 +130,7 @@ class AcceptanceCurve:
         ConfigError
             If a budget or a context is not a positive number.
         """
-        loss = kv_loss(
+        loss = acceptance_loss(
             kv_budget_tokens=kv_budget_tokens,
             context_tokens=context_tokens,
             level=self.level,
@@ -187,7 +187,7 @@ class AcceptanceCurve:
         )
 
 
-def kv_loss(
+def acceptance_loss(
     *,
     kv_budget_tokens: ArrayLike,
     context_tokens: ArrayLike,

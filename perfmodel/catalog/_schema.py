@@ -148,10 +148,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number of thousands of digits
         raise ConfigError(f"{where}: not valid TOML: {one_line(str(error))}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{where}: not valid TOML: a number has too many digits") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
 
