@@ -199,6 +199,18 @@ def build(
         raise ConfigError(f"{where}: {error}") from error
 
 
+def build_rows(
+    row: Callable[..., _Row],
+    entries: Any,
+    where: str,
+    scaled: Mapping[str, tuple[str, float]] | None = None,
+) -> tuple[_Row, ...]:
+    """As `build`, of each table of a list."""
+    if not isinstance(entries, list | tuple) or not all(isinstance(e, dict) for e in entries):
+        raise ConfigError(f"{where} must be a list of tables")
+    return tuple(build(row, each, f"{where}[{i}]", scaled) for i, each in enumerate(entries))
+
+
 def _key(field: str, scaled: Mapping[str, tuple[str, float]]) -> tuple[str, float | None]:
     for ending, (unit_name, unit) in scaled.items():
         if field.endswith(ending):

@@ -11,7 +11,7 @@ import numpy as np
 
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint
 from perfmodel.catalog._files import names, table, user_table
-from perfmodel.catalog._schema import build, parse_toml
+from perfmodel.catalog._schema import build, build_rows, parse_toml
 from perfmodel.errors import ConfigError
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.labels import Origin
@@ -96,12 +96,7 @@ def _read_at(path: str, changed: tuple[int, int]) -> tuple[AcceptanceCurve, ...]
 
 
 def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:
-    listed = entries.get("points", [])
-    if not isinstance(listed, list) or not all(isinstance(point, dict) for point in listed):
-        raise ConfigError(f"{where}: points must be a list of tables, [[points]]")
-    points = tuple(
-        build(AcceptancePoint, point, f"{where}: points[{i}]") for i, point in enumerate(listed)
-    )
+    points = build_rows(AcceptancePoint, entries.get("points", ()), f"{where}: points")
     return build(AcceptanceCurve, {"origin": Origin.FITTED, **entries, "points": points}, where)
 
 

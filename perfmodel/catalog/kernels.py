@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table
-from perfmodel.catalog._schema import Knots, Number, Numbers, Table, Text, build, read
+from perfmodel.catalog._schema import Knots, Number, Numbers, Table, Text, build, build_rows, read
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
@@ -21,8 +21,6 @@ from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU
 from perfmodel.units import GB, US
-
-_Row = TypeVar("_Row")
 
 # The runtime runs FlashInfer's kernel with its own schedule; where that was not measured, theirs.
 _ATTENTION_LIKE = {"specroof": "flashinfer"}
@@ -119,9 +117,9 @@ def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> Att
         If a key is unknown or missing, knots do not rise, or a shape does not match its knots.
     """
     body = {key: value for key, value in entries.items() if key != "residuals"}  # for people
-    blocks = _rows(BlockTable, body.pop("blocks", ()), f"{where}: blocks")
+    blocks = build_rows(BlockTable, body.pop("blocks", ()), f"{where}: blocks")
     for kind, row in (("decode", DecodeTable), ("prefill", PrefillTable)):
-        body[kind] = _rows(row, body.get(kind, ()), f"{where}: {kind}")
+        body[kind] = build_rows(row, body.get(kind, ()), f"{where}: {kind}")
         if not body[kind]:
             raise ConfigError(f"{where}: needs a [[{kind}]] per head dimension")
     library = build(LibraryAttention, body, where)
@@ -134,15 +132,6 @@ def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> Att
         origin=library.origin,
         blocks=blocks,
     )
-
-
-def _rows(
-    row: type[_Row],
-    entries: Sequence[Mapping[str, Any]],
-    where: str,
-    scaled: Mapping[str, tuple[str, float]] | None = None,
-) -> tuple[_Row, ...]:
-    return tuple(build(row, each, f"{where}[{i}]", scaled) for i, each in enumerate(entries))
 
 
 # ---- dense layers -----------------------------------------------------------------------------
@@ -216,7 +205,7 @@ def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> 
     """The curve of a parsed `collectives.toml`; errors as `attention_curve`, and falling times."""
     body = {key: value for key, value in entries.items() if key != "residuals"}
     for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
-        body[kind] = _rows(
+        body[kind] = build_rows(
             row, body.get(kind, ()), f"{where}: {kind}", {"seconds": ("time_us", US)}
         )
     return build(CollectiveCurve, body, where, {"link_bandwidth": ("link_GBps", GB)})

@@ -221,6 +221,8 @@ def broken(change: str) -> dict[str, Any]:
         table["decode"][0]["unit_knots"].pop()
     elif change == "order":
         table["prefill"][0]["token_knots"][1] = 0.5
+    elif change == "no list":
+        table["decode"] = 3
     elif change == "falls":
         table["row_tile_factor"][-1] = 0.9
     return table
@@ -233,6 +235,7 @@ def broken(change: str) -> dict[str, Any]:
         ("missing", "sm_count is missing"),
         ("shape", "its knots"),
         ("order", "must be positive and rise"),
+        ("no list", "decode must be a list of tables"),
         ("falls", "must not fall"),
     ],
 )
