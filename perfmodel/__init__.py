@@ -8,7 +8,7 @@ from perfmodel.acceptance.curve import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
-    kv_loss,
+    acceptance_loss,
 )
 from perfmodel.acceptance.tokens import (
     Acceptance,
@@ -19,7 +19,13 @@ from perfmodel.acceptance.tokens import (
 )
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, read_acceptance_curves
 from perfmodel.catalog.engines import engine_names, engine_profile, profile_from_table
-from perfmodel.catalog.kernels import efficiency
+from perfmodel.catalog.kernels import attention_curve, collective_curve, efficiency, gemm_curve
+from perfmodel.catalog.scenarios import (
+    FORMER_NAMES,
+    read_scenario,
+    scenario_names,
+    scenario_values,
+)
 from perfmodel.errors import (
     ConfigError,
     DoesNotFit,
@@ -28,18 +34,18 @@ from perfmodel.errors import (
     SpecroofError,
     unknown_name,
 )
-from perfmodel.kernels.attention import AttentionCurve
-from perfmodel.kernels.attention_scheduled import BlockTable
+from perfmodel.kernels.attention import AttentionCurve, PrefillTable
+from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
+from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.attention_split import (
     BLOCKS_PER_SM,
     TILE_ROWS,
     AttentionCall,
-    Cut,
+    SplitKV,
     tile_index,
 )
-from perfmodel.kernels.attention_tables import DecodeTable, PrefillTable
 from perfmodel.kernels.collectives import CollectiveCurve, MeasuredTimes
-from perfmodel.kernels.curves import Efficiency, carried
+from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estimate
@@ -69,11 +75,9 @@ from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import (
     ACCEPTANCE_KEYS,
-    FORMER_NAMES,
     OBSERVED_KEYS,
     ScenarioInput,
     parse_scenario,
-    read_scenario,
 )
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
@@ -83,10 +87,11 @@ from perfmodel.serving.scheduler import Serving
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import Traffic, lengths
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
 from perfmodel.specs.workload import SLO, Workload, parse_slo
 from perfmodel.speculation.break_even import (
@@ -134,14 +139,16 @@ __all__ = [
     "AttentionCurve",
     "Block",
     "BlockTable",
+    "Bound",
     "BreakEven",
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
-    "Cut",
     "DecodeTable",
     "DoesNotFit",
+    "DraftKind",
     "DraftPlan",
+    "DraftPolicy",
     "Drafter",
     "Efficiency",
     "EngineProfile",
@@ -150,12 +157,14 @@ __all__ = [
     "GammaSchedule",
     "GemmCurve",
     "Interval",
+    "LibraryAttention",
     "Link",
     "Machine",
     "MeasuredTimes",
     "MemoryEstimate",
     "ModelSpec",
     "NoFeasiblePlan",
+    "Origin",
     "OutsideTolerance",
     "OwnProducts",
     "Part",
@@ -165,11 +174,13 @@ __all__ = [
     "RoundEstimate",
     "Scenario",
     "ScenarioInput",
+    "ScheduledAttention",
     "Search",
     "Sensitivity",
     "Serving",
     "ServingRun",
     "SpecroofError",
+    "SplitKV",
     "StepTable",
     "StepTime",
     "Sweep",
@@ -178,18 +189,20 @@ __all__ = [
     "Waves",
     "Workload",
     "acceptance_curve",
+    "acceptance_loss",
     "accepted_distribution",
     "alpha_for_tokens_per_round",
+    "attention_curve",
     "batch_dict",
     "best_gammas",
     "break_even_batch",
     "break_even_context",
     "candidate_dict",
-    "carried",
     "catalog",
     "check_fits",
     "choice_dict",
     "choose_for_traffic",
+    "collective_curve",
     "draft_choices",
     "efficiency",
     "engine_names",
@@ -205,8 +218,8 @@ __all__ = [
     "forward_pass",
     "from_hf_config",
     "gamma_schedule",
+    "gemm_curve",
     "infeasible_reason",
-    "kv_loss",
     "largest_batch",
     "lengths",
     "measured_curves",
@@ -226,6 +239,8 @@ __all__ = [
     "roofline_seconds",
     "scenario_acceptance",
     "scenario_dict",
+    "scenario_names",
+    "scenario_values",
     "search",
     "sensitivities",
     "serving_dict",

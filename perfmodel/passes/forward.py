@@ -6,48 +6,42 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from perfmodel.catalog.kernels import efficiency
+from perfmodel._typing import Floats
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 
-Array = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0  # bf16
 _ZERO = np.zeros(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """A model's shard on one rank of a machine, under one engine: what every op needs to know."""
+    """A model's shard on one rank of a machine, under one engine and its kernels' curves."""
 
     machine: Machine
     spec: ModelSpec
     engine: EngineProfile
+    curves: Efficiency
     tp: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     is_draft: bool = False
 
     @property
-    def curves(self) -> Efficiency:
-        """The kernel curves that serve this machine's GPU."""
-        engine, gpu = self.engine, self.machine.gpu
-        kernels = (engine.attention_kernels, engine.linear_kernels)
-        return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
-
-    @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
         return self.engine.kernel_origin(self.machine.gpu)
 
     @property
     def all_reduce(self) -> str:
         """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
-        measured = self.machine.gpu.efficiency_origin == "fitted"
+        measured = self.machine.gpu.efficiency_origin == Origin.FITTED
         unmeasured = self.machine.link.kind == "pcie" and not measured
         return "ring" if unmeasured else self.engine.all_reduce
 
@@ -66,7 +60,7 @@ def forward_pass(
     Parameters
     ----------
     rank : Rank
-        Machine, model, engine, TP degree and storage types.
+        Machine, model, engine, kernel curves, TP degree and storage types.
     batch, context_tokens, query_tokens : float or array, mutually broadcastable
         Sequences; cached tokens per sequence; new tokens per sequence. [1]
     kv_read_tokens : float or array, optional
@@ -128,7 +122,7 @@ def prefill_pass(
 # ---- dense layers -----------------------------------------------------------------------------
 
 
-def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
+def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
     """Shape of each dense layer on one rank, as (outputs, inputs, count); qkv and gate-up fused."""
     spec, tp = rank.spec, rank.tp
     heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
@@ -142,18 +136,21 @@ def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     gpu, curve = rank.machine.gpu, rank.curves.gemm
     weight_bytes = dtype_bytes(rank.weight_dtype)
     parts = []
-    for name, (n, k, count) in matrices(rank).items():
+    for name, (n, k, count) in linear_shapes(rank).items():
         m = head_rows if name == "lm_head" else rows
         element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
         seconds = curve.seconds(
-            m=m, n=n, k=k, peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            m=m,
+            n=n,
+            k=k,
+            peak_flops=rank.engine.compute_factor * gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
             weight_bytes_per_element=element,
-        )  # fmt: skip
+        )
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
@@ -161,8 +158,8 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
                 count * rank.engine.linear_factor * seconds,
                 count * 2.0 * m * n * k / gpu.peak_flops,
                 count * traffic_bytes / gpu.hbm_bandwidth,
-                "weights",
-                rank.origin if element == 2.0 else "extrapolated",
+                Bound.WEIGHTS,
+                rank.origin if element == 2.0 else Origin.EXTRAPOLATED,
                 partial(curve.in_range, m=m, n=n, k=k),
             )
         )
@@ -172,16 +169,21 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
 # ---- attention --------------------------------------------------------------------------------
 
 
-def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache: bool) -> Part:
+def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_cache: bool) -> Part:
     spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
-    held = kv + query if curve.counts_new_tokens else kv
+    read = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=held, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
-        hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
-    )  # fmt: skip
+        batch=batch,
+        kv_tokens=read,
+        query_tokens=query,
+        **shape,
+        peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+        kv_bytes_per_element=element,
+    )
     engine = rank.engine
     factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
@@ -191,20 +193,25 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
         spec.layers * factor * seconds,
         spec.layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
-        "kv",
+        Bound.KV,
         rank.origin,
         partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
     )
 
 
-def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -> Part:
+def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats) -> Part:
     spec, gpu = rank.spec, rank.machine.gpu
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
-        batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
-        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        batch=batch,
+        new_tokens=prompt,
+        cached_tokens=cached,
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=spec.head_dim,
+        peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth,
-    )  # fmt: skip
+    )
     flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
     kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
     return Part(
@@ -212,7 +219,7 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -
         spec.layers * seconds,
         spec.layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
-        "kv",
+        Bound.KV,
         rank.origin,
     )
 
@@ -220,11 +227,11 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -
 # ---- small ops --------------------------------------------------------------------------------
 
 
-def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _elementwise_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """Fused small kernels: each moves its activations once and has a fixed latency."""
     spec, layers = rank.spec, rank.spec.layers
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
-    ffn, vocab = spec.ffn_hidden // rank.tp, matrices(rank)["lm_head"][0]
+    ffn, vocab = spec.ffn_hidden // rank.tp, linear_shapes(rank)["lm_head"][0]
     rotary_width = 2 * (heads + kv_heads) * spec.head_dim + 2 * kv_heads * spec.head_dim
     widths = {  # elements moved per row, kernels, rows
         "embedding": (2 * spec.hidden, 1, rows),
@@ -240,7 +247,7 @@ def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Par
     return [*parts, _sampling(rank, vocab, head_rows, share)]
 
 
-def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
+def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     """The best token of each row: its bytes, or one row's walk where few rows share the GPU."""
     engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
     memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
@@ -248,35 +255,38 @@ def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
     origin = _small_origin(engine)
-    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", origin)
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
-def _small_origin(engine: EngineProfile) -> str:
+def _small_origin(engine: EngineProfile) -> Origin:
     """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
-    return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
+    fitted = engine.origin in (Origin.FITTED, Origin.EXTRAPOLATED)
+    return engine.origin if fitted else Origin.ASSUMED
 
 
-def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
+def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floats) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     origin = _small_origin(rank.engine)
-    return Part(name, seconds, _ZERO, memory_s, "activations", origin)
+    return Part(name, seconds, _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
 # ---- communication and overhead ---------------------------------------------------------------
 
 
-def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """Two all-reduces a layer, and the gather of each rank's best token where the head is split."""
     if rank.tp == 1:
         return []
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
     reduce_s = curve.all_reduce_seconds(
-        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
+        message_bytes=message,
+        ranks=rank.tp,
+        algorithm=rank.all_reduce,
         link_bandwidth=link.bandwidth,
-    )  # fmt: skip
+    )
     passes = 2 * rank.spec.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
@@ -289,18 +299,18 @@ def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
     return parts
 
 
-def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> Part:
+def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
     return Part(
         name,
         rank.engine.comm_factor * seconds,
         _ZERO,
         traffic_bytes / rank.machine.link.bandwidth,
-        "link",
+        Bound.LINK,
         rank.origin,
     )
 
 
-def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
+def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     engine, layers = rank.engine, rank.spec.layers
     gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
     kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
@@ -308,6 +318,6 @@ def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     return [
-        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin)
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, Bound.HOST, engine.origin)
         for name, seconds in (("launch", launch), ("host", host))
     ]

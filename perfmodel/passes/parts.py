@@ -9,8 +9,10 @@ from functools import cached_property, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from perfmodel._typing import Bools, Floats
+from perfmodel.specs.labels import Bound, Origin
 
+WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
 # Every part belongs to one group; a group is what a report shows first.
 GROUPS = {
     "qkv_proj": "linear",
@@ -37,33 +39,33 @@ class Part:
     """One part of a pass, all layers together.
 
     `seconds` is the prediction; `compute_s`, `memory_s` and `link_s` are what the datasheet's peaks
-    would allow, and tell what bounds the part. `traffic` says what the bytes are.
-    `in_range` tells where the kernel curve was not extrapolated; it is asked only for reports.
+    would allow, from which follows what bounds the part. `traffic` is what its bytes are.
+    `in_range` computes where the kernel curve is not extrapolated; only reports call it.
     Arrays broadcast to one shape.
     """
 
     name: str
-    seconds: Array
-    compute_s: Array
-    memory_s: Array
-    traffic: str  # "weights", "kv", "activations", "link" or "host"
-    origin: str  # "fitted", "extrapolated", "assumed" or "datasheet"
-    in_range: Callable[[], NDArray[np.bool_]] = lambda: np.ones((), bool)
+    seconds: Floats
+    compute_s: Floats
+    memory_s: Floats
+    traffic: Bound  # weights, KV, activations, link or host
+    origin: Origin  # fitted, extrapolated, assumed or datasheet
+    in_range: Callable[[], Bools] = lambda: np.ones((), bool)
 
     @property
     def bound(self) -> NDArray[np.str_]:
-        """ "compute", "weights", "kv", "activations", "link", "host" or "latency" at each point."""
-        if self.traffic == "host":
-            return np.full(np.shape(self.seconds), "host")
+        """The `Bound` at each point."""
+        if self.traffic == Bound.HOST:
+            return np.full(np.shape(self.seconds), Bound.HOST)
         floor = np.maximum(self.compute_s, self.memory_s)
-        by_roofline = np.where(self.compute_s > self.memory_s, "compute", self.traffic)
+        by_roofline = np.where(self.compute_s > self.memory_s, Bound.COMPUTE, self.traffic)
         # A part that runs at under a fifth of both peaks is bound by its fixed latency.
-        return np.where(floor < 0.2 * self.seconds, "latency", by_roofline)
+        return np.where(floor < 0.2 * self.seconds, Bound.LATENCY, by_roofline)
 
-    def origin_at(self) -> str:
+    def origin_at(self) -> Origin:
         """Where the number comes from, given whether any point lies outside the measured range."""
-        if self.origin == "fitted" and not np.all(self.in_range()):
-            return "extrapolated"
+        if self.origin == Origin.FITTED and not np.all(self.in_range()):
+            return Origin.EXTRAPOLATED
         return self.origin
 
 
@@ -74,11 +76,11 @@ class StepTime:
     parts: tuple[Part, ...]
 
     @cached_property
-    def total_s(self) -> Array:
+    def total_s(self) -> Floats:
         """Seconds of the pass. Parts of small shape are added first, so a sweep stays cheap."""
         return _sum([part.seconds for part in self.parts])
 
-    def group_s(self, group: str) -> Array:
+    def group_s(self, group: str) -> Floats:
         """Seconds of one group: "linear", "attention", "comm", "elementwise" or "overhead"."""
         return _sum([part.seconds for part in self.parts if GROUPS[part.name] == group])
 
@@ -87,14 +89,14 @@ class StepTime:
         return next(part for part in self.parts if part.name == name)
 
     @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """The weakest origin among the parts that matter (2 % of the pass or more)."""
         total = self.total_s
         names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
-        return next(o for o in ("extrapolated", "assumed", "datasheet", "fitted") if o in names)
+        return next(origin for origin in WEAKEST_FIRST if origin in names)
 
 
-def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
+def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
     """The mean of two passes of the same parts, `share` of which are the first kind.
 
     Parameters
@@ -103,7 +105,7 @@ def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
         From 0 to 1.
     """
 
-    def mean(a: Array, b: Array) -> Array:
+    def mean(a: Floats, b: Floats) -> Floats:
         return np.asarray(share * a + (1.0 - share) * b)
 
     def both(a: Part, b: Part) -> Part:
@@ -118,5 +120,5 @@ def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
     return StepTime(tuple(both(a, b) for a, b in zip(first.parts, later.parts, strict=True)))
 
 
-def _sum(arrays: list[Array]) -> Array:
+def _sum(arrays: list[Floats]) -> Floats:
     return reduce(np.add, sorted(arrays, key=lambda a: a.size), np.zeros(()))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from perfmodel import catalog
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import GAMMAS
@@ -177,8 +177,8 @@ def _variants(
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
                 for budget in [None] if policy == "full" else fitting:
                     plan = DraftPlan(
-                        draft=draft, policy=policy, gamma=1, kv_budget_tokens=budget,
-                        draft_tp=draft_tp,
+                        draft=draft, policy=DraftPolicy.of(policy), gamma=1,
+                        kv_budget_tokens=budget, draft_tp=draft_tp,
                     )  # fmt: skip
                     yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.kernels.attention_scheduled import ScheduledAttention
 from perfmodel.kernels.attention_split import AttentionCall
 from perfmodel.scenario import Scenario
 from perfmodel.serving.round_times import estimate_rounds
-from perfmodel.speculation.round import RoundEstimate, target_rank
+from perfmodel.speculation.round import RoundEstimate
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -73,7 +74,7 @@ def price_rounds(
         whole = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
         own = whole.round_s - whole.overhead_s - sum(_attention_s(whole, shape))
         seconds = own + read + drafted + point.overhead_s
-    if target_rank(scenario).curves.attention.blocks:
+    if isinstance(scenario.kernels.attention, ScheduledAttention):
         verify, draft = _factors(scenario, gamma, contexts, costs, rows - batch)
         seconds = seconds + read * (verify - 1.0) + drafted * (draft - 1.0)
     return RoundPrices(seconds, point)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
-from perfmodel.passes.parts import StepTime, mixed
+from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.scenario import Scenario
 
 Array = NDArray[np.float64]
@@ -144,6 +144,7 @@ def draft_cost(
         machine=scenario.machine,
         spec=scenario.draft,
         engine=scenario.engine,
+        curves=scenario.kernels,
         tp=scenario.draft_tp,
         weight_dtype=scenario.weight_dtype,
         kv_dtype=scenario.kv_dtype,
@@ -152,7 +153,7 @@ def draft_cost(
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
         first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, fed_tokens=2)
-        step = mixed(first, step, share=1.0 / np.maximum(gamma, 1.0))
+        step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
         step=step,
         start_s=drafter.start_s(rank, prompt_tokens, kv_budget_tokens),

@@ -30,22 +30,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"gama": 3}, "unknown key 'gama'. Nearest: gamma."),
     ({"tp": 3}, "tp=3 does not fit llama-3.1-8b: 32 query heads, 8 KV heads"),
     ({"tp": 16}, "tp=16 exceeds the 8 GPUs of hgx-h100"),
-    ({"tp": 0}, "tp='0': input should be greater than or equal to 1"),
-    ({"batch": -1}, "batch='-1': input should be greater than or equal to 1"),
-    ({"batch": 0}, "batch='0': "),
-    ({"batch": 2.5}, "batch='2.5': must be a whole number"),
-    ({"batch": float("nan")}, "batch='nan': must be a whole number"),
-    ({"batch": float("inf")}, "batch='inf': must be a whole number"),
+    ({"tp": 0}, "tp=0: input should be greater than or equal to 1"),
+    ({"batch": -1}, "batch=-1: input should be greater than or equal to 1"),
+    ({"batch": 0}, "batch=0: "),
+    ({"batch": 2.5}, "batch=2.5: must be a whole number"),
+    ({"batch": float("nan")}, "batch=nan: must be a whole number"),
+    ({"batch": float("inf")}, "batch=inf: must be a whole number"),
     ({"batch": "9" * 5000}, "must be a whole number"),
-    ({"batch": True}, "batch='True': must be a whole number, not true or false"),
+    ({"batch": True}, "batch=True: must be a whole number, not true or false"),
     ({"batch": "many"}, "batch='many': must be one whole number"),
-    ({"batch": [1]}, "batch='[1]': "),
-    ({"prompt_tokens": -5}, "prompt_tokens='-5': "),
+    ({"batch": [1]}, "batch=a list of 1: "),
+    ({"prompt_tokens": -5}, "prompt_tokens=-5: "),
     ({"prompt_tokens": "32,000"}, "without thousands commas"),
-    ({"acceptance": 1.5} | SELF, "acceptance='1.5': input should be less than or equal to 1"),
-    ({"acceptance": -0.1} | SELF, "acceptance='-0.1': "),
-    ({"acceptance": float("nan")} | SELF, "acceptance='nan': input should be a finite number"),
-    ({"acceptance": True} | SELF, "acceptance='True': "),
+    ({"acceptance": 1.5} | SELF, "acceptance=1.5: input should be less than or equal to 1"),
+    ({"acceptance": -0.1} | SELF, "acceptance=-0.1: "),
+    ({"acceptance": float("nan")} | SELF, "acceptance=nan: input should be a finite number"),
+    ({"acceptance": True} | SELF, "acceptance=True: "),
     ({"acceptance_per_position": [0.5, 1.2]} | SELF, "acceptance 1.2 is not a probability"),
     ({"acceptance_per_position": "a,b"} | SELF, "could not convert string to float: 'a'"),
     ({"acceptance_per_position": [0.5, float("nan")]} | SELF, "finite number"),
@@ -60,9 +60,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "acceptance and acceptance_per_position say the same thing twice",
     ),
     ({"kv_budget": 64_000} | SELF, "kv_budget=64000 exceeds the context of 32000 tokens"),
-    ({"kv_budget": 0} | SELF, "kv_budget='0': "),
-    ({"gamma": -1} | SELF, "gamma='-1': input should be greater than or equal to 0"),
-    ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts a round"),
+    ({"kv_budget": 0} | SELF, "kv_budget=0: "),
+    ({"gamma": -1} | SELF, "gamma=-1: input should be greater than or equal to 0"),
+    ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts per round"),
     ({"gamma": 3}, "gamma=3 needs a draft; give one or use gamma=0"),
     ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'. Use one of full"),
     (
@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
 
 
 def test_the_message_names_the_row_that_it_comes_from() -> None:
-    with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch='0': "):
+    with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch=0: "):
         parse_scenario({"batch": 0}, origin="rows.csv line 3")
 
 
@@ -224,7 +224,7 @@ def test_a_scenario_file_is_flat_key_value_lines(tmp_path: Path) -> None:
         (b"batch = 1\nbatch = 2", "not valid TOML"),
         (b"[draft]\nkind = 'self'", "'draft' is a table; a scenario is flat"),
         (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
-        (b"a = " + b"[" * 100_000, "nested too deeply for a scenario"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
         (b"batch = " + b"9" * 5000, "not valid TOML: Exceeds the limit"),
         (b"# " + b"x" * 1_000_001, "larger than 1,000,000 bytes"),
     ],

@@ -132,7 +132,7 @@ def _engine(profile: EngineProfile, hardware: str) -> dict[str, Any]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    from app.cli.overrides import scenario_names, scenario_values
+    from perfmodel import scenario_names, scenario_values
 
     return [{"name": name, **scenario_values(name)} for name in scenario_names()]
 
