@@ -58,8 +58,8 @@ class ExportPlan:
                 raise ConfigError(f"{key}={getattr(self, key)!r} has control characters")
         if self.draft == "none" and (self.gamma or self.gamma_schedule):
             raise ConfigError(f"gamma={self.gamma} needs a draft; use gamma 0 with draft none")
-        if self.draft_policy not in DraftPolicy:
-            raise unknown_name("draft_policy", self.draft_policy, DraftPolicy)
+        if self.draft_policy not in tuple(DraftPolicy):
+            raise unknown_name("draft_policy", self.draft_policy, tuple(DraftPolicy))
         if self.draft_policy != "full" and self.draft != "none":
             _check_count("kv_budget", self.kv_budget_tokens, 1)
         if self.acceptance_per_position is not None:
