@@ -24,6 +24,14 @@ PART_COLOURS = {
 }
 ROUND_COLOURS = {"plain": "#777777", "draft": "#66ccee", "verify": "#aa3377", "other": "#bbbbbb"}
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5566", "#999933")
+# Below the axes, in a row.
+LEGEND = {
+    "orientation": "h",
+    "yref": "container",
+    "y": 0.0,
+    "yanchor": "bottom",
+    "font": {"size": 11},
+}
 
 
 def finish(
@@ -35,13 +43,7 @@ def finish(
         xaxis_title=x,
         yaxis_title=y,
         showlegend=legend,
-        legend={
-            "orientation": "h",
-            "yref": "container",
-            "y": 0.0,
-            "yanchor": "bottom",
-            "font": {"size": 11},
-        },
+        legend=LEGEND,
         margin={"l": 10, "r": 10, "t": 50, "b": 10},
         height=440,
         font={"family": "system-ui, sans-serif", "size": 12},

@@ -140,7 +140,7 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
         console.print(unmeasured_table(answer["unmeasured"]))
     if answer["sensitivities"]:
         console.print(f"\nSpeedup of {answer['studied']['label']} if an input is off:")
-        console.print(_rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
+        console.print(rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
     if answer["gamma_schedule"]:
         console.print("\nBest γ over batch (down) and prefix tokens (across); . does not fit:")
         console.print(schedule_table(answer["gamma_schedule"]))
@@ -176,7 +176,7 @@ PLAN_HEADER = (
 
 def plans_table(answer: Mapping[str, Any]) -> Table:
     """The plans of a recommendation, best first."""
-    return _rows_table(PLAN_HEADER, plan_rows(answer))
+    return rows_table(PLAN_HEADER, plan_rows(answer))
 
 
 def facts(answer: Mapping[str, Any]) -> list[str]:
@@ -222,7 +222,7 @@ def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
 
 def unmeasured_table(unmeasured: Iterable[Mapping[str, Any]]) -> Table:
     """The same as a table."""
-    return _rows_table(("plan", "TP", "α to break even"), unmeasured_rows(unmeasured))
+    return rows_table(("plan", "TP", "α to break even"), unmeasured_rows(unmeasured))
 
 
 def sensitivity_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -244,7 +244,7 @@ def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def schedule_table(schedule: Mapping[str, Any]) -> Table:
     """The same as a table."""
     header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
-    return _rows_table(header, schedule_rows(schedule))
+    return rows_table(header, schedule_rows(schedule))
 
 
 # ---- shared -----------------------------------------------------------------------------------
@@ -264,7 +264,8 @@ def plain_table(*columns: str, right: bool) -> Table:
     return table
 
 
-def _rows_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table of rows whose first cell is text and whose others are numbers."""
     table = plain_table(*header, right=True)
     for row in rows:
         table.add_row(*row)
