@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from app.render.html_page import bullets, code, html_page, plain, require_plotly, table
-from app.render.tables import (
+from app.render.recommendation_tables import (
     PLAN_HEADER,
+    UNMEASURED_HEADER,
     facts,
     plan_rows,
     schedule_rows,
@@ -76,7 +77,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     if result["unmeasured"]:
         parts += [
             "## Draft choices without a measured acceptance, and the α each needs",
-            table(("plan", "TP", "α to break even"), unmeasured_rows(result["unmeasured"])),
+            table(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])),
         ]
     if result["sensitivities"]:
         changes = ("input", "change", "speedup from", "to")

@@ -22,7 +22,7 @@ def predict_one(flags: dict[str, str], scenario: str | None, *, as_json: bool) -
     if as_json:
         print_json(prediction)
     else:
-        from app.render.tables import print_prediction
+        from app.render.prediction_tables import print_prediction
 
         print_prediction(prediction, console())
     if not prediction["feasible"]:

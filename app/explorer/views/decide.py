@@ -17,7 +17,7 @@ from app.explorer.show import (
 )
 from app.explorer.sidebar import apply_values
 from app.explorer.state import prefix_mix, search_flags
-from app.render.tables import PLAN_HEADER, facts, plan_rows, unmeasured_rows
+from app.render.recommendation_tables import PLAN_HEADER, facts, plan_rows, unmeasured_rows
 from perfmodel import (
     ConfigError,
     NoFeasiblePlan,
