@@ -46,6 +46,7 @@ from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estima
 from perfmodel.passes.parts import GROUPS, Part, StepTime
 from perfmodel.planning.recommend import Recommendation, recommend
 from perfmodel.planning.search import (
+    BUDGETS,
     OBJECTIVES,
     Candidate,
     Search,
@@ -88,6 +89,7 @@ from perfmodel.specs.hf_config import from_hf_config
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
 from perfmodel.specs.workload import SLO, Workload, parse_slo
 from perfmodel.speculation.break_even import (
+    GAMMAS,
     BreakEven,
     GammaSchedule,
     break_even_batch,
@@ -110,10 +112,12 @@ __all__ = [
     "ARRAY_AXES",
     "BLOCKS_PER_SM",
     "BOUNDS",
+    "BUDGETS",
     "DRAFTERS",
     "DTYPE_BYTES",
     "ENGINES",
     "FORMER_NAMES",
+    "GAMMAS",
     "GPU",
     "GROUPS",
     "LOOP_AXES",

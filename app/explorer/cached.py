@@ -21,6 +21,7 @@ from calibration.records.published import (
     row_error,
 )
 from perfmodel import (
+    GAMMAS,
     ConfigError,
     Interval,
     Recommendation,
@@ -77,7 +78,7 @@ def map_prefixes(values: Values) -> Any:
 def speedup_grid(values: Values, *, own_gamma: bool) -> charts.SpeedupGrid:
     """The map's cells, 64 x 64, at the best γ or at the plan's own."""
     scenario = scenario_of(values)
-    gammas = np.array([scenario.plan.gamma], float) if own_gamma else charts.GAMMAS
+    gammas = np.array([scenario.plan.gamma], float) if own_gamma else GAMMAS
     return charts.speedup_grid(scenario, MAP_BATCHES, map_prefixes(values), gammas)
 
 
