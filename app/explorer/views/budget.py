@@ -47,7 +47,8 @@ def _published(curve: AcceptanceCurve, prompt_tokens: float) -> None:
     """α over the KV budget from a published curve, and the points that it was fitted on."""
     st.markdown("**Acceptance by KV budget**, from the curve")
     rows = []
-    for budget in [b for b in BUDGETS if b <= prompt_tokens] or [prompt_tokens]:
+    budgets = [float(budget) for budget in BUDGETS if budget <= prompt_tokens]
+    for budget in budgets or [prompt_tokens]:
         at = {"kv_budget_tokens": budget, "context_tokens": prompt_tokens}
         low, high = curve.interval(**at)
         row = {"KV budget (tokens)": int(budget), "α": float(curve.alpha(**at))}
