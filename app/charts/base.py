@@ -130,7 +130,7 @@ def box(rows: Sequence[Sequence[Any]], names: tuple[str, ...], *, name: str, **l
 
 
 def log_steps(low: int, high: int, count: int) -> Array:
-    """`count` distinct whole numbers, evenly spread in logarithms as far as whole numbers go."""
+    """`count` distinct integers from `low` to `high`, as evenly spaced in log as integers allow."""
     points = count
     while True:
         values = np.unique(np.round(np.geomspace(low, high, points)))

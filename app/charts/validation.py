@@ -119,13 +119,13 @@ def regrets(errors: Sequence[RowError]) -> list[Regret]:
             key = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
             groups.setdefault(key, []).append(error)
     result = []
-    for (gpu, target, tp, batch, prefix), rows in groups.items():
+    for (gpu, target, tp, batch, prompt), rows in groups.items():
         if len(rows) < 2:
             continue
         chosen = max(rows, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
         result.append(
             Regret(
-                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prefix:,} tokens",
+                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prompt:,} tokens",
                 chosen=f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
                 measured=chosen.speedup,
                 best=max(e.row.speedup for e in rows),

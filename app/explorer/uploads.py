@@ -123,7 +123,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
     missing = [column for column in NEEDED if not cells.get(column)]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; needed: {', '.join(NEEDED)}")
-    whole = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
+    counts = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
     times = {key: 1e-3 * _positive(where, cells, key) for key in TIMES}
     tokens, tpot = _round(where, cells)
     budget = cells.get("kv_budget")
@@ -138,13 +138,13 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
         draft_tp=int(_positive(where, cells, "draft_tp")) if cells.get("draft_tp") else None,
         target_step_s=times["autoregressive_ms"],
         verify_s=times["verify_ms"],
-        draft_step_s=times["draft_total_ms"] / whole["gamma"],
+        draft_step_s=times["draft_total_ms"] / counts["gamma"],
         tokens_per_round=tokens,
         tpot_s=tpot,
-        gamma=whole["gamma"],
-        tp=whole["tp"],
-        batch=whole["batch"],
-        prompt_tokens=whole["prompt_tokens"],
+        gamma=counts["gamma"],
+        tp=counts["tp"],
+        batch=counts["batch"],
+        prompt_tokens=counts["prompt_tokens"],
     )
 
 

@@ -86,7 +86,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     if schedule:
         header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prompt_tokens"]))
         parts += [
-            "## Best γ over batch and prefix (0: decode plainly; a dot: does not fit)",
+            "## Best γ over batch and prompt (0: decode plainly; a dot: does not fit)",
             table(header, schedule_rows(schedule)),
         ]
     return parts

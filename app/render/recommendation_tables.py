@@ -39,7 +39,7 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
         console.print(rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
     schedule = answer["gamma_schedule"]
     if schedule:
-        console.print("\nBest γ over batch (down) and prefix tokens (across); . does not fit:")
+        console.print("\nBest γ over batch (down) and prompt tokens (across); . does not fit:")
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
         console.print(rows_table(header, schedule_rows(schedule)))
     print_notes(answer["notes"], console)
@@ -90,7 +90,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
             f"batch {_paying_range(answer, 'break_even_batch')}; "
-            f"prefix {_paying_range(answer, 'break_even_prompt_tokens')} tokens"
+            f"prompt {_paying_range(answer, 'break_even_prompt_tokens')} tokens"
         )
     return lines
 
@@ -112,7 +112,7 @@ def sensitivity_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Best γ per batch and prefix; 0 is plain decoding and "." does not fit."""
+    """Best γ per batch and prompt length; 0 is plain decoding and "." does not fit."""
     return [
         (f"{batch}", *("." if gamma < 0 else f"{gamma}" for gamma in row))
         for batch, row in zip(schedule["batch"], schedule["gamma"], strict=True)

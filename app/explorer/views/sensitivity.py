@@ -26,7 +26,7 @@ def show() -> None:
     plan, work = scenario.plan, scenario.workload
     axes = {
         "batch": ("batch (sequences)", float(work.batch)),
-        "gamma": ("γ (drafts a round)", float(plan.gamma)),
+        "gamma": ("γ (drafts per round)", float(plan.gamma)),
     }
     columns = st.columns(2)
     for column, (key, (title, here)) in zip(columns, axes.items(), strict=True):

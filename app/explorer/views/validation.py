@@ -39,7 +39,7 @@ def show() -> None:
         return
     groups: dict[str, list[RowError]] = {}
     if file is None:
-        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 whole steps of one H200.")
+        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 steps of one H200.")
         groups = {"kernel curves alone": before, "with the fitted engine": shipped}
     else:
         groups = {"as shipped": shipped}

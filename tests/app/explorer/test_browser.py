@@ -50,9 +50,12 @@ def server() -> Iterator[str]:
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        explorer_command(port=port, browser=False), cwd=ROOT, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        explorer_command(port=port, browser=False),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         address, deadline = f"http://localhost:{port}", time.monotonic() + 60
         while not answers(f"{address}/_stcore/health"):
@@ -191,7 +194,7 @@ def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
         const c = m.customdata[i];
         return {x: box.x + l.xaxis._offset + l.xaxis.d2p(m.x[i]),
                 y: box.y + l.yaxis._offset + l.yaxis.d2p(m.y[i]),
-                speedup: c[0], batch: c[1], prefix: c[2], gamma: c[3]} }"""
+                speedup: c[0], batch: c[1], prompt: c[2], gamma: c[3]} }"""
     )
     watched.page.mouse.move(cell["x"], cell["y"])
     plot.locator(".hoverlayer .hovertext").first.wait_for()  # Plotly clicks what it hovers
@@ -201,7 +204,7 @@ def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
     shown = json.loads(watched.download("prediction_json"))
     scenario = shown["scenario"]
     got = (scenario["batch"], scenario["prompt_tokens"], scenario["gamma"])
-    assert got == (cell["batch"], cell["prefix"], cell["gamma"])
+    assert got == (cell["batch"], cell["prompt"], cell["gamma"])
     assert shown["speedup"] == pytest.approx(cell["speedup"])
     assert f"batch={cell['batch']:.0f}" in watched.page.url
 

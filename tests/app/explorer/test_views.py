@@ -185,8 +185,13 @@ def test_the_fastest_draft_map() -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "specroof"])
 def test_deploy_exports_a_standalone_draft_to_every_engine(engine: str) -> None:
-    at = opened("Deploy", deploy_engine=engine, draft="llama-3.2-1b:full", draft_tp=8,
-                acceptance_form="acceptance")  # fmt: skip
+    at = opened(
+        "Deploy",
+        deploy_engine=engine,
+        draft="llama-3.2-1b:full",
+        draft_tp=8,
+        acceptance_form="acceptance",
+    )
     assert not at.exception and at.main.code
     assert ("Benchmark" in texts(at)) == (engine != "specroof")
 
