@@ -71,19 +71,20 @@ def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
 
 
 def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
-    """Published speedups of the same target, GPU, TP and draft choice."""
+    """Measured speedups of the same target, GPU, TP, draft choice and engine."""
     plan = scenario.plan
-    key = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, plan.draft, plan.policy)
+    place = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, scenario.engine.name)
     return [
         charts.MeasuredSpeedup(
             batch=row.batch,
             prompt_tokens=row.prompt_tokens,
             gamma=row.gamma,
             speedup=row.speedup,
-            source=f"MagicDec {row.table}",
+            source=f"{row.engine}, {row.table}",
         )
         for row in bundled_rows()
-        if (row.target, row.gpu, row.tp, row.draft, row.draft_policy) == key
+        if (row.target, row.gpu, row.tp, row.engine) == place
+        and (row.draft, row.draft_policy) == (plan.draft, plan.policy)
         and row.speedup == row.speedup
     ]
 
