@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from app import charts
-from app.charts.base import Array
 from app.cli.commands.recommend import find_recommendation
 from app.explorer.state import Values
 from calibration.records.published import (
@@ -68,7 +68,7 @@ def recommendation(flags: Values, objective: str) -> tuple[Recommendation, list[
     return find_recommendation(dict(flags), None, objective=objective)
 
 
-def map_prompts(values: Values) -> Array:
+def map_prompts(values: Values) -> NDArray[np.float64]:
     """Prompt lengths of the map: 1,000 tokens to the target's or the scenario's longest."""
     scenario = scenario_of(values)
     longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
