@@ -49,9 +49,11 @@ PORT = free_port()
 def serve() -> subprocess.Popen[bytes]:
     """Start the explorer."""
     return subprocess.Popen(
-        explorer_command(port=PORT, browser=False), cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        explorer_command(port=PORT, browser=False),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def start_seconds(page: Any) -> tuple[subprocess.Popen[bytes], float, float]:

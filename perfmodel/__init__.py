@@ -53,6 +53,7 @@ from perfmodel.passes.parts import GROUPS, Part, StepTime
 from perfmodel.planning.find_plan import SEVERAL, find_plan
 from perfmodel.planning.recommend import Recommendation, recommend
 from perfmodel.planning.search import (
+    BUDGETS,
     OBJECTIVES,
     Candidate,
     Search,
@@ -95,6 +96,7 @@ from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
 from perfmodel.specs.workload import SLO, Workload, parse_slo
 from perfmodel.speculation.break_even import (
+    GAMMAS,
     BreakEven,
     GammaSchedule,
     break_even_batch,
@@ -117,10 +119,12 @@ __all__ = [
     "ARRAY_AXES",
     "BLOCKS_PER_SM",
     "BOUNDS",
+    "BUDGETS",
     "DRAFTERS",
     "DTYPE_BYTES",
     "ENGINES",
     "FORMER_NAMES",
+    "GAMMAS",
     "GPU",
     "GROUPS",
     "LOOP_AXES",

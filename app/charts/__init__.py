@@ -1,38 +1,24 @@
 """Plotly figures as pure functions of estimates; every axis carries its unit."""
 
+from app.charts.bars import compare_bars, memory_bars, plan_bars
 from app.charts.base import alt_text, chart_rows, log_steps
 from app.charts.cells import MeasuredSpeedup, SpeedupGrid
+from app.charts.latency import ServingCurve, latency_throughput, serving_curve
 from app.charts.maps import (
-    BUDGETS,
-    GAMMAS,
     MAP_BATCHES,
-    MAP_PREFIXES,
-    PLATEAU,
-    budget_map,
+    MAP_PROMPTS,
     needed_map,
-    schedule_map,
     speedup_grid,
     speedup_map,
     winner_map,
 )
-from app.charts.rounds import part_rows, roofline, round_waterfall, step_parts, tornado
-from app.charts.tradeoffs import (
-    ServingCurve,
-    acceptance_needed,
-    compare_bars,
-    latency_throughput,
-    memory_bars,
-    plan_bars,
-    serving_curve,
-    speedup_band,
-)
+from app.charts.rounds import part_rows, roofline, round_waterfall, step_parts
+from app.charts.sensitivity import speedup_band, tornado
+from app.charts.tuning import acceptance_needed, budget_map, schedule_map
 
 __all__ = [
-    "BUDGETS",
-    "GAMMAS",
     "MAP_BATCHES",
-    "MAP_PREFIXES",
-    "PLATEAU",
+    "MAP_PROMPTS",
     "MeasuredSpeedup",
     "ServingCurve",
     "SpeedupGrid",

@@ -15,7 +15,7 @@ DASHES = {"streamingllm": "solid", "snapkv": "dot"}
 
 
 def measured_budgets(grid: Sequence[Cell], curves: Sequence[AcceptanceCurve]) -> go.Figure:
-    """α over the budget with 90 % intervals, a line a text, context and policy; fits dashed."""
+    """α over the budget with 90 % intervals, one line per text, context and policy; fits dashed."""
     figure = go.Figure()
     for number, ((text, context, policy), row) in enumerate(_lines(grid).items()):
         budgets = np.array([cell.key.view.kv_budget or 0 for cell in row], dtype=float)
@@ -76,7 +76,7 @@ def measured_positions(grid: Sequence[Cell]) -> go.Figure:
         title=f"Measured acceptance by position, context {longest:,}",
         x="position in the round (drafts)",
         y="α = mean Σ min(p, q)",
-        alt="Acceptance by position in a round, a line a text and draft view.",
+        alt="Acceptance by position in a round, one line per text and draft view.",
     )
     return figure.update_layout(height=640)
 

@@ -1,8 +1,8 @@
-"""What every chart shares: palette, axes with units, alt text, and its data as rows."""
+"""Parts of every chart: palette, axes with units, alternative text, and the data as rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Purple to green, told apart by colour-blind readers too; greys read on light and dark pages.
+# Purple to green, distinct for colour-blind readers; greys are legible on light and dark pages.
 GAIN, LOSS, NEUTRAL = "#1b7837", "#762a83", "#f7f7f7"
 DIVERGING = [[0.0, LOSS], [0.25, "#c2a5cf"], [0.5, NEUTRAL], [0.75, "#a6dba0"], [1.0, GAIN]]
 WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
@@ -24,24 +24,31 @@ PART_COLOURS = {
 }
 ROUND_COLOURS = {"plain": "#777777", "draft": "#66ccee", "verify": "#aa3377", "other": "#bbbbbb"}
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5566", "#999933")
+PASS_LABELS = {
+    "target_step": "T_T plain step",
+    "verify": "T_V verify",
+    "draft_step": "T_D one draft",
+}
+# Below the axes, in a row.
+LEGEND = {
+    "orientation": "h",
+    "yref": "container",
+    "y": 0.0,
+    "yanchor": "bottom",
+    "font": {"size": 11},
+}
 
 
 def finish(
     figure: go.Figure, *, title: str, x: str, y: str, alt: str, legend: bool = True
 ) -> go.Figure:
-    """Title, axis names with their units, one look; `alt` says in words what the chart shows."""
+    """Set title, axis names with their units and the look; `alt` is the chart in words."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         xaxis_title=x,
         yaxis_title=y,
         showlegend=legend,
-        legend={
-            "orientation": "h",
-            "yref": "container",
-            "y": 0.0,
-            "yanchor": "bottom",
-            "font": {"size": 11},
-        },
+        legend=LEGEND,
         margin={"l": 10, "r": 10, "t": 50, "b": 10},
         height=440,
         font={"family": "system-ui, sans-serif", "size": 12},
@@ -53,15 +60,15 @@ def finish(
 
 
 def alt_text(figure: go.Figure) -> str:
-    """What the chart shows, in words."""
+    """The chart in words."""
     return str(figure.layout.meta["alt"])
 
 
 def chart_rows(figure: go.Figure) -> list[dict[str, Any]]:
     """The chart's data, one dict a point: the series, then its columns; null where unknown.
 
-    A trace of data names the columns of its `customdata` in `meta`; a trace without is drawn for
-    orientation and left out.
+    A trace of data names the columns of its `customdata` in `meta`; one without `meta` is drawn
+    for orientation and left out.
     """
     rows = []
     for trace in figure.data:
@@ -88,23 +95,52 @@ def columns(*arrays: Any) -> NDArray[Any]:
 
 
 def numbers(*arrays: Any) -> Array:
-    """The same for numbers alone, which travel to the browser packed."""
+    """As `columns` for numbers alone, which are sent to the browser in binary form."""
     stacked = np.stack(np.broadcast_arrays(*(np.asarray(a, float) for a in arrays)), axis=-1)
     return np.asarray(stacked, dtype=np.float64)
 
 
+def curve(
+    values: Mapping[str, Any], *, name: str, colour: str, hover: str, mode: str = "lines"
+) -> go.Scatter:
+    """A line through the first two of the named columns, x and y; all of them are its data."""
+    x, y, *_ = values.values()
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode=mode,
+        name=name,
+        line={"color": colour},
+        customdata=numbers(*values.values()),
+        meta=tuple(values),
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+
+
+def box(rows: Sequence[Sequence[Any]], names: tuple[str, ...], *, name: str, **look: Any) -> go.Box:
+    """A box per value of the rows' first column, over the percentages in the second."""
+    return go.Box(
+        x=[row[0] for row in rows],
+        y=[row[1] for row in rows],
+        name=name,
+        customdata=rows,
+        meta=names,
+        **look,
+    )
+
+
 def log_steps(low: int, high: int, count: int) -> Array:
-    """`count` distinct whole numbers, evenly spread in logarithms as far as whole numbers go."""
+    """`count` distinct integers from `low` to `high`, as evenly spaced in log as integers allow."""
     points = count
     while True:
         values = np.unique(np.round(np.geomspace(low, high, points)))
         if len(values) >= count:
-            kept = np.round(np.linspace(0, len(values) - 1, count)).astype(int)
-            return np.asarray(values[kept], dtype=np.float64)
+            chosen = np.round(np.linspace(0, len(values) - 1, count)).astype(int)
+            return np.asarray(values[chosen], dtype=np.float64)
         points += count - len(values)
 
 
 def tick_positions(values: Sequence[float] | Array, wanted: Sequence[float]) -> list[float]:
-    """Where on an index axis over `values` each wanted value stands, between cells if need be."""
+    """Positions of the wanted values on an index axis over `values`, log-interpolated."""
     index = np.arange(len(values), dtype=float)
     return [float(np.interp(np.log(w), np.log(values), index)) for w in wanted]

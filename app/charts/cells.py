@@ -1,4 +1,4 @@
-"""The pieces of a map: cells on index axes, the memory wall, markers, and cells that click."""
+"""Parts of a map: cells on index axes, the memory wall, markers, and clickable cells."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from app.charts.base import DIVERGING, HATCH, WALL, Array, numbers, tick_positions
+from app.charts.base import DIVERGING, HATCH, WALL, Array, finish, numbers, tick_positions
 from perfmodel import Scenario, plan_label
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SpeedupGrid:
-    """Speedup and the γ that gives it, over batch (rows) and prefix (columns).
+    """Speedup and the γ that gives it, over batch (rows) and prompt length (columns).
 
-    `speedup` is NaN where the GPUs do not hold the plan (`fits` is False there) and where the
+    `speedup` is NaN where the plan does not fit in memory (`fits` is False there) and where the
     acceptance is unknown.
     """
 
     scenario: Scenario
     batches: Array
-    prefixes: Array
+    prompts: Array
     speedup: Array
     gamma: Array
     fits: NDArray[np.bool_]
@@ -42,25 +42,29 @@ class MeasuredSpeedup:
 
 
 CELL_HOVER = (
-    "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prefix %{customdata[2]:,} tokens"
+    "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens"
     "<br>γ %{customdata[3]}<extra></extra>"
 )
 
 
 def cell_data(grid: SpeedupGrid) -> tuple[Array, tuple[str, ...]]:
+    """Data of each cell, (batches, prompts, 4), and the names of its columns."""
     data = numbers(grid.speedup, *mesh(grid), grid.gamma)
     return data, ("speedup", "batch", "prompt_tokens", "gamma")
 
 
 def mesh(grid: SpeedupGrid) -> tuple[Array, Array]:
-    return grid.batches[:, None], grid.prefixes[None, :]
+    """Batches as a column and prompt lengths as a row."""
+    return grid.batches[:, None], grid.prompts[None, :]
 
 
 def short_label(scenario: Scenario) -> str:
+    """The label of a draft choice without its γ."""
     return plan_label(scenario.plan).rpartition(", γ=")[0]
 
 
 def speedup_range(speedup: Array) -> str:
+    """The smallest and the largest known speedup, in words."""
     if not np.any(np.isfinite(speedup)):
         return "no known speedup"
     return f"speedup {np.nanmin(speedup):.2f}x to {np.nanmax(speedup):.2f}x"
@@ -71,7 +75,7 @@ def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) 
     z = np.log2(speedup)
     reach = max(1.0, float(np.nanmax(np.abs(z), initial=0.0)))
     ticks = np.arange(-np.floor(reach), np.floor(reach) + 0.5, 0.5 if reach < 2 else 1.0)
-    figure = go.Figure(
+    return go.Figure(
         go.Heatmap(
             z=z,
             zmin=-reach,
@@ -90,35 +94,84 @@ def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) 
             },
         )
     )
-    return figure
 
 
-def batch_prefix_axes(figure: go.Figure, batches: Array, prefixes: Array) -> None:
+def finish_map(
+    figure: go.Figure,
+    scenario: Scenario,
+    batches: Array,
+    prompts: Array,
+    fits: NDArray[np.bool_],
+    *,
+    title: str,
+    alt: str,
+    measured: Sequence[MeasuredSpeedup] = (),
+    clickable: bool = False,
+) -> go.Figure:
+    """Axes, memory wall and markers of a heat map over batch and prompt length.
+
+    `fits` is (batches, prompts); the star marks the scenario.
+    """
+    _batch_prompt_axes(figure, batches, prompts)
+    add_wall(figure, fits)
+    if clickable:
+        _make_clickable(figure)
+    if measured:
+        _add_measured(figure, batches, prompts, measured)
+    work = scenario.workload
+    (x,), (y,) = (
+        tick_positions(values, [here])
+        for values, here in ((prompts, work.prompt_tokens), (batches, work.batch))
+    )
+    add_marker(figure, x, y, "this workload")
+    return finish(figure, title=title, x="prompt (tokens)", y="batch (sequences)", alt=alt)
+
+
+def label_cells(figure: go.Figure, *, x: Sequence[str], y: Sequence[str]) -> None:
+    """A tick with a text at each column and row of a heat map on index axes."""
+    figure.update_xaxes(tickvals=np.arange(len(x)), ticktext=x)
+    figure.update_yaxes(tickvals=np.arange(len(y)), ticktext=y)
+
+
+def legend_square(name: str, colour: str) -> go.Scatter:
+    """A legend entry for the cells of one colour; it draws nothing."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        name=escape(name),
+        marker={"symbol": "square", "size": 12, "color": colour},
+        hoverinfo="skip",
+    )
+
+
+def _batch_prompt_axes(figure: go.Figure, batches: Array, prompts: Array) -> None:
     powers = 2.0 ** np.arange(0, 21)
     rows = _apart(batches, [p for p in powers if batches[0] <= p <= batches[-1]])
-    whole = [p for p in 1000 * powers if prefixes[0] <= p <= prefixes[-1]]
+    thousands = [p for p in 1000 * powers if prompts[0] <= p <= prompts[-1]]
     figure.update_yaxes(
         tickvals=tick_positions(batches, rows),
         ticktext=[f"{b:,.0f}" for b in rows],
         range=[-0.5, len(batches) - 0.5],
     )
     figure.update_xaxes(
-        tickvals=tick_positions(prefixes, whole),
-        ticktext=[f"{p / 1000:.0f}k" for p in whole],
-        range=[-0.5, len(prefixes) - 0.5],
+        tickvals=tick_positions(prompts, thousands),
+        ticktext=[f"{p / 1000:.0f}k" for p in thousands],
+        range=[-0.5, len(prompts) - 0.5],
     )
 
 
 def _apart(values: Array, wanted: Sequence[float]) -> list[float]:
-    """The wanted ticks from the top down, without those that would crowd the one above."""
-    kept: list[float] = []
+    """The wanted ticks without those too close to the one above."""
+    ticks: list[float] = []
     for tick, place in zip(wanted[::-1], tick_positions(values, wanted)[::-1], strict=True):
-        if not kept or tick_positions(values, kept[-1:])[0] - place > len(values) / 24:
-            kept.append(tick)
-    return kept[::-1]
+        if not ticks or tick_positions(values, ticks[-1:])[0] - place > len(values) / 24:
+            ticks.append(tick)
+    return ticks[::-1]
 
 
 def contour(z: Array, level: float, name: str) -> go.Contour:
+    """The line on which `z` is `level`."""
     return go.Contour(
         z=z,
         name=name,
@@ -130,7 +183,7 @@ def contour(z: Array, level: float, name: str) -> go.Contour:
 
 
 def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
-    """Hatch what does not fit: per run of columns the rows from the first that is too large."""
+    """Hatch what does not fit: in each column the rows from the first that is too large."""
     first = np.where(np.all(fits, axis=0), fits.shape[0], np.argmin(fits, axis=0))
     walled = np.flatnonzero(first < fits.shape[0])
     if not len(walled):
@@ -155,7 +208,7 @@ def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
     )
 
 
-def make_clickable(figure: go.Figure) -> None:
+def _make_clickable(figure: go.Figure) -> None:
     """Empty texts that carry hover and click, since a heat map cannot be selected.
 
     They draw nothing: thousands of invisible markers would take most of a redraw.
@@ -176,15 +229,15 @@ def make_clickable(figure: go.Figure) -> None:
     figure.add_trace(marks)
 
 
-def add_measured(figure: go.Figure, grid: SpeedupGrid, measured: Sequence[MeasuredSpeedup]) -> None:
-    if not measured:
-        return
+def _add_measured(
+    figure: go.Figure, batches: Array, prompts: Array, measured: Sequence[MeasuredSpeedup]
+) -> None:
     heat = figure.data[0]
     data = [[m.speedup, m.batch, m.prompt_tokens, m.gamma, escape(m.source)] for m in measured]
     figure.add_trace(
         go.Scatter(
-            x=tick_positions(grid.prefixes, [m.prompt_tokens for m in measured]),
-            y=tick_positions(grid.batches, [m.batch for m in measured]),
+            x=tick_positions(prompts, [m.prompt_tokens for m in measured]),
+            y=tick_positions(batches, [m.batch for m in measured]),
             mode="markers",
             name="measured",
             marker={
@@ -198,19 +251,13 @@ def add_measured(figure: go.Figure, grid: SpeedupGrid, measured: Sequence[Measur
             customdata=data,
             meta=("speedup", "batch", "prompt_tokens", "gamma", "source"),
             hovertemplate="measured %{customdata[0]:.2f}x at γ %{customdata[3]}<br>batch "
-            "%{customdata[1]:,}, prefix %{customdata[2]:,}<br>%{customdata[4]}<extra></extra>",
+            "%{customdata[1]:,}, prompt %{customdata[2]:,}<br>%{customdata[4]}<extra></extra>",
         )
     )
 
 
-def add_star(figure: go.Figure, batches: Array, prefixes: Array, scenario: Scenario) -> None:
-    work = scenario.workload
-    (x,) = tick_positions(prefixes, [work.prompt_tokens])
-    (y,) = tick_positions(batches, [work.batch])
-    add_marker(figure, x, y, "this workload")
-
-
 def add_marker(figure: go.Figure, x: float, y: float, name: str) -> None:
+    """A star at one cell."""
     figure.add_trace(
         go.Scatter(
             x=[x],

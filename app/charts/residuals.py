@@ -5,28 +5,26 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.charts.base import LINE, SERIES, finish
+from app.charts.base import LINE, SERIES, box, finish
 from calibration.fit.errors import Errors, by_numbers
 
 
 def residual_boxes(errors: Errors) -> go.Figure:
     """Signed relative errors by region, percent."""
-    figure, said = go.Figure(), []
+    figure, medians = go.Figure(), []
     for index, (way, cells) in enumerate(errors.found.items()):
         rows = [(region, 100.0 * e) for cell, e in cells for region in errors.regions(cell)]
         figure.add_trace(
-            go.Box(
-                x=[row[0] for row in rows],
-                y=[row[1] for row in rows],
+            box(
+                rows,
+                ("region", "error_percent"),
                 name=way,
                 marker_color=SERIES[index % len(SERIES)],
                 boxpoints="outliers",
-                meta=("region", "error_percent"),
-                customdata=rows,
                 hovertemplate="%{x}: %{y:+.1f} %<extra></extra>",
             )
         )
-        said.append(f"{way} {np.median(np.abs([row[1] for row in rows])):.1f} % median absolute")
+        medians.append(f"{way} {np.median(np.abs([row[1] for row in rows])):.1f} % median absolute")
     regions = {
         r for cells in errors.found.values() for cell, _ in cells for r in errors.regions(cell)
     }
@@ -38,5 +36,5 @@ def residual_boxes(errors: Errors) -> go.Figure:
         title=f"Errors of {errors.name} by region",
         x="region",
         y="fitted over measured - 1 (%)",
-        alt=f"Boxes of signed errors of {errors.name} by region: {'; '.join(said)}.",
+        alt=f"Boxes of signed errors of {errors.name} by region: {'; '.join(medians)}.",
     )

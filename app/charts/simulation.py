@@ -8,12 +8,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from app.charts.base import LEGEND
+
 ROWS = {
     "batch": "sequences",
-    "kv_share": "KV cache [share]",
+    "kv_share": "KV cache (share)",
     "gamma": "γ",
     "tokens_per_s": "tokens/s",
-    "busy_share": "busy [share]",
+    "busy_share": "busy (share)",
 }
 COLOURS = ("#777777", "#4477aa", "#aa3377")
 
@@ -30,13 +32,21 @@ def timeline(result: Mapping[str, Any]) -> go.Figure:
             values = [row[key] for row in run["timeline"]]
             line = {"color": colour, "shape": "hv", "width": 1.5}
             trace = go.Scatter(
-                x=times, y=values, name=run["label"], legendgroup=run["label"],
-                showlegend=place == 1, line=line, mode="lines",
-            )  # fmt: skip
+                x=times,
+                y=values,
+                mode="lines",
+                name=run["label"],
+                legendgroup=run["label"],
+                showlegend=place == 1,
+                line=line,
+            )
             figure.add_trace(trace, row=place, col=1)
-    figure.update_xaxes(title_text="time [s]", row=len(ROWS), col=1)
+    figure.update_xaxes(title_text="time (s)", row=len(ROWS), col=1)
     figure.update_layout(
-        height=160 * len(ROWS) + 80, template="plotly_white", margin={"t": 40, "r": 60},
-        legend={"orientation": "h", "y": 1.05},
-    )  # fmt: skip
+        title={"text": "Timeline"},
+        height=160 * len(ROWS) + 80,
+        template="plotly_white",
+        margin={"t": 40, "r": 60},
+        legend=LEGEND,
+    )
     return figure

@@ -10,30 +10,24 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from app.charts.base import LINE, SERIES, finish
+from app.charts.base import LINE, PASS_LABELS, SERIES, box, finish
 from calibration.records.published import RowError
 
-PHASE_LABELS = {
-    "target_step_s": "T_T plain step",
-    "verify_s": "T_V verify",
-    "draft_step_s": "T_D one draft",
-    "speedup": "speedup",
-}
+TIME_LABELS = {f"{key}_s": label for key, label in PASS_LABELS.items()}
+PHASE_LABELS = TIME_LABELS | {"speedup": "speedup"}
 
 
 def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
     """Predicted over measured times of every row and phase; the line is agreement."""
     figure = go.Figure()
-    reach: list[float] = []
-    for phase, colour in zip(("target_step_s", "verify_s", "draft_step_s"), SERIES, strict=False):
+    for (phase, label), colour in zip(TIME_LABELS.items(), SERIES, strict=False):
         data = [_point(error, phase) for error in errors if phase in error.errors]
-        reach += [1e3 * value for row in data for value in row[1:3]]
         figure.add_trace(
             go.Scatter(
                 x=[1e3 * row[1] for row in data],
                 y=[1e3 * row[2] for row in data],
                 mode="markers",
-                name=PHASE_LABELS[phase],
+                name=label,
                 marker={"color": colour, "size": 9, "opacity": 0.75},
                 customdata=data,
                 meta=("row", "measured_s", "predicted_s", "error"),
@@ -41,7 +35,8 @@ def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
                 "(%{customdata[3]:+.1%})<extra></extra>",
             )
         )
-    ends = [min(reach), max(reach)]
+    times = [time for trace in figure.data for time in (*trace.x, *trace.y)]
+    ends = [min(times), max(times)]
     figure.add_trace(
         go.Scatter(
             x=ends,
@@ -67,9 +62,8 @@ def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
 
 
 def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
-    """Signed errors by phase, a box per group such as before and after recalibration."""
-    figure = go.Figure()
-    said = []
+    """Signed errors by phase, a box per group, such as before and after a refit."""
+    figure, means = go.Figure(), []
     for (name, errors), colour in zip(groups.items(), SERIES, strict=False):
         data: list[list[Any]] = [
             [PHASE_LABELS[phase], 100.0 * value, _label(error)]
@@ -77,21 +71,19 @@ def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
             for phase, value in error.errors.items()
         ]
         figure.add_trace(
-            go.Box(
-                x=[row[0] for row in data],
-                y=[row[1] for row in data],
+            box(
+                data,
+                ("phase", "error_percent", "row"),
                 name=escape(name),
                 marker_color=colour,
                 boxpoints="all",
                 pointpos=0,
                 jitter=0.4,
-                customdata=data,
-                meta=("phase", "error_percent", "row"),
                 hovertemplate="%{customdata[2]}<br>%{x}: %{y:+.1f} %<extra></extra>",
             )
         )
         mean = np.mean(np.abs([row[1] for row in data]))
-        said.append(f"{name} {mean:.1f} % mean absolute")
+        means.append(f"{name} {mean:.1f} % mean absolute")
     figure.update_layout(boxmode="group")
     figure.add_hline(y=0.0, line_color=LINE)
     return finish(
@@ -99,13 +91,13 @@ def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
         title="Error by phase",
         x="phase",
         y="predicted over measured - 1 (%)",
-        alt=f"Boxes of signed errors by phase: {escape('; '.join(said))}.",
+        alt=f"Boxes of signed errors by phase: {escape('; '.join(means))}.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regret:
-    """What the predicted choice of a draft costs in one workload."""
+    """Speedup lost in one workload by choosing the draft from the predictions."""
 
     workload: str
     chosen: str
@@ -119,27 +111,27 @@ class Regret:
 
 
 def regrets(errors: Sequence[RowError]) -> list[Regret]:
-    """Per workload with several measured drafts: the predicted choice beside the best."""
+    """The predicted choice and the best, for each workload with several measured drafts."""
     groups: dict[tuple[object, ...], list[RowError]] = {}
     for error in errors:
         row = error.row
         if "speedup" in error.errors:
             key = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
             groups.setdefault(key, []).append(error)
-    found = []
-    for (gpu, target, tp, batch, prefix), rows in groups.items():
+    result = []
+    for (gpu, target, tp, batch, prompt), rows in groups.items():
         if len(rows) < 2:
             continue
         chosen = max(rows, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
-        found.append(
+        result.append(
             Regret(
-                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prefix:,} tokens",
+                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prompt:,} tokens",
                 chosen=f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
                 measured=chosen.speedup,
                 best=max(e.row.speedup for e in rows),
             )
         )
-    return found
+    return result
 
 
 def _point(error: RowError, phase: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What views compute, remembered by scenario values: in memory, for as long as the server runs."""
+"""Results that views share, cached by scenario values in memory while the server runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from app import charts
 from app.explorer.state import Values
@@ -20,6 +21,7 @@ from calibration.records.published import (
     row_error,
 )
 from perfmodel import (
+    GAMMAS,
     ConfigError,
     Interval,
     Recommendation,
@@ -42,7 +44,7 @@ BAND_GAMMAS = tuple(range(1, 13))
 
 
 def scenario_of(values: Values) -> Scenario:
-    """The scenario of flat values; `ConfigError` where they do not hold together."""
+    """The scenario of flat values; `ConfigError` where they contradict one another."""
     return parse_scenario(dict(values)).scenario()
 
 
@@ -66,31 +68,31 @@ def recommendation(flags: Values, objective: str) -> Recommendation:
     return find_plan(dict(flags), objective=objective)
 
 
-def map_prefixes(values: Values) -> Any:
-    """Prefixes of the map: 1,000 tokens to the target's longest, or the scenario's where longer."""
+def map_prompts(values: Values) -> NDArray[np.float64]:
+    """Prompt lengths of the map: 1,000 tokens to the target's or the scenario's longest."""
     scenario = scenario_of(values)
     longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
     return charts.log_steps(1000, longest, MAP_SIZE)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def speedup_grid(values: Values, *, own_gamma: bool) -> charts.SpeedupGrid:
-    """The map's cells, 64 x 64, at the best γ or at the plan's own."""
+def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
+    """The map's cells, 64 x 64, at the best γ of each or at the plan's γ."""
     scenario = scenario_of(values)
-    gammas = np.array([scenario.plan.gamma], float) if own_gamma else charts.GAMMAS
-    return charts.speedup_grid(scenario, MAP_BATCHES, map_prefixes(values), gammas)
+    gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
+    return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def bands(values: Values) -> dict[str, tuple[tuple[float, ...], tuple[Interval, ...]]]:
     """90 % intervals of the speedup over batch and over γ, where acceptance is known."""
     axes = {"batch": BAND_BATCHES, "gamma": BAND_GAMMAS}
-    found = {}
+    result = {}
     for key, points in axes.items():
         pairs = [(v, speedup_interval(_at(values, key, v))) for v in points]
         known = [(float(v), i) for v, i in pairs if i is not None]
-        found[key] = (tuple(v for v, _ in known), tuple(i for _, i in known))
-    return found
+        result[key] = (tuple(v for v, _ in known), tuple(i for _, i in known))
+    return result
 
 
 def _at(values: Values, key: str, value: int) -> Scenario:
@@ -107,13 +109,13 @@ def published() -> PublishedReport:
 
 @st.cache_data(show_spinner=False)
 def bundled_rows() -> list[PublishedRow]:
-    """Every measured row that the project holds."""
+    """Every measured row of the repository."""
     return [*magicdec_rows(), *h200_rows()]
 
 
 @st.cache_data(show_spinner=False)
 def timed_steps() -> list[RowError]:
-    """The engine's own steps on one H200, cases drawn by seed, against predictions."""
+    """Steps of this project's engine on one H200, cases drawn by seed, against predictions."""
     from calibration.records.steps import read_records
     from calibration.validate.errors import compare
 
@@ -130,7 +132,7 @@ def row_errors(rows: tuple[PublishedRow, ...], *, uncalibrated: bool) -> list[Ro
     Raises
     ------
     ConfigError
-        If a row is no scenario; the message names it.
+        If a row is not a valid scenario; the message gives its number.
     """
     from calibration.fit.magicdec import bare
 

@@ -1,7 +1,7 @@
-"""The explorer's entry: `specroof explore` runs this file under Streamlit.
+"""Entry point of the explorer: `specroof explore` runs this file under Streamlit.
 
 Views are chosen by a widget and not by `st.navigation`: `st.switch_page` refuses to leave a page
-whose widgets are bound to the URL, and a click on the map has to.
+whose widgets are bound to the URL, and a click on the map must leave it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ def main() -> None:
     """Draw the sidebar and the chosen view."""
     st.set_page_config(page_title="specroof", layout="wide")
     st.html(STYLE)
-    for key, value in st.session_state.pop("pending", {}).items():
-        st.session_state[key] = value
+    st.session_state.update(st.session_state.pop("pending", {}))
     view = st.segmented_control(
         "View",
         list(VIEWS),

@@ -1,11 +1,10 @@
-"""How every view shows a chart, a table, a verdict or an error."""
+"""Charts, tables, verdicts and errors as every view shows them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,27 +13,22 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app.charts import alt_text, chart_rows
+from app.render.html_page import plain as plain
 
 MODEBAR = {
     "displaylogo": False,
     "displayModeBar": True,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
 }
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|$~:&^-])")
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it stands: no link, image, formula or tag comes of it."""
-    return _SPECIAL.sub(r"\\\1", text)
 
 
 def show_error(error: Exception | str) -> None:
-    """One clear message."""
+    """Show an error in red."""
     st.error(plain(str(error)), icon=":material/error:")
 
 
 def verdict(title: str, text: str, *, kind: str) -> None:
-    """The answer: "gain", "plain" (do not speculate) and "nothing" are shown alike."""
+    """The answer; `kind` is "gain", "plain" (do not speculate) or "nothing" (none fits)."""
     look = {
         "gain": (st.success, ":material/bolt:"),
         "plain": (st.info, ":material/trending_flat:"),
@@ -47,7 +41,7 @@ def verdict(title: str, text: str, *, kind: str) -> None:
 def show_chart(
     figure: go.Figure, name: str, *, on_select: Callable[[], None] | None = None
 ) -> None:
-    """A chart under its title, what it says in words, and its data as CSV and JSON.
+    """A chart under its title, its content in words, and its data as CSV and JSON.
 
     The modebar saves a PNG. `name` is the file name and key; `on_select` is called on a click.
     """
@@ -75,7 +69,7 @@ def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
 
 
 def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
-    """Figures side by side, as many as the page is wide: label, value, and help if any."""
+    """Figures side by side, wrapped at the page's width: label, value, and help if any."""
     with st.container(horizontal=True):
         for label, value, text in figures:
             st.metric(label, value, help=text and plain(text), border=True, width=165)

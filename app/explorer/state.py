@@ -1,7 +1,7 @@
-"""The explorer's state as flat scenario values: widgets, URL, TOML and command line say the same.
+"""State of the explorer as flat scenario values, shared by widgets, URL, TOML and command line.
 
-A widget's key is the word of `ScenarioInput` that it sets, so the URL of the explorer, a scenario
-file and the flags of `specroof predict` hold the same vocabulary. A draft choice is one word here,
+A widget's key is the field of `ScenarioInput` that it sets, so the URL of the explorer, a scenario
+file and the flags of `specroof predict` use the same vocabulary. A draft choice is one word here,
 as in `specroof sweep`: `self:snapkv`.
 """
 
@@ -10,94 +10,61 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from typing import Any
 
-from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
+from app.explorer.prompt_mix import mean_prompt, prompt_mix
+from perfmodel import (
+    ACCEPTANCE_KEYS,
+    OBJECTIVES,
+    ConfigError,
+    ScenarioInput,
+    catalog,
+    parse_scenario,
+    read_scenario,
+)
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable so that results cache
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "Llama-3.1-8B, self-speculation, 8xA100": {
-        "target": "llama-3.1-8b",
-        "machine": "dgx-a100-80gb",
-        "tp": 8,
-        "batch": 64,
-        "prompt_tokens": 32_000,
-        "output_tokens": 256,
-        "draft": "self",
-        "draft_policy": "streamingllm",
-        "kv_budget": 512,
-        "gamma": 3,
-        "engine": "magicdec",
-    },
-    "Llama-2-7B-32K with TinyLlama, 8xA100": {
-        "target": "llama-2-7b-32k",
-        "machine": "dgx-a100-80gb",
-        "tp": 8,
-        "batch": 64,
-        "prompt_tokens": 16_000,
-        "output_tokens": 256,
-        "draft": "tinyllama-1.1b",
-        "draft_policy": "streamingllm",
-        "kv_budget": 512,
-        "gamma": 3,
-        "draft_tp": 4,
-        "engine": "magicdec",
-    },
-    "SnapKV at 100K, 8xH100": {
-        "target": "llama-3.1-8b",
-        "machine": "hgx-h100",
-        "tp": 8,
-        "batch": 32,
-        "prompt_tokens": 100_000,
-        "output_tokens": 256,
-        "draft": "self",
-        "draft_policy": "snapkv",
-        "kv_budget": 2049,
-        "gamma": 4,
-        "engine": "magicdec",
-    },
-}
 ACCEPTANCE_FORMS = {
     "published": "Published curve",
     "acceptance": "α",
     "acceptance_per_position": "Table by position",
     "accepted_fraction": "Accepted / proposed",
-    "accepted_drafts": "Accepted drafts a round",
-    "tokens_per_round": "Tokens a round",
+    "accepted_drafts": "Accepted drafts per round",
+    "tokens_per_round": "Tokens per round",
 }
-# The state of every widget before anybody touched it: also what the URL leaves out.
-DEFAULTS: dict[str, Any] = {
+# A catalog scenario may leave the draft open; every view but Decide needs a plan to show.
+START_PLAN = {"draft": "self"}
+# Widgets that no scenario sets: they keep their value when one is opened.
+PAGE_DEFAULTS: dict[str, Any] = {
     "view": "Decide",
-    "target": "llama-3.1-8b",
-    "machine": "dgx-a100-80gb",
-    "tp": 8,
     "search_tp": False,
-    "batch": 64,
-    "prompt_tokens": 32_000,
-    "output_tokens": 256,
-    "prefix_mix": "",
-    "draft": "self:streamingllm",
-    "gamma": 3,
-    "kv_budget": 512,
-    "draft_tp": 8,
     "drafts": [],
+    "objective": OBJECTIVES[0],
+    "price": 0.0,
+}
+# Widgets of inputs that a scenario may leave out: opening one resets them.
+INPUT_DEFAULTS: dict[str, Any] = {
+    "prompt_mix": "",
     "acceptance_form": "published",
     "acceptance": 0.8,
     "acceptance_per_position": "0.9, 0.85, 0.8",
     "accepted_fraction": 0.7,
     "accepted_drafts": 2.0,
     "tokens_per_round": 3.0,
-    "acceptance_curve": "",
-    "slo": "",
-    "objective": "throughput",
-    "engine": "magicdec",
-    "weight_dtype": "bf16",
-    "kv_dtype": "bf16",
-    "price": 0.0,
 }
-NOT_OF_A_SCENARIO = ("view", "search_tp", "drafts", "objective", "price")
-MAX_BUCKETS = 50
+
+
+def catalog_scenarios() -> dict[str, dict[str, Any]]:
+    """Scenarios of the catalog by name, as flat values with a plan."""
+    folder = resources.files("perfmodel") / "catalog" / "scenarios"
+    scenarios = {}
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".toml"):
+            with resources.as_file(entry) as path:
+                scenarios[entry.name.removesuffix(".toml")] = START_PLAN | read_scenario(path)
+    return scenarios
 
 
 # ---- state to values --------------------------------------------------------------------------
@@ -116,15 +83,15 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     Raises
     ------
     ConfigError
-        If the prefix distribution cannot be read.
+        If the distribution of prompt lengths cannot be read.
     """
     have = DEFAULTS | dict(state)
     draft, _, policy = str(have["draft"]).partition(":")
     values = {key: have[key] for key in ("target", "machine", "tp", "batch", "output_tokens")}
     values["target"] = uploaded_target or values["target"]
     values["prompt_tokens"] = have["prompt_tokens"]
-    if have["prefix_mix"].strip():
-        values["prompt_tokens"] = mean_prefix(prefix_mix(have["prefix_mix"]))
+    if have["prompt_mix"].strip():
+        values["prompt_tokens"] = mean_prompt(prompt_mix(have["prompt_mix"]))
     values["draft"] = draft
     if draft != "none":
         values |= {"draft_policy": policy, "gamma": have["gamma"]}
@@ -153,9 +120,14 @@ def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
         known = (*catalog.model_names(), "self", "none")
         if name not in known and catalog.model(name).name not in known:
             raise ConfigError(f"model {name[:80]!r} is not in the catalog; upload its config.json")
+    defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
+    return defaults | _scenario_state(stated)
+
+
+def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
     scenario = stated.scenario()
     plan, work = scenario.plan, scenario.workload
-    state = {key: value for key, value in DEFAULTS.items() if key not in NOT_OF_A_SCENARIO} | {
+    state: dict[str, Any] = {
         "target": scenario.target.name,
         "machine": scenario.machine.name,
         "tp": scenario.tp,
@@ -171,7 +143,7 @@ def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     if plan.draft != "none":
         state |= {"gamma": plan.gamma, "draft_tp": scenario.draft_tp}
-        state |= {"kv_budget": plan.kv_budget_tokens or DEFAULTS["kv_budget"]}
+        state |= {"kv_budget": plan.kv_budget_tokens} if plan.kv_budget_tokens else {}
         state |= _acceptance_state(stated)
     return state
 
@@ -183,6 +155,11 @@ def _acceptance_state(stated: ScenarioInput) -> dict[str, Any]:
             text = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
             return {"acceptance_form": key, key: text}
     return {}
+
+
+PRESETS = catalog_scenarios()
+# State of every widget before anybody touched it; the URL leaves these values out.
+DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESETS["default"]))
 
 
 # ---- values as text ---------------------------------------------------------------------------
@@ -206,19 +183,20 @@ def command_text(values: Values, command: str = "predict") -> str:
 def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dict[str, str]:
     """Flags of `specroof recommend` for the same target, machine, workload and limits.
 
-    A stated acceptance belongs to one draft choice, so it narrows the search to the plan's own.
+    A stated acceptance belongs to one draft choice, so the search considers only that one.
     """
     stated = dict(values)
-    given = [key for key in ACCEPTANCE_KEYS if key in stated]
-    kept = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
-    flags = {key: str(stated[key]) for key in (*kept, "weight_dtype", "kv_dtype")}
-    own = f"{stated['draft']}:{stated.get('draft_policy', '')}"
-    chosen = [own] if given and stated["draft"] != "none" else list(drafts)
+    keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
+    flags = {key: str(stated[key]) for key in (*keys, "weight_dtype", "kv_dtype")}
+    acceptance = next((key for key in ACCEPTANCE_KEYS if key in stated), None)
+    chosen = list(drafts)
+    if acceptance and stated["draft"] != "none":
+        chosen = [f"{stated['draft']}:{stated['draft_policy']}"]
     if chosen:
         flags["draft"] = ",".join(chosen)
-    if given:
-        flags[given[0]] = str(stated[given[0]]).replace(" ", "")
-        flags |= {} if given[0].startswith("acceptance") else {"gamma": str(stated["gamma"])}
+    if acceptance:
+        flags[acceptance] = str(stated[acceptance]).replace(" ", "")
+        flags |= {} if acceptance.startswith("acceptance") else {"gamma": str(stated["gamma"])}
     if "acceptance_curve" in stated:
         flags["acceptance_curve"] = str(stated["acceptance_curve"])
     if all_tps:
@@ -230,42 +208,3 @@ def _toml(key: str, value: Any) -> str:
     if key == "acceptance_per_position":
         return json.dumps([float(part) for part in str(value).split(",") if part.strip()])
     return json.dumps(value, ensure_ascii=False)
-
-
-# ---- a distribution of prompt lengths ---------------------------------------------------------
-
-
-def prefix_mix(text: str) -> tuple[tuple[int, float], ...]:
-    """(prompt tokens, share) pairs from `4000:50, 32000:40, 100000:10`; shares sum to 1.
-
-    Raises
-    ------
-    ConfigError
-        For a term that is not `tokens:weight`, or weights that do not sum to a positive number.
-    """
-    pairs = [_bucket(term) for term in text.replace(";", ",").split(",") if term.strip()]
-    total = sum(weight for _, weight in pairs)
-    if not pairs or len(pairs) > MAX_BUCKETS or not total > 0:
-        raise ConfigError(
-            f"the distribution needs 1 to {MAX_BUCKETS} terms such as 4000:50, 32000:50, "
-            f"with a positive weight among them"
-        )
-    return tuple((tokens, weight / total) for tokens, weight in pairs)
-
-
-def _bucket(term: str) -> tuple[int, float]:
-    tokens, _, weight = term.partition(":")
-    try:
-        count, share = int(float(tokens)), float(weight or "1")
-    except (ValueError, OverflowError):
-        count, share = 0, 0.0
-    if not (1 <= count <= 1 << 40 and 0.0 <= share < float("inf")):
-        raise ConfigError(
-            f"distribution term {term.strip()[:40]!r} is not understood; write tokens:weight"
-        )
-    return count, share
-
-
-def mean_prefix(mix: Iterable[tuple[int, float]]) -> int:
-    """Mean prompt length: KV bytes grow linearly, so a mixed batch reads what a mean one reads."""
-    return round(sum(tokens * share for tokens, share in mix))

@@ -20,12 +20,12 @@ from calibration.acceptance.engine_counters import vllm_metrics
 from calibration.records.published import PublishedRow
 from perfmodel import FORMER_NAMES, ConfigError, catalog, read_scenario
 
-Found = TypeVar("Found")
+Parsed = TypeVar("Parsed")
 MAX_UPLOAD_BYTES = 1_000_000
 MAX_ROWS = 2_000
 TIMES = ("draft_total_ms", "verify_ms", "autoregressive_ms")
 NEEDED = ("gpu", "target", "draft", "gamma", "tp", "batch", "prompt_tokens", *TIMES)
-# Both layouts are read: the golden table's columns and those of `predict --from` with h200's.
+# Columns of `predict --from`, and former names, beside those of the golden table.
 RENAMED = {"target_step_ms": "autoregressive_ms", **FORMER_NAMES}
 
 
@@ -70,7 +70,7 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     Raises
     ------
     ConfigError
-        For a file that is no such CSV; the message names the row and column.
+        For a file that is not such a CSV; the message names the row and column.
     """
     text = _text(name, data)
     reader = csv.DictReader(
@@ -123,7 +123,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
     missing = [column for column in NEEDED if not cells.get(column)]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; needed: {', '.join(NEEDED)}")
-    whole = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
+    counts = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
     times = {key: 1e-3 * _positive(where, cells, key) for key in TIMES}
     tokens, tpot = _round(where, cells)
     budget = cells.get("kv_budget")
@@ -138,18 +138,18 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
         draft_tp=int(_positive(where, cells, "draft_tp")) if cells.get("draft_tp") else None,
         target_step_s=times["autoregressive_ms"],
         verify_s=times["verify_ms"],
-        draft_step_s=times["draft_total_ms"] / whole["gamma"],
+        draft_step_s=times["draft_total_ms"] / counts["gamma"],
         tokens_per_round=tokens,
         tpot_s=tpot,
-        gamma=whole["gamma"],
-        tp=whole["tp"],
-        batch=whole["batch"],
-        prompt_tokens=whole["prompt_tokens"],
+        gamma=counts["gamma"],
+        tp=counts["tp"],
+        batch=counts["batch"],
+        prompt_tokens=counts["prompt_tokens"],
     )
 
 
 def _round(where: str, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """Tokens a round and seconds a token: both or neither."""
+    """Tokens per round and seconds per token: both or neither."""
     keys = ("tokens_per_round", "speculative_ms_per_token")
     if not all(cells.get(key) for key in keys):
         return None, None
@@ -188,8 +188,8 @@ def _text(name: str, data: bytes) -> str:
     return io.StringIO(text, newline=None).read()
 
 
-def _renamed(read: Callable[[Path], Found], path: Path, name: str) -> Found:
-    """`read(path)`, its error naming the file as the user did."""
+def _renamed(read: Callable[[Path], Parsed], path: Path, name: str) -> Parsed:
+    """`read(path)`; an error names the file as the user does."""
     try:
         return read(path)
     except ConfigError as error:

@@ -12,7 +12,7 @@ from perfmodel import format_bytes, format_seconds
 
 
 def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Catalog entries as a table, their sources below it; a scenario has keys of its own."""
+    """Catalog entries as a table with their sources below; a scenario as one line."""
     if kind == "scenarios":
         for entry in entries:
             console.print(f"{entry['name']}: ", end="")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from app.render.html_page import chart_element, html_page, plotly_needed
+from app.render.html_page import html_page, plain, require_plotly
 from calibration.fit.report import FitReport
 
 
@@ -16,14 +14,9 @@ def fit_html(report: FitReport) -> str:
     ConfigError
         If plotly is not installed.
     """
-    with plotly_needed():
-        from app.charts.residuals import residual_boxes
-    charts = "".join(
-        chart_element(residual_boxes(errors)) for errors in report.errors if errors.found
-    )
-    text = "\n".join(report.lines())
-    body = (
-        f"<h1>Fit of {escape(report.gpu)}</h1>"
-        f'<div class="charts">{charts}</div><pre class="scroll">{escape(text)}</pre>'
-    )
-    return html_page("fit", body)
+    require_plotly()
+    from app.charts.residuals import residual_boxes
+
+    figures = [residual_boxes(errors) for errors in report.errors if errors.found]
+    text = "\n".join(f"    {line}" for line in report.lines())
+    return html_page("fit", f"# Fit of {plain(report.gpu)}", figures, text)

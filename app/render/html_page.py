@@ -1,77 +1,117 @@
-"""An HTML page with charts, in one file that fetches nothing."""
+"""One HTML page of Markdown texts and Plotly figures, in one file that fetches nothing.
+
+Markdown is rendered without raw HTML, links and images, so that no text can make the page fetch
+or run anything. Text that a user wrote goes through `plain` or `code`, which keep its characters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
 from html import escape
+from importlib.resources import files
+from string import Template
 from typing import TYPE_CHECKING
+
+from markdown_it import MarkdownIt
 
 from perfmodel import ConfigError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# A chart is drawn when its own element is parsed, before the grid around it has its final width.
-FIT = "addEventListener('load', () => dispatchEvent(new Event('resize')))"
-STYLE = """
-:root { color-scheme: light }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1280px; margin: 0 auto;
-       padding: 1rem }
-h1 { font-size: 1.4rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin-top: 2rem }
-.charts { display: grid; gap: 1rem;
-          grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)) }
-.chart { min-width: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden }
-.chart h3 { font-size: 1rem; margin: .7rem 1rem 0 }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
-         white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-code { background: #f4f4f4; padding: .1rem .3rem; border-radius: 3px; overflow-wrap: anywhere }
-li { overflow-wrap: anywhere }
-"""
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
-def html_page(title: str, body: str, *, charts: bool = True) -> str:
-    """A whole page; `body` is HTML, `charts` whether it needs plotly.js.
+def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
+    """The page as text.
+
+    Parameters
+    ----------
+    title : str
+        Shown in the browser's tab, after the program's name.
+    *parts : str or sequence of Figure
+        Markdown, or figures to draw side by side, in the order of the page.
 
     Raises
     ------
     ConfigError
-        If plotly is not installed and charts need it.
+        If plotly is not installed and there is a figure.
     """
-    script = FIT
-    if charts:
-        with plotly_needed():
-            from plotly.offline import get_plotlyjs
-        script = f"{get_plotlyjs()};{FIT}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>specroof: {escape(title)}</title>'
-        f"<style>{STYLE}</style><script>{script}</script></head>\n"
-        f"<body>{body}</body></html>\n"
-    )
+    drawn = any(not isinstance(part, str) and part for part in parts)
+    body = "".join(_html(part) if isinstance(part, str) else _charts(part) for part in parts)
+    template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), plotly=_plotly_js() if drawn else "", body=body)
 
 
-@contextmanager
-def plotly_needed() -> Iterator[None]:
-    """Imports of charts; where plotly is missing, one line that says so."""
+def require_plotly() -> None:
+    """Raise one line that names the extra where plotly is missing.
+
+    Raises
+    ------
+    ConfigError
+        If plotly is not installed.
+    """
     try:
-        yield
+        import plotly.offline  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
             "charts need plotly; install specroof with its extra: specroof[report]"
         ) from error
 
 
-def chart_element(figure: go.Figure) -> str:
-    """A figure under its title, which as text wraps on a narrow screen."""
-    title = figure.layout.title.text
-    figure.update_layout(title_text="", margin_t=10)
-    element = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    return f'<div class="chart"><h3>{escape(title)}</h3>{element}</div>'
+def plain(text: str) -> str:
+    """Text on one line with every Markdown character escaped."""
+    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """Text as a Markdown code span, whatever backticks it holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {' '.join(text.split())} {fence}"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Lines as they stand, one Markdown list item each."""
+    return "\n".join(f"- {plain(line)}" for line in lines)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose cells hold the given texts."""
+    lines = [header, *rows]
+    head, *body = (f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(header) + "|", *body])
+
+
+def _html(markdown: str) -> str:
+    return str(_renderer().render(markdown))
+
+
+@cache
+def _renderer() -> MarkdownIt:
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    renderer.disable(["link", "image", "autolink", "reference"])
+    renderer.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')
+    renderer.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return renderer
+
+
+def _plotly_js() -> str:
+    require_plotly()
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _charts(figures: Sequence[go.Figure]) -> str:
+    """Figures under their titles, which as text wrap on a narrow screen."""
+    elements = []
+    for figure in figures:
+        title = figure.layout.title.text
+        figure.update_layout(title_text="", margin_t=10)
+        config = {"responsive": True, "displayModeBar": False}
+        element = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+        elements.append(f'<div class="chart"><h3>{escape(title)}</h3>{element}</div>')
+    return f'<div class="charts">{"".join(elements)}</div>' if elements else ""

@@ -1,13 +1,12 @@
-"""A simulation as one HTML file: figures as a table, and the timeline; nothing is fetched."""
+"""A simulation as one HTML file: its figures as a table, and the timeline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from app.render.html_page import html_page, plotly_needed
-from app.render.simulation_tables import REQUESTS, ROUNDS, gain_line
+from app.render.html_page import code, html_page, plain, require_plotly, table
+from app.render.simulation_tables import gain_line, run_rows
 from app.render.tables import scenario_line
 
 
@@ -19,23 +18,11 @@ def simulation_html(result: Mapping[str, Any]) -> str:
     ConfigError
         If plotly is not installed.
     """
-    with plotly_needed():
-        from app.charts.simulation import timeline
-    chart = timeline(result).to_html(
-        full_html=False, include_plotlyjs=False, config={"responsive": True}
-    )
-    cells = REQUESTS if result["level"] == "requests" else ROUNDS
-    head = "".join(f"<th>{escape(run['label'])}</th>" for run in result["runs"])
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td>{escape(cell(run))}</td>" for run in result["runs"])
-        + "</tr>"
-        for name, cell in cells.items()
-    )
-    gains = "".join(f"<p>{escape(gain_line(gain))}</p>" for gain in result["gains"])
-    body = (
-        f"<h1>Simulation</h1><p><code>{escape(scenario_line(result['scenario']))}</code></p>"
-        f'{gains}<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
-        f'<div class="chart"><h3>Timeline</h3>{chart}</div>'
-    )
-    return html_page("simulation", body)
+    require_plotly()
+    from app.charts.simulation import timeline
+
+    gains = [plain(gain_line(gain)) for gain in result["gains"]]
+    labels = [run["label"] for run in result["runs"]]
+    text = ["# Simulation", code(scenario_line(result["scenario"])), *gains]
+    text.append(table(("", *labels), run_rows(result)))
+    return html_page("simulation", "\n\n".join(text), [timeline(result)])

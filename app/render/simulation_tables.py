@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.render.tables import plain_table, print_notes, scenario_line
+from app.render.tables import print_notes, rows_table, scenario_line
 from perfmodel import format_seconds
 
 Cell = Callable[[Mapping[str, Any]], str]
@@ -48,14 +48,10 @@ REQUESTS: dict[str, Cell] = {
 
 
 def print_simulation(result: Mapping[str, Any], console: Console) -> None:
-    """One column a run, then what speculation gained."""
+    """One column per run, then the gain of speculation."""
     console.print(scenario_line(result["scenario"]))
     console.print()
-    rows = REQUESTS if result["level"] == "requests" else ROUNDS
-    table = plain_table("", *(run["label"] for run in result["runs"]), right=True)
-    for name, cell in rows.items():
-        table.add_row(name, *(cell(run) for run in result["runs"]))
-    console.print(table)
+    console.print(rows_table(("", *(run["label"] for run in result["runs"])), run_rows(result)))
     for gain in result["gains"]:
         console.print(gain_line(gain))
     if result["closed_form_speedup"] is not None:
@@ -64,8 +60,14 @@ def print_simulation(result: Mapping[str, Any], console: Console) -> None:
     print_notes(result["notes"], console)
 
 
+def run_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row per figure: its name, then its value in each run."""
+    figures = REQUESTS if result["level"] == "requests" else ROUNDS
+    return [(name, *(cell(run) for run in result["runs"])) for name, cell in figures.items()]
+
+
 def gain_line(gain: Mapping[str, Any]) -> str:
-    """What a run gained over plain decoding, in words."""
+    """Gain of a run over plain decoding, in words."""
     names = {"tpot": "time per token", "latency": "end to end", "makespan": "makespan"}
     parts = [f"{gain[key]:.2f}x {name}" for key, name in names.items() if gain[key] is not None]
     return f"{gain['label']} against no speculation: {', '.join(parts)}"
@@ -75,15 +77,12 @@ def print_choice(choice: Mapping[str, Any], console: Console) -> None:
     """The runs of `recommend --traffic`, best first in words."""
     console.print(f"On this traffic: {choice['sentence']}")
     header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
-    table = plain_table(*header, right=True)
-    for run in choice["runs"]:
-        table.add_row(run["label"], *choice_row(run))
-    console.print(table)
+    console.print(rows_table(header, [_choice_row(run) for run in choice["runs"]]))
 
 
-def choice_row(run: Mapping[str, Any]) -> Sequence[str]:
-    """Cells of one run."""
+def _choice_row(run: Mapping[str, Any]) -> Sequence[str]:
     return (
+        run["label"],
         _time("latency", "mean_s")(run),
         _time("latency", "p99_s")(run),
         _time("ttft", "mean_s")(run),

@@ -1,4 +1,4 @@
-"""A sweep for people: all rows where they are few, else the best plan at each batch and prefix."""
+"""A sweep as a text table: every point, or the best plan at each batch and prompt length."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from perfmodel import Block, Sweep, format_seconds
 
 MAX_ROWS = 40
 MAX_TABLE_ROWS = 200
-# Axes that describe the plan: the best over these is shown, the others stay rows of their own.
+# Axes of the plan: the best over these is shown; each value of the others has its rows.
 PLAN_AXES = ("draft", "draft_policy", "draft_tp")
 
 
-def print_sweep(found: Sweep, console: Console) -> None:
+def print_sweep(result: Sweep, console: Console) -> None:
     """Print a sweep as a table."""
-    if found.points <= MAX_ROWS:
-        console.print(_table(list(found.rows())))
+    if result.points <= MAX_ROWS:
+        console.print(_table(list(result.rows())))
         return
-    rows = best_rows(found)
-    console.print(f"best of {found.points:,} points at each batch and prefix; all: --csv FILE")
+    rows = best_rows(result)
+    console.print(f"best of {result.points:,} points at each batch and prompt; all: --csv FILE")
     console.print(_table(rows[:MAX_TABLE_ROWS]))
     if len(rows) > MAX_TABLE_ROWS:
         console.print(f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; use --csv FILE")
 
 
-def best_rows(found: Sweep) -> list[dict[str, Any]]:
-    """Per hardware, batch and prefix the row with the highest speedup; infeasible ones say why."""
+def best_rows(result: Sweep) -> list[dict[str, Any]]:
+    """The row of highest speedup per hardware, batch and prompt; infeasible ones have a reason."""
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for block in found.blocks:
+    for block in result.blocks:
         fixed = tuple(v for name, v in block.names.items() if name not in PLAN_AXES)
         for row in _block_best(block):
             key = (*fixed, row["batch"], row["prompt_tokens"])
@@ -46,7 +46,7 @@ def _rank(row: dict[str, Any]) -> tuple[bool, float]:
 
 
 def _block_best(block: Block) -> Iterator[dict[str, Any]]:
-    """The best γ and budget of one block at each batch and prefix."""
+    """The best γ and budget of one block at each batch and prompt."""
     shape = tuple(len(values) for values in block.axes.values())
     speedup = np.broadcast_to(block.speedup(), shape).reshape(shape[0], shape[1], -1)
     tpot = None
@@ -54,14 +54,14 @@ def _block_best(block: Block) -> Iterator[dict[str, Any]]:
         tpot = np.broadcast_to(block.estimate.tpot_s, shape).reshape(speedup.shape)
     flat = np.argmax(np.nan_to_num(speedup, nan=-1.0), axis=-1)
     for i, batch in enumerate(block.axes["batch"]):
-        for j, prefix in enumerate(block.axes["prompt_tokens"]):
+        for j, prompt in enumerate(block.axes["prompt_tokens"]):
             k, m = np.unravel_index(flat[i, j], shape[2:])
             value = float(speedup[i, j, flat[i, j]])
             feasible = bool((np.broadcast_to(block.code, shape)[i, j] == 0).any())
             yield {
                 **block.names,
                 "batch": int(batch),
-                "prompt_tokens": int(prefix),
+                "prompt_tokens": int(prompt),
                 "gamma": int(block.axes["gamma"][k]),
                 "kv_budget": int(block.axes["kv_budget"][m]),
                 "speedup": None if np.isnan(value) else value,
@@ -83,7 +83,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 HIDDEN = ("feasible", "overhead_s", "round_s", "plain_tpot_s", "ttft_s", "memory_bytes_per_gpu")
 HEADERS = {
-    "prompt_tokens": "prefix",
+    "prompt_tokens": "prompt",
     "kv_budget": "budget",
     "target_step_s": "T_T",
     "verify_s": "T_V",

@@ -36,7 +36,7 @@ def predict(
     if as_json:
         print_json(prediction)
     else:
-        from app.render.tables import print_prediction
+        from app.render.prediction_tables import print_prediction
 
         print_prediction(prediction, console())
     if not prediction["feasible"]:

@@ -58,7 +58,7 @@ def recommend(
     if as_json:
         print_json(result)
     else:
-        from app.render.tables import print_recommendation
+        from app.render.recommendation_tables import print_recommendation
 
         print_recommendation(result, console())
         if traffic is not None:

@@ -53,16 +53,16 @@ def show() -> None:
 
 
 def _inputs(compared: dict[str, Values]) -> None:
-    """Inputs that differ, one row each; those that all share in one line."""
+    """Inputs that differ, one row each; the common ones in one line."""
     tables = {name: dict(values) for name, values in compared.items()}
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))
     rows, shared = [], []
     for key in keys:
-        found = {name: str(table.get(key, "")) for name, table in tables.items()}
-        if len(set(found.values())) > 1:
-            rows.append({"input": key} | found)
+        cells = {name: str(table.get(key, "")) for name, table in tables.items()}
+        if len(set(cells.values())) > 1:
+            rows.append({"input": key} | cells)
         else:
-            shared.append(f"{key} = {next(iter(found.values()))}")
+            shared.append(f"{key} = {next(iter(cells.values()))}")
     if rows:
         st.markdown("**Inputs that differ**")
         show_table(rows)

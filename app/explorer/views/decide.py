@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, recommendation
+from app.explorer.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
     show_chart,
@@ -16,8 +17,14 @@ from app.explorer.show import (
     verdict,
 )
 from app.explorer.sidebar import apply_values
-from app.explorer.state import prefix_mix, search_flags
-from app.render.tables import PLAN_HEADER, facts, plan_rows, unmeasured_rows
+from app.explorer.state import search_flags
+from app.render.recommendation_tables import (
+    PLAN_HEADER,
+    UNMEASURED_HEADER,
+    facts,
+    plan_rows,
+    unmeasured_rows,
+)
 from perfmodel import (
     ConfigError,
     NoFeasiblePlan,
@@ -66,8 +73,7 @@ def show() -> None:
     )
     if result["unmeasured"]:
         st.markdown("**Nobody has measured the acceptance of these; the α that each needs**")
-        header = ("plan", "TP", "α to break even")
-        show_table(text_rows(header, unmeasured_rows(result["unmeasured"])))
+        show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
     _lengths()
     for note in result["notes"]:
         st.caption(plain(note))
@@ -88,7 +94,7 @@ def _numbers(answer: Recommendation) -> None:
 
 
 def _nothing(message: str) -> None:
-    """Nothing meets the limits: the nearest miss, and what the memory holds."""
+    """No plan meets the limits: the nearest miss, and the memory by term."""
     verdict("Nothing fits", message, kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
@@ -96,25 +102,25 @@ def _nothing(message: str) -> None:
         st.markdown(f"The plan of the sidebar: {plain(reason)}.")
     show_chart(charts.memory_bars(point), "memory")
     st.markdown(
-        "What would help: more GPUs, a smaller batch or prefix, fp8 weights or KV cache, "
+        "What would help: more GPUs, a smaller batch or shorter prompt, fp8 weights or KV cache, "
         "or a wider limit."
     )
 
 
 def _lengths() -> None:
-    """Every length of the prefix distribution by itself."""
-    text = st.session_state.get("prefix_mix", "")
+    """Each prompt length of the distribution by itself."""
+    text = st.session_state.get("prompt_mix", "")
     if not text.strip():
         return
     rows = []
-    for tokens, share in prefix_mix(text):
+    for tokens, share in prompt_mix(text):
         values = dict(st.session_state["values"]) | {"prompt_tokens": tokens}
         if "kv_budget" in values:
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))
         rows.append(
             {
-                "prefix (tokens)": tokens,
+                "prompt (tokens)": tokens,
                 "share": f"{share:.0%}",
                 "speedup": f"{float(point.speedup):.2f}x",
                 "time/token": format_seconds(float(point.tpot_s)),

@@ -9,6 +9,7 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import point_of
 from app.explorer.show import plain, show_chart
+from app.explorer.widgets import segmented
 from perfmodel import (
     ENGINES,
     ExportPlan,
@@ -30,17 +31,9 @@ def show() -> None:
     reason = infeasible_reason(point)
     if reason:
         st.warning(plain(reason), icon=":material/block:")
-    engine = st.segmented_control(
-        "Engine",
-        list(ENGINES),
-        default="specroof",
-        format_func=ENGINES.__getitem__,
-        key="deploy_engine",
-        required=True,
-        bind="query-params",
-    )
+    engine = segmented("deploy_engine", "Engine", ENGINES, default="specroof")
     schedule = gamma_schedule(scenario) if scenario.plan.speculates else None
-    _configuration(str(engine), scenario, schedule)
+    _configuration(engine, scenario, schedule)
     st.markdown("**What each engine can run of this plan**")
     reasons = exportability(ExportPlan.of_scenario(scenario, engine=str(engine)))
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import scenario_of
 from app.explorer.show import show_chart, show_table
-from perfmodel import format_seconds, parse_slo, without_speculation
+from app.explorer.sidebar import TP_DEGREES
+from perfmodel import Scenario, format_seconds, parse_slo, without_speculation
 
 BATCHES = np.array([2.0**k for k in range(11)])
 
@@ -20,32 +22,22 @@ def show() -> None:
     state = st.session_state
     scenario = scenario_of(state["values"])
     most = scenario.machine.gpus_per_node
-    least = scenario.draft_tp
-    degrees = [n for n in (1, 2, 4, 8, 16) if n <= most and scenario.target.splits_over(n)]
+    degrees = [n for n in TP_DEGREES if n <= most and scenario.target.splits_over(n)]
     wanted = st.multiselect(
         "Tensor parallelism (GPUs)",
         degrees,
         default=[scenario.tp],
         key=f"curve_tps_{scenario.tp}_{scenario.machine.name}_{scenario.target.name}",
     )
-    curves = []
-    for tp in wanted or [scenario.tp]:
-        curves.append(charts.serving_curve(replace(without_speculation(scenario), tp=tp), BATCHES))
-        if scenario.plan.speculates:
-            plan = scenario.plan
-            if not plan.is_self:
-                plan = replace(plan, draft_tp=min(least, tp))
-            speculative = replace(scenario, tp=tp, plan=replace(plan))
-            curves.append(charts.serving_curve(speculative, BATCHES))
-    found = [curve for curve in curves if curve is not None]
-    if not found:
+    known = _curves(scenario, wanted or [scenario.tp])
+    if not known:
         st.warning("Not even batch 1 fits on these GPUs.", icon=":material/block:")
         return
     slo = parse_slo(state.get("slo", ""))
-    figure = charts.latency_throughput(found, slo, price_per_gpu_hour=state.get("price", 0.0))
+    figure = charts.latency_throughput(known, slo, price_per_gpu_hour=state.get("price", 0.0))
     show_chart(figure, "latency_throughput")
     if slo.ttft_s is not None:
-        for curve in found:
+        for curve in known:
             verdict = "meets" if curve.ttft_s <= slo.ttft_s else "misses"
             st.caption(
                 f"{curve.label}, TP {curve.tp}: TTFT {format_seconds(curve.ttft_s)} {verdict} "
@@ -59,6 +51,19 @@ def show() -> None:
                 "tokens/s per GPU there": f"{curve.per_gpu[-1]:,.0f}",
                 "time/token there": format_seconds(float(curve.tpot_s[-1])),
             }
-            for curve in found
+            for curve in known
         ]
     )
+
+
+def _curves(scenario: Scenario, degrees: Sequence[int]) -> list[charts.ServingCurve]:
+    """Plain decoding and the plan at each TP, where a batch fits and the acceptance is known."""
+    curves = []
+    for tp in degrees:
+        curves.append(charts.serving_curve(replace(without_speculation(scenario), tp=tp), BATCHES))
+        if scenario.plan.speculates:
+            plan = scenario.plan
+            if not plan.is_self:
+                plan = replace(plan, draft_tp=min(scenario.draft_tp, tp))
+            curves.append(charts.serving_curve(replace(scenario, tp=tp, plan=plan), BATCHES))
+    return [curve for curve in curves if curve is not None]

@@ -1,4 +1,4 @@
-"""Map: speedup over batch and prefix, the memory wall, winners, and a click that opens Why."""
+"""Map: speedup over batch and prompt, the memory wall, winners, and a click that opens Why."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import streamlit as st
 
 from app import charts
-from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prefixes, scenario_of, speedup_grid
+from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prompts, scenario_of, speedup_grid
 from app.explorer.show import plain, show_chart
 from app.explorer.state import Values
+from app.explorer.widgets import segmented
 from perfmodel import DraftPlan, Scenario, draft_choices, plan_label
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
@@ -20,16 +21,9 @@ def show() -> None:
     values = st.session_state["values"]
     scenario = scenario_of(values)
     left, right = st.columns(2)
-    kind = left.segmented_control(
-        "Colour",
-        list(KINDS),
-        default="speedup",
-        format_func=KINDS.__getitem__,
-        key="map_kind",
-        required=True,
-        bind="query-params",
-    )
-    own = right.toggle("Hold γ at the sidebar's", value=False, key="own_gamma", bind="query-params")
+    with left:
+        kind = segmented("map_kind", "Colour", KINDS, default="speedup")
+    fixed = right.toggle("Use the sidebar's γ", False, key="fixed_gamma", bind="query-params")
     if kind == "winner":
         grids = _rivals(values, scenario)
         if not grids:
@@ -39,22 +33,18 @@ def show() -> None:
     elif not scenario.plan.speculates:
         st.info("Without a draft there is no speedup to map: choose a draft, or a γ above 0.")
         return
-    elif scenario.acceptance is None and _curve_is_unknown(scenario):
+    elif scenario.acceptance is None and scenario.curve is None:
         st.info(
             f"Nobody has measured the acceptance of {plain(plan_label(scenario.plan))}. "
             "State one in the sidebar; γ × budget shows the α that it would need."
         )
-        figure = charts.needed_map(scenario, MAP_BATCHES, map_prefixes(values))
+        figure = charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))
     else:
-        grid = speedup_grid(values, own_gamma=own)
+        grid = speedup_grid(values, fixed_gamma=fixed)
         figure = charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
     figure.update_layout(height=560)
     show_chart(figure, "speedup_map", on_select=_drill_down)
     st.caption("Click a cell to see why it is so.")
-
-
-def _curve_is_unknown(scenario: Scenario) -> bool:
-    return scenario.curve is None
 
 
 def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
@@ -72,7 +62,7 @@ def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
             stated = base | {"draft": draft, "draft_policy": policy}
             if _same_choice(scenario.plan, draft, policy):
                 stated = dict(values)
-            grids.append(speedup_grid(tuple(stated.items()), own_gamma=False))
+            grids.append(speedup_grid(tuple(stated.items()), fixed_gamma=False))
     return grids
 
 
@@ -81,19 +71,20 @@ def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
 
 
 def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
-    """Published speedups of this very target, machine, TP and draft choice."""
+    """Measured speedups of the same target, GPU, TP, draft choice and engine."""
     plan = scenario.plan
-    key = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, plan.draft, plan.policy)
+    place = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, scenario.engine.name)
     return [
         charts.MeasuredSpeedup(
             batch=row.batch,
             prompt_tokens=row.prompt_tokens,
             gamma=row.gamma,
             speedup=row.speedup,
-            source=f"MagicDec {row.table}",
+            source=f"{row.engine}, {row.table}",
         )
         for row in bundled_rows()
-        if (row.target, row.gpu, row.tp, row.draft, row.draft_policy) == key
+        if (row.target, row.gpu, row.tp, row.engine) == place
+        and (row.draft, row.draft_policy) == (plan.draft, plan.policy)
         and row.speedup == row.speedup
     ]
 
@@ -105,11 +96,11 @@ def _drill_down() -> None:
     if not points:
         return
     cell = points[0]["customdata"]
-    # Numbers that travelled packed come back keyed by their index.
-    _, batch, prefix, chosen = cell.values() if isinstance(cell, dict) else cell
+    # Numbers that were sent in binary form come back keyed by their index.
+    _, batch, prompt, chosen = cell.values() if isinstance(cell, dict) else cell
     st.session_state["batch"] = int(batch)
-    st.session_state["prompt_tokens"] = int(prefix)
-    st.session_state["prefix_mix"] = ""
+    st.session_state["prompt_tokens"] = int(prompt)
+    st.session_state["prompt_mix"] = ""
     if not isinstance(chosen, str):  # the fastest draft's name, or the γ that the map chose
         st.session_state["gamma"] = int(chosen)
     st.session_state["view"] = "Why"

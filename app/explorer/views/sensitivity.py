@@ -1,4 +1,4 @@
-"""Sensitivity: what each input does to the speedup when it is off, and the bands around it."""
+"""Sensitivity: the speedup where one input is off, and its interval over batch and γ."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def show() -> None:
     values = st.session_state["values"]
     point = point_of(values)
     scenario = point.scenario
-    found = sensitivities(scenario) if scenario.plan.speculates else []
-    if not found or not float(point.speedup) > 0:
+    inputs = sensitivities(scenario) if scenario.plan.speculates else []
+    if not inputs or not float(point.speedup) > 0:
         st.info("There is no known speedup to vary: choose a draft and state its acceptance.")
         return
     chance = probability_of_gain(scenario)
     if chance is not None:
         st.metric("P(speedup > 1)", format_chance(chance), border=True)
-    show_chart(charts.tornado(found, float(point.speedup)), "tornado")
+    show_chart(charts.tornado(inputs, float(point.speedup)), "tornado")
     plan, work = scenario.plan, scenario.workload
     axes = {
         "batch": ("batch (sequences)", float(work.batch)),
-        "gamma": ("γ (drafts a round)", float(plan.gamma)),
+        "gamma": ("γ (drafts per round)", float(plan.gamma)),
     }
     columns = st.columns(2)
     for column, (key, (title, here)) in zip(columns, axes.items(), strict=True):
@@ -34,7 +34,10 @@ def show() -> None:
         with column:
             show_chart(charts.speedup_band(title, points, intervals, here), f"band_{key}")
     show_table(
-        [{"input": s.name, "change": s.change, "speedup from": s.low, "to": s.high} for s in found],
+        [
+            {"input": s.name, "change": s.change, "speedup from": s.low, "to": s.high}
+            for s in inputs
+        ],
         column_config={
             "speedup from": st.column_config.NumberColumn(format="%.3fx"),
             "to": st.column_config.NumberColumn(format="%.3fx"),

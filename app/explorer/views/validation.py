@@ -39,7 +39,7 @@ def show() -> None:
         return
     groups: dict[str, list[RowError]] = {}
     if file is None:
-        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 whole steps of one H200.")
+        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 steps of one H200.")
         groups = {"kernel curves alone": before, "with the fitted engine": shipped}
     else:
         groups = {"as shipped": shipped}
@@ -55,11 +55,11 @@ def show() -> None:
     _regret(shipped)
     if file is None:
         _held_out(published())
-        _own_steps(timed_steps())
+        _engine_steps(timed_steps())
 
 
 def _refitted(rows: list[PublishedRow]) -> list[RowError]:
-    """Errors after the engine's coefficients are refitted on the rows; empty where they cannot."""
+    """Errors after the engine is refitted on the rows; empty where they do not allow it."""
     if len(rows) < 3 or any(row.tpot_s is None for row in rows):
         return []
     from calibration.fit.magicdec import fit_rows
@@ -69,12 +69,12 @@ def _refitted(rows: list[PublishedRow]) -> list[RowError]:
 
 
 def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:
-    found = []
+    rows: list[dict[str, object]] = []
     for phase, label in PHASE_LABELS.items():
-        having = [error for error in errors if phase in error.errors]
-        if having:
-            s = summarise(having, phase)
-            found.append(
+        measured = [error for error in errors if phase in error.errors]
+        if measured:
+            s = summarise(measured, phase)
+            rows.append(
                 {
                     "prediction": name,
                     "phase": label,
@@ -84,18 +84,18 @@ def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:
                     "worst": f"{s.worst:+.1f}",
                 }
             )
-    return found
+    return rows
 
 
 def _regret(errors: list[RowError]) -> None:
-    """What following the prediction costs, where several drafts were measured."""
-    found = regrets(errors)
-    if not found:
+    """Speedup lost by following the prediction, where several drafts were measured."""
+    workloads = regrets(errors)
+    if not workloads:
         return
-    lost = [regret.percent for regret in found]
+    lost = [regret.percent for regret in workloads]
     right = sum(value == 0 for value in lost)
     st.markdown(
-        f"**Regret**: choosing the draft by prediction was right in {right} of {len(found)} "
+        f"**Regret**: choosing the draft by prediction was right in {right} of {len(workloads)} "
         f"workloads and lost {max(lost):.1f} % of the speedup at worst."
     )
     show_table(
@@ -107,19 +107,19 @@ def _regret(errors: list[RowError]) -> None:
                 "best": f"{r.best:.2f}x",
                 "regret (%)": round(r.percent, 1),
             }
-            for r in found
+            for r in workloads
         ]
     )
 
 
-def _own_steps(errors: list[RowError]) -> None:
-    """Steps of this project's engine, which no fit has seen."""
+def _engine_steps(errors: list[RowError]) -> None:
+    """Steps of this project's engine; no fit used them."""
     st.markdown("**This project's engine on one H200**")
     st.caption(
         f"{len(errors)} cases drawn by seed; the profile is fitted on single kernels, never on a "
         "step (docs/validation-h200.md)."
     )
-    show_chart(measured_scatter(errors), "own_scatter")
+    show_chart(measured_scatter(errors), "engine_scatter")
     show_table(_summary("fitted on kernels", errors))
 
 

@@ -70,7 +70,7 @@ def _numbers(result: dict[str, Any]) -> None:
     if result["speedup_low"] is not None:
         span = f"90 % interval {result['speedup_low']:.2f}x to {result['speedup_high']:.2f}x"
     figures += [
-        ("Tokens a round", "unknown" if tokens is None else f"{tokens:.2f}", None),
+        ("Tokens per round", "unknown" if tokens is None else f"{tokens:.2f}", None),
         ("Time per token", "unknown" if tpot is None else format_seconds(tpot), None),
         ("Speedup", "unknown" if speedup is None else f"{speedup:.2f}x", span),
     ]

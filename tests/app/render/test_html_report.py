@@ -15,7 +15,15 @@ from app import charts
 from app.cli.commands.recommend import find_recommendation
 from app.cli.main import run
 from app.render.html_report import report_html
-from perfmodel import Acceptance, Scenario, estimate, parse_scenario, recommendation_dict
+from perfmodel import (
+    BUDGETS,
+    GAMMAS,
+    Acceptance,
+    Scenario,
+    estimate,
+    parse_scenario,
+    recommendation_dict,
+)
 
 
 class Tags(HTMLParser):
@@ -58,7 +66,7 @@ def test_report_has_every_chart_with_units_on_its_axes(report: str) -> None:
     tags = Tags()
     tags.feed(report)
     assert len(tags.titles) == 5
-    for label in ("prefix (tokens)", "batch (sequences)", "time (ms)", "KV budget (tokens)"):
+    for label in ("prompt (tokens)", "batch (sequences)", "time (ms)", "KV budget (tokens)"):
         assert f'"text":"{label}"' in report
 
 
@@ -104,8 +112,8 @@ def scenario() -> Scenario:
 
 def test_map_shows_the_best_gamma_and_masks_the_wall(scenario: Scenario) -> None:
     heat = charts.speedup_map(scenario).data[0]
-    i, j = list(charts.MAP_BATCHES).index(64), list(charts.MAP_PREFIXES).index(32_000)
-    point = estimate(scenario, prompt_tokens=32_000, gamma=charts.GAMMAS)
+    i, j = list(charts.MAP_BATCHES).index(64), list(charts.MAP_PROMPTS).index(32_000)
+    point = estimate(scenario, prompt_tokens=32_000, gamma=GAMMAS)
     assert heat.z[i][j] == pytest.approx(np.log2(np.max(point.speedup)))
     assert heat.zmin == -heat.zmax  # 1x is the middle of the scale
     assert np.isnan(heat.z[-1][-1])
@@ -139,4 +147,4 @@ def test_stacked_parts_sum_to_the_steps(scenario: Scenario) -> None:
 
 def test_budget_map_leaves_out_budgets_over_the_context(scenario: Scenario) -> None:
     short = replace(scenario, workload=replace(scenario.workload, prompt_tokens=1000))
-    assert len(charts.budget_map(short).data[0].z[0]) == int(np.sum(charts.BUDGETS <= 1000))
+    assert len(charts.budget_map(short).data[0].z[0]) == sum(b <= 1000 for b in BUDGETS)

@@ -1,0 +1,81 @@
+"""Sensitivity of the speedup to each input, and its 90 % interval along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.charts.base import LINE, PART_COLOURS, SERIES, curve, finish
+from perfmodel import Interval, Sensitivity
+
+
+def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
+    """Speedup at both ends of each input's error, the widest bar first."""
+    ordered = sorted(sensitivities, key=lambda s: abs(s.high - s.low))
+    figure = go.Figure(
+        go.Bar(
+            y=[f"{escape(s.name)}<br>{escape(s.change)}" for s in ordered],
+            x=[s.high - s.low for s in ordered],
+            base=[s.low for s in ordered],
+            orientation="h",
+            name="speedup",
+            marker_color=PART_COLOURS["linear"],
+            customdata=[[s.name, s.change, s.low, s.high] for s in ordered],
+            meta=("input", "change", "speedup_low", "speedup_high"),
+            hovertemplate="%{customdata[2]:.2f}x to %{customdata[3]:.2f}x<extra></extra>",
+        )
+    )
+    figure.add_vline(x=1.0, line_color=LINE)
+    figure.add_vline(x=speedup, line_dash="dot", line_color=LINE)
+    ends = [f"{s.name} {s.change} {s.low:.2f}x to {s.high:.2f}x" for s in reversed(ordered)]
+    return finish(
+        figure,
+        title="Sensitivity (solid: break-even; dotted: prediction)",
+        x="speedup (x)",
+        y="input that is off",
+        legend=False,
+        alt=f"Bars of the speedup, {speedup:.2f}x as predicted: {escape('; '.join(ends))}.",
+    )
+
+
+def speedup_band(
+    axis: str, values: Sequence[float], intervals: Sequence[Interval], here: float
+) -> go.Figure:
+    """The speedup with its 90 % interval along one axis ("batch (sequences)", ...)."""
+    low, middle, high = (
+        np.array([getattr(i, end) for i in intervals]) for end in ("low", "value", "high")
+    )
+    name = axis.partition(" (")[0]
+    band = go.Scatter(
+        x=[*values, *values[::-1]],
+        y=[*high, *low[::-1]],
+        mode="lines",
+        fill="toself",
+        name="90 % interval",
+        line={"width": 0, "color": SERIES[0]},
+        opacity=0.35,
+        hoverinfo="skip",
+    )
+    middles = curve(
+        {name: values, "speedup": middle, "speedup_low": low, "speedup_high": high},
+        name="speedup",
+        colour=SERIES[0],
+        mode="lines+markers",
+        hover="%{x:,}: %{y:.2f}x (%{customdata[2]:.2f}-%{customdata[3]:.2f})",
+    )
+    figure = go.Figure([band, middles])
+    figure.add_hline(y=1.0, line_color=LINE)
+    figure.add_vline(x=here, line_dash="dot", line_color=LINE)
+    if max(values) > 50 * min(values) or name != "γ":
+        figure.update_xaxes(type="log", tickvals=list(values))
+    return finish(
+        figure,
+        title=f"Speedup over {name}, with its 90 % interval (dotted: this scenario)",
+        x=axis,
+        y="speedup (x)",
+        alt=f"Band over {name} {min(values):,.0f} to {max(values):,.0f}: speedup "
+        f"{middle.min():.2f}x to {middle.max():.2f}x.",
+    )

@@ -1,0 +1,119 @@
+"""Charts for choosing γ and the KV budget of one scenario."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.charts.base import SERIES, Array, curve, finish, numbers
+from app.charts.cells import add_marker, add_wall, contour, heatmap, label_cells
+from perfmodel import BUDGETS, GAMMAS, GammaSchedule, Scenario, estimate, format_tokens
+
+PLATEAU = 0.02  # within this share of the optimum, a choice is as good
+
+
+def budget_map(scenario: Scenario) -> go.Figure:
+    """Speedup over γ and KV budget at the scenario's batch and prompt length.
+
+    The star is the optimum, the line bounds the plateau within 2 % of it.
+    """
+    budgets = np.array([b for b in BUDGETS if b <= scenario.workload.prompt_tokens], float)
+    point = estimate(scenario, gamma=GAMMAS[:, None], kv_budget_tokens=budgets[None, :])
+    shape = (len(GAMMAS), len(budgets))
+    speedup = np.broadcast_to(np.where(point.feasible, point.speedup, np.nan), shape)
+    data = numbers(speedup, GAMMAS[:, None], budgets[None, :], point.alpha)
+    figure = heatmap(
+        speedup,
+        data,
+        ("speedup", "gamma", "kv_budget", "alpha"),
+        hover="%{customdata[0]:.2f}x<br>γ %{customdata[1]}, budget %{customdata[2]:,}"
+        "<br>α %{customdata[3]:.3f}<extra></extra>",
+    )
+    label_cells(figure, x=[format_tokens(b) for b in budgets], y=[f"{g:.0f}" for g in GAMMAS])
+    return finish(
+        figure,
+        title="Speedup over γ and KV budget",
+        x="KV budget (tokens)",
+        y="γ (drafts per round)",
+        alt=_mark_optimum(figure, speedup, budgets),
+    )
+
+
+def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
+    """Draw the optimum over (γ, budget) and its plateau; returns both in words."""
+    if not np.any(np.isfinite(speedup)):
+        return "Heat map over γ and KV budget: no point has a known speedup."
+    row, column = np.unravel_index(np.nanargmax(speedup), speedup.shape)
+    best = speedup[row, column]
+    plateau = int(np.sum(speedup >= (1.0 - PLATEAU) * best))
+    if 1 < plateau < speedup.size:
+        figure.add_trace(contour(speedup, (1.0 - PLATEAU) * best, "within 2 % of the best"))
+    add_marker(figure, float(column), float(row), f"best: {best:.2f}x")
+    return (
+        f"Heat map over γ and KV budget: best {best:.2f}x at γ {GAMMAS[row]:.0f} and budget "
+        f"{format_tokens(budgets[column])} tokens; {plateau} of {speedup.size} points are "
+        f"within 2 % of it."
+    )
+
+
+def schedule_map(schedule: GammaSchedule) -> go.Figure:
+    """Best γ over batch and prompt; 0 is plain decoding, and what does not fit is hatched."""
+    gamma = np.array(schedule.gamma, float)
+    batches, prompts = (np.array(v, float) for v in (schedule.batches, schedule.contexts))
+    fits = gamma >= 0
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.where(fits, gamma, np.nan),
+            text=np.where(fits, gamma.astype(int).astype(str), ""),
+            texttemplate="%{text}",
+            colorscale="Blues",
+            name="gamma",
+            customdata=numbers(gamma, batches[:, None], prompts[None, :]),
+            meta=("gamma", "batch", "prompt_tokens"),
+            hovertemplate="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prompt "
+            "%{customdata[2]:,} tokens<extra></extra>",
+            hoverongaps=False,
+            showscale=False,
+        )
+    )
+    label_cells(figure, x=[format_tokens(p) for p in prompts], y=[f"{b:.0f}" for b in batches])
+    add_wall(figure, fits)
+    return finish(
+        figure,
+        title="Best γ over batch and prompt (0: decode plainly; hatched: does not fit)",
+        x="prompt (tokens)",
+        y="batch (sequences)",
+        alt=f"Table of the best γ: 0 (plain decoding) in {np.mean(gamma == 0):.0%} of the cells, "
+        f"at most {max(gamma.max(), 0):.0f}; {np.mean(~fits):.0%} do not fit.",
+    )
+
+
+def acceptance_needed(scenario: Scenario) -> go.Figure:
+    """α that a round needs to break even, over γ, and the draft's α."""
+    point = estimate(scenario, gamma=GAMMAS)
+    needed = np.where(np.isfinite(point.break_even_alpha), point.break_even_alpha, np.nan)
+    alpha = np.broadcast_to(point.alpha, GAMMAS.shape)
+    figure = go.Figure(
+        curve(
+            {"gamma": GAMMAS, "alpha": needed},
+            name="needed to break even",
+            colour=SERIES[1],
+            mode="lines+markers",
+            hover="γ %{x}: α %{y:.3f} breaks even",
+        )
+    )
+    text = "unknown"
+    if np.all(np.isfinite(alpha)):
+        text = f"{alpha[0]:.3f}"
+        draft = {"gamma": GAMMAS, "alpha": alpha}
+        figure.add_trace(curve(draft, name="the draft's", colour=SERIES[0], hover="α %{y:.3f}"))
+    figure.update_yaxes(range=[0, 1.02])
+    known = needed[np.isfinite(needed)]
+    span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "more than any α gives"
+    return finish(
+        figure,
+        title="Acceptance needed to break even",
+        x="γ (drafts per round)",
+        y="acceptance α (1)",
+        alt=f"Over γ 1 to 16 break-even needs α of {span}; the draft's α is {text}.",
+    )

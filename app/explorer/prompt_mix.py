@@ -1,0 +1,45 @@
+"""A distribution of prompt lengths, written `4000:50, 32000:40, 100000:10`: tokens and weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from perfmodel import ConfigError
+
+MAX_TERMS = 50
+
+
+def prompt_mix(text: str) -> tuple[tuple[int, float], ...]:
+    """(prompt tokens, share) pairs; shares sum to 1.
+
+    Raises
+    ------
+    ConfigError
+        For a term that is not `tokens:weight`, or weights that do not sum to a positive number.
+    """
+    pairs = [_term(term) for term in text.replace(";", ",").split(",") if term.strip()]
+    total = sum(weight for _, weight in pairs)
+    if not pairs or len(pairs) > MAX_TERMS or not total > 0:
+        raise ConfigError(
+            f"the distribution needs 1 to {MAX_TERMS} terms such as 4000:50, 32000:50, "
+            f"with a positive weight among them"
+        )
+    return tuple((tokens, weight / total) for tokens, weight in pairs)
+
+
+def mean_prompt(mix: Iterable[tuple[int, float]]) -> int:
+    """Mean prompt length: KV bytes grow linearly, so a mixed batch reads what a mean one reads."""
+    return round(sum(tokens * share for tokens, share in mix))
+
+
+def _term(text: str) -> tuple[int, float]:
+    tokens, _, weight = text.partition(":")
+    try:
+        count, share = int(float(tokens)), float(weight or "1")
+    except (ValueError, OverflowError):
+        count, share = 0, 0.0
+    if not (1 <= count <= 1 << 40 and 0.0 <= share < float("inf")):
+        raise ConfigError(
+            f"distribution term {text.strip()[:40]!r} is not valid; write tokens:weight"
+        )
+    return count, share

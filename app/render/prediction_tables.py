@@ -1,0 +1,118 @@
+"""A prediction as text tables, from its documented JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from app.render.tables import number_text, plain_table, print_notes, scenario_line, seconds_text
+from perfmodel import GROUPS, format_bytes, format_seconds
+
+STEP_TITLES = {
+    "target_step": "T_T  plain step",
+    "verify": "T_V  verify γ+1",
+    "draft_step": "T_D  one draft",
+}
+
+
+def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
+    """One prediction: scenario, step times by part, the round, speedup, memory and notes."""
+    console.print(scenario_line(prediction["scenario"]))
+    console.print()
+    console.print(_steps_table(prediction))
+    console.print(_round_table(prediction))
+    console.print(_memory_line(prediction))
+    print_notes(prediction["notes"], console)
+
+
+def _steps_table(prediction: Mapping[str, Any]) -> Table:
+    """Groups of parts as rows, passes as columns; each cell: time, share, what bounds it."""
+    passes = prediction["breakdown"]
+    table = plain_table("part", *(STEP_TITLES[name] for name in passes), right=False)
+    for group in dict.fromkeys(GROUPS.values()):
+        cells = [_group_cell(parts, group) for parts in passes.values()]
+        if any(cells):
+            table.add_row(group, *cells)
+    totals = [sum(part["seconds"] for part in parts.values()) for parts in passes.values()]
+    table.add_section()
+    table.add_row("total", *(format_seconds(total) for total in totals))
+    keys = [f"{name}_s" for name in passes]
+    table.add_row("origin", *(prediction["origin"].get(key, "") for key in keys))
+    return table
+
+
+def _group_cell(parts: Mapping[str, Any], group: str) -> str:
+    members = [part for part in parts.values() if part["group"] == group and part["seconds"] > 0]
+    if not members:
+        return ""
+    total = sum(part["seconds"] for part in parts.values())
+    seconds = sum(part["seconds"] for part in members)
+    bound = max(members, key=lambda part: part["seconds"])["bound"]
+    return f"{format_seconds(seconds)}  {seconds / total:.0%}  {bound}"
+
+
+def _round_table(prediction: Mapping[str, Any]) -> Table:
+    acceptance, scenario = prediction["acceptance"], prediction["scenario"]
+    table = plain_table("round", "value", "origin", right=False)
+    gamma = scenario["gamma"]
+    if gamma:
+        drafts = gamma * prediction["draft_step_s"]
+        verify, overhead = prediction["verify_s"], prediction["overhead_s"]
+        table.add_row(
+            "γ·T_D + T_V + overhead",
+            f"{format_seconds(drafts)} + {format_seconds(verify)} + {format_seconds(overhead)}"
+            f" = {format_seconds(prediction['round_s'])}",
+            prediction["origin"]["overhead_s"],
+        )
+        table.add_row("acceptance α", number_text(acceptance["alpha"]), acceptance["origin"])
+        table.add_row(
+            "tokens per round", number_text(prediction["tokens_per_round"]), _source(acceptance)
+        )
+        table.add_row("α to break even", number_text(prediction["break_even_acceptance"]), "")
+    target, plain = prediction["target_step_s"], prediction["plain_tpot_s"]
+    if plain > target:
+        parts = f"{format_seconds(target)} + {format_seconds(plain - target)}"
+        origin = prediction["origin"]["overhead_s"]
+        table.add_row("plain: T_T + overhead", f"{parts} = {format_seconds(plain)}", origin)
+    table.add_row("time per token", seconds_text(prediction["tpot_s"]), "")
+    table.add_row("speedup", _speedup(prediction), "90 % interval" if gamma else "")
+    throughput = prediction["throughput_tokens_per_s"]
+    table.add_row(
+        "throughput", "unknown" if throughput is None else f"{throughput:,.0f} tokens/s", ""
+    )
+    table.add_row(
+        "time to first token", seconds_text(prediction["ttft_s"]), "one request, idle machine"
+    )
+    return table
+
+
+def _source(acceptance: Mapping[str, Any]) -> str:
+    text = str(acceptance["source"])
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _speedup(prediction: Mapping[str, Any]) -> str:
+    if prediction["speedup"] is None:
+        return "unknown: nobody has measured this draft's acceptance; give --acceptance"
+    text = f"{prediction['speedup']:.2f}x"
+    if prediction["speedup_low"] is not None:
+        text += f" ({prediction['speedup_low']:.2f}-{prediction['speedup_high']:.2f})"
+    return text
+
+
+def _memory_line(prediction: Mapping[str, Any]) -> str:
+    memory = prediction["memory"]
+    terms = ", ".join(
+        f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}"
+        for name, value in memory.items()
+        if value and name not in ("total_bytes", "capacity_bytes")
+    )
+    share = memory["total_bytes"] / memory["capacity_bytes"]
+    verdict = "fits" if prediction["feasible"] else "DOES NOT FIT"
+    return (
+        f"\nmemory per GPU: {format_bytes(memory['total_bytes'])} of "
+        f"{format_bytes(memory['capacity_bytes'])} ({share:.0%}, {verdict}): {terms}"
+    )
