@@ -78,11 +78,11 @@ from perfmodel.scenario_input import (
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
 from perfmodel.serving.fixed_batch import FixedBatchRun, simulate_batch
-from perfmodel.serving.round_times import BOUNDS, StepTable
-from perfmodel.serving.scheduler import Serving
+from perfmodel.serving.round_times import BOUNDS, RoundTimes
+from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
-from perfmodel.serving.traffic import Traffic, lengths
+from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
@@ -163,18 +163,20 @@ __all__ = [
     "Rank",
     "Recommendation",
     "RoundEstimate",
+    "RoundTimes",
     "Scenario",
     "ScenarioInput",
     "Search",
     "Sensitivity",
     "Serving",
     "ServingRun",
+    "Simulation",
     "SpecroofError",
-    "StepTable",
     "StepTime",
     "Sweep",
     "Traffic",
     "TrafficChoice",
+    "TrafficShape",
     "Waves",
     "Workload",
     "acceptance_curve",

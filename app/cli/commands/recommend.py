@@ -15,6 +15,7 @@ from perfmodel import (
     ConfigError,
     Recommendation,
     Serving,
+    Simulation,
     Traffic,
     choice_dict,
     choose_for_traffic,
@@ -73,10 +74,12 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
     with progress_bar(None, "requests") as progress:
         choice = choose_for_traffic(
             studied,
-            Traffic(requests=requests, path=path),
-            Serving(max_batch=studied.workload.batch),
-            scenario_acceptance(studied),
-            slo=parse_slo(slo),
+            Simulation(
+                traffic=Traffic(requests=requests, path=path),
+                serving=Serving(max_batch=studied.workload.batch),
+                process=scenario_acceptance(studied),
+                slo=parse_slo(slo),
+            ),
             progress=progress,
         )
     return {"plan": answer.studied.label, **choice_dict(choice)}

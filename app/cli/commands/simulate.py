@@ -16,8 +16,9 @@ from app.cli.simulation_options import SimulationOptions, progress_bar
 from perfmodel import (
     SCHEDULE_GAMMAS,
     ConfigError,
+    RoundTimes,
     Scenario,
-    StepTable,
+    Simulation,
     batch_dict,
     check_fits,
     estimate,
@@ -71,9 +72,14 @@ def run_simulate(
 
 
 def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
-    traffic, serving, process = (
-        options.stream(base), options.serving(base), options.process(base),
-    )  # fmt: skip
+    simulation = Simulation(
+        traffic=options.stream(base),
+        serving=options.serving(base),
+        process=options.process(base),
+        slo=parse_slo(slo),
+        seed=options.seed,
+        exact=options.exact,
+    )
     choices: list[tuple[int, ...]] = [(0,)]
     if base.plan.speculates:
         choices.append((base.plan.gamma,))
@@ -81,14 +87,11 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
         if base.draft is None:
             raise ConfigError("--schedule needs a draft, such as --draft self")
         choices.append(SCHEDULE_GAMMAS)
-    table = StepTable(base, max_batch=serving.max_batch)
+    times = RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
     for gammas in choices:
-        with progress_bar(traffic.requests, "requests") as progress:
-            run = simulate_requests(
-                base, traffic, serving, process, gammas=gammas, slo=parse_slo(slo),
-                seed=options.seed, exact=options.exact, progress=progress, table=table,
-            )  # fmt: skip
+        with progress_bar(simulation.traffic.requests, "requests") as progress:
+            run = simulate_requests(base, simulation, gammas=gammas, progress=progress, times=times)
         runs.append(serving_dict(run))
     return runs
 
@@ -111,7 +114,7 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
         scenario = base if gamma else without_speculation(base)
         run = simulate_batch(
             scenario, options.process(scenario), prompt_tokens=prompt, output_tokens=output,
-            gamma=gamma, finished=options.finished, seed=options.seed,  # type: ignore[arg-type]
+            gamma=gamma, finished=options.finished, seed=options.seed,
         )  # fmt: skip
         runs.append(batch_dict(run))
     return runs
