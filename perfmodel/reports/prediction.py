@@ -34,7 +34,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
     return {
         "target_step_s": float(point.target_step.total_s),
         "verify_s": float(point.verify.total_s),
-        "draft_step_s": 0.0 if point.draft_step is None else float(point.draft_step.total_s),
+        "draft_step_s": float(point.draft_step_s),
         "overhead_s": float(point.overhead_s),
         "round_s": float(point.round_s),
         "tokens_per_round": _number(point.tokens_per_round),

@@ -20,6 +20,9 @@ class TrafficChoice:
     fixed: tuple[ServingRun, ...]  # γ of 1 and up
     scheduled: ServingRun
 
+    def __repr__(self) -> str:
+        return f"TrafficChoice({self.sentence!r})"
+
     @property
     def best_fixed(self) -> ServingRun:
         """The best single γ above 0."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.display import one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.serving.acceptance import AcceptanceProcess
@@ -21,6 +22,7 @@ from perfmodel.serving.ragged_rounds import graph_rows, ragged_round_seconds
 from perfmodel.serving.round_times import BOUNDS, round_bounds
 from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
+from perfmodel.units import format_seconds
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -52,6 +54,16 @@ class FixedBatchRun:
     timeline: Timeline = field(default_factory=Timeline)
     rows: int = 0  # of the graph that the last round ran in
     token_variance: float = 0.0  # of the tokens of one round of the whole batch
+
+    def __repr__(self) -> str:
+        values = {
+            "gamma": self.gamma,
+            "sequences": self.produced.size,
+            "rounds": self.rounds,
+            "makespan": format_seconds(self.makespan_s),
+            "throughput": f"{self.throughput:.0f} tokens/s" if self.rounds else None,
+        }
+        return one_line("FixedBatchRun", values)
 
     @property
     def throughput(self) -> float:

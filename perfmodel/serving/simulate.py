@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.serving.acceptance import AcceptanceProcess
@@ -16,6 +17,7 @@ from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import RequestLoop, Simulation
 from perfmodel.serving.stats import ServingStats
 from perfmodel.speculation.round import without_speculation
+from perfmodel.units import format_seconds
 
 # What a schedule chooses from, and what `recommend --traffic` tries.
 SCHEDULE_GAMMAS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
@@ -31,9 +33,28 @@ class ServingRun:
     capacity_tokens: int
     stats: ServingStats
 
+    def __repr__(self) -> str:
+        return one_line("ServingRun", dict(self._figures()))
+
+    def _repr_html_(self) -> str:
+        return html_table(self._figures())
+
+    def _figures(self) -> list[tuple[str, str]]:
+        stats = self.stats
+        return [
+            ("gamma", "schedule" if self.gamma is None else str(self.gamma)),
+            ("requests", f"{stats.requests:,}"),
+            ("throughput", f"{self.throughput:.0f} tokens/s"),
+            ("ttft_p50", format_seconds(stats.ttft.quantile_s(0.5))),
+            ("ttft_p99", format_seconds(stats.ttft.quantile_s(0.99))),
+            ("tpot_mean", format_seconds(stats.tpot.mean_s)),
+            ("latency_mean", format_seconds(stats.latency.mean_s)),
+            ("busy", f"{self.busy_share:.0%}"),
+        ]
+
     @property
     def throughput(self) -> float:
-        """Output tokens per second from the first moment to the last finish."""
+        """Output tokens per second from the first arrival to the last finish."""
         return self.stats.output_tokens / self.stats.makespan_s if self.stats.makespan_s else 0.0
 
     @property

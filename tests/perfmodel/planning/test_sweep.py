@@ -19,7 +19,7 @@ from perfmodel import (
     parse_scenario,
     sweep,
 )
-from perfmodel.planning.sweep import RESULT_COLUMNS
+from perfmodel.planning.sweep import RESULTS
 
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
 AXES = {
@@ -36,14 +36,12 @@ def predicted(row: dict[str, Any], base: dict[str, Any], loops: tuple[str, ...] 
 
 
 def assert_same(row: dict[str, Any], point: Any) -> None:
-    draft = 0.0 if point.draft_step is None else point.draft_step.total_s
     steps = {
         "target_step_s": point.target_step.total_s,
         "verify_s": point.verify.total_s,
-        "draft_step_s": draft,
         "memory_bytes_per_gpu": point.memory.total,
     }
-    for name in RESULT_COLUMNS:
+    for name, _ in RESULTS:
         value = steps[name] if name in steps else getattr(point, name)
         assert row[name] == pytest.approx(float(value), rel=1e-12), name
     assert row["feasible"] == bool(point.feasible)
