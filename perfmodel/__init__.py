@@ -63,7 +63,6 @@ from perfmodel.reports.prediction import (
     infeasible_reason,
     prediction_dict,
     recommendation_dict,
-    scenario_dict,
 )
 from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
@@ -75,6 +74,7 @@ from perfmodel.scenario_input import (
     parse_scenario,
     read_scenario,
 )
+from perfmodel.scenario_values import override, scenario_dict
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
 from perfmodel.serving.fixed_batch import FixedBatchRun, simulate_batch
@@ -213,6 +213,7 @@ __all__ = [
     "lengths",
     "measured_curves",
     "memory_estimate",
+    "override",
     "parse_scenario",
     "parse_slo",
     "plan_label",

@@ -14,6 +14,7 @@ from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
+from perfmodel.scenario_values import scenario_dict
 from perfmodel.speculation.round import RoundEstimate
 from perfmodel.speculation.uncertainty import speedup_interval
 
@@ -158,34 +159,6 @@ def step_dict(step: StepTime) -> dict[str, Any]:
         }
         for part in step.parts
     }
-
-
-def scenario_dict(scenario: Scenario) -> dict[str, Any]:
-    """The scenario in the vocabulary of the command line; None values are left out."""
-    plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
-    draft = scenario.draft
-    values: dict[str, Any] = {
-        "target": scenario.target.reference,
-        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
-        "draft_policy": None if plan.draft == "none" else plan.policy,
-        "kv_budget": plan.kv_budget_tokens,
-        "gamma": plan.gamma,
-        "gpu": scenario.machine.gpu.name,
-        "machine": scenario.machine.name,
-        "tp": scenario.tp,
-        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
-        "batch": work.batch,
-        "prompt_tokens": work.prompt_tokens,
-        "output_tokens": work.output_tokens,
-        "weight_dtype": scenario.weight_dtype,
-        "kv_dtype": scenario.kv_dtype,
-        "engine": scenario.engine.name,
-    }
-    if given is not None:
-        rates = list(given.per_position)
-        key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
-        values[key] = rates[0] if len(rates) == 1 else rates
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def candidate_dict(candidate: Candidate) -> dict[str, Any]:

@@ -66,9 +66,13 @@ class RoundEstimate:
             "batch": None if shape else work.batch,
             "prompt_tokens": None if shape else work.prompt_tokens,
             "shape": shape or None,
-            "feasible": None if np.all(self.feasible) else f"{np.mean(self.feasible):.0%}",
+            "feasible": None if np.all(self.feasible) else self._feasible_text(),
         }
         return one_line("RoundEstimate", values)
+
+    def _feasible_text(self) -> str:
+        share = float(np.mean(self.feasible))
+        return f"{share:.0%}" if share else "False"
 
     def _repr_html_(self) -> str:
         rows = [
