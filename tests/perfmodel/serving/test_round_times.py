@@ -25,10 +25,10 @@ def test_interpolated_rounds_are_those_of_estimate(
     batch = rng.integers(1, 97, 300)
     context = np.exp(rng.uniform(np.log(64), np.log(table.max_context), 300))
     exact = np.broadcast_to(estimate_rounds(scenario, batch, context, gamma).round_s, batch.shape)
-    found = [
+    result = [
         table.round_seconds(gamma, int(b), float(c)) for b, c in zip(batch, context, strict=True)
     ]
-    error = np.abs(found / exact - 1.0)
+    error = np.abs(result / exact - 1.0)
     assert error.max() < STEP
     assert np.quantile(error, 0.97) < WORST
     assert error.mean() < MEAN
