@@ -19,7 +19,13 @@ from perfmodel.acceptance.tokens import (
 )
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, read_acceptance_curves
 from perfmodel.catalog.engines import engine_names, engine_profile, profile_from_table
-from perfmodel.catalog.kernels import efficiency
+from perfmodel.catalog.kernels import attention_curve, collective_curve, efficiency, gemm_curve
+from perfmodel.catalog.scenarios import (
+    FORMER_NAMES,
+    read_scenario,
+    scenario_names,
+    scenario_values,
+)
 from perfmodel.errors import (
     ConfigError,
     DoesNotFit,
@@ -28,18 +34,18 @@ from perfmodel.errors import (
     SpecroofError,
     unknown_name,
 )
-from perfmodel.kernels.attention import AttentionCurve
-from perfmodel.kernels.attention_scheduled import BlockTable
+from perfmodel.kernels.attention import AttentionCurve, PrefillTable
+from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
+from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.attention_split import (
     BLOCKS_PER_SM,
     TILE_ROWS,
     AttentionCall,
-    Cut,
+    SplitKV,
     tile_index,
 )
-from perfmodel.kernels.attention_tables import DecodeTable, PrefillTable
 from perfmodel.kernels.collectives import CollectiveCurve, MeasuredTimes
-from perfmodel.kernels.curves import Efficiency, carried
+from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, largest_batch, memory_estimate
@@ -68,11 +74,9 @@ from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import (
     ACCEPTANCE_KEYS,
-    FORMER_NAMES,
     OBSERVED_KEYS,
     ScenarioInput,
     parse_scenario,
-    read_scenario,
 )
 from perfmodel.scenario_values import override, scenario_dict
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
@@ -138,7 +142,6 @@ __all__ = [
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
-    "Cut",
     "DecodeTable",
     "DoesNotFit",
     "DraftPlan",
@@ -150,6 +153,7 @@ __all__ = [
     "GammaSchedule",
     "GemmCurve",
     "Interval",
+    "LibraryAttention",
     "Link",
     "Machine",
     "MeasuredTimes",
@@ -166,12 +170,14 @@ __all__ = [
     "RoundTimes",
     "Scenario",
     "ScenarioInput",
+    "ScheduledAttention",
     "Search",
     "Sensitivity",
     "Serving",
     "ServingRun",
     "Simulation",
     "SpecroofError",
+    "SplitKV",
     "StepTime",
     "Sweep",
     "Traffic",
@@ -182,16 +188,17 @@ __all__ = [
     "acceptance_curve",
     "accepted_distribution",
     "alpha_for_tokens_per_round",
+    "attention_curve",
     "batch_dict",
     "best_gammas",
     "break_even_batch",
     "break_even_context",
     "candidate_dict",
-    "carried",
     "catalog",
     "check_fits",
     "choice_dict",
     "choose_for_traffic",
+    "collective_curve",
     "draft_choices",
     "efficiency",
     "engine_names",
@@ -207,6 +214,7 @@ __all__ = [
     "forward_pass",
     "from_hf_config",
     "gamma_schedule",
+    "gemm_curve",
     "infeasible_reason",
     "kv_loss",
     "largest_batch",
@@ -229,6 +237,8 @@ __all__ = [
     "roofline_seconds",
     "scenario_acceptance",
     "scenario_dict",
+    "scenario_names",
+    "scenario_values",
     "search",
     "sensitivities",
     "serving_dict",

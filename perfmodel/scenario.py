@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
-from perfmodel.catalog.kernels import measured_attention
+from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError
+from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
@@ -55,6 +56,11 @@ class Scenario:
     def draft_tp(self) -> int:
         """Ranks that the draft runs on: the target's own for a self-draft."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
+
+    @property
+    def kernels(self) -> Efficiency:
+        """The kernel curves of this engine on this GPU."""
+        return curves_for(self.engine, self.machine.gpu)
 
     @property
     def curve(self) -> AcceptanceCurve | None:

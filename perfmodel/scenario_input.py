@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,22 +11,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perfmodel import catalog
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
-from perfmodel.catalog.acceptance import read_acceptance_curves
+from perfmodel.catalog._schema import fault_line
+from perfmodel.catalog.acceptance import users_curves
 from perfmodel.catalog.engines import engine_profile
+from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
 
-MAX_FILE_BYTES = 1_000_000
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 DEFAULT_GAMMA = 4
 # What engines report of a run at one γ: each is converted to the α that explains it.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
-# Names of earlier versions, still read in scenario files, CSV columns and flags.
-FORMER_NAMES = {"prefix_tokens": "prompt_tokens"}
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
 
@@ -141,7 +136,7 @@ class ScenarioInput(BaseModel):
         return None
 
     def _own_curves(self) -> tuple[AcceptanceCurve, ...]:
-        return () if self.acceptance_curve is None else _curves_of(self.acceptance_curve)
+        return () if self.acceptance_curve is None else users_curves(self.acceptance_curve)
 
     def _machine(self) -> Machine:
         """The machine, which `gpu` may repeat but not contradict."""
@@ -190,21 +185,6 @@ class ScenarioInput(BaseModel):
         )
 
 
-def _curves_of(path: str) -> tuple[AcceptanceCurve, ...]:
-    """The file's curves, read again only after it has changed: a sweep asks for them often."""
-    try:
-        about = Path(path).stat()
-        stamp = (about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError):
-        stamp = (0, 0)
-    return _curves_at(path, stamp)
-
-
-@lru_cache(maxsize=16)
-def _curves_at(path: str, stamp: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
-    return read_acceptance_curves(path)
-
-
 def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:
     """Check flat values; None and empty text mean "not given".
 
@@ -218,71 +198,4 @@ def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioIn
     try:
         return ScenarioInput(**stated)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, origin)) from error
-
-
-def current_names(values: Mapping[str, Any], *, origin: str = "") -> dict[str, Any]:
-    """The same values with keys of earlier versions under their present names.
-
-    Raises
-    ------
-    ConfigError
-        If a value is given under both names.
-    """
-    for old, new in FORMER_NAMES.items():
-        if old in values and new in values:
-            where = f"{origin}: " if origin else ""
-            raise ConfigError(f"{where}{old} is the former name of {new}; give only {new}")
-    return {FORMER_NAMES.get(key, key): value for key, value in values.items()}
-
-
-def read_scenario(path: str | Path) -> dict[str, Any]:
-    """Flat values of a scenario TOML.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, too large, not UTF-8 or not a flat TOML table.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a scenario")
-    try:
-        table = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply for a scenario") from error
-    except ValueError as error:  # not TOML, or a number of thousands of digits
-        raise ConfigError(f"{path}: not valid TOML: {str(error).splitlines()[0]}") from error
-    nested = [key for key, value in table.items() if isinstance(value, dict)]
-    if nested:
-        raise ConfigError(f"{path}: {nested[0]!r} is a table; a scenario is flat key = value lines")
-    return current_names(table, origin=str(path))
-
-
-def _one_line(error: ValidationError, origin: str) -> str:
-    first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    prefix = f"{origin}: " if origin else ""
-    if first["type"] == "extra_forbidden":
-        near = get_close_matches(key, ScenarioInput.model_fields, n=3, cutoff=0.4)
-        known = ", ".join(near or sorted(ScenarioInput.model_fields))
-        return f"{prefix}unknown key {key!r}. {'Nearest' if near else 'Known'}: {known}."
-    why = first["msg"].removeprefix("Value error, ")
-    value = "" if not key else f"{key}={_shown(first['input'])}: "
-    return f"{prefix}{value}{why[0].lower()}{why[1:]}"
-
-
-def _shown(value: Any) -> str:
-    """A value as stated, cut to a line; a whole number can be too long to write out."""
-    if isinstance(value, int) and abs(value) > 1 << 64:
-        return f"about 2**{value.bit_length()}"
-    return repr(str(value)[:80])
+        raise ConfigError(fault_line(error, ScenarioInput, origin)) from error

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-from perfmodel import ACCEPTANCE_KEYS, ConfigError, read_scenario, unknown_name
+from perfmodel import ACCEPTANCE_KEYS, ConfigError, scenario_values
 
 # A newly stated key drops what an earlier place said of the same thing, if its value differs.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
@@ -17,29 +16,6 @@ SUPERSEDES: dict[str, tuple[str, ...]] = {
     "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
     **{key: tuple(k for k in ACCEPTANCE_KEYS if k != key) for key in ACCEPTANCE_KEYS},
 }
-
-
-def scenario_names() -> list[str]:
-    """Names of the scenarios in the catalog."""
-    folder = resources.files("perfmodel") / "catalog" / "scenarios"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[0] not in "._")
-
-
-def scenario_values(name_or_path: str) -> dict[str, Any]:
-    """Flat values of a catalog scenario, or of a file.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither such a scenario nor such a file, or it is not a flat TOML table.
-    """
-    if name_or_path in scenario_names():
-        entry = resources.files("perfmodel") / "catalog" / "scenarios" / f"{name_or_path}.toml"
-        with resources.as_file(entry) as path:
-            return read_scenario(path)
-    if "/" not in name_or_path and not name_or_path.endswith(".toml"):
-        raise unknown_name("scenario", name_or_path, scenario_names())
-    return read_scenario(name_or_path)
 
 
 def stated_values(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:

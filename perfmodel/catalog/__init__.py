@@ -9,24 +9,26 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from perfmodel.catalog._files import names, table, text
 from perfmodel.catalog._schema import (
-    check_keys,
-    count_entry,
-    figure_entry,
+    Bandwidth,
+    Compute,
+    Count,
+    Figure,
+    Size,
+    Table,
+    Text,
     parse_toml,
-    table_entry,
-    text_entry,
-    texts_entry,
+    read,
 )
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config, one_line, read_hf_config, shown
 from perfmodel.specs.model import ModelSpec
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 __all__ = [
     "default_machine",
@@ -40,23 +42,6 @@ __all__ = [
     "model_from_toml",
     "model_names",
 ]
-
-LINK_KINDS = ("nvlink", "pcie", "infinity-fabric")
-
-# Figures of a GPU file: the field of `GPU` that takes each, and its dimension.
-_GPU_FIGURES = {
-    "sm_count": ("sm_count", "count"),
-    "dense_bf16": ("peak_flops", "compute"),
-    "memory": ("memory_bytes", "size"),
-    "hbm_bandwidth": ("hbm_bandwidth", "bandwidth"),
-    "l2_cache": ("l2_bytes", "size"),
-    "power": ("power_w", "power"),
-    "datasheet_memory": ("datasheet_memory_bytes", "size"),
-}
-_OPTIONAL_GPU_FIGURES = {
-    "dense_fp8": ("peak_flops_fp8", "compute"),
-    "dense_int8": ("peak_ops_int8", "compute"),
-}
 
 
 # ---- GPUs -----------------------------------------------------------------------------------
@@ -75,7 +60,7 @@ def gpu(name: str) -> GPU:
 
 def gpu_names() -> tuple[str, ...]:
     """Every GPU of the catalog, sorted."""
-    return _names("gpus")
+    return names("gpus")
 
 
 def default_machine(gpu_name: str) -> Machine:
@@ -87,7 +72,26 @@ def default_machine(gpu_name: str) -> Machine:
         If the catalog lacks the GPU.
     """
     name = _known(gpu_name, "GPU", gpu_names())
-    return machine(parse_toml(_text("gpus", name), f"gpus/{name}.toml")["default_machine"])
+    return machine(table("gpus", name)["default_machine"])
+
+
+class _Curves(Table):
+    of: Text
+    origin: Literal["fitted", "extrapolated"]
+    reason: Text
+
+
+class _GpuFile(Table):
+    name: Text
+    architecture: Text
+    default_machine: Text
+    efficiency: _Curves
+    sm_count: Count
+    dense_bf16: Compute
+    memory: Size
+    hbm_bandwidth: Bandwidth
+    l2_cache: Size
+    datasheet_memory: Size
 
 
 def gpu_from_toml(text: str, *, where: str) -> GPU:
@@ -99,53 +103,34 @@ def gpu_from_toml(text: str, *, where: str) -> GPU:
         If the text is not TOML, lacks a figure, holds an unknown key or unit, or states a figure
         without unit or source; `where` names the file in the message.
     """
-    entries = parse_toml(text, where)
-    check_keys(
-        entries,
-        where,
-        required=("name", "architecture", "default_machine", "efficiency", *_GPU_FIGURES),
-        optional=tuple(_OPTIONAL_GPU_FIGURES),
-    )
-    name = text_entry(entries, "name", where)
-    figures = {
-        field: figure_entry(entries, key, where, dimension)
-        for key, (field, dimension) in (_GPU_FIGURES | _OPTIONAL_GPU_FIGURES).items()
-        if key in entries
-    }
-    values: dict[str, Any] = {field: figure.value for field, figure in figures.items()}
-    values["sm_count"] = count_entry(entries, "sm_count", where)
-    values |= _efficiency(entries, name, where)
-    text_entry(entries, "default_machine", where)
-    return GPU(
-        name=name,
-        architecture=text_entry(entries, "architecture", where),
-        figure_sources=tuple((field, figure.source) for field, figure in figures.items()),
-        source="; ".join(dict.fromkeys(figure.source for figure in figures.values())),
-        **values,
-    )
-
-
-def _efficiency(entries: dict[str, Any], gpu_name: str, where: str) -> dict[str, str]:
-    """Name of the fitted curves, whether they are this GPU's own, and why these were chosen."""
-    inside = f"{where}: efficiency"
-    table = table_entry(entries, "efficiency", where)
-    check_keys(table, inside, required=("of", "origin", "reason"))
-    curves = text_entry(table, "of", inside)
-    origin = text_entry(table, "origin", inside)
-    expected = "fitted" if curves == gpu_name else "extrapolated"
-    if origin != expected:
+    file = read(_GpuFile, parse_toml(text, where), where)
+    curves = file.efficiency
+    if (curves.origin == "fitted") != (curves.of == file.name):
         raise ConfigError(
-            f"{inside}: origin={shown(origin)} does not hold for {gpu_name} with the curves of "
-            f"{curves}; use {expected}"
+            f"{where}: efficiency.origin={shown(curves.origin)} does not hold for {file.name} with "
+            f"the curves of {curves.of}"
         )
-    reason = text_entry(table, "reason", inside)
-    return {"efficiency": curves, "efficiency_origin": origin, "efficiency_reason": reason}
+    figures = [value for _, value in file if isinstance(value, Figure)]
+    return GPU(
+        name=file.name,
+        architecture=file.architecture,
+        sm_count=int(file.sm_count.si),
+        peak_flops=file.dense_bf16.si,
+        memory_bytes=file.memory.si,
+        hbm_bandwidth=file.hbm_bandwidth.si,
+        l2_bytes=file.l2_cache.si,
+        datasheet_memory_bytes=file.datasheet_memory.si,
+        efficiency=curves.of,
+        efficiency_origin=curves.origin,
+        efficiency_reason=curves.reason,
+        source="; ".join(dict.fromkeys(figure.source for figure in figures)),
+    )
 
 
 @cache
 def _gpu(name: str) -> GPU:
     where = f"gpus/{name}.toml"
-    spec = gpu_from_toml(_text("gpus", name), where=where)
+    spec = gpu_from_toml(text("gpus", name), where=where)
     _check_stem(spec.name, name, where)
     return spec
 
@@ -166,7 +151,19 @@ def machine(name: str) -> Machine:
 
 def machine_names() -> tuple[str, ...]:
     """Every machine of the catalog, sorted."""
-    return _names("machines")
+    return names("machines")
+
+
+class _LinkTable(Table):
+    kind: Literal["nvlink", "pcie", "infinity-fabric"]
+    bandwidth: Bandwidth
+
+
+class _MachineFile(Table):
+    name: Text
+    gpu: Text
+    gpus_per_node: Count
+    link: _LinkTable
 
 
 def machine_from_toml(text: str, *, where: str) -> Machine:
@@ -177,28 +174,21 @@ def machine_from_toml(text: str, *, where: str) -> Machine:
     ConfigError
         As `gpu_from_toml`, or if the catalog lacks the GPU or the kind of link is unknown.
     """
-    entries = parse_toml(text, where)
-    check_keys(entries, where, required=("name", "gpu", "gpus_per_node", "link"))
-    inside = f"{where}: link"
-    table = table_entry(entries, "link", where)
-    check_keys(table, inside, required=("kind", "bandwidth"))
-    kind = text_entry(table, "kind", inside)
-    if kind not in LINK_KINDS:
-        raise ConfigError(f"{inside}: kind={shown(kind)} unknown; use {', '.join(LINK_KINDS)}")
-    bandwidth = figure_entry(table, "bandwidth", inside, "bandwidth")
+    file = read(_MachineFile, parse_toml(text, where), where)
+    bandwidth = file.link.bandwidth
     return Machine(
-        name=text_entry(entries, "name", where),
-        gpu=gpu(text_entry(entries, "gpu", where)),
-        link=Link(kind=kind, bandwidth=bandwidth.value, source=bandwidth.source),
-        gpus_per_node=count_entry(entries, "gpus_per_node", where),
-        source=figure_entry(entries, "gpus_per_node", where, "count").source,
+        name=file.name,
+        gpu=gpu(file.gpu),
+        link=Link(kind=file.link.kind, bandwidth=bandwidth.si, source=bandwidth.source),
+        gpus_per_node=int(file.gpus_per_node.si),
+        source=file.gpus_per_node.source,
     )
 
 
 @cache
 def _machine(name: str) -> Machine:
     where = f"machines/{name}.toml"
-    spec = machine_from_toml(_text("machines", name), where=where)
+    spec = machine_from_toml(text("machines", name), where=where)
     _check_stem(spec.name, name, where)
     return spec
 
@@ -234,7 +224,16 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
 
 def model_names() -> tuple[str, ...]:
     """Every model of the catalog, sorted."""
-    return _names("models")
+    return names("models")
+
+
+class _ModelFile(Table):
+    name: Text
+    hub_ids: Annotated[list[Text], Field(min_length=1)]
+    tokenizer: Text
+    source: Text
+    null_fields: tuple[Text, ...] = ()
+    config: dict[str, Any]
 
 
 def model_from_toml(text: str, *, where: str) -> ModelSpec:
@@ -249,30 +248,20 @@ def model_from_toml(text: str, *, where: str) -> ModelSpec:
     ConfigError
         As `gpu_from_toml`, or if `[config]` is not that of a supported model.
     """
-    entries = _model_entries(text, where)
-    name = text_entry(entries, "name", where)
-    config = table_entry(entries, "config", where)
-    if "null_fields" in entries:
-        config |= dict.fromkeys(texts_entry(entries, "null_fields", where))
+    file = read(_ModelFile, parse_toml(text, where), where)
+    config = file.config | dict.fromkeys(file.null_fields)
     return replace(
-        from_hf_config(config, name=name),
-        hub_id=texts_entry(entries, "hub_ids", where)[0],
-        tokenizer=text_entry(entries, "tokenizer", where),
-        source=text_entry(entries, "source", where),
+        from_hf_config(config, name=file.name),
+        hub_id=file.hub_ids[0],
+        tokenizer=file.tokenizer,
+        source=file.source,
     )
-
-
-def _model_entries(text: str, where: str) -> dict[str, Any]:
-    entries = parse_toml(text, where)
-    required = ("name", "hub_ids", "tokenizer", "source", "config")
-    check_keys(entries, where, required=required, optional=("null_fields",))
-    return entries
 
 
 @cache
 def _model(name: str) -> ModelSpec:
     where = f"models/{name}.toml"
-    spec = model_from_toml(_text("models", name), where=where)
+    spec = model_from_toml(text("models", name), where=where)
     _check_stem(spec.name, name, where)
     return spec
 
@@ -280,53 +269,36 @@ def _model(name: str) -> ModelSpec:
 @cache
 def _hub_ids() -> dict[str, str]:
     """Catalog name of every hub id, in lower case; an id of two models is refused."""
-    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in model_names():
         where = f"models/{name}.toml"
-        for hub_id in texts_entry(_model_entries(_text("models", name), where), "hub_ids", where):
-            if hub_id.lower() in names:
-                raise ConfigError(f"{where}: hub id {hub_id} is also of {names[hub_id.lower()]}")
-            names[hub_id.lower()] = name
-    return names
+        for hub_id in read(_ModelFile, table("models", name), where).hub_ids:
+            if hub_id.lower() in owners:
+                raise ConfigError(f"{where}: hub id {hub_id} is also of {owners[hub_id.lower()]}")
+            owners[hub_id.lower()] = name
+    return owners
 
 
-def _is_path(text: str) -> bool:
-    if text.endswith(".json") or text.startswith(("/", "./", "../")) or text in (".", ".."):
+def _is_path(name: str) -> bool:
+    if name.endswith(".json") or name.startswith(("/", "./", "../")) or name in (".", ".."):
         return True
     try:
-        return bool(text) and Path(text).is_dir()
+        return bool(name) and Path(name).is_dir()
     except OSError:  # too long for a file name: no path
         return False
 
 
-# ---- files ----------------------------------------------------------------------------------
+# ---- names --------------------------------------------------------------------------------
 
 
-@cache
-def _names(kind: str) -> tuple[str, ...]:
-    entries = (entry.name for entry in _files().joinpath(kind).iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml")))
-
-
-def _text(kind: str, name: str) -> str:
-    return _files().joinpath(kind, f"{name}.toml").read_text(encoding="utf-8")
-
-
-@cache
-def _files() -> Traversable:
-    from importlib.resources import files  # takes 10 ms, a third of this package's import
-
-    return files(__name__)
-
-
-def _known(name: str, kind: str, names: tuple[str, ...]) -> str:
-    if name.lower() not in names:
-        raise _unknown(kind, name, names)
+def _known(name: str, kind: str, known: tuple[str, ...]) -> str:
+    if name.lower() not in known:
+        raise _unknown(kind, name, known)
     return name.lower()
 
 
-def _unknown(kind: str, name: str, names: tuple[str, ...]) -> ConfigError:
-    return unknown_name(kind, one_line(name), names)
+def _unknown(kind: str, name: str, known: tuple[str, ...]) -> ConfigError:
+    return unknown_name(kind, one_line(name), known)
 
 
 def _check_stem(name: str, stem: str, where: str) -> None:

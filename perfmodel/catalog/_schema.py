@@ -1,37 +1,147 @@
-"""Checked reading of the catalog's TOML: no figure without unit and source, no unknown key.
+"""Checked reading of TOML: no unknown key, no figure without unit and source, one line per fault.
 
 A figure is an inline table, so that its unit and its source cannot be left out:
 
     hbm_bandwidth = { value = 2.039, unit = "TB/s", source = "NVIDIA A100 80GB datasheet, 2021" }
+
+Tables that fill a dataclass take their schema from it (`build`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
-from perfmodel.errors import ConfigError
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from perfmodel._typing import Floats
+from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.hf_config import one_line, shown
 from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
 
-# What one unit of each dimension is in SI; a figure may carry only the units of its dimension.
-UNITS: dict[str, dict[str, float]] = {
-    "size": {"MB": MB, "MiB": MIB, "GB": GB, "GiB": GIB},
-    "bandwidth": {"GB/s": GB, "TB/s": TB},
-    "compute": {"TFLOP/s": TFLOP, "TOP/s": TFLOP},
-    "power": {"W": 1.0},
-    "count": {"1": 1.0},
+_Schema = TypeVar("_Schema", bound=BaseModel)
+_Row = TypeVar("_Row")
+
+
+# ---- types of entries -------------------------------------------------------------------------
+
+
+def _numbers(value: Any) -> Floats:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError("must be numbers, in rows of one length") from error
+
+
+def _knots(value: Any) -> Floats:
+    knots = _numbers(value)
+    if knots.ndim != 1 or not knots.size or knots[0] <= 0 or np.any(np.diff(knots) <= 0):
+        raise ValueError("must be positive and rise")
+    return knots
+
+
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Whole = Annotated[int, Strict()]
+Text = Annotated[str, Strict(), StringConstraints(pattern=r"\S")]
+Numbers = Annotated[Any, PlainValidator(_numbers)]
+Knots = Annotated[Any, PlainValidator(_knots)]
+# What a field of a dataclass accepts in its file; of other types, what was built before.
+_KINDS: dict[Any, Any] = {
+    float: Number,
+    int: Whole,
+    str: Text,
+    bool: Annotated[bool, Strict()],
+    float | None: Number | None,
+    tuple[float, float]: tuple[Number, Number],
+    Mapping[str, str]: dict[str, Text],
+    Floats: Numbers,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A positive number in SI units and the document that states it."""
+class Table(BaseModel):
+    """A table of a catalog file: its keys and no others."""
 
-    value: float
-    source: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(Table):
+    """A positive number with its unit and the document that states it; `si` is without unit."""
+
+    units: ClassVar[dict[str, float]] = {}
+
+    value: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+    unit: str
+    source: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_table(cls, stated: Any) -> Any:
+        if not isinstance(stated, dict):
+            unit = next(iter(cls.units))
+            example = f'{{ value = ..., unit = "{unit}", source = "..." }}'
+            raise ValueError(f"has no unit and no source; write {example}")
+        return stated
+
+    @field_validator("unit")
+    @classmethod
+    def _of_dimension(cls, unit: str) -> str:
+        if unit not in cls.units:
+            raise ValueError(f"unknown unit; use one of {', '.join(cls.units)}")
+        return unit
+
+    @property
+    def si(self) -> float:
+        """The value in SI units."""
+        return self.value * self.units[self.unit]
+
+
+class Size(Figure):
+    """Bytes."""
+
+    units = {"MB": MB, "MiB": MIB, "GB": GB, "GiB": GIB}
+
+
+class Bandwidth(Figure):
+    """Bytes per second."""
+
+    units = {"GB/s": GB, "TB/s": TB}
+
+
+class Compute(Figure):
+    """Operations per second."""
+
+    units = {"TFLOP/s": TFLOP}
+
+
+class Count(Figure):
+    """A number of things."""
+
+    units = {"1": 1.0}
+
+    @field_validator("value")
+    @classmethod
+    def _is_whole(cls, value: float) -> float:
+        if not value.is_integer():
+            raise ValueError("must be a whole number")
+        return value
+
+
+# ---- reading ----------------------------------------------------------------------------------
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -42,93 +152,113 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     ConfigError
         If `text` is malformed or nested too deeply; `where` names the file in the message.
     """
-    import tomllib  # here and not above: naming what the catalog holds needs no parser
-
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        reason = one_line(str(error))
-        raise ConfigError(f"{where}: not valid TOML ({reason}); mend the line it names") from error
-    except ValueError as error:  # tomllib lets int() speak: a number of thousands of digits
-        raise ConfigError(f"{where}: a number is too long; write it in its own unit") from error
+        raise ConfigError(f"{where}: not valid TOML: {one_line(str(error))}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{where}: not valid TOML: a number has too many digits") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deeply; a catalog file has two levels") from error
+        raise ConfigError(f"{where}: nested too deeply") from error
 
 
-def check_keys(
-    entries: Mapping[str, Any],
-    where: str,
-    *,
-    required: tuple[str, ...],
-    optional: tuple[str, ...] = (),
-) -> None:
-    """Refuse a table that lacks a required key or holds one that nobody reads."""
-    known = (*required, *optional)
-    for key in entries:
-        if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key {shown(key)}; the keys here are {', '.join(known)}"
-            )
-    for key in required:
-        if key not in entries:
-            raise ConfigError(f"{where}: {key} is missing; add it")
-
-
-def text_entry(entries: Mapping[str, Any], key: str, where: str) -> str:
-    """A string that is not blank."""
-    value = entries[key]
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: {key}={shown(value)} must be text that is not empty")
-    return value
-
-
-def texts_entry(entries: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """A list of strings, at least one."""
-    value = entries[key]
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise ConfigError(f"{where}: {key}={shown(value)} must be a list of at least one text")
-    return tuple(value)
-
-
-def table_entry(entries: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    """A table inside a table."""
-    value = entries[key]
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {key}={shown(value)} must be a table, [{key}]")
-    return value
-
-
-def figure_entry(entries: Mapping[str, Any], key: str, where: str, dimension: str) -> Figure:
-    """A number with its unit and source, in SI units.
+def read(schema: type[_Schema], entries: Mapping[str, Any], where: str) -> _Schema:
+    """The entries as their schema.
 
     Raises
     ------
     ConfigError
-        If value, unit or source is missing, the unit is not one of the dimension's, or the value
-        is not a positive finite number.
+        In one line: `where`, the key, its value and the reason.
     """
-    example = next(iter(UNITS[dimension]))
-    entry = entries[key]
-    if not isinstance(entry, dict):
-        raise ConfigError(
-            f"{where}: {key}={shown(entry)} has no unit and no source; write "
-            f'{key} = {{ value = ..., unit = "{example}", source = "..." }}'
-        )
-    inside = f"{where}: {key}"
-    check_keys(entry, inside, required=("value", "unit", "source"))
-    value, unit = entry["value"], entry["unit"]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ConfigError(f"{inside}: value={shown(value)} must be a positive finite number")
-    if not isinstance(unit, str) or unit not in UNITS[dimension]:
-        known = ", ".join(UNITS[dimension])
-        raise ConfigError(f"{inside}: unknown unit {shown(unit)}; use one of {known}")
-    return Figure(value * UNITS[dimension][unit], text_entry(entry, "source", inside))
+    try:
+        return schema.model_validate(entries)
+    except ValidationError as error:
+        raise ConfigError(fault_line(error, schema, where)) from error
 
 
-def count_entry(entries: Mapping[str, Any], key: str, where: str) -> int:
-    """A figure that counts things."""
-    value = figure_entry(entries, key, where, "count").value
-    if not value.is_integer():
-        raise ConfigError(f"{where}: {key}={shown(value)} must be a whole number")
-    return int(value)
+def build(
+    row: Callable[..., _Row],
+    entries: Mapping[str, Any],
+    where: str,
+    scaled: Mapping[str, tuple[str, float]] | None = None,
+) -> _Row:
+    """An instance of a dataclass whose fields are the keys of a table.
+
+    Parameters
+    ----------
+    scaled : mapping, optional
+        The ending of fields in SI units: what stands for it in keys, and that unit.
+
+    Raises
+    ------
+    ConfigError
+        As `read`; also if the dataclass refuses its values.
+    """
+    keys = {field.name: _key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
+    checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)
+    values = {
+        name: getattr(checked, key) if unit is None else getattr(checked, key) * unit
+        for name, (key, unit) in keys.items()
+        if key in checked.model_fields_set
+    }
+    try:
+        return row(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _key(field: str, scaled: Mapping[str, tuple[str, float]]) -> tuple[str, float | None]:
+    for ending, (unit_name, unit) in scaled.items():
+        if field.endswith(ending):
+            return field.removesuffix(ending) + unit_name, unit
+    return field, None
+
+
+@cache
+def _schema_of(row: Any, keys: tuple[str, ...]) -> type[BaseModel]:
+    hints, columns = get_type_hints(row), {}
+    for field, key in zip(fields(row), keys, strict=True):
+        kind = _KINDS.get(hints[field.name], Any)
+        if kind is Numbers and (key.endswith("_knots") or key == "row_tiles"):
+            kind = Knots
+        needed = field.default is MISSING and field.default_factory is MISSING
+        columns[key] = (kind, ... if needed else None)
+    made: type[BaseModel] = create_model(row.__name__, __base__=Table, **columns)  # type: ignore[call-overload]
+    return made
+
+
+# ---- messages ---------------------------------------------------------------------------------
+
+
+def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> str:
+    """One fault in one line: where, the key, its value and the reason; a misspelt key first."""
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    *parents, key = first["loc"] or ("",)
+    path = _path(first["loc"])
+    prefix = f"{where}: " if where else ""
+    if first["type"] == "extra_forbidden":
+        inside = f"{_path(tuple(parents))}: " if parents else ""
+        return f"{prefix}{inside}{unknown_name('key', one_line(str(key)), _known(schema, parents))}"
+    if first["type"] == "missing":
+        return f"{prefix}{path} is missing; add it"
+    why = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_pattern_mismatch":
+        why = "must be text that is not empty"
+    value = f"{path}={shown(first['input'])}: " if path else ""
+    return f"{prefix}{value}{why[0].lower()}{why[1:]}"
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """`link.bandwidth`, `points[2].alpha`."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).removeprefix(".")
+
+
+def _known(schema: type[BaseModel], parents: list[int | str]) -> list[str]:
+    """Keys of the table at this place of a schema."""
+    for parent in parents:
+        if isinstance(parent, str):
+            kind = schema.model_fields[parent].annotation
+            inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type)]
+            schema = next(k for k in inner if issubclass(k, BaseModel))
+    return list(schema.model_fields)

@@ -1,32 +1,27 @@
-"""Which acceptance curve speaks for a choice of draft: a user's, the catalog's, or a borrowed one.
-
-Curves are read from TOML, the catalog's once. `acceptance_curves` is their form.
-"""
+"""Choose the acceptance curve of a draft: the user's, the catalog's, or the nearest model's."""
 
 from __future__ import annotations
 
-import tomllib
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint
+from perfmodel.catalog._files import names, table, user_table
+from perfmodel.catalog._schema import build, parse_toml
 from perfmodel.errors import ConfigError
 
-MAX_FILE_BYTES = 1_000_000
 DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
 LENDABLE_POLICIES = ("streamingllm", "snapkv")
-
-Table = TypeVar("Table")
 
 
 def acceptance_curve(
     target: str, draft: str, draft_policy: str, own: tuple[AcceptanceCurve, ...] = ()
 ) -> AcceptanceCurve | None:
-    """The curve for a choice of draft, or None where nothing measured speaks for it.
+    """The curve for a choice of draft, or None where nothing like it was measured.
 
     Parameters
     ----------
@@ -54,9 +49,7 @@ def acceptance_curve(
 
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
     """Every curve of the catalog, sorted by target, draft and policy."""
-    folder = files("perfmodel") / "catalog" / "acceptance"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    return tuple(_load(name) for name in names)
+    return tuple(_load(name) for name in names("acceptance"))
 
 
 def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
@@ -67,7 +60,7 @@ def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
     ConfigError
         If the text is not TOML, or a key is unknown, missing or out of range.
     """
-    return _curve_of_table(_toml(text, name), name)
+    return _curve_of_table(parse_toml(text, name), name)
 
 
 def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:
@@ -78,50 +71,42 @@ def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:
     ConfigError
         In one line: no such file, not TOML, or a curve that does not hold.
     """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # not UTF-8, or a path with a null byte
-        raise ConfigError(f"{path}: no text file of acceptance curves") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; no acceptance curves")
-    table = _toml(text, str(path))
-    listed = table.get("curves", [table])
+    entries = user_table(path, "acceptance curves")
+    listed = entries.get("curves", [entries])
     if not isinstance(listed, list) or not listed or not all(isinstance(c, dict) for c in listed):
         raise ConfigError(f"{path}: curves must be a list of tables, [[curves]]")
     return tuple(_curve_of_table(curve, str(path)) for curve in listed)
 
 
-def _toml(text: str, name: str) -> dict[str, Any]:
+def users_curves(path: str) -> tuple[AcceptanceCurve, ...]:
+    """As `read_acceptance_curves`, read again only after the file has changed."""
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}") from error
+        about = Path(path).stat()
+        changed = (about.st_mtime_ns, about.st_size)
+    except (OSError, ValueError):
+        changed = (0, 0)
+    return _read_at(path, changed)
 
 
-def _curve_of_table(table: dict[str, Any], name: str) -> AcceptanceCurve:
-    listed = table.pop("points", [])
+@lru_cache(maxsize=16)
+def _read_at(path: str, changed: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
+    return read_acceptance_curves(path)
+
+
+def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:
+    listed = entries.get("points", [])
     if not isinstance(listed, list) or not all(isinstance(point, dict) for point in listed):
-        raise ConfigError(f"{name}: points must be a list of tables, [[points]]")
-    points = tuple(_from_table(AcceptancePoint, point, name) for point in listed)
-    for key in ("context_range", "budget_range"):
-        if key in table:
-            span = table[key]
-            if not isinstance(span, list) or [type(end) for end in span] != [float, float]:
-                raise ConfigError(f"{name}: {key}={span!r} must be two numbers of tokens")
-            table[key] = tuple(span)
-    return _from_table(AcceptanceCurve, {"origin": "fitted", "points": points, **table}, name)
+        raise ConfigError(f"{where}: points must be a list of tables, [[points]]")
+    points = tuple(
+        build(AcceptancePoint, point, f"{where}: points[{i}]") for i, point in enumerate(listed)
+    )
+    return build(AcceptanceCurve, {"origin": "fitted", **entries, "points": points}, where)
 
 
 @cache
 def _curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None:
-    name = f"{target}--{draft}--{draft_policy}.toml"
-    if any(
-        entry.name == name for entry in (files("perfmodel") / "catalog" / "acceptance").iterdir()
-    ):
+    name = f"{target}--{draft}--{draft_policy}"
+    if name in names("acceptance"):
         return _load(name)
     if draft == "self" and draft_policy == "full":
         return _identity(target)
@@ -132,8 +117,7 @@ def _curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None
 
 @cache
 def _load(name: str) -> AcceptanceCurve:
-    path = files("perfmodel") / "catalog" / "acceptance" / name
-    return parse_acceptance_curve(path.read_text(encoding="utf-8"), name)
+    return _curve_of_table(table("acceptance", name), f"acceptance/{name}.toml")
 
 
 def _identity(target: str) -> AcceptanceCurve:
@@ -174,13 +158,3 @@ def _kinship(one: str, other: str) -> int:
             break
         shared += 1
     return shared
-
-
-def _from_table(kind: type[Table], table: dict[str, Any], name: str) -> Table:
-    known = set(kind.__annotations__)
-    if unknown := sorted(set(table) - known):
-        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise ConfigError(f"{name}: {error}") from error

@@ -1,110 +1,251 @@
-"""`AttentionForm`: the physical form of decode, verify and draft attention, without residuals.
+"""`LibraryAttention`: decode, verify and draft attention by a vendor's kernels (flash-attn, vLLM).
 
-In work units of one KV head of one sequence:
+A physical form times a measured residual over (group size, batch x KV heads, KV tokens). The form,
+with KV heads of all sequences as its units of work:
 
     kernel latency + split latency + smooth max(streaming, waves of blocks, tensor cores)
 
-Streaming knows that one thread block reads at most a fraction of the memory's bandwidth, that
-blocks which share an SM slow each other, and that a grid beyond the resident slots drains at its
-end. KV is read once per request per pass: query tokens only add packed rows (query tokens x group),
-costed in tile steps.
+In streaming one thread block reads at most a fraction of the memory's bandwidth, blocks that share
+an SM slow each other, and a grid beyond the resident slots drains at its end. KV is read once per
+request per pass: query tokens only add packed rows (query tokens x group), costed in tile steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel.kernels.attention_tables import Array, DecodeTable
+from perfmodel._typing import Bools, Floats
+from perfmodel.errors import ConfigError
+from perfmodel.kernels.attention import AttentionCurve, check_shape, nearest, smooth_max
+from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
-Numeric: TypeAlias = ArrayLike
-
-SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
-RAMP = 0.1  # a wave step is spread over the next tenth of a wave: blocks drift out of lockstep
+WAVE_RAMP = 0.1  # of a wave that a step is spread over: blocks drift out of lockstep
+GRID_HEADS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
+GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AttentionForm:
-    """How a kernel library cuts attention into blocks on one GPU.
+class DecodeTable:
+    """Fitted decode attention of one head dimension.
+
+    `residual` is ln(measured / base) over (group, batch x KV heads, tokens). Fractions are of the
+    datasheet's HBM bandwidth: `block_bandwidth_fraction` what one thread block alone can read,
+    `stream_efficiency` what all together reach.
+    """
+
+    head_dim: int
+    kernel_latency_us: float
+    split_latency_us: float  # the second kernel that joins the parts of a split KV
+    wave_overhead_us: float  # of every wave of blocks after the first
+    block_bandwidth_fraction: float
+    stream_efficiency: float
+    pair_slowdown: float  # 0.5: a block that shares its SM takes 1.5x as long
+    drain_blocks: float  # block times lost at the end of a grid larger than the slots
+    group_knots: Floats = field(repr=False)
+    unit_knots: Floats = field(repr=False)  # batch x KV heads
+    token_knots: Floats = field(repr=False)
+    residual: Floats = field(repr=False)  # (groups, units, tokens)
+    # KV heads on the rank: a page interleaves them, which breaks up reads.
+    kv_head_knots: Floats = field(repr=False)
+    kv_head_residual: Floats = field(repr=False)  # ln(time above the latency / the mean count's)
+    max_unit_tokens: float  # largest measured batch x KV heads x tokens
+
+    def __post_init__(self) -> None:
+        check_shape("residual", self.residual, self.group_knots, self.unit_knots, self.token_knots)
+        check_shape("kv_head_residual", self.kv_head_residual, self.kv_head_knots)
+
+    def residual_at(self, group: float, batch_heads: Floats, tokens: Floats) -> Floats:
+        """Residual of one group size on a (heads, tokens) grid; held flat outside the knots."""
+        by_group = log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
+            len(self.group_knots), -1
+        )
+        plane = by_group.reshape(len(self.unit_knots), len(self.token_knots))
+        rows = log_weights(batch_heads, self.unit_knots)
+        result: Floats = rows @ plane @ log_weights(tokens, self.token_knots).T
+        return result
+
+    def with_kv_heads(self, seconds: Floats, kv_heads: int) -> Floats:
+        """Times of the mean head count turned into those of `kv_heads`."""
+        log_knots = np.log(self.kv_head_knots)
+        factor = np.exp(np.interp(np.log(kv_heads), log_knots, self.kv_head_residual))
+        above = np.maximum(seconds - self.kernel_latency_us * US, 0.0)
+        return np.asarray(seconds + above * (factor - 1.0))
+
+    @cached_property
+    def grid_heads(self) -> Floats:
+        """Counts of batch x KV heads that times are evaluated at: the usual and all measured."""
+        return np.union1d(GRID_HEADS, self.unit_knots)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LibraryAttention(AttentionCurve):
+    """Attention of a kernel library that cuts KV by rules of its own.
 
     `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
     slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
-    at least `split_min_group` heads and the units fill less than `split_occupancy` of the slots.
+    at least `split_min_group` heads and batch x KV heads fill less than `split_occupancy` of the
+    slots.
     """
 
-    sm_count: int
     blocks_per_sm: int
     split_min_group: int
     split_occupancy: float
     split_min_tokens: int
     regroup_latency_us: float  # a copy of the output, for groups over more than one KV head
-    row_tiles: Array
-    row_tile_factor: Array
+    row_tiles: Floats
+    row_tile_factor: Floats
     tensor_core_efficiency: float
+    decode: tuple[DecodeTable, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_shape("row_tile_factor", self.row_tile_factor, self.row_tiles)
+        if np.any(np.diff(self.row_tile_factor) < 0):
+            raise ConfigError("row_tile_factor must not fall")
+
+    def seconds(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike = 1,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+        kv_bytes_per_element: float = 2.0,
+    ) -> Floats:
+        """See `AttentionCurve`. Never falls as batch, kv_tokens or query_tokens grow.
+
+        Times are evaluated on a fixed (batch x KV heads, tokens) grid, made monotone there by a
+        running maximum, and interpolated in logarithms.
+        """
+        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        group, table = query_heads / kv_heads, nearest(self.decode, head_dim)
+        tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
+        u, wu, beyond_u = locate(batch * kv_heads, table.grid_heads)
+        k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
+        shape, rates = (query_heads, kv_heads, head_dim), (peak_flops, hbm_bandwidth)
+        if tiles.ndim == 0:
+            plane = _log_seconds(self, shape, float(tiles), *rates, kv_bytes_per_element)
+            log_s = bilinear(plane, u, wu, k, wk)
+        else:
+            rows, which = np.unique(tiles, return_inverse=True)
+            planes = np.stack(
+                [_log_seconds(self, shape, float(r), *rates, kv_bytes_per_element) for r in rows]
+            )
+            log_s = bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
+        seconds = np.exp(log_s + beyond_u + beyond_k)
+        if group > 1 and kv_heads > 1:
+            seconds = seconds + self.regroup_latency_us * US * (batch > 1)
+        return np.asarray(seconds)
+
+    def in_range(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike = 1,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+    ) -> Bools:
+        """See `AttentionCurve`. More than one query token counts as inside only where the row
+        factors were measured (`origin["row_tile_factor"]`)."""
+        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        batch_heads, group = batch * kv_heads, query_heads / kv_heads
+        table = nearest(self.decode, head_dim)
+        measured_rows = self.origin.get("row_tile_factor") == "measured"
+        rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
+        shape_ok = table.head_dim == head_dim and group <= table.group_knots[-1]
+        tokens_ok = (kv_tokens >= table.token_knots[0]) & (kv_tokens <= table.token_knots[-1])
+        heads_ok = batch_heads <= table.unit_knots[-1]
+        size_ok = batch_heads * kv_tokens <= table.max_unit_tokens
+        return np.asarray(tokens_ok & heads_ok & size_ok & rows_ok & shape_ok)
 
     def base_seconds(
         self,
         table: DecodeTable,
-        units: Array,
-        tokens: Array,
+        batch_heads: Floats,
+        tokens: Floats,
         *,
         group: float,
         packed_rows: float,
         peak_flops: float,
         hbm_bandwidth: float,
         kv_bytes_per_element: float = 2.0,
-    ) -> Array:
-        """The physical form without its residual, for broadcastable units and tokens. [s]
+    ) -> Floats:
+        """The physical form without its residual, for broadcastable heads and tokens. [s]
 
         Calibration divides measurements by it; `seconds` multiplies the residual back.
         """
         slots = float(self.sm_count * self.blocks_per_sm)
-        splits = (group >= self.split_min_group) & (units < self.split_occupancy * slots)
-        room = np.maximum(units, units * tokens / self.split_min_tokens)
-        blocks = np.where(splits, np.minimum(slots, room), units)
+        splits = (group >= self.split_min_group) & (batch_heads < self.split_occupancy * slots)
+        room = np.maximum(batch_heads, batch_heads * tokens / self.split_min_tokens)
+        blocks = np.where(splits, np.minimum(slots, room), batch_heads)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
         alone = 1.0 / table.block_bandwidth_fraction
         paired = 1.0 + table.pair_slowdown * _ramp(blocks / self.sm_count - 1.0)
         together = smooth_max(alone * paired, blocks / table.stream_efficiency)
         drain = table.drain_blocks * alone * _ramp(blocks / slots - 1.0)
         token_bytes = 2.0 * table.head_dim * kv_bytes_per_element
-        share_s = units * tokens / blocks * token_bytes / hbm_bandwidth
+        share_s = batch_heads * tokens / blocks * token_bytes / hbm_bandwidth
         # One query token's rows are in the residual already: only what exceeds them counts.
         tile = self._tile_factor(packed_rows) / self._tile_factor(group)
         waves = table.wave_overhead_us * US * np.maximum(blocks / slots - 1.0, 0.0)
-        flops = 4.0 * table.head_dim * packed_rows * units * tokens
+        flops = 4.0 * table.head_dim * packed_rows * batch_heads * tokens
         compute = flops / (peak_flops * self.tensor_core_efficiency)
         body = smooth_max(share_s * (together + drain) * tile, waves, compute)
-        is_split = splits & (blocks > units)
+        is_split = splits & (blocks > batch_heads)
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
-    def padded_rows(self, rows: Numeric) -> Array:
+    def padded_rows(self, rows: ArrayLike) -> Floats:
         """Packed rows rounded up to a tile, or to whole tiles of the largest size."""
         rows, largest = np.asarray(rows, float), self.row_tiles[-1]
         index = np.minimum(np.searchsorted(self.row_tiles, rows), len(self.row_tiles) - 1)
         many = np.ceil(rows / largest) * largest
         return np.asarray(np.where(rows <= largest, self.row_tiles[index], many))
 
-    def tile_of(self, rows: float) -> int:
-        """Index of the tile that these packed rows take; the last one beyond its size."""
-        return min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
-
     def _tile_factor(self, rows: float) -> float:
-        return float(self.row_tile_factor[self.tile_of(rows)])
+        index = min(int(np.searchsorted(self.row_tiles, rows)), len(self.row_tiles) - 1)
+        return float(self.row_tile_factor[index])
 
 
-def smooth_max(*terms: Array | float) -> Array:
-    """The p-norm of positive terms, scaled by the largest so that it cannot overflow."""
-    top = terms[0]
-    for term in terms[1:]:
-        top = np.maximum(top, term)
-    total = sum((np.asarray(t) / top) ** SMOOTH_MAX for t in terms)
-    return np.asarray(top * total ** (1.0 / SMOOTH_MAX))
+@lru_cache(maxsize=512)
+def _log_seconds(
+    curve: LibraryAttention,
+    heads: tuple[int, int, int],
+    packed_rows: float,
+    peak_flops: float,
+    hbm_bandwidth: float,
+    kv_bytes_per_element: float,
+) -> Floats:
+    """ln(seconds) on the (heads, tokens) grid, non-decreasing along both axes."""
+    query_heads, kv_heads, head_dim = heads
+    table, group = nearest(curve.decode, head_dim), query_heads / kv_heads
+    # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
+    scale, batch_heads = head_dim / table.head_dim, table.grid_heads
+    base = curve.base_seconds(
+        table,
+        batch_heads[:, None],
+        GRID_TOKENS[None, :],
+        group=group,
+        packed_rows=packed_rows,
+        peak_flops=peak_flops / scale,
+        hbm_bandwidth=hbm_bandwidth / scale,
+        kv_bytes_per_element=kv_bytes_per_element,
+    )
+    mean = base * np.exp(table.residual_at(group, batch_heads, GRID_TOKENS))
+    plane = np.log(table.with_kv_heads(mean, kv_heads))
+    for axis in (0, 1):
+        plane = np.maximum.accumulate(plane, axis=axis)
+    return np.asarray(plane)
 
 
-def _ramp(excess: Array) -> Array:
-    return np.clip(excess / RAMP, 0.0, 1.0)
+def _ramp(excess: Floats) -> Floats:
+    return np.clip(excess / WAVE_RAMP, 0.0, 1.0)

@@ -1,29 +1,27 @@
-"""`AttentionCall.split_kv`: into which blocks the runtime cuts the KV of one pass's attention.
+"""`AttentionCall.split_kv`: the runtime's split-KV heuristic.
 
 The runtime runs a block per (sequence, tile of query rows, range of KV, KV head) and merges the
-ranges afterwards. It cuts the longest sequence evenly, all others into ranges of that length, and
-takes the cut of least estimated time. To price a pass the cut has to be known; perfmodel and
-runtime do not import each other, so the rule of `runtime/attention/split_kv.py` is repeated here.
-`tests/calibration/test_split_rule.py` checks that both cut alike.
+ranges afterwards. It splits the longest sequence evenly, all others into ranges of that length, and
+takes the split of least estimated time. The rule of `runtime/attention/split_kv.py` is mirrored
+here, because the time of a pass depends on it and neither package imports the other;
+`tests/calibration/test_split_rule.py` checks that both agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
-Counts: TypeAlias = NDArray[np.intp]
+from perfmodel._typing import Floats, Ints
 
 BLOCKS_PER_SM = 2  # that the kernel is built to run side by side, flashinfer 0.6.6
 TILE_ROWS = (16, 64, 128)  # packed query rows of one block
 PAGE_TOKENS = 16.0  # ranges are whole pages
 LEAST_PAGES = 8.0  # of a range
-MOST_WAVES = 4.0  # of blocks that KV is cut into: their partial results take memory
-ALIKE = 1.02  # of cuts whose estimates are this near the coarsest is taken
+MOST_WAVES = 4.0  # of blocks that KV is split into: their partial results take memory
+NEAR = 1.02  # of splits whose estimates are this near the coarsest is taken
 
 # The estimate of one call; runtime/attention/split_kv.py has the source.
 _TOKEN_S = np.array([3.6e-9, 8.8e-9, 17e-9])  # by tile
@@ -31,13 +29,13 @@ _TOKEN_DIM_S, _BLOCK_S, _LAUNCH_S, _PAIRED = 0.09e-9, 3.7e-6, 1.3e-6, 1.4
 _BYTES_PER_S, _MERGE_S, _MERGE_ROW_S = 4.6e12, 2.5e-6, 3.4e-9
 
 
-class Cut(NamedTuple):
-    """The cuts of some batches; arrays of one shape."""
+class SplitKV(NamedTuple):
+    """The splits of some batches; arrays of one shape."""
 
-    blocks: Array  # of all sequences, tiles of query rows, ranges and KV heads
-    range_tokens: Array  # of the longest range
-    merged: Array  # 1 where results of several ranges are merged, else 0
-    seconds: Array  # the runtime's estimate
+    blocks: Floats  # of all sequences, tiles of query rows, ranges and KV heads
+    range_tokens: Floats  # of the longest range
+    merged: Floats  # 1 where results of several ranges are merged, else 0
+    seconds: Floats  # the runtime's estimate
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -47,14 +45,14 @@ class AttentionCall:
     The first three may be arrays (batches,).
     """
 
-    query_tokens: Array | float  # of each sequence
-    query_heads: Array | float
-    kv_heads: Array | float
+    query_tokens: Floats | float  # of each sequence
+    query_heads: Floats | float
+    kv_heads: Floats | float
     head_dim: int
     sm_count: int
 
-    def split_kv(self, kv_tokens: Array, sequences: Array | float = 1.0) -> Cut:
-        """The runtime's cut of each batch.
+    def split_kv(self, kv_tokens: Floats, sequences: Floats | float = 1.0) -> SplitKV:
+        """The runtime's split of each batch.
 
         Parameters
         ----------
@@ -65,13 +63,13 @@ class AttentionCall:
 
         Returns
         -------
-        Cut
+        SplitKV
             Of shape (batches,).
         """
-        tokens, held = np.broadcast_arrays(kv_tokens, sequences)
+        tokens, counts = np.broadcast_arrays(kv_tokens, sequences)
         pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
         longest = pages.max(axis=1)
-        count, alike = held.sum(axis=1), (held * (pages == longest[:, None])).sum(axis=1)
+        count, at_longest = counts.sum(axis=1), (counts * (pages == longest[:, None])).sum(axis=1)
         kv_heads = np.broadcast_to(np.asarray(self.kv_heads, float), longest.shape)
         packed = self.query_tokens * (self.query_heads / kv_heads)
         tile = tile_index(packed)
@@ -79,32 +77,32 @@ class AttentionCall:
         wave = np.floor(BLOCKS_PER_SM * self.sm_count / kv_heads)
         room = np.maximum(MOST_WAVES * wave, tiles * count + wave)
         # Every sequence has a block, the longest ones one a range.
-        most = np.minimum(longest / LEAST_PAGES, (room / tiles - count) / alike + 1.0)
+        most = np.minimum(longest / LEAST_PAGES, (room / tiles - count) / at_longest + 1.0)
         ways = np.ceil(most).astype(int)
         first = np.cumsum(ways) - ways
         of = np.repeat(np.arange(len(ways)), ways)
         ranges = np.ceil(longest[of] / (np.arange(len(of)) - first[of] + 1.0))
         ranges = np.maximum(ranges, np.minimum(longest, LEAST_PAGES)[of])
-        blocks = tiles[of] * (held[of] * np.ceil(pages[of] / ranges[:, None])).sum(axis=1)
+        blocks = tiles[of] * (counts[of] * np.ceil(pages[of] / ranges[:, None])).sum(axis=1)
         rows = (count * self.query_tokens * self.query_heads)[of]
         seconds = call_seconds(
             blocks=blocks * kv_heads[of],
             longest=ranges * PAGE_TOKENS,
-            total=(tiles * (held * pages).sum(axis=1) * PAGE_TOKENS * kv_heads)[of],
+            total=(tiles * (counts * pages).sum(axis=1) * PAGE_TOKENS * kv_heads)[of],
             merged=np.where(ranges < longest[of], rows, 0.0),
             tile=tile[of],
             head_dim=self.head_dim,
             sm_count=self.sm_count,
         )
         chosen = _chosen(np.where(blocks <= room[of], seconds, np.inf), blocks, first, of)
-        return Cut(
+        return SplitKV(
             blocks=blocks[chosen] * kv_heads,
             range_tokens=np.minimum(ranges[chosen] * PAGE_TOKENS, tokens.max(axis=1)),
             merged=(ranges[chosen] < longest).astype(float),
             seconds=seconds[chosen],
         )
 
-    def ragged_factor(self, kv_tokens: Array, idle: int = 0) -> float:
+    def ragged_factor(self, kv_tokens: Floats, idle: int = 0) -> float:
         """Estimated seconds over those of equal caches of the same mean; 1 where they are equal.
 
         Parameters
@@ -121,39 +119,39 @@ class AttentionCall:
         return float(self.split_kv(rows[None]).seconds[0] / equal.seconds[0])
 
 
-def _chosen(seconds: Array, blocks: Array, first: Counts, of: Counts) -> Counts:
-    """Of each batch's ways to cut, coarsest first, the one that the runtime takes."""
+def _chosen(seconds: Floats, blocks: Floats, first: Ints, of: Ints) -> Ints:
+    """Of each batch's ways to split, coarsest first, the one that the runtime takes."""
     number = np.arange(len(of))
-    near = seconds <= ALIKE * np.minimum.reduceat(seconds, first)[of]
+    near = seconds <= NEAR * np.minimum.reduceat(seconds, first)[of]
     chosen = np.minimum.reduceat(np.where(near, number, len(of)), first)
-    # The choice fixes the blocks; where KV is cut, ranges are the shortest that need no more.
+    # The choice fixes the blocks; where KV is split, ranges are the shortest that need no more.
     fits = (blocks <= blocks[chosen][of]) & (chosen > first)[of]
     return np.maximum(chosen, np.maximum.reduceat(np.where(fits, number, 0), first))
 
 
-def tile_index(rows: Array) -> Counts:
+def tile_index(rows: Floats) -> Ints:
     """Index into `TILE_ROWS` of the tile that these packed query rows take."""
     return np.minimum(np.searchsorted(TILE_ROWS, rows), len(TILE_ROWS) - 1)
 
 
 def call_seconds(
     *,
-    blocks: Array,
-    longest: Array,
-    total: Array,
-    merged: Array,
-    tile: Counts,
+    blocks: Floats,
+    longest: Floats,
+    total: Floats,
+    merged: Floats,
+    tile: Ints,
     head_dim: int,
     sm_count: int,
-) -> Array:
-    """The runtime's estimate of one call for ways to cut it; arrays of one shape. [s]
+) -> Floats:
+    """The runtime's estimate of one call for ways to split it; arrays of one shape. [s]
 
     Parameters
     ----------
     blocks, longest : array
         Blocks over all KV heads; tokens of the longest range.
     total, merged : array
-        Tokens of all blocks; query tokens x query heads to merge, 0 where nothing is cut.
+        Tokens of all blocks; query tokens x query heads to merge, 0 where nothing is split.
     tile : array of int
         Index into `TILE_ROWS`.
     """

@@ -8,18 +8,14 @@ all-reduce and (n-1)/n for an all-gather.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
-from perfmodel.units import GB, US
-
-Array: TypeAlias = NDArray[np.float64]
+from perfmodel.units import US
 
 ALGORITHMS = ("nccl", "custom", "custom_eager")
 
@@ -31,10 +27,10 @@ class MeasuredTimes:
     operation: str  # "all_reduce" or "all_gather"
     algorithm: str
     ranks: int
-    message_bytes: Array
-    seconds: Array  # non-decreasing
+    message_bytes: Floats = field(repr=False)
+    seconds: Floats = field(repr=False)  # non-decreasing
 
-    def at(self, message_bytes: Array, link_ratio: float) -> Array:
+    def at(self, message_bytes: Floats, link_ratio: float) -> Floats:
         """Seconds at any message size; the part above latency scales with `link_ratio`."""
         log_b = np.log(np.maximum(message_bytes, 1.0))
         knots = np.log(self.message_bytes)
@@ -54,7 +50,7 @@ class AlphaBeta:
     latency_per_rank_us: float  # of every further rank
     link_efficiency: float
 
-    def at(self, message_bytes: Array, ranks: int, link_bandwidth: float) -> Array:
+    def at(self, message_bytes: Floats, ranks: int, link_bandwidth: float) -> Floats:
         """Seconds for `ranks` GPUs."""
         traffic = (2.0 if self.operation == "all_reduce" else 1.0) * (ranks - 1) / ranks
         latency = (self.latency_us + self.latency_per_rank_us * (ranks - 2)) * US
@@ -68,31 +64,8 @@ class CollectiveCurve:
     source: str
     link_kind: str
     link_bandwidth: float  # bytes/s, one direction
-    measured: tuple[MeasuredTimes, ...]
-    alpha_beta: tuple[AlphaBeta, ...]
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> CollectiveCurve:
-        """The curve that a catalog file (parsed TOML) describes.
-
-        Raises
-        ------
-        ConfigError
-            If a key is unknown or missing, or measured times fall as messages grow.
-        """
-        _check_keys(
-            table,
-            required={"source", "link_kind", "link_GBps", "alpha_beta"},
-            optional={"measured", "residuals"},
-            where="collectives",
-        )
-        return cls(
-            source=str(table["source"]),
-            link_kind=str(table["link_kind"]),
-            link_bandwidth=float(table["link_GBps"]) * GB,
-            measured=tuple(_measured(t) for t in table.get("measured", ())),
-            alpha_beta=tuple(_alpha_beta(t) for t in table["alpha_beta"]),
-        )
+    measured: tuple[MeasuredTimes, ...] = field(repr=False)
+    alpha_beta: tuple[AlphaBeta, ...] = field(repr=False)
 
     def all_reduce_seconds(
         self,
@@ -101,7 +74,7 @@ class CollectiveCurve:
         ranks: int,
         algorithm: str = "best",
         link_bandwidth: float,
-    ) -> Array:
+    ) -> Floats:
         """Seconds of one all-reduce of `message_bytes` (each rank's whole tensor) among `ranks`.
 
         Parameters
@@ -138,11 +111,11 @@ class CollectiveCurve:
 
     def all_gather_seconds(
         self, *, message_bytes: ArrayLike, ranks: int, link_bandwidth: float
-    ) -> Array:
+    ) -> Floats:
         """Seconds of one NCCL all-gather; `message_bytes` is the gathered tensor, all ranks'."""
         return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
 
-    def _ring_seconds(self, size: Array, ranks: int, link_bandwidth: float) -> Array:
+    def _ring_seconds(self, size: Floats, ranks: int, link_bandwidth: float) -> Floats:
         """The latency measured at this rank count, and 2(n-1)/n of the message at a pair's rate.
 
         For nodes whose wiring was not measured: how several PCIe cards share switches and sockets
@@ -165,7 +138,7 @@ class CollectiveCurve:
         message_bytes: ArrayLike,
         ranks: int,
         link_bandwidth: float,
-    ) -> Array:
+    ) -> Floats:
         size = np.asarray(message_bytes, float)
         if ranks < 1 or ranks != int(ranks):
             raise ConfigError(f"ranks={ranks!r} must be a positive whole number")
@@ -187,42 +160,7 @@ class CollectiveCurve:
         raise ConfigError(f"no {operation} times for algorithm {algorithm!r} in {self.source}")
 
 
-@lru_cache(maxsize=256)
 def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:
     return {
         m.ranks: m for m in curve.measured if (m.operation, m.algorithm) == (operation, algorithm)
     }
-
-
-def _measured(table: Mapping[str, Any]) -> MeasuredTimes:
-    keys = {"operation", "algorithm", "ranks", "message_bytes", "time_us"}
-    _check_keys(table, required=keys, optional=set(), where="collectives.measured")
-    size, time = (np.asarray(table[k], float) for k in ("message_bytes", "time_us"))
-    name = f"{table['operation']} {table['algorithm']} x{table['ranks']}"
-    if size.shape != time.shape or size.ndim != 1 or len(size) < 2:
-        raise ConfigError(f"collectives {name}: {len(size)} sizes but {len(time)} times")
-    if np.any(np.diff(size) <= 0) or np.any(np.diff(time) < 0) or time[0] <= 0 or size[0] <= 0:
-        raise ConfigError(f"collectives {name}: sizes must rise and times never fall")
-    return MeasuredTimes(
-        operation=str(table["operation"]),
-        algorithm=str(table["algorithm"]),
-        ranks=int(table["ranks"]),
-        message_bytes=size,
-        seconds=time * US,
-    )
-
-
-def _alpha_beta(table: Mapping[str, Any]) -> AlphaBeta:
-    keys = set(AlphaBeta.__dataclass_fields__)
-    _check_keys(table, required=keys, optional=set(), where="collectives.alpha_beta")
-    return AlphaBeta(**table)
-
-
-def _check_keys(
-    table: Mapping[str, Any], *, required: set[str], optional: set[str], where: str
-) -> None:
-    if unknown := sorted(set(table) - required - optional):
-        known = ", ".join(sorted(required | optional))
-        raise ConfigError(f"{where} table: unknown key {unknown[0]!r}. Known: {known}.")
-    if missing := sorted(required - set(table)):
-        raise ConfigError(f"{where} table: missing key {missing[0]!r}")

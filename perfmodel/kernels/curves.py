@@ -19,16 +19,16 @@ class Efficiency:
     attention: AttentionCurve
     collectives: CollectiveCurve
 
+    def transfer_to(self, gpu: GPU) -> Efficiency:
+        """The products and attention of this GPU as another of like cores would run them.
 
-def carried(curves: Efficiency, gpu: GPU) -> Efficiency:
-    """The products and attention of one GPU as another of like cores would run them.
-
-    Efficiencies stay, so what all cores together stream or compute follows the datasheet's
-    bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and cuts of the cache
-    follow the number of multiprocessors. A block of attention keeps its time per token, not a share
-    of the bandwidth: what it has in flight and how long that takes are its core's (Little's law).
-    """
-    gemm, attention = curves.gemm, curves.attention
-    if gemm.waves is not None:
-        gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
-    return replace(curves, gemm=gemm, attention=replace(attention, sm_count=gpu.sm_count))
+        Efficiencies stay, so what all cores together stream or compute follows the datasheet's
+        bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and split KV
+        follow the number of multiprocessors. A block of attention keeps its time per token, not a
+        share of the bandwidth: what it has in flight and how long that takes are its core's
+        (Little's law).
+        """
+        gemm = self.gemm
+        if gemm.waves is not None:
+            gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
+        return replace(self, gemm=gemm, attention=replace(self.attention, sm_count=gpu.sm_count))

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Bools, Floats
 from perfmodel.errors import ConfigError
-from perfmodel.units import US
-
-FloatArray = NDArray[np.float64]
-
-_KEYS = {
-    "curve": {"kernel_latency_us", "memory_efficiency", "compute_efficiency", "overlap_exponent",
-              "source", "fit", "residuals", "waves", "table", "own"},
-    "source": {"dataset", "licence", "device", "kernel_library", "kernel_version", "dtype"},
-    "fit": {"command", "peak_TFLOPS", "hbm_TBps", "l2_MiB", "warm_cells_dropped_percent",
-            "cold_memory_efficiency", "launch_floor_us", "note"},
-    "residuals": {"scope", "median_percent", "p90_percent", "worst_percent", "by_region",
-                  "left_out_n", "left_out_n_and_k",
-                  "left_out_matrix"},
-    "waves": {"sm_count", "tile_rows", "tile_columns", "from_m"},
-    "table": {"m", "n", "k", "time_over_roofline_per_mille"},
-    "own": {"source", "command", "median_percent", "p90_percent", "m", "shapes",
-            "time_over_table_per_10000"},
-}  # fmt: skip
-_OPTIONAL = {"waves", "own"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +26,9 @@ class Waves:
 
     def __post_init__(self) -> None:
         if not min(self.sm_count, self.tile_rows, self.tile_columns) > 0:
-            raise ConfigError(f"GEMM curve, [waves]: SMs and tile sides must be positive: {self}")
+            raise ConfigError(f"waves: SMs and tile sides must be positive: {self}")
 
-    def inflation(self, m: ArrayLike, n: ArrayLike) -> FloatArray:
+    def inflation(self, m: ArrayLike, n: ArrayLike) -> Floats:
         """Time of the whole waves over that of the work in them, at least 1; broadcasts."""
         rows, columns = np.asarray(m, dtype=np.float64), np.asarray(n, dtype=np.float64)
         tiles = np.ceil(rows / self.tile_rows) * np.ceil(columns / self.tile_columns)
@@ -65,41 +45,28 @@ class OwnProducts:
     (ln n, ln k), so one that was timed is met exactly (Shepard 1968).
     """
 
-    m_knots: FloatArray  # (M,)
-    log_n: FloatArray  # (S,)
-    log_k: FloatArray  # (S,)
-    log_ratio: FloatArray  # (S, M)
+    m_knots: Floats = field(repr=False)  # (M,)
+    log_n: Floats = field(repr=False)  # (S,)
+    log_k: Floats = field(repr=False)  # (S,)
+    log_ratio: Floats = field(repr=False)  # (S, M)
 
     def __post_init__(self) -> None:
         shape = (self.log_n.size, self.m_knots.size)
         if self.log_ratio.shape != shape or self.log_k.size != self.log_n.size or not min(shape):
             raise ConfigError(
-                f"GEMM curve, [own]: ratios of shape {self.log_ratio.shape} for {shape[0]} shapes "
+                f"own: ratios of shape {self.log_ratio.shape} for {shape[0]} shapes "
                 f"and {shape[1]} rows"
             )
         if self.m_knots[0] <= 0 or np.any(np.diff(self.m_knots) <= 0):
-            raise ConfigError("GEMM curve, [own]: m must be positive and rise")
+            raise ConfigError("own: m must be positive and rise")
         if not np.all(np.isfinite(self.log_ratio)):
-            raise ConfigError("GEMM curve, [own]: a ratio is not positive")
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> OwnProducts:
-        """The matrices of `[own]`: a row of ratios for each (n, k), a column for each m."""
-        shapes = np.asarray(table["shapes"], dtype=np.float64).reshape(-1, 2)
-        ratios = np.asarray(table["time_over_table_per_10000"], dtype=np.float64) / 1e4
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return cls(
-                m_knots=np.asarray(table["m"], dtype=np.float64),
-                log_n=np.log(shapes[:, 0]),
-                log_k=np.log(shapes[:, 1]),
-                log_ratio=np.log(ratios),
-            )
+            raise ConfigError("own: a ratio is not positive")
 
     def timed(self, n: int, k: int) -> bool:
         """Whether this very matrix was timed."""
         return bool(np.any(np.isclose(self.log_n, np.log(n)) & np.isclose(self.log_k, np.log(k))))
 
-    def log_ratio_of(self, n: int, k: int) -> FloatArray:
+    def log_ratio_of(self, n: int, k: int) -> Floats:
         """ln(time / the table's) of one matrix at each of `m_knots`, (M,)."""
         distance = (self.log_n - np.log(n)) ** 2 + (self.log_k - np.log(k)) ** 2
         weight = 1.0 / (distance + 1e-12)
@@ -114,88 +81,36 @@ class GemmCurve:
     multiplier is what was measured over that base, on knots in m, n and k, interpolated in logs; it
     carries the tile steps, and the wave steps that `waves` does not. Beyond the knots it is held,
     so the roofline does the scaling. Because it multiplies latency and roofline alike, a GPU twice
-    as fast with half the latency takes half the time. `median_error` and `p90_error` are the
-    fractions by which a matrix is missed of which neither n nor k is a knot.
+    as fast with half the latency takes half the time.
     """
 
     kernel_latency_s: float
     memory_efficiency: float
     compute_efficiency: float
     overlap_exponent: float
-    m_knots: FloatArray  # (M,) rows of the activation, tokens
-    n_knots: FloatArray  # (N,) output columns of the weight
-    k_knots: FloatArray  # (K,) input columns of the weight
-    log_multiplier: FloatArray  # (M, N, K)
-    median_error: float
-    p90_error: float
+    m_knots: Floats = field(repr=False)  # (M,) rows of the activation, tokens
+    n_knots: Floats = field(repr=False)  # (N,) output columns of the weight
+    k_knots: Floats = field(repr=False)  # (K,) input columns of the weight
+    log_multiplier: Floats = field(repr=False)  # (M, N, K)
     source: str
     waves: Waves | None = None
     own: OwnProducts | None = None
 
     def __post_init__(self) -> None:
-        for field in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
-            if not getattr(self, field) > 0:
-                raise ConfigError(f"GEMM curve: {field}={getattr(self, field)!r} must be positive")
+        for name in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be positive")
         if not self.overlap_exponent >= 1:
-            raise ConfigError(f"GEMM curve: overlap_exponent={self.overlap_exponent!r} is below 1")
-        for field in ("m_knots", "n_knots", "k_knots"):
-            knots = getattr(self, field)
+            raise ConfigError(f"overlap_exponent={self.overlap_exponent!r} is below 1")
+        for name in ("m_knots", "n_knots", "k_knots"):
+            knots = getattr(self, name)
             if knots.size < 2 or knots[0] <= 0 or np.any(np.diff(knots) <= 0):
-                raise ConfigError(f"GEMM curve: {field} must be positive and rise, two or more")
+                raise ConfigError(f"{name} must be positive and rise, two or more")
         shape = (self.m_knots.size, self.n_knots.size, self.k_knots.size)
         if self.log_multiplier.shape != shape:
-            raise ConfigError(
-                f"GEMM curve: the table has shape {self.log_multiplier.shape}, its knots {shape}"
-            )
+            raise ConfigError(f"the table has shape {self.log_multiplier.shape}, its knots {shape}")
         if not np.all(np.isfinite(self.log_multiplier)):
-            raise ConfigError("GEMM curve: the table holds a multiplier that is not positive")
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> GemmCurve:
-        """The curve of a parsed `gemm.toml`.
-
-        Parameters
-        ----------
-        table : mapping
-            Latency in us, efficiencies as fractions, and `[table]` with one row of multipliers in
-            per mille for each (n, k), n-major, one column per m; beside them where they come from.
-
-        Raises
-        ------
-        ConfigError
-            If a key is unknown or missing, or a figure is out of its range; it is named.
-        """
-        _check_keys("curve", table)
-        for part in ("source", "fit", "residuals", "waves", "table", "own"):
-            if part in table:
-                _check_keys(part, table[part])
-        knots = table["table"]
-        m, n, k = (np.asarray(knots[axis], dtype=np.float64) for axis in ("m", "n", "k"))
-        rows = knots["time_over_roofline_per_mille"]
-        if len(rows) != n.size * k.size or any(len(row) != m.size for row in rows):
-            raise ConfigError(
-                f"GEMM curve: time_over_roofline_per_mille needs {n.size * k.size} rows of "
-                f"{m.size} figures, one for each (n, k) and m; it has {len(rows)} rows"
-            )
-        per_mille = np.asarray(rows, dtype=np.float64).reshape(n.size, k.size, m.size)
-        if not np.all(per_mille > 0):
-            raise ConfigError("GEMM curve: time_over_roofline_per_mille must be positive")
-        source = table["source"]
-        return cls(
-            kernel_latency_s=table["kernel_latency_us"] * US,
-            memory_efficiency=table["memory_efficiency"],
-            compute_efficiency=table["compute_efficiency"],
-            overlap_exponent=table["overlap_exponent"],
-            m_knots=m,
-            n_knots=n,
-            k_knots=k,
-            log_multiplier=np.moveaxis(np.log(per_mille / 1000.0), -1, 0),
-            median_error=table["residuals"]["left_out_n_and_k"]["median_percent"] / 100.0,
-            p90_error=table["residuals"]["left_out_n_and_k"]["p90_percent"] / 100.0,
-            source=f"{source['dataset']}, {source['device']}, {source['kernel_library']}",
-            waves=Waves(**table["waves"]) if "waves" in table else None,
-            own=OwnProducts.from_table(table["own"]) if "own" in table else None,
-        )
+            raise ConfigError("the table holds a multiplier that is not positive")
 
     def seconds(
         self,
@@ -206,7 +121,7 @@ class GemmCurve:
         peak_flops: float,
         hbm_bandwidth: float,
         weight_bytes_per_element: float = 2.0,
-    ) -> FloatArray:
+    ) -> Floats:
         """Time of one `(m, k) x (k, n)` product in bf16, its weights read from HBM.
 
         Parameters
@@ -240,7 +155,7 @@ class GemmCurve:
         # Past the last knot the layer is bound by compute: time grows with the rows.
         return np.asarray(time * np.maximum(rows / last, 1.0))
 
-    def in_range(self, *, m: ArrayLike, n: int, k: int) -> NDArray[np.bool_]:
+    def in_range(self, *, m: ArrayLike, n: int, k: int) -> Bools:
         """Whether each `m` lies inside the measured grid (then the number is "measured" or
         interpolated); false means that the utilisation of the nearest edge is held."""
         rows = np.asarray(m, dtype=np.float64)
@@ -262,7 +177,7 @@ def roofline_seconds(
     overlap_exponent: float,
     weight_bytes_per_element: float = 2.0,
     waves: Waves | None = None,
-) -> FloatArray:
+) -> Floats:
     """The base of the curve: kernel latency plus a p-norm of memory and compute time.
 
     Parameters
@@ -296,7 +211,7 @@ def roofline_seconds(
 @lru_cache(maxsize=4096)
 def _curve_over_m(
     curve: GemmCurve, n: int, k: int, peak_flops: float, hbm_bandwidth: float, weight_bytes: float
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[Floats, Floats]:
     """log m knots and log seconds of one matrix; (M,) each, the second never falls."""
     if not (n > 0 and k > 0):
         raise ConfigError(f"a dense layer of n={n}, k={k} is not one; both must be positive")
@@ -329,19 +244,9 @@ def _curve_over_m(
     return knots, np.maximum.accumulate(scaled)
 
 
-def _bracket(knots: FloatArray, value: float) -> tuple[int, float]:
+def _bracket(knots: Floats, value: float) -> tuple[int, float]:
     """Index of the knot below `value` and how far past it, in logs; held at the ends."""
     inside = min(max(float(value), float(knots[0])), float(knots[-1]))
     below = min(int(np.searchsorted(knots, inside, side="right")) - 1, knots.size - 2)
     step = np.log(knots[below + 1] / knots[below])
     return below, float(np.log(inside / knots[below]) / step)
-
-
-def _check_keys(part: str, table: Mapping[str, Any]) -> None:
-    where = "GEMM curve" if part == "curve" else f"GEMM curve, [{part}]"
-    unknown = sorted(set(table) - _KEYS[part])
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Known: {sorted(_KEYS[part])}.")
-    missing = sorted(_KEYS[part] - _OPTIONAL - set(table))
-    if missing:
-        raise ConfigError(f"{where}: {missing[0]!r} is missing")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from perfmodel._typing import Floats, Ints
 
 
-def locate(x: Array, knots: Array) -> tuple[NDArray[np.intp], Array, Array]:
+def locate(x: Floats, knots: Floats) -> tuple[Ints, Floats, Floats]:
     """Left knot, weight of the right one in ln(x), and ln(x / last knot) where beyond it."""
     log_knots, log_x = np.log(knots), np.log(np.maximum(x, knots[0]))
     left = np.minimum(np.searchsorted(log_knots, log_x, side="right") - 1, len(knots) - 2)
@@ -16,7 +15,7 @@ def locate(x: Array, knots: Array) -> tuple[NDArray[np.intp], Array, Array]:
     return left, np.minimum(weight, 1.0), np.maximum(log_x - log_knots[-1], 0.0)
 
 
-def log_weights(x: Array, knots: Array) -> Array:
+def log_weights(x: Floats, knots: Floats) -> Floats:
     """Interpolation weights (len(x), len(knots)) in ln(x), held flat outside."""
     if len(knots) == 1:
         return np.ones((len(x), 1))
@@ -29,13 +28,13 @@ def log_weights(x: Array, knots: Array) -> Array:
 
 
 def bilinear(
-    table: Array,
-    u: NDArray[np.intp],
-    wu: Array,
-    k: NDArray[np.intp],
-    wk: Array,
-    plane: NDArray[np.intp] | None = None,
-) -> Array:
+    table: Floats,
+    u: Ints,
+    wu: Floats,
+    k: Ints,
+    wk: Floats,
+    plane: Ints | None = None,
+) -> Floats:
     """`table[(plane,) u, k]` interpolated; open axes stay open until the four look-ups."""
     columns = table.shape[-1]
     flat = table.reshape(-1)

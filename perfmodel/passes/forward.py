@@ -6,38 +6,31 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from perfmodel.catalog.kernels import efficiency
+from perfmodel._typing import Floats
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 
-Array = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0  # bf16
 _ZERO = np.zeros(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """A model's shard on one rank of a machine, under one engine: what every op needs to know."""
+    """A model's shard on one rank of a machine, under one engine and its kernels' curves."""
 
     machine: Machine
     spec: ModelSpec
     engine: EngineProfile
+    curves: Efficiency
     tp: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     is_draft: bool = False
-
-    @property
-    def curves(self) -> Efficiency:
-        """The kernel curves that serve this machine's GPU."""
-        engine, gpu = self.engine, self.machine.gpu
-        kernels = (engine.attention_kernels, engine.linear_kernels)
-        return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
 
     @property
     def origin(self) -> str:
@@ -66,7 +59,7 @@ def forward_pass(
     Parameters
     ----------
     rank : Rank
-        Machine, model, engine, TP degree and storage types.
+        Machine, model, engine, kernel curves, TP degree and storage types.
     batch, context_tokens, query_tokens : float or array, mutually broadcastable
         Sequences; cached tokens per sequence; new tokens per sequence. [1]
     kv_read_tokens : float or array, optional
@@ -128,7 +121,7 @@ def prefill_pass(
 # ---- dense layers -----------------------------------------------------------------------------
 
 
-def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
+def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
     """Shape of each dense layer on one rank, as (outputs, inputs, count); qkv and gate-up fused."""
     spec, tp = rank.spec, rank.tp
     heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
@@ -142,11 +135,11 @@ def matrices(rank: Rank) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     gpu, curve = rank.machine.gpu, rank.curves.gemm
     weight_bytes = dtype_bytes(rank.weight_dtype)
     parts = []
-    for name, (n, k, count) in matrices(rank).items():
+    for name, (n, k, count) in linear_shapes(rank).items():
         m = head_rows if name == "lm_head" else rows
         element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
         seconds = curve.seconds(
@@ -172,14 +165,14 @@ def _linear_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
 # ---- attention --------------------------------------------------------------------------------
 
 
-def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache: bool) -> Part:
+def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_cache: bool) -> Part:
     spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
-    held = kv + query if curve.counts_new_tokens else kv
+    read = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=held, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
+        batch=batch, kv_tokens=read, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
     )  # fmt: skip
     engine = rank.engine
@@ -197,7 +190,7 @@ def _attention(rank: Rank, batch: Array, kv: Array, query: Array, *, whole_cache
     )
 
 
-def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -> Part:
+def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats) -> Part:
     spec, gpu = rank.spec, rank.machine.gpu
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
@@ -220,11 +213,11 @@ def _prefill_attention(rank: Rank, batch: Array, prompt: Array, cached: Array) -
 # ---- small ops --------------------------------------------------------------------------------
 
 
-def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _elementwise_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """Fused small kernels: each moves its activations once and has a fixed latency."""
     spec, layers = rank.spec, rank.spec.layers
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
-    ffn, vocab = spec.ffn_hidden // rank.tp, matrices(rank)["lm_head"][0]
+    ffn, vocab = spec.ffn_hidden // rank.tp, linear_shapes(rank)["lm_head"][0]
     rotary_width = 2 * (heads + kv_heads) * spec.head_dim + 2 * kv_heads * spec.head_dim
     widths = {  # elements moved per row, kernels, rows
         "embedding": (2 * spec.hidden, 1, rows),
@@ -240,7 +233,7 @@ def _elementwise_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Par
     return [*parts, _sampling(rank, vocab, head_rows, share)]
 
 
-def _sampling(rank: Rank, vocab: int, rows: Array, kernels: float) -> Part:
+def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     """The best token of each row: its bytes, or one row's walk where few rows share the GPU."""
     engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
     memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
@@ -256,7 +249,7 @@ def _small_origin(engine: EngineProfile) -> str:
     return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
 
 
-def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Array) -> Part:
+def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floats) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
@@ -267,7 +260,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Arra
 # ---- communication and overhead ---------------------------------------------------------------
 
 
-def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
+def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """Two all-reduces a layer, and the gather of each rank's best token where the head is split."""
     if rank.tp == 1:
         return []
@@ -289,7 +282,7 @@ def _comm_parts(rank: Rank, rows: Array, *, head_rows: Array) -> list[Part]:
     return parts
 
 
-def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> Part:
+def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
     return Part(
         name,
         rank.engine.comm_factor * seconds,
@@ -300,7 +293,7 @@ def _link_part(rank: Rank, name: str, seconds: Array, traffic_bytes: Array) -> P
     )
 
 
-def _overhead_parts(rank: Rank, batch: Array) -> list[Part]:
+def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     engine, layers = rank.engine, rank.spec.layers
     gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
     kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4

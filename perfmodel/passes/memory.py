@@ -5,41 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Bools, Floats
 from perfmodel.passes.forward import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.units import format_bytes
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MemoryEstimate:
     """Bytes on the fullest GPU, term by term; arrays broadcast to one shape."""
 
-    weights: Array
-    target_kv: Array
-    draft_weights: Array
-    draft_kv: Array
-    lookahead_kv: Array  # slots for γ drafts that may be rolled back
-    activations: Array
-    reserved: Array  # engine's reserve and workspace
+    weights: Floats
+    target_kv: Floats
+    draft_weights: Floats
+    draft_kv: Floats
+    lookahead_kv: Floats  # slots for γ drafts that may be rolled back
+    activations: Floats
+    reserved: Floats  # engine's reserve and workspace
     capacity: float
 
     @property
-    def total(self) -> Array:
+    def total(self) -> Floats:
         """Bytes needed per GPU."""
         return sum((getattr(self, name) for name in TERMS), np.zeros(()))
 
     @property
-    def fraction(self) -> Array:
+    def fraction(self) -> Floats:
         """Needed over capacity."""
         return self.total / self.capacity
 
     @property
-    def fits(self) -> NDArray[np.bool_]:
+    def fits(self) -> Bools:
         """Whether the GPUs hold it."""
         return self.total <= self.capacity
 
@@ -133,8 +132,8 @@ def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
 
 
 def _draft_terms(
-    scenario: Scenario, length: Array, budget: Array, gamma: Array
-) -> tuple[float, float, Array]:
+    scenario: Scenario, length: Floats, budget: Floats, gamma: Floats
+) -> tuple[float, float, Floats]:
     """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
     if draft is None or plan.draft == "none":
@@ -154,13 +153,13 @@ def _draft_terms(
     return weights, per_token, held
 
 
-def _cached_tokens(spec: ModelSpec, length: Array) -> Array:
+def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:
     """Tokens kept per sequence: a sliding window needs no more than itself."""
     window = spec.sliding_window_tokens
     return length if window is None else np.minimum(length, window)
 
 
-def _activation_bytes(scenario: Scenario, batch: Array, prefix: Array, gamma: Array) -> Array:
+def _activation_bytes(scenario: Scenario, batch: Floats, prefix: Floats, gamma: Floats) -> Floats:
     """Live tensors of the widest pass: a chunk of prompts, or a verification beside its logits.
 
     A graph's logits stay where it writes them, and are live once more while it is captured.
@@ -173,7 +172,7 @@ def _activation_bytes(scenario: Scenario, batch: Array, prefix: Array, gamma: Ar
     return np.asarray(np.maximum(prefill, np.maximum(_layer_bytes(scenario, rows), logits) + kept))
 
 
-def _layer_bytes(scenario: Scenario, rows: Array) -> Array:
+def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """A layer's widest moment: the residual, its norm, what attention and the layer before gave,
     and the MLP's gate, up and product."""
     spec = scenario.target
@@ -181,7 +180,7 @@ def _layer_bytes(scenario: Scenario, rows: Array) -> Array:
     return np.asarray(ACTIVATION_BYTES * rows * width)
 
 
-def _logit_bytes(scenario: Scenario, rows: Array) -> Array:
+def _logit_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """Normed states and logits of `rows`; split heads are gathered beside their parts."""
     spec, tp = scenario.target, scenario.tp
     part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0

@@ -9,7 +9,7 @@ from functools import cached_property, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from perfmodel._typing import Bools, Floats
 
 # Every part belongs to one group; a group is what a report shows first.
 GROUPS = {
@@ -43,12 +43,12 @@ class Part:
     """
 
     name: str
-    seconds: Array
-    compute_s: Array
-    memory_s: Array
+    seconds: Floats
+    compute_s: Floats
+    memory_s: Floats
     traffic: str  # "weights", "kv", "activations", "link" or "host"
     origin: str  # "fitted", "extrapolated", "assumed" or "datasheet"
-    in_range: Callable[[], NDArray[np.bool_]] = lambda: np.ones((), bool)
+    in_range: Callable[[], Bools] = lambda: np.ones((), bool)
 
     @property
     def bound(self) -> NDArray[np.str_]:
@@ -74,11 +74,11 @@ class StepTime:
     parts: tuple[Part, ...]
 
     @cached_property
-    def total_s(self) -> Array:
+    def total_s(self) -> Floats:
         """Seconds of the pass. Parts of small shape are added first, so a sweep stays cheap."""
         return _sum([part.seconds for part in self.parts])
 
-    def group_s(self, group: str) -> Array:
+    def group_s(self, group: str) -> Floats:
         """Seconds of one group: "linear", "attention", "comm", "elementwise" or "overhead"."""
         return _sum([part.seconds for part in self.parts if GROUPS[part.name] == group])
 
@@ -94,7 +94,7 @@ class StepTime:
         return next(o for o in ("extrapolated", "assumed", "datasheet", "fitted") if o in names)
 
 
-def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
+def mixed(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
     """The mean of two passes of the same parts, `share` of which are the first kind.
 
     Parameters
@@ -103,7 +103,7 @@ def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
         From 0 to 1.
     """
 
-    def mean(a: Array, b: Array) -> Array:
+    def mean(a: Floats, b: Floats) -> Floats:
         return np.asarray(share * a + (1.0 - share) * b)
 
     def both(a: Part, b: Part) -> Part:
@@ -118,5 +118,5 @@ def mixed(first: StepTime, later: StepTime, *, share: Array) -> StepTime:
     return StepTime(tuple(both(a, b) for a, b in zip(first.parts, later.parts, strict=True)))
 
 
-def _sum(arrays: list[Array]) -> Array:
+def _sum(arrays: list[Floats]) -> Floats:
     return reduce(np.add, sorted(arrays, key=lambda a: a.size), np.zeros(()))

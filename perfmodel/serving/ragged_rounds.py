@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.kernels.attention_scheduled import ScheduledAttention
 from perfmodel.kernels.attention_split import AttentionCall
 from perfmodel.scenario import Scenario
 from perfmodel.serving.round_times import estimate_rounds
-from perfmodel.speculation.round import RoundEstimate, target_rank
+from perfmodel.speculation.round import RoundEstimate
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -65,7 +66,7 @@ def ragged_round_seconds(
         padded = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
         dense = padded.round_s - padded.overhead_s - sum(_attention_s(padded, shape))
         seconds = dense + read + drafted + point.overhead_s
-    if target_rank(scenario).curves.attention.blocks:
+    if isinstance(scenario.kernels.attention, ScheduledAttention):
         verify, draft = _factors(scenario, gamma, contexts, takes_part, rows - batch)
         seconds = seconds + read * (verify - 1.0) + drafted * (draft - 1.0)
     return seconds, point

@@ -15,7 +15,7 @@ class GPU:
     serves this GPU and `efficiency_origin` says whether it was fitted on this very GPU
     ("fitted") or borrowed from the nearest architecture ("extrapolated"); `efficiency_reason`
     says why that one. `memory_bytes` is what a process can see, `datasheet_memory_bytes` the
-    figure on the box. `figure_sources` pairs each figure with the document that states it.
+    figure on the box.
     """
 
     name: str
@@ -25,15 +25,11 @@ class GPU:
     memory_bytes: float
     hbm_bandwidth: float  # bytes/s
     l2_bytes: float
-    power_w: float
     efficiency: str
     efficiency_origin: str
     source: str
-    peak_flops_fp8: float | None = None  # dense; None where the tensor cores have no fp8
-    peak_ops_int8: float | None = None  # dense int8 operations/s
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
-    figure_sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):

@@ -144,6 +144,7 @@ def draft_cost(
         machine=scenario.machine,
         spec=scenario.draft,
         engine=scenario.engine,
+        curves=scenario.kernels,
         tp=scenario.draft_tp,
         weight_dtype=scenario.weight_dtype,
         kv_dtype=scenario.kv_dtype,

@@ -208,6 +208,7 @@ def target_rank(scenario: Scenario) -> Rank:
         machine=scenario.machine,
         spec=scenario.target,
         engine=scenario.engine,
+        curves=scenario.kernels,
         tp=scenario.tp,
         weight_dtype=scenario.weight_dtype,
         kv_dtype=scenario.kv_dtype,

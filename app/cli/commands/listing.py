@@ -7,7 +7,7 @@ from typing import Any
 
 import perfmodel
 from app.cli.output import console, print_json
-from app.cli.overrides import scenario_names, scenario_values
+from perfmodel import scenario_names, scenario_values
 
 
 def run_list(kind: str, *, as_json: bool) -> int:

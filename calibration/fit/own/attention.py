@@ -27,7 +27,8 @@ from perfmodel import (
     AttentionCall,
     AttentionCurve,
     BlockTable,
-    Cut,
+    ScheduledAttention,
+    SplitKV,
     tile_index,
 )
 
@@ -59,7 +60,7 @@ FOLDS = 5
 class OwnAttentionFit:
     """The curve of one's own kernels, and how far it errs."""
 
-    curve: AttentionCurve
+    curve: ScheduledAttention
     errors: Errors
 
     def toml(self) -> str:
@@ -110,8 +111,7 @@ def fit_own_attention(
     frame = pd.concat([frame, off_grid[~checks]], ignore_index=True)
     blocks = fit_blocks(frame, gpu)
     latency = {table.head_dim: table.launch_us for table in blocks}
-    curve = replace(
-        published,
+    curve = ScheduledAttention(
         source=source,
         sm_count=gpu.sm_count,
         blocks=blocks,
@@ -220,7 +220,7 @@ def block_knots(most: float) -> Array:
     return np.unique(np.round(np.concatenate([even, whole, whole * 1.008]), 4))
 
 
-def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:
+def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> SplitKV:
     call = AttentionCall(
         query_tokens=cells.query_tokens.to_numpy(),
         query_heads=cells.query_heads.to_numpy(),
@@ -231,7 +231,7 @@ def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:
     return call.split_kv(cells[["kv_tokens"]].to_numpy(), cells[["batch"]].to_numpy())
 
 
-def _form(table: BlockTable, cells: pd.DataFrame, cut: Cut, gpu: GPU) -> Array:
+def _form(table: BlockTable, cells: pd.DataFrame, cut: SplitKV, gpu: GPU) -> Array:
     return table.form_seconds(
         cut,
         unit_tokens=(cells.units * cells.kv_tokens).to_numpy(),
@@ -244,7 +244,9 @@ def _form(table: BlockTable, cells: pd.DataFrame, cut: Cut, gpu: GPU) -> Array:
 # ---- errors -----------------------------------------------------------------------------------
 
 
-def _errors(frame: pd.DataFrame, between: pd.DataFrame, curve: AttentionCurve, gpu: GPU) -> Errors:
+def _errors(
+    frame: pd.DataFrame, between: pd.DataFrame, curve: ScheduledAttention, gpu: GPU
+) -> Errors:
     """The finished curve on the cells that it was fitted to and on those off the grid; and each
     fifth of the cells by residuals without them."""
     errors = Errors("attention", regions=_regions)

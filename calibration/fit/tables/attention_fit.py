@@ -28,7 +28,7 @@ from calibration.fit.tables.attention_tables import (
     read_decode,
     read_prefill,
 )
-from perfmodel import AttentionCurve, DecodeTable, PrefillTable
+from perfmodel import DecodeTable, LibraryAttention, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
@@ -63,7 +63,7 @@ class DecodeFit:
     regroup_latency_us: float
 
 
-def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[AttentionCurve, list[DecodeFit]]:
+def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[LibraryAttention, list[DecodeFit]]:
     """Both curves of one GPU and, per head dimension, what the error figures are made of."""
     prefill = fit_prefill(read_prefill(data, gpu), gpu)
     frame = read_decode(data, gpu)
@@ -86,13 +86,13 @@ def _plateau(table: PrefillTable) -> float:
     return float(np.median(large))
 
 
-def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
+def physical_form(gpu: MeasuredGpu, **given: Any) -> LibraryAttention:
     """The curve before its decode tables: geometry of the GPU and the kernel, and assumptions.
 
     The row tiles are FlashInfer's and flash-attn's block heights. The factor 1.2 above 16 rows was
     seen on one H200 (FlashInfer fa2, 32 against 16 packed rows); elsewhere it is assumed.
     """
-    return AttentionCurve(
+    return LibraryAttention(
         sm_count=gpu.sheet.sm_count,
         blocks_per_sm=gpu.blocks_per_sm,
         split_min_group=gpu.split_min_group,
@@ -114,7 +114,7 @@ def physical_form(gpu: MeasuredGpu, **given: Any) -> AttentionCurve:
 
 def fit_decode(
     cells: pd.DataFrame,
-    form: AttentionCurve,
+    form: LibraryAttention,
     gpu: MeasuredGpu,
 ) -> DecodeFit:
     """Parameters, then the residual table, of one head dimension."""
@@ -185,7 +185,7 @@ def _stray(cells: pd.DataFrame) -> pd.Series:
 
 
 def _monotone(
-    form: AttentionCurve,
+    form: LibraryAttention,
     table: DecodeTable,
     cube: Array,
     gpu: MeasuredGpu,
@@ -242,7 +242,9 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     )
 
 
-def _base(form: AttentionCurve, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu) -> Array:
+def _base(
+    form: LibraryAttention, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu
+) -> Array:
     out = np.empty(len(cells))
     for group in cells.group.unique():
         mine = (cells.group == group).to_numpy()
@@ -281,7 +283,7 @@ def _empty_table(head_dim: int) -> DecodeTable:
 WAYS = ("cell", "heads", "batch", "units", "tokens")
 
 
-def errors(curve: AttentionCurve, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd.DataFrame:
+def errors(curve: LibraryAttention, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd.DataFrame:
     """Decode cells from 128 KV tokens up, with the relative error of each way of holding out.
 
     `in_sample` is the finished curve's, running maximum and rounding included.
@@ -295,7 +297,7 @@ def errors(curve: AttentionCurve, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd
     return frame[frame.tokens >= DECODE_TOKENS]
 
 
-def _in_sample(curve: AttentionCurve, cells: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
+def _in_sample(curve: LibraryAttention, cells: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
     out = pd.Series(np.nan, index=cells.index)
     for (query_heads, kv_heads), part in cells.groupby(["query_heads", "kv_heads"]):
         seconds = curve.seconds(
@@ -311,7 +313,7 @@ def _in_sample(curve: AttentionCurve, cells: pd.DataFrame, gpu: MeasuredGpu) -> 
     return out
 
 
-def prefill_errors(curve: AttentionCurve, frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.DataFrame:
+def prefill_errors(curve: LibraryAttention, frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.DataFrame:
     """Prefill cells with the curve's relative error; `on_knots` cells are in its table."""
     parts = []
     for (dim, query_heads, kv_heads), part in frame.groupby(

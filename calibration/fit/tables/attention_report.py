@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from perfmodel import AttentionCurve
+from perfmodel import LibraryAttention, ScheduledAttention
 
 TOKEN_BANDS = {"128-512": (128, 512), "1024-4096": (1024, 4096), "8192-": (8192, np.inf)}
 UNIT_BANDS = {
@@ -26,11 +26,11 @@ HEADER = """# Attention times of one layer on one rank, {gpu}.
 """
 
 
-def toml_text(gpu: str, curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
+def toml_text(gpu: str, curve: LibraryAttention, residuals: Mapping[str, Any]) -> str:
     """The catalog file of a fitted curve."""
     lines = [HEADER.format(gpu=gpu)]
     for name in ("source", *(n for n in curve.__dataclass_fields__ if n != "source")):
-        if name not in ("decode", "prefill", "blocks", "origin"):
+        if name not in ("decode", "prefill", "origin"):
             lines.append(f"{name} = {_value(getattr(curve, name))}")
     lines += ["", "[origin]", *(f"{k} = {_value(v)}" for k, v in curve.origin.items())]
     lines += ["", "[residuals]", *(f"{k} = {_value(v)}" for k, v in residuals.items())]
@@ -47,7 +47,7 @@ OWN_HEADER = """# Attention as the runtime runs it, timed on this GPU; stands ov
 """
 
 
-def own_toml_text(curve: AttentionCurve, residuals: Mapping[str, Any]) -> str:
+def own_toml_text(curve: ScheduledAttention, residuals: Mapping[str, Any]) -> str:
     """The catalog file of one's own blocks, which stands over that of the GPU's tables.
 
     Prefill is written where it was measured; else the GPU's own tables go on.

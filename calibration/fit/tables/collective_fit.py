@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.fit.tables.attention_tables import GPUS, MeasuredGpu
-from perfmodel import CollectiveCurve, MeasuredTimes
+from perfmodel import CollectiveCurve, MeasuredTimes, collective_curve
 from perfmodel.units import GB, MS, US
 
 Array = NDArray[np.float64]
@@ -200,7 +200,7 @@ def main() -> None:
     for name in arguments.gpu:
         gpu = GPUS[name]
         table, errors = fit_gpu(arguments.data, gpu)
-        curve = CollectiveCurve.from_table(table)
+        curve = collective_curve(table)
         print(f"{name}: one size left out, |error| %")
         for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
             e = part.error.abs() * 100

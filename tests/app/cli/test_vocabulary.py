@@ -14,8 +14,8 @@ import pytest
 from app.cli.axes import parse_axis
 from app.cli.main import run
 from app.cli.options import SCENARIO_FLAGS
-from app.cli.overrides import override, scenario_names, scenario_values
-from perfmodel import ConfigError, ScenarioInput
+from app.cli.overrides import override
+from perfmodel import ConfigError, ScenarioInput, scenario_names, scenario_values
 
 SELF = ["--draft", "self", "--tp", "8"]
 

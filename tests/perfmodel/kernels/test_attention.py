@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 import perfmodel
 from perfmodel import catalog
-from perfmodel.catalog.kernels import efficiency
+from perfmodel.catalog.kernels import attention_curve, efficiency
 from perfmodel.errors import ConfigError
-from perfmodel.kernels.attention import AttentionCurve
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 PEAKS = {  # dense bf16 FLOP/s, HBM bytes/s
@@ -32,7 +31,7 @@ def table_of(gpu: str) -> dict[str, Any]:
 
 
 TABLES = {gpu: table_of(gpu) for gpu in PEAKS}
-CURVES = {gpu: AttentionCurve.from_table(table) for gpu, table in TABLES.items()}
+CURVES = {gpu: attention_curve(table) for gpu, table in TABLES.items()}
 
 
 def kernel(gpu: str, heads: tuple[int, int] = (32, 8), **changes: Any) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def test_doubling_peaks_and_halving_latencies_halves_the_time(gpu: str) -> None:
     flops, bandwidth = PEAKS[gpu]
     twice = kernel(gpu, peak_flops=2 * flops, hbm_bandwidth=2 * bandwidth)
     work = {"batch": np.array([1, 7, 300])[:, None], "kv_tokens": np.array([100, 3e4])}
-    half = AttentionCurve.from_table(table)
+    half = attention_curve(table)
     np.testing.assert_allclose(
         half.seconds(**work, query_tokens=5, **twice),
         CURVES[gpu].seconds(**work, query_tokens=5, **kernel(gpu)) / 2,
@@ -231,7 +230,7 @@ def broken(change: str) -> dict[str, Any]:
     ("change", "words"),
     [
         ("unknown", "unknown key 'stream_eficiency'"),
-        ("missing", "missing key 'sm_count'"),
+        ("missing", "sm_count is missing"),
         ("shape", "its knots"),
         ("order", "must be positive and rise"),
         ("falls", "must not fall"),
@@ -239,7 +238,7 @@ def broken(change: str) -> dict[str, Any]:
 )
 def test_a_bad_table_is_refused_by_name(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        AttentionCurve.from_table(broken(change))
+        attention_curve(broken(change))
 
 
 def test_65536_points_take_under_15_ms() -> None:

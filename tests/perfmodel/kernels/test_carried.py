@@ -1,4 +1,4 @@
-"""Curves carried from the GPU where they were measured to another follow its datasheet."""
+"""Curves transferred from the GPU where they were measured to another follow its datasheet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from strategies import a_scenario
 
-from perfmodel import Efficiency, carried, catalog, efficiency, estimate
+from perfmodel import Efficiency, catalog, efficiency, estimate
 
 H200 = catalog.gpu("h200")
 CURVES = efficiency("h200", "specroof", "specroof")
@@ -21,7 +21,7 @@ def attention_s(curves: Efficiency, tokens: float, bandwidth: float) -> float:
 
 
 def test_the_same_datasheet_changes_nothing() -> None:
-    same = carried(CURVES, H200)
+    same = CURVES.transfer_to(H200)
     for tokens in (128, 4096, 131_072):
         assert attention_s(same, tokens, H200.hbm_bandwidth) == pytest.approx(
             attention_s(CURVES, tokens, H200.hbm_bandwidth), rel=1e-12
@@ -36,7 +36,7 @@ def test_the_same_datasheet_changes_nothing() -> None:
 
 def test_half_the_bandwidth_doubles_what_memory_bounds_and_no_latency() -> None:
     slow = replace(H200, hbm_bandwidth=0.5 * H200.hbm_bandwidth)
-    curves = carried(CURVES, slow)
+    curves = CURVES.transfer_to(slow)
 
     def ratio(tokens: float) -> float:
         after = attention_s(curves, tokens, slow.hbm_bandwidth)
@@ -58,14 +58,14 @@ def test_a_block_alone_keeps_its_rate_whatever_the_memory_could_deliver() -> Non
         float(
             curves.attention.seconds(**cell, peak_flops=g.peak_flops, hbm_bandwidth=g.hbm_bandwidth)
         )
-        for curves, g in ((CURVES, H200), (carried(CURVES, slow), slow))
+        for curves, g in ((CURVES, H200), (CURVES.transfer_to(slow), slow))
     )
     assert after == pytest.approx(before, rel=1e-3)
 
 
 def test_fewer_multiprocessors_take_longer_where_cores_bound() -> None:
     small = replace(H200, sm_count=66)
-    moved = carried(CURVES, small)
+    moved = CURVES.transfer_to(small)
     assert moved.attention.sm_count == 66
     cell = CELL | {"batch": 16, "kv_tokens": 65_536, "query_tokens": 1}
     peaks = {"peak_flops": H200.peak_flops, "hbm_bandwidth": 4.0 * H200.hbm_bandwidth}
@@ -73,7 +73,7 @@ def test_fewer_multiprocessors_take_longer_where_cores_bound() -> None:
 
 
 @pytest.mark.parametrize("name", ["h100-pcie", "h100-nvl", "b200"])
-def test_a_prediction_by_carried_curves_says_so(name: str) -> None:
+def test_a_prediction_by_transferred_curves_says_so(name: str) -> None:
     scenario = a_scenario(engine="specroof", gpu=name, draft="self", batch=4, gamma=3)
     assert any(f"{name} has no kernel measurements with" in note for note in scenario.notes)
     point = estimate(scenario)

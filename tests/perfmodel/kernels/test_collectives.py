@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfmodel
+from perfmodel.catalog.kernels import collective_curve
 from perfmodel.errors import ConfigError
-from perfmodel.kernels.collectives import CollectiveCurve
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 LINKS = {"a100-sxm-80gb": 300e9, "h100-sxm": 450e9, "h200": 450e9, "l40s": 32e9}
 TABLES: dict[str, dict[str, Any]] = {
     gpu: tomllib.loads((FOLDER / gpu / "collectives.toml").read_text()) for gpu in LINKS
 }
-CURVES = {gpu: CollectiveCurve.from_table(table) for gpu, table in TABLES.items()}
+CURVES = {gpu: collective_curve(table) for gpu, table in TABLES.items()}
 
 gpus = st.sampled_from(sorted(LINKS))
 ranks = st.sampled_from([2, 3, 4, 5, 6, 8, 16])
@@ -90,7 +90,7 @@ def test_rank_counts_between_the_tables_lie_between_them(gpu: str) -> None:
 def test_without_tables_the_physical_form_gives_bytes_over_the_link() -> None:
     table = {k: v for k, v in TABLES["h100-sxm"].items() if k != "measured"}
     form = next(f for f in table["alpha_beta"] if f["operation"] == "all_reduce")
-    curve = CollectiveCurve.from_table(table)
+    curve = collective_curve(table)
     size = 1e9
     seconds = curve.all_reduce_seconds(
         message_bytes=size, ranks=4, algorithm="nccl", link_bandwidth=100e9
@@ -102,7 +102,7 @@ def test_without_tables_the_physical_form_gives_bytes_over_the_link() -> None:
 @pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200"])
 def test_the_physical_form_stays_near_a_ring_on_nvlink(gpu: str) -> None:
     """Two and four ranks reduce over a ring; eight H100s or H200s in the switch, which beats it."""
-    bare = CollectiveCurve.from_table({k: v for k, v in TABLES[gpu].items() if k != "measured"})
+    bare = collective_curve({k: v for k, v in TABLES[gpu].items() if k != "measured"})
 
     def over_measured(n: int) -> float:
         call = {"message_bytes": 256e6, "ranks": n, "link_bandwidth": LINKS[gpu]}
@@ -161,7 +161,7 @@ def broken(change: str) -> dict[str, Any]:
 )
 def test_a_bad_table_is_refused(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        CollectiveCurve.from_table(broken(change))
+        collective_curve(broken(change))
 
 
 def test_a_bad_call_is_refused() -> None:

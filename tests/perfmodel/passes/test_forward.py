@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +21,10 @@ from strategies import (
     with_peaks,
 )
 
-from perfmodel import Efficiency, Rank, catalog, efficiency, forward_pass, prefill_pass, target_rank
+from perfmodel import Efficiency, Rank, catalog, forward_pass, prefill_pass, target_rank
+from perfmodel.kernels.attention_scheduled import ScheduledAttention
+from perfmodel.passes.forward import linear_shapes
 
-forward_pass_module = import_module("perfmodel.passes.forward")
 FEW = settings(max_examples=40, deadline=None)
 
 
@@ -135,7 +134,7 @@ def test_time_never_falls_as_batch_context_or_query_grow(
     60.3 and 52.5 in another run (h200-kernels.jsonl)."""
     before = forward_pass(rank, **at).total_s
     after = forward_pass(rank, **(at | {name: at[name] + more})).total_s
-    fall = 0.15 if rank.curves.attention.blocks else 1e-12
+    fall = 0.15 if isinstance(rank.curves.attention, ScheduledAttention) else 1e-12
     assert after >= before * (1 - fall)
 
 
@@ -172,45 +171,23 @@ def test_fewer_bytes_are_never_slower(rank: Rank, at: dict[str, int], field: str
 def halved_latencies(curves: Efficiency) -> Efficiency:
     """The curves with every fixed time halved, efficiencies untouched."""
     gemm, attention = curves.gemm, curves.attention
-    decode = tuple(
-        replace(
-            table,
-            kernel_latency_us=table.kernel_latency_us / 2,
-            split_latency_us=table.split_latency_us / 2,
-            wave_overhead_us=table.wave_overhead_us / 2,
-        )
-        for table in attention.decode
-    )
-    prefill = tuple(
-        replace(table, kernel_latency_us=table.kernel_latency_us / 2) for table in attention.prefill
-    )
-    names = ("launch_us", "merge_us", "merge_row_ns", "block_us", "token_ns")
-    blocks = tuple(
-        replace(table, **{name: getattr(table, name) / 2 for name in names})
-        for table in attention.blocks
-    )
+    changes: dict[str, Any] = {"prefill": tuple(map(with_halved_times, attention.prefill))}
+    if isinstance(attention, ScheduledAttention):
+        changes["blocks"] = tuple(map(with_halved_times, attention.blocks))
+    else:
+        changes["decode"] = tuple(map(with_halved_times, attention.decode))
+        changes["regroup_latency_us"] = attention.regroup_latency_us / 2
     return replace(
         curves,
         gemm=replace(gemm, kernel_latency_s=gemm.kernel_latency_s / 2),
-        attention=replace(
-            attention,
-            decode=decode,
-            prefill=prefill,
-            blocks=blocks,
-            regroup_latency_us=attention.regroup_latency_us / 2,
-        ),
+        attention=replace(attention, **changes),
     )
 
 
-@contextmanager
-def kernels_with_half_the_latency() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            forward_pass_module,
-            "efficiency",
-            lambda *kernels: halved_latencies(efficiency(*kernels)),
-        )
-        yield
+def with_halved_times(table: Any) -> Any:
+    """A table of attention with every time (`_us`, `_ns`) halved."""
+    names = [name for name in table.__dataclass_fields__ if name.endswith(("_us", "_ns"))]
+    return replace(table, **{name: getattr(table, name) / 2 for name in names})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -222,6 +199,7 @@ def test_twice_the_peaks_and_half_the_latencies_halve_the_time(gpu: str, engine:
         rank,
         machine=with_peaks(rank.machine, 2.0, "hbm_bandwidth", "peak_flops", "link"),
         engine=rank.engine.changed(**latencies),
+        curves=halved_latencies(rank.curves),
     )
     at = {
         "batch": np.array([1.0, 7.0, 64.0, 300.0])[:, None, None],
@@ -230,8 +208,7 @@ def test_twice_the_peaks_and_half_the_latencies_halve_the_time(gpu: str, engine:
     }
     prompt = {"batch": 1, "prompt_tokens": at["context_tokens"]}
     slow_s = forward_pass(rank, **at).total_s, prefill_pass(rank, **prompt).total_s
-    with kernels_with_half_the_latency():
-        fast_s = forward_pass(fast, **at).total_s, prefill_pass(fast, **prompt).total_s
+    fast_s = forward_pass(fast, **at).total_s, prefill_pass(fast, **prompt).total_s
     for slow, half in zip(slow_s, fast_s, strict=True):
         np.testing.assert_allclose(half, slow / 2, rtol=1e-12)
 
@@ -265,7 +242,7 @@ def test_weights_read_by_all_ranks_minus_the_replicated_are_the_model(name: str,
     if not spec.splits_over(tp):
         pytest.skip(f"{name} does not split over {tp}")
     rank = replace(a_rank(target=name), tp=tp)
-    read = sum(n * k * count for n, k, count in forward_pass_module.matrices(rank).values())
+    read = sum(n * k * count for n, k, count in linear_shapes(rank).values())
     replicated_kv = 2 * max(tp - spec.kv_heads, 0) * spec.head_dim * spec.hidden * spec.layers
     padding = (spec.padded_vocab_per_rank(tp) * tp - spec.vocab) * spec.hidden
     whole = spec.layers * (

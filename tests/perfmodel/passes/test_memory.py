@@ -21,7 +21,7 @@ from perfmodel import (
     largest_batch,
     target_rank,
 )
-from perfmodel.passes.forward import matrices
+from perfmodel.passes.forward import linear_shapes
 from perfmodel.passes.memory import TERMS
 
 
@@ -151,7 +151,7 @@ def test_weights_held_are_those_read_and_the_embedding_and_the_norms(
 ) -> None:
     """The LM head is read in bf16 whatever the layers are stored in; so it is held."""
     scenario = a_scenario(weight_dtype=dtype, tp=tp)
-    shapes = matrices(target_rank(scenario))
+    shapes = linear_shapes(target_rank(scenario))
     head_n, head_k, _ = shapes.pop("lm_head")
     layers = sum(n * k * count for n, k, count in shapes.values())
     spec = scenario.target

@@ -7,7 +7,6 @@ import math
 import random
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,11 @@ from perfmodel import (
     BlockTable,
     EngineProfile,
     GemmCurve,
+    ScheduledAttention,
+    attention_curve,
     catalog,
     efficiency,
+    gemm_curve,
     profile_from_table,
 )
 
@@ -70,7 +72,9 @@ def true_attention() -> AttentionCurve:
         )
         for (dim, tile), token_ns in TOKEN_NS.items()
     )  # fmt: skip
-    return replace(LIBRARY.attention, sm_count=GPU.sm_count, blocks=tables)
+    return ScheduledAttention(
+        source="made", sm_count=GPU.sm_count, blocks=tables, prefill=LIBRARY.attention.prefill
+    )
 
 
 TRUE_ATTENTION = true_attention()
@@ -143,14 +147,14 @@ def gemm_of(report: FitReport) -> GemmCurve:
     shipped = catalog.__file__ and Path(catalog.__file__).parent / "efficiency/h200/gemm.toml"
     assert isinstance(shipped, Path)
     own = tomllib.loads(report.files["efficiency/h200/gemm-specroof.toml"])
-    return GemmCurve.from_table(tomllib.loads(shipped.read_text()) | own)
+    return gemm_curve(tomllib.loads(shipped.read_text()) | own)
 
 
 def attention_of(report: FitReport) -> AttentionCurve:
     assert catalog.__file__
     shipped = Path(catalog.__file__).parent / "efficiency/h200/attention.toml"
     own = tomllib.loads(report.files["efficiency/h200/attention-specroof.toml"])
-    return AttentionCurve.from_table(tomllib.loads(shipped.read_text()) | own)
+    return attention_curve(tomllib.loads(shipped.read_text()) | own)
 
 
 def engine_of(report: FitReport) -> EngineProfile:

@@ -17,7 +17,7 @@ from calibration.fit.tables.attention_report import toml_text
 from calibration.fit.tables.attention_residuals import _filled, held_out, residual_of
 from calibration.fit.tables.attention_tables import GPUS, cold_seconds, read_decode
 from calibration.fit.tables.collective_fit import monotone, unspiked
-from perfmodel.kernels.attention import AttentionCurve
+from perfmodel import LibraryAttention, attention_curve
 from perfmodel.units import US
 
 GPU = GPUS["a100-sxm-80gb"]
@@ -45,7 +45,7 @@ def synthetic(noise: float = 0.0) -> pd.DataFrame:
     return frame.assign(in_l2=frame.kv_bytes <= GPU.sheet.l2_bytes, cold_s=frame.measured_s)
 
 
-def form_of() -> AttentionCurve:
+def form_of() -> LibraryAttention:
     return fit.physical_form(GPU, source="made", tensor_core_efficiency=0.6, prefill=())
 
 
@@ -142,7 +142,7 @@ def test_the_written_file_reads_back_as_the_same_curve() -> None:
     folder = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
     text = (folder / "a100-sxm-80gb" / "attention.toml").read_text()
     table = tomllib.loads(text)
-    curve = AttentionCurve.from_table(table)
+    curve = attention_curve(table)
     again = toml_text("a100-sxm-80gb", curve, table["residuals"])
     assert tomllib.loads(again) == table
     assert len(text.encode()) < 60_000

@@ -20,8 +20,7 @@ from calibration.fit.tables.gemm_tables import (
     predict_along,
     read_gemm_table,
 )
-from perfmodel import catalog
-from perfmodel.kernels.gemm import GemmCurve
+from perfmodel import catalog, gemm_curve
 
 GPU = replace(catalog.gpu("h200"), peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
 TRUE = Base(
@@ -156,7 +155,7 @@ def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) 
 
 def test_the_written_file_is_the_fitted_curve() -> None:
     fit = fit_curve(noisy(), GPU)
-    curve = GemmCurve.from_table(tomllib.loads(gemm_toml("h200", fit, GPU)))
+    curve = gemm_curve(tomllib.loads(gemm_toml("h200", fit, GPU)))
     fitted = np.exp(fit.log_multiplier + fit.log_base)
     for j in (0, 3, 6):
         time = curve.seconds(

@@ -1,0 +1,55 @@
+"""The files beside this one, by kind and name, and text files that a user names."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from perfmodel.catalog._schema import parse_toml
+from perfmodel.errors import ConfigError
+
+MAX_FILE_BYTES = 1_000_000
+
+
+@cache
+def names(kind: str) -> tuple[str, ...]:
+    """Names in a folder such as "gpus" or "efficiency/h200", without ending, sorted."""
+    entries = (entry.name for entry in files(__package__).joinpath(kind).iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in entries if name[0] not in "._"))
+
+
+def text(kind: str, name: str) -> str:
+    """The text of one file of the catalog."""
+    return files(__package__).joinpath(kind, f"{name}.toml").read_text(encoding="utf-8")
+
+
+def table(kind: str, name: str) -> dict[str, Any]:
+    """The entries of one file of the catalog."""
+    return parse_toml(text(kind, name), f"{kind}/{name}.toml")
+
+
+def user_table(path: str | Path, kind: str) -> dict[str, Any]:
+    """The entries of a TOML file that a user names; `kind` says what it should hold.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, too large, not UTF-8 or not TOML.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a null byte
+        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not {kind}")
+    try:
+        return parse_toml(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
