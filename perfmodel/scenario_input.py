@@ -61,33 +61,110 @@ Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
+def _field(
+    panel: str, metavar: str, description: str, default: Any = None, *, otherwise: str = ""
+) -> Any:
+    """A field with what `--help` and the docs say of it; `otherwise`: what None stands for."""
+    return Field(
+        default,
+        description=description,
+        json_schema_extra={"panel": panel, "metavar": metavar, "otherwise": otherwise},
+    )
+
+
 class ScenarioInput(BaseModel):
-    """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column."""
+    """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column.
+
+    Flags, their help and the table of docs/commands.md are made from these fields.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    target: Name = "llama-3.1-8b"
-    draft: Name = "none"
-    draft_policy: Name | None = None
-    kv_budget: Count | None = None
-    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = None
-    gpu: Name = "h100-sxm"
-    machine: Name | None = None
-    tp: Count = 1
-    draft_tp: Count | None = None
-    batch: Count = 64
-    prompt_tokens: Count = 32_000
-    output_tokens: Count = 256
-    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = None
-    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = None
-    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = None
-    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = None
-    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = None
-    acceptance_curve: Name | None = None
-    weight_dtype: Name = "bf16"
-    kv_dtype: Name = "bf16"
-    engine: Name = "specroof"
-    slo: str = ""
+    target: Name = _field(
+        "Models",
+        "MODEL",
+        "Target model: catalog name, hub id, or path of a config.json.",
+        "llama-3.1-8b",
+    )
+    draft: Name = _field(
+        "Models",
+        "MODEL|self|none",
+        "Draft model; self drafts with the target, none does not draft.",
+        "none",
+    )
+    draft_policy: Name | None = _field(
+        "Models",
+        "POLICY",
+        "KV cache of the draft: full, streamingllm, or snapkv (self only).",
+        otherwise="streamingllm",
+    )
+    kv_budget: Count | None = _field(
+        "Models",
+        "TOKENS",
+        "Cached tokens that a draft reads per sequence, sink and window included.",
+        otherwise="512 for streamingllm, 2,049 for snapkv",
+    )
+    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
+        "Models",
+        "N",
+        "Draft tokens per round; 0 is plain decoding.",
+        otherwise="4 with a draft",
+    )
+    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = _field(
+        "Acceptance",
+        "ALPHA",
+        "P(draft token accepted, given that all before it were), 0 to 1.",
+        otherwise="the measured curve of the draft, if there is one",
+    )
+    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = _field(
+        "Acceptance",
+        "A1,A2,..",
+        "The same for each draft position; the last holds for all later ones.",
+    )
+    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = _field(
+        "Acceptance",
+        "X",
+        "Accepted over proposed draft tokens at the given gamma, 0 to 1 (vLLM's acceptance rate).",
+    )
+    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = _field(
+        "Acceptance",
+        "N",
+        "Mean accepted draft tokens per round at the given gamma, 0 to gamma.",
+    )
+    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = _field(
+        "Acceptance",
+        "N",
+        "Mean tokens per round, the target's token included, 1 to gamma+1.",
+    )
+    acceptance_curve: Name | None = _field(
+        "Acceptance",
+        "FILE",
+        "Acceptance curves of `calibrate fit-acceptance`, used before the catalog's.",
+    )
+    gpu: Name = _field("Machine", "NAME", "GPU of the catalog, in its usual machine.", "h100-sxm")
+    machine: Name | None = _field("Machine", "NAME", "Machine of the catalog, instead of --gpu.")
+    tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallel).", 1)
+    draft_tp: Count | None = _field(
+        "Machine",
+        "N",
+        "GPUs that share a draft model, at most --tp.",
+        otherwise="the value of --tp",
+    )
+    engine: Name = _field(
+        "Machine", "NAME", "Engine profile: time outside the kernels.", "specroof"
+    )
+    weight_dtype: Name = _field(
+        "Machine", "DTYPE", "Storage of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
+    )
+    kv_dtype: Name = _field(
+        "Machine", "DTYPE", "Storage of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
+    )
+    batch: Count = _field("Workload", "N", "Sequences decoded together.", 64)
+    prompt_tokens: Count = _field(
+        "Workload", "TOKENS", "Prompt tokens of each sequence, all of them cached.", 32_000
+    )
+    output_tokens: Count = _field("Workload", "TOKENS", "Tokens to generate per sequence.", 256)
+    slo: str = _field("Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', "")
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:

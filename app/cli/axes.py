@@ -22,31 +22,31 @@ def parse_axis(name: str, text: str) -> list[int] | list[str]:
     """
     terms = [term.strip() for term in text.split(",") if term.strip()]
     if not terms:
-        raise ConfigError(f"{name}={text!r} holds no value")
+        raise ConfigError(f"{name}={text!r} is empty; give a value")
     if name not in NUMBER_AXES:
         return list(dict.fromkeys(terms))
     values: list[int] = []
     for term in terms:
-        values += _range(name, term) if ":" in term else [_whole(name, term, term)]
+        values += _range(name, term) if ":" in term else [_integer(name, term, term)]
         if len(values) > MAX_VALUES:
-            raise ConfigError(f"{name}={_shown(text)} holds more than {MAX_VALUES:,} values")
+            raise ConfigError(f"{name}={_shown(text)} has more than {MAX_VALUES:,} values")
     return list(dict.fromkeys(values))
 
 
 def _range(name: str, term: str) -> list[int]:
     parts = term.split(":")
     if len(parts) > 3:
-        raise ConfigError(f"{name}: {_shown(term)} is no range; write a:b, a:b:step or a:b:xN")
-    first, last = (_whole(name, part, term) for part in parts[:2])
+        raise ConfigError(f"{name}: {_shown(term)} is not a range; write a:b, a:b:step or a:b:xN")
+    first, last = (_integer(name, part, term) for part in parts[:2])
     if last < first:
         raise ConfigError(f"{name}: {_shown(term)} is empty, since {last:,} is below {first:,}")
     if len(parts) == 3 and parts[2].startswith("x"):
         return _geometric(name, term, first, last, parts[2][1:])
-    step = _whole(name, parts[2], term) if len(parts) == 3 else 1
+    step = _integer(name, parts[2], term) if len(parts) == 3 else 1
     if step < 1:
         raise ConfigError(f"{name}: the step of {_shown(term)} must be at least 1")
     if (last - first) / step > MAX_VALUES:
-        raise ConfigError(f"{name}: {_shown(term)} holds more than {MAX_VALUES:,} values")
+        raise ConfigError(f"{name}: {_shown(term)} has more than {MAX_VALUES:,} values")
     return list(range(first, last + 1, step))
 
 
@@ -63,10 +63,10 @@ def _geometric(name: str, term: str, first: int, last: int, text: str) -> list[i
     return values
 
 
-def _whole(name: str, text: str, term: str) -> int:
+def _integer(name: str, text: str, term: str) -> int:
     value = _number(name, text, term)
     if value % 1 or abs(value) > 2**53:
-        raise ConfigError(f"{name}: {_shown(term)} must hold whole numbers")
+        raise ConfigError(f"{name}: {_shown(term)} must be whole numbers")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""Scenarios from CSV: the header names flags, a row is one scenario, an empty cell is not given."""
+"""Scenarios from CSV: one per row; columns are named like flags, empty cells are not given."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from app.cli.options import SCENARIO_FLAGS
-from perfmodel import FORMER_NAMES, ConfigError
+from perfmodel import FORMER_NAMES, ConfigError, ScenarioInput
 
 MAX_CSV_BYTES = 10_000_000
 
 
 def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
-    """(row number from 1, the cells that hold something) of a CSV file, or of stdin for `-`.
+    """(row number from 1, non-empty cells by column) of a CSV file, or of stdin for `-`.
 
-    A row whose cells do not match the header comes as the error that says so.
+    A row with too few or too many cells is yielded as its error.
 
     Raises
     ------
     ConfigError
-        If the source is missing, too large, not UTF-8, empty, or its header holds a column that
-        is unknown or appears twice, or if there are no rows, or a quote is never closed.
+        If the source is missing, too large, not UTF-8 or empty; if a column is unknown or appears
+        twice; if there are no rows, or a quote is never closed.
     """
     name = "stdin" if source == "-" else source
     text = _text(source, name)
@@ -33,14 +32,14 @@ def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
         header = _header(next(reader, []), name)
         number = 0
         for number, cells in enumerate((row for row in reader if row), start=1):
-            yield number, _named(header, cells)
+            yield number, _cells(header, cells)
     except csv.Error as error:
         raise ConfigError(f"{name}: line {reader.line_num} is not CSV: {error}") from error
     if number == 0:
-        raise ConfigError(f"{name}: holds a header and no rows")
+        raise ConfigError(f"{name}: has a header but no rows")
 
 
-def _named(header: list[str], cells: list[str]) -> dict[str, str] | ConfigError:
+def _cells(header: list[str], cells: list[str]) -> dict[str, str] | ConfigError:
     if len(cells) != len(header):
         return ConfigError(f"the row has {len(cells)} cells, the header {len(header)}")
     pairs = zip(header, (cell.strip() for cell in cells), strict=True)
@@ -65,7 +64,7 @@ def _text(source: str, name: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     if "\0" in text:
-        raise ConfigError(f"{name}: holds a NUL character; it is not a text file")
+        raise ConfigError(f"{name}: contains a NUL character; it is not a text file")
     return text
 
 
@@ -74,10 +73,11 @@ def _header(cells: list[str], name: str) -> list[str]:
     header = [FORMER_NAMES.get(column, column) for column in written]
     if not any(header):
         raise ConfigError(f"{name}: the first line must name columns, such as target,batch,gamma")
+    columns = list(ScenarioInput.model_fields)
     for column in header:
-        if column not in SCENARIO_FLAGS:
-            near = get_close_matches(column, SCENARIO_FLAGS, n=3, cutoff=0.4)
-            known = ", ".join(near or SCENARIO_FLAGS)
+        if column not in columns:
+            near = get_close_matches(column, columns, n=3, cutoff=0.4)
+            known = ", ".join(near or columns)
             raise ConfigError(
                 f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
             )

@@ -1,366 +1,77 @@
-"""`specroof`: the command line. Results go to stdout, all else to stderr.
+"""`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
-Only typer is imported here; a handler imports what it needs when it runs, so `--help` is instant
-and `predict` works where torch is absent. Exit codes: 0 fine, 1 internal error, 2 usage or bad
-input, 3 infeasible, 4 outside tolerance, 130 interrupted.
+Commands are assembled here from `app.cli.commands`, one file each. Only typer is imported before a
+command runs, so `--help` is instant and `predict` works where torch is absent. Exit codes: 0 fine,
+1 internal error, 2 usage or bad input, 3 infeasible, 4 outside tolerance, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import signal
 import sys
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli.declare_acceptance import calibrate
-from app.cli.declare_validate import validate
-from app.cli.options import with_scenario_flags
+from app.cli.commands.acceptance import (
+    acceptance_report,
+    fit_acceptance,
+    import_acceptance,
+    measure_acceptance,
+)
+from app.cli.commands.calibrate import calibrate_app
+from app.cli.commands.explore import explore
+from app.cli.commands.export import export
+from app.cli.commands.listing import list_catalog
+from app.cli.commands.predict import predict
+from app.cli.commands.recommend import recommend
+from app.cli.commands.run import run_app
+from app.cli.commands.simulate import simulate
+from app.cli.commands.sweep import sweep
+from app.cli.commands.validate import validate_app
+from app.cli.options import ScenarioCommand
+
+OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="specroof",
-    help="Will speculative decoding pay for your long-context LLM?",
     add_completion=False,
     pretty_exceptions_enable=False,
+    epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
 )
-
-ScenarioFile = Annotated[
-    str | None,
-    typer.Option(
-        "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario TOML, or the name of one in the catalog; flags override it.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
-
-
-class Kind(StrEnum):
-    """What `list` can list."""
-
-    gpus = "gpus"
-    machines = "machines"
-    models = "models"
-    engines = "engines"
-    scenarios = "scenarios"
-    acceptance = "acceptance"
-
-
-@app.command()
-@with_scenario_flags
-def predict(
-    flags: dict[str, str],
-    scenario: ScenarioFile = None,
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="CSV|-",
-            help="One scenario a row, one JSON object a line; flags hold for all rows.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Predict one scenario: step times, round, speedup and memory."""
-    from app.cli.commands import predict as command
-
-    if rows is not None:
-        raise typer.Exit(command.predict_rows(flags, scenario, rows))
-    raise typer.Exit(command.predict_one(flags, scenario, as_json=as_json))
-
-
-@app.command()
-@with_scenario_flags
-def sweep(
-    flags: dict[str, str],
-    scenario: ScenarioFile = None,
-    csv: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE|-", help="Write every point as CSV.", show_default=False
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Predict a grid: flags take lists 1,8,64 and ranges 1:16, 4000:32000:4000, 64:4096:x2."""
-    from app.cli.commands import sweep as command
-
-    raise typer.Exit(command.run_sweep(flags, scenario, csv=csv, as_json=as_json))
-
-
-@app.command()
-@with_scenario_flags
-def simulate(
-    flags: dict[str, str],
-    scenario: ScenarioFile = None,
-    traffic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recorded requests: CSV or JSON lines (docs/commands.md).",
-            show_default=False,
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(metavar="RPS", help="Draw arrivals at this mean rate.", show_default=False),
-    ] = None,
-    arrivals: Annotated[
-        str, typer.Option(metavar="KIND", help="poisson, bursty, regular or at-once.")
-    ] = "poisson",
-    burst_factor: Annotated[
-        float, typer.Option(metavar="X", help="Bursty: the high rate over the low one.")
-    ] = 8.0,
-    burst_s: Annotated[
-        float, typer.Option("--burst-s", metavar="S", help="Bursty: mean spell at either rate.")
-    ] = 30.0,
-    requests: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="How many; 10,000 drawn ones, or the whole trace, by default.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt_cv: Annotated[
-        float, typer.Option(metavar="X", help="Spread of prompts over their mean (lognormal).")
-    ] = 0.0,
-    output_cv: Annotated[
-        float, typer.Option(metavar="X", help="Spread of outputs over their mean (lognormal).")
-    ] = 0.0,
-    eos: Annotated[
-        float, typer.Option(metavar="P", help="Chance that a token ends its sequence early.")
-    ] = 0.0,
-    acceptance_spread: Annotated[
-        float, typer.Option(metavar="X", help="Standard deviation of acceptance over sequences.")
-    ] = 0.0,
-    acceptance_trace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Accepted drafts a round, one a line.", show_default=False
-        ),
-    ] = None,
-    token_budget: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Most tokens in one pass, prompts included.")
-    ] = 8192,
-    finished: Annotated[
-        str,
-        typer.Option(
-            metavar="compaction|padding|graphs", help="A fixed batch's finished sequences."
-        ),
-    ] = "compaction",
-    schedule: Annotated[
-        bool, typer.Option("--schedule", help="Also let gamma follow batch and context.")
-    ] = False,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Draw every round of every request; slower.")
-    ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of all that is drawn.")] = 0,
-    csv: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE|-", help="Write the timeline as CSV.", show_default=False
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Play a batch to its end, or requests as they arrive, with and without speculation."""
-    from app.cli.commands import simulate as command
-    from app.cli.simulation_options import SimulationOptions
-
-    options = SimulationOptions(
-        traffic=traffic,
-        rate=rate,
-        arrivals=arrivals,
-        burst_factor=burst_factor,
-        burst_s=burst_s,
-        requests=requests,
-        prompt_cv=prompt_cv,
-        output_cv=output_cv,
-        eos=eos,
-        acceptance_spread=acceptance_spread,
-        acceptance_trace=acceptance_trace,
-        token_budget=token_budget,
-        finished=finished,
-        schedule=schedule,
-        exact=exact,
-        seed=seed,
-    )
-    raise typer.Exit(
-        command.run_simulate(flags, scenario, options, csv=csv, html=html, as_json=as_json)
-    )
-
-
-@app.command()
-@with_scenario_flags
-def recommend(
-    flags: dict[str, str],
-    scenario: ScenarioFile = None,
-    objective: Annotated[
-        str, typer.Option(metavar="throughput|latency", help="Tokens/s per GPU, or TPOT.")
-    ] = "throughput",
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a report with charts.", show_default=False),
-    ] = None,
-    traffic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recorded requests: also choose gamma for them, by simulation.",
-            show_default=False,
-        ),
-    ] = None,
-    requests: Annotated[
-        int, typer.Option(metavar="N", min=1, help="With --traffic: at most so many of them.")
-    ] = 20_000,
-    as_json: AsJson = False,
-) -> None:
-    """Choose draft, gamma, KV budget and TP for a workload, and say why."""
-    from app.cli.commands import recommend as command
-
-    raise typer.Exit(
-        command.run_recommend(
-            flags,
-            scenario,
-            objective=objective,
-            html=html,
-            traffic=traffic,
-            requests=requests,
-            as_json=as_json,
-        )
-    )
-
-
-@app.command()
-@with_scenario_flags
-def export(
-    flags: dict[str, str],
-    scenario: ScenarioFile = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE", help="vllm, sglang, tensorrt-llm or specroof.", show_default=False
-        ),
-    ] = None,
-    recommended: Annotated[
-        bool, typer.Option("--recommended", help="Export the plan that `recommend` chooses.")
-    ] = False,
-    matrix: Annotated[
-        bool, typer.Option("--matrix", help="Print which engine runs which draft choice.")
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write there, not to stdout.", show_default=False),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a plan as an engine's configuration."""
-    from app.cli.commands import export as command
-
-    if matrix:
-        raise typer.Exit(command.print_matrix(as_json=as_json))
-    raise typer.Exit(
-        command.run_export(
-            flags, scenario, to=to, recommended=recommended, output=output, as_json=as_json
-        )
-    )
-
-
-@app.command("list")
-def list_catalog(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
-) -> None:
-    """List the catalog, with figures and their sources."""
-    from app.cli.commands import listing
-
-    raise typer.Exit(listing.run_list(kind.value, as_json=as_json))
-
-
-@app.command()
-def explore(
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on localhost.")] = 8501,
-    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
-) -> None:
-    """Open the explorer: every input as a slider, every answer as a chart, on this machine only."""
-    from app.cli.commands import explore as command
-
-    command.run_explore(port=port, browser=browser)
-
-
-app.add_typer(calibrate, name="calibrate")
-app.add_typer(validate, name="validate")
-
-
-run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
+for command in (predict, sweep, simulate, recommend, export):
+    app.command(cls=ScenarioCommand)(command)
+app.command("list")(list_catalog)
+app.command()(explore)
+calibrate_app.command("acceptance")(measure_acceptance)
+for report in (acceptance_report, fit_acceptance, import_acceptance):
+    calibrate_app.command()(report)
+app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(validate_app, name="validate")
 app.add_typer(run_app, name="run")
-# The engine's own parser reads these flags, and `python -m runtime.bench` the same.
-ENGINE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@run_app.command("baseline", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_baseline(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Decode plainly, one token a pass."""
-    from app.cli.commands import run as command
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-    raise typer.Exit(command.run_mode("baseline", context.args, scenario))
-
-
-@run_app.command("standalone", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_standalone(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Speculate with a smaller model as draft."""
-    from app.cli.commands import run as command
-
-    raise typer.Exit(command.run_mode("standalone", context.args, scenario))
+        print(f"specroof {version('specroof')}")
+        raise typer.Exit
 
 
-@run_app.command("selfspec", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_selfspec(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Speculate with the target itself, reading part of its cache."""
-    from app.cli.commands import run as command
-
-    raise typer.Exit(command.run_mode("selfspec", context.args, scenario))
-
-
-@run_app.command("download")
-def run_download(
-    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
-    token: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
-    ] = "HF_TOKEN",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+@app.callback()
+def specroof(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
-    from app.cli.commands import run as command
-
-    command.run_download(model, output, token_variable=token, revision=revision)
-
-
-@run_app.command("bench")
-def run_bench(
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
-    ] = None,
-    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines, a case each.")
-    ] = None,
-) -> None:
-    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
-    from app.cli.commands import run as command
-
-    names = model or ["llama-3.1-8b", "llama-2-7b"]
-    raise typer.Exit(command.run_bench(names, tp=tp, repeats=repeats, output=output))
+    """Will speculative decoding pay for your long-context LLM?"""
 
 
 def run(arguments: list[str]) -> int:
@@ -369,9 +80,13 @@ def run(arguments: list[str]) -> int:
         return int(app(arguments, standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
         return 130
+    except MemoryError as error:
+        return _fail(f"out of memory: {error}; ask for less at once", 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
             return _fail(error.format_message(), 2)
+        if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
+            return _fail(f"cannot write the output: {error.strerror}", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):
@@ -380,7 +95,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """Print one line, whatever the message holds."""
+    """Print one line, whatever the message contains."""
     line = " ".join(message.split())
     print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
@@ -388,9 +103,20 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
-    # A reader that leaves, as in `specroof sweep ... | head`, ends the writer without a word.
+    # When the reader leaves, as in `specroof sweep ... | head`, end without a message.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(run(sys.argv[1:] or ["--help"]))
+    if sys.stdout is None:
+        sys.exit(_fail("stdout is closed, so there is nowhere to print", 2))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # gamma and alpha on an ASCII terminal
+    code = run(sys.argv[1:] or ["--help"])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _fail(f"cannot write the output: {error.strerror}", 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The flags that describe a scenario: one per field of `ScenarioInput`, the same in every command.
+"""Flags that several commands share, and two ways to make flags from a class of fields.
 
-Kept free of heavy imports, so that `--help` is instant; a test holds the names to `ScenarioInput`.
-Every value travels as text to `parse_scenario`, where all checks live.
+`ScenarioCommand` adds one flag per field of `perfmodel.ScenarioInput`; `field_flags` one per field
+of a dataclass. Nothing heavy is imported here, so that `specroof --help` is instant.
 """
 
 from __future__ import annotations
@@ -9,69 +9,136 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-# Flags of earlier versions, by the name that replaced them; `perfmodel.FORMER_NAMES` reversed.
-FORMER_FLAGS = {"prompt_tokens": "--prefix-tokens"}
-# name: (metavar, help, help panel)
-SCENARIO_FLAGS: dict[str, tuple[str, str, str]] = {
-    "target": ("MODEL", "Catalog name, hub id, or path of a config.json.", "Models"),
-    "draft": ("MODEL|self|none", "Who drafts: a model, the target itself, or nobody.", "Models"),
-    "draft_policy": ("POLICY", "Draft's cache: full, streamingllm or snapkv.", "Models"),
-    "kv_budget": ("TOKENS", "Cached tokens a draft may read of each sequence.", "Models"),
-    "gamma": ("N", "Drafts a round; 0 is plain decoding.", "Models"),
-    "acceptance": ("ALPHA", "P(draft accepted | all before it were), 0 to 1.", "Acceptance"),
-    "acceptance_per_position": ("A1,A2,..", "The same, position by position.", "Acceptance"),
-    "accepted_fraction": ("X", "Accepted over proposed drafts, 0 to 1.", "Acceptance"),
-    "accepted_drafts": ("N", "Mean accepted drafts a round, 0 to gamma.", "Acceptance"),
-    "tokens_per_round": ("N", "Mean tokens a round yields, 1 to gamma+1.", "Acceptance"),
-    "acceptance_curve": ("FILE", "Your own curves, before the catalog's.", "Acceptance"),
-    "gpu": ("NAME", "GPU of the catalog, in its usual machine.", "Machine"),
-    "machine": ("NAME", "Machine of the catalog, instead of --gpu.", "Machine"),
-    "tp": ("N", "GPUs that share the target.", "Machine"),
-    "draft_tp": ("N", "GPUs that share a standalone draft, at most --tp.", "Machine"),
-    "engine": ("NAME", "Engine profile: overheads beside the kernels.", "Machine"),
-    "weight_dtype": ("DTYPE", "Storage of weights: bf16, fp16, fp8, int8, int4.", "Machine"),
-    "kv_dtype": ("DTYPE", "Storage of the KV cache: bf16, fp16, fp8, int8, int4.", "Machine"),
-    "batch": ("N", "Sequences decoded together.", "Workload"),
-    "prompt_tokens": ("TOKENS", "Prompt tokens cached for each sequence.", "Workload"),
-    "output_tokens": ("TOKENS", "Tokens to generate for each sequence.", "Workload"),
-    "slo": ("LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "Workload"),
-}
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+ScenarioFile = Annotated[
+    str | None,
+    typer.Option(
+        "--scenario",
+        metavar="FILE|NAME",
+        help="Scenario TOML, or the name of one in the catalog; flags override it.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
 
 
-def with_scenario_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all scenario flags; it receives those that were used as `flags`, a dict."""
+class ScenarioCommand(TyperCommand):
+    """A command with a flag for every field of a scenario, on top of its own parameters.
+
+    The flags that were used arrive in the callback's `context.obj`, a dict of texts: all checks
+    are `perfmodel.parse_scenario`'s. The fields are read when this command is parsed or explains
+    itself, not when `specroof --help` lists it.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The command's parameters, `--help`, then the scenario's flags."""
+        return [*super().get_params(ctx), *scenario_options()]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the callback with the used scenario flags in `context.obj`."""
+        texts = {option.name: ctx.params.pop(option.name) for option in scenario_options()}
+        ctx.obj = {name: text for name, text in texts.items() if text is not None}
+        return super().invoke(ctx)
+
+
+@functools.cache
+def scenario_options() -> tuple[Any, ...]:
+    """One command-line option per field of `ScenarioInput`, in its order."""
+    from perfmodel import ScenarioInput
+
+    app = typer.Typer(add_completion=False)
+    app.command()(
+        _with_parameters(
+            lambda **_: None,
+            (_scenario_flag(name, field) for name, field in ScenarioInput.model_fields.items()),
+        )
+    )
+    return tuple(typer.main.get_command(app).params)
+
+
+def _scenario_flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    shown = field.json_schema_extra
+    assert isinstance(shown, dict)
+    former = [flag_name(old) for old in _former_names(name)]
+    words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
+    if default := default_text(field):
+        words.append(f"Default: {default}.")
+    option = typer.Option(
+        flag_name(name),
+        *former,
+        metavar=str(shown["metavar"]),
+        help=" ".join(words),
+        rich_help_panel=str(shown["panel"]),
+        show_default=False,
+    )
+    return _parameter(name, Annotated[str | None, option], None)
+
+
+def _former_names(name: str) -> list[str]:
+    from perfmodel import FORMER_NAMES
+
+    return [old for old, new in FORMER_NAMES.items() if new == name]
+
+
+def flag_name(name: str) -> str:
+    """A field's flag: `kv_budget` is `--kv-budget`."""
+    return "--" + name.replace("_", "-")
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default of a scenario's field as people read it; empty where there is none."""
+    if field.default is None:
+        assert isinstance(field.json_schema_extra, dict)
+        return str(field.json_schema_extra["otherwise"])
+    return f"{field.default:,}" if isinstance(field.default, int) else str(field.default)
+
+
+def field_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `options`, of a dataclass, by one flag per field of it.
+
+    The fields are annotated as typer's parameters are; the command still receives the dataclass.
+    """
     hints = typing.get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(command).parameters.values()
-        if parameter.name != "flags"
-    ]
-    parameters = [*own, *(_option(name) for name in SCENARIO_FLAGS)]
+    options = hints["options"]
+    field_hints = typing.get_type_hints(options, include_extras=True)
+    names = [field.name for field in fields(options)]
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name == "options":
+            for field in fields(options):
+                default = inspect.Parameter.empty if field.default is MISSING else field.default
+                parameters.append(_parameter(field.name, field_hints[field.name], default))
+        else:
+            parameters.append(_parameter(name, hints[name], parameter.default))
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
-        stated = {name: arguments.pop(name) for name in SCENARIO_FLAGS}
-        command(flags={k: v for k, v in stated.items() if v is not None}, **arguments)
+        values = {name: arguments.pop(name) for name in names}
+        command(options=options(**values), **arguments)
 
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper
+    return _with_parameters(wrapper, parameters)
 
 
-def _option(name: str) -> inspect.Parameter:
-    metavar, text, panel = SCENARIO_FLAGS[name]
-    flags = ["--" + name.replace("_", "-")]
-    if name in FORMER_FLAGS:
-        flags.append(FORMER_FLAGS[name])
-        text = f"{text} Formerly {FORMER_FLAGS[name]}."
-    option = typer.Option(
-        None, *flags, metavar=metavar, help=text, rich_help_panel=panel, show_default=False
-    )
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
+
+
+def _with_parameters(
+    function: Callable[..., None], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """The function with the signature that typer is to see."""
+    signature = inspect.Signature(list(parameters))
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return function

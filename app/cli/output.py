@@ -1,4 +1,4 @@
-"""Where results go: JSON and tables on stdout, files written whole or not at all."""
+"""Output: JSON and tables on stdout, progress on stderr, files that appear once complete."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-from perfmodel import ConfigError
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,11 +27,49 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Console:
-    """Where tables for people go; a fixed width where stdout is no terminal."""
+    """The console that prints tables; 120 columns wide where stdout is not a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
     return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+class Progress(Protocol):
+    """Takes how much is done, and what is being done."""
+
+    def __call__(self, done: int | None = None, /, *, label: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
+    """A progress bar on stderr, gone when done; None where stderr is not a terminal.
+
+    Parameters
+    ----------
+    label
+        What is counted, such as "requests".
+    total
+        How many there will be; None shows a bar that only moves.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}"), bars.BarColumn()]
+    if total is not None:
+        columns.append(bars.MofNCompleteColumn())
+    # Rich would send what is printed to stdout meanwhile to stderr too.
+    with bars.Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
+    ) as bar:
+        task = bar.add_task(label, total=total)
+
+        def update(done: int | None = None, /, *, label: str | None = None) -> None:
+            bar.update(task, completed=done, description=label)
+
+        yield update
 
 
 @contextmanager
@@ -43,8 +79,10 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
     Raises
     ------
     ConfigError
-        If the folder does not exist or cannot be written.
+        If the file cannot be written. Missing folders are made.
     """
+    from perfmodel import ConfigError
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

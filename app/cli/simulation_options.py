@@ -1,20 +1,14 @@
-"""What `simulate` and `recommend --traffic` play: command-line options as simulator types."""
+"""What `simulate` plays: its flags, and the simulator's inputs that they and a scenario make."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from perfmodel import (
-    AcceptanceProcess,
-    Scenario,
-    Serving,
-    Traffic,
-    recorded_acceptance,
-    scenario_acceptance,
-)
+import typer
+
+if TYPE_CHECKING:
+    from perfmodel import AcceptanceProcess, Scenario, Serving, Traffic
 
 DEFAULT_REQUESTS = 10_000
 
@@ -23,22 +17,76 @@ DEFAULT_REQUESTS = 10_000
 class SimulationOptions:
     """The flags of `simulate` beside a scenario's; None where not given."""
 
-    traffic: str | None
-    rate: float | None
-    arrivals: str
-    burst_factor: float
-    burst_s: float
-    requests: int | None
-    prompt_cv: float
-    output_cv: float
-    eos: float
-    acceptance_spread: float
-    acceptance_trace: str | None
-    token_budget: int
-    finished: str
-    schedule: bool
-    exact: bool
-    seed: int
+    traffic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recorded requests: CSV or JSON lines (docs/commands.md).",
+            show_default=False,
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="RPS", help="Draw arrivals at this mean rate.", show_default=False),
+    ] = None
+    arrivals: Annotated[
+        str, typer.Option(metavar="KIND", help="poisson, bursty, regular or at-once.")
+    ] = "poisson"
+    burst_factor: Annotated[
+        float, typer.Option(metavar="X", help="Bursty: high arrival rate over the low one.")
+    ] = 8.0
+    burst_s: Annotated[
+        float, typer.Option(metavar="S", help="Bursty: mean seconds at either rate.")
+    ] = 30.0
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of requests; 10,000 drawn ones, or the whole trace, by default.",
+            show_default=False,
+        ),
+    ] = None
+    prompt_cv: Annotated[
+        float,
+        typer.Option(metavar="X", help="Prompt lengths: standard deviation over mean (lognormal)."),
+    ] = 0.0
+    output_cv: Annotated[
+        float,
+        typer.Option(metavar="X", help="Output lengths: standard deviation over mean (lognormal)."),
+    ] = 0.0
+    eos: Annotated[
+        float, typer.Option(metavar="P", help="Probability that a token ends its sequence early.")
+    ] = 0.0
+    acceptance_spread: Annotated[
+        float, typer.Option(metavar="X", help="Standard deviation of acceptance over sequences.")
+    ] = 0.0
+    acceptance_trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Accepted draft tokens per round, one per line.",
+            show_default=False,
+        ),
+    ] = None
+    token_budget: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Most tokens in one pass, prompts included.")
+    ] = 8192
+    finished: Annotated[
+        str,
+        typer.Option(
+            metavar="compaction|padding|graphs",
+            help="Fixed batch: what becomes of finished sequences.",
+        ),
+    ] = "compaction"
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="Also choose gamma by batch and context.")
+    ] = False
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Draw every round of every request; slower.")
+    ] = False
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of everything that is drawn.")
+    ] = 0
 
     @property
     def plays_requests(self) -> bool:
@@ -47,6 +95,8 @@ class SimulationOptions:
 
     def stream(self, scenario: Scenario) -> Traffic:
         """The requests: recorded, or drawn around the scenario's lengths."""
+        from perfmodel import Traffic
+
         drawn = DEFAULT_REQUESTS if self.requests is None else self.requests
         return Traffic(
             requests=drawn if self.traffic is None else self.requests,
@@ -64,24 +114,14 @@ class SimulationOptions:
 
     def serving(self, scenario: Scenario) -> Serving:
         """The engine's limits; the scenario's batch is the most that decodes together."""
+        from perfmodel import Serving
+
         return Serving(max_batch=scenario.workload.batch, token_budget=self.token_budget)
 
     def process(self, scenario: Scenario) -> AcceptanceProcess:
         """How drafts are accepted."""
+        from perfmodel import recorded_acceptance, scenario_acceptance
+
         trace = self.acceptance_trace
         recorded = () if trace is None else recorded_acceptance(trace)
         return scenario_acceptance(scenario, spread=self.acceptance_spread, recorded=recorded)
-
-
-@contextmanager
-def progress_bar(total: int | None, label: str) -> Iterator[Callable[[int], None] | None]:
-    """A bar on stderr, on a terminal only; yields what takes the number done."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from perfmodel.catalog._config_file import read_hf_config
 from perfmodel.catalog._files import names, table, text
 from perfmodel.catalog._schema import (
     Bandwidth,
@@ -27,7 +28,7 @@ from perfmodel.catalog._schema import (
 )
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
-from perfmodel.specs.hf_config import from_hf_config, one_line, read_hf_config, shown
+from perfmodel.specs.hf_config import from_hf_config, one_line, shown
 from perfmodel.specs.model import ModelSpec
 
 __all__ = [

@@ -1,1 +1,1 @@
-"""One handler per command."""
+"""One command per file: its flags and what it does. Heavy imports stand inside functions."""

@@ -6,11 +6,27 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from perfmodel import ConfigError
+import typer
 
 ENTRY = Path(__file__).parents[2] / "explorer" / "main.py"
 UPLOAD_MB = 1
+
+
+def explore(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on localhost.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+) -> None:
+    """Open the explorer: every input as a slider, every answer as a chart, on this machine only."""
+    from perfmodel import ConfigError
+
+    if importlib.util.find_spec("streamlit") is None:
+        raise ConfigError(
+            "the explorer needs streamlit; install specroof with its extra: specroof[explorer]"
+        )
+    command = explorer_command(port=port, browser=browser)
+    os.execv(command[0], command)  # this process becomes the server
 
 
 def explorer_command(*, port: int, browser: bool) -> list[str]:
@@ -29,19 +45,3 @@ def explorer_command(*, port: int, browser: bool) -> list[str]:
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     return [sys.executable, "-m", "streamlit", "run", str(ENTRY), *flags]
-
-
-def run_explore(*, port: int, browser: bool) -> None:
-    """Become the server; ends when it is interrupted.
-
-    Raises
-    ------
-    ConfigError
-        If streamlit is not installed.
-    """
-    if importlib.util.find_spec("streamlit") is None:
-        raise ConfigError(
-            "the explorer needs streamlit; install specroof with its extra: specroof[explorer]"
-        )
-    command = explorer_command(port=port, browser=browser)
-    os.execv(command[0], command)

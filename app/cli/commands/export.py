@@ -5,63 +5,52 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import perfmodel
+import typer
+
 from app.cli.commands.recommend import find_recommendation
+from app.cli.options import AsJson, ScenarioFile
 from app.cli.output import atomic_text, console, print_json
-from app.cli.overrides import stated_values
-from perfmodel import (
-    ENGINES,
-    ConfigError,
-    ExportPlan,
-    NoFeasiblePlan,
-    Scenario,
-    estimate,
-    export_plan,
-    exportability,
-    infeasible_reason,
-    unknown_name,
-)
+
+if TYPE_CHECKING:
+    from perfmodel import ExportPlan
 
 
-def run_export(
-    flags: dict[str, str],
-    scenario: str | None,
-    *,
-    to: str | None,
-    recommended: bool,
-    output: Path | None,
-    as_json: bool,
-) -> int:
-    """Print or write the configuration.
+def export(
+    context: typer.Context,
+    scenario: ScenarioFile = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE", help="vllm, sglang, tensorrt-llm or specroof.", show_default=False
+        ),
+    ] = None,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="Export the plan that `recommend` chooses.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print which engine runs which draft choice.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write there, not to stdout.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a plan as an engine's configuration."""
+    from perfmodel import ENGINES, ConfigError, export_plan, unknown_name
 
-    Raises
-    ------
-    ConfigError
-        If no engine is named, or the engine cannot run the plan.
-    NoFeasiblePlan
-        If the GPUs cannot hold the plan.
-    """
+    if matrix:
+        _print_matrix(as_json=as_json)
+        return
     if to is None:
         raise ConfigError(
             f"say where to: --to {', '.join(ENGINES)}; or --matrix for what each runs"
         )
     if to not in ENGINES:
         raise unknown_name("engine", to, ENGINES)
-    if recommended:
-        answer, _ = find_recommendation(flags, scenario)
-        chosen, schedule = answer.best.scenario, None
-        if answer.schedule is not None and answer.speculates and to == "vllm":
-            schedule = answer.schedule.ranges(chosen.workload.prompt_tokens)
-    else:
-        chosen = perfmodel.parse_scenario(
-            stated_values(scenario, flags), origin=scenario or ""
-        ).scenario()
-        schedule = None
-    if reason := infeasible_reason(estimate(chosen)):
-        raise NoFeasiblePlan(reason)
-    plan = ExportPlan.of_scenario(chosen, engine=to)
-    text = export_plan(engine=to, plan=replace(plan, gamma_schedule=schedule))
+    text = export_plan(engine=to, plan=_plan(context.obj, scenario, to, recommended=recommended))
     if output is not None:
         with atomic_text(output) as file:
             file.write(text)
@@ -69,31 +58,50 @@ def run_export(
         print_json({"engine": to, "version": ENGINES[to], "text": text})
     elif output is None:
         print(text, end="")
-    return 0
 
 
-def print_matrix(*, as_json: bool) -> int:
+def _plan(
+    flags: dict[str, str], scenario: str | None, engine: str, *, recommended: bool
+) -> ExportPlan:
+    """The plan to export: as given, or as recommended."""
+    import perfmodel
+    from app.cli.overrides import parse_overrides
+
+    schedule = None
+    if recommended:
+        answer, _ = find_recommendation(flags, scenario)
+        chosen = answer.best.scenario
+        if answer.schedule is not None and answer.speculates and engine == "vllm":
+            schedule = answer.schedule.ranges(chosen.workload.prompt_tokens)
+    else:
+        values = parse_overrides(scenario, flags)
+        chosen = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
+    if reason := perfmodel.infeasible_reason(perfmodel.estimate(chosen)):
+        raise perfmodel.NoFeasiblePlan(reason)
+    plan = perfmodel.ExportPlan.of_scenario(chosen, engine=engine)
+    return replace(plan, gamma_schedule=schedule)
+
+
+def _print_matrix(*, as_json: bool) -> None:
     """Print which engine runs which draft choice."""
-    base = {"target": "llama-3.1-8b", "tp": 8, "gamma": 4, "gpu": "h100-sxm"}
+    from perfmodel import ENGINES, ExportPlan, exportability, parse_scenario
+
+    base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm"}
     choices = [
+        ("none", "full"),
         *itertools.product(["self"], ["streamingllm", "snapkv", "full"]),
         *itertools.product(["llama-3.2-1b"], ["full", "streamingllm"]),
     ]
-    rows = [_support("none", "full", perfmodel.parse_scenario(base | {"gamma": 0}).scenario())]
+    rows = []
     for draft, policy in choices:
-        chosen = perfmodel.parse_scenario(
-            base | {"draft": draft, "draft_policy": policy}
-        ).scenario()
-        rows.append(_support("self" if draft == "self" else "a model", policy, chosen))
+        plan = {} if draft == "none" else {"draft": draft, "draft_policy": policy, "gamma": 4}
+        scenario = parse_scenario(base | plan).scenario()
+        name = draft if draft in ("none", "self") else "a model"
+        reasons = exportability(ExportPlan.of_scenario(scenario, engine="specroof"))
+        rows.append({"draft": name, "draft_policy": policy, "reasons": reasons})
     if as_json:
         print_json({"engines": ENGINES, "choices": rows})
     else:
-        from app.render.catalog_tables import print_matrix as print_table
+        from app.render.catalog_tables import print_matrix
 
-        print_table(ENGINES, rows, console())
-    return 0
-
-
-def _support(draft: str, policy: str, scenario: Scenario) -> dict[str, object]:
-    reasons = exportability(ExportPlan.of_scenario(scenario, engine="specroof"))
-    return {"draft": draft, "draft_policy": policy, "reasons": reasons}
+        print_matrix(ENGINES, rows, console())

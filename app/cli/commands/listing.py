@@ -1,29 +1,50 @@
-"""`specroof list`: what the catalog holds, with figures and sources."""
+"""`specroof list`: what the catalog holds, with figures and sources; and the scenario's flags."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
-import perfmodel
+import typer
+
+from app.cli.options import AsJson, default_text, flag_name
 from app.cli.output import console, print_json
-from perfmodel import scenario_names, scenario_values
+
+if TYPE_CHECKING:
+    from perfmodel import EngineProfile
 
 
-def run_list(kind: str, *, as_json: bool) -> int:
-    """Print one kind of catalog entry."""
-    entries = _LISTS[kind]()
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    gpus = "gpus"
+    machines = "machines"
+    models = "models"
+    engines = "engines"
+    scenarios = "scenarios"
+    acceptance = "acceptance"
+    flags = "flags"
+
+
+def list_catalog(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
+) -> None:
+    """List the catalog with figures and sources, or the flags that describe a scenario."""
+    entries = LISTS[kind]()
     if as_json:
         print_json(entries)
+    elif kind is Kind.flags:
+        print("\n".join(_markdown(entries)))
     else:
         from app.render.catalog_tables import print_list
 
-        print_list(kind, entries, console())
-    return 0
+        print_list(kind.value, entries, console())
 
 
 def _gpus() -> list[dict[str, Any]]:
-    gpus = [perfmodel.catalog.gpu(name) for name in perfmodel.catalog.gpu_names()]
+    from perfmodel import catalog
+
+    gpus = [catalog.gpu(name) for name in catalog.gpu_names()]
     return [
         {
             "name": gpu.name,
@@ -42,7 +63,9 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _machines() -> list[dict[str, Any]]:
-    machines = [perfmodel.catalog.machine(name) for name in perfmodel.catalog.machine_names()]
+    from perfmodel import catalog
+
+    machines = [catalog.machine(name) for name in catalog.machine_names()]
     return [
         {
             "name": machine.name,
@@ -57,7 +80,9 @@ def _machines() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    models = [perfmodel.catalog.model(name) for name in perfmodel.catalog.model_names()]
+    from perfmodel import catalog
+
+    models = [catalog.model(name) for name in catalog.model_names()]
     return [
         {
             "name": model.name,
@@ -76,21 +101,23 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _engines() -> list[dict[str, Any]]:
-    """Each profile, and again for every GPU or architecture that it holds other values for."""
-    gpus = [perfmodel.catalog.gpu(name) for name in perfmodel.catalog.gpu_names()]
+    """Each profile, and again for every GPU or architecture that has values that differ."""
+    from perfmodel import catalog, engine_names, engine_profile
+
+    gpus = [catalog.gpu(name) for name in catalog.gpu_names()]
     entries = []
-    for name in perfmodel.engine_names():
-        general = perfmodel.engine_profile(name)
-        found = {"any": general}
+    for name in engine_names():
+        general = engine_profile(name)
+        profiles = {"any": general}
         for gpu in gpus:
-            profile = perfmodel.engine_profile(name, gpu)
+            profile = engine_profile(name, gpu)
             if profile.measured_on in ("", gpu.name) and profile != general:
-                found.setdefault(profile.measured_on or gpu.architecture, profile)
-        entries += [_engine(profile, hardware) for hardware, profile in found.items()]
+                profiles.setdefault(profile.measured_on or gpu.architecture, profile)
+        entries += [_engine(profile, hardware) for hardware, profile in profiles.items()]
     return entries
 
 
-def _engine(profile: perfmodel.EngineProfile, hardware: str) -> dict[str, Any]:
+def _engine(profile: EngineProfile, hardware: str) -> dict[str, Any]:
     return {
         "name": profile.name,
         "hardware": hardware,
@@ -105,10 +132,14 @@ def _engine(profile: perfmodel.EngineProfile, hardware: str) -> dict[str, Any]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
+    from perfmodel import scenario_names, scenario_values
+
     return [{"name": name, **scenario_values(name)} for name in scenario_names()]
 
 
 def _acceptance() -> list[dict[str, Any]]:
+    from perfmodel import measured_curves
+
     return [
         {
             "target": curve.target,
@@ -122,15 +153,36 @@ def _acceptance() -> list[dict[str, Any]]:
             "text": curve.text,
             "source": curve.source,
         }
-        for curve in perfmodel.measured_curves()
+        for curve in measured_curves()
     ]
 
 
-_LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "gpus": _gpus,
-    "machines": _machines,
-    "models": _models,
-    "engines": _engines,
-    "scenarios": _scenarios,
-    "acceptance": _acceptance,
+def _flags() -> list[dict[str, Any]]:
+    from perfmodel import ScenarioInput
+
+    return [
+        {
+            "name": name,
+            "flag": flag_name(name),
+            "meaning": field.description,
+            "default": default_text(field),
+        }
+        for name, field in ScenarioInput.model_fields.items()
+    ]
+
+
+def _markdown(flags: list[dict[str, Any]]) -> list[str]:
+    """The flags as the table of docs/commands.md."""
+    rows = [f"| `{flag['flag']}` | {flag['meaning']} | {flag['default']} |" for flag in flags]
+    return ["| flag | meaning | default |", "|---|---|---|", *rows]
+
+
+LISTS = {
+    Kind.gpus: _gpus,
+    Kind.machines: _machines,
+    Kind.models: _models,
+    Kind.engines: _engines,
+    Kind.scenarios: _scenarios,
+    Kind.acceptance: _acceptance,
+    Kind.flags: _flags,
 }

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-import perfmodel
-from app.cli.csv_rows import csv_rows
+import typer
+
+from app.cli.options import AsJson, ScenarioFile
 from app.cli.output import console, json_line, print_json
-from app.cli.overrides import override, stated_values
-from perfmodel import (
-    ConfigError,
-    NoFeasiblePlan,
-    estimate,
-    prediction_dict,
-)
 
 
-def predict_one(flags: dict[str, str], scenario: str | None, *, as_json: bool) -> int:
-    """Print one prediction; 3 if the GPUs cannot hold it."""
-    prediction = _prediction(stated_values(scenario, flags), origin=scenario or "")
+def predict(
+    context: typer.Context,
+    scenario: ScenarioFile = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="CSV|-",
+            help="One scenario per row, one JSON object per line; flags hold for all rows.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict one scenario: step times, round, speedup and memory."""
+    from app.cli.overrides import parse_overrides
+    from perfmodel import NoFeasiblePlan
+
+    values = parse_overrides(scenario, context.obj)
+    if rows is not None:
+        _predict_rows(values, rows)
+        return
+    prediction = _prediction(values, origin=scenario or "")
     if as_json:
         print_json(prediction)
     else:
@@ -27,12 +41,13 @@ def predict_one(flags: dict[str, str], scenario: str | None, *, as_json: bool) -
         print_prediction(prediction, console())
     if not prediction["feasible"]:
         raise NoFeasiblePlan(prediction["reason"])
-    return 0
 
 
-def predict_rows(flags: dict[str, str], scenario: str | None, source: str) -> int:
-    """One JSON object per row, in order; a bad row says so on its line, and the end is then 2."""
-    base = stated_values(scenario, flags)
+def _predict_rows(base: dict[str, Any], source: str) -> None:
+    """Print one JSON object per row, in order; a bad row becomes its error, and the end is 2."""
+    from app.cli.csv_rows import csv_rows
+    from perfmodel import ConfigError, override
+
     bad = 0
     for number, cells in csv_rows(source):
         try:
@@ -44,13 +59,12 @@ def predict_rows(flags: dict[str, str], scenario: str | None, source: str) -> in
             result = {"error": str(error), "feasible": False}
         print(json_line({"row": number, **result}))
     if bad:
-        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {_shown(source)}")
-    return 0
+        name = "stdin" if source == "-" else source
+        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}")
 
 
 def _prediction(values: dict[str, Any], *, origin: str = "") -> dict[str, Any]:
-    return prediction_dict(estimate(perfmodel.parse_scenario(values, origin=origin).scenario()))
+    import perfmodel
 
-
-def _shown(source: str) -> str:
-    return "stdin" if source == "-" else source
+    scenario = perfmodel.parse_scenario(values, origin=origin).scenario()
+    return perfmodel.prediction_dict(perfmodel.estimate(scenario))

@@ -1,46 +1,51 @@
-"""`specroof recommend`: what the flags leave open is searched; the answer comes first."""
+"""`specroof recommend`: search what the flags leave open, and print the answer first."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from app.cli.axes import parse_axis
-from app.cli.output import atomic_text, console, print_json
-from app.cli.overrides import stated_values
-from app.cli.simulation_options import progress_bar
-from perfmodel import (
-    OBSERVED_KEYS,
-    SEVERAL,
-    ConfigError,
-    Recommendation,
-    Serving,
-    Simulation,
-    Traffic,
-    choice_dict,
-    choose_for_traffic,
-    find_plan,
-    parse_slo,
-    recommendation_dict,
-    scenario_acceptance,
-)
+import typer
+
+from app.cli.options import AsJson, ScenarioFile
+from app.cli.output import atomic_text, console, print_json, progress
+
+if TYPE_CHECKING:
+    from perfmodel import Recommendation
 
 
-def run_recommend(
-    flags: dict[str, str],
-    scenario: str | None,
-    *,
-    objective: str,
-    html: Path | None,
-    traffic: str | None,
-    requests: int,
-    as_json: bool,
-) -> int:
-    """Print the recommendation and write its report; the search's errors pass through."""
+def recommend(
+    context: typer.Context,
+    scenario: ScenarioFile = None,
+    objective: Annotated[
+        str, typer.Option(metavar="throughput|latency", help="Tokens/s per GPU, or TPOT.")
+    ] = "throughput",
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a report with charts.", show_default=False),
+    ] = None,
+    traffic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recorded requests: also choose gamma for them, by simulation.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(metavar="N", min=1, help="With --traffic: play at most this many.")
+    ] = 20_000,
+    as_json: AsJson = False,
+) -> None:
+    """Choose draft, gamma, KV budget and TP for a workload, and say why."""
+    from app.cli.overrides import parse_overrides
+    from perfmodel import recommendation_dict
+
+    flags = context.obj
     answer, notes = find_recommendation(flags, scenario, objective=objective)
     result = recommendation_dict(answer)
     if traffic is not None:
-        slo = str(stated_values(scenario, flags).get("slo", ""))
+        slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests, slo)
         notes = [*notes, f"on this traffic: {result['traffic']['sentence']}"]
     result["notes"] = [*result["notes"], *notes]
@@ -60,35 +65,36 @@ def run_recommend(
             from app.render.simulation_tables import print_choice
 
             print_choice(result["traffic"], console())
-    return 0
 
 
 def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> dict[str, Any]:
-    """γ for a recorded traffic, for the draft choice that the recommendation speaks of."""
+    """The best gamma for recorded requests, with the draft of the recommendation."""
+    import perfmodel
+
     if answer.studied is None:
-        raise ConfigError(
+        raise perfmodel.ConfigError(
             "no draft choice of known acceptance meets the limits; name one with --draft and "
             "state its --acceptance"
         )
     studied = answer.studied.scenario
-    with progress_bar(None, "requests") as progress:
-        choice = choose_for_traffic(
+    with progress("requests") as update:
+        choice = perfmodel.choose_for_traffic(
             studied,
-            Simulation(
-                traffic=Traffic(requests=requests, path=path),
-                serving=Serving(max_batch=studied.workload.batch),
-                process=scenario_acceptance(studied),
-                slo=parse_slo(slo),
+            perfmodel.Simulation(
+                traffic=perfmodel.Traffic(requests=requests, path=path),
+                serving=perfmodel.Serving(max_batch=studied.workload.batch),
+                process=perfmodel.scenario_acceptance(studied),
+                slo=perfmodel.parse_slo(slo),
             ),
-            progress=progress,
+            progress=update,
         )
-    return {"plan": answer.studied.label, **choice_dict(choice)}
+    return {"plan": answer.studied.label, **perfmodel.choice_dict(choice)}
 
 
 def find_recommendation(
     flags: dict[str, str], scenario: str | None, *, objective: str = "throughput"
 ) -> tuple[Recommendation, list[str]]:
-    """The recommendation, and notes on what was stated but is searched.
+    """The recommendation, and notes on values that were given but are searched.
 
     Raises
     ------
@@ -97,7 +103,11 @@ def find_recommendation(
     NoFeasiblePlan
         If nothing meets the limits.
     """
-    values = stated_values(scenario, flags)
+    from app.cli.axes import parse_axis
+    from app.cli.overrides import parse_overrides
+    from perfmodel import OBSERVED_KEYS, SEVERAL, find_plan
+
+    values = parse_overrides(scenario, flags)
     values |= {k: parse_axis(k, str(values[k])) for k in SEVERAL if k in values}
     notes = []
     if "gamma" in values and "gamma" not in flags and not any(k in values for k in OBSERVED_KEYS):

@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import csv as csv_format
+import math
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-import numpy as np
+import typer
 
-import perfmodel
-from app.cli.output import atomic_text, console, print_json
-from app.cli.overrides import stated_values
-from app.cli.simulation_options import SimulationOptions, progress_bar
-from perfmodel import (
-    SCHEDULE_GAMMAS,
-    ConfigError,
-    RoundTimes,
-    Scenario,
-    Simulation,
-    batch_dict,
-    check_fits,
-    estimate,
-    lengths,
-    parse_slo,
-    scenario_dict,
-    serving_dict,
-    simulate_batch,
-    simulate_requests,
-    without_speculation,
-)
+from app.cli.options import AsJson, ScenarioFile, field_flags
+from app.cli.output import atomic_text, console, print_json, progress
+from app.cli.simulation_options import SimulationOptions
+
+if TYPE_CHECKING:
+    from perfmodel import Scenario
 
 
-def run_simulate(
-    flags: dict[str, str],
-    scenario: str | None,
-    options: SimulationOptions,
+@field_flags
+def simulate(
+    context: typer.Context,
     *,
-    csv: str | None,
-    html: Path | None,
-    as_json: bool,
-) -> int:
-    """Simulate with and without speculation, and print or write what was asked for."""
+    scenario: ScenarioFile = None,
+    options: SimulationOptions,
+    csv: Annotated[
+        str | None,
+        typer.Option(
+            "--csv", metavar="FILE|-", help="Write the timeline as CSV.", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a batch to its end, or requests as they arrive, with and without speculation."""
+    import perfmodel
+    from app.cli.overrides import parse_overrides
+
     if csv == "-" and as_json:
-        raise ConfigError("--csv - and --json both print; write one of them to a file")
-    stated = perfmodel.parse_scenario(stated_values(scenario, flags), origin=scenario or "")
+        raise perfmodel.ConfigError("--csv - and --json both print; write one of them to a file")
+    values = parse_overrides(scenario, context.obj)
+    stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()
     if options.plays_requests:
         runs = _play_requests(base, stated.slo, options)
@@ -68,15 +67,17 @@ def run_simulate(
         from app.render.simulation_tables import print_simulation
 
         print_simulation(result, console())
-    return 0
 
 
 def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
-    simulation = Simulation(
+    """The same requests without speculation, at the scenario's gamma, and by schedule if asked."""
+    import perfmodel
+
+    simulation = perfmodel.Simulation(
         traffic=options.stream(base),
         serving=options.serving(base),
         process=options.process(base),
-        slo=parse_slo(slo),
+        slo=perfmodel.parse_slo(slo),
         seed=options.seed,
         exact=options.exact,
     )
@@ -85,50 +86,64 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
         choices.append((base.plan.gamma,))
     if options.schedule:
         if base.draft is None:
-            raise ConfigError("--schedule needs a draft, such as --draft self")
-        choices.append(SCHEDULE_GAMMAS)
-    times = RoundTimes(base, max_batch=simulation.serving.max_batch)
+            raise perfmodel.ConfigError("--schedule needs a draft, such as --draft self")
+        choices.append(perfmodel.SCHEDULE_GAMMAS)
+    times = perfmodel.RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
     for gammas in choices:
-        with progress_bar(simulation.traffic.requests, "requests") as progress:
-            run = simulate_requests(base, simulation, gammas=gammas, progress=progress, times=times)
-        runs.append(serving_dict(run))
+        with progress("requests", simulation.traffic.requests) as update:
+            run = perfmodel.simulate_requests(
+                base, simulation, gammas=gammas, progress=update, times=times
+            )
+        runs.append(perfmodel.serving_dict(run))
     return runs
 
 
 def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, Any]]:
+    """One batch of cached prompts to its end, without speculation and at the scenario's gamma."""
+    import numpy as np
+
+    import perfmodel
+
     if options.schedule or options.exact or options.requests is not None:
-        raise ConfigError(
+        raise perfmodel.ConfigError(
             "--schedule, --exact and --requests are for arriving requests; add --rate or --traffic"
         )
-    check_fits(estimate(base))
+    perfmodel.check_fits(perfmodel.estimate(base))
     work = base.workload
     rng = np.random.default_rng([options.seed, 0])
-    prompt = lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
-    output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
+    prompt = perfmodel.lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
+    output = perfmodel.lengths(rng, work.output_tokens, options.output_cv, work.batch)
     if options.eos:
-        options.stream(base)  # checks the chance
+        options.stream(base)  # checks the probability
         output = np.minimum(output, rng.geometric(options.eos, work.batch))
     runs = []
     for gamma in dict.fromkeys((0, base.plan.gamma)):
-        scenario = base if gamma else without_speculation(base)
-        run = simulate_batch(
-            scenario, options.process(scenario), prompt_tokens=prompt, output_tokens=output,
-            gamma=gamma, finished=options.finished, seed=options.seed,
-        )  # fmt: skip
-        runs.append(batch_dict(run))
+        scenario = base if gamma else perfmodel.without_speculation(base)
+        run = perfmodel.simulate_batch(
+            scenario,
+            options.process(scenario),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            gamma=gamma,
+            finished=options.finished,
+            seed=options.seed,
+        )
+        runs.append(perfmodel.batch_dict(run))
     return runs
 
 
 def _result(
     base: Scenario, options: SimulationOptions, runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    closed = float(estimate(base).speedup) if base.plan.speculates else None
+    from perfmodel import estimate, scenario_dict
+
+    closed = float(estimate(base).speedup) if base.plan.speculates else math.nan
     return {
         "level": "requests" if options.plays_requests else "rounds",
         "runs": runs,
         "gains": [_gain(runs[0], run) for run in runs[1:]],
-        "closed_form_speedup": closed if closed is not None and np.isfinite(closed) else None,
+        "closed_form_speedup": closed if math.isfinite(closed) else None,
         "seed": options.seed,
         "exact": options.exact or not options.plays_requests,
         "scenario": scenario_dict(base),
@@ -154,7 +169,7 @@ def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_csv(result: dict[str, Any], file: TextIO) -> None:
-    """The timeline of every run, one row a span."""
+    """The timeline of every run, one row per interval."""
     columns = ["label", *result["runs"][0]["timeline"][0]]
     writer = csv_format.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,28 +1,34 @@
-"""`specroof validate`: predicted against measured, in sample and held out."""
+"""`specroof validate`: predictions against measurements, in sample and held out."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from app.cli.options import AsJson
 from app.cli.output import atomic_text, print_json
-from calibration.records.steps import RecordError, read_records
-from calibration.validate import report as step_report
-from calibration.validate.draw import DrawOptions, draw_cases, draw_rounds, expected_seconds
-from calibration.validate.errors import compare, read_peers
-from calibration.validate.published_report import report_lines, validate_published
-from calibration.validate.run import REPEATS, by_pair
-from perfmodel import ConfigError, OutsideTolerance
+
+validate_app = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
 
 
-def run_published(*, tolerance: float, as_json: bool) -> int:
-    """Print the errors on published rows.
+@validate_app.command("published")
+def validate_published(
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0.0, help="Held-out mean absolute error allowed per phase."
+        ),
+    ] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Predict published step times, in sample and held out; exit 4 outside the tolerance."""
+    from calibration.validate.published_report import report_lines
+    from calibration.validate.published_report import validate_published as compare_published
+    from perfmodel import OutsideTolerance
 
-    Raises
-    ------
-    OutsideTolerance
-        If the held-out mean absolute error of a phase exceeds `tolerance` percent.
-    """
-    report = validate_published()
+    report = compare_published()
     if as_json:
         print_json(report.to_dict() | {"tolerance_percent": tolerance})
     else:
@@ -30,74 +36,111 @@ def run_published(*, tolerance: float, as_json: bool) -> int:
     outside = report.outside(tolerance)
     if outside:
         raise OutsideTolerance(f"held-out mean error above {tolerance:g} %: {', '.join(outside)}")
-    return 0
 
 
-def run_draw(output: Path, options: DrawOptions, *, rounds: bool = False) -> int:
-    """Draw cases, or `rounds` for the fit of their overhead; say how long they will take.
+@validate_app.command("draw")
+def validate_draw(
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")],
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the cases.")] = 0,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Number of cases.")
+    ] = 60,
+    choices: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Scenarios that get every gamma.")
+    ] = 5,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="GPU of the catalog.")] = "h200",
+    tp: Annotated[
+        int, typer.Option(metavar="N", min=1, max=8, help="GPUs that share the target.")
+    ] = 1,
+    memory_share: Annotated[
+        float, typer.Option(metavar="X", min=0.1, max=1.0, help="Most of the GPU's memory to fill.")
+    ] = 0.85,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
+    ] = False,
+) -> None:
+    """Draw cases to time on a GPU: python -m calibration.validate.run --cases FILE."""
+    from calibration.validate.draw import DrawOptions, draw_cases, draw_rounds, expected_seconds
+    from calibration.validate.run import REPEATS, by_pair
 
-    Raises
-    ------
-    ConfigError
-        If nothing fits, or the file cannot be written.
-    """
+    options = DrawOptions(
+        seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
+    )
     cases = draw_rounds(options) if rounds else draw_cases(options)
-    with atomic_text(output) as file:
-        file.write(cases.text())
+    _write(output, cases.text())
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
     pairs = len(by_pair(cases.cases))
     print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
     print(f"On a GPU: python -m calibration.validate.run --cases {output} --out FILE.jsonl")
-    return 0
 
 
-def run_records(
-    records: Path,
-    *,
-    engine: str,
-    curves_of: str | None,
-    peers: Path | None,
-    markdown: Path | None,
-    html: Path | None,
-    readme: Path | None,
-    as_json: bool,
-) -> int:
-    """Compare a run's records with their predictions; write the reports that were asked for.
+@validate_app.command("records")
+def validate_records(
+    records: Annotated[Path, typer.Argument(metavar="FILE", help="From calibration.validate.run.")],
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine profile that predicts.")
+    ] = "specroof",
+    curves_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="Carry over the curves measured on this GPU, even if the timed GPU has its own.",
+            show_default=False,
+        ),
+    ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", help="Other tools' predictions of the same cases.", show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report with charts.", show_default=False),
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Renew the table between its marks.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare timed cases with their predictions; exit 4 outside the stated tolerances."""
+    from calibration.records.steps import RecordError, read_records
+    from calibration.validate import report
+    from calibration.validate.errors import compare, read_peers
+    from perfmodel import ConfigError, OutsideTolerance
 
-    Raises
-    ------
-    ConfigError
-        For records, predictions or a document that cannot be used.
-    OutsideTolerance
-        If an error, regret or coverage is not what is asked.
-    """
     try:
-        header, found = read_records(records)
+        header, timed = read_records(records)
         others = read_peers(peers) if peers else None
-        comparison = compare(header, found, engine=engine, curves_of=curves_of, peers=others)
+        comparison = compare(header, timed, engine=engine, curves_of=curves_of, peers=others)
     except RecordError as error:
         raise ConfigError(str(error)) from error
     if markdown:
-        _write(markdown, step_report.markdown(comparison))
+        _write(markdown, report.markdown(comparison))
     if html:
         from app.render.validation_page import validation_html
 
         _write(html, validation_html(comparison))
     if readme:
-        renewed = step_report.renew(_read(readme), step_report.readme_table(comparison))
+        renewed = report.renew(_read(readme), report.readme_table(comparison))
         if renewed is None:
-            raise ConfigError(f"{readme}: has no line {step_report.START} to put the table after")
+            raise ConfigError(f"{readme}: has no line {report.START} to put the table after")
         _write(readme, renewed)
     if as_json:
-        print_json(step_report.to_dict(comparison))
+        print_json(report.to_dict(comparison))
     else:
-        print("\n".join(step_report.summary_lines(comparison)))
+        print("\n".join(report.summary_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
-    return 0
 
 
 def _read(path: Path) -> str:
+    from perfmodel import ConfigError
+
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

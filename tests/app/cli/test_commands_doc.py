@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import typer.main
 
 from app.cli.main import app, run
-from app.cli.options import SCENARIO_FLAGS
+from app.cli.simulation_options import SimulationOptions
 
 DOC = Path(__file__).parents[3] / "docs" / "commands.md"
 TEXT = DOC.read_text(encoding="utf-8")
@@ -42,6 +43,16 @@ def test_every_command_has_a_section_with_an_example() -> None:
         assert any(example.startswith(f"specroof {name}") for example in EXAMPLES), name
 
 
-def test_every_flag_is_in_the_vocabulary() -> None:
-    table = TEXT[TEXT.index("## The vocabulary") : TEXT.index("## predict")]
-    assert [n for n in SCENARIO_FLAGS if f"`--{n.replace('_', '-')}`" not in table] == []
+def test_the_vocabulary_is_what_list_flags_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "flags"]) == 0
+    table = capsys.readouterr().out
+    assert TEXT[TEXT.index("## The vocabulary") :].count(table) == 1
+
+
+def test_simulate_documents_its_flags() -> None:
+    section = re.split(r"^## ", TEXT, flags=re.M)
+    body = next(part for part in section if part.startswith("simulate"))
+    documented = re.findall(r"`--([a-z-]+)", "".join(re.findall(r"^\| (.+?) \|", body, flags=re.M)))
+    assert [name.replace("-", "_") for name in documented] == [
+        field.name for field in dataclasses.fields(SimulationOptions)
+    ]

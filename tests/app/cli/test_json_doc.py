@@ -40,6 +40,7 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "list: models": (["list", "models"], [0]),
     "list: engines": (["list", "engines"], [0]),
     "list: acceptance": (["list", "acceptance"], [0]),
+    "list: flags": (["list", "flags"], [0]),
     "validate": (["validate", "published", "--tolerance", "100"], []),
     "validate: group": (["validate", "published", "--tolerance", "100"], ["groups", 0]),
 }

@@ -33,15 +33,15 @@ def test_the_same_seed_prints_the_same_bytes(capsys: pytest.CaptureFixture[str])
 def test_equal_lengths_at_a_fixed_batch_gain_what_the_closed_form_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Within 5 %: caches grow here, and the closed form takes the prefix."""
-    found = result_of(capsys, "simulate", *SPECULATING, "--gamma", "3", "--batch", "128")
-    assert found["gains"][0]["tpot"] == pytest.approx(found["closed_form_speedup"], rel=0.05)
+    """Within 5 %: caches grow here, and the closed form is at the prompt length."""
+    result = result_of(capsys, "simulate", *SPECULATING, "--gamma", "3", "--batch", "128")
+    assert result["gains"][0]["tpot"] == pytest.approx(result["closed_form_speedup"], rel=0.05)
 
 
 def test_a_trace_is_played_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    found = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--schedule")
-    assert [r["label"] for r in found["runs"]] == ["no speculation", "gamma 4", "schedule"]
-    for played in found["runs"]:
+    result = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--schedule")
+    assert [r["label"] for r in result["runs"]] == ["no speculation", "gamma 4", "schedule"]
+    for played in result["runs"]:
         assert (played["requests"], played["output_tokens"]) == (3, 620)
 
 
@@ -55,12 +55,12 @@ def test_padding_costs_what_compaction_saves(capsys: pytest.CaptureFixture[str])
 
 def test_timeline_as_csv_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
-    found = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--csv", str(path))
+    result = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--csv", str(path))
     rows = list(csv.DictReader(path.open()))
-    assert len(rows) == sum(len(r["timeline"]) for r in found["runs"])
-    figure = timeline(found)
-    assert len(figure.data) == len(ROWS) * len(found["runs"])
-    assert list(figure.data[0].y) == [r["batch"] for r in found["runs"][0]["timeline"]]
+    assert len(rows) == sum(len(r["timeline"]) for r in result["runs"])
+    figure = timeline(result)
+    assert len(figure.data) == len(ROWS) * len(result["runs"])
+    assert list(figure.data[0].y) == [r["batch"] for r in result["runs"][0]["timeline"]]
 
 
 def test_an_acceptance_recording_replaces_alpha(
@@ -69,36 +69,36 @@ def test_an_acceptance_recording_replaces_alpha(
     path = tmp_path / "accepted.txt"
     path.write_text("4\n" * 20)
     always = ["--gamma", "4", "--acceptance-trace", str(path)]
-    found = result_of(capsys, "simulate", *SPECULATING, *always, "--output-tokens", "250")
-    assert found["runs"][1]["rounds"] == 50
+    result = result_of(capsys, "simulate", *SPECULATING, *always, "--output-tokens", "250")
+    assert result["runs"][1]["rounds"] == 50
 
 
 def test_recommend_for_a_traffic_names_the_best_run(capsys: pytest.CaptureFixture[str]) -> None:
-    found = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
-    choice = found["traffic"]
+    result = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
+    choice = result["traffic"]
     best = min(choice["runs"], key=lambda r: r["latency"]["mean_s"])
     assert choice["best"] == best["label"]
-    assert any(choice["sentence"] in note for note in found["notes"])
+    assert any(choice["sentence"] in note for note in result["notes"])
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, hint",
     [
-        (["--schedule"], "add --rate or --traffic"),
-        (["--rate", "-1"], "positive number"),
-        (["--rate", "1", "--arrivals", "never"], "unknown arrivals"),
-        (["--rate", "1", "--token-budget", "10"], "use a larger budget"),
-        (["--finished", "never"], "Use compaction, padding, graphs"),
-        (["--acceptance-spread", "0.9"], "outside 0 to"),
-        (["--rate", "1", "--eos", "1.5"], "not a chance"),
-        (["--rate", "1", "--csv", "-", "--json"], "both print"),
-        (["--traffic", "absent.csv"], "cannot be read"),
-        (["--rate", "1", "--requests", "0"], "at least 1"),
+        (["--schedule"], "--rate"),
+        (["--rate", "-1"], "rate"),
+        (["--rate", "1", "--arrivals", "never"], "never"),
+        (["--rate", "1", "--token-budget", "10"], "budget"),
+        (["--finished", "never"], "compaction, padding, graphs"),
+        (["--acceptance-spread", "0.9"], "0.9"),
+        (["--rate", "1", "--eos", "1.5"], "1.5"),
+        (["--rate", "1", "--csv", "-", "--json"], "--csv -"),
+        (["--traffic", "absent.csv"], "absent.csv"),
+        (["--rate", "1", "--requests", "0"], "requests"),
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["simulate", *SPECULATING, *arguments]) == 2
     out, err = capsys.readouterr()
-    assert says in err and err.count("\n") == 1 and not out
+    assert hint in err and err.count("\n") == 1 and not out

@@ -1,11 +1,11 @@
-"""Flags, scenario keys and CSV columns are one vocabulary; later places override earlier ones."""
+"""Flags, scenario keys and CSV columns are one vocabulary; flags override files, cells both."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import pytest
 
 from app.cli.axes import parse_axis
 from app.cli.main import run
-from app.cli.options import SCENARIO_FLAGS
-from app.cli.overrides import override
-from perfmodel import ConfigError, ScenarioInput, scenario_names, scenario_values
+from perfmodel import (
+    FORMER_NAMES,
+    ConfigError,
+    ScenarioInput,
+    override,
+    scenario_names,
+    scenario_values,
+)
 
 SELF = ["--draft", "self", "--tp", "8"]
 
@@ -26,23 +31,50 @@ def predicted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[
     return result
 
 
-def test_flags_are_the_fields_of_a_scenario() -> None:
-    assert set(SCENARIO_FLAGS) == set(ScenarioInput.model_fields)
-
-
-@pytest.mark.parametrize("command", ["predict", "sweep", "recommend", "export"])
-def test_every_command_shows_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["predict", "sweep", "simulate", "recommend", "export"])
+def test_help_shows_every_flag_with_its_default(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     assert run([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert [name for name in SCENARIO_FLAGS if "--" + name.replace("_", "-") not in text] == []
+    lines = capsys.readouterr().out.splitlines()
+    for name, field in ScenarioInput.model_fields.items():
+        [line] = [
+            line for line in lines if f" --{name.replace('_', '-')} " in line.replace(",", " ")
+        ]
+        assert str(field.description) in line
+        assert str(field.default or "").replace("32000", "32,000") in line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["recommend", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_a_flag_of_an_earlier_version_still_works(capsys: pytest.CaptureFixture[str]) -> None:
+    assert FORMER_NAMES
+    for old, new in FORMER_NAMES.items():
+        flags = [f"--{name.replace('_', '-')}" for name in (old, new)]
+        former, present = (predicted(["--tp", "8", flag, "4000"], capsys) for flag in flags)
+        assert former == present and present["scenario"][new] == 4000
+
+
+def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"specroof {version('specroof')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, heavy",
+    [
+        (["--help"], "torch numpy plotly pandas pydantic perfmodel"),
+        (["list", "--help"], "torch numpy plotly pandas perfmodel"),
+        (["run", "selfspec", "--help"], "torch numpy plotly pandas perfmodel"),
+        (["calibrate", "acceptance", "--help"], "torch numpy plotly pandas perfmodel"),
+        (["predict", "--help"], "torch plotly pandas scipy"),
+        (["recommend", "--help"], "torch plotly pandas scipy"),
+    ],
+)
+def test_help_imports_nothing_heavy(arguments: list[str], heavy: str) -> None:
     script = (
         "import sys\nfrom app.cli.main import run\n"
         f"run({arguments!r})\n"
-        "heavy = {'torch', 'numpy', 'plotly', 'pandas', 'perfmodel'}\n"
+        f"heavy = set({heavy.split()!r})\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -57,19 +89,6 @@ def test_predict_imports_neither_torch_nor_plotly_nor_pandas() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_a_reader_that_leaves_is_no_traceback() -> None:
-    arguments = ["sweep", "--gamma", "1:16", "--batch", "1:200", "--draft", "self", "--csv", "-"]
-    script = f"import sys\nfrom app.cli.main import main\nsys.argv[1:] = {arguments!r}\nmain()\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith("batch,")
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        assert process.wait() == -signal.SIGPIPE
 
 
 def test_a_flag_a_key_and_a_column_say_the_same(

@@ -1,0 +1,233 @@
+"""What `calibrate acceptance` measures: its flags, and the models, texts and views they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.output import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from calibration.acceptance.run import Job, LoadedModel, Text
+    from calibration.acceptance.window import Task
+    from calibration.records.acceptance import DraftView
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """The flags of `calibrate acceptance`."""
+
+    model: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of config, tokenizer and safetensors.")
+    ]
+    text: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Text file; repeat it for several.")
+    ]
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Records as JSON lines; an existing file resumes.")
+    ]
+    draft_policy: Annotated[
+        str, typer.Option(metavar="P,P", help="Some of full, streamingllm, snapkv.")
+    ] = "streamingllm,snapkv"
+    kv_budget: Annotated[
+        str,
+        typer.Option(metavar="TOKENS", help="A list or range; those over the prompt are skipped."),
+    ] = "64:4096:x4"
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(
+            "--prompt-tokens",
+            "--prefix-tokens",
+            metavar="TOKENS",
+            help="A list or range of prompt lengths. Formerly --prefix-tokens.",
+        ),
+    ] = "2048"
+    draft_model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Draft model; without it the target drafts.", show_default=False
+        ),
+    ] = None
+    windows: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Windows per text and prompt length.")
+    ] = 16
+    gamma: Annotated[int, typer.Option(metavar="N", min=1, help="Draft tokens per round.")] = 16
+    scored_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Scored tokens per window, a multiple of gamma.")
+    ] = 128
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Sampling temperature of both models.")
+    ] = 1.0
+    sink: Annotated[str, typer.Option(metavar="N,N", help="StreamingLLM: first tokens kept.")] = (
+        "16"
+    )
+    snapkv_window: Annotated[
+        str, typer.Option(metavar="N,N", help="SnapKV: last queries observed.")
+    ] = "32"
+    snapkv_pool: Annotated[str, typer.Option(metavar="N,N", help="SnapKV: pooling width, odd.")] = (
+        "1"
+    )
+    positions: Annotated[
+        str,
+        typer.Option(
+            metavar="absolute|relative",
+            help="StreamingLLM: positions in the text, or in the cache.",
+        ),
+    ] = "absolute"
+    page_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens per page of the KV cache.")
+    ] = 16
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to run.")] = "cpu"
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="float32 on a CPU, bfloat16 on a GPU.", show_default=False
+        ),
+    ] = None
+
+
+def measure(options: MeasureOptions) -> None:
+    """Measure what the output file does not hold yet.
+
+    Raises
+    ------
+    ConfigError, EngineError
+        In one line, for models, texts and lengths that do not go together.
+    """
+    import torch
+
+    from calibration.acceptance.run import exact_float32, header, load_model, read_text, run_jobs
+    from calibration.acceptance.window import Task
+    from calibration.records.acceptance import RecordFile
+    from perfmodel import ConfigError
+    from runtime import TextTokenizer
+
+    views = _views(options)
+    on_gpu = _check_device(options.device)
+    task = Task(
+        gamma=options.gamma,
+        scored_tokens=options.scored_tokens,
+        temperature=options.temperature,
+        chunk_tokens=2048 if on_gpu else 512,
+        read_bytes=8e9 if on_gpu else 1e9,
+    )
+    name = options.dtype or ("bfloat16" if on_gpu else "float32")
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {name}: use one of {', '.join(DTYPES)}")
+    dtype, device = getattr(torch, name), torch.device(options.device)
+    exact_float32()
+    target = load_model(options.model, dtype=dtype, device=device)
+    vocab, tokenizer = target.decoder.config.vocab, TextTokenizer(options.model)
+    texts = [read_text(file, tokenizer, vocab=vocab) for file in options.text]
+    if len({text.name for text in texts}) < len(texts):
+        raise ConfigError("two texts have the same file name; records could not tell them apart")
+    draft = None
+    if options.draft_model is not None:
+        draft = _load_draft(options.draft_model, options.model, target, dtype, device)
+    jobs = _jobs(options, task, target, texts, views)
+    with (
+        RecordFile(options.output, header(target, draft, texts, task)) as file,
+        progress("windows") as update,
+    ):
+        say = (lambda line: None) if update is None else (lambda line: update(label=line))
+        run_jobs(target, draft, jobs, task, file, say=say)
+
+
+def _views(options: MeasureOptions) -> tuple[DraftView, ...]:
+    from calibration.acceptance.run import draft_views
+
+    return draft_views(
+        _words("draft-policy", options.draft_policy, ("full", "streamingllm", "snapkv")),
+        _counts("kv-budget", options.kv_budget),
+        sinks=_counts("sink", options.sink, least=0),
+        snapkv_windows=_counts("snapkv-window", options.snapkv_window),
+        snapkv_pools=_counts("snapkv-pool", options.snapkv_pool),
+        positions=_words("positions", options.positions, ("absolute", "relative")),
+        page_tokens=options.page_tokens,
+    )
+
+
+def _load_draft(
+    folder: Path, model: Path, target: LoadedModel, dtype: torch.dtype, device: torch.device
+) -> LoadedModel:
+    """The draft model, which must have the target's tokens."""
+    from calibration.acceptance.run import check_same_tokens, load_model
+    from perfmodel import ConfigError
+
+    check_same_tokens(model, folder)
+    draft = load_model(folder, dtype=dtype, device=device)
+    if draft.decoder.config.vocab != target.decoder.config.vocab:
+        raise ConfigError(
+            f"{folder} has a vocabulary of {draft.decoder.config.vocab}, but {model} one of "
+            f"{target.decoder.config.vocab}: no shared tokens"
+        )
+    return draft
+
+
+def _jobs(
+    options: MeasureOptions,
+    task: Task,
+    target: LoadedModel,
+    texts: Sequence[Text],
+    views: tuple[DraftView, ...],
+) -> list[Job]:
+    """One job per prompt length and text."""
+    from calibration.acceptance.run import Job, windows_of
+    from perfmodel import ConfigError
+
+    jobs = []
+    longest = target.decoder.config.max_context_tokens
+    for prompt in _counts("prompt-tokens", options.prompt_tokens):
+        if task.window_tokens(prompt) > longest:
+            raise ConfigError(
+                f"--prompt-tokens {prompt} and {task.scored_tokens} scored tokens exceed the "
+                f"{longest:,} that {target.name} was made for"
+            )
+        for text in texts:
+            windows = windows_of(text, prefix_tokens=prompt, count=options.windows, task=task)
+            jobs.append(Job(text, prompt, windows, views))
+    return jobs
+
+
+def _words(name: str, text: str, known: Sequence[str]) -> list[str]:
+    from perfmodel import ConfigError
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or set(words) - set(known):
+        raise ConfigError(f"--{name} {text!r}: use some of {', '.join(known)}")
+    return words
+
+
+def _counts(name: str, text: str, *, least: int = 1) -> list[int]:
+    from app.cli.axes import parse_axis
+    from perfmodel import ConfigError
+
+    wrong = ConfigError(f"--{name} {text!r}: use whole numbers of at least {least}")
+    try:
+        counts = [int(value) for value in parse_axis(f"--{name}", text)]
+    except ValueError as error:
+        raise wrong from error
+    if min(counts) < least:
+        raise wrong
+    return counts
+
+
+def _check_device(device: str) -> bool:
+    """Whether it is a GPU, which must then be present."""
+    import torch
+
+    from perfmodel import ConfigError
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: use cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
+    return device == "cuda"
