@@ -26,6 +26,7 @@ from perfmodel import catalog
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.errors import ConfigError, DoesNotFit, NoFeasiblePlan, SpecroofError
+from perfmodel.flat_values import override, scenario_dict
 from perfmodel.passes.memory import MemoryEstimate
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.planning.find_plan import SEARCHED, find_plan
@@ -37,7 +38,6 @@ from perfmodel.reports.engine_config import export_plan
 from perfmodel.reports.export import ExportPlan
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ScenarioInput, parse_scenario
-from perfmodel.scenario_values import override, scenario_dict
 from perfmodel.serving.acceptance import scenario_acceptance
 from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests

@@ -34,6 +34,7 @@ from perfmodel.errors import (
     SpecroofError,
     unknown_name,
 )
+from perfmodel.flat_values import override, scenario_dict
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
@@ -78,7 +79,6 @@ from perfmodel.scenario_input import (
     ScenarioInput,
     parse_scenario,
 )
-from perfmodel.scenario_values import override, scenario_dict
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
 from perfmodel.serving.fixed_batch import FixedBatchRun, simulate_batch

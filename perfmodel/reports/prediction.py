@@ -9,12 +9,12 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.errors import DoesNotFit
+from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_values import scenario_dict
 from perfmodel.speculation.round import RoundEstimate
 from perfmodel.speculation.uncertainty import speedup_interval
 
