@@ -60,8 +60,16 @@ def test_sweep_takes_every_sequence_as_an_axis(point: RoundEstimate) -> None:
         {"gamma": range(1, 9), "batch": [1, 64], "gpu": ["h100-sxm", "h200"]},
     )
     assert list(grid.rows()) == list(expected.rows())
-    (best,) = grid.best()
-    assert best["speedup"] == max(row["speedup"] for row in grid.rows())
+    ranked = sorted(grid.rows(), key=lambda row: row["speedup"], reverse=True)
+    assert grid.best(5) == ranked[:5]
+
+
+def test_the_best_of_a_sweep_fits_and_is_known() -> None:
+    base = {"gpu": "h100-sxm", "tp": 8, "draft": ["self", "llama-3.2-3b"]}  # 3b: not measured
+    grid = specroof.sweep("llama-3.1-8b", **base, batch=[64, 4096], gamma=[2, 4])
+    assert [row["batch"] for row in grid.best(10)] == [64, 64]
+    assert "feasible=4" in repr(grid)
+    assert specroof.sweep("llama-3.1-8b", batch=[4096], prompt_tokens=[100_000]).best() == []
 
 
 def test_a_sweep_is_a_table_of_its_rows(point: RoundEstimate) -> None:

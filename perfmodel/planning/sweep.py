@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +96,8 @@ class Sweep:
 
     def best(self, count: int = 1) -> list[dict[str, Any]]:
         """The `count` feasible rows of the highest speedup, best first."""
-        known = (row for row in self.rows() if row["feasible"] and row["speedup"] is not None)
-        return heapq.nlargest(count, known, key=lambda row: row["speedup"])
+        rows = (row for block in self.blocks for row in _best_rows(block, count))
+        return heapq.nlargest(count, rows, key=lambda row: row["speedup"])
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a table.
@@ -119,7 +119,10 @@ class Sweep:
             for name, values in self.axes.items()
             if values.size > 1
         }
-        feasible = sum(int((block.code == FEASIBLE).sum()) for block in self.blocks)
+        feasible = sum(
+            int(np.broadcast_to(block.code == FEASIBLE, _shape(block)).sum())
+            for block in self.blocks
+        )
         best = next((f"{row['speedup']:.2f}" for row in self.best()), None)
         counts = {"points": self.points, "feasible": feasible, "blocks": len(self.blocks)}
         return one_line("Sweep", {**counts, **axes, "best_speedup": best})
@@ -272,10 +275,27 @@ def _open(axes: Mapping[str, Array], name: str) -> Array:
 
 
 def _block_rows(block: Block) -> Iterator[dict[str, Any]]:
-    shape = tuple(len(values) for values in block.axes.values())
-    code, point = np.broadcast_to(block.code, shape), block.estimate
+    yield from _rows_at(block, np.ndindex(_shape(block)))
+
+
+def _best_rows(block: Block, count: int) -> Iterator[dict[str, Any]]:
+    """The feasible rows of the highest speedup, in no order."""
+    speedup = np.broadcast_to(block.speedup(), _shape(block)).ravel()
+    known = np.flatnonzero(~np.isnan(speedup))
+    best = known[np.argsort(speedup[known])[-count:]]
+    places = zip(*(axis.tolist() for axis in np.unravel_index(best, _shape(block))), strict=True)
+    yield from _rows_at(block, places)
+
+
+def _shape(block: Block) -> tuple[int, ...]:
+    return tuple(len(values) for values in block.axes.values())
+
+
+def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[str, Any]]:
+    shape, point = _shape(block), block.estimate
+    code = np.broadcast_to(block.code, shape)
     columns = {} if point is None else {k: np.broadcast_to(f(point), shape) for k, f in RESULTS}
-    for index in np.ndindex(shape):
+    for index in places:
         place = {
             name: int(values[i])
             for (name, values), i in zip(block.axes.items(), index, strict=True)
