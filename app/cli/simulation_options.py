@@ -15,7 +15,7 @@ DEFAULT_REQUESTS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
-    """The flags of `simulate` beside a scenario's; None where not given."""
+    """The flags of `simulate` besides a scenario's; None if not given."""
 
     traffic: Annotated[
         str | None,
