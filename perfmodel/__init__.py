@@ -8,7 +8,7 @@ from perfmodel.acceptance.curve import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
-    kv_loss,
+    acceptance_loss,
 )
 from perfmodel.acceptance.tokens import (
     Acceptance,
@@ -87,10 +87,11 @@ from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
 from perfmodel.specs.workload import SLO, Workload, parse_slo
 from perfmodel.speculation.break_even import (
@@ -138,13 +139,16 @@ __all__ = [
     "AttentionCurve",
     "Block",
     "BlockTable",
+    "Bound",
     "BreakEven",
     "Candidate",
     "CollectiveCurve",
     "ConfigError",
     "DecodeTable",
     "DoesNotFit",
+    "DraftKind",
     "DraftPlan",
+    "DraftPolicy",
     "Drafter",
     "Efficiency",
     "EngineProfile",
@@ -160,6 +164,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelSpec",
     "NoFeasiblePlan",
+    "Origin",
     "OutsideTolerance",
     "OwnProducts",
     "Part",
@@ -186,6 +191,7 @@ __all__ = [
     "Waves",
     "Workload",
     "acceptance_curve",
+    "acceptance_loss",
     "accepted_distribution",
     "alpha_for_tokens_per_round",
     "attention_curve",
@@ -216,7 +222,6 @@ __all__ = [
     "gamma_schedule",
     "gemm_curve",
     "infeasible_reason",
-    "kv_loss",
     "largest_batch",
     "lengths",
     "measured_curves",

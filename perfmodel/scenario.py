@@ -13,6 +13,7 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.specs.workload import Workload
 
@@ -21,10 +22,10 @@ from perfmodel.specs.workload import Workload
 class Scenario:
     """Everything a prediction depends on.
 
-    `draft` is the draft's spec: the target's own for self-speculation, None without speculation.
-    `acceptance` is what was stated for this very plan; without it the curve of the draft choice
-    speaks, of `own_curves` before the catalog's. Where there is none either, a prediction gives the
-    α it would need.
+    `draft` is the draft's spec: the target's for self-speculation, None without speculation.
+    `acceptance` is what the user stated for this plan; without it the curve of the draft choice
+    applies, of `user_curves` before the catalog's. Where there is none either, a prediction gives
+    the α it would need.
     """
 
     machine: Machine
@@ -37,12 +38,13 @@ class Scenario:
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     acceptance: Acceptance | None = None
-    own_curves: tuple[AcceptanceCurve, ...] = ()
+    user_curves: tuple[AcceptanceCurve, ...] = ()
 
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
-        dtype_bytes(self.weight_dtype), dtype_bytes(self.kv_dtype)
+        for dtype in (self.weight_dtype, self.kv_dtype):
+            dtype_bytes(dtype)
         if self.draft is not None:
             self.draft.check_tp(self.draft_tp)
             if self.draft_tp > self.tp:
@@ -54,7 +56,7 @@ class Scenario:
 
     @property
     def draft_tp(self) -> int:
-        """Ranks that the draft runs on: the target's own for a self-draft."""
+        """Ranks that the draft runs on: the target's for a self-draft."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
 
     @property
@@ -64,12 +66,12 @@ class Scenario:
 
     @property
     def curve(self) -> AcceptanceCurve | None:
-        """α over budget and context of this draft choice, or None where nobody measured it."""
+        """α over budget and context of this draft choice, or None where it was not measured."""
         return self.curve_of(self.plan.draft, self.plan.policy)
 
     def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
         """The same for another draft choice."""
-        return acceptance_curve(self.target.name, draft, policy, self.own_curves)
+        return acceptance_curve(self.target.name, draft, policy, self.user_curves)
 
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
@@ -86,7 +88,7 @@ class Scenario:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What holds only with a caveat: each a sentence for the reader of a prediction."""
+        """Caveats of a prediction, each a sentence."""
         notes = []
         longest = self.workload.prompt_tokens + self.workload.output_tokens
         if longest > self.target.max_context_tokens:
@@ -106,13 +108,17 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"
             )
-        elif gpu.efficiency_origin != "fitted":
+        elif gpu.efficiency_origin != Origin.FITTED:
             notes.append(
                 f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
                 f"peaks of its own datasheet"
             )
         if self.machine.link.kind == "pcie" and self.tp > 2:
-            ring = "as a ring at a pair's rate" if gpu.efficiency_origin != "fitted" else "measured"
+            ring = (
+                "as a ring at a pair's rate"
+                if gpu.efficiency_origin != Origin.FITTED
+                else "measured"
+            )
             notes.append(
                 f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
                 f"check yours with nccl-tests"
@@ -123,6 +129,6 @@ class Scenario:
                 "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
                 "checked on one H200 only"
             )
-        if self.engine.origin == "assumed":
+        if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from perfmodel import catalog
-from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog._schema import fault_line
 from perfmodel.catalog.acceptance import users_curves
@@ -17,14 +16,14 @@ from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
-DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
+DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
-# What engines report of a run at one γ: each is converted to the α that explains it.
+# What engines report of a run at one γ: each is converted to the α that gives it.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
@@ -183,14 +182,14 @@ class ScenarioInput(BaseModel):
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
-        policy = self.draft_policy or "streamingllm"
+        policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         budget = self.kv_budget
-        if policy == "full":
+        if policy is DraftPolicy.FULL:
             budget = None
-        elif budget is None and policy in DEFAULT_BUDGET:
+        elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
-        # A self-draft's ranks are the target's, whether that is said or not.
+        # A self-draft runs on the target's ranks.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
         if draft != "self":
             draft_tp = self.draft_tp or self.tp
@@ -211,9 +210,6 @@ class ScenarioInput(BaseModel):
         if self.tokens_per_round is not None:
             return Acceptance.from_tokens_per_round(self.tokens_per_round, gamma)
         return None
-
-    def _own_curves(self) -> tuple[AcceptanceCurve, ...]:
-        return () if self.acceptance_curve is None else users_curves(self.acceptance_curve)
 
     def _machine(self) -> Machine:
         """The machine, which `gpu` may repeat but not contradict."""
@@ -258,7 +254,7 @@ class ScenarioInput(BaseModel):
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             acceptance=self.given_acceptance(plan.gamma),
-            own_curves=self._own_curves(),
+            user_curves=users_curves(self.acceptance_curve) if self.acceptance_curve else (),
         )
 
 

@@ -1,6 +1,6 @@
 """What GB, GiB, ms and TFLOP are, and how a quantity is written for people.
 
-SI floats are used everywhere inside; this is the only module that says what a prefix means.
+All numbers inside are SI floats; prefixes are defined here only.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfmodel import Acceptance, ConfigError
+from perfmodel import Acceptance, ConfigError, Origin
 
 MAX_BYTES = 50_000_000
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)"
@@ -56,7 +56,7 @@ class Imported:
         """As `--acceptance-per-position` takes it."""
         known = "" if self.rounds is None else f" over {self.rounds:,} rounds"
         return Acceptance.from_per_position(
-            self.per_position, origin="measured", source=f"{self.engine}'s counters{known}"
+            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{known}"
         )
 
 

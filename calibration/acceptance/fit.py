@@ -23,8 +23,9 @@ from perfmodel import (
     AcceptanceCurve,
     AcceptancePoint,
     ConfigError,
+    Origin,
     acceptance_curve,
-    kv_loss,
+    acceptance_loss,
 )
 
 Floats = NDArray[np.float64]
@@ -136,7 +137,7 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
     def modelled(values: Floats) -> Floats:
         of = {"ceiling": 1.0, **fixed, **dict(zip(free, map(float, values), strict=True))}
         ceiling = of.pop("ceiling")
-        lost = kv_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
+        lost = acceptance_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
         return np.log(np.maximum(1.0 - ceiling * (1.0 - lost), LEAST_LOSS))
 
     solved = least_squares(
@@ -156,7 +157,7 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
         draft=draft,
         draft_policy=policy,
         text="; ".join(sorted({cell.key.text for cell in group})),
-        origin="fitted",
+        origin=Origin.FITTED,
         source=_source(found, group, gamma),
         sigma=hypot(spread, noise),
         # Beyond the range the power law itself is in doubt: half its slope at the end of it.
@@ -183,7 +184,7 @@ def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordF
         draft=str(found.header["draft"]),
         draft_policy="full",
         text="; ".join(sorted({cell.key.text for cell in group})),
-        origin="fitted",
+        origin=Origin.FITTED,
         source=_source(found, group, gamma),
         ceiling=ceiling,
         level=0.0,

@@ -43,7 +43,8 @@ from perfmodel import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
-    kv_loss,
+    Origin,
+    acceptance_loss,
 )
 from perfmodel.units import Z90
 
@@ -131,7 +132,7 @@ def _solve(
     def misses(values: Floats) -> Floats:
         of = {"ceiling": 1.0, **fixed, **dict(zip(free, values, strict=True))}
         ceiling = of.pop("ceiling")
-        loss = kv_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
+        loss = acceptance_loss(kv_budget_tokens=budgets, context_tokens=contexts, **of)
         return np.asarray(np.log(1.0 - ceiling * (1.0 - loss)) - measured, dtype=np.float64)
 
     bounds = (np.zeros(len(free)), [above.get(name, np.inf) for name in free])
@@ -144,7 +145,7 @@ def _solve(
         draft=choice.draft,
         draft_policy=choice.draft_policy,
         text=_text(choice),
-        origin="fitted",
+        origin=Origin.FITTED,
         source=_source(points),
         sigma=hypot(noise, rms),
         sigma_budget=0.0,

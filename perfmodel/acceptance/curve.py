@@ -1,17 +1,17 @@
 """α as a curve over KV budget and context, per (target, draft, draft policy).
 
-The curve says what a draft loses by reading a part of the cache only:
+The loss of a draft that reads only a part of the cache:
 
-    kv_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
+    acceptance_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
                     · ((b + offset) / (512 + offset))^-budget_exponent
-    α       = ceiling · (1 - kv_loss)
+    α       = ceiling · (1 - acceptance_loss)
 
 with b the KV budget, L the context and offset = `budget_offset`, the tokens below which a smaller
-budget no longer costs by the power law. Offset 0 and fullness exponent 1 stand in curves fitted on
-too few budgets and contexts to tell. α never falls as the budget grows, never rises as the context
-grows (no exponent is negative), and reaches `ceiling` where the budget holds the whole context. A
-self-draft has ceiling 1: with the full cache it *is* the target. A standalone draft has a ceiling
-below 1, the agreement of the two models, and loses little by its budget.
+budget no longer costs by the power law. Curves fitted on too few budgets and contexts have offset 0
+and fullness exponent 1. α never falls as the budget grows, never rises as the context grows (no
+exponent is negative), and reaches `ceiling` where the budget is the whole context. A self-draft has
+ceiling 1: with the full cache it *is* the target. A standalone draft has a ceiling below 1, the
+agreement of the two models, and loses little by its budget.
 
 Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
 
@@ -21,7 +21,7 @@ Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
   the mean loss of the points) and the rms residual of the fit;
 - e_b, e_L are the natural logarithms by which budget and context leave the measured range, 0
   inside; `sigma_budget` is how far the budget exponent differed between the models it was taken
-  from (half the exponent for a standalone draft), `sigma_context` the context exponent's own rms;
+  from (half the exponent for a standalone draft), `sigma_context` the rms of the context exponent;
 - a budget that the source leaves unstated adds `sigma_budget` times ln 2;
 - a borrowed curve, one measured on another target, adds `sigma_lent`, the rms of ln(loss) when one
   target's curve predicts another.
@@ -36,10 +36,12 @@ from dataclasses import dataclass, replace
 from math import hypot
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
@@ -82,7 +84,7 @@ class AcceptanceCurve:
     draft: str
     draft_policy: str
     text: str
-    origin: str
+    origin: Origin
     source: str
     ceiling: float
     level: float
@@ -110,9 +112,7 @@ class AcceptanceCurve:
             if not 0.0 < low <= high:
                 raise ConfigError(f"{name}: the range {low!r} to {high!r} is empty")
 
-    def alpha(
-        self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
-    ) -> NDArray[np.float64]:
+    def alpha(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Floats:
         """α at a budget and a context.
 
         Parameters
@@ -130,11 +130,20 @@ class AcceptanceCurve:
         ConfigError
             If a budget or a context is not a positive number.
         """
-        return self.ceiling * (1.0 - self._kv_loss(kv_budget_tokens, context_tokens))
+        loss = acceptance_loss(
+            kv_budget_tokens=kv_budget_tokens,
+            context_tokens=context_tokens,
+            level=self.level,
+            context_exponent=self.context_exponent,
+            budget_exponent=self.budget_exponent,
+            budget_offset=self.budget_offset,
+            fullness_exponent=self.fullness_exponent,
+        )
+        return self.ceiling * (1.0 - loss)
 
     def interval(
         self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[Floats, Floats]:
         """The 90 % interval (low, high) of `alpha`, of the broadcast shape; see the module."""
         loss = 1.0 - self.alpha(kv_budget_tokens=kv_budget_tokens, context_tokens=context_tokens)
         beyond_budget = _log_distance(kv_budget_tokens, self.budget_range)
@@ -147,14 +156,12 @@ class AcceptanceCurve:
         factor = np.exp(np.minimum(Z90 * np.sqrt(variance), 50.0))
         return 1.0 - np.minimum(loss * factor, 1.0), 1.0 - loss / factor
 
-    def measured(
-        self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
-    ) -> NDArray[np.bool_]:
+    def measured(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Bools:
         """Where budget and context lie inside the measured ranges (nowhere for a borrowed one)."""
         outside = _log_distance(kv_budget_tokens, self.budget_range) + _log_distance(
             context_tokens, self.context_range
         )
-        return np.asarray((outside == 0.0) & (self.origin != "borrowed"), dtype=np.bool_)
+        return np.asarray((outside == 0.0) & (self.origin != Origin.BORROWED), dtype=np.bool_)
 
     def acceptance(self, *, kv_budget_tokens: float, context_tokens: float) -> Acceptance:
         """α with its interval, origin and source at one budget and context."""
@@ -169,31 +176,18 @@ class AcceptanceCurve:
             source=self.source,
         )
 
-    def _kv_loss(
-        self, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
-    ) -> NDArray[np.float64]:
-        return kv_loss(
-            kv_budget_tokens=kv_budget_tokens,
-            context_tokens=context_tokens,
-            level=self.level,
-            context_exponent=self.context_exponent,
-            budget_exponent=self.budget_exponent,
-            budget_offset=self.budget_offset,
-            fullness_exponent=self.fullness_exponent,
-        )
-
-    def lent_to(self, target: str) -> AcceptanceCurve:
-        """The same curve for a target that it was not measured on: it says so, and is less sure."""
+    def borrowed_for(self, target: str) -> AcceptanceCurve:
+        """The same curve for a target that it was not measured on, with a wider interval."""
         return replace(
             self,
             target=target,
-            origin="borrowed",
+            origin=Origin.BORROWED,
             source=f"borrowed from {self.target}, not measured on {target}: {self.source}",
             sigma=hypot(self.sigma, self.sigma_lent),
         )
 
 
-def kv_loss(
+def acceptance_loss(
     *,
     kv_budget_tokens: ArrayLike,
     context_tokens: ArrayLike,
@@ -202,7 +196,7 @@ def kv_loss(
     budget_exponent: float,
     budget_offset: float = 0.0,
     fullness_exponent: float = 1.0,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Share of the full-cache acceptance that a partial cache loses; the module's formula.
 
     Budgets, contexts and the offset are tokens and broadcast; the result is clipped to [0, 1]. The
@@ -217,12 +211,12 @@ def kv_loss(
     return np.asarray(np.minimum(level * unread * growth * relief, 1.0), dtype=np.float64)
 
 
-def _log_distance(tokens: ArrayLike, span: tuple[float, float]) -> NDArray[np.float64]:
+def _log_distance(tokens: ArrayLike, span: tuple[float, float]) -> Floats:
     values = _check_tokens("tokens", tokens)
     return np.asarray(np.abs(np.log(values / np.clip(values, *span))), dtype=np.float64)
 
 
-def _check_tokens(what: str, tokens: ArrayLike) -> NDArray[np.float64]:
+def _check_tokens(what: str, tokens: ArrayLike) -> Floats:
     values = np.asarray(tokens, dtype=np.float64)
     wrong = ~((values > 0.0) & (values < np.inf))
     if wrong.any():

@@ -1,8 +1,8 @@
 """Acceptance: from the chance that a draft is accepted to the tokens that a round yields.
 
-Three figures are easily taken for one another, so each has its own name and conversion:
+Three figures are easily taken for one another; each has a name and a conversion:
 `alpha` (one draft is accepted, given that all before it were), `accepted_fraction` (accepted over
-proposed) and `accepted_drafts` (mean per round, without the target's own token). Ω, in code
+proposed) and `accepted_drafts` (mean per round, without the target's token). Ω, in code
 `tokens_per_round`, is `accepted_drafts + 1`.
 """
 
@@ -15,9 +15,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 
-MAX_GAMMA = 1024  # a round of more drafts is taken for a mistake
+MOST_DRAFTS = 1024  # that the sums here take; a plan may ask for `specs.draft.MAX_GAMMA`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,8 @@ class Acceptance:
     low, high : float
         Ends of an interval on `alpha`, the mean of `per_position`; both equal it when no interval
         is known. They act as additive bounds: `shifted(low - alpha)` is the pessimistic case.
-    origin : str
-        "given", "measured", "fitted", "borrowed" or "identity" (a self-draft with the full cache).
+    origin : Origin
+        Given, measured, fitted, borrowed or identity.
     source : str
         Model, text, temperature and citation, as far as they are known.
 
@@ -46,7 +48,7 @@ class Acceptance:
     per_position: tuple[float, ...]
     low: float
     high: float
-    origin: str
+    origin: Origin
     source: str
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class Acceptance:
         *,
         low: float | None = None,
         high: float | None = None,
-        origin: str = "given",
+        origin: Origin = Origin.GIVEN,
         source: str = "",
     ) -> Self:
         """I.i.d. acceptance; the interval is `alpha` itself unless its ends are given."""
@@ -89,7 +91,7 @@ class Acceptance:
 
     @classmethod
     def from_per_position(
-        cls, per_position: Sequence[float], *, origin: str = "given", source: str = ""
+        cls, per_position: Sequence[float], *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """One conditional acceptance per draft position; the last holds for all later ones."""
         values = tuple(float(value) for value in per_position)
@@ -98,7 +100,7 @@ class Acceptance:
 
     @classmethod
     def from_tokens_per_round(
-        cls, tokens: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, tokens: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α that yields `tokens` per round of `gamma` drafts.
 
@@ -118,7 +120,7 @@ class Acceptance:
 
     @classmethod
     def from_accepted_fraction(
-        cls, fraction: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, fraction: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α at which `fraction` of the proposed drafts is accepted."""
         if not 0.0 <= fraction <= 1.0:
@@ -129,7 +131,7 @@ class Acceptance:
 
     @classmethod
     def from_accepted_drafts(
-        cls, mean: float, gamma: int, *, origin: str = "given", source: str = ""
+        cls, mean: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
         """The i.i.d. α at which a round accepts `mean` drafts (the target's token left out)."""
         if not 0.0 <= mean <= gamma:
@@ -145,9 +147,7 @@ class Acceptance:
 # ---- tokens per round -------------------------------------------------------------------------
 
 
-def tokens_per_round(
-    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
-) -> NDArray[np.float64]:
+def tokens_per_round(acceptance: Acceptance | Sequence[float], gamma: ArrayLike) -> Floats:
     """Ω: mean tokens that a round of `gamma` drafts yields, the target's own token included.
 
     Ω = Σ_{k=0..γ} Π_{i<k} α_i (Leviathan et al. 2023, eq. 1, for α that varies by position). The
@@ -176,7 +176,7 @@ def tokens_per_round(
     return np.asarray(table[rounds], dtype=np.float64)
 
 
-def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> NDArray[np.float64]:
+def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
     """Ω for i.i.d. acceptance, `alpha` and `gamma` broadcast: (1 - α^(γ+1)) / (1 - α).
 
     Evaluated by Horner's rule on 1 + α + ... + α^γ: exact at γ = 0, α = 0 and α = 1, and never
@@ -197,29 +197,7 @@ def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> NDArray[np.float
     return np.asarray(table[np.broadcast_to(rounds, shape), column], dtype=np.float64)
 
 
-def accepted_drafts(
-    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
-) -> NDArray[np.float64]:
-    """Mean drafts accepted per round, 0 to γ: Ω - 1."""
-    return tokens_per_round(acceptance, gamma) - 1.0
-
-
-def accepted_fraction(
-    acceptance: Acceptance | Sequence[float], gamma: ArrayLike
-) -> NDArray[np.float64]:
-    """Accepted over proposed drafts, (Ω - 1) / γ: below α once γ > 1.
-
-    Raises
-    ------
-    ConfigError
-        If a `gamma` is 0, since nothing is proposed then.
-    """
-    return accepted_drafts(acceptance, gamma) / _check_gamma(gamma, least=1)
-
-
-def accepted_distribution(
-    acceptance: Acceptance | Sequence[float], gamma: int
-) -> NDArray[np.float64]:
+def accepted_distribution(acceptance: Acceptance | Sequence[float], gamma: int) -> Floats:
     """P(exactly k drafts accepted), k = 0 ... γ: shape (γ+1,), summing to 1."""
     _check_gamma(gamma)
     chances = _extended(_positions(acceptance), gamma)
@@ -227,7 +205,7 @@ def accepted_distribution(
     return np.asarray(reached * np.append(1.0 - chances, 1.0), dtype=np.float64)
 
 
-def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> NDArray[np.float64]:
+def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
     """The i.i.d. α at which a round yields `tokens`: the inverse of `tokens_per_round_iid`.
 
     With `tokens = round_s / target_step_s` this is the break-even α. The polynomial is convex and
@@ -260,9 +238,7 @@ def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> NDArray[n
     return np.asarray(np.where(np.isnan(wanted), np.nan, alpha), dtype=np.float64)
 
 
-def _horner(
-    alpha: NDArray[np.float64], gamma: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _horner(alpha: Floats, gamma: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Ω and its derivative by α, at arrays of equal shape."""
     value, slope = np.ones(alpha.shape), np.zeros(alpha.shape)
     for k in range(int(gamma.max(initial=0))):
@@ -272,7 +248,7 @@ def _horner(
     return value, slope
 
 
-def _positions(acceptance: Acceptance | Sequence[float]) -> NDArray[np.float64]:
+def _positions(acceptance: Acceptance | Sequence[float]) -> Floats:
     if isinstance(acceptance, Acceptance):
         return np.asarray(acceptance.per_position, dtype=np.float64)
     values = _check_alpha(acceptance)
@@ -281,11 +257,11 @@ def _positions(acceptance: Acceptance | Sequence[float]) -> NDArray[np.float64]:
     return values
 
 
-def _extended(values: NDArray[np.float64], gamma: int) -> NDArray[np.float64]:
+def _extended(values: Floats, gamma: int) -> Floats:
     return values[np.minimum(np.arange(gamma), values.size - 1)]
 
 
-def _check_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
+def _check_alpha(alpha: ArrayLike) -> Floats:
     values = np.asarray(alpha, dtype=np.float64)
     wrong = ~((values >= 0.0) & (values <= 1.0))
     if wrong.any():
@@ -295,10 +271,10 @@ def _check_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
 
 def _check_gamma(gamma: ArrayLike, *, least: int = 0) -> NDArray[np.int64]:
     values = np.asarray(gamma)
-    wrong = ~((values >= least) & (values <= MAX_GAMMA) & (values == np.floor(values)))
+    wrong = ~((values >= least) & (values <= MOST_DRAFTS) & (values == np.floor(values)))
     if wrong.any():
         raise ConfigError(
             f"gamma={values[wrong].flat[0]:g} is not a number of drafts; "
-            f"use a whole number from {least} to {MAX_GAMMA:,}"
+            f"use a whole number from {least} to {MOST_DRAFTS:,}"
         )
     return values.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The catalog: GPUs, machines and models, read from the TOML files beside this one.
+"""The catalog: GPUs, machines and models, read from the TOML files of its folders.
 
 A figure there cannot exist without unit and source (`_schema.py`); files are read one at a time,
 when asked for, and once. Any other dense model comes by the path of its `config.json`.
@@ -29,21 +29,8 @@ from perfmodel.catalog._schema import (
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.hf_config import from_hf_config, one_line, shown
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-
-__all__ = [
-    "default_machine",
-    "gpu",
-    "gpu_from_toml",
-    "gpu_names",
-    "machine",
-    "machine_from_toml",
-    "machine_names",
-    "model",
-    "model_from_toml",
-    "model_names",
-]
-
 
 # ---- GPUs -----------------------------------------------------------------------------------
 
@@ -65,20 +52,13 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def default_machine(gpu_name: str) -> Machine:
-    """The machine that a GPU is usually found in.
-
-    Raises
-    ------
-    ConfigError
-        If the catalog lacks the GPU.
-    """
-    name = _known(gpu_name, "GPU", gpu_names())
-    return machine(table("gpus", name)["default_machine"])
+    """The machine that a GPU is usually found in; errors as `gpu`."""
+    return machine(table("gpus", _known(gpu_name, "GPU", gpu_names()))["default_machine"])
 
 
 class _Curves(Table):
     of: Text
-    origin: Literal["fitted", "extrapolated"]
+    origin: Literal[Origin.FITTED, Origin.EXTRAPOLATED]
     reason: Text
 
 
@@ -95,23 +75,23 @@ class _GpuFile(Table):
     datasheet_memory: Size
 
 
-def gpu_from_toml(text: str, *, where: str) -> GPU:
-    """A GPU from the text of its catalog file.
+def gpu_from_toml(content: str, *, where: str) -> GPU:
+    """A GPU from its catalog file.
 
     Raises
     ------
     ConfigError
-        If the text is not TOML, lacks a figure, holds an unknown key or unit, or states a figure
+        If the content is not TOML, lacks a figure, holds an unknown key or unit, or states a figure
         without unit or source; `where` names the file in the message.
     """
-    file = read(_GpuFile, parse_toml(text, where), where)
+    file = read(_GpuFile, parse_toml(content, where), where)
     curves = file.efficiency
-    if (curves.origin == "fitted") != (curves.of == file.name):
+    if (curves.origin == Origin.FITTED) != (curves.of == file.name):
         raise ConfigError(
-            f"{where}: efficiency.origin={shown(curves.origin)} does not hold for {file.name} with "
-            f"the curves of {curves.of}"
+            f"{where}: efficiency.origin={shown(str(curves.origin))} does not hold for {file.name} "
+            f"with the curves of {curves.of}"
         )
-    figures = [value for _, value in file if isinstance(value, Figure)]
+    sources = (value.source for _, value in file if isinstance(value, Figure))
     return GPU(
         name=file.name,
         architecture=file.architecture,
@@ -124,29 +104,20 @@ def gpu_from_toml(text: str, *, where: str) -> GPU:
         efficiency=curves.of,
         efficiency_origin=curves.origin,
         efficiency_reason=curves.reason,
-        source="; ".join(dict.fromkeys(figure.source for figure in figures)),
+        source="; ".join(dict.fromkeys(sources)),
     )
 
 
 @cache
 def _gpu(name: str) -> GPU:
-    where = f"gpus/{name}.toml"
-    spec = gpu_from_toml(text("gpus", name), where=where)
-    _check_stem(spec.name, name, where)
-    return spec
+    return gpu_from_toml(text("gpus", name), where=f"gpus/{name}.toml")
 
 
 # ---- machines -------------------------------------------------------------------------------
 
 
 def machine(name: str) -> Machine:
-    """The machine of that name, in any case.
-
-    Raises
-    ------
-    ConfigError
-        If the catalog lacks it; the nearest names are suggested.
-    """
+    """The machine of that name, in any case; errors as `gpu`."""
     return _machine(_known(name, "machine", machine_names()))
 
 
@@ -167,15 +138,9 @@ class _MachineFile(Table):
     link: _LinkTable
 
 
-def machine_from_toml(text: str, *, where: str) -> Machine:
-    """A machine from the text of its catalog file; its GPU comes from the catalog.
-
-    Raises
-    ------
-    ConfigError
-        As `gpu_from_toml`, or if the catalog lacks the GPU or the kind of link is unknown.
-    """
-    file = read(_MachineFile, parse_toml(text, where), where)
+def machine_from_toml(content: str, *, where: str) -> Machine:
+    """A machine from its catalog file, with its GPU from the catalog; errors as `gpu_from_toml`."""
+    file = read(_MachineFile, parse_toml(content, where), where)
     bandwidth = file.link.bandwidth
     return Machine(
         name=file.name,
@@ -188,10 +153,7 @@ def machine_from_toml(text: str, *, where: str) -> Machine:
 
 @cache
 def _machine(name: str) -> Machine:
-    where = f"machines/{name}.toml"
-    spec = machine_from_toml(text("machines", name), where=where)
-    _check_stem(spec.name, name, where)
-    return spec
+    return machine_from_toml(text("machines", name), where=f"machines/{name}.toml")
 
 
 # ---- models ---------------------------------------------------------------------------------
@@ -220,7 +182,7 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
         holder = path.parent if path.name == "config.json" else path
         name = one_line(holder.resolve().name.removesuffix(".json"))
         return replace(from_hf_config(config, name=name), source=one_line(wanted))
-    raise _unknown("model", wanted, model_names())
+    raise unknown_name("model", one_line(wanted), model_names())
 
 
 def model_names() -> tuple[str, ...]:
@@ -231,28 +193,17 @@ def model_names() -> tuple[str, ...]:
 class _ModelFile(Table):
     name: Text
     hub_ids: Annotated[list[Text], Field(min_length=1)]
-    tokenizer: Text
+    tokenizer: Text  # models of one tokenizer can draft for each other
     source: Text
-    null_fields: tuple[Text, ...] = ()
-    config: dict[str, Any]
+    null_fields: tuple[Text, ...] = ()  # of `config`: those that are null, which TOML cannot write
+    config: dict[str, Any]  # the model's `config.json`
 
 
-def model_from_toml(text: str, *, where: str) -> ModelSpec:
-    """A model from the text of its catalog file.
-
-    `[config]` holds the fields of the model's own `config.json` by their own names;
-    `null_fields` lists those that are null there, which TOML cannot write. Models of one
-    `tokenizer` can draft for each other.
-
-    Raises
-    ------
-    ConfigError
-        As `gpu_from_toml`, or if `[config]` is not that of a supported model.
-    """
-    file = read(_ModelFile, parse_toml(text, where), where)
-    config = file.config | dict.fromkeys(file.null_fields)
+def model_from_toml(content: str, *, where: str) -> ModelSpec:
+    """A model from its catalog file; errors as `gpu_from_toml`, and those of `from_hf_config`."""
+    file = read(_ModelFile, parse_toml(content, where), where)
     return replace(
-        from_hf_config(config, name=file.name),
+        from_hf_config(file.config | dict.fromkeys(file.null_fields), name=file.name),
         hub_id=file.hub_ids[0],
         tokenizer=file.tokenizer,
         source=file.source,
@@ -261,10 +212,7 @@ def model_from_toml(text: str, *, where: str) -> ModelSpec:
 
 @cache
 def _model(name: str) -> ModelSpec:
-    where = f"models/{name}.toml"
-    spec = model_from_toml(text("models", name), where=where)
-    _check_stem(spec.name, name, where)
-    return spec
+    return model_from_toml(text("models", name), where=f"models/{name}.toml")
 
 
 @cache
@@ -289,19 +237,10 @@ def _is_path(name: str) -> bool:
         return False
 
 
-# ---- names --------------------------------------------------------------------------------
+# ---- names ----------------------------------------------------------------------------------
 
 
 def _known(name: str, kind: str, known: tuple[str, ...]) -> str:
     if name.lower() not in known:
-        raise _unknown(kind, name, known)
+        raise unknown_name(kind, one_line(name), known)
     return name.lower()
-
-
-def _unknown(kind: str, name: str, known: tuple[str, ...]) -> ConfigError:
-    return unknown_name(kind, one_line(name), known)
-
-
-def _check_stem(name: str, stem: str, where: str) -> None:
-    if name != stem:
-        raise ConfigError(f"{where}: name={shown(name)} differs from the file's; use {stem}")

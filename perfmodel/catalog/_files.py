@@ -1,4 +1,4 @@
-"""The files beside this one, by kind and name, and text files that a user names."""
+"""Read TOML: the files of the catalog by kind and name, and files that a user names."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from pydantic import (
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.hf_config import one_line, shown
+from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
@@ -66,6 +67,7 @@ _KINDS: dict[Any, Any] = {
     int: Whole,
     str: Text,
     bool: Annotated[bool, Strict()],
+    Origin: Origin,
     float | None: Number | None,
     tuple[float, float]: tuple[Number, Number],
     Mapping[str, str]: dict[str, Text],
@@ -111,26 +113,18 @@ class Figure(Table):
 
 
 class Size(Figure):
-    """Bytes."""
-
     units = {"MB": MB, "MiB": MIB, "GB": GB, "GiB": GIB}
 
 
 class Bandwidth(Figure):
-    """Bytes per second."""
-
     units = {"GB/s": GB, "TB/s": TB}
 
 
 class Compute(Figure):
-    """Operations per second."""
-
     units = {"TFLOP/s": TFLOP}
 
 
 class Count(Figure):
-    """A number of things."""
-
     units = {"1": 1.0}
 
     @field_validator("value")
@@ -154,10 +148,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number of thousands of digits
         raise ConfigError(f"{where}: not valid TOML: {one_line(str(error))}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{where}: not valid TOML: a number has too many digits") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
 
@@ -187,7 +179,7 @@ def build(
     Parameters
     ----------
     scaled : mapping, optional
-        The ending of fields in SI units: what stands for it in keys, and that unit.
+        By the ending of a field in SI units: the ending of its key, and the unit of that.
 
     Raises
     ------

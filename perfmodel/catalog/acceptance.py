@@ -13,23 +13,25 @@ from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, parse_toml
 from perfmodel.errors import ConfigError
+from perfmodel.specs.draft import DraftPolicy
+from perfmodel.specs.labels import Origin
 
 DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
-LENDABLE_POLICIES = ("streamingllm", "snapkv")
+LENDABLE_POLICIES = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
 
 
 def acceptance_curve(
-    target: str, draft: str, draft_policy: str, own: tuple[AcceptanceCurve, ...] = ()
+    target: str, draft: str, draft_policy: str, users: tuple[AcceptanceCurve, ...] = ()
 ) -> AcceptanceCurve | None:
     """The curve for a choice of draft, or None where nothing like it was measured.
 
     Parameters
     ----------
     target, draft, draft_policy : str
-        Catalog names; `draft` is a model, or "self" (the target's own name means the same).
-    own : tuple of AcceptanceCurve, optional
-        The user's own curves, which come before the catalog's: one of this draft and policy is
-        used, and for another target than its own it is borrowed.
+        Catalog names; `draft` is a model, or "self" (the name of the target means the same).
+    users : tuple of AcceptanceCurve, optional
+        The user's curves, which come before the catalog's: one of this draft and policy is used,
+        and borrowed where it was measured on another target.
 
     Returns
     -------
@@ -40,11 +42,11 @@ def acceptance_curve(
         a wider interval. None for everything else: standalone pairs are never guessed.
     """
     draft = "self" if draft == target else draft
-    matching = [c for c in own if (c.draft, c.draft_policy) == (draft, draft_policy)]
+    matching = [c for c in users if (c.draft, c.draft_policy) == (draft, draft_policy)]
     for curve in matching:
         if curve.target == target:
             return curve
-    return matching[0].lent_to(target) if matching else _curve(target, draft, draft_policy)
+    return matching[0].borrowed_for(target) if matching else _curve(target, draft, draft_policy)
 
 
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
@@ -100,7 +102,7 @@ def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:
     points = tuple(
         build(AcceptancePoint, point, f"{where}: points[{i}]") for i, point in enumerate(listed)
     )
-    return build(AcceptanceCurve, {"origin": "fitted", **entries, "points": points}, where)
+    return build(AcceptanceCurve, {"origin": Origin.FITTED, **entries, "points": points}, where)
 
 
 @cache
@@ -108,7 +110,7 @@ def _curve(target: str, draft: str, draft_policy: str) -> AcceptanceCurve | None
     name = f"{target}--{draft}--{draft_policy}"
     if name in names("acceptance"):
         return _load(name)
-    if draft == "self" and draft_policy == "full":
+    if draft == "self" and draft_policy == DraftPolicy.FULL:
         return _identity(target)
     if draft == "self" and draft_policy in LENDABLE_POLICIES:
         return _borrowed(target, draft_policy)
@@ -126,7 +128,7 @@ def _identity(target: str) -> AcceptanceCurve:
         draft="self",
         draft_policy="full",
         text="any",
-        origin="identity",
+        origin=Origin.IDENTITY,
         source="a self-draft that reads the full cache is the target itself",
         ceiling=1.0,
         level=0.0,
@@ -145,12 +147,12 @@ def _borrowed(target: str, draft_policy: str) -> AcceptanceCurve:
     lenders = [c for c in measured_curves() if (c.draft, c.draft_policy) == ("self", draft_policy)]
     lender = max(
         lenders,
-        key=lambda c: (_kinship(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
+        key=lambda c: (_shared_parts(c.target, target), c.target == DEFAULT_LENDER, len(c.points)),
     )
-    return lender.lent_to(target)
+    return lender.borrowed_for(target)
 
 
-def _kinship(one: str, other: str) -> int:
+def _shared_parts(one: str, other: str) -> int:
     """Leading parts that two model names share: 2 for llama-3.1-8b and llama-3.1-70b."""
     shared = 0
     for a, b in zip(one.split("-"), other.split("-"), strict=False):

@@ -12,6 +12,7 @@ from perfmodel.catalog._schema import build
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU
+from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
 
 # How the keys of a file end, by the ending of the field in SI units.
@@ -59,7 +60,7 @@ def engine_profile(
     else:
         values |= per_gpu[measured] | {"measured_on": measured}
         if measured != gpu.name:
-            values["origin"] = "extrapolated"
+            values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)
 
 

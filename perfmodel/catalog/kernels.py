@@ -10,7 +10,7 @@ import numpy as np
 
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table
-from perfmodel.catalog._schema import Knots, Number, Numbers, Table, Text, Whole, build, read
+from perfmodel.catalog._schema import Knots, Number, Numbers, Table, Text, build, read
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
@@ -73,17 +73,19 @@ def efficiency(
         attention |= _table(kernels, f"attention-{library}")
     curves = Efficiency(
         name=kernels,
-        gemm=gemm_curve(_with_own(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"),
+        gemm=gemm_curve(
+            _with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"
+        ),
         attention=attention_curve(attention, f"efficiency/{kernels}/attention-{library}"),
         collectives=collective_curve(
-            _with_own(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
+            _with_measured(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
         ),
     )
     return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
 
 
 def measured_attention(name: str, attention_kernels: str) -> str:
-    """The kernel library whose attention curve stands for `attention_kernels` on this GPU."""
+    """The kernel library whose attention curve serves `attention_kernels` on this GPU."""
     if f"attention-{attention_kernels}" in _files_of(name):
         return attention_kernels
     return _ATTENTION_LIKE.get(attention_kernels, attention_kernels)
@@ -99,10 +101,10 @@ def _table(name: str, file: str) -> dict[str, Any]:
     return table(f"efficiency/{name}", file)
 
 
-def _with_own(name: str, kind: str, kernels: str) -> dict[str, Any]:
-    """The GPU's table, with what was measured of an engine's own kernels in its place."""
-    own = f"{kind}-{kernels}"
-    return _table(name, kind) | (_table(name, own) if own in _files_of(name) else {})
+def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
+    """The GPU's table, with the keys replaced that were measured with an engine's kernels."""
+    file = f"{kind}-{kernels}"
+    return _table(name, kind) | (_table(name, file) if file in _files_of(name) else {})
 
 
 # ---- attention --------------------------------------------------------------------------------
@@ -134,8 +136,13 @@ def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> Att
     )
 
 
-def _rows(row: type[_Row], entries: Sequence[Mapping[str, Any]], where: str) -> tuple[_Row, ...]:
-    return tuple(build(row, each, f"{where}[{i}]") for i, each in enumerate(entries))
+def _rows(
+    row: type[_Row],
+    entries: Sequence[Mapping[str, Any]],
+    where: str,
+    scaled: Mapping[str, tuple[str, float]] | None = None,
+) -> tuple[_Row, ...]:
+    return tuple(build(row, each, f"{where}[{i}]", scaled) for i, each in enumerate(entries))
 
 
 # ---- dense layers -----------------------------------------------------------------------------
@@ -167,115 +174,49 @@ class _OwnTable(Table):
     time_over_table_per_10000: Numbers  # a row for each shape, a column for each m
 
 
-class _GemmFile(Table):
-    kernel_latency_us: Number
-    memory_efficiency: Number
-    compute_efficiency: Number
-    overlap_exponent: Number
-    source: _GemmSource
-    fit: dict[str, Any]  # how it was made and how far it errs: for people
-    residuals: dict[str, Any]
-    waves: dict[str, Any] | None = None
-    table: _GemmTable
-    own: _OwnTable | None = None
-
-
 def gemm_curve(entries: Mapping[str, Any], where: str = "gemm") -> GemmCurve:
-    """The curve of a parsed `gemm.toml`.
-
-    Raises
-    ------
-    ConfigError
-        If a key is unknown or missing, or a figure is out of its range; it is named.
-    """
-    file = read(_GemmFile, entries, where)
-    m, n, k = file.table.m, file.table.n, file.table.k
-    per_mille, shape = file.table.time_over_roofline_per_mille, (n.size * k.size, m.size)
+    """The curve of a parsed `gemm.toml`; errors as `attention_curve`."""
+    parts = ("source", "table", "waves", "own")
+    source, table, waves, own = (entries.get(part) for part in parts)
+    about = read(_GemmSource, source or {}, f"{where}: source")
+    grid = read(_GemmTable, table or {}, f"{where}: table")
+    per_mille, shape = grid.time_over_roofline_per_mille, (grid.n.size * grid.k.size, grid.m.size)
     if per_mille.shape != shape or not np.all(per_mille > 0):
         raise ConfigError(
             f"{where}: table.time_over_roofline_per_mille needs {shape[0]} rows of {shape[1]} "
             f"positive figures, one for each (n, k) and m; its shape is {per_mille.shape}"
         )
-    source = file.source
-    try:
-        return GemmCurve(
-            kernel_latency_s=file.kernel_latency_us * US,
-            memory_efficiency=file.memory_efficiency,
-            compute_efficiency=file.compute_efficiency,
-            overlap_exponent=file.overlap_exponent,
-            m_knots=m,
-            n_knots=n,
-            k_knots=k,
-            log_multiplier=np.moveaxis(
-                np.log(per_mille.reshape(n.size, k.size, m.size) / 1000.0), -1, 0
-            ),
-            source=f"{source.dataset}, {source.device}, {source.kernel_library}",
-            waves=None if file.waves is None else build(Waves, file.waves, "waves"),
-            own=None if file.own is None else _own_products(file.own),
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    cube = per_mille.reshape(grid.n.size, grid.k.size, grid.m.size)
+    known = {key: entries[key] for key in entries if key not in (*parts, "fit", "residuals")}
+    made = {
+        "m_knots": grid.m,
+        "n_knots": grid.n,
+        "k_knots": grid.k,
+        "log_multiplier": np.moveaxis(np.log(cube / 1000.0), -1, 0),
+        "source": f"{about.dataset}, {about.device}, {about.kernel_library}",
+        "waves": waves and build(Waves, waves, f"{where}: waves"),
+        "own": own and _own_products(read(_OwnTable, own, f"{where}: own"), where),
+    }
+    return build(GemmCurve, known | made, where, {"latency_s": ("latency_us", US)})
 
 
-def _own_products(own: _OwnTable) -> OwnProducts:
+def _own_products(own: _OwnTable, where: str) -> OwnProducts:
     shapes = own.shapes.reshape(-1, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return OwnProducts(
-            m_knots=own.m,
-            log_n=np.log(shapes[:, 0]),
-            log_k=np.log(shapes[:, 1]),
-            log_ratio=np.log(own.time_over_table_per_10000 / 1e4),
-        )
-
-
-# ---- collectives ------------------------------------------------------------------------------
-
-
-class _Measured(Table):
-    operation: Text
-    algorithm: Text
-    ranks: Whole
-    message_bytes: Knots
-    time_us: Numbers
-
-
-class _CollectiveFile(Table):
-    source: Text
-    link_kind: Text
-    link_GBps: Number
-    alpha_beta: list[dict[str, Any]]
-    measured: tuple[_Measured, ...] = ()
-    residuals: dict[str, Any] | None = None
+        made = {
+            "m_knots": own.m,
+            "log_n": np.log(shapes[:, 0]),
+            "log_k": np.log(shapes[:, 1]),
+            "log_ratio": np.log(own.time_over_table_per_10000 / 1e4),
+        }
+    return build(OwnProducts, made, where)
 
 
 def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> CollectiveCurve:
-    """The curve of a parsed `collectives.toml`.
-
-    Raises
-    ------
-    ConfigError
-        If a key is unknown or missing, or measured times fall as messages grow.
-    """
-    file = read(_CollectiveFile, entries, where)
-    for row in file.measured:
-        time, name = row.time_us, f"{where}: {row.operation} {row.algorithm} x{row.ranks}"
-        if time.shape != row.message_bytes.shape or time.size < 2:
-            raise ConfigError(f"{name}: {row.message_bytes.size} sizes but {time.size} times")
-        if time[0] <= 0 or np.any(np.diff(time) < 0):
-            raise ConfigError(f"{name}: times must be positive and never fall")
-    return CollectiveCurve(
-        source=file.source,
-        link_kind=file.link_kind,
-        link_bandwidth=file.link_GBps * GB,
-        measured=tuple(
-            MeasuredTimes(
-                operation=row.operation,
-                algorithm=row.algorithm,
-                ranks=row.ranks,
-                message_bytes=row.message_bytes,
-                seconds=row.time_us * US,
-            )
-            for row in file.measured
-        ),
-        alpha_beta=_rows(AlphaBeta, file.alpha_beta, f"{where}: alpha_beta"),
-    )
+    """The curve of a parsed `collectives.toml`; errors as `attention_curve`, and falling times."""
+    body = {key: value for key, value in entries.items() if key != "residuals"}
+    for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
+        body[kind] = _rows(
+            row, body.get(kind, ()), f"{where}: {kind}", {"seconds": ("time_us", US)}
+        )
+    return build(CollectiveCurve, body, where, {"link_bandwidth": ("link_GBps", GB)})

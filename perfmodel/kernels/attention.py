@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,8 +37,30 @@ class PrefillTable:
     efficiency: Floats = field(repr=False)  # (groups, units, tokens), fraction of peak FLOP/s
 
     def __post_init__(self) -> None:
-        check_shape("efficiency", self.efficiency, self.group_knots, self.unit_knots,
-                    self.token_knots)  # fmt: skip
+        check_shape(
+            "efficiency", self.efficiency, self.group_knots, self.unit_knots, self.token_knots
+        )
+
+
+class Heads(NamedTuple):
+    """Heads on one rank."""
+
+    query: int
+    kv: int
+    dim: int
+
+    @property
+    def group(self) -> float:
+        """Query heads that share a KV head."""
+        return self.query / self.kv
+
+
+class Rates(NamedTuple):
+    """The datasheet's peaks [FLOP/s, bytes/s], and bytes of one element of KV."""
+
+    peak_flops: float
+    hbm_bandwidth: float
+    kv_bytes: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,7 +75,6 @@ class AttentionCurve(ABC):
     # Whether `kv_tokens` of `seconds` includes the queries' tokens, as the cache was timed.
     counts_new_tokens = False
 
-    @abstractmethod
     def seconds(
         self,
         *,
@@ -83,10 +104,13 @@ class AttentionCurve(ABC):
         Returns
         -------
         array of the broadcast shape [s]
-            Outside the measured range the utilisation at its edge is used.
+            Outside the measured range the utilisation at its edge is used. A library's times never
+            fall as batch, kv_tokens or query_tokens grow; those of a schedule may.
         """
+        arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
+        rates = Rates(peak_flops, hbm_bandwidth, kv_bytes_per_element)
+        return self._seconds(Heads(query_heads, kv_heads, head_dim), rates, *arrays)
 
-    @abstractmethod
     def in_range(
         self,
         *,
@@ -101,6 +125,16 @@ class AttentionCurve(ABC):
 
         Arguments as in `seconds`; the result has the broadcast shape.
         """
+        arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
+        return self._in_range(Heads(query_heads, kv_heads, head_dim), *arrays)
+
+    @abstractmethod
+    def _seconds(
+        self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
+    ) -> Floats: ...
+
+    @abstractmethod
+    def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools: ...
 
     def prefill_seconds(
         self,

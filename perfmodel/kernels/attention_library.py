@@ -20,7 +20,14 @@ from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.errors import ConfigError
-from perfmodel.kernels.attention import AttentionCurve, check_shape, nearest, smooth_max
+from perfmodel.kernels.attention import (
+    AttentionCurve,
+    Heads,
+    Rates,
+    check_shape,
+    nearest,
+    smooth_max,
+)
 from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
@@ -107,66 +114,35 @@ class LibraryAttention(AttentionCurve):
         if np.any(np.diff(self.row_tile_factor) < 0):
             raise ConfigError("row_tile_factor must not fall")
 
-    def seconds(
-        self,
-        *,
-        batch: ArrayLike,
-        kv_tokens: ArrayLike,
-        query_tokens: ArrayLike = 1,
-        query_heads: int,
-        kv_heads: int,
-        head_dim: int,
-        peak_flops: float,
-        hbm_bandwidth: float,
-        kv_bytes_per_element: float = 2.0,
+    def _seconds(
+        self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
     ) -> Floats:
-        """See `AttentionCurve`. Never falls as batch, kv_tokens or query_tokens grow.
-
-        Times are evaluated on a fixed (batch x KV heads, tokens) grid, made monotone there by a
-        running maximum, and interpolated in logarithms.
-        """
-        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
-        group, table = query_heads / kv_heads, nearest(self.decode, head_dim)
-        tiles = self.padded_rows(np.asarray(query_tokens, float) * group)
-        u, wu, beyond_u = locate(batch * kv_heads, table.grid_heads)
-        k, wk, beyond_k = locate(kv_tokens, GRID_TOKENS)
-        shape, rates = (query_heads, kv_heads, head_dim), (peak_flops, hbm_bandwidth)
+        """Evaluated on a fixed (batch x KV heads, tokens) grid, made monotone there by a running
+        maximum, and interpolated in logarithms."""
+        tiles = self.padded_rows(queries * heads.group)
+        u, wu, beyond_u = locate(batch * heads.kv, nearest(self.decode, heads.dim).grid_heads)
+        k, wk, beyond_k = locate(tokens, GRID_TOKENS)
         if tiles.ndim == 0:
-            plane = _log_seconds(self, shape, float(tiles), *rates, kv_bytes_per_element)
-            log_s = bilinear(plane, u, wu, k, wk)
+            log_s = bilinear(_log_seconds(self, heads, float(tiles), rates), u, wu, k, wk)
         else:
             rows, which = np.unique(tiles, return_inverse=True)
-            planes = np.stack(
-                [_log_seconds(self, shape, float(r), *rates, kv_bytes_per_element) for r in rows]
-            )
+            planes = np.stack([_log_seconds(self, heads, float(row), rates) for row in rows])
             log_s = bilinear(planes, u, wu, k, wk, which.reshape(tiles.shape))
         seconds = np.exp(log_s + beyond_u + beyond_k)
-        if group > 1 and kv_heads > 1:
+        if heads.group > 1 and heads.kv > 1:
             seconds = seconds + self.regroup_latency_us * US * (batch > 1)
         return np.asarray(seconds)
 
-    def in_range(
-        self,
-        *,
-        batch: ArrayLike,
-        kv_tokens: ArrayLike,
-        query_tokens: ArrayLike = 1,
-        query_heads: int,
-        kv_heads: int,
-        head_dim: int,
-    ) -> Bools:
-        """See `AttentionCurve`. More than one query token counts as inside only where the row
-        factors were measured (`origin["row_tile_factor"]`)."""
-        batch, kv_tokens = np.asarray(batch, float), np.asarray(kv_tokens, float)
-        batch_heads, group = batch * kv_heads, query_heads / kv_heads
-        table = nearest(self.decode, head_dim)
-        measured_rows = self.origin.get("row_tile_factor") == "measured"
-        rows_ok = (np.asarray(query_tokens, float) <= 1) | measured_rows
-        shape_ok = table.head_dim == head_dim and group <= table.group_knots[-1]
-        tokens_ok = (kv_tokens >= table.token_knots[0]) & (kv_tokens <= table.token_knots[-1])
-        heads_ok = batch_heads <= table.unit_knots[-1]
-        size_ok = batch_heads * kv_tokens <= table.max_unit_tokens
-        return np.asarray(tokens_ok & heads_ok & size_ok & rows_ok & shape_ok)
+    def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
+        """More than one query token is inside only where the row factors were measured."""
+        batch_heads, table = batch * heads.kv, nearest(self.decode, heads.dim)
+        rows_ok = (queries <= 1) | (self.origin.get("row_tile_factor") == "measured")
+        heads_ok = table.head_dim == heads.dim and heads.group <= table.group_knots[-1]
+        tokens_ok = (tokens >= table.token_knots[0]) & (tokens <= table.token_knots[-1])
+        size_ok = (batch_heads <= table.unit_knots[-1]) & (
+            batch_heads * tokens <= table.max_unit_tokens
+        )
+        return np.asarray(tokens_ok & size_ok & rows_ok & heads_ok)
 
     def base_seconds(
         self,
@@ -217,31 +193,23 @@ class LibraryAttention(AttentionCurve):
 
 
 @lru_cache(maxsize=512)
-def _log_seconds(
-    curve: LibraryAttention,
-    heads: tuple[int, int, int],
-    packed_rows: float,
-    peak_flops: float,
-    hbm_bandwidth: float,
-    kv_bytes_per_element: float,
-) -> Floats:
+def _log_seconds(curve: LibraryAttention, heads: Heads, packed_rows: float, rates: Rates) -> Floats:
     """ln(seconds) on the (heads, tokens) grid, non-decreasing along both axes."""
-    query_heads, kv_heads, head_dim = heads
-    table, group = nearest(curve.decode, head_dim), query_heads / kv_heads
-    # A head dimension without a table borrows the nearest: same blocks, bytes of its own.
-    scale, batch_heads = head_dim / table.head_dim, table.grid_heads
+    table = nearest(curve.decode, heads.dim)
+    # A head dimension without a table borrows the nearest: same blocks, but its number of bytes.
+    scale, batch_heads = heads.dim / table.head_dim, table.grid_heads
     base = curve.base_seconds(
         table,
         batch_heads[:, None],
         GRID_TOKENS[None, :],
-        group=group,
+        group=heads.group,
         packed_rows=packed_rows,
-        peak_flops=peak_flops / scale,
-        hbm_bandwidth=hbm_bandwidth / scale,
-        kv_bytes_per_element=kv_bytes_per_element,
+        peak_flops=rates.peak_flops / scale,
+        hbm_bandwidth=rates.hbm_bandwidth / scale,
+        kv_bytes_per_element=rates.kv_bytes,
     )
-    mean = base * np.exp(table.residual_at(group, batch_heads, GRID_TOKENS))
-    plane = np.log(table.with_kv_heads(mean, kv_heads))
+    mean = base * np.exp(table.residual_at(heads.group, batch_heads, GRID_TOKENS))
+    plane = np.log(table.with_kv_heads(mean, heads.kv))
     for axis in (0, 1):
         plane = np.maximum.accumulate(plane, axis=axis)
     return np.asarray(plane)

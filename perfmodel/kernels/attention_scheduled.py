@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
-from perfmodel.kernels.attention import SMOOTH_MAX, AttentionCurve, check_shape
+from perfmodel.kernels.attention import SMOOTH_MAX, AttentionCurve, Heads, Rates, check_shape
 from perfmodel.kernels.attention_split import (
     BLOCKS_PER_SM,
     TILE_ROWS,
@@ -119,117 +118,79 @@ class ScheduledAttention(AttentionCurve):
 
     counts_new_tokens = True  # one token more may open a tile
 
-    def seconds(
-        self,
-        *,
-        batch: ArrayLike,
-        kv_tokens: ArrayLike,
-        query_tokens: ArrayLike = 1,
-        query_heads: int,
-        kv_heads: int,
-        head_dim: int,
-        peak_flops: float,
-        hbm_bandwidth: float,
-        kv_bytes_per_element: float = 2.0,
+    def _seconds(
+        self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
     ) -> Floats:
-        """See `AttentionCurve`. Not monotone: each shape is split anew.
+        """A sweep asks for the same grid of the target for every draft: grids are remembered."""
+        axes = tuple((axis.tobytes(), axis.shape) for axis in (batch, tokens, queries))
+        return _grid_seconds(self, axes, heads, rates)
 
-        A sweep asks for the same grid of the target for every draft: grids are remembered.
-        """
-        axes = (np.asarray(axis, float) for axis in (batch, kv_tokens, query_tokens))
-        keys = tuple((axis.tobytes(), axis.shape) for axis in axes)
-        heads = (query_heads, kv_heads, head_dim)
-        return _grid_seconds(self, keys, heads, hbm_bandwidth, kv_bytes_per_element)
-
-    def in_range(
-        self,
-        *,
-        batch: ArrayLike,
-        kv_tokens: ArrayLike,
-        query_tokens: ArrayLike = 1,
-        query_heads: int,
-        kv_heads: int,
-        head_dim: int,
-    ) -> Bools:
-        """See `AttentionCurve`: blocks of these tiles of rows were timed, with as much KV."""
-        rows, tokens = np.asarray(query_tokens), np.asarray(kv_tokens, float)
-        batch_heads = np.asarray(batch, float) * kv_heads
-        tables = [t for t in self.blocks if t.head_dim == head_dim]
-        if not tables or query_heads / kv_heads > max(t.group_knots[-1] for t in tables):
-            return np.zeros(np.broadcast_shapes(batch_heads.shape, tokens.shape, rows.shape), bool)
-        most = max(t.max_unit_tokens for t in tables)
-        rows_ok = rows <= max(t.tile_rows for t in tables)
-        tokens_ok = tokens >= tables[0].token_knots[0]
-        return np.asarray(tokens_ok & (batch_heads * tokens <= most) & rows_ok)
+    def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
+        """Whether blocks of these tiles of rows were timed, with as much KV."""
+        batch_heads = batch * heads.kv
+        tables = [t for t in self.blocks if t.head_dim == heads.dim]
+        if not tables or heads.group > max(t.group_knots[-1] for t in tables):
+            return np.zeros(np.broadcast_shapes(batch.shape, tokens.shape, queries.shape), bool)
+        size_ok = batch_heads * tokens <= max(t.max_unit_tokens for t in tables)
+        rows_ok = queries <= max(t.tile_rows for t in tables)
+        return np.asarray((tokens >= tables[0].token_knots[0]) & size_ok & rows_ok)
 
     def table(self, head_dim: int, rows: float) -> BlockTable:
         """The table of these packed query rows, of the head dimension that is nearest in ratio.
 
-        One that is borrowed reads bytes of its own at the same rate.
+        A table borrowed from another head dimension keeps its bytes per second.
         """
         nearest = min((t.head_dim for t in self.blocks), key=lambda d: abs(np.log(d / head_dim)))
-        by_tile = sorted((t for t in self.blocks if t.head_dim == nearest), key=_tile_rows)
+        tables = (t for t in self.blocks if t.head_dim == nearest)
+        by_tile = sorted(tables, key=lambda t: t.tile_rows)
         table = next((t for t in by_tile if t.tile_rows >= rows), by_tile[-1])
         if nearest == head_dim:
             return table
         return replace(table, head_dim=head_dim, token_ns=table.token_ns * head_dim / nearest)
 
 
-def _tile_rows(table: BlockTable) -> int:
-    return table.tile_rows
-
-
 @lru_cache(maxsize=256)
 def _grid_seconds(
     curve: ScheduledAttention,
     axes: tuple[tuple[bytes, tuple[int, ...]], ...],
-    heads: tuple[int, int, int],
-    hbm_bandwidth: float,
-    bytes_per_element: float,
+    heads: Heads,
+    rates: Rates,
 ) -> Floats:
     """Seconds over (sequences, tokens, query tokens), each as its bytes and shape; read-only."""
-    query_heads, kv_heads, head_dim = heads
     grid = np.broadcast_arrays(*(np.frombuffer(data).reshape(shape) for data, shape in axes))
-    count, tokens, queries = (x.ravel() for x in grid)
-    seconds = np.empty(count.shape)
-    of_tile = tile_index(queries * (query_heads / kv_heads))
+    batch, tokens, queries = (x.ravel() for x in grid)
+    seconds = np.empty(batch.shape)
+    of_tile = tile_index(queries * heads.group)
     for index, tile_rows in enumerate(TILE_ROWS):
-        cells, table = np.flatnonzero(of_tile == index), curve.table(head_dim, float(tile_rows))
+        cells, table = np.flatnonzero(of_tile == index), curve.table(heads.dim, float(tile_rows))
         for start in range(0, len(cells), CHUNK):
             part = cells[start : start + CHUNK]
             call = AttentionCall(
                 query_tokens=queries[part],
-                query_heads=query_heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
+                query_heads=heads.query,
+                kv_heads=heads.kv,
+                head_dim=heads.dim,
                 sm_count=curve.sm_count,
             )
-            seconds[part] = _table_seconds(
-                table, call, count[part], tokens[part], hbm_bandwidth, bytes_per_element
-            )
+            seconds[part] = _table_seconds(table, call, batch[part], tokens[part], rates)
     seconds.flags.writeable = False
     return seconds.reshape(grid[0].shape)
 
 
 def _table_seconds(
-    table: BlockTable,
-    call: AttentionCall,
-    count: Floats,
-    tokens: Floats,
-    hbm_bandwidth: float,
-    bytes_per_element: float,
+    table: BlockTable, call: AttentionCall, batch: Floats, tokens: Floats, rates: Rates
 ) -> Floats:
-    """Seconds of `count` sequences of `tokens` each, for calls of one tile."""
-    sequences = np.maximum(count, 1.0)  # an empty batch is split as one sequence
+    """Seconds of batches of equal caches, for calls of one tile."""
+    sequences = np.maximum(batch, 1.0)  # an empty batch is split as one sequence
     split = call.split_kv(tokens[:, None], sequences[:, None])
-    split = split._replace(blocks=split.blocks * count / sequences)
+    split = split._replace(blocks=split.blocks * batch / sequences)
     form = table.form_seconds(
         split,
-        unit_tokens=count * call.kv_heads * tokens,
-        merged_rows=count * call.query_tokens * call.query_heads,
+        unit_tokens=batch * call.kv_heads * tokens,
+        merged_rows=batch * call.query_tokens * call.query_heads,
         sm_count=call.sm_count,
-        hbm_bandwidth=hbm_bandwidth,
-        bytes_per_element=bytes_per_element,
+        hbm_bandwidth=rates.hbm_bandwidth,
+        bytes_per_element=rates.kv_bytes,
     )
     group = float(call.query_heads / call.kv_heads)
     return np.asarray(form * np.exp(table.residual_at(group, split, call.sm_count)))

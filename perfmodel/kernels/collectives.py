@@ -1,8 +1,8 @@
 """`CollectiveCurve`: seconds of all-reduce and all-gather between the GPUs of one node.
 
 Measured times are interpolated in ln(bytes) at the measured rank counts and in ln(ranks) between
-them; beyond the largest message the rate is held. Rank counts outside the tables take the physical
-form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
+them; larger messages move at the rate of the largest. Rank counts outside the tables take the
+physical form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
 all-reduce and (n-1)/n for an all-gather.
 """
 
@@ -29,6 +29,14 @@ class MeasuredTimes:
     ranks: int
     message_bytes: Floats = field(repr=False)
     seconds: Floats = field(repr=False)  # non-decreasing
+
+    def __post_init__(self) -> None:
+        size, time = self.message_bytes, self.seconds
+        name = f"{self.operation} {self.algorithm} x{self.ranks}"
+        if size.shape != time.shape or size.ndim != 1 or size.size < 2:
+            raise ConfigError(f"{name}: {size.size} sizes but {time.size} times")
+        if np.any(np.diff(size) <= 0) or np.any(np.diff(time) < 0) or min(size[0], time[0]) <= 0:
+            raise ConfigError(f"{name}: sizes must rise and times never fall")
 
     def at(self, message_bytes: Floats, link_ratio: float) -> Floats:
         """Seconds at any message size; the part above latency scales with `link_ratio`."""
@@ -97,8 +105,9 @@ class CollectiveCurve:
         """
         if algorithm == "best":
             names = [n for n in ("nccl", "custom") if self._has("all_reduce", n)]
-            times = [self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth)
-                     for n in names]  # fmt: skip
+            times = [
+                self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth) for n in names
+            ]
             return np.asarray(np.minimum.reduce(times))
         if algorithm == "ring":
             return self._ring_seconds(np.asarray(message_bytes, float), ranks, link_bandwidth)

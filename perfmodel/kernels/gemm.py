@@ -79,9 +79,9 @@ class GemmCurve:
 
     The roofline joins compute and memory time with a p-norm, each at a fitted efficiency. The
     multiplier is what was measured over that base, on knots in m, n and k, interpolated in logs; it
-    carries the tile steps, and the wave steps that `waves` does not. Beyond the knots it is held,
-    so the roofline does the scaling. Because it multiplies latency and roofline alike, a GPU twice
-    as fast with half the latency takes half the time.
+    carries the tile steps, and the wave steps that `waves` does not. Beyond the knots it stays that
+    of the edge, so the roofline does the scaling. It multiplies latency and roofline alike: a GPU
+    twice as fast with half the latency takes half the time.
     """
 
     kernel_latency_s: float

@@ -1,4 +1,4 @@
-"""Interpolation in logarithms on a grid of knots, with open axes left open."""
+"""Interpolation in logarithms on a grid of knots; axes that broadcast stay unexpanded."""
 
 from __future__ import annotations
 

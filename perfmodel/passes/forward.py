@@ -13,6 +13,7 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 
 ACTIVATION_BYTES = 2.0  # bf16
@@ -33,14 +34,14 @@ class Rank:
     is_draft: bool = False
 
     @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
         return self.engine.kernel_origin(self.machine.gpu)
 
     @property
     def all_reduce(self) -> str:
         """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
-        measured = self.machine.gpu.efficiency_origin == "fitted"
+        measured = self.machine.gpu.efficiency_origin == Origin.FITTED
         unmeasured = self.machine.link.kind == "pcie" and not measured
         return "ring" if unmeasured else self.engine.all_reduce
 
@@ -143,10 +144,13 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         m = head_rows if name == "lm_head" else rows
         element = ACTIVATION_BYTES if name == "lm_head" else weight_bytes
         seconds = curve.seconds(
-            m=m, n=n, k=k, peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            m=m,
+            n=n,
+            k=k,
+            peak_flops=rank.engine.compute_factor * gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
             weight_bytes_per_element=element,
-        )  # fmt: skip
+        )
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
@@ -154,8 +158,8 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
                 count * rank.engine.linear_factor * seconds,
                 count * 2.0 * m * n * k / gpu.peak_flops,
                 count * traffic_bytes / gpu.hbm_bandwidth,
-                "weights",
-                rank.origin if element == 2.0 else "extrapolated",
+                Bound.WEIGHTS,
+                rank.origin if element == 2.0 else Origin.EXTRAPOLATED,
                 partial(curve.in_range, m=m, n=n, k=k),
             )
         )
@@ -172,9 +176,14 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
     read = kv + query if curve.counts_new_tokens else kv
     seconds = curve.seconds(
-        batch=batch, kv_tokens=read, query_tokens=query, **shape, peak_flops=gpu.peak_flops,
-        hbm_bandwidth=gpu.hbm_bandwidth, kv_bytes_per_element=element,
-    )  # fmt: skip
+        batch=batch,
+        kv_tokens=read,
+        query_tokens=query,
+        **shape,
+        peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+        kv_bytes_per_element=element,
+    )
     engine = rank.engine
     factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
@@ -184,7 +193,7 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
         spec.layers * factor * seconds,
         spec.layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
-        "kv",
+        Bound.KV,
         rank.origin,
         partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
     )
@@ -194,10 +203,15 @@ def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats
     spec, gpu = rank.spec, rank.machine.gpu
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     seconds = rank.curves.attention.prefill_seconds(
-        batch=batch, new_tokens=prompt, cached_tokens=cached, query_heads=heads,
-        kv_heads=kv_heads, head_dim=spec.head_dim, peak_flops=gpu.peak_flops,
+        batch=batch,
+        new_tokens=prompt,
+        cached_tokens=cached,
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=spec.head_dim,
+        peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth,
-    )  # fmt: skip
+    )
     flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
     kv_bytes = batch * (prompt + cached) * spec.kv_bytes_per_token_per_rank(rank.tp)
     return Part(
@@ -205,7 +219,7 @@ def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats
         spec.layers * seconds,
         spec.layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
-        "kv",
+        Bound.KV,
         rank.origin,
     )
 
@@ -241,12 +255,13 @@ def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
     origin = _small_origin(engine)
-    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, "activations", origin)
+    return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
-def _small_origin(engine: EngineProfile) -> str:
+def _small_origin(engine: EngineProfile) -> Origin:
     """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
-    return engine.origin if engine.origin in ("fitted", "extrapolated") else "assumed"
+    fitted = engine.origin in (Origin.FITTED, Origin.EXTRAPOLATED)
+    return engine.origin if fitted else Origin.ASSUMED
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floats) -> Part:
@@ -254,7 +269,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floa
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
     origin = _small_origin(rank.engine)
-    return Part(name, seconds, _ZERO, memory_s, "activations", origin)
+    return Part(name, seconds, _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
 # ---- communication and overhead ---------------------------------------------------------------
@@ -267,9 +282,11 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
     reduce_s = curve.all_reduce_seconds(
-        message_bytes=message, ranks=rank.tp, algorithm=rank.all_reduce,
+        message_bytes=message,
+        ranks=rank.tp,
+        algorithm=rank.all_reduce,
         link_bandwidth=link.bandwidth,
-    )  # fmt: skip
+    )
     passes = 2 * rank.spec.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
@@ -288,7 +305,7 @@ def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) ->
         rank.engine.comm_factor * seconds,
         _ZERO,
         traffic_bytes / rank.machine.link.bandwidth,
-        "link",
+        Bound.LINK,
         rank.origin,
     )
 
@@ -301,6 +318,6 @@ def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     return [
-        Part(name, np.asarray(seconds), _ZERO, _ZERO, "host", engine.origin)
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, Bound.HOST, engine.origin)
         for name, seconds in (("launch", launch), ("host", host))
     ]

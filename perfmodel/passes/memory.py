@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from perfmodel._typing import Bools, Floats
 from perfmodel.passes.forward import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.units import format_bytes
 
@@ -39,11 +40,11 @@ class MemoryEstimate:
 
     @property
     def fits(self) -> Bools:
-        """Whether the GPUs hold it."""
+        """Whether it fits in the GPUs' memory."""
         return self.total <= self.capacity
 
     def account(self) -> str:
-        """The arithmetic of one point in a line: asked, available, and the terms between."""
+        """One point in a line: bytes needed, bytes available, and the terms of the need."""
         terms = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
             for name in TERMS
@@ -79,7 +80,7 @@ def memory_estimate(
     Parameters
     ----------
     batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
-        Sequences; prompt tokens of each; drafts a round; tokens a draft may read of each sequence
+        Sequences; prompt tokens of each; drafts per round; tokens a draft may read of each sequence
         (ignored without a draft, and for policy "full"). [1]
 
     Notes
@@ -87,10 +88,10 @@ def memory_estimate(
     Ranks outside the draft's group hold less; the estimate is for a rank inside it.
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
-    prefix, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
+    prompt, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
     spec, tp, engine = scenario.target, scenario.tp, scenario.engine
     per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
-    length = prefix + scenario.workload.output_tokens
+    length = prompt + scenario.workload.output_tokens
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
     return MemoryEstimate(
         weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
@@ -98,7 +99,7 @@ def memory_estimate(
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
         lookahead_kv=batch * gamma * per_token,
-        activations=_activation_bytes(scenario, batch, prefix, gamma),
+        activations=_activation_bytes(scenario, batch, prompt, gamma),
         reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
         capacity=scenario.machine.gpu.memory_bytes,
     )
@@ -136,40 +137,41 @@ def _draft_terms(
 ) -> tuple[float, float, Floats]:
     """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
-    if draft is None or plan.draft == "none":
+    if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
     per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
     if plan.is_self:
-        shares_pages = plan.policy == "full" or (
-            plan.policy == "streamingllm" and scenario.engine.streamingllm_is_view
+        shares_pages = plan.policy is DraftPolicy.FULL or (
+            plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
     weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
-    held = _cached_tokens(draft, length) + gamma
-    if plan.policy != "full":
+    cached = _cached_tokens(draft, length) + gamma
+    if plan.policy is not DraftPolicy.FULL:
         # A piece of the prompt enters before what it pushes out has left.
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
-        held = np.minimum(held, budget + np.maximum(piece, gamma))
-    return weights, per_token, held
+        cached = np.minimum(cached, budget + np.maximum(piece, gamma))
+    return weights, per_token, cached
 
 
 def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:
-    """Tokens kept per sequence: a sliding window needs no more than itself."""
+    """Tokens cached per sequence: of a sliding window at most its length."""
     window = spec.sliding_window_tokens
     return length if window is None else np.minimum(length, window)
 
 
-def _activation_bytes(scenario: Scenario, batch: Floats, prefix: Floats, gamma: Floats) -> Floats:
-    """Live tensors of the widest pass: a chunk of prompts, or a verification beside its logits.
+def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: Floats) -> Floats:
+    """Live tensors of the widest pass: a chunk of prompts, or a verification and its logits.
 
     A graph's logits stay where it writes them, and are live once more while it is captured.
     """
-    chunk = np.minimum(scenario.engine.prefill_chunk_tokens, batch * prefix)
+    chunk = np.minimum(scenario.engine.prefill_chunk_tokens, batch * prompt)
     rows = batch * (gamma + 1.0)
     prefill = np.maximum(_layer_bytes(scenario, chunk), _logit_bytes(scenario, batch))
     logits = _logit_bytes(scenario, rows)
-    kept = ACTIVATION_BYTES * rows * scenario.target.vocab
-    return np.asarray(np.maximum(prefill, np.maximum(_layer_bytes(scenario, rows), logits) + kept))
+    graph_logits = ACTIVATION_BYTES * rows * scenario.target.vocab
+    verify = np.maximum(_layer_bytes(scenario, rows), logits) + graph_logits
+    return np.asarray(np.maximum(prefill, verify))
 
 
 def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
@@ -181,7 +183,7 @@ def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
 
 
 def _logit_bytes(scenario: Scenario, rows: Floats) -> Floats:
-    """Normed states and logits of `rows`; split heads are gathered beside their parts."""
+    """Normed states and logits of `rows`; a split head also holds its part before the gather."""
     spec, tp = scenario.target, scenario.tp
     part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0
     return np.asarray(ACTIVATION_BYTES * rows * (spec.hidden + spec.vocab + part))

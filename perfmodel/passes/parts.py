@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.display import html_table, one_line, seconds_range
+from perfmodel.specs.labels import Bound, Origin
 
+WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
 # Every part belongs to one group; a group is what a report shows first.
 GROUPS = {
     "qkv_proj": "linear",
@@ -38,8 +40,8 @@ class Part:
     """One part of a pass, all layers together.
 
     `seconds` is the prediction; `compute_s`, `memory_s` and `link_s` are what the datasheet's peaks
-    would allow, and tell what bounds the part. `traffic` says what the bytes are.
-    `in_range` tells where the kernel curve was not extrapolated; it is asked only for reports.
+    would allow, from which follows what bounds the part. `traffic` is what its bytes are.
+    `in_range` computes where the kernel curve is not extrapolated; only reports call it.
     Arrays broadcast to one shape.
     """
 
@@ -47,24 +49,24 @@ class Part:
     seconds: Floats
     compute_s: Floats
     memory_s: Floats
-    traffic: str  # "weights", "kv", "activations", "link" or "host"
-    origin: str  # "fitted", "extrapolated", "assumed" or "datasheet"
+    traffic: Bound  # weights, KV, activations, link or host
+    origin: Origin  # fitted, extrapolated, assumed or datasheet
     in_range: Callable[[], Bools] = lambda: np.ones((), bool)
 
     @property
     def bound(self) -> NDArray[np.str_]:
-        """ "compute", "weights", "kv", "activations", "link", "host" or "latency" at each point."""
-        if self.traffic == "host":
-            return np.full(np.shape(self.seconds), "host")
+        """The `Bound` at each point."""
+        if self.traffic == Bound.HOST:
+            return np.full(np.shape(self.seconds), Bound.HOST)
         floor = np.maximum(self.compute_s, self.memory_s)
-        by_roofline = np.where(self.compute_s > self.memory_s, "compute", self.traffic)
+        by_roofline = np.where(self.compute_s > self.memory_s, Bound.COMPUTE, self.traffic)
         # A part that runs at under a fifth of both peaks is bound by its fixed latency.
-        return np.where(floor < 0.2 * self.seconds, "latency", by_roofline)
+        return np.where(floor < 0.2 * self.seconds, Bound.LATENCY, by_roofline)
 
-    def origin_at(self) -> str:
+    def origin_at(self) -> Origin:
         """Where the number comes from, given whether any point lies outside the measured range."""
-        if self.origin == "fitted" and not np.all(self.in_range()):
-            return "extrapolated"
+        if self.origin == Origin.FITTED and not np.all(self.in_range()):
+            return Origin.EXTRAPOLATED
         return self.origin
 
 
@@ -99,14 +101,14 @@ class StepTime:
         return next(part for part in self.parts if part.name == name)
 
     @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """The weakest origin among the parts that matter (2 % of the pass or more)."""
         total = self.total_s
         names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
-        return next(o for o in ("extrapolated", "assumed", "datasheet", "fitted") if o in names)
+        return next(origin for origin in WEAKEST_FIRST if origin in names)
 
 
-def mixed(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
+def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
     """The mean of two passes of the same parts, `share` of which are the first kind.
 
     Parameters

@@ -12,7 +12,7 @@ from perfmodel import catalog
 from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import GAMMAS
@@ -189,7 +189,7 @@ def _variants(
                 for budget in [None] if policy == "full" else fitting:
                     plan = DraftPlan(
                         draft=draft,
-                        policy=policy,
+                        policy=DraftPolicy.of(policy),
                         gamma=1,
                         kv_budget_tokens=budget,
                         draft_tp=draft_tp,

@@ -18,7 +18,7 @@ from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
-from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
+from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.model import dtype_bytes
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import format_seconds
@@ -201,9 +201,9 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
         if draft not in ("self", "none"):
             catalog.model(draft)
         if policy:
-            DraftPlan(policy=policy)
+            DraftPolicy.of(policy)
     for policy in axes.get("draft_policy", ()):
-        DraftPlan(policy=str(policy))
+        DraftPolicy.of(str(policy))
     for dtype in (*axes.get("weight_dtype", ()), *axes.get("kv_dtype", ())):
         dtype_bytes(str(dtype))
 

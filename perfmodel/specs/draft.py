@@ -1,14 +1,37 @@
-"""`DraftPlan`: who drafts, how many tokens a round, with which cache, on how many ranks."""
+"""`DraftPlan`: who drafts, how many tokens per round, with which cache, on how many ranks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 from perfmodel.errors import ConfigError
 
-DRAFT_POLICIES = ("full", "streamingllm", "snapkv")
-MAX_GAMMA = 64
+MAX_GAMMA = 64  # drafts per round that a plan may ask for
+
+
+class DraftKind(StrEnum):
+    """Who drafts."""
+
+    NONE = "none"
+    SELF = "self"
+    MODEL = "model"  # a standalone model, by its name
+
+
+class DraftPolicy(StrEnum):
+    """Which part of the KV cache a draft reads."""
+
+    FULL = "full"
+    STREAMINGLLM = "streamingllm"
+    SNAPKV = "snapkv"
+
+    @classmethod
+    def of(cls, name: str) -> DraftPolicy:
+        """The policy of that name; `ConfigError` if there is none."""
+        if name not in [policy.value for policy in cls]:
+            raise ConfigError(f"unknown draft policy {name!r}. Use one of {', '.join(cls)}.")
+        return cls(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +43,7 @@ class DraftPlan:
     """
 
     draft: str = "none"
-    policy: str = "full"
+    policy: DraftPolicy = DraftPolicy.FULL
     gamma: int = 0
     kv_budget_tokens: int | None = None
     sink_tokens: int = 16
@@ -29,21 +52,19 @@ class DraftPlan:
     def __post_init__(self) -> None:
         _whole("gamma", self.gamma, low=0)
         if self.gamma > MAX_GAMMA:
-            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts a round")
-        if self.policy not in DRAFT_POLICIES:
-            raise ConfigError(
-                f"unknown draft policy {self.policy!r}. Use one of {', '.join(DRAFT_POLICIES)}."
-            )
-        if self.draft == "none" and self.gamma:
+            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts per round")
+        object.__setattr__(self, "policy", DraftPolicy.of(self.policy))  # a name will do
+        if self.kind is DraftKind.NONE and self.gamma:
             raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
-        if self.policy == "snapkv" and self.draft not in ("none", "self"):
+        if self.policy is DraftPolicy.SNAPKV and self.kind is DraftKind.MODEL:
             raise ConfigError(
                 f"draft policy snapkv does not go with the standalone draft {self.draft!r}; "
                 f"use streamingllm or full, or draft self"
             )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
-        if self.policy != "full" and self.kv_budget_tokens is None and self.draft != "none":
+        needs_budget = self.policy is not DraftPolicy.FULL and self.kind is not DraftKind.NONE
+        if needs_budget and self.kv_budget_tokens is None:
             raise ConfigError(
                 f"draft policy {self.policy} needs kv_budget (tokens a draft may read)"
             )
@@ -51,14 +72,19 @@ class DraftPlan:
             _whole("draft_tp", self.draft_tp, low=1)
 
     @property
+    def kind(self) -> DraftKind:
+        """No draft, the target itself, or a standalone model."""
+        return DraftKind(self.draft) if self.draft in ("none", "self") else DraftKind.MODEL
+
+    @property
     def is_self(self) -> bool:
         """Whether the target drafts for itself."""
-        return self.draft == "self"
+        return self.kind is DraftKind.SELF
 
     @property
     def speculates(self) -> bool:
         """Whether a round holds any draft."""
-        return self.draft != "none" and self.gamma > 0
+        return self.kind is not DraftKind.NONE and self.gamma > 0
 
 
 def _whole(name: str, value: float, *, low: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from perfmodel.specs.gpu import GPU
+from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,16 +13,16 @@ class EngineProfile:
     """Overheads, kernel choices and memory habits of one engine on one GPU.
 
     Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
-    of `measured_on` are carried to another GPU, "extrapolated". A factor multiplies the fitted
+    of `measured_on` are transferred to another GPU, "extrapolated". A factor multiplies the fitted
     kernel time: 1 means that the engine gets what the kernel tables show.
 
-    `plain_pays_overhead` says what T_T stands for. True: the kernels of a step, beside which plain
-    decoding pays what a round does for its tokens and bookkeeping, and for the tables of one pass.
-    False: the engine's whole step, as it times its own plain decoding.
+    With `plain_pays_overhead` T_T is the time of a step's kernels, and plain decoding pays the
+    overheads of a round of one draft on top. Without it T_T is the whole step, as the engine times
+    plain decoding.
     """
 
     name: str
-    origin: str
+    origin: Origin
     source: str
     measured_on: str = ""  # the GPU whose kernels were timed with this engine; "" for none
     attention_kernels: str = "vllm"  # which library's attention curve is read
@@ -31,21 +32,21 @@ class EngineProfile:
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
     activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
-    sampling_factor: float = 1.0  # on the logits' bytes, beside activation_factor
+    sampling_factor: float = 1.0  # on the logits' bytes, times activation_factor
     sampling_column_s: float = 0.0  # one row's walk over one column, which more rows share
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom" or "best"
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle between two kernels of a graph
-    layer_overhead_s: float = 0.0  # what a layer costs beside its kernels and messages
+    layer_overhead_s: float = 0.0  # of a layer, besides its kernels and messages
     layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary by sequence
     step_overhead_s: float = 0.0  # host time per target pass that the GPU waits for
     draft_step_overhead_s: float = 0.0
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
-    plain_pays_overhead: bool = False  # whether a plain step pays these as a round of one draft
+    plain_pays_overhead: bool = False  # a plain step pays these as a round of one draft
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
@@ -54,10 +55,10 @@ class EngineProfile:
     workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
-    def kernel_origin(self, gpu: GPU) -> str:
+    def kernel_origin(self, gpu: GPU) -> Origin:
         """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
         if self.measured_on:
-            return "fitted" if self.measured_on == gpu.name else "extrapolated"
+            return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
 
     def changed(self, **coefficients: float) -> EngineProfile:

@@ -1,21 +1,21 @@
-"""`GPU`, `Link` and `Machine`: what a datasheet says, in SI units."""
+"""`GPU`, `Link` and `Machine`: the figures of a datasheet, in SI units."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError
+from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPU:
     """One accelerator as its datasheet states it.
 
-    FLOP/s are dense. `efficiency` names the catalog file of fitted kernel efficiencies that
-    serves this GPU and `efficiency_origin` says whether it was fitted on this very GPU
-    ("fitted") or borrowed from the nearest architecture ("extrapolated"); `efficiency_reason`
-    says why that one. `memory_bytes` is what a process can see, `datasheet_memory_bytes` the
-    figure on the box.
+    FLOP/s are dense. `efficiency` names the catalog folder of kernel curves that serves this GPU;
+    `efficiency_origin` is "fitted" if they were measured on it, "extrapolated" if they are those of
+    the nearest architecture, for `efficiency_reason`. `memory_bytes` is what a process can see,
+    `datasheet_memory_bytes` the figure on the box.
     """
 
     name: str
@@ -26,7 +26,7 @@ class GPU:
     hbm_bandwidth: float  # bytes/s
     l2_bytes: float
     efficiency: str
-    efficiency_origin: str
+    efficiency_origin: Origin
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""

@@ -37,8 +37,8 @@ class ModelSpec:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden",
-                      "vocab", "max_context_tokens"):  # fmt: skip
+        counts = "layers hidden query_heads kv_heads head_dim ffn_hidden vocab max_context_tokens"
+        for field in counts.split():
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ConfigError(f"{self.name}: {field}={value!r} must be a positive whole number")
@@ -53,31 +53,10 @@ class ModelSpec:
         """What finds the model again: its catalog name, or the path of its `config.json`."""
         return self.name if self.hub_id or not self.source else self.source
 
-    # ---- parameters -----------------------------------------------------------------------
-
-    @property
-    def qkv_width(self) -> int:
-        """Output columns of the fused query, key and value projection."""
-        return (self.query_heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def layer_parameters(self) -> int:
-        """Parameters of one decoder layer: projections, gated MLP, norms, biases."""
-        attention = self.hidden * self.qkv_width + self.query_heads * self.head_dim * self.hidden
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        bias = self.qkv_width if self.qkv_bias else 0
-        return attention + 3 * self.hidden * self.ffn_hidden + norms + bias
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Parameters of one vocabulary matrix."""
-        return self.vocab * self.hidden
-
     @property
     def parameters(self) -> int:
         """All parameters; a tied vocabulary matrix counts once."""
-        vocabulary = self.embedding_parameters * (1 if self.tied_embeddings else 2)
-        return self.layers * self.layer_parameters + vocabulary + self.hidden
+        return self.parameters_per_rank(1)
 
     # ---- what one rank holds ----------------------------------------------------------------
 
@@ -111,17 +90,17 @@ class ModelSpec:
         """KV heads on one rank; at least one, so heads replicate when tp exceeds them."""
         return max(1, self.kv_heads // tp)
 
-    def parameters_per_rank(self, tp: int) -> float:
-        """Parameters that one rank stores: sharded matrices, replicated norms and KV heads."""
+    def parameters_per_rank(self, tp: int) -> int:
+        """Parameters that one rank stores: sharded layers, replicated norms and KV heads."""
         heads = self.query_heads_per_rank(tp)
         qkv = (heads + 2 * self.kv_heads_per_rank(tp)) * self.head_dim
-        matrices = self.hidden * qkv + heads * self.head_dim * self.hidden
-        matrices += 3 * self.hidden * self.ffn_hidden // tp
+        linear = self.hidden * qkv + heads * self.head_dim * self.hidden
+        linear += 3 * self.hidden * self.ffn_hidden // tp
         small = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         small += qkv if self.qkv_bias else 0
         vocabulary = self.padded_vocab_per_rank(tp) * self.hidden
         vocabulary *= 1 if self.tied_embeddings else 2
-        return self.layers * (matrices + small) + vocabulary + self.hidden
+        return self.layers * (linear + small) + vocabulary + self.hidden
 
     def padded_vocab_per_rank(self, tp: int) -> int:
         """Vocabulary rows on one rank, rounded up to a whole row."""

@@ -1,4 +1,4 @@
-"""`Workload` and `SLO`: what is asked of the machine, and what counts as good enough."""
+"""`Workload` and `SLO`: the requests, and upper limits on time and memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class SLO:
     @property
     def stated(self) -> bool:
         """Whether any limit was given."""
-        return not self.ttft_s is self.tpot_s is self.memory_fraction is None
+        limits = (self.ttft_s, self.tpot_s, self.memory_fraction)
+        return any(limit is not None for limit in limits)
 
 
 _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s|%)$", re.I)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
-from perfmodel.passes.parts import StepTime, mixed
+from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.scenario import Scenario
 
 Array = NDArray[np.float64]
@@ -153,7 +153,7 @@ def draft_cost(
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
         first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
-        step = mixed(first, step, share=1.0 / np.maximum(gamma, 1.0))
+        step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
         step=step,
         start_s=drafter.start_s(rank, prompt_tokens, kv_budget_tokens),

@@ -25,6 +25,7 @@ from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, memory_estimate
 from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
 
 Array = NDArray[np.float64]
@@ -218,7 +219,12 @@ def target_rank(scenario: Scenario) -> Rank:
 def without_speculation(scenario: Scenario) -> Scenario:
     """The same scenario with plain decoding."""
     plan = replace(
-        scenario.plan, draft="none", gamma=0, policy="full", kv_budget_tokens=None, draft_tp=None
+        scenario.plan,
+        draft="none",
+        gamma=0,
+        policy=DraftPolicy.FULL,
+        kv_budget_tokens=None,
+        draft_tp=None,
     )
     return replace(scenario, plan=plan, draft=None, acceptance=None)
 

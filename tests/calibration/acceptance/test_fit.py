@@ -14,8 +14,8 @@ from calibration.acceptance.toml import curve_toml, curves_toml
 from calibration.records.acceptance import RecordSet
 from perfmodel import (
     ConfigError,
+    acceptance_loss,
     alpha_for_tokens_per_round,
-    kv_loss,
     read_acceptance_curves,
     tokens_per_round_iid,
 )
@@ -23,7 +23,7 @@ from perfmodel import (
 
 def truth(budget: float, context: float) -> float:
     shape = {"level": 0.12, "context_exponent": 0.05, "budget_exponent": 0.8}
-    lost = kv_loss(kv_budget_tokens=budget, context_tokens=context, budget_offset=200.0,
+    lost = acceptance_loss(kv_budget_tokens=budget, context_tokens=context, budget_offset=200.0,
                    fullness_exponent=3.0, **shape)  # fmt: skip
     return 1.0 - float(lost)
 

@@ -18,7 +18,7 @@ from calibration.acceptance.published_points import (
 )
 from calibration.acceptance.toml import curve_toml
 from calibration.records.acceptance import read_records
-from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, kv_loss
+from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, acceptance_loss
 from perfmodel.acceptance.tokens import tokens_per_round_iid
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
 
@@ -34,7 +34,7 @@ def made_points(noise: float = 0.0, **of: float) -> tuple[AcceptancePoint, ...]:
             context_tokens=context,
             kv_budget_tokens=budget,
             alpha=1.0
-            - float(kv_loss(kv_budget_tokens=budget, context_tokens=context, **of))
+            - float(acceptance_loss(kv_budget_tokens=budget, context_tokens=context, **of))
             * float(np.exp(noise * drawn.standard_normal())),
             temperature="0",
             citation="made",

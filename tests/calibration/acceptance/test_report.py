@@ -14,12 +14,12 @@ from calibration.acceptance.report import acceptance_report
 from calibration.acceptance.tables import report_lines
 from calibration.records.acceptance import DraftView, RecordSet
 from calibration.records.counted import CountedRun, append_run, read_runs
-from perfmodel import kv_loss, tokens_per_round_iid
+from perfmodel import acceptance_loss, tokens_per_round_iid
 from runtime import InputError
 
 
 def alpha(budget: float, context: float) -> float:
-    lost = kv_loss(kv_budget_tokens=budget, context_tokens=context, level=0.1,
+    lost = acceptance_loss(kv_budget_tokens=budget, context_tokens=context, level=0.1,
                    context_exponent=0.0, budget_exponent=0.5)  # fmt: skip
     return 1.0 - float(lost)
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from perfmodel.acceptance.tokens import (
     Acceptance,
     accepted_distribution,
-    accepted_drafts,
-    accepted_fraction,
     alpha_for_tokens_per_round,
     tokens_per_round,
     tokens_per_round_iid,
@@ -124,13 +122,11 @@ def test_gamma_of_any_shape_keeps_its_shape() -> None:
 
 @given(alpha=alphas, gamma=st.integers(1, 24))
 def test_every_conversion_round_trips(alpha: float, gamma: int) -> None:
-    given_alpha = Acceptance.from_alpha(alpha)
+    tokens = float(tokens_per_round(Acceptance.from_alpha(alpha), gamma))
     for made in (
-        Acceptance.from_tokens_per_round(float(tokens_per_round(given_alpha, gamma)), gamma),
-        Acceptance.from_accepted_drafts(float(accepted_drafts(given_alpha, gamma)), gamma),
-        Acceptance.from_accepted_fraction(
-            min(1.0, float(accepted_fraction(given_alpha, gamma))), gamma
-        ),
+        Acceptance.from_tokens_per_round(tokens, gamma),
+        Acceptance.from_accepted_drafts(tokens - 1.0, gamma),
+        Acceptance.from_accepted_fraction(min(1.0, (tokens - 1.0) / gamma), gamma),
     ):
         assert made.alpha == pytest.approx(alpha, abs=1e-12)
 
@@ -156,9 +152,9 @@ def test_two_drafts_invert_by_the_quadratic_formula() -> None:
     assert Acceptance.from_tokens_per_round(2.56, 2).alpha == pytest.approx(expected, rel=1e-14)
 
 
-def test_accepted_fraction_is_below_alpha_once_gamma_exceeds_one() -> None:
-    assert accepted_fraction((0.8,), 1) == pytest.approx(0.8)
-    assert accepted_fraction((0.8,), 4) < 0.8
+def test_alpha_exceeds_the_accepted_fraction_once_gamma_exceeds_one() -> None:
+    assert Acceptance.from_accepted_fraction(0.8, 1).alpha == pytest.approx(0.8)
+    assert Acceptance.from_accepted_fraction(0.8, 4).alpha > 0.85
 
 
 def test_shifting_moves_every_position_and_clips() -> None:
@@ -210,7 +206,6 @@ def test_a_gamma_that_is_no_count_is_refused(gamma: float) -> None:
         lambda: Acceptance.from_accepted_drafts(-0.1, 3),
         lambda: Acceptance.from_per_position(()),
         lambda: Acceptance.from_alpha(0.8, low=0.85, high=0.9),
-        lambda: accepted_fraction((0.8,), [0, 1]),
         lambda: tokens_per_round((), 2),
     ],
 )

@@ -110,6 +110,13 @@ def test_efficiencies_are_fitted_only_where_kernels_were_measured(name: str) -> 
     assert (gpu.efficiency_origin == "fitted") == (name in measured)
 
 
+def test_a_file_is_called_by_the_name_in_it() -> None:
+    assert [catalog.gpu(name).name for name in catalog.gpu_names()] == [*catalog.gpu_names()]
+    machines, models = catalog.machine_names(), catalog.model_names()
+    assert [catalog.machine(name).name for name in machines] == [*machines]
+    assert [catalog.model(name).name for name in models] == [*models]
+
+
 @pytest.mark.parametrize("name", catalog.gpu_names())
 def test_every_gpu_has_a_machine(name: str) -> None:
     assert catalog.default_machine(name).gpu is catalog.gpu(name)

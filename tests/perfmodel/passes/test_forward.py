@@ -98,13 +98,6 @@ def test_a_pass_is_the_sum_of_its_parts_and_none_is_negative(
         assert float(step.total_s) == pytest.approx(sum(seconds), rel=1e-12)
 
 
-def test_one_query_token_is_what_a_plain_step_means() -> None:
-    rank = a_rank(tp=8)
-    plain = forward_pass(rank, batch=16, context_tokens=8192)
-    verify = forward_pass(rank, batch=16, context_tokens=8192, query_tokens=1)
-    assert [p.seconds for p in verify.parts] == [p.seconds for p in plain.parts]
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("gpu", MEASURED_GPUS)
 def test_a_large_step_never_beats_the_memory(gpu: str, engine: str) -> None:
@@ -129,13 +122,16 @@ def test_a_large_step_never_beats_the_memory(gpu: str, engine: str) -> None:
 def test_time_never_falls_as_batch_context_or_query_grow(
     rank: Rank, at: dict[str, int], name: str, more: int
 ) -> None:
-    """But for a runtime that cuts KV anew for every shape: attention over 2,048 tokens took 61.0 us
-    for 22 sequences and 53.3 for 23 on an H200 (h200-attention.jsonl, 32 heads of 128 over 8), and
-    60.3 and 52.5 in another run (h200-kernels.jsonl)."""
-    before = forward_pass(rank, **at).total_s
-    after = forward_pass(rank, **(at | {name: at[name] + more})).total_s
-    fall = 0.15 if isinstance(rank.curves.attention, ScheduledAttention) else 1e-12
-    assert after >= before * (1 - fall)
+    """Except attention of a runtime that splits KV anew for every shape: over 2,048 tokens it took
+    61.0 us for 22 sequences and 53.3 for 23 on an H200 (h200-attention.jsonl, 32 heads of 128 over
+    8), and 60.3 and 52.5 in another run (h200-kernels.jsonl). Of the pass that is a little."""
+    before = forward_pass(rank, **at)
+    after = forward_pass(rank, **(at | {name: at[name] + more}))
+    splits = isinstance(rank.curves.attention, ScheduledAttention)
+    for low, high in zip(before.parts, after.parts, strict=True):
+        if not (splits and low.name == "attention"):
+            assert high.seconds >= low.seconds * (1 - 1e-12), low.name
+    assert after.total_s >= before.total_s * (1 - (0.08 if splits else 1e-12))
 
 
 @FEW
@@ -246,11 +242,11 @@ def test_weights_read_by_all_ranks_minus_the_replicated_are_the_model(name: str,
     replicated_kv = 2 * max(tp - spec.kv_heads, 0) * spec.head_dim * spec.hidden * spec.layers
     padding = (spec.padded_vocab_per_rank(tp) * tp - spec.vocab) * spec.hidden
     whole = spec.layers * (
-        spec.hidden * spec.qkv_width
+        spec.hidden * (spec.query_heads + 2 * spec.kv_heads) * spec.head_dim
         + spec.query_heads * spec.head_dim * spec.hidden
         + 3 * spec.hidden * spec.ffn_hidden
     )
-    assert tp * read - replicated_kv - padding == whole + spec.embedding_parameters
+    assert tp * read - replicated_kv - padding == whole + spec.vocab * spec.hidden
 
 
 @pytest.mark.parametrize("tp, copies", [(1, 1), (4, 1), (8, 1), (16, 2), (32, 4)])

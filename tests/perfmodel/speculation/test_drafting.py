@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import ENGINES, GPUS, MEASURED_GPUS, a_scenario
 
 from perfmodel import estimate, forward_pass, target_rank
-from perfmodel.specs.draft import DRAFT_POLICIES
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import DRAFTERS, draft_cost
 
 CONTEXTS = np.array([2048.0, 8192.0, 32_768.0, 131_072.0])
@@ -130,7 +130,7 @@ def test_a_first_step_of_two_tokens_computes_the_logits_of_one() -> None:
     assert two.part("norm").seconds > one.part("norm").seconds
 
 
-@pytest.mark.parametrize("policy", DRAFT_POLICIES)
+@pytest.mark.parametrize("policy", list(DraftPolicy))
 def test_a_self_draft_reads_one_token_a_step_at_any_gamma(policy: str) -> None:
     values = {"draft": "self", "draft_policy": policy, "engine": "specroof"}
     assert step_s(8192, gamma=1.0, **values) == step_s(8192, gamma=8.0, **values)
@@ -177,5 +177,5 @@ def test_a_standalone_model_prefills_what_it_keeps() -> None:
 
 def test_every_policy_has_its_drafter() -> None:
     own = {policy for kind, policy in DRAFTERS if kind == "self"}
-    assert own == set(DRAFT_POLICIES)
+    assert own == set(DraftPolicy)
     assert {policy for kind, policy in DRAFTERS if kind == "model"} == own - {"snapkv"}
