@@ -31,9 +31,11 @@ def play(requests: int, gammas: tuple[int, ...]) -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     run = pm.simulate_requests(
         scenario,
-        pm.Traffic(requests=requests, **TRAFFIC),  # type: ignore[arg-type]
-        pm.Serving(max_batch=64),
-        pm.scenario_acceptance(scenario),
+        pm.Simulation(
+            traffic=pm.Traffic(requests=requests, **TRAFFIC),  # type: ignore[arg-type]
+            serving=pm.Serving(max_batch=64),
+            process=pm.scenario_acceptance(scenario),
+        ),
         gammas=gammas,
     )
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
@@ -47,7 +49,7 @@ def play(requests: int, gammas: tuple[int, ...]) -> None:
 
 
 def main() -> None:
-    """A tenth first, to show that memory does not grow; then all, at one γ and plainly."""
+    """A tenth first, to show how memory grows; then all, at one γ and plainly."""
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     for count, gammas in ((requests // 10, (3,)), (requests, (3,)), (requests, (0,))):
         play(count, gammas)

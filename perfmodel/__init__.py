@@ -34,6 +34,7 @@ from perfmodel.errors import (
     SpecroofError,
     unknown_name,
 )
+from perfmodel.flat_values import override, scenario_dict
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
@@ -70,7 +71,6 @@ from perfmodel.reports.prediction import (
     infeasible_reason,
     prediction_dict,
     recommendation_dict,
-    scenario_dict,
 )
 from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
 from perfmodel.scenario import Scenario
@@ -83,11 +83,11 @@ from perfmodel.scenario_input import (
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import TrafficChoice, choose_for_traffic
 from perfmodel.serving.fixed_batch import FixedBatchRun, simulate_batch
-from perfmodel.serving.round_times import BOUNDS, StepTable
-from perfmodel.serving.scheduler import Serving
+from perfmodel.serving.round_times import BOUNDS, RoundTimes
+from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, best_gammas, simulate_requests
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
-from perfmodel.serving.traffic import Traffic, lengths
+from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
@@ -176,6 +176,7 @@ __all__ = [
     "Rank",
     "Recommendation",
     "RoundEstimate",
+    "RoundTimes",
     "Scenario",
     "ScenarioInput",
     "ScheduledAttention",
@@ -183,13 +184,14 @@ __all__ = [
     "Sensitivity",
     "Serving",
     "ServingRun",
+    "Simulation",
     "SpecroofError",
     "SplitKV",
-    "StepTable",
     "StepTime",
     "Sweep",
     "Traffic",
     "TrafficChoice",
+    "TrafficShape",
     "Waves",
     "Workload",
     "acceptance_curve",
@@ -228,6 +230,7 @@ __all__ = [
     "lengths",
     "measured_curves",
     "memory_estimate",
+    "override",
     "parse_scenario",
     "parse_slo",
     "plan_label",

@@ -1,21 +1,11 @@
-"""A scenario's values from three places: a file, flags over it, CSV cells over both."""
+"""A scenario's values from a file or the catalog, overridden by flags."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from perfmodel import ACCEPTANCE_KEYS, ConfigError, scenario_values
-
-# A key that overrides another value also drops the keys that depended on that value.
-SUPERSEDES: dict[str, tuple[str, ...]] = {
-    "gpu": ("machine",),
-    "machine": ("gpu",),
-    "target": ACCEPTANCE_KEYS,
-    "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS),
-    "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
-    **{key: tuple(k for k in ACCEPTANCE_KEYS if k != key) for key in ACCEPTANCE_KEYS},
-}
+from perfmodel import ConfigError, override, scenario_values
 
 
 def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
@@ -30,14 +20,3 @@ def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str,
         if not value.strip() and name != "slo":
             raise ConfigError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
     return override({} if scenario is None else scenario_values(scenario), flags)
-
-
-def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` overridden by `new`; `SUPERSEDES` lists the keys that a changed value drops."""
-    dropped = {
-        key
-        for name, value in new.items()
-        if str(base.get(name)) != str(value)
-        for key in SUPERSEDES.get(name, ())
-    }
-    return {k: v for k, v in base.items() if k not in dropped} | dict(new)

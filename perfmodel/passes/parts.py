@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel._typing import Bools, Floats
+from perfmodel.display import html_table, one_line, seconds_range
 from perfmodel.specs.labels import Bound, Origin
 
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
@@ -83,6 +84,17 @@ class StepTime:
     def group_s(self, group: str) -> Floats:
         """Seconds of one group: "linear", "attention", "comm", "elementwise" or "overhead"."""
         return _sum([part.seconds for part in self.parts if GROUPS[part.name] == group])
+
+    def __repr__(self) -> str:
+        groups = {group: seconds_range(self.group_s(group)) for group in self._groups()}
+        return one_line("StepTime", {"total": seconds_range(self.total_s), **groups})
+
+    def _repr_html_(self) -> str:
+        rows = [(part.name, seconds_range(part.seconds)) for part in self.parts]
+        return html_table([*rows, ("total", seconds_range(self.total_s))])
+
+    def _groups(self) -> list[str]:
+        return list(dict.fromkeys(GROUPS[part.name] for part in self.parts))
 
     def part(self, name: str) -> Part:
         """The part of that name."""

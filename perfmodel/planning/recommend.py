@@ -1,9 +1,11 @@
-"""`Recommendation`: the answer in a sentence, what binds and what it costs, and what if."""
+"""`Recommendation`: the best plan, the limit that binds, break-even points and sensitivities."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from html import escape
 
+from perfmodel.display import html_table, number_range
 from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.search import Candidate, Search, Unmeasured
 from perfmodel.specs.workload import SLO
@@ -35,7 +37,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The best plan and all that explains it."""
+    """The best plan and what explains it."""
 
     objective: str
     best: Candidate
@@ -45,11 +47,22 @@ class Recommendation:
     interval: Interval | None
     gain_probability: float | None
     binding: Binding | None
-    studied: Candidate | None  # the draft choice that break-even and schedule speak of
+    studied: Candidate | None  # the draft choice of break-even and schedule
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
     sensitivities: tuple[Sensitivity, ...]
+
+    def __repr__(self) -> str:
+        return f"Recommendation({self.sentence!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (c.label, c.scenario.tp, number_range(c.speedup), format_seconds(c.tpot_s))
+            for c in dict.fromkeys((self.best, self.plain, *self.runners_up))
+        ]
+        table = html_table(rows, header=("plan", "TP", "speedup", "TPOT"))
+        return f"<p>{escape(self.sentence)}</p>{table}"
 
     @property
     def speculates(self) -> bool:
@@ -103,31 +116,31 @@ class Recommendation:
         return f"without speculation below batch {self.batch.from_value}"
 
 
-def recommend(found: Search) -> Recommendation:
-    """Choose among a search's candidates and explain the choice.
+def recommend(result: Search) -> Recommendation:
+    """Choose among the candidates of a search and explain the choice.
 
     Raises
     ------
     NoFeasiblePlan
         If no candidate meets the limits; the message names the nearest miss.
     """
-    ranked = found.ranked()
+    ranked = result.ranked()
     if not ranked:
-        raise NoFeasiblePlan(_nearest_miss(found))
+        raise NoFeasiblePlan(_nearest_miss(result))
     best = ranked[0]
     plain = [c for c in ranked if not c.scenario.plan.speculates]
     drafts = [c for c in ranked if c.scenario.plan.speculates]
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
     known = studied is not None
     return Recommendation(
-        objective=found.objective,
+        objective=result.objective,
         best=best,
-        plain=plain[0] if plain else _plain_of(found),
+        plain=plain[0] if plain else _plain_of(result),
         runners_up=_one_per_choice(ranked[1:], skip=best),
-        unmeasured=found.unmeasured,
+        unmeasured=result.unmeasured,
         interval=speedup_interval(studied.scenario) if studied else None,
         gain_probability=probability_of_gain(studied.scenario) if studied else None,
-        binding=_binding(found, best),
+        binding=_binding(result, best),
         studied=studied,
         batch=break_even_batch(studied.scenario) if studied else None,
         context=break_even_context(studied.scenario) if studied else None,
@@ -136,8 +149,8 @@ def recommend(found: Search) -> Recommendation:
     )
 
 
-def _plain_of(found: Search) -> Candidate:
-    return min((c for c in found.candidates if not c.scenario.plan.speculates), key=found.cost)
+def _plain_of(result: Search) -> Candidate:
+    return min((c for c in result.candidates if not c.scenario.plan.speculates), key=result.cost)
 
 
 def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candidate, ...]:
@@ -154,34 +167,34 @@ def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candid
     return tuple(best.values())
 
 
-def _binding(found: Search, best: Candidate) -> Binding | None:
+def _binding(result: Search, best: Candidate) -> Binding | None:
     """The limit whose removal would improve the objective most."""
-    slo, options = found.slo, []
+    slo, options = result.slo, []
     relaxed = {
         "ttft": replace(slo, ttft_s=None),
         "tpot": replace(slo, tpot_s=None),
         "memory": replace(slo, memory_fraction=float("inf")),
     }
     for name, limits in relaxed.items():
-        without = _ranked_without(found, limits, ignore_memory=name == "memory")
-        if without and found.cost(without[0]) < found.cost(best):
-            cost = 100.0 * (found.cost(best) / found.cost(without[0]) - 1.0)
+        without = _ranked_without(result, limits, ignore_memory=name == "memory")
+        if without and result.cost(without[0]) < result.cost(best):
+            cost = 100.0 * (result.cost(best) / result.cost(without[0]) - 1.0)
             options.append(Binding(name=name, cost_percent=cost, without=without[0]))
     return max(options, key=lambda b: b.cost_percent, default=None)
 
 
-def _ranked_without(found: Search, limits: SLO, *, ignore_memory: bool) -> list[Candidate]:
+def _ranked_without(result: Search, limits: SLO, *, ignore_memory: bool) -> list[Candidate]:
     def allowed(candidate: Candidate) -> bool:
         broken = set(candidate.violation(limits))
         return not broken or (ignore_memory and broken == {"memory"})
 
-    return sorted(filter(allowed, found.candidates), key=found.cost)
+    return sorted(filter(allowed, result.candidates), key=result.cost)
 
 
-def _nearest_miss(found: Search) -> str:
+def _nearest_miss(result: Search) -> str:
     """One line: the plan that comes closest, and by how much it fails each limit."""
-    nearest = min(found.candidates, key=lambda c: max(c.violation(found.slo).values()))
-    broken = nearest.violation(found.slo)
+    nearest = min(result.candidates, key=lambda c: max(c.violation(result.slo).values()))
+    broken = nearest.violation(result.slo)
     value = {
         "memory": f"memory {nearest.memory_fraction:.0%} of the GPU",
         "tpot": f"tpot {format_seconds(nearest.tpot_s)}",

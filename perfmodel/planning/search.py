@@ -1,4 +1,4 @@
-"""The search: every draft choice, γ, KV budget and TP of a scenario, ranked under an SLO."""
+"""`search`: every draft choice, γ, KV budget and TP of a scenario, ranked under an SLO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import catalog
+from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
@@ -16,6 +17,7 @@ from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import GAMMAS
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
+from perfmodel.units import format_seconds
 
 Array = NDArray[np.float64]
 BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -34,6 +36,15 @@ class Candidate:
     break_even_alpha: float
     memory_fraction: float
     fits: bool
+
+    def __repr__(self) -> str:
+        values = {
+            "plan": repr(self.label),
+            "tp": self.scenario.tp,
+            "speedup": number_range(self.speedup),
+            "tpot": format_seconds(self.tpot_s),
+        }
+        return one_line("Candidate", values)
 
     @property
     def throughput_per_gpu(self) -> float:
@@ -57,7 +68,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
-    """A draft choice whose acceptance nobody has measured, and the α that it would need."""
+    """A draft choice of unknown acceptance, and the α that it needs to break even."""
 
     candidate: Candidate  # at the γ and budget that need the least α
     alpha_to_break_even: float
@@ -132,15 +143,15 @@ def search(
     for tp in degrees:
         scenario.target.check_tp(tp)
     chosen = choices if choices is not None else draft_choices(scenario)
-    found = [_plain(scenario, tp) for tp in degrees]
+    measured = [_plain(scenario, tp) for tp in degrees]
     unmeasured: list[Candidate] = []
     for variant in _variants(scenario, chosen, degrees, draft_tps, budgets):
-        known, kept = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
-        (found if known else unmeasured).extend(kept)
+        known, best = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
+        (measured if known else unmeasured).extend(best)
     return Search(
         objective=objective,
         slo=limits,
-        candidates=tuple(found),
+        candidates=tuple(measured),
         unmeasured=tuple(_least_alpha(unmeasured)),
     )
 
@@ -170,16 +181,19 @@ def _variants(
     for named, policy in choices:
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
-        own = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
-        given = scenario.acceptance if own else None
+        is_scenarios = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
+        given = scenario.acceptance if is_scenarios else None
         fitting: list[int | None] = [b for b in budgets if b <= context]
         for tp in tps:
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
                 for budget in [None] if policy == "full" else fitting:
                     plan = DraftPlan(
-                        draft=draft, policy=DraftPolicy.of(policy), gamma=1,
-                        kv_budget_tokens=budget, draft_tp=draft_tp,
-                    )  # fmt: skip
+                        draft=draft,
+                        policy=DraftPolicy.of(policy),
+                        gamma=1,
+                        kv_budget_tokens=budget,
+                        draft_tp=draft_tp,
+                    )
                     yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
 
 
@@ -196,8 +210,8 @@ def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate
     cost = point.tpot_s if known else point.break_even_alpha
     fits = np.broadcast_to(point.memory.fraction <= limit, np.shape(cost))
     within = int(np.argmin(np.where(fits, cost, np.inf))) if np.any(fits) else None
-    kept = dict.fromkeys(i for i in (within, int(np.argmin(cost))) if i is not None)
-    return known, [_candidate(point, index) for index in kept]
+    best = dict.fromkeys(i for i in (within, int(np.argmin(cost))) if i is not None)
+    return known, [_candidate(point, index) for index in best]
 
 
 def _candidate(point: RoundEstimate, index: int) -> Candidate:

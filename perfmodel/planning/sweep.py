@@ -1,24 +1,30 @@
-"""`Grid` and `Sweep`: named axes, one broadcast call per draft choice, infeasible points masked."""
+"""`sweep`: a scenario over named axes, one broadcast call per block, infeasible points masked."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import catalog
 from perfmodel.catalog.engines import engine_profile
+from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.model import dtype_bytes
 from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.units import format_seconds
+
+if TYPE_CHECKING:
+    import pandas
 
 Array = NDArray[np.float64]
 
@@ -40,7 +46,7 @@ REASONS = {
 class Block:
     """One broadcast call: the loop axes' values, the estimate, or why there is none.
 
-    `axes` are this block's own values on the four array axes: without a draft γ is 0, and a budget
+    `axes` are the values of this block on the four array axes: without a draft γ is 0, and a budget
     that is not swept is that of the block's plan.
     """
 
@@ -84,9 +90,56 @@ class Sweep:
         return sum(math.prod(size) for size in sizes)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One dict a point: axes, results and reason; the CSV's rows."""
+        """One dict per point: axes, results and reason, as the columns of `sweep --csv`."""
         for block in self.blocks:
             yield from _block_rows(block)
+
+    def best(self, count: int = 1) -> list[dict[str, Any]]:
+        """The `count` feasible rows of the highest speedup, best first."""
+        rows = (row for block in self.blocks for row in _best_rows(block, count))
+        return heapq.nlargest(count, rows, key=lambda row: row["speedup"])
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a table.
+
+        Raises
+        ------
+        ConfigError
+            If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError("to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame.from_records(list(self.rows()))
+
+    def __repr__(self) -> str:
+        axes = {
+            name: f"{values.min():.0f}..{values.max():.0f}"
+            for name, values in self.axes.items()
+            if values.size > 1
+        }
+        feasible = sum(
+            int(np.broadcast_to(block.code == FEASIBLE, _shape(block)).sum())
+            for block in self.blocks
+        )
+        best = next((f"{row['speedup']:.2f}" for row in self.best()), None)
+        counts = {"points": self.points, "feasible": feasible, "blocks": len(self.blocks)}
+        return one_line("Sweep", {**counts, **axes, "best_speedup": best})
+
+    def _repr_html_(self) -> str:
+        rows = self.best(10)
+        varied = [
+            name
+            for name in (*dict.fromkeys(n for b in self.blocks for n in b.names), *ARRAY_AXES)
+            if name not in self.axes or self.axes[name].size > 1
+        ]
+        shown = [
+            (f"{row['speedup']:.2f}", format_seconds(row["tpot_s"]), *(row[n] for n in varied))
+            for row in rows
+        ]
+        caption = f"<p>{self.points:,} points; the best by speedup:</p>"
+        return caption + html_table(shown, header=("speedup", "TPOT", *varied))
 
 
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
@@ -121,7 +174,7 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
 
 
 def _union(blocks: list[Block]) -> dict[str, Array]:
-    """Per array axis the longest of the blocks' own: the values that were swept."""
+    """Per array axis the longest of all blocks: the values that were swept."""
     return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
 
 
@@ -175,7 +228,7 @@ def _block(
         unknown = {name: _swept(name, axes, getattr(stated, name)) for name in ARRAY_AXES}
         return Block(names, unknown, None, None, str(error))
     plan, work = scenario.plan, scenario.workload
-    own = {
+    swept = {
         "batch": _swept("batch", axes, work.batch),
         "prompt_tokens": _swept("prompt_tokens", axes, work.prompt_tokens),
         "gamma": _swept("gamma", {} if plan.draft == "none" else axes, plan.gamma),
@@ -185,12 +238,12 @@ def _block(
     }
     point = estimate(
         scenario,
-        batch=_open(own, "batch"),
-        prompt_tokens=_open(own, "prompt_tokens"),
-        gamma=_open(own, "gamma"),
-        kv_budget_tokens=_open(own, "kv_budget"),
+        batch=_open(swept, "batch"),
+        prompt_tokens=_open(swept, "prompt_tokens"),
+        gamma=_open(swept, "gamma"),
+        kv_budget_tokens=_open(swept, "kv_budget"),
     )
-    return Block(names, own, scenario, point, "")
+    return Block(names, swept, scenario, point, "")
 
 
 _DRAFT_KEYS = (
@@ -210,7 +263,7 @@ def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) 
     if not np.all(np.isfinite(array)) or np.any(array < lowest) or np.any(array % 1):
         raise ConfigError(f"{name}: every value must be a whole number of at least {lowest}")
     if name == "gamma" and np.any(array > MAX_GAMMA):
-        raise ConfigError(f"gamma: values go up to {MAX_GAMMA} drafts a round")
+        raise ConfigError(f"gamma: values go up to {MAX_GAMMA} drafts per round")
     return array
 
 
@@ -222,53 +275,50 @@ def _open(axes: Mapping[str, Array], name: str) -> Array:
 
 
 def _block_rows(block: Block) -> Iterator[dict[str, Any]]:
-    shape = tuple(len(values) for values in block.axes.values())
+    yield from _rows_at(block, np.ndindex(_shape(block)))
+
+
+def _best_rows(block: Block, count: int) -> Iterator[dict[str, Any]]:
+    """The feasible rows of the highest speedup, in no order."""
+    speedup = np.broadcast_to(block.speedup(), _shape(block)).ravel()
+    known = np.flatnonzero(~np.isnan(speedup))
+    best = known[np.argsort(speedup[known])[-count:]]
+    places = zip(*(axis.tolist() for axis in np.unravel_index(best, _shape(block))), strict=True)
+    yield from _rows_at(block, places)
+
+
+def _shape(block: Block) -> tuple[int, ...]:
+    return tuple(len(values) for values in block.axes.values())
+
+
+def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[str, Any]]:
+    shape, point = _shape(block), block.estimate
     code = np.broadcast_to(block.code, shape)
-    columns = {} if block.estimate is None else _columns(block.estimate, shape)
-    for index in np.ndindex(shape):
-        point = {
+    columns = {} if point is None else {k: np.broadcast_to(f(point), shape) for k, f in RESULTS}
+    for index in places:
+        place = {
             name: int(values[i])
             for (name, values), i in zip(block.axes.items(), index, strict=True)
         }
         reason = REASONS.get(int(code[index]), block.reason)
-        results: dict[str, float | None] = dict.fromkeys(RESULT_COLUMNS)
+        results: dict[str, float | None] = {name: None for name, _ in RESULTS}
         for name, values in columns.items():
             value = float(values[index])
             results[name] = value if math.isfinite(value) else None
-        yield {**block.names, **point, **results, "feasible": not reason, "reason": reason}
+        yield {**block.names, **place, **results, "feasible": not reason, "reason": reason}
 
 
-RESULT_COLUMNS = (
-    "target_step_s",
-    "verify_s",
-    "draft_step_s",
-    "overhead_s",
-    "round_s",
-    "tokens_per_round",
-    "tpot_s",
-    "plain_tpot_s",
-    "speedup",
-    "ttft_s",
-    "memory_bytes_per_gpu",
+# The columns of a row, and how each follows from an estimate.
+RESULTS: tuple[tuple[str, Callable[[RoundEstimate], Array]], ...] = (
+    ("target_step_s", lambda point: point.target_step.total_s),
+    ("verify_s", lambda point: point.verify.total_s),
+    ("draft_step_s", lambda point: point.draft_step_s),
+    ("overhead_s", lambda point: point.overhead_s),
+    ("round_s", lambda point: point.round_s),
+    ("tokens_per_round", lambda point: point.tokens_per_round),
+    ("tpot_s", lambda point: point.tpot_s),
+    ("plain_tpot_s", lambda point: point.plain_tpot_s),
+    ("speedup", lambda point: point.speedup),
+    ("ttft_s", lambda point: point.ttft_s),
+    ("memory_bytes_per_gpu", lambda point: point.memory.total),
 )
-
-
-def _columns(point: RoundEstimate, shape: tuple[int, ...]) -> dict[str, Array]:
-    draft = np.zeros(()) if point.draft_step is None else point.draft_step.total_s
-    values = (
-        point.target_step.total_s,
-        point.verify.total_s,
-        draft,
-        point.overhead_s,
-        point.round_s,
-        point.tokens_per_round,
-        point.tpot_s,
-        point.plain_tpot_s,
-        point.speedup,
-        point.ttft_s,
-        point.memory.total,
-    )
-    return {
-        name: np.broadcast_to(value, shape)
-        for name, value in zip(RESULT_COLUMNS, values, strict=True)
-    }

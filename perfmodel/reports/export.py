@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from perfmodel.acceptance.tokens import Acceptance
-from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.round import estimate
@@ -58,8 +58,7 @@ class ExportPlan:
                 raise ConfigError(f"{key}={getattr(self, key)!r} has control characters")
         if self.draft == "none" and (self.gamma or self.gamma_schedule):
             raise ConfigError(f"gamma={self.gamma} needs a draft; use gamma 0 with draft none")
-        if self.draft_policy not in tuple(DraftPolicy):
-            raise unknown_name("draft_policy", self.draft_policy, tuple(DraftPolicy))
+        DraftPolicy.of(self.draft_policy)
         if self.draft_policy != "full" and self.draft != "none":
             _check_count("kv_budget", self.kv_budget_tokens, 1)
         if self.acceptance_per_position is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.errors import DoesNotFit
+from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.planning.recommend import Recommendation
@@ -34,7 +35,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
     return {
         "target_step_s": float(point.target_step.total_s),
         "verify_s": float(point.verify.total_s),
-        "draft_step_s": 0.0 if point.draft_step is None else float(point.draft_step.total_s),
+        "draft_step_s": float(point.draft_step_s),
         "overhead_s": float(point.overhead_s),
         "round_s": float(point.round_s),
         "tokens_per_round": _number(point.tokens_per_round),
@@ -158,34 +159,6 @@ def step_dict(step: StepTime) -> dict[str, Any]:
         }
         for part in step.parts
     }
-
-
-def scenario_dict(scenario: Scenario) -> dict[str, Any]:
-    """The scenario in the vocabulary of the command line; None values are left out."""
-    plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
-    draft = scenario.draft
-    values: dict[str, Any] = {
-        "target": scenario.target.reference,
-        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
-        "draft_policy": None if plan.draft == "none" else plan.policy,
-        "kv_budget": plan.kv_budget_tokens,
-        "gamma": plan.gamma,
-        "gpu": scenario.machine.gpu.name,
-        "machine": scenario.machine.name,
-        "tp": scenario.tp,
-        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
-        "batch": work.batch,
-        "prompt_tokens": work.prompt_tokens,
-        "output_tokens": work.output_tokens,
-        "weight_dtype": scenario.weight_dtype,
-        "kv_dtype": scenario.kv_dtype,
-        "engine": scenario.engine.name,
-    }
-    if given is not None:
-        rates = list(given.per_position)
-        key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
-        values[key] = rates[0] if len(rates) == 1 else rates
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def candidate_dict(candidate: Candidate) -> dict[str, Any]:

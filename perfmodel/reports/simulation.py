@@ -7,9 +7,9 @@ from typing import Any
 
 from perfmodel.serving.choose_gamma import TrafficChoice
 from perfmodel.serving.fixed_batch import FixedBatchRun
-from perfmodel.serving.quantiles import QUANTILES, Durations
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.simulate import ServingRun
+from perfmodel.serving.stats import QUANTILES, Durations
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
@@ -77,19 +77,16 @@ def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
     }
 
 
-def durations_dict(found: Durations) -> dict[str, float | None]:
+def durations_dict(durations: Durations) -> dict[str, float | None]:
     """Mean, its standard error, quantiles and extremes; null where nothing was counted."""
     values = {
-        "mean_s": found.mean_s,
-        "standard_error_s": found.standard_error_s,
-        **{f"p{round(100 * q)}_s": found.quantile_s(q) for q in QUANTILES},
-        "least_s": found.least_s,
-        "most_s": found.most_s,
+        "mean_s": durations.mean_s,
+        "standard_error_s": durations.standard_error_s,
+        **{f"p{round(100 * q)}_s": durations.quantile_s(q) for q in QUANTILES},
+        "least_s": durations.least_s,
+        "most_s": durations.most_s,
     }
-    return {
-        key: value if found.count and math.isfinite(value) else None
-        for key, value in values.items()
-    }
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _bounds(counts: list[int]) -> dict[str, int]:

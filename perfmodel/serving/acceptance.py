@@ -1,7 +1,7 @@
-"""`AcceptanceProcess`: how many drafts each sequence's rounds accept, seeded.
+"""`AcceptanceProcess`: how many drafts the rounds of each sequence accept, drawn by seed.
 
-Each sequence carries a trait, a number drawn once: its own α where α differs between sequences, or
-its place in a recorded trace. Given the trait, all sequences are independent.
+Each sequence has a trait, a number drawn once: its α where α differs between sequences, or its
+place in a recorded trace. Given the trait, all sequences are independent.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class AcceptanceProcess:
         while open_.size:
             width = int(np.clip(left[open_].mean() / self.mean_tokens(gamma), 1, _ROUNDS_AT_ONCE))
             before = rounds[open_][:, None] + np.arange(width)
-            own = np.broadcast_to(traits[open_][:, None], before.shape)
-            total = np.cumsum(1 + self.accepted(rng, gamma, own, before), axis=1)
+            each = np.broadcast_to(traits[open_][:, None], before.shape)
+            total = np.cumsum(1 + self.accepted(rng, gamma, each, before), axis=1)
             short = np.sum(total < left[open_][:, None], axis=1)
             rounds[open_] += np.minimum(short + 1, width)
             left[open_] -= total[:, -1]
@@ -118,13 +118,13 @@ class AcceptanceProcess:
 def scenario_acceptance(
     scenario: Scenario, *, spread: float = 0.0, recorded: tuple[int, ...] = ()
 ) -> AcceptanceProcess:
-    """The process of a scenario's acceptance, as given or of the catalog's curve at its prefix.
+    """The process of a scenario's acceptance, as given or by the catalog's curve at its context.
 
     Raises
     ------
     ConfigError
-        If the scenario speculates and nobody has measured its acceptance, or the spread is more
-        than its α allows.
+        If the scenario speculates and its acceptance is unknown, or the spread is more than its α
+        allows.
     """
     if recorded or scenario.draft is None:
         return AcceptanceProcess(recorded=recorded)

@@ -1,10 +1,10 @@
-"""The decoding batch of the request simulator, twice: sequence by sequence, and as sums.
+"""The decoding batch of the request simulator, in two forms: sequence by sequence, and as sums.
 
 `ExactBatch` draws every round of every sequence. `PooledBatch` draws, when a request arrives, the
 number of rounds it will need (`AcceptanceProcess.rounds_to_finish`), so that at one γ every finish
 falls on the round it would have fallen on. Between finishes it advances many rounds at once: a
-sequence's cache grows by its mean a round, not by its own draws. Where γ changes while a request
-runs, its remaining rounds are scaled by the ratio of the mean tokens a round.
+sequence's cache grows by its mean per round, not by single draws. Where γ changes while a request
+runs, its remaining rounds are scaled by the ratio of the mean tokens per round.
 """
 
 from __future__ import annotations
@@ -22,17 +22,34 @@ MOST_ROUNDS_AT_ONCE = 256
 
 
 class Request:
-    """One request on its way: what it asks, what it has, and when."""
+    """One request in the simulator: lengths, progress and times."""
 
     __slots__ = (
-        "arrival_s", "cached", "finish_s", "first_token_s", "index", "left", "output",
-        "prefilled", "progress_due", "prompt", "rounds", "rounds_done", "slope", "trait",
-    )  # fmt: skip
+        "arrival_s",
+        "cached",
+        "finish_s",
+        "first_token_s",
+        "index",
+        "left",
+        "output",
+        "prefilled",
+        "progress_due",
+        "prompt",
+        "rounds",
+        "rounds_done",
+        "slope",
+        "trait",
+    )
 
     def __init__(
-        self, index: int, arrival_s: float, prompt: int, output: int, trait: float,
+        self,
+        index: int,
+        arrival_s: float,
+        prompt: int,
+        output: int,
+        trait: float,
         rounds: tuple[int, ...],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.index, self.arrival_s, self.prompt, self.output = index, arrival_s, prompt, output
         self.trait, self.rounds = trait, rounds  # rounds to finish, per γ of the policy
         self.cached = float(prompt)  # tokens to cache before it decodes (again)
@@ -53,19 +70,19 @@ class Batch(Protocol):
     def cached_tokens(self) -> float: ...
 
     def add(self, request: Request, gamma: int) -> None:
-        """Take in a request that is prefilled."""
+        """Add a request that is prefilled."""
 
     def tokens_per_round(self, gamma: int) -> float:
-        """Growth of the caches in one round, all sequences together."""
+        """Tokens by which all caches together grow in one round, at most or on average."""
 
     def rounds_to_finish(self, gamma: int) -> int:
         """Rounds that may pass before any sequence can finish, that round included."""
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:
-        """Pass `rounds` rounds and return who finished."""
+        """Advance by `rounds` rounds and return the requests that finished."""
 
     def evict(self) -> Request:
-        """Give up the sequence that was taken in last, keeping what it has generated."""
+        """Remove the sequence that was added last, with what it has generated."""
 
 
 class PooledBatch:
@@ -119,18 +136,18 @@ class PooledBatch:
             at, _, request = heapq.heappop(due)
             if request.index in self._live and request.progress_due == at:
                 del self._live[request.index]
-                self._forget(request)
+                self._remove(request)
                 finished.append(request)
         return finished
 
     def evict(self) -> Request:
         _, request = self._live.popitem()
         request.left = (request.progress_due - self._progress) * request.slope
-        self._forget(request)
+        self._remove(request)
         request.cached = request.prompt + (request.output - 1) - request.left
         return request
 
-    def _forget(self, request: Request) -> None:
+    def _remove(self, request: Request) -> None:
         last = request.prompt + request.output - 1
         self._base -= last - request.slope * request.progress_due
         self._slope -= request.slope
@@ -182,7 +199,7 @@ class ExactBatch:
         done = self._left[:n] == 0
         finished = [self._requests[i] for i in np.flatnonzero(done)]
         if finished:
-            self._keep(np.flatnonzero(~done))
+            self._keep_rows(np.flatnonzero(~done))
         return finished
 
     def evict(self) -> Request:
@@ -192,7 +209,7 @@ class ExactBatch:
         request.rounds_done = int(self._rounds[row])
         return request
 
-    def _keep(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _keep_rows(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
         self._requests = [self._requests[i] for i in rows]
         for column in (self._left, self._cached, self._traits, self._rounds):
             column[: rows.size] = column[rows]

@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from perfmodel.scenario import Scenario
-from perfmodel.serving.acceptance import AcceptanceProcess
-from perfmodel.serving.round_times import StepTable
-from perfmodel.serving.scheduler import Serving
+from perfmodel.serving.round_times import RoundTimes
+from perfmodel.serving.scheduler import Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
-from perfmodel.serving.traffic import Traffic
-from perfmodel.specs.workload import SLO
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrafficChoice:
-    """Every run on the same traffic and seed, and what `objective` prefers."""
+    """Every run on the same traffic and seed, and the best of them by `objective`."""
 
     objective: str  # "goodput", where limits are stated, else "latency"
     plain: ServingRun
     fixed: tuple[ServingRun, ...]  # γ of 1 and up
     scheduled: ServingRun
+
+    def __repr__(self) -> str:
+        return f"TrafficChoice({self.sentence!r})"
 
     @property
     def best_fixed(self) -> ServingRun:
@@ -56,12 +56,8 @@ class TrafficChoice:
 
 def choose_for_traffic(
     scenario: Scenario,
-    traffic: Traffic,
-    serving: Serving,
-    process: AcceptanceProcess,
+    simulation: Simulation,
     *,
-    slo: SLO | None = None,
-    seed: int = 0,
     gammas: Sequence[int] = SCHEDULE_GAMMAS,
     progress: Callable[[int], None] | None = None,
 ) -> TrafficChoice:
@@ -69,30 +65,30 @@ def choose_for_traffic(
 
     Parameters
     ----------
-    scenario, traffic, serving, process, slo, seed
+    scenario, simulation
         As for `simulate_requests`.
     gammas : sequence of int
         What the schedule chooses from; those above 0 are also run fixed.
     progress : callable, optional
-        Told the number of finished requests of all runs together.
+        Called with the number of finished requests of all runs together.
     """
-    table = StepTable(scenario, max_batch=serving.max_batch)
+    times = RoundTimes(scenario, max_batch=simulation.serving.max_batch)
     finished = 0
 
-    def told(count: int) -> None:
+    def report(count: int) -> None:
         if progress is not None:
             progress(finished + count)
 
     def run(chosen: Sequence[int]) -> ServingRun:
         nonlocal finished
         result = simulate_requests(
-            scenario, traffic, serving, process,
-            gammas=chosen, slo=slo, seed=seed, table=table, progress=told,
-        )  # fmt: skip
+            scenario, simulation, gammas=chosen, times=times, progress=report
+        )
         finished += result.stats.requests
         return result
 
-    limits = slo is not None and (slo.ttft_s is not None or slo.tpot_s is not None)
+    slo = simulation.slo
+    limits = slo.ttft_s is not None or slo.tpot_s is not None
     return TrafficChoice(
         "goodput" if limits else "latency",
         run([0]),

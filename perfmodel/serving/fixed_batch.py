@@ -1,37 +1,46 @@
-"""The round simulator: one fixed batch, played round by round with every acceptance drawn.
+"""The round simulator: one fixed batch, decoded round by round with every acceptance drawn.
 
-Tokens do not depend on time here, so a block of rounds is drawn first and then priced by one
-broadcast call of `estimate()`, without any table: the prices are the closed form's own, but for
-what unequal caches and idle rows add (`round_price`).
+Tokens do not depend on time here, so a block of rounds is drawn first and then timed by one
+broadcast call of `estimate()`, without any table: round times are those of the closed form, plus
+what unequal caches and idle rows add (`serving.ragged_rounds`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.display import one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.serving.acceptance import AcceptanceProcess
-from perfmodel.serving.quantiles import Durations, Timeline
-from perfmodel.serving.ragged_rounds import graph_rows, price_rounds
+from perfmodel.serving.ragged_rounds import graph_rows, ragged_round_seconds
 from perfmodel.serving.round_times import BOUNDS, round_bounds
+from perfmodel.serving.stats import Durations
+from perfmodel.serving.timeline import Timeline
+from perfmodel.units import format_seconds
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
-Finished = Literal["compaction", "padding", "graphs"]
-FINISHED: tuple[Finished, ...] = ("compaction", "padding", "graphs")
 BLOCK = 256
 MAX_ROUNDS = 10_000_000
 
 
+class Finished(StrEnum):
+    """What becomes of a finished sequence's place in the batch."""
+
+    COMPACTION = "compaction"  # the batch shrinks
+    PADDING = "padding"  # the sequence stays in the batch and costs what it did
+    GRAPHS = "graphs"  # an idle row of the CUDA graph, until a graph of half the rows takes over
+
+
 @dataclass(eq=False, slots=True)
 class FixedBatchRun:
-    """What a fixed batch took. Seconds and tokens; arrays have one entry per sequence."""
+    """Times and tokens of a fixed batch. Seconds; arrays have one entry per sequence."""
 
     gamma: int
     makespan_s: float = 0.0
@@ -45,6 +54,16 @@ class FixedBatchRun:
     timeline: Timeline = field(default_factory=Timeline)
     rows: int = 0  # of the graph that the last round ran in
     token_variance: float = 0.0  # of the tokens of one round of the whole batch
+
+    def __repr__(self) -> str:
+        values = {
+            "gamma": self.gamma,
+            "sequences": self.produced.size,
+            "rounds": self.rounds,
+            "makespan": format_seconds(self.makespan_s),
+            "throughput": f"{self.throughput:.0f} tokens/s" if self.rounds else None,
+        }
+        return one_line("FixedBatchRun", values)
 
     @property
     def throughput(self) -> float:
@@ -63,10 +82,8 @@ class FixedBatchRun:
         return self.tokens / self.sequence_rounds
 
     def tpot(self) -> Durations:
-        """Seconds per token of each sequence, from the start to its own finish."""
-        found = Durations()
-        found.add(self.finish_s / np.maximum(self.produced, 1))
-        return found
+        """Seconds per token of each sequence, from the start to its finish."""
+        return Durations(self.finish_s / np.maximum(self.produced, 1))
 
 
 def simulate_batch(
@@ -77,7 +94,7 @@ def simulate_batch(
     output_tokens: Counts,
     gamma: int | None = None,
     rounds: int | None = None,
-    finished: Finished = "compaction",
+    finished: Finished | str = Finished.COMPACTION,
     grow: bool = True,
     seed: int = 0,
 ) -> FixedBatchRun:
@@ -92,13 +109,12 @@ def simulate_batch(
     prompt_tokens, output_tokens : array of int, of one shape (sequences,)
         Cached tokens at the start; tokens to decode. [tokens]
     gamma : int, optional
-        Drafts a round; the scenario's own by default.
+        Drafts per round; those of the scenario's plan by default.
     rounds : int, optional
         Stop after so many rounds, and let no sequence finish; by default all finish.
-    finished : str
-        "compaction": the batch shrinks; "padding": a finished sequence keeps its place and cost;
-        "graphs": it leaves an idle row, until half of the rows are idle and a smaller graph takes
-        over, as in the runtime; the time to capture that one is not counted.
+    finished : Finished or str
+        What becomes of a finished sequence. With "graphs" a smaller graph takes over once half of
+        the rows are idle, as in the runtime; the time to capture it is not counted.
     grow : bool
         Whether caches grow; without, every round costs what the first does.
     seed : int
@@ -112,8 +128,8 @@ def simulate_batch(
     chosen = scenario.plan.gamma if gamma is None else gamma
     if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:
         raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
-    if finished not in FINISHED:
-        raise ConfigError(f"unknown finished {finished!r}. Use {', '.join(FINISHED)}.")
+    if finished not in list(Finished):
+        raise ConfigError(f"unknown finished {finished!r}. Use {', '.join(Finished)}.")
     if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
         raise ConfigError(f"rounds={rounds} is outside 1 to {MAX_ROUNDS:,}")
     rng = np.random.default_rng([seed, 1])
@@ -124,13 +140,14 @@ def simulate_batch(
     squares = 0.0
     while rounds is None or run.rounds < rounds:
         size = BLOCK if rounds is None else min(BLOCK, rounds - run.rounds)
-        before, gained = _draw(process, rng, chosen, traits, run, wanted, size)
+        before, gained = _draw(process, rng, traits, run, wanted, size)
         alive = np.ones(gained.shape, bool) if wanted is None else before < wanted
         size = int(alive.any(axis=1).sum())
         before, gained, alive = before[:size], gained[:size], alive[:size]
         if not size:
             break
-        seconds = _price(scenario, chosen, prompt_tokens, before, alive, finished, grow, run)
+        contexts = prompt_tokens + (before if grow else 0)
+        seconds = _round_seconds(scenario, chosen, contexts, alive, finished, run)
         _count(run, seconds, gained, alive, wanted)
         squares += float(np.sum(gained.sum(axis=1, dtype=float) ** 2))
     run.token_variance = max(squares / run.rounds - (run.tokens / run.rounds) ** 2, 0.0)
@@ -138,41 +155,52 @@ def simulate_batch(
 
 
 def _draw(
-    process: AcceptanceProcess, rng: np.random.Generator, gamma: int, traits: Array,
-    run: FixedBatchRun, wanted: Counts | None, size: int,
-) -> tuple[Counts, Counts]:  # fmt: skip
+    process: AcceptanceProcess,
+    rng: np.random.Generator,
+    traits: Array,
+    run: FixedBatchRun,
+    wanted: Counts | None,
+    size: int,
+) -> tuple[Counts, Counts]:
     """Tokens each sequence had before each of `size` rounds, and gained in it."""
     done = run.rounds + np.arange(size)[:, None]
     shape = (size, traits.size)
-    own, at = np.broadcast_to(traits, shape), np.broadcast_to(done, shape)
-    after = run.produced + np.cumsum(1 + process.accepted(rng, gamma, own, at), axis=0)
+    each, at = np.broadcast_to(traits, shape), np.broadcast_to(done, shape)
+    after = run.produced + np.cumsum(1 + process.accepted(rng, run.gamma, each, at), axis=0)
     if wanted is not None:
         after = np.minimum(after, wanted)
     before = np.concatenate([run.produced[None], after[:-1]])
     return before, after - before
 
 
-def _price(
-    scenario: Scenario, gamma: int, prompt: Counts, before: Counts, alive: NDArray[np.bool_],
-    finished: str, grow: bool, run: FixedBatchRun,
-) -> Array:  # fmt: skip
-    """Seconds of each round; counts what bounds it, too."""
-    costs = np.ones(alive.shape, bool) if finished == "padding" else alive
-    running = costs.sum(axis=1)
-    rows = graph_rows(running, run.rows) if finished == "graphs" else running
+def _round_seconds(
+    scenario: Scenario,
+    gamma: int,
+    contexts: Counts,
+    alive: NDArray[np.bool_],
+    finished: str,
+    run: FixedBatchRun,
+) -> Array:
+    """Seconds of each round; also counts the rounds by what bounds them."""
+    takes_part = np.ones(alive.shape, bool) if finished == Finished.PADDING else alive
+    running = takes_part.sum(axis=1)
+    rows = graph_rows(running, run.rows) if finished == Finished.GRAPHS else running
     run.rows = int(rows[-1])
-    contexts = np.broadcast_to(prompt + (before if grow else 0), costs.shape)
-    priced = price_rounds(scenario, gamma, contexts, costs, rows)
-    codes = np.broadcast_to(round_bounds(priced.point), running.shape)
+    contexts = np.broadcast_to(contexts, alive.shape)
+    seconds, point = ragged_round_seconds(scenario, gamma, contexts, takes_part, rows)
+    codes = np.broadcast_to(round_bounds(point), running.shape)
     for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
         run.rounds_by_bound[int(code)] += int(count)
-    return priced.seconds
+    return seconds
 
 
 def _count(
-    run: FixedBatchRun, seconds: Array, gained: Counts, alive: NDArray[np.bool_],
+    run: FixedBatchRun,
+    seconds: Array,
+    gained: Counts,
+    alive: NDArray[np.bool_],
     wanted: Counts | None,
-) -> None:  # fmt: skip
+) -> None:
     ends = run.makespan_s + np.cumsum(seconds)
     after = run.produced + np.cumsum(gained, axis=0)
     last = alive.shape[0] - 1 - np.argmax(alive[::-1], axis=0)

@@ -1,14 +1,12 @@
-"""What rounds of a fixed batch cost: unequal caches, and rows of a graph without a sequence.
+"""Round times for a batch with unequal context lengths and padded CUDA-graph rows.
 
-Rounds are priced by `estimate()` at the batch and the mean context of their sequences. For an
-engine that cuts attention as the runtime does, attention over unequal caches takes longer
-(`attention_cuts`); and where a graph holds more rows than sequences run, its products take them
-all, and its attention a block for each.
+Rounds take what `estimate()` gives at the batch and the mean context of their sequences. For an
+engine with the runtime's split-KV schedule, attention over unequal caches takes longer
+(`kernels.attention_split`). A graph with more rows than running sequences multiplies all of them in
+its matrix products, and its attention launches one block for each.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +19,9 @@ from perfmodel.speculation.round import RoundEstimate
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
-HELD = 8  # rounds over which lengths stand to each other as in the first, while nobody finishes
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class RoundPrices:
-    """Seconds of some rounds, and the estimate of equal caches that they rest on."""
-
-    seconds: Array
-    point: RoundEstimate
+# The factor of unequal lengths is computed anew every 8 rounds while nobody finishes: lengths then
+# grow alike.
+ROUNDS_PER_FACTOR = 8
 
 
 def graph_rows(running: Counts, before: int) -> Counts:
@@ -42,83 +34,86 @@ def graph_rows(running: Counts, before: int) -> Counts:
     before : int
         Rows of the round before the first; 0 for none.
     """
-    found, rows = np.empty_like(running), before
+    graphs, rows = np.empty_like(running), before
     for index, count in enumerate(running.tolist()):
         rows = count if 2 * count <= rows or not rows else rows
-        found[index] = rows
-    return found
+        graphs[index] = rows
+    return graphs
 
 
-def price_rounds(
-    scenario: Scenario, gamma: int, contexts: Counts, costs: NDArray[np.bool_], rows: Counts
-) -> RoundPrices:
-    """Price rounds of one γ.
+def ragged_round_seconds(
+    scenario: Scenario, gamma: int, contexts: Counts, takes_part: NDArray[np.bool_], rows: Counts
+) -> tuple[Array, RoundEstimate]:
+    """Seconds of rounds of one γ, and the estimate of equal caches that they rest on.
 
     Parameters
     ----------
     contexts : array of int (rounds, sequences)
         Cached tokens.
-    costs : array of bool (rounds, sequences)
-        Who takes part.
+    takes_part : array of bool (rounds, sequences)
+        Which sequences run.
     rows : array of int (rounds,)
         Rows of the graph, at least as many as take part.
     """
-    batch = costs.sum(axis=1)
-    context = np.sum(contexts * costs, axis=1) / batch
+    batch = takes_part.sum(axis=1)
+    context = np.sum(contexts * takes_part, axis=1) / batch
     point = estimate_rounds(scenario, batch.astype(float), context, float(gamma))
     shape = batch.shape
     seconds = np.array(np.broadcast_to(point.round_s, shape))
     read, drafted = _attention_s(point, shape)
     if np.any(rows > batch):
-        # All but attention, of all rows; the host still has the running sequences alone.
-        whole = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
-        own = whole.round_s - whole.overhead_s - sum(_attention_s(whole, shape))
-        seconds = own + read + drafted + point.overhead_s
+        # All but attention runs for all rows; the host's overhead is that of running sequences.
+        padded = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
+        dense = padded.round_s - padded.overhead_s - sum(_attention_s(padded, shape))
+        seconds = dense + read + drafted + point.overhead_s
     if isinstance(scenario.kernels.attention, ScheduledAttention):
-        verify, draft = _factors(scenario, gamma, contexts, costs, rows - batch)
+        verify, draft = _factors(scenario, gamma, contexts, takes_part, rows - batch)
         seconds = seconds + read * (verify - 1.0) + drafted * (draft - 1.0)
-    return RoundPrices(seconds, point)
+    return seconds, point
 
 
 def _attention_s(point: RoundEstimate, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Seconds of attention in a round: the target's over whole caches, and all draft steps'."""
-    pass_of_all = np.where(
+    """Seconds of attention per round: the target's over full caches, and all draft steps'."""
+    target = np.where(
         point.gamma > 0, point.verify.group_s("attention"), point.target_step.group_s("attention")
     )
     drafts = np.zeros(())
     if point.draft_step is not None:
         drafts = point.gamma * point.draft_step.group_s("attention")
-    return np.broadcast_to(pass_of_all, shape), np.broadcast_to(drafts, shape)
+    return np.broadcast_to(target, shape), np.broadcast_to(drafts, shape)
 
 
 def _factors(
-    scenario: Scenario, gamma: int, contexts: Counts, costs: NDArray[np.bool_], idle: Counts
+    scenario: Scenario, gamma: int, contexts: Counts, takes_part: NDArray[np.bool_], idle: Counts
 ) -> tuple[Array, Array]:
-    """What unequal caches and idle rows make of the target's and of the drafts' attention."""
+    """Factors of unequal caches and idle rows on attention of the target and of the drafts."""
     calls = _calls(scenario, gamma)
     budget = scenario.plan.kv_budget_tokens
-    found = np.ones((2, len(costs)))
-    for index, (lengths, on, empty) in enumerate(zip(contexts, costs, idle, strict=True)):
-        if index % HELD and np.array_equal(on, costs[index - 1]) and empty == idle[index - 1]:
-            found[:, index] = found[:, index - 1]
+    factors = np.ones((2, len(contexts)))
+    for index, (lengths, on, empty) in enumerate(zip(contexts, takes_part, idle, strict=True)):
+        same = index % ROUNDS_PER_FACTOR and empty == idle[index - 1]
+        if same and np.array_equal(on, takes_part[index - 1]):
+            factors[:, index] = factors[:, index - 1]
             continue
-        held = lengths[on].astype(float)
-        kept = held if budget is None else np.minimum(held, budget)
-        for row, (call, tokens) in enumerate(zip(calls, (held, kept), strict=False)):
-            found[row, index] = call.ragged_factor(tokens + call.query_tokens, int(empty))
-    return found[0], found[1]
+        cached = lengths[on].astype(float)
+        drafted = cached if budget is None else np.minimum(cached, budget)
+        for row, (call, tokens) in enumerate(zip(calls, (cached, drafted), strict=False)):
+            factors[row, index] = call.ragged_factor(tokens + call.query_tokens, int(empty))
+    return factors[0], factors[1]
 
 
 def _calls(scenario: Scenario, gamma: int) -> list[AttentionCall]:
-    """The target's attention in a round, then a draft step's."""
+    """Attention of the target's pass, then of one draft step."""
     shapes = [(scenario.target, scenario.tp, gamma + 1)]
     if gamma and scenario.draft is not None:
         shapes.append((scenario.draft, scenario.draft_tp, 1))
     return [
         AttentionCall(
-            query_tokens=queries, query_heads=spec.query_heads_per_rank(tp),
-            kv_heads=spec.kv_heads_per_rank(tp), head_dim=spec.head_dim,
+            query_tokens=queries,
+            query_heads=spec.query_heads_per_rank(tp),
+            kv_heads=spec.kv_heads_per_rank(tp),
+            head_dim=spec.head_dim,
             sm_count=scenario.machine.gpu.sm_count,
         )
         for spec, tp, queries in shapes
-    ]  # fmt: skip
+    ]

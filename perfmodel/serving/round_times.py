@@ -1,9 +1,9 @@
-"""`StepTable`: round and prefill times tabulated once, so that a simulated round is a look-up.
+"""`RoundTimes`: round and prefill times tabulated once, so that a simulated round is a look-up.
 
 Round times are tabulated at every batch and over contexts, at even steps of the square root, linear
-between; dense layers and attention of a prompt over tokens, at geometric steps. Rows
-of one pass share its weights; a prompt's attention is its own. So a prompt alone in one pass costs
-what `estimate()` says, and chunks beside a decoding batch cost the rows they add.
+between; dense layers and attention of a prompt over tokens, at geometric steps. All rows of a pass
+share its weights, while each prompt pays its own attention. A prompt alone in one pass thus costs
+what `estimate()` gives, and chunks beside a decoding batch cost the rows they add.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 Array = NDArray[np.float64]
 BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
 INTERVALS = 1024  # of context, evenly spaced in its square root
-COARSE = 32  # the bottleneck is told at every 32nd of them
+COARSE = 32  # the bottleneck is tabulated at every 32nd of them
 PROMPT_KNOTS = 400  # a geometric grid from 1 token
 
 
@@ -36,7 +36,7 @@ class KVCapacity:
     bytes_per_token: float
 
 
-class StepTable:
+class RoundTimes:
     """A scenario's times over batch, context and γ.
 
     Parameters
@@ -107,18 +107,18 @@ class StepTable:
         longest = float(min(self.max_context, window or self.max_context))
         work = replace(self.scenario.workload, output_tokens=1)
         plan = self.scenario.plan
-        held = memory_estimate(
+        memory = memory_estimate(
             replace(self.scenario, workload=work),
             batch=self.max_batch,
             prompt_tokens=np.array([0.5, 1.0]) * longest - 1.0,
             gamma=gamma,
             kv_budget_tokens=plan.kv_budget_tokens or 0,
         )
-        caches = np.broadcast_to(held.target_kv + held.draft_kv, (2,)) / self.max_batch
+        caches = np.broadcast_to(memory.target_kv + memory.draft_kv, (2,)) / self.max_batch
         per_token = float(caches[1] - caches[0]) / (0.5 * longest)
         fixed = self.max_batch * (float(caches[1]) - per_token * longest)
-        others = held.weights + held.draft_weights + held.lookahead_kv + held.activations
-        free = held.capacity - float(np.max(others + held.reserved)) - fixed
+        others = memory.weights + memory.draft_weights + memory.lookahead_kv + memory.activations
+        free = memory.capacity - float(np.max(others + memory.reserved)) - fixed
         if free < per_token:
             raise DoesNotFit(
                 f"no KV cache fits beside {self.max_batch} sequences' slots and the weights on "

@@ -2,8 +2,9 @@
 
 One pass after another on one clock. A pass decodes every running sequence by one round and gives
 what is left of the token budget to prompts in their order of admission; a prefill's last pass
-also yields the first token. A request is admitted when its prompt fits beside what is cached; where
-growth fills the cache, the request admitted last is put back and later prefills all it had.
+also yields the first token. A request is admitted when its prompt fits beside what is cached. When
+growth fills the cache, the request admitted last is preempted and later prefills all it had: the
+scheduling of vLLM with recomputation (Kwon et al. 2023, arXiv 2309.06180, section 4.5).
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from perfmodel.errors import ConfigError
 from perfmodel.serving.acceptance import AcceptanceProcess
 from perfmodel.serving.batch import Batch, ExactBatch, Policy, PooledBatch, Request
-from perfmodel.serving.round_times import StepTable
+from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.stats import ServingStats
 from perfmodel.serving.traffic import RequestChunk, Traffic
+from perfmodel.specs.workload import SLO
 
 # Share of the cache that admission leaves to the growth of what runs (vLLM's watermark).
 KV_WATERMARK = 0.01
@@ -47,34 +49,59 @@ class Serving:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What is simulated, apart from the scenario and γ.
+
+    Attributes
+    ----------
+    traffic : Traffic
+        Arrivals and lengths; the same seed gives every run the same requests.
+    serving : Serving
+        Batch limit and token budget.
+    process : AcceptanceProcess
+        Accepted drafts; not used at γ = 0.
+    slo : SLO
+        Limits that a good request meets.
+    seed : int
+        Of arrivals, lengths and acceptance.
+    exact : bool
+        Draw every round of every sequence (`ExactBatch`); else advance rounds between events at
+        once (`serving.batch` states what that approximates).
+    """
+
+    traffic: Traffic
+    serving: Serving
+    process: AcceptanceProcess
+    slo: SLO = field(default_factory=SLO)
+    seed: int = 0
+    exact: bool = False
+
+
 class RequestLoop:
-    """One simulation; `run` plays it to the end.
+    """One run of a simulation; `run` plays it to the end.
 
     Parameters
     ----------
-    table : StepTable
-        Times of rounds and prefills.
-    traffic : Traffic
-        The requests.
-    process : AcceptanceProcess
-        Accepted drafts.
+    times : RoundTimes
+        Seconds of rounds and prefills.
+    simulation : Simulation
+        Traffic, scheduling and acceptance.
     policy : callable
         γ from (batch, mean context).
     gammas : tuple of int
         Every γ that the policy may give.
-    exact : bool
-        Draw every round (`ExactBatch`), not only the number of rounds a request needs.
     """
 
     def __init__(
-        self, table: StepTable, traffic: Traffic, process: AcceptanceProcess, serving: Serving,
-        stats: ServingStats, *, policy: Policy, gammas: tuple[int, ...], seed: int, exact: bool,
-    ) -> None:  # fmt: skip
+        self, times: RoundTimes, simulation: Simulation, *, policy: Policy, gammas: tuple[int, ...]
+    ) -> None:
+        serving, process, seed = simulation.serving, simulation.process, simulation.seed
         serving.check_gamma(max(gammas))
-        self.table, self.serving, self.stats = table, serving, stats
+        self.times, self.serving, self.stats = times, serving, ServingStats(simulation.slo)
         self.policy, self.lookahead = policy, max(gammas) + 1
-        self.capacity = table.kv_capacity(max(gammas)).tokens
-        self.longest = min(self.capacity - self.lookahead, table.max_context)
+        self.capacity = times.kv_capacity(max(gammas)).tokens
+        self.longest = min(self.capacity - self.lookahead, times.max_context)
         self._tokens = {gamma: process.mean_tokens(gamma) for gamma in gammas}
         self.now, self.prefill_tokens, self.finished = 0.0, 0.0, 0
         self.prefilling: deque[Request] = deque()
@@ -82,16 +109,16 @@ class RequestLoop:
         rng = np.random.default_rng([seed, 1])
         self.batch: Batch = (
             ExactBatch(process, np.random.default_rng([seed, 2]), max_batch=serving.max_batch)
-            if exact
+            if simulation.exact
             else PooledBatch(process, gammas)
         )
-        drawn = () if exact else gammas
-        self._stream = _requests(traffic.chunks(seed), process, rng, drawn)
+        drawn = () if simulation.exact else gammas
+        self._stream = _requests(simulation.traffic.chunks(seed), process, rng, drawn)
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Play every request; `progress` is told how many have finished, now and then."""
-        told = 0
+        """Play every request; `progress` gets the number of finished ones, now and then."""
+        reported = 0
         while True:
             self._admit()
             running = len(self.batch)
@@ -101,9 +128,9 @@ class RequestLoop:
                     self._mixed_pass(gamma, running)
                 else:
                     self._decode(gamma, running)
-                if progress is not None and self.finished - told >= 1000:
-                    told = self.finished
-                    progress(told)
+                if progress is not None and self.finished - reported >= 1000:
+                    reported = self.finished
+                    progress(reported)
             elif self._next is not None:
                 self.now = max(self.now, self._next.arrival_s)
             else:
@@ -113,7 +140,7 @@ class RequestLoop:
     # ---- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Take in waiting requests, those put back first, while slots and cache last."""
+        """Admit waiting requests, preempted ones first, while slots and cache last."""
         while len(self.batch) + len(self.prefilling) < self.serving.max_batch:
             request = self.preempted[0] if self.preempted else self._next
             if request is None or request.arrival_s > self.now:
@@ -141,7 +168,7 @@ class RequestLoop:
         return self.batch.cached_tokens + self.prefill_tokens
 
     def _room(self) -> float:
-        """Tokens that caches may still grow, after putting back whom one more round would burst."""
+        """Tokens that caches may grow, after preempting until one more round fits."""
         while True:
             running = len(self.batch)
             room = self.capacity - self._cached() - running * self.lookahead
@@ -171,7 +198,7 @@ class RequestLoop:
         while self.prefilling and left > 0:
             request = self.prefilling[0]
             take = min(left, math.ceil(request.cached) - request.prefilled)
-            extra_s += self.table.prefill_seconds(rows, request.prefilled, take)
+            extra_s += self.times.prefill_seconds(rows, request.prefilled, take)
             request.prefilled += take
             rows, left = rows + take, left - take
             if request.prefilled < request.cached:
@@ -179,7 +206,7 @@ class RequestLoop:
             ready.append(self.prefilling.popleft())
         seconds = extra_s
         if running:
-            seconds += self.table.round_seconds(gamma, running, context)
+            seconds += self.times.round_seconds(gamma, running, context)
         self._pass_time(gamma, running, context, 1, seconds)
         if running:
             self._finish(self.batch.advance(gamma, 1))
@@ -204,7 +231,7 @@ class RequestLoop:
         if len(batch) != running:
             return
         cached, grows = batch.cached_tokens, batch.tokens_per_round(gamma)
-        first_s = self.table.round_seconds(gamma, running, cached / running)
+        first_s = self.times.round_seconds(gamma, running, cached / running)
         rounds = min(batch.rounds_to_finish(gamma), int(room / grows) + 1)
         if self._next is not None and running < self.serving.max_batch and not self.preempted:
             wait = self._next.arrival_s - self.now
@@ -213,7 +240,7 @@ class RequestLoop:
         middle = (cached + 0.5 * (rounds - 1) * grows) / running
         seconds = first_s
         if rounds > 1:
-            seconds = rounds * self.table.round_seconds(gamma, running, middle)
+            seconds = rounds * self.times.round_seconds(gamma, running, middle)
         self._pass_time(gamma, running, middle, rounds, seconds)
         self._finish(batch.advance(gamma, rounds))
 
@@ -222,11 +249,17 @@ class RequestLoop:
     ) -> None:
         share = (context * running + self.prefill_tokens) / self.capacity
         tokens = rounds * running * self._tokens[gamma] if running else 0.0
-        bound = self.table.bound(gamma, running, context) if running else 0
+        bound = self.times.bound(gamma, running, context) if running else 0
         self.stats.add_pass(
-            self.now, seconds, rounds=rounds, batch=running, kv_share=share, gamma=gamma,
-            bound=bound, tokens=tokens,
-        )  # fmt: skip
+            self.now,
+            seconds,
+            rounds=rounds,
+            batch=running,
+            kv_share=share,
+            gamma=gamma,
+            bound=bound,
+            tokens=tokens,
+        )
         self.now += seconds
 
     def _finish(self, requests: list[Request]) -> None:
@@ -237,9 +270,11 @@ class RequestLoop:
 
 
 def _requests(
-    chunks: Iterator[RequestChunk], process: AcceptanceProcess, rng: np.random.Generator,
+    chunks: Iterator[RequestChunk],
+    process: AcceptanceProcess,
+    rng: np.random.Generator,
     gammas: tuple[int, ...],
-) -> Iterator[Request]:  # fmt: skip
+) -> Iterator[Request]:
     """Requests one by one; what is random in them is drawn a chunk at a time."""
     index = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The request simulator's door: one scenario under one traffic, plain, at one γ, by schedule."""
+"""Simulate one scenario under a traffic: plain decoding, a fixed γ, or a γ schedule."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.serving.acceptance import AcceptanceProcess
 from perfmodel.serving.batch import Policy
-from perfmodel.serving.round_times import StepTable
-from perfmodel.serving.scheduler import RequestLoop, Serving
-from perfmodel.serving.stats import ServingStats, Sink
-from perfmodel.serving.traffic import Traffic
-from perfmodel.specs.workload import SLO
+from perfmodel.serving.round_times import RoundTimes
+from perfmodel.serving.scheduler import RequestLoop, Simulation
+from perfmodel.serving.stats import ServingStats
 from perfmodel.speculation.round import without_speculation
+from perfmodel.units import format_seconds
 
 # What a schedule chooses from, and what `recommend --traffic` tries.
 SCHEDULE_GAMMAS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
@@ -33,9 +33,28 @@ class ServingRun:
     capacity_tokens: int
     stats: ServingStats
 
+    def __repr__(self) -> str:
+        return one_line("ServingRun", dict(self._figures()))
+
+    def _repr_html_(self) -> str:
+        return html_table(self._figures())
+
+    def _figures(self) -> list[tuple[str, str]]:
+        stats = self.stats
+        return [
+            ("gamma", "schedule" if self.gamma is None else str(self.gamma)),
+            ("requests", f"{stats.requests:,}"),
+            ("throughput", f"{self.throughput:.0f} tokens/s"),
+            ("ttft_p50", format_seconds(stats.ttft.quantile_s(0.5))),
+            ("ttft_p99", format_seconds(stats.ttft.quantile_s(0.99))),
+            ("tpot_mean", format_seconds(stats.tpot.mean_s)),
+            ("latency_mean", format_seconds(stats.latency.mean_s)),
+            ("busy", f"{self.busy_share:.0%}"),
+        ]
+
     @property
     def throughput(self) -> float:
-        """Output tokens per second from the first moment to the last finish."""
+        """Output tokens per second from the first arrival to the last finish."""
         return self.stats.output_tokens / self.stats.makespan_s if self.stats.makespan_s else 0.0
 
     @property
@@ -51,17 +70,11 @@ class ServingRun:
 
 def simulate_requests(
     scenario: Scenario,
-    traffic: Traffic,
-    serving: Serving,
-    process: AcceptanceProcess,
+    simulation: Simulation,
     *,
     gammas: Sequence[int] | None = None,
-    slo: SLO | None = None,
-    seed: int = 0,
-    exact: bool = False,
-    sink: Sink | None = None,
     progress: Callable[[int], None] | None = None,
-    table: StepTable | None = None,
+    times: RoundTimes | None = None,
 ) -> ServingRun:
     """Play a traffic through one deployment.
 
@@ -69,24 +82,15 @@ def simulate_requests(
     ----------
     scenario : Scenario
         Machine, models, engine and draft; its batch and lengths are not used.
-    traffic : Traffic
-        Arrivals and lengths; the same seed gives every run the same requests.
-    serving : Serving
-        Batch limit and token budget.
-    process : AcceptanceProcess
-        Accepted drafts; not used at γ = 0.
+    simulation : Simulation
+        Traffic, scheduling, acceptance, limits and seed.
     gammas : sequence of int, optional
         One γ: fixed. Several: the γ of least time per token at the round's batch and mean context.
         None: the scenario's own.
-    seed : int
-        Of arrivals, lengths and acceptance.
-    exact : bool
-        Draw every round of every sequence; else advance rounds between events at once
-        (`serving_batch` says what that approximates).
-    sink, progress : callable, optional
-        Receives finished requests in blocks; is told their number.
-    table : StepTable, optional
-        Of this scenario and batch limit, where it exists already.
+    progress : callable, optional
+        Called with the number of finished requests, now and then.
+    times : RoundTimes, optional
+        Of this scenario and batch limit, where they were tabulated already.
 
     Raises
     ------
@@ -97,16 +101,14 @@ def simulate_requests(
     """
     chosen = tuple(sorted(set(gammas if gammas is not None else (scenario.plan.gamma,))))
     if max(chosen) == 0:
-        scenario, table = without_speculation(scenario), None
-    if table is None:
-        table = StepTable(scenario, max_batch=serving.max_batch)
-    policy = _fixed(chosen[0]) if len(chosen) == 1 else schedule(table, process, chosen)
-    stats = ServingStats(slo or SLO(), sink=sink)
-    loop = RequestLoop(
-        table, traffic, process, serving, stats,
-        policy=policy, gammas=chosen, seed=seed, exact=exact,
-    )  # fmt: skip
+        scenario, times = without_speculation(scenario), None
+    max_batch = simulation.serving.max_batch
+    if times is None:
+        times = RoundTimes(scenario, max_batch=max_batch)
+    policy = _fixed(chosen[0]) if len(chosen) == 1 else schedule(times, simulation.process, chosen)
+    loop = RequestLoop(times, simulation, policy=policy, gammas=chosen)
     loop.run(progress)
+    stats = loop.stats
     if not stats.requests:
         raise ConfigError(
             f"all {stats.refused} requests are longer than the {loop.longest:,} tokens that a "
@@ -114,13 +116,13 @@ def simulate_requests(
         )
     fixed = chosen[0] if len(chosen) == 1 else None
     label = "schedule" if fixed is None else "no speculation" if fixed == 0 else f"gamma {fixed}"
-    return ServingRun(label, fixed, serving.max_batch, loop.capacity, stats)
+    return ServingRun(label, fixed, max_batch, loop.capacity, stats)
 
 
-def schedule(table: StepTable, process: AcceptanceProcess, gammas: Sequence[int]) -> Policy:
+def schedule(times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]) -> Policy:
     """γ of least seconds per token at every batch, and at every tabulated context."""
-    choice = best_gammas(table, process, gammas).tolist()
-    contexts = table.contexts
+    choice = best_gammas(times, process, gammas).tolist()
+    contexts = times.contexts
     scale, last = (contexts.size - 1) / contexts[-1] ** 0.5, contexts.size - 1
 
     def gamma(batch: int, context: float) -> int:
@@ -130,11 +132,11 @@ def schedule(table: StepTable, process: AcceptanceProcess, gammas: Sequence[int]
 
 
 def best_gammas(
-    table: StepTable, process: AcceptanceProcess, gammas: Sequence[int]
+    times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]
 ) -> NDArray[np.int64]:
     """The schedule as an array of shape (batch from 1, tabulated contexts)."""
     tokens = np.array([process.mean_tokens(gamma) for gamma in gammas])
-    per_token = table.seconds_by_gamma(np.array(gammas)) / tokens[:, None, None]
+    per_token = times.seconds_by_gamma(np.array(gammas)) / tokens[:, None, None]
     return np.asarray(np.asarray(gammas)[np.argmin(per_token, axis=0)], np.int64)
 
 

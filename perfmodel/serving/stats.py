@@ -1,31 +1,88 @@
-"""`ServingStats`: what a simulation counts while it runs, in memory of fixed size."""
+"""`ServingStats`: counts of passes while a simulation runs, and durations of requests at its end.
+
+Passes are only summed. Finished requests are stored, 48 bytes each, so that quantiles are exact.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from array import array
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.serving.batch import Request
-from perfmodel.serving.quantiles import Durations, Timeline
 from perfmodel.serving.round_times import BOUNDS
+from perfmodel.serving.timeline import Timeline
 from perfmodel.specs.workload import SLO
 
 Array = NDArray[np.float64]
 KV_BINS = 100
-_BLOCK = 8192
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
 RECORD = ("index", "arrival_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens")
-# Receives blocks of finished requests: an array of shape (requests, len(RECORD)).
-Sink = Callable[[Array], None]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Durations:
+    """Mean, spread, extremes and quantiles of seconds; NaN where there are none."""
+
+    seconds: Array
+
+    @property
+    def count(self) -> int:
+        """How many durations there are."""
+        return self.seconds.size
+
+    @property
+    def mean_s(self) -> float:
+        """Mean. [s]"""
+        return float(self.seconds.mean()) if self.count else math.nan
+
+    @property
+    def standard_error_s(self) -> float:
+        """Of the mean, as if the durations were independent. [s]"""
+        if self.count < 2:
+            return math.nan
+        return float(self.seconds.std(ddof=1)) / math.sqrt(self.count)
+
+    @property
+    def least_s(self) -> float:
+        """The shortest. [s]"""
+        return float(self.seconds.min()) if self.count else math.nan
+
+    @property
+    def most_s(self) -> float:
+        """The longest. [s]"""
+        return float(self.seconds.max()) if self.count else math.nan
+
+    def quantile_s(self, share: float) -> float:
+        """The shortest duration that `share` of all do not exceed. [s]"""
+        if not self.count:
+            return math.nan
+        return float(np.quantile(self.seconds, share, method="inverted_cdf"))
 
 
 class ServingStats:
-    """Counts of passes and requests; `sink`, if given, also receives every finished request."""
+    """Counts of passes, and after `close` the finished requests and their durations.
 
-    def __init__(self, slo: SLO, *, sink: Sink | None = None) -> None:
-        self.slo, self._sink = slo, sink
-        self.ttft, self.tpot, self.latency = Durations(), Durations(), Durations()
+    Attributes
+    ----------
+    finished : array (requests, len(RECORD))
+        Finished requests in order of finish, with the columns of `RECORD`. [s, tokens]
+    ttft, tpot, latency : Durations
+        To the first token; per later token, of requests of more than one; to the last token.
+    good : int
+        Requests within the SLO's `ttft_s` and `tpot_s`.
+    """
+
+    finished: Array
+    ttft: Durations
+    tpot: Durations
+    latency: Durations
+
+    def __init__(self, slo: SLO) -> None:
+        self.slo = slo
         self.timeline = Timeline()
         self.requests = self.good = self.refused = self.preemptions = 0
         self.prompt_tokens = self.output_tokens = 0
@@ -34,12 +91,20 @@ class ServingStats:
         self.busy_s = self.batch_s = self.kv_s = self.most_kv = self.makespan_s = 0.0
         self.gamma_s: dict[int, float] = {}  # seconds of rounds at each γ
         self.kv_share_s = [0.0] * (KV_BINS + 1)
-        self._records: list[tuple[float, ...]] = []
+        self._records = array("d")
 
     def add_pass(
-        self, start_s: float, seconds: float, *, rounds: int, batch: int, kv_share: float,
-        gamma: int, bound: int, tokens: float,
-    ) -> None:  # fmt: skip
+        self,
+        start_s: float,
+        seconds: float,
+        *,
+        rounds: int,
+        batch: int,
+        kv_share: float,
+        gamma: int,
+        bound: int,
+        tokens: float,
+    ) -> None:
         """Count `rounds` equal rounds that yield `tokens`, or a pass that only prefills."""
         self.passes += rounds
         self.busy_s += seconds
@@ -55,40 +120,26 @@ class ServingStats:
         self.timeline.add(start_s, seconds, batch, kv_share, gamma, tokens)
 
     def add_request(self, request: Request) -> None:
-        """Count a finished request."""
-        self._records.append(
-            (
-                request.index, request.arrival_s, request.first_token_s, request.finish_s,
-                request.prompt, request.output,
-            )
-        )  # fmt: skip
-        if len(self._records) == _BLOCK:
-            self._flush()
+        """Store a finished request."""
+        r = request
+        self._records.extend(
+            (r.index, r.arrival_s, r.first_token_s, r.finish_s, r.prompt, r.output)
+        )
+        self.requests += 1
 
     def close(self, now_s: float) -> None:
-        """Count what is left at the end of the simulation."""
+        """Compute durations at the end of the simulation."""
         self.makespan_s = now_s
-        self._flush()
-
-    def _flush(self) -> None:
-        if not self._records:
-            return
-        block = np.array(self._records)
-        self._records.clear()
-        _, arrival, first, finish, prompt, output = block.T
+        self.finished = np.frombuffer(self._records, float).reshape(-1, len(RECORD))
+        _, arrival, first, finish, prompt, output = self.finished.T
         ttft, several = first - arrival, output > 1
         tpot = (finish - first) / np.maximum(output - 1, 1)
-        self.ttft.add(ttft)
-        self.tpot.add(tpot[several])
-        self.latency.add(finish - arrival)
-        good = np.ones(len(block), bool)
+        self.ttft, self.tpot = Durations(ttft), Durations(tpot[several])
+        self.latency = Durations(finish - arrival)
+        good = np.ones(self.requests, bool)
         if self.slo.ttft_s is not None:
             good &= ttft <= self.slo.ttft_s
         if self.slo.tpot_s is not None:
             good &= ~several | (tpot <= self.slo.tpot_s)
-        self.requests += len(block)
-        self.good += int(good.sum())
-        self.prompt_tokens += int(prompt.sum())
-        self.output_tokens += int(output.sum())
-        if self._sink is not None:
-            self._sink(block)
+        self.good = int(good.sum())
+        self.prompt_tokens, self.output_tokens = int(prompt.sum()), int(output.sum())

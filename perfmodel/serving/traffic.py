@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,15 @@ from perfmodel.serving.traces import trace_rows
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 CHUNK = 8192
-PROCESSES = ("poisson", "bursty", "regular", "at-once")
+
+
+class TrafficShape(StrEnum):
+    """How arrivals are drawn; "bursty" is Poisson at two rates in turn."""
+
+    POISSON = "poisson"
+    BURSTY = "bursty"
+    REGULAR = "regular"
+    AT_ONCE = "at-once"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,11 +46,11 @@ class Traffic:
     requests : int, optional
         How many; None for all that `path` holds.
     path : str, optional
-        A recorded trace (`trace_files`): its lengths, and its arrivals if it has any.
+        A recorded trace (`serving.traces`): its lengths, and its arrivals if it has any.
     rate : float
         Mean arrivals per second, where arrivals are drawn. [1/s]
-    arrivals : str
-        "poisson"; "bursty" (Poisson at two rates in turn); "regular"; "at-once".
+    arrivals : TrafficShape or str
+        How arrivals are drawn.
     burst_factor, burst_s : float
         The high rate over the low one; mean length of a spell at either. [1, s]
     prompt_tokens, output_tokens, prompt_cv, output_cv : float
@@ -53,7 +62,7 @@ class Traffic:
     requests: int | None = 1000
     path: str | None = None
     rate: float = 1.0
-    arrivals: str = "poisson"
+    arrivals: TrafficShape | str = TrafficShape.POISSON
     burst_factor: float = 8.0
     burst_s: float = 30.0
     prompt_tokens: int = 1000
@@ -63,9 +72,9 @@ class Traffic:
     eos: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.arrivals not in PROCESSES:
+        if self.arrivals not in list(TrafficShape):
             raise ConfigError(
-                f"unknown arrivals {self.arrivals!r}. Use one of {', '.join(PROCESSES)}."
+                f"unknown arrivals {self.arrivals!r}. Use one of {', '.join(TrafficShape)}."
             )
         if self.requests is None and self.path is None:
             raise ConfigError("drawn traffic needs a number of requests")
@@ -132,11 +141,13 @@ class _Clock:
 
     def next(self, size: int) -> Array:
         kind, rate = self.traffic.arrivals, self.traffic.rate
-        if kind == "at-once":
+        if kind == TrafficShape.AT_ONCE:
             return np.zeros(size)
-        if kind == "bursty":
+        if kind == TrafficShape.BURSTY:
             return self._bursts(size)
-        gaps = np.full(size, 1.0) if kind == "regular" else self.rng.exponential(1.0, size)
+        gaps = (
+            np.full(size, 1.0) if kind == TrafficShape.REGULAR else self.rng.exponential(1.0, size)
+        )
         times = self.now + np.cumsum(gaps / rate)
         self.now = float(times[-1])
         return times

@@ -18,11 +18,11 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """The highest stretch of values over which speculation pays; None where it never does.
+    """The last contiguous range of values where speculation pays; None if it never does.
 
-    `lowest` is the smallest value looked at. `until` is the stretch's end, None where it reaches
-    the largest value that was looked at and fits: a small batch may pay where a large one is bound
-    by compute.
+    `lowest` is the smallest value tried. `until` is the end of the range, None where that is the
+    largest value that was tried and fits: a small batch may pay where a large one is bound by
+    compute.
     """
 
     axis: str
@@ -33,7 +33,7 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GammaSchedule:
-    """Best γ at each batch and context of one draft choice; 0: decode plainly, -1: does not fit."""
+    """Best γ of one draft choice at each batch and context; 0: plain decoding, -1: does not fit."""
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -55,7 +55,7 @@ class GammaSchedule:
 
 
 def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> tuple[Array, Array]:
-    """Speedup at the best γ, and that γ, over open arrays of batch and prefix.
+    """Speedup at the best γ, and that γ, over arrays of batch and context.
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> t
 
 
 def break_even_batch(scenario: Scenario) -> BreakEven:
-    """The batches at which the scenario's draft choice pays at its context, γ chosen anew.
+    """The batches at which the scenario's draft choice pays at its context, each at its best γ.
 
-    Every batch up to 256 is looked at, and steps of under 4 % from there to the scenario's own.
+    Every batch up to 256 is tried, and steps of under 4 % from there to the scenario's batch.
     """
     values = np.arange(1.0, 257.0)
     if scenario.workload.batch > 256:
@@ -94,18 +94,18 @@ def break_even_batch(scenario: Scenario) -> BreakEven:
     speedup, _ = best_speedup(
         scenario, batch=values, prompt_tokens=np.asarray(float(scenario.workload.prompt_tokens))
     )
-    return _paying_stretch("batch", values, speedup)
+    return _paying_range("batch", values, speedup)
 
 
 def break_even_context(scenario: Scenario) -> BreakEven:
-    """The contexts at which the scenario's draft choice pays at its batch, γ chosen anew."""
+    """The contexts at which the scenario's draft choice pays at its batch, each at its best γ."""
     lowest = 256.0
     last = float(max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens))
     values = np.unique(np.geomspace(lowest, last, 200).round())
     speedup, _ = best_speedup(
         scenario, batch=np.asarray(float(scenario.workload.batch)), prompt_tokens=values
     )
-    return _paying_stretch("prompt_tokens", values, speedup)
+    return _paying_range("prompt_tokens", values, speedup)
 
 
 def gamma_schedule(scenario: Scenario) -> GammaSchedule:
@@ -113,14 +113,14 @@ def gamma_schedule(scenario: Scenario) -> GammaSchedule:
     batch = np.array(BATCHES, float)[:, None]
     speedup, gamma = best_speedup(scenario, batch=batch, prompt_tokens=np.array(CONTEXTS, float))
     plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=np.array(CONTEXTS))
-    # Where only the draft does not fit, plain decoding still does.
+    # Where only the draft does not fit, decode plainly.
     chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
     return GammaSchedule(
         batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
     )
 
 
-def _paying_stretch(axis: str, values: Array, speedup: Array) -> BreakEven:
+def _paying_range(axis: str, values: Array, speedup: Array) -> BreakEven:
     fits = np.isfinite(speedup)
     tried, pays = values[fits], speedup[fits] > 1.0
     lowest = int(values[0])

@@ -1,4 +1,4 @@
-"""What each way of drafting costs: one small class per way, found by draft kind and policy."""
+"""Cost of drafting: one small class per draft kind and KV policy, looked up in `DRAFTERS`."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ SNAPKV_WINDOW_TOKENS = 32
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DraftCost:
-    """Seconds of one draft step, the mean of a round's; and once per request before the first."""
+    """Mean time of a draft step, and seconds once per request before the first. [s]"""
 
     step: StepTime
     start_s: Array
 
 
 class Drafter:
-    """One way of drafting. A further one (n-gram, EAGLE head) states its step and its start."""
+    """Base of draft methods. To add one (n-gram, EAGLE), implement `step` and `start_s`."""
 
     has_own_cache = False
 
     def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
-        """Cached tokens that a step reads of each sequence; None for all of them."""
+        """Cached tokens that a step reads per sequence; None for all of them. [tokens]"""
         return None
 
     def step(
-        self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array, fed_tokens: int = 1
+        self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array, new_tokens: int = 1
     ) -> StepTime:
-        """Time of one draft step for the whole batch, which reads `fed_tokens` of each sequence."""
+        """Time of one draft step of the batch, with `new_tokens` input tokens per sequence."""
         return forward_pass(
             rank,
             batch=batch,
             context_tokens=prompt_tokens,
-            query_tokens=fed_tokens,
+            query_tokens=new_tokens,
             kv_read_tokens=self.read_tokens(prompt_tokens, budget),
             logit_tokens=1,
         )
 
     def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
-        """Seconds once per request, beside the target's own prefill."""
+        """Seconds once per request, after the target's prefill. [s]"""
         return np.zeros(())
 
 
@@ -56,7 +56,7 @@ class FullCache(Drafter):
 
 
 class StandaloneFull(FullCache):
-    """A small model with its own full cache: it reads the whole prompt once."""
+    """A small model with a full KV cache of its tokens: it prefills the whole prompt."""
 
     has_own_cache = True
 
@@ -65,7 +65,7 @@ class StandaloneFull(FullCache):
 
 
 class Budgeted(Drafter):
-    """A draft that reads at most its KV budget of each sequence."""
+    """A draft that reads at most its KV budget per sequence."""
 
     def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
         return np.minimum(budget, prompt_tokens)
@@ -77,12 +77,12 @@ class StandaloneStreaming(Budgeted):
     has_own_cache = True
 
     def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
-        kept = np.minimum(budget, prompt_tokens)
-        return prefill_pass(rank, batch=1, prompt_tokens=np.maximum(kept, 1.0)).total_s
+        cached = np.minimum(budget, prompt_tokens)
+        return prefill_pass(rank, batch=1, prompt_tokens=np.maximum(cached, 1.0)).total_s
 
 
 class SelfStreaming(Budgeted):
-    """The target with a StreamingLLM cache: a view on its own pages, or a copy by the engine."""
+    """The target with a StreamingLLM cache: a view of its pages, or a copy made by the engine."""
 
     def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
         if rank.engine.streamingllm_is_view:
@@ -128,12 +128,12 @@ def draft_cost(
     Parameters
     ----------
     batch, prompt_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
-        Sequences; prompt tokens; drafts a round; tokens a draft may read of each sequence. [1]
+        Sequences; prompt tokens; drafts per round; cached tokens a draft may read. [1]
 
     Notes
     -----
-    After a fully accepted round a draft with a cache of its own lacks the last but one token. An
-    engine whose every round has one shape feeds two tokens to the first of γ steps for that:
+    After a fully accepted round a standalone draft's cache lacks the last but one token. An engine
+    whose rounds all have one shape therefore feeds two tokens to the first of γ steps:
     T_D = ((γ - 1) T(1) + T(2)) / γ.
     """
     plan = scenario.plan
@@ -152,7 +152,7 @@ def draft_cost(
     )
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
-        first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, fed_tokens=2)
+        first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
         step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
         step=step,

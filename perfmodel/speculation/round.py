@@ -1,4 +1,12 @@
-"""`RoundEstimate`: a speculative round's time, tokens, TPOT and speedup over plain decoding."""
+"""`RoundEstimate`: time, tokens, TPOT and speedup of a speculative round.
+
+A round drafts γ tokens one by one, verifies them in one pass of the target, and yields Ω(γ, α)
+tokens on average (MagicDec, arXiv 2408.11049, section 3):
+
+    round time = γ·T_D + T_V + overhead        TPOT = round time / Ω        speedup = T_T / TPOT
+
+with T_D the time of a draft step, T_V of verification, and T_T of a plain decoding step.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +20,7 @@ from perfmodel.acceptance.tokens import (
     tokens_per_round,
     tokens_per_round_iid,
 )
+from perfmodel.display import html_table, number_range, one_line, seconds_range
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, memory_estimate
 from perfmodel.passes.parts import StepTime
@@ -27,7 +36,7 @@ class RoundEstimate:
     """A scenario's prediction at one point or over a grid; every array broadcasts to one shape.
 
     Seconds and tokens. `tokens_per_round` (with `tpot_s` and `speedup`) is NaN where acceptance
-    is unknown: `break_even_alpha` then says what it would have to be.
+    is unknown; `break_even_alpha` is then the acceptance that speculation needs.
     """
 
     scenario: Scenario
@@ -35,7 +44,7 @@ class RoundEstimate:
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
-    overhead_s: Array  # of a round; at γ = 0 that of a plain step
+    overhead_s: Array  # per round; at γ = 0 that of a plain step
     plain_overhead_s: Array  # what the engine adds to T_T in plain decoding
     prefill_s: Array  # one request, target and draft, with any KV selection
     tokens_per_round: Array
@@ -43,40 +52,83 @@ class RoundEstimate:
     memory: MemoryEstimate
     invalid: NDArray[np.bool_]  # a budget over the context: no such plan
 
+    def __repr__(self) -> str:
+        work, plan = self.scenario.workload, self.scenario.plan
+        shape = np.shape(self.tpot_s)
+        values = {
+            "speedup": number_range(self.speedup),
+            "tpot": seconds_range(self.tpot_s),
+            "gamma": number_range(self.gamma, 0),
+            "tokens_per_round": number_range(self.tokens_per_round),
+            "draft": plan.draft,
+            "target": self.scenario.target.name,
+            "gpu": self.scenario.machine.gpu.name,
+            "tp": self.scenario.tp,
+            "batch": None if shape else work.batch,
+            "prompt_tokens": None if shape else work.prompt_tokens,
+            "shape": shape or None,
+            "feasible": None if np.all(self.feasible) else self._feasible_text(),
+        }
+        return one_line("RoundEstimate", values)
+
+    def _feasible_text(self) -> str:
+        share = float(np.mean(self.feasible))
+        return f"{share:.0%}" if share else "False"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("speedup", number_range(self.speedup)),
+            ("time per token (TPOT)", seconds_range(self.tpot_s)),
+            ("plain TPOT", seconds_range(self.plain_tpot_s)),
+            ("tokens per round (Ω)", number_range(self.tokens_per_round)),
+            ("draft steps (γ)", number_range(self.gamma, 0)),
+            ("target step (T_T)", seconds_range(self.target_step.total_s)),
+            ("verification (T_V)", seconds_range(self.verify.total_s)),
+            ("draft step (T_D)", seconds_range(self.draft_step_s)),
+            ("first token (TTFT)", seconds_range(self.ttft_s)),
+            ("memory used", f"{number_range(100.0 * self.memory.fraction, 0)} %"),
+        ]
+        return html_table(rows)
+
     @property
     def draft_total_s(self) -> Array:
-        """γ·T_D, the whole draft phase of a round."""
-        return self.gamma * (0.0 if self.draft_step is None else self.draft_step.total_s)
+        """γ·T_D, the whole draft phase of a round. [s]"""
+        return self.gamma * self.draft_step_s
+
+    @property
+    def draft_step_s(self) -> Array:
+        """T_D, one draft step; 0 without a draft. [s]"""
+        return np.zeros(()) if self.draft_step is None else self.draft_step.total_s
 
     @property
     def plain_tpot_s(self) -> Array:
-        """Seconds per token of plain decoding: T_T, and its overhead where the engine has one."""
+        """T_T plus its overhead where the engine has one: TPOT of plain decoding. [s]"""
         return self.target_step.total_s + self.plain_overhead_s
 
     @property
     def round_s(self) -> Array:
-        """γ·T_D + T_V + overhead; plain decoding's step at γ = 0."""
+        """γ·T_D + T_V + overhead; at γ = 0 the step of plain decoding. [s]"""
         speculative = self.draft_total_s + self.verify.total_s + self.overhead_s
         return np.where(self.gamma == 0, self.plain_tpot_s, speculative)
 
     @property
     def tpot_s(self) -> Array:
-        """Seconds per token of one sequence."""
+        """Time per output token of one sequence. [s]"""
         return self.round_s / self.tokens_per_round
 
     @property
     def speedup(self) -> Array:
-        """Plain decoding's time per token over this one."""
+        """TPOT of plain decoding over this TPOT. [1]"""
         return self.plain_tpot_s / self.tpot_s
 
     @property
     def ttft_s(self) -> Array:
-        """One request's prefill on an idle machine, then its first step; queueing is not in it."""
+        """One request's prefill on an idle machine, then its first step; without queueing. [s]"""
         return self.prefill_s + self.plain_tpot_s
 
     @property
     def break_even_tokens_per_round(self) -> Array:
-        """Tokens a round must yield for speculation to equal plain decoding."""
+        """Tokens per round at which speculation equals plain decoding. [1]"""
         return self.round_s / self.plain_tpot_s
 
     @property
@@ -105,7 +157,7 @@ def estimate(
     scenario : Scenario
         Machine, models, engine and the values of all that is not given below.
     batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
-        Sequences; prompt tokens; drafts a round; tokens a draft may read. [1]
+        Sequences; prompt tokens; drafts per round; cached tokens a draft may read. [1]
 
     Returns
     -------
@@ -127,7 +179,7 @@ def estimate(
     draft = draft_cost(scenario, batch=b, prompt_tokens=prefix, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
     each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
-    # Its one pass has tables to fill, too, and no drafts behind which to fill them.
+    # A plain step fills the tables of its one pass, with no draft step to hide that behind.
     tables = each + engine.round_overhead_per_draft_s
     plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prefix)
@@ -165,7 +217,7 @@ def target_rank(scenario: Scenario) -> Rank:
 
 
 def without_speculation(scenario: Scenario) -> Scenario:
-    """The same scenario, decoding plainly."""
+    """The same scenario with plain decoding."""
     plan = replace(
         scenario.plan,
         draft="none",

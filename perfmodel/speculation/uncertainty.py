@@ -1,14 +1,15 @@
-"""Acceptance and efficiency errors carried to intervals, sensitivities and P(speedup > 1)."""
+"""Intervals, sensitivities and P(speedup > 1) from errors of acceptance and step times."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
+from perfmodel.specs.engine import EngineProfile
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import Z90
 
@@ -24,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """The speedup when one input is off, everything else held."""
+    """The speedup when one input is off and all others stay."""
 
     name: str
     change: str
@@ -33,7 +34,7 @@ class Sensitivity:
 
 
 def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
-    """(low, value, high) of the mean α that the scenario uses, None where it is unknown."""
+    """(low, value, high) of the scenario's mean α; None where acceptance is unknown."""
     given = scenario.acceptance
     if given is not None:
         return given.low, given.alpha, given.high
@@ -126,16 +127,9 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     ]
 
 
-_OVERHEADS = (
-    "kernel_latency_s",
-    "kernel_gap_s",
-    "layer_overhead_s",
-    "layer_overhead_per_sequence_s",
-    "step_overhead_s",
-    "draft_step_overhead_s",
-    "round_overhead_s",
-    "round_overhead_per_sequence_s",
-    "round_overhead_per_draft_s",
+# Times that the engine adds to its kernels; the walk over the vocabulary is one of the kernels.
+_OVERHEADS = tuple(
+    f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
 )
 
 

@@ -80,10 +80,12 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
     with progress("requests") as update:
         choice = perfmodel.choose_for_traffic(
             studied,
-            perfmodel.Traffic(requests=requests, path=path),
-            perfmodel.Serving(max_batch=studied.workload.batch),
-            perfmodel.scenario_acceptance(studied),
-            slo=perfmodel.parse_slo(slo),
+            perfmodel.Simulation(
+                traffic=perfmodel.Traffic(requests=requests, path=path),
+                serving=perfmodel.Serving(max_batch=studied.workload.batch),
+                process=perfmodel.scenario_acceptance(studied),
+                slo=perfmodel.parse_slo(slo),
+            ),
             progress=update,
         )
     return {"plan": answer.studied.label, **perfmodel.choice_dict(choice)}

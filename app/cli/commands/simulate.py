@@ -73,8 +73,14 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
     """The same requests without speculation, at the scenario's gamma, and by schedule if asked."""
     import perfmodel
 
-    traffic, serving = options.stream(base), options.serving(base)
-    process = options.process(base)
+    simulation = perfmodel.Simulation(
+        traffic=options.stream(base),
+        serving=options.serving(base),
+        process=options.process(base),
+        slo=perfmodel.parse_slo(slo),
+        seed=options.seed,
+        exact=options.exact,
+    )
     choices: list[tuple[int, ...]] = [(0,)]
     if base.plan.speculates:
         choices.append((base.plan.gamma,))
@@ -82,21 +88,12 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
         if base.draft is None:
             raise perfmodel.ConfigError("--schedule needs a draft, such as --draft self")
         choices.append(perfmodel.SCHEDULE_GAMMAS)
-    table = perfmodel.StepTable(base, max_batch=serving.max_batch)
+    times = perfmodel.RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
     for gammas in choices:
-        with progress("requests", traffic.requests) as update:
+        with progress("requests", simulation.traffic.requests) as update:
             run = perfmodel.simulate_requests(
-                base,
-                traffic,
-                serving,
-                process,
-                gammas=gammas,
-                slo=perfmodel.parse_slo(slo),
-                seed=options.seed,
-                exact=options.exact,
-                progress=update,
-                table=table,
+                base, simulation, gammas=gammas, progress=update, times=times
             )
         runs.append(perfmodel.serving_dict(run))
     return runs
@@ -129,7 +126,7 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
             prompt_tokens=prompt,
             output_tokens=output,
             gamma=gamma,
-            finished=options.finished,  # type: ignore[arg-type]
+            finished=options.finished,
             seed=options.seed,
         )
         runs.append(perfmodel.batch_dict(run))

@@ -13,8 +13,14 @@ import pytest
 
 from app.cli.axes import parse_axis
 from app.cli.main import run
-from app.cli.overrides import override
-from perfmodel import FORMER_NAMES, ConfigError, ScenarioInput, scenario_names, scenario_values
+from perfmodel import (
+    FORMER_NAMES,
+    ConfigError,
+    ScenarioInput,
+    override,
+    scenario_names,
+    scenario_values,
+)
 
 SELF = ["--draft", "self", "--tp", "8"]
 

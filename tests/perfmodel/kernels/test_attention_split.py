@@ -10,7 +10,7 @@ from strategies import a_scenario
 
 from perfmodel import estimate
 from perfmodel.kernels.attention_split import AttentionCall
-from perfmodel.serving.ragged_rounds import graph_rows, price_rounds
+from perfmodel.serving.ragged_rounds import graph_rows, ragged_round_seconds
 
 CALLS = st.sampled_from([(32, 8, 128), (32, 32, 128), (32, 4, 64), (16, 2, 64)]).flatmap(
     lambda heads: st.integers(1, 9).map(
@@ -47,7 +47,7 @@ def test_idle_rows_cost_products_of_all_rows_but_no_host_time(gamma: int) -> Non
     lengths, on = np.full((1, 64), 4000), np.ones((1, 64), bool)
     on[0, 40:] = False
     alone, padded, full = (
-        price_rounds(scenario, gamma, lengths, taking, np.array([rows])).seconds[0]
+        ragged_round_seconds(scenario, gamma, lengths, taking, np.array([rows]))[0][0]
         for taking, rows in ((on, 40), (on, 64), (np.ones_like(on), 64))
     )
     point = estimate(scenario, batch=40, prompt_tokens=4000, gamma=gamma)
@@ -59,6 +59,6 @@ def test_engines_that_cut_otherwise_pay_by_the_mean() -> None:
     scenario = a_scenario(draft="self", gpu="h100-sxm", engine="magicdec", kv_budget=512)
     lengths = np.array([[1000, 3000, 20_000]])
     on = np.ones_like(lengths, bool)
-    priced = price_rounds(scenario, 3, lengths, on, np.array([3]))
+    seconds, _ = ragged_round_seconds(scenario, 3, lengths, on, np.array([3]))
     point = estimate(scenario, batch=3, prompt_tokens=8000, gamma=3)
-    assert priced.seconds[0] == float(point.round_s)
+    assert seconds[0] == float(point.round_s)

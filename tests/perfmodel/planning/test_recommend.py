@@ -35,7 +35,7 @@ def answer(slo: SLO | None = None, choices: Any = None, **values: Any) -> Recomm
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Recommendation]:
     """One recommendation for each scenario of the catalog, over the TP degrees of its node."""
-    found = {}
+    result = {}
     names = (
         "default",
         "llama-3.1-8b-8xh100",
@@ -50,8 +50,8 @@ def answers() -> dict[str, Recommendation]:
         draft = values.get("draft")
         choices = None if draft is None else [(draft, "streamingllm"), (draft, "full")]
         base = stated.model_copy(update={"tp": tps[-1]}).scenario()
-        found[name] = recommend(search(base, tps=tps, choices=choices))
-    return found
+        result[name] = recommend(search(base, tps=tps, choices=choices))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -60,49 +60,49 @@ def answers() -> dict[str, Recommendation]:
 def test_at_long_contexts_and_large_batches_it_speculates(
     answers: dict[str, Recommendation], name: str
 ) -> None:
-    found = answers[name]
-    assert found.speculates and found.best.speedup > 1.2
-    assert found.best.fits and found.plain.speedup == 1.0
-    assert found.interval is not None
-    assert found.interval.low < found.best.speedup < found.interval.high
+    result = answers[name]
+    assert result.speculates and result.best.speedup > 1.2
+    assert result.best.fits and result.plain.speedup == 1.0
+    assert result.interval is not None
+    assert result.interval.low < result.best.speedup < result.interval.high
     pattern = (
         r"^(Self-speculation|Draft [\w.-]+), \w+ \d+, γ=\d+, TP \d: \d\.\d\dx \(\d\.\d\d-\d\.\d\d\)"
     )
-    assert re.match(pattern, found.sentence)
+    assert re.match(pattern, result.sentence)
 
 
 def test_where_nobody_measured_the_draft_it_does_not_guess(
     answers: dict[str, Recommendation],
 ) -> None:
-    found = answers["llama-3.1-70b-8xh100"]
-    assert not found.speculates
-    assert found.sentence.startswith("Do not speculate")
-    assert {u.candidate.scenario.plan.draft for u in found.unmeasured} == {"llama-3.1-8b"}
-    for unmeasured in found.unmeasured:
+    result = answers["llama-3.1-70b-8xh100"]
+    assert not result.speculates
+    assert result.sentence.startswith("Do not speculate")
+    assert {u.candidate.scenario.plan.draft for u in result.unmeasured} == {"llama-3.1-8b"}
+    for unmeasured in result.unmeasured:
         assert 0.0 < unmeasured.alpha_to_break_even < 1.0
-        assert f"{min(u.alpha_to_break_even for u in found.unmeasured):.2f}" in found.sentence
+        assert f"{min(u.alpha_to_break_even for u in result.unmeasured):.2f}" in result.sentence
 
 
 def test_the_runners_up_are_the_best_of_every_other_choice_in_order(
     answers: dict[str, Recommendation],
 ) -> None:
-    found = answers["default"]
-    names = [(c.scenario.plan.draft, c.scenario.plan.policy) for c in found.runners_up]
+    result = answers["default"]
+    names = [(c.scenario.plan.draft, c.scenario.plan.policy) for c in result.runners_up]
     assert len(set(names)) == len(names)
     assert ("none", "full") in names
-    best = found.best.scenario.plan
+    best = result.best.scenario.plan
     assert (best.draft, best.policy) not in names
-    rates = [found.best.throughput_per_gpu, *(c.throughput_per_gpu for c in found.runners_up)]
+    rates = [result.best.throughput_per_gpu, *(c.throughput_per_gpu for c in result.runners_up)]
     assert rates == sorted(rates, reverse=True)
 
 
 def test_a_recommendation_is_the_scenario_that_predict_confirms(
     answers: dict[str, Recommendation],
 ) -> None:
-    for found in answers.values():
-        values = recommendation_dict(found)["best"]["scenario"]
+    for result in answers.values():
+        values = recommendation_dict(result)["best"]["scenario"]
         point = estimate(parse_scenario(values).scenario())
-        assert float(point.tpot_s) == pytest.approx(found.best.tpot_s, rel=1e-12)
+        assert float(point.tpot_s) == pytest.approx(result.best.tpot_s, rel=1e-12)
         assert bool(point.feasible)
 
 
@@ -112,30 +112,30 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
 def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -> None:
     """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
     short = {"batch": 1, "prompt_tokens": 512, "engine": "ideal"}
-    found = answer(choices=[("self", "streamingllm")], **short)
-    assert not found.speculates and found.studied is not None
-    assert found.studied.speedup < 1.0
-    assert found.sentence.startswith("Do not speculate: the best draft (Self-speculation")
-    assert f"gives {found.studied.speedup:.2f}x" in found.sentence
-    assert found.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
+    result = answer(choices=[("self", "streamingllm")], **short)
+    assert not result.speculates and result.studied is not None
+    assert result.studied.speedup < 1.0
+    assert result.sentence.startswith("Do not speculate: the best draft (Self-speculation")
+    assert f"gives {result.studied.speedup:.2f}x" in result.sentence
+    assert result.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
 
 
 def test_below_the_break_even_batch_the_sentence_says_so() -> None:
-    found = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
-    assert found.batch is not None and found.batch.from_value is not None
-    assert found.batch.from_value > 1
-    assert found.sentence.endswith(f"without speculation below batch {found.batch.from_value}.")
+    result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
+    assert result.batch is not None and result.batch.from_value is not None
+    assert result.batch.from_value > 1
+    assert result.sentence.endswith(f"without speculation below batch {result.batch.from_value}.")
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
     """A draft may pay at small batches only; the sentence then says up to which."""
-    found = answer(
+    result = answer(
         batch=1, prompt_tokens=512, gpu="l40", choices=[("llama-3.2-1b", "streamingllm")]
     )
-    assert found.speculates and found.best.speedup > 1.3
-    assert found.batch is not None and found.batch.until is not None
-    assert "at no batch" not in found.sentence
-    assert f"it pays up to batch {found.batch.until}" in found.sentence
+    assert result.speculates and result.best.speedup > 1.3
+    assert result.batch is not None and result.batch.until is not None
+    assert "at no batch" not in result.sentence
+    assert f"it pays up to batch {result.batch.until}" in result.sentence
 
 
 # ---- limits -----------------------------------------------------------------------------------
@@ -163,10 +163,10 @@ def test_a_limit_that_excludes_nothing_better_does_not_bind() -> None:
 
 def test_memory_binds_where_a_better_plan_does_not_fit() -> None:
     scenario = a_scenario(batch=64, tp=8, gpu="a100-sxm-80gb")
-    found = recommend(search(scenario, tps=[1, 8]))
-    assert found.best.scenario.tp == 8
-    assert found.binding is not None and found.binding.name == "memory"
-    assert found.binding.without.scenario.tp == 1 and not found.binding.without.fits
+    result = recommend(search(scenario, tps=[1, 8]))
+    assert result.best.scenario.tp == 8
+    assert result.binding is not None and result.binding.name == "memory"
+    assert result.binding.without.scenario.tp == 1 and not result.binding.without.fits
 
 
 def test_where_nothing_fits_the_nearest_miss_is_named() -> None:
@@ -193,8 +193,8 @@ def test_where_no_plan_is_fast_enough_the_nearest_miss_says_how_far() -> None:
 def test_a_slow_target_alone_is_answered_by_plain_decoding() -> None:
     """Limits that only plain decoding meets leave no draft to study."""
     plain = estimate(a_scenario(batch=16, tp=8))
-    found = answer(SLO(ttft_s=float(plain.ttft_s)), batch=16, tp=8, choices=[("self", "snapkv")])
-    assert not found.speculates and found.studied is None
-    assert found.batch is found.context is found.schedule is found.interval is None
-    assert found.sensitivities == ()
-    assert found.sentence == "Do not speculate: no draft choice meets the limits."
+    result = answer(SLO(ttft_s=float(plain.ttft_s)), batch=16, tp=8, choices=[("self", "snapkv")])
+    assert not result.speculates and result.studied is None
+    assert result.batch is result.context is result.schedule is result.interval is None
+    assert result.sensitivities == ()
+    assert result.sentence == "Do not speculate: no draft choice meets the limits."

@@ -127,16 +127,16 @@ def test_every_candidate_is_what_predict_says_of_its_scenario() -> None:
 # ---- acceptance -------------------------------------------------------------------------------
 
 
-def speedups(found: Search) -> dict[tuple[object, ...], float]:
-    return {key(c.scenario): c.speedup for c in found.candidates}
+def speedups(result: Search) -> dict[tuple[object, ...], float]:
+    return {key(c.scenario): c.speedup for c in result.candidates}
 
 
 def test_a_given_acceptance_holds_for_its_own_draft_choice_only() -> None:
     own = {"draft": "self", "draft_policy": "snapkv", "kv_budget": 512}
     before = speedups(small_search(PLAIN))
-    found = small_search(PLAIN | own | {"acceptance": 0.999})
-    after = speedups(found)
-    for candidate in found.candidates:
+    result = small_search(PLAIN | own | {"acceptance": 0.999})
+    after = speedups(result)
+    for candidate in result.candidates:
         plan, given = candidate.scenario.plan, candidate.scenario.acceptance
         if (plan.draft, plan.policy) == ("self", "snapkv"):
             assert given is not None and given.alpha == 0.999
@@ -148,14 +148,14 @@ def test_a_given_acceptance_holds_for_its_own_draft_choice_only() -> None:
 
 def test_a_choice_that_nobody_measured_states_the_acceptance_it_needs() -> None:
     values = {"target": "llama-3.1-70b", "tp": 8, "batch": 32}
-    found = search(
+    result = search(
         a_scenario(**values),
         choices=[("llama-3.1-8b", "streamingllm"), ("llama-3.1-8b", "full")],
         budgets=(512,),
     )
-    assert [c.label for c in found.candidates] == ["No speculation"]
-    assert {u.candidate.scenario.plan.policy for u in found.unmeasured} == {"streamingllm", "full"}
-    for unmeasured in found.unmeasured:
+    assert [c.label for c in result.candidates] == ["No speculation"]
+    assert {u.candidate.scenario.plan.policy for u in result.unmeasured} == {"streamingllm", "full"}
+    for unmeasured in result.unmeasured:
         scenario = unmeasured.candidate.scenario
         assert np.isnan(unmeasured.candidate.speedup)
         lowest = min(
@@ -176,9 +176,9 @@ def test_a_choice_that_nobody_measured_states_the_acceptance_it_needs() -> None:
     ],
 )
 def test_a_choice_by_hub_id_is_the_catalogs_model(alias: str, label: str) -> None:
-    found = search(a_scenario(**PLAIN, tp=8), choices=[(alias, "streamingllm")], budgets=(512,))
-    assert not found.unmeasured
-    labels = {c.label.rpartition(",")[0] for c in found.candidates if c.label != "No speculation"}
+    result = search(a_scenario(**PLAIN, tp=8), choices=[(alias, "streamingllm")], budgets=(512,))
+    assert not result.unmeasured
+    labels = {c.label.rpartition(",")[0] for c in result.candidates if c.label != "No speculation"}
     assert labels == {label}
 
 
@@ -186,17 +186,17 @@ def test_a_choice_by_hub_id_is_the_catalogs_model(alias: str, label: str) -> Non
 
 
 def test_drafts_are_self_and_every_smaller_model_of_the_same_tokenizer() -> None:
-    found = draft_choices(a_scenario(target="llama-3.1-70b", tp=8))
-    assert ("self", "streamingllm") in found and ("self", "snapkv") in found
-    models = {draft for draft, _ in found} - {"self"}
+    result = draft_choices(a_scenario(target="llama-3.1-70b", tp=8))
+    assert ("self", "streamingllm") in result and ("self", "snapkv") in result
+    models = {draft for draft, _ in result} - {"self"}
     assert {"llama-3.1-8b", "llama-3.2-1b"} <= models
     assert "llama-3.1-70b" not in models
     assert not models & {"tinyllama-1.1b", "qwen2.5-7b", "llama-68m"}
 
 
 def test_budgets_over_the_context_are_left_out() -> None:
-    found = search(a_scenario(prompt_tokens=1000, batch=1), choices=[("self", "snapkv")])
-    budgets = {c.scenario.plan.kv_budget_tokens for c in found.candidates}
+    result = search(a_scenario(prompt_tokens=1000, batch=1), choices=[("self", "snapkv")])
+    budgets = {c.scenario.plan.kv_budget_tokens for c in result.candidates}
     assert budgets == {None, 64, 128, 256, 512}
 
 

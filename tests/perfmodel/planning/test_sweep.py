@@ -19,7 +19,7 @@ from perfmodel import (
     parse_scenario,
     sweep,
 )
-from perfmodel.planning.sweep import RESULT_COLUMNS
+from perfmodel.planning.sweep import RESULTS
 
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
 AXES = {
@@ -36,14 +36,12 @@ def predicted(row: dict[str, Any], base: dict[str, Any], loops: tuple[str, ...] 
 
 
 def assert_same(row: dict[str, Any], point: Any) -> None:
-    draft = 0.0 if point.draft_step is None else point.draft_step.total_s
     steps = {
         "target_step_s": point.target_step.total_s,
         "verify_s": point.verify.total_s,
-        "draft_step_s": draft,
         "memory_bytes_per_gpu": point.memory.total,
     }
-    for name in RESULT_COLUMNS:
+    for name, _ in RESULTS:
         value = steps[name] if name in steps else getattr(point, name)
         assert row[name] == pytest.approx(float(value), rel=1e-12), name
     assert row["feasible"] == bool(point.feasible)
@@ -87,27 +85,27 @@ def test_measured_acceptance_is_that_of_each_budget_and_context() -> None:
 # ---- what is infeasible is masked -------------------------------------------------------------
 
 
-def masked(found: Sweep) -> list[dict[str, Any]]:
-    return [row for row in found.rows() if not row["feasible"]]
+def masked(result: Sweep) -> list[dict[str, Any]]:
+    return [row for row in result.rows() if not row["feasible"]]
 
 
 def test_a_budget_over_the_context_is_masked_with_its_reason() -> None:
-    found = sweep(BASE, {"prompt_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
-    (row,) = masked(found)
+    result = sweep(BASE, {"prompt_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
+    (row,) = masked(result)
     assert (row["prompt_tokens"], row["kv_budget"]) == (4096, 8192)
     assert row["reason"] == "kv_budget exceeds the context"
 
 
 def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
     """Without the mask the largest batch would win: speculation gains most where nothing fits."""
-    found = sweep(BASE, {"batch": [64, 512, 4096], "gamma": [4]})
-    (block,) = found.blocks
+    result = sweep(BASE, {"batch": [64, 512, 4096], "gamma": [4]})
+    (block,) = result.blocks
     assert block.estimate is not None
     raw, shown = block.estimate.speedup, block.speedup()
     assert np.nanargmax(raw) == 2
     assert np.isnan(shown).ravel().tolist() == [False, True, True]
     assert np.nanargmax(shown) == 0
-    for row in masked(found):
+    for row in masked(result):
         assert row["reason"] == "memory: does not fit the GPUs"
         point = predicted(row, BASE)
         assert infeasible_reason(point).startswith("needs ")
@@ -116,18 +114,18 @@ def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
 
 
 def test_a_combination_that_cannot_be_keeps_its_message_and_the_others_run() -> None:
-    found = sweep(
+    result = sweep(
         {"draft": "tinyllama-1.1b", "target": "llama-2-7b-32k", "prompt_tokens": 4096},
         {"tp": [2, 8], "draft_tp": [2, 4]},
     )
-    reasons = {(row["tp"], row["draft_tp"]): row["reason"] for row in found.rows()}
+    reasons = {(row["tp"], row["draft_tp"]): row["reason"] for row in result.rows()}
     assert reasons[(2, 4)].startswith("draft_tp=4 exceeds tp=2")
     assert [reasons[key] for key in ((2, 2), (8, 2), (8, 4))] == ["", "", ""]
 
 
 def test_a_tp_that_does_not_divide_is_masked_with_the_message_of_predict() -> None:
-    found = sweep({"target": "qwen2.5-7b"}, {"tp": [4, 8]})
-    good, bad = found.rows()
+    result = sweep({"target": "qwen2.5-7b"}, {"tp": [4, 8]})
+    good, bad = result.rows()
     assert good["feasible"] and not bad["feasible"]
     with pytest.raises(ConfigError) as raised:
         parse_scenario({"target": "qwen2.5-7b", "tp": 8}).scenario()
@@ -139,24 +137,26 @@ def test_a_tp_that_does_not_divide_is_masked_with_the_message_of_predict() -> No
 
 
 def test_no_draft_is_one_row_without_gamma_and_budget_beside_the_drafts() -> None:
-    found = sweep({"tp": 8, "acceptance": 0.8}, {"draft": ["none", "self:snapkv"], "gamma": [2, 4]})
-    plain, *drafted = found.rows()
+    result = sweep(
+        {"tp": 8, "acceptance": 0.8}, {"draft": ["none", "self:snapkv"], "gamma": [2, 4]}
+    )
+    plain, *drafted = result.rows()
     assert (plain["gamma"], plain["kv_budget"], plain["speedup"]) == (0, 0, 1.0)
     assert [row["gamma"] for row in drafted] == [2, 4]
     assert {row["kv_budget"] for row in drafted} == {2049}
-    assert found.points == 3
+    assert result.points == 3
 
 
 def test_a_default_budget_is_that_of_the_blocks_own_policy() -> None:
-    found = sweep({"acceptance": 0.8}, {"draft": ["self:streamingllm", "self:snapkv"]})
-    assert [row["kv_budget"] for row in found.rows()] == [512, 2049]
+    result = sweep({"acceptance": 0.8}, {"draft": ["self:streamingllm", "self:snapkv"]})
+    assert [row["kv_budget"] for row in result.rows()] == [512, 2049]
 
 
 def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
-    found = sweep(BASE, AXES)
-    assert found.shape == (3, 2, 3, 2)
-    assert tuple(found.axes) == ARRAY_AXES
-    assert found.points == 36 == len(list(found.rows()))
+    result = sweep(BASE, AXES)
+    assert result.shape == (3, 2, 3, 2)
+    assert tuple(result.axes) == ARRAY_AXES
+    assert result.points == 36 == len(list(result.rows()))
 
 
 @pytest.mark.parametrize(
@@ -197,16 +197,16 @@ EIGHT_A100: dict[str, Any] = {"gpu": "a100-sxm-80gb", "tp": 8, "batch": 16}
 
 
 def test_points_are_rows() -> None:
-    found = sweep(
+    result = sweep(
         EIGHT_A100, {"draft": ["none", "self:full", "self"], "gamma": [1, 2], "batch": [1, 8]}
     )
-    assert found.points == len(list(found.rows())) == 2 + 4 + 4
-    assert found.shape == (2, 1, 2, 1)
+    assert result.points == len(list(result.rows())) == 2 + 4 + 4
+    assert result.shape == (2, 1, 2, 1)
 
 
 def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> None:
-    found = sweep(EIGHT_A100, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
-    assert [row["kv_budget"] for row in found.rows()] == [0, 64, 128, 256]
+    result = sweep(EIGHT_A100, {"draft": ["none", "self:snapkv"], "kv_budget": [64, 128, 256]})
+    assert [row["kv_budget"] for row in result.rows()] == [0, 64, 128, 256]
 
 
 def test_a_budget_is_checked_at_each_prefix() -> None:

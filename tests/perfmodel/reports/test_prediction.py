@@ -40,46 +40,46 @@ def predict(**values: Any) -> dict[str, Any]:
 @settings(max_examples=30, deadline=None)
 @given(scenario=scenarios())
 def test_any_prediction_is_json_with_the_documented_keys(scenario: Scenario) -> None:
-    found = prediction_dict(estimate(scenario))
-    assert set(found) >= KEYS
-    assert strict_json(found) == found
+    result = prediction_dict(estimate(scenario))
+    assert set(result) >= KEYS
+    assert strict_json(result) == result
 
 
 @settings(max_examples=30, deadline=None)
 @given(scenario=scenarios(SPECULATING))
 def test_the_written_numbers_keep_the_rounds_identity(scenario: Scenario) -> None:
-    found = prediction_dict(estimate(scenario))
-    gamma = found["scenario"]["gamma"]
-    round_s = gamma * found["draft_step_s"] + found["verify_s"] + found["overhead_s"]
-    assert found["round_s"] == pytest.approx(round_s, rel=1e-12)
-    if found["speedup"] is None:
-        assert found["tokens_per_round"] is found["tpot_s"] is None
+    result = prediction_dict(estimate(scenario))
+    gamma = result["scenario"]["gamma"]
+    round_s = gamma * result["draft_step_s"] + result["verify_s"] + result["overhead_s"]
+    assert result["round_s"] == pytest.approx(round_s, rel=1e-12)
+    if result["speedup"] is None:
+        assert result["tokens_per_round"] is result["tpot_s"] is None
         return
-    assert found["tpot_s"] == pytest.approx(round_s / found["tokens_per_round"], rel=1e-12)
-    assert found["speedup"] == pytest.approx(found["plain_tpot_s"] / found["tpot_s"], rel=1e-12)
+    assert result["tpot_s"] == pytest.approx(round_s / result["tokens_per_round"], rel=1e-12)
+    assert result["speedup"] == pytest.approx(result["plain_tpot_s"] / result["tpot_s"], rel=1e-12)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_the_breakdown_beneath_adds_up_to_the_steps_above(draft: dict[str, Any]) -> None:
-    found = predict(**draft, tp=8)
-    for name, parts in found["breakdown"].items():
+    result = predict(**draft, tp=8)
+    for name, parts in result["breakdown"].items():
         step = "verify_s" if name == "verify" else f"{name}_s"
         total = sum(part["seconds"] for part in parts.values())
-        assert total == pytest.approx(found[step], rel=1e-12)
+        assert total == pytest.approx(result[step], rel=1e-12)
         for part in parts.values():
             assert set(part) >= {"seconds", "group", "bound", "origin"}
-    memory = found["memory"]
+    memory = result["memory"]
     terms = [v for k, v in memory.items() if k not in ("total_bytes", "capacity_bytes")]
     assert sum(terms) == pytest.approx(memory["total_bytes"], rel=1e-12)
-    assert memory["total_bytes"] == found["memory_bytes_per_gpu"]
+    assert memory["total_bytes"] == result["memory_bytes_per_gpu"]
 
 
 def test_unknown_acceptance_is_null_and_its_need_is_stated() -> None:
-    found = predict(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8)
+    result = predict(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8)
     for key in ("speedup", "tpot_s", "tokens_per_round", "speedup_low"):
-        assert found[key] is None
-    assert 0.0 < found["break_even_acceptance"] < 1.0
-    assert found["origin"]["tokens_per_round"] == "unknown"
+        assert result[key] is None
+    assert 0.0 < result["break_even_acceptance"] < 1.0
+    assert result["origin"]["tokens_per_round"] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -93,38 +93,38 @@ def test_unknown_acceptance_is_null_and_its_need_is_stated() -> None:
     ],
 )
 def test_the_origin_of_an_acceptance_is_told(values: dict[str, Any], origin: str) -> None:
-    found = predict(**values)
-    assert found["origin"]["tokens_per_round"] == origin
+    result = predict(**values)
+    assert result["origin"]["tokens_per_round"] == origin
     if origin != "none":
-        assert found["acceptance"]["origin"] == origin
+        assert result["acceptance"]["origin"] == origin
 
 
 def test_the_three_figures_of_acceptance_are_told_apart() -> None:
-    found = predict(draft="self", acceptance=0.8, gamma=3)["acceptance"]
+    result = predict(draft="self", acceptance=0.8, gamma=3)["acceptance"]
     tokens = 1 + 0.8 + 0.64 + 0.512
-    assert found["alpha"] == 0.8
-    assert found["tokens_per_round"] == pytest.approx(tokens, rel=1e-12)
-    assert found["accepted_drafts"] == pytest.approx(tokens - 1, rel=1e-12)
-    assert found["accepted_fraction"] == pytest.approx((tokens - 1) / 3, rel=1e-12)
-    assert found["per_position"] == [0.8, 0.8, 0.8]
-    assert sum(found["distribution"]) == pytest.approx(1.0, rel=1e-12)
+    assert result["alpha"] == 0.8
+    assert result["tokens_per_round"] == pytest.approx(tokens, rel=1e-12)
+    assert result["accepted_drafts"] == pytest.approx(tokens - 1, rel=1e-12)
+    assert result["accepted_fraction"] == pytest.approx((tokens - 1) / 3, rel=1e-12)
+    assert result["per_position"] == [0.8, 0.8, 0.8]
+    assert sum(result["distribution"]) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_an_infeasible_prediction_says_why_and_still_has_its_times() -> None:
-    found = predict(target="llama-3.1-70b", tp=1)
-    assert found["feasible"] is False
-    assert found["reason"].startswith("needs ") and "not even batch 1 fits" in found["reason"]
-    assert found["target_step_s"] > 0
+    result = predict(target="llama-3.1-70b", tp=1)
+    assert result["feasible"] is False
+    assert result["reason"].startswith("needs ") and "not even batch 1 fits" in result["reason"]
+    assert result["target_step_s"] > 0
     fitting = predict(batch=8)
     assert fitting["reason"] == "" and fitting["feasible"] is True
 
 
 def test_the_interval_is_that_of_the_scenario() -> None:
     scenario = a_scenario(draft="self", tp=8)
-    found = prediction_dict(estimate(scenario))
+    result = prediction_dict(estimate(scenario))
     interval = speedup_interval(scenario)
     assert interval is not None
-    assert (found["speedup_low"], found["speedup_high"]) == (interval.low, interval.high)
+    assert (result["speedup_low"], result["speedup_high"]) == (interval.low, interval.high)
 
 
 def test_a_scenario_holds_no_null() -> None:
@@ -142,10 +142,10 @@ def test_a_scenario_holds_no_null() -> None:
     ],
 )
 def test_any_recommendation_is_json(values: dict[str, Any]) -> None:
-    found = recommendation_dict(recommend(search(a_scenario(**values))))
-    assert strict_json(found) == found
-    assert found["sentence"] and not math.isnan(found["best"]["tpot_s"])
-    schedule = found["gamma_schedule"]
+    result = recommendation_dict(recommend(search(a_scenario(**values))))
+    assert strict_json(result) == result
+    assert result["sentence"] and not math.isnan(result["best"]["tpot_s"])
+    schedule = result["gamma_schedule"]
     if schedule is not None:
         assert len(schedule["gamma"]) == len(schedule["batch"])
         assert {len(row) for row in schedule["gamma"]} == {len(schedule["prompt_tokens"])}

@@ -89,7 +89,7 @@ def test_every_token_is_produced_once(
         scenario_acceptance(scenario),
         prompt_tokens=np.full(len(outputs), 500),
         output_tokens=lengths_of(*outputs),
-        finished=finished,  # type: ignore[arg-type]
+        finished=finished,
         seed=seed,
     )
     assert run.produced.tolist() == outputs and run.tokens == sum(outputs)
@@ -144,3 +144,5 @@ def test_bad_arguments_are_refused() -> None:
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, gamma=2)
     with pytest.raises(ConfigError, match="at least 1 token"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=0 * one)
+    with pytest.raises(ConfigError, match="compaction, padding, graphs"):
+        simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, finished="gone")

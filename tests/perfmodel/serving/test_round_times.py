@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SPECULATING, a_scenario, scenarios
 
-from perfmodel import BOUNDS, DoesNotFit, Scenario, StepTable, estimate
+from perfmodel import BOUNDS, DoesNotFit, RoundTimes, Scenario, estimate
 from perfmodel.serving.round_times import estimate_rounds, round_bounds
 
 # Tiles and cuts of KV are steps over context: a point beside a step is off by part of it.
@@ -21,14 +21,14 @@ def test_interpolated_rounds_are_those_of_estimate(
     scenario: Scenario, gamma: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    table = StepTable(scenario, max_batch=96)
+    table = RoundTimes(scenario, max_batch=96)
     batch = rng.integers(1, 97, 300)
     context = np.exp(rng.uniform(np.log(64), np.log(table.max_context), 300))
     exact = np.broadcast_to(estimate_rounds(scenario, batch, context, gamma).round_s, batch.shape)
-    found = [
+    result = [
         table.round_seconds(gamma, int(b), float(c)) for b, c in zip(batch, context, strict=True)
     ]
-    error = np.abs(found / exact - 1.0)
+    error = np.abs(result / exact - 1.0)
     assert error.max() < STEP
     assert np.quantile(error, 0.97) < WORST
     assert error.mean() < MEAN
@@ -38,13 +38,13 @@ def test_interpolated_rounds_are_those_of_estimate(
 @pytest.mark.parametrize("draft", SPECULATING)
 def test_a_prompt_alone_in_a_pass_costs_its_prefill(draft: dict[str, object], prompt: int) -> None:
     scenario = a_scenario(**draft)
-    table = StepTable(scenario, max_batch=4)
+    table = RoundTimes(scenario, max_batch=4)
     whole = float(estimate_rounds(scenario, 1, prompt, 0).prefill_s)
     assert table.prefill_seconds(0, 0, prompt) == pytest.approx(whole, rel=2e-3)
 
 
 def test_chunks_pay_for_their_own_rows_and_share_one_attention() -> None:
-    table = StepTable(a_scenario(), max_batch=4)
+    table = RoundTimes(a_scenario(), max_batch=4)
     whole = table.prefill_seconds(0, 0, 8000)
     chunked = sum(table.prefill_seconds(0, done, 2000) for done in range(0, 8000, 2000))
     assert chunked == pytest.approx(whole, rel=0.1)
@@ -57,7 +57,7 @@ def test_chunks_pay_for_their_own_rows_and_share_one_attention() -> None:
 def test_the_bottleneck_is_that_of_the_parts() -> None:
     scenario = a_scenario(batch=1, prompt_tokens=64, engine="ideal")
     assert BOUNDS[int(round_bounds(estimate(scenario)))] == "weights"
-    table = StepTable(scenario, max_batch=256)
+    table = RoundTimes(scenario, max_batch=256)
     assert BOUNDS[table.bound(0, 1, 64.0)] == "weights"
     assert BOUNDS[table.bound(0, 256, 60_000.0)] == "kv"
 
@@ -67,7 +67,7 @@ def test_capacity_is_what_the_memory_account_leaves() -> None:
     for draft in ({"draft": "none"}, {"draft": "self", "kv_budget": 512}):
         scenario = a_scenario(**draft, gpu="h100-sxm", output_tokens=1)
         gamma = scenario.plan.gamma
-        capacity = StepTable(scenario, max_batch=16).kv_capacity(gamma)
+        capacity = RoundTimes(scenario, max_batch=16).kv_capacity(gamma)
         each = capacity.tokens / 16
         fits = estimate(scenario, batch=16, prompt_tokens=np.array([each - 1, 1.01 * each]))
         assert fits.memory.fits.tolist() == [True, False]
@@ -75,4 +75,4 @@ def test_capacity_is_what_the_memory_account_leaves() -> None:
 
 def test_a_model_that_does_not_fit_says_so() -> None:
     with pytest.raises(DoesNotFit, match="no KV cache fits"):
-        StepTable(a_scenario(target="llama-3.1-70b"), max_batch=4).kv_capacity(0)
+        RoundTimes(a_scenario(target="llama-3.1-70b"), max_batch=4).kv_capacity(0)

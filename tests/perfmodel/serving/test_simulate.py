@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,16 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 import perfmodel as pm
-import perfmodel.serving.stats as stats_module
-import perfmodel.serving.traffic as traffic_module
-from perfmodel import Scenario, Serving, ServingRun, StepTable, Traffic, serving_dict
+from perfmodel import (
+    RoundTimes,
+    Scenario,
+    Serving,
+    ServingRun,
+    Simulation,
+    Traffic,
+    serving_dict,
+)
 from perfmodel.serving.round_times import KVCapacity
-from perfmodel.serving.scheduler import RequestLoop
 
 SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
 
@@ -26,18 +30,15 @@ def play(
     scenario: Scenario, traffic: Traffic, max_batch: int = 16, **options: Any
 ) -> tuple[ServingRun, np.ndarray[Any, np.dtype[np.float64]]]:
     """The run, and its finished requests in order of arrival, one row each (`RECORD`)."""
-    blocks: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-    budget = options.pop("token_budget", 8192)
-    process = options.pop("process", None) or pm.scenario_acceptance(scenario)
-    run = pm.simulate_requests(
-        scenario,
-        traffic,
-        Serving(max_batch=max_batch, token_budget=budget),
-        process,
-        sink=blocks.append,
-        **options,
+    simulation = Simulation(
+        traffic=traffic,
+        serving=Serving(max_batch=max_batch, token_budget=options.pop("token_budget", 8192)),
+        process=options.pop("process", None) or pm.scenario_acceptance(scenario),
+        seed=options.pop("seed", 0),
+        exact=options.pop("exact", False),
     )
-    rows = np.concatenate(blocks)
+    run = pm.simulate_requests(scenario, simulation, **options)
+    rows = run.stats.finished
     return run, rows[np.argsort(rows[:, 0])]
 
 
@@ -79,30 +80,22 @@ def test_every_token_once_in_order_and_never_early(
 def test_the_cache_is_never_over_capacity_though_it_is_too_small(
     exact: bool, gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenth of what the batch wants: requests are put back, and still each finishes once."""
-    monkeypatch.setattr(StepTable, "kv_capacity", lambda self, gamma: KVCapacity(6000, 1.0))
-    seen: list[float] = []
-    finish = RequestLoop._finish
-
-    def watched(self: RequestLoop, requests: Any) -> None:
-        seen.append(self._cached() / self.capacity)
-        finish(self, requests)
-
-    monkeypatch.setattr(RequestLoop, "_finish", watched)
+    """A tenth of what the batch wants: requests are preempted, and still each finishes once."""
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(6000, 1.0))
     traffic = Traffic(
         requests=200, arrivals="at-once", prompt_tokens=300, output_tokens=800, output_cv=0.5
     )
     run, rows = play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)
     assert run.stats.preemptions > 20
-    assert max(seen) <= 1.0 and run.stats.most_kv <= 1.0 and max(seen) > 0.9
+    assert 0.9 < run.stats.most_kv <= 1.0
     assert run.stats.requests == 200 == len(set(rows[:, 0]))
 
 
 @pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
-def test_pooled_agrees_with_exact_where_requests_are_put_back(
+def test_pooled_agrees_with_exact_where_requests_are_preempted(
     gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StepTable, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
     traffic = Traffic(requests=600, rate=20.0, prompt_tokens=300, output_tokens=400, output_cv=0.5)
     pooled, exact = (
         play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)[0].stats
@@ -130,29 +123,6 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
         for s in (7, 7, 8)
     )
     assert first == again != other
-
-
-def test_memory_does_not_grow_with_the_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five times the requests, all waiting at once, in the same peak memory."""
-    monkeypatch.setattr(traffic_module, "CHUNK", 512)
-    monkeypatch.setattr(stats_module, "_BLOCK", 512)
-    scenario, peaks = a_scenario(**SELF), []
-    table = StepTable(scenario, max_batch=32)
-    for requests in (3_000, 3_000, 15_000):  # the first fills the table
-        traffic = Traffic(
-            requests=requests, arrivals="at-once", prompt_tokens=100, output_tokens=10
-        )
-        tracemalloc.start()
-        pm.simulate_requests(
-            scenario,
-            traffic,
-            Serving(max_batch=32),
-            pm.scenario_acceptance(scenario),
-            table=table,
-        )
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[2] < 1.1 * peaks[1]
 
 
 def test_every_run_sees_the_same_requests() -> None:
@@ -277,7 +247,7 @@ def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
 def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
     """Self-speculation at short contexts never pays; at long ones it does."""
     scenario = a_scenario(**SELF)
-    table = StepTable(scenario, max_batch=64)
+    table = RoundTimes(scenario, max_batch=64)
     gammas = pm.best_gammas(table, pm.scenario_acceptance(scenario), range(9))
     assert gammas[0, 4] == 0 and gammas[63, -1] >= 2
     point = pm.estimate(scenario, batch=64, prompt_tokens=table.contexts[-1], gamma=np.arange(9))
@@ -288,7 +258,13 @@ def test_the_choice_for_a_traffic_is_the_best_of_its_runs() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=400, rate=2.0, prompt_tokens=20_000, output_tokens=120)
     choice = pm.choose_for_traffic(
-        scenario, traffic, Serving(max_batch=32), pm.scenario_acceptance(scenario), gammas=(0, 2, 4)
+        scenario,
+        Simulation(
+            traffic=traffic,
+            serving=Serving(max_batch=32),
+            process=pm.scenario_acceptance(scenario),
+        ),
+        gammas=(0, 2, 4),
     )
     runs = [choice.plain, *choice.fixed, choice.scheduled]
     assert choice.cost(choice.best) == min(choice.cost(run) for run in runs)

@@ -37,46 +37,46 @@ def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
     budget = scenario.plan.kv_budget_tokens
     if budget is not None:
         budget = min(budget, int(context))
-    found = (float("nan"), -1)
+    result = (float("nan"), -1)
     for gamma in range(1, 17):
         plan = replace(scenario.plan, gamma=gamma, kv_budget_tokens=budget)
         point = estimate(replace(scenario, workload=work, plan=plan))
-        if point.feasible and not float(point.speedup) <= found[0]:
-            found = (float(point.speedup), gamma)
-    return found
+        if point.feasible and not float(point.speedup) <= result[0]:
+            result = (float(point.speedup), gamma)
+    return result
 
 
 def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
     scenario = a_scenario(**LONG, batch=64)
-    found = break_even_batch(scenario)
-    assert found.from_value is not None and found.from_value > found.lowest == 1
-    assert found.until is None
+    result = break_even_batch(scenario)
+    assert result.from_value is not None and result.from_value > result.lowest == 1
+    assert result.until is None
     at = scenario.workload.prompt_tokens
-    assert best(scenario, found.from_value, at)[0] > 1.0
-    assert best(scenario, found.from_value - 1, at)[0] <= 1.0
-    for batch in (2 * found.from_value, 64):
+    assert best(scenario, result.from_value, at)[0] > 1.0
+    assert best(scenario, result.from_value - 1, at)[0] <= 1.0
+    for batch in (2 * result.from_value, 64):
         assert best(scenario, batch, at)[0] > 1.0
 
 
 def test_from_the_break_even_context_on_it_pays_and_below_it_does_not() -> None:
     """Contexts are looked at in steps of about 3 %."""
     scenario = a_scenario(**LONG, batch=16)
-    found = break_even_context(scenario)
-    assert found.from_value is not None and found.from_value > found.lowest
-    assert best(scenario, 16, found.from_value)[0] > 1.0
-    assert best(scenario, 16, found.from_value / 1.04)[0] <= 1.0
-    assert best(scenario, 16, 2 * found.from_value)[0] > 1.0
+    result = break_even_context(scenario)
+    assert result.from_value is not None and result.from_value > result.lowest
+    assert best(scenario, 16, result.from_value)[0] > 1.0
+    assert best(scenario, 16, result.from_value / 1.04)[0] <= 1.0
+    assert best(scenario, 16, 2 * result.from_value)[0] > 1.0
 
 
 def test_what_pays_at_small_batches_only_says_up_to_which() -> None:
     """Short contexts: a small batch is bound by weights, a large one by compute."""
     scenario = a_scenario(**SHORT, batch=1)
-    found = break_even_batch(scenario)
-    assert found.from_value == 1
-    assert found.until is not None and 1 <= found.until < 256
+    result = break_even_batch(scenario)
+    assert result.from_value == 1
+    assert result.until is not None and 1 <= result.until < 256
     assert best(scenario, 1, 512)[0] > 1.0
-    assert best(scenario, found.until, 512)[0] > 1.0
-    assert best(scenario, found.until + 1, 512)[0] <= 1.0
+    assert best(scenario, result.until, 512)[0] > 1.0
+    assert best(scenario, result.until + 1, 512)[0] <= 1.0
 
 
 def test_what_never_pays_has_no_break_even() -> None:
@@ -91,8 +91,8 @@ def test_what_always_pays_does_so_from_the_lowest() -> None:
         target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
         prompt_tokens=16_000, batch=64,
     )  # fmt: skip
-    found = break_even_batch(scenario)
-    assert (found.from_value, found.lowest, found.until) == (1, 1, None)
+    result = break_even_batch(scenario)
+    assert (result.from_value, result.lowest, result.until) == (1, 1, None)
 
 
 # ---- the γ schedule ---------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_a_first_step_of_two_tokens_computes_the_logits_of_one() -> None:
     drafter, sizes = DRAFTERS["model", "streamingllm"], np.asarray(512.0)
     rank = replace(target_rank(scenario), is_draft=True)
     one, two = (
-        drafter.step(rank, np.asarray(64.0), sizes, sizes, fed_tokens=fed) for fed in (1, 2)
+        drafter.step(rank, np.asarray(64.0), sizes, sizes, new_tokens=count) for count in (1, 2)
     )
     for name in ("lm_head", "sampling"):
         np.testing.assert_array_equal(one.part(name).seconds, two.part(name).seconds)

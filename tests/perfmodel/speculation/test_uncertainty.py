@@ -27,14 +27,14 @@ SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8}
 
 
 def interval(scenario: Scenario) -> Interval:
-    found = speedup_interval(scenario)
-    assert found is not None
-    return found
+    result = speedup_interval(scenario)
+    assert result is not None
+    return result
 
 
 def width(scenario: Scenario) -> float:
-    found = interval(scenario)
-    return found.high / found.low
+    result = interval(scenario)
+    return result.high / result.low
 
 
 def given_alpha(low: float, alpha: float, high: float) -> Scenario:
@@ -50,31 +50,31 @@ def given_alpha(low: float, alpha: float, high: float) -> Scenario:
 def test_the_interval_holds_the_prediction(ends: list[float], error: float) -> None:
     scenario = given_alpha(*ends)
     scenario = replace(scenario, engine=replace(scenario.engine, speedup_error=error))
-    found = interval(scenario)
-    assert found.low <= found.value <= found.high
-    assert found.value == pytest.approx(float(estimate(scenario).speedup), rel=1e-12)
+    result = interval(scenario)
+    assert result.low <= result.value <= result.high
+    assert result.value == pytest.approx(float(estimate(scenario).speedup), rel=1e-12)
 
 
 def test_the_interval_is_the_point_where_nothing_is_uncertain() -> None:
     scenario = given_alpha(0.8, 0.8, 0.8)
     certain = replace(scenario, engine=replace(scenario.engine, speedup_error=0.0))
-    found = interval(certain)
-    assert found.low == found.value == found.high
+    result = interval(certain)
+    assert result.low == result.value == result.high
 
 
 def test_the_interval_of_acceptance_alone_is_the_speedup_at_its_ends() -> None:
     scenario = given_alpha(0.7, 0.8, 0.85)
-    found = interval(replace(scenario, engine=replace(scenario.engine, speedup_error=0.0)))
+    result = interval(replace(scenario, engine=replace(scenario.engine, speedup_error=0.0)))
     ends = [float(estimate(given_alpha(a, a, a)).speedup) for a in (0.7, 0.85)]
-    assert [found.low, found.high] == pytest.approx(ends, rel=1e-12)
+    assert [result.low, result.high] == pytest.approx(ends, rel=1e-12)
 
 
 def test_the_model_error_alone_is_a_90_percent_interval_of_a_log_normal() -> None:
     scenario = given_alpha(0.8, 0.8, 0.8)
-    found = interval(scenario)
+    result = interval(scenario)
     spread = 1.6448536269514722 * scenario.engine.speedup_error
-    assert np.log(found.high / found.value) == pytest.approx(spread, rel=1e-9)
-    assert np.log(found.value / found.low) == pytest.approx(spread, rel=1e-9)
+    assert np.log(result.high / result.value) == pytest.approx(spread, rel=1e-9)
+    assert np.log(result.value / result.low) == pytest.approx(spread, rel=1e-9)
 
 
 def test_smaller_errors_shrink_the_interval() -> None:
@@ -146,13 +146,13 @@ def test_the_lower_end_of_an_interval_at_one_is_a_chance_of_95_percent() -> None
 
 def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
     scenario = a_scenario(**SELF)
-    found = {s.name: s for s in sensitivities(scenario)}
+    result = {s.name: s for s in sensitivities(scenario)}
     speedup = float(estimate(scenario).speedup)
-    assert set(found) == {
+    assert set(result) == {
         "acceptance", "bandwidth efficiency", "compute efficiency", "engine overhead",
     }  # fmt: skip
-    for sensitivity in found.values():
+    for sensitivity in result.values():
         ends = sorted((sensitivity.low, sensitivity.high))
         assert ends[0] <= speedup * (1 + 1e-12) and speedup <= ends[1] * (1 + 1e-12)
-    assert found["acceptance"].low < found["acceptance"].high
-    assert found["engine overhead"].low < found["engine overhead"].high
+    assert result["acceptance"].low < result["acceptance"].high
+    assert result["engine overhead"].low < result["engine overhead"].high

@@ -1,59 +1,6 @@
-"""Statistics of fixed size, however long the simulation: quantiles, shares of time, a timeline."""
+"""`Timeline`: means over the clock in memory of fixed size, however long the simulation."""
 
 from __future__ import annotations
-
-import math
-
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
-_LOWEST_S, _BINS_PER_E = 1e-7, 200  # bins of 0.5 %
-_BINS = 7_000  # up to 1e-7 * exp(35) s, some years
-QUANTILES = (0.5, 0.9, 0.95, 0.99)
-
-
-class Durations:
-    """Mean, spread, extremes and quantiles of seconds; a quantile is within 0.25 %."""
-
-    def __init__(self) -> None:
-        self.count, self.total_s, self.squares = 0, 0.0, 0.0
-        self.least_s, self.most_s = math.inf, 0.0
-        self._bins = np.zeros(_BINS, np.int64)
-
-    def add(self, seconds: Array) -> None:
-        """Count an array of durations."""
-        if not seconds.size:
-            return
-        self.count += seconds.size
-        self.total_s += float(seconds.sum())
-        self.squares += float(np.dot(seconds, seconds))
-        self.least_s = min(self.least_s, float(seconds.min()))
-        self.most_s = max(self.most_s, float(seconds.max()))
-        place = np.log(np.maximum(seconds, _LOWEST_S) / _LOWEST_S) * _BINS_PER_E
-        index = np.minimum(place.astype(np.int64), _BINS - 1)
-        self._bins += np.bincount(index, minlength=_BINS)
-
-    @property
-    def mean_s(self) -> float:
-        """Mean, NaN where nothing was counted."""
-        return self.total_s / self.count if self.count else math.nan
-
-    @property
-    def standard_error_s(self) -> float:
-        """Of the mean, as if the durations were independent."""
-        if self.count < 2:
-            return math.nan
-        variance = max(self.squares / self.count - self.mean_s**2, 0.0)
-        return math.sqrt(variance / (self.count - 1))
-
-    def quantile_s(self, share: float) -> float:
-        """The duration that `share` of all do not exceed."""
-        if not self.count:
-            return math.nan
-        index = int(np.searchsorted(np.cumsum(self._bins), share * self.count, side="left"))
-        middle = _LOWEST_S * math.exp((index + 0.5) / _BINS_PER_E)
-        return min(max(middle, self.least_s), self.most_s)
 
 
 class Timeline:
@@ -94,12 +41,12 @@ class Timeline:
             start_s = start_s + part if part < left + part else end
 
     def rows(self, until_s: float) -> list[dict[str, float]]:
-        """One dict a span: start, busy share, mean batch, KV share and γ while busy, tokens/s."""
-        found = []
+        """One dict per span: start, busy share, mean batch, KV share and γ while busy, tokens/s."""
+        rows = []
         for index in range(min(int(until_s / self.span_s) + 1, self._spans)):
             busy, batch, kv, gamma, tokens = self.sums[index]
             on = busy or 1.0
-            found.append(
+            rows.append(
                 {
                     "start_s": index * self.span_s,
                     "busy_share": busy / self.span_s,
@@ -109,7 +56,7 @@ class Timeline:
                     "tokens_per_s": tokens / self.span_s,
                 }
             )
-        return found
+        return rows
 
     def _coarsen(self) -> None:
         pairs = zip(self.sums[::2], self.sums[1::2], strict=True)

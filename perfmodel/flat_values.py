@@ -1,0 +1,58 @@
+"""Flat scenario values: those of a `Scenario`, and one set of values overriding another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from perfmodel.scenario import Scenario
+from perfmodel.scenario_input import ACCEPTANCE_KEYS
+
+# A key that overrides another value also drops the keys that depended on that value.
+SUPERSEDES: dict[str, tuple[str, ...]] = {
+    "gpu": ("machine",),
+    "machine": ("gpu",),
+    "target": ACCEPTANCE_KEYS,
+    "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS),
+    "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
+    **{key: tuple(k for k in ACCEPTANCE_KEYS if k != key) for key in ACCEPTANCE_KEYS},
+}
+
+
+def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` overridden by `new`; `SUPERSEDES` lists the keys that a changed value drops."""
+    dropped = {
+        key
+        for name, value in new.items()
+        if str(base.get(name)) != str(value)
+        for key in SUPERSEDES.get(name, ())
+    }
+    return {k: v for k, v in base.items() if k not in dropped} | dict(new)
+
+
+def scenario_dict(scenario: Scenario) -> dict[str, Any]:
+    """The scenario in the vocabulary of the command line; None values are left out."""
+    plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
+    draft = scenario.draft
+    values: dict[str, Any] = {
+        "target": scenario.target.reference,
+        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
+        "draft_policy": None if plan.draft == "none" else plan.policy,
+        "kv_budget": plan.kv_budget_tokens,
+        "gamma": plan.gamma,
+        "gpu": scenario.machine.gpu.name,
+        "machine": scenario.machine.name,
+        "tp": scenario.tp,
+        "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
+        "batch": work.batch,
+        "prompt_tokens": work.prompt_tokens,
+        "output_tokens": work.output_tokens,
+        "weight_dtype": scenario.weight_dtype,
+        "kv_dtype": scenario.kv_dtype,
+        "engine": scenario.engine.name,
+    }
+    if given is not None:
+        rates = list(given.per_position)
+        key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
+        values[key] = rates[0] if len(rates) == 1 else rates
+    return {key: value for key, value in values.items() if value is not None}

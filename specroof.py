@@ -1,0 +1,283 @@
+"""Will speculative decoding pay for a long-context LLM? Predictions for scripts and notebooks.
+
+>>> import specroof
+>>> specroof.predict("llama-3.1-8b", gpu="h100-sxm", tp=8, batch=64, prompt_tokens=32000,
+...                  draft="self", kv_budget=512, gamma=3)  # doctest: +ELLIPSIS
+RoundEstimate(speedup=..., tpot=... ms, gamma=3, ...)
+
+`predict`, `sweep`, `recommend` and `simulate` take a target model and keywords named as the flags
+of the command line (`SCENARIO_FIELDS`): `kv_budget=512` is `--kv-budget 512`. All times are in
+seconds, sizes in bytes, lengths in tokens. Errors are `SpecroofError`s of one line.
+
+Symbols: γ (`gamma`) drafts per round; α (`acceptance`) the chance that a draft is accepted, given
+that all before it were; Ω (`tokens_per_round`) mean tokens per round; T_T (`target_step`) time of a
+plain decoding step, T_V (`verify`) of verification, T_D (`draft_step`) of a draft step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from perfmodel import catalog
+from perfmodel.acceptance.curve import AcceptanceCurve
+from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.errors import ConfigError, DoesNotFit, NoFeasiblePlan, SpecroofError
+from perfmodel.flat_values import override, scenario_dict
+from perfmodel.passes.memory import MemoryEstimate
+from perfmodel.passes.parts import Part, StepTime
+from perfmodel.planning.find_plan import SEARCHED, find_plan
+from perfmodel.planning.recommend import Recommendation
+from perfmodel.planning.search import Candidate
+from perfmodel.planning.sweep import ARRAY_AXES, LOOP_AXES, Sweep
+from perfmodel.planning.sweep import sweep as _sweep
+from perfmodel.reports.engine_config import export_plan
+from perfmodel.reports.export import ExportPlan
+from perfmodel.scenario import Scenario
+from perfmodel.scenario_input import ScenarioInput, parse_scenario
+from perfmodel.serving.acceptance import scenario_acceptance
+from perfmodel.serving.scheduler import Serving, Simulation
+from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
+from perfmodel.serving.traffic import Traffic
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import GPU, Machine
+from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.workload import SLO, Workload, parse_slo
+from perfmodel.speculation.break_even import (
+    BreakEven,
+    GammaSchedule,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+)
+from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.speculation.uncertainty import Interval, speedup_interval
+
+__all__ = [
+    "GPU",
+    "SCENARIO_FIELDS",
+    "SLO",
+    "Acceptance",
+    "AcceptanceCurve",
+    "BreakEven",
+    "Candidate",
+    "ConfigError",
+    "DoesNotFit",
+    "DraftPlan",
+    "EngineProfile",
+    "GammaSchedule",
+    "Interval",
+    "Machine",
+    "MemoryEstimate",
+    "ModelSpec",
+    "NoFeasiblePlan",
+    "Part",
+    "Recommendation",
+    "RoundEstimate",
+    "Scenario",
+    "ServingRun",
+    "SpecroofError",
+    "StepTime",
+    "Sweep",
+    "Traffic",
+    "Workload",
+    "__version__",
+    "break_even_batch",
+    "break_even_context",
+    "catalog",
+    "estimate",
+    "export",
+    "gamma_schedule",
+    "predict",
+    "recommend",
+    "simulate",
+    "speedup_interval",
+    "sweep",
+]
+
+try:
+    __version__ = version("specroof")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+SCENARIO_FIELDS = tuple(ScenarioInput.model_fields)
+# Fields of `Traffic` beside the lengths, which the scenario gives.
+TRAFFIC_FIELDS = tuple(
+    f.name for f in fields(Traffic) if f.name not in ("prompt_tokens", "output_tokens")
+)
+
+# What a call starts from: a target model's name, values by name, a scenario, or a prediction of it.
+Base = str | Mapping[str, Any] | Scenario | RoundEstimate
+
+
+def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
+    """Predict one round of speculative decoding: step times, tokens, TPOT, speedup, memory.
+
+    Parameters
+    ----------
+    target : str, mapping, Scenario or RoundEstimate
+        Target model (catalog name, hub id, or path of a config.json); or a scenario, whose values
+        the keywords override.
+    **values
+        Scenario values by the names of `SCENARIO_FIELDS`, such as `gpu`, `tp`, `batch`,
+        `prompt_tokens`, `draft`, `draft_policy`, `kv_budget`, `gamma`, `acceptance`, `engine`.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name or a value out of range; one line that names it.
+    """
+    return estimate(_scenario(target, values))
+
+
+def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
+    """Predict a grid: every value that is a list, a range or an array is an axis.
+
+    Parameters
+    ----------
+    target, **values
+        As for `predict`; axes are `batch`, `prompt_tokens`, `gamma`, `kv_budget`, `gpu`, `engine`,
+        `tp`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`, `weight_dtype`,
+        `kv_dtype`.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, an axis that cannot be swept, or more than 50 million points.
+    """
+    axes = {
+        name: list(value)
+        for name, value in values.items()
+        if name in ARRAY_AXES + LOOP_AXES and _is_several(value)
+    }
+    base = override(_values(target, {}), values | axes)
+    return _sweep({name: value for name, value in base.items() if name not in axes}, axes)
+
+
+def recommend(
+    target: Base = "llama-3.1-8b", *, objective: str = "throughput", **values: Any
+) -> Recommendation:
+    """Search drafts, TP, KV budget and γ for the best plan; `.sentence` is the answer.
+
+    Parameters
+    ----------
+    target, **values
+        As for `predict`; `tp`, `draft` and `kv_budget` may be lists, and are searched where not
+        given. `slo` is a limit such as "ttft<2s; tpot<25ms; memory<90%".
+    objective : str
+        "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
+
+    Raises
+    ------
+    ConfigError
+        For values that a search cannot honour.
+    NoFeasiblePlan
+        If nothing meets the limits.
+    """
+    return find_plan(override(_values(target, {}), values), objective=objective)
+
+
+def simulate(
+    target: Base = "llama-3.1-8b",
+    *,
+    schedule: bool = False,
+    token_budget: int = 8192,
+    seed: int = 0,
+    exact: bool = False,
+    **values: Any,
+) -> ServingRun:
+    """Simulate requests over time: continuous batching of at most `batch` sequences.
+
+    Parameters
+    ----------
+    target, **values
+        As for `predict`, and the fields of `Traffic`: `requests`, `rate` (arrivals per second),
+        `arrivals`, `prompt_cv`, `output_cv`, `eos`, or `path` of a recorded trace.
+    schedule : bool
+        Choose γ of 0 to 8 anew for each round, by batch and context; else the plan's γ.
+    token_budget : int
+        Most tokens in a pass, prompts and decoding together. [tokens]
+    seed : int
+        Of arrivals, lengths and acceptance.
+    exact : bool
+        Draw every round of every sequence (two to five times as long).
+
+    Raises
+    ------
+    ConfigError
+        For values that do not hold together, or a draft of unknown acceptance.
+    DoesNotFit
+        If no KV cache fits beside the weights.
+    """
+    drawn = {name: values.pop(name) for name in TRAFFIC_FIELDS if name in values}
+    stated = parse_scenario(override(_values(target, {}), values))
+    scenario = stated.scenario()
+    lengths = {k: getattr(scenario.workload, k) for k in ("prompt_tokens", "output_tokens")}
+    simulation = Simulation(
+        traffic=Traffic(**lengths, **drawn),
+        serving=Serving(max_batch=scenario.workload.batch, token_budget=token_budget),
+        process=scenario_acceptance(scenario),
+        slo=parse_slo(stated.slo),
+        seed=seed,
+        exact=exact,
+    )
+    gammas = SCHEDULE_GAMMAS if schedule else None
+    return simulate_requests(scenario, simulation, gammas=gammas)
+
+
+def export(plan: Base, *, to: str) -> str:
+    """A plan as the configuration of "vllm", "sglang", "tensorrt-llm" or "specroof".
+
+    Raises
+    ------
+    ConfigError
+        If the engine is unknown or cannot run the plan; the message gives the reason.
+    """
+    return export_plan(engine=to, plan=ExportPlan.of_scenario(_scenario(plan, {}), engine=to))
+
+
+def _scenario(base: Base, values: Mapping[str, Any]) -> Scenario:
+    if isinstance(base, RoundEstimate):
+        base = base.scenario
+    if isinstance(base, Scenario) and not values:
+        return base
+    return parse_scenario(_values(base, values)).scenario()
+
+
+def _values(base: Base, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values of a base, overridden by `values`."""
+    if isinstance(base, RoundEstimate):
+        base = base.scenario
+    if isinstance(base, Scenario):
+        base = scenario_dict(base)
+    elif isinstance(base, str):
+        base = {"target": base}
+    return override(base, values)
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+def _list_fields(function: Any, searched: tuple[str, ...] = ()) -> None:
+    """List the scenario fields in a function's signature, for completion and `help`."""
+    *first, rest = inspect.signature(function).parameters.values()
+    listed = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if name in searched else field.default,
+        )
+        for name, field in ScenarioInput.model_fields.items()
+        if name != "target"
+    ]
+    function.__signature__ = inspect.Signature([*first, *listed, rest])
+
+
+for _function in (predict, sweep, simulate):
+    _list_fields(_function)
+_list_fields(recommend, searched=SEARCHED)
