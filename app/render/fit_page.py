@@ -19,7 +19,7 @@ def fit_html(report: FitReport) -> str:
     with plotly_needed():
         from app.charts.residuals import residual_boxes
     charts = "".join(
-        chart_element(residual_boxes(errors)) for errors in report.errors if errors.found
+        chart_element(residual_boxes(errors)) for errors in report.errors if errors.cells
     )
     text = "\n".join(report.lines())
     body = (

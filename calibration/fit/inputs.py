@@ -1,8 +1,8 @@
-"""What a fit is given: own records, timed rounds, or tables that others published.
+"""Read the inputs of `calibrate fit` by their kind, and fit them.
 
-Own files are JSON lines, told apart by what they hold: kernels (`calibrate measure`) or steps
-(`calibration.validate.run`). A folder is aiconfigurator's, of one GPU or of all. CSV is Vidur's
-profile; anything else is nccl-tests' output.
+JSON lines hold measured kernels (`calibrate measure`) or timed steps (`calibration.validate.run`);
+a folder is aiconfigurator's, of one GPU or of all; CSV is a Vidur profile; anything else is taken
+for nccl-tests' output.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration.fit.foreign import read_nccl_tests, read_vidur
-from calibration.fit.own.fit import fit_own
+from calibration.fit.measured.fit import fit_measured
 from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fit_tables
+from calibration.fit.third_party import read_nccl_tests, read_vidur
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
 from calibration.records.steps import RecordError, StepRecord, json_lines, read_records
 from perfmodel import ConfigError, catalog
@@ -53,7 +53,7 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     assert gpu is not None
     headers = own.headers if own else ()
     records = [*(own.records if own else ()), *others]
-    return fit_own(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+    return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
 
 
 def _holds_steps(path: Path) -> bool:

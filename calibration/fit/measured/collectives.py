@@ -1,7 +1,7 @@
-"""All-reduce timed between one's own GPUs: `collectives-specroof.toml`.
+"""All-reduce times measured between the GPUs of one machine: `collectives-specroof.toml`.
 
-The entries of the GPU's published table stay where nothing was timed. "custom" is the faster of
-one-shot and two-shot at each size, which is what the runtime takes.
+Entries of the GPU's public table stay where nothing was timed. "custom" is the faster of one-shot
+and two-shot at each size, as the runtime chooses.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ import numpy as np
 import pandas as pd
 
 from calibration.fit.errors import Errors
-from calibration.fit.tables.collective_fit import leave_one_out, monotone, toml_text, unspiked
+from calibration.fit.tables.collective_fit import (
+    catalog_text,
+    leave_one_out,
+    measured_entry,
+    monotone,
+    unspiked,
+)
 from calibration.records.kernels import KernelRecord
 from perfmodel import GPU
-from perfmodel.units import US
 
-OWN_SHOTS = ("one_shot", "two_shot")
+CUSTOM_SHOTS = ("one_shot", "two_shot")
 LEAST_SIZES = 4
 
 
-def fit_own_collectives(
+def fit_collectives(
     records: Sequence[KernelRecord], gpu: GPU, *, source: str
 ) -> tuple[str, Errors]:
     """The catalog file of records of op "all_reduce", and the errors of a size left out."""
@@ -33,35 +38,32 @@ def fit_own_collectives(
     table: dict[str, Any] = tomllib.loads(text)
     table.pop("residuals", None)
     errors = Errors("all-reduce", regions=lambda cell: (f"{cell['ranks']} ranks",))
-    left: list[dict[str, object]] = []
+    left: list[dict[str, Any]] = []
     for (algorithm, ranks), times in _series(records).items():
         if len(times) < LEAST_SIZES:
             continue
         size, raw = np.array(list(times), float), np.array(list(times.values()))
         time = monotone(unspiked(raw))
-        entry = {
-            "operation": "all_reduce", "algorithm": algorithm, "ranks": ranks,
-            "message_bytes": size.tolist(), "time_us": [float(f"{t / US:.4g}") for t in time],
-        }  # fmt: skip
+        entry = measured_entry("all_reduce", algorithm, ranks, size, time)
         same = ("operation", "algorithm", "ranks")
         table["measured"] = [entry] + [
             e for e in table["measured"] if any(e[k] != entry[k] for k in same)
         ]
-        found = list(leave_one_out("all_reduce", algorithm, ranks, size, raw, time))
-        left += found
-        for row in found:
-            errors.add("size out", {"ranks": ranks}, float(str(row["error"])))
-    table["source"] = f"all-reduce among own ranks: {source}; the rest: {table['source']}"
+        rows = list(leave_one_out("all_reduce", algorithm, ranks, size, raw, time))
+        left += rows
+        for row in rows:
+            errors.add("size out", {"ranks": ranks}, row["error"])
+    table["source"] = f"all-reduce as measured: {source}; the rest: {table['source']}"
     frame = pd.DataFrame(left, columns=["operation", "algorithm", "error"])
-    return toml_text(gpu.name, table, frame), errors
+    return catalog_text(gpu.name, table, frame), errors
 
 
 def _series(records: Sequence[KernelRecord]) -> dict[tuple[str, int], dict[float, float]]:
-    """Seconds by message size, rising, of each algorithm as the curve knows it and rank count."""
-    found: dict[tuple[str, int], dict[float, float]] = {}
+    """Seconds by rising message size, per (algorithm name of the curve, ranks)."""
+    series: dict[tuple[str, int], dict[float, float]] = {}
     for r in records:
-        algorithm = "custom" if r["algorithm"] in OWN_SHOTS else str(r["algorithm"])
-        sizes = found.setdefault((algorithm, int(r["ranks"])), {})
+        algorithm = "custom" if r["algorithm"] in CUSTOM_SHOTS else str(r["algorithm"])
+        sizes = series.setdefault((algorithm, int(r["ranks"])), {})
         size = float(r["message_bytes"])
         sizes[size] = min(r.seconds, sizes.get(size, np.inf))
-    return {key: dict(sorted(sizes.items())) for key, sizes in found.items()}
+    return {key: dict(sorted(sizes.items())) for key, sizes in series.items()}

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
 from calibration.fit.errors import Errors
-from calibration.fit.own.engine import (
+from calibration.fit.measured.engine import (
     LEAST_ROUNDS,
     ROUND_FIELDS,
     _round_terms,

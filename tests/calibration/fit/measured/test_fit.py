@@ -21,9 +21,9 @@ from calibration_fakes import documented_keys
 from app.cli.main import run as specroof
 from calibration.fit.errors import Errors
 from calibration.fit.inputs import fit_inputs
-from calibration.fit.own.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
-from calibration.fit.own.gemm import spikes
-from calibration.fit.own.kv_tiles import kv_tile_tokens
+from calibration.fit.measured.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
+from calibration.fit.measured.gemm import spikes
+from calibration.fit.measured.kv_tiles import kv_tile_tokens
 from calibration.fit.report import FitReport
 from calibration.measure.grid import (
     attention_cells,

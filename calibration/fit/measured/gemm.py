@@ -1,8 +1,7 @@
-"""Products timed on one's own GPU, as ratios to the curve of its table: `gemm-specroof.toml`.
+"""GEMM times measured with the runtime, as ratios to the GPU's table: `gemm-specroof.toml`.
 
-Each matrix gives one ratio a row count, without spikes and levelled so that its time never falls as
-rows grow; nothing else is free. A matrix in between is told by those around it, which leaving one
-out tests.
+One ratio per (matrix shape, rows), without spikes and levelled so that time never falls as rows
+grow. Shapes in between are interpolated, which leaving one shape out checks.
 """
 
 from __future__ import annotations
@@ -16,20 +15,26 @@ from numpy.typing import NDArray
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
 from calibration.records.kernels import KernelRecord, KernelRecords
+from calibration.records.toml_file import toml_text
 from perfmodel import GPU, GemmCurve, OwnProducts
 
 Array = NDArray[np.float64]
 
-LEAST_ROWS = 6  # row counts of a matrix, or it says too little
+LEAST_ROWS = 6  # row counts of a shape; one with fewer is left out
 LEAST_SHAPES = 4
 SPIKE = 1.3  # times its neighbours
+HEADER = """\
+GEMM times of the runtime, measured on this GPU, over those of gemm.toml's curve.
+Written by `specroof calibrate fit`. A row per shape (n, k), a column per m;
+median_percent and p90_percent are errors of a shape left out, predicted from the others.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class OwnGemmFit:
+class RatioFit:
     """The fitted ratios, the curve that they make, and how far it errs."""
 
-    own: OwnProducts
+    ratios: OwnProducts
     curve: GemmCurve
     shapes: tuple[tuple[int, int], ...]
     errors: Errors
@@ -37,40 +42,32 @@ class OwnGemmFit:
     command: str
 
     def toml(self) -> str:
-        """The catalog file."""
-        rows = np.rint(1e4 * np.exp(self.own.log_ratio)).astype(int)
+        """The catalog file `gemm-specroof.toml`."""
         figures = self.errors.figures("matrix out")
-        lines = [
-            "# Products as the runtime runs them, timed on this GPU: ratios to gemm.toml's curve.",
-            "# Written by `specroof calibrate fit`, not by hand.",
-            "[own]",
-            f'source = "{self.source}"',
-            f'command = "{self.command}"',
-            "# of a matrix left out, told by the others",
-            f"median_percent = {figures['median_percent']:.2f}",
-            f"p90_percent = {figures['p90_percent']:.2f}",
-            "m = [" + ", ".join(f"{m:.0f}" for m in self.own.m_knots) + "]",
-            "shapes = [" + ", ".join(f"[{n}, {k}]" for n, k in self.shapes) + "]",
-            "# A row per shape (n, k), a column per m.",
-            "time_over_table_per_10000 = [",
-            *("  [" + ", ".join(map(str, row)) + "]," for row in rows),
-            "]",
-        ]
-        return "\n".join(lines) + "\n"
+        table = {
+            "source": self.source,
+            "command": self.command,
+            "median_percent": round(figures["median_percent"], 2),
+            "p90_percent": round(figures["p90_percent"], 2),
+            "m": self.ratios.m_knots.astype(int),
+            "shapes": self.shapes,
+            "time_over_table_per_10000": np.rint(1e4 * np.exp(self.ratios.log_ratio)).astype(int),
+        }
+        return toml_text({"own": table}, header=HEADER)
 
 
 def gemm_records(records: KernelRecords) -> list[KernelRecord]:
-    """Products as the runtime runs them: its own choice, cuBLAS where that was not timed."""
-    own = records.of("gemm", path="runtime")
-    timed = {(r["m"], r["n"], r["k"]) for r in own}
+    """GEMM records of the runtime's kernel choice; cuBLAS where that was not timed."""
+    runtime = records.of("gemm", path="runtime")
+    timed = {(r["m"], r["n"], r["k"]) for r in runtime}
     rest = [r for r in records.of("gemm") if r["path"] != "runtime"]
-    return own + [r for r in rest if (r["m"], r["n"], r["k"]) not in timed]
+    return runtime + [r for r in rest if (r["m"], r["n"], r["k"]) not in timed]
 
 
 def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     """What is lacking for a fit, in a clause; None where there is enough."""
     rows = _rows_by_shape(records)
-    enough = [shape for shape, found in rows.items() if len(found) >= LEAST_ROWS]
+    enough = [shape for shape, times in rows.items() if len(times) >= LEAST_ROWS]
     if len(enough) >= LEAST_SHAPES:
         return None
     return (
@@ -79,9 +76,9 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     )
 
 
-def fit_own_gemm(
+def fit_gemm(
     records: Sequence[KernelRecord], table: GemmCurve, gpu: GPU, *, source: str, command: str
-) -> OwnGemmFit:
+) -> RatioFit:
     """Ratios of every matrix with enough row counts, and their errors.
 
     Parameters
@@ -91,40 +88,51 @@ def fit_own_gemm(
     table : GemmCurve
         The curve that the ratios are to, without own products.
     """
-    by_shape = _rows_by_shape(records)
-    kept = {s: rows for s, rows in sorted(by_shape.items()) if len(rows) >= LEAST_ROWS}
-    knots = np.array(sorted({m for rows in kept.values() for m in rows}), float)
-    ratios = [_ratios(rows, knots, table, shape, gpu) for shape, rows in kept.items()]
-    own = _products(list(kept), knots, np.array(ratios))
-    curve = replace(table, own=own)
+    by_shape = {
+        shape: rows
+        for shape, rows in sorted(_rows_by_shape(records).items())
+        if len(rows) >= LEAST_ROWS
+    }
+    shapes = list(by_shape)
+    knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
+    ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
+    fitted = _products(shapes, knots, ratios)
+    curve = replace(table, own=fitted)
     errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
-    for index, (shape, rows) in enumerate(kept.items()):
-        others = _products(
-            [s for s in kept if s != shape], knots, np.delete(np.array(ratios), index, axis=0)
-        )
+    for index, (shape, rows) in enumerate(by_shape.items()):
+        others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
         without = replace(table, own=others)
         for m, seconds in rows.items():
             cell = {"m": m, "n": shape[0], "k": shape[1]}
             errors.add("in sample", cell, _seconds(curve, m, shape, gpu) / seconds - 1.0)
             errors.add("matrix out", cell, _seconds(without, m, shape, gpu) / seconds - 1.0)
             if min(rows) < m < max(rows):
-                rest = {k: v for k, v in rows.items() if k != m}
-                trial = np.array([r for r in rest], float), np.array(list(rest.values()))
-                alone = np.exp(np.interp(np.log(m), np.log(trial[0]), np.log(trial[1])))
-                errors.add("cell out", cell, float(alone) / seconds - 1.0)
-    return OwnGemmFit(
-        own=own, curve=curve, shapes=tuple(kept), errors=errors, source=source, command=command
+                errors.add("cell out", cell, _between(rows, m) / seconds - 1.0)
+    return RatioFit(
+        ratios=fitted,
+        curve=curve,
+        shapes=tuple(shapes),
+        errors=errors,
+        source=source,
+        command=command,
     )
+
+
+def _between(rows: dict[int, float], m: int) -> float:
+    """Seconds at `m` rows, log-interpolated from the other row counts of the shape."""
+    others = {rows_at: seconds for rows_at, seconds in rows.items() if rows_at != m}
+    log_m, log_s = np.log(list(others)), np.log(list(others.values()))
+    return float(np.exp(np.interp(np.log(m), log_m, log_s)))
 
 
 def _rows_by_shape(records: Sequence[KernelRecord]) -> dict[tuple[int, int], dict[int, float]]:
     """Median seconds of each (n, k) and m, rows rising."""
-    found: dict[tuple[int, int], dict[int, list[float]]] = {}
+    times: dict[tuple[int, int], dict[int, list[float]]] = {}
     for record in records:
         shape = int(record["n"]), int(record["k"])
-        found.setdefault(shape, {}).setdefault(int(record["m"]), []).append(record.seconds)
+        times.setdefault(shape, {}).setdefault(int(record["m"]), []).append(record.seconds)
     return {
-        shape: {m: float(np.median(rows[m])) for m in sorted(rows)} for shape, rows in found.items()
+        shape: {m: float(np.median(rows[m])) for m in sorted(rows)} for shape, rows in times.items()
     }
 
 
@@ -133,23 +141,23 @@ def _ratios(
 ) -> Array:
     """ln(time / table's) at the knots; between and beyond measured rows the ratio goes on."""
     m, log_s = np.array(list(rows), float), np.log(list(rows.values()))
-    kept = ~spikes(log_s)
-    m, log_s = m[kept], log_s[kept]
+    usual = ~spikes(log_s)
+    m, log_s = m[usual], log_s[usual]
     level = level_in_m(log_s, m)
     base = np.log([_seconds(table, one, shape, gpu) for one in m])
     return np.asarray(np.interp(np.log(knots), np.log(m), level - base))
 
 
 def spikes(log_seconds: Array) -> NDArray[np.bool_]:
-    """Which times, rows rising, exceed both neighbours by more than `SPIKE`; never an end.
+    """Times (rows rising) over `SPIKE` times both neighbours; never the first or the last.
 
     No work explains them, and levelling would lift the rows around them.
     """
     above = np.diff(log_seconds) > np.log(SPIKE)
     below = np.diff(log_seconds) < -np.log(SPIKE)
-    found = np.zeros(len(log_seconds), dtype=bool)
-    found[1:-1] = above[:-1] & below[1:]
-    return found
+    spike = np.zeros(len(log_seconds), dtype=bool)
+    spike[1:-1] = above[:-1] & below[1:]
+    return spike
 
 
 def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> OwnProducts:
@@ -160,7 +168,7 @@ def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) ->
 
 
 def _seconds(curve: GemmCurve, m: float, shape: tuple[int, int], gpu: GPU) -> float:
-    found = curve.seconds(
+    seconds = curve.seconds(
         m=m, n=shape[0], k=shape[1], peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth
     )
-    return float(found)
+    return float(seconds)

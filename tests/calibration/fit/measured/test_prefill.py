@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibration.fit.own.prefill import own_prefill
+from calibration.fit.measured.prefill import own_prefill
 from calibration.measure.grid import prefill_cells
 from calibration.records.cells import Cell, flops
 from calibration.records.kernels import KernelRecord
