@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from app.cli.commands.fit_catalog import fit_published, fit_tables
+
 calibrate = typer.Typer(help="Measure what predictions rest on, and fit it.", no_args_is_help=True)
+calibrate.command("fit-tables")(fit_tables)
+calibrate.command("fit-published")(fit_published)
 # `calibration.measure.run` reads these flags itself, so that it runs where typer is absent.
 OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

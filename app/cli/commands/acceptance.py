@@ -179,8 +179,7 @@ def run_fit(
     target: str | None,
 ) -> int:
     """Fit and write the curves of some records; print how they meet them."""
-    from calibration.acceptance.fit import fit_records
-    from calibration.acceptance.toml import curve_toml, curves_toml
+    from calibration.acceptance.fit import curves_text, fit_records
 
     command = "specroof calibrate fit-acceptance"
     with _one_line():
@@ -190,10 +189,10 @@ def run_fit(
         for curve, free in named:
             name = f"{curve.target}--{curve.draft}--{curve.draft_policy}.toml"
             with atomic_text(output / name) as file:
-                file.write(curve_toml(curve, free, command=command))
+                file.write(curves_text([(curve, free)], command=command))
     else:
         with atomic_text(output) as file:
-            file.write(curves_toml(named, command=command))
+            file.write(curves_text(named, command=command))
     for fit in fits:
         worst = max(abs(float(miss)) for miss in fit.residual)
         print(

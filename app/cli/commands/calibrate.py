@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.cli.output import atomic_text, print_json
+from app.cli.output import atomic_text, print_json, write_files
 from calibration.fit.inputs import fit_inputs
-from calibration.fit.report import write_files
 from calibration.records.steps import RecordError
 from perfmodel import ConfigError
 
@@ -33,7 +32,7 @@ def run_fit(
         raise ConfigError(str(error)) from error
     if not report.files:
         raise ConfigError(f"too little to fit anything: {'; '.join(report.missing)}")
-    written = write_files(report, output)
+    written = write_files(report.files, output)
     if plot:
         from app.render.fit_page import fit_html
 

@@ -21,7 +21,13 @@ from calibration_fakes import documented_keys
 from app.cli.main import run as specroof
 from calibration.fit.errors import Errors
 from calibration.fit.inputs import fit_inputs
-from calibration.fit.measured.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
+from calibration.fit.measured.engine import (
+    SMALL_KERNELS,
+    ProfileFit,
+    elements,
+    layer_parts,
+    profile_text,
+)
 from calibration.fit.measured.gemm import spikes
 from calibration.fit.measured.kv_tiles import kv_tile_tokens
 from calibration.fit.report import FitReport
@@ -202,7 +208,7 @@ def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
 
 def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
     shipped = 'name = "x"\norigin = "assumed"\n'
-    fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
+    fit = ProfileFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
     once = profile_text(shipped, fit, "first", "h200")
     assert profile_text(once, fit, "first", "h200") == once
     both = profile_text(once, fit, "second", "h100-sxm")

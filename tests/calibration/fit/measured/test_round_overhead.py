@@ -15,9 +15,9 @@ from calibration.fit.errors import Errors
 from calibration.fit.measured.engine import (
     LEAST_ROUNDS,
     ROUND_FIELDS,
-    _round_terms,
     round_overhead,
     round_overhead_errors,
+    round_terms,
     speedup_error,
     with_sampling,
 )
@@ -59,7 +59,7 @@ def test_the_three_terms_are_found() -> None:
 def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
     assert min(round_overhead(rounds(8, noise=0.05)).values()) >= 0.0
     assert round_overhead(rounds(LEAST_ROUNDS - 1)) == {}
-    assert round_overhead_errors(rounds(2)).found == {}
+    assert round_overhead_errors(rounds(2)).cells == {}
 
 
 def test_left_out_rounds_are_missed_by_the_noise_and_not_by_less_than_those_fitted() -> None:
@@ -91,7 +91,7 @@ def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would()
     made = rounds(12)
     late = made[4].times["round_s"] * 1.3
     held_up = [*made[:4], replace(made[4], times={**made[4].times, "round_s": late}), *made[5:]]
-    over, terms, whole = _round_terms(held_up)
+    over, terms, whole = round_terms(held_up)
     plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
     robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
     typical = np.array([1.0, 16.0, 4.0])  # the overhead of 16 sequences and 4 drafts

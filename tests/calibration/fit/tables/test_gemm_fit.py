@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.fit.tables.gemm_fit import Base, fit_curve, gemm_toml, leave_outs
+from calibration.fit.tables.gemm_fit import Base, catalog_text, fit_gemm_table, leave_outs
 from calibration.fit.tables.gemm_leave_out import leave_one_cell_out, scored, summary
 from calibration.fit.tables.gemm_tables import (
     GemmTable,
@@ -55,7 +55,7 @@ def served_by_l2(table: GemmTable) -> np.ndarray:
 
 
 def test_the_fit_recovers_known_coefficients_from_noisy_times() -> None:
-    base = fit_curve(noisy(), GPU).base
+    base = fit_gemm_table(noisy(), GPU).base
     assert base.kernel_latency_s == pytest.approx(TRUE.kernel_latency_s, rel=0.03)
     assert base.memory_efficiency == pytest.approx(TRUE.memory_efficiency, rel=0.02)
     assert base.compute_efficiency == pytest.approx(TRUE.compute_efficiency, rel=0.02)
@@ -65,7 +65,7 @@ def test_the_fit_recovers_known_coefficients_from_noisy_times() -> None:
 def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
     truth = table_of().seconds
     planted = served_by_l2(table_of())
-    fit = fit_curve(table_of(np.where(planted, truth / 2.5, truth)), GPU)
+    fit = fit_gemm_table(table_of(np.where(planted, truth / 2.5, truth)), GPU)
     dropped = np.isnan(fit.table.seconds)
     assert np.mean(dropped[planted]) > 0.9
     assert not dropped[~planted].any()
@@ -74,18 +74,18 @@ def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
 
 
 def test_a_cold_table_loses_no_cell() -> None:
-    assert fit_curve(table_of(), GPU).warm_share == 0.0
+    assert fit_gemm_table(table_of(), GPU).warm_share == 0.0
 
 
 def test_errors_of_a_table_without_noise_are_those_of_interpolation_only() -> None:
-    for errors in leave_outs(fit_curve(table_of(), GPU)).values():
+    for errors in leave_outs(fit_gemm_table(table_of(), GPU)).values():
         assert np.nanmax(np.abs(errors)) < 0.005
 
 
 def test_a_left_out_outlier_shows_at_its_full_size() -> None:
     seconds = table_of().seconds.copy()
     seconds[3, 4, 4] *= 1.5
-    fit = fit_curve(table_of(seconds), GPU)
+    fit = fit_gemm_table(table_of(seconds), GPU)
     errors = leave_one_cell_out(fit.table, fit.log_multiplier, fit.log_base)
     assert errors[3, 4, 4] == pytest.approx(1 / 1.5 - 1, abs=0.01)
 
@@ -155,8 +155,8 @@ def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) 
 
 
 def test_the_written_file_is_the_fitted_curve() -> None:
-    fit = fit_curve(noisy(), GPU)
-    curve = GemmCurve.from_table(tomllib.loads(gemm_toml("h200", fit, GPU)))
+    fit = fit_gemm_table(noisy(), GPU)
+    curve = GemmCurve.from_table(tomllib.loads(catalog_text("h200", fit, GPU)))
     fitted = np.exp(fit.log_multiplier + fit.log_base)
     for j in (0, 3, 6):
         time = curve.seconds(
