@@ -69,8 +69,10 @@ def test_a_benchmark_result_of_vllm_holds_shares_of_its_rounds() -> None:
 
 
 def test_log_windows_of_vllm_count_by_their_rounds() -> None:
-    line = ("INFO SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted: {} tokens, "
-            "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%")  # fmt: skip
+    line = (
+        "INFO SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted: {} tokens, "
+        "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%"
+    )
     first = line.format(2.4, 420, 600, "0.800, 0.600")  # 300 rounds
     second = line.format(1.5, 50, 200, "0.400, 0.100")  # 100 rounds
     alone = parse_acceptance(first, "f")
