@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibration.records.jsonl import RecordError as RecordError
+
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 TRIALS = {"trials": "capturing stream"}  # a header's word on where graphs are tried (step_memory)
 SHAPE_FIELDS = {
@@ -21,10 +23,6 @@ SHAPE_FIELDS = {
     "head_dim": int, "ffn_hidden": int, "vocab": int, "max_context_tokens": int,
     "tied_embeddings": bool, "qkv_bias": bool, "qk_norm": bool, "rope_theta": float,
 }  # fmt: skip
-
-
-class RecordError(Exception):
-    """A file of cases or records that cannot be used; its text is one line with the place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
