@@ -19,7 +19,7 @@ from calibration.fit.tables.collective_fit import toml_text as collectives_toml
 from calibration.fit.tables.gemm_fit import fit_curve, gemm_toml
 from calibration.fit.tables.gemm_fit import report as gemm_report
 from calibration.fit.tables.gemm_tables import read_gemm_table
-from calibration.records.steps import RecordError
+from calibration.records.jsonl import RecordError
 
 TABLES = ("gemm.parquet", "generation_attention.parquet", "context_attention.parquet",
           "nccl.parquet", "custom_allreduce.parquet")  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from calibration.records.steps import TRIALS, Case, CasePlan, read_records
-from calibration.validate.draw import scenario_of
 from calibration.validate.errors import compare
 from calibration.validate.memory import (
     POOL_STREAMS,
@@ -17,6 +16,7 @@ from calibration.validate.memory import (
     WorkspaceCount,
     torch_peak_bytes,
 )
+from calibration.validate.sample import case_scenario
 from perfmodel import estimate, parse_scenario
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
@@ -51,7 +51,7 @@ def test_every_row_of_the_step_table_peaks_where_predicted() -> None:
             plan=CasePlan(**row["plan"]), batch=row["batch"],
             context_tokens=row["context_tokens"], alpha=0.8,
         )  # fmt: skip
-        point = estimate(scenario_of(case, gpu="h200"))
+        point = estimate(case_scenario(case, gpu="h200"))
         assert torch_peak_bytes(point, case, streams) == pytest.approx(
             row["peak_memory_bytes"], rel=ASKED
         )
