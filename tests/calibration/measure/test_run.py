@@ -58,7 +58,7 @@ from perfmodel import TILE_ROWS, ConfigError, ModelSpec
 # Dense bf16 of the H100 SXM's and H200 SXM's datasheets.
 PEAK_FLOPS = 989e12
 LARGEST_L2_BYTES = 60e6  # an H200's
-MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("*-kernels.jsonl"))
+MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("kernels-*.jsonl"))
 ALL_CELLS = [cell for group in groups() for cell in group.cells]
 HEADER = {
     "gpu": "NVIDIA H200",

@@ -56,12 +56,15 @@ def test_a_seed_draws_the_same_cases_and_another_seed_others(cases: CaseFile) ->
 @pytest.mark.parametrize(
     ("name", "cases"),
     [
-        ("h200-cases.json", lambda: sample_cases(SampleOptions(seed=10, choices=3))),
-        ("h200-cases-8.json", lambda: sample_cases(SampleOptions(seed=8))),
-        ("h200-overhead-cases.json", lambda: sample_rounds(SampleOptions(seed=1003, count=12))),
-        ("h100-cases.json", lambda: sample_cases(SampleOptions(seed=9, gpu="h100-sxm"))),
+        ("cases-h200-seed10.json", lambda: sample_cases(SampleOptions(seed=10, choices=3))),
+        ("cases-h200-seed8.json", lambda: sample_cases(SampleOptions(seed=8))),
         (
-            "h100-overhead-cases.json",
+            "cases-h200-rounds-seed1003.json",
+            lambda: sample_rounds(SampleOptions(seed=1003, count=12)),
+        ),
+        ("cases-h100-seed9.json", lambda: sample_cases(SampleOptions(seed=9, gpu="h100-sxm"))),
+        (
+            "cases-h100-rounds-seed1004.json",
             lambda: sample_rounds(SampleOptions(seed=1004, count=12, gpu="h100-sxm")),
         ),
     ],
