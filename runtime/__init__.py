@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runtime.attention.reference import ReferenceAttention
     from runtime.bench.fake_prefill import pretend_prefilled
     from runtime.bench.options import RunPlan, parse_options
-    from runtime.bench.provenance import source_commit
+    from runtime.bench.provenance import provenance, source_commit
     from runtime.bench.steps import StepBench, StepCase, StepTimes
     from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
     from runtime.contracts import DraftChoice, ModelShape
@@ -83,6 +83,7 @@ __all__ = [
     "parse_options",
     "pretend_prefilled",
     "probabilities",
+    "provenance",
     "read_config",
     "rotate",
     "source_commit",

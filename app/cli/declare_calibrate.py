@@ -12,16 +12,30 @@ from app.cli.commands.fit_catalog import fit_published, fit_tables
 calibrate = typer.Typer(help="Measure what predictions rest on, and fit it.", no_args_is_help=True)
 calibrate.command("fit-tables")(fit_tables)
 calibrate.command("fit-published")(fit_published)
-# `calibration.measure.run` reads these flags itself, so that it runs where typer is absent.
-OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@calibrate.command("measure", context_settings=OWN_FLAGS, add_help_option=False)
-def measure(context: typer.Context) -> None:
-    """Time this GPU's kernels into a file of records; stop it and it goes on (--help)."""
-    from calibration.measure.run import main
+@calibrate.command("measure")
+def measure(
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 270.0,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="One cell in so many.")] = 1,
+    groups: Annotated[
+        str, typer.Option(metavar="NAMES", help="Only these groups, separated by commas.")
+    ] = "",
+    show: Annotated[
+        bool, typer.Option("--list", help="Print cells and estimated seconds; needs no GPU.")
+    ] = False,
+) -> None:
+    """Time this GPU's kernels into a file of records; a run that was stopped continues."""
+    from app.cli.commands import calibrate as command
 
-    raise typer.Exit(main(context.args))
+    names = [name for name in groups.split(",") if name]
+    raise typer.Exit(
+        command.run_measure(out, seconds=seconds, every=every, groups=names, show=show)
+    )
 
 
 @calibrate.command("fit")

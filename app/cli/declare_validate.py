@@ -44,19 +44,43 @@ def validate_draw(
         bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
     ] = False,
 ) -> None:
-    """Draw cases to time on a GPU: python -m calibration.validate.run --cases FILE."""
+    """Draw cases to time on a GPU with `specroof validate run`."""
     from app.cli.commands import validate as command
-    from calibration.validate.draw import DrawOptions
+    from calibration.validate.sample import SampleOptions
 
-    options = DrawOptions(
+    options = SampleOptions(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
     )
     raise typer.Exit(command.run_draw(output, options, rounds=rounds))
 
 
+@validate.command("run")
+def validate_run(
+    cases: Annotated[Path, typer.Option(metavar="FILE", help="From validate draw.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 360.0,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1)] = 15,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Trace each pass by part; may slow what follows.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Print pairs of models and cases; needs no GPU.")
+    ] = False,
+) -> None:
+    """Time drawn cases on this GPU; with ranks: torchrun --no-python specroof validate run."""
+    from app.cli.commands import validate as command
+
+    raise typer.Exit(
+        command.run_cases(cases, out, seconds=seconds, repeats=repeats, parts=parts, show=show)
+    )
+
+
 @validate.command("records")
 def validate_records(
-    records: Annotated[Path, typer.Argument(metavar="FILE", help="From calibration.validate.run.")],
+    records: Annotated[Path, typer.Argument(metavar="FILE", help="From validate run.")],
     engine: Annotated[str, typer.Option(metavar="NAME")] = "specroof",
     curves_of: Annotated[
         str | None,

@@ -117,7 +117,7 @@ def timed_steps() -> list[RowError]:
     from calibration.records.steps import read_records
     from calibration.validate.errors import compare
 
-    header, records = read_records(Path(str(MEASURED / "h200-steps.jsonl")))
+    header, records = read_records(Path(str(MEASURED / "steps-h200-seed10.jsonl")))
     comparison = compare(header, records)
     rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
     return [row for row in rows if len(row.errors) == 3]

@@ -14,8 +14,9 @@ from calibration.fit.measured.fit import fit_measured
 from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fit_tables
 from calibration.fit.third_party import read_nccl_tests, read_vidur
+from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
-from calibration.records.steps import RecordError, StepRecord, json_lines, read_records
+from calibration.records.steps import StepRecord, read_records
 from perfmodel import ConfigError, catalog
 
 
@@ -58,10 +59,7 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
 
 def _holds_steps(path: Path) -> bool:
     """Whether a file's records are of whole steps."""
-    for _, value in json_lines(path):
-        if value.get("op") not in ("provenance", "clocks"):
-            return "case" in value
-    return False
+    return any("case" in line.value for line in read_lines(path))
 
 
 def _steps(path: Path) -> list[StepRecord]:

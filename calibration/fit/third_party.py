@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calibration.measure.grid import gemm_cell
-from calibration.records.cells import attention_cell
+from calibration.records.cells import Cell, attention_cell
+from calibration.records.jsonl import RecordError
 from calibration.records.kernels import KernelRecord, checked
-from calibration.records.steps import RecordError
 from perfmodel import GPU
 from perfmodel.units import MS, US
 
@@ -104,7 +104,7 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
     for number, line in enumerate(lines, 1):
         match = _NCCL_ROW.match(line)
         if match and int(match[1]) > 0:
-            cell = {"op": "all_reduce", "algorithm": "nccl", "ranks": ranks,
+            cell: Cell = {"op": "all_reduce", "algorithm": "nccl", "ranks": ranks,
                     "message_bytes": int(match[1])}  # fmt: skip
             where = f"{path}, line {number}"
             found.append(checked(cell, _time(match[2], US, where, "time"), gpu, where))

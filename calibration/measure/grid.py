@@ -133,8 +133,8 @@ def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
 
 def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
     """One product of (m, k) and (k, n) in bf16."""
-    cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
-    return cell | {"bias": True} if path == "runtime" and (n, k) in BIASED else cell
+    cell: Cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
+    return {**cell, "bias": True} if path == "runtime" and (n, k) in BIASED else cell
 
 
 def sustained_cells() -> list[Cell]:
@@ -150,10 +150,10 @@ def layer_cells() -> list[Cell]:
     points = ((1, 1, 2048), (8, 1, 512), (8, 1, 16384), (32, 1, 512), (32, 1, 4096), (32, 4, 4096),
               (128, 1, 512), (128, 1, 2048), (128, 8, 1024))  # fmt: skip
     for model in MODELS:
-        widths = {"hidden": model.hidden, "ffn": model.ffn_hidden}
         for batch, query_tokens, kv_tokens in points:
             cell = attention_cell(heads_of(model), batch, kv_tokens, query_tokens)
-            cells += _fitting([cell | {"op": "layer", **widths}], model)
+            cell = {**cell, "op": "layer", "hidden": model.hidden, "ffn": model.ffn_hidden}
+            cells += _fitting([cell], model)
     return cells
 
 
@@ -162,11 +162,19 @@ def small_cells() -> list[Cell]:
     cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
     for tokens in SMALL_TOKENS:
         for model in MODELS:
-            group = dict(zip(("query_heads", "kv_heads", "head_dim"), heads_of(model), strict=True))
-            cells += [{"op": "add_norm", "tokens": tokens, "hidden": model.hidden},
-                      {"op": "place", "tokens": tokens, **group},
-                      {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
-                      {"op": "argmax", "tokens": tokens, "vocab": model.vocab}]  # fmt: skip
+            heads, kv_heads, dim = heads_of(model)
+            cells += [
+                {"op": "add_norm", "tokens": tokens, "hidden": model.hidden},
+                {
+                    "op": "place",
+                    "tokens": tokens,
+                    "query_heads": heads,
+                    "kv_heads": kv_heads,
+                    "head_dim": dim,
+                },
+                {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
+                {"op": "argmax", "tokens": tokens, "vocab": model.vocab},
+            ]
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 

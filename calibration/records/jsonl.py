@@ -70,7 +70,7 @@ def decode(kind: type[T], text: str, place: str) -> T:
         With `place` and the key: one that is unknown, missing, or of another type.
     """
     try:
-        (record,) = _adapter(kind).validate_json(f"[{text}]")
+        (record,) = _adapter(cast(Any, kind)).validate_json(f"[{text}]")
     except ValidationError as error:
         raise RecordError(f"{place}: {_fault(error)}") from error
     return cast(T, record)
@@ -234,16 +234,3 @@ def _fault(error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"missing key {key!r}"
     return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def open_records(path: Path, header: Mapping[str, Any]) -> bool:
-    """Until `measure.run` and `validate.run` use `RecordLog`."""
-    if not path.is_file() or not path.stat().st_size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-        return False
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return True

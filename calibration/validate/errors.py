@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.records.kernels import GPU_NAMES
+from calibration.records.jsonl import RecordError
+from calibration.records.kernels import gpu_of
 from calibration.records.published import PublishedRow, RowError
-from calibration.records.steps import RecordError, StepRecord
+from calibration.records.steps import StepRecord
 from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import (
     bench_scenario,
@@ -195,10 +196,7 @@ def compare(
     ConfigError
         If the engine was not measured on `curves_of`.
     """
-    name = str(header.get("gpu"))
-    if name not in GPU_NAMES:
-        raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
-    gpu = GPU_NAMES[name]
+    gpu = gpu_of(header, "header")
     errors, roofline, own, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
         scenario = bench_scenario(record.case, gpu=gpu, engine=engine)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from calibration.records.steps import Case
-from calibration.validate.draw import scenario_of
 from calibration.validate.memory import CHUNK_TOKENS
+from calibration.validate.sample import case_scenario
 from perfmodel import (
     RoundEstimate,
     Scenario,
@@ -23,7 +23,7 @@ def bench_scenario(
     case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
 ) -> Scenario:
     """The scenario of a case as `StepBench` times it: a plain step there is a graph's replay."""
-    scenario = scenario_of(case, gpu=gpu, engine=engine)
+    scenario = case_scenario(case, gpu=gpu, engine=engine)
     profile = scenario.engine
     if curves_of:
         profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)

@@ -1,14 +1,41 @@
-"""`specroof calibrate fit`: records in, catalog files and their errors out."""
+"""`specroof calibrate measure` and `fit`: time kernels, and fit curves to the records."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from app.cli.output import atomic_text, print_json, write_files
 from calibration.fit.inputs import fit_inputs
-from calibration.records.steps import RecordError
+from calibration.measure.run import chosen_groups, listing, run
 from perfmodel import ConfigError
+
+
+def run_measure(
+    out: Path | None, *, seconds: float, every: int, groups: Sequence[str], show: bool
+) -> int:
+    """Time the kernels of these groups, or list them.
+
+    Raises
+    ------
+    ConfigError
+        If a group is unknown, the file is another run's, or torch or the GPU is missing.
+    """
+    plan = chosen_groups(groups, every=every)
+    if show:
+        print(listing(plan))
+        return 0
+    if out is None:
+        raise ConfigError("--out FILE says where the records go")
+    try:
+        from runtime import provenance
+
+        header = provenance(["specroof", *sys.argv[1:]])
+        print(run(out, seconds, plan, header))
+    except (ModuleNotFoundError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return 0
 
 
 def run_fit(
@@ -26,10 +53,7 @@ def run_fit(
     ConfigError
         If a record cannot be used, or there is too little to fit anything.
     """
-    try:
-        report = fit_inputs(records, gpu=gpu)
-    except RecordError as error:
-        raise ConfigError(str(error)) from error
+    report = fit_inputs(records, gpu=gpu)
     if not report.files:
         raise ConfigError(f"too little to fit anything: {'; '.join(report.missing)}")
     written = write_files(report.files, output)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from app.cli.output import atomic_text, print_json
-from calibration.records.steps import RecordError, read_records
+from calibration.records.steps import read_cases, read_records
 from calibration.validate import report as step_report
-from calibration.validate.draw import DrawOptions, draw_cases, draw_rounds, expected_seconds
 from calibration.validate.errors import compare, read_peers
 from calibration.validate.published_report import report_lines, validate_published
-from calibration.validate.run import REPEATS, by_pair
+from calibration.validate.run import REPEATS, by_pair, pair_lines, time_cases
+from calibration.validate.sample import SampleOptions, expected_seconds, sample_cases, sample_rounds
 from perfmodel import ConfigError, OutsideTolerance
 
 
@@ -33,7 +34,7 @@ def run_published(*, tolerance: float, as_json: bool) -> int:
     return 0
 
 
-def run_draw(output: Path, options: DrawOptions, *, rounds: bool = False) -> int:
+def run_draw(output: Path, options: SampleOptions, *, rounds: bool = False) -> int:
     """Draw cases, or `rounds` for the fit of their overhead; say how long they will take.
 
     Raises
@@ -41,13 +42,40 @@ def run_draw(output: Path, options: DrawOptions, *, rounds: bool = False) -> int
     ConfigError
         If nothing fits, or the file cannot be written.
     """
-    cases = draw_rounds(options) if rounds else draw_cases(options)
+    cases = sample_rounds(options) if rounds else sample_cases(options)
     with atomic_text(output) as file:
         file.write(cases.text())
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
     pairs = len(by_pair(cases.cases))
     print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
-    print(f"On a GPU: python -m calibration.validate.run --cases {output} --out FILE.jsonl")
+    print(f"On a GPU: specroof validate run --cases {output} --out FILE.jsonl")
+    return 0
+
+
+def run_cases(
+    cases: Path, out: Path | None, *, seconds: float, repeats: int, parts: bool, show: bool
+) -> int:
+    """Time the cases of a file on this GPU, or list them.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be used, or torch or the GPU is missing.
+    """
+    file = read_cases(cases)
+    if show:
+        print("\n".join(pair_lines(file)))
+        return 0
+    if out is None:
+        raise ConfigError("--out FILE says where the records go")
+    try:
+        command = ["specroof", *sys.argv[1:]]
+        summary = time_cases(
+            file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
+        )
+    except (ModuleNotFoundError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    print(summary)
     return 0
 
 
@@ -71,12 +99,9 @@ def run_records(
     OutsideTolerance
         If an error, regret or coverage is not what is asked.
     """
-    try:
-        header, found = read_records(records)
-        others = read_peers(peers) if peers else None
-        comparison = compare(header, found, engine=engine, curves_of=curves_of, peers=others)
-    except RecordError as error:
-        raise ConfigError(str(error)) from error
+    header, steps = read_records(records)
+    others = read_peers(peers) if peers else None
+    comparison = compare(header, steps, engine=engine, curves_of=curves_of, peers=others)
     if markdown:
         _write(markdown, step_report.markdown(comparison))
     if html:

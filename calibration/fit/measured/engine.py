@@ -188,7 +188,7 @@ def layer_parts(
     gpu: GPU,
 ) -> float:
     """Seconds of a layer's kernels by the curves, without gaps between them."""
-    cell = dict(record.cell)
+    cell: Any = record.cell
     rates: dict[str, Any] = {"peak_flops": gpu.peak_flops, "hbm_bandwidth": gpu.hbm_bandwidth}
     rows = cell["batch"] * cell["query_tokens"]
     total = sum(float(gemm.seconds(m=rows, n=n, k=k, **rates)) for n, k in layer_matrices(cell))
@@ -242,7 +242,7 @@ def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> St
     factor = values.get("sampling_factor", 1.0) * values.get("activation_factor", 1.0)
     seconds = max(factor * moved_s, values.get("sampling_column_s", 0.0) * vocab)
     seconds += values.get("kernel_latency_s", 0.0)
-    return replace(step, times={**step.times, "verify_s": step.times["verify_s"] + seconds})
+    return replace(step, verify_s=step.verify_s + seconds)
 
 
 def round_overhead_errors(steps: Sequence[StepRecord]) -> Errors:

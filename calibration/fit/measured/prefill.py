@@ -49,7 +49,7 @@ def _table(
     shares: dict[float, dict[float, float]] = defaultdict(dict)
     heads = sorted({float(r["batch"] * r["query_heads"]) for r in records})
     for r in records:
-        share = flops(dict(r.cell)) / (gpu.peak_flops * (r.seconds - latency_s))
+        share = flops(r.cell) / (gpu.peak_flops * (r.seconds - latency_s))
         shares[r["query_heads"] / r["kv_heads"]][equal_prompt(r)] = share
     sizes = np.array(sorted({size for row in shares.values() for size in row}))
     rows = [

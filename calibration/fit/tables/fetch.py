@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from calibration.records.steps import RecordError
+from calibration.records.jsonl import RecordError
 
 PACKAGE = "aiconfigurator-core==0.12.0"
 WHEEL_SHA256 = "aadc4aad0a00bf8a61c477c62bef43de479849c3aa0b1c3078068e08309eccc4"

@@ -9,7 +9,7 @@ from calibration.fit.tables import attention_errors, attention_fit, collective_f
 from calibration.fit.tables.attention_tables import GPUS, MeasuredGpu, read_prefill
 from calibration.fit.tables.fetch import TABLES, fetch
 from calibration.fit.tables.gemm_tables import read_gemm_table
-from calibration.records.steps import RecordError
+from calibration.records.jsonl import RecordError
 
 
 def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:

@@ -13,7 +13,8 @@ from tiny_folder import write_model, write_text, write_tokenizer
 
 from app.cli.main import run
 from calibration.records.acceptance import read_records
-from calibration.records.counted import CountedRun, append_run
+from calibration.records.counted import CountedLine, CountedRun
+from calibration.records.jsonl import write_records
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_the_document_names_the_printed_keys(
         text="a", prefix_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
         seed=1, accepted=((4, 2), (3, 1)),
     )  # fmt: skip
-    append_run(place / "counted.jsonl", counted, {})
+    write_records(place / "counted.jsonl", {}, [CountedLine(counted=counted)])
     capsys.readouterr()
     words = "calibrate acceptance-report r.jsonl --counted counted.jsonl --json"
     assert run([*words.split(), "--tolerance", "100"]) == 0
@@ -167,7 +168,7 @@ def test_another_measurement_into_the_same_file_is_refused(
 ) -> None:
     assert run(MEASURE) == 0
     assert run([*MEASURE, "--temperature", "0.7"]) == 2
-    assert "holds another measurement" in capsys.readouterr().err
+    assert "measured with temperature 1.0, this is 0.7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "x = [", "target = 3", "curves = 5", "[[curves]]\nx=1"])

@@ -22,7 +22,7 @@ from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, kv_loss
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
-RECORDS = MEASURED / "h200-acceptance-records.jsonl.gz"
+RECORDS = MEASURED / "acceptance-h200-smollm2-135m.jsonl.gz"
 CHOICE = Choice("a", "self", "streamingllm")
 
 

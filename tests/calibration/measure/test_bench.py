@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibration.measure.bench import SPARE_BYTES, Bench
+from calibration.measure.bench import Bench
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
+from calibration.measure.timer import SPARE_BYTES
 from calibration.records.cells import Cell, attention_cell, layer_matrices
 from perfmodel import ModelSpec
 

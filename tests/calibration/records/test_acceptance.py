@@ -9,7 +9,7 @@ import pytest
 from acceptance_samples import HEADER, record, view
 
 from calibration.records.acceptance import RecordFile, RecordSet, merged, read_records
-from runtime import InputError
+from calibration.records.jsonl import RecordError
 
 FIRST = record(view("snapkv", 64), alpha=0.8)
 SECOND = record(view("snapkv", 64), alpha=0.7, index=1)
@@ -44,7 +44,7 @@ def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> No
     path = tmp_path / "r.jsonl"
     write(path, FIRST)
     write(path, SECOND, header={**HEADER, "time": "later", "command": ["x"]})
-    with pytest.raises(InputError, match=r"temperature is 1\.0, not 0\.5"):
+    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, this is 0\.5"):
         write(path, header={**HEADER, "temperature": 0.5})
     assert len(read_records(path).records) == 2
 
@@ -53,10 +53,10 @@ def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> No
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError):
+    with pytest.raises(RecordError):
         read_records(path)
     if content:
-        with pytest.raises(InputError):
+        with pytest.raises(RecordError):
             write(path)
         assert path.read_bytes() == content
 
@@ -64,5 +64,5 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_files_of_one_model_merge_and_others_do_not() -> None:
     one, two = RecordSet(HEADER, (FIRST,)), RecordSet({**HEADER, "texts": {"u": 1}}, (SECOND,))
     assert merged([one, two, one]).records == (FIRST, SECOND)
-    with pytest.raises(InputError, match="model is m and n"):
+    with pytest.raises(RecordError, match="model is m and n"):
         merged([one, RecordSet({**HEADER, "model": "n"}, (SECOND,))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
@@ -14,9 +13,9 @@ import pytest
 from calibration_fakes import FakeRuntime, documented_keys
 
 from app.cli.main import run as specroof
-from calibration.records.steps import TRIALS, CaseFile, RecordError, StepRecord, read_records
+from calibration.records.jsonl import RecordError, RecordLog
+from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_records
 from calibration.validate import report as step_report
-from calibration.validate.draw import DrawOptions, draw_cases, scenario_of
 from calibration.validate.errors import (
     PHASES,
     QUANTITIES,
@@ -28,21 +27,24 @@ from calibration.validate.errors import (
     read_peers,
 )
 from calibration.validate.run import ValidationRun
+from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
 from perfmodel import catalog, engine_profile, estimate
 
-HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
+HEADER = {"gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
           "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cases() -> CaseFile:
-    return draw_cases(DrawOptions(seed=3, count=24, choices=4))
+    return sample_cases(SampleOptions(seed=3, count=24, choices=4))
 
 
-def write_run(path: Path, cases: CaseFile, **fake: Any) -> Path:
-    runtime, file = FakeRuntime(**fake), io.StringIO()
-    ValidationRun(runtime, cases, file, seconds=1e6, clock=runtime.clock).measure(cases.cases)
-    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+def write_run(path: Path, cases: CaseFile, *, parts: bool = False, **fake: Any) -> Path:
+    runtime = FakeRuntime(**fake)
+    path.unlink(missing_ok=True)
+    with RecordLog(path, HEADER, same=()) as log:
+        work = ValidationRun(runtime, log, seconds=1e6, parts=parts, clock=runtime.clock)
+        work.measure(cases.cases)
     return path
 
 
@@ -86,7 +88,7 @@ def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
     assert "prefill_s" not in compare(*read_records(path)).spreads()
     lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1.0 is no time"):
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0: input should be greater"):
         read_records(path)
 
 
@@ -102,7 +104,7 @@ def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path:
 
 def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -> None:
     header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
-    slow = [replace(r, times={**r.times, "verify_s": r.times["verify_s"] / 1.25}) for r in records]
+    slow = [replace(r, verify_s=r.verify_s / 1.25) for r in records]
     comparison = compare(header, slow)
     spread = comparison.spreads()["verify_s"]
     assert (spread.median, spread.worst) == pytest.approx((25.0, 25.0))
@@ -115,8 +117,8 @@ def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -
     error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
     def off(record: StepRecord) -> StepRecord:
-        seconds = record.times["round_s"] * math.exp(rng.gauss(0.0, error))
-        return replace(record, times={**record.times, "round_s": seconds})
+        seconds = record.round_s * math.exp(rng.gauss(0.0, error))
+        return replace(record, round_s=seconds)
 
     drawn = [record for record in records if record.case.purpose == "scenario"]
     many = [off(record) for _ in range(50) for record in drawn]
@@ -126,7 +128,7 @@ def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -
 def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) -> None:
     header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
     double = [
-        replace(r, times={**r.times, "round_s": r.times["round_s"] * f})
+        replace(r, round_s=r.round_s * f)
         for r, f in zip(records, [1.2, 1 / 1.2] * len(records), strict=False)
     ]
     comparison = compare(header, double)
@@ -141,7 +143,7 @@ def test_regret_is_the_speedup_lost_by_the_predicted_choice(
     scenario = next(r.case.scenario for r in records if r.case.purpose == "choice")
     group = [r for r in records if r.case.scenario == scenario]
     chosen = max(group, key=measured_speedup)
-    spoiled = replace(chosen, times={**chosen.times, "round_s": 3 * chosen.times["round_s"]})
+    spoiled = replace(chosen, round_s=3 * chosen.round_s)
     again = [spoiled if r is chosen else r for r in records]
     decision = next(d for d in compare(header, again).decisions if d.scenario == scenario)
     best = max(1.0, *(measured_speedup(r) for r in [*group, spoiled] if r is not chosen))
@@ -151,18 +153,14 @@ def test_regret_is_the_speedup_lost_by_the_predicted_choice(
 
 def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFile) -> None:
     for case in cases.cases:
-        point = estimate(scenario_of(case, gpu="h200"))
+        point = estimate(case_scenario(case, gpu="h200"))
         floor = datasheet_times(point)
         assert floor["target_step_s"] < float(point.target_step.total_s)
         assert floor["verify_s"] < float(point.verify.total_s)
 
 
 def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
-    runtime, file = FakeRuntime(), io.StringIO()
-    work = ValidationRun(runtime, cases, file, seconds=1e6, parts=True, clock=runtime.clock)
-    work.measure(cases.cases)
-    path = tmp_path / "steps.jsonl"
-    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+    path = write_run(tmp_path / "steps.jsonl", cases, parts=True)
     header, records = read_records(path)
     traced = [r for r in records if r.parts_s]
     assert {r.case.purpose for r in traced} == {"scenario"}
@@ -219,15 +217,15 @@ def good_lines(cases: CaseFile, tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_step_s": -1e-3}, "line 2: target_step_s=-0.001 is no time"),
-        ({"verify_s": None}, "line 2: verify_s=None is no time"),
-        ({"verify_s": 0.0}, "line 2: verify_s=0.0 is no time"),
+        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001: input should be greater"),
+        ({"verify_s": None}, "line 2: verify_s=None: "),
+        ({"verify_s": 0.0}, r"line 2: verify_s=0\.0: "),
         ({"draft_step_s": "fast"}, "line 2: draft_step_s='fast'"),
         ({"round_s": True}, "line 2: round_s=True"),
-        ({"unit": "ms"}, "line 2: unit is 'ms', not 's'"),
-        ({"unit": None}, "line 2: unit is None"),
-        ({"case": {"id": "x"}}, "line 2: not a case"),
-        ({"case": None}, "line 2: not a case"),
+        ({"unit": "ms"}, "line 2: unit='ms': "),
+        ({"unit": None}, "line 2: unit=None: "),
+        ({"case": {"id": "x"}}, r"line 2: missing key 'case\.scenario'"),
+        ({"case": None}, "line 2: case=None: "),
     ],
 )
 def test_a_bad_record_is_refused_with_its_line(
@@ -243,10 +241,10 @@ def test_a_bad_record_is_refused_with_its_line(
 def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_path: Path) -> None:
     header, record, _ = (json.dumps(v) for v in good_lines(cases, tmp_path))
     path = tmp_path / "bad.jsonl"
-    other = json.dumps(HEADER | {"gpu": "NVIDIA H100 80GB HBM3"})
+    other = json.dumps({"header": HEADER | {"gpu": "NVIDIA H100 80GB HBM3"}})
     for text, message in (
         (f"{header}\n{record}\n{other}\n", "line 3: GPU 'NVIDIA H100 80GB HBM3' after"),
-        (f"{record}\n", "line 1: no provenance"),
+        (f"{record}\n", "line 1: not a file of records"),
         (f"{header}\n", "holds no record"),
         (f"{header}\n{record[:-20]}", "line 2: the file is cut off here"),
         (f"{header}\nplain\n{record}\n", "line 2: not JSON"),

@@ -39,8 +39,8 @@ from calibration.measure.grid import (
     sustained_cells,
 )
 from calibration.records.cells import Cell, flops
+from calibration.records.jsonl import RecordError
 from calibration.records.kernels import KernelRecord
-from calibration.records.steps import RecordError
 from perfmodel import (
     AttentionCurve,
     BlockTable,

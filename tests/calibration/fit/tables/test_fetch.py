@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibration.fit.tables.fetch import VERSIONS, extract, members
-from calibration.records.steps import RecordError
+from calibration.records.jsonl import RecordError
 
 
 def test_another_wheel_is_refused_and_nothing_written(tmp_path: Path) -> None:
