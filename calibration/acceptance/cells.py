@@ -37,7 +37,7 @@ class CellKey:
     """Text, context length and draft view of a cell."""
 
     text: str
-    prefix_tokens: int
+    context_tokens: int
     view: DraftView
 
 
@@ -197,7 +197,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     grouped: dict[CellKey, list[Record]] = {}
     for record in records:
         key = CellKey(
-            text=record.window.text, prefix_tokens=record.window.prefix_tokens, view=record.view
+            text=record.window.text, context_tokens=record.window.context_tokens, view=record.view
         )
         grouped.setdefault(key, []).append(record)
     return [_cell(key, grouped[key]) for key in sorted(grouped, key=_order)]
@@ -207,7 +207,7 @@ def _order(key: CellKey) -> tuple[object, ...]:
     view = key.view
     numbers = (view.kv_budget, view.sink, view.snapkv_window, view.snapkv_pool)
     filled = tuple(-1 if number is None else number for number in numbers)
-    return (view.page_tokens, key.text, key.prefix_tokens, view.policy, *filled, view.positions)
+    return (view.page_tokens, key.text, key.context_tokens, view.policy, *filled, view.positions)
 
 
 def _cell(key: CellKey, records: Sequence[Record]) -> Cell:

@@ -115,7 +115,7 @@ def _of_one_kind(chosen: Sequence[Cell], policy: str) -> list[Cell]:
     return max(
         kinds.values(),
         key=lambda group: (
-            len({(c.key.prefix_tokens, c.key.view.kv_budget) for c in group}),
+            len({(c.key.context_tokens, c.key.view.kv_budget) for c in group}),
             group[0].key.view == default_of(group[0].key.view),
             group[0].key.view.page_tokens,
         ),
@@ -262,7 +262,7 @@ def _budget(cell: Cell) -> float:
 
 
 def _contexts(group: Sequence[Cell]) -> Floats:
-    return np.array([float(cell.key.prefix_tokens) for cell in group])
+    return np.array([float(cell.key.context_tokens) for cell in group])
 
 
 def _source(records: RecordSet, group: Sequence[Cell], gamma: int) -> str:
@@ -284,8 +284,8 @@ def _source(records: RecordSet, group: Sequence[Cell], gamma: int) -> str:
 def _point(records: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
     low, high = cell.interval(gamma)
     return AcceptancePoint(
-        context_tokens=float(cell.key.prefix_tokens),
-        kv_budget_tokens=float(cell.key.view.kv_budget or cell.key.prefix_tokens),
+        context_tokens=float(cell.key.context_tokens),
+        kv_budget_tokens=float(cell.key.view.kv_budget or cell.key.context_tokens),
         alpha=round(cell.effective_alpha(gamma), 5),
         temperature=f"{records.header['temperature']:g}",
         citation=f"{cell.key.text}, {cell.windows} windows, 90 % {low:.4f} to {high:.4f}",

@@ -45,7 +45,7 @@ def expected_ratio(
     an autocorrelation at some `lags` (interpolated, 0 beyond twice the longest) and a standard
     deviation `spread` between windows. To second order the share of rounds that begin at a token
     is linear in the probabilities before it; its covariance with the tokens made there is summed
-    over frequencies. On SmolLM2's records the error is 0.13 % (rms) at γ = 4, 0.7 % at 8, 2 % at 16.
+    over frequencies. On SmolLM2's records its rms error is 0.13 % at γ = 4, 0.7 % at 8, 2 % at 16.
     """
     if gamma < 1 or variance + spread**2 <= 0.0 or not 0.0 < alpha < 1.0:
         return 1.0

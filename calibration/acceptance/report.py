@@ -120,7 +120,7 @@ def _curves(records: RecordSet, text: str) -> dict[str, RecordFit]:
 
 def _order(run: CountedRun) -> tuple[object, ...]:
     view = run.view
-    place = (run.text, run.prefix_tokens, view.policy, view.kv_budget or 0, view.label)
+    place = (run.text, run.context_tokens, view.policy, view.kv_budget or 0, view.label)
     return (-run.temperature, run.gamma, *place)
 
 
@@ -142,7 +142,7 @@ def _compare(
     run: CountedRun, every_cell: Sequence[Cell], fits: Mapping[str, RecordFit], *, within: int
 ) -> Compared:
     by_key = {cell.key: cell for cell in every_cell}
-    key = CellKey(text=run.text, prefix_tokens=run.prefix_tokens, view=run.view)
+    key = CellKey(text=run.text, context_tokens=run.context_tokens, view=run.view)
     cell = by_key.get(key)
     others = cell.only(i for i in cell.indices if i % 4 != HELD_OUT) if cell else None
     sampled = by_key.get(replace(key, text=run.text + SAMPLED))
@@ -151,7 +151,7 @@ def _compare(
     fit = fits.get(run.view.policy)
     curve = None
     if fit is not None and not greedy and kind_of(run.view) == kind_of(fit.cells[0].key.view):
-        at = {"kv_budget_tokens": run.view.kv_budget or 1, "context_tokens": run.prefix_tokens}
+        at = {"kv_budget_tokens": run.view.kv_budget or 1, "context_tokens": run.context_tokens}
         curve = float(tokens_per_round_iid(fit.curve.alpha(**at), run.gamma))
     return Compared(
         run=run,
@@ -192,7 +192,7 @@ def report_dict(report: AcceptanceReport) -> dict[str, Any]:
         "compared": [
             {
                 "text": row.run.text,
-                "prefix_tokens": row.run.prefix_tokens,
+                "context_tokens": row.run.context_tokens,
                 "view": row.run.view.label,
                 "gamma": row.run.gamma,
                 "temperature": row.run.temperature,
@@ -217,7 +217,7 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
     view = cell.key.view
     return {
         "text": cell.key.text,
-        "prefix_tokens": cell.key.prefix_tokens,
+        "context_tokens": cell.key.context_tokens,
         "policy": view.policy,
         "kv_budget": view.kv_budget,
         "view": view.label,

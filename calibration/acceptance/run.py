@@ -57,7 +57,7 @@ class Job:
     """Views to measure on `windows` of a text at one context length."""
 
     text: Text
-    prefix_tokens: int
+    context_tokens: int
     windows: tuple[Window, ...]
     views: tuple[DraftView, ...]
 
@@ -121,7 +121,7 @@ def check_same_tokens(target: Path, draft: Path) -> None:
         )
 
 
-def windows_of(text: Text, *, prefix_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
+def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
     """At most `count` windows spread evenly over a text, their scored parts never overlapping.
 
     Raises
@@ -129,18 +129,18 @@ def windows_of(text: Text, *, prefix_tokens: int, count: int, task: Task) -> tup
     InputError
         If the text is shorter than one window.
     """
-    needed = task.window_tokens(prefix_tokens)
+    needed = task.window_tokens(context_tokens)
     spare = len(text.tokens) - needed
     if spare < 0:
         raise InputError(
-            f"{text.name}: {len(text.tokens):,} tokens, but a window of {prefix_tokens:,} and "
-            f"{task.scored_tokens} scored ones takes {needed:,}; use a longer text or a shorter "
-            f"--prefix-tokens"
+            f"{text.name}: {len(text.tokens):,} tokens, but a window of {context_tokens:,} and "
+            f"{task.scored_tokens} scored ones takes {needed:,}; use a longer text or fewer "
+            f"--prompt-tokens"
         )
     count = min(count, spare // task.scored_tokens + 1)
     step = spare / max(1, count - 1)
     return tuple(
-        Window(text=text.name, prefix_tokens=prefix_tokens, index=i, start=int(i * step))
+        Window(text=text.name, context_tokens=context_tokens, index=i, start=int(i * step))
         for i in range(count)
     )
 
@@ -200,27 +200,25 @@ def run_jobs(
 
     Views that hold the whole context are skipped: there a self-draft is the target.
     """
-    most = max(task.window_tokens(job.prefix_tokens) for job in jobs)
+    most = max(task.window_tokens(job.context_tokens) for job in jobs)
     page_tokens = jobs[0].views[0].page_tokens
-    texts = [
-        model and CachedText(model.decoder, task, most_tokens=most, page_tokens=page_tokens)
-        for model in (target, draft)
-    ]
-    assert texts[0] is not None
+    sizes = {"most_tokens": most, "page_tokens": page_tokens}
+    reader = CachedText(target.decoder, task, **sizes)
+    drafter = None if draft is None else CachedText(draft.decoder, task, **sizes)
     windows = [(job, window) for job in jobs for window in job.windows]
     start = time.monotonic()
     for number, (job, window) in enumerate(windows, 1):
         views = [
             view
             for view in job.views
-            if (view.kv_budget or 0) < job.prefix_tokens and (window, view) not in file.done
+            if (view.kv_budget or 0) < job.context_tokens and (window, view) not in file.done
         ]
-        tokens = job.text.tokens[window.start :][: task.window_tokens(job.prefix_tokens)]
+        tokens = job.text.tokens[window.start :][: task.window_tokens(job.context_tokens)]
         if views:
-            for record in measure_window(texts[0], texts[1], window, tokens.tolist(), views):
+            for record in measure_window(reader, drafter, window, tokens.tolist(), views):
                 file.append(record)
         say(
-            f"window {number:,} of {len(windows):,}: {window.text}, {window.prefix_tokens:,} "
+            f"window {number:,} of {len(windows):,}: {window.text}, {window.context_tokens:,} "
             f"tokens, {time.monotonic() - start:.0f} s"
         )
 

@@ -68,7 +68,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _by_row(grid: Sequence[Cell]) -> dict[tuple[str, int, str], dict[int, Cell]]:
     rows: dict[tuple[str, int, str], dict[int, Cell]] = {}
     for cell in grid:
-        key = (cell.key.text, cell.key.prefix_tokens, cell.key.view.policy)
+        key = (cell.key.text, cell.key.context_tokens, cell.key.view.policy)
         rows.setdefault(key, {})[cell.key.view.kv_budget or 0] = cell
     return rows
 
@@ -183,7 +183,7 @@ def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:
         rows.append(
             [
                 run.text,
-                f"{run.prefix_tokens:,}",
+                f"{run.context_tokens:,}",
                 run.view.label,
                 str(run.gamma),
                 f"{run.temperature:g}",
@@ -202,4 +202,4 @@ def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:
 
 
 def _name(cell: Cell) -> list[str]:
-    return [cell.key.text, f"{cell.key.prefix_tokens:,}", cell.key.view.label]
+    return [cell.key.text, f"{cell.key.context_tokens:,}", cell.key.view.label]

@@ -1,9 +1,9 @@
-"""Measure one window of text: one pass of the target, then every draft view's own distributions.
+"""Measure one window of text: a pass of the target, then the distributions of every draft view.
 
-The target reads a prefix and then the text itself (teacher-forced). A draft starts a round every γ
-tokens: at position j it sees its policy's view as of the round's start and the j tokens since, with
-keys and values that it computed itself, as in a real round. All rounds of a window are sequences of
-one pass whose page tables share the prefix's pages, so a GPU has work enough.
+The target reads a context and then the text (teacher-forced). A draft starts a round every γ
+tokens: at position j it reads its policy's view as of the round's start and the j tokens since,
+with keys and values that it computed itself, as in a real round. All rounds of a window are
+sequences of one pass whose page tables share the pages of the context, which keeps a GPU busy.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Task:
         """Rounds of a window."""
         return self.scored_tokens // self.gamma
 
-    def window_tokens(self, prefix_tokens: int) -> int:
+    def window_tokens(self, context_tokens: int) -> int:
         """Tokens of text that a window needs: the last scored position's next token included."""
-        return prefix_tokens + self.scored_tokens + 1
+        return context_tokens + self.scored_tokens + 1
 
 
 class CachedText:
@@ -95,35 +95,35 @@ class CachedText:
         )
         self.backend: AttentionBackend = ReferenceAttention(self.cache)
         self.table = PageTable()
-        self.prefix_tokens = 0
+        self.context_tokens = 0
         self._seen: WindowQueries | None = None
         self._tokens: list[int] = []
 
-    def prefill(self, tokens: Many[int], *, prefix_tokens: int, window_queries: int) -> Tensor:
+    def prefill(self, tokens: Many[int], *, context_tokens: int, window_queries: int) -> Tensor:
         """Feed a window's text anew; the hidden states of its scored tokens (scored, hidden).
 
-        The queries of the prefix's last `window_queries` tokens are kept for SnapKV.
+        The queries of the context's last `window_queries` tokens are kept for SnapKV.
         """
         self.cache.release(self.table)
         self.table = PageTable()
-        self._tokens, self.prefix_tokens = list(tokens), prefix_tokens
+        self._tokens, self.context_tokens = list(tokens), context_tokens
         self._seen = None
         if window_queries:
             layers = self.decoder.config.layers
-            self._seen = WindowQueries([prefix_tokens], layers, window_queries)
-        self._feed(0, prefix_tokens, self._seen)
-        return self._feed(prefix_tokens, prefix_tokens + self.task.scored_tokens, None)
+            self._seen = WindowQueries([context_tokens], layers, window_queries)
+        self._feed(0, context_tokens, self._seen)
+        return self._feed(context_tokens, context_tokens + self.task.scored_tokens, None)
 
     def queries(self, count: int) -> list[Tensor]:
-        """Per layer, the last `count` queries of the prefix."""
+        """Per layer, the last `count` queries of the context."""
         return [] if self._seen is None else [kept[-count:] for kept in self._seen.of(0)]
 
     def draft_hidden(self, view: DraftView) -> tuple[Tensor, float]:
         """The draft's hidden states at the scored positions (scored, hidden), and tokens read."""
         policy = self._policy(view)
-        prompt = self._sequence(self.prefix_tokens)
+        prompt = self._sequence(self.context_tokens)
         policy.admit(prompt, self.queries(view.snapkv_window or 0))
-        starts = [self.prefix_tokens + r * self.task.gamma for r in range(self.task.rounds)]
+        starts = [self.context_tokens + r * self.task.gamma for r in range(self.task.rounds)]
         parts, read = [], 0
         for group in self._groups(starts, view):
             hidden, tokens = self._rounds(group, policy, relative=view.positions == "relative")
@@ -177,7 +177,7 @@ class CachedText:
     def _sequence(self, tokens: int) -> Sequence:
         """The text as the policies know it, when `tokens` of it were cached."""
         table = PageTable(self.table.pages, tokens)
-        return Sequence(0, self._tokens, self.prefix_tokens, self.task.scored_tokens, table)
+        return Sequence(0, self._tokens, self.context_tokens, self.task.scored_tokens, table)
 
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
         """Rounds that may share a pass without gathering more than the task allows."""
@@ -269,18 +269,18 @@ def measure_window(
 ) -> Iterator[Record]:
     """Records of every view on one window; `draft` is None where the target drafts for itself.
 
-    `tokens` are the window's: prefix, scored, and one more. Views share one prefill.
+    `tokens` are the window's: context, scored, and one more. Views share one prefill.
     """
     task = target.task
     most = max((view.snapkv_window or 0 for view in views), default=0)
-    lengths = {"prefix_tokens": window.prefix_tokens, "window_queries": most}
+    lengths = {"context_tokens": window.context_tokens, "window_queries": most}
     rows = probability_rows(target.decoder, target.prefill(tokens, **lengths), task.temperature)
     reader = target
     if draft is not None:
         draft.prefill(tokens, **lengths)
         reader = draft
     following = torch.tensor(
-        tokens[window.prefix_tokens + 1 : task.window_tokens(window.prefix_tokens)],
+        tokens[window.context_tokens + 1 : task.window_tokens(window.context_tokens)],
         device=target.decoder.device,
     )
     nll = -rows.gather(1, following[:, None]).clamp(min=1e-30).log().mean()

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AliasChoices, Field
 
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
 
@@ -18,6 +20,10 @@ LAGS = (1, 2, 4, 8, 16)
 # Header keys that may differ between two runs into one file: when and how it was run.
 CIRCUMSTANCES = ("command", "time", "commit", "versions", "device", "parts")
 RENEWAL_GAMMAS = (2, 4, 8, 16)
+# Files of older versions call it prefix_tokens.
+ContextTokens = Annotated[
+    int, Field(validation_alias=AliasChoices("context_tokens", "prefix_tokens"))
+]
 
 
 class Renewal(NamedTuple):
@@ -63,10 +69,10 @@ class DraftView:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Window:
-    """A piece of a text: `prefix_tokens` from token `start` on, and the scored ones after them."""
+    """A piece of a text: `context_tokens` from token `start` on, and the scored ones after them."""
 
     text: str
-    prefix_tokens: int
+    context_tokens: ContextTokens
     index: int
     start: int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.records.acceptance import DraftView
+from calibration.records.acceptance import ContextTokens, DraftView
 from calibration.records.jsonl import read_lines
 
 
@@ -22,7 +22,7 @@ class CountedRun:
     """
 
     text: str
-    prefix_tokens: int
+    context_tokens: ContextTokens
     windows: tuple[int, ...]
     view: DraftView
     gamma: int

@@ -117,7 +117,7 @@ def _measure(options: MeasureOptions) -> None:
                 f"{longest:,} that {target.name} was made for"
             )
         for text in texts:
-            windows = windows_of(text, prefix_tokens=prefix, count=options.windows, task=task)
+            windows = windows_of(text, context_tokens=prefix, count=options.windows, task=task)
             jobs.append(Job(text, prefix, windows, views))
     with RecordFile(options.output, header(target, draft, texts, task)) as file:
         run_jobs(target, draft, jobs, task, file, say=_progress())

@@ -145,7 +145,7 @@ def test_the_document_names_the_printed_keys(
     assert run(MEASURE) == 0
     record = read_records(place / "r.jsonl").records[0]
     counted = CountedRun(
-        text="a", prefix_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
+        text="a", context_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
         seed=1, accepted=((4, 2), (3, 1)),
     )  # fmt: skip
     write_records(place / "counted.jsonl", {}, [CountedLine(counted=counted)])

@@ -33,7 +33,7 @@ def counted(
     accepted = drawn.cumprod(2).sum(2)
     return CountedRun(
         text="t",
-        prefix_tokens=7800,
+        context_tokens=7800,
         windows=(3, 7),
         view=shown,
         gamma=gamma,

@@ -66,3 +66,12 @@ def test_files_of_one_model_merge_and_others_do_not() -> None:
     assert merged([one, two, one]).records == (FIRST, SECOND)
     with pytest.raises(RecordError, match="model is m and n"):
         merged([one, RecordSet({**HEADER, "model": "n"}, (SECOND,))])
+
+
+def test_files_of_older_versions_call_the_context_a_prefix(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, FIRST)
+    text = path.read_text()
+    assert '"context_tokens":' in text
+    path.write_text(text.replace('"context_tokens":', '"prefix_tokens":'))
+    assert read_records(path).records == (FIRST,)
