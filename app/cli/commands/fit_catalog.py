@@ -24,8 +24,8 @@ def fit_tables(
     ] = None,
 ) -> None:
     """Fit products, attention and collectives to public kernel tables; print the errors."""
-    from calibration.fit.tables.attention_tables import GPUS
     from calibration.fit.tables.fit import fetch_missing, fit_tables
+    from calibration.fit.tables.gpus import GPUS
 
     fetch_missing(tables)
     for name in gpu or GPUS:

@@ -102,7 +102,7 @@ def fit_attention(
     between: Sequence[KernelRecord] = (),
     prefill: Sequence[KernelRecord] = (),
 ) -> ScheduledFit:
-    """The blocks of records of op "attention"; `missing_attention` must have said None.
+    """The blocks of records of op "attention"; `missing_attention` must have returned None.
 
     Parameters
     ----------

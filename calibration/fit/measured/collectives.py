@@ -29,10 +29,23 @@ CUSTOM_SHOTS = ("one_shot", "two_shot")
 LEAST_SIZES = 4
 
 
+def missing_collectives(records: Sequence[KernelRecord]) -> str | None:
+    """What is missing for a fit, in a clause; None where there is enough."""
+    if not records:
+        return "all-reduce: no record (one GPU); the public table stays"
+    most = max(len(sizes) for sizes in _series(records).values())
+    if most >= LEAST_SIZES:
+        return None
+    return f"all-reduce: {most} message sizes; {LEAST_SIZES} are needed"
+
+
 def fit_collectives(
     records: Sequence[KernelRecord], gpu: GPU, *, source: str
 ) -> tuple[str, Errors]:
-    """The catalog file of records of op "all_reduce", and the errors of a size left out."""
+    """The catalog file of records of op "all_reduce", and the errors of a size left out.
+
+    `missing_collectives` must have returned None.
+    """
     path = resources.files("perfmodel") / "catalog" / "efficiency" / gpu.efficiency
     text = (path / "collectives.toml").read_text(encoding="utf-8")
     table: dict[str, Any] = tomllib.loads(text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
-from calibration.fit.measured.collectives import fit_collectives
+from calibration.fit.measured.collectives import fit_collectives, missing_collectives
 from calibration.fit.measured.engine import (
     fit_engine,
     profile_text,
@@ -76,8 +76,8 @@ def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> Attention
 
 def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> None:
     reduces = records.of("all_reduce")
-    if not reduces:
-        report.missing.append("all-reduce: no record (one GPU); the public table stays")
+    if clause := missing_collectives(reduces):
+        report.missing.append(clause)
         return
     text, errors = fit_collectives(reduces, gpu, source=records.source)
     report.files[f"efficiency/{gpu.name}/collectives-specroof.toml"] = text

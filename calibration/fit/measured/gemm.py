@@ -84,7 +84,7 @@ def fit_gemm(
     Parameters
     ----------
     records : sequence of KernelRecord
-        Of op "gemm"; `missing_gemm` must have said None.
+        Of op "gemm"; `missing_gemm` must have returned None.
     table : GemmCurve
         The curve that the ratios are to, without own products.
     """

@@ -15,7 +15,7 @@ from calibration.fit.tables.attention_fit import (
     DecodeFit,
 )
 from calibration.fit.tables.attention_residuals import held_out
-from calibration.fit.tables.attention_tables import MeasuredGpu
+from calibration.fit.tables.gpus import MeasuredGpu
 from perfmodel import AttentionCurve
 
 DECODE_TOKENS = 128  # shorter KV is left out of the figures

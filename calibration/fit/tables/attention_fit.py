@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from calibration.fit.tables.attention_residuals import residual_table
 from calibration.fit.tables.attention_tables import (
-    MeasuredGpu,
     kernel_source,
     read_decode,
     read_prefill,
 )
+from calibration.fit.tables.gpus import MeasuredGpu
 from calibration.records.toml_file import compact, fields_of, significant, toml_text
 from perfmodel import AttentionCurve, DecodeTable, PrefillTable
 from perfmodel.units import US

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.fit.tables.attention_tables import MeasuredGpu
+from calibration.fit.tables.gpus import MeasuredGpu, read_table
 from calibration.records.toml_file import compact, significant, toml_text
 from perfmodel import MeasuredTimes
 from perfmodel.units import GB, MS, US
@@ -42,10 +42,10 @@ in a CUDA graph, NCCL from 8 MB; custom_eager: the same launched eagerly.
 def read_times(data: Path, gpu: MeasuredGpu, operation: str, algorithm: str) -> pd.DataFrame:
     """Rows (ranks, message_bytes, seconds) of one operation and algorithm."""
     if algorithm == "nccl":
-        frame = pd.read_parquet(data / gpu.folder / "nccl.parquet")
+        frame = read_table(data, gpu, "nccl")
         frame = frame[(frame.op_name == operation) & (frame.nccl_dtype == "half")]
     else:
-        frame = pd.read_parquet(data / gpu.folder / "custom_allreduce.parquet")
+        frame = read_table(data, gpu, "custom_allreduce")
         mode = {"custom": "vllm_graph", "custom_eager": "vllm_eager"}[algorithm]
         frame = frame[frame.backend == mode]
     return pd.DataFrame(
@@ -83,8 +83,8 @@ def fit_collective_tables(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, Any],
             measured.append(measured_entry(operation, algorithm, int(ranks), size, time))
             errors += list(leave_one_out(operation, algorithm, int(ranks), size, raw, time))
         forms.append(_alpha_beta(operation, algorithm, frame, gpu))
-    versions = pd.read_parquet(data / gpu.folder / "nccl.parquet").iloc[0]
-    custom = pd.read_parquet(data / gpu.folder / "custom_allreduce.parquet").iloc[0]
+    versions = read_table(data, gpu, "nccl").iloc[0]
+    custom = read_table(data, gpu, "custom_allreduce").iloc[0]
     source = (
         f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: NCCL {versions.version}, "
         f"vLLM {custom.version}, {versions.device}"

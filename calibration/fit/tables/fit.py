@@ -6,9 +6,10 @@ from pathlib import Path
 
 from calibration.fit.report import FitReport
 from calibration.fit.tables import attention_errors, attention_fit, collective_fit, gemm_fit
-from calibration.fit.tables.attention_tables import GPUS, MeasuredGpu, read_prefill
+from calibration.fit.tables.attention_tables import read_prefill
 from calibration.fit.tables.fetch import TABLES, fetch
-from calibration.fit.tables.gemm_tables import read_gemm_table
+from calibration.fit.tables.gemm_tables import gemm_table
+from calibration.fit.tables.gpus import GPUS, MeasuredGpu, read_table, table_path
 from calibration.records.jsonl import RecordError
 
 
@@ -18,7 +19,8 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     Raises
     ------
     RecordError
-        If the GPU is not one of those whose tables are known, or a table is missing.
+        If the GPU is not one of those whose tables are known, or a table is missing, of another
+        GPU or too small.
     """
     by_folder = {measured.folder: measured for measured in GPUS.values()}
     measured = GPUS.get(gpu) if gpu else by_folder.get(folder.name)
@@ -29,8 +31,7 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
         )
     data = folder.parent if folder.name == measured.folder else folder
     for table in TABLES:
-        if not (data / measured.folder / f"{table}.parquet").is_file():
-            raise RecordError(f"{data / measured.folder}: {table}.parquet is missing")
+        table_path(data, measured, table)
     report = FitReport(gpu=measured.name, source=f"aiconfigurator's tables, {measured.folder}")
     _gemm(data, measured, report)
     _attention(data, measured, report)
@@ -52,7 +53,7 @@ def fetch_missing(folder: Path) -> None:
 
 
 def _gemm(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
-    table = read_gemm_table(data / gpu.folder / "gemm.parquet")
+    table = gemm_table(read_table(data, gpu, "gemm"))
     fit = gemm_fit.fit_gemm_table(table, gpu.sheet)
     text = gemm_fit.catalog_text(gpu.name, fit, gpu.sheet)
     report.files[f"efficiency/{gpu.name}/gemm.toml"] = text

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.fit.tables.attention_tables import GPUS
 from calibration.fit.tables.gemm_leave_out import (
     leave_both_sides_out,
     leave_one_cell_out,
@@ -19,6 +18,7 @@ from calibration.fit.tables.gemm_leave_out import (
 )
 from calibration.fit.tables.gemm_tables import (
     DECODE_ROWS,
+    SMALLEST_SIDE,
     ColdFloor,
     GemmTable,
     cold_floor,
@@ -26,6 +26,8 @@ from calibration.fit.tables.gemm_tables import (
     level_in_m,
     warm_cells,
 )
+from calibration.fit.tables.gpus import GPUS
+from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, fields_of, inline, toml_text
 from perfmodel import GPU, Waves, roofline_seconds
 from perfmodel.units import MIB, TB, TFLOP, US
@@ -37,6 +39,7 @@ M_KNOTS = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 81, 96, 112, 128, 129, 16
            256, 257, 384, 512, 513, 768, 769, 1024, 1025, 1280, 1536, 1792, 2048, 2049, 2560, 3072,
            3584, 4096, 8192, 16384, 32768)  # fmt: skip
 
+LEAST_MATRICES = 16  # four by four sides, measured at some m
 HEADER = """\
 GEMM times, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/gemm.py.
@@ -128,8 +131,25 @@ def fit_base(table: GemmTable, gpu: GPU) -> Base:
 
 
 def fit_gemm_table(measured: GemmTable, gpu: GPU) -> GemmFit:
-    """Drop cells that L2 served, fit the base, fill and level the multipliers."""
+    """Drop cells that L2 served, fit the base, fill and level the multipliers.
+
+    Raises
+    ------
+    RecordError
+        If there are too few matrices to fit, or times that the GPU cannot reach.
+    """
+    matrices = int(np.isfinite(measured.seconds).any(axis=0).sum())
+    if matrices < LEAST_MATRICES:
+        raise RecordError(
+            f"products: {matrices} matrices of {SMALLEST_SIDE} rows and columns or more; "
+            f"{LEAST_MATRICES} are needed"
+        )
     floor = cold_floor(measured, hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes)
+    if not 0.0 < floor.memory_efficiency <= 1.0:
+        raise RecordError(
+            f"products: weights are read at {floor.memory_efficiency:.2f} of the HBM bandwidth of "
+            f"{gpu.name}; the table is of another GPU"
+        )
     warm = warm_cells(measured, floor, gpu.hbm_bandwidth)
     table = measured.without(warm)
     base = fit_base(table, gpu)

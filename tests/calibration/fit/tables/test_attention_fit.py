@@ -14,8 +14,9 @@ pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
 from calibration.fit.tables import attention_fit as fit
 from calibration.fit.tables.attention_residuals import fill_plane, held_out, residual_of
-from calibration.fit.tables.attention_tables import GPUS, cold_seconds, read_decode
+from calibration.fit.tables.attention_tables import cold_seconds, read_decode
 from calibration.fit.tables.collective_fit import monotone, unspiked
+from calibration.fit.tables.gpus import GPUS
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.units import US
 

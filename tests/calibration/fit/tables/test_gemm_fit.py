@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +16,11 @@ from calibration.fit.tables.gemm_leave_out import leave_one_cell_out, scored, su
 from calibration.fit.tables.gemm_tables import (
     GemmTable,
     batch_weight,
+    gemm_table,
     level_in_m,
     predict_along,
-    read_gemm_table,
 )
+from calibration.records.jsonl import RecordError
 from perfmodel import catalog
 from perfmodel.kernels.gemm import GemmCurve
 
@@ -71,6 +72,17 @@ def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
     assert not dropped[~planted].any()
     filled = np.exp(fit.log_multiplier + fit.log_base)
     assert filled[dropped] == pytest.approx(truth[dropped], rel=0.05)
+
+
+def test_a_table_of_few_matrices_is_refused() -> None:
+    few = np.arange(SIDES.size) >= 4
+    with pytest.raises(RecordError, match=r"9 matrices .* 16 are needed"):
+        fit_gemm_table(noisy().without(~(few[:, None] & few)), GPU)
+
+
+def test_a_table_that_reads_faster_than_the_gpu_can_is_refused() -> None:
+    with pytest.raises(RecordError, match="of another GPU"):
+        fit_gemm_table(noisy(), replace(GPU, hbm_bandwidth=1e12))
 
 
 def test_a_cold_table_loses_no_cell() -> None:
@@ -137,8 +149,7 @@ def test_a_prediction_along_a_line_ignores_the_cell_itself_and_gaps() -> None:
     assert gap.ravel() == pytest.approx([2.0, 1.0, 1.0, 1.0, 1.0])
 
 
-def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) -> None:
-    pd = pytest.importorskip("pandas")
+def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds() -> None:
     rows = [
         ("bfloat16", 1, 256, 512, 0.010), ("bfloat16", 8, 256, 512, 0.011),
         ("bfloat16", 1, 512, 512, 0.020), ("fp8", 1, 256, 512, 0.005),
@@ -146,8 +157,7 @@ def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) 
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k", "latency"])
     frame = frame.assign(framework="VLLM", version="1.2", device="X", kernel_source="linear")
-    frame.to_parquet(tmp_path / "gemm.parquet")
-    table = read_gemm_table(tmp_path / "gemm.parquet")
+    table = gemm_table(frame)
     assert (table.m.tolist(), table.n.tolist(), table.k.tolist()) == ([1, 8], [256, 512], [512])
     assert table.seconds[:, 0, 0] == pytest.approx([10e-6, 11e-6])
     assert np.isnan(table.seconds[1, 1, 0])
