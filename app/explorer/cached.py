@@ -114,10 +114,10 @@ def bundled_rows() -> list[PublishedRow]:
 @st.cache_data(show_spinner=False)
 def timed_steps() -> list[RowError]:
     """The engine's own steps on one H200, cases drawn by seed, against predictions."""
-    from calibration.records.steps import read_records
+    from calibration.records.steps import read_steps
     from calibration.validate.errors import compare
 
-    header, records = read_records(Path(str(MEASURED / "steps-h200-seed10.jsonl")))
+    header, records = read_steps(Path(str(MEASURED / "steps-h200-seed10.jsonl")))
     comparison = compare(header, records)
     rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
     return [row for row in rows if len(row.errors) == 3]

@@ -16,7 +16,7 @@ from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fit_tables
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
-from calibration.records.steps import StepRecord, read_records
+from calibration.records.steps import StepRecord, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -63,7 +63,7 @@ def _holds_steps(path: Path) -> bool:
 
 
 def _steps(path: Path) -> list[StepRecord]:
-    return read_records(path)[1]
+    return read_steps(path)[1]
 
 
 def _others(path: Path, gpu: str | None) -> list[KernelRecord]:

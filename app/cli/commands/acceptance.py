@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.cli.axes import parse_axis
 from app.cli.output import atomic_text, print_json
-from calibration.records.acceptance import RecordSet, merged, read_records
+from calibration.records.acceptance import RecordSet, merged, read_acceptance
 from perfmodel import ConfigError, DoesNotFit, OutsideTolerance, SpecroofError
 from runtime import EngineError
 
@@ -239,7 +239,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _read(records: Sequence[Path]) -> RecordSet:
-    return merged(read_records(path) for path in records)
+    return merged(read_acceptance(path) for path in records)
 
 
 def _words(name: str, text: str) -> list[str]:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from app.cli.output import atomic_text, print_json
-from calibration.records.steps import read_cases, read_records
+from calibration.records.steps import read_cases, read_steps
 from calibration.validate import report as step_report
-from calibration.validate.errors import compare, read_peers
+from calibration.validate.errors import compare
+from calibration.validate.peers import read_peers
 from calibration.validate.published_report import report_lines, validate_published
 from calibration.validate.run import REPEATS, by_pair, pair_lines, time_cases
 from calibration.validate.sample import SampleOptions, expected_seconds, sample_cases, sample_rounds
@@ -99,7 +100,7 @@ def run_records(
     OutsideTolerance
         If an error, regret or coverage is not what is asked.
     """
-    header, steps = read_records(records)
+    header, steps = read_steps(records)
     others = read_peers(peers) if peers else None
     comparison = compare(header, steps, engine=engine, curves_of=curves_of, peers=others)
     if markdown:

@@ -17,7 +17,7 @@ from calibration.acceptance.published_points import (
     published_points,
 )
 from calibration.acceptance.toml import curve_toml
-from calibration.records.acceptance import read_records
+from calibration.records.acceptance import read_acceptance
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, kv_loss
 from perfmodel.acceptance.tokens import tokens_per_round_iid
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
@@ -78,7 +78,7 @@ def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
 
 
 def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
-    for fit in fit_records(read_records(RECORDS)):
+    for fit in fit_records(read_acceptance(RECORDS)):
         found = fit.curve
         known = acceptance_curve(found.target, found.draft, found.draft_policy)
         assert known is not None and known.origin == "fitted"

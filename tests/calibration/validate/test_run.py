@@ -15,7 +15,7 @@ from calibration_fakes import FakeRuntime
 import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
-from calibration.records.steps import CaseFile, read_cases, read_records
+from calibration.records.steps import CaseFile, read_cases, read_steps
 from calibration.validate.run import (
     SAME_RUN,
     StepRuntime,
@@ -156,7 +156,7 @@ def test_each_pair_is_loaded_once_and_every_case_timed(cases: CaseFile, tmp_path
     work, _ = run(runtime, cases, tmp_path / "steps.jsonl")
     assert runtime.loads == list(by_pair(cases.cases)) and runtime.open == 0
     assert (work.done, work.failed) == (len(cases.cases), 0)
-    header, records = read_records(tmp_path / "steps.jsonl")
+    header, records = read_steps(tmp_path / "steps.jsonl")
     assert header["gpu"] == "NVIDIA H200"
     assert {record.case.id for record in records} == {case.id for case in cases.cases}
 
@@ -189,7 +189,7 @@ def test_a_case_that_does_not_fit_is_recorded_and_the_rest_timed(
     work, lines = run(FakeRuntime(too_large=frozenset({victim})), cases, path)
     failed = [v for v in lines if v["op"] == "failed"]
     assert [(v["case"]["id"], v["reason"]) for v in failed] == [(victim, "no pages left")]
-    assert work.done == len(cases.cases) - 1 == len(read_records(path)[1])
+    assert work.done == len(cases.cases) - 1 == len(read_steps(path)[1])
 
 
 def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_command_continues_its_file_and_other_ranks_write_nothing(
     monkeypatch.setenv("RANK", "0")
     assert timed(replace(few, cases=few.cases[:2])).startswith("2 cases timed")
     assert timed(few) == "4 cases timed, 0 failed, 0 left, 2 done before"
-    header, records = read_records(path)
+    header, records = read_steps(path)
     assert header["command"] == ["run"] and header["trials"] == "capturing stream"
     assert sorted(record.case.id for record in records) == sorted(c.id for c in few.cases)
 
