@@ -22,7 +22,7 @@ from calibration.validate.errors import (
     StepError,
 )
 
-START, END = "<!-- measured steps -->", "<!-- end of measured steps -->"
+TABLE_START, TABLE_END = "<!-- measured steps -->", "<!-- end of measured steps -->"
 HEADER = ("cases", *(LABELS[name] for name in QUANTITIES))
 _REGIONS: dict[str, Callable[[StepError], str]] = {
     "target": lambda e: e.record.case.target,
@@ -35,7 +35,7 @@ _REGIONS: dict[str, Callable[[StepError], str]] = {
 }
 
 
-def to_dict(comparison: Comparison) -> dict[str, Any]:
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain data (docs/json.md)."""
     median, worst = comparison.regret()
     return {
@@ -65,7 +65,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def summary_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """The comparison in a terminal: errors, peers, choices, verdict."""
     rows = [
         (_title(comparison), comparison.spreads()),
@@ -84,7 +84,7 @@ def summary_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """The report as Markdown, with every case."""
     head = comparison.header
     named = ("gpu", "driver", "torch", "date", "time", "commit")
@@ -149,15 +149,15 @@ def readme_table(comparison: Comparison) -> str:
         ),
         body,
     )
-    return f"{START}\n{table}\n{END}"
+    return f"{TABLE_START}\n{table}\n{TABLE_END}"
 
 
-def renew(text: str, table: str) -> str | None:
+def replace_table(text: str, table: str) -> str | None:
     """A document with the table between its marks replaced; None where it has no marks."""
-    start, end = text.find(START), text.find(END)
+    start, end = text.find(TABLE_START), text.find(TABLE_END)
     if start < 0 or end < start:
         return None
-    return text[:start] + table + text[end + len(END) :]
+    return text[:start] + table + text[end + len(TABLE_END) :]
 
 
 def cell(spread: Spread | None) -> str:

@@ -16,7 +16,6 @@ from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog
 from calibration.records.published import PHASES
 from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_steps
-from calibration.validate import report as step_report
 from calibration.validate.errors import (
     QUANTITIES,
     ROOFLINE,
@@ -26,6 +25,7 @@ from calibration.validate.errors import (
 )
 from calibration.validate.peers import read_peers
 from calibration.validate.predict import datasheet_times
+from calibration.validate.report import TABLE_END, TABLE_START, comparison_markdown
 from calibration.validate.run import ValidationRun
 from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
 from perfmodel import catalog, engine_profile, estimate
@@ -60,7 +60,7 @@ def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
     same = compare(header, records, curves_of="h200")
     assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
     assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
-    assert "curves of h200" in step_report.markdown(same)
+    assert "curves of h200" in comparison_markdown(same)
     h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
     other = compare(h100, records, curves_of="h200")
     assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
@@ -173,7 +173,7 @@ def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: P
     others = [v for name, parts in error.parts.items() for part, v in parts.items()
               if (name, part) != ("verify", "attention")]  # fmt: skip
     assert others == pytest.approx([0.0] * 8, abs=1e-9)
-    assert "| verify | attention |" in step_report.markdown(compare(header, [off]))
+    assert "| verify | attention |" in comparison_markdown(compare(header, [off]))
 
 
 def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_the_command_writes_its_reports_and_says_what_is_outside(
 ) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{step_report.START}\nold\n{step_report.END}\nafter\n")
+    readme.write_text(f"before\n{TABLE_START}\nold\n{TABLE_END}\nafter\n")
     reports = [f"--{kind}={tmp_path / name}"
                for kind, name in (("markdown", "r.md"), ("html", "r.html"))]  # fmt: skip
     assert specroof(["validate", "records", str(steps), *reports, f"--readme={readme}"]) == 0
