@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import SERIES, columns, finish
-from calibration.acceptance.cells import Cell
+from calibration.acceptance import Cell
 from perfmodel import AcceptanceCurve
 
 DASHES = {"streamingllm": "solid", "snapkv": "dot"}

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, SERIES, finish
-from calibration.fit.errors import Errors, by_numbers
+from calibration.fit import Errors, by_numbers
 
 
 def residual_boxes(errors: Errors) -> go.Figure:

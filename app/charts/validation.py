@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, SERIES, finish
-from calibration.records.published import RowError
+from calibration.records import RowError
 
 PHASE_LABELS = {
     "target_step_s": "T_T plain step",

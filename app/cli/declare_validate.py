@@ -46,7 +46,7 @@ def validate_draw(
 ) -> None:
     """Draw cases to time on a GPU with `specroof validate run`."""
     from app.cli.commands import validate as command
-    from calibration.validate.sample import SampleOptions
+    from calibration.validate import SampleOptions
 
     options = SampleOptions(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from app.render.html_page import html_page, plotly_needed
-from calibration.acceptance.report import AcceptanceReport
+from calibration.acceptance import AcceptanceReport
 
 
 def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:

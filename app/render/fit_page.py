@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from app.render.html_page import chart_element, html_page, plotly_needed
-from calibration.fit.report import FitReport
+from calibration.fit import FitReport
 
 
 def fit_html(report: FitReport) -> str:

@@ -7,9 +7,8 @@ from collections import defaultdict
 from html import escape
 
 from app.render.html_page import chart_element, html_page, plotly_needed
-from calibration.records.published import RowError
-from calibration.validate.errors import Comparison
-from calibration.validate.report import markdown
+from calibration.records import RowError
+from calibration.validate import Comparison, comparison_markdown
 
 
 def validation_html(comparison: Comparison) -> str:
@@ -29,7 +28,7 @@ def validation_html(comparison: Comparison) -> str:
         by_target[row.row.target].append(row)
     figures = [measured_scatter(rows), error_by_phase(by_target)]
     charts = "".join(chart_element(figure) for figure in figures)
-    body = _body(markdown(comparison), f'<div class="charts">{charts}</div>')
+    body = _body(comparison_markdown(comparison), f'<div class="charts">{charts}</div>')
     return html_page("predicted and measured", body)
 
 

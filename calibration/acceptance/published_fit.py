@@ -275,14 +275,16 @@ def _source(points: Iterable[AcceptancePoint]) -> str:
     return "; ".join(dict.fromkeys(notes))
 
 
-def catalog_files(fits: Mapping[Choice, Fit]) -> dict[str, str]:
-    """The catalog's files of the published curves, by path in the catalog."""
+def fit_published_curves() -> tuple[dict[str, str], list[str]]:
+    """The catalog's files of the published curves by their path, and the fits' errors as lines."""
+    fits = fit_all(published_points())
     command = "specroof calibrate fit-published"
-    return {
+    files = {
         f"acceptance/{'--'.join(choice)}.toml": curves_text([(f.curve, f.free)], command=command)
         for choice, f in fits.items()
         if choice not in FIRST_RUNS
     }
+    return files, report_lines(fits)
 
 
 def report_lines(fits: Mapping[Choice, Fit]) -> list[str]:

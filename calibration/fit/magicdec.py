@@ -240,13 +240,13 @@ def report_lines(fits: Mapping[str, PublishedFit]) -> list[str]:
     ]
 
 
-def fit_magicdec() -> dict[str, PublishedFit]:
-    """`fit_by_architecture` of all published rows."""
-    return fit_by_architecture(magicdec_rows())
+def fit_published_engine() -> tuple[dict[str, str], list[str]]:
+    """The profile's file by its path in the catalog, and the fits' errors as lines.
 
-
-def catalog_files(fits: Mapping[str, PublishedFit]) -> dict[str, str]:
-    """The profile's file by its path in the catalog; its `speedup_error` is of held-out rows."""
+    The profile's `speedup_error` is the standard deviation over held-out rows.
+    """
     rows = magicdec_rows()
+    fits = fit_by_architecture(rows)
     left_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
-    return {"engines/magicdec.toml": profile_text(fits, float(np.std(left_out)))}
+    text = profile_text(fits, float(np.std(left_out)))
+    return {"engines/magicdec.toml": text}, ["engine magicdec", *report_lines(fits)]

@@ -79,10 +79,10 @@ class CollectiveBench:
         """Refuse an algorithm whose sum is wrong (run once eagerly, as capture needs anyway)."""
         x.fill_(float(self.rank + 1))
         expected = self.ranks * (self.ranks + 1) / 2
-        found = call().float()
-        error = float((found - expected).abs().max()) / expected
+        sums = call().float()
+        error = float((sums - expected).abs().max()) / expected
         if not error < MOST_ERROR:
-            raise RuntimeError(f"sums to {float(found[0])}, not {expected}")
+            raise RuntimeError(f"sums to {float(sums[0])}, not {expected}")
 
     def measure(self, cell: Cell) -> TimedCell:
         """The record of one cell: the slowest rank's median seconds a call."""

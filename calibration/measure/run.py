@@ -191,7 +191,7 @@ class Run:
         return "\n".join([*lines, f"{len(self.failures)} cells failed"])
 
 
-def run(out: Path, seconds: float, plan: list[Group], header: Mapping[str, Any]) -> str:
+def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping[str, Any]) -> str:
     """Measure `plan` until done or out of time, writing each record as it comes; the summary.
 
     Raises

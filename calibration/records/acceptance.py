@@ -30,8 +30,8 @@ class Renewal(NamedTuple):
     """Rounds of γ drafts one after another along a window, each beginning where the last ended.
 
     `begun` and `made` are the expected number of rounds and of their tokens, over the rounds that
-    begin at least γ tokens before the window's end. `even` is the mean tokens of a round over all
-    those places alike: real rounds begin more often where drafts fail, and make fewer.
+    begin at least γ tokens before the window's end. `even` is the mean tokens of a round with every
+    such place weighted equally: real rounds begin more often where drafts fail, and make fewer.
     """
 
     gamma: int
@@ -42,7 +42,7 @@ class Renewal(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class DraftView:
-    """What a draft reads: policy, its budget, and what the policy asks beside it.
+    """What a draft reads: policy, its budget, and the policy's other settings.
 
     A key that a policy does not have is None; "full" has no budget. `positions` is "absolute", or
     "relative" where a StreamingLLM draft counts positions inside its cache.
@@ -144,13 +144,13 @@ class RecordFile(RecordLog):
         self.done.add((record.window, record.view))
 
 
-def read_records(path: Path) -> RecordSet:
+def read_acceptance(path: Path) -> RecordSet:
     """A whole file, plain or gzipped; a last line that a kill cut short is left out.
 
     Raises
     ------
     RecordError
-        In one line: no such file, or one that holds something else than acceptance records.
+        In one line: no such file, or one that does not hold acceptance records.
     """
     first, *lines = read_lines(path, drop_cut_off=True)
     header = first.header or {}

@@ -3,7 +3,7 @@
 The header (`{"header": {...}}`) states once what was measured and how; each line after it is one
 record. A file is only appended to, so a killed run loses at most the line that it was writing, and
 the next run continues behind the last whole one. Files of older runs, whose header is a line with
-`"op": "provenance"`, are read alike.
+`"op": "provenance"`, are read too.
 
 A record is a dataclass or a TypedDict. One rule converts: `encode` writes every field, `decode`
 checks every key and type strictly (pydantic), and refuses what is unknown or missing by name.
@@ -110,10 +110,10 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
         With the line number: a file that cannot be read, is cut off, holds something that is not a
         JSON object, or does not begin with a header.
     """
-    *whole, last = read_text(path).split("\n")
-    lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(whole, 1) if text.strip()]
+    *ended, last = read_text(path).split("\n")
+    lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()]
     if last.strip() and not drop_cut_off:
-        place = f"{path}, line {len(whole) + 1}"
+        place = f"{path}, line {len(ended) + 1}"
         try:
             lines.append(_line(last, place))
         except RecordError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,12 @@ def gpu_of(header: Mapping[str, Any], place: str) -> str:
     if name not in GPU_NAMES:
         raise RecordError(f"{place}: GPU {name!r} is none of {', '.join(GPU_NAMES)}")
     return GPU_NAMES[name]
+
+
+def command_of(header: Mapping[str, Any]) -> str:
+    """The command in a header; older ones hold it as text, others as its words."""
+    command = header.get("command", "")
+    return command if isinstance(command, str) else shlex.join(command)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +89,7 @@ class KernelRecords:
     @property
     def command(self) -> str:
         """The command that made the first file."""
-        command = self.headers[0].get("command", "") if self.headers else ""
-        return command if isinstance(command, str) else " ".join(command)
+        return command_of(self.headers[0]) if self.headers else ""
 
 
 def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> KernelRecords:

@@ -145,7 +145,7 @@ def read_cases(path: Path) -> CaseFile:
     return replace(file, models={})
 
 
-def read_records(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
+def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
     """Header and records of a validation run; cases that did not fit are left out.
 
     Raises

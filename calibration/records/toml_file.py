@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,8 @@ def compact(value: Any, digits: int = 6) -> Any:
 def _item(value: Any) -> Item:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, Mapping) and not isinstance(value, Item):
         return _table(value)
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):

@@ -45,10 +45,10 @@ def predicted_times(point: RoundEstimate, *, prompt_tokens: int = 0) -> dict[str
     """Every quantity that a record may hold, but memory; a prefill where a prompt is given."""
     phases = phases_of(point)
     speedup = phases["target_step_s"] / float(point.tpot_s)
-    found = phases | {"round_s": float(point.round_s), "speedup": speedup}
+    times = phases | {"round_s": float(point.round_s), "speedup": speedup}
     if prompt_tokens:
-        found["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
-    return found
+        times["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
+    return times
 
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:

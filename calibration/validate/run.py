@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 from calibration.records.jsonl import Line, RecordError, RecordLog, read_lines
 from calibration.records.steps import TIMES, TRIALS, Case, CaseFile, FailedCase, Pair, StepRecord
-from perfmodel import catalog
-from runtime import EngineError, config_of_shape
+from perfmodel import ModelSpec, catalog
+from runtime import EngineError
 
 if TYPE_CHECKING:
-    from runtime import DecoderConfig, StepBench, StepCase, StepTimes
+    from runtime import StepBench, StepCase, StepTimes
 
 REPEATS = 15
 FAILURES_IN_A_ROW = 5  # not of memory: then the device or the runtime is at fault
 SAME_RUN = ("gpu", "driver", "torch", "commit")  # must not change within a file
-LONGEST_CONTEXT = 262_144  # of random weights, whatever their model was trained for
+LONGEST_CONTEXT = 262_144  # random weights read any context, whatever the model was trained for
 
 
 class StepRuntime:
@@ -40,7 +40,7 @@ class StepRuntime:
         from runtime import StepBench
 
         target, draft, tp = pair
-        return StepBench(_config(target), None if draft is None else _config(draft), tp=tp)
+        return StepBench(_shape(target), None if draft is None else _shape(draft), tp=tp)
 
     def case(self, case: Case) -> StepCase:
         """The runtime's form of a case."""
@@ -59,10 +59,10 @@ class StepRuntime:
         return values[0]
 
 
-def _config(model: str) -> DecoderConfig:
-    shape = catalog.model(model)
-    longest = max(shape.max_context_tokens, LONGEST_CONTEXT)
-    return config_of_shape(replace(shape, max_context_tokens=longest))
+def _shape(model: str) -> ModelSpec:
+    """A model of the catalog, with room for any sampled context."""
+    spec = catalog.model(model)
+    return replace(spec, max_context_tokens=max(spec.max_context_tokens, LONGEST_CONTEXT))
 
 
 class ValidationRun:

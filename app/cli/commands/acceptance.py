@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.cli.axes import parse_axis
 from app.cli.output import atomic_text, print_json
-from calibration.records.acceptance import RecordSet, merged, read_records
+from calibration.records import RecordSet, merged, read_acceptance
 from perfmodel import ConfigError, DoesNotFit, OutsideTolerance, SpecroofError
 from runtime import EngineError
 
@@ -57,8 +57,9 @@ def run_measure(options: MeasureOptions, *, as_json: bool) -> int:
 def _measure(options: MeasureOptions) -> None:
     import torch
 
-    from calibration.acceptance.run import (
+    from calibration.acceptance import (
         Job,
+        Task,
         check_same_tokens,
         draft_views,
         exact_float32,
@@ -68,8 +69,7 @@ def _measure(options: MeasureOptions) -> None:
         run_jobs,
         windows_of,
     )
-    from calibration.acceptance.window import Task
-    from calibration.records.acceptance import RecordFile
+    from calibration.records import RecordFile
     from runtime import TextTokenizer
 
     views = draft_views(
@@ -138,9 +138,8 @@ def run_report(
     OutsideTolerance
         If the median error of the predictions exceeds `tolerance` percent.
     """
-    from calibration.acceptance.report import acceptance_report, report_dict
-    from calibration.acceptance.tables import report_lines
-    from calibration.records.counted import read_runs
+    from calibration.acceptance import acceptance_report, report_dict, report_lines
+    from calibration.records import read_runs
 
     with _one_line():
         for path in counted:
@@ -179,7 +178,7 @@ def run_fit(
     target: str | None,
 ) -> int:
     """Fit and write the curves of some records; print how they meet them."""
-    from calibration.acceptance.fit import curves_text, fit_records
+    from calibration.acceptance import curves_text, fit_records
 
     command = "specroof calibrate fit-acceptance"
     with _one_line():
@@ -204,7 +203,7 @@ def run_fit(
 
 def run_import(report: Path, *, gamma: int | None, as_json: bool) -> int:
     """Print a report's acceptance as the flag that states it."""
-    from calibration.acceptance.engine_counters import import_acceptance
+    from calibration.acceptance import import_acceptance
 
     found = import_acceptance(report, gamma=gamma)
     rates = ",".join(f"{rate:.4g}" for rate in found.per_position)
@@ -238,7 +237,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _read(records: Sequence[Path]) -> RecordSet:
-    return merged(read_records(path) for path in records)
+    return merged(read_acceptance(path) for path in records)
 
 
 def _words(name: str, text: str) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.cli.output import atomic_text, print_json, write_files
-from calibration.fit.inputs import fit_inputs
-from calibration.measure.run import chosen_groups, listing, run
+from calibration.fit import fit_inputs
+from calibration.measure import chosen_groups, listing, measure_groups
 from perfmodel import ConfigError
 
 
@@ -32,7 +32,7 @@ def run_measure(
         from runtime import provenance
 
         header = provenance(["specroof", *sys.argv[1:]])
-        print(run(out, seconds, plan, header))
+        print(measure_groups(out, seconds, plan, header))
     except (ModuleNotFoundError, OSError) as error:
         raise ConfigError(str(error)) from error
     return 0

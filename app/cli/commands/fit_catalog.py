@@ -24,25 +24,19 @@ def fit_tables(
     ] = None,
 ) -> None:
     """Fit products, attention and collectives to public kernel tables; print the errors."""
-    from calibration.fit.tables.fit import fetch_missing, fit_tables
-    from calibration.fit.tables.gpus import GPUS
+    from calibration.fit import fit_public_tables
 
-    fetch_missing(tables)
-    for name in gpu or GPUS:
-        report = fit_tables(tables, name)
+    for report in fit_public_tables(tables, gpu or ()):
         written = write_files(report.files, output)
         print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]), flush=True)
 
 
 def fit_published(output: Output) -> None:
     """Fit MagicDec's engine profile and the acceptance curves to published figures."""
-    from calibration.acceptance import published_fit
-    from calibration.fit import magicdec
+    from calibration.acceptance import fit_published_curves
+    from calibration.fit import fit_published_engine
 
-    engine = magicdec.fit_magicdec()
-    curves = published_fit.fit_all(published_fit.published_points())
-    lines = ["engine magicdec", *(f"  {line}" for line in magicdec.report_lines(engine))]
-    lines += published_fit.report_lines(curves)
-    files = magicdec.catalog_files(engine) | published_fit.catalog_files(curves)
-    written = write_files(files, output)
-    print("\n".join([*lines, *(f"wrote {path}" for path in written)]))
+    files, lines = fit_published_engine()
+    curve_files, curve_lines = fit_published_curves()
+    written = write_files(files | curve_files, output)
+    print("\n".join([*lines, *curve_lines, *(f"wrote {path}" for path in written)]))

@@ -6,12 +6,27 @@ import sys
 from pathlib import Path
 
 from app.cli.output import atomic_text, print_json
-from calibration.records.steps import read_cases, read_records
-from calibration.validate import report as step_report
-from calibration.validate.errors import compare, read_peers
-from calibration.validate.published_report import report_lines, validate_published
-from calibration.validate.run import REPEATS, by_pair, pair_lines, time_cases
-from calibration.validate.sample import SampleOptions, expected_seconds, sample_cases, sample_rounds
+from calibration.records import read_cases, read_steps
+from calibration.validate import (
+    REPEATS,
+    TABLE_START,
+    SampleOptions,
+    by_pair,
+    compare,
+    comparison_dict,
+    comparison_lines,
+    comparison_markdown,
+    expected_seconds,
+    pair_lines,
+    read_peers,
+    readme_table,
+    replace_table,
+    report_lines,
+    sample_cases,
+    sample_rounds,
+    time_cases,
+    validate_published,
+)
 from perfmodel import ConfigError, OutsideTolerance
 
 
@@ -99,24 +114,24 @@ def run_records(
     OutsideTolerance
         If an error, regret or coverage is not what is asked.
     """
-    header, steps = read_records(records)
+    header, steps = read_steps(records)
     others = read_peers(peers) if peers else None
     comparison = compare(header, steps, engine=engine, curves_of=curves_of, peers=others)
     if markdown:
-        _write(markdown, step_report.markdown(comparison))
+        _write(markdown, comparison_markdown(comparison))
     if html:
         from app.render.validation_page import validation_html
 
         _write(html, validation_html(comparison))
     if readme:
-        renewed = step_report.renew(_read(readme), step_report.readme_table(comparison))
+        renewed = replace_table(_read(readme), readme_table(comparison))
         if renewed is None:
-            raise ConfigError(f"{readme}: has no line {step_report.START} to put the table after")
+            raise ConfigError(f"{readme}: has no line {TABLE_START} to put the table after")
         _write(readme, renewed)
     if as_json:
-        print_json(step_report.to_dict(comparison))
+        print_json(comparison_dict(comparison))
     else:
-        print("\n".join(step_report.summary_lines(comparison)))
+        print("\n".join(comparison_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
     return 0

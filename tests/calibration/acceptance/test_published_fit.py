@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import perfmodel
+from app.cli.main import run as specroof
 from calibration.acceptance.fit import curves_text, fit_records
 from calibration.acceptance.published_fit import (
     FIRST_RUNS,
     Choice,
-    catalog_files,
     fit_all,
     fit_curve,
+    fit_published_curves,
     published_points,
 )
-from calibration.records.acceptance import read_records
+from calibration.records.acceptance import read_acceptance
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, kv_loss
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
 
@@ -76,7 +79,7 @@ def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
 
 
 def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
-    for fit in fit_records(read_records(RECORDS)):
+    for fit in fit_records(read_acceptance(RECORDS)):
         found = fit.curve
         known = acceptance_curve(found.target, found.draft, found.draft_policy)
         assert known is not None and known.origin == "fitted"
@@ -93,8 +96,25 @@ def test_a_written_curve_reads_back() -> None:
 
 
 def test_the_catalog_gets_a_file_for_every_published_curve() -> None:
-    files = catalog_files(fit_all(published_points()))
+    files, _ = fit_published_curves()
     for name, text in files.items():
         assert parse_acceptance_curve(text, name).points, name
     curves = {f"acceptance/{c.target}--{c.draft}--{c.draft_policy}.toml" for c in measured_curves()}
     assert set(files) == {name for name in curves if "smollm2" not in name}
+
+
+def test_the_command_writes_what_the_catalog_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert specroof(["calibrate", "fit-published", f"--output={tmp_path}"]) == 0
+    assert "engine magicdec" in capsys.readouterr().out
+    shipped = Path(perfmodel.__file__).parent / "catalog"
+    written = sorted(tmp_path.rglob("*.toml"))
+    assert len(written) == 8
+    for path in written:
+        again = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = tomllib.loads((shipped / path.relative_to(tmp_path)).read_text(encoding="utf-8"))
+        assert again.keys() == known.keys(), path.name
+        for key, value in known.items():
+            if isinstance(value, float):
+                assert again[key] == pytest.approx(value, rel=1e-3, abs=2e-3), (path.name, key)

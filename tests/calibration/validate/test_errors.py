@@ -14,18 +14,18 @@ from calibration_fakes import FakeRuntime, documented_keys
 
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog
-from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_records
-from calibration.validate import report as step_report
+from calibration.records.published import PHASES
+from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_steps
 from calibration.validate.errors import (
-    PHASES,
     QUANTITIES,
     ROOFLINE,
     Comparison,
     compare,
-    datasheet_times,
     measured_speedup,
-    read_peers,
 )
+from calibration.validate.peers import read_peers
+from calibration.validate.predict import datasheet_times
+from calibration.validate.report import TABLE_END, TABLE_START, comparison_markdown
 from calibration.validate.run import ValidationRun
 from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
 from perfmodel import catalog, engine_profile, estimate
@@ -49,18 +49,18 @@ def write_run(path: Path, cases: CaseFile, *, parts: bool = False, **fake: Any) 
 
 
 def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
-    return compare(*read_records(write_run(path / "steps.jsonl", cases, **fake)))
+    return compare(*read_steps(write_run(path / "steps.jsonl", cases, **fake)))
 
 
 def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
     cases: CaseFile, tmp_path: Path
 ) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases)
-    header, records = read_records(path)
+    header, records = read_steps(path)
     same = compare(header, records, curves_of="h200")
     assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
     assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
-    assert "curves of h200" in step_report.markdown(same)
+    assert "curves of h200" in comparison_markdown(same)
     h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
     other = compare(h100, records, curves_of="h200")
     assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
@@ -80,16 +80,16 @@ def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
     for value in drawn:
         value["prefill_s"] *= 2.0
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    spread = compare(*read_records(path)).spreads()["prefill_s"]
+    spread = compare(*read_steps(path)).spreads()["prefill_s"]
     assert (spread.cases, spread.worst) == (len(drawn), pytest.approx(-50.0))
     for value in lines[1:]:
         del value["prefill_s"], value["prefill_tokens"]
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    assert "prefill_s" not in compare(*read_records(path)).spreads()
+    assert "prefill_s" not in compare(*read_steps(path)).spreads()
     lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
     with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0: input should be greater"):
-        read_records(path)
+        read_steps(path)
 
 
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path:
 
 
 def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     slow = [replace(r, verify_s=r.verify_s / 1.25) for r in records]
     comparison = compare(header, slow)
     spread = comparison.spreads()["verify_s"]
@@ -113,7 +113,7 @@ def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -
 
 def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
     """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
     def off(record: StepRecord) -> StepRecord:
@@ -126,7 +126,7 @@ def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -
 
 
 def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     double = [
         replace(r, round_s=r.round_s * f)
         for r, f in zip(records, [1.2, 1 / 1.2] * len(records), strict=False)
@@ -139,7 +139,7 @@ def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) ->
 def test_regret_is_the_speedup_lost_by_the_predicted_choice(
     cases: CaseFile, tmp_path: Path
 ) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     scenario = next(r.case.scenario for r in records if r.case.purpose == "choice")
     group = [r for r in records if r.case.scenario == scenario]
     chosen = max(group, key=measured_speedup)
@@ -161,7 +161,7 @@ def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFil
 
 def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases, parts=True)
-    header, records = read_records(path)
+    header, records = read_steps(path)
     traced = [r for r in records if r.parts_s]
     assert {r.case.purpose for r in traced} == {"scenario"}
     first = traced[0]
@@ -173,12 +173,12 @@ def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: P
     others = [v for name, parts in error.parts.items() for part, v in parts.items()
               if (name, part) != ("verify", "attention")]  # fmt: skip
     assert others == pytest.approx([0.0] * 8, abs=1e-9)
-    assert "| verify | attention |" in step_report.markdown(compare(header, [off]))
+    assert "| verify | attention |" in comparison_markdown(compare(header, [off]))
 
 
 def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
-    header, records = read_records(steps)
+    header, records = read_steps(steps)
     lines = ["# from elsewhere", "peer,id,target_step_s,verify_s,draft_step_s"]
     lines += [f"other,{r.case.id},{2 * r.times['target_step_s']},,"
               for r in records]  # fmt: skip
@@ -196,7 +196,7 @@ def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
     [
         (["peer,id,target_step_s,verify_s"], "no column 'draft_step_s'"),
         (["# a", "peer,id,target_step_s,verify_s,draft_step_s", "x,1,-1,,"],
-         "line 3: target_step_s='-1' is no time"),
+         "line 3: target_step_s='-1' is not a time"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
     ],
 )  # fmt: skip
@@ -235,7 +235,7 @@ def test_a_bad_record_is_refused_with_its_line(
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(json.dumps(v) for v in (header, record | change, other)) + "\n")
     with pytest.raises(RecordError, match=message):
-        read_records(path)
+        read_steps(path)
 
 
 def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_p
     ):
         path.write_text(text)
         with pytest.raises(RecordError, match=message):
-            read_records(path)
+            read_steps(path)
 
 
 def test_a_gpu_that_the_catalog_lacks_is_refused(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     with pytest.raises(RecordError, match="GPU 'NVIDIA B300'"):
         compare({**header, "gpu": "NVIDIA B300"}, records)
 
@@ -265,7 +265,7 @@ def test_the_command_writes_its_reports_and_says_what_is_outside(
 ) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{step_report.START}\nold\n{step_report.END}\nafter\n")
+    readme.write_text(f"before\n{TABLE_START}\nold\n{TABLE_END}\nafter\n")
     reports = [f"--{kind}={tmp_path / name}"
                for kind, name in (("markdown", "r.md"), ("html", "r.html"))]  # fmt: skip
     assert specroof(["validate", "records", str(steps), *reports, f"--readme={readme}"]) == 0

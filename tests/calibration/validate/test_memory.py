@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calibration.records.steps import TRIALS, Case, CasePlan, read_records
+from calibration.records.steps import TRIALS, Case, CasePlan, read_steps
 from calibration.validate.errors import compare
 from calibration.validate.memory import (
     POOL_STREAMS,
@@ -42,7 +42,7 @@ def a_case(batch: int, gamma: int, **plan: Any) -> Case:
     ],
 )
 def test_every_timed_case_peaks_where_predicted(name: str) -> None:
-    found = compare(*read_records(MEASURED / f"{name}.jsonl"))
+    found = compare(*read_steps(MEASURED / f"{name}.jsonl"))
     errors = {e.record.case.id: e.errors["memory"] for e in found.errors}
     assert len(errors) == len(found.errors) > 0
     assert max(map(abs, errors.values())) < ASKED, errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from calibration_fakes import FakeRuntime
 import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
-from calibration.records.steps import CaseFile, read_cases, read_records
-from calibration.validate.run import SAME_RUN, ValidationRun, by_pair, case_ids
+from calibration.records.steps import CaseFile, read_cases, read_steps
+from calibration.validate.run import (
+    SAME_RUN,
+    StepRuntime,
+    ValidationRun,
+    by_pair,
+    case_ids,
+    time_cases,
+)
 from calibration.validate.sample import (
     BATCH,
     BUDGET,
@@ -148,7 +156,7 @@ def test_each_pair_is_loaded_once_and_every_case_timed(cases: CaseFile, tmp_path
     work, _ = run(runtime, cases, tmp_path / "steps.jsonl")
     assert runtime.loads == list(by_pair(cases.cases)) and runtime.open == 0
     assert (work.done, work.failed) == (len(cases.cases), 0)
-    header, records = read_records(tmp_path / "steps.jsonl")
+    header, records = read_steps(tmp_path / "steps.jsonl")
     assert header["gpu"] == "NVIDIA H200"
     assert {record.case.id for record in records} == {case.id for case in cases.cases}
 
@@ -181,7 +189,7 @@ def test_a_case_that_does_not_fit_is_recorded_and_the_rest_timed(
     work, lines = run(FakeRuntime(too_large=frozenset({victim})), cases, path)
     failed = [v for v in lines if v["op"] == "failed"]
     assert [(v["case"]["id"], v["reason"]) for v in failed] == [(victim, "no pages left")]
-    assert work.done == len(cases.cases) - 1 == len(read_records(path)[1])
+    assert work.done == len(cases.cases) - 1 == len(read_steps(path)[1])
 
 
 def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) -> None:
@@ -193,6 +201,38 @@ def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) ->
         assert case_ids(log.lines) == {v["case"]["id"] for v in lines}
     with pytest.raises(RecordError, match="line 1: measured with commit 'a', this is 'b'"):
         RecordLog(path, HEADER | {"commit": "b"}, same=SAME_RUN)
+
+
+def test_a_command_continues_its_file_and_other_ranks_write_nothing(
+    cases: CaseFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, path = replace(cases, cases=cases.cases[:6]), tmp_path / "steps.jsonl"
+    monkeypatch.setattr("calibration.validate.run.StepRuntime", FakeRuntime)
+    monkeypatch.setattr("runtime.provenance", lambda command: HEADER | {"command": command})
+
+    def timed(cases: CaseFile) -> str:
+        return time_cases(cases, path, command=["run"], seconds=60.0)
+
+    monkeypatch.setenv("RANK", "1")
+    assert timed(few).startswith("6 cases timed") and not path.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert timed(replace(few, cases=few.cases[:2])).startswith("2 cases timed")
+    assert timed(few) == "4 cases timed, 0 failed, 0 left, 2 done before"
+    header, records = read_steps(path)
+    assert header["command"] == ["run"] and header["trials"] == "capturing stream"
+    assert sorted(record.case.id for record in records) == sorted(c.id for c in few.cases)
+
+
+def test_a_pair_is_benched_in_its_catalog_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("runtime.StepBench", lambda *shapes, tp: made.append((*shapes, tp)))
+    StepRuntime().bench(("llama-2-7b", "tinyllama-1.1b", 2))
+    StepRuntime().bench(("qwen2.5-7b", None, 1))
+    (target, draft, tp), (alone, no_draft, _) = made
+    assert (target.name, draft.name, tp) == ("llama-2-7b", "tinyllama-1.1b", 2)
+    assert draft.kv_heads == catalog.model("tinyllama-1.1b").kv_heads
+    assert alone.qkv_bias and no_draft is None
+    assert min(shape.max_context_tokens for shape in (target, draft, alone)) >= 2 * CONTEXT[1]
 
 
 def test_the_cases_are_listed_without_a_gpu(

@@ -131,7 +131,8 @@ def test_time_never_falls_as_batch_context_or_query_grow(
     rank: Rank, at: dict[str, int], name: str, more: int
 ) -> None:
     """But for a runtime that cuts KV anew for every shape: attention over 2,048 tokens took 61.0 us
-    for 22 sequences and 53.3 for 23 on an H200 (kernels-h200-attention.jsonl, 32 heads of 128 over 8), and
+    for 22 sequences and 53.3 for 23 on an H200 (32 heads of 128 over 8:
+    kernels-h200-attention.jsonl), and
     60.3 and 52.5 in another run (kernels-h200.jsonl)."""
     before = forward_pass(rank, **at).total_s
     after = forward_pass(rank, **(at | {name: at[name] + more})).total_s
