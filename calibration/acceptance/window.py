@@ -59,13 +59,11 @@ class Task:
     def __post_init__(self) -> None:
         if self.gamma < 1 or self.scored_tokens < 1 or self.scored_tokens % self.gamma:
             raise InputError(
-                f"{self.scored_tokens} scored tokens are no multiple of gamma={self.gamma}; a "
+                f"{self.scored_tokens} scored tokens are not a multiple of gamma={self.gamma}; a "
                 f"window is scored in whole rounds"
             )
         if not self.temperature > 0:
-            raise InputError(
-                "temperature must be above 0; greedy agreement is measured beside it anyway"
-            )
+            raise InputError("temperature must be above 0; greedy agreement is measured too")
 
     @property
     def rounds(self) -> int:
@@ -116,7 +114,7 @@ class CachedText:
 
     def queries(self, count: int) -> list[Tensor]:
         """Per layer, the last `count` queries of the context."""
-        return [] if self._seen is None else [kept[-count:] for kept in self._seen.of(0)]
+        return [] if self._seen is None else [queries[-count:] for queries in self._seen.of(0)]
 
     def draft_hidden(self, view: DraftView) -> tuple[Tensor, float]:
         """The draft's hidden states at the scored positions (scored, hidden), and tokens read."""
@@ -182,10 +180,10 @@ class CachedText:
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
         """Rounds that may share a pass without gathering more than the task allows."""
         config, gamma = self.decoder.config, self.task.gamma
-        whole = starts[-1] + gamma
+        text = starts[-1] + gamma
         # SnapKV's view grows by all that was generated since the prompt.
-        kept = whole if view.kv_budget is None else view.kv_budget + self.task.scored_tokens
-        tokens = min(whole, kept + gamma)
+        read = text if view.kv_budget is None else view.kv_budget + self.task.scored_tokens
+        tokens = min(text, read + gamma)
         per_token = 4 * self.decoder.kv_heads * config.head_dim * 2 * self.decoder.dtype.itemsize
         per_token += 3 * self.decoder.query_heads * gamma * 4
         count = max(1, int(self.task.read_bytes / (tokens * per_token)))
@@ -309,7 +307,7 @@ class Scores:
     def record(
         self, window: Window, view: DraftView, task: Task, *, read_tokens: float, nll: float
     ) -> Record:
-        """The sums that a record keeps."""
+        """The record of these scores: sums over the rounds."""
         overlap = self.overlap.double().cpu()
         by_round = overlap.view(task.rounds, task.gamma)
         ratio = self.ratio.double().cpu().view_as(by_round)
@@ -342,17 +340,17 @@ def compare_rows(
     rows: Tensor, decoder: Decoder, hidden: Tensor, following: Tensor, task: Task
 ) -> Scores:
     """The draft's distributions against the target's rows (scored, vocab), a part at a time."""
-    parts = zip(rows.split(LOGIT_ROWS), hidden.split(LOGIT_ROWS), following.split(LOGIT_ROWS),
-                strict=True)  # fmt: skip
-    found = []
+    columns = (rows, hidden, following)
+    parts = zip(*(column.split(LOGIT_ROWS) for column in columns), strict=True)
+    results = []
     for p, states, tokens in parts:
         q = probability_rows(decoder, states, task.temperature)
         of_text = [side.gather(1, tokens[:, None])[:, 0] for side in (q, p)]
         ratio = (of_text[0] / of_text[1].clamp(min=1e-30)).clamp(max=1.0)
         # A softmax of float32 sums to 1 only to 1e-5: a chance stays at most 1.
         overlap = torch.minimum(p, q).sum(-1, dtype=torch.float64).clamp(max=1.0)
-        found.append((overlap, ratio, p.argmax(-1) == q.argmax(-1)))
-    return Scores(*(torch.cat(column) for column in zip(*found, strict=True)))
+        results.append((overlap, ratio, p.argmax(-1) == q.argmax(-1)))
+    return Scores(*(torch.cat(column) for column in zip(*results, strict=True)))
 
 
 def _sums(by_round: Tensor) -> tuple[float, ...]:

@@ -228,8 +228,8 @@ def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
 def block_knots(most: float) -> Array:
     """Blocks per multiprocessor: even steps in the logarithm, either side of each whole number."""
     even = np.exp(np.arange(np.log(0.03), np.log(1.1 * most), BLOCK_STEP))
-    whole = np.arange(1.0, 9.0)
-    return np.unique(np.round(np.concatenate([even, whole, whole * 1.008]), 4))
+    integers = np.arange(1.0, 9.0)
+    return np.unique(np.round(np.concatenate([even, integers, integers * 1.008]), 4))
 
 
 def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> Cut:

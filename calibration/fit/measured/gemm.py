@@ -86,7 +86,7 @@ def fit_gemm(
     records : sequence of KernelRecord
         Of op "gemm"; `missing_gemm` must have returned None.
     table : GemmCurve
-        The curve that the ratios are to, without own products.
+        The public curve that times are divided by.
     """
     by_shape = {
         shape: rows

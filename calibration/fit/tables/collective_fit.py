@@ -29,8 +29,12 @@ ELEMENT_BYTES = 2.0  # half, bf16
 RANKS = (2, 4, 8)
 SMALL_BYTES = 1024.0  # latency is read here and below
 LARGE_BYTES = 64e6  # rate is read here and above
-SERIES = (("all_reduce", "nccl"), ("all_gather", "nccl"), ("all_reduce", "custom"),
-          ("all_reduce", "custom_eager"))  # fmt: skip
+SERIES = (
+    ("all_reduce", "nccl"),
+    ("all_gather", "nccl"),
+    ("all_reduce", "custom"),
+    ("all_reduce", "custom_eager"),
+)
 HEADER = """\
 Collective times between the GPUs of one node, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/collectives.py.
