@@ -107,7 +107,7 @@ def test_an_import_is_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--draft-policy", "quest"], "use some of full, streamingllm, snapkv"),
         (["--kv-budget", "many"], "whole numbers"),
         (["--kv-budget", "8"], "too small"),
-        (["--gamma", "5"], "no multiple of gamma"),
+        (["--gamma", "5"], "not a multiple of gamma"),
         (["--temperature", "0"], "temperature must be above 0"),
         (["--positions", "odd"], "use some of absolute, relative"),
         (["--device", "tpu"], "use cpu or cuda"),
