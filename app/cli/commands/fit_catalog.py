@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from app.cli.output import write_files
-
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Catalog to write into.")]
 
 
@@ -24,6 +22,7 @@ def fit_tables(
     ] = None,
 ) -> None:
     """Fit products, attention and collectives to public kernel tables; print the errors."""
+    from app.cli.output import write_files
     from calibration.fit import fit_public_tables
 
     for report in fit_public_tables(tables, gpu or ()):
@@ -33,6 +32,7 @@ def fit_tables(
 
 def fit_published(output: Output) -> None:
     """Fit MagicDec's engine profile and the acceptance curves to published figures."""
+    from app.cli.output import write_files
     from calibration.acceptance import fit_published_curves
     from calibration.fit import fit_published_engine
 
