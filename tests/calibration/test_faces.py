@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def test_a_command_needs_only_the_packages_of_its_part() -> None:
         [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_data_file_that_the_wheel_should_hold_exists() -> None:
+    settings = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = settings["tool"]["setuptools"]["package-data"]["calibration"]
+    assert all(list(ROOT.glob(pattern)) for pattern in shipped)
