@@ -231,7 +231,7 @@ def _resamples(windows: int) -> Floats:
 
 
 def default_of(view: DraftView) -> DraftView:
-    """The view with its policy's settings as `runtime/bench/options.py` has them by default."""
+    """The view with its policy's settings as `runtime/bench/plan.py` has them by default."""
     if view.policy == "streamingllm":
         return replace(view, sink=16, positions="absolute")
     if view.policy == "snapkv":
