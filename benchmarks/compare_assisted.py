@@ -155,7 +155,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
     import torch
 
     from runtime import ALONE, BatchShape, EngineSetup, Model, Ranks, build_engine, read_config
-    from runtime.bench.options import RunPlan
+    from runtime.bench.plan import DraftPlan
 
     models = [Model(config=read_config(folder), folder=folder) for folder in folders]
     device = torch.device(options.device)
@@ -166,7 +166,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
     }
     found = []
     for who, (draft, policy) in ways.items():
-        plan = RunPlan(
+        plan = DraftPlan(
             draft=draft,
             policy=policy,
             gamma=0 if draft == "none" else options.gamma,
@@ -230,11 +230,12 @@ def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
     from runtime import read_config
     from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
-    lengths = {"batch": 1, "prefix_tokens": options.prefix_tokens}
+    lengths = {"batch": 1, "prompt_tokens": options.prefix_tokens}
+    vocab = read_config(folder).vocab
     if options.input is None:
-        vocab = read_config(folder).vocab
         return random_prompts(**lengths, vocab=vocab, seed=options.seed)[0]
-    return read_prompts(options.input, **lengths, tokenizer=TextTokenizer(folder))[0]
+    tokenizer = TextTokenizer(folder)
+    return read_prompts(options.input, **lengths, tokenizer=tokenizer, vocab=vocab)[0]
 
 
 def compare(options: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:

@@ -1,35 +1,47 @@
-"""`DecoderConfig`: what a `config.json` says of a decoder, or a bare shape for random weights."""
+"""`DecoderConfig`: the decoder that transformers would build from a folder, or a bare shape.
+
+transformers reads `config.json` and `generation_config.json` (`AutoConfig`, `GenerationConfig`), so
+that defaults and old spellings are its own; what this runtime does not compute is refused by name,
+never ignored. `perfmodel.specs.hf_config` follows the same rule without transformers, and
+`tests/test_config_truth.py` holds both to it.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.config_fields import (
+    FAMILIES,
+    check_fields,
+    is_token_list,
+    one_line,
+    read_json_object,
+)
 from runtime.contracts import ModelShape
 from runtime.errors import InputError
-
-ROPE_KINDS = ("default", "linear", "llama3")
-# model_type -> (architecture, qkv bias, QK-norm, KV heads where the config is silent)
-FAMILIES: dict[str, tuple[str, bool, bool, int | None]] = {
-    "llama": ("LlamaForCausalLM", False, False, None),
-    "mistral": ("MistralForCausalLM", False, False, 8),
-    "qwen2": ("Qwen2ForCausalLM", True, False, 32),
-    "qwen3": ("Qwen3ForCausalLM", False, True, 32),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """How a model stretches its rotary frequencies (Llama 3.1's form has the last three)."""
+    """How a model stretches its rotary frequencies; each kind reads the fields that it needs.
+
+    "llama3" reads the frequency factors, "yarn" the rotations between which it blends (`beta_slow`
+    and `beta_fast`), whether it rounds those bounds, and what it multiplies queries and keys by.
+    """
 
     kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_tokens: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +63,7 @@ class DecoderConfig:
     sliding_window_tokens: int | None = None
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling = RopeScaling()
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = 1e-6  # transformers' default
     eos_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,130 +115,159 @@ def config_of_shape(shape: ModelShape) -> DecoderConfig:
 
 def hf_config(shape: ModelShape) -> dict[str, Any]:
     """The `config.json` fields that `read_config` turns back into this shape."""
-    family = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    if shape.sliding_window_tokens is not None:
+    config = shape if isinstance(shape, DecoderConfig) else config_of_shape(shape)
+    window, rope = config.sliding_window_tokens, config.rope_scaling
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    if family == "llama" and window is not None:
         family = "mistral"
-    return {
+    fields = {
         "model_type": family,
-        "architectures": [FAMILIES[family][0]],
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "num_attention_heads": shape.query_heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.ffn_hidden,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": shape.max_context_tokens,
-        "tie_word_embeddings": shape.tied_embeddings,
-        "sliding_window": shape.sliding_window_tokens,
-        "rope_theta": shape.rope_theta,
-        "rms_norm_eps": 1e-5,
+        "architectures": [FAMILIES[family]],
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.hidden,
+        "num_attention_heads": config.query_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_hidden,
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.max_context_tokens,
+        "tie_word_embeddings": config.tied_embeddings,
+        "sliding_window": window,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_epsilon,
+        "eos_token_id": list(config.eos_tokens) or None,
     }
+    if window is not None and family != "mistral":
+        fields |= {"use_sliding_window": True, "max_window_layers": 0}
+    if rope.kind != "default":
+        fields["rope_scaling"] = _rope_fields(rope)
+    return fields
+
+
+def _rope_fields(rope: RopeScaling) -> dict[str, Any]:
+    fields = {"rope_type": rope.kind, "factor": rope.factor}
+    fields["original_max_position_embeddings"] = rope.original_context_tokens
+    names = {
+        "llama3": ("low_freq_factor", "high_freq_factor"),
+        "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
+    }.get(rope.kind, ())
+    return fields | {name: getattr(rope, name) for name in names}
+
+
+# ---- what transformers reads --------------------------------------------------------------------
 
 
 def read_config(path: Path) -> DecoderConfig:
     """The decoder that a model's folder, or its `config.json`, describes.
 
+    End tokens are those of `generation_config.json` where the folder has one.
+
     Raises
     ------
     InputError
-        In one line: no such file, not JSON, or a field that this runtime does not support.
+        In one line: no such file, not JSON, a field that this runtime does not support, or what
+        transformers refuses.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not a JSON file ({type(error).__name__})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{file}: a config.json is an object of fields")
     name = path.name if path.is_dir() else path.parent.name
-    return config_from_fields(fields, name=name)
-
-
-def config_from_fields(fields: Mapping[str, Any], *, name: str) -> DecoderConfig:
-    """The decoder that transformers would build from these `config.json` fields."""
-    model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"{name}: model_type={model_type!r} is not supported; use one of {', '.join(FAMILIES)}"
-        )
-    _, qkv_bias, qk_norm, silent_kv_heads = FAMILIES[model_type]
-    _refuse_unsupported(fields, name)
-    hidden, heads = _count(fields, "hidden_size", name), _count(fields, "num_attention_heads", name)
-    kv_heads = fields.get("num_key_value_heads", silent_kv_heads) or heads
-    head_dim = fields.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads)
-    theta, scaling = _rope(fields, name)
+    fields = read_json_object(file)
+    check_fields(fields, file, name)
+    config = _from_transformers("AutoConfig", file, name)
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    theta, scaling = _rope(config)
     return DecoderConfig(
         name=name,
-        layers=_count(fields, "num_hidden_layers", name),
+        layers=config.num_hidden_layers,
         hidden=hidden,
         query_heads=heads,
-        kv_heads=int(kv_heads),
-        head_dim=int(head_dim),
-        ffn_hidden=_count(fields, "intermediate_size", name),
-        vocab=_count(fields, "vocab_size", name),
-        max_context_tokens=int(fields.get("max_position_embeddings", 2048)),
-        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        sliding_window_tokens=_sliding_window(fields, model_type, name),
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        ffn_hidden=config.intermediate_size,
+        vocab=config.vocab_size,
+        max_context_tokens=_max_context(config.max_position_embeddings, scaling),
+        tied_embeddings=config.tie_word_embeddings,
+        qkv_bias=fields["model_type"] == "qwen2",
+        qk_norm=fields["model_type"] == "qwen3",
+        sliding_window_tokens=_window(config, name),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_epsilon=float(fields.get("rms_norm_eps", 1e-6)),
-        eos_tokens=_eos(fields.get("eos_token_id")),
+        norm_epsilon=config.rms_norm_eps,
+        eos_tokens=_eos_tokens(config, file.parent, name),
     )
 
 
-def _refuse_unsupported(fields: Mapping[str, Any], name: str) -> None:
-    for field in ("quantization_config", "num_experts", "num_local_experts", "kv_lora_rank",
-                  "attention_bias", "mlp_bias", "text_config"):  # fmt: skip
-        if fields.get(field):
-            raise InputError(f"{name}: {field} is not supported by this runtime")
-    if fields.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{name}: hidden_act={fields['hidden_act']!r} is not supported; use silu")
+def _from_transformers(loader: str, place: Path, name: str) -> Any:
+    """A config class's object; importing transformers takes seconds, so only here."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError("reading a model's folder needs transformers: install it") from error
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what it warns of is refused here or harmless
+    try:
+        return getattr(transformers, loader).from_pretrained(place, local_files_only=True)
+    except Exception as error:  # whatever its classes raise for values of a wrong type
+        raise InputError(f"{name}: transformers refuses it ({one_line(error)})") from error
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
-def _sliding_window(fields: Mapping[str, Any], model_type: str, name: str) -> int | None:
-    window = fields.get("sliding_window")
-    if window is None or model_type == "llama":
+def _window(config: Any, name: str) -> int | None:
+    """The window of every layer, or None; layers that differ are refused."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"]
+    if len(set(kinds)) > 1 or kinds[0] not in ("full_attention", "sliding_attention"):
+        raise InputError(f"{name}: layer_types mixes kinds of attention; all layers must be alike")
+    if kinds[0] == "full_attention":
         return None
-    if model_type == "mistral":
-        return int(window)
-    if fields.get("use_sliding_window"):
-        raise InputError(f"{name}: use_sliding_window (layers that differ) is not supported")
-    return None
+    if window is None:
+        raise InputError(f"{name}: layer_types slide, but the other fields give no window")
+    return int(window)
 
 
-def _rope(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling]:
-    inner = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = float(inner.get("rope_theta", fields.get("rope_theta", 10_000.0)))
-    kind = inner.get("rope_type", inner.get("type", "default"))
-    if kind not in ROPE_KINDS:
-        raise InputError(
-            f"{name}: rope type {kind!r} is not supported; use {', '.join(ROPE_KINDS)}"
-        )
+def _rope(config: Any) -> tuple[float, RopeScaling]:
+    """Rotary base and scaling, where transformers 5 or 4 keeps them."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    theta = float(rope.get("rope_theta", getattr(config, "rope_theta", 10_000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, RopeScaling()
-    scaling = RopeScaling(
-        kind=kind,
-        factor=float(inner["factor"]),
-        low_freq_factor=float(inner.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(inner.get("high_freq_factor", 4.0)),
-        original_context_tokens=int(inner.get("original_max_position_embeddings", 8192)),
-    )
-    return theta, scaling
+    factor, stated = rope["factor"], config.max_position_embeddings
+    original = rope.get("original_max_position_embeddings", stated)
+    names: tuple[str, ...] = ()
+    if kind == "llama3":
+        names = ("low_freq_factor", "high_freq_factor")
+    elif kind == "yarn":
+        names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+        rope = {"attention_factor": None, **rope}
+        if rope["attention_factor"] is None:
+            rope["attention_factor"] = _yarn_factor(rope, factor)
+    more = {name: rope[name] for name in names if rope.get(name) is not None}
+    return theta, RopeScaling(kind=kind, factor=factor, original_context_tokens=original, **more)
 
 
-def _eos(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _yarn_factor(rope: Mapping[str, Any], factor: float) -> float:
+    """What YaRN multiplies queries and keys by (arXiv 2309.00071), or DeepSeek's two scales."""
+    log = 0.1 * math.log(factor)
+    part, whole = rope.get("mscale"), rope.get("mscale_all_dim")
+    return (part * log + 1) / (whole * log + 1) if part and whole else log + 1
 
 
-def _count(fields: Mapping[str, Any], field: str, name: str) -> int:
-    value = fields.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}: {field}={value!r} must be a positive whole number")
-    return value
+def _max_context(stated: int, scaling: RopeScaling) -> int:
+    """Linear scaling and YaRN stretch the original context, as in `perfmodel.specs.hf_config`."""
+    if scaling.kind in ("linear", "yarn"):
+        return max(stated, int(scaling.factor * scaling.original_context_tokens))
+    return stated
+
+
+def _eos_tokens(config: Any, folder: Path, name: str) -> tuple[int, ...]:
+    """As `generate` of transformers has it: those of config.json only without the other file."""
+    if (folder / "generation_config.json").is_file():
+        config = _from_transformers("GenerationConfig", folder, f"{name}: generation_config.json")
+    value = config.eos_token_id
+    if not is_token_list(value):
+        raise InputError(f"{name}: eos_token_id={value!r:.60} must be whole numbers")
+    return tuple(value if isinstance(value, list) else [] if value is None else [value])

@@ -18,7 +18,7 @@ _FIELDS: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2,
     "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "intermediate_size": 48, "vocab_size": VOCAB, "max_position_embeddings": 4096,
-    "tie_word_embeddings": True, "rope_theta": 10_000.0, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "rope_theta": 10_000.0, "rms_norm_eps": 1e-5, "eos_token_id": None,
 }  # fmt: skip
 
 

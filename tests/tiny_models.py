@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runtime.bench.options import RunPlan
+from runtime.bench.plan import DraftPlan
 from runtime.config import DecoderConfig, RopeScaling
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.engine.engine import Engine
@@ -39,7 +39,7 @@ FAMILIES = {
     "tinyllama": DecoderConfig(
         name="tinyllama",
         **{**_SHAPE, "kv_heads": 1},
-        rope_scaling=RopeScaling(kind="linear", factor=2.0),
+        rope_scaling=RopeScaling(kind="linear", factor=2.0, original_context_tokens=256),
     ),
     "mistral": DecoderConfig(name="mistral", **_SHAPE, sliding_window_tokens=24),
     "qwen2.5": DecoderConfig(name="qwen2.5", **_SHAPE, qkv_bias=True, rope_theta=1e6),
@@ -84,7 +84,7 @@ def build(case: Case) -> Engine:
     who, _, policy = case.draft.partition("-")
     target = FAMILIES[case.family]
     draft = {"small": Model(config=SMALL, seed=7), "near": Model(config=target, seed=case.seed)}
-    plan = RunPlan(
+    plan = DraftPlan(
         draft=who,
         policy=policy or "full",
         gamma=case.gamma,

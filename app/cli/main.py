@@ -15,9 +15,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.cli.commands.run import run_app
 from app.cli.declare_acceptance import calibrate
 from app.cli.declare_validate import validate
-from app.cli.options import with_scenario_flags
+from app.cli.options import ScenarioFile, with_scenario_flags
 
 app = typer.Typer(
     name="specroof",
@@ -26,15 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ScenarioFile = Annotated[
-    str | None,
-    typer.Option(
-        "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario TOML, or the name of one in the catalog; flags override it.",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
 
 
@@ -298,69 +290,7 @@ def explore(
 
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(validate, name="validate")
-
-
-run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
-# The engine's own parser reads these flags, and `python -m runtime.bench` the same.
-ENGINE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-@run_app.command("baseline", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_baseline(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Decode plainly, one token a pass."""
-    from app.cli.commands import run as command
-
-    raise typer.Exit(command.run_mode("baseline", context.args, scenario))
-
-
-@run_app.command("standalone", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_standalone(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Speculate with a smaller model as draft."""
-    from app.cli.commands import run as command
-
-    raise typer.Exit(command.run_mode("standalone", context.args, scenario))
-
-
-@run_app.command("selfspec", context_settings=ENGINE_FLAGS, add_help_option=False)
-def run_selfspec(context: typer.Context, scenario: ScenarioFile = None) -> None:
-    """Speculate with the target itself, reading part of its cache."""
-    from app.cli.commands import run as command
-
-    raise typer.Exit(command.run_mode("selfspec", context.args, scenario))
-
-
-@run_app.command("download")
-def run_download(
-    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
-    token: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
-    ] = "HF_TOKEN",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-) -> None:
-    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
-    from app.cli.commands import run as command
-
-    command.run_download(model, output, token_variable=token, revision=revision)
-
-
-@run_app.command("bench")
-def run_bench(
-    model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
-    ] = None,
-    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines, a case each.")
-    ] = None,
-) -> None:
-    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
-    from app.cli.commands import run as command
-
-    names = model or ["llama-3.1-8b", "llama-2-7b"]
-    raise typer.Exit(command.run_bench(names, tp=tp, repeats=repeats, output=output))
 
 
 def run(arguments: list[str]) -> int:

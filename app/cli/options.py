@@ -10,10 +10,19 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+ScenarioFile = Annotated[
+    str | None,
+    typer.Option(
+        "--scenario",
+        metavar="FILE|NAME",
+        help="Scenario TOML, or the name of one in the catalog; flags override it.",
+        show_default=False,
+    ),
+]
 # Flags of earlier versions, by the name that replaced them; `perfmodel.FORMER_NAMES` reversed.
 FORMER_FLAGS = {"prompt_tokens": "--prefix-tokens"}
 # name: (metavar, help, help panel)

@@ -238,7 +238,7 @@ def _resamples(windows: int) -> Floats:
 
 
 def default_of(view: DraftView) -> DraftView:
-    """The view with the default settings of its policy in `runtime/bench/options.py`."""
+    """The view with the default settings of its policy in `runtime/bench/plan.py`."""
     if view.policy == "streamingllm":
         return replace(view, sink=16, positions="absolute")
     if view.policy == "snapkv":

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfmodel.catalog._config_file import read_hf_config
 from perfmodel.catalog._schema import (
     check_keys,
     count_entry,
@@ -22,7 +23,7 @@ from perfmodel.catalog._schema import (
 )
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
-from perfmodel.specs.hf_config import from_hf_config, one_line, read_hf_config, shown
+from perfmodel.specs.hf_config import from_hf_config, one_line, shown
 from perfmodel.specs.model import ModelSpec
 
 if TYPE_CHECKING:

@@ -1,70 +1,164 @@
 """A Hugging Face `config.json` of a dense Llama-, Mistral- or Qwen-family model as `ModelSpec`.
 
-What transformers would build decides: a missing field takes the default of that model type's
-configuration class. A field that changes the arithmetic and is not modelled is refused by name,
-never ignored.
+The rule is transformers': a missing field takes the default of that model type's configuration
+class, a null or a wrong type is refused where that class refuses it. A field that changes the
+mathematics and is not modelled is refused by name, never ignored. `runtime.config` follows the same
+rule; `tests/test_config_truth.py` holds both to transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perfmodel.errors import ConfigError
 from perfmodel.specs.model import ModelSpec
 
-MAX_CONFIG_BYTES = 1_000_000
-_MAX_COUNT = 10**9
 _MAX_SHOWN = 60
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Family:
-    """What a model type implies where its config is silent (transformers 4.57's defaults)."""
-
-    architecture: str
-    kv_heads: int | None = None  # None: as many as query heads
-    head_dim: int | None = None  # None: hidden_size / num_attention_heads
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    windowed: bool = False  # reads sliding_window
-    window_switch: bool = False  # ... but only where use_sliding_window says so
-
-
-_FAMILIES = {
-    "llama": _Family(architecture="LlamaForCausalLM"),
-    "mistral": _Family(architecture="MistralForCausalLM", kv_heads=8, windowed=True),
-    "qwen2": _Family(architecture="Qwen2ForCausalLM", kv_heads=32, qkv_bias=True, windowed=True,
-                     window_switch=True),
-    "qwen3": _Family(architecture="Qwen3ForCausalLM", kv_heads=32, head_dim=128, qk_norm=True,
-                     windowed=True, window_switch=True),
+# Fields that change the mathematics, by what is supported instead.
+_REFUSED = {
+    "only unquantised configs; choose the weight dtype in the scenario":
+        "quantization_config compression_config",
+    "only dense MLPs, no mixture of experts":
+        "num_experts num_local_experts n_routed_experts moe_intermediate_size",
+    "only multi-head and grouped-query attention, no latent attention": "kv_lora_rank q_lora_rank",
+    "only text models with their fields at the top level": "text_config vision_config audio_config",
+    "only attention, residuals and logits at their usual scale, uncapped":
+        "attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth "
+        "logits_scaling logit_scale query_pre_attn_scalar attn_logit_softcapping "
+        "final_logit_softcapping attn_temperature_tuning",
+    "only the q, k, v bias that model_type qwen2 implies": "attention_bias qkv_bias",
+    "only the query and key norms that model_type qwen3 implies": "use_qk_norm qk_layernorm",
+    "only MLPs without bias": "mlp_bias",
+    "only rotary positions, over the whole head and in every layer":
+        "alibi partial_rotary_factor no_rope_layers no_rope_layer_interval",
+    "only the one inside rope_scaling or rope_parameters": "original_max_position_embeddings",
+    "only full or sliding-window attention": "attention_chunk_size clip_qkv",
+    "only sequential layers that are all alike, each with its KV cache":
+        "use_parallel_residual num_kv_shared_layers block_configs per_layer_config "
+        "num_nextn_predict_layers",
+    "only decoders": "is_encoder_decoder add_cross_attention",
 }  # fmt: skip
+REFUSED_FIELDS = {name: text for text, names in _REFUSED.items() for name in names.split()}
+# Factors, which change nothing at 1; objects change nothing at null, others at null, false or 0.
+NEUTRAL_AT_ONE = frozenset(
+    ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling", "logit_scale",
+     "partial_rotary_factor")
+)  # fmt: skip
 
-# Fields that change the arithmetic, and what this model takes them to mean.
-_NOT_MODELLED = {
-    "quantization_config": "only unquantised configs; choose the weight dtype in the scenario",
-    "compression_config": "only unquantised configs; choose the weight dtype in the scenario",
-    "num_experts": "only dense MLPs, no mixture of experts",
-    "num_local_experts": "only dense MLPs, no mixture of experts",
-    "n_routed_experts": "only dense MLPs, no mixture of experts",
-    "moe_intermediate_size": "only dense MLPs, no mixture of experts",
-    "kv_lora_rank": "only multi-head and grouped-query attention, no latent attention",
-    "q_lora_rank": "only multi-head and grouped-query attention, no latent attention",
-    "attention_bias": "only the q, k, v bias that model_type qwen2 implies",
-    "mlp_bias": "only MLPs without bias",
-    "attn_logit_softcapping": "only plain softmax attention",
-    "final_logit_softcapping": "only plain logits",
-    "attention_chunk_size": "only full or sliding-window attention",
-    "num_nextn_predict_layers": "only the decoder itself, no extra prediction layers",
-    "num_kv_shared_layers": "only layers that each hold their own KV cache",
-    "block_configs": "only decoders whose layers are all alike",
-    "text_config": "only text models with their fields at the top level",
-    "vision_config": "only text models",
-    "audio_config": "only text models",
-    "is_encoder_decoder": "only decoders",
-    "add_cross_attention": "only decoders without cross-attention",
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(ge=1, le=10**6)]
+Theta = Annotated[float, Field(gt=1, lt=1e15)]
+Layer = Literal["full_attention", "sliding_attention"]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+_ABSENT: Any = None  # a default that a config may leave out, but not write as null
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _Rope(_Strict):
+    """`rope_scaling` of transformers 4, `rope_parameters` of transformers 5."""
+
+    model_config = ConfigDict(extra="forbid")
+    rope_type: RopeKind = _ABSENT
+    type: RopeKind = _ABSENT
+    rope_theta: Theta = _ABSENT
+    factor: Factor = _ABSENT
+    original_max_position_embeddings: Count = _ABSENT
+    low_freq_factor: Number = _ABSENT
+    high_freq_factor: Number = _ABSENT
+    attention_factor: Number | None = None
+    beta_fast: Number | None = None
+    beta_slow: Number | None = None
+    mscale: Number | None = None
+    mscale_all_dim: Number | None = None
+    truncate: bool = True
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+    finetuned: bool = True
+
+    @property
+    def kind(self) -> str:
+        return self.rope_type or self.type or "default"
+
+
+class _Decoder(_Strict):
+    """What the four configuration classes share; defaults are theirs."""
+
+    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
+    hidden_size: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    vocab_size: Count
+    max_position_embeddings: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: Literal["silu"] = "silu"
+    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: Theta = 10_000.0
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+    sliding_window: Count | None = None
+    layer_types: list[Layer] | None = None
+    torch_dtype: Dtype | None = None
+    dtype: Dtype | None = None
+    eos_token_id: int | list[int] | None = None
+
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window
+
+    @property
+    def first_window_layer(self) -> int:
+        return 0
+
+
+class _Llama(_Decoder):
+    """No window at all: a stated one is refused, for engines differ in what they make of it."""
+
+    sliding_window: None = None
+
+
+class _Mistral(_Decoder):
+    num_key_value_heads: Count = 8
+    sliding_window: Count | None = 4096
+
+
+class _Qwen2(_Decoder):
+    num_key_value_heads: Count | None = 32
+    head_dim: Count = _ABSENT
+    sliding_window: Count | None = 4096
+    use_sliding_window: bool = False
+    max_window_layers: Annotated[int, Field(ge=0, le=10_000)] = 28
+
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window if self.use_sliding_window else None
+
+    @property
+    def first_window_layer(self) -> int:
+        return self.max_window_layers
+
+
+class _Qwen3(_Qwen2):
+    head_dim: Count = 128
+
+
+_FAMILIES: dict[str, tuple[type[_Decoder], str]] = {
+    "llama": (_Llama, "LlamaForCausalLM"),
+    "mistral": (_Mistral, "MistralForCausalLM"),
+    "qwen2": (_Qwen2, "Qwen2ForCausalLM"),
+    "qwen3": (_Qwen3, "Qwen3ForCausalLM"),
 }
 
 
@@ -86,92 +180,37 @@ def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config is an object of fields, not {shown(config)}")
     family = _family(config, name)
-    _refuse_what_is_not_modelled(config, name)
-    layers = _count(config, "num_hidden_layers", name)
-    hidden = _count(config, "hidden_size", name)
-    query_heads = _count(config, "num_attention_heads", name)
+    for field, supported in REFUSED_FIELDS.items():
+        if not _neutral(field, config.get(field)):
+            raise ConfigError(
+                f"{name}: {field}={shown(config[field])} is not supported; "
+                f"supported are {supported}"
+            )
+    try:
+        fields = family.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_first_fault(error)}") from error
+    query_heads = fields.num_attention_heads
     return ModelSpec(
         name=name,
-        layers=layers,
-        hidden=hidden,
+        layers=fields.num_hidden_layers,
+        hidden=fields.hidden_size,
         query_heads=query_heads,
-        kv_heads=_kv_heads(config, family, query_heads, name),
-        head_dim=_head_dim(config, family, hidden, query_heads, name),
-        ffn_hidden=_count(config, "intermediate_size", name),
-        vocab=_count(config, "vocab_size", name),
-        max_context_tokens=_max_context(config, name),
-        tied_embeddings=_flag(config, "tie_word_embeddings", name),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        sliding_window_tokens=_sliding_window(config, family, layers, name),
-        rope_theta=_rope_theta(config, name),
+        kv_heads=fields.num_key_value_heads or query_heads,
+        head_dim=_head_dim(fields, name),
+        ffn_hidden=fields.intermediate_size,
+        vocab=fields.vocab_size,
+        max_context_tokens=_max_context(fields, name),
+        tied_embeddings=fields.tie_word_embeddings,
+        qkv_bias=type(fields) is _Qwen2,
+        qk_norm=type(fields) is _Qwen3,
+        sliding_window_tokens=_window(fields, name),
+        rope_theta=_rope(fields).rope_theta or fields.rope_theta,
         source="config.json",
     )
 
 
-def read_hf_config(path: Path) -> dict[str, Any]:
-    """The fields of a `config.json`, given its path or that of the directory that holds it.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, it exceeds `MAX_CONFIG_BYTES`, or it is not one JSON object in
-        UTF-8 with distinct keys and finite numbers.
-    """
-    import json  # here and not above: the catalog's own models need no JSON
-
-    where = one_line(str(path))
-    text = _read_text(path, where)
-    try:
-        config = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        place = f"{error.msg}, line {error.lineno} column {error.colno}"
-        raise ConfigError(f"{where}: not valid JSON ({one_line(place)})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deeply for a config.json") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: {one_line(str(error))}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where}: a config.json is an object of fields, not {shown(config)}")
-    return config
-
-
-def _read_text(path: Path, where: str) -> str:
-    try:
-        file = path / "config.json" if path.is_dir() else path
-        if not file.is_file():
-            raise ConfigError(f"{where}: no config.json there; give its path or its directory")
-        with file.open("rb") as stream:
-            content = stream.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
-    if len(content) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{where}: over {MAX_CONFIG_BYTES:,} bytes; a config.json is a few kB")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{where}: not UTF-8 text (byte {error.start}); is it weights?"
-        ) from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"key {shown(key)} appears twice; keep one")
-        fields[key] = value
-    return fields
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a JSON number; every field must be finite")
-
-
-# ---- what kind of model it is ---------------------------------------------------------------
-
-
-def _family(config: Mapping[str, Any], name: str) -> _Family:
+def _family(config: Mapping[str, Any], name: str) -> type[_Decoder]:
     supported = ", ".join(_FAMILIES)
     if "model_type" not in config:
         raise ConfigError(f"{name}: model_type is missing; supported are {supported}")
@@ -180,171 +219,110 @@ def _family(config: Mapping[str, Any], name: str) -> _Family:
         raise ConfigError(
             f"{name}: model_type={shown(model_type)} is not supported; use one of {supported}"
         )
-    family = _FAMILIES[model_type]
-    architectures = config.get("architectures")
-    if architectures is not None and architectures != [family.architecture]:
-        stated = architectures
+    family, architecture = _FAMILIES[model_type]
+    stated = config.get("architectures")
+    if stated is not None and stated != [architecture]:
         if isinstance(stated, list) and len(stated) == 1:
             stated = stated[0]
         raise ConfigError(
             f"{name}: architectures={shown(stated)} is not supported for model_type "
-            f"{model_type}; use {family.architecture}"
+            f"{model_type}; use {architecture}"
         )
     return family
 
 
-def _refuse_what_is_not_modelled(config: Mapping[str, Any], name: str) -> None:
-    for field, supported in _NOT_MODELLED.items():
-        value = config.get(field)
-        if value is not None and value is not False and value != 0:
-            raise ConfigError(
-                f"{name}: {field}={shown(value)} is not supported; supported are {supported}"
-            )
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
+def _neutral(field: str, value: object) -> bool:
+    if value is None or field.endswith("_config"):
+        return value is None
+    if field in NEUTRAL_AT_ONE:
+        return value == 1 and not isinstance(value, bool)
+    return value is False or value == 0
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, with the field's name and value."""
+    fault = error.errors(include_url=False)[0]
+    field = " ".join(part for part in fault["loc"][:2] if isinstance(part, str))
+    if fault["type"] == "missing":
+        return f"{field} is missing; is this the model's own config.json?"
+    why = fault["msg"].replace("Input ", "it ", 1)
+    return one_line(f"{field}={shown(fault['input'])} is not supported: {why}", limit=300)
+
+
+def _head_dim(fields: _Decoder, name: str) -> int:
+    hidden, heads = fields.hidden_size, fields.num_attention_heads
+    if hidden % heads and (fields.head_dim is None or isinstance(fields, _Llama)):
+        mend = "state head_dim" if fields.head_dim is None else "transformers refuses that of llama"
         raise ConfigError(
-            f"{name}: hidden_act={shown(activation)} is not supported; use silu (a gated MLP)"
+            f"{name}: hidden_size={hidden} does not split over num_attention_heads={heads}; {mend}"
         )
+    head_dim = fields.head_dim or hidden // heads
+    if head_dim % 2:
+        raise ConfigError(f"{name}: head_dim={head_dim} is odd; rotary positions need pairs")
+    return head_dim
 
 
-def _sliding_window(
-    config: Mapping[str, Any], family: _Family, layers: int, name: str
-) -> int | None:
+def _window(fields: _Decoder, name: str) -> int | None:
     """The window that every layer has, or None where attention reads the whole cache."""
-    kind = _layer_kind(config, layers, name)
-    window = _stated_window(config, family, name)
-    if window is not None and family.window_switch:
-        kind = kind or _kind_from_first_window_layer(config, layers, name)
-        window = window if kind == "sliding_attention" else None
-    expected = "full_attention" if window is None else "sliding_attention"
-    if kind not in (None, expected):
+    window, layers, kinds = fields.window, fields.num_hidden_layers, fields.layer_types
+    if isinstance(fields, _Mistral) and "layer_types" in fields.model_fields_set:
         raise ConfigError(
-            f"{name}: layer_types={shown(kind)} contradicts the other fields of this model_type, "
-            f"which give {expected}; mend one of them"
+            f"{name}: layer_types makes a Ministral of a mistral, which is not supported; leave it "
+            f"out"
         )
-    return window
-
-
-def _stated_window(config: Mapping[str, Any], family: _Family, name: str) -> int | None:
-    if not family.windowed:
-        return None
-    if family.window_switch and not _flag(config, "use_sliding_window", name):
-        return None
-    if config.get("sliding_window", 4096) is None:
-        return None
-    return _count(config, "sliding_window", name, default=4096)
-
-
-def _layer_kind(config: Mapping[str, Any], layers: int, name: str) -> str | None:
-    """The kind of attention that `layer_types` gives every layer; None where it is absent."""
-    kinds = config.get("layer_types")
     if kinds is None:
-        return None
-    if not isinstance(kinds, list) or len(kinds) != layers:
+        slides = window is not None and fields.first_window_layer < layers
+        if slides and fields.first_window_layer:
+            raise ConfigError(
+                f"{name}: max_window_layers={fields.first_window_layer} of {layers} layers mixes "
+                f"full and sliding-window attention; supported are 0 (all slide) and {layers} "
+                f"(all full)"
+            )
+        return window if slides else None
+    if len(kinds) != layers:
         raise ConfigError(f"{name}: layer_types is {shown(kinds)}; use a list of {layers}")
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise ConfigError(
-                f"{name}: layer_types holds {shown(kind)}; supported are full_attention or "
-                f"sliding_attention, the same in every layer"
-            )
-        if kind != kinds[0]:
-            raise ConfigError(
-                f"{name}: layer_types mixes full and sliding-window attention; supported is the "
-                f"same kind in every layer"
-            )
-    return str(kinds[0])
-
-
-def _kind_from_first_window_layer(config: Mapping[str, Any], layers: int, name: str) -> str:
-    first = _count(config, "max_window_layers", name, default=28, least=0)
-    if 0 < first < layers:
+    if len(set(kinds)) > 1:
         raise ConfigError(
-            f"{name}: max_window_layers={first} of {layers} layers mixes full and sliding-window "
-            f"attention; supported are 0 (all slide) and {layers} (all full)"
+            f"{name}: layer_types mixes full and sliding-window attention; supported is the same "
+            f"kind in every layer"
         )
-    return "sliding_attention" if first == 0 else "full_attention"
-
-
-# ---- single fields --------------------------------------------------------------------------
-
-
-def _kv_heads(config: Mapping[str, Any], family: _Family, query_heads: int, name: str) -> int:
-    if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
-        return query_heads
-    default = family.kv_heads or query_heads
-    return _count(config, "num_key_value_heads", name, default=default)
-
-
-def _head_dim(
-    config: Mapping[str, Any], family: _Family, hidden: int, query_heads: int, name: str
-) -> int:
-    stated = config.get("head_dim")
-    if stated is not None or ("head_dim" not in config and family.head_dim):
-        return _count(config, "head_dim", name, default=family.head_dim)
-    if hidden % query_heads:
+    slides = kinds[0] == "sliding_attention"
+    if slides and window is None:
         raise ConfigError(
-            f"{name}: hidden_size={hidden} does not split over num_attention_heads={query_heads}; "
-            f"state head_dim"
+            f"{name}: layer_types={kinds[0]} contradicts the other fields, which give no window; "
+            f"mend one of them"
         )
-    return hidden // query_heads
+    return window if slides else None
 
 
-def _max_context(config: Mapping[str, Any], name: str) -> int:
-    """The stated context; where YaRN stretches a shorter one, factor times the original."""
-    stated = _count(config, "max_position_embeddings", name)
-    for field in ("rope_parameters", "rope_scaling"):
-        rope = _rope_fields(config, field, name)
-        if rope.get("rope_type", rope.get("type")) == "yarn":
-            original = _count(rope, "original_max_position_embeddings", name, default=stated)
-            factor = rope.get("factor")
-            if not _is_number(factor) or not 1 <= factor <= _MAX_COUNT:
-                raise ConfigError(f"{name}: {field} factor={shown(factor)} must be at least 1")
-            return max(stated, int(factor * original))
-    return stated
+def _rope(fields: _Decoder) -> _Rope:
+    """The rotary scaling in force: transformers takes `rope_scaling` where both are stated."""
+    for rope in (fields.rope_scaling, fields.rope_parameters):
+        if rope is not None and rope.model_fields_set:
+            return rope
+    return _Rope()
 
 
-def _rope_fields(config: Mapping[str, Any], field: str, name: str) -> Mapping[str, Any]:
-    value = config.get(field)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}: {field}={shown(value)} must be an object or null")
-    return value
+def _max_context(fields: _Decoder, name: str) -> int:
+    """The stated context; linear and YaRN scaling stretch the original, by default the stated one.
 
-
-def _rope_theta(config: Mapping[str, Any], name: str) -> float:
-    """The rotary base, at the top level or (transformers 5) inside `rope_parameters`."""
-    inside = _rope_fields(config, "rope_parameters", name)
-    theta = inside.get("rope_theta", config.get("rope_theta", 10_000.0))
-    if not _is_number(theta) or not 0 < theta < 1e15:
-        raise ConfigError(f"{name}: rope_theta={shown(theta)} must be a positive number")
-    return float(theta)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _flag(config: Mapping[str, Any], field: str, name: str) -> bool:
-    value = config.get(field, False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: {field}={shown(value)} must be true or false")
-    return value
-
-
-def _count(
-    config: Mapping[str, Any], field: str, name: str, *, default: int | None = None, least: int = 1
-) -> int:
-    if field not in config and default is None:
-        raise ConfigError(f"{name}: {field} is missing; is this the model's own config.json?")
-    value = config.get(field, default)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= _MAX_COUNT:
-        raise ConfigError(
-            f"{name}: {field}={shown(value)} must be a whole number from {least} to {_MAX_COUNT:,}"
-        )
-    return int(value)
+    A config that states the stretched length, with no original, is taken as stretchable further:
+    vLLM's rule too.
+    """
+    rope, stated = _rope(fields), fields.max_position_embeddings
+    if rope.kind == "default":
+        return stated
+    needed = ("factor", "low_freq_factor", "high_freq_factor")
+    for field in needed if rope.kind == "llama3" else needed[:1]:
+        if getattr(rope, field) is None:
+            raise ConfigError(f"{name}: {field} is missing for rope type {rope.kind}; state it")
+    if rope.kind == "llama3":
+        if rope.low_freq_factor >= rope.high_freq_factor:
+            raise ConfigError(f"{name}: low_freq_factor must be below high_freq_factor")
+        return stated
+    if (rope.beta_fast or 32) < (rope.beta_slow or 1):
+        raise ConfigError(f"{name}: beta_fast must be at least beta_slow")
+    return max(stated, int(rope.factor * (rope.original_max_position_embeddings or stated)))
 
 
 def shown(value: object) -> str:
@@ -357,6 +335,7 @@ def shown(value: object) -> str:
     return one_line(repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value))
 
 
-def one_line(text: str) -> str:
-    printable = "".join(c if c.isprintable() else "?" for c in text[: 4 * _MAX_SHOWN])
-    return printable if len(printable) <= 2 * _MAX_SHOWN else printable[: 2 * _MAX_SHOWN] + "..."
+def one_line(text: str, *, limit: int = 2 * _MAX_SHOWN) -> str:
+    """Printable characters alone, cut to `limit`."""
+    printable = "".join(c if c.isprintable() else "?" for c in text[: 2 * limit])
+    return printable if len(printable) <= limit else printable[:limit] + "..."

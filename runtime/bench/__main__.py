@@ -1,8 +1,6 @@
-"""`python -m runtime.bench`: run the engine over a dataset."""
+"""`python -m runtime.bench PLAN.json`: run the engine on a plan."""
 
-import sys
-
-from runtime.bench.run import main
+from runtime.bench.run import cli
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cli()

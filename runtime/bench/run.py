@@ -1,4 +1,7 @@
-"""One measured run: `python -m runtime.bench MODE ...`, alone, self-launched or under torchrun."""
+"""One measured run: `python -m runtime.bench PLAN.json`, alone, self-launched or under torchrun.
+
+`specroof run MODE ... --write-plan PLAN.json` writes the plan.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,25 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
-from runtime.bench.options import RunOptions, parse_options
+import typer
+
+from runtime.bench.plan import RunPlan, read_model_config
 from runtime.errors import EngineError, InputError
 from runtime.parallel.launch import launch_ranks, run_rank
 
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code."""
+
+def run_file(plan: Path) -> int:
+    """Run the plan in a file, as one rank or as the launcher of all; return the exit code."""
+    if "RANK" in os.environ:
+        return run_rank(lambda: run(RunPlan.read(plan)))
     try:
-        options = parse_options(arguments, program="python -m runtime.bench")
-        if options.tp > 1 and "RANK" not in os.environ:
-            launch_ranks([sys.executable, "-m", "runtime.bench", *arguments], options.tp)
+        ranks = RunPlan.read(plan).tp
+        if ranks > 1:
+            launch_ranks([sys.executable, "-m", "runtime.bench.run", str(plan)], ranks)
             return 0
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -29,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    return run_rank(lambda: run_bench(options, list(arguments)))
+    return run_rank(lambda: run(RunPlan.read(plan)))
 
 
-def run_bench(options: RunOptions, arguments: list[str]) -> None:
+def run(plan: RunPlan) -> None:
     """One rank's part of a run; rank 0 prints.
 
     Raises
@@ -45,80 +54,94 @@ def run_bench(options: RunOptions, arguments: list[str]) -> None:
     from runtime.bench.provenance import provenance
     from runtime.parallel.groups import connect
 
-    torch.set_num_threads(options.threads)
-    device = options.device
+    torch.set_num_threads(plan.threads)
+    device = plan.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with (
-        connect(tp=options.tp, draft_tp=options.draft_ranks, device=device) as ranks,
+        connect(tp=plan.tp, draft_tp=plan.draft_ranks, device=device) as ranks,
         ExitStack() as stack,
     ):
         log = None
-        if ranks.is_root and options.output is not None:
-            log = stack.enter_context(_open(options.output))
-        facts = {"options": _plain(options), "provenance": provenance(arguments)}
+        if ranks.is_root and plan.output is not None:
+            log = stack.enter_context(_open(plan.output))
+        fields = plan.as_dict()
+        facts = {"provenance": provenance(fields.pop("command")), "plan": fields}
         _write(log, facts)
-        report = _Run(options, ranks).report(log)
+        report = _Run(plan, ranks).report(log)
         _write(log, {"summary": report})
         if ranks.is_root:
-            _print(options, {**facts, **report})
+            for note in report["notes"]:
+                print(f"note: {note}", file=sys.stderr)
+            _print(plan, {**facts, **report})
 
 
 class _Run:
     """One rank's run, from models to report."""
 
-    def __init__(self, options: RunOptions, ranks: Any) -> None:
-        from runtime.config import read_config
+    def __init__(self, plan: RunPlan, ranks: Any) -> None:
         from runtime.engine.build import Model
         from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
-        self.options, self.ranks = options, ranks
-        seeds = (options.seed, options.seed + 1)
+        self.plan, self.ranks = plan, ranks
+        seeds = (plan.seed, plan.seed + 1)
         self.models = [
             Model(
-                config=read_config(path), seed=seed, folder=None if options.random_weights else path
+                config=read_model_config(path, plan.configs),
+                seed=seed,
+                folder=None if plan.random_weights else path,
             )
-            for path, seed in zip((options.model, options.draft), seeds, strict=True)
+            for path, seed in zip((plan.model, plan.draft), seeds, strict=True)
             if path is not None
         ]
         self.config = self.models[0].config
-        lengths = {"batch": options.batch, "prefix_tokens": options.prefix_tokens}
+        lengths = {"batch": plan.batch, "prompt_tokens": plan.prompt_tokens}
         self.tokenizer = None
-        if options.input is not None or options.print_output:
-            self.tokenizer = TextTokenizer(options.model)
-        if options.input is None or self.tokenizer is None:
-            self.prompts = random_prompts(**lengths, vocab=self.config.vocab, seed=options.seed)
+        if plan.input is not None or plan.print_output:
+            self.tokenizer = TextTokenizer(plan.model)
+        if plan.input is None or self.tokenizer is None:
+            self.prompts = random_prompts(**lengths, vocab=self.config.vocab, seed=plan.seed)
         else:
-            self.prompts = read_prompts(options.input, **lengths, tokenizer=self.tokenizer)
+            self.prompts = read_prompts(
+                plan.input,
+                **lengths,
+                tokenizer=self.tokenizer,
+                vocab=self.config.vocab,
+                chat=plan.chat,
+            )
+        self.notes = context_notes(self.plan, [model.config for model in self.models], self.prompts)
 
     def report(self, log: TextIO | None) -> dict[str, Any]:
         """Generate, and check against plain decoding where asked."""
-        plan = self.options.plan
-        result, memory = self._generate(plan, lambda record: _write(log, {"round": asdict(record)}))
+        draft = self.plan.draft_plan
+        result, memory = self._generate(
+            draft, lambda record: _write(log, {"round": asdict(record)})
+        )
         report = {**result.summary(), "memory_bytes": memory, "verification": self.achieved}
+        report["notes"] = self.notes
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
-        if self.options.check:
+        if self.plan.check:
             from dataclasses import replace
 
-            plain, _ = self._generate(replace(plan, draft="none", gamma=0), lambda record: None)
+            plain, _ = self._generate(replace(draft, draft="none", gamma=0), lambda record: None)
             same = plain.sequences == result.sequences
             report["check"] = {"same_tokens": same, "plain_decode_s": plain.decode_s}
             if not same:
                 raise EngineError("--check: the tokens differ from plain greedy decoding")
         return report
 
-    def _generate(self, plan: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
+    def _generate(self, draft: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
         from runtime.bench.fake_prefill import pretend_prefilled
         from runtime.bench.utilization import peak_memory, verification_rates
         from runtime.engine.build import BatchShape, build_engine
 
-        new = [self.options.gen_tokens] * len(self.prompts)
-        eos = frozenset() if self.options.ignore_eos else frozenset(self.config.eos_tokens)
+        new = [self.plan.gen_tokens] * len(self.prompts)
+        eos = frozenset() if self.plan.ignore_eos else frozenset(self.config.eos_tokens)
         batch = BatchShape([len(prompt) for prompt in self.prompts], new)
-        engine = build_engine(self._setup(plan), self.ranks, batch, eos)
-        if self.options.skip_prefill:
+        engine = build_engine(self._setup(draft), self.ranks, batch, eos)
+        if self.plan.skip_prefill:
             pretend_prefilled(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
@@ -132,37 +155,59 @@ class _Run:
             result,
             weight_bytes=engine.target.weights.bytes,
             kv_token_bytes=engine.cache.token_bytes,
-            tp=self.options.tp,
+            tp=self.plan.tp,
         )
         return result, memory
 
-    def _setup(self, plan: Any) -> Any:
+    def _setup(self, draft: Any) -> Any:
         import torch
 
         from runtime.engine.build import EngineSetup
         from runtime.execution.sampling import SamplingParams
 
-        options, on_gpu = self.options, self.ranks.device.type == "cuda"
+        plan, on_gpu = self.plan, self.ranks.device.type == "cuda"
         return EngineSetup(
             target=self.models[0],
             draft=self.models[1] if len(self.models) > 1 else None,
-            plan=plan,
+            plan=draft,
             sampling=SamplingParams(
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                seed=options.seed,
+                temperature=plan.temperature,
+                top_k=plan.top_k,
+                top_p=plan.top_p,
+                seed=plan.seed,
             ),
-            rates=options.acceptance,
-            dtype=getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32")),
+            rates=plan.acceptance,
+            dtype=getattr(torch, plan.dtype or ("bfloat16" if on_gpu else "float32")),
             device=self.ranks.device,
-            graphs=options.compile,
-            page_tokens=options.page_tokens,
-            cache_pages=options.cache_pages,
-            chunk_tokens=options.chunk_tokens or (8192 if on_gpu else 512),
-            snapkv_window=options.snapkv_window,
-            snapkv_pool=options.snapkv_pool,
+            graphs=plan.compile,
+            page_tokens=plan.page_tokens,
+            cache_pages=plan.cache_pages,
+            chunk_tokens=plan.chunk_tokens or (8192 if on_gpu else 512),
+            snapkv_window=plan.snapkv_window,
+            snapkv_pool=plan.snapkv_pool,
         )
+
+
+def context_notes(
+    plan: RunPlan, configs: Sequence[Any], prompts: Sequence[Sequence[int]]
+) -> list[str]:
+    """A line for each model, target first, that is taken beyond the context it was made for.
+
+    A separate draft with a budget attends within it, whatever the length of the sequence.
+    """
+    longest = max(map(len, prompts)) + plan.gen_tokens
+    drafts = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    return [
+        f"{tokens:,} tokens exceed the {config.max_context_tokens:,} that {config.name} was made "
+        f"for: {suffers}"
+        for config, tokens, suffers in zip(
+            configs,
+            (longest, drafts),
+            ("times hold, the text may not", "acceptance may fall"),
+            strict=False,
+        )
+        if tokens > config.max_context_tokens
+    ]
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -188,13 +233,8 @@ def _write(log: TextIO | None, value: dict[str, Any]) -> None:
         log.flush()
 
 
-def _plain(options: RunOptions) -> dict[str, Any]:
-    fields = asdict(options)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
-
-
-def _print(options: RunOptions, report: dict[str, Any]) -> None:
-    if options.json:
+def _print(plan: RunPlan, report: dict[str, Any]) -> None:
+    if plan.json:
         print(json.dumps(report, allow_nan=False))
         return
     rows = {
@@ -225,6 +265,16 @@ def _print(options: RunOptions, report: dict[str, Any]) -> None:
         rows["speculative decoding"] = f"{report['decode_s']:.3f} s"
     for name, value in rows.items():
         print(f"{name:<32}{value}")
-    if options.print_output:
+    if plan.print_output:
         for text in report["texts"]:
             print(f"\n{text}")
+
+
+@cli.command()
+def main(plan: Annotated[Path, typer.Argument(help="A plan, as JSON.")]) -> None:
+    """Run a plan that `specroof run MODE ... --write-plan FILE` wrote."""
+    raise typer.Exit(run_file(plan))
+
+
+if __name__ == "__main__":
+    cli()

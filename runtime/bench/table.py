@@ -1,4 +1,4 @@
-"""A table of step times on this GPU: `specroof run bench`, or `python -m runtime.bench.table`.
+"""A table of step times on this GPU: `specroof run bench`.
 
 Rows are models, batches and contexts; columns are a plain step, a verification and a draft step of
 StreamingLLM self-speculation for two choices of γ and KV budget, a whole round, what it takes
@@ -8,16 +8,16 @@ caches are random, of the real shape.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from runtime.bench.options import RunPlan
+import typer
+
+from runtime.bench.plan import DraftPlan, JsonPlan, read_model_config
 from runtime.errors import InputError
 from runtime.parallel.launch import run_rank
 
@@ -29,6 +29,18 @@ ROWS = {
 DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
 SINK_TOKENS = 16
 TRIALS = {"trials": "capturing stream"}  # what every record of step times says of `cuda_graphs`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan(JsonPlan):
+    """Models to time, on how many ranks; `configs` and `command` as in `RunPlan`."""
+
+    models: tuple[Path, ...]
+    tp: int = 1
+    repeats: int = 15
+    output: Path | None = None
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +74,9 @@ def header() -> list[str]:
     return names
 
 
-def plan(gamma: int, budget: int) -> RunPlan:
+def draft_plan(gamma: int, budget: int) -> DraftPlan:
     """StreamingLLM self-speculation."""
-    return RunPlan(
+    return DraftPlan(
         draft="self",
         policy="streamingllm",
         gamma=gamma,
@@ -74,27 +86,26 @@ def plan(gamma: int, budget: int) -> RunPlan:
     )
 
 
-def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | None) -> list[Row]:
-    """Time every row of these models, writing each case to `output` as it comes."""
+def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
+    """Time every row of the plan's models, writing each case to `output` as it comes."""
     import torch
 
     from runtime.bench.provenance import provenance
     from runtime.bench.steps import StepBench, StepCase
-    from runtime.config import read_config
 
     if not torch.cuda.is_available():
         raise InputError("a table of step times needs a GPU; this machine shows none")
     rows, log = [], output.open("w", encoding="utf-8") if output else None
     if log:
-        log.write(json.dumps({"provenance": provenance(sys.argv[1:])} | TRIALS) + "\n")
-    for folder in folders:
-        config = read_config(folder)
-        bench = StepBench(config, tp=tp)
+        log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")
+    for model in plan.models:
+        config = read_model_config(model, plan.configs)
+        bench = StepBench(config, tp=plan.tp)
         for batch, context in ROWS.get(config.name, ROWS["llama-3.1-8b"]):
             times = []
             for gamma, budget in DRAFTS:
-                case = StepCase(plan=plan(gamma, budget), batch=batch, context_tokens=context)
-                times.append(found := bench.time(case, repeats=repeats))
+                case = StepCase(plan=draft_plan(gamma, budget), batch=batch, context_tokens=context)
+                times.append(found := bench.time(case, repeats=plan.repeats))
                 if log:
                     record = {"model": config.name, **asdict(case), **asdict(found)}
                     log.write(json.dumps(record) + "\n")
@@ -116,22 +127,10 @@ def _share(seconds: float | None, whole_s: float) -> str:
     return "-" if seconds is None else f"{100 * seconds / whole_s:.1f}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.bench.table", description=__doc__)
-    parser.add_argument("--model", type=Path, nargs="+", required=True, help="config.json folders")
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="JSON lines, a case each, with parts")
-    options = parser.parse_args(arguments)
-    return run_rank(lambda: _show(options))
-
-
-def _show(options: argparse.Namespace) -> None:
+def run(plan: TablePlan) -> None:
     """One rank's part; rank 0 writes and prints."""
     root = int(os.environ.get("RANK", "0")) == 0
-    output = options.output if root else None
-    rows = measure(options.model, tp=options.tp, repeats=options.repeats, output=output)
+    rows = measure(plan, output=plan.output if root else None)
     if not root:
         return
     cells = [header(), *(row.cells() for row in rows)]
@@ -140,5 +139,14 @@ def _show(options: argparse.Namespace) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.command()
+def main(plan: Annotated[Path, typer.Argument(help="A `TablePlan`, as JSON.")]) -> None:
+    """One rank of `specroof run bench`."""
+    raise typer.Exit(run_rank(lambda: run(TablePlan.read(plan))))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cli()

@@ -19,7 +19,6 @@ from runtime.drafting.standalone import AbsentDrafter, StandaloneDrafter
 from runtime.drafting.views import FullView, SinkWindowView, SnapView, ViewPolicy, whole_sink_pages
 from runtime.engine.clock import CudaClock, HostClock
 from runtime.engine.engine import Engine
-from runtime.engine.fit_batch import SequenceCache, out_of_memory
 from runtime.errors import InputError, OutOfMemory, OutOfPages
 from runtime.execution.eager import EagerPasses, Passes
 from runtime.execution.sampling import Sampler, SamplingParams, sampler_for
@@ -127,7 +126,9 @@ def assemble(
     try:
         cache = _cache(setup, target, setup.cache_pages or pages)
     except OutOfPages as error:
-        raise _out_of_memory(setup, batch, target, pages) from error
+        if setup.device.type != "cuda":
+            raise
+        raise OutOfMemory(_memory_message(setup, target, batch, pages)) from error
     backend, passes = _attention(setup, target, cache)
     sampler = sampler_for(setup.sampling, setup.rates, setup.device)
     return Engine(
@@ -223,21 +224,37 @@ def _cache(setup: EngineSetup, decoder: Decoder, pages: int) -> PagedCache:
     )
 
 
-def _out_of_memory(
-    setup: EngineSetup, batch: BatchShape, target: Decoder, pages: int
-) -> OutOfMemory | OutOfPages:
-    """What fits of this batch, where the device says how much memory it has left."""
-    config, page = target.config, setup.page_tokens
+def _memory_message(setup: EngineSetup, target: Decoder, batch: BatchShape, pages: int) -> str:
+    config, count = target.config, len(batch.prompt_tokens)
     token_bytes = 2 * config.layers * target.kv_heads * config.head_dim * setup.dtype.itemsize
-    if setup.device.type != "cuda":
-        asked = pages * page * token_bytes / 1e9
-        return OutOfPages(f"no memory for a KV cache of {asked:.2f} GB: {pages:,} pages of {page}")
+    tokens = -(-pages // count) * setup.page_tokens
     free, _ = torch.cuda.mem_get_info(setup.device)
-    count = len(batch.prompt_tokens)
-    each = SequenceCache(
-        page_bytes=page * token_bytes, page_tokens=page, tokens=-(-pages // count) * page
+    return memory_message(
+        batch=count, tokens=tokens, sequence_bytes=tokens * token_bytes, free_bytes=free
     )
-    return out_of_memory(batch=count, free_bytes=free, fixed_bytes=0, caches=[each])
+
+
+def memory_message(*, batch: int, tokens: int, sequence_bytes: int, free_bytes: int) -> str:
+    """Why a batch's KV cache does not fit on one rank, and the largest batch that does.
+
+    Parameters
+    ----------
+    tokens : int
+        The longest that a sequence gets, lookahead included.
+    sequence_bytes, free_bytes : int
+        KV cache of one sequence on this rank; device memory left for all of them.
+    """
+    fits = min(free_bytes // sequence_bytes, batch - 1)
+    mend = (
+        f"the largest batch that fits is {fits}; more --tp or shorter prompts fit more"
+        if fits
+        else "not one sequence fits; use more --tp, a smaller model or shorter prompts"
+    )
+    return (
+        f"out of memory on the device: the KV cache of batch {batch} needs "
+        f"{batch * sequence_bytes / 1e9:.1f} GB ({sequence_bytes / 1e9:.3f} GB for each sequence "
+        f"of {tokens:,} tokens), and {free_bytes / 1e9:.1f} GB are free; {mend}"
+    )
 
 
 def _budget(setup: EngineSetup) -> int:

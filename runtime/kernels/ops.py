@@ -85,7 +85,7 @@ class TorchOps:
         query, key, value = heads.split([query_heads, kv_heads, kv_heads], dim=1)
         if norms is not None:
             query, key = rms_norm(query, norms[0], epsilon), rms_norm(key, norms[1], epsilon)
-        angles = rotary.tables(positions)
+        angles = rotary.tables(positions, rotary.attention_factor)
         keys[slots] = rotate(key, *angles)
         values[slots] = value
         return rotate(query, *angles)
@@ -148,6 +148,7 @@ class FusedOps:
             positions=positions,
             slots=slots,
             frequencies=rotary.frequencies,
+            factor=rotary.attention_factor,
             norms=norms,
             epsilon=epsilon,
             keys=cache[0],

@@ -26,37 +26,62 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 class Rotary:
-    """Angles of rotary position embedding, plain, linear or in Llama 3's form."""
+    """Angles of rotary position embedding, plain or scaled.
+
+    Queries and keys are multiplied by `attention_factor` when they are first rotated; `tables` are
+    those of a rotation alone, so that keys can be turned further.
+    """
 
     def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.attention_factor = config.rope_scaling.attention_factor
         exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float64)
         frequencies = config.rope_theta ** (-exponents / config.head_dim)
-        scaled = scaled_frequencies(frequencies, config.rope_scaling)
+        scaled = scaled_frequencies(frequencies, config.rope_scaling, config.rope_theta)
         self.frequencies = scaled.to(compute_dtype(dtype))  # (head_dim / 2,)
 
-    def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def tables(self, positions: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
         """Cosines and sines, each of the shape of `positions` with head_dim / 2 appended."""
         angles = positions.to(self.frequencies.dtype)[..., None] * self.frequencies
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
 
 
-def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Frequencies stretched for longer contexts.
+def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling, theta: float) -> Tensor:
+    """Frequencies (head_dim / 2,) stretched for longer contexts.
 
-    Source: for "llama3", transformers' `modeling_rope_utils`: wavelengths beyond
-    original / low are divided by the factor, those below original / high stay, and between
-    them the two are blended.
+    Source: transformers' `modeling_rope_utils`. "llama3" divides wavelengths beyond original / low
+    by the factor, keeps those below original / high, and blends the two between them; "yarn"
+    (arXiv 2309.00071) blends along the dimensions between those that turn `beta_fast` and
+    `beta_slow` times within the original context.
     """
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "default":
         return frequencies
+    if scaling.kind == "yarn":
+        kept = _yarn_kept(len(frequencies), scaling, theta).to(frequencies)
+        return kept * frequencies + (1 - kept) * frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     blend = (scaling.original_context_tokens / wavelengths - low) / (high - low)
     blend = blend.clamp(0.0, 1.0)
     return blend * frequencies + (1 - blend) * frequencies / scaling.factor
+
+
+def _yarn_kept(pairs: int, scaling: RopeScaling, theta: float) -> Tensor:
+    """How much of each frequency YaRN keeps: 1 for fast ones, 0 for slow ones."""
+
+    def dimension(turns: float) -> float:
+        longest = scaling.original_context_tokens / (turns * 2 * math.pi)
+        return pairs * math.log(longest) / math.log(theta)
+
+    first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    width = last - first or 0.001
+    ramp = (torch.arange(pairs, dtype=torch.float64) - first) / width
+    return 1 - ramp.clamp(0.0, 1.0)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def _half_norm(first, second, weight, column, epsilon, HALF: tl.constexpr, kind:
 @triton.jit
 def _place_kernel(  # type: ignore[no-untyped-def]
     qkv, positions, slots, frequencies, query_norm, key_norm, queries, keys, values, stride,
-    epsilon, PARTS: tl.constexpr, QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    epsilon, factor, PARTS: tl.constexpr, QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -184,7 +184,8 @@ def _place_kernel(  # type: ignore[no-untyped-def]
     inside = (head < QUERY_HEADS + 2 * KV_HEADS) & (column < HALF)
     angle = tl.load(positions + token).to(tl.float32) * tl.load(frequencies + column)
     turned = is_query | is_key
-    cos, sin = tl.where(turned, tl.cos(angle), 1.0), tl.where(turned, tl.sin(angle), 0.0)
+    cos = tl.where(turned, tl.cos(angle) * factor, 1.0)
+    sin = tl.where(turned, tl.sin(angle) * factor, 0.0)
     slot = tl.load(slots + token).to(tl.int64)
     source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * dim + head * dim + column
     tl.extra.cuda.gdc_wait()
@@ -216,6 +217,7 @@ def place(
     positions: Tensor,
     slots: Tensor,
     frequencies: Tensor,
+    factor: float,
     norms: tuple[Tensor, Tensor] | None,
     epsilon: float,
     keys: Tensor,
@@ -231,6 +233,8 @@ def place(
         (tokens,) integers.
     frequencies : Tensor
         (head_dim / 2,) float32.
+    factor : float
+        What queries and keys are multiplied by (YaRN); 1 elsewhere.
     norms : (Tensor, Tensor), optional
         Weights of QK-norm, each (head_dim,).
     keys, values : Tensor
@@ -248,8 +252,8 @@ def place(
     heads = 8 if tokens < 256 else 16  # of one block
     _place_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, heads))](
         qkv, positions, slots, frequencies, first, second, queries, keys, values, tokens * width,
-        epsilon, PARTS=_parts(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=dim // 2,
-        NORM=norms is not None, HEADS=heads, num_warps=2, **_PDL,
+        epsilon, factor, PARTS=_parts(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads,
+        HALF=dim // 2, NORM=norms is not None, HEADS=heads, num_warps=2, **_PDL,
     )  # fmt: skip
     return queries
 

@@ -8,79 +8,142 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.config_fields import one_line
 from runtime.errors import InputError
+
+Messages = Sequence[dict[str, Any]]
 
 
 class TextTokenizer:
-    """The `tokenizer.json` of a model's folder."""
+    """The tokenizer and chat template of a model's folder, as transformers reads them."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise InputError(
-                f"{folder}: no tokenizer.json there; text needs one, random tokens do not"
-            )
-        from tokenizers import Tokenizer
+        try:
+            from transformers import AutoTokenizer
 
-        self._tokenizer: Any = Tokenizer.from_file(str(file))
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever transformers raises for a folder without, or broken
+            raise InputError(
+                f"{folder}: no tokenizer that transformers reads ({one_line(error)}); text needs "
+                f"one, random tokens do not"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text."""
-        return list(self._tokenizer.encode(text).ids)
+        """Tokens of a text, with those that the tokenizer puts around it."""
+        return list(self._tokenizer.encode(text, verbose=False))
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Tokens of a conversation in the model's chat template, up to where the answer begins.
+
+        Raises
+        ------
+        InputError
+            If the model has no chat template, or it refuses these messages.
+        """
+        try:
+            return list(
+                self._tokenizer.apply_chat_template(
+                    list(messages), add_generation_prompt=True, return_dict=False
+                )
+            )
+        except Exception as error:  # jinja's own, and transformers' without a template
+            raise InputError(f"the chat template does not apply ({one_line(error)})") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens."""
         return str(self._tokenizer.decode(list(tokens)))
 
 
-def random_prompts(*, batch: int, prefix_tokens: int, vocab: int, seed: int) -> list[list[int]]:
+def random_prompts(*, batch: int, prompt_tokens: int, vocab: int, seed: int) -> list[list[int]]:
     """Seeded random tokens, the same on every rank."""
     source = random.Random(seed)
-    return [[source.randrange(vocab) for _ in range(prefix_tokens)] for _ in range(batch)]
+    return [[source.randrange(vocab) for _ in range(prompt_tokens)] for _ in range(batch)]
 
 
 def read_prompts(
-    path: Path, *, batch: int, prefix_tokens: int, tokenizer: TextTokenizer
+    path: Path,
+    *,
+    batch: int,
+    prompt_tokens: int,
+    tokenizer: TextTokenizer,
+    vocab: int,
+    chat: bool = False,
 ) -> list[list[int]]:
-    """`batch` prompts of `prefix_tokens` tokens each.
+    """`batch` prompts of `prompt_tokens` tokens each.
 
     A text file or a folder of books is cut into pieces of that length; each line of a `.jsonl` file
-    ("tokens", "prompt" or "text") is one prompt, cut to it and otherwise left as short as it is.
+    is one prompt, left as short as it is: "tokens", "prompt" or "text" are cut to that length,
+    "messages" go through the chat template whole, as with `chat` a "prompt" or "text" does.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or holds fewer prompts than the batch.
+        If the file cannot be read, holds fewer prompts than the batch, or a token that is not in
+        the model's vocabulary.
     """
     if path.suffix == ".jsonl":
-        found = list(_json_lines(path, prefix_tokens, tokenizer, batch))
+        found = list(_json_lines(path, prompt_tokens, tokenizer, batch, chat))
+    elif chat:
+        raise InputError(f"{path}: --chat takes JSON lines, each with a prompt, text or messages")
     else:
-        found = list(_pieces(path, prefix_tokens, tokenizer, batch))
+        found = list(_pieces(path, prompt_tokens, tokenizer, batch))
     if len(found) < batch:
         raise InputError(
-            f"{path}: {len(found)} prompts of {prefix_tokens:,} tokens there, {batch} asked; use a "
+            f"{path}: {len(found)} prompts of {prompt_tokens:,} tokens there, {batch} asked; use a "
             f"smaller batch, shorter prompts or a longer text"
         )
+    for number, tokens in enumerate(found, start=1):
+        if not tokens or not 0 <= min(tokens) <= max(tokens) < vocab:
+            raise InputError(
+                f"{path}: prompt {number} is empty or holds a token outside the model's vocabulary "
+                f"of {vocab:,}"
+            )
     return found
 
 
 def _json_lines(
-    path: Path, prefix_tokens: int, tokenizer: TextTokenizer, most: int
+    path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int, chat: bool
 ) -> Iterator[list[int]]:
     for number, line in enumerate(_text(path).splitlines()[:most], start=1):
+        where = f"{path}: line {number}"
         try:
             fields = json.loads(line)
-            tokens = fields.get("tokens")
-            text = fields.get("prompt", fields.get("text"))
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{path}: line {number} is no JSON object") from error
-        if tokens is None and not isinstance(text, str):
-            raise InputError(f"{path}: line {number} has no tokens, prompt or text")
-        yield (tokens if tokens is not None else tokenizer.encode(text))[:prefix_tokens]
+        except ValueError as error:
+            raise InputError(f"{where} is not JSON ({one_line(error)})") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{where} is not a JSON object")
+        text = fields.get("prompt", fields.get("text"))
+        tokens, messages = fields.get("tokens"), fields.get("messages")
+        if tokens is not None:
+            if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+                raise InputError(f"{where}: tokens must be a list of whole numbers")
+            yield tokens[:prompt_tokens]
+        elif messages is not None or (chat and isinstance(text, str)):
+            turns = [{"role": "user", "content": text}] if messages is None else messages
+            yield _chat(turns, prompt_tokens, tokenizer, where)
+        elif isinstance(text, str):
+            yield tokenizer.encode(text)[:prompt_tokens]
+        else:
+            raise InputError(f"{where} has no tokens, prompt, text or messages")
+
+
+def _chat(messages: Any, most: int, tokenizer: TextTokenizer, where: str) -> list[int]:
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        raise InputError(f"{where}: messages must be a list of objects with role and content")
+    try:
+        tokens = tokenizer.encode_chat(messages)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if len(tokens) > most:
+        raise InputError(
+            f"{where}: {len(tokens):,} tokens in the chat template, {most:,} asked; raise "
+            f"--prefix-tokens, for a conversation is not cut"
+        )
+    return tokens
 
 
 def _pieces(
-    path: Path, prefix_tokens: int, tokenizer: TextTokenizer, most: int
+    path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int
 ) -> Iterator[list[int]]:
     """Whole pieces of one document after the other, no piece spanning two of them."""
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
@@ -89,8 +152,8 @@ def _pieces(
     given = 0
     for file in files:
         tokens = tokenizer.encode(_text(file))
-        for start in range(0, len(tokens) - prefix_tokens + 1, prefix_tokens):
-            yield tokens[start : start + prefix_tokens]
+        for start in range(0, len(tokens) - prompt_tokens + 1, prompt_tokens):
+            yield tokens[start : start + prompt_tokens]
             given += 1
             if given == most:
                 return

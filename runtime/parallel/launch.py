@@ -1,32 +1,30 @@
-"""One process per rank on this host, watched: the first failure ends them all, with its message.
+"""One process per rank on this host, by torch's elastic agent: the first failure ends them all.
 
-Ranks find each other through the environment, in torchrun's own names; under torchrun this launcher
-is not used, and a rank cannot tell the difference.
+The agent starts, watches and stops the ranks, as torchrun does. This module adds the outcome as one
+line and an exit code, and ranks that end with their launcher, also where that is killed. Importing
+torch in the launcher costs 1.5 s, so one rank runs without it.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
 
-GRACE_S = 5.0  # between asking a rank to stop and killing it
-FAILURE_FOLDER = "SPECROOF_FAILURE_FOLDER"
-STDERR = 2
-LAUNCHER = "SPECROOF_LAUNCHER"  # its process id
-_POLL_S = 0.05
+FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
+RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
+PATIENCE_S = 5  # within it, a death without a report is the cause of reports
 
 
 def launch_ranks(command: Sequence[str], ranks: int) -> None:
@@ -35,7 +33,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     Parameters
     ----------
     command : list of str
-        Program and arguments; rank 0 inherits stdout, the others write to stderr alone.
+        Program and arguments.
     ranks : int
         Processes to start.
 
@@ -47,105 +45,63 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     Terminated
         On SIGTERM, after all ranks were stopped.
     """
-    with _sigterm_raises(), tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
-        processes: list[subprocess.Popen[bytes]] = []
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in logging.root.manager.loggerDict:  # each has a level and handler of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = signal.getsignal(signal.SIGTERM)
+    with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            run_id=f"specroof-{os.getpid()}",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.05,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGTERM",  # SIGINT raises KeyboardInterrupt as ever
+        )
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
-            port = _free_port()
-            for rank in range(ranks):
-                processes.append(_start(command, rank, ranks, port, folder))
-            if not _all_end_well(processes, Path(folder)):
-                time.sleep(2 * _POLL_S)  # let the rank that failed first have said so
-                raise _failure(processes, Path(folder))
+            elastic_launch(config, command[0])(*command[1:])
+        except ChildFailedError as error:
+            raise _failure(error.failures, ranks) from None
+        except SignalException:
+            raise Terminated("terminated by SIGTERM; all ranks were stopped") from None
         finally:
-            _stop(processes)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # the agent leaves its handler behind
 
 
-def _start(
-    command: Sequence[str], rank: int, ranks: int, port: int, folder: str
-) -> subprocess.Popen[bytes]:
-    environment = {
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # a rank's own message is the one line that counts
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        FAILURE_FOLDER: folder,
-        LAUNCHER: str(os.getpid()),
-    }
-    out = None if rank == 0 else STDERR
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, start_new_session=True
-    )
-
-
-def _all_end_well(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> bool:
-    """Wait until a rank has failed or said that it will, or all have ended well."""
-    while True:
-        codes = [process.poll() for process in processes]
-        if any(codes) or any(folder.glob("rank-*")):
-            return False
-        if all(code == 0 for code in codes):
-            return True
-        time.sleep(_POLL_S)
-
-
-def _failure(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> RankFailed:
+def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
     """What went wrong first: a rank that died without a word, else the earliest message."""
-    reports = sorted(folder.glob("rank-*"), key=lambda report: report.stat().st_mtime_ns)
-    spoken = {report.name for report in reports}
-    for rank, process in enumerate(processes):
-        code = process.poll()
-        if code and f"rank-{rank}" not in spoken:
+    reports = {
+        rank: f.error_file_data for rank, f in failures.items() if "code" in f.error_file_data
+    }
+    first = min(reports, key=lambda rank: reports[rank]["time_ns"], default=None)
+    for rank, failure in failures.items():
+        code = failure.exitcode
+        # The agent stops all others by SIGTERM, and by SIGKILL much later.
+        late = first is not None and failure.timestamp > failures[first].timestamp + PATIENCE_S
+        if rank not in reports and code != -signal.SIGTERM and not late:
             killed = code < 0
             how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
             return RankFailed(f"rank {rank} {how}; all ranks were stopped")
-    code_text, message, trace = reports[0].read_text(encoding="utf-8").split("\n", 2)
-    sys.stderr.write(trace)  # of a bug; an expected outcome has none
-    who = f"{reports[0].name.replace('-', ' ')}: " if len(processes) > 1 else ""
-    error = RankFailed(who + message.rstrip("\n"))
-    error.exit_code = int(code_text)
+    if first is None:
+        return RankFailed("a rank was killed by SIGTERM; all ranks were stopped")
+    report = reports[first]
+    sys.stderr.write(report["trace"])  # of a bug; an expected outcome has none
+    who = f"rank {first}: " if ranks > 1 else ""
+    error = RankFailed(who + report["message"])
+    error.exit_code = report["code"]
     return error
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Within, SIGTERM is raised as `Terminated`, once; a second one does not disturb the ending."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated("terminated by SIGTERM; all ranks were stopped")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End every rank still alive: ask, wait, kill."""
-    alive = [process for process in processes if process.poll() is None]
-    for process in alive:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_S
-    for process in alive:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # ---- on the side of a rank --------------------------------------------------------------------
@@ -176,6 +132,12 @@ def run_rank(body: Callable[[], None]) -> int:
     return code
 
 
+def _launcher() -> int | None:
+    """The process id of `launch_ranks` that started this rank; None under torchrun and alone."""
+    name, _, process = os.environ.get(RUN_ID, "").partition("-")
+    return int(process) if name == "specroof" else None
+
+
 def _still_connected() -> bool:
     """Whether a process group was left standing, as NCCL's is after a failure."""
     distributed = sys.modules.get("torch.distributed")
@@ -183,26 +145,29 @@ def _still_connected() -> bool:
 
 
 def _report(message: str, code: int, trace: str = "") -> int:
+    """Hand a failure to the launcher; under another one, print it."""
     line = " ".join(message.split())
-    rank = os.environ.get("RANK", "0")
-    folder = os.environ.get(FAILURE_FOLDER)
-    if folder is None:
+    if _launcher() is None:
+        rank = os.environ.get("RANK", "0")
         print(f"{trace}error: rank {rank}: {line}", file=sys.stderr, flush=True)
-    else:
-        whole = Path(folder, f"writing-{rank}")
-        whole.write_text(f"{code}\n{line}\n{trace}", encoding="utf-8")
-        whole.replace(Path(folder, f"rank-{rank}"))
+        return code
+    file = Path(os.environ[FAILURE_FILE])
+    now = time.time_ns()
+    report = {"message": line, "timestamp": now // 10**9, "time_ns": now}
+    whole = file.with_suffix(".writing")
+    whole.write_text(json.dumps(report | {"code": code, "trace": trace}), encoding="utf-8")
+    whole.replace(file)
     return code
 
 
 def _end_with_launcher() -> None:
     """End soon after the launcher has: one that is killed leaves nothing behind."""
-    launcher = os.environ.get(LAUNCHER)
+    launcher = _launcher()
     if launcher is None:
         return
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while os.getppid() == launcher:
             time.sleep(0.5)
         os._exit(1)
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.cli.axes import parse_axis
+from app.cli.engine_errors import engine_errors
 from app.cli.output import atomic_text, print_json
 from calibration.records import RecordSet, merged, read_acceptance
-from perfmodel import ConfigError, DoesNotFit, OutsideTolerance, SpecroofError
-from runtime import EngineError
-
-_OUTCOMES = {2: ConfigError, 3: DoesNotFit}
+from perfmodel import ConfigError, OutsideTolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +46,7 @@ def run_measure(options: MeasureOptions, *, as_json: bool) -> int:
     SpecroofError
         In one line, for models, texts and lengths that do not go together.
     """
-    with _one_line():
+    with engine_errors():
         _measure(options)
     return run_report([options.output], (), as_json=as_json)
 
@@ -141,7 +138,7 @@ def run_report(
     from calibration.acceptance import acceptance_report, report_dict, report_lines
     from calibration.records import read_runs
 
-    with _one_line():
+    with engine_errors():
         for path in counted:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file")
@@ -181,7 +178,7 @@ def run_fit(
     from calibration.acceptance import curves_text, fit_records
 
     command = "specroof calibrate fit-acceptance"
-    with _one_line():
+    with engine_errors():
         fits = fit_records(_read(records), gamma=gamma, texts=texts)
     named = [(replace(fit.curve, target=target) if target else fit.curve, fit.free) for fit in fits]
     if output.is_dir():
@@ -225,15 +222,6 @@ def run_import(report: Path, *, gamma: int | None, as_json: bool) -> int:
 
 
 # ---- parts ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """The runtime's expected outcomes as those of the command line."""
-    try:
-        yield
-    except EngineError as error:
-        raise _OUTCOMES.get(error.exit_code, SpecroofError)(str(error)) from error
 
 
 def _read(records: Sequence[Path]) -> RecordSet:

@@ -1,131 +1,284 @@
-"""`specroof run`: the engine over a folder of weights, a catalog shape or a scenario."""
+"""`specroof run`: the engine over a folder of weights, a catalog shape or a scenario.
+
+Flags and scenario become one `RunPlan`, a JSON file that every rank reads.
+"""
 
 from __future__ import annotations
 
-import json
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from app.cli.overrides import stated_values
-from perfmodel import ConfigError, DoesNotFit, SpecroofError, catalog, parse_scenario
-from runtime import DraftChoice, EngineError, download_model, hf_config, launch_ranks, parse_options
+import typer
 
-_OUTCOMES = {2: ConfigError, 3: DoesNotFit}
+from app.cli.engine_errors import engine_errors
+from app.cli.options import ScenarioFile
+
+if TYPE_CHECKING:
+    from perfmodel import ScenarioInput
+    from runtime import RunPlan, TablePlan
+
+DType = Annotated[
+    str | None,
+    typer.Option("--dtype", help="bf16, fp16, fp32 or fp64; bf16 on a GPU, fp32 on a CPU."),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-plan", metavar="FILE", help="Write the run as JSON for torchrun; do not run it."
+    ),
+]
+
+run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
 
 
-def run_mode(mode: str, arguments: Sequence[str], scenario: str | None) -> int:
-    """Launch the ranks of one run and wait; flags override the scenario's values.
+def _with_plan_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every flag of `RunPlan`; it receives those that were used as `flags`."""
+    from runtime import plan_flags
+
+    def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+
+    def wrapper(context: typer.Context, **arguments: Any) -> None:
+        stated = {name: arguments.pop(name) for name in flags}
+        used = {
+            name: value
+            for name, value in stated.items()
+            if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        }
+        command(flags=used, **arguments)
+
+    flags = plan_flags()
+    parameters = [
+        option("context", typer.Context, inspect.Parameter.empty),
+        option("scenario", ScenarioFile),
+        *(option(name, _typed(hint), default) for name, (hint, default) in flags.items()),
+        option("dtype", DType),
+        option("write_plan", PlanFile),
+    ]
+    wrapper.__doc__ = command.__doc__
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def _typed(annotation: Any) -> Any:
+    """The annotation as typer takes it: rates arrive as text, `_rates` reads them."""
+    kind, *metadata = get_args(annotation)
+    return Annotated[str | None, *metadata] if kind == tuple[float, ...] | None else annotation
+
+
+@run_app.command("baseline")
+@_with_plan_flags
+def run_baseline(**arguments: Any) -> None:
+    """Decode plainly, one token a pass."""
+    run_mode("baseline", **arguments)
+
+
+@run_app.command("standalone")
+@_with_plan_flags
+def run_standalone(**arguments: Any) -> None:
+    """Speculate with a smaller model as draft."""
+    run_mode("standalone", **arguments)
+
+
+@run_app.command("selfspec")
+@_with_plan_flags
+def run_selfspec(**arguments: Any) -> None:
+    """Speculate with the target itself, reading part of its cache."""
+    run_mode("selfspec", **arguments)
+
+
+@run_app.command("bench")
+def run_bench(
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
+    ] = None,
+    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON lines, a case each.")
+    ] = None,
+) -> None:
+    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
+    from runtime import TablePlan
+
+    configs: dict[str, Any] = {}
+    with engine_errors():
+        names = model or ["llama-3.1-8b", "llama-2-7b"]
+        models = tuple(_model(name, configs) for name in names)
+        plan = TablePlan(
+            models=models,
+            tp=tp,
+            repeats=repeats,
+            output=output,
+            configs=configs,
+            command=_command(),
+        )
+        _launch("runtime.bench.table", plan)
+
+
+@run_app.command("download")
+def run_download(
+    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    token: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
+    ] = "HF_TOKEN",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Fetch a model's config, safetensors and tokenizer; cut off, it goes on when run again."""
+    from runtime import download_model
+
+    with engine_errors():
+        download_model(model, output, token_variable=token, revision=revision)
+    print(f"{model}: {output}")
+
+
+def run_mode(
+    mode: str,
+    *,
+    flags: dict[str, Any],
+    scenario: str | None,
+    dtype: str | None,
+    write_plan: Path | None,
+) -> None:
+    """Launch the ranks of one run and wait, or only write its plan.
 
     Raises
     ------
     SpecroofError
         For bad input, a cache that is too small, or a rank that failed; its message in one line.
     """
-    stated = [*_scenario_words(mode, scenario), *arguments]
-    try:
-        options = parse_options([mode, *stated])
-        with TemporaryDirectory(prefix="specroof-models-") as folder:
-            for flag, model in (("--model", options.model), ("--draft", options.draft)):
-                if model is not None and not model.is_dir():
-                    if not options.random_weights:
-                        raise ConfigError(
-                            f"{flag} {model} is no folder of weights; name one, or add "
-                            f"--random-weights to run a catalog model's shape"
-                        )
-                    stated += [flag, _write_config(str(model), Path(folder))]
-            launch_ranks([sys.executable, "-m", "runtime.bench", mode, *stated], options.tp)
-    except EngineError as error:
-        raise _outcome(error) from error
-    return 0
+    with engine_errors():
+        plan = make_plan(mode, flags, scenario, dtype)
+        if write_plan is not None:
+            plan.write(write_plan)
+        else:
+            _launch("runtime.bench.run", plan)
 
 
-def run_bench(models: Sequence[str], *, tp: int, repeats: int, output: Path | None) -> int:
-    """Print the table of step times of these models, random weights, on this machine's GPUs.
+def make_plan(
+    mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
+) -> RunPlan:
+    """The scenario's values with the flags laid over them, as one plan."""
+    from app.cli.overrides import stated_values
+    from perfmodel import ConfigError, parse_scenario
+    from runtime import RunPlan
 
-    Raises
-    ------
-    SpecroofError
-        Without a GPU, for an unknown model, or when a rank failed; in one line.
-    """
-    with TemporaryDirectory(prefix="specroof-models-") as folder:
-        folders = [
-            model if Path(model).is_dir() else _write_config(model, Path(folder))
-            for model in models
-        ]
-        words = ["--model", *folders, "--tp", str(tp), "--repeats", str(repeats)]
-        if output is not None:
-            words += ["--output", str(output)]
-        try:
-            launch_ranks([sys.executable, "-m", "runtime.bench.table", *words], tp)
-        except EngineError as error:
-            raise _outcome(error) from error
-    return 0
+    values: dict[str, Any] = {}
+    if scenario is not None:
+        stated = parse_scenario(stated_values(scenario, {}), origin=scenario)
+        values |= scenario_fields(mode, stated, scenario)
+    values |= flags
+    if dtype is not None:
+        values |= dict.fromkeys(("weight_dtype", "kv_dtype", "draft_dtype"), dtype)
+    if "model" not in values:
+        raise ConfigError("--model is missing: name a folder, a catalog model, or a --scenario")
+    if isinstance(rates := values.get("acceptance"), str):
+        values["acceptance"] = _rates(rates)
+    configs: dict[str, Any] = {}
+    for name in ("model", "draft"):
+        if values.get(name) is not None:
+            only_shape = bool(values.get("random_weights"))
+            values[name] = _model(str(values[name]), configs, flag=name, only_shape=only_shape)
+    return RunPlan(mode=mode, command=_command(), configs=configs, **values)
 
 
-def run_download(model: str, output: Path, *, token_variable: str, revision: str | None) -> None:
-    """Fetch a model from the hub.
+# Fields of a scenario that change a prediction and not what the engine executes: where it was
+# predicted, the limits to meet, and curves that the run itself measures.
+NOT_EXECUTED = {"gpu", "machine", "engine", "slo", "acceptance_curve"}
+
+
+def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:
+    """The fields of a `RunPlan` that a scenario states; all of its fields but `NOT_EXECUTED`.
 
     Raises
     ------
     ConfigError
-        If it cannot be fetched, in one line.
+        If the scenario drafts in another mode. A baseline run leaves the draft out.
     """
-    try:
-        download_model(model, output, token_variable=token_variable, revision=revision)
-    except EngineError as error:
-        raise _outcome(error) from error
-    print(f"{model}: {output}")
+    from perfmodel import ConfigError
 
-
-def _outcome(error: EngineError) -> SpecroofError:
-    """The engine's outcome as the command line's, with its exit code."""
-    outcome = _OUTCOMES.get(error.exit_code, SpecroofError)(str(error))
-    outcome.exit_code = error.exit_code
-    return outcome
-
-
-def _write_config(model: str, folder: Path) -> str:
-    """A folder with the config.json of a catalog model, hub id or config file."""
-    spec = catalog.model(model)
-    own = folder / spec.name
-    own.mkdir(exist_ok=True)
-    (own / "config.json").write_text(json.dumps(hf_config(spec)), encoding="utf-8")
-    return str(own)
-
-
-def _scenario_words(mode: str, scenario: str | None) -> list[str]:
-    """The flags that a scenario stands for: the object that was predicted is the one that runs."""
-    if scenario is None:
-        return []
-    stated = parse_scenario(stated_values(scenario, {}), origin=scenario)
     plan = stated.plan()
-    words = ["--model", stated.target, "--tp", str(stated.tp), "--batch", str(stated.batch)]
-    words += ["--prefix-tokens", str(stated.prompt_tokens)]
-    words += ["--gen-tokens", str(stated.output_tokens)]
+    values = {
+        "model": stated.target,
+        "tp": stated.tp,
+        "batch": stated.batch,
+        "prompt_tokens": stated.prompt_tokens,
+        "gen_tokens": stated.output_tokens,
+        "weight_dtype": stated.weight_dtype,
+        "kv_dtype": stated.kv_dtype,
+        "draft_dtype": stated.weight_dtype,
+    }
     if mode == "baseline":
-        return words
+        return values
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(
-            f"{scenario}: its draft is {plan.draft!r}; run it as `specroof run {drafts}`"
+            f"{origin}: its draft is {plan.draft!r}; run it as `specroof run {drafts}`"
         )
+    values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
+    if plan.kv_budget_tokens is not None:
+        values["kv_budget"] = plan.kv_budget_tokens
+    if plan.draft != "self":
+        values["draft"] = plan.draft
+    if plan.draft_tp is not None:
+        values["draft_tp"] = plan.draft_tp
     acceptance = stated.given_acceptance(plan.gamma)
     if acceptance is not None:
         known = acceptance.per_position  # the last one holds for every position after it
-        rates = [known[min(i, len(known) - 1)] for i in range(plan.gamma)]
-        words += ["--acceptance", ",".join(f"{rate:.6g}" for rate in rates)]
-    return [*words, *_draft_words(plan)]
+        values["acceptance"] = tuple(known[min(i, len(known) - 1)] for i in range(plan.gamma))
+    return values
 
 
-def _draft_words(plan: DraftChoice) -> list[str]:
-    words = ["--gamma", str(plan.gamma), "--draft-policy", plan.policy]
-    words += ["--sink", str(plan.sink_tokens)]
-    if plan.kv_budget_tokens is not None:
-        words += ["--kv-budget", str(plan.kv_budget_tokens)]
-    if plan.draft_tp is not None:
-        words += ["--draft-tp", str(plan.draft_tp)]
-    if plan.draft != "self":
-        words += ["--draft", plan.draft]
-    return words
+def _model(
+    model: str, configs: dict[str, Any], *, flag: str = "model", only_shape: bool = True
+) -> Path:
+    """A folder as it is; a catalog model, hub id or config file goes into `configs`."""
+    from perfmodel import ConfigError, catalog
+    from runtime import hf_config
+
+    if Path(model).is_dir():
+        return Path(model)
+    if not only_shape:
+        raise ConfigError(
+            f"--{flag} {model} is not a folder of weights; name one, or add "
+            f"--random-weights to run a catalog model's shape"
+        )
+    spec = catalog.model(model)
+    configs[spec.name] = hf_config(spec)
+    return Path(spec.name)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    from perfmodel import ConfigError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--acceptance {text}: must be numbers with commas between") from error
+
+
+def _command() -> tuple[str, ...]:
+    """What the user typed, for a report's provenance."""
+    return ("specroof", *sys.argv[1:])
+
+
+def _launch(module: str, plan: RunPlan | TablePlan) -> None:
+    """Run the plan: here for one rank, else `module` on it, one process per rank."""
+    from runtime import launch_ranks
+
+    if plan.tp == 1:
+        import_module(module).run(plan)
+        return
+    with TemporaryDirectory(prefix="specroof-run-") as folder:
+        file = Path(folder) / "plan.json"
+        plan.write(file)
+        launch_ranks([sys.executable, "-m", module, str(file)], plan.tp)

@@ -227,7 +227,11 @@ def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason
 @pytest.mark.parametrize(
     "old, new, reason",
     [
-        ("hidden_size = 4096", 'hidden_size = "4096"', "hidden_size='4096' must be a whole number"),
+        (
+            "hidden_size = 4096",
+            'hidden_size = "4096"',
+            "hidden_size='4096' is not supported: it should be a valid integer",
+        ),
         ("hidden_size = 4096", "num_experts = 8", "num_experts=8 is not supported"),
         ("[config]", "licence = 1\n[config]", "unknown key 'licence'"),
         ('hub_ids = [\n    "Qwen/Qwen3-8B",\n]', "hub_ids = []", "hub_ids=a list of 0 must be"),

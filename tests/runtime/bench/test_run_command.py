@@ -31,7 +31,7 @@ def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(
         f'target = "{tiny}"\ndraft = "self"\ndraft_policy = "streamingllm"\nkv_budget = 48\n'
-        f"gamma = 2\nbatch = 3\nprefix_tokens = 120\noutput_tokens = 12\n"
+        f"gamma = 2\nbatch = 3\nprompt_tokens = 120\noutput_tokens = 12\n"
         f"acceptance_per_position = [1.0, 0.0]\n"
     )
     flags = ["--random-weights", "--ignore-eos", "--json", "--gen-tokens", "20"]
@@ -40,7 +40,7 @@ def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert [len(s["generated"]) for s in report["sequences"]] == [20] * 3  # the flag wins
     assert report["acceptance_per_position"] == [1.0, 0.0]
-    assert report["options"]["kv_budget"] == 48
+    assert report["plan"]["kv_budget"] == 48
     assert report["provenance"]["torch"]
     refused = specroof("baseline", "--scenario", str(scenario), "--random-weights", "--json")
     assert json.loads(refused.stdout)["tokens_per_round"] == 1.0
@@ -59,9 +59,9 @@ def test_a_table_says_what_the_check_found(tiny: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["selfspec"], "the following arguments are required: --model"),
-        (["selfspec", "--model", "M", "--gama", "3"], "unrecognized arguments: --gama 3"),
-        (["selfspec", "--model", "M", "--gamma", "0"], "0 must be at least 1"),
+        (["selfspec"], "--model is missing"),
+        (["selfspec", "--model", "M", "--gama", "3"], "No such option: --gama"),
+        (["selfspec", "--model", "M", "--gamma", "0"], "--gamma"),
         (["standalone", "--model", "M"], "--draft names the model that drafts"),
         (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], "runs on all of --tp"),
         (["baseline", "--model", "llama-68m"], "add --random-weights"),
@@ -87,9 +87,27 @@ def test_bad_flags_are_one_line(
 def test_what_a_rank_refuses_is_one_line_and_its_code(
     arguments: list[str], code: int, message: str, tiny: str
 ) -> None:
-    done = specroof("baseline", "--model", tiny, *arguments)
+    done = specroof("baseline", "--model", tiny, "--prefix-tokens", "200", *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_beyond_the_context_of_target_or_draft_says_so(tiny: str, tmp_path: Path) -> None:
+    short = hf_config(FAMILIES["llama-3.2"]) | {"max_position_embeddings": 128}
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "config.json").write_text(json.dumps(short))
+    flags = ["--draft", str(tmp_path / "short"), "--random-weights", "--json", "--gen-tokens", "4"]
+    notes = []
+    for prompt, policy in ((508, "streamingllm"), (508, "full"), (509, "full")):
+        sizes = ["--prefix-tokens", str(prompt), "--draft-policy", policy, "--kv-budget", "64"]
+        done = specroof("standalone", "--model", tiny, *flags, *sizes)
+        assert done.returncode == 0, done.stderr
+        notes.append(json.loads(done.stdout)["notes"])
+        assert done.stderr == "".join(f"note: {note}\n" for note in notes[-1])
+    draft = "tokens exceed the 128 that short was made for: acceptance may fall"
+    target = f"513 tokens exceed the 512 that {tmp_path.name} was made for"
+    assert notes[:2] == [[], [f"512 {draft}"]]
+    assert notes[2] == [f"{target}: times hold, the text may not", f"513 {draft}"]
 
 
 def test_help_needs_no_torch() -> None:
@@ -103,3 +121,18 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--kv-budget" in done.stdout
+
+
+def test_without_torch_one_line_says_how_to_install_it() -> None:
+    words = ["run", "baseline", "--model", "llama-68m", "--random-weights"]
+    for tp in ("1", "2"):
+        code = (
+            "import sys, app.cli.main\n"
+            "sys.modules['torch'] = None\n"
+            f"sys.exit(app.cli.main.run({[*words, '--tp', tp]!r}))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2, done.stderr
+        assert "pip install 'specroof[runtime]'" in done.stderr and done.stderr.count("\n") == 1

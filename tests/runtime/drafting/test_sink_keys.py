@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from tiny_models import FAMILIES
 from runtime.attention.base import PassLayout
 from runtime.attention.paged_cache import PagedCache, PageTable
 from runtime.attention.reference import ReferenceAttention
+from runtime.config import RopeScaling
 from runtime.drafting.sink_keys import SinkKeys
 from runtime.kernels.rotary import Rotary, rotate
 
@@ -80,3 +83,14 @@ def test_attention_over_a_ring_counts_positions_inside_it(
         values = 0.5 * held.repeat_interleave(2, dim=1)
         expected = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
         torch.testing.assert_close(found[i], expected, atol=1e-9, rtol=0)
+
+
+def test_a_key_of_yarn_is_scaled_once_however_far_it_is_turned() -> None:
+    yarn = RopeScaling(kind="yarn", factor=4.0, original_context_tokens=64, attention_factor=1.14)
+    rotary = Rotary(replace(FAMILIES["llama-2"], rope_scaling=yarn), CPU, torch.float64)
+    key = torch.randn(5, 2, 8, dtype=torch.float64)
+    place, further = torch.arange(5), torch.tensor([7])
+    placed = rotate(key, *rotary.tables(place, rotary.attention_factor))
+    expected = rotate(key, *rotary.tables(place + further, rotary.attention_factor))
+    torch.testing.assert_close(rotate(placed, *rotary.tables(further)), expected)
+    torch.testing.assert_close(placed.norm(dim=-1), 1.14 * key.norm(dim=-1))

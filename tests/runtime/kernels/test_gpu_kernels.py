@@ -11,8 +11,8 @@ import torch
 from runtime.attention.base import PassLayout
 from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
-from runtime.bench.options import RunPlan
-from runtime.config import DecoderConfig
+from runtime.bench.plan import DraftPlan
+from runtime.config import DecoderConfig, RopeScaling
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.kernels.ops import FusedOps, TorchOps, split_parts
 from runtime.kernels.rotary import Rotary
@@ -121,7 +121,9 @@ def test_fused_operations_are_the_plain_ones(parts: int | None, norm: bool, dim:
     assert relative_error(fused.silu_mul(x), plain.silu_mul(whole)) < 3e-3
 
     config = DecoderConfig(
-        name="c", **{**SHAPE, "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": dim}
+        name="c",
+        **{**SHAPE, "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": dim},
+        rope_scaling=RopeScaling(kind="yarn", factor=4.0, attention_factor=1.2),
     )
     rotary = Rotary(config, GPU, BF16)
     norms = (torch.randn(dim, dtype=BF16, device=GPU), torch.randn(dim, dtype=BF16, device=GPU))
@@ -159,12 +161,12 @@ def test_graphs_give_what_single_steps_give(name: str, draft: str) -> None:
     prompts = [[source.randrange(1000) for _ in range(n)] for n in (300, 40, 129, 77)]
     new = [60, 9, 33, 60]
     small = DecoderConfig(name="small", **{**SHAPE, "layers": 1, "hidden": 256, "ffn_hidden": 512})
-    plan = RunPlan(
+    plan = DraftPlan(
         draft=who, policy=policy, gamma=3, sink_tokens=16, draft_tp=None,
         kv_budget_tokens=None if policy == "full" else 64,
     )  # fmt: skip
 
-    def generate(dtype: torch.dtype, plan: RunPlan) -> Any:
+    def generate(dtype: torch.dtype, plan: DraftPlan) -> Any:
         setup = EngineSetup(
             target=Model(config=CONFIGS[name], seed=1),
             draft=Model(config=small, seed=2) if who == "small" else None,
@@ -179,7 +181,7 @@ def test_graphs_give_what_single_steps_give(name: str, draft: str) -> None:
         assert engine.cache.free_pages == engine.cache.pages
         return result
 
-    plain = RunPlan(draft="none", policy="full", gamma=0, sink_tokens=0, draft_tp=None,
+    plain = DraftPlan(draft="none", policy="full", gamma=0, sink_tokens=0, draft_tp=None,
                     kv_budget_tokens=None)  # fmt: skip
     fast, slow = generate(BF16, plan), generate(BF16, plain)
     oracle = generate(torch.float32, plain)
@@ -199,7 +201,7 @@ def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.Monke
     """Also where a view outgrew its graph, whose successor is younger than the verification's."""
     source = random.Random(3)
     prompts = [[source.randrange(1000) for _ in range(300)] for _ in range(3)]
-    plan = RunPlan(
+    plan = DraftPlan(
         draft="self", policy="snapkv", gamma=3, sink_tokens=16, draft_tp=None, kv_budget_tokens=64
     )
     setup = EngineSetup(
@@ -225,7 +227,7 @@ def test_sampling_in_a_graph_draws_anew_every_round() -> None:
     setup = EngineSetup(
         target=Model(config=CONFIGS["llama"], seed=1),
         draft=None,
-        plan=RunPlan(draft="self", policy="full", gamma=4, sink_tokens=0, draft_tp=None,
+        plan=DraftPlan(draft="self", policy="full", gamma=4, sink_tokens=0, draft_tp=None,
                      kv_budget_tokens=None),
         sampling=SamplingParams(temperature=1.0, seed=5),
         dtype=BF16,

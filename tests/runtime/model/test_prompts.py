@@ -10,13 +10,15 @@ import pytest
 from runtime.errors import InputError
 from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
+VOCAB = 100
+
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> TextTokenizer:
     """One token a word, numbered by its digits."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(100)}, unk_token="w0"))
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     (tmp_path / "model").mkdir()
     words.save(str(tmp_path / "model" / "tokenizer.json"))
@@ -30,10 +32,10 @@ def words(start: int, stop: int) -> str:
 def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text(words(0, 25))
-    found = read_prompts(file, batch=2, prefix_tokens=10, tokenizer=tokenizer)
+    found = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
     assert found == [list(range(10)), list(range(10, 20))]
     with pytest.raises(InputError, match="2 prompts of 10 tokens there, 3 asked"):
-        read_prompts(file, batch=3, prefix_tokens=10, tokenizer=tokenizer)
+        read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
 
 def test_a_folder_of_books_gives_no_prompt_that_spans_two(
@@ -44,7 +46,9 @@ def test_a_folder_of_books_gives_no_prompt_that_spans_two(
     (books / "100.txt").write_text(words(0, 15))
     (books / "200.txt").write_text(words(50, 60))
     (tmp_path / "pg19" / "metadata.csv").write_text("100,A Book,1900,url\n")
-    found = read_prompts(tmp_path / "pg19", batch=2, prefix_tokens=10, tokenizer=tokenizer)
+    found = read_prompts(
+        tmp_path / "pg19", batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB
+    )
     assert found == [list(range(10)), list(range(50, 60))]
 
 
@@ -52,28 +56,72 @@ def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: P
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": words(1, 4)}, {"text": words(5, 50)}, {"tokens": [7, 8]}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    found = read_prompts(file, batch=3, prefix_tokens=5, tokenizer=tokenizer)
+    found = read_prompts(file, batch=3, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
     assert found == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
 
 
-@pytest.mark.parametrize("line", ["not json", "[1]", '{"other": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    ["not json", "[1]", '{"other": 1}', '{"tokens": 5}', '{"tokens": ["1", "2"]}',
+     '{"tokens": [1.0]}', '{"tokens": [true]}', '{"messages": ["hello"]}', '{"messages": {}}',
+     '{"messages": [{"role": "user", "content": "w1"}]}'],
+)  # fmt: skip
 def test_a_malformed_line_is_named(line: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"text": "w1"}\n' + line)
     with pytest.raises(InputError, match="line 2"):
-        read_prompts(file, batch=2, prefix_tokens=5, tokenizer=tokenizer)
+        read_prompts(file, batch=2, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
+
+
+@pytest.mark.parametrize("tokens", [[VOCAB], [3, -1], []])
+def test_a_token_outside_the_vocabulary_is_refused(
+    tokens: list[int], tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"text": "w1"}) + "\n" + json.dumps({"tokens": tokens}))
+    with pytest.raises(InputError, match="prompt 2 is empty or holds a token outside"):
+        read_prompts(file, batch=2, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
+
+
+TEMPLATE = "{% for m in messages %}w90 {{ m['content'] }} {% endfor %}w91"
+
+
+def test_messages_go_through_the_chat_template(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    chat = TextTokenizer(tmp_path / "model")
+    file = tmp_path / "prompts.jsonl"
+    turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
+    rows = [{"messages": turns}, {"prompt": "w4"}, {"tokens": [7, 8]}]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    asked = {"batch": 3, "tokenizer": chat, "vocab": VOCAB}
+    plain = [[90, 1, 2, 90, 3, 91], [4], [7, 8]]
+    assert read_prompts(file, prompt_tokens=6, **asked) == plain
+    templated = [plain[0], [90, 4, 91], [7, 8]]
+    assert read_prompts(file, prompt_tokens=6, chat=True, **asked) == templated
+    with pytest.raises(InputError, match="line 1: 6 tokens in the chat template, 5 asked"):
+        read_prompts(file, prompt_tokens=5, **asked)
+    with pytest.raises(InputError, match="--chat takes JSON lines"):
+        read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **asked)
 
 
 def test_text_that_is_missing_or_no_text_is_refused(
     tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        read_prompts(tmp_path / "no.txt", batch=1, prefix_tokens=5, tokenizer=tokenizer)
+        read_prompts(
+            tmp_path / "no.txt", batch=1, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB
+        )
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
-        read_prompts(tmp_path / "noise.txt", batch=1, prefix_tokens=5, tokenizer=tokenizer)
-    with pytest.raises(InputError, match=r"no tokenizer\.json"):
-        TextTokenizer(tmp_path)
+        read_prompts(
+            tmp_path / "noise.txt", batch=1, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB
+        )
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    for folder in (tmp_path, tmp_path / "broken"):
+        with pytest.raises(InputError, match="no tokenizer that transformers reads") as caught:
+            TextTokenizer(folder)
+        assert str(caught.value).isprintable()
 
 
 def test_decoding_undoes_encoding(tokenizer: TextTokenizer) -> None:
@@ -81,7 +129,7 @@ def test_decoding_undoes_encoding(tokenizer: TextTokenizer) -> None:
 
 
 def test_random_prompts_are_repeated_by_their_seed() -> None:
-    first = random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=1)
-    assert first == random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=1)
-    assert first != random_prompts(batch=2, prefix_tokens=30, vocab=50, seed=2)
+    first = random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=1)
+    assert first == random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=1)
+    assert first != random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=2)
     assert {len(p) for p in first} == {30} and max(map(max, first)) < 50

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.bench.run import main
+from runtime.bench import run as bench
+from runtime.bench.plan import RunPlan
 
 ROOT = Path(__file__).parents[3]
 PROMPT = (
@@ -38,12 +39,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(smollm2: Path, tmp_path: Path, capsys: Any, *flags: str) -> dict[str, Any]:
+def run(smollm2: Path, tmp_path: Path, capsys: Any, **fields: Any) -> dict[str, Any]:
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": PROMPT * 6 + QUESTION}, {"prompt": QUESTION}]
     prompts.write_text("\n".join(json.dumps(row) for row in rows))
-    common = f"--model {smollm2} --input {prompts} --batch 2 --gen-tokens 24 --json".split()
-    assert main([*flags, *common]) == 0
+    bench.run(RunPlan(model=smollm2, input=prompts, batch=2, gen_tokens=24, json=True, **fields))
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     return report
 
@@ -52,11 +52,11 @@ def test_self_speculation_on_trained_weights_says_what_plain_decoding_says(
     smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    plain = run(smollm2, tmp_path, capsys, "baseline")
+    plain = run(smollm2, tmp_path, capsys, mode="baseline")
     assert "Berlin" in plain["texts"][0] and "Berlin" in plain["texts"][1]
     for policy in ("streamingllm", "snapkv"):
-        flags = ("selfspec", "--draft-policy", policy, "--kv-budget", "96", "--gamma", "3")
-        spoken = run(smollm2, tmp_path, capsys, *flags)
+        fields = {"mode": "selfspec", "draft_policy": policy, "kv_budget": 96, "gamma": 3}
+        spoken = run(smollm2, tmp_path, capsys, **fields)
         assert spoken["sequences"] == plain["sequences"]
         assert spoken["acceptance_per_position"][0] > 0.5
         assert spoken["rounds"] < plain["rounds"]
@@ -67,7 +67,7 @@ def test_plain_decoding_says_what_transformers_says(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    report = run(smollm2, tmp_path, capsys, "baseline")
+    report = run(smollm2, tmp_path, capsys, mode="baseline")
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(smollm2)(QUESTION, return_tensors="pt")
     with torch.inference_mode():

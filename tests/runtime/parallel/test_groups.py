@@ -7,27 +7,40 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import FAMILIES, SMALL
 
-from runtime.bench.run import main
+from runtime.bench.plan import RunPlan
+from runtime.bench.run import run, run_file
 from runtime.config import DecoderConfig, hf_config
 
 ROOT = Path(__file__).parents[3]
-FLAGS = [
-    *("--random-weights", "--dtype", "float64", "--batch", "3", "--prefix-tokens", "60"),
-    *("--gen-tokens", "20", "--gamma", "3", "--kv-budget", "32", "--sink", "4"),
-    *("--page-tokens", "4", "--snapkv-window", "8", "--chunk-tokens", "50", "--json"),
-]
+FIELDS: dict[str, Any] = {
+    "random_weights": True,
+    "weight_dtype": "fp64",
+    "kv_dtype": "fp64",
+    "draft_dtype": "fp64",
+    "batch": 3,
+    "prompt_tokens": 60,
+    "gen_tokens": 20,
+    "gamma": 3,
+    "kv_budget": 32,
+    "sink": 4,
+    "page_tokens": 4,
+    "snapkv_window": 8,
+    "chunk_tokens": 50,
+    "json": True,
+}
 
 
-def folder(path: Path, config: DecoderConfig) -> str:
+def folder(path: Path, config: DecoderConfig) -> Path:
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(hf_config(config)))
-    return str(path)
+    return path
 
 
 def tokens(stdout: str) -> list[list[int]]:
@@ -35,67 +48,70 @@ def tokens(stdout: str) -> list[list[int]]:
     return [sequence["generated"] for sequence in report["sequences"]]
 
 
-def bench(*arguments: str) -> str:
-    command = [sys.executable, "-m", "runtime.bench", *arguments]
+def written(plan: RunPlan, path: Path) -> str:
+    plan.write(path / "plan.json")
+    return str(path / "plan.json")
+
+
+def launched(plan: RunPlan, path: Path) -> list[list[int]]:
+    command = [sys.executable, "-m", "runtime.bench", written(plan, path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return tokens(done.stdout)
 
 
 @pytest.mark.parametrize(
-    ("family", "mode"),
+    ("family", "fields"),
     [
-        ("tinyllama", ["standalone", "--draft-tp", "1"]),  # one KV head on two ranks
-        ("qwen2.5", ["selfspec", "--draft-policy", "snapkv"]),
-        ("qwen3", ["standalone", "--draft-policy", "full"]),
+        ("tinyllama", {"mode": "standalone", "draft_tp": 1}),  # one KV head on two ranks
+        ("qwen2.5", {"mode": "selfspec", "draft_policy": "snapkv"}),
+        ("qwen3", {"mode": "standalone", "draft_policy": "full"}),
     ],
 )
 def test_tp_2_says_what_tp_1_says(
-    family: str, mode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = ["--model", folder(tmp_path / "target", FAMILIES[family])]
-    if mode[0] == "standalone":
-        models += ["--draft", folder(tmp_path / "draft", SMALL)]
-    assert main([mode[0], *models, *FLAGS]) == 0
+    models = {"model": folder(tmp_path / "target", FAMILIES[family])}
+    baseline = RunPlan(mode="baseline", **models, **FIELDS)
+    if fields["mode"] == "standalone":
+        models["draft"] = folder(tmp_path / "draft", SMALL)
+    plan = RunPlan(**models, **FIELDS, **fields)
+    run(plan)
     alone = tokens(capsys.readouterr().out)
-    assert main(["baseline", *models[:2], *FLAGS]) == 0
+    run(baseline)
     assert tokens(capsys.readouterr().out) == alone
-    assert tokens(bench(*mode, *models, *FLAGS, "--tp", "2")) == alone
+    assert launched(replace(plan, tp=2), tmp_path) == alone
 
 
 def test_sampling_with_two_ranks_repeats_that_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = ["selfspec", "--model", folder(tmp_path / "m", FAMILIES["llama-2"]), *FLAGS]
-    run += ["--temperature", "0.7", "--top-p", "0.9", "--seed", "3"]
-    assert main(run) == 0
+    model = folder(tmp_path / "m", FAMILIES["llama-2"])
+    sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
+    plan = RunPlan(mode="selfspec", model=model, **FIELDS, **sampling)
+    run(plan)
     alone = tokens(capsys.readouterr().out)
-    assert tokens(bench(*run, "--tp", "2")) == alone
+    assert launched(replace(plan, tp=2), tmp_path) == alone
 
 
 def test_torchrun_with_two_nodes_says_what_one_process_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = ["--model", folder(tmp_path / "target", FAMILIES["llama-2"])]
-    models += ["--draft", folder(tmp_path / "draft", SMALL)]
-    run = ["standalone", *models, *FLAGS]
-    assert main(run) == 0
+    target = folder(tmp_path / "target", FAMILIES["llama-2"])
+    draft = folder(tmp_path / "draft", SMALL)
+    plan = RunPlan(mode="standalone", model=target, draft=draft, **FIELDS)
+    run(plan)
     alone = tokens(capsys.readouterr().out)
+    file = written(replace(plan, tp=2, draft_tp=1), tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     nodes = [
         subprocess.Popen(
             [
-                *(
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--nnodes=2",
-                    "--nproc_per_node=1",
-                ),
-                *(f"--node_rank={rank}", "--master_addr=127.0.0.1", f"--master_port={port}"),
-                *("-m", "runtime.bench", *run, "--tp", "2", "--draft-tp", "1"),
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
+                *("--nproc_per_node=1", f"--node_rank={rank}", "--master_addr=127.0.0.1"),
+                *(f"--master_port={port}", "-m", "runtime.bench", file),
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -116,6 +132,8 @@ def test_a_wrong_number_of_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    model = folder(tmp_path / "m", FAMILIES["llama-2"])
-    assert main(["baseline", "--model", model, *FLAGS, "--tp", "2"]) == 2
+    plan = RunPlan(
+        mode="baseline", model=folder(tmp_path / "m", FAMILIES["llama-2"]), tp=2, **FIELDS
+    )
+    assert run_file(Path(written(plan, tmp_path))) == 2
     assert "tp=2 needs 2 processes, but 1 were started" in capsys.readouterr().err

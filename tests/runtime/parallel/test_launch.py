@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES
 
+from runtime.bench.plan import RunPlan
 from runtime.config import hf_config
 from runtime.errors import RankFailed
 from runtime.parallel.launch import launch_ranks
@@ -63,15 +64,23 @@ def test_a_rank_that_fails_ends_all_with_its_message(
 @pytest.fixture
 def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> subprocess.Popen[str]:
     """A run of two ranks that would take minutes, past its first rounds."""
-    module = getattr(request, "param", "runtime.bench")
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     log = tmp_path / "log.jsonl"
-    arguments = f"selfspec --model {tmp_path} --random-weights --tp 2 --gen-tokens 100000"
+    flags = f"run selfspec --model {tmp_path} --random-weights --tp 2 --gen-tokens 100000"
+    command = ["app.cli.main", *flags.split(), "--output", str(log)]
+    if getattr(request, "param", "runtime.bench") == "runtime.bench":
+        plan = RunPlan(
+            mode="selfspec",
+            model=tmp_path,
+            random_weights=True,
+            tp=2,
+            gen_tokens=100_000,
+            output=log,
+        )
+        plan.write(tmp_path / "plan.json")
+        command = ["runtime.bench", str(tmp_path / "plan.json")]
     process = subprocess.Popen(
-        [sys.executable, "-m", *module.split(), *arguments.split(), "--output", str(log)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
     return process
@@ -102,7 +111,7 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
     wait_for(lambda: not any(alive(rank) for rank in ranks))
 
 
-@pytest.mark.parametrize("long_run", ["runtime.bench", "app.cli.main run"], indirect=True)
+@pytest.mark.parametrize("long_run", ["runtime.bench", "app.cli.main"], indirect=True)
 def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen[str]) -> None:
     ranks = children(long_run.pid)
     assert len(ranks) == 2
@@ -116,10 +125,10 @@ def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen
 def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    command = [sys.executable, "-m", "runtime.bench", "baseline", "--model", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--tp", "2"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    plan = tmp_path / "plan.json"
+    RunPlan(mode="baseline", model=tmp_path, tp=2).write(plan)
+    command = [sys.executable, "-m", "runtime.bench", str(plan)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "is a pickle" in done.stderr and done.stderr.count("\n") == 1

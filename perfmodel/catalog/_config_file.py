@@ -1,0 +1,83 @@
+"""The reader of a `config.json`: one JSON object in plain UTF-8, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+from codecs import BOM_UTF8
+from pathlib import Path
+from typing import Any
+
+from perfmodel.errors import ConfigError
+from perfmodel.specs.hf_config import one_line, shown
+
+MAX_CONFIG_BYTES = 1_000_000
+# Files beside a config.json that quantised checkpoints state their format in.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """The fields of a `config.json`, given its path or that of the directory that holds it.
+
+    A quantisation that a file beside it states counts as `quantization_config`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, it exceeds `MAX_CONFIG_BYTES`, or it is not one JSON object in
+        UTF-8, without byte order mark, with distinct keys and finite numbers.
+    """
+    where = one_line(str(path))
+    text = _read_text(path, where)
+    try:
+        config = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        place = f"{error.msg}, line {error.lineno} column {error.colno}"
+        raise ConfigError(f"{where}: not valid JSON ({one_line(place)})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply for a config.json") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {one_line(str(error))}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: a config.json is an object of fields, not {shown(config)}")
+    folder = path if path.is_dir() else path.parent
+    for file in QUANTIZATION_FILES:
+        if (folder / file).is_file() and (path.is_dir() or path.name == "config.json"):
+            config["quantization_config"] = f"of {file}"
+    return config
+
+
+def _read_text(path: Path, where: str) -> str:
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError(f"{where}: no config.json there; give its path or its directory")
+        with file.open("rb") as stream:
+            content = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{where}: over {MAX_CONFIG_BYTES:,} bytes; a config.json is a few kB")
+    if content.startswith(BOM_UTF8):
+        raise ConfigError(
+            f"{where}: begins with a byte order mark, which transformers refuses; save it as plain "
+            f"UTF-8"
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{where}: not UTF-8 text (byte {error.start}); is it weights?"
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise ValueError(f"key {shown(key)} appears twice; keep one")
+        fields[key] = value
+    return fields
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number; every field must be finite")

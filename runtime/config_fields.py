@@ -1,0 +1,248 @@
+"""Which fields of a `config.json` the engine can run: checked by name before transformers reads it.
+
+A field that changes the mathematics and is not implemented is an error, and so is a value of a
+wrong type or without meaning, whatever the installed transformers makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runtime.errors import InputError
+
+
+class Rule(NamedTuple):
+    """Whether a value will do, and what would."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+MAX_CONFIG_BYTES = 1_000_000
+FAMILIES = {  # model_type -> architecture
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Fields that change the mathematics and are not implemented: refused unless null, false or 0
+# (an object: unless null).
+REFUSED_FIELDS = (
+    "quantization_config", "compression_config", "num_experts", "num_local_experts",
+    "n_routed_experts", "moe_intermediate_size", "kv_lora_rank", "q_lora_rank", "text_config",
+    "vision_config", "audio_config", "attention_multiplier", "residual_multiplier",
+    "embedding_multiplier", "scale_emb", "scale_depth", "logits_scaling", "logit_scale",
+    "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+    "attn_temperature_tuning", "attention_bias", "qkv_bias", "use_qk_norm", "qk_layernorm",
+    "mlp_bias", "alibi", "partial_rotary_factor", "no_rope_layers", "no_rope_layer_interval",
+    "original_max_position_embeddings", "attention_chunk_size", "clip_qkv",
+    "use_parallel_residual", "num_kv_shared_layers", "block_configs", "per_layer_config",
+    "num_nextn_predict_layers", "is_encoder_decoder", "add_cross_attention",
+)  # fmt: skip
+# Factors, which change nothing at 1.
+NEUTRAL_AT_ONE = ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling",
+                  "logit_scale", "partial_rotary_factor")  # fmt: skip
+# Files beside a config.json that quantised checkpoints state their format in.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
+
+# ---- what a value may be ------------------------------------------------------------------------
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_token_list(value: Any) -> bool:
+    """Whether these are end tokens: one, a list of them, or null."""
+    tokens = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(token, int) and not isinstance(token, bool) for token in tokens)
+
+
+def _is_layer_list(value: Any) -> bool:
+    kinds = ("full_attention", "sliding_attention")
+    return isinstance(value, list) and len(value) > 0 and all(kind in kinds for kind in value)
+
+
+def _at_most(most: int, *, zero: bool = False) -> Rule:
+    least = 0 if zero else 1
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not _flag(value) and least <= value <= most
+
+    return Rule(holds, f"a whole number from {least} to {most:,}")
+
+
+def _number(above: float, below: float) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int | float) and not _flag(value) and above < value < below
+
+    return Rule(holds, f"a number above {above:g} and below {below:g}")
+
+
+def _one_of(*values: str) -> Rule:
+    return Rule(lambda v: isinstance(v, str) and v in values, " or ".join(values))
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.holds(v), f"{rule.expected}, or null")
+
+
+_COUNT, _FLAG = _at_most(10**9), Rule(_flag, "true or false")
+_POSITIVE, _THETA = _or_null(_number(0, float("inf"))), _number(1, 1e15)
+_FACTOR = Rule(_number(1 - 1e-12, 1e6 + 1e-6).holds, "a number from 1 to 1,000,000")
+_ONE = Rule(lambda value: value == 1 and not _flag(value), "1")
+_KIND = _one_of("default", "linear", "llama3", "yarn")
+_DTYPE = _or_null(_one_of("float32", "bfloat16", "float16", "float64"))
+_REQUIRED = {
+    "num_hidden_layers": _at_most(10_000), "hidden_size": _COUNT, "num_attention_heads": _COUNT,
+    "intermediate_size": _COUNT, "vocab_size": _COUNT, "max_position_embeddings": _COUNT,
+}  # fmt: skip
+_OPTIONAL = {
+    "num_key_value_heads": _or_null(_COUNT), "head_dim": _or_null(_COUNT),
+    "hidden_act": _one_of("silu"), "rms_norm_eps": _number(0, 1), "tie_word_embeddings": _FLAG,
+    "attention_bias": _FLAG, "mlp_bias": _FLAG, "rope_theta": _THETA, "torch_dtype": _DTYPE,
+    "dtype": _DTYPE, "sliding_window": _or_null(_COUNT),
+    "layer_types": _or_null(Rule(_is_layer_list, "a list of full_attention or sliding_attention")),
+    "eos_token_id": Rule(is_token_list, "a whole number, a list of them, or null"),
+}  # fmt: skip
+_QWEN = {"head_dim": _COUNT, "use_sliding_window": _FLAG,
+         "max_window_layers": _at_most(10_000, zero=True)}  # fmt: skip
+_BY_FAMILY = {
+    "llama": {"sliding_window": Rule(lambda value: value is None, "null: a llama has no window")},
+    "mistral": {
+        "num_key_value_heads": _COUNT,
+        "layer_types": Rule(
+            lambda value: False, "a mistral without it; with it, it is a Ministral"
+        ),
+    },
+    "qwen2": _QWEN,
+    "qwen3": _QWEN,
+}
+_ROPE = {
+    "rope_type": _KIND, "type": _KIND, "rope_theta": _THETA, "factor": _FACTOR,
+    "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, float("inf")),
+    "high_freq_factor": _number(0, float("inf")), "attention_factor": _POSITIVE,
+    "beta_fast": _POSITIVE, "beta_slow": _POSITIVE, "mscale": _POSITIVE,
+    "mscale_all_dim": _POSITIVE, "truncate": _FLAG, "partial_rotary_factor": _ONE,
+    "finetuned": _FLAG,
+}  # fmt: skip
+
+
+# ---- the checks ---------------------------------------------------------------------------------
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The fields as written; transformers' reader would take NaN and repeated keys.
+
+    Raises
+    ------
+    InputError
+        In one line: no such file, or not one JSON object in UTF-8 without byte order mark.
+    """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key appears twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"over {MAX_CONFIG_BYTES:,} bytes")
+        fields = json.loads(text.decode(), object_pairs_hook=distinct, parse_constant=refuse)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON in plain UTF-8 ({one_line(error)})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{file}: a config.json is an object of fields")
+    return fields
+
+
+def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
+    """Refuse what the engine would compute wrongly, or not at all.
+
+    Raises
+    ------
+    InputError
+        In one line: the field, its value, and what it is refused for.
+    """
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise _refusal(name, "model_type", kind, f"use one of {', '.join(FAMILIES)}")
+    if fields.get("architectures") not in (None, [FAMILIES[kind]]):
+        raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")
+    for field in REFUSED_FIELDS:
+        if field in fields and not _changes_nothing(field, fields[field]):
+            raise _refusal(
+                name, field, fields[field], "leave it out, for the engine does not compute it"
+            )
+    if file.name == "config.json":
+        for other in filter(lambda other: (file.parent / other).is_file(), QUANTIZATION_FILES):
+            raise InputError(f"{name}: quantised weights ({other}) are not supported")
+    for field in _REQUIRED:
+        if field not in fields:
+            raise InputError(f"{name}: {field} is missing; is this the model's own config.json?")
+    _check_values(fields, _REQUIRED | _OPTIONAL | _BY_FAMILY[kind], name)
+    hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
+    stated = kind == "qwen3" or fields.get("head_dim") is not None  # qwen3's default is 128
+    if hidden % heads and (kind == "llama" or not stated):
+        raise InputError(
+            f"{name}: hidden_size={hidden} does not split over num_attention_heads={heads}; state "
+            f"head_dim, which a llama cannot"
+        )
+    for field in ("rope_scaling", "rope_parameters"):
+        _check_rope(fields.get(field), f"{name}: {field}")
+
+
+def _changes_nothing(field: str, value: Any) -> bool:
+    if value is None or field.endswith("_config"):
+        return value is None
+    if field in NEUTRAL_AT_ONE:
+        return bool(value == 1) and not _flag(value)
+    return value is False or bool(value == 0)
+
+
+def _check_values(fields: Mapping[str, Any], rules: Mapping[str, Rule], name: str) -> None:
+    for field, rule in rules.items():
+        if field in fields and not rule.holds(fields[field]):
+            raise _refusal(name, field, fields[field], f"use {rule.expected}")
+
+
+def _check_rope(rope: Any, where: str) -> None:
+    if rope is None:
+        return
+    if not isinstance(rope, dict):
+        raise InputError(f"{where}={rope!r:.60} must be an object or null")
+    for field in rope:
+        if field not in _ROPE:
+            raise _refusal(where, field, rope[field], "use one scaling, the same for all layers")
+    _check_values(rope, _ROPE, where)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    needed = ("factor", "low_freq_factor", "high_freq_factor")
+    for field in needed if kind == "llama3" else needed[:1] if kind != "default" else ():
+        if field not in rope:
+            raise InputError(f"{where}: {field} is missing for rope type {kind}; state it")
+    if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise InputError(f"{where}: low_freq_factor must be below high_freq_factor")
+    if (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
+        raise InputError(f"{where}: beta_fast must be at least beta_slow")
+
+
+def _refusal(name: str, field: str, value: Any, why: str) -> InputError:
+    shown = "".join(c if c.isprintable() else "?" for c in f"{value!r:.60}")
+    return InputError(f"{name}: {one_line(field)}={shown} is not supported; {why}")
+
+
+def one_line(text: object) -> str:
+    """What another library says, or a name, without line breaks and cut."""
+    words = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else str(text)
+    return "".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:300]

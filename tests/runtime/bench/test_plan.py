@@ -1,0 +1,173 @@
+"""A plan is the same object in every rank, and a scenario loses nothing on its way into it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.commands import run as command
+from app.cli.main import run
+from perfmodel import ConfigError, ScenarioInput
+from runtime import EngineError, InputError, RunPlan, TablePlan, plan_flags
+
+PLAN = RunPlan(
+    mode="standalone",
+    model=Path("target"),
+    draft=Path("draft"),
+    configs={"draft": {"model_type": "llama"}},
+    weight_dtype="bf16",
+    kv_dtype="bfloat16",
+    draft_dtype="bf16",
+    acceptance=(0.9, 0.5),
+    temperature=0.5,
+    output=Path("rounds.jsonl"),
+    compile=False,
+)
+# A speculative scenario, and for each of its fields another value.
+SCENARIO: dict[str, Any] = {
+    "target": "llama-2-7b-32k",
+    "draft": "tinyllama-1.1b",
+    "kv_budget": 256,
+    "tp": 4,
+    "draft_tp": 2,
+}
+CHANGES: dict[str, Any] = {
+    "target": "llama-2-7b",
+    "draft": "llama-68m",
+    "draft_policy": "full",
+    "kv_budget": 128,
+    "gamma": 2,
+    "gpu": "a100-sxm-80gb",
+    "machine": "dgx-a100-80gb",
+    "tp": 8,
+    "draft_tp": 1,
+    "batch": 3,
+    "prompt_tokens": 999,
+    "output_tokens": 99,
+    "acceptance": 0.7,
+    "acceptance_per_position": [0.9, 0.5],
+    "accepted_fraction": 0.4,
+    "accepted_drafts": 1.5,
+    "tokens_per_round": 2.5,
+    "acceptance_curve": "curves.toml",
+    "weight_dtype": "int8",
+    "kv_dtype": "fp8",
+    "engine": "magicdec",
+    "slo": "ttft<2s",
+}
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    PLAN.write(tmp_path / "plan.json")
+    assert RunPlan.read(tmp_path / "plan.json") == PLAN
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+    assert PLAN.dtype == "bfloat16"
+
+
+def test_the_plan_of_a_table_travels_too(tmp_path: Path) -> None:
+    plan = TablePlan(models=(Path("a"), Path("b")), tp=2, output=Path("rows.jsonl"))
+    plan.write(tmp_path / "plan.json")
+    assert TablePlan.read(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gama": 3}, "gama"),
+        ({"gamma": "3"}, "gamma: Input should be a valid integer"),
+        ({"gamma": 0}, "--gamma 0: must be at least 1"),
+        ({"mode": "fast"}, "use one of baseline, standalone, selfspec"),
+        ({"draft_policy": "some"}, "use one of full, streamingllm, snapkv"),
+        ({"draft_tp": 3, "tp": 2}, "--draft-tp 3 exceeds --tp 2"),
+        ({"kv_dtype": "fp8"}, "kv_dtype 'fp8': the engine does not quantise"),
+        ({"weight_dtype": "int4"}, "weight_dtype 'int4': the engine does not quantise"),
+        ({"draft_dtype": "fp16"}, "weights, KV cache and draft in one type"),
+    ],
+)
+def test_a_plan_that_does_not_hold_is_one_line(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(PLAN.as_dict() | change))
+    with pytest.raises(InputError) as caught:
+        RunPlan.read(file)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"mode": "baseline"}'])
+def test_what_is_not_a_plan_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=r"is not a plan: .*--write-plan") as caught:
+        RunPlan.read(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="No such file"):
+        RunPlan.read(tmp_path / "absent.json")
+
+
+def outcome(values: dict[str, Any]) -> dict[str, Any] | str:
+    """The plan that a scenario becomes, or why it is refused."""
+    try:
+        fields = command.scenario_fields("standalone", ScenarioInput(**values), "scenario")
+        return RunPlan(mode="standalone", **fields).as_dict()
+    except (ConfigError, EngineError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ScenarioInput.model_fields)
+def test_a_field_of_a_scenario_is_carried_refused_or_not_executed(name: str) -> None:
+    plan = outcome(SCENARIO)
+    assert isinstance(plan, dict)
+    changed = outcome(SCENARIO | {name: CHANGES[name]})
+    assert (changed == plan) == (name in command.NOT_EXECUTED)
+
+
+def test_dtypes_of_a_scenario_reach_the_plan() -> None:
+    plan = outcome(SCENARIO | {"weight_dtype": "fp16", "kv_dtype": "fp16"})
+    assert isinstance(plan, dict)
+    assert [plan[f"{part}_dtype"] for part in ("weight", "kv", "draft")] == ["fp16"] * 3
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize("field", ["weight_dtype", "kv_dtype"])
+def test_a_dtype_that_cannot_run_is_refused_before_any_rank_starts(
+    field: str,
+    dtype: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "_launch", lambda module, plan: pytest.fail("a rank started"))
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(f'target = "llama-68m"\ntp = 2\n{field} = "{dtype}"\n')
+    words = ["run", "baseline", "--scenario", str(scenario), "--random-weights"]
+    assert run(words) == 2
+    _, err = capsys.readouterr()
+    assert f"{field} '{dtype}'" in err and "--dtype bf16" in err and err.count("\n") == 1
+    file = tmp_path / "plan.json"
+    assert run([*words, "--dtype", "bf16", "--write-plan", str(file)]) == 0
+    assert RunPlan.read(file).dtype == "bfloat16"
+
+
+def test_a_written_plan_is_what_would_have_run(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    words = "run selfspec --scenario default --model llama-68m --random-weights --tp 2 --gamma 3"
+    (tmp_path / "self.toml").write_text('target = "llama-68m"\ndraft = "self"\nbatch = 2\n')
+    words = words.replace("default", str(tmp_path / "self.toml"))
+    assert run([*words.split(), "--write-plan", str(file)]) == 0
+    flags = {"model": Path("llama-68m"), "random_weights": True, "tp": 2, "gamma": 3}
+    plan = command.make_plan("selfspec", flags, str(tmp_path / "self.toml"))
+    assert replace(RunPlan.read(file), command=()) == replace(plan, command=())
+    assert plan.batch == 2 and plan.configs["llama-68m"]["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("mode", ["baseline", "standalone", "selfspec"])
+def test_every_field_with_an_option_is_a_flag(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", mode, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in plan_flags() if "--" + name.replace("_", "-") not in text] == []

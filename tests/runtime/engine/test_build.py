@@ -1,0 +1,46 @@
+"""A batch that does not fit is refused with what it needs, what is free, and what would fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import Case, build, random_prompts
+
+from runtime.engine.build import memory_message
+from runtime.errors import OutOfPages
+
+SEQUENCE = 131_072 * 32_768  # Llama-3.1-8B: 131,072 bytes per token in bf16, 32,768 tokens
+
+
+def test_the_message_names_the_largest_batch() -> None:
+    free = int(124.9e9)
+    assert 29 * SEQUENCE <= free < 30 * SEQUENCE
+    message = memory_message(batch=64, tokens=32_768, sequence_bytes=SEQUENCE, free_bytes=free)
+    assert "batch 64 needs 274.9 GB (4.295 GB for each sequence of 32,768 tokens)" in message
+    assert "124.9 GB are free; the largest batch that fits is 29" in message
+
+
+def test_not_one_sequence_fits() -> None:
+    message = memory_message(batch=2, tokens=1, sequence_bytes=10, free_bytes=9)
+    assert "not one sequence fits" in message
+
+
+def test_a_batch_that_failed_is_never_said_to_fit() -> None:
+    # The arithmetic leaves out fragmentation and the idle page.
+    message = memory_message(batch=4, tokens=1, sequence_bytes=10, free_bytes=10**6)
+    assert "the largest batch that fits is 3" in message
+
+
+def test_a_cache_that_cannot_be_made_is_refused_not_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+
+    def full(shape: torch.Size, **options: object) -> torch.Tensor:
+        if len(shape) == 6:  # the pages of a KV cache
+            raise RuntimeError("not enough memory")
+        return zeros(shape, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "zeros", full)
+    prompts = random_prompts((90, 31), seed=1)
+    case = Case(family="llama-3.1", prompts=prompts, new_tokens=(4, 4), draft="none", gamma=0)
+    with pytest.raises(OutOfPages, match="no memory for a KV cache of"):
+        build(case)
