@@ -44,7 +44,7 @@ def record(
     reached = rounds * alpha ** np.arange(GAMMA)
     tokens = {gamma: float(tokens_per_round_iid(alpha, gamma)) for gamma in RENEWAL_GAMMAS}
     return Record(
-        window=Window(text=text, prefix_tokens=context, index=index, start=index * 100),
+        window=Window(text=text, context_tokens=context, index=index, start=index * 100),
         view=shown,
         rounds=rounds,
         overlap=(rounds * alpha,) * GAMMA,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.records.steps import Case, CaseFile
-from calibration.validate.draw import scenario_of
+from calibration.records.steps import Case, Pair
 from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import prefill_s, to_logits
+from calibration.validate.sample import case_scenario
 from perfmodel import estimate
+from runtime import StepTimes
 
 
 def documented_keys(section: str) -> list[str]:
@@ -28,22 +28,6 @@ class TooLarge(Exception):
     """The expected error of a runtime whose memory is full."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeTimes:
-    target_step_s: float
-    verify_s: float
-    draft_step_s: float
-    round_s: float
-    host_s: float
-    spread: float = 0.01
-    repeats: int = 15
-    peak_memory_bytes: int = 0
-    memory_bytes: Mapping[str, int] = field(default_factory=dict)
-    prefill_s: float = 0.0
-    prefill_tokens: int = 0
-    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
 class FakeBench:
     """Predicted times, each off by a log-normal error of `noise`."""
 
@@ -52,7 +36,7 @@ class FakeBench:
 
     def time(
         self, case: Any, *, repeats: int = 15, parts: bool = False, prompt: bool = False
-    ) -> FakeTimes:
+    ) -> StepTimes:
         owner = self.owner
         owner.now += owner.case_s
         if case.id in owner.too_large:
@@ -61,7 +45,7 @@ class FakeBench:
         if prompt:
             owner.streams.prefill()
             tokens = min(case.context_tokens, 8192)
-            seconds = prefill_s(scenario_of(case, gpu="h200"), tokens)
+            seconds = prefill_s(case_scenario(case, gpu="h200"), tokens)
             seconds *= math.exp(owner.rng.gauss(0.0, owner.noise))
             times = replace(times, prefill_s=seconds, prefill_tokens=tokens)
         return replace(times, parts_s=predicted_parts(case)) if parts else times
@@ -88,9 +72,9 @@ class FakeRuntime:
         self.load_s, self.case_s, self.too_large = load_s, case_s, too_large
         self.now, self.open = 0.0, 0
         self.streams = WorkspaceCount()
-        self.loads: list[tuple[str, str | None, int]] = []
+        self.loads: list[Pair] = []
 
-    def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> FakeBench:
+    def bench(self, pair: Pair) -> FakeBench:
         assert self.open == 0, "two pairs at once"
         self.now += self.load_s
         self.open += 1
@@ -109,7 +93,7 @@ class FakeRuntime:
 
 def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     """The model's own parts, as a trace tells them: a draft phase is all its steps."""
-    point = estimate(scenario_of(case, gpu="h200"))
+    point = estimate(case_scenario(case, gpu="h200"))
     steps = {
         "target_step": (to_logits(point.target_step), 1), "verify": (to_logits(point.verify), 1),
     }  # fmt: skip
@@ -124,13 +108,13 @@ def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
 
 def predicted_times(
     case: Case, noise: float, rng: random.Random, streams: WorkspaceCount
-) -> FakeTimes:
+) -> StepTimes:
     """The model's own times of a case, with noise; the round is made of the noisy parts."""
 
     def noisy(seconds: float) -> float:
         return seconds * math.exp(rng.gauss(0.0, noise))
 
-    scenario = scenario_of(case, gpu="h200")
+    scenario = case_scenario(case, gpu="h200")
     engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
     point = estimate(replace(scenario, engine=engine))
     target, verify = (
@@ -138,12 +122,14 @@ def predicted_times(
     )
     draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
     host = float(point.overhead_s + point.verify.part("sampling").seconds)
-    return FakeTimes(
+    return StepTimes(
         target_step_s=target,
         verify_s=verify,
         draft_step_s=draft,
         round_s=case.plan.gamma * draft + verify + host if case.plan.gamma else target,
         host_s=host,
+        spread=0.01,
+        repeats=15,
         peak_memory_bytes=int(torch_peak_bytes(point, case, streams)),
         memory_bytes={"weights": int(point.memory.weights + point.memory.draft_weights)},
     )

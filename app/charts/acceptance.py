@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import SERIES, columns, finish
-from calibration.acceptance.cells import Cell
+from calibration.acceptance import Cell
 from perfmodel import AcceptanceCurve
 
 DASHES = {"streamingllm": "solid", "snapkv": "dot"}
@@ -58,8 +58,8 @@ def measured_budgets(grid: Sequence[Cell], curves: Sequence[AcceptanceCurve]) ->
 def measured_positions(grid: Sequence[Cell]) -> go.Figure:
     """α by position in a round at each text's longest context."""
     figure = go.Figure()
-    longest = max((cell.key.prefix_tokens for cell in grid), default=0)
-    shown = [cell for cell in grid if cell.key.prefix_tokens == longest]
+    longest = max((cell.key.context_tokens for cell in grid), default=0)
+    shown = [cell for cell in grid if cell.key.context_tokens == longest]
     for number, cell in enumerate(shown):
         places = np.arange(1, cell.gamma + 1)
         figure.add_scatter(
@@ -84,6 +84,6 @@ def measured_positions(grid: Sequence[Cell]) -> go.Figure:
 def _lines(grid: Sequence[Cell]) -> dict[tuple[str, int, str], list[Cell]]:
     rows: dict[tuple[str, int, str], list[Cell]] = {}
     for cell in grid:
-        key = (cell.key.text, cell.key.prefix_tokens, cell.key.view.policy)
+        key = (cell.key.text, cell.key.context_tokens, cell.key.view.policy)
         rows.setdefault(key, []).append(cell)
     return rows

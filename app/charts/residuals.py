@@ -6,13 +6,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, SERIES, box, finish
-from calibration.fit.errors import Errors, by_numbers
+from calibration.fit import Errors, by_numbers
 
 
 def residual_boxes(errors: Errors) -> go.Figure:
     """Signed relative errors by region, percent."""
     figure, medians = go.Figure(), []
-    for index, (way, cells) in enumerate(errors.found.items()):
+    for index, (way, cells) in enumerate(errors.cells.items()):
         rows = [(region, 100.0 * e) for cell, e in cells for region in errors.regions(cell)]
         figure.add_trace(
             box(
@@ -26,7 +26,7 @@ def residual_boxes(errors: Errors) -> go.Figure:
         )
         medians.append(f"{way} {np.median(np.abs([row[1] for row in rows])):.1f} % median absolute")
     regions = {
-        r for cells in errors.found.values() for cell, _ in cells for r in errors.regions(cell)
+        r for cells in errors.cells.values() for cell, _ in cells for r in errors.regions(cell)
     }
     figure.update_xaxes(categoryorder="array", categoryarray=sorted(regions, key=by_numbers))
     figure.update_layout(boxmode="group")

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, PASS_LABELS, SERIES, box, finish
-from calibration.records.published import RowError
+from calibration.records import RowError
 
 TIME_LABELS = {f"{key}_s": label for key, label in PASS_LABELS.items()}
 PHASE_LABELS = TIME_LABELS | {"speedup": "speedup"}

@@ -14,9 +14,8 @@ from app.cli.output import progress
 if TYPE_CHECKING:
     import torch
 
-    from calibration.acceptance.run import Job, LoadedModel, Text
-    from calibration.acceptance.window import Task
-    from calibration.records.acceptance import DraftView
+    from calibration.acceptance import Job, LoadedModel, Task, Text
+    from calibration.records import DraftView
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -104,9 +103,8 @@ def measure(options: MeasureOptions) -> None:
     """
     import torch
 
-    from calibration.acceptance.run import exact_float32, header, load_model, read_text, run_jobs
-    from calibration.acceptance.window import Task
-    from calibration.records.acceptance import RecordFile
+    from calibration.acceptance import Task, exact_float32, header, load_model, read_text, run_jobs
+    from calibration.records import RecordFile
     from perfmodel import ConfigError
     from runtime import TextTokenizer
 
@@ -142,7 +140,7 @@ def measure(options: MeasureOptions) -> None:
 
 
 def _views(options: MeasureOptions) -> tuple[DraftView, ...]:
-    from calibration.acceptance.run import draft_views
+    from calibration.acceptance import draft_views
 
     return draft_views(
         _words("draft-policy", options.draft_policy, ("full", "streamingllm", "snapkv")),
@@ -159,7 +157,7 @@ def _load_draft(
     folder: Path, model: Path, target: LoadedModel, dtype: torch.dtype, device: torch.device
 ) -> LoadedModel:
     """The draft model, which must have the target's tokens."""
-    from calibration.acceptance.run import check_same_tokens, load_model
+    from calibration.acceptance import check_same_tokens, load_model
     from perfmodel import ConfigError
 
     check_same_tokens(model, folder)
@@ -180,7 +178,7 @@ def _jobs(
     views: tuple[DraftView, ...],
 ) -> list[Job]:
     """One job per prompt length and text."""
-    from calibration.acceptance.run import Job, windows_of
+    from calibration.acceptance import Job, windows_of
     from perfmodel import ConfigError
 
     jobs = []
@@ -192,7 +190,7 @@ def _jobs(
                 f"{longest:,} that {target.name} was made for"
             )
         for text in texts:
-            windows = windows_of(text, prefix_tokens=prompt, count=options.windows, task=task)
+            windows = windows_of(text, context_tokens=prompt, count=options.windows, task=task)
             jobs.append(Job(text, prompt, windows, views))
     return jobs
 

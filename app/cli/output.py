@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -98,6 +98,16 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write texts by their path under `folder`; the files' paths."""
+    written = []
+    for name, text in files.items():
+        with atomic_text(folder / name) as file:
+            file.write(text)
+        written.append(folder / name)
+    return written
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app import charts
 from app.explorer.state import Values
-from calibration.records.published import (
+from calibration.records import (
     PublishedRow,
     RowError,
     h200_rows,
@@ -35,7 +35,7 @@ from perfmodel import (
 )
 
 if TYPE_CHECKING:
-    from calibration.validate.published_report import PublishedReport
+    from calibration.validate import PublishedReport
 
 MAP_SIZE = 64
 MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
@@ -102,7 +102,7 @@ def _at(values: Values, key: str, value: int) -> Scenario:
 @st.cache_data(show_spinner="Refitting the engine without each group of rows")
 def published() -> PublishedReport:
     """`specroof validate published`."""
-    from calibration.validate.published_report import validate_published
+    from calibration.validate import validate_published
 
     return validate_published()
 
@@ -116,10 +116,10 @@ def bundled_rows() -> list[PublishedRow]:
 @st.cache_data(show_spinner=False)
 def timed_steps() -> list[RowError]:
     """Steps of this project's engine on one H200, cases drawn by seed, against predictions."""
-    from calibration.records.steps import read_records
-    from calibration.validate.errors import compare
+    from calibration.records import read_steps
+    from calibration.validate import compare
 
-    header, records = read_records(Path(str(MEASURED / "h200-steps.jsonl")))
+    header, records = read_steps(Path(str(MEASURED / "steps-h200-seed10.jsonl")))
     comparison = compare(header, records)
     rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
     return [row for row in rows if len(row.errors) == 3]
@@ -134,7 +134,7 @@ def row_errors(rows: tuple[PublishedRow, ...], *, uncalibrated: bool) -> list[Ro
     ConfigError
         If a row is not a valid scenario; the message gives its number.
     """
-    from calibration.fit.magicdec import bare
+    from calibration.fit import bare
 
     errors = []
     for number, row in enumerate(rows, start=1):

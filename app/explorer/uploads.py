@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calibration.acceptance.engine_counters import vllm_metrics
-from calibration.records.published import PublishedRow
+from calibration.acceptance import vllm_metrics
+from calibration.records import PublishedRow
 from perfmodel import FORMER_NAMES, ConfigError, catalog, read_scenario
 
 Parsed = TypeVar("Parsed")

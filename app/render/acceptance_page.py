@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.render.html_page import html_page, require_plotly
-from calibration.acceptance.report import AcceptanceReport
+from calibration.acceptance import AcceptanceReport
 
 
 def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from app.render.html_page import html_page, require_plotly
-from calibration.records.published import RowError
-from calibration.validate.errors import Comparison
-from calibration.validate.report import markdown
+from calibration.records import RowError
+from calibration.validate import Comparison, comparison_markdown
 
 
 def validation_html(comparison: Comparison) -> str:
@@ -27,5 +26,5 @@ def validation_html(comparison: Comparison) -> str:
     for row in rows:
         by_target[row.row.target].append(row)
     figures = [measured_scatter(rows), error_by_phase(by_target)]
-    summary, heading, sections = markdown(comparison).partition("\n## ")
+    summary, heading, sections = comparison_markdown(comparison).partition("\n## ")
     return html_page("predicted and measured", summary, figures, heading + sections)

@@ -5,7 +5,7 @@
 KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
 medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
 they are not in its cache, comes before. `runtime.attention.split_kv` has its constants from such a
-file: calibration/measured/h200-splits.jsonl.gz.
+file: calibration/measured/split-kv-h200.jsonl.gz.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Records of measured acceptance as cells: one text, context and draft view, all windows together.
+"""Cells of measured acceptance: all windows of one text, context length and draft view.
 
-A cell knows its mean acceptance with a bootstrap interval over windows, its acceptance by position,
-how unlike i.i.d. draws it is, and the tokens per round that follow from each way of reading it.
+A cell has the mean acceptance with a bootstrap interval over windows, acceptance by position, the
+correlation of acceptances, and the tokens per round under several assumptions.
 """
 
 from __future__ import annotations
@@ -18,20 +18,32 @@ from perfmodel import alpha_for_tokens_per_round, tokens_per_round_iid
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
+SUMS = (
+    "rounds",
+    "overlap",
+    "reached",
+    "passed",
+    "chain",
+    "agree",
+    "agree_chain",
+    "variance",
+    "lags",
+    "read_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class CellKey:
-    """What a cell is about."""
+    """Text, context length and draft view of a cell."""
 
     text: str
-    prefix_tokens: int
+    context_tokens: int
     view: DraftView
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """Sums of every window of a cell, one row a window; see `Record` for their meaning."""
+    """Sums of every window of a cell, one row per window; see `Record` for their meaning."""
 
     key: CellKey
     indices: tuple[int, ...]
@@ -51,12 +63,12 @@ class Cell:
 
     @property
     def windows(self) -> int:
-        """How many windows."""
+        """Number of windows."""
         return len(self.indices)
 
     @property
     def gamma(self) -> int:
-        """Draft positions of a round."""
+        """Draft positions per round."""
         return int(self.overlap.shape[1])
 
     @property
@@ -76,7 +88,7 @@ class Cell:
 
     @property
     def conditional(self) -> Floats:
-        """The same where the round gets there: P(accepted | all before it were)."""
+        """P(accepted | all before it were) at each position."""
         return np.asarray(self.passed.sum(0) / np.maximum(self.reached.sum(0), 1e-12))
 
     def effective_alpha(self, gamma: int) -> float:
@@ -90,7 +102,7 @@ class Cell:
         return float(low), float(high)
 
     def standard_error(self, gamma: int | None = None) -> float:
-        """Of the same, by the same resamples."""
+        """Standard error of what `interval` bounds, by the same resamples."""
         return float(np.std(self._resampled(gamma)))
 
     @property
@@ -100,18 +112,17 @@ class Cell:
 
     @property
     def window_spread(self) -> float:
-        """Standard deviation of α between windows, sampling noise within them taken off."""
+        """Standard deviation of α between windows, without the sampling noise within them."""
         means = self.overlap.sum(1) / (self.rounds * self.gamma)
         if self.windows < 2:
             return 0.0
         tokens = self.rounds * self.gamma
-        known = [float(c) for c in self.lag_correlations]
-        # Correlated tokens tell less: the variance of a mean grows by 1 + 2 Σ ρ.
-        inflation = max(1.0, 1.0 + 2.0 * float(np.interp(np.arange(1, 17), LAGS, known).sum()))
+        correlation = [float(c) for c in self.lag_correlations]
+        # The variance of a mean of correlated tokens is larger by 1 + 2 Σ ρ.
+        total = float(np.interp(np.arange(1, 17), LAGS, correlation).sum())
+        inflation = max(1.0, 1.0 + 2.0 * total)
         noise = float(np.mean(self.variance / tokens)) * inflation
         return float(np.sqrt(max(0.0, np.var(means, ddof=1) - noise)))
-
-    # ---- tokens per round ---------------------------------------------------------------------
 
     def tokens_iid(self, gamma: int) -> float:
         """Ω of the mean α, every draft accepted independently."""
@@ -127,11 +138,11 @@ class Cell:
         return max(1.0, self.tokens_chained(gamma) * self.consecutive_ratio(gamma))
 
     def consecutive_ratio(self, gamma: int) -> float:
-        """Tokens of consecutive rounds over those of rounds that begin everywhere alike.
+        """Tokens of consecutive rounds over those of rounds that begin at every token alike.
 
-        Both along the same chances, so that it is 1 for independent draws; windows count by their
-        tokens, as sequences do that generate equally many. Between the γ that records hold it is
-        interpolated, beyond them kept; where no record tells, it follows from the correlations.
+        1 for independent draws. Windows count by their tokens, as sequences do that generate
+        equally many. Interpolated between the γ of the records and constant beyond them; records
+        without consecutive rounds give it from their correlations.
         """
         if np.isnan(self.renewal).all():
             return expected_ratio(
@@ -142,14 +153,14 @@ class Cell:
                 spread=self.window_spread,
             )
         begun, made, even = np.nansum(self.renewal, axis=0).T
-        told = np.sum(~np.isnan(self.renewal[..., 0]), axis=0)
-        known = told > 0
-        ratios = made[known] / begun[known] / (even[known] / told[known])
-        gammas = np.array(RENEWAL_GAMMAS)[known]
+        windows = np.sum(~np.isnan(self.renewal[..., 0]), axis=0)
+        measured = windows > 0
+        ratios = made[measured] / begun[measured] / (even[measured] / windows[measured])
+        gammas = np.array(RENEWAL_GAMMAS)[measured]
         return float(np.interp(gamma, [0, *gammas], [1.0, *ratios]))
 
     def tokens_weighted(self, gamma: int) -> float:
-        """Ω with each position weighed by the chance to get there; exact for text drawn from p."""
+        """Ω with positions weighted by the chance to reach them; exact for text drawn from p."""
         self._check(gamma)
         return 1.0 + float(self.passed[:, :gamma].sum() / self.rounds.sum())
 
@@ -159,14 +170,12 @@ class Cell:
         return 1.0 + float(self.agree_chain[:, :gamma].sum() / self.rounds.sum())
 
     def only(self, indices: Iterable[int]) -> Cell | None:
-        """The cell of some windows, None where it has none of them."""
+        """The cell of some of its windows; None if it has none of them."""
         wanted = set(indices)
         rows = [row for row, index in enumerate(self.indices) if index in wanted]
         if not rows:
             return None
-        named = ("rounds", "overlap", "reached", "passed", "chain", "agree", "agree_chain",
-                 "variance", "lags", "read_tokens", "renewal")  # fmt: skip
-        picked = {name: getattr(self, name)[rows] for name in named}
+        picked = {name: getattr(self, name)[rows] for name in (*SUMS, "renewal")}
         chosen = tuple(self.indices[row] for row in rows)
         return Cell(self.key, chosen, **picked, _weights=_resamples(len(rows)))
 
@@ -188,7 +197,7 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     grouped: dict[CellKey, list[Record]] = {}
     for record in records:
         key = CellKey(
-            text=record.window.text, prefix_tokens=record.window.prefix_tokens, view=record.view
+            text=record.window.text, context_tokens=record.window.context_tokens, view=record.view
         )
         grouped.setdefault(key, []).append(record)
     return [_cell(key, grouped[key]) for key in sorted(grouped, key=_order)]
@@ -198,7 +207,7 @@ def _order(key: CellKey) -> tuple[object, ...]:
     view = key.view
     numbers = (view.kv_budget, view.sink, view.snapkv_window, view.snapkv_pool)
     filled = tuple(-1 if number is None else number for number in numbers)
-    return (view.page_tokens, key.text, key.prefix_tokens, view.policy, *filled, view.positions)
+    return (view.page_tokens, key.text, key.context_tokens, view.policy, *filled, view.positions)
 
 
 def _cell(key: CellKey, records: Sequence[Record]) -> Cell:
@@ -207,31 +216,29 @@ def _cell(key: CellKey, records: Sequence[Record]) -> Cell:
     def column(name: str) -> Floats:
         return np.array([getattr(record, name) for record in rows], dtype=np.float64)
 
-    named = ("rounds", "overlap", "reached", "passed", "chain", "agree", "agree_chain",
-             "variance", "lags", "read_tokens")  # fmt: skip
     return Cell(
         key,
         tuple(record.window.index for record in rows),
-        **{name: column(name) for name in named},
+        **{name: column(name) for name in SUMS},
         renewal=np.array([_renewal(record) for record in rows]),
         _weights=_resamples(len(rows)),
     )
 
 
 def _renewal(record: Record) -> Floats:
-    known = {found.gamma: found[1:] for found in record.renewal}
-    return np.array([known.get(gamma, (np.nan,) * 3) for gamma in RENEWAL_GAMMAS])
+    by_gamma = {renewal.gamma: renewal[1:] for renewal in record.renewal}
+    return np.array([by_gamma.get(gamma, (np.nan,) * 3) for gamma in RENEWAL_GAMMAS])
 
 
 def _resamples(windows: int) -> Floats:
-    """How often each resample draws each window; the same for every cell of as many windows."""
+    """How often each resample draws each window; equal for cells with equally many windows."""
     source = np.random.default_rng(0)
     drawn = source.multinomial(windows, np.full(windows, 1.0 / windows), size=RESAMPLES)
     return np.asarray(drawn, dtype=np.float64)
 
 
 def default_of(view: DraftView) -> DraftView:
-    """The view with its policy's settings as `runtime/bench/plan.py` has them by default."""
+    """The view with the default settings of its policy in `runtime/bench/plan.py`."""
     if view.policy == "streamingllm":
         return replace(view, sink=16, positions="absolute")
     if view.policy == "snapkv":

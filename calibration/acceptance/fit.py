@@ -1,11 +1,10 @@
-"""Fit acceptance curves on measured records: one per (draft, draft policy) of a file.
+"""Fit acceptance curves to measured records: one per (draft, draft policy) of a file.
 
-Least squares in ln(1 - α) over the cells, each weighed by what its windows leave unsure and by the
-misfit of the form itself. α is the i.i.d. one that yields the cell's tokens per round at a common
-γ, as it is for published runs: acceptance falls a little with the position in a round, since a
-draft's own keys and values are less true than the target's. What the records cannot tell (an
-exponent with one context or one budget) is taken from the catalog's published curve, with its
-uncertainty.
+Least squares in ln(1 - α) over the cells, weighted by the standard error of each cell and the
+misfit of the form. α is the i.i.d. rate with the cell's tokens per round at a common γ, as it is
+for published runs: acceptance falls a little with the position in a round, since the draft's keys
+and values differ from the target's. What the records do not determine (an exponent with one context
+or one budget) is taken from the catalog's published curve, with its uncertainty.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import hypot
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.acceptance.cells import Cell, cells, default_of
 from calibration.records.acceptance import DraftView, RecordSet
+from calibration.records.toml_file import significant, toml_text
 from perfmodel import (
     AcceptanceCurve,
     AcceptancePoint,
@@ -31,9 +32,12 @@ from perfmodel import (
 Floats = NDArray[np.float64]
 GAMMA = 4
 LENDER = "llama-3.1-8b"
-LEAST_LOSS = 1e-4  # a loss below it is the rounding of float32
-MISFIT = 0.05  # what the form is taken to miss of ln(loss), beside the windows' noise
+LEAST_LOSS = 1e-4  # smaller losses are float32 rounding
+MISFIT = 0.05  # assumed error of the form in ln(loss), beside the windows' noise
 
+NUMBERS = ("ceiling", "level", "context_exponent", "budget_exponent")
+SHAPE = {"budget_offset": 0.0, "fullness_exponent": 1.0}  # left out of the file at these values
+SIGMAS = ("sigma", "sigma_budget", "sigma_context", "sigma_lent")
 # least, start, most
 BOUNDS = {
     "level": (0.0, 0.1, 5.0),
@@ -47,7 +51,7 @@ BOUNDS = {
 
 @dataclass(frozen=True, slots=True)
 class RecordFit:
-    """A curve, the cells it was fitted on, and how it met them."""
+    """A curve, its free parameters, the cells it was fitted to, and its errors."""
 
     curve: AcceptanceCurve
     free: tuple[str, ...]
@@ -56,7 +60,7 @@ class RecordFit:
 
 
 def fit_records(
-    found: RecordSet,
+    records: RecordSet,
     *,
     gamma: int = GAMMA,
     texts: Sequence[str] | None = None,
@@ -81,9 +85,9 @@ def fit_records(
     chosen = [
         cell
         for cell in cells(
-            r for r in found.records if leave_out is None or r.window.index % 4 != leave_out
+            r for r in records.records if leave_out is None or r.window.index % 4 != leave_out
         )
-        if fits_a_curve(found, cell)
+        if fits_a_curve(records, cell)
         and (cell.key.text in texts if texts is not None else "~" not in cell.key.text)
     ]
     if not chosen:
@@ -93,38 +97,38 @@ def fit_records(
     if not 1 <= gamma <= chosen[0].gamma:
         raise ConfigError(f"gamma={gamma}: the records hold positions 1 to {chosen[0].gamma}")
     policies = sorted({cell.key.view.policy for cell in chosen})
-    return [_fit(found, policy, _of_one_kind(chosen, policy), gamma) for policy in policies]
+    return [_fit(records, policy, _of_one_kind(chosen, policy), gamma) for policy in policies]
 
 
-def fits_a_curve(found: RecordSet, cell: Cell) -> bool:
-    """Whether a cell tells anything: a self-draft with the full cache is the target itself."""
-    return cell.key.view.policy != "full" or found.header["draft"] != "self"
+def fits_a_curve(records: RecordSet, cell: Cell) -> bool:
+    """False for a self-draft with the full cache, which is the target itself."""
+    return cell.key.view.policy != "full" or records.header["draft"] != "self"
 
 
-def _of_one_kind(found: Sequence[Cell], policy: str) -> list[Cell]:
-    """Cells that differ in text, context and budget alone: an ablation's others are left out."""
+def _of_one_kind(chosen: Sequence[Cell], policy: str) -> list[Cell]:
+    """Cells of the main grid, which differ in text, context and budget alone; no ablations."""
     kinds: dict[DraftView, list[Cell]] = {}
-    for cell in found:
+    for cell in chosen:
         if cell.key.view.policy == policy:
             kinds.setdefault(replace(cell.key.view, kv_budget=0), []).append(cell)
-    # The kind with the most contexts and budgets; of two that have as many, the engine's default
-    # settings and the coarser pages.
+    # The kind with the most (context, budget) pairs; ties go to the engine's default settings,
+    # then to the larger pages.
     return max(
         kinds.values(),
         key=lambda group: (
-            len({(c.key.prefix_tokens, c.key.view.kv_budget) for c in group}),
+            len({(c.key.context_tokens, c.key.view.kv_budget) for c in group}),
             group[0].key.view == default_of(group[0].key.view),
             group[0].key.view.page_tokens,
         ),
     )
 
 
-def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> RecordFit:
+def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> RecordFit:
     from scipy.optimize import least_squares
 
     if policy == "full":
-        return _fit_ceiling(found, group, gamma)
-    target, draft = str(found.header["model"]), str(found.header["draft"])
+        return _fit_ceiling(records, group, gamma)
+    target, draft = str(records.header["model"]), str(records.header["draft"])
     budgets, contexts = _budgets(group), _contexts(group)
     stated = np.array([float(cell.key.view.kv_budget or 0) for cell in group])
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
@@ -158,21 +162,21 @@ def _fit(found: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> Re
         draft_policy=policy,
         text="; ".join(sorted({cell.key.text for cell in group})),
         origin=Origin.FITTED,
-        source=_source(found, group, gamma),
+        source=_source(records, group, gamma),
         sigma=hypot(spread, noise),
-        # Beyond the range the power law itself is in doubt: half its slope at the end of it.
+        # Beyond the range the power law is uncertain: half its slope at the end of the range.
         sigma_budget=max(_slope(of, float(stated.max())) / 2.0, lender.sigma_budget),
         sigma_context=max(of["context_exponent"] / 2.0, lender.sigma_context),
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
         context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(stated.min()), float(stated.max())),
-        points=tuple(_point(found, cell, gamma) for cell in group),
+        points=tuple(_point(records, cell, gamma) for cell in group),
         **of,
     )
     return RecordFit(curve, free, tuple(group), loss - np.exp(modelled(solved.x)))
 
 
-def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordFit:
+def _fit_ceiling(records: RecordSet, group: Sequence[Cell], gamma: int) -> RecordFit:
     """A smaller model with its full cache: one α for every context, and how far texts differ."""
     contexts = _contexts(group)
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
@@ -180,12 +184,12 @@ def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordF
     spread = float(np.std(np.log(np.maximum(1.0 - alpha, LEAST_LOSS))))
     noise = float(np.sqrt(np.mean(_log_errors(group, 1.0 - alpha, gamma) ** 2)))
     curve = AcceptanceCurve(
-        target=str(found.header["model"]),
-        draft=str(found.header["draft"]),
+        target=str(records.header["model"]),
+        draft=str(records.header["draft"]),
         draft_policy="full",
         text="; ".join(sorted({cell.key.text for cell in group})),
         origin=Origin.FITTED,
-        source=_source(found, group, gamma),
+        source=_source(records, group, gamma),
         ceiling=ceiling,
         level=0.0,
         context_exponent=0.0,
@@ -196,7 +200,7 @@ def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordF
         sigma_lent=0.0,
         context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(1.0, np.inf),
-        points=tuple(_point(found, cell, gamma) for cell in group),
+        points=tuple(_point(records, cell, gamma) for cell in group),
     )
     return RecordFit(curve, ("ceiling",), tuple(group), ceiling - alpha)
 
@@ -204,7 +208,7 @@ def _fit_ceiling(found: RecordSet, group: Sequence[Cell], gamma: int) -> RecordF
 def _parameters(
     draft: str, policy: str, budgets: Floats, contexts: Floats
 ) -> tuple[tuple[str, ...], dict[str, float]]:
-    """What these cells can tell, and the catalog's value of what they cannot."""
+    """The free parameters of these cells, and the values of the fixed ones."""
     lender, count = _lender(policy), len(set(budgets))
     free, fixed = ["level"], {"budget_offset": 0.0, "fullness_exponent": 1.0}
     if draft != "self":
@@ -234,7 +238,7 @@ def _lender(policy: str) -> AcceptanceCurve:
 
 
 def _slope(values: dict[str, float], budget: float) -> float:
-    """By what power the loss falls at a budget, the offset considered."""
+    """Local exponent of the loss in the budget, offset included."""
     return values["budget_exponent"] * budget / (budget + values["budget_offset"])
 
 
@@ -248,21 +252,22 @@ def _budgets(group: Sequence[Cell]) -> Floats:
     StreamingLLM's window starts at a page: of a budget b a draft reads b - (page - 1) / 2 tokens in
     the mean. Rounds that start every 16 tokens all have one alignment, and read up to b.
     """
-    found = []
-    for cell in group:
-        view = cell.key.view
-        lost = (view.page_tokens - 1) / 2.0
-        read = float(cell.read_tokens.mean()) + lost
-        found.append(read if view.policy == "streamingllm" else float(view.kv_budget or 0))
-    return np.array(found)
+    return np.array([_budget(cell) for cell in group])
+
+
+def _budget(cell: Cell) -> float:
+    view = cell.key.view
+    if view.policy != "streamingllm":
+        return float(view.kv_budget or 0)
+    return float(cell.read_tokens.mean()) + (view.page_tokens - 1) / 2.0
 
 
 def _contexts(group: Sequence[Cell]) -> Floats:
-    return np.array([float(cell.key.prefix_tokens) for cell in group])
+    return np.array([float(cell.key.context_tokens) for cell in group])
 
 
-def _source(found: RecordSet, group: Sequence[Cell], gamma: int) -> str:
-    header = found.header
+def _source(records: RecordSet, group: Sequence[Cell], gamma: int) -> str:
+    header = records.header
     view = group[0].key.view
     what = {
         "full": "full cache",
@@ -277,12 +282,45 @@ def _source(found: RecordSet, group: Sequence[Cell], gamma: int) -> str:
     )
 
 
-def _point(found: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
+def _point(records: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
     low, high = cell.interval(gamma)
     return AcceptancePoint(
-        context_tokens=float(cell.key.prefix_tokens),
-        kv_budget_tokens=float(cell.key.view.kv_budget or cell.key.prefix_tokens),
+        context_tokens=float(cell.key.context_tokens),
+        kv_budget_tokens=float(cell.key.view.kv_budget or cell.key.context_tokens),
         alpha=round(cell.effective_alpha(gamma), 5),
-        temperature=f"{found.header['temperature']:g}",
+        temperature=f"{records.header['temperature']:g}",
         citation=f"{cell.key.text}, {cell.windows} windows, 90 % {low:.4f} to {high:.4f}",
     )
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+
+def curves_text(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, command: str) -> str:
+    """A file of curves for `--acceptance-curve`; one curve alone is also a catalog file.
+
+    Parameters
+    ----------
+    fits : sequence of (AcceptanceCurve, sequence of str)
+        Each curve and the parameters that its own points determine.
+    command : str
+        The command that writes the file.
+    """
+    header = f"Written by `{command}`; the formula is in perfmodel/acceptance/curve.py."
+    for curve, free in fits:
+        header += f"\n{curve.draft_policy}, fitted on these points: {', '.join(free)}."
+    tables = [_curve_table(curve) for curve, _ in fits]
+    return toml_text(tables[0] if len(tables) == 1 else {"curves": tables}, header=header)
+
+
+def _curve_table(curve: AcceptanceCurve) -> dict[str, Any]:
+    names = ("target", "draft", "draft_policy", "text", "source")
+    table: dict[str, Any] = {name: getattr(curve, name) for name in names}
+    shape = [name for name, plain in SHAPE.items() if getattr(curve, name) != plain]
+    for name in (*NUMBERS, *shape, *SIGMAS):
+        table[name] = significant(getattr(curve, name), 4)
+    table |= {"context_range": curve.context_range, "budget_range": curve.budget_range}
+    names = ("context_tokens", "kv_budget_tokens", "alpha", "temperature", "citation")
+    points = [{name: getattr(point, name) for name in names} for point in curve.points]
+    table["points"] = [{k: v for k, v in point.items() if v is not None} for point in points]
+    return table

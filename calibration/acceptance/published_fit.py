@@ -1,62 +1,78 @@
-"""Fit the acceptance curves of the catalog on published tables.
+"""Fit the catalog's acceptance curves of published measurements.
 
-    python -m calibration.acceptance.published_fit --data DIR --out perfmodel/catalog/acceptance
-
-DIR holds `magicdec_acceptance_vs_context.csv`, `magicdec_step_times.csv` and
-`triforce_acceptance.csv`. The order matters, since a series that varies one quantity only lends its
-exponent to the others: the context exponent comes from MagicDec's self-drafts (4K to 100K tokens at
-one budget), the budget exponent from two models with equal say, SmolLM2-135M (four budgets, two
-texts, a prompt each) and Llama-2-7B (512 tokens by MagicDec against TriForce's 4,096). SmolLM2's
-own catalog files come from `specroof calibrate fit-acceptance`.
+The points stand in the catalog's files (`perfmodel/catalog/acceptance`), each with its citation.
+The order of the fits matters, since a series that varies one quantity only lends its exponent to
+the others: the context exponent comes from MagicDec's self-drafts (4K to 100K tokens at one
+budget), the budget exponent from two models with equal say, SmolLM2-135M (four budgets, two texts,
+a prompt each) and Llama-2-7B (512 tokens by MagicDec against TriForce's 4,096). SmolLM2's catalog
+files come from `specroof calibrate fit-acceptance`, on many more windows.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import hypot, log
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from calibration.acceptance.published_points import (
-    JF68M,
-    LLAMA2_128K_STREAMING,
-    LLAMA2_STREAMING,
-    LLAMA31_SNAPKV,
-    LLAMA31_STREAMING,
-    LLAMA32_1B,
-    SMOLLM2_SNAPKV,
-    SMOLLM2_STREAMING,
-    TINYLLAMA,
-    TRIFORCE,
-    Choice,
-    Series,
-    published_points,
-)
-from calibration.acceptance.toml import curve_toml
+from calibration.acceptance.fit import curves_text
 from perfmodel import (
     REFERENCE_BUDGET_TOKENS,
     AcceptanceCurve,
     AcceptancePoint,
     Origin,
     acceptance_loss,
+    measured_curves,
 )
 from perfmodel.units import Z90
 
 Floats = NDArray[np.float64]
 
+TRIFORCE = "TriForce, arXiv 2404.11912, table 2"
+# Self-speculation of SmolLM2-135M-Instruct, temperature 1, 7,800 tokens of context, one prompt per
+# text, sum of min(p, q), teacher-forced, November 2026: α at four KV budgets. From these first runs
+# Llama's curves take how acceptance falls with the budget.
+SMOLLM2_BUDGETS = (64.0, 256.0, 1024.0, 4096.0)
+SMOLLM2_ALPHA = {
+    ("streamingllm", "Moby-Dick"): (0.777, 0.857, 0.942, 0.984),
+    ("streamingllm", "anarchism"): (0.687, 0.791, 0.890, 0.964),
+    ("snapkv", "Moby-Dick"): (0.851, 0.907, 0.950, 0.983),
+    ("snapkv", "anarchism"): (0.786, 0.837, 0.900, 0.970),
+}
 RUN_NOISE = 0.03 / Z90  # standard deviation in α: ±0.03 between runs, read as a 90 % range
 UNSTATED_BUDGET = log(2.0)  # an unstated or assumed budget is off by a factor of 2 (one sigma)
 
 
+class Choice(NamedTuple):
+    """A target, its draft and the draft's policy, in catalog names."""
+
+    target: str
+    draft: str
+    draft_policy: str
+
+
+SMOLLM2_STREAMING = Choice("smollm2-135m", "self", "streamingllm")
+SMOLLM2_SNAPKV = Choice("smollm2-135m", "self", "snapkv")
+LLAMA31_STREAMING = Choice("llama-3.1-8b", "self", "streamingllm")
+LLAMA31_SNAPKV = Choice("llama-3.1-8b", "self", "snapkv")
+LLAMA2_STREAMING = Choice("llama-2-7b-32k", "self", "streamingllm")
+LLAMA2_128K_STREAMING = Choice("llama-2-7b-128k", "self", "streamingllm")
+TINYLLAMA = Choice("llama-2-7b-32k", "tinyllama-1.1b", "streamingllm")
+LLAMA32_1B = Choice("llama-3.1-8b", "llama-3.2-1b", "streamingllm")
+JF68M = Choice("llama-2-7b-128k", "llama-68m", "streamingllm")
+FIRST_RUNS = (SMOLLM2_STREAMING, SMOLLM2_SNAPKV)
+
+Series = Mapping[Choice, tuple[AcceptancePoint, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A curve's parameters and how it met its points."""
+    """A curve, its free parameters, and its errors at its points."""
 
     curve: AcceptanceCurve
     free: tuple[str, ...]
@@ -64,18 +80,37 @@ class Fit:
     left_out: Floats  # the same with each point left out of the fit; empty if too few points
 
 
-# ---- fit --------------------------------------------------------------------------------------
+def published_points() -> dict[Choice, tuple[AcceptancePoint, ...]]:
+    """The points of every curve: the catalog's, and SmolLM2's first runs."""
+    curves = ((Choice(c.target, c.draft, c.draft_policy), c) for c in measured_curves())
+    return {choice: curve.points for choice, curve in curves} | first_smollm2_points()
+
+
+def first_smollm2_points() -> dict[Choice, tuple[AcceptancePoint, ...]]:
+    """The points of `SMOLLM2_ALPHA`."""
+    points: dict[Choice, list[AcceptancePoint]] = {}
+    for (policy, text), alphas in SMOLLM2_ALPHA.items():
+        for budget, alpha in zip(SMOLLM2_BUDGETS, alphas, strict=True):
+            point = AcceptancePoint(
+                context_tokens=7_800.0,
+                kv_budget_tokens=budget,
+                alpha=alpha,
+                temperature="1",
+                citation=f"first runs, {text}",
+            )
+            points.setdefault(Choice("smollm2-135m", "self", policy), []).append(point)
+    return {choice: tuple(listed) for choice, listed in points.items()}
 
 
 def fit_all(series: Series) -> dict[Choice, Fit]:
-    """Every curve, each parameter either fitted on its own points or taken from another's fit."""
+    """Every curve; a parameter that a curve's points do not determine comes from another's fit."""
     fits: dict[Choice, Fit] = {}
 
     def add(choice: Choice, free: tuple[str, ...], **fixed: float) -> AcceptanceCurve:
         fits[choice] = fit_curve(choice, series[choice], free, fixed)
         return fits[choice].curve
 
-    # At the one budget of these two, the reference, the budget exponent plays no part yet.
+    # Both were measured at the reference budget alone, where the budget exponent has no effect.
     at_one_budget = ("level", "context_exponent")
     llama31 = add(LLAMA31_STREAMING, at_one_budget, budget_exponent=0.0)
     llama2 = add(LLAMA2_STREAMING, at_one_budget, budget_exponent=0.0)
@@ -107,16 +142,12 @@ def fit_curve(
     """Least squares in ln(1 - α) over the parameters `free`; the others are `fixed`."""
     curve = _solve(choice, points, free, fixed)
     residual = _predict(curve, points) - _alphas(points)
-    left_out = [
-        float(
-            _predict(_solve(choice, points[:i] + points[i + 1 :], free, fixed), points[i : i + 1])[
-                0
-            ]
-        )
-        for i in range(len(points))
-        if len(points) > len(free)
-    ]
-    return Fit(curve, free, residual, np.array(left_out) - _alphas(points)[: len(left_out)])
+    left_out = []
+    if len(points) > len(free):
+        for i, point in enumerate(points):
+            without = _solve(choice, points[:i] + points[i + 1 :], free, fixed)
+            left_out.append(float(_predict(without, (point,))[0]) - point.alpha)
+    return Fit(curve, free, residual, np.array(left_out))
 
 
 def _solve(
@@ -161,21 +192,21 @@ def _solve(
 def _with_uncertainty(
     fits: dict[Choice, Fit], series: Series, growths: list[float], reliefs: list[float]
 ) -> dict[Choice, Fit]:
-    """The fits with the standard errors that only the comparison of series can give."""
+    """The fits with standard errors from comparing the series."""
     spread = float(np.std(reliefs, ddof=1))
     context = float(np.sqrt(np.mean(np.square(growths))))
     done = {}
     for choice, fit in fits.items():
-        own = choice.draft == "self"
-        # How much of a weak model's loss its budget explains is not known: half the self-draft's.
-        budget = spread if own else float(np.mean(reliefs)) / 2.0
+        self_draft = choice.draft == "self"
+        # The budget's share in a weak model's loss is not known: half the self-draft's exponent.
+        budget = spread if self_draft else float(np.mean(reliefs)) / 2.0
         unstated = any(point.kv_budget_tokens is None for point in series[choice])
         curve = replace(
             fit.curve,
             sigma=hypot(fit.curve.sigma, budget * UNSTATED_BUDGET if unstated else 0.0),
             sigma_budget=budget,
             sigma_context=context,
-            sigma_lent=lending_error(fits, choice.draft_policy) if own else 0.0,
+            sigma_lent=lending_error(fits, choice.draft_policy) if self_draft else 0.0,
         )
         done[choice] = replace(fit, curve=curve)
     return done
@@ -228,9 +259,6 @@ def _assumed_budget(point: AcceptancePoint) -> float:
     return 4096.0 if point.citation == TRIFORCE else REFERENCE_BUDGET_TOKENS
 
 
-# ---- out --------------------------------------------------------------------------------------
-
-
 def _text(choice: Choice) -> str:
     return {
         "smollm2-135m": "Moby-Dick; anarchism (Debian)",
@@ -248,50 +276,27 @@ def _source(points: Iterable[AcceptancePoint]) -> str:
     return "; ".join(dict.fromkeys(notes))
 
 
-def print_report(fits: Mapping[Choice, Fit]) -> None:
-    """Residuals and leave-one-out errors in α per curve, and how well curves lend."""
-    print("target           draft           policy        points fitted", end="  ")
-    print("rms(α)  worst  loo rms  worst")
+def fit_published_curves() -> tuple[dict[str, str], list[str]]:
+    """The catalog's files of the published curves by their path, and the fits' errors as lines."""
+    fits = fit_all(published_points())
+    command = "specroof calibrate fit-published"
+    files = {
+        f"acceptance/{'--'.join(choice)}.toml": curves_text([(f.curve, f.free)], command=command)
+        for choice, f in fits.items()
+        if choice not in FIRST_RUNS
+    }
+    return files, report_lines(fits)
+
+
+def report_lines(fits: Mapping[Choice, Fit]) -> list[str]:
+    """Errors in α per curve: of its points, and of each point left out."""
+    lines = ["acceptance, error in α, rms / worst: of the points, of a point left out"]
     for choice, fit in sorted(fits.items()):
-        line = (
-            f"{choice.target:16} {choice.draft:15} {choice.draft_policy:13} {len(fit.residual):6}"
-        )
-        line += f" {len(fit.free):6}  {_rms(fit.residual):6.4f} {np.abs(fit.residual).max():6.4f}"
-        if fit.left_out.size:
-            line += f"   {_rms(fit.left_out):6.4f} {np.abs(fit.left_out).max():6.4f}"
-        print(line + ("" if fit.left_out.size else "   one point: none"))
-    print("\na self-draft's curve lent to another target: error in α at the borrower's points")
-    for policy in ("streamingllm", "snapkv"):
-        for lender, other in permutations(_self_curves(fits, policy), 2):
-            errors = _predict(lender, other.points) - _alphas(other.points)
-            worst = errors[np.abs(errors).argmax()]
-            print(
-                f"{policy:13} {lender.target:16} -> {other.target:16} "
-                f"mean {errors.mean():+.3f}  worst {worst:+.3f}"
-            )
+        left_out = _rms_and_worst(fit.left_out) if fit.left_out.size else "too few points"
+        name = " ".join(choice)
+        lines.append(f"  {name:46} {_rms_and_worst(fit.residual)}   {left_out}")
+    return lines
 
 
-def _rms(values: Floats) -> float:
-    return float(np.sqrt(np.mean(values**2)))
-
-
-def main() -> None:
-    """Fit, print and write the catalog files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the published tables")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the catalog files")
-    options = parser.parse_args()
-    fits = fit_all(published_points(options.data))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for choice, fit in fits.items():
-        if choice in (SMOLLM2_STREAMING, SMOLLM2_SNAPKV):
-            continue  # `specroof calibrate fit-acceptance` writes these, on many more windows
-        text = curve_toml(
-            fit.curve, fit.free, command="python -m calibration.acceptance.published_fit"
-        )
-        (options.out / f"{'--'.join(choice)}.toml").write_text(text, encoding="utf-8")
-    print_report(fits)
-
-
-if __name__ == "__main__":
-    main()
+def _rms_and_worst(values: Floats) -> str:
+    return f"{np.sqrt(np.mean(values**2)):.4f} / {np.abs(values).max():.4f}"

@@ -1,8 +1,8 @@
 """Consecutive rounds along a measured text: each begins where the last one ended.
 
-Rounds that start everywhere alike make more tokens than those of an engine, which start right after
-a rejection and so dwell where drafts fail. Both means over a window follow from its chances of
-acceptance, token by token, or near enough from their variance and autocorrelation.
+An engine's rounds begin right after a rejection, so they stay longer where drafts fail and make
+fewer tokens than rounds that begin at every token alike. Both means over a window follow from its
+acceptance probabilities token by token, or approximately from their variance and autocorrelation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from calibration.records.acceptance import RENEWAL_GAMMAS, Renewal
 
 
 def renewals(overlap: Sequence[float]) -> tuple[Renewal, ...]:
-    """Expected rounds along a window's chances of acceptance, per γ that fits into it."""
-    found = []
+    """Expected rounds along a window's acceptance probabilities, for each γ that fits into it."""
+    results = []
     for gamma in (gamma for gamma in RENEWAL_GAMMAS if gamma <= len(overlap)):
         places = len(overlap) - gamma + 1
         begins = [1.0] + [0.0] * (len(overlap) + 1)
@@ -32,28 +32,27 @@ def renewals(overlap: Sequence[float]) -> tuple[Renewal, ...]:
             made += begins[place] * tokens
             even += tokens
         begun = sum(begins[:places])
-        found.append(Renewal(gamma, round(begun, 4), round(made, 4), round(even / places, 5)))
-    return tuple(found)
+        results.append(Renewal(gamma, round(begun, 4), round(made, 4), round(even / places, 5)))
+    return tuple(results)
 
 
 def expected_ratio(
     gamma: int, *, alpha: float, variance: float, lags: Mapping[int, float], spread: float
 ) -> float:
-    """Tokens of consecutive rounds over those of rounds that begin everywhere alike, by theory.
+    """Approximate tokens of consecutive rounds over those of rounds that begin at every token.
 
-    The chances of acceptance are taken as a stationary series about `alpha`: its variance within a
-    window, its autocorrelation at some `lags` (by linear interpolation, 0 beyond twice the longest)
-    and the standard deviation between windows. To second order the share of rounds that begin at a
-    place answers linearly to the chances before it; its covariance with the tokens made there is
-    summed over frequencies. Against what SmolLM2's records hold it is off by 0.13 % (rms) at γ = 4,
-    0.7 % at 8, 2 % at 16.
+    Acceptance probabilities are a stationary series about `alpha` with a variance within windows,
+    an autocorrelation at some `lags` (interpolated, 0 beyond twice the longest) and a standard
+    deviation `spread` between windows. To second order the share of rounds that begin at a token
+    is linear in the probabilities before it; its covariance with the tokens made there is summed
+    over frequencies. On SmolLM2's records its rms error is 0.13 % at γ = 4, 0.7 % at 8, 2 % at 16.
     """
     if gamma < 1 or variance + spread**2 <= 0.0 or not 0.0 < alpha < 1.0:
         return 1.0
     step = np.arange(gamma)
     ends = np.arange(gamma + 1)  # drafts accepted in a round
     chance = np.append(alpha**step * (1.0 - alpha), alpha**gamma)
-    # How the chance of each end changes with the chance at each position of its round.
+    # Derivative of the probability of each end by the acceptance at each position of its round.
     slope = np.where(ends[:, None] > step, alpha ** np.maximum(ends[:, None] - 1, 0), 0.0)
     slope[:gamma] *= 1.0 - alpha
     slope[step, step] = -(alpha**step)
@@ -61,14 +60,14 @@ def expected_ratio(
     tokens = 1.0 + float(np.sum(alpha ** (step + 1)))
     places = 512
     apart = np.arange(places // 2 + 1)
-    known = sorted(lags)
-    shape = np.interp(apart, [0, *known, 2 * known[-1]], [1.0, *(lags[k] for k in known), 0.0])
+    at = sorted(lags)
+    shape = np.interp(apart, [0, *at, 2 * at[-1]], [1.0, *(lags[k] for k in at), 0.0])
     power = np.fft.fft(np.concatenate((shape, shape[-2:0:-1]))).real * variance / places
     angle = 2.0 * np.pi * np.fft.fftfreq(places)[1:, None]
     wave = np.exp(-1j * angle * (ends + 1))  # (frequencies, ends)
     ahead = np.exp(1j * angle * step)  # (frequencies, positions)
     answer = np.sum((wave @ slope) * ahead, axis=1) / (1.0 - wave @ chance)
-    slow = -float(gain.sum()) / tokens  # of a change that lasts
+    slow = -float(gain.sum()) / tokens  # response at frequency 0
     covariance = np.sum(power[1:] * (answer * (ahead.conj() @ gain)).real)
     covariance += (power[0] + spread**2) * slow * float(gain.sum())
     return max(1.0 / tokens, 1.0 + float(covariance) / tokens)

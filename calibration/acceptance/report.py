@@ -1,6 +1,7 @@
-"""What records of acceptance say, as Markdown tables: docs/acceptance.md is made of them.
+"""Report of measured acceptance: cells, the curves fitted to them, and counted against predicted.
 
-specroof calibrate acceptance-report RECORDS... [--counted FILE]
+Counted runs are compared with curves fitted to windows that were not run: those whose index is
+`HELD_OUT` modulo 4 are left out of the fit.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from calibration.records.acceptance import LAGS, DraftView, RecordSet
 from calibration.records.counted import CountedRun
 from perfmodel import tokens_per_round_iid
 
-HELD_OUT = 3  # windows of this index modulo 4 are kept from the fits of the comparison
+HELD_OUT = 3  # windows of this index modulo 4 are left out of the comparison's fits
 GAMMAS = (2, 4, 8, 16)
 SAMPLED = "~sampled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One counted run and what was predicted for it; None where the records cannot say.
+    """A counted run and its predictions of tokens per round; None where the records have none.
 
-    `curve` is the fitted curve's prediction from windows not run here, `windows` that of the other
-    windows of the same cell without a curve, `sampled` that along the run's own kind of text.
-    `early` counts the rounds alone that begin among as many generated tokens as a window scores: a
-    SnapKV draft reads all that was generated, and so does better the longer it is.
+    `curve` is from the fitted curve, `windows` from the other windows of the same cell without a
+    curve, `sampled` from text that the model itself sampled. `early` is counted over rounds that
+    begin within as many generated tokens as a window scores: a SnapKV draft reads everything
+    generated, so its acceptance rises with the length.
     """
 
     run: CountedRun
@@ -48,7 +49,7 @@ class Compared:
 
     @property
     def early_error(self) -> float | None:
-        """The same of the early rounds."""
+        """Relative error of the curve's prediction for the early rounds."""
         if self.curve is None or np.isnan(self.early):
             return None
         return self.curve / self.early - 1.0
@@ -56,7 +57,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceReport:
-    """Cells of a file, the fits on them, and the comparison with counted runs."""
+    """Cells of the records, the curves fitted to them, and the comparison with counted runs."""
 
     header: Mapping[str, Any]
     cells: tuple[Cell, ...]
@@ -86,52 +87,51 @@ class AcceptanceReport:
         ]
 
 
-def acceptance_report(found: RecordSet, runs: Sequence[CountedRun] = ()) -> AcceptanceReport:
-    """Everything that the tables show.
+def acceptance_report(records: RecordSet, runs: Sequence[CountedRun] = ()) -> AcceptanceReport:
+    """The report of some records and counted runs.
 
     Raises
     ------
     ConfigError
         If the records hold nothing to fit on.
     """
-    every = tuple(cells(found.records))
-    curves = {text: _curves(found, text) for text in sorted({run.text for run in runs})}
+    every_cell = tuple(cells(records.records))
+    curves = {text: _curves(records, text) for text in sorted({run.text for run in runs})}
+    fitted = any(fits_a_curve(records, cell) for cell in every_cell)
+    within = int(records.header["scored_tokens"])
     return AcceptanceReport(
-        found.header,
-        every,
-        tuple(fit_records(found)) if any(fits_a_curve(found, cell) for cell in every) else (),
+        records.header,
+        every_cell,
+        tuple(fit_records(records)) if fitted else (),
         tuple(
-            _compare(run, every, curves[run.text], within=int(found.header["scored_tokens"]))
+            _compare(run, every_cell, curves[run.text], within=within)
             for run in sorted(runs, key=_order)
         ),
     )
 
 
-# ---- predicted against counted ------------------------------------------------------------------
-
-
-def _curves(found: RecordSet, text: str) -> dict[str, RecordFit]:
-    """Fits on one text, without the windows that were run."""
-    if not any(record.window.text == text for record in found.records):
+def _curves(records: RecordSet, text: str) -> dict[str, RecordFit]:
+    """Fits to one text, without the windows that were run."""
+    if not any(record.window.text == text for record in records.records):
         return {}
-    fits = fit_records(found, texts=[text], leave_out=HELD_OUT)
+    fits = fit_records(records, texts=[text], leave_out=HELD_OUT)
     return {fit.curve.draft_policy: fit for fit in fits}
 
 
 def _order(run: CountedRun) -> tuple[object, ...]:
     view = run.view
-    return (-run.temperature, run.gamma, run.text, run.prefix_tokens, view.policy,
-            view.kv_budget or 0, view.label)  # fmt: skip
+    place = (run.text, run.context_tokens, view.policy, view.kv_budget or 0, view.label)
+    return (-run.temperature, run.gamma, *place)
 
 
 def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
-    """Tokens per round and its standard error, of rounds that begin within so many tokens."""
+    """Tokens per round and its standard error, of rounds beginning within so many tokens."""
     counts = []
     for sequence in run.accepted:
         tokens = np.array(sequence, dtype=np.float64) + 1.0
         begin = np.cumsum(tokens) - tokens
         counts.append(tokens if within is None else tokens[begin < within])
-    # Sequences differ, so they and not single rounds are the sample.
+    # Rounds of a sequence are correlated: the sample is the sequences.
     totals, rounds = np.array([c.sum() for c in counts]), np.array([len(c) for c in counts])
     mean = float(totals.sum() / rounds.sum())
     spread = float(np.std(totals - mean * rounds, ddof=1)) if len(counts) > 1 else np.nan
@@ -139,19 +139,19 @@ def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
 
 
 def _compare(
-    run: CountedRun, every: Sequence[Cell], fits: Mapping[str, RecordFit], *, within: int
+    run: CountedRun, every_cell: Sequence[Cell], fits: Mapping[str, RecordFit], *, within: int
 ) -> Compared:
-    by_key = {cell.key: cell for cell in every}
-    key = CellKey(text=run.text, prefix_tokens=run.prefix_tokens, view=run.view)
-    own = by_key.get(key)
-    others = own.only(i for i in own.indices if i % 4 != HELD_OUT) if own else None
+    by_key = {cell.key: cell for cell in every_cell}
+    key = CellKey(text=run.text, context_tokens=run.context_tokens, view=run.view)
+    cell = by_key.get(key)
+    others = cell.only(i for i in cell.indices if i % 4 != HELD_OUT) if cell else None
     sampled = by_key.get(replace(key, text=run.text + SAMPLED))
     (mean, error), (early, early_error) = _counted(run), _counted(run, within)
     greedy = run.temperature == 0
     fit = fits.get(run.view.policy)
     curve = None
     if fit is not None and not greedy and kind_of(run.view) == kind_of(fit.cells[0].key.view):
-        at = {"kv_budget_tokens": run.view.kv_budget or 1, "context_tokens": run.prefix_tokens}
+        at = {"kv_budget_tokens": run.view.kv_budget or 1, "context_tokens": run.context_tokens}
         curve = float(tokens_per_round_iid(fit.curve.alpha(**at), run.gamma))
     return Compared(
         run=run,
@@ -160,12 +160,16 @@ def _compare(
         early=early,
         early_standard_error=early_error,
         curve=curve,
-        windows=_read(others, run.gamma, greedy=greedy, sampled=False),
-        sampled=None if greedy else _read(sampled, run.gamma, greedy=False, sampled=True),
+        windows=_tokens_per_round(others, run.gamma, greedy=greedy, sampled=False),
+        sampled=None
+        if greedy
+        else _tokens_per_round(sampled, run.gamma, greedy=False, sampled=True),
     )
 
 
-def _read(cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool) -> float | None:
+def _tokens_per_round(
+    cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool
+) -> float | None:
     if cell is None or gamma > cell.gamma:
         return None
     if greedy:
@@ -176,22 +180,19 @@ def _read(cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool) -> floa
 
 
 def kind_of(view: DraftView) -> DraftView:
-    """The view but for its budget."""
+    """The view without its budget."""
     return replace(view, kv_budget=None)
 
 
-# ---- as plain data ---------------------------------------------------------------------------
-
-
 def report_dict(report: AcceptanceReport) -> dict[str, Any]:
-    """The same as plain data."""
+    """The report as plain data (docs/json.md)."""
     return {
         "header": dict(report.header),
         "cells": [_cell_dict(cell) for cell in report.cells],
         "compared": [
             {
                 "text": row.run.text,
-                "prefix_tokens": row.run.prefix_tokens,
+                "context_tokens": row.run.context_tokens,
                 "view": row.run.view.label,
                 "gamma": row.run.gamma,
                 "temperature": row.run.temperature,
@@ -216,7 +217,7 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
     view = cell.key.view
     return {
         "text": cell.key.text,
-        "prefix_tokens": cell.key.prefix_tokens,
+        "context_tokens": cell.key.context_tokens,
         "policy": view.policy,
         "kv_budget": view.kv_budget,
         "view": view.label,

@@ -1,17 +1,15 @@
-"""Measure acceptance over many windows of many texts into one file that can be continued.
-
-Only torch, numpy and the runtime are needed: a lent GPU machine has no more than that.
-"""
+"""Measure acceptance over many windows of many texts into one file, which a later run continues."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +54,12 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Views to measure on `windows` of a text behind one prefix length."""
+    """Views to measure on `windows` of a text at one context length."""
 
     text: Text
-    prefix_tokens: int
+    context_tokens: int
     windows: tuple[Window, ...]
     views: tuple[DraftView, ...]
-
-
-# ---- what is measured -------------------------------------------------------------------------
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -104,13 +99,13 @@ def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
 
 
 def check_tokens(name: str, tokens: Tokens, vocab: int) -> None:
-    """Refuse an empty text, and one that another model's tokenizer made."""
+    """Refuse an empty text, and tokens outside the model's vocabulary."""
     if not tokens.size:
-        raise InputError(f"{name}: no text there")
+        raise InputError(f"{name}: the text is empty")
     if tokens.max() >= vocab:
         raise InputError(
             f"{name}: its token {tokens.max()} is outside the model's vocabulary of {vocab}; the "
-            f"tokenizer is another model's: put the model's own tokenizer.json in its folder"
+            f"folder holds another model's tokenizer.json: put the model's there"
         )
 
 
@@ -121,12 +116,12 @@ def check_same_tokens(target: Path, draft: Path) -> None:
     sample = "The quick brown fox, naïve in 1851, jumps over 23 lazy dogs:\n\n\t«so what?»"
     if TextTokenizer(target).encode(sample) != TextTokenizer(draft).encode(sample):
         raise InputError(
-            f"{draft}: its tokenizer cuts text into other tokens than {target}'s; a draft must "
-            f"share the target's"
+            f"{draft}: its tokenizer splits text into other tokens than {target}'s; a draft must "
+            f"share the target's tokenizer"
         )
 
 
-def windows_of(text: Text, *, prefix_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
+def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
     """At most `count` windows spread evenly over a text, their scored parts never overlapping.
 
     Raises
@@ -134,18 +129,18 @@ def windows_of(text: Text, *, prefix_tokens: int, count: int, task: Task) -> tup
     InputError
         If the text is shorter than one window.
     """
-    needed = task.window_tokens(prefix_tokens)
+    needed = task.window_tokens(context_tokens)
     spare = len(text.tokens) - needed
     if spare < 0:
         raise InputError(
-            f"{text.name}: {len(text.tokens):,} tokens, but a window of {prefix_tokens:,} and "
-            f"{task.scored_tokens} scored ones takes {needed:,}; use a longer text or a shorter "
-            f"--prefix-tokens"
+            f"{text.name}: {len(text.tokens):,} tokens, but a window of {context_tokens:,} and "
+            f"{task.scored_tokens} scored ones takes {needed:,}; use a longer text or fewer "
+            f"--prompt-tokens"
         )
     count = min(count, spare // task.scored_tokens + 1)
     step = spare / max(1, count - 1)
     return tuple(
-        Window(text=text.name, prefix_tokens=prefix_tokens, index=i, start=int(i * step))
+        Window(text=text.name, context_tokens=context_tokens, index=i, start=int(i * step))
         for i in range(count)
     )
 
@@ -160,29 +155,36 @@ def draft_views(
     positions: Many[str] = ("absolute",),
     page_tokens: int = 16,
 ) -> tuple[DraftView, ...]:
-    """Every combination that makes a difference."""
-    found: list[DraftView] = []
+    """Every combination of a policy with its budgets and settings."""
+    views: list[DraftView] = []
     for policy in policies:
         if policy == "full":
-            found.append(DraftView(policy="full", page_tokens=page_tokens))
+            views.append(DraftView(policy="full", page_tokens=page_tokens))
         elif policy == "streamingllm":
-            found += [
-                DraftView(policy=policy, kv_budget=budget, sink=sink, positions=at,
-                          page_tokens=page_tokens)
-                for budget in budgets for sink in sinks for at in positions
-            ]  # fmt: skip
+            views += [
+                DraftView(
+                    policy=policy,
+                    kv_budget=budget,
+                    sink=sink,
+                    positions=at,
+                    page_tokens=page_tokens,
+                )
+                for budget, sink, at in product(budgets, sinks, positions)
+            ]
         elif policy == "snapkv":
-            found += [
-                DraftView(policy=policy, kv_budget=budget, snapkv_window=window, snapkv_pool=pool,
-                          page_tokens=page_tokens)
-                for budget in budgets for window in snapkv_windows for pool in snapkv_pools
-            ]  # fmt: skip
+            views += [
+                DraftView(
+                    policy=policy,
+                    kv_budget=budget,
+                    snapkv_window=window,
+                    snapkv_pool=pool,
+                    page_tokens=page_tokens,
+                )
+                for budget, window, pool in product(budgets, snapkv_windows, snapkv_pools)
+            ]
         else:
             raise InputError(f"unknown draft policy {policy!r}; use full, streamingllm or snapkv")
-    return tuple(found)
-
-
-# ---- the run ----------------------------------------------------------------------------------
+    return tuple(views)
 
 
 def run_jobs(
@@ -193,74 +195,38 @@ def run_jobs(
     file: RecordFile,
     *,
     say: Callable[[str], None],
-    until: float = float("inf"),
-    known: Container[tuple[Window, DraftView]] = frozenset(),
-    claim: Callable[[str], bool] = lambda unit: True,
-) -> bool:
-    """Measure what the file and `known` lack; False where `until` (of `time.monotonic`) came first.
+) -> None:
+    """Measure what the file does not hold yet; views of all jobs have one page size.
 
-    Views that hold the whole prefix are left out: there a self-draft is the target. `claim` says of
-    a window's views of one page size whether they are this process's to measure.
+    Views that hold the whole context are skipped: there a self-draft is the target.
     """
-    total = sum(len(job.windows) for job in jobs)
-    readers: dict[tuple[str, int], CachedText] = {}
-    done, begun = 0, time.monotonic()
-    for job in jobs:
-        for window in job.windows:
-            views = [v for v in job.views if (v.kv_budget or 0) < job.prefix_tokens]
-            missing = [
-                view
-                for view in views
-                if (window, view) not in file.done and (window, view) not in known
-            ]
-            for page_tokens in sorted({view.page_tokens for view in missing}):
-                if time.monotonic() > until:
-                    return False
-                unit = f"{window.text}-{window.prefix_tokens}-{window.index}-{page_tokens}"
-                if not claim(f"{unit}-{job.views[0].label}"):
-                    continue
-                pair = [
-                    _reader(readers, who, model, jobs, task, page_tokens)
-                    for who, model in (("target", target), ("draft", draft))
-                ]
-                assert pair[0] is not None
-                tokens = job.text.tokens[window.start :][: task.window_tokens(job.prefix_tokens)]
-                of_page = [view for view in missing if view.page_tokens == page_tokens]
-                for record in measure_window(pair[0], pair[1], window, tokens.tolist(), of_page):
-                    file.append(record)
-            done += 1
-            say(
-                f"window {done:,} of {total:,}: {window.text}, {window.prefix_tokens:,} tokens, "
-                f"{time.monotonic() - begun:.0f} s"
-            )
-    return True
-
-
-def _reader(
-    readers: dict[tuple[str, int], CachedText],
-    who: str,
-    model: LoadedModel | None,
-    jobs: Many[Job],
-    task: Task,
-    page_tokens: int,
-) -> CachedText | None:
-    """The cache of a page size, made when first needed and kept: one is held at a time."""
-    if model is None:
-        return None
-    if (who, page_tokens) not in readers:
-        for key in [key for key in readers if key[0] == who]:
-            del readers[key]
-        most = max(task.window_tokens(job.prefix_tokens) for job in jobs)
-        readers[who, page_tokens] = CachedText(
-            model.decoder, task, most_tokens=most, page_tokens=page_tokens
+    most = max(task.window_tokens(job.context_tokens) for job in jobs)
+    page_tokens = jobs[0].views[0].page_tokens
+    sizes = {"most_tokens": most, "page_tokens": page_tokens}
+    reader = CachedText(target.decoder, task, **sizes)
+    drafter = None if draft is None else CachedText(draft.decoder, task, **sizes)
+    windows = [(job, window) for job in jobs for window in job.windows]
+    start = time.monotonic()
+    for number, (job, window) in enumerate(windows, 1):
+        views = [
+            view
+            for view in job.views
+            if (view.kv_budget or 0) < job.context_tokens and (window, view) not in file.done
+        ]
+        tokens = job.text.tokens[window.start :][: task.window_tokens(job.context_tokens)]
+        if views:
+            for record in measure_window(reader, drafter, window, tokens.tolist(), views):
+                file.append(record)
+        say(
+            f"window {number:,} of {len(windows):,}: {window.text}, {window.context_tokens:,} "
+            f"tokens, {time.monotonic() - start:.0f} s"
         )
-    return readers[who, page_tokens]
 
 
 def header(
     target: LoadedModel, draft: LoadedModel | None, texts: Iterable[Text], task: Task
 ) -> dict[str, Any]:
-    """What a file of records says of itself."""
+    """The header of a file of records: what is measured, on what, by which command."""
     device = target.decoder.device
     return {
         "model": target.name,
@@ -281,7 +247,7 @@ def header(
 
 
 def versions() -> Mapping[str, str | None]:
-    """Versions that a figure may depend on."""
+    """Versions of Python, torch and CUDA."""
     return {
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
@@ -290,7 +256,7 @@ def versions() -> Mapping[str, str | None]:
 
 
 def exact_float32() -> None:
-    """No TF32: a product of float32 is one of float32."""
+    """Turn TF32 off, so that float32 products are computed in float32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 

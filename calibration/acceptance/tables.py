@@ -1,7 +1,4 @@
-"""A report of measured acceptance as Markdown tables: docs/acceptance.md is made of them.
-
-specroof calibrate acceptance-report RECORDS... [--counted FILE]
-"""
+"""The report of measured acceptance as Markdown: the tables of docs/acceptance.md."""
 
 from __future__ import annotations
 
@@ -31,18 +28,18 @@ def report_lines(report: AcceptanceReport) -> list[str]:
         *_section("How far from independent draws", _spread_table(report.grid)),
         *_section("Fitted curves", _fit_table(report.fits)),
     ]
-    main = {cell.key for cell in report.grid}
-    others = [c for c in report.cells if c.key not in main and SAMPLED not in c.key.text]
-    whole = [c.alpha for c in others if c.key.view.policy == "full"]
-    if whole and header["draft"] == "self":
-        lines += ["", f"With the full cache α is {min(whole):.7f} or more in {len(whole)} cells."]
+    in_grid = {cell.key for cell in report.grid}
+    others = [c for c in report.cells if c.key not in in_grid and SAMPLED not in c.key.text]
+    full = [c.alpha for c in others if c.key.view.policy == "full"]
+    if full and header["draft"] == "self":
+        lines += ["", f"With the full cache α is {min(full):.7f} or more in {len(full)} cells."]
     within = int(header["scored_tokens"])
     lines += _section("Predicted against counted", _compared_table(report.compared, within))
     return lines + _median_lines(report, within)
 
 
 def _median_lines(report: AcceptanceReport, within: int) -> list[str]:
-    """Median errors of the curve on sampled runs, of all policies and of each."""
+    """Median errors of the curve on sampled runs, over all policies and per policy."""
     policies = sorted({row.run.view.policy for row in report.compared})
     lines = []
     for policy in (None, *policies):
@@ -71,7 +68,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _by_row(grid: Sequence[Cell]) -> dict[tuple[str, int, str], dict[int, Cell]]:
     rows: dict[tuple[str, int, str], dict[int, Cell]] = {}
     for cell in grid:
-        key = (cell.key.text, cell.key.prefix_tokens, cell.key.view.policy)
+        key = (cell.key.text, cell.key.context_tokens, cell.key.view.policy)
         rows.setdefault(key, {})[cell.key.view.kv_budget or 0] = cell
     return rows
 
@@ -186,7 +183,7 @@ def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:
         rows.append(
             [
                 run.text,
-                f"{run.prefix_tokens:,}",
+                f"{run.context_tokens:,}",
                 run.view.label,
                 str(run.gamma),
                 f"{run.temperature:g}",
@@ -205,4 +202,4 @@ def _compared_table(compared: Sequence[Compared], within: int) -> list[str]:
 
 
 def _name(cell: Cell) -> list[str]:
-    return [cell.key.text, f"{cell.key.prefix_tokens:,}", cell.key.view.label]
+    return [cell.key.text, f"{cell.key.context_tokens:,}", cell.key.view.label]

@@ -1,9 +1,9 @@
-"""Measure one window of text: one pass of the target, then every draft view's own distributions.
+"""Measure one window of text: a pass of the target, then the distributions of every draft view.
 
-The target reads a prefix and then the text itself (teacher-forced). A draft starts a round every γ
-tokens: at position j it sees its policy's view as of the round's start and the j tokens since, with
-keys and values that it computed itself, as in a real round. All rounds of a window are sequences of
-one pass whose page tables share the prefix's pages, so a GPU has work enough.
+The target reads a context and then the text (teacher-forced). A draft starts a round every γ
+tokens: at position j it reads its policy's view as of the round's start and the j tokens since,
+with keys and values that it computed itself, as in a real round. All rounds of a window are
+sequences of one pass whose page tables share the pages of the context, which keeps a GPU busy.
 """
 
 from __future__ import annotations
@@ -59,22 +59,20 @@ class Task:
     def __post_init__(self) -> None:
         if self.gamma < 1 or self.scored_tokens < 1 or self.scored_tokens % self.gamma:
             raise InputError(
-                f"{self.scored_tokens} scored tokens are no multiple of gamma={self.gamma}; a "
+                f"{self.scored_tokens} scored tokens are not a multiple of gamma={self.gamma}; a "
                 f"window is scored in whole rounds"
             )
         if not self.temperature > 0:
-            raise InputError(
-                "temperature must be above 0; greedy agreement is measured beside it anyway"
-            )
+            raise InputError("temperature must be above 0; greedy agreement is measured too")
 
     @property
     def rounds(self) -> int:
         """Rounds of a window."""
         return self.scored_tokens // self.gamma
 
-    def window_tokens(self, prefix_tokens: int) -> int:
+    def window_tokens(self, context_tokens: int) -> int:
         """Tokens of text that a window needs: the last scored position's next token included."""
-        return prefix_tokens + self.scored_tokens + 1
+        return context_tokens + self.scored_tokens + 1
 
 
 class CachedText:
@@ -95,35 +93,35 @@ class CachedText:
         )
         self.backend: AttentionBackend = ReferenceAttention(self.cache)
         self.table = PageTable()
-        self.prefix_tokens = 0
+        self.context_tokens = 0
         self._seen: WindowQueries | None = None
         self._tokens: list[int] = []
 
-    def prefill(self, tokens: Many[int], *, prefix_tokens: int, window_queries: int) -> Tensor:
+    def prefill(self, tokens: Many[int], *, context_tokens: int, window_queries: int) -> Tensor:
         """Feed a window's text anew; the hidden states of its scored tokens (scored, hidden).
 
-        The queries of the prefix's last `window_queries` tokens are kept for SnapKV.
+        The queries of the context's last `window_queries` tokens are kept for SnapKV.
         """
         self.cache.release(self.table)
         self.table = PageTable()
-        self._tokens, self.prefix_tokens = list(tokens), prefix_tokens
+        self._tokens, self.context_tokens = list(tokens), context_tokens
         self._seen = None
         if window_queries:
             layers = self.decoder.config.layers
-            self._seen = WindowQueries([prefix_tokens], layers, window_queries)
-        self._feed(0, prefix_tokens, self._seen)
-        return self._feed(prefix_tokens, prefix_tokens + self.task.scored_tokens, None)
+            self._seen = WindowQueries([context_tokens], layers, window_queries)
+        self._feed(0, context_tokens, self._seen)
+        return self._feed(context_tokens, context_tokens + self.task.scored_tokens, None)
 
     def queries(self, count: int) -> list[Tensor]:
-        """Per layer, the last `count` queries of the prefix."""
-        return [] if self._seen is None else [kept[-count:] for kept in self._seen.of(0)]
+        """Per layer, the last `count` queries of the context."""
+        return [] if self._seen is None else [queries[-count:] for queries in self._seen.of(0)]
 
     def draft_hidden(self, view: DraftView) -> tuple[Tensor, float]:
         """The draft's hidden states at the scored positions (scored, hidden), and tokens read."""
         policy = self._policy(view)
-        prompt = self._sequence(self.prefix_tokens)
+        prompt = self._sequence(self.context_tokens)
         policy.admit(prompt, self.queries(view.snapkv_window or 0))
-        starts = [self.prefix_tokens + r * self.task.gamma for r in range(self.task.rounds)]
+        starts = [self.context_tokens + r * self.task.gamma for r in range(self.task.rounds)]
         parts, read = [], 0
         for group in self._groups(starts, view):
             hidden, tokens = self._rounds(group, policy, relative=view.positions == "relative")
@@ -177,15 +175,15 @@ class CachedText:
     def _sequence(self, tokens: int) -> Sequence:
         """The text as the policies know it, when `tokens` of it were cached."""
         table = PageTable(self.table.pages, tokens)
-        return Sequence(0, self._tokens, self.prefix_tokens, self.task.scored_tokens, table)
+        return Sequence(0, self._tokens, self.context_tokens, self.task.scored_tokens, table)
 
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
         """Rounds that may share a pass without gathering more than the task allows."""
         config, gamma = self.decoder.config, self.task.gamma
-        whole = starts[-1] + gamma
+        text = starts[-1] + gamma
         # SnapKV's view grows by all that was generated since the prompt.
-        kept = whole if view.kv_budget is None else view.kv_budget + self.task.scored_tokens
-        tokens = min(whole, kept + gamma)
+        read = text if view.kv_budget is None else view.kv_budget + self.task.scored_tokens
+        tokens = min(text, read + gamma)
         per_token = 4 * self.decoder.kv_heads * config.head_dim * 2 * self.decoder.dtype.itemsize
         per_token += 3 * self.decoder.query_heads * gamma * 4
         count = max(1, int(self.task.read_bytes / (tokens * per_token)))
@@ -269,18 +267,18 @@ def measure_window(
 ) -> Iterator[Record]:
     """Records of every view on one window; `draft` is None where the target drafts for itself.
 
-    `tokens` are the window's: prefix, scored, and one more. Views share one prefill.
+    `tokens` are the window's: context, scored, and one more. Views share one prefill.
     """
     task = target.task
     most = max((view.snapkv_window or 0 for view in views), default=0)
-    lengths = {"prefix_tokens": window.prefix_tokens, "window_queries": most}
+    lengths = {"context_tokens": window.context_tokens, "window_queries": most}
     rows = probability_rows(target.decoder, target.prefill(tokens, **lengths), task.temperature)
     reader = target
     if draft is not None:
         draft.prefill(tokens, **lengths)
         reader = draft
     following = torch.tensor(
-        tokens[window.prefix_tokens + 1 : task.window_tokens(window.prefix_tokens)],
+        tokens[window.context_tokens + 1 : task.window_tokens(window.context_tokens)],
         device=target.decoder.device,
     )
     nll = -rows.gather(1, following[:, None]).clamp(min=1e-30).log().mean()
@@ -309,7 +307,7 @@ class Scores:
     def record(
         self, window: Window, view: DraftView, task: Task, *, read_tokens: float, nll: float
     ) -> Record:
-        """The sums that a record keeps."""
+        """The record of these scores: sums over the rounds."""
         overlap = self.overlap.double().cpu()
         by_round = overlap.view(task.rounds, task.gamma)
         ratio = self.ratio.double().cpu().view_as(by_round)
@@ -342,17 +340,17 @@ def compare_rows(
     rows: Tensor, decoder: Decoder, hidden: Tensor, following: Tensor, task: Task
 ) -> Scores:
     """The draft's distributions against the target's rows (scored, vocab), a part at a time."""
-    parts = zip(rows.split(LOGIT_ROWS), hidden.split(LOGIT_ROWS), following.split(LOGIT_ROWS),
-                strict=True)  # fmt: skip
-    found = []
+    columns = (rows, hidden, following)
+    parts = zip(*(column.split(LOGIT_ROWS) for column in columns), strict=True)
+    results = []
     for p, states, tokens in parts:
         q = probability_rows(decoder, states, task.temperature)
         of_text = [side.gather(1, tokens[:, None])[:, 0] for side in (q, p)]
         ratio = (of_text[0] / of_text[1].clamp(min=1e-30)).clamp(max=1.0)
         # A softmax of float32 sums to 1 only to 1e-5: a chance stays at most 1.
         overlap = torch.minimum(p, q).sum(-1, dtype=torch.float64).clamp(max=1.0)
-        found.append((overlap, ratio, p.argmax(-1) == q.argmax(-1)))
-    return Scores(*(torch.cat(column) for column in zip(*found, strict=True)))
+        results.append((overlap, ratio, p.argmax(-1) == q.argmax(-1)))
+    return Scores(*(torch.cat(column) for column in zip(*results, strict=True)))
 
 
 def _sums(by_round: Tensor) -> tuple[float, ...]:

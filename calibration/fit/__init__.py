@@ -1,1 +1,5 @@
-"""From kernel timings to the curves of the catalog."""
+"""Efficiency curves and engine profiles fitted to measured and published times."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

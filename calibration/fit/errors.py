@@ -1,4 +1,4 @@
-"""Relative errors of a fit by region and by what was left out, as figures and as text."""
+"""Relative errors of a fit, by region and by what was left out, as figures and as text."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Errors:
 
     def __init__(self, name: str, regions: Callable[[Mapping[str, Any]], Iterable[str]]) -> None:
         self.name, self.regions = name, regions
-        self.found: dict[str, list[tuple[Mapping[str, Any], float]]] = {}
+        self.cells: dict[str, list[tuple[Mapping[str, Any], float]]] = {}
 
     def add(self, way: str, cell: Mapping[str, Any], error: float) -> None:
-        """One cell's error in one way of holding out."""
-        self.found.setdefault(way, []).append((cell, error))
+        """Add one cell's error; `way` is "in sample" or what was left out."""
+        self.cells.setdefault(way, []).append((cell, error))
 
     def figures(self, way: str, region: str | None = None) -> dict[str, float]:
         """Median, 90th percentile and worst absolute error in percent; zeros without a cell."""
-        cells = self.found.get(way, [])
+        cells = self.cells.get(way, [])
         size = 100.0 * np.abs([e for c, e in cells if region is None or region in self.regions(c)])
         if not size.size:
             return {"median_percent": 0.0, "p90_percent": 0.0, "worst_percent": 0.0, "cells": 0}
@@ -44,12 +44,19 @@ class Errors:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures: by way, then "all" and each region."""
-        names = dict.fromkeys(r for cells in self.found.values() for c, _ in cells
-                              for r in self.regions(c))  # fmt: skip
+        names = {r for cells in self.cells.values() for c, _ in cells for r in self.regions(c)}
         return {
             way: {"all": self.figures(way)}
             | {r: self.figures(way, r) for r in sorted(names, key=by_numbers)}
-            for way in self.found
+            for way in self.cells
+        }
+
+    def flat(self) -> dict[str, float]:
+        """The figures over all cells as `<way>_<figure>`, for a catalog file."""
+        return {
+            f"{way.replace(' ', '_')}_{name}": round(value, 2)
+            for way in self.cells
+            for name, value in self.figures(way).items()
         }
 
     def lines(self) -> list[str]:
@@ -69,12 +76,12 @@ class Errors:
 def _three(figures: Mapping[str, float]) -> str:
     if not figures["cells"]:
         return ""
-    return " / ".join(f"{figures[k]:.1f}" for k in ("median_percent", "p90_percent",
-                                                    "worst_percent"))  # fmt: skip
+    names = ("median_percent", "p90_percent", "worst_percent")
+    return " / ".join(f"{figures[name]:.1f}" for name in names)
 
 
 def by_numbers(region: str) -> list[tuple[int, str]]:
-    """Sorts regions by the numbers in their names, where they have some."""
+    """Sort key of a region: the numbers in its name as numbers."""
     parts = re.split(r"(\d+)", region)
     return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 

@@ -1,21 +1,23 @@
-"""What a fit is given: own records, timed rounds, or tables that others published.
+"""Read the inputs of `calibrate fit` by their kind, and fit them.
 
-Own files are JSON lines, told apart by what they hold: kernels (`calibrate measure`) or steps
-(`calibration.validate.run`). A folder is aiconfigurator's, of one GPU or of all. CSV is Vidur's
-profile; anything else is nccl-tests' output.
+JSON lines hold measured kernels (`calibrate measure`) or timed steps (`calibration.validate.run`);
+a folder is aiconfigurator's, of one GPU or of all; CSV is a Vidur profile; anything else is taken
+for nccl-tests' output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from calibration.fit.foreign import read_nccl_tests, read_vidur
-from calibration.fit.own.fit import fit_own
+from calibration.fit.measured.fit import fit_measured
 from calibration.fit.report import FitReport
-from calibration.fit.tables.fit import fit_tables
+from calibration.fit.tables.fit import fetch_missing, fit_tables
+from calibration.fit.tables.gpus import GPUS
+from calibration.fit.third_party import read_nccl_tests, read_vidur
+from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
-from calibration.records.steps import RecordError, StepRecord, json_lines, read_records
+from calibration.records.steps import StepRecord, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -44,28 +46,38 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
     steps = [step for path in lines if path not in kernels for step in _steps(path)]
-    own = read_kernel_records(kernels, gpu) if kernels else None
-    if own is not None:
-        gpu = own.gpu
+    measured = read_kernel_records(kernels, gpu) if kernels else None
+    if measured is not None:
+        gpu = measured.gpu
     others = [record for path in paths if path not in lines for record in _others(path, gpu)]
-    if own is None and not others:
+    if measured is None and not others:
         raise RecordError("no record of a kernel in what was given; only timed rounds")
     assert gpu is not None
-    headers = own.headers if own else ()
-    records = [*(own.records if own else ()), *others]
-    return fit_own(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+    headers = measured.headers if measured else ()
+    records = [*(measured.records if measured else ()), *others]
+    return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+
+
+def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitReport]:
+    """Fit aiconfigurator's tables of some GPUs, or all; they are downloaded where missing.
+
+    Raises
+    ------
+    RecordError
+        If the download fails, a GPU has no tables, or one cannot be used.
+    """
+    fetch_missing(folder)
+    for gpu in gpus or GPUS:
+        yield fit_tables(folder, gpu)
 
 
 def _holds_steps(path: Path) -> bool:
     """Whether a file's records are of whole steps."""
-    for _, value in json_lines(path):
-        if value.get("op") not in ("provenance", "clocks"):
-            return "case" in value
-    return False
+    return any("case" in line.value for line in read_lines(path))
 
 
 def _steps(path: Path) -> list[StepRecord]:
-    return read_records(path)[1]
+    return read_steps(path)[1]
 
 
 def _others(path: Path, gpu: str | None) -> list[KernelRecord]:

@@ -1,14 +1,12 @@
-"""Fit an engine profile to published step times; the GPU's kernel curves stay as they are.
+"""Engine profile fitted to MagicDec's published step times: `engines/magicdec.toml`.
 
-`python -m calibration.fit.magicdec --out perfmodel/catalog/engines/magicdec.toml`
+The GPUs' kernel curves are held fixed.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +20,15 @@ from calibration.records.published import (
     predict_row,
     row_error,
 )
+from calibration.records.toml_file import toml_text
 from perfmodel import EngineProfile, StepTime, catalog
+from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one published time
-# Prior of each coefficient: what the kernel tables say, and how far an engine may be from it. A
-# compiled engine runs the same kernels, so its factors are near one; what it adds is per layer.
+# Prior mean and standard deviation of each coefficient. A compiled engine runs the kernels of the
+# tables, so its factors are near one and its overhead is per layer.
 PRIORS = {
     "linear_factor": (1.0, 0.1),
     "attention_factor": (1.0, 0.1),
@@ -43,7 +43,7 @@ NAMES = tuple(PRIORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFit:
+class PublishedFit:
     """Fitted coefficients of one GPU architecture, and the round overhead."""
 
     values: dict[str, float]
@@ -61,7 +61,7 @@ def bare(profile: EngineProfile) -> EngineProfile:
     return profile.changed(**neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
 
 
-def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:
+def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
     """Bounded linear least squares on relative errors, with the priors as extra rows."""
     design, measured = _design(rows)
     matrix = design / measured[:, None] / MEASUREMENT_ERROR
@@ -73,7 +73,9 @@ def fit_rows(rows: Sequence[PublishedRow]) -> EngineFit:
     residual = design[:, :-1] @ answer + design[:, -1]
     rms = float(np.sqrt(np.mean((residual / measured - 1.0) ** 2)))
     values = dict(zip(NAMES, (float(v) for v in answer), strict=True))
-    return EngineFit(values=values | _round_overhead(rows), rows=len(rows), rms_percent=100.0 * rms)
+    return PublishedFit(
+        values=values | _round_overhead(rows), rows=len(rows), rms_percent=100.0 * rms
+    )
 
 
 def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
@@ -97,9 +99,9 @@ def _line(step: StepTime, layers: int, batch: int, *, is_draft: bool) -> list[fl
     linear, attention = float(step.group_s("linear")), float(step.group_s("attention"))
     comm, rest = float(step.group_s("comm")), float(step.group_s("elementwise"))
     overhead = float(step.group_s("overhead"))
-    mine = [0.0, attention] if is_draft else [attention, 0.0]
+    kernels = [0.0, attention] if is_draft else [attention, 0.0]
     host = [0.0, 1.0] if is_draft else [1.0, 0.0]
-    return [linear, *mine, comm, float(layers), float(layers * batch), *host, rest + overhead]
+    return [linear, *kernels, comm, float(layers), float(layers * batch), *host, rest + overhead]
 
 
 def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
@@ -116,7 +118,7 @@ def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Rows to fit on, rows held out, and which of their figures the fit has truly not seen."""
+    """Rows to fit on, rows held out, and the figures of those that the fit has not seen."""
 
     name: str
     fitted: tuple[PublishedRow, ...]
@@ -124,8 +126,8 @@ class Split:
     unseen: tuple[str, ...]
 
 
-# What is left out, and what that hides. T_T is published once per batch and context and repeated
-# for every draft, so leaving a draft out hides T_D and the speedup only.
+# What is left out, and the figures that this hides. T_T is published once per batch and context and
+# repeated for every draft, so leaving a draft out hides T_D and the speedup only.
 _LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] = {
     "a draft (its table and TP)": (
         lambda row: (row.draft, row.draft_policy),
@@ -139,23 +141,30 @@ _LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] =
 
 def splits(rows: Sequence[PublishedRow]) -> list[Split]:
     """Leave one value out, within each GPU, of draft, γ, batch and context."""
-    found = []
-    for gpu in dict.fromkeys(row.gpu for row in rows):
-        mine = [row for row in rows if row.gpu == gpu]
-        for label, (key, unseen) in _LEFT_OUT.items():
-            values = dict.fromkeys(key(row) for row in mine)
-            if len(values) < 2:
-                continue
-            for value in values:
-                kept = tuple(row for row in mine if key(row) != value)
-                left = tuple(row for row in mine if key(row) == value)
-                name = f"{gpu}, {label} out"
-                found.append(Split(name=name, fitted=kept, held_out=left, unseen=unseen))
-    return found
+    return [
+        split
+        for gpu in dict.fromkeys(row.gpu for row in rows)
+        for label in _LEFT_OUT
+        for split in _splits_by([row for row in rows if row.gpu == gpu], gpu, label)
+    ]
+
+
+def _splits_by(rows: Sequence[PublishedRow], gpu: str, label: str) -> Iterator[Split]:
+    key, unseen = _LEFT_OUT[label]
+    values = dict.fromkeys(key(row) for row in rows)
+    if len(values) < 2:
+        return
+    for value in values:
+        yield Split(
+            name=f"{gpu}, {label} out",
+            fitted=tuple(row for row in rows if key(row) != value),
+            held_out=tuple(row for row in rows if key(row) == value),
+            unseen=unseen,
+        )
 
 
 def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
-    """The harshest: one GPU's rows predicted with the engine as fitted on the other GPU's."""
+    """One GPU's rows predicted with the engine as fitted to the other GPU's: the hardest split."""
     return [
         Split(
             name=f"{gpu} out, with its target and tables",
@@ -170,13 +179,13 @@ def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
 def held_out_errors(split: Split) -> list[RowError]:
     """Errors of what the fit has not seen."""
     fit = fit_rows(split.fitted)
-    found = [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
+    errors = [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
     return [
-        RowError(row=e.row, errors={name: e.errors[name] for name in split.unseen}) for e in found
+        RowError(row=e.row, errors={name: e.errors[name] for name in split.unseen}) for e in errors
     ]
 
 
-def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, EngineFit]:
+def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, PublishedFit]:
     """One fit per GPU architecture, "default" being that of the latest (hopper where present)."""
     groups: dict[str, list[PublishedRow]] = {}
     for row in rows:
@@ -186,55 +195,58 @@ def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, EngineFit]:
     return {"default": fits[latest], **fits}
 
 
-_HEAD = """\
-# Written by `python -m calibration.fit.magicdec`: coefficients of MagicDec's engine, fitted to its
-# published step times with the GPUs' kernel curves held fixed. The A100 tables come from an
-# earlier software version than the H100 one, so each architecture has its own values; others take
-# the default, which is hopper's.
-
-name = "magicdec"
-origin = "fitted"
-source = "MagicDec, arXiv 2408.11049 v5, appendix, tables 3a, 3b and 6"
-attention_kernels = "flashinfer"
-all_reduce = "nccl"
-vocab_parallel = true
-streamingllm_is_view = false
-# Context, NCCL buffers and torch.compile's pools: assumed.
-reserved_GB = 3.0
+HEADER = """\
+Written by `specroof calibrate fit-published`: coefficients of MagicDec's engine, fitted to its
+published step times with the GPUs' kernel curves held fixed. The A100 tables come from an earlier
+software version than the H100 one, so each architecture has its own values; others take the
+default, which is hopper's. reserved_GB (context, NCCL buffers, torch.compile's pools) is assumed.
 """
 
 
-def profile_toml(fits: dict[str, EngineFit], speedup_error: float) -> str:
+def profile_text(fits: Mapping[str, PublishedFit], speedup_error: float) -> str:
     """The catalog file of the fitted profile, keys with units."""
-    lines = [_HEAD + f"speedup_error = {speedup_error:.3f}", *_toml_lines(fits["default"]), ""]
-    for name, fit in fits.items():
-        if name != "default":
-            lines += [f"[architecture.{name}]", *_toml_lines(fit), ""]
-    return "\n".join(lines)
+    values = {
+        "name": "magicdec",
+        "origin": "fitted",
+        "source": "MagicDec, arXiv 2408.11049 v5, appendix, tables 3a, 3b and 6",
+        "attention_kernels": "flashinfer",
+        "all_reduce": "nccl",
+        "vocab_parallel": True,
+        "streamingllm_is_view": False,
+        "reserved_GB": 3.0,
+        "speedup_error": round(speedup_error, 3),
+        **_with_units(fits["default"]),
+        "architecture": {n: _with_units(fit) for n, fit in fits.items() if n != "default"},
+    }
+    return toml_text(values, header="\n".join([HEADER.strip(), *report_lines(fits)]))
 
 
-def _toml_lines(fit: EngineFit) -> list[str]:
-    def line(name: str, value: float) -> str:
+def _with_units(fit: PublishedFit) -> dict[str, float]:
+    values = {}
+    for name, value in fit.values.items():
         if name.endswith("_s"):
-            return f"{name.removesuffix('_s')}_us = {value * 1e6:.3f}"
-        return f"{name} = {value:.4f}"
+            values[f"{name.removesuffix('_s')}_us"] = round(value / US, 3)
+        else:
+            values[name] = round(value, 4)
+    return values
 
-    note = f"# {fit.rows} rows, rms of T_T, T_V and T_D {fit.rms_percent:.1f} %"
-    return [note, *(line(name, value) for name, value in fit.values.items())]
+
+def report_lines(fits: Mapping[str, PublishedFit]) -> list[str]:
+    """Rows and rms of each architecture's fit."""
+    return [
+        f"{name}: {fit.rows} rows, rms of T_T, T_V and T_D {fit.rms_percent:.1f} %"
+        for name, fit in fits.items()
+        if name != "default"
+    ]
 
 
-def main() -> None:
-    """Fit all rows and write the profile."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+def fit_published_engine() -> tuple[dict[str, str], list[str]]:
+    """The profile's file by its path in the catalog, and the fits' errors as lines.
+
+    The profile's `speedup_error` is the standard deviation over held-out rows.
+    """
     rows = magicdec_rows()
     fits = fit_by_architecture(rows)
-    held_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
-    out.write_text(profile_toml(fits, float(np.std(held_out))), encoding="utf-8")
-    for name, fit in fits.items():
-        print(f"{name}: {fit.rows} rows, rms {fit.rms_percent:.2f} %")
-
-
-if __name__ == "__main__":
-    main()
+    left_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
+    text = profile_text(fits, float(np.std(left_out)))
+    return {"engines/magicdec.toml": text}, ["engine magicdec", *report_lines(fits)]

@@ -1,9 +1,8 @@
-"""The outcome of a fit: files to write by their path in a catalog, errors, and what is missing."""
+"""The result of a fit: catalog files, errors, fitted parameters, and what could not be fitted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from calibration.fit.errors import Errors
@@ -11,7 +10,7 @@ from calibration.fit.errors import Errors
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class FitReport:
-    """Files to write by their path in a catalog, errors, what was found, and what is missing."""
+    """Catalog files by their path, errors, fitted parameters, and what is missing for the rest."""
 
     gpu: str
     source: str
@@ -41,16 +40,3 @@ class FitReport:
             "notes": self.notes,
             "missing": self.missing,
         }
-
-
-def write_files(report: FitReport, folder: Path) -> list[Path]:
-    """Write a report's files under `folder`, each whole or not at all; their paths."""
-    written = []
-    for name, text in report.files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-        written.append(path)
-    return written

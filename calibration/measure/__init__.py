@@ -1,1 +1,5 @@
-"""Kernel timings on a GPU: which cells, how one is timed, the command."""
+"""Time the kernels of a GPU: which cells, how one is timed, the run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,23 +1,25 @@
 """All-reduce between the GPUs of this machine, over sizes and algorithms, inside a CUDA graph.
 
 `torchrun --nproc-per-node N -m calibration.measure.collectives --out FILE` writes the same records
-as `calibration.measure.run`. Algorithms: NCCL, and torch's symmetric memory in one shot and two.
+as `specroof calibrate measure`. Algorithms: NCCL, and torch's symmetric memory in one shot and two.
 Multicast is never used: it can put a shared host's GPUs out of service.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from calibration.records.cells import Cell
+import typer
+
+from calibration.measure.timer import timed
+from calibration.records.cells import Cell, TimedCell
+from calibration.records.jsonl import RecordLog
 
 ALGORITHMS = ("nccl", "one_shot", "two_shot")
 SIZES = tuple(2**n for n in range(13, 27))  # 8 KiB ... 64 MiB
@@ -77,12 +79,12 @@ class CollectiveBench:
         """Refuse an algorithm whose sum is wrong (run once eagerly, as capture needs anyway)."""
         x.fill_(float(self.rank + 1))
         expected = self.ranks * (self.ranks + 1) / 2
-        found = call().float()
-        error = float((found - expected).abs().max()) / expected
+        sums = call().float()
+        error = float((sums - expected).abs().max()) / expected
         if not error < MOST_ERROR:
-            raise RuntimeError(f"sums to {float(found[0])}, not {expected}")
+            raise RuntimeError(f"sums to {float(sums[0])}, not {expected}")
 
-    def measure(self, cell: Cell) -> Cell:
+    def measure(self, cell: Cell) -> TimedCell:
         """The record of one cell: the slowest rank's median seconds a call."""
         torch, x = self.torch, self.buffer(cell["message_bytes"] // 2, cell["algorithm"])
         call = self.call(x, cell["algorithm"])
@@ -98,9 +100,7 @@ class CollectiveBench:
             for _ in range(CALLS):
                 call()
         times = [self.replay(graph) for _ in range(REPEATS + 2)][2:]
-        median = statistics.median(times)
-        return {**cell, "seconds": float(f"{median:.5g}"), "unit": "s", "repeats": len(times),
-                "calls": CALLS, "spread": round((max(times) - min(times)) / median, 3)}  # fmt: skip
+        return timed(cell, times, CALLS)
 
     def replay(self, graph: Any) -> float:
         """Seconds per call of one replay that all ranks begin together; the slowest rank's."""
@@ -117,31 +117,28 @@ class CollectiveBench:
         return float(seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Time every cell on every rank; the first writes. Exit code 2 outside torchrun."""
-    parser = argparse.ArgumentParser(prog="python -m calibration.measure.collectives",
-                                     description="Time all-reduce between GPUs.")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines file to write")
-    options = parser.parse_args(arguments)
+def main(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines file to write.")],
+) -> None:
+    """Time all-reduce between GPUs: every cell on every rank; the first writes."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        print("error: needs two ranks or more: run it under torchrun", file=sys.stderr)
-        return 2
-    from calibration.measure.run import provenance
+        raise SystemExit("error: needs two ranks or more: run it under torchrun")
+    from runtime import provenance
 
     bench = CollectiveBench()
-    target = options.out if bench.rank == 0 else Path(os.devnull)
-    with target.open("w", encoding="utf-8") as file:
-        header = provenance(
-            " ".join(["torchrun -m calibration.measure.collectives", *sys.argv[1:]])
-        )
-        file.write(json.dumps(header) + "\n")
+    header = provenance(["torchrun", "-m", "calibration.measure.collectives", *sys.argv[1:]])
+    with ExitStack() as stack:
+        log = None
+        if bench.rank == 0:
+            out.unlink(missing_ok=True)
+            log = stack.enter_context(RecordLog(out, header, same=()))
         for cell in cells(bench.ranks):
             # An error on one rank only would leave the others waiting: it ends the run.
-            file.write(json.dumps(bench.measure(cell)) + "\n")
-            file.flush()
+            record = bench.measure(cell)
+            if log is not None:
+                log.append(record)
     bench.distributed.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

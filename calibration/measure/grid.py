@@ -100,8 +100,11 @@ def length_cells() -> list[Cell]:
 
 def prefill_cells() -> list[Cell]:
     """Chunks of one prompt over what is cached of it, causal."""
-    cells = [attention_cell(heads_of(model), 1, kv, new)
-             for model in MODELS for new, kv in PREFILL_CHUNKS]  # fmt: skip
+    cells = [
+        attention_cell(heads_of(model), 1, kv, new)
+        for model in MODELS
+        for new, kv in PREFILL_CHUNKS
+    ]
     return [cell | {"op": "prefill_attention"} for cell in cells]
 
 
@@ -133,8 +136,8 @@ def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
 
 def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
     """One product of (m, k) and (k, n) in bf16."""
-    cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
-    return cell | {"bias": True} if path == "runtime" and (n, k) in BIASED else cell
+    cell: Cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
+    return {**cell, "bias": True} if path == "runtime" and (n, k) in BIASED else cell
 
 
 def sustained_cells() -> list[Cell]:
@@ -145,15 +148,24 @@ def sustained_cells() -> list[Cell]:
 
 
 def layer_cells() -> list[Cell]:
-    """All kernels of a decoder layer in a row: what lies between kernels, beside their own time."""
+    """All kernels of a decoder layer in a row: for the gaps between kernels."""
     cells = []
-    points = ((1, 1, 2048), (8, 1, 512), (8, 1, 16384), (32, 1, 512), (32, 1, 4096), (32, 4, 4096),
-              (128, 1, 512), (128, 1, 2048), (128, 8, 1024))  # fmt: skip
+    points = (
+        (1, 1, 2048),
+        (8, 1, 512),
+        (8, 1, 16384),
+        (32, 1, 512),
+        (32, 1, 4096),
+        (32, 4, 4096),
+        (128, 1, 512),
+        (128, 1, 2048),
+        (128, 8, 1024),
+    )
     for model in MODELS:
-        widths = {"hidden": model.hidden, "ffn": model.ffn_hidden}
         for batch, query_tokens, kv_tokens in points:
             cell = attention_cell(heads_of(model), batch, kv_tokens, query_tokens)
-            cells += _fitting([cell | {"op": "layer", **widths}], model)
+            cell = {**cell, "op": "layer", "hidden": model.hidden, "ffn": model.ffn_hidden}
+            cells += _fitting([cell], model)
     return cells
 
 
@@ -162,19 +174,30 @@ def small_cells() -> list[Cell]:
     cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
     for tokens in SMALL_TOKENS:
         for model in MODELS:
-            group = dict(zip(("query_heads", "kv_heads", "head_dim"), heads_of(model), strict=True))
-            cells += [{"op": "add_norm", "tokens": tokens, "hidden": model.hidden},
-                      {"op": "place", "tokens": tokens, **group},
-                      {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
-                      {"op": "argmax", "tokens": tokens, "vocab": model.vocab}]  # fmt: skip
+            heads, kv_heads, dim = heads_of(model)
+            cells += [
+                {"op": "add_norm", "tokens": tokens, "hidden": model.hidden},
+                {
+                    "op": "place",
+                    "tokens": tokens,
+                    "query_heads": heads,
+                    "kv_heads": kv_heads,
+                    "head_dim": dim,
+                },
+                {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
+                {"op": "argmax", "tokens": tokens, "vocab": model.vocab},
+            ]
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
 def hbm_cells() -> list[Cell]:
     """Bandwidth of large buffers; `bytes` is what is read plus what is written."""
     kinds = ("read_sum", "read_max", "write_fill", "copy")
-    return [{"op": "hbm", "kind": kind, "bytes": int(size)}
-            for size in (256e6, 1024e6, 4096e6) for kind in kinds]  # fmt: skip
+    return [
+        {"op": "hbm", "kind": kind, "bytes": int(size)}
+        for size in (256e6, 1024e6, 4096e6)
+        for kind in kinds
+    ]
 
 
 def host_cells() -> list[Cell]:
@@ -184,8 +207,11 @@ def host_cells() -> list[Cell]:
         for batch, q in itertools.product((1, 8, 32, 64, 128, 256), (1, 4))
     ]
     cells += [{"op": "graph_launch_host", "kernels": n} for n in (1, 10, 100, 300, 1000)]
-    return [*cells, {"op": "eager_launch_host", "kind": "torch_add"},
-            {"op": "eager_launch_host", "kind": "torch_linear"}]  # fmt: skip
+    return [
+        *cells,
+        {"op": "eager_launch_host", "kind": "torch_add"},
+        {"op": "eager_launch_host", "kind": "torch_linear"},
+    ]
 
 
 def expected_seconds(cell: Cell) -> float:
@@ -238,13 +264,22 @@ def groups(every: int = 1) -> list[Group]:
     products = gemm_cells()
     few = [cell for cell in products if cell["m"] <= LIBRARY_BEYOND]
     many = [cell for cell in products if cell["m"] > LIBRARY_BEYOND]
-    plan = [("gemm", 1, 1.5, few), ("gemm-large", 1, 3.0, many), ("hbm", 1, 0.5, hbm_cells()),
-            ("sustained", 1, 0.5, sustained_cells()), ("layer", 1, 1.0, layer_cells()),
-            ("small", 1, 1.0, small_cells()), ("prefill", 1, 0.5, prefill_cells()),
-            ("attention", 1, 8.0, attention_cells()), ("lengths", 1, 2.0, length_cells()),
-            ("host", 2, 1.0, host_cells()), ("query", 2, 1.0, query_cells()),
-            ("cublas", 3, 1.0, gemm_cells(1, "cublas")), ("gemm tp2", 3, 1.0, gemm_cells(2)),
-            ("attention tp2", 3, 2.0, attention_cells(2))]  # fmt: skip
+    plan = [
+        ("gemm", 1, 1.5, few),
+        ("gemm-large", 1, 3.0, many),
+        ("hbm", 1, 0.5, hbm_cells()),
+        ("sustained", 1, 0.5, sustained_cells()),
+        ("layer", 1, 1.0, layer_cells()),
+        ("small", 1, 1.0, small_cells()),
+        ("prefill", 1, 0.5, prefill_cells()),
+        ("attention", 1, 8.0, attention_cells()),
+        ("lengths", 1, 2.0, length_cells()),
+        ("host", 2, 1.0, host_cells()),
+        ("query", 2, 1.0, query_cells()),
+        ("cublas", 3, 1.0, gemm_cells(1, "cublas")),
+        ("gemm tp2", 3, 1.0, gemm_cells(2)),
+        ("attention tp2", 3, 2.0, attention_cells(2)),
+    ]
     seen: set[str] = set()
     result = []
     for name, tier, share, cells in plan:

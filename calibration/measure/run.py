@@ -1,42 +1,42 @@
 """Time the kernels of one decode pass alone on a GPU: the raw material of fitted efficiencies.
 
-`python -m calibration.measure.run --out FILE --seconds 270` writes JSON lines: a provenance line
-(GPU, driver, versions, date, commit, command), one record per cell of `kernel_grid`, timed as
-`kernel_bench` says, and at the end of each run the clocks and power seen. Cells that FILE holds are
-passed over, so a run that was stopped goes on. `--list` shows the grid. Only a run needs torch,
-flashinfer, nvcc (first use compiles two kernels) and a GPU.
+`specroof calibrate measure` writes a header (GPU, driver, versions, commit, command), one record
+per cell of the grid, timed as `measure.timer` describes, and at the end of each run the clocks and
+power seen. Cells that the file holds are skipped, so a run that was stopped continues. Listing the
+grid needs no torch; a run needs torch, flashinfer, nvcc (first use compiles kernels) and a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from calibration.measure.bench import Bench
 from calibration.measure.grid import COMPILE_S, CUBLAS_ROWS, Group, cell_seconds, groups
-from calibration.measure.runtime_kernels import RuntimeKernels
-from calibration.records.cells import Cell, key
-from calibration.records.jsonl import open_records
+from calibration.records.cells import key
+from calibration.records.jsonl import RecordLog, encode
+from perfmodel import ConfigError
+
+if TYPE_CHECKING:
+    from calibration.measure.bench import Bench
 
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
 ROW_BUILDERS = 6
 BUILDS = ("attention:64", "attention:128", *(f"rows:{i}" for i in range(ROW_BUILDERS)))
-SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer")  # must not change within a file
+SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer-python")  # constant within a file
 MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # what a record adds to its cell
 FAILURES_IN_A_ROW = 20  # then the device itself is at fault
+NEED_NO_BUILD = ("hbm", "sustained", "gemm-large")  # cuBLAS and HBM need no compiled kernel
 
 
-class BenchError(Exception):
-    """A run that cannot go on; its text is one line."""
+class BenchError(ConfigError):
+    """A run that cannot continue; its text is one line."""
 
 
 def build(part: str) -> None:
@@ -46,46 +46,55 @@ def build(part: str) -> None:
     """
     import torch
 
+    from calibration.measure.runtime_kernels import RuntimeKernels
+
+    kernels = RuntimeKernels(torch, torch.device("cuda"))
     kind, _, number = part.partition(":")
     if kind == "attention":
-        from flashinfer import prefill
-
-        types, dim = (torch.bfloat16,) * 3 + (torch.int32,), int(number)
-        prefill.get_batch_prefill_module("fa2", *types, dim, dim, 0, False, False, False)
+        kernels.compile_attention(int(number))
     else:
-        rows = [*CUBLAS_ROWS, 256][int(number) :: ROW_BUILDERS]
-        RuntimeKernels(torch, torch.device("cuda")).compile(rows)
+        kernels.compile([*CUBLAS_ROWS, 256][int(number) :: ROW_BUILDERS])
 
 
-def provenance(command: str) -> Cell:
-    """GPU, driver, versions, date, commit and command of this run."""
-    import flashinfer
-    import torch
+def chosen_groups(names: Iterable[str] = (), *, every: int = 1) -> list[Group]:
+    """The groups of these names, all by default, thinned to one cell in `every`.
 
-    from runtime import source_commit
-
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    first = subprocess.check_output(query, text=True).splitlines()[0]
-    name, driver = (part.strip() for part in first.split(","))
-    return {
-        "op": "provenance", "gpu": name, "driver": driver, "cuda": torch.version.cuda,
-        "torch": torch.__version__, "flashinfer": flashinfer.__version__,
-        "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
-        "date": datetime.now(UTC).date().isoformat(), "commit": source_commit(), "command": command,
-        "dtype": "bf16",
-    }  # fmt: skip
+    Raises
+    ------
+    ConfigError
+        For a name that is unknown.
+    """
+    plan, names = groups(every), list(names)
+    known = [group.name for group in plan]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"no group {unknown[0]!r}; there are {', '.join(known)}")
+    return [group for group in plan if group.name in names] if names else plan
 
 
-def clock_summary(samples: str) -> Cell:
+def listing(plan: list[Group]) -> str:
+    """Cells and estimated seconds of each group, and in all."""
+    lines, total = [], COMPILE_S
+    for group in plan:
+        seconds = sum(map(cell_seconds, group.cells))
+        total += seconds
+        lines.append(
+            f"{group.name:14} tier {group.tier} {len(group.cells):5} cells {seconds:6.1f} s"
+        )
+    return "\n".join([*lines, f"{'total':14} with {COMPILE_S:.0f} s of compiling {total:6.1f} s"])
+
+
+def clock_summary(samples: str) -> dict[str, Any]:
     """Least, median and greatest SM clock [MHz] and power [W] of the samples under load."""
     rows = [[float(x) for x in line.split(",")] for line in samples.splitlines() if "," in line]
     if not rows:
         return {}
     busy = [row for row in rows if row[2] > 0.5 * max(r[2] for r in rows)]
     clocks, power = [row[0] for row in busy], [row[2] for row in busy]
-    return {"sm_clock_mhz": [min(clocks), statistics.median(clocks), max(clocks)],
-            "memory_clock_mhz": statistics.median(row[1] for row in busy),
-            "power_w": [min(power), statistics.median(power), max(power)]}  # fmt: skip
+    return {
+        "sm_clock_mhz": [min(clocks), statistics.median(clocks), max(clocks)],
+        "memory_clock_mhz": statistics.median(row[1] for row in busy),
+        "power_w": [min(power), statistics.median(power), max(power)],
+    }
 
 
 def pick(ready: list[Group]) -> Group | None:
@@ -101,12 +110,12 @@ class Sampler:
     """nvidia-smi printing clocks and power once a second while the run lasts."""
 
     def __init__(self) -> None:
-        query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem,power.draw",
-                 "--format=csv,noheader,nounits", "-lms", "1000"]  # fmt: skip
+        query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem,power.draw"]
+        query += ["--format=csv,noheader,nounits", "-lms", "1000"]
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".csv")  # noqa: SIM115
         self.process = subprocess.Popen(query, stdout=self.log)
 
-    def stop(self) -> Cell:
+    def stop(self) -> dict[str, Any]:
         """End the sampling; the summary of what was seen."""
         self.process.terminate()
         self.process.wait()
@@ -114,35 +123,24 @@ class Sampler:
         return clock_summary(self.log.read())
 
 
-def resume(path: Path, header: Cell) -> set[str]:
-    """Keys of the cells that `path` holds; it is created, or a half-written last line cut off.
+def open_log(path: Path, header: Mapping[str, Any]) -> tuple[RecordLog, set[str]]:
+    """The file to write, and the keys of the cells that it holds.
 
     Raises
     ------
-    BenchError
-        If it holds records of another GPU or software, or is no file of records.
+    RecordError
+        If it holds records of another GPU or software, or is not a file of records.
     """
-    if not open_records(path, header):
-        return set()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        first, *records = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise BenchError(f"{path}: not a file of records; give --out another name") from error
-    for field in SAME_RUN:
-        if first.get(field) != header[field]:
-            raise BenchError(
-                f"{path}: was measured with {field} {first.get(field)!r}, this is "
-                f"{header[field]!r}; give --out another name"
-            )
-    return {key({k: v for k, v in record.items() if k not in MEASURED}) for record in records}
+    log = RecordLog(path, header, same=SAME_RUN)
+    cells = ({k: v for k, v in line.value.items() if k not in MEASURED} for line in log.lines)
+    return log, {key(cell) for cell in cells}  # type: ignore[arg-type]
 
 
 class Run:
     """One run: measures groups into a file until all is done or time is out."""
 
-    def __init__(self, bench: Any, file: TextIO, plan: list[Group], deadline: float) -> None:
-        self.bench, self.file, self.plan, self.deadline = bench, file, plan, deadline
+    def __init__(self, bench: Bench, log: RecordLog, plan: list[Group], deadline: float) -> None:
+        self.bench, self.log, self.plan, self.deadline = bench, log, plan, deadline
         self.total = self.left
         self.failures: list[str] = []
         self.in_a_row = 0
@@ -166,16 +164,14 @@ class Run:
                 raise BenchError(f"{self.in_a_row} cells failed in a row: {self.failures[-1]}")
 
     def next_of(self, group: Group) -> None:
-        """Measure a group's next cell; one that fails is reported and passed over."""
+        """Measure a group's next cell; one that fails is reported and skipped."""
         cell, start = group.cells.pop(0), time.monotonic()
         try:
-            record = self.bench.measure(cell)
-            self.file.write(json.dumps(record, separators=(",", ":")) + "\n")
-            self.file.flush()
+            self.log.append(self.bench.measure(cell))
             self.in_a_row = 0
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self.failures.append(f"{json.dumps(cell)}: {reason}")
+            self.failures.append(f"{encode(cell).strip()}: {reason}")
             self.in_a_row += 1
             print("failed:", self.failures[-1], file=sys.stderr, flush=True)
         group.spent_s += time.monotonic() - start
@@ -195,32 +191,38 @@ class Run:
         return "\n".join([*lines, f"{len(self.failures)} cells failed"])
 
 
-def run(out: Path, seconds: float, plan: list[Group]) -> None:
-    """Measure `plan` until done or out of time, writing each record as it comes.
+def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping[str, Any]) -> str:
+    """Measure `plan` until done or out of time, writing each record as it comes; the summary.
 
     Raises
     ------
     BenchError
-        If the file is another run's, or the attention kernel computes something else.
+        If the attention kernel computes something else.
+    RecordError
+        If the file is another run's.
     """
+    from calibration.measure.bench import Bench, attention_error
+
     deadline = time.monotonic() + seconds
-    command = [sys.executable, "-m", "calibration.measure.run", "--build"]
-    builders = [subprocess.Popen([*command, part]) for part in BUILDS]
-    held = resume(out, provenance(" ".join(["python -m calibration.measure.run", *sys.argv[1:]])))
+    spawn = multiprocessing.get_context("spawn")
+    builders = [spawn.Process(target=build, args=(part,), daemon=True) for part in BUILDS]
+    log, done = open_log(out, header)
     for group in plan:
-        group.cells = [cell for cell in group.cells if key(cell) not in held]
-    sampler, bench = Sampler(), Bench()
-    with out.open("a", encoding="utf-8") as file:
-        work = Run(bench, file, plan, deadline)
+        group.cells = [cell for cell in group.cells if key(cell) not in done]
+    with log:
+        for builder in builders:
+            builder.start()
+        sampler, bench = Sampler(), Bench()
+        work = Run(bench, log, plan, deadline)
         try:
-            # cuBLAS and HBM need no compiled kernel: they fill the time that compilers take.
-            own = [group for group in plan if group.name in ("hbm", "sustained", "gemm-large")]
-            work.until(lambda: all(b.poll() is not None for b in builders), own)
+            unbuilt = [group for group in plan if group.name in NEED_NO_BUILD]
+            work.until(lambda: not any(b.is_alive() for b in builders), unbuilt)
             for part, builder in zip(BUILDS, builders, strict=True):
-                if builder.wait():
+                builder.join()
+                if builder.exitcode:
                     raise BenchError(f"the kernels of {part} do not compile here; see above")
             for new in (1, 4, 8):
-                error = bench.check_attention(new)
+                error = attention_error(bench, new)
                 print(f"attention of {new} tokens: relative error {error:.2g}", flush=True)
                 if not error < MAX_ATTENTION_ERROR:
                     raise BenchError(f"attention of {new} tokens is off by {error:.2g}")
@@ -228,55 +230,5 @@ def run(out: Path, seconds: float, plan: list[Group]) -> None:
         finally:
             for builder in builders:
                 builder.terminate()  # those that an error left running
-            file.write(json.dumps({"op": "clocks", **sampler.stop()}) + "\n")
-            print(work.report())
-
-
-def listing(plan: list[Group]) -> str:
-    """Cells and estimated seconds of each group, and in all."""
-    lines, total = [], COMPILE_S
-    for group in plan:
-        seconds = sum(map(cell_seconds, group.cells))
-        total += seconds
-        lines.append(
-            f"{group.name:14} tier {group.tier} {len(group.cells):5} cells {seconds:6.1f} s"
-        )
-    return "\n".join([*lines, f"{'total':14} with {COMPILE_S:.0f} s of compiling {total:6.1f} s"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and return an exit code; `--list` needs no GPU."""
-    parser = argparse.ArgumentParser(
-        prog="specroof calibrate measure", description="Time decode kernels on this GPU."
-    )
-    parser.add_argument("--out", type=Path, help="JSON lines file to write, or to go on with")
-    parser.add_argument("--seconds", type=float, default=270.0, help="time to spend")
-    parser.add_argument("--every", type=int, default=1, help="measure one cell in so many")
-    parser.add_argument("--groups", help="only these groups, by name, with commas between")
-    parser.add_argument("--list", action="store_true", help="print cells and estimated seconds")
-    parser.add_argument("--build", choices=BUILDS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.build:
-        build(options.build)
-        return 0
-    plan = groups(options.every)
-    if options.groups:
-        wanted = options.groups.split(",")
-        if unknown := [name for name in wanted if name not in {g.name for g in plan}]:
-            parser.error(f"no group {unknown[0]!r}; there are {', '.join(g.name for g in plan)}")
-        plan = [group for group in plan if group.name in wanted]
-    if options.list:
-        print(listing(plan))
-        return 0
-    if options.out is None:
-        parser.error("--out FILE says where the records go")
-    try:
-        run(options.out, options.seconds, plan)
-    except (BenchError, ModuleNotFoundError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            log.append({"op": "clocks", **sampler.stop()})
+    return work.report()

@@ -1,17 +1,16 @@
-"""The runtime's own kernels over a benchmark's buffers: the one place that knows how to call them.
-
-Imported by name when it is first used, since the grid and its listing need no torch.
-"""
+"""The runtime's kernels over a benchmark's buffers: the one place that calls them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from calibration.measure.grid import MODELS, heads_of
-from calibration.records.cells import PAGE, Cell
+from calibration.records.cells import PAGE, Cell, attention_cell
+from runtime.attention.base import PassLayout
+from runtime.attention.flashinfer_backend import FlashInferAttention, PlanTables
+from runtime.kernels.ops import ops_for
 
 EPSILON = 1e-5  # of the norms
 
@@ -41,7 +40,7 @@ class RuntimeKernels:
 
     def __init__(self, torch: Any, device: Any) -> None:
         self.torch, self.device = torch, device
-        self.ops = import_module("runtime.kernels.ops").ops_for(torch.bfloat16, device)
+        self.ops = ops_for(torch.bfloat16, device)
 
     def plan(self, cell: Cell, storage: Any) -> Any:
         """The plan of a cell over shuffled pages, from host numbers alone."""
@@ -51,22 +50,18 @@ class RuntimeKernels:
     def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
         """A call that renews a cell's plan, as every round does."""
         backend, layout = self._pass(cell, storage)
-        attention = import_module("runtime.attention.flashinfer_backend")
-        tables = attention.PlanTables(backend, [layout], batch=cell["batch"])
+        tables = PlanTables(backend, [layout], batch=cell["batch"])
         return lambda: tables.fill([layout])
 
     def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:
         torch, page, batch = self.torch, cell.get("page_tokens", PAGE), cell["batch"]
-        attention = import_module("runtime.attention.flashinfer_backend")
-        layout = import_module("runtime.attention.base").PassLayout
-        backend = attention.FlashInferAttention(
-            PoolCache(storage, page), cell.get("query_heads", 32)
-        )
+        cache: Any = PoolCache(storage, page)
+        backend = FlashInferAttention(cache, cell.get("query_heads", 32))
         per_sequence = -(-cell["kv_tokens"] // page)
         order = torch.randperm(batch * per_sequence, dtype=torch.int32).view(batch, per_sequence)
         tables = list(order.numpy())
         kv_tokens, new = [cell["kv_tokens"]] * batch, [cell["query_tokens"]] * batch
-        return backend, layout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
+        return backend, PassLayout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
 
     def placer(
         self, tokens: int, room: int, heads: tuple[int, int], dim: int
@@ -76,7 +71,7 @@ class RuntimeKernels:
         at = torch.full((tokens,), 1000, dtype=torch.int32, device=self.device)
         slots = torch.randperm(room, device=self.device)[:tokens].to(torch.int32)
         steps = torch.arange(dim // 2, dtype=torch.float32, device=self.device)
-        rotary = Frequencies(10_000.0 ** (-steps / (dim // 2)))
+        rotary: Any = Frequencies(10_000.0 ** (-steps / (dim // 2)))
         return lambda qkv, keys, values: self.ops.place(
             qkv, heads[0], None, EPSILON, rotary, positions=at, slots=slots, cache=(keys, values)
         )
@@ -96,6 +91,14 @@ class RuntimeKernels:
             return ops.linear(ops.silu_mul(ops.linear(normed, up_w)), down_w)
 
         return run
+
+    def compile_attention(self, head_dim: int) -> None:
+        """Run one small attention, so that FlashInfer has built its kernel of this dimension."""
+        torch, cell = self.torch, attention_cell((8, 2, head_dim), 1, 4 * PAGE, 1)
+        kind = {"dtype": torch.bfloat16, "device": self.device}
+        storage = torch.zeros(1, 2, 4, PAGE, 2, head_dim, **kind)
+        self.plan(cell, storage).attend(0, torch.zeros(1, 8, head_dim, **kind))
+        torch.cuda.synchronize()
 
     def compile(self, rows: Sequence[int]) -> None:
         """Run every kernel but attention once at these row counts, so that triton has built it."""

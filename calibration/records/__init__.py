@@ -1,1 +1,5 @@
-"""What was measured, as data: one file format."""
+"""What was measured, as data in one file format; published step times."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,80 @@
-"""One kernel measurement: its parameters, the bytes and FLOPs of it, what no record can show."""
+"""One kernel measurement: its parameters, its bytes and FLOPs, and what no real time can be."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Annotated, Literal, Required
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 OVER_CACHE = ("attention", "attention_between")
-Cell = dict[str, Any]  # the parameters of one measurement; "op" says which
 PAGE = 16
 ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
+Count = Annotated[int, Field(gt=0)]
+
+
+class Cell(TypedDict, total=False):
+    """The parameters of one measurement; `op` says which of the others it has."""
+
+    op: Required[str]
+    path: str  # who computes it: "runtime", "cublas", or another tool
+    dtype: str
+    batch: Count
+    query_tokens: Count
+    kv_tokens: Count
+    query_heads: Count
+    kv_heads: Count
+    head_dim: Count
+    page_tokens: Count
+    m: Count
+    n: Count
+    k: Count
+    bias: bool
+    tokens: Count
+    hidden: Count
+    ffn: Count
+    vocab: Count
+    kind: str
+    bytes: Count
+    kernels: Count
+    algorithm: str
+    ranks: Count
+    message_bytes: Count
+
+
+class TimedCell(Cell, total=False):
+    """A cell and its median time of a call; `spread` is (max - min) / median of the repeats."""
+
+    seconds: Required[float]
+    unit: Required[Literal["s"]]
+    repeats: Count
+    calls: Count
+    spread: float
+
+
+_ATTENTION = ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens", "query_tokens")
+# The parameters that every cell of an operation has.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "attention_between": _ATTENTION,
+    "prefill_attention": _ATTENTION,
+    "layer": (*_ATTENTION, "hidden", "ffn"),
+    "gemm": ("path", "m", "n", "k"),
+    "gemm_sustained": ("path", "m", "n", "k"),
+    "add_norm": ("tokens", "hidden"),
+    "silu_mul": ("tokens", "ffn"),
+    "place": ("tokens", "query_heads", "kv_heads", "head_dim"),
+    "embedding": ("tokens", "hidden"),
+    "argmax": ("tokens", "vocab"),
+    "all_reduce": ("algorithm", "ranks", "message_bytes"),
+    "hbm": ("kind", "bytes"),
+    "bare_kernels": ("kernels",),
+    "plan_host": ("path", "batch", "query_tokens", "kv_tokens"),
+    "graph_launch_host": ("kernels",),
+    "eager_launch_host": ("kind",),
+}
 
 
 def attention_cell(
@@ -22,10 +87,16 @@ def attention_cell(
 ) -> Cell:
     """One attention measurement; `kv_tokens` counts the cached tokens, new ones included."""
     return {
-        "op": "attention", "path": path, "query_heads": heads[0], "kv_heads": heads[1],
-        "head_dim": heads[2], "page_tokens": page_tokens, "batch": batch, "kv_tokens": kv_tokens,
+        "op": "attention",
+        "path": path,
+        "query_heads": heads[0],
+        "kv_heads": heads[1],
+        "head_dim": heads[2],
+        "page_tokens": page_tokens,
+        "batch": batch,
+        "kv_tokens": kv_tokens,
         "query_tokens": query_tokens,
-    }  # fmt: skip
+    }
 
 
 def bytes_moved(cell: Cell) -> float:
@@ -44,9 +115,8 @@ def layer_matrices(cell: Cell) -> list[tuple[int, int]]:
     if cell["op"] != "layer":
         return []
     width, hidden = cell["query_heads"] * cell["head_dim"], cell["hidden"]
-    kv_width = cell["kv_heads"] * cell["head_dim"]
-    return [(width + 2 * kv_width, hidden), (hidden, width), (2 * cell["ffn"], hidden),
-            (hidden, cell["ffn"])]  # fmt: skip
+    kv_width, ffn = cell["kv_heads"] * cell["head_dim"], cell["ffn"]
+    return [(width + 2 * kv_width, hidden), (hidden, width), (2 * ffn, hidden), (hidden, ffn)]
 
 
 def flops(cell: Cell) -> float:
@@ -58,22 +128,25 @@ def flops(cell: Cell) -> float:
         pairs = 4 * rows * cell["kv_tokens"] * cell["query_heads"] * cell["head_dim"]
         return float(pairs + sum(2 * rows * n * k for n, k in layer_matrices(cell)))
     if cell["op"] == "prefill_attention":
-        pairs = cell["query_tokens"] * (cell["kv_tokens"] - cell["query_tokens"] / 2)
-        return float(4 * cell["batch"] * pairs * cell["query_heads"] * cell["head_dim"])
+        causal = cell["query_tokens"] * (cell["kv_tokens"] - cell["query_tokens"] / 2)
+        return float(4 * cell["batch"] * causal * cell["query_heads"] * cell["head_dim"])
     return 0.0
 
 
-def record_faults(record: Cell, *, hbm_bandwidth: float, peak_flops: float) -> list[str]:
-    """What no real measurement can show: a time not positive, or beyond the datasheet.
+def record_faults(
+    cell: Cell, seconds: float, *, hbm_bandwidth: float, peak_flops: float
+) -> list[str]:
+    """Why a time cannot be real: it is not positive, or faster than the datasheet allows.
 
     Bandwidth [bytes/s] bounds the data that must come from HBM, `peak_flops` [FLOP/s, dense bf16]
-    the arithmetic. An empty list says that the record is possible.
+    the arithmetic. An empty list means that the time is possible.
     """
-    seconds = record["seconds"]
     if not (math.isfinite(seconds) and seconds > 0):
         return [f"seconds={seconds!r} must be positive"]
-    rates = (("bytes/s", bytes_moved(record), hbm_bandwidth),
-             ("FLOP/s", flops(record), peak_flops))  # fmt: skip
+    rates = (
+        ("bytes/s", bytes_moved(cell), hbm_bandwidth),
+        ("FLOP/s", flops(cell), peak_flops),
+    )
     return [
         f"{work / seconds:.3g} {unit} exceeds the datasheet's {peak:.3g}"
         for unit, work, peak in rates
@@ -82,5 +155,5 @@ def record_faults(record: Cell, *, hbm_bandwidth: float, peak_flops: float) -> l
 
 
 def key(cell: Cell) -> str:
-    """What tells cells apart, and finds a cell's record again."""
+    """Identifies a cell: equal for equal parameters."""
     return json.dumps(cell, sort_keys=True)

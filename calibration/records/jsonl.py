@@ -1,24 +1,236 @@
-"""A file of JSON lines behind one header, which a run that was cut off goes on with."""
+"""The file format of every measurement: JSON lines behind one header line, gzipped by suffix.
+
+The header (`{"header": {...}}`) states once what was measured and how; each line after it is one
+record. A file is only appended to, so a killed run loses at most the line that it was writing, and
+the next run continues behind the last whole one. Files of older runs, whose header is a line with
+`"op": "provenance"`, are read too.
+
+A record is a dataclass or a TypedDict. One rule converts: `encode` writes every field, `decode`
+checks every key and type strictly (pydantic), and refuses what is unknown or missing by name.
+"""
 
 from __future__ import annotations
 
+import functools
+import gzip
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TextIO, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from perfmodel import ConfigError
+
+MAX_BYTES = 2**28  # of a file, unpacked
+
+T = TypeVar("T")
 
 
-def open_records(path: Path, header: Mapping[str, Any]) -> bool:
-    """Whether `path` holds records to go on with; a half-written last line is cut off.
+class RecordError(ConfigError):
+    """A file of cases or records that cannot be used: one line with the file, the line and why."""
 
-    Where it does not, it is made, with its folder, and holds the header alone.
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One JSON object of a file; `place` is "FILE, line N"."""
+
+    place: str
+    text: str
+    value: dict[str, Any]
+
+    @property
+    def header(self) -> dict[str, Any] | None:
+        """The header that this line holds; None for a record."""
+        header = self.value.get("header")
+        if isinstance(header, dict):
+            return header
+        return self.value if self.value.get("op") == "provenance" else None
+
+    def decode(self, kind: type[T]) -> T:
+        """The record of this line; see `decode`."""
+        return decode(kind, self.text, self.place)
+
+
+def encode(record: object) -> str:
+    """A dataclass or mapping as one line of strict JSON, all fields in their order."""
+    plain = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def decode(kind: type[T], text: str, place: str) -> T:
+    """The dataclass or TypedDict `kind` from JSON.
+
+    Raises
+    ------
+    RecordError
+        With `place` and the key: one that is unknown, missing, or of another type.
     """
-    if not path.is_file() or not path.stat().st_size:
+    try:
+        (record,) = _adapter(cast(Any, kind)).validate_json(f"[{text}]")
+    except ValidationError as error:
+        raise RecordError(f"{place}: {_fault(error)}") from error
+    return cast(T, record)
+
+
+def read_text(path: Path) -> str:
+    """A text file, unpacked where it ends in .gz, of `MAX_BYTES` at most.
+
+    Raises
+    ------
+    RecordError
+        If it cannot be read, is not UTF-8, or is larger.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RecordError(f"{path}: cannot be read ({why})") from error
+    if len(raw) > MAX_BYTES:
+        raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split it")
+    return text
+
+
+def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
+    """Every line that is not empty, the first of which is a header.
+
+    Parameters
+    ----------
+    drop_cut_off : bool
+        Leave out a last line without its newline, which a killed run wrote.
+
+    Raises
+    ------
+    RecordError
+        With the line number: a file that cannot be read, is cut off, holds something that is not a
+        JSON object, or does not begin with a header.
+    """
+    *ended, last = read_text(path).split("\n")
+    lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()]
+    if last.strip() and not drop_cut_off:
+        place = f"{path}, line {len(ended) + 1}"
+        try:
+            lines.append(_line(last, place))
+        except RecordError as error:
+            raise RecordError(f"{place}: the file is cut off here") from error
+    if not lines or lines[0].header is None:
+        raise RecordError(f"{path}, line 1: not a file of records, which begins with a header")
+    return lines
+
+
+def write_records(path: Path, header: Mapping[str, Any], records: Iterable[object]) -> None:
+    """Write a whole file; it appears under its name once it is complete, gzipped by suffix.
+
+    Raises
+    ------
+    RecordError
+        If it cannot be written.
+    """
+    content = "".join([encode({"header": dict(header)}), *map(encode, records)]).encode()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-        return False
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return True
+        part.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+        part.replace(path)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class RecordLog:
+    """A file that is appended to; `lines` are the records that it held before.
+
+    Parameters
+    ----------
+    header : mapping
+        Of a new file. An existing file must agree with it in every key of `same`.
+
+    Raises
+    ------
+    RecordError
+        If the file cannot be written, is not a file of records, or is another measurement's. Such
+        a file is left as it is.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, same: Collection[str]) -> None:
+        self.path = path
+        self.lines: list[Line] = []
+        self._file: TextIO | None = None
+        if path.suffix == ".gz":
+            raise RecordError(f"{path}: cannot be appended to; write plain lines and pack them")
+        try:
+            if path.is_file() and path.stat().st_size:
+                self._resume(json.loads(json.dumps(header)), same)
+            else:
+                write_records(path, header, ())
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def append(self, record: object) -> None:
+        """Write one record; it is on disk when this returns."""
+        assert self._file is not None
+        self._file.write(encode(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _resume(self, header: Mapping[str, Any], same: Collection[str]) -> None:
+        first, *lines = read_lines(self.path, drop_cut_off=True)
+        on_file = first.header or {}
+        for key in same:
+            if on_file.get(key) != header.get(key):
+                raise RecordError(
+                    f"{first.place}: measured with {key} {on_file.get(key)!r}, this is "
+                    f"{header.get(key)!r}; name another output file"
+                )
+        self.lines = [line for line in lines if line.header is None]
+        os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+
+
+def _line(text: str, place: str) -> Line:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{place}: not JSON") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{place}: not a JSON object")
+    return Line(place, text, value)
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
+    """In a tuple, since pydantic hands its settings down to dataclasses from a container only."""
+    form: Any = tuple.__class_getitem__((kind,))
+    return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True))
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault in a line: the key, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key!r}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"missing key {key!r}"
+    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

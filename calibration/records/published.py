@@ -1,4 +1,4 @@
-"""Published step times beside predictions: signed errors per table, phase and held-out group."""
+"""Published step times against predictions: signed errors per table, phase and held-out group."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def magicdec_rows() -> list[PublishedRow]:
 
 
 def h200_rows() -> list[PublishedRow]:
-    """12 pairs of γ and KV budget: whole steps of plain kernels in a graph on one H200."""
+    """12 pairs of γ and KV budget: steps of plain kernels in a graph on one H200."""
     return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
 
 

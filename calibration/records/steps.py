@@ -1,30 +1,28 @@
-"""What a validation run times and writes: cases, and records of them, as plain JSON.
+"""Cases that a validation run times, and what it writes of each: `{"op": "step"}` or "failed".
 
-Pure standard library, so that the machine with the GPU needs nothing else. A case file holds the
-shapes of its models, so no catalog is needed either. Cases are drawn by `draw_cases`, timed by
-`validate_run` and compared by `step_errors`.
+A case file is one JSON object: how its cases were sampled, and the cases, one a line.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from calibration.records.jsonl import RecordError, decode, read_lines, read_text
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
-TRIALS = {"trials": "capturing stream"}  # a header's word on where graphs are tried (step_memory)
-SHAPE_FIELDS = {
-    "name": str, "layers": int, "hidden": int, "query_heads": int, "kv_heads": int,
-    "head_dim": int, "ffn_hidden": int, "vocab": int, "max_context_tokens": int,
-    "tied_embeddings": bool, "qkv_bias": bool, "qk_norm": bool, "rope_theta": float,
-}  # fmt: skip
+# A header's entry on where graphs are tried before they are captured (validate.memory).
+TRIALS = {"trials": "capturing stream"}
+Count = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
-
-class RecordError(Exception):
-    """A file of cases or records that cannot be used; its text is one line with the place."""
+Pair = tuple[str, str | None, int]  # target, standalone draft or None, and ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +31,7 @@ class CasePlan:
 
     draft: str
     policy: str
-    gamma: int
+    gamma: Annotated[int, Field(ge=0)]
     kv_budget_tokens: int | None
     sink_tokens: int = 16
     draft_tp: int | None = None
@@ -50,17 +48,17 @@ class Case:
 
     id: str
     scenario: str
-    purpose: str
+    purpose: Literal["scenario", "choice"]
     target: str
     plan: CasePlan
-    batch: int
-    context_tokens: int
+    batch: Count
+    context_tokens: Count
     alpha: float
-    tp: int = 1
+    tp: Count = 1
 
     @property
-    def pair(self) -> tuple[str, str | None, int]:
-        """Which models must be loaded: target, standalone draft or None, and ranks."""
+    def pair(self) -> Pair:
+        """Which models must be loaded."""
         draft = self.plan.draft
         return self.target, None if draft in ("none", "self") else draft, self.tp
 
@@ -68,44 +66,69 @@ class Case:
     def label(self) -> str:
         """The case in words."""
         plan = self.plan
-        draft = "self" if plan.draft == "self" else plan.draft
         budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens:,}"
         return (
-            f"{self.target}, {draft} {plan.policy}{budget}, γ {plan.gamma}, batch {self.batch}, "
-            f"{self.context_tokens:,} tokens"
+            f"{self.target}, {plan.draft} {plan.policy}{budget}, γ {plan.gamma}, batch "
+            f"{self.batch}, {self.context_tokens:,} tokens"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One case and the median seconds measured; `line` is its place in the file."""
+    """One timed case: median seconds, and bytes of one rank.
 
+    The fields are those of the runtime's `StepTimes`, where they are explained. `draft_step_s` and
+    `round_s` are 0 for plain decoding; `host_s`, a difference of two timings, may be negative.
+    `parts_s` holds seconds by pass and kind of kernel, `wall_s` how long the case took to time.
+    """
+
+    op: Literal["step"] = "step"
     case: Case
-    times: Mapping[str, float]  # by the names of TIMES
-    spread: float
-    peak_memory_bytes: float
-    memory_bytes: Mapping[str, float]
-    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by pass and part
-    prefill_s: float = 0.0  # of one prompt of `prefill_tokens`; 0 where it was not timed
-    prefill_tokens: int = 0
-    line: int = 0
+    unit: Literal["s"]
+    target_step_s: Positive
+    verify_s: Positive
+    draft_step_s: NonNegative
+    round_s: NonNegative
+    host_s: float
+    prefill_s: NonNegative = 0.0
+    prefill_tokens: Annotated[int, Field(ge=0)] = 0
+    spread: float = 0.0
+    repeats: int = 0
+    peak_memory_bytes: float = 0.0
+    memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    wall_s: float = 0.0
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds by the names of `TIMES`."""
+        return {name: getattr(self, name) for name in TIMES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCase:
+    """A case that could not be timed, and why."""
+
+    op: Literal["failed"] = "failed"
+    case: Case
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFile:
-    """Cases in the order of their worth, the shapes of their models, and how they were drawn."""
+    """Cases in the order of their worth, and how they were sampled.
+
+    `models` is in files of older runs only: the shapes of their models, now taken from the catalog.
+    """
 
     drawn: Mapping[str, Any]
-    models: Mapping[str, Mapping[str, Any]]
-    cases: Sequence[Case]
+    cases: tuple[Case, ...]
+    models: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file: one case a line, so that a difference can be read."""
         cases = ",\n".join("  " + json.dumps(asdict(case)) for case in self.cases)
-        return (
-            f'{{"drawn": {json.dumps(self.drawn)},\n "models": {json.dumps(self.models)},\n'
-            f' "cases": [\n{cases}\n]}}\n'
-        )
+        return f'{{"drawn": {json.dumps(self.drawn)},\n "cases": [\n{cases}\n]}}\n'
 
 
 def read_cases(path: Path) -> CaseFile:
@@ -114,133 +137,39 @@ def read_cases(path: Path) -> CaseFile:
     Raises
     ------
     RecordError
-        If it cannot be read, or a case or model is not whole.
+        If it cannot be read, a case is incomplete, or two have the same id.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: not a JSON file of cases ({error})") from error
-    if not isinstance(value, dict) or set(value) != {"drawn", "models", "cases"}:
-        raise RecordError(f"{path}: not a file of cases; `specroof validate draw` writes one")
-    cases = [case_of(item, where=f"{path}: case {i + 1}") for i, item in enumerate(value["cases"])]
-    for case in cases:
-        for name in case.pair[:2]:
-            if name is not None and set(value["models"].get(name, ())) != set(SHAPE_FIELDS):
-                raise RecordError(f"{path}: {case.id} needs the whole shape of model {name}")
-    if len({case.id for case in cases}) != len(cases):
+    file = decode(CaseFile, read_text(path), str(path))
+    if len({case.id for case in file.cases}) != len(file.cases):
         raise RecordError(f"{path}: two cases have the same id")
-    return CaseFile(drawn=value["drawn"], models=value["models"], cases=cases)
+    return replace(file, models={})
 
 
-def case_of(value: Any, *, where: str) -> Case:
-    """A case from its JSON form.
-
-    Raises
-    ------
-    RecordError
-        If a field is missing, unknown, or of another type.
-    """
-    try:
-        plan = CasePlan(**value["plan"])
-        case = Case(**{**value, "plan": plan})
-    except (TypeError, KeyError) as error:
-        raise RecordError(f"{where}: not a case ({str(error).splitlines()[0]})") from error
-    counts = {"batch": case.batch, "context_tokens": case.context_tokens, "tp": case.tp}
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise RecordError(f"{where}: {name}={count!r} must be a positive whole number")
-    if not isinstance(plan.gamma, int) or plan.gamma < 0:
-        raise RecordError(f"{where}: gamma={plan.gamma!r} must be a whole number")
-    return case
-
-
-def read_records(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
-    """Provenance and records of a validation run; cases that did not fit are left out.
+def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
+    """Header and records of a validation run; cases that did not fit are left out.
 
     Raises
     ------
     RecordError
-        With the line number: a line that is no JSON or breaks off, no provenance, a time that is
-        missing or not positive, or another unit.
+        With the line number: a line that is not a record, a time that is missing or not positive,
+        or records of another GPU.
     """
-    header: Mapping[str, Any] | None = None
+    first, *lines = read_lines(path)
+    header = first.header or {}
     records: list[StepRecord] = []
-    for number, value in json_lines(path):
-        where = f"{path}, line {number}"
-        if value.get("op") == "provenance":
-            if header is not None and header.get("gpu") != value.get("gpu"):
-                raise RecordError(f"{where}: GPU {value.get('gpu')!r} after {header.get('gpu')!r}")
-            header = header or value
-        elif header is None:
-            raise RecordError(f"{where}: no provenance before the first record")
-        elif value.get("op") == "step":
-            records.append(_record(value, where, number))
-    if header is None or not records:
+    for line in lines:
+        if line.header is not None:
+            if line.header.get("gpu") != header.get("gpu"):
+                raise RecordError(
+                    f"{line.place}: GPU {line.header.get('gpu')!r} after {header.get('gpu')!r}"
+                )
+        elif line.value.get("op") == "failed":
+            line.decode(FailedCase)
+        else:
+            record = line.decode(StepRecord)
+            if record.prefill_tokens and not record.prefill_s:
+                raise RecordError(f"{line.place}: prefill_s=0 of {record.prefill_tokens} tokens")
+            records.append(record)
+    if not records:
         raise RecordError(f"{path}: holds no record of a step")
     return header, records
-
-
-def _record(value: Mapping[str, Any], where: str, number: int) -> StepRecord:
-    case = case_of(value.get("case"), where=where)
-    if value.get("unit") != "s":
-        raise RecordError(f"{where}: unit is {value.get('unit')!r}, not 's'")
-    times = {}
-    for name in TIMES:
-        times[name] = _seconds(value, name, where)
-    tokens = value.get("prefill_tokens", 0)
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
-        raise RecordError(f"{where}: prefill_tokens={tokens!r} must be a whole number")
-    return StepRecord(
-        case=case,
-        times=times,
-        prefill_s=_seconds(value, "prefill_s", where) if tokens else 0.0,
-        prefill_tokens=tokens,
-        spread=float(value.get("spread", 0.0)),
-        peak_memory_bytes=float(value.get("peak_memory_bytes", 0.0)),
-        memory_bytes=dict(value.get("memory_bytes", {})),
-        parts_s=dict(value.get("parts_s", {})),
-        line=number,
-    )
-
-
-def _seconds(value: Mapping[str, Any], name: str, where: str) -> float:
-    """A positive time; those that a plain decode does not have may be 0.
-
-    `host_s` may be negative: a round less passes that were timed back to back.
-    """
-    found = value.get(name)
-    if isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found):
-        seconds = float(found)
-        may_be_zero = name in ("draft_step_s", "round_s")
-        if seconds > 0 or (seconds == 0 and may_be_zero) or name == "host_s":
-            return seconds
-    raise RecordError(f"{where}: {name}={found!r} is no time in seconds")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not empty.
-
-    Raises
-    ------
-    RecordError
-        If the file cannot be read, or a line is no JSON object; a last line without its end says
-        that the file was cut off.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read ({error})") from error
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            why = "the file is cut off here" if number == len(lines) else "not JSON"
-            raise RecordError(f"{path}, line {number}: {why}") from error
-        if not isinstance(value, dict):
-            raise RecordError(f"{path}, line {number}: not a JSON object")
-        yield number, value

@@ -1,1 +1,5 @@
-"""Predicted against measured steps: draw cases, run them, report the errors."""
+"""Compare predicted with measured steps: sample cases, time them, report the errors."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

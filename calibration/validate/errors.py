@@ -1,4 +1,4 @@
-"""Timed cases beside their predictions: signed errors, coverage of intervals, regret of choices.
+"""Timed cases against predictions: signed errors, coverage of intervals, regret of choices.
 
 The prediction of a case never sees its times: the engine profile and the kernel curves were fitted
 to kernels alone.
@@ -6,18 +6,15 @@ to kernels alone.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from calibration.records.kernels import GPU_NAMES
-from calibration.records.published import PublishedRow, RowError
-from calibration.records.steps import RecordError, StepRecord
+from calibration.records.kernels import gpu_of
+from calibration.records.published import PHASES, PublishedRow, RowError
+from calibration.records.steps import StepRecord
 from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import (
     bench_scenario,
@@ -34,17 +31,23 @@ from perfmodel import (
     tokens_per_round_iid,
 )
 
-PHASES = ("target_step_s", "verify_s", "draft_step_s")
 QUANTITIES = (*PHASES, "round_s", "prefill_s", "speedup", "memory")
 LABELS = {
-    "target_step_s": "T_T", "verify_s": "T_V", "draft_step_s": "T_D", "round_s": "round",
-    "prefill_s": "prefill", "speedup": "speedup", "memory": "peak memory",
-}  # fmt: skip
+    "target_step_s": "T_T",
+    "verify_s": "T_V",
+    "draft_step_s": "T_D",
+    "round_s": "round",
+    "prefill_s": "prefill",
+    "speedup": "speedup",
+    "memory": "peak memory",
+}
 # Percent: the median and the worst absolute error that are asked of each quantity.
 TOLERANCES = {
-    "target_step_s": (1.5, 10.0), "verify_s": (3.0, 10.0), "draft_step_s": (3.0, 10.0),
+    "target_step_s": (1.5, 10.0),
+    "verify_s": (3.0, 10.0),
+    "draft_step_s": (3.0, 10.0),
     "speedup": (3.0, 10.0),
-}  # fmt: skip
+}
 REGRET_MEDIAN, REGRET_WORST = 1.0, 3.0  # percent
 LEAST_COVERAGE = 0.85  # of intervals stated as 90 %
 ROOFLINE = "datasheet roofline"
@@ -52,7 +55,7 @@ ROOFLINE = "datasheet roofline"
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class StepError:
-    """One case: its record, the predicted and measured values, and whether the interval held."""
+    """One case: its record, the predicted and measured values, and whether the interval covers."""
 
     record: StepRecord
     predicted: Mapping[str, float]
@@ -69,12 +72,21 @@ class StepError:
         """The same as an error of a table row, for the charts of published tables."""
         case, times = self.record.case, self.record.times
         row = PublishedRow(
-            table=case.id, engine=engine, gpu=gpu, target=case.target, tp=case.tp,
-            batch=case.batch, prompt_tokens=case.context_tokens, draft=case.plan.draft,
-            draft_policy=case.plan.policy, kv_budget=case.plan.kv_budget_tokens,
-            gamma=case.plan.gamma, target_step_s=times["target_step_s"],
-            verify_s=times["verify_s"], draft_step_s=times["draft_step_s"],
-        )  # fmt: skip
+            table=case.id,
+            engine=engine,
+            gpu=gpu,
+            target=case.target,
+            tp=case.tp,
+            batch=case.batch,
+            prompt_tokens=case.context_tokens,
+            draft=case.plan.draft,
+            draft_policy=case.plan.policy,
+            kv_budget=case.plan.kv_budget_tokens,
+            gamma=case.plan.gamma,
+            target_step_s=times["target_step_s"],
+            verify_s=times["verify_s"],
+            draft_step_s=times["draft_step_s"],
+        )
         return RowError(row=row, errors={k: v for k, v in self.errors.items() if k in PHASES})
 
 
@@ -94,10 +106,12 @@ class Spread:
         percent = 100.0 * np.array(list(errors), float)
         size = np.abs(percent)
         return cls(
-            cases=len(percent), median=float(np.median(percent)),
-            median_absolute=float(np.median(size)), p90_absolute=float(np.quantile(size, 0.9)),
+            cases=len(percent),
+            median=float(np.median(percent)),
+            median_absolute=float(np.median(size)),
+            p90_absolute=float(np.quantile(size, 0.9)),
             worst=float(percent[np.argmax(size)]),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +127,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Comparison:
-    """A whole validation run."""
+    """A validation run: every case, the choices, and the peers."""
 
     header: Mapping[str, object]
     gpu: str
@@ -131,12 +145,12 @@ class Comparison:
     def spreads(self, errors: Sequence[StepError] | None = None) -> dict[str, Spread]:
         """Spread of each quantity over some errors; over all drawn scenarios by default."""
         chosen = self.scenarios if errors is None else errors
-        found = {}
+        spreads = {}
         for name in QUANTITIES:
             values = [e.errors[name] for e in chosen if name in e.errors]
             if values:
-                found[name] = Spread.of(values)
-        return found
+                spreads[name] = Spread.of(values)
+        return spreads
 
     @property
     def coverage(self) -> float:
@@ -151,21 +165,23 @@ class Comparison:
 
     def outside(self) -> list[str]:
         """What exceeds its tolerance, each as one clause."""
-        found = []
+        clauses = []
         for name, (median, worst) in TOLERANCES.items():
             spread = self.spreads().get(name)
             if spread is None:
                 continue
             if spread.median_absolute > median:
-                found.append(f"{LABELS[name]} median {spread.median_absolute:.1f} % > {median:g} %")
+                clauses.append(
+                    f"{LABELS[name]} median {spread.median_absolute:.1f} % > {median:g} %"
+                )
             if abs(spread.worst) > worst:
-                found.append(f"{LABELS[name]} worst {spread.worst:+.1f} % beyond {worst:g} %")
+                clauses.append(f"{LABELS[name]} worst {spread.worst:+.1f} % beyond {worst:g} %")
         median, worst = self.regret()
         if median > REGRET_MEDIAN or worst > REGRET_WORST:
-            found.append(f"regret {median:.1f} % median, {worst:.1f} % worst")
+            clauses.append(f"regret {median:.1f} % median, {worst:.1f} % worst")
         if self.coverage < LEAST_COVERAGE:
-            found.append(f"90 % intervals cover {self.coverage:.0%}")
-        return found
+            clauses.append(f"90 % intervals cover {self.coverage:.0%}")
+        return clauses
 
 
 def compare(
@@ -184,7 +200,7 @@ def compare(
         In the order of timing, of one process: memory depends on it.
     curves_of : str, optional
         Carry the engine's curves from this GPU, as if the one that was timed had none of its own;
-        what its own say then stands among the peers.
+        its own curves are then listed as a peer.
     peers : mapping, optional
         Others' predictions of the same cases: by peer, case id and phase. [s]
 
@@ -195,15 +211,12 @@ def compare(
     ConfigError
         If the engine was not measured on `curves_of`.
     """
-    name = str(header.get("gpu"))
-    if name not in GPU_NAMES:
-        raise RecordError(f"GPU {name!r} is none of {', '.join(GPU_NAMES)}")
-    gpu = GPU_NAMES[name]
-    errors, roofline, own, streams = [], {}, {}, WorkspaceCount.of(header)
+    gpu = gpu_of(header, "header")
+    errors, roofline, own_curves, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
         scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
         if curves_of:
-            own[record.case.id] = phases_of(estimate(scenario))
+            own_curves[record.case.id] = phases_of(estimate(scenario))
             scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
@@ -218,14 +231,17 @@ def compare(
         predicted = {k: v for k, v in predicted.items() if k in measured}
         errors.append(
             StepError(
-                record=record, predicted=predicted, measured=measured, covered=covered,
+                record=record,
+                predicted=predicted,
+                measured=measured,
+                covered=covered,
                 parts=_part_errors(record, point),
             )
-        )  # fmt: skip
+        )
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
     if curves_of:
-        rivals = {f"{engine} by {gpu}'s own curves": own, **rivals}
+        rivals = {f"{engine} by {gpu}'s own curves": own_curves, **rivals}
     return Comparison(
         header=header,
         gpu=gpu,
@@ -238,7 +254,7 @@ def compare(
 
 
 def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
-    """What each part of a traced pass is off by, as a share of the whole pass measured.
+    """What each part of a traced pass is off by, as a share of the pass measured.
 
     A trace adds up kernels, so what lies between them is in none of its parts.
     """
@@ -247,30 +263,30 @@ def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str
         "verify": (to_logits(point.verify), 1, "verify_s"),
         "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
     }
-    found = {}
+    errors = {}
     for name, traced in record.parts_s.items():
         step, times, phase = steps[name]
-        whole = record.times[phase]
-        if step is not None and times and whole:
-            found[name] = {
-                part: (float(step.group_s(part)) - seconds / times) / whole
+        pass_s = record.times[phase]
+        if step is not None and times and pass_s:
+            errors[name] = {
+                part: (float(step.group_s(part)) - seconds / times) / pass_s
                 for part, seconds in traced.items()
             }
-    return found
+    return errors
 
 
 def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
     """What was measured of a case; without a draft there is a plain step only."""
     times = record.times
-    found = {"target_step_s": times["target_step_s"]}
+    measured = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:
-        found["memory"] = record.peak_memory_bytes
+        measured["memory"] = record.peak_memory_bytes
     if record.prefill_tokens:
-        found["prefill_s"] = record.prefill_s
+        measured["prefill_s"] = record.prefill_s
     if record.case.plan.gamma > 0:
-        found |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
-        found["speedup"] = measured_speedup(record)
-    return found
+        measured |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
+        measured["speedup"] = measured_speedup(record)
+    return measured
 
 
 def measured_speedup(record: StepRecord) -> float:
@@ -287,7 +303,7 @@ def decisions(errors: Iterable[StepError]) -> list[Decision]:
     groups: dict[str, list[StepError]] = {}
     for error in errors:
         groups.setdefault(error.record.case.scenario, []).append(error)
-    found = []
+    made = []
     for scenario, group in groups.items():
         drafted = [e for e in group if "speedup" in e.measured]
         if len(drafted) < 2:
@@ -299,54 +315,23 @@ def decisions(errors: Iterable[StepError]) -> list[Decision]:
             options[label] = (e.predicted["speedup"], e.measured["speedup"])
         chosen = max(options, key=lambda label: options[label][0])
         best = max(options, key=lambda label: options[label][1])
-        found.append(
+        made.append(
             Decision(
-                scenario=scenario, choices=len(options), chosen=chosen, best=best,
+                scenario=scenario,
+                choices=len(options),
+                chosen=chosen,
+                best=best,
                 regret=1.0 - options[chosen][1] / options[best][1],
             )
-        )  # fmt: skip
-    return found
-
-
-def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Others' predictions from CSV: peer, id, and seconds per phase; empty where one has none.
-
-    Lines that start with # tell where they come from.
-
-    Raises
-    ------
-    RecordError
-        With the line, for a column that is missing or a time that is none.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    lines = [(n, x) for n, x in enumerate(text.splitlines(), 1) if x and not x.startswith("#")]
-    reader = csv.DictReader(io.StringIO("\n".join(x for _, x in lines)))
-    if missing := sorted({"peer", "id", *PHASES} - set(reader.fieldnames or ())):
-        raise RecordError(f"{path}: no column {missing[0]!r}")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for (number, _), row in zip(lines[1:], reader, strict=True):
-        times = {}
-        for phase in PHASES:
-            if not row[phase]:
-                continue
-            try:
-                times[phase] = float(row[phase])
-            except ValueError:
-                times[phase] = math.nan
-            if not times[phase] > 0:
-                raise RecordError(f"{path}, line {number}: {phase}={row[phase]!r} is no time")
-        found.setdefault(row["peer"], {})[row["id"]] = times
-    return found
+        )
+    return made
 
 
 def _peer_spreads(
     records: Sequence[StepRecord], times: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Spread]:
     """A peer's spread per phase over the drawn scenarios that it predicts."""
-    found = {}
+    spreads = {}
     records = [r for r in records if r.case.purpose == "scenario"]
     for phase in PHASES:
         pairs = [
@@ -355,5 +340,5 @@ def _peer_spreads(
             if phase in times.get(r.case.id, {}) and r.times[phase] > 0
         ]
         if pairs:
-            found[phase] = Spread.of(pairs)
-    return found
+            spreads[phase] = Spread.of(pairs)
+    return spreads

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from calibration.records.steps import Case
-from calibration.validate.draw import scenario_of
 from calibration.validate.memory import CHUNK_TOKENS
+from calibration.validate.sample import case_scenario
 from perfmodel import (
     RoundEstimate,
     Scenario,
@@ -23,7 +23,7 @@ def bench_scenario(
     case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
 ) -> Scenario:
     """The scenario of a case as `StepBench` times it: a plain step there is a graph's replay."""
-    scenario = scenario_of(case, gpu=gpu, engine=engine)
+    scenario = case_scenario(case, gpu=gpu, engine=engine)
     profile = scenario.engine
     if curves_of:
         profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
@@ -45,10 +45,10 @@ def predicted_times(point: RoundEstimate, *, prompt_tokens: int = 0) -> dict[str
     """Every quantity that a record may hold, but memory; a prefill where a prompt is given."""
     phases = phases_of(point)
     speedup = phases["target_step_s"] / float(point.tpot_s)
-    found = phases | {"round_s": float(point.round_s), "speedup": speedup}
+    times = phases | {"round_s": float(point.round_s), "speedup": speedup}
     if prompt_tokens:
-        found["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
-    return found
+        times["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
+    return times
 
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""`validate published`: predictions beside published step times, in sample and held out."""
+"""`validate published`: predictions against published step times, in sample and held out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TARGET_WORST_PERCENT = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationGroup:
-    """Errors of one group of rows; `unseen` says that the engine's fit never saw them."""
+    """Errors of one group of rows; `unseen`: the engine was not fitted on them."""
 
     name: str
     unseen: bool
@@ -44,9 +44,9 @@ class PublishedReport:
     def outside(self, mean_percent: float) -> list[str]:
         """Phases whose pooled held-out mean absolute error exceeds the tolerance."""
         return [
-            f"{phase} {found.mean_absolute:.1f} %"
-            for phase, found in self.held_out.summaries.items()
-            if found.mean_absolute > mean_percent
+            f"{phase} {summary.mean_absolute:.1f} %"
+            for phase, summary in self.held_out.summaries.items()
+            if summary.mean_absolute > mean_percent
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,21 +134,21 @@ def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> Va
 def _line(group: ValidationGroup) -> str:
     cells = []
     for name in (*PHASES, "speedup"):
-        found = group.summaries.get(name)
+        summary = group.summaries.get(name)
         cells.append(
             f"{'':>24s}"
-            if found is None
-            else f"{found.mean_signed:>+12.1f}{found.mean_absolute:>6.1f}{found.worst:>+6.1f}"
+            if summary is None
+            else f"{summary.mean_signed:>+12.1f}{summary.mean_absolute:>6.1f}{summary.worst:>+6.1f}"
         )
-    rows = max(found.rows for found in group.summaries.values())
+    rows = max(summary.rows for summary in group.summaries.values())
     return f"  {group.name:52s}{rows:>5d}" + "".join(cells)
 
 
 def _verdict(report: PublishedReport) -> str:
     parts = []
-    for name, found in report.held_out.summaries.items():
-        met = found.mean_absolute <= TARGET_MEAN_PERCENT
-        met = met and abs(found.worst) <= TARGET_WORST_PERCENT
+    for name, summary in report.held_out.summaries.items():
+        met = summary.mean_absolute <= TARGET_MEAN_PERCENT
+        met = met and abs(summary.worst) <= TARGET_WORST_PERCENT
         parts.append(f"{_LABEL[name]} {'met' if met else 'not met'}")
     return (
         f"Aim on held-out rows, mean {TARGET_MEAN_PERCENT:.0f} % and worst "

@@ -1,4 +1,4 @@
-"""A comparison on paper: text, Markdown, plain data, and the README's table."""
+"""A comparison as text, Markdown, plain data, and the README's table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from calibration.records.kernels import command_of
+from calibration.records.published import PHASES
 from calibration.validate.errors import (
     LABELS,
     LEAST_COVERAGE,
-    PHASES,
     QUANTITIES,
     REGRET_MEDIAN,
     REGRET_WORST,
@@ -21,7 +22,7 @@ from calibration.validate.errors import (
     StepError,
 )
 
-START, END = "<!-- measured steps -->", "<!-- end of measured steps -->"
+TABLE_START, TABLE_END = "<!-- measured steps -->", "<!-- end of measured steps -->"
 HEADER = ("cases", *(LABELS[name] for name in QUANTITIES))
 _REGIONS: dict[str, Callable[[StepError], str]] = {
     "target": lambda e: e.record.case.target,
@@ -34,7 +35,7 @@ _REGIONS: dict[str, Callable[[StepError], str]] = {
 }
 
 
-def to_dict(comparison: Comparison) -> dict[str, Any]:
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain data (docs/json.md)."""
     median, worst = comparison.regret()
     return {
@@ -53,16 +54,18 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "outside": comparison.outside(),
         "cases": [
             {
-                "case": asdict(e.record.case), "predicted": dict(e.predicted),
-                "measured": dict(e.measured), "covered": e.covered,
+                "case": asdict(e.record.case),
+                "predicted": dict(e.predicted),
+                "measured": dict(e.measured),
+                "covered": e.covered,
                 "errors_percent": {k: 100.0 * v for k, v in e.errors.items()},
             }
             for e in comparison.errors
         ],
-    }  # fmt: skip
+    }
 
 
-def summary_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """The comparison in a terminal: errors, peers, choices, verdict."""
     rows = [
         (_title(comparison), comparison.spreads()),
@@ -81,15 +84,15 @@ def summary_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def markdown(comparison: Comparison) -> str:
-    """The whole report as Markdown."""
+def comparison_markdown(comparison: Comparison) -> str:
+    """The report as Markdown, with every case."""
     head = comparison.header
-    facts = ", ".join(f"{k} {head[k]}" for k in ("gpu", "driver", "torch", "date", "commit")
-                      if k in head)  # fmt: skip
+    named = ("gpu", "driver", "torch", "date", "time", "commit")
+    facts = ", ".join(f"{k} {head[k]}" for k in named if k in head)
     parts = [
         "# Predicted and measured steps",
         f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
-        f"choices, on {facts}. `{head.get('command', '')}`",
+        f"choices, on {facts}. `{command_of(head)}`",
         "Percent: median absolute (signed median; signed worst). No time here was fitted on."
         + _carried_note(comparison),
         _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
@@ -98,7 +101,9 @@ def markdown(comparison: Comparison) -> str:
         groups: dict[str, list[StepError]] = {}
         for error in comparison.scenarios:
             groups.setdefault(key(error), []).append(error)
-        rows = [_row(label, mine, comparison) for label, mine in sorted(groups.items(), key=_order)]
+        rows = [
+            _row(label, group, comparison) for label, group in sorted(groups.items(), key=_order)
+        ]
         parts += [f"## By {name}", _table((name, *HEADER), rows)]
     parts += _part_section(comparison)
     parts += ["## Beside others on the same cases", _peer_table(comparison), "## Choices"]
@@ -138,18 +143,21 @@ def readme_table(comparison: Comparison) -> str:
     rows += comparison.peers.items()
     body = [(f"{name}", *(cell(spreads.get(phase)) for phase in names)) for name, spreads in rows]
     table = _table(
-        (f"{len(comparison.scenarios)} cases, one {comparison.header.get('gpu')}",
-         *(LABELS[n] for n in names)), body,
-    )  # fmt: skip
-    return f"{START}\n{table}\n{END}"
+        (
+            f"{len(comparison.scenarios)} cases, one {comparison.header.get('gpu')}",
+            *(LABELS[n] for n in names),
+        ),
+        body,
+    )
+    return f"{TABLE_START}\n{table}\n{TABLE_END}"
 
 
-def renew(text: str, table: str) -> str | None:
+def replace_table(text: str, table: str) -> str | None:
     """A document with the table between its marks replaced; None where it has no marks."""
-    start, end = text.find(START), text.find(END)
+    start, end = text.find(TABLE_START), text.find(TABLE_END)
     if start < 0 or end < start:
         return None
-    return text[:start] + table + text[end + len(END) :]
+    return text[:start] + table + text[end + len(TABLE_END) :]
 
 
 def cell(spread: Spread | None) -> str:
@@ -169,20 +177,27 @@ def _row(label: str, errors: Sequence[StepError], comparison: Comparison) -> tup
 
 def _part_section(comparison: Comparison) -> list[str]:
     """Which part of a pass is off, where passes were traced: median signed, share of the pass."""
-    found: dict[tuple[str, str], list[float]] = {}
+    shares: dict[tuple[str, str], list[float]] = {}
     for error in comparison.scenarios:
         for name, parts in error.parts.items():
-            for part, share in parts.items():
-                found.setdefault((name, part), []).append(100.0 * share)
-    if not found:
+            for part, error_share in parts.items():
+                shares.setdefault((name, part), []).append(100.0 * error_share)
+    if not shares:
         return []
     rows = [
-        (name, part, str(len(values)), f"{statistics.median(values):+.1f}",
-         f"{max(values, key=abs):+.1f}")
-        for (name, part), values in found.items()
-    ]  # fmt: skip
-    return ["## By part of a traced pass, percent of the pass",
-            _table(("pass", "part", "cases", "median", "worst"), rows)]  # fmt: skip
+        (
+            name,
+            part,
+            str(len(values)),
+            f"{statistics.median(values):+.1f}",
+            f"{max(values, key=abs):+.1f}",
+        )
+        for (name, part), values in shares.items()
+    ]
+    return [
+        "## By part of a traced pass, percent of the pass",
+        _table(("pass", "part", "cases", "median", "worst"), rows),
+    ]
 
 
 def _peer_table(comparison: Comparison) -> str:
@@ -203,8 +218,12 @@ def _case_table(comparison: Comparison) -> str:
         cells = [f"{100 * errors[n]:+.1f}" if n in errors else "" for n in QUANTITIES]
         times = [f"{1e3 * e.measured[n]:.3f}" if n in e.measured else "" for n in PHASES]
         rows.append((e.record.case.label, f"{e.record.case.alpha:g}", *times, *cells))
-    head = ("case", "α", *(f"{LABELS[n]} (ms)" for n in PHASES), *(f"{LABELS[n]} error (%)"
-            for n in QUANTITIES))  # fmt: skip
+    head = (
+        "case",
+        "α",
+        *(f"{LABELS[n]} (ms)" for n in PHASES),
+        *(f"{LABELS[n]} error (%)" for n in QUANTITIES),
+    )
     return _table(head, rows)
 
 

@@ -1,116 +1,52 @@
-"""Time the steps of drawn cases on this GPU with the runtime's own kernels and graphs.
+"""Time the steps of sampled cases on this GPU with the runtime's kernels and graphs.
 
-`python -m calibration.validate.run --cases FILE.json --out FILE.jsonl --seconds N` loads each pair
-of models once and times its cases in the order of the file, so that a run cut off is still a fair
-sample of every pair. Cases that FILE.jsonl holds are passed over. It needs torch and the runtime,
-neither pydantic nor the catalog; `specroof validate records FILE.jsonl` compares afterwards.
+`specroof validate run` loads each pair of models once and times its cases in the order of the file,
+so that a run cut off is still a fair sample of every pair. Cases that the output holds are skipped.
+With more than one rank it runs under torchrun. `specroof validate records` compares afterwards.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING
 
-from calibration.records.jsonl import open_records
-from calibration.records.steps import (
-    TIMES,
-    TRIALS,
-    Case,
-    CaseFile,
-    RecordError,
-    json_lines,
-    read_cases,
-)
+from calibration.records.jsonl import Line, RecordError, RecordLog, read_lines
+from calibration.records.steps import TIMES, TRIALS, Case, CaseFile, FailedCase, Pair, StepRecord
+from perfmodel import ModelSpec, catalog
+from runtime import EngineError
+
+if TYPE_CHECKING:
+    from runtime import StepBench, StepCase, StepTimes
 
 REPEATS = 15
 FAILURES_IN_A_ROW = 5  # not of memory: then the device or the runtime is at fault
 SAME_RUN = ("gpu", "driver", "torch", "commit")  # must not change within a file
-
-
-class Times(Protocol):
-    """What a bench returns of one case; seconds are medians."""
-
-    @property
-    def target_step_s(self) -> float: ...
-    @property
-    def verify_s(self) -> float: ...
-    @property
-    def draft_step_s(self) -> float: ...
-    @property
-    def round_s(self) -> float: ...
-    @property
-    def host_s(self) -> float: ...
-    @property
-    def spread(self) -> float: ...
-    @property
-    def repeats(self) -> int: ...
-    @property
-    def peak_memory_bytes(self) -> int: ...
-    @property
-    def memory_bytes(self) -> Any: ...
-    @property
-    def prefill_s(self) -> float: ...
-    @property
-    def prefill_tokens(self) -> int: ...
-    @property
-    def parts_s(self) -> Any: ...
-
-
-class Bench(Protocol):
-    """One pair of models, loaded."""
-
-    def time(
-        self, case: Any, *, repeats: int = REPEATS, parts: bool = False, prompt: bool = False
-    ) -> Times:
-        """Time one case, with `prompt` its prefill too; an error where it does not fit."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-
-class Runtime(Protocol):
-    """What a run needs of the runtime: a bench per pair, and its expected errors."""
-
-    expected: type[Exception]
-
-    def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> Bench: ...
-    def case(self, case: Case) -> Any: ...
-    def agree(self, value: bool) -> bool: ...
+LONGEST_CONTEXT = 262_144  # random weights read any context, whatever the model was trained for
 
 
 class StepRuntime:
-    """The runtime itself, imported when it is first used."""
+    """The runtime's benches; torch is imported when the first is made."""
 
-    def __init__(self) -> None:
-        import runtime
+    expected: type[Exception] = EngineError
 
-        self.runtime: Any = runtime
-        self.expected: type[Exception] = runtime.EngineError
+    def bench(self, pair: Pair) -> StepBench:
+        """Load a pair of models of the catalog with random weights."""
+        from runtime import StepBench
 
-    def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> Bench:
-        """Load a pair of models with random weights."""
         target, draft, tp = pair
-        shapes = [
-            None if name is None else self.runtime.DecoderConfig(**models.models[name])
-            for name in (target, draft)
-        ]
-        found: Bench = self.runtime.StepBench(*shapes, tp=tp)
-        return found
+        return StepBench(_shape(target), None if draft is None else _shape(draft), tp=tp)
 
-    def case(self, case: Case) -> Any:
+    def case(self, case: Case) -> StepCase:
         """The runtime's form of a case."""
-        return self.runtime.StepCase(
-            plan=case.plan, batch=case.batch, context_tokens=case.context_tokens
-        )
+        from runtime import StepCase
+
+        return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)
 
     def agree(self, value: bool) -> bool:
         """The first rank's value on every rank, once a bench has connected them."""
@@ -118,26 +54,34 @@ class StepRuntime:
 
         if not (distributed.is_available() and distributed.is_initialized()):
             return value
-        said = [value]
-        distributed.broadcast_object_list(said, src=0)
-        return said[0]
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def _shape(model: str) -> ModelSpec:
+    """A model of the catalog, with room for any sampled context."""
+    spec = catalog.model(model)
+    return replace(spec, max_context_tokens=max(spec.max_context_tokens, LONGEST_CONTEXT))
 
 
 class ValidationRun:
-    """Times cases pair by pair; each pair has the share of the time that its cases are of all."""
+    """Times cases pair by pair; each pair has the share of the time that its cases are of all.
+
+    Every rank makes one; only the first has a `log`.
+    """
 
     def __init__(
         self,
-        runtime: Runtime,
-        cases: CaseFile,
-        file: TextIO,
+        runtime: StepRuntime,
+        log: RecordLog | None,
         *,
         seconds: float,
         repeats: int = REPEATS,
         parts: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.runtime, self.cases, self.file = runtime, cases, file
+        self.runtime, self.log = runtime, log
         self.repeats, self.parts, self.clock = repeats, parts, clock
         self.deadline = clock() + seconds
         self.done = self.failed = self.total = self.in_a_row = 0
@@ -151,10 +95,10 @@ class ValidationRun:
         self.total, waiting = len(left), list(left)
         while waiting and self.before(self.deadline):
             groups, unmet = list(by_pair(waiting).items()), []
-            for i, (pair, mine) in enumerate(groups):
+            for i, (pair, of_pair) in enumerate(groups):
                 now, ahead = self.clock(), sum(len(cases) for _, cases in groups[i:])
-                until = now + len(mine) / ahead * (self.deadline - now)
-                unmet += self._pair(pair, mine, until)
+                until = now + len(of_pair) / ahead * (self.deadline - now)
+                unmet += self._pair(pair, of_pair, until)
             if len(unmet) == len(waiting):
                 break
             waiting = unmet
@@ -164,14 +108,12 @@ class ValidationRun:
         """Whether there is time left, as the first rank sees it."""
         return self.runtime.agree(self.clock() < until)
 
-    def _pair(
-        self, pair: tuple[str, str | None, int], cases: list[Case], until: float
-    ) -> list[Case]:
+    def _pair(self, pair: Pair, cases: list[Case], until: float) -> list[Case]:
         """Load a pair and time its cases until `until`; those left."""
         if not self.before(until):
             return cases
         try:
-            bench = self.runtime.bench(self.cases, pair)
+            bench = self.runtime.bench(pair)
         except self.runtime.expected as error:
             for case in cases:
                 self._write_failure(case, error)
@@ -185,7 +127,7 @@ class ValidationRun:
             bench.close()
         return []
 
-    def _case(self, bench: Bench, case: Case) -> None:
+    def _case(self, bench: StepBench, case: Case) -> None:
         start = self.clock()
         try:
             drawn = case.purpose == "scenario"  # further choices of one repeat its prompt
@@ -202,28 +144,19 @@ class ValidationRun:
                 raise RecordError(f"{self.in_a_row} cases failed in a row: {error}") from error
             return
         self.in_a_row = 0
-        self._write({
-            "op": "step", "case": asdict(case), "unit": "s",
-            **{name: getattr(times, name) for name in TIMES},
-            "prefill_s": times.prefill_s, "prefill_tokens": times.prefill_tokens,
-            "spread": times.spread, "repeats": times.repeats,
-            "peak_memory_bytes": times.peak_memory_bytes,
-            "memory_bytes": dict(times.memory_bytes),
-            "parts_s": {name: dict(part) for name, part in times.parts_s.items()},
-            "wall_s": round(self.clock() - start, 3),
-        })  # fmt: skip
+        self._write(step_record(case, times, wall_s=round(self.clock() - start, 3)))
         self.done += 1
         self._show(case)
 
     def _write_failure(self, case: Case, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
-        self._write({"op": "failed", "case": asdict(case), "reason": reason})
+        self._write(FailedCase(case=case, reason=reason))
         self.failed += 1
         print(f"{case.id}: {reason}", file=sys.stderr, flush=True)
 
-    def _write(self, value: dict[str, Any]) -> None:
-        self.file.write(json.dumps(value, allow_nan=False) + "\n")
-        self.file.flush()
+    def _write(self, record: StepRecord | FailedCase) -> None:
+        if self.log is not None:
+            self.log.append(record)
 
     def _show(self, case: Case) -> None:
         if sys.stderr.isatty():
@@ -231,91 +164,77 @@ class ValidationRun:
             print(f"\r{line:110.110}", end="", file=sys.stderr, flush=True)
 
 
-def by_pair(cases: Sequence[Case]) -> dict[tuple[str, str | None, int], list[Case]]:
+def step_record(case: Case, times: StepTimes, *, wall_s: float) -> StepRecord:
+    """The record of a case that was timed."""
+    return StepRecord(
+        case=case,
+        unit="s",
+        **{name: getattr(times, name) for name in TIMES},
+        prefill_s=times.prefill_s,
+        prefill_tokens=times.prefill_tokens,
+        spread=times.spread,
+        repeats=times.repeats,
+        peak_memory_bytes=times.peak_memory_bytes,
+        memory_bytes=dict(times.memory_bytes),
+        parts_s={name: dict(part) for name, part in times.parts_s.items()},
+        wall_s=wall_s,
+    )
+
+
+def by_pair(cases: Sequence[Case]) -> dict[Pair, list[Case]]:
     """Cases of each pair of models, in their order; the pairs in the order of their first case."""
-    groups: dict[tuple[str, str | None, int], list[Case]] = {}
+    groups: dict[Pair, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.pair, []).append(case)
     return groups
 
 
-def held_cases(path: Path, header: dict[str, Any]) -> set[str]:
-    """Ids that `path` holds, measured or failed; the file is created, or a half last line cut off.
+def pair_lines(cases: CaseFile) -> list[str]:
+    """How many cases each pair of models has."""
+    return [
+        f"{target:16} {draft or '-':16} tp {tp} {len(group):4} cases"
+        for (target, draft, tp), group in by_pair(cases.cases).items()
+    ]
+
+
+def case_ids(lines: Sequence[Line]) -> set[str]:
+    """Ids of the cases that these lines hold, timed or failed."""
+    return {str(line.value["case"]["id"]) for line in lines if "case" in line.value}
+
+
+def time_cases(
+    cases: CaseFile,
+    out: Path,
+    *,
+    command: Sequence[str],
+    seconds: float,
+    repeats: int = REPEATS,
+    parts: bool = False,
+) -> str:
+    """Time what `out` does not hold, until all is done or time is out; a summary in one line.
 
     Raises
     ------
     RecordError
-        If it was written on another machine or with another version.
+        If `out` was written on another machine or with another version, or the device is at fault.
     """
-    if not open_records(path, header):
-        return set()
-    held, first = set(), None
-    for number, value in json_lines(path):
-        if first is None:
-            first = value
-            for field in SAME_RUN:
-                if value.get(field) != header[field]:
-                    raise RecordError(
-                        f"{path}, line {number}: measured with {field} {value.get(field)!r}, this "
-                        f"is {header[field]!r}; give --out another name"
-                    )
-        elif "case" in value:
-            held.add(str(value["case"]["id"]))
-    return held
+    from runtime import provenance
 
-
-def provenance(command: str) -> dict[str, Any]:
-    """GPU, driver, versions, date, commit and command of this run."""
-    from calibration.measure.run import provenance as of_microbench
-
-    return of_microbench(command) | TRIALS
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m calibration.validate.run", description="Time drawn cases on this GPU."
-    )
-    parser.add_argument("--cases", type=Path, required=True, help="from `specroof validate draw`")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="JSON lines to write, or go on with"
-    )
-    parser.add_argument("--seconds", type=float, default=360.0, help="time to spend")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument(
-        "--parts", action="store_true", help="trace each pass by part; may slow what follows"
-    )
-    parser.add_argument("--list", action="store_true", help="print pairs and cases; needs no GPU")
-    options = parser.parse_args(arguments)
-    try:
-        cases = read_cases(options.cases)
-        if options.list:
-            for pair, mine in by_pair(cases.cases).items():
-                print(f"{pair[0]:16} {pair[1] or '-':16} tp {pair[2]} {len(mine):4} cases")
-            return 0
-        start = time.monotonic()
-        header = provenance(" ".join(["python -m calibration.validate.run", *sys.argv[1:]]))
-        held = held_cases(options.out, header)
-        left = [case for case in cases.cases if case.id not in held]
-        first_rank = os.environ.get("RANK", "0") == "0"
-        target = options.out if first_rank else Path(os.devnull)
-        with target.open("a", encoding="utf-8") as file:
-            seconds = options.seconds - (time.monotonic() - start)
-            run = ValidationRun(
-                StepRuntime(),
-                cases,
-                file,
-                seconds=seconds,
-                repeats=options.repeats,
-                parts=options.parts,
-            )
-            unmet = run.measure(left)
-    except (RecordError, ModuleNotFoundError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(held)} held before")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    start = time.monotonic()
+    with ExitStack() as stack:
+        log = None
+        if os.environ.get("RANK", "0") == "0":
+            header = provenance(list(command)) | TRIALS
+            log = stack.enter_context(RecordLog(out, header, same=SAME_RUN))
+            done = case_ids(log.lines)
+        else:
+            done = case_ids(read_lines(out, drop_cut_off=True)) if out.is_file() else set()
+        run = ValidationRun(
+            StepRuntime(),
+            log,
+            seconds=seconds - (time.monotonic() - start),
+            repeats=repeats,
+            parts=parts,
+        )
+        unmet = run.measure([case for case in cases.cases if case.id not in done])
+    return f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(done)} done before"

@@ -10,7 +10,7 @@ each other, no faster than memory delivers; cut KV costs a merge of each row of 
 
 Source of the schedule: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`. Of
 the estimate: 3,118 timings of 1,022 shapes on an H200 (`scripts/tune_splits.py`, 45 s;
-calibration/measured/h200-splits.jsonl.gz), fitted by least squares of the logarithm and rounded;
+calibration/measured/split-kv-h200.jsonl.gz), fitted by least squares of the logarithm and rounded;
 8 % rms. The cut of least estimate takes 0.3 % longer than the best of those timed on average, 17 %
 at worst. On another GPU only `processors` differs.
 """

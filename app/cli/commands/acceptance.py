@@ -15,7 +15,7 @@ from app.cli.options import AsJson, field_flags
 from app.cli.output import atomic_text, print_json
 
 if TYPE_CHECKING:
-    from calibration.records.acceptance import RecordSet
+    from calibration.records import RecordSet
 
 Records = Annotated[
     list[Path], typer.Argument(metavar="RECORDS...", help="Files of acceptance records.")
@@ -54,10 +54,9 @@ def acceptance_report(
     as_json: AsJson = False,
 ) -> None:
     """Tables of measured acceptance: budgets, positions, correlation, predicted against counted."""
-    from calibration.acceptance.report import acceptance_report as make_report
-    from calibration.acceptance.report import report_dict
-    from calibration.acceptance.tables import report_lines
-    from calibration.records.counted import read_runs
+    from calibration.acceptance import acceptance_report as make_report
+    from calibration.acceptance import report_dict, report_lines
+    from calibration.records import read_runs
     from perfmodel import ConfigError
 
     with engine_errors():
@@ -101,8 +100,7 @@ def fit_acceptance(
     ] = None,
 ) -> None:
     """Fit curves of acceptance over KV budget and context to records."""
-    from calibration.acceptance.fit import fit_records
-    from calibration.acceptance.toml import curve_toml, curves_toml
+    from calibration.acceptance import curves_text, fit_records
 
     command = "specroof calibrate fit-acceptance"
     with engine_errors():
@@ -112,10 +110,10 @@ def fit_acceptance(
         for curve, free in named:
             name = f"{curve.target}--{curve.draft}--{curve.draft_policy}.toml"
             with atomic_text(output / name) as file:
-                file.write(curve_toml(curve, free, command=command))
+                file.write(curves_text([(curve, free)], command=command))
     else:
         with atomic_text(output) as file:
-            file.write(curves_toml(named, command=command))
+            file.write(curves_text(named, command=command))
     for fit in fits:
         worst = max(abs(float(miss)) for miss in fit.residual)
         print(
@@ -143,7 +141,7 @@ def import_acceptance(
     as_json: AsJson = False,
 ) -> None:
     """Turn what an engine reports into acceptance per draft position."""
-    from calibration.acceptance.engine_counters import import_acceptance as read_counters
+    from calibration.acceptance import import_acceptance as read_counters
 
     counters = read_counters(report, gamma=gamma)
     rates = ",".join(f"{rate:.4g}" for rate in counters.per_position)
@@ -165,9 +163,9 @@ def import_acceptance(
 
 
 def _read(records: Sequence[Path]) -> RecordSet:
-    from calibration.records.acceptance import merged, read_records
+    from calibration.records import merged, read_acceptance
 
-    return merged(read_records(path) for path in records)
+    return merged(read_acceptance(path) for path in records)
 
 
 def _check_tolerance(error: float | None, tolerance: float) -> None:

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.cli.options import AsJson
-from app.cli.output import atomic_text, print_json
+from app.cli.output import atomic_text, print_json, write_files
 
 calibrate_app = typer.Typer(
     help="Measure kernels and acceptance, and fit the curves that predictions use.",
     no_args_is_help=True,
 )
-# `calibration.measure.run` parses its flags itself, so that it runs where typer is absent.
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@calibrate_app.command("measure", context_settings=PASSED_ON, add_help_option=False)
-def measure(context: typer.Context) -> None:
-    """Time this GPU's kernels and write records; resumes where it stopped."""
-    from calibration.measure.run import main
+@calibrate_app.command("measure")
+def measure(
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 270.0,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="One cell in so many.")] = 1,
+    groups: Annotated[
+        str, typer.Option(metavar="NAMES", help="Only these groups, separated by commas.")
+    ] = "",
+    show: Annotated[
+        bool, typer.Option("--list", help="Print cells and estimated seconds; needs no GPU.")
+    ] = False,
+) -> None:
+    """Time this GPU's kernels into a file of records; a run that was stopped continues."""
+    from calibration.measure import chosen_groups, listing, measure_groups
+    from perfmodel import ConfigError
 
-    raise typer.Exit(main(context.args))
+    plan = chosen_groups([name for name in groups.split(",") if name], every=every)
+    if show:
+        print(listing(plan))
+        return
+    if out is None:
+        raise ConfigError("--out FILE says where the records go")
+    try:
+        from runtime import provenance
+
+        header = provenance(["specroof", *sys.argv[1:]])
+        print(measure_groups(out, seconds, plan, header))
+    except (ModuleNotFoundError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 @calibrate_app.command("fit")
@@ -54,18 +79,13 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit efficiency curves to records; print residuals and what was left out."""
-    from calibration.fit.inputs import fit_inputs
-    from calibration.fit.report import write_files
-    from calibration.records.steps import RecordError
+    from calibration.fit import fit_inputs
     from perfmodel import ConfigError
 
-    try:
-        report = fit_inputs(records, gpu=gpu)
-    except RecordError as error:
-        raise ConfigError(str(error)) from error
+    report = fit_inputs(records, gpu=gpu)
     if not report.files:
         raise ConfigError(f"too little to fit anything: {'; '.join(report.missing)}")
-    written = write_files(report, output)
+    written = write_files(report.files, output)
     if plot:
         from app.render.fit_page import fit_html
 

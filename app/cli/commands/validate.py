@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,8 @@ def validate_published(
     as_json: AsJson = False,
 ) -> None:
     """Predict published step times, in sample and held out; exit 4 outside the tolerance."""
-    from calibration.validate.published_report import report_lines
-    from calibration.validate.published_report import validate_published as compare_published
+    from calibration.validate import report_lines
+    from calibration.validate import validate_published as compare_published
     from perfmodel import OutsideTolerance
 
     report = compare_published()
@@ -59,24 +60,69 @@ def validate_draw(
         bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
     ] = False,
 ) -> None:
-    """Draw cases to time on a GPU: python -m calibration.validate.run --cases FILE."""
-    from calibration.validate.draw import DrawOptions, draw_cases, draw_rounds, expected_seconds
-    from calibration.validate.run import REPEATS, by_pair
+    """Draw cases to time on a GPU with `specroof validate run`."""
+    from calibration.validate import (
+        REPEATS,
+        SampleOptions,
+        by_pair,
+        expected_seconds,
+        sample_cases,
+        sample_rounds,
+    )
 
-    options = DrawOptions(
+    options = SampleOptions(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
     )
-    cases = draw_rounds(options) if rounds else draw_cases(options)
+    cases = sample_rounds(options) if rounds else sample_cases(options)
     _write(output, cases.text())
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
     pairs = len(by_pair(cases.cases))
     print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
-    print(f"On a GPU: python -m calibration.validate.run --cases {output} --out FILE.jsonl")
+    print(f"On a GPU: specroof validate run --cases {output} --out FILE.jsonl")
+
+
+@validate_app.command("run")
+def validate_run(
+    cases: Annotated[Path, typer.Option(metavar="FILE", help="From validate draw.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 360.0,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Timings of a step; the median counts.")
+    ] = 15,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Trace each pass by part; may slow what follows.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Print pairs of models and cases; needs no GPU.")
+    ] = False,
+) -> None:
+    """Time drawn cases on this GPU; with ranks: torchrun --no-python specroof validate run."""
+    from calibration.records import read_cases
+    from calibration.validate import pair_lines, time_cases
+    from perfmodel import ConfigError
+
+    file = read_cases(cases)
+    if show:
+        print("\n".join(pair_lines(file)))
+        return
+    if out is None:
+        raise ConfigError("--out FILE says where the records go")
+    try:
+        command = ["specroof", *sys.argv[1:]]
+        summary = time_cases(
+            file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
+        )
+    except (ModuleNotFoundError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    print(summary)
 
 
 @validate_app.command("records")
 def validate_records(
-    records: Annotated[Path, typer.Argument(metavar="FILE", help="From calibration.validate.run.")],
+    records: Annotated[Path, typer.Argument(metavar="FILE", help="From validate run.")],
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="Engine profile that predicts.")
     ] = "specroof",
@@ -108,32 +154,37 @@ def validate_records(
     as_json: AsJson = False,
 ) -> None:
     """Compare timed cases with their predictions; exit 4 outside the stated tolerances."""
-    from calibration.records.steps import RecordError, read_records
-    from calibration.validate import report
-    from calibration.validate.errors import compare, read_peers
+    from calibration.records import read_steps
+    from calibration.validate import (
+        TABLE_START,
+        compare,
+        comparison_dict,
+        comparison_lines,
+        comparison_markdown,
+        read_peers,
+        readme_table,
+        replace_table,
+    )
     from perfmodel import ConfigError, OutsideTolerance
 
-    try:
-        header, timed = read_records(records)
-        others = read_peers(peers) if peers else None
-        comparison = compare(header, timed, engine=engine, curves_of=curves_of, peers=others)
-    except RecordError as error:
-        raise ConfigError(str(error)) from error
+    header, timed = read_steps(records)
+    others = read_peers(peers) if peers else None
+    comparison = compare(header, timed, engine=engine, curves_of=curves_of, peers=others)
     if markdown:
-        _write(markdown, report.markdown(comparison))
+        _write(markdown, comparison_markdown(comparison))
     if html:
         from app.render.validation_page import validation_html
 
         _write(html, validation_html(comparison))
     if readme:
-        renewed = report.renew(_read(readme), report.readme_table(comparison))
+        renewed = replace_table(_read(readme), readme_table(comparison))
         if renewed is None:
-            raise ConfigError(f"{readme}: has no line {report.START} to put the table after")
+            raise ConfigError(f"{readme}: has no line {TABLE_START} to put the table after")
         _write(readme, renewed)
     if as_json:
-        print_json(report.to_dict(comparison))
+        print_json(comparison_dict(comparison))
     else:
-        print("\n".join(report.summary_lines(comparison)))
+        print("\n".join(comparison_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
 

@@ -10,11 +10,11 @@ from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter
 from app.explorer.cached import bundled_rows, published, row_errors, timed_steps
 from app.explorer.show import plain, show_chart, show_error, show_table
 from app.explorer.uploads import MAX_UPLOAD_BYTES, measurement_upload
-from calibration.records.published import PublishedRow, RowError, predict_row, row_error, summarise
+from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
 from perfmodel import ConfigError
 
 if TYPE_CHECKING:
-    from calibration.validate.published_report import PublishedReport
+    from calibration.validate import PublishedReport
 
 
 def show() -> None:
@@ -62,7 +62,7 @@ def _refitted(rows: list[PublishedRow]) -> list[RowError]:
     """Errors after the engine is refitted on the rows; empty where they do not allow it."""
     if len(rows) < 3 or any(row.tpot_s is None for row in rows):
         return []
-    from calibration.fit.magicdec import fit_rows
+    from calibration.fit import fit_rows
 
     fit = fit_rows(rows)
     return [row_error(row, predict_row(row, fit.apply)) for row in rows]

@@ -1,16 +1,12 @@
-"""Attention curves fitted to aiconfigurator's kernel tables, written as catalog files.
+"""Attention curves fitted to aiconfigurator's tables: `attention.toml`.
 
-    python -m calibration.fit.tables.attention_fit --data DIR [--gpu NAME ...] [--out DIR]
-
-Two stages. Seven parameters of the physical form by robust least squares on the logarithm of the
-time, per head dimension; then what is left, averaged per (group, work units, KV tokens) cell, as
-the residual table. Errors are of held-out cells with the seven parameters kept (thousands of cells
-fix them; one cell, or one knot, does not move them).
+Two stages: seven parameters of the physical form by robust least squares on ln(time), per head
+dimension; then the residual, averaged per (group, work units, KV tokens) cell, as a table.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.fit.tables.attention_report import print_report, summary, toml_text
-from calibration.fit.tables.attention_residuals import held_out, residual_table
+from calibration.fit.tables.attention_residuals import residual_table
 from calibration.fit.tables.attention_tables import (
-    GPUS,
-    MeasuredGpu,
     kernel_source,
     read_decode,
     read_prefill,
 )
+from calibration.fit.tables.gpus import MeasuredGpu
+from calibration.records.toml_file import compact, fields_of, significant, toml_text
 from perfmodel import DecodeTable, LibraryAttention, PrefillTable
 from perfmodel.units import US
 
@@ -40,7 +35,12 @@ TOKEN_KNOTS = np.array([2, 16, 64, *(2**n for n in range(7, 18))], float)
 PREFILL_UNITS = np.array([2**n for n in range(14)], float)
 PREFILL_TOKENS = np.array([1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
 MEMORY_EFFICIENCY = 0.8  # of prefill's memory side; rarely binds
-DECODE_TOKENS = 128  # cells below are not decode's business, and not in the error figures
+HEADER = """\
+Attention times of one layer on one rank, {gpu}.
+Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/attention.py.
+residual: ln(measured / form), [group][units][tokens]; efficiency: [group][units][tokens].
+Cells whose KV fitted in L2 were corrected to HBM: calibration/fit/tables/attention_tables.py.
+"""
 
 PARAMETERS = {  # name: (start, upper bound)
     "kernel_latency_us": (11.0, 50.0),
@@ -52,6 +52,7 @@ PARAMETERS = {  # name: (start, upper bound)
     "drain_blocks": (0.9, 2.0),
 }
 REGROUP_START_US = 2.0
+_TABLES = ("decode", "prefill", "blocks", "origin")  # written last
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,8 @@ class DecodeFit:
     regroup_latency_us: float
 
 
-def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[LibraryAttention, list[DecodeFit]]:
-    """Both curves of one GPU and, per head dimension, what the error figures are made of."""
+def fit_attention_tables(data: Path, gpu: MeasuredGpu) -> tuple[LibraryAttention, list[DecodeFit]]:
+    """The curve of one GPU and, per head dimension, the cells that its errors are computed on."""
     prefill = fit_prefill(read_prefill(data, gpu), gpu)
     frame = read_decode(data, gpu)
     plateau = round(max(_plateau(table) for table in prefill), 3)
@@ -121,23 +122,23 @@ def fit_decode(
     # Imported here so that reading a fitted curve never needs scipy.
     from scipy.optimize import least_squares
 
-    empty = _empty_table(int(cells.head_dim.iloc[0]))
+    empty = empty_table(int(cells.head_dim.iloc[0]))
     copies = ((cells.group > 1) & (cells.kv_heads > 1) & (cells.batch > 1)).to_numpy(float)
     used = (cells.tokens >= 64).to_numpy()
     cold = cells.cold_s.to_numpy()
 
     def misfit(logs: Array) -> Array:
-        table = _with_parameters(empty, np.exp(logs))
-        base = _base(form, table, cells[used], gpu) + copies[used] * np.exp(logs[-1]) * US
+        table = with_parameters(empty, np.exp(logs))
+        base = form_seconds(form, table, cells[used], gpu) + copies[used] * np.exp(logs[-1]) * US
         return np.asarray(np.log(base / cold[used]))
 
     start = np.log([*(s for s, _ in PARAMETERS.values()), REGROUP_START_US])
     upper = np.log([*(b for _, b in PARAMETERS.values()), 20.0])
     lower = np.minimum(start, upper) - np.log(1e4)
     best = least_squares(misfit, start, bounds=(lower, upper), loss="soft_l1", f_scale=0.1)
-    values = np.array([float(f"{v:.4g}") for v in np.exp(best.x)])
-    table = _with_parameters(empty, values)
-    base = _base(form, table, cells, gpu)
+    values = np.array([significant(v, 4) for v in np.exp(best.x)])
+    table = with_parameters(empty, values)
+    base = form_seconds(form, table, cells, gpu)
     done = cells.assign(base_s=base, regroup_s=copies * values[-1] * US)
     table = replace(table, kv_head_residual=_kv_head_residual(done, table))
     done["residual"] = np.log(_mean_heads_seconds(done, table) / done.base_s)
@@ -168,8 +169,8 @@ def _mean_heads_seconds(cells: pd.DataFrame, table: DecodeTable) -> Array:
     """Measured times without the regrouping copy, brought to the mean KV head count."""
     body = np.maximum(cells.cold_s - cells.regroup_s, 0.3 * cells.base_s).to_numpy()
     latency = table.kernel_latency_us * US
-    factor = np.exp(np.interp(np.log(cells.kv_heads), np.log(table.kv_head_knots),
-                              table.kv_head_residual))  # fmt: skip
+    log_heads = np.log(cells.kv_heads)
+    factor = np.exp(np.interp(log_heads, np.log(table.kv_head_knots), table.kv_head_residual))
     return np.asarray(np.where(body > latency, latency + (body - latency) / factor, body))
 
 
@@ -230,7 +231,7 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
     cells["group"] = cells.query_heads / cells.kv_heads
     cells["residual"] = np.log(flops / (gpu.sheet.peak_flops * compute))
     cube = residual_table(cells, GROUP_KNOTS, PREFILL_UNITS, PREFILL_TOKENS)
-    significant = np.vectorize(lambda v: float(f"{v:.3g}"))
+    rounded = np.vectorize(lambda v: significant(v, 3))
     return PrefillTable(
         head_dim=dim,
         kernel_latency_us=round(latency / US, 2),
@@ -238,20 +239,21 @@ def _prefill_table(cells: pd.DataFrame, gpu: MeasuredGpu) -> PrefillTable:
         group_knots=GROUP_KNOTS,
         unit_knots=PREFILL_UNITS,
         token_knots=PREFILL_TOKENS,
-        efficiency=significant(np.minimum(np.exp(cube), 1.0)),
+        efficiency=rounded(np.minimum(np.exp(cube), 1.0)),
     )
 
 
-def _base(
+def form_seconds(
     form: LibraryAttention, table: DecodeTable, cells: pd.DataFrame, gpu: MeasuredGpu
 ) -> Array:
+    """Seconds of each decode cell by the physical form, without residual or regrouping."""
     out = np.empty(len(cells))
     for group in cells.group.unique():
-        mine = (cells.group == group).to_numpy()
-        out[mine] = form.base_seconds(
+        of_group = (cells.group == group).to_numpy()
+        out[of_group] = form.base_seconds(
             table,
-            cells.units.to_numpy(float)[mine],
-            cells.tokens.to_numpy(float)[mine],
+            cells.units.to_numpy(float)[of_group],
+            cells.tokens.to_numpy(float)[of_group],
             group=float(group),
             packed_rows=float(form.padded_rows(float(group))),
             peak_flops=gpu.sheet.peak_flops,
@@ -260,12 +262,14 @@ def _base(
     return out
 
 
-def _with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
+def with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
+    """The table with `PARAMETERS` set to these values, in their order."""
     changes: dict[str, Any] = {n: float(v) for n, v in zip(PARAMETERS, values, strict=False)}
     return replace(table, **changes)
 
 
-def _empty_table(head_dim: int) -> DecodeTable:
+def empty_table(head_dim: int) -> DecodeTable:
+    """A decode table without residuals, its parameters at the start values of the fit."""
     start: dict[str, Any] = {name: first for name, (first, _) in PARAMETERS.items()}
     return DecodeTable(
         head_dim=head_dim,
@@ -280,96 +284,12 @@ def _empty_table(head_dim: int) -> DecodeTable:
     )
 
 
-WAYS = ("cell", "heads", "batch", "units", "tokens")
-
-
-def errors(curve: LibraryAttention, fits: list[DecodeFit], gpu: MeasuredGpu) -> pd.DataFrame:
-    """Decode cells from 128 KV tokens up, with the relative error of each way of holding out.
-
-    `in_sample` is the finished curve's, running maximum and rounding included.
-    """
-    parts = []
-    for fit in fits:
-        cells = fit.cells.assign(heads=fit.cells.query_heads * 1000 + fit.cells.kv_heads)
-        ways = {f"{way}_out": held_out(cells, fit.table, way) for way in WAYS}
-        parts.append(cells.assign(**ways, in_sample=_in_sample(curve, cells, gpu)))
-    frame = pd.concat(parts)
-    return frame[frame.tokens >= DECODE_TOKENS]
-
-
-def _in_sample(curve: LibraryAttention, cells: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
-    out = pd.Series(np.nan, index=cells.index)
-    for (query_heads, kv_heads), part in cells.groupby(["query_heads", "kv_heads"]):
-        seconds = curve.seconds(
-            batch=part.batch.to_numpy(),
-            kv_tokens=part.tokens.to_numpy(),
-            query_heads=int(query_heads),
-            kv_heads=int(kv_heads),
-            head_dim=int(part.head_dim.iloc[0]),
-            peak_flops=gpu.sheet.peak_flops,
-            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
-        )
-        out[part.index] = seconds / part.cold_s - 1.0
-    return out
-
-
-def prefill_errors(curve: LibraryAttention, frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.DataFrame:
-    """Prefill cells with the curve's relative error; `on_knots` cells are in its table."""
-    parts = []
-    for (dim, query_heads, kv_heads), part in frame.groupby(
-        ["head_dim", "query_heads", "kv_heads"]
-    ):
-        seconds = curve.prefill_seconds(
-            batch=part.batch.to_numpy(),
-            new_tokens=part.new_tokens.to_numpy(),
-            query_heads=int(query_heads),
-            kv_heads=int(kv_heads),
-            head_dim=int(dim),
-            peak_flops=gpu.sheet.peak_flops,
-            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
-        )
-        on = part.new_tokens.isin(PREFILL_TOKENS) & (part.batch * query_heads).isin(PREFILL_UNITS)
-        on &= query_heads / kv_heads in GROUP_KNOTS
-        parts.append(part.assign(error=seconds / part.measured_s - 1.0, on_knots=on))
-    return pd.concat(parts)
-
-
-def main() -> None:
-    """Fit, print and, with --out, write `<out>/<gpu>/attention.toml`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the system folders")
-    parser.add_argument("--gpu", nargs="*", default=list(GPUS), choices=list(GPUS))
-    parser.add_argument("--out", type=Path, help="efficiency catalog to write into")
-    arguments = parser.parse_args()
-    for name in arguments.gpu:
-        gpu = GPUS[name]
-        curve, fits = fit_gpu(arguments.data, gpu)
-        decode = errors(curve, fits, gpu)
-        columns = ["in_sample", *(f"{way}_out" for way in WAYS)]
-        print_report(name, decode, columns)
-        prefill = prefill_errors(curve, read_prefill(arguments.data, gpu), gpu)
-        figures = {**summary(decode, columns), **prefill_summary(prefill)}
-        if arguments.out:
-            folder = arguments.out / name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "attention.toml").write_text(toml_text(name, curve, figures))
-
-
-def prefill_summary(cells: pd.DataFrame) -> dict[str, float]:
-    out = {}
-    regions = {
-        "long": cells[cells.new_tokens >= 1024],
-        "short": cells[cells.new_tokens.between(16, 512)],
-    }
-    for region, part in regions.items():
-        for label, some in (("on", part[part.on_knots]), ("between", part[~part.on_knots])):
-            size = some.error.abs() * 100
-            name = f"prefill_{region}_{label}_knots"
-            out[f"{name}_median_percent"] = round(float(size.median()), 2)
-            out[f"{name}_p90_percent"] = round(float(size.quantile(0.9)), 2)
-    print("prefill |error| %:", out)
-    return out
-
-
-if __name__ == "__main__":
-    main()
+def catalog_text(gpu: str, curve: LibraryAttention, residuals: Mapping[str, Any]) -> str:
+    """The catalog file of a fitted curve; `residuals` are its error figures."""
+    names = [name for name in curve.__dataclass_fields__ if name not in _TABLES]
+    values: dict[str, Any] = {"source": curve.source}
+    values |= {name: compact(getattr(curve, name)) for name in names}
+    values |= {"origin": curve.origin, "residuals": {k: compact(v) for k, v in residuals.items()}}
+    for kind in ("decode", "prefill"):
+        values[kind] = [fields_of(table) for table in getattr(curve, kind)]
+    return toml_text(values, header=HEADER.format(gpu=gpu))

@@ -1,4 +1,4 @@
-"""What the physical form leaves over, as a table over knots, and its held-out error.
+"""Residuals of the physical form as a table over knots, and their held-out errors.
 
 Cells are rows with group, units, tokens, kv_heads, `residual` (ln(time / form)), `base_s`,
 `regroup_s`, `cold_s` and `stray`.
@@ -29,7 +29,7 @@ def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Arr
     index = pd.MultiIndex.from_product([groups, units, tokens])
     cube = median.reindex(index).to_numpy().reshape(len(groups), len(units), len(tokens))
     axes = np.log(units), np.log(tokens)
-    return np.stack([_filled(plane, *axes) for plane in cube])
+    return np.stack([fill_plane(plane, *axes) for plane in cube])
 
 
 def held_out(cells: pd.DataFrame, table: DecodeTable, column: str) -> pd.Series:
@@ -58,10 +58,10 @@ def residual_of(table: DecodeTable, cells: pd.DataFrame) -> Array:
     """The table's residual at each cell."""
     out = np.empty(len(cells))
     for group in cells.group.unique():
-        mine = (cells.group == group).to_numpy()
-        units, u = np.unique(cells.units[mine].to_numpy(float), return_inverse=True)
-        tokens, t = np.unique(cells.tokens[mine].to_numpy(float), return_inverse=True)
-        out[mine] = table.residual_at(float(group), units, tokens)[u, t]
+        of_group = (cells.group == group).to_numpy()
+        units, u = np.unique(cells.units[of_group].to_numpy(float), return_inverse=True)
+        tokens, t = np.unique(cells.tokens[of_group].to_numpy(float), return_inverse=True)
+        out[of_group] = table.residual_at(float(group), units, tokens)[u, t]
     return out
 
 
@@ -69,8 +69,8 @@ def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
     """A cell with replicates (same group, units, tokens) takes their median; one without is a hole
     filled from its neighbours; one off the knots was never in the table."""
     shape = (table.group_knots, table.unit_knots, table.token_knots)
-    on = cells[cells.group.isin(shape[0]) & cells.units.isin(shape[1])
-               & cells.tokens.isin(shape[2]) & ~cells.stray]  # fmt: skip
+    on = cells[~cells.stray & cells.group.isin(shape[0])]
+    on = on[on.units.isin(shape[1]) & on.tokens.isin(shape[2])]
     guess = pd.Series(residual_of(table, cells), index=cells.index)
     for (group, units, tokens), part in on.groupby(["group", "units", "tokens"]):
         values = part.residual.to_numpy()
@@ -80,7 +80,7 @@ def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
         plane = table.residual[int(np.searchsorted(shape[0], group))].copy()
         where = int(np.searchsorted(shape[1], units)), int(np.searchsorted(shape[2], tokens))
         plane[where] = np.nan
-        guess[part.index] = _filled(plane, np.log(shape[1]), np.log(shape[2]))[where]
+        guess[part.index] = fill_plane(plane, np.log(shape[1]), np.log(shape[2]))[where]
     return pd.Series(_error(cells, table, guess.to_numpy()), index=cells.index)
 
 
@@ -88,19 +88,19 @@ def _error(cells: pd.DataFrame, table: DecodeTable, residual: Array) -> Array:
     mean = (cells.base_s * np.exp(residual)).to_numpy()
     out = np.empty(len(cells))
     for kv_heads in cells.kv_heads.unique():
-        mine = (cells.kv_heads == kv_heads).to_numpy()
-        out[mine] = table.with_kv_heads(mean[mine], int(kv_heads))
+        of_count = (cells.kv_heads == kv_heads).to_numpy()
+        out[of_count] = table.with_kv_heads(mean[of_count], int(kv_heads))
     return np.asarray((out + cells.regroup_s) / cells.cold_s - 1.0)
 
 
-def _filled(plane: Array, log_units: Array, log_tokens: Array) -> Array:
-    """A (units, tokens) plane without holes; see `residual_table`."""
+def fill_plane(plane: Array, log_units: Array, log_tokens: Array) -> Array:
+    """A (units, tokens) plane with its NaNs filled as `residual_table` says."""
     along_tokens = np.stack([_line(row, log_tokens) for row in plane])
     along_units = np.stack([_line(column, log_units) for column in plane.T]).T
     both = _mean_of(along_tokens, along_units)
     result = np.where(np.isnan(plane), both, plane)
-    # Beyond the measurements the base is near its ceiling: the better utilisation of the two
-    # neighbours towards the measured side goes on.
+    # Beyond the measurements the base is near its ceiling: take the better utilisation of the two
+    # neighbours towards the measured side.
     for u in range(len(result)):
         for t in range(len(result[0])):
             if np.isnan(result[u, t]):

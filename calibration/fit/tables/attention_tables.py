@@ -9,47 +9,15 @@ Triton, but only with an fp8 cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from perfmodel import GPU, Link, catalog
+from calibration.fit.tables.gpus import MeasuredGpu, read_table
 from perfmodel.units import MS
 
 HEAD_DIMS = (64, 128)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredGpu:
-    """A GPU with published tables: where they lie, and what of its kernels no datasheet says."""
-
-    name: str  # catalog name
-    folder: str  # of aiconfigurator's system
-    blocks_per_sm: int  # resident blocks of the decode kernel, head dimension 128
-    split_min_group: int  # flash-attn 2 splits KV only for grouped heads; flash-attn 3 always
-
-    @property
-    def sheet(self) -> GPU:
-        """Its datasheet, from the catalog."""
-        return catalog.gpu(self.name)
-
-    @property
-    def link(self) -> Link:
-        """The link of the machine that it is usually found in, from the catalog."""
-        return catalog.default_machine(self.name).link
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        MeasuredGpu(name="a100-sxm-80gb", folder="a100_sxm", blocks_per_sm=2, split_min_group=2),
-        MeasuredGpu(name="h100-sxm", folder="h100_sxm", blocks_per_sm=1, split_min_group=1),
-        MeasuredGpu(name="h200", folder="h200_sxm", blocks_per_sm=1, split_min_group=1),
-        MeasuredGpu(name="l40s", folder="l40s", blocks_per_sm=1, split_min_group=2),
-    )
-}
 
 
 def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
@@ -98,12 +66,10 @@ def kernel_source(data: Path, gpu: MeasuredGpu) -> str:
 
 
 def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
-    frame = pd.read_parquet(data / gpu.folder / f"{table}.parquet")
+    frame = read_table(data, gpu, table)
     if "window_size" in frame:
         frame = frame[frame.window_size == 0]
     frame = frame[(frame.kv_cache_dtype == "bfloat16") & frame.head_dim.isin(HEAD_DIMS)]
-    frame = frame.rename(
-        columns={"batch_size": "batch", "num_heads": "query_heads",
-                 "num_key_value_heads": "kv_heads"},
-    )  # fmt: skip
+    names = {"batch_size": "batch", "num_heads": "query_heads", "num_key_value_heads": "kv_heads"}
+    frame = frame.rename(columns=names)
     return frame.assign(measured_s=frame.latency * MS).reset_index(drop=True)

@@ -1,6 +1,4 @@
-"""Collective time tables from aiconfigurator's measurements, as catalog files.
-
-    python -m calibration.fit.tables.collective_fit --data DIR [--check nccl_tests.csv] [--out DIR]
+"""Collective times from aiconfigurator's tables: `collectives.toml`.
 
 `message_size` in both source tables counts elements, not bytes. NCCL's half rows at n elements take
 as long as its int8 rows at 2n (A100, two ranks, all-gather: 38.1 us at 2^20 half, 38.3 us at 2^21
@@ -12,16 +10,17 @@ share, eight A100s would move 1.6 TB/s over 0.3 TB/s links.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibration.fit.tables.attention_tables import GPUS, MeasuredGpu
-from perfmodel import CollectiveCurve, MeasuredTimes, collective_curve
+from calibration.fit.tables.gpus import MeasuredGpu, read_table
+from calibration.records.toml_file import compact, significant, toml_text
+from perfmodel import MeasuredTimes
 from perfmodel.units import GB, MS, US
 
 Array = NDArray[np.float64]
@@ -30,22 +29,27 @@ ELEMENT_BYTES = 2.0  # half, bf16
 RANKS = (2, 4, 8)
 SMALL_BYTES = 1024.0  # latency is read here and below
 LARGE_BYTES = 64e6  # rate is read here and above
-SERIES = (("all_reduce", "nccl"), ("all_gather", "nccl"), ("all_reduce", "custom"),
-          ("all_reduce", "custom_eager"))  # fmt: skip
-HEADER = """# Collective times between the GPUs of one node, {gpu}.
-# By `python -m calibration.fit.tables.collective_fit`; form: perfmodel/kernels/collectives.py.
-# message_bytes of an all_gather: the gathered tensor. custom: vLLM's one- and two-shot all-reduce
-# in a CUDA graph, NCCL from 8 MB; custom_eager: the same launched eagerly.
+SERIES = (
+    ("all_reduce", "nccl"),
+    ("all_gather", "nccl"),
+    ("all_reduce", "custom"),
+    ("all_reduce", "custom_eager"),
+)
+HEADER = """\
+Collective times between the GPUs of one node, {gpu}.
+Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/collectives.py.
+message_bytes of an all_gather: the gathered tensor. custom: vLLM's one- and two-shot all-reduce
+in a CUDA graph, NCCL from 8 MB; custom_eager: the same launched eagerly.
 """
 
 
 def read_times(data: Path, gpu: MeasuredGpu, operation: str, algorithm: str) -> pd.DataFrame:
     """Rows (ranks, message_bytes, seconds) of one operation and algorithm."""
     if algorithm == "nccl":
-        frame = pd.read_parquet(data / gpu.folder / "nccl.parquet")
+        frame = read_table(data, gpu, "nccl")
         frame = frame[(frame.op_name == operation) & (frame.nccl_dtype == "half")]
     else:
-        frame = pd.read_parquet(data / gpu.folder / "custom_allreduce.parquet")
+        frame = read_table(data, gpu, "custom_allreduce")
         mode = {"custom": "vllm_graph", "custom_eager": "vllm_eager"}[algorithm]
         frame = frame[frame.backend == mode]
     return pd.DataFrame(
@@ -72,7 +76,7 @@ def unspiked(seconds: Array) -> Array:
     return out
 
 
-def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFrame]:
+def fit_collective_tables(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, Any], pd.DataFrame]:
     """The catalog table of one GPU and its leave-one-size-out errors."""
     measured, forms, errors = [], [], []
     for operation, algorithm in SERIES:
@@ -80,24 +84,16 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFra
         for ranks, rows in frame.groupby("ranks"):
             size, raw = rows.message_bytes.to_numpy(float), rows.seconds.to_numpy(float)
             time = monotone(unspiked(raw))
-            measured.append(
-                {
-                    "operation": operation,
-                    "algorithm": algorithm,
-                    "ranks": int(ranks),
-                    "message_bytes": size.tolist(),
-                    "time_us": [float(f"{t / US:.4g}") for t in time],
-                }
-            )
+            measured.append(measured_entry(operation, algorithm, int(ranks), size, time))
             errors += list(leave_one_out(operation, algorithm, int(ranks), size, raw, time))
         forms.append(_alpha_beta(operation, algorithm, frame, gpu))
-    versions = pd.read_parquet(data / gpu.folder / "nccl.parquet").iloc[0]
-    custom = pd.read_parquet(data / gpu.folder / "custom_allreduce.parquet").iloc[0]
+    versions = read_table(data, gpu, "nccl").iloc[0]
+    custom = read_table(data, gpu, "custom_allreduce").iloc[0]
     source = (
         f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: NCCL {versions.version}, "
         f"vLLM {custom.version}, {versions.device}"
     )
-    table: dict[str, object] = {
+    table: dict[str, Any] = {
         "source": source,
         "link_kind": gpu.link.kind,
         "link_GBps": gpu.link.bandwidth / GB,
@@ -109,7 +105,7 @@ def fit_gpu(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, object], pd.DataFra
 
 def leave_one_out(
     operation: str, algorithm: str, ranks: int, size: Array, raw: Array, time: Array
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """Each inner size predicted from a table without it, against the raw measurement."""
     for i in range(1, len(size) - 1):
         table = MeasuredTimes(
@@ -131,7 +127,7 @@ def leave_one_out(
 
 def _alpha_beta(
     operation: str, algorithm: str, frame: pd.DataFrame, gpu: MeasuredGpu
-) -> dict[str, object]:
+) -> dict[str, Any]:
     small = frame[frame.message_bytes <= SMALL_BYTES].groupby("ranks").seconds.median() / US
     large = frame[frame.message_bytes >= LARGE_BYTES]
     passes = 2.0 if operation == "all_reduce" else 1.0
@@ -146,73 +142,40 @@ def _alpha_beta(
     }
 
 
-def toml_text(gpu: str, table: dict[str, object], errors: pd.DataFrame) -> str:
-    """The catalog file."""
-    lines = [HEADER.format(gpu=gpu)]
-    lines += [f"{k} = {_value(table[k])}" for k in ("source", "link_kind", "link_GBps")]
-    lines += ["", "[residuals]"]
+def measured_entry(
+    operation: str, algorithm: str, ranks: int, size: Array, time: Array
+) -> dict[str, Any]:
+    """An entry of `[[measured]]`: sizes in bytes, times [s] written in us."""
+    return {
+        "operation": operation,
+        "algorithm": algorithm,
+        "ranks": ranks,
+        "message_bytes": size,
+        "time_us": [significant(t / US, 4) for t in time],
+    }
+
+
+def catalog_text(gpu: str, table: Mapping[str, Any], errors: pd.DataFrame) -> str:
+    """The catalog file of a table, with the errors of sizes left out."""
+    residuals = {}
     for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
         size = part.error.abs() * 100
         name = f"{operation}_{algorithm}_size_out"
-        lines.append(f"{name}_median_percent = {size.median():.2f}")
-        lines.append(f"{name}_p90_percent = {size.quantile(0.9):.2f}")
-    for kind in ("alpha_beta", "measured"):
-        entries = table[kind]
-        assert isinstance(entries, list)
-        for entry in entries:
-            lines += ["", f"[[{kind}]]", *(f"{k} = {_value(v)}" for k, v in entry.items())]
-    return "\n".join(lines) + "\n"
+        residuals[f"{name}_median_percent"] = round(float(size.median()), 2)
+        residuals[f"{name}_p90_percent"] = round(float(size.quantile(0.9)), 2)
+    plain = {key: compact(table[key], 12) for key in ("source", "link_kind", "link_GBps")}
+    entries = {
+        kind: [{k: compact(v, 12) for k, v in entry.items()} for entry in table[kind]]
+        for kind in ("alpha_beta", "measured")
+    }
+    return toml_text({**plain, "residuals": residuals, **entries}, header=HEADER.format(gpu=gpu))
 
 
-def _value(value: object) -> str:
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    return f"{value:.12g}"
-
-
-def print_checks(curve: CollectiveCurve, gpu: MeasuredGpu, nccl_tests: Path) -> None:
-    """NCCL's table against independent nccl-tests runs of the same GPU, where there are any."""
-    frame = pd.read_csv(nccl_tests)
-    frame = frame[frame.gpu.str.lower() == gpu.name.split("-")[0]]
-    if frame.empty:
-        return
-    predicted = curve.all_reduce_seconds(
-        message_bytes=frame.payload_bytes.to_numpy(float),
-        ranks=int(frame.n_gpu.iloc[0]),
-        algorithm="nccl",
-        link_bandwidth=gpu.link.bandwidth,
-    )
-    error = predicted / (frame.time_us.to_numpy() * US) - 1.0
-    for size, e in zip(frame.payload_bytes, error, strict=True):
-        print(f"  nccl-tests {gpu.name} x{frame.n_gpu.iloc[0]} {size:>12,d} B {e * 100:+6.1f} %")
-
-
-def main() -> None:
-    """Build, print and, with --out, write `<out>/<gpu>/collectives.toml`."""
-    parser = argparse.ArgumentParser(description="Collective times as catalog files.")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the system folders")
-    parser.add_argument("--gpu", nargs="*", default=list(GPUS), choices=list(GPUS))
-    parser.add_argument("--check", type=Path, help="nccl-tests results as CSV")
-    parser.add_argument("--out", type=Path, help="efficiency catalog to write into")
-    arguments = parser.parse_args()
-    for name in arguments.gpu:
-        gpu = GPUS[name]
-        table, errors = fit_gpu(arguments.data, gpu)
-        curve = collective_curve(table)
-        print(f"{name}: one size left out, |error| %")
-        for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
-            e = part.error.abs() * 100
-            print(f"  {operation:10} {algorithm:12} median {e.median():5.1f}  p90 "
-                  f"{e.quantile(0.9):5.1f}  worst {e.max():5.1f}")  # fmt: skip
-        if arguments.check:
-            print_checks(curve, gpu, arguments.check)
-        if arguments.out:
-            folder = arguments.out / name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "collectives.toml").write_text(toml_text(name, table, errors))
-
-
-if __name__ == "__main__":
-    main()
+def report_lines(errors: pd.DataFrame) -> list[str]:
+    """The errors as text: a line per operation and algorithm, each inner size left out."""
+    lines = ["collectives, a size left out, |error| %, median / p90 / worst"]
+    for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
+        size = part.error.abs() * 100
+        figures = f"{size.median():.1f} / {size.quantile(0.9):.1f} / {size.max():.1f}"
+        lines.append(f"  {operation:10} {algorithm:12} {figures}")
+    return lines

@@ -1,28 +1,16 @@
-"""aiconfigurator's tables of one GPU, or of all in a folder, as the catalog's own files."""
+"""Fit aiconfigurator's tables of one GPU: products, attention and collectives, as catalog files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from calibration.fit.report import FitReport
-from calibration.fit.tables.attention_fit import (
-    WAYS,
-    errors,
-    fit_gpu,
-    prefill_errors,
-    prefill_summary,
-)
-from calibration.fit.tables.attention_report import summary, toml_text
-from calibration.fit.tables.attention_tables import GPUS, read_prefill
-from calibration.fit.tables.collective_fit import fit_gpu as fit_collectives
-from calibration.fit.tables.collective_fit import toml_text as collectives_toml
-from calibration.fit.tables.gemm_fit import fit_curve, gemm_toml
-from calibration.fit.tables.gemm_fit import report as gemm_report
-from calibration.fit.tables.gemm_tables import read_gemm_table
-from calibration.records.steps import RecordError
-
-TABLES = ("gemm.parquet", "generation_attention.parquet", "context_attention.parquet",
-          "nccl.parquet", "custom_allreduce.parquet")  # fmt: skip
+from calibration.fit.tables import attention_errors, attention_fit, collective_fit, gemm_fit
+from calibration.fit.tables.attention_tables import read_prefill
+from calibration.fit.tables.fetch import TABLES, fetch
+from calibration.fit.tables.gemm_tables import gemm_table
+from calibration.fit.tables.gpus import GPUS, MeasuredGpu, read_table, table_path
+from calibration.records.jsonl import RecordError
 
 
 def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
@@ -31,34 +19,59 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     Raises
     ------
     RecordError
-        If the GPU is not one of those whose tables are known, or a table is missing.
+        If the GPU is not one of those whose tables are known, or a table is missing, of another
+        GPU or too small.
     """
-    names = {GPUS[name].folder: name for name in GPUS}
-    name = gpu or names.get(folder.name)
-    if name not in GPUS:
+    by_folder = {measured.folder: measured for measured in GPUS.values()}
+    measured = GPUS.get(gpu) if gpu else by_folder.get(folder.name)
+    if measured is None:
         raise RecordError(
-            f"{folder}: holds no tables of {name or 'a known GPU'}; use --gpu with one of "
+            f"{folder}: holds no tables of {gpu or 'a known GPU'}; use --gpu with one of "
             f"{', '.join(GPUS)}"
         )
-    data = folder.parent if folder.name == GPUS[name].folder else folder
-    for file in TABLES:
-        if not (data / GPUS[name].folder / file).is_file():
-            raise RecordError(f"{data / GPUS[name].folder}: {file} is missing")
-    report = FitReport(gpu=name, source=f"aiconfigurator's tables, {GPUS[name].folder}")
-    target = f"efficiency/{name}"
-    sheet = GPUS[name].sheet
-    gemm = fit_curve(read_gemm_table(data / GPUS[name].folder / "gemm.parquet"), sheet)
-    report.files[f"{target}/gemm.toml"] = gemm_toml(name, gemm, sheet)
-    report.notes += gemm_report(name, gemm).splitlines()
-    curve, fits = fit_gpu(data, GPUS[name])
-    decode = errors(curve, fits, GPUS[name])
-    ways = ["in_sample", *(f"{way}_out" for way in WAYS)]
-    prefill = prefill_errors(curve, read_prefill(data, GPUS[name]), GPUS[name])
-    figures = {**summary(decode, ways), **prefill_summary(prefill)}
-    report.files[f"{target}/attention.toml"] = toml_text(name, curve, figures)
-    report.notes += [f"attention: {key} = {value:g}" for key, value in figures.items()]
-    table, left = fit_collectives(data, GPUS[name])
-    report.files[f"{target}/collectives.toml"] = collectives_toml(name, table, left)
-    size = left.error.abs() * 100
-    report.notes.append(f"collectives: a size left out, median {size.median():.1f} %")
+    data = folder.parent if folder.name == measured.folder else folder
+    for table in TABLES:
+        table_path(data, measured, table)
+    report = FitReport(gpu=measured.name, source=f"aiconfigurator's tables, {measured.folder}")
+    _gemm(data, measured, report)
+    _attention(data, measured, report)
+    _collectives(data, measured, report)
     return report
+
+
+def fetch_missing(folder: Path) -> None:
+    """Download the tables into `folder` unless they are there.
+
+    Raises
+    ------
+    RecordError
+        If the download fails.
+    """
+    paths = [folder / g.folder / f"{table}.parquet" for g in GPUS.values() for table in TABLES]
+    if not all(path.is_file() for path in paths):
+        fetch(folder)
+
+
+def _gemm(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
+    table = gemm_table(read_table(data, gpu, "gemm"))
+    fit = gemm_fit.fit_gemm_table(table, gpu.sheet)
+    text = gemm_fit.catalog_text(gpu.name, fit, gpu.sheet)
+    report.files[f"efficiency/{gpu.name}/gemm.toml"] = text
+    report.notes += gemm_fit.report_lines(gpu.name, fit)
+
+
+def _attention(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
+    curve, fits = attention_fit.fit_attention_tables(data, gpu)
+    decode = attention_errors.decode_errors(curve, fits, gpu)
+    prefill = attention_errors.prefill_errors(curve, read_prefill(data, gpu), gpu)
+    figures = attention_errors.error_figures(decode, prefill)
+    text = attention_fit.catalog_text(gpu.name, curve, figures)
+    report.files[f"efficiency/{gpu.name}/attention.toml"] = text
+    report.notes += attention_errors.report_lines(decode)
+
+
+def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
+    table, left_out = collective_fit.fit_collective_tables(data, gpu)
+    text = collective_fit.catalog_text(gpu.name, table, left_out)
+    report.files[f"efficiency/{gpu.name}/collectives.toml"] = text
+    report.notes += collective_fit.report_lines(left_out)

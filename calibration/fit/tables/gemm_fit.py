@@ -1,19 +1,13 @@
-"""Fit a GPU's `GemmCurve` to published kernel times and say how far it errs on what it left out.
-
-`python -m calibration.fit.tables.gemm_fit --data DIR [--gpu h100-sxm] [--out DIR]`
-"""
+"""GEMM curves fitted to aiconfigurator's tables, with their leave-out errors: `gemm.toml`."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.fit.tables.attention_tables import GPUS
 from calibration.fit.tables.gemm_leave_out import (
     leave_both_sides_out,
     leave_one_cell_out,
@@ -24,14 +18,17 @@ from calibration.fit.tables.gemm_leave_out import (
 )
 from calibration.fit.tables.gemm_tables import (
     DECODE_ROWS,
+    SMALLEST_SIDE,
     ColdFloor,
     GemmTable,
     cold_floor,
     fill,
     level_in_m,
-    read_gemm_table,
     warm_cells,
 )
+from calibration.fit.tables.gpus import GPUS
+from calibration.records.jsonl import RecordError
+from calibration.records.toml_file import compact, fields_of, inline, toml_text
 from perfmodel import GPU, Waves, roofline_seconds
 from perfmodel.units import MIB, TB, TFLOP, US
 
@@ -42,6 +39,21 @@ M_KNOTS = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 81, 96, 112, 128, 129, 16
            256, 257, 384, 512, 513, 768, 769, 1024, 1025, 1280, 1536, 1792, 2048, 2049, 2560, 3072,
            3584, 4096, 8192, 16384, 32768)  # fmt: skip
 
+LEAST_MATRICES = 16  # four by four sides, measured at some m
+HEADER = """\
+GEMM times, {gpu}.
+Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/gemm.py.
+time_over_roofline_per_mille: a row per (n, k), n-major; a column per m.
+"""
+SCOPE = (
+    "each (m, n, k) predicted without it; m up to 4096, n and k from 256; "
+    "left_out_matrix: all m of the (n, k) left out; left_out_n: all of that n; "
+    "left_out_n_and_k: all of that n and of that k"
+)
+NOTE = (
+    "cells faster than launch_floor_us + weights / (cold_memory_efficiency x HBM) were read from "
+    "L2: dropped and filled from their neighbours; the percentage is of the cells with m up to 64"
+)
 
 # Whole waves of 128 x 256 tiles lower the error of a left-out n on Ampere and Ada (m from 257 to
 # 1024, median: A100 7.4 to 4.8 %, L40S 6.6 to 5.9 %) and raise it on Hopper, whose kernels share
@@ -112,15 +124,32 @@ def fit_base(table: GemmTable, gpu: GPU) -> Base:
     start = np.log([3e-6, 0.8, 0.7, 1.0])
     # No kernel exceeds a peak: where the data would rather have it so, the exponent takes the rest.
     most = np.log([1e-3, 1.0, 1.0, 100.0])
-    found = least_squares(
+    solved = least_squares(
         residuals, start, bounds=(np.full(4, -np.inf), most), loss="soft_l1", f_scale=0.1
     )
-    return base_of(found.x)
+    return base_of(solved.x)
 
 
-def fit_curve(measured: GemmTable, gpu: GPU) -> GemmFit:
-    """Drop cells that L2 served, fit the base, fill and level the multipliers."""
+def fit_gemm_table(measured: GemmTable, gpu: GPU) -> GemmFit:
+    """Drop cells that L2 served, fit the base, fill and level the multipliers.
+
+    Raises
+    ------
+    RecordError
+        If there are too few matrices to fit, or times that the GPU cannot reach.
+    """
+    matrices = int(np.isfinite(measured.seconds).any(axis=0).sum())
+    if matrices < LEAST_MATRICES:
+        raise RecordError(
+            f"products: {matrices} matrices of {SMALLEST_SIDE} rows and columns or more; "
+            f"{LEAST_MATRICES} are needed"
+        )
     floor = cold_floor(measured, hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes)
+    if not 0.0 < floor.memory_efficiency <= 1.0:
+        raise RecordError(
+            f"products: weights are read at {floor.memory_efficiency:.2f} of the HBM bandwidth of "
+            f"{gpu.name}; the table is of another GPU"
+        )
     warm = warm_cells(measured, floor, gpu.hbm_bandwidth)
     table = measured.without(warm)
     base = fit_base(table, gpu)
@@ -148,105 +177,79 @@ def leave_outs(fit: GemmFit) -> dict[str, FloatArray]:
     }
 
 
-def gemm_toml(name: str, fit: GemmFit, gpu: GPU) -> str:
+def catalog_text(name: str, fit: GemmFit, gpu: GPU) -> str:
     """The catalog file of a fit: parameters, provenance, residuals, table of multipliers."""
-    kept = np.isin(fit.table.m, M_KNOTS)
-    per_mille = np.rint(1000.0 * np.exp(fit.log_multiplier[kept])).astype(int)
-    rows = [
-        ", ".join(map(str, row)) for row in np.moveaxis(per_mille, 0, -1).reshape(-1, kept.sum())
-    ]
+    at_knots = np.isin(fit.table.m, M_KNOTS)
+    per_mille = np.rint(1000.0 * np.exp(fit.log_multiplier[at_knots])).astype(int)
+    waves = waves_of(gpu)
+    values = {
+        "kernel_latency_us": round(fit.base.kernel_latency_s / US, 4),
+        "memory_efficiency": round(fit.base.memory_efficiency, 4),
+        "compute_efficiency": round(fit.base.compute_efficiency, 4),
+        "overlap_exponent": round(fit.base.overlap_exponent, 4),
+        **({} if waves is None else {"waves": fields_of(waves)}),
+        "source": _source(name, fit.table),
+        "fit": _provenance(name, fit, gpu),
+        "residuals": _residuals(fit),
+        "table": {
+            "m": compact(fit.table.m[at_knots], 12),
+            "n": compact(fit.table.n, 12),
+            "k": compact(fit.table.k, 12),
+            "time_over_roofline_per_mille": np.moveaxis(per_mille, 0, -1).reshape(
+                -1, int(at_knots.sum())
+            ),
+        },
+    }
+    return toml_text(values, header=HEADER.format(gpu=name))
+
+
+def _source(name: str, table: GemmTable) -> dict[str, str]:
+    return {
+        "dataset": f"PyPI aiconfigurator-core 0.12.0, {GPUS[name].folder}/gemm.parquet",
+        "licence": "Apache-2.0",
+        "device": table.device,
+        "kernel_library": table.kernel_library,
+        "kernel_version": table.kernel_version,
+        "dtype": "bfloat16",
+    }
+
+
+def _provenance(name: str, fit: GemmFit, gpu: GPU) -> dict[str, str | float]:
+    return {
+        "command": f"specroof calibrate fit-tables DIR --gpu {name}",
+        "peak_TFLOPS": compact(gpu.peak_flops / TFLOP),
+        "hbm_TBps": compact(gpu.hbm_bandwidth / TB),
+        "l2_MiB": compact(gpu.l2_bytes / MIB),
+        "launch_floor_us": round(fit.floor.launch_s / US, 4),
+        "cold_memory_efficiency": round(fit.floor.memory_efficiency, 4),
+        "warm_cells_dropped_percent": round(100.0 * fit.warm_share, 2),
+        "note": NOTE,
+    }
+
+
+def _residuals(fit: GemmFit) -> dict[str, Any]:
+    """Absolute errors in percent: of each cell left out, then of whole matrices and sides."""
+    summaries = {way: _rounded(summary(e, fit.table)) for way, e in leave_outs(fit).items()}
+    cell = summaries.pop("cell")
+    values: dict[str, Any] = {"scope": SCOPE, **cell.pop("all"), "by_region": _inline(cell)}
+    for way, regions in summaries.items():
+        values[f"left_out_{way}"] = {**regions.pop("all"), **_inline(regions)}
+    return values
+
+
+def _rounded(regions: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {r: {k: round(v, 2) for k, v in figures.items()} for r, figures in regions.items()}
+
+
+def _inline(regions: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return {region: inline(figures) for region, figures in regions.items()}
+
+
+def report_lines(name: str, fit: GemmFit) -> list[str]:
+    """The errors as text: median / 90th percentile / worst, by region."""
+    used = np.isfinite(fit.table.seconds).sum()
     lines = [
-        f"# GEMM times of {name}; written by calibration.fit.tables.gemm_fit, not by hand.",
-        f"kernel_latency_us = {fit.base.kernel_latency_s / US:.4f}",
-        f"memory_efficiency = {fit.base.memory_efficiency:.4f}",
-        f"compute_efficiency = {fit.base.compute_efficiency:.4f}",
-        f"overlap_exponent = {fit.base.overlap_exponent:.4f}",
-        *_waves(waves_of(gpu)),
-        *_provenance(name, fit, gpu),
-        *_residuals(fit),
-        "",
-        "[table]",
-        f"m = {_integers(fit.table.m[kept])}",
-        f"n = {_integers(fit.table.n)}",
-        f"k = {_integers(fit.table.k)}",
-        "# A row per (n, k), n-major; a column per m.",
-        "time_over_roofline_per_mille = [",
-        *(f"  [{row}]," for row in rows),
-        "]",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _waves(waves: Waves | None) -> list[str]:
-    if waves is None:
-        return []
-    return [
-        "",
-        "[waves]",
-        f"sm_count = {waves.sm_count}",
-        f"tile_rows = {waves.tile_rows}",
-        f"tile_columns = {waves.tile_columns}",
-        f"from_m = {waves.from_m:g}",
-    ]
-
-
-def _provenance(name: str, fit: GemmFit, gpu: GPU) -> list[str]:
-    table = fit.table
-    return [
-        "",
-        "[source]",
-        f'dataset = "PyPI aiconfigurator-core 0.12.0, {GPUS[name].folder}/gemm.parquet"',
-        'licence = "Apache-2.0"',
-        f'device = "{table.device}"',
-        f'kernel_library = "{table.kernel_library}"',
-        f'kernel_version = "{table.kernel_version}"',
-        'dtype = "bfloat16"',
-        "",
-        "[fit]",
-        f'command = "python -m calibration.fit.tables.gemm_fit --data DIR --gpu {name}"',
-        f"peak_TFLOPS = {gpu.peak_flops / TFLOP:g}",
-        f"hbm_TBps = {gpu.hbm_bandwidth / TB:g}",
-        f"l2_MiB = {gpu.l2_bytes / MIB:g}",
-        f"launch_floor_us = {fit.floor.launch_s / US:.4f}",
-        f"cold_memory_efficiency = {fit.floor.memory_efficiency:.4f}",
-        f"warm_cells_dropped_percent = {100.0 * fit.warm_share:.2f}",
-        'note = "cells faster than launch_floor_us + weights / (cold_memory_efficiency x HBM) were '
-        "read from L2: dropped and filled from their neighbours; the percentage is of the cells "
-        'with m up to 64"',
-    ]
-
-
-def _residuals(fit: GemmFit) -> list[str]:
-    """Error tables, absolute percent: each cell left out, then whole matrices and whole sides."""
-    errors = leave_outs(fit)
-    lines = ["", "[residuals]", *_key_values(summary(errors["cell"], fit.table)["all"])]
-    lines.insert(2, 'scope = "each (m, n, k) predicted without it; m up to 4096, n and k from 256; '
-                    "left_out_matrix: all m of the (n, k) left out; left_out_n: all of that n; "
-                    'left_out_n_and_k: all of that n and of that k"')  # fmt: skip
-    for part in ("by_region", "left_out_matrix", "left_out_n", "left_out_n_and_k"):
-        lines += ["", f"[residuals.{part}]"]
-        regions = summary(errors["cell" if part == "by_region" else part[9:]], fit.table)
-        if part != "by_region":
-            lines += _key_values(regions["all"])
-        for region, figures in regions.items():
-            if region != "all":
-                lines.append(f"{region} = {{ {', '.join(_key_values(figures))} }}")
-    return lines
-
-
-def _key_values(figures: dict[str, float]) -> list[str]:
-    return [f"{key} = {value:.2f}" for key, value in figures.items()]
-
-
-def _integers(knots: FloatArray) -> str:
-    return "[" + ", ".join(f"{knot:.0f}" for knot in knots) + "]"
-
-
-def report(name: str, fit: GemmFit) -> str:
-    """The same errors for people: median / 90th percentile / worst, by region."""
-    kept = np.isfinite(fit.table.seconds).sum()
-    lines = [
-        f"{name}: {fit.table.device}, {kept:,} cells kept; dropped as read from L2: "
+        f"{name}: {fit.table.device}, {used:,} cells used; dropped as read from L2: "
         f"{100.0 * fit.warm_share:.1f} % of the cells with m up to {DECODE_ROWS:g}"
     ]
     for left_out, errors in leave_outs(fit).items():
@@ -254,27 +257,4 @@ def report(name: str, fit: GemmFit) -> str:
         for region, figures in summary(errors, fit.table).items():
             values = " / ".join(f"{value:5.1f}" for value in figures.values())
             lines.append(f"    {region:24s} {values}")
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit, print the errors, and write `<out>/<gpu>/gemm.toml` if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m calibration.fit.tables.gemm_fit", description=__doc__
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the GPUs' tables")
-    parser.add_argument("--gpu", choices=sorted(GPUS), help="one GPU; all by default")
-    parser.add_argument("--out", type=Path, help="write <out>/<gpu>/gemm.toml")
-    options = parser.parse_args(arguments)
-    for name in [options.gpu] if options.gpu else sorted(GPUS):
-        gpu = GPUS[name].sheet
-        fit = fit_curve(read_gemm_table(options.data / GPUS[name].folder / "gemm.parquet"), gpu)
-        print(report(name, fit), flush=True)
-        if options.out:
-            target = options.out / name / "gemm.toml"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(gemm_toml(name, fit, gpu))
-
-
-if __name__ == "__main__":
-    main()
+    return lines

@@ -1,9 +1,8 @@
-"""How far a GEMM table errs on what was left out of it: a cell, a matrix, a whole n, n and k.
+"""Leave-one-out errors of a GEMM table: a cell, a matrix, a whole n, a whole n and k.
 
 Functions take the table, its log multipliers levelled in m and its log base (both (M, N, K)) and
-give the signed relative error of each scored cell, NaN elsewhere. The base is not refitted without
-the cell: it has four parameters and thousands of cells. Cells that were filled, not measured, help
-no prediction here.
+return the signed relative error of each scored cell, NaN elsewhere. The base is not refitted
+without the cell: it has four parameters and thousands of cells. Filled cells are not used.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from calibration.fit.tables.gemm_tables import (
     level_in_m,
     predict_along,
 )
+from perfmodel.units import MB
 
 SMALLEST_SCORED_SIDE = 256
 LARGEST_SCORED_M = 4096
@@ -39,11 +39,11 @@ def leave_one_cell_out(
     """Each cell from its matrix's curve, levelled anew without it, and from the matrices beside it
     at the same m."""
     known = _measured_only(table, log_multiplier)
-    own = _own_curve_without_cell(table, log_base)
+    same_matrix = _curve_without_cell(table, log_base)
     _, gap_m = predict_along(known, table.m, 0)
     along_n, gap_n = predict_along(known, table.n, 1)
     along_k, gap_k = predict_along(known, table.k, 2)
-    predicted = combine([own, along_n, along_k], [gap_m, gap_n, gap_k], known)
+    predicted = combine([same_matrix, along_n, along_k], [gap_m, gap_n, gap_k], known)
     return _relative_error(predicted, table, log_base)
 
 
@@ -60,8 +60,8 @@ def leave_one_matrix_out(
 def leave_one_side_out(
     table: GemmTable, log_multiplier: FloatArray, log_base: FloatArray, *, axis: int
 ) -> FloatArray:
-    """Each cell with all of its n (axis 1) or all of its k (axis 2) left out: what a matrix must
-    expect whose n, or k, is no knot."""
+    """Each cell with all of its n (axis 1) or all of its k (axis 2) left out: the error of a matrix
+    whose n, or k, is not a knot."""
     known = _measured_only(table, log_multiplier)
     predicted, _ = predict_along(known, (table.m, table.n, table.k)[axis], axis)
     return _relative_error(predicted, table, log_base)
@@ -70,7 +70,7 @@ def leave_one_side_out(
 def leave_both_sides_out(
     table: GemmTable, log_multiplier: FloatArray, log_base: FloatArray
 ) -> FloatArray:
-    """Each cell from the four matrices diagonal to it: neither its n nor its k is a knot."""
+    """Each cell from the four matrices diagonal to it: the error of one between knots."""
     known = _measured_only(table, log_multiplier)
     along_k, _ = predict_along(known, table.k, 2)
     predicted, _ = predict_along(along_k, table.n, 1)
@@ -83,17 +83,17 @@ def summary(errors: FloatArray, table: GemmTable) -> dict[str, dict[str, float]]
     for low, high in M_BANDS:
         rows = (table.m >= low) & (table.m <= high)
         regions[f"m_{low}_to_{high}"] = np.broadcast_to(rows[:, None, None], errors.shape)
-    size = np.broadcast_to(table.weight_bytes / 1e6, errors.shape)
+    weights_MB = np.broadcast_to(table.weight_bytes / MB, errors.shape)
     for low, high in WEIGHT_BANDS_MB:
-        regions[f"weights_{low}_to_{high}_MB"] = (size > low) & (size <= high)
+        regions[f"weights_{low}_to_{high}_MB"] = (weights_MB > low) & (weights_MB <= high)
     figures = {}
     for name, cells in regions.items():
-        found = 100.0 * np.abs(errors[cells & np.isfinite(errors)])
-        if found.size:
+        size = 100.0 * np.abs(errors[cells & np.isfinite(errors)])
+        if size.size:
             figures[name] = {
-                "median_percent": float(np.median(found)),
-                "p90_percent": float(np.percentile(found, 90)),
-                "worst_percent": float(found.max()),
+                "median_percent": float(np.median(size)),
+                "p90_percent": float(np.percentile(size, 90)),
+                "worst_percent": float(size.max()),
             }
     return figures
 
@@ -102,7 +102,7 @@ def _measured_only(table: GemmTable, log_multiplier: FloatArray) -> FloatArray:
     return np.where(np.isfinite(table.seconds), log_multiplier, np.nan)
 
 
-def _own_curve_without_cell(table: GemmTable, log_base: FloatArray) -> FloatArray:
+def _curve_without_cell(table: GemmTable, log_base: FloatArray) -> FloatArray:
     """Log multiplier of each scored cell from its matrix's other m, (M, N, K)."""
     log_seconds, log_m = np.log(table.seconds), np.log(table.m)
     predicted = np.full_like(log_seconds, np.nan)

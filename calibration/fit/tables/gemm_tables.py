@@ -1,23 +1,20 @@
-"""Published GEMM times as arrays, cleaned: reads that L2 served dropped, noise in m levelled.
-
-The importer reads the `gemm.parquet` that PyPI's aiconfigurator-core ships per GPU.
-"""
+"""Published GEMM times as arrays: cells served by L2 dropped, noise in m levelled, gaps filled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-SMALLEST_SIDE = 128  # narrower matrices are no decoder's layer, at any TP degree
+SMALLEST_SIDE = 128  # no decoder layer is narrower, at any TP degree
 DECODE_ROWS = 64.0  # up to here every layer of a decoder is bound by its weights
-WARM_MARGIN = 0.03  # a cell this far below the cold floor is no noise
+WARM_MARGIN = 0.03  # noise of a cell at the cold floor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,17 +51,8 @@ class ColdFloor:
         return self.launch_s + weight_bytes / (self.memory_efficiency * hbm_bandwidth)
 
 
-def read_gemm_table(path: Path) -> GemmTable:
-    """The bf16 rows of one `gemm.parquet`, of matrices with both sides of 128 or more.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    """
-    import pandas as pd
-
-    rows = pd.read_parquet(path)
+def gemm_table(rows: pd.DataFrame) -> GemmTable:
+    """The bf16 rows of aiconfigurator's table "gemm", of matrices with sides of 128 or more."""
     rows = rows[rows["gemm_dtype"] == "bfloat16"]
     rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
     m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
@@ -86,16 +74,16 @@ def read_gemm_table(path: Path) -> GemmTable:
 
 
 def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> ColdFloor:
-    """What a cold read costs at least, by matrices of which L2 can hold less than a quarter.
+    """The least time of a cold read, from matrices of which L2 can hold less than a quarter.
 
     Launch is the shortest time in the table; the rate is the 95th percentile of weight bytes over
-    time past launch, at up to `DECODE_ROWS` rows.
+    time past launch, at up to `DECODE_ROWS` rows, and 0 if no matrix is large enough.
     """
     launch = float(np.nanmin(table.seconds))
     large = (table.m <= DECODE_ROWS)[:, None, None] & (table.weight_bytes > 4.0 * l2_bytes)
     large = large & np.isfinite(table.seconds)
     sizes = np.broadcast_to(table.weight_bytes, table.seconds.shape)[large]
-    rate = sizes / (table.seconds[large] - launch)
+    rate = np.append(sizes / (table.seconds[large] - launch), [] if large.any() else [0.0])
     return ColdFloor(
         launch_s=launch, memory_efficiency=float(np.percentile(rate, 95)) / hbm_bandwidth
     )
@@ -114,9 +102,9 @@ def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
     """The nearest sequence that never falls (weighted least squares), (M,) → (M,).
 
     Steps up, at tile edges, stay; a dip or an outlier is averaged with its neighbours, so the
-    level is not biased upward as a running maximum would be. Where kernels do get slower and then
-    faster again as m grows (A100 at 2 to 16 rows, Hopper at 224) a curve that never falls must
-    miss one side: `batch_weight` says which m it should rather meet.
+    level is not biased upward as a running maximum would be. Where kernels get slower and then
+    faster again as m grows (A100 at 2 to 16 rows, Hopper at 224) a curve that never falls misses
+    one side; `batch_weight` sets which.
     """
     from scipy.optimize import isotonic_regression  # a reader of tables never needs scipy
 

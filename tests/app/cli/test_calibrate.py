@@ -12,8 +12,9 @@ import pytest
 from tiny_folder import write_model, write_text, write_tokenizer
 
 from app.cli.main import run
-from calibration.records.acceptance import read_records
-from calibration.records.counted import CountedRun, append_run
+from calibration.records.acceptance import read_acceptance
+from calibration.records.counted import CountedLine, CountedRun
+from calibration.records.jsonl import write_records
 
 
 @pytest.fixture
@@ -142,18 +143,12 @@ def test_the_document_names_the_printed_keys(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(MEASURE) == 0
-    record = read_records(place / "r.jsonl").records[0]
+    record = read_acceptance(place / "r.jsonl").records[0]
     counted = CountedRun(
-        text="a",
-        prefix_tokens=128,
-        windows=(3,),
-        view=record.view,
-        gamma=4,
-        temperature=1.0,
-        seed=1,
-        accepted=((4, 2), (3, 1)),
-    )
-    append_run(place / "counted.jsonl", counted, {})
+        text="a", context_tokens=128, windows=(3,), view=record.view, gamma=4, temperature=1.0,
+        seed=1, accepted=((4, 2), (3, 1)),
+    )  # fmt: skip
+    write_records(place / "counted.jsonl", {}, [CountedLine(counted=counted)])
     capsys.readouterr()
     words = "calibrate acceptance-report r.jsonl --counted counted.jsonl --json"
     assert run([*words.split(), "--tolerance", "100"]) == 0

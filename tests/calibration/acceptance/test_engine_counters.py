@@ -19,6 +19,24 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 6.0e
 """
 
 
+def page(
+    drafts: float,
+    accepted: list[float],
+    *,
+    draft_tokens: float | None = None,
+    model: str = "m",
+) -> str:
+    """vLLM's counters of one engine."""
+    labels = f'engine="0",model_name="{model}"'
+    lines = [f"vllm:spec_decode_num_drafts_total{{{labels}}} {drafts}"]
+    if draft_tokens is not None:
+        lines.append(f"vllm:spec_decode_num_draft_tokens_total{{{labels}}} {draft_tokens}")
+    for position, count in enumerate(accepted):
+        series = f'{labels},position="{position}"'
+        lines.append(f"vllm:spec_decode_num_accepted_tokens_per_pos_total{{{series}}} {count}")
+    return "\n".join(lines) + "\n"
+
+
 def test_vllms_counters_become_conditional_rates() -> None:
     found = parse_acceptance(METRICS, "metrics.txt")
     assert found.per_position == pytest.approx((0.8, 0.75))
@@ -39,6 +57,65 @@ def test_vllms_counters_become_conditional_rates() -> None:
 )
 def test_vllms_json_says_the_same(value: object) -> None:
     assert parse_acceptance(json.dumps(value), "f").per_position == pytest.approx((0.8, 0.75))
+
+
+def test_a_benchmark_result_of_vllm_holds_shares_of_its_rounds() -> None:
+    result = {"spec_decode_num_drafts": 1000, "spec_decode_draft_tokens": 2000,
+              "spec_decode_per_position_acceptance_rates": [0.8, 0.6]}  # fmt: skip
+    assert parse_acceptance(json.dumps(result), "f").per_position == pytest.approx((0.8, 0.75))
+    del result["spec_decode_num_drafts"]
+    with pytest.raises(ConfigError, match="without spec_decode_num_drafts"):
+        parse_acceptance(json.dumps(result), "f")
+
+
+def test_log_windows_of_vllm_count_by_their_rounds() -> None:
+    line = (
+        "INFO SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted: {} tokens, "
+        "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%"
+    )
+    first = line.format(2.4, 420, 600, "0.800, 0.600")  # 300 rounds
+    second = line.format(1.5, 50, 200, "0.400, 0.100")  # 100 rounds
+    alone = parse_acceptance(first, "f")
+    assert (alone.rounds, alone.per_position) == (300, pytest.approx((0.8, 0.75)))
+    both = parse_acceptance(f"{first}\n{second}\n", "f")
+    assert both.rounds == 400
+    assert both.per_position == pytest.approx((280 / 400, 190 / 280))
+
+
+def test_a_page_scraped_before_and_after_a_run_gives_the_run_alone() -> None:
+    before, after = page(500, [450, 400]), page(1500, [1250, 1000])
+    found = parse_acceptance(before + after, "f")
+    assert (found.rounds, found.per_position) == (1000, pytest.approx((0.8, 0.75)))
+
+
+def test_counters_of_several_models_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="several models, a, b"):
+        parse_acceptance(page(10, [9], model="a") + page(10, [3], model="b"), "f")
+
+
+@pytest.mark.parametrize(("draft_tokens", "fixed"), [(2000, True), (1990, True), (1500, False)])
+def test_a_varying_number_of_drafts_is_refused(draft_tokens: float, fixed: bool) -> None:
+    text = page(1000, [800, 600], draft_tokens=draft_tokens)
+    if fixed:
+        assert parse_acceptance(text, "f").per_position == pytest.approx((0.8, 0.75))
+        return
+    with pytest.raises(ConfigError, match=r"1\.50 per round and not 2"):
+        parse_acceptance(text, "f")
+
+
+def test_counters_without_positions_become_a_share_to_state() -> None:
+    text = ('vllm:spec_decode_num_accepted_tokens_total{model_name="m"} 642\n'
+            'vllm:spec_decode_num_draft_tokens_total{model_name="m"} 1000\n')  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--accepted-fraction 0\.642"):
+        parse_acceptance(text, "f")
+
+
+def test_an_idle_rank_of_sglang_is_left_out() -> None:
+    text = 'sglang:spec_accept_length{dp_rank="%d"} %s\n'
+    ranks = text % (0, "3.05") + text % (1, "0.0")
+    assert parse_acceptance(ranks, "f", gamma=4) == parse_acceptance(
+        text % (0, "3.05"), "f", gamma=4
+    )
 
 
 def test_our_own_rounds_are_counted() -> None:
@@ -74,10 +151,12 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no acceptance there"),
-        ("hello", "no acceptance there"),
-        ("{broken", "no acceptance there"),
-        ("vllm:spec_decode_num_drafts_total 5.0", "it needs"),
+        ("", "holds no acceptance"),
+        ("hello", "holds no acceptance"),
+        ("{broken", "holds no acceptance"),
+        (page(0, [0, 0], draft_tokens=0), "no draft was made yet"),
+        ("accept len: 0.0", "no round was run yet"),
+        ("vllm:spec_decode_num_drafts_total 5.0", "needs vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "rise"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "rise"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be positive"),

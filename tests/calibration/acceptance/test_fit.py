@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from acceptance_samples import HEADER, record, records, view
 
-from calibration.acceptance.fit import fit_records
-from calibration.acceptance.toml import curve_toml, curves_toml
+from calibration.acceptance.fit import curves_text, fit_records
 from calibration.records.acceptance import RecordSet
 from perfmodel import (
     ConfigError,
@@ -113,8 +112,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     fits = fit_records(records(truth))
     named = [(replace(fit.curve, target='a "b"\n\\c'), fit.free) for fit in fits]
     both, one = tmp_path / "both.toml", tmp_path / "one.toml"
-    both.write_text(curves_toml(named, command="x"), encoding="utf-8")
-    one.write_text(curve_toml(*named[0], command="x"), encoding="utf-8")
+    both.write_text(curves_text(named, command="x"), encoding="utf-8")
+    one.write_text(curves_text(named[:1], command="x"), encoding="utf-8")
     read = read_acceptance_curves(both)
     assert read_acceptance_curves(one) == read[:1]
     for (curve, _), found in zip(named, read, strict=True):

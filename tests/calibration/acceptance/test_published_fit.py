@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from calibration.acceptance.fit import fit_records
-from calibration.acceptance.published_fit import fit_all, fit_curve
-from calibration.acceptance.published_points import (
-    SMOLLM2_ALPHA,
+import perfmodel
+from app.cli.main import run as specroof
+from calibration.acceptance.fit import curves_text, fit_records
+from calibration.acceptance.published_fit import (
+    FIRST_RUNS,
     Choice,
-    first_smollm2_points,
+    fit_all,
+    fit_curve,
+    fit_published_curves,
     published_points,
 )
-from calibration.acceptance.toml import curve_toml
-from calibration.records.acceptance import read_records
+from calibration.records.acceptance import read_acceptance
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, acceptance_loss
-from perfmodel.acceptance.tokens import tokens_per_round_iid
 from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
-RECORDS = MEASURED / "h200-acceptance-records.jsonl.gz"
+RECORDS = MEASURED / "acceptance-h200-smollm2-135m.jsonl.gz"
 CHOICE = Choice("a", "self", "streamingllm")
 
 
@@ -63,11 +65,10 @@ def test_noise_in_the_points_is_found_again_in_sigma() -> None:
 
 def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
     catalog = {Choice(c.target, c.draft, c.draft_policy): c for c in measured_curves()}
-    first = first_smollm2_points()
-    refitted = fit_all({choice: curve.points for choice, curve in catalog.items()} | first)
+    refitted = fit_all(published_points())
     assert refitted.keys() == catalog.keys()
     for choice, fit in refitted.items():
-        if choice in first:
+        if choice in FIRST_RUNS:
             continue
         for field in fields(AcceptanceCurve):
             new, old = getattr(fit.curve, field.name), getattr(catalog[choice], field.name)
@@ -78,7 +79,7 @@ def test_refitting_the_catalogs_points_reproduces_the_catalog() -> None:
 
 
 def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
-    for fit in fit_records(read_records(RECORDS)):
+    for fit in fit_records(read_acceptance(RECORDS)):
         found = fit.curve
         known = acceptance_curve(found.target, found.draft, found.draft_policy)
         assert known is not None and known.origin == "fitted"
@@ -90,34 +91,30 @@ def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
 
 def test_a_written_curve_reads_back() -> None:
     curve = measured_curves()[0]
-    text = curve_toml(curve, ("level",), command="x")
+    text = curves_text([(curve, ("level",))], command="x")
     assert parse_acceptance_curve(text, "curve.toml") == curve
 
 
-def test_published_tables_become_points(tmp_path: Path) -> None:
-    omega = float(tokens_per_round_iid(0.8, 3))
-    (tmp_path / "magicdec_step_times.csv").write_text(
-        "table,target,draft,draft_method,draft_kv_budget,prefix_tokens,gamma,tokens_per_round\n"
-        f"T6,Llama3.1-8B,Llama3.1-8B,SnapKV,2049,32000,3,{omega}\n"
-        f"T6,Llama3.1-8B,Llama3.1-8B,SnapKV,2049,32000,5,{float(tokens_per_round_iid(0.9, 5))}\n"
-        f"T6,Llama3.1-8B,Llama3.2-1B,StreamingLLM,,32000,3,{omega}\n"
-    )
-    (tmp_path / "magicdec_acceptance_vs_context.csv").write_text(
-        "target,draft,draft_method,draft_kv_budget,task,seq_len,acceptance_rate\n"
-        "Llama3.1-8B,Llama3.1-8B,StreamingLLM,512,PG-19,4000,0.84\n"
-    )
-    (tmp_path / "triforce_acceptance.csv").write_text(
-        "draft,draft_kv_budget,temperature,acceptance_rate\n"
-        "retrieval cache 4K + JF68M StreamingLLM,4096,0.0,0.92\n"
-        "self StreamingLLM (budget assumed),4096?,0.6,0.87\n"
-        "JF68M StreamingLLM,1024,0.0,0.46\n"
-    )
-    points = published_points(tmp_path)
-    snapkv = points[Choice("llama-3.1-8b", "self", "snapkv")]
-    assert [(p.kv_budget_tokens, p.alpha) for p in snapkv] == [(2049.0, 0.85)]
-    unstated = points[Choice("llama-3.1-8b", "llama-3.2-1b", "streamingllm")]
-    assert [(p.kv_budget_tokens, p.alpha) for p in unstated] == [(None, 0.8)]
-    assert points[Choice("llama-2-7b-128k", "llama-68m", "streamingllm")][0].alpha == 0.46
-    assert len(points[Choice("smollm2-135m", "self", "snapkv")]) == 8
-    assert len(points) == 7
-    assert len(SMOLLM2_ALPHA) == 4
+def test_the_catalog_gets_a_file_for_every_published_curve() -> None:
+    files, _ = fit_published_curves()
+    for name, text in files.items():
+        assert parse_acceptance_curve(text, name).points, name
+    curves = {f"acceptance/{c.target}--{c.draft}--{c.draft_policy}.toml" for c in measured_curves()}
+    assert set(files) == {name for name in curves if "smollm2" not in name}
+
+
+def test_the_command_writes_what_the_catalog_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert specroof(["calibrate", "fit-published", f"--output={tmp_path}"]) == 0
+    assert "engine magicdec" in capsys.readouterr().out
+    shipped = Path(perfmodel.__file__).parent / "catalog"
+    written = sorted(tmp_path.rglob("*.toml"))
+    assert len(written) == 8
+    for path in written:
+        again = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = tomllib.loads((shipped / path.relative_to(tmp_path)).read_text(encoding="utf-8"))
+        assert again.keys() == known.keys(), path.name
+        for key, value in known.items():
+            if isinstance(value, float):
+                assert again[key] == pytest.approx(value, rel=1e-3, abs=2e-3), (path.name, key)

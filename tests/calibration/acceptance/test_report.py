@@ -13,9 +13,9 @@ from acceptance_samples import HEADER, record, records, view
 from calibration.acceptance.report import acceptance_report
 from calibration.acceptance.tables import report_lines
 from calibration.records.acceptance import DraftView, RecordSet
-from calibration.records.counted import CountedRun, append_run, read_runs
+from calibration.records.counted import CountedLine, CountedRun, read_runs
+from calibration.records.jsonl import RecordError, write_records
 from perfmodel import acceptance_loss, tokens_per_round_iid
-from runtime import InputError
 
 
 def alpha(budget: float, context: float) -> float:
@@ -33,7 +33,7 @@ def counted(
     accepted = drawn.cumprod(2).sum(2)
     return CountedRun(
         text="t",
-        prefix_tokens=7800,
+        context_tokens=7800,
         windows=(3, 7),
         view=shown,
         gamma=gamma,
@@ -58,11 +58,11 @@ def test_a_right_curve_predicts_what_is_counted() -> None:
 def test_counted_runs_are_read_back_plain_and_gzipped(tmp_path: Path) -> None:
     run = counted(view("snapkv", 64), 0.8)
     plain, packed = tmp_path / "c.jsonl", tmp_path / "c.jsonl.gz"
-    append_run(plain, run, {"device": "cpu"})
+    write_records(plain, {"device": "cpu"}, [CountedLine(counted=run)])
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert read_runs(plain) == read_runs(packed) == [run]
     packed.write_bytes(b"no gzip")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(RecordError, match="cannot be read"):
         read_runs(packed)
 
 

@@ -49,7 +49,7 @@ def reader(decoder: Decoder, task: Task = TASK) -> CachedText:
 
 
 def measure(decoder: Decoder, *views: DraftView, task: Task = TASK) -> list[Record]:
-    window = Window(text="t", prefix_tokens=PREFIX, index=0, start=0)
+    window = Window(text="t", context_tokens=PREFIX, index=0, start=0)
     return list(measure_window(reader(decoder, task), None, window, text(), views))
 
 
@@ -78,7 +78,7 @@ class Forced:
 @torch.inference_mode()
 def test_a_round_sees_what_the_engines_drafter_sees(decoder: Decoder, view: DraftView) -> None:
     tokens, own = text(), reader(decoder)
-    own.prefill(tokens, prefix_tokens=PREFIX, window_queries=8)
+    own.prefill(tokens, context_tokens=PREFIX, window_queries=8)
     hidden, _ = own.draft_hidden(view)
     rows = probability_rows(decoder, hidden, 1.0).view(TASK.rounds, TASK.gamma, -1)
     policy = (
@@ -119,7 +119,7 @@ def test_views_leave_the_targets_own_pages_alone(decoder: Decoder) -> None:
 def test_all_pages_come_back(decoder: Decoder) -> None:
     own = reader(decoder)
     with torch.inference_mode():
-        own.prefill(text(), prefix_tokens=PREFIX, window_queries=8)
+        own.prefill(text(), context_tokens=PREFIX, window_queries=8)
         free = own.cache.free_pages
         for view in (FULL, SINKS, SNAP, replace(SINKS, positions="relative")):
             own.draft_hidden(view)
@@ -132,7 +132,7 @@ def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
     the cache."""
     task = replace(TASK, scored_tokens=4)
     tokens, own = text(), reader(decoder, task)
-    own.prefill(tokens, prefix_tokens=PREFIX, window_queries=0)
+    own.prefill(tokens, context_tokens=PREFIX, window_queries=0)
     found, _ = own.draft_hidden(replace(SINKS, positions="relative"))
     page, sink_pages = 4, 2
     tail = -(-(PREFIX - (48 - sink_pages * page)) // page)
@@ -159,7 +159,7 @@ def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
 
 
 def test_a_standalone_draft_that_is_the_target_is_always_accepted(decoder: Decoder) -> None:
-    window = Window(text="t", prefix_tokens=PREFIX, index=0, start=0)
+    window = Window(text="t", context_tokens=PREFIX, index=0, start=0)
     (record,) = measure_window(reader(decoder), reader(decoder), window, text(), [FULL])
     assert record.overlap == pytest.approx([3.0] * 4, abs=1e-9)
 
@@ -168,7 +168,7 @@ def test_another_draft_is_not(decoder: Decoder, tmp_path: Path) -> None:
     other = load_model(
         write_model(tmp_path, seed=9), dtype=torch.float64, device=torch.device("cpu")
     )
-    window = Window(text="t", prefix_tokens=PREFIX, index=0, start=0)
+    window = Window(text="t", context_tokens=PREFIX, index=0, start=0)
     (record,) = measure_window(reader(decoder), reader(other.decoder), window, text(), [FULL])
     assert 0 < record.mean_overlap < 0.9
 

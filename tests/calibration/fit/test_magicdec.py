@@ -17,7 +17,7 @@ from calibration.fit.magicdec import (
     fit_rows,
     held_out_errors,
     other_gpu_splits,
-    profile_toml,
+    profile_text,
     splits,
 )
 from calibration.records.published import PublishedRow, magicdec_rows, predict_row
@@ -161,7 +161,7 @@ def test_the_shipped_profile_is_a_refit_to_rounding() -> None:
     fits = fit_by_architecture(rows)
     assert set(fits) == {"default", "ampere", "hopper"} and fits["default"] is fits["hopper"]
     held_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
-    again = flat(tomllib.loads(profile_toml(fits, float(np.std(held_out)))))
+    again = flat(tomllib.loads(profile_text(fits, float(np.std(held_out)))))
     shipped = flat(tomllib.loads(SHIPPED.read_text(encoding="utf-8")))
     assert set(again) == set(shipped)
     for key, value in shipped.items():

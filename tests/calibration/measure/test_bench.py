@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibration.measure.bench import SPARE_BYTES, Bench
+from calibration.measure.bench import Bench
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
+from calibration.measure.timer import SPARE_BYTES
 from calibration.records.cells import Cell, attention_cell, layer_matrices
 from perfmodel import ModelSpec
 
@@ -79,7 +80,7 @@ class SmallBench(Bench):
     def __init__(self) -> None:
         self.torch, self.device = torch, torch.device("cpu")
         self.pool = torch.zeros(32_000_000, dtype=torch.bfloat16)
-        self.__dict__["kernels"] = PlainKernels()
+        self.kernels = PlainKernels()
 
 
 def shrunk(cell: Cell) -> Cell:
@@ -220,7 +221,7 @@ class CachingBench(Bench):
 
     def __init__(self) -> None:
         self.device_memory = CachingDevice()
-        self.__dict__["torch"] = SimpleNamespace(cuda=self.device_memory)
+        self.torch = SimpleNamespace(cuda=self.device_memory)
 
 
 def test_graphs_of_earlier_cells_do_not_fill_the_device() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import subprocess
 import sys
@@ -35,7 +33,15 @@ from calibration.measure.grid import (
     is_coarse,
     layer_cells,
 )
-from calibration.measure.run import BenchError, Run, clock_summary, main, pick, resume
+from calibration.measure.run import (
+    SAME_RUN,
+    BenchError,
+    Run,
+    chosen_groups,
+    clock_summary,
+    open_log,
+    pick,
+)
 from calibration.records.cells import (
     Cell,
     attention_cell,
@@ -45,16 +51,22 @@ from calibration.records.cells import (
     layer_matrices,
     record_faults,
 )
-from perfmodel import TILE_ROWS, ModelSpec
+from calibration.records.jsonl import RecordError, read_lines
+from calibration.records.kernels import read_kernel_records
+from perfmodel import TILE_ROWS, ConfigError, ModelSpec
 
-# Datasheets: HBM bytes/s; dense bf16 is 989 TFLOP/s on both (NVIDIA H100 SXM, H200 SXM).
-HBM_BANDWIDTH = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}
+# Dense bf16 of the H100 SXM's and H200 SXM's datasheets.
 PEAK_FLOPS = 989e12
 LARGEST_L2_BYTES = 60e6  # an H200's
-MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("*-kernels.jsonl"))
+MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("kernels-*.jsonl"))
 ALL_CELLS = [cell for group in groups() for cell in group.cells]
-HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0",
-          "torch": "2.11.0", "flashinfer": "0.6.6"}  # fmt: skip
+HEADER = {
+    "gpu": "NVIDIA H200",
+    "driver": "580.1",
+    "cuda": "13.0",
+    "torch": "2.11.0",
+    "flashinfer-python": "0.6.6",
+}
 
 
 def test_no_cell_is_measured_twice() -> None:
@@ -183,56 +195,61 @@ def test_a_record_is_the_cell_with_the_median_of_its_replays() -> None:
                       "calls": calls_per_graph(cell), "spread": 1.0}  # fmt: skip
 
 
-def test_a_failing_cell_is_reported_and_the_next_one_runs(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    group = Group("gemm", 1, 1.0, [gemm_cell(1, 64, 64), gemm_cell(0, 64, 64)])
-    file = io.StringIO()
-    work = Run(FakeBench([2e-5]), file, [group], time.monotonic() + 60)
-    work.until(lambda: False, [group])
-    assert [json.loads(line)["m"] for line in file.getvalue().splitlines()] == [1]
-    assert "no rows" in capsys.readouterr().err
-    assert "1 cells failed" in work.report() and group.cells == []
-
-
-def test_a_broken_device_ends_the_run() -> None:
-    group = Group("gemm", 1, 1.0, [gemm_cell(0, 64, n) for n in range(1, 100)])
-    work = Run(FakeBench([2e-5]), io.StringIO(), [group], time.monotonic() + 60)
-    with pytest.raises(BenchError, match=r"failed in a row: .*no rows"):
+def measure(cells: list[Cell], path: Path) -> Run:
+    """A run of fake times over one group, until it has no cell left."""
+    group = Group("gemm", 1, 1.0, cells)
+    with open_log(path, HEADER)[0] as log:
+        work = Run(FakeBench([2e-5] * REPEATS), log, [group], time.monotonic() + 60)
         work.until(lambda: False, [group])
+    return work
 
 
-def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_failing_cell_is_reported_and_the_next_one_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "k.jsonl"
-    assert resume(path, HEADER) == set()
-    done = FakeBench([2e-5] * REPEATS).measure(gemm_cell(1, 64, 64))
-    path.write_text(path.read_text() + json.dumps(done) + "\n" + '{"op":"gemm","m":2,')
-    assert resume(path, HEADER) == {key(gemm_cell(1, 64, 64))}
-    assert path.read_text().endswith("}\n")
+    work = measure([gemm_cell(0, 64, 64), gemm_cell(1, 64, 64)], path)
+    assert [line.value["m"] for line in read_lines(path)[1:]] == [1]
+    assert "no rows" in capsys.readouterr().err
+    assert "1 cells failed" in work.report() and work.left == 0
 
 
-@pytest.mark.parametrize("field", ["gpu", "driver", "torch", "flashinfer"])
+def test_a_broken_device_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"failed in a row: .*no rows"):
+        measure([gemm_cell(0, 64, n) for n in range(1, 100)], tmp_path / "k.jsonl")
+
+
+def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "k.jsonl"
+    measure([gemm_cell(1, 64, 64)], path)
+    path.write_text(path.read_text() + '{"op":"gemm","m":2,')
+    log, done = open_log(path, HEADER)
+    log.close()
+    assert done == {key(gemm_cell(1, 64, 64))}
+
+
+def test_every_timed_cell_is_a_record_that_a_fit_reads(tmp_path: Path) -> None:
+    path = tmp_path / "k.jsonl"
+    cell = gemm_cell(1, 4096, 4096)
+    measure([cell], path)
+    (record,) = read_kernel_records([path]).records
+    assert record.seconds == 2e-5 and record.op == "gemm"
+    assert record.cell.items() >= cell.items()
+
+
+@pytest.mark.parametrize("field", SAME_RUN)
 def test_another_machines_file_is_not_added_to(tmp_path: Path, field: str) -> None:
     path = tmp_path / "k.jsonl"
-    resume(path, HEADER)
-    with pytest.raises(BenchError, match=f"measured with {field} "):
-        resume(path, HEADER | {field: "other"})
+    open_log(path, HEADER)[0].close()
+    with pytest.raises(RecordError, match=f"measured with {field} "):
+        open_log(path, HEADER | {field: "other"})
 
 
-@pytest.mark.parametrize("text", ["plain text\n", '{"op": "provenance"\n'])
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "k.jsonl"
-    path.write_text(text)
-    with pytest.raises(BenchError, match="not a file of records"):
-        resume(path, HEADER)
-    assert path.read_text() == text
-
-
-def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--list", "--groups", "gem"])
-    assert stop.value.code == 2
-    assert "no group 'gem'" in capsys.readouterr().err
+def test_an_unknown_group_is_named() -> None:
+    assert [group.name for group in chosen_groups(["hbm", "gemm"])] == ["gemm", "hbm"]
+    assert len(chosen_groups()) > 5
+    with pytest.raises(ConfigError, match="no group 'gem'"):
+        chosen_groups(["hbm", "gem"])
 
 
 def test_clocks_are_those_seen_under_load() -> None:
@@ -241,22 +258,24 @@ def test_clocks_are_those_seen_under_load() -> None:
     assert summary["memory_clock_mhz"] == 3201.0
 
 
+PEAKS = {"hbm_bandwidth": 4.8e12, "peak_flops": PEAK_FLOPS}
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1e-5, math.nan, math.inf, 1e-7])
-def test_an_impossible_record_is_found_out(seconds: float) -> None:
-    record = {**attention_cell((32, 8, 128), 32, 16384, 1), "seconds": seconds}
-    assert record_faults(record, hbm_bandwidth=4.8e12, peak_flops=PEAK_FLOPS)
+def test_an_impossible_time_is_reported(seconds: float) -> None:
+    assert record_faults(attention_cell((32, 8, 128), 32, 16384, 1), seconds, **PEAKS)
 
 
-def test_arithmetic_beyond_the_peak_is_found_out() -> None:
-    record = {"op": "gemm", "m": 4096, "n": 4096, "k": 4096, "seconds": 1.3e-4}
-    assert record_faults(record, hbm_bandwidth=4.8e12, peak_flops=PEAK_FLOPS)
-    assert not record_faults({**record, "seconds": 1.9e-4}, hbm_bandwidth=4.8e12,
-                             peak_flops=PEAK_FLOPS)  # fmt: skip
+def test_arithmetic_beyond_the_peak_is_reported() -> None:
+    """2 · 4096³ FLOPs take 139 us at 989 TFLOP/s."""
+    cell = gemm_cell(4096, 4096, 4096)
+    assert record_faults(cell, 1.3e-4, **PEAKS)
+    assert not record_faults(cell, 1.4e-4, **PEAKS)
 
 
 def test_the_grid_is_listed_without_torch_flashinfer_or_a_gpu() -> None:
     block = "import sys; sys.modules['torch'] = sys.modules['flashinfer'] = None; "
-    code = block + "import calibration.measure.run as m; m.main(['--list'])"
+    code = block + "from app.cli.main import run; sys.exit(run(['calibrate', 'measure', '--list']))"
     root = Path(calibration.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -264,14 +283,12 @@ def test_the_grid_is_listed_without_torch_flashinfer_or_a_gpu() -> None:
     assert listed == {g.name for g in groups()} | {"total"}
 
 
-@pytest.mark.skipif(not MEASURED, reason="no run on a GPU is committed yet")
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_committed_records_are_possible_and_name_their_machine(path: Path) -> None:
-    header, *records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {"gpu", "driver", "cuda", "torch", "flashinfer", "date",
-            "command"} <= set(header)  # fmt: skip
-    bandwidth = HBM_BANDWIDTH[header["gpu"]]
-    assert records
-    for record in (r for r in records if r["op"] != "clocks"):
-        assert record["unit"] == "s" and record["repeats"] >= 5
-        assert not record_faults(record, hbm_bandwidth=bandwidth, peak_flops=PEAK_FLOPS), record
+    header, *lines = read_lines(path)
+    asked = {"gpu", "driver", "cuda", "torch", "flashinfer", "date", "command"}
+    assert asked <= set(header.header or ())
+    assert len(lines) > 1000
+    for value in (line.value for line in lines if line.value["op"] != "clocks"):
+        assert value["unit"] == "s" and value["repeats"] >= 5
+    assert len(read_kernel_records([path]).records) == len(lines) - 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from acceptance_samples import HEADER, record, view
 
-from calibration.records.acceptance import RecordFile, RecordSet, merged, read_records
-from runtime import InputError
+from calibration.records.acceptance import RecordFile, RecordSet, merged, read_acceptance
+from calibration.records.jsonl import RecordError
 
 FIRST = record(view("snapkv", 64), alpha=0.8)
 SECOND = record(view("snapkv", 64), alpha=0.7, index=1)
@@ -23,40 +23,40 @@ def write(path: Path, *found: object, header: dict[str, object] | None = None) -
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     write(tmp_path / "r.jsonl", FIRST, SECOND)
-    assert read_records(tmp_path / "r.jsonl").records == (FIRST, SECOND)
+    assert read_acceptance(tmp_path / "r.jsonl").records == (FIRST, SECOND)
     packed = tmp_path / "r.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "r.jsonl").read_bytes()))
-    assert read_records(packed).records == (FIRST, SECOND)
+    assert read_acceptance(packed).records == (FIRST, SECOND)
 
 
 def test_a_killed_run_loses_its_last_line_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, FIRST, SECOND)
     path.write_bytes(path.read_bytes()[:-40])
-    assert read_records(path).records == (FIRST,)
+    assert read_acceptance(path).records == (FIRST,)
     with RecordFile(path, HEADER) as file:
         assert file.done == {(FIRST.window, FIRST.view)}
         file.append(SECOND)
-    assert read_records(path).records == (FIRST, SECOND)
+    assert read_acceptance(path).records == (FIRST, SECOND)
 
 
 def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, FIRST)
     write(path, SECOND, header={**HEADER, "time": "later", "command": ["x"]})
-    with pytest.raises(InputError, match=r"temperature is 1\.0, not 0\.5"):
+    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, this is 0\.5"):
         write(path, header={**HEADER, "temperature": 0.5})
-    assert len(read_records(path).records) == 2
+    assert len(read_acceptance(path).records) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b'{"a": 1}\n', b"[1]\n", b"\xff\xfe\n"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError):
-        read_records(path)
+    with pytest.raises(RecordError):
+        read_acceptance(path)
     if content:
-        with pytest.raises(InputError):
+        with pytest.raises(RecordError):
             write(path)
         assert path.read_bytes() == content
 
@@ -64,5 +64,14 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_files_of_one_model_merge_and_others_do_not() -> None:
     one, two = RecordSet(HEADER, (FIRST,)), RecordSet({**HEADER, "texts": {"u": 1}}, (SECOND,))
     assert merged([one, two, one]).records == (FIRST, SECOND)
-    with pytest.raises(InputError, match="model is m and n"):
+    with pytest.raises(RecordError, match="model is m and n"):
         merged([one, RecordSet({**HEADER, "model": "n"}, (SECOND,))])
+
+
+def test_files_of_older_versions_call_the_context_a_prefix(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, FIRST)
+    text = path.read_text()
+    assert '"context_tokens":' in text
+    path.write_text(text.replace('"context_tokens":', '"prefix_tokens":'))
+    assert read_acceptance(path).records == (FIRST,)

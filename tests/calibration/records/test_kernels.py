@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from calibration.records.jsonl import RecordError
 from calibration.records.kernels import read_kernel_records
-from calibration.records.steps import RecordError
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
           "torch": "2.11", "flashinfer": "0.6.6", "date": "2026-11-23", "commit": "abc",
@@ -22,14 +22,15 @@ FINE = {"op": "gemm", "path": "runtime", "m": 32, "n": 4096, "k": 4096, "seconds
     ("lines", "message"),
     [
         ([HEADER, FINE | {"seconds": -1e-5}], "line 2: seconds=-1e-05 must be positive"),
-        ([HEADER, FINE | {"seconds": "1"}], "line 2: seconds='1'"),
+        ([HEADER, FINE | {"seconds": "1"}], "line 2: seconds='1': input should be a valid number"),
         ([HEADER, FINE, FINE | {"seconds": 1e-9}], "line 3: .*bytes/s exceeds the datasheet"),
-        ([HEADER, FINE | {"unit": "us"}], "line 2: unit is 'us', not 's'"),
-        ([HEADER, {k: v for k, v in FINE.items() if k != "unit"}], "line 2: unit is None"),
-        ([HEADER, {k: v for k, v in FINE.items() if k != "k"}], "line 2: gemm with k=None"),
-        ([HEADER, FINE | {"m": -3}], "line 2: gemm with m=-3"),
+        ([HEADER, FINE | {"unit": "us"}], "line 2: unit='us': "),
+        ([HEADER, {k: v for k, v in FINE.items() if k != "unit"}], "line 2: missing key 'unit'"),
+        ([HEADER, {k: v for k, v in FINE.items() if k != "k"}], "line 2: gemm: missing key 'k'"),
+        ([HEADER, FINE | {"m": -3}], "line 2: m=-3: input should be greater than 0"),
         ([HEADER, FINE | {"op": "gem"}], "line 2: unknown operation 'gem'"),
-        ([FINE], "line 1: no provenance"),
+        ([HEADER, FINE | {"tile": 3}], "line 2: unknown key 'tile'"),
+        ([FINE], "line 1: not a file of records"),
         ([HEADER, FINE, HEADER | {"gpu": "NVIDIA H100 80GB HBM3"}],
          "line 3: measured on NVIDIA H100 80GB HBM3, but the fit is of h200"),
         ([HEADER | {"gpu": "Abacus"}, FINE], "line 1: GPU 'Abacus' is none of"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
@@ -14,51 +13,54 @@ import pytest
 from calibration_fakes import FakeRuntime, documented_keys
 
 from app.cli.main import run as specroof
-from calibration.records.steps import TRIALS, CaseFile, RecordError, StepRecord, read_records
-from calibration.validate import report as step_report
-from calibration.validate.draw import DrawOptions, draw_cases, scenario_of
+from calibration.records.jsonl import RecordError, RecordLog
+from calibration.records.published import PHASES
+from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_steps
 from calibration.validate.errors import (
-    PHASES,
     QUANTITIES,
     ROOFLINE,
     Comparison,
     compare,
-    datasheet_times,
     measured_speedup,
-    read_peers,
 )
+from calibration.validate.peers import read_peers
+from calibration.validate.predict import datasheet_times
+from calibration.validate.report import TABLE_END, TABLE_START, comparison_markdown
 from calibration.validate.run import ValidationRun
+from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
 from perfmodel import catalog, engine_profile, estimate
 
-HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
+HEADER = {"gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
           "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cases() -> CaseFile:
-    return draw_cases(DrawOptions(seed=3, count=24, choices=4))
+    return sample_cases(SampleOptions(seed=3, count=24, choices=4))
 
 
-def write_run(path: Path, cases: CaseFile, **fake: Any) -> Path:
-    runtime, file = FakeRuntime(**fake), io.StringIO()
-    ValidationRun(runtime, cases, file, seconds=1e6, clock=runtime.clock).measure(cases.cases)
-    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
+def write_run(path: Path, cases: CaseFile, *, parts: bool = False, **fake: Any) -> Path:
+    runtime = FakeRuntime(**fake)
+    path.unlink(missing_ok=True)
+    with RecordLog(path, HEADER, same=()) as log:
+        work = ValidationRun(runtime, log, seconds=1e6, parts=parts, clock=runtime.clock)
+        work.measure(cases.cases)
     return path
 
 
 def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
-    return compare(*read_records(write_run(path / "steps.jsonl", cases, **fake)))
+    return compare(*read_steps(write_run(path / "steps.jsonl", cases, **fake)))
 
 
 def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
     cases: CaseFile, tmp_path: Path
 ) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases)
-    header, records = read_records(path)
+    header, records = read_steps(path)
     same = compare(header, records, curves_of="h200")
     assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
     assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
-    assert "curves of h200" in step_report.markdown(same)
+    assert "curves of h200" in comparison_markdown(same)
     h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
     other = compare(h100, records, curves_of="h200")
     assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
@@ -78,16 +80,16 @@ def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
     for value in drawn:
         value["prefill_s"] *= 2.0
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    spread = compare(*read_records(path)).spreads()["prefill_s"]
+    spread = compare(*read_steps(path)).spreads()["prefill_s"]
     assert (spread.cases, spread.worst) == (len(drawn), pytest.approx(-50.0))
     for value in lines[1:]:
         del value["prefill_s"], value["prefill_tokens"]
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    assert "prefill_s" not in compare(*read_records(path)).spreads()
+    assert "prefill_s" not in compare(*read_steps(path)).spreads()
     lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1.0 is no time"):
-        read_records(path)
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0: input should be greater"):
+        read_steps(path)
 
 
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
@@ -101,8 +103,8 @@ def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path:
 
 
 def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
-    slow = [replace(r, times={**r.times, "verify_s": r.times["verify_s"] / 1.25}) for r in records]
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
+    slow = [replace(r, verify_s=r.verify_s / 1.25) for r in records]
     comparison = compare(header, slow)
     spread = comparison.spreads()["verify_s"]
     assert (spread.median, spread.worst) == pytest.approx((25.0, 25.0))
@@ -111,12 +113,12 @@ def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -
 
 def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
     """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
     def off(record: StepRecord) -> StepRecord:
-        seconds = record.times["round_s"] * math.exp(rng.gauss(0.0, error))
-        return replace(record, times={**record.times, "round_s": seconds})
+        seconds = record.round_s * math.exp(rng.gauss(0.0, error))
+        return replace(record, round_s=seconds)
 
     drawn = [record for record in records if record.case.purpose == "scenario"]
     many = [off(record) for _ in range(50) for record in drawn]
@@ -124,9 +126,9 @@ def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -
 
 
 def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     double = [
-        replace(r, times={**r.times, "round_s": r.times["round_s"] * f})
+        replace(r, round_s=r.round_s * f)
         for r, f in zip(records, [1.2, 1 / 1.2] * len(records), strict=False)
     ]
     comparison = compare(header, double)
@@ -137,11 +139,11 @@ def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) ->
 def test_regret_is_the_speedup_lost_by_the_predicted_choice(
     cases: CaseFile, tmp_path: Path
 ) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     scenario = next(r.case.scenario for r in records if r.case.purpose == "choice")
     group = [r for r in records if r.case.scenario == scenario]
     chosen = max(group, key=measured_speedup)
-    spoiled = replace(chosen, times={**chosen.times, "round_s": 3 * chosen.times["round_s"]})
+    spoiled = replace(chosen, round_s=3 * chosen.round_s)
     again = [spoiled if r is chosen else r for r in records]
     decision = next(d for d in compare(header, again).decisions if d.scenario == scenario)
     best = max(1.0, *(measured_speedup(r) for r in [*group, spoiled] if r is not chosen))
@@ -151,19 +153,15 @@ def test_regret_is_the_speedup_lost_by_the_predicted_choice(
 
 def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFile) -> None:
     for case in cases.cases:
-        point = estimate(scenario_of(case, gpu="h200"))
+        point = estimate(case_scenario(case, gpu="h200"))
         floor = datasheet_times(point)
         assert floor["target_step_s"] < float(point.target_step.total_s)
         assert floor["verify_s"] < float(point.verify.total_s)
 
 
 def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
-    runtime, file = FakeRuntime(), io.StringIO()
-    work = ValidationRun(runtime, cases, file, seconds=1e6, parts=True, clock=runtime.clock)
-    work.measure(cases.cases)
-    path = tmp_path / "steps.jsonl"
-    path.write_text(json.dumps(HEADER) + "\n" + file.getvalue())
-    header, records = read_records(path)
+    path = write_run(tmp_path / "steps.jsonl", cases, parts=True)
+    header, records = read_steps(path)
     traced = [r for r in records if r.parts_s]
     assert {r.case.purpose for r in traced} == {"scenario"}
     first = traced[0]
@@ -175,12 +173,12 @@ def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: P
     others = [v for name, parts in error.parts.items() for part, v in parts.items()
               if (name, part) != ("verify", "attention")]  # fmt: skip
     assert others == pytest.approx([0.0] * 8, abs=1e-9)
-    assert "| verify | attention |" in step_report.markdown(compare(header, [off]))
+    assert "| verify | attention |" in comparison_markdown(compare(header, [off]))
 
 
 def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
-    header, records = read_records(steps)
+    header, records = read_steps(steps)
     lines = ["# from elsewhere", "peer,id,target_step_s,verify_s,draft_step_s"]
     lines += [f"other,{r.case.id},{2 * r.times['target_step_s']},,"
               for r in records]  # fmt: skip
@@ -198,7 +196,7 @@ def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
     [
         (["peer,id,target_step_s,verify_s"], "no column 'draft_step_s'"),
         (["# a", "peer,id,target_step_s,verify_s,draft_step_s", "x,1,-1,,"],
-         "line 3: target_step_s='-1' is no time"),
+         "line 3: target_step_s='-1' is not a time"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
     ],
 )  # fmt: skip
@@ -219,15 +217,15 @@ def good_lines(cases: CaseFile, tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_step_s": -1e-3}, "line 2: target_step_s=-0.001 is no time"),
-        ({"verify_s": None}, "line 2: verify_s=None is no time"),
-        ({"verify_s": 0.0}, "line 2: verify_s=0.0 is no time"),
+        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001: input should be greater"),
+        ({"verify_s": None}, "line 2: verify_s=None: "),
+        ({"verify_s": 0.0}, r"line 2: verify_s=0\.0: "),
         ({"draft_step_s": "fast"}, "line 2: draft_step_s='fast'"),
         ({"round_s": True}, "line 2: round_s=True"),
-        ({"unit": "ms"}, "line 2: unit is 'ms', not 's'"),
-        ({"unit": None}, "line 2: unit is None"),
-        ({"case": {"id": "x"}}, "line 2: not a case"),
-        ({"case": None}, "line 2: not a case"),
+        ({"unit": "ms"}, "line 2: unit='ms': "),
+        ({"unit": None}, "line 2: unit=None: "),
+        ({"case": {"id": "x"}}, r"line 2: missing key 'case\.scenario'"),
+        ({"case": None}, "line 2: case=None: "),
     ],
 )
 def test_a_bad_record_is_refused_with_its_line(
@@ -237,27 +235,27 @@ def test_a_bad_record_is_refused_with_its_line(
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(json.dumps(v) for v in (header, record | change, other)) + "\n")
     with pytest.raises(RecordError, match=message):
-        read_records(path)
+        read_steps(path)
 
 
 def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_path: Path) -> None:
     header, record, _ = (json.dumps(v) for v in good_lines(cases, tmp_path))
     path = tmp_path / "bad.jsonl"
-    other = json.dumps(HEADER | {"gpu": "NVIDIA H100 80GB HBM3"})
+    other = json.dumps({"header": HEADER | {"gpu": "NVIDIA H100 80GB HBM3"}})
     for text, message in (
         (f"{header}\n{record}\n{other}\n", "line 3: GPU 'NVIDIA H100 80GB HBM3' after"),
-        (f"{record}\n", "line 1: no provenance"),
+        (f"{record}\n", "line 1: not a file of records"),
         (f"{header}\n", "holds no record"),
         (f"{header}\n{record[:-20]}", "line 2: the file is cut off here"),
         (f"{header}\nplain\n{record}\n", "line 2: not JSON"),
     ):
         path.write_text(text)
         with pytest.raises(RecordError, match=message):
-            read_records(path)
+            read_steps(path)
 
 
 def test_a_gpu_that_the_catalog_lacks_is_refused(cases: CaseFile, tmp_path: Path) -> None:
-    header, records = read_records(write_run(tmp_path / "steps.jsonl", cases))
+    header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     with pytest.raises(RecordError, match="GPU 'NVIDIA B300'"):
         compare({**header, "gpu": "NVIDIA B300"}, records)
 
@@ -267,7 +265,7 @@ def test_the_command_writes_its_reports_and_says_what_is_outside(
 ) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{step_report.START}\nold\n{step_report.END}\nafter\n")
+    readme.write_text(f"before\n{TABLE_START}\nold\n{TABLE_END}\nafter\n")
     reports = [f"--{kind}={tmp_path / name}"
                for kind, name in (("markdown", "r.md"), ("html", "r.html"))]  # fmt: skip
     assert specroof(["validate", "records", str(steps), *reports, f"--readme={readme}"]) == 0

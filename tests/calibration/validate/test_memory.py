@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from calibration.records.steps import TRIALS, Case, CasePlan, read_records
-from calibration.validate.draw import scenario_of
+from calibration.records.steps import TRIALS, Case, CasePlan, read_steps
 from calibration.validate.errors import compare
 from calibration.validate.memory import (
     POOL_STREAMS,
@@ -17,6 +16,7 @@ from calibration.validate.memory import (
     WorkspaceCount,
     torch_peak_bytes,
 )
+from calibration.validate.sample import case_scenario
 from perfmodel import estimate, parse_scenario
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
@@ -32,17 +32,24 @@ def a_case(batch: int, gamma: int, **plan: Any) -> Case:
 
 
 @pytest.mark.parametrize(
-    "name", ["h200-steps", "h200-steps-8", "h200-overhead", "h100-steps", "h100-overhead"]
+    "name",
+    [
+        "steps-h200-seed10",
+        "steps-h200-seed8",
+        "steps-h200-rounds-seed1003",
+        "steps-h100-seed9",
+        "steps-h100-rounds-seed1004",
+    ],
 )
 def test_every_timed_case_peaks_where_predicted(name: str) -> None:
-    found = compare(*read_records(MEASURED / f"{name}.jsonl"))
+    found = compare(*read_steps(MEASURED / f"{name}.jsonl"))
     errors = {e.record.case.id: e.errors["memory"] for e in found.errors}
     assert len(errors) == len(found.errors) > 0
     assert max(map(abs, errors.values())) < ASKED, errors
 
 
 def test_every_row_of_the_step_table_peaks_where_predicted() -> None:
-    lines = (MEASURED / "h200-step-table.jsonl").read_text().splitlines()
+    lines = (MEASURED / "step-table-h200.jsonl").read_text().splitlines()
     header, *rows = map(json.loads, lines)
     streams = WorkspaceCount.of(header)
     for row in rows:
@@ -51,7 +58,7 @@ def test_every_row_of_the_step_table_peaks_where_predicted() -> None:
             plan=CasePlan(**row["plan"]), batch=row["batch"],
             context_tokens=row["context_tokens"], alpha=0.8,
         )  # fmt: skip
-        point = estimate(scenario_of(case, gpu="h200"))
+        point = estimate(case_scenario(case, gpu="h200"))
         assert torch_peak_bytes(point, case, streams) == pytest.approx(
             row["peak_memory_bytes"], rel=ASKED
         )
@@ -59,7 +66,9 @@ def test_every_row_of_the_step_table_peaks_where_predicted() -> None:
 
 
 def long_runs() -> list[dict[str, Any]]:
-    return [json.loads(x) for x in (MEASURED / "h200-long-runs.jsonl").read_text().splitlines()]
+    return [
+        json.loads(x) for x in (MEASURED / "runs-h200-llama-3.1-8b.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("run", long_runs(), ids=lambda run: str(run["options"]["batch"]))

@@ -2,65 +2,78 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from calibration_fakes import FakeRuntime
 
 import calibration
-from calibration.records.steps import CaseFile, RecordError, read_cases, read_records
-from calibration.validate.draw import (
+from app.cli.main import run as specroof
+from calibration.records.jsonl import RecordError, RecordLog, read_lines
+from calibration.records.steps import CaseFile, read_cases, read_steps
+from calibration.validate.run import (
+    SAME_RUN,
+    StepRuntime,
+    ValidationRun,
+    by_pair,
+    case_ids,
+    time_cases,
+)
+from calibration.validate.sample import (
     BATCH,
     BUDGET,
     CONTEXT,
     DRAFT_MODELS,
     TARGETS,
-    DrawOptions,
-    draw_cases,
-    draw_rounds,
-    scenario_of,
+    SampleOptions,
+    case_scenario,
+    sample_cases,
+    sample_rounds,
 )
-from calibration.validate.run import ValidationRun, by_pair, held_cases
 from perfmodel import ConfigError, catalog, estimate
-from runtime import DecoderConfig
 
-HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "torch": "2.11", "commit": "a"}
+HEADER = {"gpu": "NVIDIA H200", "driver": "580", "torch": "2.11", "commit": "a"}
 
 
 @pytest.fixture(scope="module")
 def cases() -> CaseFile:
-    return draw_cases(DrawOptions(seed=7, count=40, choices=4))
+    return sample_cases(SampleOptions(seed=7, count=40, choices=4))
 
 
-def run(runtime: FakeRuntime, cases: CaseFile, seconds: float = 1e6) -> tuple[ValidationRun, str]:
-    file = io.StringIO()
-    work = ValidationRun(runtime, cases, file, seconds=seconds, clock=runtime.clock)
-    work.measure(cases.cases)
-    return work, file.getvalue()
+def run(
+    runtime: FakeRuntime, cases: CaseFile, path: Path, seconds: float = 1e6
+) -> tuple[ValidationRun, list[dict[str, Any]]]:
+    """The run, and what it wrote."""
+    with RecordLog(path, HEADER, same=SAME_RUN) as log:
+        work = ValidationRun(runtime, log, seconds=seconds, clock=runtime.clock)
+        work.measure(cases.cases)
+    return work, [line.value for line in read_lines(path)[1:]]
 
 
 def test_a_seed_draws_the_same_cases_and_another_seed_others(cases: CaseFile) -> None:
-    assert draw_cases(DrawOptions(seed=7, count=40, choices=4)).text() == cases.text()
-    other = draw_cases(DrawOptions(seed=8, count=40, choices=4))
+    assert sample_cases(SampleOptions(seed=7, count=40, choices=4)).text() == cases.text()
+    other = sample_cases(SampleOptions(seed=8, count=40, choices=4))
     assert not {c.label for c in other.cases} & {c.label for c in cases.cases}
 
 
 @pytest.mark.parametrize(
     ("name", "cases"),
     [
-        ("h200-cases.json", lambda: draw_cases(DrawOptions(seed=10, choices=3))),
-        ("h200-cases-8.json", lambda: draw_cases(DrawOptions(seed=8))),
-        ("h200-overhead-cases.json", lambda: draw_rounds(DrawOptions(seed=1003, count=12))),
-        ("h100-cases.json", lambda: draw_cases(DrawOptions(seed=9, gpu="h100-sxm"))),
+        ("cases-h200-seed10.json", lambda: sample_cases(SampleOptions(seed=10, choices=3))),
+        ("cases-h200-seed8.json", lambda: sample_cases(SampleOptions(seed=8))),
         (
-            "h100-overhead-cases.json",
-            lambda: draw_rounds(DrawOptions(seed=1004, count=12, gpu="h100-sxm")),
+            "cases-h200-rounds-seed1003.json",
+            lambda: sample_rounds(SampleOptions(seed=1003, count=12)),
+        ),
+        ("cases-h100-seed9.json", lambda: sample_cases(SampleOptions(seed=9, gpu="h100-sxm"))),
+        (
+            "cases-h100-rounds-seed1004.json",
+            lambda: sample_rounds(SampleOptions(seed=1004, count=12, gpu="h100-sxm")),
         ),
     ],
 )
@@ -68,7 +81,12 @@ def test_the_committed_cases_were_drawn_and_not_chosen(
     name: str, cases: Callable[[], CaseFile]
 ) -> None:
     committed = Path(calibration.__file__).parent / "measured" / name
-    assert committed.read_text() == cases().text()
+    assert read_cases(committed).cases == cases().cases
+    shapes = json.loads(committed.read_text())["models"]
+    for name, shape in shapes.items():  # older files hold the shapes that were timed
+        spec = catalog.model(name)
+        stated = {field: getattr(spec, field) for field in shape}
+        assert stated | {"max_context_tokens": shape["max_context_tokens"]} == shape
 
 
 def test_cases_lie_in_the_ranges_and_cover_models_and_drafts(cases: CaseFile) -> None:
@@ -91,10 +109,10 @@ def test_cases_lie_in_the_ranges_and_cover_models_and_drafts(cases: CaseFile) ->
 
 def test_every_case_fits_the_memory_it_may_use(cases: CaseFile) -> None:
     for case in cases.cases:
-        memory = estimate(scenario_of(case, gpu="h200")).memory
+        memory = estimate(case_scenario(case, gpu="h200")).memory
         assert float(memory.fraction) <= 0.85
     with pytest.raises(ConfigError, match="raise --memory-share"):
-        draw_cases(DrawOptions(seed=7, memory_share=0.01))
+        sample_cases(SampleOptions(seed=7, memory_share=0.01))
 
 
 def test_a_choice_has_every_gamma_of_its_scenario(cases: CaseFile) -> None:
@@ -106,37 +124,47 @@ def test_a_choice_has_every_gamma_of_its_scenario(cases: CaseFile) -> None:
     assert sum(found == set(range(1, 9)) for found in gammas.values()) == 4
 
 
-def test_a_case_file_reads_back_and_its_shapes_build_the_runtimes_models(
-    cases: CaseFile, tmp_path: Path
-) -> None:
+def test_a_case_file_reads_back(cases: CaseFile, tmp_path: Path) -> None:
     path = tmp_path / "cases.json"
     path.write_text(cases.text())
-    again = read_cases(path)
-    assert list(again.cases) == list(cases.cases)
-    for name, shape in again.models.items():
-        config, spec = DecoderConfig(**shape), catalog.model(name)
-        assert config.kv_heads == spec.kv_heads and config.rope_theta == spec.rope_theta
+    assert read_cases(path).cases == cases.cases
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, r"cases\.0\.batch=0: "),
+        ({"tp": True}, r"cases\.0\.tp=True: "),
+        ({"plan": {"draft": "self"}}, r"missing key 'cases\.0\.plan\.policy'"),
+        ({"colour": 1}, r"unknown key 'cases\.0\.colour'"),
+        ({"id": "s7-001"}, "two cases have the same id"),
+    ],
+)
+def test_a_bad_case_file_is_refused(
+    change: dict[str, Any], message: str, cases: CaseFile, tmp_path: Path
+) -> None:
+    value = json.loads(cases.text())
+    value["cases"][0] |= change
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(RecordError, match=message):
+        read_cases(path)
 
 
 def test_each_pair_is_loaded_once_and_every_case_timed(cases: CaseFile, tmp_path: Path) -> None:
     runtime = FakeRuntime()
-    work, text = run(runtime, cases)
+    work, _ = run(runtime, cases, tmp_path / "steps.jsonl")
     assert runtime.loads == list(by_pair(cases.cases)) and runtime.open == 0
     assert (work.done, work.failed) == (len(cases.cases), 0)
-    path = tmp_path / "steps.jsonl"
-    path.write_text(json.dumps(HEADER) + "\n" + text)
-    header, records = read_records(path)
+    header, records = read_steps(tmp_path / "steps.jsonl")
     assert header["gpu"] == "NVIDIA H200"
-    assert {record.case for record in records} == set(cases.cases)
+    assert {record.case.id for record in records} == {case.id for case in cases.cases}
 
 
-def test_a_run_cut_off_has_the_same_share_of_every_pair(cases: CaseFile) -> None:
+def test_a_run_cut_off_has_the_same_share_of_every_pair(cases: CaseFile, tmp_path: Path) -> None:
     seconds = len(cases.cases) / 2
-    _, text = run(FakeRuntime(case_s=1.0), cases, seconds)
-    timed = Counter(
-        (v["case"]["target"], v["case"]["plan"]["draft"])
-        for v in map(json.loads, text.splitlines())
-    )
+    _, lines = run(FakeRuntime(case_s=1.0), cases, tmp_path / "steps.jsonl", seconds)
+    timed = Counter((v["case"]["target"], v["case"]["plan"]["draft"]) for v in lines)
     asked = Counter((c.target, c.plan.draft) for c in cases.cases)
     for pair, count in asked.items():
         if count >= 6:
@@ -144,43 +172,76 @@ def test_a_run_cut_off_has_the_same_share_of_every_pair(cases: CaseFile) -> None
     assert sum(timed.values()) == pytest.approx(seconds, abs=1)
 
 
-def test_time_that_loading_took_from_a_pair_is_given_to_it_later(cases: CaseFile) -> None:
+def test_time_that_loading_took_from_a_pair_is_given_to_it_later(
+    cases: CaseFile, tmp_path: Path
+) -> None:
     runtime = FakeRuntime(case_s=1.0, load_s=3.0)
-    pairs = len(by_pair(cases.cases))
-    work, _ = run(runtime, cases, len(cases.cases) + 3.0 * 3 * pairs)
+    seconds = len(cases.cases) + 3.0 * 3 * len(by_pair(cases.cases))
+    work, _ = run(runtime, cases, tmp_path / "steps.jsonl", seconds)
     assert work.done == len(cases.cases)
 
 
-def test_a_case_that_does_not_fit_is_recorded_and_the_rest_timed(cases: CaseFile) -> None:
+def test_a_case_that_does_not_fit_is_recorded_and_the_rest_timed(
+    cases: CaseFile, tmp_path: Path
+) -> None:
     victim = cases.cases[3].id
-    work, text = run(FakeRuntime(too_large=frozenset({victim})), cases)
-    failed = [v for v in map(json.loads, text.splitlines()) if v["op"] == "failed"]
-    assert [v["case"]["id"] for v in failed] == [victim]
-    assert failed[0]["reason"] == "no pages left"
-    assert work.done == len(cases.cases) - 1
-
-
-def test_a_run_goes_on_where_it_was_killed(cases: CaseFile, tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
-    assert held_cases(path, HEADER) == set()
-    _, text = run(FakeRuntime(), cases, 5)
-    path.write_text(path.read_text() + text + '{"op": "step", "ca')
-    held = held_cases(path, HEADER)
-    assert held == {v["case"]["id"] for v in map(json.loads, text.splitlines())}
+    work, lines = run(FakeRuntime(too_large=frozenset({victim})), cases, path)
+    failed = [v for v in lines if v["op"] == "failed"]
+    assert [(v["case"]["id"], v["reason"]) for v in failed] == [(victim, "no pages left")]
+    assert work.done == len(cases.cases) - 1 == len(read_steps(path)[1])
+
+
+def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    _, lines = run(FakeRuntime(), cases, path, 5)
+    assert 0 < len(lines) < len(cases.cases)
+    path.write_text(path.read_text() + '{"op": "step", "ca')
+    with RecordLog(path, HEADER, same=SAME_RUN) as log:
+        assert case_ids(log.lines) == {v["case"]["id"] for v in lines}
     with pytest.raises(RecordError, match="line 1: measured with commit 'a', this is 'b'"):
-        held_cases(path, HEADER | {"commit": "b"})
+        RecordLog(path, HEADER | {"commit": "b"}, same=SAME_RUN)
 
 
-def test_the_run_is_listed_without_torch_or_pydantic(cases: CaseFile, tmp_path: Path) -> None:
+def test_a_command_continues_its_file_and_other_ranks_write_nothing(
+    cases: CaseFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, path = replace(cases, cases=cases.cases[:6]), tmp_path / "steps.jsonl"
+    monkeypatch.setattr("calibration.validate.run.StepRuntime", FakeRuntime)
+    monkeypatch.setattr("runtime.provenance", lambda command: HEADER | {"command": command})
+
+    def timed(cases: CaseFile) -> str:
+        return time_cases(cases, path, command=["run"], seconds=60.0)
+
+    monkeypatch.setenv("RANK", "1")
+    assert timed(few).startswith("6 cases timed") and not path.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert timed(replace(few, cases=few.cases[:2])).startswith("2 cases timed")
+    assert timed(few) == "4 cases timed, 0 failed, 0 left, 2 done before"
+    header, records = read_steps(path)
+    assert header["command"] == ["run"] and header["trials"] == "capturing stream"
+    assert sorted(record.case.id for record in records) == sorted(c.id for c in few.cases)
+
+
+def test_a_pair_is_benched_in_its_catalog_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("runtime.StepBench", lambda *shapes, tp: made.append((*shapes, tp)))
+    StepRuntime().bench(("llama-2-7b", "tinyllama-1.1b", 2))
+    StepRuntime().bench(("qwen2.5-7b", None, 1))
+    (target, draft, tp), (alone, no_draft, _) = made
+    assert (target.name, draft.name, tp) == ("llama-2-7b", "tinyllama-1.1b", 2)
+    assert draft.kv_heads == catalog.model("tinyllama-1.1b").kv_heads
+    assert alone.qkv_bias and no_draft is None
+    assert min(shape.max_context_tokens for shape in (target, draft, alone)) >= 2 * CONTEXT[1]
+
+
+def test_the_cases_are_listed_without_a_gpu(
+    cases: CaseFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cases.json"
     path.write_text(cases.text())
-    code = (
-        "import sys; "
-        "[sys.modules.__setitem__(n, None) for n in ('torch', 'pydantic', 'plotly', 'perfmodel')]; "
-        f"from calibration.validate.run import main; sys.exit(main(['--cases', {str(path)!r}, "
-        "'--out', 'x', '--list']))"
-    )
-    root = Path(calibration.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert sum(int(line.split()[-2]) for line in done.stdout.splitlines()) == len(cases.cases)
+    assert specroof(["validate", "run", "--cases", str(path), "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert sum(int(line.split()[-2]) for line in listed) == len(cases.cases)
+    assert specroof(["validate", "run", "--cases", str(path)]) == 2
+    assert "--out FILE" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from runtime.attention.split_kv import (
     schedule,
 )
 
-MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "h200-splits.jsonl.gz"
+MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "split-kv-h200.jsonl.gz"
 SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_size=1, max_size=90)
 
 

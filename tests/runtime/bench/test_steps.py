@@ -16,7 +16,7 @@ from runtime import StepTimes
 from runtime.bench import steps as step_bench
 from runtime.bench.table import TRIALS, Row, header
 
-MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "h200-step-table.jsonl"
+MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "step-table-h200.jsonl"
 DRAFT_S, VERIFY_S, BETWEEN_S = 3.0, 2.0, 0.25
 
 

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
 from calibration.fit.tables import attention_fit as fit
-from calibration.fit.tables.attention_report import toml_text
-from calibration.fit.tables.attention_residuals import _filled, held_out, residual_of
-from calibration.fit.tables.attention_tables import GPUS, cold_seconds, read_decode
+from calibration.fit.tables.attention_residuals import fill_plane, held_out, residual_of
+from calibration.fit.tables.attention_tables import cold_seconds, read_decode
 from calibration.fit.tables.collective_fit import monotone, unspiked
+from calibration.fit.tables.gpus import GPUS
 from perfmodel import LibraryAttention, attention_curve
 from perfmodel.units import US
 
@@ -37,8 +37,8 @@ def synthetic(noise: float = 0.0) -> pd.DataFrame:
     columns = ["batch", "query_heads", "kv_heads", "head_dim", "group", "units", "tokens"]
     frame = pd.DataFrame(rows, columns=columns)
     form = fit.physical_form(GPU, source="made", tensor_core_efficiency=0.6, prefill=())
-    table = fit._with_parameters(fit._empty_table(128), np.array(TRUTH))
-    seconds = fit._base(form, table, frame, GPU)
+    table = fit.with_parameters(fit.empty_table(128), np.array(TRUTH))
+    seconds = fit.form_seconds(form, table, frame, GPU)
     rng = np.random.default_rng(0)
     frame["measured_s"] = seconds * np.exp(rng.normal(0.0, noise, len(frame)))
     frame["kv_bytes"] = 512.0 * frame.units * frame.tokens
@@ -89,7 +89,7 @@ def test_holes_are_filled_by_lines_inside_and_held_outside() -> None:
     plane = np.add.outer(np.arange(4.0), np.arange(5.0))
     holed = plane.copy()
     holed[2, 2] = holed[3, 4] = np.nan
-    filled = _filled(holed, np.arange(4.0), np.arange(5.0))
+    filled = fill_plane(holed, np.arange(4.0), np.arange(5.0))
     assert filled[2, 2] == pytest.approx(plane[2, 2])
     assert filled[3, 4] == min(plane[2, 4], plane[3, 3])
     np.testing.assert_array_equal(filled[:2], plane[:2])
@@ -143,7 +143,7 @@ def test_the_written_file_reads_back_as_the_same_curve() -> None:
     text = (folder / "a100-sxm-80gb" / "attention.toml").read_text()
     table = tomllib.loads(text)
     curve = attention_curve(table)
-    again = toml_text("a100-sxm-80gb", curve, table["residuals"])
+    again = fit.catalog_text("a100-sxm-80gb", curve, table["residuals"])
     assert tomllib.loads(again) == table
     assert len(text.encode()) < 60_000
 

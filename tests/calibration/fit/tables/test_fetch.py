@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from calibration.fit.tables.fetch import VERSIONS, extract, members
-from perfmodel import ConfigError
+from calibration.records.jsonl import RecordError
 
 
 def test_another_wheel_is_refused_and_nothing_written(tmp_path: Path) -> None:
     wheel = tmp_path / "other.whl"
     wheel.write_bytes(b"PK not the tables")
-    with pytest.raises(ConfigError, match="is not that of aiconfigurator-core"):
+    with pytest.raises(RecordError, match="is not that of aiconfigurator-core"):
         extract(wheel, tmp_path / "tables")
     assert not (tmp_path / "tables").exists()
 

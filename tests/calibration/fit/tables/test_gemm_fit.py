@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.fit.tables.gemm_fit import Base, fit_curve, gemm_toml, leave_outs
+from calibration.fit.tables.gemm_fit import Base, catalog_text, fit_gemm_table, leave_outs
 from calibration.fit.tables.gemm_leave_out import leave_one_cell_out, scored, summary
 from calibration.fit.tables.gemm_tables import (
     GemmTable,
     batch_weight,
+    gemm_table,
     level_in_m,
     predict_along,
-    read_gemm_table,
 )
+from calibration.records.jsonl import RecordError
 from perfmodel import catalog, gemm_curve
 
 GPU = replace(catalog.gpu("h200"), peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
@@ -54,7 +55,7 @@ def served_by_l2(table: GemmTable) -> np.ndarray:
 
 
 def test_the_fit_recovers_known_coefficients_from_noisy_times() -> None:
-    base = fit_curve(noisy(), GPU).base
+    base = fit_gemm_table(noisy(), GPU).base
     assert base.kernel_latency_s == pytest.approx(TRUE.kernel_latency_s, rel=0.03)
     assert base.memory_efficiency == pytest.approx(TRUE.memory_efficiency, rel=0.02)
     assert base.compute_efficiency == pytest.approx(TRUE.compute_efficiency, rel=0.02)
@@ -64,7 +65,7 @@ def test_the_fit_recovers_known_coefficients_from_noisy_times() -> None:
 def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
     truth = table_of().seconds
     planted = served_by_l2(table_of())
-    fit = fit_curve(table_of(np.where(planted, truth / 2.5, truth)), GPU)
+    fit = fit_gemm_table(table_of(np.where(planted, truth / 2.5, truth)), GPU)
     dropped = np.isnan(fit.table.seconds)
     assert np.mean(dropped[planted]) > 0.9
     assert not dropped[~planted].any()
@@ -72,19 +73,30 @@ def test_cells_served_by_l2_are_dropped_and_filled_at_cold_speed() -> None:
     assert filled[dropped] == pytest.approx(truth[dropped], rel=0.05)
 
 
+def test_a_table_of_few_matrices_is_refused() -> None:
+    few = np.arange(SIDES.size) >= 4
+    with pytest.raises(RecordError, match=r"9 matrices .* 16 are needed"):
+        fit_gemm_table(noisy().without(~(few[:, None] & few)), GPU)
+
+
+def test_a_table_that_reads_faster_than_the_gpu_can_is_refused() -> None:
+    with pytest.raises(RecordError, match="of another GPU"):
+        fit_gemm_table(noisy(), replace(GPU, hbm_bandwidth=1e12))
+
+
 def test_a_cold_table_loses_no_cell() -> None:
-    assert fit_curve(table_of(), GPU).warm_share == 0.0
+    assert fit_gemm_table(table_of(), GPU).warm_share == 0.0
 
 
 def test_errors_of_a_table_without_noise_are_those_of_interpolation_only() -> None:
-    for errors in leave_outs(fit_curve(table_of(), GPU)).values():
+    for errors in leave_outs(fit_gemm_table(table_of(), GPU)).values():
         assert np.nanmax(np.abs(errors)) < 0.005
 
 
 def test_a_left_out_outlier_shows_at_its_full_size() -> None:
     seconds = table_of().seconds.copy()
     seconds[3, 4, 4] *= 1.5
-    fit = fit_curve(table_of(seconds), GPU)
+    fit = fit_gemm_table(table_of(seconds), GPU)
     errors = leave_one_cell_out(fit.table, fit.log_multiplier, fit.log_base)
     assert errors[3, 4, 4] == pytest.approx(1 / 1.5 - 1, abs=0.01)
 
@@ -136,8 +148,7 @@ def test_a_prediction_along_a_line_ignores_the_cell_itself_and_gaps() -> None:
     assert gap.ravel() == pytest.approx([2.0, 1.0, 1.0, 1.0, 1.0])
 
 
-def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) -> None:
-    pd = pytest.importorskip("pandas")
+def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds() -> None:
     rows = [
         ("bfloat16", 1, 256, 512, 0.010), ("bfloat16", 8, 256, 512, 0.011),
         ("bfloat16", 1, 512, 512, 0.020), ("fp8", 1, 256, 512, 0.005),
@@ -145,8 +156,7 @@ def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) 
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["gemm_dtype", "m", "n", "k", "latency"])
     frame = frame.assign(framework="VLLM", version="1.2", device="X", kernel_source="linear")
-    frame.to_parquet(tmp_path / "gemm.parquet")
-    table = read_gemm_table(tmp_path / "gemm.parquet")
+    table = gemm_table(frame)
     assert (table.m.tolist(), table.n.tolist(), table.k.tolist()) == ([1, 8], [256, 512], [512])
     assert table.seconds[:, 0, 0] == pytest.approx([10e-6, 11e-6])
     assert np.isnan(table.seconds[1, 1, 0])
@@ -154,8 +164,8 @@ def test_the_reader_keeps_bf16_layers_and_turns_ms_into_seconds(tmp_path: Path) 
 
 
 def test_the_written_file_is_the_fitted_curve() -> None:
-    fit = fit_curve(noisy(), GPU)
-    curve = gemm_curve(tomllib.loads(gemm_toml("h200", fit, GPU)))
+    fit = fit_gemm_table(noisy(), GPU)
+    curve = gemm_curve(tomllib.loads(catalog_text("h200", fit, GPU)))
     fitted = np.exp(fit.log_multiplier + fit.log_base)
     for j in (0, 3, 6):
         time = curve.seconds(

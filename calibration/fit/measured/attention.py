@@ -1,7 +1,7 @@
-"""Attention timed on one's own GPU over a cache, as the runtime runs it: `attention-specroof.toml`.
+"""Attention over a KV cache, measured with the runtime: `attention-specroof.toml`.
 
-Per head dimension and tile of query rows, nine parameters of the form of
-`perfmodel/kernels/attention_scheduled.py` by robust least squares, then what is left, averaged
+Per head dimension and tile of query rows, nine parameters of the form in
+`perfmodel/kernels/attention_scheduled.py` by robust least squares; then the residual, averaged
 around the knots of (group, blocks per multiprocessor, tokens of a range).
 """
 
@@ -16,10 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, token_band
-from calibration.fit.own.kv_tiles import kv_tile_tokens
-from calibration.fit.own.prefill import own_prefill
-from calibration.fit.tables.attention_report import own_toml_text
+from calibration.fit.measured.kv_tiles import kv_tile_tokens
+from calibration.fit.measured.prefill import fit_prefill
 from calibration.records.kernels import KernelRecord
+from calibration.records.toml_file import fields_of, significant, toml_text
 from perfmodel import (
     BLOCKS_PER_SM,
     GPU,
@@ -54,27 +54,36 @@ TOKEN_KNOTS = 128.0 * 2.0 ** np.arange(0.0, 10.6, 0.5)
 BLOCK_STEP, BLOCK_WIDTH, TOKEN_WIDTH = 0.1, 0.05, 0.3  # in logarithms
 PRIOR = 0.2  # of a cell at the knot itself: a knot far from all cells has no residual
 FOLDS = 5
+HEADER = """\
+Attention of the runtime, measured on this GPU; replaces the decode tables of attention.toml.
+Written by `specroof calibrate fit`; the form is in perfmodel/kernels/attention_scheduled.py.
+residual: ln(measured / form), [group][blocks per multiprocessor][tokens of a range].
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class OwnAttentionFit:
-    """The curve of one's own kernels, and how far it errs."""
+class ScheduledFit:
+    """The curve of the measured kernels, and its errors."""
 
     curve: ScheduledAttention
     errors: Errors
 
     def toml(self) -> str:
-        """The catalog file."""
-        figures: dict[str, Any] = {}
-        for way in self.errors.found:
-            name = way.replace(" ", "_")
-            for key, value in self.errors.figures(way).items():
-                figures[f"{name}_{key}"] = round(value, 2)
-        return own_toml_text(self.curve, figures)
+        """The catalog file `attention-specroof.toml`.
+
+        Prefill is written where it was measured; elsewhere the GPU's public tables hold.
+        """
+        curve = self.curve
+        values: dict[str, Any] = {"source": curve.source, "sm_count": curve.sm_count}
+        values |= {"origin": curve.origin, "residuals": self.errors.flat()}
+        values["blocks"] = [fields_of(table) for table in curve.blocks]
+        if curve.origin.get("prefill") == "measured":
+            values["prefill"] = [fields_of(table) for table in curve.prefill]
+        return toml_text(values, header=HEADER)
 
 
 def missing_attention(records: Sequence[KernelRecord]) -> str | None:
-    """What is lacking for a fit, in a clause; None where there is enough."""
+    """What is missing for a fit, in a clause; None where there is enough."""
     single = [r for r in records if r["query_tokens"] == 1]
     by_dim = {dim: sum(r["head_dim"] == dim for r in single) for dim in (64, 128)}
     if max(by_dim.values()) >= LEAST_CELLS:
@@ -85,7 +94,7 @@ def missing_attention(records: Sequence[KernelRecord]) -> str | None:
     )
 
 
-def fit_own_attention(
+def fit_attention(
     records: Sequence[KernelRecord],
     published: AttentionCurve,
     gpu: GPU,
@@ -93,16 +102,16 @@ def fit_own_attention(
     source: str,
     between: Sequence[KernelRecord] = (),
     prefill: Sequence[KernelRecord] = (),
-) -> OwnAttentionFit:
-    """The blocks of records of op "attention"; `missing_attention` must have said None.
+) -> ScheduledFit:
+    """The blocks of records of op "attention"; `missing_attention` must have returned None.
 
     Parameters
     ----------
     published : AttentionCurve
-        Whose tables of prompts stay for a head dimension without a timed prompt.
+        Its prefill tables hold for a head dimension without a timed prompt.
     between : sequence of KernelRecord
-        Of op "attention_between": batches and lengths off the grid. Of every other batch they tell
-        what a part-filled tile costs; the rest are for the errors alone.
+        Of op "attention_between": batches and lengths off the grid. Every other batch is fitted
+        (the cost of a part-filled tile); the rest are for the errors alone.
     prefill : sequence of KernelRecord
         Of op "prefill_attention".
     """
@@ -115,14 +124,14 @@ def fit_own_attention(
         source=source,
         sm_count=gpu.sm_count,
         blocks=blocks,
-        prefill=own_prefill(prefill, published, latency, gpu),
+        prefill=fit_prefill(prefill, published, latency, gpu),
         origin={"decode": "fitted", "prefill": "measured" if prefill else "fitted"},
     )
-    return OwnAttentionFit(curve=curve, errors=_errors(frame, off_grid[checks], curve, gpu))
+    return ScheduledFit(curve=curve, errors=_errors(frame, off_grid[checks], curve, gpu))
 
 
 def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
-    """Median seconds per cell, and what its form asks for."""
+    """Median seconds per cell, with group, units (batch x KV heads), query rows and tile."""
     names = ["batch", "query_heads", "kv_heads", "head_dim", "kv_tokens", "query_tokens"]
     rows = [{n: float(r[n]) for n in names} | {"seconds": r.seconds} for r in records]
     frame = pd.DataFrame(rows, columns=[*names, "seconds"], dtype=float)
@@ -159,12 +168,15 @@ def _fit_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
     def misfit(logs: Array) -> Array:
         return np.asarray(np.log(_form(with_values(logs), cells, cut, gpu) / seconds))
 
-    starts = [first + [np.log(s[n] / BOUNDS[n][1]) if n in s else 0.0 for n in names]
-              for s in STARTS]  # fmt: skip
-    found = [least_squares(misfit, start, bounds=(least, most), loss="soft_l1", f_scale=SCALE)
-             for start in starts]  # fmt: skip
-    best = min(found, key=lambda result: float(result.cost))
-    rounded = [float(f"{v:.4g}") for v in np.exp(best.x)]
+    starts = [
+        first + [np.log(s[n] / BOUNDS[n][1]) if n in s else 0.0 for n in names] for s in STARTS
+    ]
+    results = [
+        least_squares(misfit, start, bounds=(least, most), loss="soft_l1", f_scale=SCALE)
+        for start in starts
+    ]
+    best = min(results, key=lambda result: float(result.cost))
+    rounded = [significant(v, 4) for v in np.exp(best.x)]
     values: dict[str, Any] = dict(zip(names, rounded, strict=True))
     return with_residual(replace(empty, **values), cells, gpu)
 
@@ -183,9 +195,9 @@ def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTabl
     ]
     planes = []
     for group in table.group_knots:
-        mine = (cells.group == group).to_numpy(float)
-        weight = np.einsum("bc,tc,c->bt", *near, mine)
-        total = np.einsum("bc,tc,c->bt", *near, mine * left)
+        of_group = (cells.group == group).to_numpy(float)
+        weight = np.einsum("bc,tc,c->bt", *near, of_group)
+        total = np.einsum("bc,tc,c->bt", *near, of_group * left)
         planes.append(total / (weight + PRIOR))
     return replace(table, residual=np.round(planes, 3))
 
@@ -216,8 +228,8 @@ def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
 def block_knots(most: float) -> Array:
     """Blocks per multiprocessor: even steps in the logarithm, either side of each whole number."""
     even = np.exp(np.arange(np.log(0.03), np.log(1.1 * most), BLOCK_STEP))
-    whole = np.arange(1.0, 9.0)
-    return np.unique(np.round(np.concatenate([even, whole, whole * 1.008]), 4))
+    integers = np.arange(1.0, 9.0)
+    return np.unique(np.round(np.concatenate([even, integers, integers * 1.008]), 4))
 
 
 def _cut(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> SplitKV:
@@ -241,9 +253,6 @@ def _form(table: BlockTable, cells: pd.DataFrame, cut: SplitKV, gpu: GPU) -> Arr
     )
 
 
-# ---- errors -----------------------------------------------------------------------------------
-
-
 def _errors(
     frame: pd.DataFrame, between: pd.DataFrame, curve: ScheduledAttention, gpu: GPU
 ) -> Errors:
@@ -256,8 +265,8 @@ def _errors(
     for part in range(FOLDS):
         tables = []
         for table in curve.blocks:
-            mine = (frame.head_dim == table.head_dim) & (frame.tile == table.tile_rows)
-            tables.append(with_residual(table, frame[mine & (fold != part)], gpu))
+            fitted = (frame.head_dim == table.head_dim) & (frame.tile == table.tile_rows)
+            tables.append(with_residual(table, frame[fitted & (fold != part)], gpu))
         without = replace(curve, blocks=tuple(tables))
         _add(errors, "a fifth out", frame[fold == part], without, gpu)
     return errors
@@ -267,10 +276,13 @@ def _add(errors: Errors, way: str, cells: pd.DataFrame, curve: AttentionCurve, g
     for _, part in cells.groupby(["query_heads", "kv_heads", "head_dim"]):
         shape = {n: int(part[n].iloc[0]) for n in ("query_heads", "kv_heads", "head_dim")}
         seconds = curve.seconds(
-            batch=part.batch.to_numpy(), kv_tokens=part.kv_tokens.to_numpy(),
-            query_tokens=part.query_tokens.to_numpy(), **shape, peak_flops=gpu.peak_flops,
+            batch=part.batch.to_numpy(),
+            kv_tokens=part.kv_tokens.to_numpy(),
+            query_tokens=part.query_tokens.to_numpy(),
+            **shape,
+            peak_flops=gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
-        )  # fmt: skip
+        )
         for (_, cell), predicted in zip(part.iterrows(), seconds, strict=True):
             errors.add(way, dict(cell), float(predicted) / cell.seconds - 1.0)
 

@@ -1,10 +1,10 @@
-"""Draw validation cases from ranges with a seed, so that another seed is another fair test.
+"""Sample validation cases from ranges with a seed, so that another seed is another fair test.
 
-Only cases that a GPU holds are kept, by the model's own memory prediction with a margin. Each k-th
+Only cases that fit a GPU are kept, by the model's memory prediction with a margin. Each k-th
 scenario also gets every γ and a second KV budget, for the regret of what the model would choose.
 
-Cases for the round's overhead are spread instead (McKay et al. 1979, Latin hypercube): as many
-strata of batch and of γ as cases, each met once, so that a fixed time, one a sequence and one a
+Cases for the overhead of a round are spread instead (Latin hypercube, McKay et al. 1979): as many
+strata of batch and of γ as cases, each met once, so that a fixed time, one per sequence and one per
 draft step can be told apart by few rounds; contexts are short and most models small.
 """
 
@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from calibration.records.steps import SHAPE_FIELDS, Case, CaseFile, CasePlan
-from perfmodel import ConfigError, RoundEstimate, Scenario, catalog, estimate, parse_scenario
+from calibration.records.steps import Case, CaseFile, CasePlan
+from perfmodel import ConfigError, RoundEstimate, Scenario, estimate, parse_scenario
 
 TARGETS = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
 DRAFT_MODELS = {"llama-3.1-8b": "llama-3.2-1b", "llama-2-7b": "tinyllama-1.1b"}
@@ -30,18 +28,22 @@ ALPHA = (0.6, 0.95)
 PAGE = 16  # a budget is whole pages
 OTHER_BUDGET_GAMMAS = (2, 4, 6)
 OTHER_BUDGET_ALPHA = 0.04  # more or less acceptance, assumed, at four times or a quarter of it
-ROUND_WAYS = (("tinyllama-1.1b", "self"), ("llama-3.2-1b", "self"), ("llama-3.1-8b", "self"),
-              ("llama-3.1-8b", "llama-3.2-1b"))  # fmt: skip
+ROUND_WAYS = (
+    ("tinyllama-1.1b", "self"),
+    ("llama-3.2-1b", "self"),
+    ("llama-3.1-8b", "self"),
+    ("llama-3.1-8b", "llama-3.2-1b"),
+)
 ROUND_BATCH, ROUND_CONTEXT, ROUND_BUDGET = (1, 128), (512, 2048), (128, 512)
 ORDERS = 200  # of γ over the batches: the one that is least correlated with them is taken
-TRIES = 1000  # draws for one case, before giving up
+TRIES = 1000  # samples for one case, before giving up
 TIMED_ROUNDS = 23  # a timed batch keeps room for so many rounds: memory, and no time
 CASE_OVERHEAD_S = 0.45  # planning and capturing; 110 cases took 157 s on an H200, 111 s of steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrawOptions:
-    """What to draw: how many, for which GPU, and how much of its memory may be planned for."""
+class SampleOptions:
+    """What to sample: how many, for which GPU, and how much of its memory may be planned for."""
 
     seed: int = 0
     count: int = 60
@@ -52,8 +54,8 @@ class DrawOptions:
     engine: str = "specroof"
 
 
-def draw_cases(options: DrawOptions) -> CaseFile:
-    """Cases in the order of drawing, a scenario's further choices right after it.
+def sample_cases(options: SampleOptions) -> CaseFile:
+    """Scenarios in the order of sampling, the further choices of each right after it.
 
     Raises
     ------
@@ -63,20 +65,27 @@ def draw_cases(options: DrawOptions) -> CaseFile:
     rng, cases = random.Random(options.seed), []
     every = max(1, options.count // options.choices) if options.choices else 0
     for number in range(options.count):
-        case = _draw_that_fits(rng, options, number)
+        case = _sample_that_fits(rng, options, number)
         cases.append(case)
         if every and number % every == 0 and number // every < options.choices:
             cases += [other for other in _other_choices(case) if _fits(other, options)]
     facts = {
-        "seed": options.seed, "count": options.count, "choices": options.choices,
-        "gpu": options.gpu, "tp": options.tp, "memory_share": options.memory_share,
-        "batch": BATCH, "context_tokens": CONTEXT, "kv_budget_tokens": BUDGET, "gamma": GAMMAS,
-    }  # fmt: skip
-    return CaseFile(drawn=facts, models=_shapes(cases), cases=cases)
+        "seed": options.seed,
+        "count": options.count,
+        "choices": options.choices,
+        "gpu": options.gpu,
+        "tp": options.tp,
+        "memory_share": options.memory_share,
+        "batch": BATCH,
+        "context_tokens": CONTEXT,
+        "kv_budget_tokens": BUDGET,
+        "gamma": GAMMAS,
+    }
+    return CaseFile(drawn=facts, cases=tuple(cases))
 
 
-def draw_rounds(options: DrawOptions) -> CaseFile:
-    """Cases whose rounds tell what a round takes beyond its passes; `choices` is not read.
+def sample_rounds(options: SampleOptions) -> CaseFile:
+    """Cases for the fit of what a round takes beyond its passes; `choices` is not read.
 
     Raises
     ------
@@ -98,35 +107,52 @@ def draw_rounds(options: DrawOptions) -> CaseFile:
         context, name = _log_uniform(rng, *ROUND_CONTEXT), f"s{options.seed}-{number:03d}"
         budget = min(_log_uniform(rng, *ROUND_BUDGET), context) // PAGE * PAGE
         plan = CasePlan(
-            draft=draft, policy="streamingllm", gamma=gamma, kv_budget_tokens=budget,
+            draft=draft,
+            policy="streamingllm",
+            gamma=gamma,
+            kv_budget_tokens=budget,
             draft_tp=None if draft == "self" else options.tp,
-        )  # fmt: skip
+        )
         case = Case(
-            id=name, scenario=name, purpose="scenario", target=target, plan=plan, batch=batch,
-            context_tokens=context, alpha=round(rng.uniform(*ALPHA), 3), tp=options.tp,
-        )  # fmt: skip
+            id=name,
+            scenario=name,
+            purpose="scenario",
+            target=target,
+            plan=plan,
+            batch=batch,
+            context_tokens=context,
+            alpha=round(rng.uniform(*ALPHA), 3),
+            tp=options.tp,
+        )
         if not _fits(case, options):
             raise ConfigError(f"{case.label} does not fit {options.gpu}; raise --memory-share")
         cases.append(case)
     facts = {
-        "for": "round overhead", "seed": options.seed, "count": count, "gpu": options.gpu,
-        "tp": options.tp, "memory_share": options.memory_share, "batch": ROUND_BATCH,
-        "context_tokens": ROUND_CONTEXT, "kv_budget_tokens": ROUND_BUDGET, "gamma": GAMMAS,
-    }  # fmt: skip
-    return CaseFile(drawn=facts, models=_shapes(cases), cases=cases)
+        "for": "round overhead",
+        "seed": options.seed,
+        "count": count,
+        "gpu": options.gpu,
+        "tp": options.tp,
+        "memory_share": options.memory_share,
+        "batch": ROUND_BATCH,
+        "context_tokens": ROUND_CONTEXT,
+        "kv_budget_tokens": ROUND_BUDGET,
+        "gamma": GAMMAS,
+    }
+    return CaseFile(drawn=facts, cases=tuple(cases))
 
 
 def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> float:
     """Roughly how long a run takes, by the model's own times. [s]"""
     total = 0.0
     for case in cases.cases:
-        point = estimate(scenario_of(case, gpu=gpu))
+        point = estimate(case_scenario(case, gpu=gpu))
         once = point.target_step.total_s + point.verify.total_s + point.draft_total_s
         total += CASE_OVERHEAD_S + (repeats + 3) * float(once + point.round_s)
     return total
 
 
-def scenario_of(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
+def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
     """The scenario that predicts a case."""
     plan = case.plan
     return parse_scenario(
@@ -148,7 +174,7 @@ def scenario_of(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
     ).scenario()
 
 
-def _draw_that_fits(rng: random.Random, options: DrawOptions, number: int) -> Case:
+def _sample_that_fits(rng: random.Random, options: SampleOptions, number: int) -> Case:
     """A target and a way to draft, then the rest until it fits: large models are no rarer."""
     target = rng.choice(TARGETS)
     ways = [("self", "streamingllm"), ("self", "snapkv")]
@@ -156,7 +182,7 @@ def _draw_that_fits(rng: random.Random, options: DrawOptions, number: int) -> Ca
         ways.append((DRAFT_MODELS[target], "streamingllm"))
     way = rng.choice(ways)
     for _ in range(TRIES):
-        case = _draw(rng, options, number, target, way)
+        case = _sample(rng, options, number, target, way)
         if _fits(case, options):
             return case
     raise ConfigError(
@@ -165,22 +191,31 @@ def _draw_that_fits(rng: random.Random, options: DrawOptions, number: int) -> Ca
     )
 
 
-def _draw(
-    rng: random.Random, options: DrawOptions, number: int, target: str, way: tuple[str, str]
+def _sample(
+    rng: random.Random, options: SampleOptions, number: int, target: str, way: tuple[str, str]
 ) -> Case:
     draft, policy = way
     context = _log_uniform(rng, *CONTEXT)
     budget = min(_log_uniform(rng, *BUDGET), context) // PAGE * PAGE
     plan = CasePlan(
-        draft=draft, policy=policy, gamma=rng.choice(GAMMAS), kv_budget_tokens=budget,
+        draft=draft,
+        policy=policy,
+        gamma=rng.choice(GAMMAS),
+        kv_budget_tokens=budget,
         draft_tp=None if draft == "self" else options.tp,
-    )  # fmt: skip
+    )
     name = f"s{options.seed}-{number:03d}"
     return Case(
-        id=name, scenario=name, purpose="scenario", target=target, plan=plan,
-        batch=_log_uniform(rng, *BATCH), context_tokens=context,
-        alpha=round(rng.uniform(*ALPHA), 3), tp=options.tp,
-    )  # fmt: skip
+        id=name,
+        scenario=name,
+        purpose="scenario",
+        target=target,
+        plan=plan,
+        batch=_log_uniform(rng, *BATCH),
+        context_tokens=context,
+        alpha=round(rng.uniform(*ALPHA), 3),
+        tp=options.tp,
+    )
 
 
 def _log_uniform(rng: random.Random, low: int, high: int) -> int:
@@ -202,7 +237,7 @@ def _other_choices(case: Case) -> list[Case]:
     """Every other γ of a case, and a few at another KV budget."""
     plan = case.plan
     assert plan.kv_budget_tokens is not None
-    found = [
+    choices = [
         replace(case, id=f"{case.id}-g{gamma}", purpose="choice", plan=replace(plan, gamma=gamma))
         for gamma in GAMMAS
         if gamma != plan.gamma
@@ -211,30 +246,21 @@ def _other_choices(case: Case) -> list[Case]:
     fits = larger <= min(BUDGET[1], case.context_tokens)
     budget = larger if fits else max(BUDGET[0], plan.kv_budget_tokens // 4 // PAGE * PAGE)
     if budget == plan.kv_budget_tokens:
-        return found
+        return choices
     alpha = round(case.alpha + math.copysign(OTHER_BUDGET_ALPHA, 1 if fits else -1), 3)
-    found += [
+    choices += [
         replace(
-            case, id=f"{case.id}-b{budget}-g{gamma}", purpose="choice", alpha=alpha,
+            case,
+            id=f"{case.id}-b{budget}-g{gamma}",
+            purpose="choice",
+            alpha=alpha,
             plan=replace(plan, gamma=gamma, kv_budget_tokens=budget),
         )
         for gamma in OTHER_BUDGET_GAMMAS
-    ]  # fmt: skip
-    return found
+    ]
+    return choices
 
 
-def _fits(case: Case, options: DrawOptions) -> bool:
-    point: RoundEstimate = estimate(scenario_of(case, gpu=options.gpu, engine=options.engine))
+def _fits(case: Case, options: SampleOptions) -> bool:
+    point: RoundEstimate = estimate(case_scenario(case, gpu=options.gpu, engine=options.engine))
     return bool(point.memory.fraction <= options.memory_share)
-
-
-def _shapes(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
-    names = {name for case in cases for name in case.pair[:2] if name is not None}
-    return {name: _shape(name) for name in sorted(names)}
-
-
-def _shape(name: str) -> dict[str, Any]:
-    """A model's shape as the runtime reads it; random weights know no longest context."""
-    spec = catalog.model(name)
-    shape = {field: getattr(spec, field) for field in SHAPE_FIELDS}
-    return shape | {"max_context_tokens": max(spec.max_context_tokens, 2 * CONTEXT[1])}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibration.fit.own.prefill import own_prefill
+from calibration.fit.measured.prefill import fit_prefill
 from calibration.measure.grid import prefill_cells
 from calibration.records.cells import Cell, flops
 from calibration.records.kernels import KernelRecord
@@ -26,7 +26,7 @@ def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
     cells = prefill_cells()
     records = [KernelRecord(cell=cell, seconds=seconds(cell), place="") for cell in cells]
     latency = {64: 5.0, 128: 5.0}
-    tables = own_prefill(records, LIBRARY.attention, latency, GPU)
+    tables = fit_prefill(records, LIBRARY.attention, latency, GPU)
     curve = replace(LIBRARY.attention, prefill=tables)
     for cell in cells:
         heads = {name: cell[name] for name in ("query_heads", "kv_heads", "head_dim")}
@@ -35,4 +35,4 @@ def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
             batch=1, new_tokens=new, cached_tokens=cached, **heads, **PEAKS
         )
         assert float(found) == pytest.approx(seconds(cell), rel=2e-3)
-    assert own_prefill([], LIBRARY.attention, latency, GPU) == LIBRARY.attention.prefill
+    assert fit_prefill([], LIBRARY.attention, latency, GPU) == LIBRARY.attention.prefill

@@ -1,7 +1,7 @@
-"""Attention of a prompt's chunks timed on one's own GPU, as shares of its peak FLOP/s.
+"""Prefill attention measured chunk by chunk, as a fraction of the GPU's peak FLOP/s.
 
-A chunk over cached tokens takes the place of the prompt without any that has as many query-key
-pairs, as the curve looks it up; between the sizes timed the share is interpolated, outside held.
+A chunk over cached tokens counts as the uncached prompt with as many query-key pairs, which is how
+the curve looks it up. The fraction is interpolated between measured sizes and constant outside.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ Array = NDArray[np.float64]
 LATENCY_SHARE = 0.5  # of the shortest chunk, at most
 
 
-def own_prefill(
+def fit_prefill(
     records: Sequence[KernelRecord],
     published: AttentionCurve,
     latency_us: Mapping[int, float],
     gpu: GPU,
 ) -> tuple[PrefillTable, ...]:
-    """A table per head dimension: from the records where it has some, else as published.
+    """A table per head dimension: from its records if there are any, else as published.
 
-    `latency_us` is a launch's by head dimension.
+    `latency_us` is the launch latency by head dimension.
     """
     by_dim: dict[int, list[KernelRecord]] = defaultdict(list)
     for record in records:
         by_dim[int(record["head_dim"])].append(record)
-    own = {
-        dim: _table(dim, mine, latency_us.get(dim, 0.0) * US, gpu) for dim, mine in by_dim.items()
+    tables = {table.head_dim: table for table in published.prefill} | {
+        dim: _table(dim, chunks, latency_us.get(dim, 0.0) * US, gpu)
+        for dim, chunks in by_dim.items()
     }
-    kept = {table.head_dim: table for table in published.prefill}
-    return tuple((kept | own)[dim] for dim in sorted(kept | own))
+    return tuple(tables[dim] for dim in sorted(tables))
 
 
 def _table(
@@ -49,14 +49,14 @@ def _table(
     shares: dict[float, dict[float, float]] = defaultdict(dict)
     heads = sorted({float(r["batch"] * r["query_heads"]) for r in records})
     for r in records:
-        share = flops(dict(r.cell)) / (gpu.peak_flops * (r.seconds - latency_s))
+        share = flops(r.cell) / (gpu.peak_flops * (r.seconds - latency_s))
         shares[r["query_heads"] / r["kv_heads"]][equal_prompt(r)] = share
     sizes = np.array(sorted({size for row in shares.values() for size in row}))
     rows = [
         np.exp(np.interp(np.log(sizes), np.log(sorted(row)), np.log([row[s] for s in sorted(row)])))
         for _, row in sorted(shares.items())
     ]
-    # Fewer heads were not timed: as many hold for any count.
+    # One count of heads was timed; its fraction holds for fewer heads too.
     units = np.array([heads[0] / 2.0, heads[-1]])
     return PrefillTable(
         head_dim=head_dim,

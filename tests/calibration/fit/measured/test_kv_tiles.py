@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calibration.fit.own.kv_tiles import kv_tile_tokens
+from calibration.fit.measured.kv_tiles import kv_tile_tokens
 from perfmodel import catalog, efficiency
 
 HOPPER_BLOCK = 228 * 1024 / 2

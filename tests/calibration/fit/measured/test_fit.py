@@ -20,9 +20,15 @@ from calibration_fakes import documented_keys
 from app.cli.main import run as specroof
 from calibration.fit.errors import Errors
 from calibration.fit.inputs import fit_inputs
-from calibration.fit.own.engine import SMALL_KERNELS, EngineFit, elements, layer_parts, profile_text
-from calibration.fit.own.gemm import spikes
-from calibration.fit.own.kv_tiles import kv_tile_tokens
+from calibration.fit.measured.engine import (
+    SMALL_KERNELS,
+    ProfileFit,
+    elements,
+    layer_parts,
+    profile_text,
+)
+from calibration.fit.measured.gemm import spikes
+from calibration.fit.measured.kv_tiles import kv_tile_tokens
 from calibration.fit.report import FitReport
 from calibration.measure.grid import (
     attention_cells,
@@ -32,8 +38,8 @@ from calibration.measure.grid import (
     sustained_cells,
 )
 from calibration.records.cells import Cell, flops
+from calibration.records.jsonl import RecordError
 from calibration.records.kernels import KernelRecord
-from calibration.records.steps import RecordError
 from perfmodel import (
     AttentionCurve,
     BlockTable,
@@ -206,7 +212,7 @@ def test_the_engine_profile_is_what_made_the_layers(fitted: FitReport) -> None:
 
 def test_a_profile_of_other_gpus_stays_and_a_second_fit_replaces_the_first() -> None:
     shipped = 'name = "x"\norigin = "assumed"\n'
-    fit = EngineFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
+    fit = ProfileFit(values={"kernel_gap_s": 2e-6}, errors=Errors("none", lambda cell: ()))
     once = profile_text(shipped, fit, "first", "h200")
     assert profile_text(once, fit, "first", "h200") == once
     both = profile_text(once, fit, "second", "h100-sxm")
@@ -322,6 +328,47 @@ def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
         fit_inputs([path])
 
 
+def nccl_rows(count: int) -> str:
+    sizes = [65536 * 4**i for i in range(count)]
+    return "\n".join(f"{s} {s // 4} float sum -1 {10 + s / 3e5:.2f} 1 1 0 9.9 1 1 0" for s in sizes)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# Collective test starting: all_gather_perf\n" + NCCL + nccl_rows(5), "all_gather_perf"),
+        (NCCL + nccl_rows(5).replace(" sum ", " none "), "redop is none"),
+        (NCCL.replace("Rank  1", "Rank  0") + nccl_rows(5), "rank 0 more than once"),
+    ],
+)
+def test_what_is_not_an_all_reduce_of_several_ranks_is_refused(
+    text: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "nccl.txt").write_text(text + "\n")
+    with pytest.raises(RecordError, match=says):
+        fit_inputs([tmp_path / "nccl.txt"], gpu="h200")
+
+
+def test_three_message_sizes_are_too_few(tmp_path: Path) -> None:
+    (tmp_path / "nccl.txt").write_text(NCCL + nccl_rows(3) + "\n")
+    report = fit_inputs([tmp_path / "nccl.txt"], gpu="h200")
+    assert not report.files
+    assert "all-reduce: 3 message sizes; 4 are needed" in report.missing
+
+
+def test_an_older_nccl_tests_without_root_is_read_by_its_columns(tmp_path: Path) -> None:
+    head = NCCL.replace("   root ", "")
+    rows = nccl_rows(5).replace(" -1 ", " ")
+    (tmp_path / "nccl.txt").write_text(head + rows + "\n")
+    table = tomllib.loads(
+        fit_inputs([tmp_path / "nccl.txt"], gpu="h200").files[
+            "efficiency/h200/collectives-specroof.toml"
+        ]
+    )
+    assert table["measured"][0]["message_bytes"][:2] == [65536, 262144]
+    assert table["measured"][0]["time_us"][-1] == pytest.approx(10 + 65536 * 4**4 / 3e5, rel=1e-3)
+
+
 def test_vidurs_profile_becomes_products(tmp_path: Path) -> None:
     """Llama-2-7B on one and two ranks; Vidur's times are in ms."""
     names = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
@@ -342,10 +389,10 @@ def test_vidurs_profile_becomes_products(tmp_path: Path) -> None:
     assert sorted(map(tuple, own["shapes"])) == sorted({*shapes[1], *shapes[2]})
     assert np.allclose(own["time_over_table_per_10000"], 10_000, atol=20)
     path.write_text(path.read_text().replace(",True,1,", ",True,none,", 1))
-    with pytest.raises(RecordError, match="line 2: no whole number in column 'num_tokens'"):
+    with pytest.raises(RecordError, match="line 2: column 'num_tokens'"):
         fit_inputs([path], gpu="h200")
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(RecordError, match="no profile of Vidur's"):
+    with pytest.raises(RecordError, match="not a Vidur profile"):
         fit_inputs([path], gpu="h200")
 
 

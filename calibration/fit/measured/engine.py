@@ -1,13 +1,14 @@
-"""The `specroof` engine profile from microbenchmarks alone: small kernels, what lies between
-kernels, and the clock that a long run keeps. The round's overhead comes from runs of other cases
-than those that validate.
+"""The `specroof` engine profile from microbenchmarks: `engines/specroof.toml`.
+
+Small kernels, the gap between kernels, and the sustained clock come from kernel timings; the round
+overhead from timed rounds of cases that validation does not use.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from calibration.fit.errors import Errors
 from calibration.records.cells import layer_matrices
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.steps import StepRecord
+from calibration.records.toml_file import significant, with_table
 from perfmodel import GPU, AttentionCurve, GemmCurve, catalog
 from perfmodel.units import US
 
@@ -25,16 +27,26 @@ SMALL_KERNELS = 4  # a layer: two norms, rotary with append, activation
 BIG_KERNELS = 5  # a layer: four products, attention
 LEAST_SMALL, LEAST_LAYERS, LEAST_ROUNDS = 8, 5, 5  # records
 ROUND_FIELDS = (
-    "round_overhead_s", "round_overhead_per_sequence_s", "round_overhead_per_draft_s",
-)  # fmt: skip
+    "round_overhead_s",
+    "round_overhead_per_sequence_s",
+    "round_overhead_per_draft_s",
+)
+ATTENTION_FIELDS = (
+    "batch",
+    "kv_tokens",
+    "query_tokens",
+    "query_heads",
+    "kv_heads",
+    "head_dim",
+)
 ELEMENT_BYTES = 2.0
-ROUND_SCATTER = 0.01  # of a round: what its host time moves by from one to the next
+ROUND_SCATTER = 0.01  # of a round: scatter of its host time
 HUBER = 0.05  # relative error beyond which a record counts less
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class EngineFit:
-    """Profile fields found, their source, and how far whole layers are missed."""
+class ProfileFit:
+    """Profile fields by name, the errors of whole layers, and what could not be fitted."""
 
     values: dict[str, float]
     errors: Errors
@@ -43,7 +55,7 @@ class EngineFit:
 
 def fit_engine(
     records: KernelRecords, gemm: GemmCurve, attention: AttentionCurve, gpu: GPU
-) -> EngineFit:
+) -> ProfileFit:
     """Latency and bytes of small kernels, the gap between kernels, and the sustained clock.
 
     Parameters
@@ -52,9 +64,11 @@ def fit_engine(
         As fitted to the same records.
     """
     values: dict[str, float] = {
-        "kernels_per_layer": float(SMALL_KERNELS), "attention_factor": 1.0,
-        "draft_attention_factor": 1.0, "linear_factor": 1.0,
-    }  # fmt: skip
+        "kernels_per_layer": float(SMALL_KERNELS),
+        "attention_factor": 1.0,
+        "draft_attention_factor": 1.0,
+        "linear_factor": 1.0,
+    }
     errors = Errors("layers", regions=lambda cell: (f"batch {cell['batch']:.0f}",))
     missing = []
     small = [r for r in records.records if r.op in ("add_norm", "place", "silu_mul")]
@@ -77,7 +91,7 @@ def fit_engine(
         missing.append(f"layers: {len(layers)} records; {LEAST_LAYERS} are needed")
     else:
         values |= _between_kernels(layers, values, gemm, attention, gpu, errors)
-    return EngineFit(values=values, errors=errors, missing=missing)
+    return ProfileFit(values=values, errors=errors, missing=missing)
 
 
 def elements(cell: KernelRecord) -> float:
@@ -101,22 +115,23 @@ def _small_kernels(records: Sequence[KernelRecord], gpu: GPU) -> tuple[float, fl
     def misfit(x: Array) -> Array:
         return np.asarray((x[0] * US + x[1] * moved) / seconds - 1.0)
 
-    found = least_squares(misfit, [2.0, 1.0], bounds=(0.0, np.inf), loss="huber", f_scale=HUBER)
-    return float(found.x[0]) * US, float(found.x[1])
+    solved = least_squares(misfit, [2.0, 1.0], bounds=(0.0, np.inf), loss="huber", f_scale=HUBER)
+    return float(solved.x[0]) * US, float(solved.x[1])
 
 
 def _sampling(
     records: Sequence[KernelRecord], values: dict[str, float], gpu: GPU
 ) -> dict[str, float]:
-    """Seconds a column of the fewest rows, and the share of the time that many rows' bytes take.
+    """Seconds per vocabulary column at few rows, and time over that of the bytes at many rows.
 
-    Medians over vocabularies: of each the smallest and the largest row count.
+    Medians over vocabularies, each at its smallest and largest row count.
     """
     columns, factors = [], []
     latency, activation = values.get("kernel_latency_s", 0.0), values.get("activation_factor", 1.0)
     for vocab in {r["vocab"] for r in records}:
-        mine = sorted((r for r in records if r["vocab"] == vocab), key=lambda r: float(r["tokens"]))
-        few, many = mine[0], mine[-1]
+        of_vocab = [r for r in records if r["vocab"] == vocab]
+        few = min(of_vocab, key=lambda r: float(r["tokens"]))
+        many = max(of_vocab, key=lambda r: float(r["tokens"]))
         columns.append(max(0.0, few.seconds - latency) / vocab)
         moved = ELEMENT_BYTES * vocab * many["tokens"] / gpu.hbm_bandwidth
         factors.append(max(0.0, many.seconds - latency) / moved)
@@ -145,10 +160,10 @@ def _between_kernels(
     gpu: GPU,
     errors: Errors,
 ) -> dict[str, float]:
-    """The idle time between kernels: what layers take beyond their parts, by the number of kernels.
+    """The gap between kernels: (layer - sum of its kernels) / number of kernels.
 
-    Where a layer takes less, a kernel's launch hides behind the one before it: then the small
-    kernels show less latency than alone, and there is no gap.
+    Where a layer takes less than its kernels, launches overlap: then the small kernels' latency is
+    lowered instead, and the gap is 0.
     """
     parts = np.array([layer_parts(r, values, gemm, attention, gpu) for r in layers])
     seconds = np.array([r.seconds for r in layers])
@@ -160,8 +175,8 @@ def _between_kernels(
         latency = max(0.0, latency + over / SMALL_KERNELS)
     change = SMALL_KERNELS * (latency - values["kernel_latency_s"])
     change += (SMALL_KERNELS + BIG_KERNELS) * gap
-    for record, found in zip(layers, parts + change, strict=True):
-        errors.add("in sample", record.cell, float(found) / record.seconds - 1.0)
+    for record, predicted in zip(layers, parts + change, strict=True):
+        errors.add("in sample", record.cell, float(predicted) / record.seconds - 1.0)
     return {"kernel_latency_s": latency, "kernel_gap_s": gap}
 
 
@@ -172,20 +187,12 @@ def layer_parts(
     attention: AttentionCurve,
     gpu: GPU,
 ) -> float:
-    """Seconds of a layer's kernels by the curves, nothing between them."""
-    cell, rates = dict(record.cell), {"hbm_bandwidth": gpu.hbm_bandwidth}
+    """Seconds of a layer's kernels by the curves, without gaps between them."""
+    cell: Any = record.cell
+    rates: dict[str, Any] = {"peak_flops": gpu.peak_flops, "hbm_bandwidth": gpu.hbm_bandwidth}
     rows = cell["batch"] * cell["query_tokens"]
-    total = sum(
-        float(gemm.seconds(m=rows, n=n, k=k, peak_flops=gpu.peak_flops, **rates))
-        for n, k in layer_matrices(cell)
-    )
-    total += float(
-        attention.seconds(
-            batch=cell["batch"], kv_tokens=cell["kv_tokens"], query_tokens=cell["query_tokens"],
-            query_heads=cell["query_heads"], kv_heads=cell["kv_heads"],
-            head_dim=cell["head_dim"], peak_flops=gpu.peak_flops, **rates,
-        )
-    )  # fmt: skip
+    total = sum(float(gemm.seconds(m=rows, n=n, k=k, **rates)) for n, k in layer_matrices(cell))
+    total += float(attention.seconds(**{name: cell[name] for name in ATTENTION_FIELDS}, **rates))
     heads = 2 * cell["query_heads"] + 4 * cell["kv_heads"]
     moved = rows * (8 * cell["hidden"] + heads * cell["head_dim"] + 3 * cell["ffn"])
     total += values["activation_factor"] * ELEMENT_BYTES * float(moved) / gpu.hbm_bandwidth
@@ -193,38 +200,39 @@ def layer_parts(
 
 
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """What rounds take beyond γ T_D + T_V: a fixed time, one a sequence and one a draft step.
+    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, and per draft step; none negative.
 
-    These are what the device waits for in the runtime's round: the verdict's way to the host, pages
-    and tokens of each sequence, and the tables of all draft steps before the first. Verification's
-    tables are filled while the drafts run. None is negative; each round counts by its share of its
-    own time, since a long one hides more and scatters by more, and beyond `ROUND_SCATTER` only in
-    proportion, so that a round which was held up does not bend the rest.
+    The device waits for the verdict's copy to the host, the pages and tokens of each sequence, and
+    the tables of all draft steps; verification's tables are filled while the drafts run. Errors are
+    relative to the round, since long rounds scatter by more; beyond `ROUND_SCATTER` the loss is
+    linear, so that a delayed round does not distort the rest.
     """
     from scipy.optimize import least_squares, lsq_linear
 
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     if len(rounds) < LEAST_ROUNDS:
         return {}
-    over, matrix, whole = _round_terms(rounds)
-    shares, aims = matrix / whole[:, None], over / whole
+    over, matrix, seconds = round_terms(rounds)
+    shares, aims = matrix / seconds[:, None], over / seconds
     start = lsq_linear(shares, aims, bounds=(0.0, np.inf)).x
-    found = least_squares(
+    solved = least_squares(
         lambda x: shares @ x - aims,
         np.maximum(start, 1e-3 * US),
         bounds=(0.0, np.inf),
         loss="soft_l1",
         f_scale=ROUND_SCATTER,
         x_scale=(100.0 * US, US, 100.0 * US),
-        xtol=1e-12, ftol=1e-12, gtol=1e-12,
-    ).x  # fmt: skip
-    return dict(zip(ROUND_FIELDS, map(float, found), strict=True))
+        xtol=1e-12,
+        ftol=1e-12,
+        gtol=1e-12,
+    )
+    return dict(zip(ROUND_FIELDS, map(float, solved.x), strict=True))
 
 
 def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> StepRecord:
-    """The same record, the choice of tokens counted to its verification, as the model has it.
+    """The record with sampling added to its verification time, as the model counts it.
 
-    The runtime makes that choice after the pass that was timed.
+    The runtime samples after the pass that was timed.
     """
     vocab, rows = (
         catalog.model(step.case.target).vocab,
@@ -234,58 +242,52 @@ def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> St
     factor = values.get("sampling_factor", 1.0) * values.get("activation_factor", 1.0)
     seconds = max(factor * moved_s, values.get("sampling_column_s", 0.0) * vocab)
     seconds += values.get("kernel_latency_s", 0.0)
-    return replace(step, times={**step.times, "verify_s": step.times["verify_s"] + seconds})
+    return replace(step, verify_s=step.verify_s + seconds)
 
 
 def round_overhead_errors(steps: Sequence[StepRecord]) -> Errors:
-    """How far rounds are missed, as a share of each, in sample and with each left out in turn."""
+    """Errors relative to the round, in sample and with each round left out in turn."""
     errors = Errors("round overhead", regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     for index, step in enumerate(rounds):
-        over, matrix, whole = _round_terms([step])
+        over, matrix, seconds = round_terms([step])
         others = rounds[:index] + rounds[index + 1 :]
         for kind, used in (("in sample", rounds), ("a case out", others)):
             if values := round_overhead(used):
                 predicted = float(matrix[0] @ [values[name] for name in ROUND_FIELDS])
                 cell = {"gamma": step.case.plan.gamma, "batch": step.case.batch}
-                errors.add(kind, cell, (predicted - float(over[0])) / float(whole[0]))
+                errors.add(kind, cell, (predicted - float(over[0])) / float(seconds[0]))
     return errors
 
 
 def speedup_error(layers: Errors, rounds: Errors) -> float | None:
-    """Standard error of a predicted speedup: that of two passes' ratio, and of what lies between.
+    """Standard error of a predicted speedup: sqrt(2 layers² + rounds²); None if either is missing.
 
-    Layers were timed apart from the kernels that price them, and a left-out round apart from the
-    overhead that prices it; the errors of a plain step and of a round's passes are taken to be
-    independent. None where either is missing.
+    `layers` are errors of whole layers priced by their kernels, `rounds` those of left-out rounds.
+    The errors of a plain step and of a round's passes are taken to be independent.
     """
-    passes = [error for _, error in layers.found.get("in sample", [])]
-    between = [error for _, error in rounds.found.get("a case out", [])]
+    passes = [error for _, error in layers.cells.get("in sample", [])]
+    between = [error for _, error in rounds.cells.get("a case out", [])]
     if not passes or not between:
         return None
     return float(np.sqrt(2.0 * np.mean(np.square(passes)) + np.mean(np.square(between))))
 
 
-def _round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
-    """Seconds beyond the passes; what multiplies each field; seconds of the whole round."""
+def round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
+    """Seconds beyond the passes; the factor of each of `ROUND_FIELDS`; seconds of each round."""
     batch = np.array([s.case.batch for s in rounds], float)
     gamma = np.array([s.case.plan.gamma for s in rounds], float)
-    whole = np.array([s.times["round_s"] for s in rounds])
+    seconds = np.array([s.times["round_s"] for s in rounds])
     passes = [s.case.plan.gamma * s.times["draft_step_s"] + s.times["verify_s"] for s in rounds]
-    return whole - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], axis=1), whole
+    return seconds - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], 1), seconds
 
 
-def profile_text(shipped: str, fit: EngineFit, source: str, gpu: str) -> str:
-    """An engine file with the fitted values for one GPU; the rest of it stays."""
-    head = f"[gpu.{gpu}]"
-    lines = ["# Written by `specroof calibrate fit`.", 'origin = "fitted"', f'source = "{source}"']
+def profile_text(shipped: str, fit: ProfileFit, source: str, gpu: str) -> str:
+    """The engine's catalog file with the fitted values in `[gpu.NAME]`; the rest of it stays."""
+    section: dict[str, str | float] = {"origin": "fitted", "source": source}
     for name, value in fit.values.items():
         if name.endswith("_s"):
-            lines.append(f"{name.removesuffix('_s')}_us = {value / US:.6g}")
+            section[f"{name.removesuffix('_s')}_us"] = significant(value / US, 6)
         else:
-            lines.append(f"{name} = {value:.4f}")
-    section = "\n".join([head, *lines]) + "\n"
-    found = re.search(rf"^{re.escape(head)}\n(?:[^\[\n].*\n|\n(?!\n*\[))*", shipped, re.M)
-    if found is None:
-        return shipped.rstrip("\n") + "\n\n" + section
-    return shipped[: found.start()] + section + shipped[found.end() :]
+            section[name] = round(value, 4)
+    return with_table(shipped, "gpu", gpu, section, note="Written by `specroof calibrate fit`.")

@@ -12,17 +12,17 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
 from calibration.fit.errors import Errors
-from calibration.fit.own.engine import (
+from calibration.fit.measured.engine import (
     LEAST_ROUNDS,
     ROUND_FIELDS,
-    _round_terms,
     round_overhead,
     round_overhead_errors,
+    round_terms,
     speedup_error,
     with_sampling,
 )
 from calibration.records.steps import Case, CasePlan, StepRecord
-from calibration.validate.draw import DrawOptions, draw_rounds
+from calibration.validate.sample import SampleOptions, sample_rounds
 from perfmodel import catalog
 
 FIXED_S, SEQUENCE_S, DRAFT_S = 3e-4, 5e-6, 1.5e-4
@@ -43,9 +43,7 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
         whole *= 1.0 + source.gauss(0.0, noise)
         times = {"target_step_s": 1e-2, "verify_s": verify_s, "draft_step_s": draft_s,
                  "round_s": whole, "host_s": 0.0}  # fmt: skip
-        found.append(
-            StepRecord(case=case, times=times, spread=0.0, peak_memory_bytes=0.0, memory_bytes={})
-        )
+        found.append(StepRecord(case=case, unit="s", **times))
     return found
 
 
@@ -59,7 +57,7 @@ def test_the_three_terms_are_found() -> None:
 def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
     assert min(round_overhead(rounds(8, noise=0.05)).values()) >= 0.0
     assert round_overhead(rounds(LEAST_ROUNDS - 1)) == {}
-    assert round_overhead_errors(rounds(2)).found == {}
+    assert round_overhead_errors(rounds(2)).cells == {}
 
 
 def test_left_out_rounds_are_missed_by_the_noise_and_not_by_less_than_those_fitted() -> None:
@@ -90,8 +88,8 @@ def test_choosing_tokens_counts_to_verification_by_the_logits_it_reads() -> None
 def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would() -> None:
     made = rounds(12)
     late = made[4].times["round_s"] * 1.3
-    held_up = [*made[:4], replace(made[4], times={**made[4].times, "round_s": late}), *made[5:]]
-    over, terms, whole = _round_terms(held_up)
+    held_up = [*made[:4], replace(made[4], round_s=late), *made[5:]]
+    over, terms, whole = round_terms(held_up)
     plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
     robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
     typical = np.array([1.0, 16.0, 4.0])  # the overhead of 16 sequences and 4 drafts
@@ -102,9 +100,9 @@ def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would()
 
 @pytest.mark.parametrize("seed", [1003, 1004, 5])
 def test_cases_for_the_overhead_spread_over_batch_and_gamma_unrelated(seed: int) -> None:
-    cases = draw_rounds(DrawOptions(seed=seed, count=12)).cases
+    cases = sample_rounds(SampleOptions(seed=seed, count=12)).cases
     batches, gammas = [c.batch for c in cases], [c.plan.gamma for c in cases]
     assert (min(batches), max(batches)) == (1, 128) and set(gammas) == set(range(1, 9))
     assert abs(statistics.correlation(batches, gammas)) < 0.25
     assert max(c.context_tokens for c in cases) <= 2048
-    assert cases == draw_rounds(DrawOptions(seed=seed, count=12)).cases
+    assert cases == sample_rounds(SampleOptions(seed=seed, count=12)).cases

@@ -1,5 +1,4 @@
-"""How many tokens of KV a FlashInfer block takes at once: whole tiles, though it loads no more
-than there is.
+"""KV tokens of a FlashInfer tile: a block processes whole tiles but loads no token twice.
 
 Source: flashinfer 0.6.6, `attention/prefill.cuh` (`BatchPrefillWithPagedKVCacheDispatched`,
 `KernelTraits::CTA_TILE_KV`): as many 16-token fragments for each of a block's warps along KV as its

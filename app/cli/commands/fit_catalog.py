@@ -1,0 +1,42 @@
+"""`specroof calibrate fit-tables` and `fit-published`: catalog files from public measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Output = Annotated[Path, typer.Option(metavar="DIR", help="Catalog to write into.")]
+
+
+def fit_tables(
+    tables: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if they are not."),
+    ],
+    output: Output,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these GPUs; repeat it.", show_default=False),
+    ] = None,
+) -> None:
+    """Fit products, attention and collectives to public kernel tables; print the errors."""
+    from app.cli.output import write_files
+    from calibration.fit import fit_public_tables
+
+    for report in fit_public_tables(tables, gpu or ()):
+        written = write_files(report.files, output)
+        print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]), flush=True)
+
+
+def fit_published(output: Output) -> None:
+    """Fit MagicDec's engine profile and the acceptance curves to published figures."""
+    from app.cli.output import write_files
+    from calibration.acceptance import fit_published_curves
+    from calibration.fit import fit_published_engine
+
+    files, lines = fit_published_engine()
+    curve_files, curve_lines = fit_published_curves()
+    written = write_files(files | curve_files, output)
+    print("\n".join([*lines, *curve_lines, *(f"wrote {path}" for path in written)]))

@@ -1,0 +1,112 @@
+"""Kernel curves and engine profile fitted to one GPU's measured records, as catalog files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from calibration.fit.measured.attention import fit_attention, missing_attention
+from calibration.fit.measured.collectives import fit_collectives, missing_collectives
+from calibration.fit.measured.engine import (
+    fit_engine,
+    profile_text,
+    round_overhead,
+    round_overhead_errors,
+    speedup_error,
+    with_sampling,
+)
+from calibration.fit.measured.gemm import fit_gemm, gemm_records, missing_gemm
+from calibration.fit.report import FitReport
+from calibration.records.kernels import KernelRecords
+from calibration.records.steps import StepRecord
+from perfmodel import GPU, AttentionCurve, GemmCurve, catalog, efficiency
+
+
+def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitReport:
+    """Fit everything that the records suffice for; the rest is named in `missing`.
+
+    Parameters
+    ----------
+    steps : sequence of StepRecord
+        Timed rounds of cases that validation does not use: for the round overhead alone.
+    """
+    gpu = catalog.gpu(records.gpu)
+    report = FitReport(gpu=gpu.name, source=records.source)
+    gemm = _gemm(records, gpu, report)
+    attention = _attention(records, gpu, report)
+    _collectives(records, gpu, report)
+    if attention is None:
+        report.missing.append("engine: needs attention measured on this GPU")
+    else:
+        _engine(records, steps, gemm, attention, gpu, report)
+    return report
+
+
+def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
+    """The fitted curve, or the public one where there are too few records."""
+    table, products = efficiency(gpu.efficiency).gemm, gemm_records(records)
+    if clause := missing_gemm(products):
+        report.missing.append(clause)
+        return table
+    fit = fit_gemm(products, table, gpu, source=records.source, command=records.command)
+    report.files[f"efficiency/{gpu.name}/gemm-specroof.toml"] = fit.toml()
+    report.errors.append(fit.errors)
+    return fit.curve
+
+
+def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> AttentionCurve | None:
+    cells, prefill = records.of("attention"), records.of("prefill_attention")
+    if clause := missing_attention(cells) if cells else "attention: no record":
+        report.missing.append(clause)
+        return None
+    if not prefill:
+        report.missing.append("prefill: no chunk was timed; the public table stays")
+    fit = fit_attention(
+        cells,
+        efficiency(gpu.efficiency).attention,
+        gpu,
+        source=records.source,
+        between=records.of("attention_between"),
+        prefill=prefill,
+    )
+    report.files[f"efficiency/{gpu.name}/attention-specroof.toml"] = fit.toml()
+    report.errors.append(fit.errors)
+    return fit.curve
+
+
+def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> None:
+    reduces = records.of("all_reduce")
+    if clause := missing_collectives(reduces):
+        report.missing.append(clause)
+        return
+    text, errors = fit_collectives(reduces, gpu, source=records.source)
+    report.files[f"efficiency/{gpu.name}/collectives-specroof.toml"] = text
+    report.errors.append(errors)
+
+
+def _engine(
+    records: KernelRecords,
+    steps: Sequence[StepRecord],
+    gemm: GemmCurve,
+    attention: AttentionCurve,
+    gpu: GPU,
+    report: FitReport,
+) -> None:
+    engine = fit_engine(records, gemm, attention, gpu)
+    steps = [with_sampling(step, engine.values, gpu) for step in steps]
+    overhead, rounds = round_overhead(steps), round_overhead_errors(steps)
+    if not overhead:
+        engine.missing.append("round overhead: no timed rounds were given; the profile's stays")
+    engine.values.update(overhead)
+    if (error := speedup_error(engine.errors, rounds)) is not None:
+        engine.values["speedup_error"] = error
+    report.missing += engine.missing
+    report.parameters = dict(engine.values)
+    report.errors += [engine.errors, rounds] if overhead else [engine.errors]
+    shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
+    report.files["engines/specroof.toml"] = profile_text(
+        shipped.read_text(encoding="utf-8"),
+        engine,
+        f"microbenchmarks: {records.source}",
+        gpu.name,
+    )

@@ -1,0 +1,174 @@
+"""GEMM times measured with the runtime, as ratios to the GPU's table: `gemm-specroof.toml`.
+
+One ratio per (matrix shape, rows), without spikes and levelled so that time never falls as rows
+grow. Shapes in between are interpolated, which leaving one shape out checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.fit.errors import Errors, m_band, size_band
+from calibration.fit.tables.gemm_tables import level_in_m
+from calibration.records.kernels import KernelRecord, KernelRecords
+from calibration.records.toml_file import toml_text
+from perfmodel import GPU, GemmCurve, OwnProducts
+
+Array = NDArray[np.float64]
+
+LEAST_ROWS = 6  # row counts of a shape; one with fewer is left out
+LEAST_SHAPES = 4
+SPIKE = 1.3  # times its neighbours
+HEADER = """\
+GEMM times of the runtime, measured on this GPU, over those of gemm.toml's curve.
+Written by `specroof calibrate fit`. A row per shape (n, k), a column per m;
+median_percent and p90_percent are errors of a shape left out, predicted from the others.
+"""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class RatioFit:
+    """The fitted ratios, the curve that they make, and how far it errs."""
+
+    ratios: OwnProducts
+    curve: GemmCurve
+    shapes: tuple[tuple[int, int], ...]
+    errors: Errors
+    source: str
+    command: str
+
+    def toml(self) -> str:
+        """The catalog file `gemm-specroof.toml`."""
+        figures = self.errors.figures("matrix out")
+        table = {
+            "source": self.source,
+            "command": self.command,
+            "median_percent": round(figures["median_percent"], 2),
+            "p90_percent": round(figures["p90_percent"], 2),
+            "m": self.ratios.m_knots.astype(int),
+            "shapes": self.shapes,
+            "time_over_table_per_10000": np.rint(1e4 * np.exp(self.ratios.log_ratio)).astype(int),
+        }
+        return toml_text({"own": table}, header=HEADER)
+
+
+def gemm_records(records: KernelRecords) -> list[KernelRecord]:
+    """GEMM records of the runtime's kernel choice; cuBLAS where that was not timed."""
+    runtime = records.of("gemm", path="runtime")
+    timed = {(r["m"], r["n"], r["k"]) for r in runtime}
+    rest = [r for r in records.of("gemm") if r["path"] != "runtime"]
+    return runtime + [r for r in rest if (r["m"], r["n"], r["k"]) not in timed]
+
+
+def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
+    """What is lacking for a fit, in a clause; None where there is enough."""
+    rows = _rows_by_shape(records)
+    enough = [shape for shape, times in rows.items() if len(times) >= LEAST_ROWS]
+    if len(enough) >= LEAST_SHAPES:
+        return None
+    return (
+        f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
+        f"{LEAST_SHAPES} are needed"
+    )
+
+
+def fit_gemm(
+    records: Sequence[KernelRecord], table: GemmCurve, gpu: GPU, *, source: str, command: str
+) -> RatioFit:
+    """Ratios of every matrix with enough row counts, and their errors.
+
+    Parameters
+    ----------
+    records : sequence of KernelRecord
+        Of op "gemm"; `missing_gemm` must have returned None.
+    table : GemmCurve
+        The public curve that times are divided by.
+    """
+    by_shape = {
+        shape: rows
+        for shape, rows in sorted(_rows_by_shape(records).items())
+        if len(rows) >= LEAST_ROWS
+    }
+    shapes = list(by_shape)
+    knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
+    ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
+    fitted = _products(shapes, knots, ratios)
+    curve = replace(table, own=fitted)
+    errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
+    for index, (shape, rows) in enumerate(by_shape.items()):
+        others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
+        without = replace(table, own=others)
+        for m, seconds in rows.items():
+            cell = {"m": m, "n": shape[0], "k": shape[1]}
+            errors.add("in sample", cell, _seconds(curve, m, shape, gpu) / seconds - 1.0)
+            errors.add("matrix out", cell, _seconds(without, m, shape, gpu) / seconds - 1.0)
+            if min(rows) < m < max(rows):
+                errors.add("cell out", cell, _between(rows, m) / seconds - 1.0)
+    return RatioFit(
+        ratios=fitted,
+        curve=curve,
+        shapes=tuple(shapes),
+        errors=errors,
+        source=source,
+        command=command,
+    )
+
+
+def _between(rows: dict[int, float], m: int) -> float:
+    """Seconds at `m` rows, log-interpolated from the other row counts of the shape."""
+    others = {rows_at: seconds for rows_at, seconds in rows.items() if rows_at != m}
+    log_m, log_s = np.log(list(others)), np.log(list(others.values()))
+    return float(np.exp(np.interp(np.log(m), log_m, log_s)))
+
+
+def _rows_by_shape(records: Sequence[KernelRecord]) -> dict[tuple[int, int], dict[int, float]]:
+    """Median seconds of each (n, k) and m, rows rising."""
+    times: dict[tuple[int, int], dict[int, list[float]]] = {}
+    for record in records:
+        shape = int(record["n"]), int(record["k"])
+        times.setdefault(shape, {}).setdefault(int(record["m"]), []).append(record.seconds)
+    return {
+        shape: {m: float(np.median(rows[m])) for m in sorted(rows)} for shape, rows in times.items()
+    }
+
+
+def _ratios(
+    rows: dict[int, float], knots: Array, table: GemmCurve, shape: tuple[int, int], gpu: GPU
+) -> Array:
+    """ln(time / table's) at the knots; between and beyond measured rows the ratio goes on."""
+    m, log_s = np.array(list(rows), float), np.log(list(rows.values()))
+    usual = ~spikes(log_s)
+    m, log_s = m[usual], log_s[usual]
+    level = level_in_m(log_s, m)
+    base = np.log([_seconds(table, one, shape, gpu) for one in m])
+    return np.asarray(np.interp(np.log(knots), np.log(m), level - base))
+
+
+def spikes(log_seconds: Array) -> NDArray[np.bool_]:
+    """Times (rows rising) over `SPIKE` times both neighbours; never the first or the last.
+
+    No work explains them, and levelling would lift the rows around them.
+    """
+    above = np.diff(log_seconds) > np.log(SPIKE)
+    below = np.diff(log_seconds) < -np.log(SPIKE)
+    spike = np.zeros(len(log_seconds), dtype=bool)
+    spike[1:-1] = above[:-1] & below[1:]
+    return spike
+
+
+def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> OwnProducts:
+    sides = np.array(shapes, float)
+    return OwnProducts(
+        m_knots=knots, log_n=np.log(sides[:, 0]), log_k=np.log(sides[:, 1]), log_ratio=ratios
+    )
+
+
+def _seconds(curve: GemmCurve, m: float, shape: tuple[int, int], gpu: GPU) -> float:
+    seconds = curve.seconds(
+        m=m, n=shape[0], k=shape[1], peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth
+    )
+    return float(seconds)

@@ -1,0 +1,79 @@
+"""GPUs that aiconfigurator measured, and its tables of them: one frame per file, device checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from calibration.records.jsonl import RecordError
+from calibration.records.kernels import GPU_NAMES
+from perfmodel import GPU, Link, catalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredGpu:
+    """A GPU with published tables: their folder, and properties of its kernels."""
+
+    name: str  # catalog name
+    folder: str  # of aiconfigurator's system
+    blocks_per_sm: int  # resident blocks of the decode kernel, head dimension 128
+    split_min_group: int  # flash-attn 2 splits KV only for grouped heads; flash-attn 3 always
+
+    @property
+    def sheet(self) -> GPU:
+        """Its datasheet, from the catalog."""
+        return catalog.gpu(self.name)
+
+    @property
+    def link(self) -> Link:
+        """The link of the machine that it is usually found in, from the catalog."""
+        return catalog.default_machine(self.name).link
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        MeasuredGpu(name="a100-sxm-80gb", folder="a100_sxm", blocks_per_sm=2, split_min_group=2),
+        MeasuredGpu(name="h100-sxm", folder="h100_sxm", blocks_per_sm=1, split_min_group=1),
+        MeasuredGpu(name="h200", folder="h200_sxm", blocks_per_sm=1, split_min_group=1),
+        MeasuredGpu(name="l40s", folder="l40s", blocks_per_sm=1, split_min_group=2),
+    )
+}
+
+
+def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
+    """The file of a table: `<gpu>/<table>.parquet`, or aiconfigurator's latest for vLLM.
+
+    Raises
+    ------
+    RecordError
+        If there is neither.
+    """
+    folder = data / gpu.folder
+    flat = folder / f"{table}.parquet"
+    if flat.is_file():
+        return flat
+    nested = list(folder.glob(f"**/{table}_perf.parquet"))
+    nested = [path for path in nested if "vllm" in path.parts] or nested
+    if not nested:
+        raise RecordError(f"{folder}: holds neither {table}.parquet nor {table}_perf.parquet")
+    return max(nested, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
+
+
+def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
+    """A table as aiconfigurator has it.
+
+    Raises
+    ------
+    RecordError
+        If it is missing, or was measured on another GPU.
+    """
+    path = table_path(data, gpu, table)
+    frame = pd.read_parquet(path)
+    for device in frame.get("device", pd.Series(dtype=str)).unique():
+        if GPU_NAMES.get(device) != gpu.name:
+            raise RecordError(f"{path}: measured on {device}, not on {gpu.name}")
+    return frame

@@ -1,0 +1,3 @@
+from .run import chosen_groups as chosen_groups
+from .run import listing as listing
+from .run import measure_groups as measure_groups

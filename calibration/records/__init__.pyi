@@ -1,0 +1,15 @@
+from .acceptance import DraftView as DraftView
+from .acceptance import RecordFile as RecordFile
+from .acceptance import RecordSet as RecordSet
+from .acceptance import merged as merged
+from .acceptance import read_acceptance as read_acceptance
+from .counted import read_runs as read_runs
+from .published import PublishedRow as PublishedRow
+from .published import RowError as RowError
+from .published import h200_rows as h200_rows
+from .published import magicdec_rows as magicdec_rows
+from .published import predict_row as predict_row
+from .published import row_error as row_error
+from .published import summarise as summarise
+from .steps import read_cases as read_cases
+from .steps import read_steps as read_steps

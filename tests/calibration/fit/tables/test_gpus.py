@@ -1,0 +1,39 @@
+"""Tables are found in both layouts, and refused where they are of another GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from calibration.fit.tables.gpus import GPUS, read_table
+from calibration.records.jsonl import RecordError
+
+GPU = GPUS["h200"]
+
+
+def write(path: Path, device: str = "NVIDIA H200", version: str = "1") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"device": [device], "version": [version]}).to_parquet(path)
+
+
+def test_a_file_beside_the_others_comes_first(tmp_path: Path) -> None:
+    write(tmp_path / GPU.folder / "gemm.parquet", version="flat")
+    write(tmp_path / GPU.folder / "gemm/vllm/0.9.0/gemm_perf.parquet")
+    assert read_table(tmp_path, GPU, "gemm").version.tolist() == ["flat"]
+
+
+def test_of_aiconfigurators_folders_the_latest_of_vllm_is_read(tmp_path: Path) -> None:
+    for engine, version in (("vllm", "0.9.0"), ("vllm", "0.24.0"), ("sglang", "0.30.0")):
+        path = tmp_path / GPU.folder / "gemm" / engine / version / "gemm_perf.parquet"
+        write(path, version=f"{engine} {version}")
+    assert read_table(tmp_path, GPU, "gemm").version.tolist() == ["vllm 0.24.0"]
+
+
+def test_a_table_of_another_device_or_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds neither gemm"):
+        read_table(tmp_path, GPU, "gemm")
+    write(tmp_path / GPU.folder / "gemm.parquet", device="NVIDIA B200")
+    with pytest.raises(RecordError, match="measured on NVIDIA B200, not on h200"):
+        read_table(tmp_path, GPU, "gemm")
