@@ -33,6 +33,7 @@ class Frequencies:
     """What rotary placing reads of a model: float32 frequencies (head_dim / 2,)."""
 
     frequencies: Any
+    attention_factor: float = 1.0
 
 
 class RuntimeKernels:

@@ -43,7 +43,8 @@ class PlainOps:
         cache: tuple[Any, Any],
     ) -> Any:
         kv_heads, dim = cache[0].shape[1:]
-        assert rotary.frequencies.shape == (dim // 2,) and len(positions) == len(slots) == len(qkv)
+        assert rotary.frequencies.shape == (dim // 2,) and rotary.attention_factor == 1.0
+        assert len(positions) == len(slots) == len(qkv)
         assert len(set(slots.tolist())) == len(slots) and int(slots.max()) < len(cache[0])
         query, key, value = qkv.view(len(qkv), -1, dim).split([query_heads, kv_heads, kv_heads], 1)
         cache[0][slots.long()], cache[1][slots.long()] = key, value
