@@ -51,8 +51,7 @@ class RuntimeKernels:
     def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
         """A call that renews a cell's plan, as every round does."""
         backend, layout = self._pass(cell, storage)
-        attention = import_module("runtime.attention.flashinfer_backend")
-        tables = attention.PlanTables(backend, [layout], batch=cell["batch"])
+        tables = backend.plan_passes([layout], batch=cell["batch"]).tables
         return lambda: tables.fill([layout])
 
     def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ Source of the schedule: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention
 the estimate: 3,118 timings of 1,022 shapes on an H200 (`scripts/tune_splits.py`, 45 s;
 calibration/measured/h200-splits.jsonl.gz), fitted by least squares of the logarithm and rounded;
 8 % rms. The cut of least estimate takes 0.3 % longer than the best of those timed on average, 17 %
-at worst. On another GPU only `processors` differs.
+at worst. On another GPU only `num_sms` differs.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class BlockGrid:
         group: int,
         kv_heads: int,
         page_tokens: int,
-        processors: int,
+        num_sms: int,
         head_dim: int = 128,
         window_tokens: int | None = None,
     ) -> BlockGrid:
-        """The grid for these query counts on a GPU of `processors` multiprocessors.
+        """The grid for these query counts on a GPU of `num_sms` multiprocessors.
 
         It has room for the blocks of the cut that takes least by `pass_seconds`, at these lengths.
         """
@@ -90,7 +90,7 @@ class BlockGrid:
         tiles, pages = -(-(query_tokens * group) // tile), pages_read(whole, kv_tokens)
         lengths = _even_cuts(int(pages.max()), page_tokens)
         blocks = (tiles * -(-pages // lengths[:, None])).sum(1)
-        wave = BLOCKS_PER_SM * processors // kv_heads
+        wave = BLOCKS_PER_SM * num_sms // kv_heads
         within = blocks <= max(_MOST_WAVES * wave, int(blocks[0]) + wave)
         lengths, blocks = lengths[within], blocks[within]
         seconds = pass_seconds(
@@ -100,7 +100,7 @@ class BlockGrid:
             merged_rows=float(query_rows) * group * kv_heads,
             tile_rows=tile,
             head_dim=head_dim,
-            processors=processors,
+            num_sms=num_sms,
         )
         best = int(np.flatnonzero(seconds <= _ALIKE * seconds.min())[0])  # the longest ranges
         return replace(whole, blocks=int(blocks[best]), split=best > 0)
@@ -227,7 +227,7 @@ def pass_seconds(
     merged_rows: float,
     tile_rows: int,
     head_dim: int,
-    processors: int,
+    num_sms: int,
 ) -> Floats:
     """Seconds of one call in a graph for each way to cut it, uncut first; arrays of one shape.
 
@@ -242,8 +242,8 @@ def pass_seconds(
     """
     per_token = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim
     mean_tokens = total_tokens / blocks
-    full, rest = np.divmod(blocks, BLOCKS_PER_SM * processors)
-    last = np.where(rest == 0, 0.0, np.where(rest <= processors, 1.0, _PAIRED))
+    full, rest = np.divmod(blocks, BLOCKS_PER_SM * num_sms)
+    last = np.where(rest == 0, 0.0, np.where(rest <= num_sms, 1.0, _PAIRED))
     waves = (full * _PAIRED + last) * (_BLOCK_S + mean_tokens * per_token)
     work = waves + (longest_tokens - mean_tokens) * per_token
     memory = total_tokens * head_dim * 4 / _BYTES_PER_S

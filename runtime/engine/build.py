@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class EngineSetup:
 
     `rates` injects acceptance; `cache_pages` bounds the target's pool, which otherwise just holds
     the batch. `snapkv_window` and `snapkv_pool` are SnapKV's last queries and pooling width.
+    `replay_timer`, for benchmarks, surrounds each replay of a CUDA graph, "draft" or "verify".
     """
 
     target: Model
@@ -68,6 +70,7 @@ class EngineSetup:
     chunk_tokens: int = 2048
     snapkv_window: int = 32
     snapkv_pool: int = 1  # docs/acceptance.md, what each setting is worth
+    replay_timer: Callable[[str], AbstractContextManager[None]] | None = None
 
     @property
     def gamma(self) -> int:
@@ -186,11 +189,11 @@ def _attention(
     """FlashInfer and graphs on a GPU in 16 bits, else the reference, step by step."""
     if cache.storage.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16):
         from runtime.attention.flashinfer_backend import FlashInferAttention
-        from runtime.execution.cuda_graphs import GraphPasses
+        from runtime.execution.cuda_graphs import GraphPasses, untimed
 
         fast = FlashInferAttention(cache, decoder.query_heads)
         if setup.graphs:
-            return fast, GraphPasses(decoder, fast)
+            return fast, GraphPasses(decoder, fast, timer=setup.replay_timer or untimed)
         return fast, EagerPasses(decoder, fast)
     plain = ReferenceAttention(cache)
     return plain, EagerPasses(decoder, plain)

@@ -47,7 +47,7 @@ def test_every_tile_meets_every_range_once(
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
     grid = BlockGrid.of(
-        queries, kv, group=group, kv_heads=kv_heads, page_tokens=page, processors=132,
+        queries, kv, group=group, kv_heads=kv_heads, page_tokens=page, num_sms=132,
         window_tokens=window,
     )  # fmt: skip
     kv += grown
@@ -84,7 +84,7 @@ def test_one_long_sequence_among_short_ones_is_split() -> None:
     even = np.full(64, 1000, dtype=np.int32)
     uneven = np.array([50_000, *[1000] * 63], dtype=np.int32)
     grids = [
-        BlockGrid.of(queries, kv, group=4, kv_heads=8, page_tokens=16, processors=132)
+        BlockGrid.of(queries, kv, group=4, kv_heads=8, page_tokens=16, num_sms=132)
         for kv in (even, uneven)
     ]
     assert [grid.split for grid in grids] == [False, True]
@@ -106,7 +106,7 @@ def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
     """However a search begins: lengths change from one call to the next."""
     counts = np.full(len(pages), queries, dtype=np.int32)
     lengths = np.array(pages, dtype=np.int32)
-    grid = BlockGrid.of(counts, lengths * 16, group=4, kv_heads=8, page_tokens=16, processors=132)
+    grid = BlockGrid.of(counts, lengths * 16, group=4, kv_heads=8, page_tokens=16, num_sms=132)
     tiles = -(-queries * 4 // grid.tile_rows)
     grid = replace(grid, split=True, blocks=len(pages) * tiles + spare)
     for more in grown:
@@ -119,7 +119,7 @@ def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
 
 def test_a_schedule_cannot_be_written_to() -> None:
     queries, pages = np.ones(2, dtype=np.int32), np.array([9, 30], dtype=np.int32)
-    grid = BlockGrid.of(queries, pages * 16, group=4, kv_heads=8, page_tokens=16, processors=132)
+    grid = BlockGrid.of(queries, pages * 16, group=4, kv_heads=8, page_tokens=16, num_sms=132)
     with pytest.raises(ValueError, match="read-only"):
         schedule(grid, pages, queries).requests[0] = 1
 
@@ -129,7 +129,7 @@ def test_a_schedule_cannot_be_written_to() -> None:
 def test_partial_rows_have_room(sequences: list[tuple[int, int]], group: int) -> None:
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
-    grid = BlockGrid.of(queries, kv, group=group, kv_heads=2, page_tokens=16, processors=132)
+    grid = BlockGrid.of(queries, kv, group=group, kv_heads=2, page_tokens=16, num_sms=132)
     blocks = schedule(grid, pages_read(grid, kv), queries)
     assert not grid.split or blocks.outputs[-1] <= grid.partial_rows
 
@@ -152,7 +152,7 @@ def chosen_ranges(shape: Shape) -> int:
     queries, lengths = (np.full(batch, count, dtype=np.int32) for count in (new, kv))
     grid = BlockGrid.of(
         queries, lengths, group=heads // kv_heads, kv_heads=kv_heads, page_tokens=16,
-        processors=132, head_dim=head_dim,
+        num_sms=132, head_dim=head_dim,
     )  # fmt: skip
     tiles = batch * -(-new * grid.group // grid.tile_rows)
     return schedule(grid, pages_read(grid, lengths), queries).count // tiles
@@ -194,7 +194,7 @@ def test_the_estimate_is_within_8_percent_rms_of_the_timings() -> None:
             merged_rows=float(heads * new * batch),
             tile_rows=first["tile_rows"],
             head_dim=head_dim,
-            processors=132,
+            num_sms=132,
         )
         errors += [np.log(s / records[c]["seconds"]) for c, s in zip(counts, seconds, strict=True)]
     assert len(errors) == 3118
