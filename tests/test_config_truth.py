@@ -310,7 +310,7 @@ def all_logits(
     engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([len(tokens)], [1]))
     assert engine.target.weights.bytes == 2 * spec.weight_bytes_per_rank(1)  # float32, not bf16
     assert engine.cache.token_bytes == 2 * spec.kv_bytes_per_token_per_rank(1)
-    pages = engine.cache.take(-(-len(tokens) // 4))
+    pages = engine.cache.allocate(-(-len(tokens) // 4))
     logits, start = [], 0
     for count in pieces:
         layout = PassLayout(

@@ -219,13 +219,13 @@ class CachedText:
         )
         places = [place for start in starts for place in range(start, start + gamma)]
         hidden = self._forward(places, layout)
-        self.cache.give_back(borrowed)
+        self.cache.free(borrowed)
         return hidden, sum(cached)
 
     def _scratch(self, start: int) -> list[int]:
         """Pages for a round's own drafts; the first continues the page that `start` lies in."""
         page = self.cache.page_tokens
-        own = self.cache.take(pages_for(start % page + self.task.gamma, page))
+        own = self.cache.allocate(pages_for(start % page + self.task.gamma, page))
         if start % page:
             self._copy(self.table.pages[start // page : start // page + 1], own[:1])
         return own
@@ -235,7 +235,7 @@ class CachedText:
 
         Attention depends on distances alone, so moving the sinks up is moving the window down.
         """
-        moved = self.cache.take(len(view.front))
+        moved = self.cache.allocate(len(view.front))
         self._copy(view.front, moved)
         slots = self._slots(moved)
         shift = torch.tensor(tokens, device=self.decoder.device)

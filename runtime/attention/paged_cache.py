@@ -84,7 +84,7 @@ class PagedCache:
 
     # ---- pages of one sequence ----------------------------------------------------------------
 
-    def take(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> list[int]:
         """`count` free pages.
 
         Raises
@@ -100,27 +100,27 @@ class PagedCache:
             )
         return [self._free.pop() for _ in range(count)]
 
-    def give_back(self, pages: Sequence[int]) -> None:
-        """Free these pages."""
+    def free(self, pages: Sequence[int]) -> None:
+        """Return these pages to the pool."""
         self._free.extend(reversed(pages))
 
     def reserve(self, table: PageTable, new_tokens: int) -> None:
         """Make room for `new_tokens` after those that the table holds."""
         missing = pages_for(table.tokens + new_tokens, self.page_tokens) - len(table.pages)
         if missing > 0:
-            table.pages.extend(self.take(missing))
+            table.pages.extend(self.allocate(missing))
 
     def truncate(self, table: PageTable, tokens: int) -> None:
         """Keep the first `tokens` tokens and free every page past them: the roll-back."""
         kept = pages_for(tokens, self.page_tokens)
         if kept < len(table.pages):
-            self.give_back(table.pages[kept:])
+            self.free(table.pages[kept:])
             del table.pages[kept:]
         table.tokens = tokens
 
     def drop_page(self, table: PageTable, index: int) -> None:
         """Take one whole page out of the middle: a ring forgets its oldest window page."""
-        self.give_back([table.pages.pop(index)])
+        self.free([table.pages.pop(index)])
         table.tokens -= self.page_tokens
 
     def release(self, table: PageTable) -> None:

@@ -56,5 +56,5 @@ def _pretend_gathered(engine: Engine, policy: SnapView, sequence: Sequence) -> N
     view = View((), 0)
     if tokens > policy.budget_tokens:
         pages = (policy.budget_tokens - tokens % page) // page
-        view = View(array("i", engine.cache.take(pages)), tokens // page)
+        view = View(array("i", engine.cache.allocate(pages)), tokens // page)
     policy.set_view(sequence, view)

@@ -164,4 +164,4 @@ class SnapView:
 
     def release(self, sequence: Sequence) -> None:
         """Free the gathered pages."""
-        self.cache.give_back(self._views.pop(sequence.index).front)
+        self.cache.free(self._views.pop(sequence.index).front)

@@ -138,7 +138,7 @@ def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
     tail = -(-(PREFIX - (48 - sink_pages * page)) // page)
     gap = (tail - sink_pages) * page
     kept = own.table.pages[tail : PREFIX // page + 1]
-    moved = own.cache.take(len(kept) + 1)
+    moved = own.cache.allocate(len(kept) + 1)
     at = (torch.tensor(kept)[:, None] * page + torch.arange(page)).flatten()
     to = (torch.tensor(moved)[: len(kept), None] * page + torch.arange(page)).flatten()
     angles = decoder.rotary.tables(torch.tensor(-gap))

@@ -46,7 +46,7 @@ def test_ragged_paged_attention_is_plain_attention_of_each_sequence(
     query = torch.randn(new, 4, 8, generator=source, dtype=torch.float64)
     key = torch.randn(new, 2, 8, generator=source, dtype=torch.float64)
     value = torch.randn(new, 2, 8, generator=source, dtype=torch.float64)
-    tables = [cache.take(-(-(old + count) // page_tokens))[::-1] for old, count in lengths]
+    tables = [cache.allocate(-(-(old + count) // page_tokens))[::-1] for old, count in lengths]
     plan = backend.plan(
         PassLayout(
             page_tables=tables,
