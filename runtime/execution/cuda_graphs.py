@@ -71,11 +71,11 @@ class GraphPasses:
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """One replay of γ steps."""
         layouts, batch = phase.layouts(gamma), len(phase.cached)
-        key = (gamma, phase.fed, phase.window_tokens)
+        key = (gamma, phase.num_new_tokens, phase.window_tokens)
 
         def steps(passes: PlannedPasses) -> Proposal:
             tokens = passes.tables.tokens
-            return draft_steps(self.decoder, passes.plans, tokens, phase.fed, sampler)
+            return draft_steps(self.decoder, passes.plans, tokens, phase.num_new_tokens, sampler)
 
         tokens = [token for row in phase.first_tokens for token in row]
         captured = self._graph(self._drafts, self._draft_pool, key, layouts, tokens, steps, sampler)

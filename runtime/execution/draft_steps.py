@@ -33,22 +33,22 @@ class DraftPhase:
     window_tokens: int | None = None
 
     @property
-    def fed(self) -> int:
+    def num_new_tokens(self) -> int:
         """Tokens of each sequence that the first step feeds."""
         return len(self.first_tokens[0])
 
     def layouts(self, gamma: int) -> list[PassLayout]:
         """The layout of every step."""
         steps = np.arange(gamma)[:, None]
-        cached = np.asarray(self.cached, dtype=np.int64) + self.fed + steps
+        cached = np.asarray(self.cached, dtype=np.int64) + self.num_new_tokens + steps
         places = np.asarray(self.first_positions, dtype=np.int64) + steps
-        places[1:] += self.fed - 1
+        places[1:] += self.num_new_tokens - 1
         one = np.ones_like(cached[0])
         return [
             PassLayout(
                 page_tables=self.page_tables,
                 kv_tokens=cached[step],
-                query_tokens=one if step else self.fed * one,
+                query_tokens=one if step else self.num_new_tokens * one,
                 first_positions=places[step],
                 window_tokens=self.window_tokens,
             )

@@ -36,7 +36,7 @@ class EagerPasses:
         """All steps are planned before the first."""
         plans = [self.backend.plan(layout) for layout in phase.layouts(gamma)]
         tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
-        return draft_steps(self.decoder, plans, tokens, phase.fed, sampler)
+        return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
 
     def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
         """One pass over γ + 1 tokens a sequence."""
@@ -48,14 +48,18 @@ class EagerPasses:
 
 
 def draft_steps(
-    decoder: Decoder, plans: Many[AttentionPlan], tokens: Tensor, fed: int, sampler: Sampler
+    decoder: Decoder,
+    plans: Many[AttentionPlan],
+    tokens: Tensor,
+    num_new_tokens: int,
+    sampler: Sampler,
 ) -> Proposal:
-    """The device's part of a draft phase; `tokens` (B * fed,) are what the first step feeds."""
+    """The device's part of a draft phase; `tokens` (B * num_new_tokens,) are what the first step feeds."""
     drawn, rows = [], []
     for step, plan in enumerate(plans):
         normed = decoder.forward(tokens, plan.positions, plan)
-        if step == 0 and fed > 1:
-            normed = normed[fed - 1 :: fed].contiguous()
+        if step == 0 and num_new_tokens > 1:
+            normed = normed[num_new_tokens - 1 :: num_new_tokens].contiguous()
         tokens, probabilities = sampler.draft(decoder.logits(normed))
         drawn.append(tokens)
         if probabilities is not None:
