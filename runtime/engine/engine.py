@@ -142,7 +142,7 @@ class Engine:
                 progress=progress,
             )
             nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
-            verdict = self._judge(nothing, self.target.logits(hidden)[:, None]).tolist()
+            verdict = self._verify_tokens(nothing, self.target.logits(hidden)[:, None]).tolist()
         with self.clock.phase("draft_prefill"):
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
@@ -162,7 +162,7 @@ class Engine:
             logits = self.verify(active, proposal.tokens)
             read = sum(sequence.table.tokens for sequence in active)
         with self.clock.phase("accept"):
-            verdict = self._judge(proposal, logits).tolist()  # the one read of a round
+            verdict = self._verify_tokens(proposal, logits).tolist()  # the one read of a round
         with self.clock.phase("host"):
             record = self._commit(active, verdict, read)
         self.rounds.append(record)
@@ -179,10 +179,10 @@ class Engine:
         )
         return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
 
-    def _judge(self, proposal: Proposal, logits: Tensor) -> Tensor:
+    def _verify_tokens(self, proposal: Proposal, logits: Tensor) -> Tensor:
         """The verdict of rank 0, on every rank."""
         if self.group.rank == 0:
-            verdict = self.sampler.verify(proposal.tokens, proposal.probabilities, logits)
+            verdict = self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, logits)
         else:
             batch, width = logits.shape[:2]
             verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)

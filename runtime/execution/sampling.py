@@ -1,6 +1,6 @@
 """Choosing tokens: greedy, sampled, or accepted at given rates; a whole round at once.
 
-`verify` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted drafts,
+`verify_tokens` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted drafts,
 then those drafts and the target's own token after them; columns past that are meaningless. It is
 all that the host reads of a round.
 """
@@ -45,10 +45,10 @@ class Sampler(Protocol):
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, V) -> tokens (B,), and the probabilities (B, V) they were drawn from, or None
-        where `verify` needs none."""
+        where `verify_tokens` needs none."""
         ...
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Drafts (B, γ), their probabilities (B, γ, V) and the target's logits (B, γ + 1, V) ->
         verdict (B, γ + 2)."""
         ...
@@ -63,7 +63,7 @@ class GreedySampler:
         """The argmax of each row."""
         return logits.argmax(-1), None
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Accepted drafts equal the target's argmax, so the argmaxes are the output."""
         best = logits.argmax(-1)  # (B, γ + 1)
         accepted = leading_trues(drafts == best[:, :-1])
@@ -90,7 +90,7 @@ class StochasticSampler:
         rows = probabilities(logits, self.params)
         return draw(rows, self._draft_stream), rows
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Rejection sampling of every sequence on its own."""
         target = probabilities(logits, self.params)  # (B, γ + 1, V)
         batch, gamma = drafts.shape
@@ -129,7 +129,7 @@ class InjectedSampler:
         """The argmax of each row."""
         return logits.argmax(-1), None
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Accept by chance; the token after is the target's argmax there."""
         uniform = torch.rand(
             drafts.shape, generator=self._stream, device=drafts.device, dtype=torch.float64
