@@ -133,7 +133,7 @@ class _Run:
         return report
 
     def _generate(self, draft: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
-        from runtime.bench.fake_prefill import pretend_prefilled
+        from runtime.bench.fake_prefill import start_without_prefill
         from runtime.bench.utilization import peak_memory, verification_rates
         from runtime.engine.build import BatchShape, build_engine
 
@@ -142,7 +142,7 @@ class _Run:
         batch = BatchShape([len(prompt) for prompt in self.prompts], new)
         engine = build_engine(self._setup(draft), self.ranks, batch, eos)
         if self.plan.skip_prefill:
-            pretend_prefilled(engine, self.prompts, new)
+            start_without_prefill(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
             show = self.ranks.is_root and sys.stderr.isatty()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from runtime.attention.paged_cache import PageTable
-from runtime.bench.fake_prefill import pretend_prefilled
+from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import replay_parts
 from runtime.config import DecoderConfig, config_of_shape
 from runtime.contracts import DraftChoice, ModelShape
@@ -164,7 +164,7 @@ class StepBench:
         assert self.target is not None
         engine = assemble(setup, self.ranks, shape, self.target, self.draft)
         prompts = [[1 + index % 97] * tokens for index in range(count)]
-        pretend_prefilled(engine, prompts, [room] * count)
+        start_without_prefill(engine, prompts, [room] * count)
         return engine
 
     @torch.inference_mode()

@@ -83,7 +83,7 @@ class StandaloneDrafter:
         for state, sequence in zip(states, sequences, strict=True):
             state.tokens = sequence.prompt_tokens
 
-    def pretend_admitted(self, sequences: Many[Sequence]) -> None:
+    def admit_without_prefill(self, sequences: Many[Sequence]) -> None:
         """Hold these sequences without a prefill: what lies in the cache is then read as theirs."""
         for sequence in sequences:
             state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)

@@ -154,7 +154,7 @@ class SnapView:
         )
         self._views[sequence.index] = View(front, tail_page)
 
-    def set_view(self, sequence: Sequence, view: View) -> None:
+    def admit_with_view(self, sequence: Sequence, view: View) -> None:
         """Take pages that were gathered elsewhere, as a benchmark does."""
         self._views[sequence.index] = view
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import DRAFTS, Case, build, random_prompts
 
-from runtime.bench.fake_prefill import pretend_prefilled
+from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import kernel_part
 from runtime.bench.utilization import matrix_parameters, verification_rates
 from runtime.config import DecoderConfig
@@ -28,7 +28,7 @@ def test_a_pretended_prefill_leaves_the_state_of_a_real_one(draft: str) -> None:
     )
     real, pretended = build(case), build(case)
     real.start(case.prompts, case.new_tokens)
-    pretend_prefilled(pretended, case.prompts, case.new_tokens)
+    start_without_prefill(pretended, case.prompts, case.new_tokens)
     for one, other in zip(real.sequences, pretended.sequences, strict=True):
         assert len(one.tokens) == len(other.tokens)
         assert one.table.tokens == other.table.tokens
