@@ -33,7 +33,7 @@ from .errors import InputError as InputError
 from .execution.prefill import Piece as Piece
 from .execution.sampling import SamplingParams as SamplingParams
 from .execution.sampling import probabilities as probabilities
-from .execution.sequence import Sequence as Sequence
+from .execution.sequence import SequenceState as SequenceState
 from .kernels.rotary import rotate as rotate
 from .model.decoder import Decoder as Decoder
 from .model.download import download_model as download_model

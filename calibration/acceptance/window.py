@@ -28,7 +28,7 @@ from runtime import (
     Piece,
     ReferenceAttention,
     SamplingParams,
-    Sequence,
+    SequenceState,
     SinkWindowView,
     SnapView,
     View,
@@ -174,10 +174,10 @@ class CachedText:
             pool_tokens=view.snapkv_pool or 1,
         )
 
-    def _sequence(self, tokens: int) -> Sequence:
+    def _sequence(self, tokens: int) -> SequenceState:
         """The text as the policies know it, when `tokens` of it were cached."""
         table = PageTable(self.table.pages, tokens)
-        return Sequence(0, self._tokens, self.prefix_tokens, self.task.scored_tokens, table)
+        return SequenceState(0, self._tokens, self.prefix_tokens, self.task.scored_tokens, table)
 
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
         """Rounds that may share a pass without gathering more than the task allows."""

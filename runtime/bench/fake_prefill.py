@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +16,19 @@ from runtime.drafting.base import SelfDrafter
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.drafting.views import SnapView, View
 from runtime.engine.engine import Engine
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 
 _BLOCK = 2**26  # numbers drawn; the rest repeats them
 
 
-def start_without_prefill(engine: Engine, prompts: Many[Many[int]], new_tokens: Many[int]) -> None:
+def start_without_prefill(
+    engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
+) -> None:
     """Start these sequences, each with one token generated, without a prefill."""
     fill_random_kv(engine.cache.storage)
     engine.rounds = []
     engine.sequences = [
-        Sequence(index, [*prompt, prompt[-1]], len(prompt), most)
+        SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)
         for index, (prompt, most) in enumerate(zip(prompts, new_tokens, strict=True))
     ]
     for sequence in engine.sequences:
@@ -51,7 +53,7 @@ def fill_random_kv(storage: Tensor) -> None:
         part.copy_(block[: len(part)])
 
 
-def _admit_without_gathering(engine: Engine, policy: SnapView, sequence: Sequence) -> None:
+def _admit_without_gathering(engine: Engine, policy: SnapView, sequence: SequenceState) -> None:
     tokens, page = sequence.prompt_tokens, engine.cache.page_tokens
     view = View((), 0)
     if tokens > policy.budget_tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,10 @@ class DraftPhase:
     The first step feeds `first_tokens` (as many of each sequence), later ones the token drawn.
     """
 
-    first_tokens: Many[Many[int]]
-    first_positions: Many[int]
-    page_tables: Many[Many[int]]
-    cached: Many[int]
+    first_tokens: Sequence[Sequence[int]]
+    first_positions: Sequence[int]
+    page_tables: Sequence[Sequence[int]]
+    cached: Sequence[int]
     window_tokens: int | None = None
 
     @property

@@ -1,8 +1,8 @@
-"""Running a draft phase and a verification: step by step here, as one graph in `cuda_graphs`."""
+"""Run a draft phase and a verification operation by operation; `cuda_graphs` replays them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,10 +18,10 @@ class Passes(Protocol):
     """One decoder over one cache."""
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
-        """γ steps, each feeding the next on the device."""
+        """γ steps, each passing its token to the next on the device."""
         ...
 
-    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
         """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ)."""
         ...
 
@@ -38,8 +38,8 @@ class EagerPasses:
         tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
         return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
 
-    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
-        """One pass over γ + 1 tokens a sequence."""
+    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
+        """One pass over γ + 1 tokens per sequence."""
         plan = self.backend.plan(layout)
         first = torch.tensor(last, device=drafts.device)[:, None]
         tokens = torch.cat((first, drafts), dim=1)
@@ -49,12 +49,12 @@ class EagerPasses:
 
 def draft_steps(
     decoder: Decoder,
-    plans: Many[AttentionPlan],
+    plans: Sequence[AttentionPlan],
     tokens: Tensor,
     num_new_tokens: int,
     sampler: Sampler,
 ) -> Proposal:
-    """The device's part of a draft phase; `tokens` (B * num_new_tokens,) are what the first step feeds."""
+    """The device's part of a draft phase; `tokens` (B * num_new_tokens,) enter the first step."""
     drawn, rows = [], []
     for step, plan in enumerate(plans):
         normed = decoder.forward(tokens, plan.positions, plan)

@@ -1,4 +1,4 @@
-"""`Sequence`: one request on its way, with its tokens and its pages."""
+"""`SequenceState`: one request on its way, with its tokens and its pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runtime.attention.paged_cache import PageTable
 
 
 @dataclass(slots=True)
-class Sequence:
+class SequenceState:
     """A prompt and what was generated after it.
 
     Between rounds the target's cache holds every token but the last, which the next pass feeds.

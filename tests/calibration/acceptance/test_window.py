@@ -18,7 +18,7 @@ from runtime import (
     Decoder,
     InputError,
     PassLayout,
-    Sequence,
+    SequenceState,
     SinkWindowView,
     SnapView,
     rotate,
@@ -86,7 +86,7 @@ def test_a_round_sees_what_the_engines_drafter_sees(decoder: Decoder, view: Draf
         if view is SINKS
         else SnapView(own.cache, budget_tokens=40, window_queries=8, pool_tokens=5)
     )
-    sequence = Sequence(0, tokens[: PREFIX + 1], PREFIX, 99)
+    sequence = SequenceState(0, tokens[: PREFIX + 1], PREFIX, 99)
     sequence.table.pages, sequence.table.tokens = own.table.pages, PREFIX
     policy.admit(sequence, own.queries(8))
     # Later rounds first: the drafter writes into the target's slots from its round on.

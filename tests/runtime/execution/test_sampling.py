@@ -120,13 +120,13 @@ def second_token_p_value(draft: str, kind: type[StochasticSampler]) -> float:
 def first_rows(case: Case, texts: list[list[int]], params: SamplingParams) -> torch.Tensor:
     """The target's distribution after each text."""
     engine = build(replace(case.plain, prompts=texts, new_tokens=[1] * len(texts)))
-    verify_tokens, seen = engine.sampler.verify_tokens, []
+    original, seen = engine.sampler.verify_tokens, []
 
     def spy(
         drafts: torch.Tensor, proposed: torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         seen.append(logits)
-        return verify_tokens(drafts, proposed, logits)
+        return original(drafts, proposed, logits)
 
     engine.sampler.verify_tokens = spy  # type: ignore[method-assign]
     engine.start(texts, [1] * len(texts))
