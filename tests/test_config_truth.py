@@ -19,17 +19,9 @@ from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
 from perfmodel.specs import hf_config as predicted
-from runtime import (
-    ALONE,
-    BatchShape,
-    DraftPlan,
-    EngineSetup,
-    Model,
-    PassLayout,
-    Ranks,
-    build_engine,
-)
+from runtime import ALONE, BatchShape, DraftPlan, EngineSetup, Model, Ranks, build_engine
 from runtime import config_fields as run
+from runtime.attention import PassLayout
 from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
 from runtime.contracts import ModelShape
 from runtime.errors import InputError

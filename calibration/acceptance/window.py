@@ -17,27 +17,18 @@ from torch import Tensor
 
 from calibration.acceptance.renewal import renewals
 from calibration.records.acceptance import LAGS, DraftView, Record, Window
-from runtime import (
+from runtime import Decoder, InputError, SamplingParams
+from runtime.attention import (
     AttentionBackend,
-    Decoder,
-    FullView,
-    InputError,
     PagedCache,
     PageTable,
     PassLayout,
-    Piece,
     ReferenceAttention,
-    SamplingParams,
-    SequenceState,
-    SinkWindowView,
-    SnapView,
-    View,
-    ViewPolicy,
-    WindowQueries,
     pages_for,
-    probabilities,
-    rotate,
 )
+from runtime.drafting import FullView, SinkWindowView, SnapView, View, ViewPolicy, WindowQueries
+from runtime.execution import Piece, SequenceState, probabilities
+from runtime.kernels.rotary import rotate
 
 LOGIT_ROWS = 64  # rows of the vocabulary that are compared at a time
 

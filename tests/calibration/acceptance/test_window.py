@@ -14,17 +14,13 @@ from torch import Tensor
 from calibration.acceptance.run import load_model
 from calibration.acceptance.window import CachedText, Task, measure_window, probability_rows
 from calibration.records.acceptance import DraftView, Record, Window
-from runtime import (
-    Decoder,
-    InputError,
-    PassLayout,
-    SequenceState,
-    SinkWindowView,
-    SnapView,
-    rotate,
-)
+from runtime import Decoder, InputError
+from runtime.attention import PassLayout
+from runtime.drafting import SinkWindowView, SnapView
 from runtime.drafting.base import SelfDrafter
+from runtime.execution import SequenceState
 from runtime.execution.eager import EagerPasses
+from runtime.kernels.rotary import rotate
 
 PREFIX = 150  # not a whole number of pages
 TASK = Task(gamma=4, scored_tokens=12, chunk_tokens=64)

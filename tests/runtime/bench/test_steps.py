@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from calibration.validate.memory import WorkspaceCount
-from runtime import StepTimes
 from runtime.bench import steps as step_bench
+from runtime.bench.steps import StepTimes
 from runtime.bench.table import TRIALS, Row, header
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "h200-step-table.jsonl"
