@@ -1,4 +1,4 @@
-"""What the host knows of γ draft steps before the first, and what they give."""
+"""Host-side metadata of γ draft steps, and their output."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPhase:
-    """What the host knows before the first of γ steps, per sequence.
+    """What the host has before the first of γ steps, per sequence.
 
-    The first step feeds `first_tokens` (as many of each sequence), later ones the token drawn.
+    The first step takes `first_tokens` (equally many of each sequence), later ones the token drawn
+    before. `cached` counts the tokens already in the pages.
     """
 
     first_tokens: Sequence[Sequence[int]]
@@ -34,7 +35,7 @@ class DraftPhase:
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens of each sequence that the first step feeds."""
+        """Tokens of each sequence in the first step."""
         return len(self.first_tokens[0])
 
     def layouts(self, gamma: int) -> list[PassLayout]:

@@ -1,4 +1,4 @@
-"""Pages: taken as sequences grow, given back, never shared; and the roll-back leaves no trace."""
+"""Pages are allocated as sequences grow, freed, never shared; a roll-back leaves no trace."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_page_has_one_holder(page_tokens: int, steps: list[tuple[int, int]
 def test_a_full_cache_says_what_was_asked_and_what_is_free() -> None:
     pool, table = cache(5, 4), PageTable()
     pool.reserve(table, 9)
-    with pytest.raises(OutOfPages, match=r"4 more asked \(16 tokens\), 2 free of 5 pages"):
+    with pytest.raises(OutOfPages, match=r"4 more are needed \(16 tokens\), 2 of 5 pages"):
         pool.reserve(table, 25)
     assert pool.free_pages == 2
 
@@ -66,7 +66,7 @@ def test_an_engine_that_runs_out_of_pages_says_so() -> None:
         new_tokens=(50, 50),
         extra={"cache_pages": 20},
     )
-    with pytest.raises(OutOfPages, match="1 more asked"):
+    with pytest.raises(OutOfPages, match="1 more are needed"):
         run(case)
 
 
