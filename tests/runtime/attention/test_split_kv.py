@@ -30,7 +30,7 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_si
 @settings(max_examples=150, deadline=None)
 @given(
     sequences=SEQUENCES,
-    alike=st.booleans(),
+    equal=st.booleans(),
     group=st.sampled_from([1, 4, 7, 8]),
     kv_heads=st.sampled_from([1, 2, 8, 32]),
     page=st.sampled_from([16, 128]),
@@ -38,11 +38,11 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_si
     grown=st.integers(0, 300),
 )
 def test_every_tile_meets_every_range_once(
-    sequences: list[tuple[int, int]], alike: bool, group: int, kv_heads: int, page: int,
+    sequences: list[tuple[int, int]], equal: bool, group: int, kv_heads: int, page: int,
     window: int | None, grown: int,
 ) -> None:  # fmt: skip
     """Also when lengths have grown since the grid was fixed, as in a captured graph."""
-    if alike:
+    if equal:
         sequences = sequences[:1] * len(sequences)
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
@@ -64,8 +64,8 @@ def test_every_tile_meets_every_range_once(
             seen = min(seen, window - 1 + grid.tile_rows)
         ranges = -(-seen // blocks.range_tokens)
         assert ranges == 1 or grid.split
-        mine = {(tile, part) for owner, tile, part in done if owner == request}
-        assert mine == {(tile, part) for tile in range(tiles) for part in range(ranges)}
+        covered = {(tile, part) for owner, tile, part in done if owner == request}
+        assert covered == {(tile, part) for tile in range(tiles) for part in range(ranges)}
         rows = blocks.outputs[request + 1] - blocks.outputs[request]
         assert rows == new * ranges
     assert blocks.merges[-1] == blocks.outputs[-1]
@@ -140,11 +140,11 @@ Shape = tuple[int, ...]  # query heads, KV heads, head_dim, query tokens, KV tok
 def timed() -> dict[Shape, dict[int, dict[str, Any]]]:
     """Records by shape and ranges."""
     keys = ("query_heads", "kv_heads", "head_dim", "query_tokens", "kv_tokens", "batch")
-    found: dict[Shape, dict[int, dict[str, Any]]] = defaultdict(dict)
+    records: dict[Shape, dict[int, dict[str, Any]]] = defaultdict(dict)
     with gzip.open(MEASURED, "rt", encoding="utf-8") as lines:
         for record in itertools.islice(map(json.loads, lines), 1, None):
-            found[tuple(record[key] for key in keys)][record["ranges"]] = record
-    return found
+            records[tuple(record[key] for key in keys)][record["ranges"]] = record
+    return records
 
 
 def chosen_ranges(shape: Shape) -> int:

@@ -1,4 +1,4 @@
-"""What is sampled follows the target's distribution, and a wrong sampler is found out."""
+"""What is sampled follows the target's distribution, and a wrong sampler is detected."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_second_token_of_a_round_follows_the_target_too() -> None:
     assert stats.chisquare(np.bincount(second, minlength=VOCAB), expected).pvalue > 1e-3
 
 
-def test_a_sampler_that_ignores_the_residual_is_found_out() -> None:
+def test_a_sampler_that_ignores_the_residual_is_detected() -> None:
     assert first_token_p_value(DrawsFromTarget(PARAMS, CPU), PARAMS) < 1e-9
 
 
@@ -83,7 +83,7 @@ def test_an_engine_that_samples_keeps_the_distribution(draft: str) -> None:
     assert second_token_p_value(draft, StochasticSampler) > 1e-3
 
 
-def test_an_engine_with_the_wrong_sampler_is_found_out() -> None:
+def test_an_engine_with_the_wrong_sampler_is_detected() -> None:
     assert second_token_p_value("self-streamingllm", DrawsFromTarget) < 1e-6
 
 
@@ -109,12 +109,12 @@ def second_token_p_value(draft: str, kind: type[StochasticSampler]) -> float:
     first = first_rows(case, [prompt], params)[0]
     after = first_rows(case, [[*prompt, token] for token in range(len(first))], params)
     expected = (first.double() @ after.double()).numpy() * count
-    found = np.bincount([s.generated[1] for s in result.sequences], minlength=len(first))
+    counts = np.bincount([s.generated[1] for s in result.sequences], minlength=len(first))
     rare = expected < 5
     expected = np.append(expected[~rare], expected[rare].sum()) * (count / expected.sum())
-    found = np.append(found[~rare], found[rare].sum())
+    counts = np.append(counts[~rare], counts[rare].sum())
     real = expected > 0
-    return float(stats.chisquare(found[real], expected[real]).pvalue)
+    return float(stats.chisquare(counts[real], expected[real]).pvalue)
 
 
 def first_rows(case: Case, texts: list[list[int]], params: SamplingParams) -> torch.Tensor:

@@ -32,8 +32,8 @@ def words(start: int, stop: int) -> str:
 def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text(words(0, 25))
-    found = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
-    assert found == [list(range(10)), list(range(10, 20))]
+    prompts = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
+    assert prompts == [list(range(10)), list(range(10, 20))]
     with pytest.raises(InputError, match="2 prompts of 10 tokens for a batch of 3"):
         read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
@@ -46,18 +46,18 @@ def test_a_folder_of_books_gives_no_prompt_that_spans_two(
     (books / "100.txt").write_text(words(0, 15))
     (books / "200.txt").write_text(words(50, 60))
     (tmp_path / "pg19" / "metadata.csv").write_text("100,A Book,1900,url\n")
-    found = read_prompts(
+    prompts = read_prompts(
         tmp_path / "pg19", batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB
     )
-    assert found == [list(range(10)), list(range(50, 60))]
+    assert prompts == [list(range(10)), list(range(50, 60))]
 
 
 def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": words(1, 4)}, {"text": words(5, 50)}, {"tokens": [7, 8]}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    found = read_prompts(file, batch=3, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
-    assert found == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
+    prompts = read_prompts(file, batch=3, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
+    assert prompts == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,17 @@ CONFIG = FAMILIES["qwen2.5"]
 
 def whole_tensors(config: DecoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The seeded tensors under their stored names."""
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
 
     class Recorder(RandomWeights):
         def read(
             self, name: str, shape: tuple[int, ...], start: int, stop: int, *, dim: int
         ) -> torch.Tensor:
-            found[name] = super().read(name, shape, 0, shape[dim], dim=dim)
-            return found[name].narrow(dim, start, stop - start)
+            tensors[name] = super().read(name, shape, 0, shape[dim], dim=dim)
+            return tensors[name].narrow(dim, start, stop - start)
 
     load_weights(config, Recorder(1, dtype, CPU), ALONE)
-    return found
+    return tensors
 
 
 def write_model(folder: Path, *, shards: int = 1, dtype: torch.dtype = torch.float32) -> None:
@@ -67,9 +67,9 @@ def test_a_folder_gives_the_tensors_that_were_saved(
 ) -> None:
     write_model(tmp_path, shards=shards, dtype=dtype)
     expected = load_weights(CONFIG, RandomWeights(1, dtype, CPU), ALONE)
-    for found, wanted in zip(load(tmp_path).tensors(), expected.tensors(), strict=True):
-        assert found.dtype == torch.float32
-        assert torch.equal(found, wanted.float())
+    for loaded, wanted in zip(load(tmp_path).tensors(), expected.tensors(), strict=True):
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded, wanted.float())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
