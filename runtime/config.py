@@ -1,9 +1,9 @@
-"""`DecoderConfig`: the decoder that transformers would build from a folder, or a bare shape.
+"""`DecoderConfig`: the decoder that transformers would build from a model's folder.
 
 transformers reads `config.json` and `generation_config.json` (`AutoConfig`, `GenerationConfig`), so
-that defaults and old spellings are its own; what this runtime does not compute is refused by name,
-never ignored. `perfmodel.specs.hf_config` follows the same rule without transformers, and
-`tests/test_config_truth.py` holds both to it.
+that defaults and old spellings are those of transformers; what this runtime does not compute is
+refused by name, never ignored. `perfmodel.specs.hf_config` follows the same rule without
+transformers; `tests/test_config_truth.py` compares the two.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from runtime.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """How a model stretches its rotary frequencies; each kind reads the fields that it needs.
+    """How a model scales its rotary frequencies; each kind uses some of the fields.
 
-    "llama3" reads the frequency factors, "yarn" the rotations between which it blends (`beta_slow`
-    and `beta_fast`), whether it rounds those bounds, and what it multiplies queries and keys by.
+    "llama3" uses the frequency factors; "yarn" the numbers of rotations between which it blends
+    (`beta_slow` and `beta_fast`), whether it rounds those bounds (`truncate`), and the factor on
+    queries and keys (`attention_factor`).
     """
 
     kind: str = "default"
@@ -69,14 +70,14 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.query_heads % self.kv_heads:
             raise InputError(
-                f"{self.name}: {self.query_heads} query heads are no multiple of "
+                f"{self.name}: {self.query_heads} query heads are not a multiple of "
                 f"{self.kv_heads} KV heads"
             )
         if self.head_dim % 2:
             raise InputError(f"{self.name}: head_dim={self.head_dim} is odd; rotary needs pairs")
 
     def check_tp(self, tp: int) -> None:
-        """Refuse a TP degree that does not split the heads and the MLP."""
+        """Refuse a TP degree that does not divide the heads and the MLP."""
         heads = self.query_heads % tp == 0 and self.ffn_hidden % tp == 0
         if not heads or (self.kv_heads % tp and tp % self.kv_heads):
             raise InputError(
@@ -89,12 +90,12 @@ class DecoderConfig:
         return self.query_heads // tp
 
     def kv_heads_on(self, tp: int) -> int:
-        """KV heads of one rank; heads replicate when `tp` exceeds them."""
+        """KV heads of one rank; they are replicated if `tp` exceeds their number."""
         return max(1, self.kv_heads // tp)
 
 
 def config_of_shape(shape: ModelShape) -> DecoderConfig:
-    """The decoder of a bare shape, with plain rotary frequencies: for random weights."""
+    """The decoder of a shape, with unscaled rotary frequencies: for random weights."""
     return DecoderConfig(
         name=shape.name,
         layers=shape.layers,
@@ -198,33 +199,33 @@ def read_config(path: Path) -> DecoderConfig:
 
 
 def _from_transformers(loader: str, place: Path, name: str) -> Any:
-    """A config class's object; importing transformers takes seconds, so only here."""
+    """A config read by transformers, which is imported here because that takes seconds."""
     try:
         import transformers
     except ImportError as error:
         raise InputError("reading a model's folder needs transformers: install it") from error
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what it warns of is refused here or harmless
+    transformers.logging.set_verbosity_error()  # its warnings are refused here, or harmless
     try:
         return getattr(transformers, loader).from_pretrained(place, local_files_only=True)
-    except Exception as error:  # whatever its classes raise for values of a wrong type
-        raise InputError(f"{name}: transformers refuses it ({one_line(error)})") from error
+    except Exception as error:  # its classes raise many types for wrong values
+        raise InputError(f"{name}: transformers cannot read it ({one_line(error)})") from error
     finally:
         transformers.logging.set_verbosity(level)
 
 
 def _window(config: Any, name: str) -> int | None:
-    """The window of every layer, or None; layers that differ are refused."""
+    """The sliding window of all layers, or None; layers that differ are refused."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         kinds = ["full_attention" if window is None else "sliding_attention"]
     if len(set(kinds)) > 1 or kinds[0] not in ("full_attention", "sliding_attention"):
-        raise InputError(f"{name}: layer_types mixes kinds of attention; all layers must be alike")
+        raise InputError(f"{name}: layer_types differ; all layers must have the same attention")
     if kinds[0] == "full_attention":
         return None
     if window is None:
-        raise InputError(f"{name}: layer_types slide, but the other fields give no window")
+        raise InputError(f"{name}: layer_types slide without a sliding_window; state one")
     return int(window)
 
 
@@ -250,21 +251,21 @@ def _rope(config: Any) -> tuple[float, RopeScaling]:
 
 
 def _yarn_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """What YaRN multiplies queries and keys by (arXiv 2309.00071), or DeepSeek's two scales."""
+    """YaRN's factor on queries and keys (arXiv 2309.00071), or that of DeepSeek's two scales."""
     log = 0.1 * math.log(factor)
-    part, whole = rope.get("mscale"), rope.get("mscale_all_dim")
-    return (part * log + 1) / (whole * log + 1) if part and whole else log + 1
+    scale, scale_all = rope.get("mscale"), rope.get("mscale_all_dim")
+    return (scale * log + 1) / (scale_all * log + 1) if scale and scale_all else log + 1
 
 
 def _max_context(stated: int, scaling: RopeScaling) -> int:
-    """Linear scaling and YaRN stretch the original context, as in `perfmodel.specs.hf_config`."""
+    """Linear scaling and YaRN extend the original context, as in `perfmodel.specs.hf_config`."""
     if scaling.kind in ("linear", "yarn"):
         return max(stated, int(scaling.factor * scaling.original_context_tokens))
     return stated
 
 
 def _eos_tokens(config: Any, folder: Path, name: str) -> tuple[int, ...]:
-    """As `generate` of transformers has it: those of config.json only without the other file."""
+    """As in transformers' `generate`: config.json counts only without generation_config.json."""
     if (folder / "generation_config.json").is_file():
         config = _from_transformers("GenerationConfig", folder, f"{name}: generation_config.json")
     value = config.eos_token_id

@@ -1,7 +1,7 @@
 """Which fields of a `config.json` the engine can run: checked by name before transformers reads it.
 
 A field that changes the mathematics and is not implemented is an error, and so is a value of a
-wrong type or without meaning, whatever the installed transformers makes of it.
+wrong type or out of range, even if the installed transformers accepts it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runtime.errors import InputError
 
 
 class Rule(NamedTuple):
-    """Whether a value will do, and what would."""
+    """Whether a value is accepted, and a description of those that are."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -42,10 +42,10 @@ REFUSED_FIELDS = (
     "use_parallel_residual", "num_kv_shared_layers", "block_configs", "per_layer_config",
     "num_nextn_predict_layers", "is_encoder_decoder", "add_cross_attention",
 )  # fmt: skip
-# Factors, which change nothing at 1.
+# Factors, neutral at 1.
 NEUTRAL_AT_ONE = ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling",
                   "logit_scale", "partial_rotary_factor")  # fmt: skip
-# Files beside a config.json that quantised checkpoints state their format in.
+# Files of quantised checkpoints that state their format.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
@@ -57,7 +57,7 @@ def _flag(value: Any) -> bool:
 
 
 def is_token_list(value: Any) -> bool:
-    """Whether these are end tokens: one, a list of them, or null."""
+    """Whether a value is an end token, a list of them, or null."""
     tokens = value if isinstance(value, list) else [] if value is None else [value]
     return all(isinstance(token, int) and not isinstance(token, bool) for token in tokens)
 
@@ -136,7 +136,7 @@ _ROPE = {
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The fields as written; transformers' reader would take NaN and repeated keys.
+    """The fields as written; unlike transformers, refuse NaN and repeated keys.
 
     Raises
     ------
@@ -161,19 +161,19 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON in plain UTF-8 ({one_line(error)})") from error
+        raise InputError(f"{file} is not JSON in plain UTF-8 ({one_line(error)})") from error
     if not isinstance(fields, dict):
-        raise InputError(f"{file}: a config.json is an object of fields")
+        raise InputError(f"{file} is not a JSON object; use the model's config.json")
     return fields
 
 
 def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
-    """Refuse what the engine would compute wrongly, or not at all.
+    """Refuse what the engine would compute wrongly or not at all.
 
     Raises
     ------
     InputError
-        In one line: the field, its value, and what it is refused for.
+        In one line: the field, its value, and why it is refused.
     """
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -183,14 +183,14 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     for field in REFUSED_FIELDS:
         if field in fields and not _changes_nothing(field, fields[field]):
             raise _refusal(
-                name, field, fields[field], "leave it out, for the engine does not compute it"
+                name, field, fields[field], "the engine does not compute it; use another model"
             )
     if file.name == "config.json":
         for other in filter(lambda other: (file.parent / other).is_file(), QUANTIZATION_FILES):
             raise InputError(f"{name}: quantised weights ({other}) are not supported")
     for field in _REQUIRED:
         if field not in fields:
-            raise InputError(f"{name}: {field} is missing; is this the model's own config.json?")
+            raise InputError(f"{name}: {field} is missing; use the config.json of the model")
     _check_values(fields, _REQUIRED | _OPTIONAL | _BY_FAMILY[kind], name)
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     stated = kind == "qwen3" or fields.get("head_dim") is not None  # qwen3's default is 128
@@ -243,6 +243,6 @@ def _refusal(name: str, field: str, value: Any, why: str) -> InputError:
 
 
 def one_line(text: object) -> str:
-    """What another library says, or a name, without line breaks and cut."""
+    """A message of another library, or a name, on one line of at most 300 characters."""
     words = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else str(text)
     return "".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:300]

@@ -1,7 +1,7 @@
-"""What the runtime reads of a model and of a plan, as read-only protocols.
+"""The attributes that the runtime reads of a model and of a plan, as read-only protocols.
 
-The frozen specs of the performance model satisfy them, so that the engine runs the very object that
-was predicted; neither package imports the other.
+The frozen specs of the performance model satisfy them, so that the engine can run the object that
+was predicted although neither package imports the other.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ModelShape(Protocol):
 
 
 class DraftChoice(Protocol):
-    """Who drafts, how many tokens a round, and what a draft may read of the cache."""
+    """What drafts, how many tokens per round, and which cached tokens it may read."""
 
     @property
     def draft(self) -> str: ...

@@ -19,17 +19,9 @@ from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
 from perfmodel.specs import hf_config as predicted
-from runtime import (
-    ALONE,
-    BatchShape,
-    DraftPlan,
-    EngineSetup,
-    Model,
-    PassLayout,
-    Ranks,
-    build_engine,
-)
+from runtime import ALONE, BatchShape, DraftPlan, EngineSetup, Model, Ranks, build_engine
 from runtime import config_fields as run
+from runtime.attention import PassLayout
 from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
 from runtime.contracts import ModelShape
 from runtime.errors import InputError
@@ -310,7 +302,7 @@ def all_logits(
     engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([len(tokens)], [1]))
     assert engine.target.weights.bytes == 2 * spec.weight_bytes_per_rank(1)  # float32, not bf16
     assert engine.cache.token_bytes == 2 * spec.kv_bytes_per_token_per_rank(1)
-    pages = engine.cache.take(-(-len(tokens) // 4))
+    pages = engine.cache.allocate(-(-len(tokens) // 4))
     logits, start = [], 0
     for count in pieces:
         layout = PassLayout(

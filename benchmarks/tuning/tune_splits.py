@@ -44,7 +44,7 @@ KV_BYTES = 20e9
 MOST_FILL = 4.0  # blocks over what the GPU holds, beyond which nothing is cut
 
 
-def grid_of(cell: Cell, processors: int) -> BlockGrid:
+def grid_of(cell: Cell, num_sms: int) -> BlockGrid:
     """The blocks of a cell by the runtime's own rule."""
     batch = cell["batch"]
     return BlockGrid.of(
@@ -53,7 +53,7 @@ def grid_of(cell: Cell, processors: int) -> BlockGrid:
         group=cell["query_heads"] // cell["kv_heads"],
         kv_heads=cell["kv_heads"],
         page_tokens=PAGE,
-        processors=processors,
+        num_sms=num_sms,
     )
 
 
@@ -62,32 +62,32 @@ def tiles_of(cell: Cell, grid: BlockGrid) -> int:
     return int(cell["batch"] * -(-cell["query_tokens"] * grid.group // grid.tile_rows))
 
 
-def fill(cell: Cell, processors: int) -> float:
+def fill(cell: Cell, num_sms: int) -> float:
     """Blocks without a split over those that the GPU holds side by side."""
-    tiles = tiles_of(cell, grid_of(cell, processors))
-    return tiles * int(cell["kv_heads"]) / (BLOCKS_PER_SM * processors)
+    tiles = tiles_of(cell, grid_of(cell, num_sms))
+    return tiles * int(cell["kv_heads"]) / (BLOCKS_PER_SM * num_sms)
 
 
-def cells(processors: int) -> list[Cell]:
+def cells(num_sms: int) -> list[Cell]:
     """All that fit, those where a split may or may not pay first, others among them."""
     found = []
     for model, batch, kv, queries in itertools.product(MODELS, BATCHES, KV_TOKENS, QUERY_TOKENS):
         heads = heads_of(model)
         cell = attention_cell(heads, batch, kv, queries)
         fits = batch * kv * heads[1] * heads[2] * 4 < KV_BYTES
-        if fits and fill(cell, processors) <= MOST_FILL and ranges_to_try(cell, processors)[1:]:
+        if fits and fill(cell, num_sms) <= MOST_FILL and ranges_to_try(cell, num_sms)[1:]:
             found.append(cell)
     draw = random.Random(0)
     return sorted(
         found,
-        key=lambda cell: abs(math.log2(fill(cell, processors)) + 0.5) + 3.0 * draw.random(),
+        key=lambda cell: abs(math.log2(fill(cell, num_sms)) + 0.5) + 3.0 * draw.random(),
     )
 
 
-def ranges_to_try(cell: Cell, processors: int) -> list[int]:
+def ranges_to_try(cell: Cell, num_sms: int) -> list[int]:
     """None, few, a quarter, half and all of the ranges that fill the GPU, as its KV allows."""
     longest = max(1, int(cell["kv_tokens"]) // LEAST_RANGE_TOKENS)
-    full = max(1, int(1.0 / fill(cell, processors)))
+    full = max(1, int(1.0 / fill(cell, num_sms)))
     asked = {1, 2, 3, full // 4, full // 2, full}
     return sorted(count for count in asked if 1 <= count <= longest)
 
@@ -109,16 +109,16 @@ def attend(plan: Any, q: Any, caches: int, i: int) -> Any:
     return plan.attend(i % caches, q)
 
 
-def measure(bench: Bench, cell: Cell, processors: int) -> Iterator[dict[str, Any]]:
+def measure(bench: Bench, cell: Cell, num_sms: int) -> Iterator[dict[str, Any]]:
     """A record for each count of ranges."""
-    chosen = grid_of(cell, processors)
+    chosen = grid_of(cell, num_sms)
     tiles, batch = tiles_of(cell, chosen), int(cell["batch"])
     pages = np.full(batch, -(-cell["kv_tokens"] // PAGE), dtype=np.int32)
     queries = np.full(batch, cell["query_tokens"], dtype=np.int32)
     kv = bench.caches(cell)
     q = bench.normal(batch * cell["query_tokens"], cell["query_heads"], cell["head_dim"])
     seen: set[int] = set()
-    for asked in ranges_to_try(cell, processors):
+    for asked in ranges_to_try(cell, num_sms):
         with forced(asked, tiles):
             plan = bench.kernels.plan(cell, kv)
         blocks = schedule(plan.grid, pages, queries).count

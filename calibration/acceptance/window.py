@@ -17,27 +17,18 @@ from torch import Tensor
 
 from calibration.acceptance.renewal import renewals
 from calibration.records.acceptance import LAGS, DraftView, Record, Window
-from runtime import (
+from runtime import Decoder, InputError, SamplingParams
+from runtime.attention import (
     AttentionBackend,
-    Decoder,
-    FullView,
-    InputError,
     PagedCache,
     PageTable,
     PassLayout,
-    Piece,
     ReferenceAttention,
-    SamplingParams,
-    Sequence,
-    SinkWindowView,
-    SnapView,
-    View,
-    ViewPolicy,
-    WindowQueries,
     pages_for,
-    probabilities,
-    rotate,
 )
+from runtime.drafting import FullView, SinkWindowView, SnapView, View, ViewPolicy, WindowQueries
+from runtime.execution import Piece, SequenceState, probabilities
+from runtime.kernels.rotary import rotate
 
 LOGIT_ROWS = 64  # rows of the vocabulary that are compared at a time
 
@@ -172,10 +163,10 @@ class CachedText:
             pool_tokens=view.snapkv_pool or 1,
         )
 
-    def _sequence(self, tokens: int) -> Sequence:
+    def _sequence(self, tokens: int) -> SequenceState:
         """The text as the policies know it, when `tokens` of it were cached."""
         table = PageTable(self.table.pages, tokens)
-        return Sequence(0, self._tokens, self.context_tokens, self.task.scored_tokens, table)
+        return SequenceState(0, self._tokens, self.context_tokens, self.task.scored_tokens, table)
 
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
         """Rounds that may share a pass without gathering more than the task allows."""
@@ -217,13 +208,13 @@ class CachedText:
         )
         places = [place for start in starts for place in range(start, start + gamma)]
         hidden = self._forward(places, layout)
-        self.cache.give_back(borrowed)
+        self.cache.free(borrowed)
         return hidden, sum(cached)
 
     def _scratch(self, start: int) -> list[int]:
         """Pages for a round's own drafts; the first continues the page that `start` lies in."""
         page = self.cache.page_tokens
-        own = self.cache.take(pages_for(start % page + self.task.gamma, page))
+        own = self.cache.allocate(pages_for(start % page + self.task.gamma, page))
         if start % page:
             self._copy(self.table.pages[start // page : start // page + 1], own[:1])
         return own
@@ -233,7 +224,7 @@ class CachedText:
 
         Attention depends on distances alone, so moving the sinks up is moving the window down.
         """
-        moved = self.cache.take(len(view.front))
+        moved = self.cache.allocate(len(view.front))
         self._copy(view.front, moved)
         slots = self._slots(moved)
         shift = torch.tensor(tokens, device=self.decoder.device)

@@ -9,7 +9,7 @@ from typing import Any
 from calibration.measure.grid import MODELS, heads_of
 from calibration.records.cells import PAGE, Cell, attention_cell
 from runtime.attention.base import PassLayout
-from runtime.attention.flashinfer_backend import FlashInferAttention, PlanTables
+from runtime.attention.flashinfer_backend import FlashInferAttention
 from runtime.kernels.ops import ops_for
 
 EPSILON = 1e-5  # of the norms
@@ -51,7 +51,7 @@ class RuntimeKernels:
     def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
         """A call that renews a cell's plan, as every round does."""
         backend, layout = self._pass(cell, storage)
-        tables = PlanTables(backend, [layout], batch=cell["batch"])
+        tables = backend.plan_passes([layout], batch=cell["batch"]).tables
         return lambda: tables.fill([layout])
 
     def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
-"""The interface of attention backends: `plan` once a pass from host numbers, `attend` once a layer.
+"""The interface of attention backends: `plan` once per pass, `attend` once per layer.
 
-A layout names pages and counts that the host knows before the pass starts, so planning never waits
-for the device, and the plans of a whole draft phase can be made before its first step.
+A layout consists of pages and counts that the host has before the pass starts, so planning never
+waits for the device, and all steps of a draft phase can be planned before the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.attention.paged_cache import PagedCache
 
-Counts = Sequence[int] | NDArray[np.int64]  # one a sequence
+Counts = Sequence[int] | NDArray[np.int64]  # one per sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,9 @@ class PassLayout:
     """What one pass reads and writes, per sequence.
 
     `page_tables` lists the pages to read, in order, all full but the last. `kv_tokens` counts the
-    tokens read from them, the pass's own included, which are the last `query_tokens`.
-    `first_positions` are the rotary positions of each sequence's first new token: its index among
-    the tokens read, unless stated. `window_tokens` limits how far back a query sees.
+    tokens read from them, including the new tokens of the pass, which are the last `query_tokens`.
+    `first_positions` are the rotary positions of each sequence's first new token, by default its
+    index among the tokens read. `window_tokens` limits how far back a query sees.
     """
 
     page_tables: Sequence[Sequence[int]]
@@ -55,7 +55,7 @@ class AttentionPlan(Protocol):
 
     @property
     def cache(self) -> PagedCache:
-        """Where keys and values go, and are read from."""
+        """The cache that keys and values are written to and read from."""
         ...
 
     @property
@@ -65,13 +65,13 @@ class AttentionPlan(Protocol):
 
     @property
     def write_slots(self) -> Tensor:
-        """(T,) the slots of the cache that the pass's keys and values go to."""
+        """(T,) slots of the cache that the pass's keys and values are written to."""
         ...
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        """Attend to what the cache holds once this pass's keys and values are in.
+        """Attend to the cache, into which this pass's keys and values have been written.
 
-        query (T, query heads, head_dim), sequences one after another; returns its shape.
+        query (T, query heads, head_dim), sequences concatenated; returns the same shape.
         """
         ...
 
@@ -80,5 +80,5 @@ class AttentionBackend(Protocol):
     """Attention over one paged cache."""
 
     def plan(self, layout: PassLayout) -> AttentionPlan:
-        """Prepare one pass; what follows is device work alone."""
+        """Prepare one pass; `attend` then only launches work on the device."""
         ...

@@ -1,8 +1,8 @@
-"""The paged KV cache: one pool of pages, and each sequence's own list of them.
+"""The paged KV cache: one pool of pages, and a list of pages for each sequence.
 
-A page holds `page_tokens` tokens of every layer, keys and values. Which pages a sequence has is
-known on the host alone, so growing, rolling back and freeing touch no tensor. A page may be freed
-and given to another sequence without being cleared: nothing reads a slot that it did not write.
+A page holds keys and values of `page_tokens` tokens in every layer. Page lists are on the host
+only, so growing, rolling back and freeing touch no tensor. A freed page can be allocated again
+without being cleared: no sequence reads a slot that it has not written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.errors import OutOfPages
 
 @dataclass(slots=True)
 class PageTable:
-    """One sequence's pages in order, and how many of their slots hold tokens."""
+    """One sequence's pages in order, and how many tokens they hold."""
 
     pages: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
@@ -49,10 +49,10 @@ class PagedCache:
     ) -> None:
         self.page_tokens = page_tokens
         self.pages = pages
-        self.idle_page = pages  # one more page, for the idle rows of a fixed-size batch
+        self.idle_page = pages  # an extra page, for the idle rows of a fixed-size batch
         shape = (config.layers, 2, pages + 1, page_tokens, kv_heads, config.head_dim)
         try:
-            # Zeros and not garbage: a padded read is masked, and 0 times NaN is still NaN.
+            # Zeros, since a padded read is masked but 0 times NaN is still NaN.
             self.storage = torch.zeros(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             asked = torch.Size(shape).numel() * dtype.itemsize
@@ -64,7 +64,7 @@ class PagedCache:
 
     @property
     def free_pages(self) -> int:
-        """Pages that no sequence holds."""
+        """Pages that no sequence uses."""
         return len(self._free)
 
     @property
@@ -84,50 +84,51 @@ class PagedCache:
 
     # ---- pages of one sequence ----------------------------------------------------------------
 
-    def take(self, count: int) -> list[int]:
-        """`count` free pages.
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` free pages.
 
         Raises
         ------
         OutOfPages
-            If there are fewer.
+            If fewer are free.
         """
         if count > len(self._free):
             raise OutOfPages(
-                f"the KV cache is out of pages: {count} more asked ({count * self.page_tokens:,} "
-                f"tokens), {len(self._free)} free of {self.pages:,} pages of {self.page_tokens} "
-                f"tokens; use a smaller batch, shorter sequences or more pages"
+                f"the KV cache is out of pages: {count} more are needed "
+                f"({count * self.page_tokens:,} tokens), {len(self._free)} of {self.pages:,} pages "
+                f"of {self.page_tokens} tokens are free; use a smaller batch, shorter sequences or "
+                f"more pages"
             )
         return [self._free.pop() for _ in range(count)]
 
-    def give_back(self, pages: Sequence[int]) -> None:
-        """Free these pages."""
+    def free(self, pages: Sequence[int]) -> None:
+        """Return these pages to the pool."""
         self._free.extend(reversed(pages))
 
     def reserve(self, table: PageTable, new_tokens: int) -> None:
-        """Make room for `new_tokens` after those that the table holds."""
+        """Allocate pages for `new_tokens` more tokens in this table."""
         missing = pages_for(table.tokens + new_tokens, self.page_tokens) - len(table.pages)
         if missing > 0:
-            table.pages.extend(self.take(missing))
+            table.pages.extend(self.allocate(missing))
 
     def truncate(self, table: PageTable, tokens: int) -> None:
-        """Keep the first `tokens` tokens and free every page past them: the roll-back."""
-        kept = pages_for(tokens, self.page_tokens)
-        if kept < len(table.pages):
-            self.give_back(table.pages[kept:])
-            del table.pages[kept:]
+        """Roll back to the first `tokens` tokens and free every page past them."""
+        used = pages_for(tokens, self.page_tokens)
+        if used < len(table.pages):
+            self.free(table.pages[used:])
+            del table.pages[used:]
         table.tokens = tokens
 
     def drop_page(self, table: PageTable, index: int) -> None:
-        """Take one whole page out of the middle: a ring forgets its oldest window page."""
-        self.give_back([table.pages.pop(index)])
+        """Remove one full page from the middle, such as the oldest page of a sliding window."""
+        self.free([table.pages.pop(index)])
         table.tokens -= self.page_tokens
 
     def release(self, table: PageTable) -> None:
-        """Free everything that a finished sequence holds."""
+        """Free all pages of a finished sequence."""
         self.truncate(table, 0)
 
 
 def pages_for(tokens: int, page_tokens: int) -> int:
-    """Pages that hold `tokens` tokens."""
+    """Number of pages for `tokens` tokens."""
     return -(-tokens // page_tokens)

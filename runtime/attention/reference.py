@@ -1,4 +1,4 @@
-"""Attention in plain torch, on any device: the oracle that every other backend is held against.
+"""Attention in plain torch, on any device: the reference that other backends are tested against.
 
 Ragged batches are padded to their longest sequence and masked. Scores and softmax are written out,
 in at least float32.
@@ -41,26 +41,26 @@ class ReferencePlan:
     read_slots: Tensor  # (B, K), padded with the first
     query_rows: Tensor  # (B, Q) rows among T, padded with the last
     output_rows: Tensor  # (T,) rows among B * Q
-    hidden: Tensor  # (B, 1, Q, K) True where a query may not look
+    hidden: Tensor  # (B, 1, Q, K) True for keys that a query must not see
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        """softmax(q k / sqrt(head_dim)) v over what each query may see."""
+        """softmax(q k / sqrt(head_dim)) v over the keys that each query may see."""
         keys, values = self.cache.slots(layer)
         seen_keys, seen_values = self._read(keys), self._read(values)  # (B, K, KV, D)
         padded = query[self.query_rows].contiguous()  # (B, Q, H, D)
-        mixed = grouped_attention(padded, seen_keys, seen_values, self.hidden)
-        return mixed.flatten(0, 1)[self.output_rows]
+        output = grouped_attention(padded, seen_keys, seen_values, self.hidden)
+        return output.flatten(0, 1)[self.output_rows]
 
     def _read(self, slots: Tensor) -> Tensor:
         """(slots, KV, D) -> (B, K, KV, D), several times faster on a CPU than by `slots[...]`."""
-        found = slots.index_select(0, self.read_slots.flatten())
-        return found.view(*self.read_slots.shape, *slots.shape[1:])
+        rows = slots.index_select(0, self.read_slots.flatten())
+        return rows.view(*self.read_slots.shape, *slots.shape[1:])
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
     """query (B, Q, H, D) over key and value (B, K, KV, D), query head h reading KV head h // group.
 
-    `hidden` (B, 1, Q, K) is True where a query may not look. Returns (B, Q, H, D).
+    `hidden` (B, 1, Q, K) is True for keys that a query must not see. Returns (B, Q, H, D).
     """
     batch, queries, heads, dim = query.shape
     kv_heads = key.shape[2]
@@ -71,9 +71,9 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor)
     scores = scores.to(compute_dtype(query.dtype)).view(batch, kv_heads, group, queries, -1)
     scores = scores.masked_fill(hidden.unsqueeze(1), -torch.inf)  # (B, KV, group, Q, K)
     weights = scores.softmax(-1).to(value.dtype).flatten(2, 3)
-    mixed = weights @ value.permute(0, 2, 1, 3)
-    mixed = mixed.view(batch, kv_heads, group, queries, dim)
-    return mixed.permute(0, 3, 1, 2, 4).reshape(query.shape)
+    output = weights @ value.permute(0, 2, 1, 3)
+    output = output.view(batch, kv_heads, group, queries, dim)
+    return output.permute(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def _plan(layout: PassLayout, cache: PagedCache) -> ReferencePlan:
@@ -94,15 +94,15 @@ def _plan(layout: PassLayout, cache: PagedCache) -> ReferencePlan:
     if layout.window_tokens is not None:
         hidden |= index <= query_index[..., None] - layout.window_tokens
 
-    def there(values: NDArray[Any]) -> Tensor:
+    def on_device(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(cache.storage.device)
 
     return ReferencePlan(
         cache=cache,
-        positions=there(layout.positions),
-        write_slots=there(np.take_along_axis(slots, query_index, axis=1)[real]),
-        read_slots=there(slots),
-        query_rows=there(query_rows),
-        output_rows=there(np.flatnonzero(real)),
-        hidden=there(hidden[:, None]),
+        positions=on_device(layout.positions),
+        write_slots=on_device(np.take_along_axis(slots, query_index, axis=1)[real]),
+        read_slots=on_device(slots),
+        query_rows=on_device(query_rows),
+        output_rows=on_device(np.flatnonzero(real)),
+        hidden=on_device(hidden[:, None]),
     )

@@ -1,18 +1,19 @@
-"""Into which blocks one pass's attention is cut: rows of queries by ranges of KV.
+"""Split-KV: the blocks of one pass's attention, tiles of query rows by ranges of KV.
 
 FlashInfer's batch-prefill kernel runs one block per (sequence, tile of query rows, range of KV, KV
-head) and merges the ranges afterwards. Its planner fixes this per call and, in graph mode, picks a
-tile by the longest query that a batch could hold. Here the tile follows the pass's queries, and the
-rest is a few arrays of fixed size, so that one captured graph serves every round.
+head) and merges the ranges afterwards. Its planner fixes this per call and, in graph mode, chooses
+the tile for the longest query that a batch could contain. Here the tile suits the queries of the
+pass, and the rest is a few arrays of fixed size, so that one captured graph serves every round.
 
-The cut is the one of least estimated time: blocks run in waves of two a multiprocessor, which slow
-each other, no faster than memory delivers; cut KV costs a merge of each row of each query head.
+The split with the least estimated time is used. Blocks run in waves of two per multiprocessor,
+which slow each other down, and no faster than memory delivers; split KV costs a merge of each row
+of each query head.
 
 Source of the schedule: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`. Of
-the estimate: 3,118 timings of 1,022 shapes on an H200 (`scripts/tune_splits.py`, 45 s;
+the estimate: 3,118 timings of 1,022 shapes on an H200 (`benchmarks/tuning/tune_splits.py`, 45 s;
 calibration/measured/split-kv-h200.jsonl.gz), fitted by least squares of the logarithm and rounded;
-8 % rms. The cut of least estimate takes 0.3 % longer than the best of those timed on average, 17 %
-at worst. On another GPU only `processors` differs.
+8 % rms. The chosen split takes 0.3 % longer than the fastest of those timed on average, 17 % at
+worst. For another GPU only `num_sms` changes.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-BLOCKS_PER_SM = 2  # that the kernel is built to run side by side
+BLOCKS_PER_SM = 2  # that run concurrently
 LEAST_RANGE_TOKENS = 128
 _MOST_WAVES = 4  # of split blocks: their partial results take memory
-_ALIKE = 1.02  # of cuts whose estimates are this near the coarsest is taken
+_TIE = 1.02  # of splits whose estimates are within this factor, the coarsest is taken
 _TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}  # of a lone block, by rows of its tile
 _TOKEN_DIM_S = 0.09e-9  # the same, by head dimension
 _BLOCK_S, _LAUNCH_S = 3.7e-6, 1.3e-6
@@ -40,7 +41,7 @@ _MERGE_S, _MERGE_ROW_S = 2.5e-6, 3.4e-9  # of a call; of one query token and que
 
 
 def query_tile_rows(query_tokens: int, group: int) -> int:
-    """Rows (query tokens times query heads a KV head) of one block: 16, 64 or 128."""
+    """Rows (query tokens times query heads per KV head) of one block: 16, 64 or 128."""
     rows = query_tokens * group
     return 128 if rows > 64 else 64 if rows > 16 else 16
 
@@ -50,7 +51,7 @@ class BlockGrid:
     """What stays fixed while lengths change: sizes, tile, and whether KV may be split."""
 
     batch: int
-    query_rows: int  # query tokens of the whole pass
+    query_rows: int  # query tokens of all sequences
     group: int
     tile_rows: int
     page_tokens: int
@@ -67,17 +68,17 @@ class BlockGrid:
         group: int,
         kv_heads: int,
         page_tokens: int,
-        processors: int,
+        num_sms: int,
         head_dim: int = 128,
         window_tokens: int | None = None,
     ) -> BlockGrid:
-        """The grid for these query counts on a GPU of `processors` multiprocessors.
+        """The grid for these query counts on a GPU of `num_sms` multiprocessors.
 
-        It has room for the blocks of the cut that takes least by `pass_seconds`, at these lengths.
+        It has room for the blocks of the split that is fastest at these lengths by `pass_seconds`.
         """
         query_rows = int(query_tokens.sum())
         tile = query_tile_rows(-(-query_rows // len(query_tokens)), group)
-        whole = cls(
+        unsplit = cls(
             batch=len(query_tokens),
             query_rows=query_rows,
             group=group,
@@ -87,10 +88,10 @@ class BlockGrid:
             blocks=0,
             split=False,
         )
-        tiles, pages = -(-(query_tokens * group) // tile), pages_read(whole, kv_tokens)
-        lengths = _even_cuts(int(pages.max()), page_tokens)
+        tiles, pages = -(-(query_tokens * group) // tile), pages_read(unsplit, kv_tokens)
+        lengths = _range_lengths(int(pages.max()), page_tokens)
         blocks = (tiles * -(-pages // lengths[:, None])).sum(1)
-        wave = BLOCKS_PER_SM * processors // kv_heads
+        wave = BLOCKS_PER_SM * num_sms // kv_heads
         within = blocks <= max(_MOST_WAVES * wave, int(blocks[0]) + wave)
         lengths, blocks = lengths[within], blocks[within]
         seconds = pass_seconds(
@@ -100,23 +101,24 @@ class BlockGrid:
             merged_rows=float(query_rows) * group * kv_heads,
             tile_rows=tile,
             head_dim=head_dim,
-            processors=processors,
+            num_sms=num_sms,
         )
-        best = int(np.flatnonzero(seconds <= _ALIKE * seconds.min())[0])  # the longest ranges
-        return replace(whole, blocks=int(blocks[best]), split=best > 0)
+        best = int(np.flatnonzero(seconds <= _TIE * seconds.min())[0])  # the longest ranges
+        return replace(unsplit, blocks=int(blocks[best]), split=best > 0)
 
     @property
     def partial_rows(self) -> int:
-        """Room for partial rows, of all query heads: each range leaves one of its every query."""
+        """Room for partial rows of all query heads: one per range and query."""
         return self.blocks * self.tile_rows // self.group if self.split else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """The blocks of one pass: `count` of them, then room that the mask turns off.
+    """Work items of one pass.
 
-    `requests`, `query_tiles`, `kv_ranges` (blocks,) say what each does; `outputs` (batch + 1,)
-    where a sequence's partial rows start; `merges` (query_rows + 1,) which of them make up a row.
+    `requests`, `query_tiles` and `kv_ranges` (count,) are the sequence, tile and range of each
+    block; `outputs` (batch + 1,) are offsets of each sequence's partial rows, and `merges`
+    (query_rows + 1,) of the partial rows that make up each row.
     """
 
     count: int
@@ -129,7 +131,7 @@ class Blocks:
 
 
 def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
-    """Pages that each sequence's attention reads: all that its blocks depend on."""
+    """Pages that each sequence's attention reads: the blocks depend on nothing else."""
     pages = -(-kv_tokens // grid.page_tokens)
     if grid.window_tokens is None:
         return pages
@@ -137,16 +139,16 @@ def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
 
 
 def schedule(grid: BlockGrid, pages: Ints, query_tokens: Ints) -> Blocks:
-    """Cut a pass into at most `grid.blocks` blocks of ranges as short as that allows.
+    """Split a pass into at most `grid.blocks` blocks, with ranges as short as that allows.
 
-    The result is shared by all calls that cut alike, and cannot be written to.
+    The result is cached and shared between calls, so its arrays are read-only.
     """
     return _scheduled(grid, _int32_bytes(pages), _int32_bytes(query_tokens))
 
 
 @lru_cache(maxsize=64)
 def _scheduled(grid: BlockGrid, page_counts: bytes, query_counts: bytes) -> Blocks:
-    """Few calls come here: the steps of a draft phase mostly read as many pages."""
+    """Mostly cached: the steps of a draft phase usually read the same number of pages."""
     pages = np.frombuffer(page_counts, dtype=np.int32)
     longest = int(pages.max())
     range_pages = longest
@@ -157,7 +159,7 @@ def _scheduled(grid: BlockGrid, page_counts: bytes, query_counts: bytes) -> Bloc
 
 @lru_cache(maxsize=64)
 def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: bytes) -> Blocks:
-    """Blocks from each sequence's ranges: these outlast most changes of its pages."""
+    """Blocks from each sequence's number of ranges, which most changes of pages leave as it is."""
     ranges = np.frombuffer(range_counts, dtype=np.int32)
     query_tokens = np.frombuffer(query_counts, dtype=np.int32)
     work = _tiles(grid, query_counts) * ranges
@@ -165,7 +167,7 @@ def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: b
     requests = np.repeat(np.arange(grid.batch, dtype=np.int32), work)
     within = np.arange(count, dtype=np.int32) - np.repeat(np.cumsum(work) - work, work)
     query_tiles, kv_ranges = np.divmod(within, ranges[requests])
-    found = Blocks(
+    blocks = Blocks(
         count=count,
         range_tokens=range_pages * grid.page_tokens,
         requests=requests,
@@ -174,19 +176,20 @@ def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: b
         outputs=_offsets(query_tokens * ranges),
         merges=_offsets(np.repeat(ranges, query_tokens)),
     )
-    for part in (found.requests, found.query_tiles, found.kv_ranges, found.outputs, found.merges):
-        part.flags.writeable = False
-    return found
+    arrays = (blocks.requests, blocks.query_tiles, blocks.kv_ranges, blocks.outputs, blocks.merges)
+    for array in arrays:
+        array.flags.writeable = False
+    return blocks
 
 
 def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int:
-    """The shortest range that the blocks have room for, among even cuts of the longest sequence."""
+    """The shortest range that there are blocks for, among even splits of the longest sequence."""
     least = max(1, LEAST_RANGE_TOKENS // grid.page_tokens)
-    work, whole = int(tiles @ pages), int(tiles.sum())
-    # Ranges of an even share fill all blocks at best; with a block spare for each tile they fit.
-    share, spare = -(-work // grid.blocks), grid.blocks - whole
+    work, unsplit = int(tiles @ pages), int(tiles.sum())
+    # Ranges of an even share fill all blocks at best; with one spare block per tile they fit.
+    share, spare = -(-work // grid.blocks), grid.blocks - unsplit
     most = -(-longest // max(least, share - 1)) - (share > least)
-    few = max(grid.blocks // whole, longest // -(-work // spare) if spare else 1)
+    few = max(grid.blocks // unsplit, longest // -(-work // spare) if spare else 1)
     few = min(few, most)
 
     def blocks(cuts: int) -> int:
@@ -196,8 +199,8 @@ def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int
     return max(-(-longest // cuts), least)
 
 
-def _even_cuts(longest: int, page_tokens: int) -> Ints:
-    """Lengths of ranges, in pages, that cut the longest sequence evenly; itself first."""
+def _range_lengths(longest: int, page_tokens: int) -> Ints:
+    """Lengths in pages of ranges that split the longest sequence evenly, unsplit first."""
     least = min(longest, max(1, LEAST_RANGE_TOKENS // page_tokens))
     lengths = -(-longest // np.arange(1, -(-longest // least) + 1, dtype=np.int32))
     return np.unique(np.maximum(lengths, least))[::-1]
@@ -214,9 +217,9 @@ def _int32_bytes(values: Ints) -> bytes:
 
 
 def _offsets(counts: Ints) -> Ints:
-    found = np.zeros(len(counts) + 1, dtype=np.int32)
-    np.cumsum(counts, out=found[1:])
-    return found
+    offsets = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
 
 
 def pass_seconds(
@@ -227,26 +230,26 @@ def pass_seconds(
     merged_rows: float,
     tile_rows: int,
     head_dim: int,
-    processors: int,
+    num_sms: int,
 ) -> Floats:
-    """Seconds of one call in a graph for each way to cut it, uncut first; arrays of one shape.
+    """Seconds of one call in a graph for each way to split it, unsplit first; arrays of one shape.
 
     Parameters
     ----------
     blocks, longest_tokens : array
-        Blocks over all KV heads, and the longest one's KV.
+        Blocks of all KV heads; KV tokens of the longest block.
     total_tokens : float
-        KV of all blocks together, the same however cut.
+        KV tokens of all blocks together, the same for every split.
     merged_rows : float
-        Query tokens times query heads: what a cut has to merge.
+        Query tokens times query heads: the rows that a split has to merge.
     """
     per_token = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim
     mean_tokens = total_tokens / blocks
-    full, rest = np.divmod(blocks, BLOCKS_PER_SM * processors)
-    last = np.where(rest == 0, 0.0, np.where(rest <= processors, 1.0, _PAIRED))
+    full, rest = np.divmod(blocks, BLOCKS_PER_SM * num_sms)
+    last = np.where(rest == 0, 0.0, np.where(rest <= num_sms, 1.0, _PAIRED))
     waves = (full * _PAIRED + last) * (_BLOCK_S + mean_tokens * per_token)
     work = waves + (longest_tokens - mean_tokens) * per_token
     memory = total_tokens * head_dim * 4 / _BYTES_PER_S
-    found: Floats = np.sqrt(np.hypot(work * work, memory * memory)) + _LAUNCH_S  # the 4-norm
-    found[1:] += _MERGE_S + merged_rows * _MERGE_ROW_S
-    return found
+    seconds: Floats = np.sqrt(np.hypot(work * work, memory * memory)) + _LAUNCH_S  # the 4-norm
+    seconds[1:] += _MERGE_S + merged_rows * _MERGE_ROW_S
+    return seconds

@@ -1,162 +1,353 @@
-"""The tables that FlashInfer's kernel reads of a pass, as numbers on the host.
+"""The index tables that FlashInfer's batch-prefill kernel reads, on the host and on the device.
 
-Page tables have a fixed stride; a sequence's length is told by its last page's length alone, which
-the kernel adds to the pages before it (modulo 2**32, so that it may be negative).
+The tables of one or more passes over the same pages lie in one array of 32-bit words:
 
-Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `page.cuh`.
+    page tables | pass 0 | pass 1 | ... | tokens of the first pass
+
+so that a round renews them by one copy. Page tables have a fixed stride. A sequence's length is
+given by its last page's length alone, which the kernel adds to the pages before it (modulo 2**32,
+so that it may be negative).
+
+Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `page.cuh`, `attention/scheduler.cuh`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from runtime.attention.base import PassLayout
+from runtime.attention.base import Counts, PassLayout
 from runtime.attention.split_kv import BlockGrid, Blocks, Ints, pages_read, schedule
 
-_ALIGN = 4  # int32 words: FlashInfer's tables start at multiples of 16 bytes
-
-
-def alike_runs(layouts: Sequence[PassLayout]) -> list[list[PassLayout]]:
-    """Layouts in order, neighbours with the same query counts and window together."""
-    found: list[list[PassLayout]] = []
-    for layout in layouts:
-        if found and _alike(found[-1][-1], layout):
-            found[-1].append(layout)
-        else:
-            found.append([layout])
-    return found
-
-
-def _alike(one: PassLayout, other: PassLayout) -> bool:
-    same_window = one.window_tokens == other.window_tokens
-    return same_window and np.array_equal(one.query_tokens, other.query_tokens)
+_ALIGN = 4  # words: FlashInfer's tables start at multiples of 16 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlikePasses:
-    """Passes one after another that differ in their lengths alone: filled together."""
+class AttentionShape:
+    """What the tables depend on besides the passes: heads of one rank, pages and the GPU."""
 
-    grid: BlockGrid
-    segments: Segments
-    queries: Ints  # (batch,)
-    owner: Ints  # (query_rows,) whose token each row is
-    within: Ints  # (query_rows,) which of that sequence's tokens in this pass
-    steps: int
-    page_room: int
-    written: dict[str, Ints] = field(default_factory=dict)  # pages that the blocks were made for
-
-    @classmethod
-    def of(cls, grid: BlockGrid, queries: Ints, *, steps: int, page_room: int) -> AlikePasses:
-        """For `steps` passes of `queries` (batch,) tokens, over tables of `page_room` pages."""
-        owner = np.repeat(np.arange(len(queries), dtype=np.int32), queries)
-        first = np.cumsum(queries) - queries
-        return cls(
-            grid=grid,
-            segments=Segments.of(grid),
-            queries=queries,
-            owner=owner,
-            within=(np.arange(len(owner)) - first[owner]).astype(np.int32),
-            steps=steps,
-            page_room=page_room,
-        )
-
-    @property
-    def words(self) -> int:
-        """32-bit words of all its passes."""
-        return self.steps * self.segments.words
-
-    def write_constants(self, region: Ints) -> None:
-        """What lengths do not change, for (steps, words)."""
-        parts = self.segments
-        region[:, parts.query_offsets] = np.concatenate(([0], np.cumsum(self.queries)))
-        region[:, parts.page_offsets] = np.arange(self.grid.batch + 1) * self.page_room
-        region[:, parts.block_parts[5]] = self.grid.query_rows
-
-    def write(self, region: Ints, kv: Ints, first: Ints | None, pages: Ints) -> None:
-        """Lengths, as the last page's; positions; the slots of the passes' own tokens; blocks.
-
-        Parameters
-        ----------
-        region : array (steps, words)
-        kv, first : arrays (steps, batch)
-            Tokens read, the pass's own included; rotary position of each one's first new token.
-        pages : array (batch, page_room)
-        """
-        parts, page = self.segments, self.grid.page_tokens
-        region[:, parts.last_page] = kv - (self.page_room - 1) * page
-        before = kv - self.queries
-        place = before[:, self.owner] + self.within
-        index, offset = np.divmod(place, page)
-        region[:, parts.slots] = pages[self.owner, index] * page + offset
-        region[:, parts.positions] = place if first is None else first[:, self.owner] + self.within
-        self._write_blocks(region, pages_read(self.grid, kv))
-
-    def _write_blocks(self, region: Ints, pages: Ints) -> None:
-        """Who does what, where that is not what the region holds: (steps, batch) pages read.
-
-        Without a split, lengths change nothing.
-        """
-        known = self.written.get("pages")
-        if known is not None and (not self.grid.split or np.array_equal(known, pages)):
-            return
-        self.written["pages"] = pages
-        whole = self.segments.blocks
-        for step, row in enumerate(pages):
-            if step and np.array_equal(row, pages[step - 1]):
-                region[step, whole] = region[step - 1, whole]
-            elif known is None or not np.array_equal(row, known[step]):
-                self.segments.write_blocks(region[step], schedule(self.grid, row, self.queries))
+    group: int  # query heads per KV head
+    kv_heads: int
+    head_dim: int
+    page_tokens: int
+    idle_page: int  # read and written by the idle rows of a batch
+    num_sms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where one pass's numbers lie in its region of 32-bit words."""
+    """Where one pass's tables lie in its words; FlashInfer's integer workspace from `requests`."""
 
     slots: slice
     positions: slice
     query_offsets: slice
     page_offsets: slice
     last_page: slice
-    block_parts: tuple[slice, ...]  # requests, tiles, ranges, outputs, range, rows, merges, mask
+    requests: slice
+    query_tiles: slice
+    kv_ranges: slice
+    outputs: slice
+    range_tokens: slice
+    rows: slice
+    merges: slice
+    valid: slice  # one byte per block
     words: int
 
     @classmethod
     def of(cls, grid: BlockGrid) -> Segments:
+        """The segments of a pass with this grid."""
         batch, rows, blocks = grid.batch, grid.query_rows, grid.blocks
-        sizes = [rows, rows, batch + 1, batch + 1, batch,
-                 blocks, blocks, blocks, batch + 1, 1, 1, rows + 1, -(-blocks // 4)]  # fmt: skip
-        parts, start = [], 0
-        for size in sizes:
-            parts.append(slice(start, start + size))
+        sizes = {
+            "slots": rows,
+            "positions": rows,
+            "query_offsets": batch + 1,
+            "page_offsets": batch + 1,
+            "last_page": batch,
+            "requests": blocks,
+            "query_tiles": blocks,
+            "kv_ranges": blocks,
+            "outputs": batch + 1,
+            "range_tokens": 1,
+            "rows": 1,
+            "merges": rows + 1,
+            "valid": -(-blocks // 4),
+        }
+        parts, start = {}, 0
+        for name, size in sizes.items():
+            parts[name] = slice(start, start + size)
             start += -(-size // _ALIGN) * _ALIGN
-        slots, positions, query_offsets, page_offsets, last_page, *block_parts = parts
-        return cls(
-            slots,
-            positions,
-            query_offsets,
-            page_offsets,
-            last_page,
-            block_parts=tuple(block_parts),
-            words=start,
-        )
+        return cls(**parts, words=start)
 
     @property
     def blocks(self) -> slice:
         """All of FlashInfer's integer workspace."""
-        return slice(self.block_parts[0].start, self.words)
+        return slice(self.requests.start, self.words)
 
-    def write_blocks(self, region: Ints, blocks: Blocks) -> None:
-        """One pass's blocks; those past the count are masked off."""
-        requests, tiles, ranges, outputs, range_tokens, _, merges, mask = self.block_parts
-        count = blocks.count
-        region[requests][:count] = blocks.requests
-        region[tiles][:count] = blocks.query_tiles
-        region[ranges][:count] = blocks.kv_ranges
-        region[outputs] = blocks.outputs
-        region[range_tokens] = blocks.range_tokens
-        region[merges] = blocks.merges
-        valid = region[mask].view(np.uint8)
+    def byte_offset(self, part: slice) -> int:
+        """Where a part of the integer workspace starts in it."""
+        return 4 * int(part.start - self.requests.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTables:
+    """One pass's tables: tensors of fixed address, whose contents `PassTables.fill` renews."""
+
+    grid: BlockGrid
+    segments: Segments
+    causal: bool
+    pages: Tensor  # (batch * page_room,)
+    write_slots: Tensor  # (query_rows,) of the cache, for the pass's keys and values
+    positions: Tensor  # (query_rows,) rotary
+    query_offsets: Tensor  # (batch + 1,) first row of each sequence
+    page_offsets: Tensor  # (batch + 1,) first of each sequence in `pages`
+    last_page: Tensor  # (batch,) tokens in the last page, counted as if the table were full
+    blocks: Tensor  # FlashInfer's integer workspace, as bytes
+
+    @classmethod
+    def of(
+        cls, grid: BlockGrid, segments: Segments, *, causal: bool, pages: Tensor, words: Tensor
+    ) -> DeviceTables:
+        """The parts of one pass's `words` (segments.words,)."""
+        return cls(
+            grid=grid,
+            segments=segments,
+            causal=causal,
+            pages=pages,
+            write_slots=words[segments.slots],
+            positions=words[segments.positions],
+            query_offsets=words[segments.query_offsets],
+            page_offsets=words[segments.page_offsets],
+            last_page=words[segments.last_page],
+            blocks=words[segments.blocks].view(torch.uint8),
+        )
+
+    def plan_info(self, partial_output_bytes: int) -> list[int]:
+        """FlashInfer's `PrefillPlanInfo`: sizes, and byte offsets into its two workspaces.
+
+        `partial_output_bytes` is where log-sum-exps follow the partial outputs of split ranges.
+        """
+        grid, parts, at = self.grid, self.segments, self.segments.byte_offset
+        return [
+            grid.blocks,
+            grid.query_rows,
+            at(parts.rows),
+            grid.tile_rows,
+            at(parts.requests),
+            at(parts.query_tiles),
+            at(parts.kv_ranges),
+            at(parts.merges),
+            at(parts.outputs),
+            at(parts.range_tokens),
+            0,
+            partial_output_bytes,
+            at(parts.valid),
+            1,  # made for a CUDA graph
+            int(grid.split),
+        ]
+
+
+class PassTables:
+    """Tables of one or more passes that read the same pages, renewed by one copy.
+
+    Parameters
+    ----------
+    layouts : list of PassLayout
+        One per pass. They fix query counts, windows and, by how even their lengths are, whether KV
+        may be split, but not the lengths.
+    batch : int
+        Sequences to make room for; those beyond a layout's are idle rows.
+    page_room : int, optional
+        Pages per sequence to make room for; by default those of the layouts.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[PassLayout],
+        shape: AttentionShape,
+        *,
+        batch: int,
+        page_room: int | None = None,
+        device: torch.device,
+    ) -> None:
+        self.batch, self._shape = batch, shape
+        self.page_room = page_room or max(len(table) for table in layouts[0].page_tables)
+        runs = runs_of_equal_queries(layouts)
+        grids = [self._grid(run) for run in runs]
+        pages, first_tokens = batch * self.page_room, grids[0][0].query_rows
+        segments = [Segments.of(grid) for grid, _ in grids]
+        words = pages + first_tokens
+        words += sum(len(run) * parts.words for run, parts in zip(runs, segments, strict=True))
+        self._staged = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(words, dtype=torch.int32, device=device)
+        host: Ints = self._staged.numpy()
+        self._tokens = slice(words - first_tokens, words)
+        self._host_tokens = host[self._tokens]
+        self._pages = host[:pages].reshape(batch, self.page_room)
+        self._runs: list[_PassRun] = []
+        self.passes: list[DeviceTables] = []
+        start = pages
+        for run, parts, (grid, queries) in zip(runs, segments, grids, strict=True):
+            stop = start + len(run) * parts.words
+            region = host[start:stop].reshape(len(run), -1)
+            self._runs.append(_PassRun(grid, parts, queries, region, self.page_room))
+            self.passes += [
+                DeviceTables.of(
+                    grid,
+                    parts,
+                    causal=bool((queries > 1).any()),
+                    pages=self._device[:pages],
+                    words=row,
+                )
+                for row in self._device[start:stop].view(len(run), -1)
+            ]
+            start = stop
+
+    def fits(self, layouts: Sequence[PassLayout]) -> bool:
+        """Whether these passes have at most as many sequences and pages."""
+        first = layouts[0]
+        longest = max(map(len, first.page_tables))
+        return len(first.kv_tokens) <= self.batch and longest <= self.page_room
+
+    @property
+    def tokens(self) -> Tensor:
+        """Input tokens of the first pass, on the device."""
+        return self._device[self._tokens]
+
+    def fill(self, layouts: Sequence[PassLayout], tokens: Sequence[int] = ()) -> None:
+        """Copy lengths, pages, blocks and the first pass's tokens to the device, without waiting.
+
+        The previous copy must have finished: the one read of the device in each round ensures it.
+        """
+        for row, table in enumerate(layouts[0].page_tables):
+            self._pages[row, : len(table)] = table
+        used = len(layouts[0].page_tables)
+        self._pages[used:] = self._shape.idle_page
+        done = 0
+        for run in self._runs:
+            passes = layouts[done : done + run.steps]
+            kv = self._padded([layout.kv_tokens for layout in passes])
+            kv[:, used:] = run.queries[used:]
+            first = None
+            if passes[0].first_positions is not None:
+                first = self._padded([layout.first_positions for layout in passes])
+            run.fill(kv, first, self._pages)
+            done += run.steps
+        self._host_tokens[: len(tokens)] = tokens
+        self._device.copy_(self._staged, non_blocking=True)
+
+    def _padded(self, rows: Sequence[Counts | None]) -> Ints:
+        """Counts of one or more passes, zero for idle rows: (passes, batch)."""
+        padded = np.zeros((len(rows), self.batch), dtype=np.int32)
+        for row, values in zip(padded, rows, strict=True):
+            if values is not None:
+                row[: len(values)] = values
+        return padded
+
+    def _grid(self, run: Sequence[PassLayout]) -> tuple[BlockGrid, Ints]:
+        """Grid and query counts of a run; KV is split as suits its last, longest pass."""
+        shape, last = self._shape, run[-1]
+        used = len(last.kv_tokens)
+        queries, kv = self._padded([last.query_tokens, last.kv_tokens])
+        queries[used:], kv[used:] = queries[0], kv[0]
+        grid = BlockGrid.of(
+            queries,
+            kv,
+            group=shape.group,
+            kv_heads=shape.kv_heads,
+            page_tokens=shape.page_tokens,
+            num_sms=shape.num_sms,
+            head_dim=shape.head_dim,
+            window_tokens=last.window_tokens,
+        )
+        return grid, queries
+
+
+def runs_of_equal_queries(layouts: Sequence[PassLayout]) -> list[list[PassLayout]]:
+    """Layouts in order, neighbours with the same query counts and window in one list."""
+    runs: list[list[PassLayout]] = []
+    for layout in layouts:
+        if runs and _same_queries(runs[-1][-1], layout):
+            runs[-1].append(layout)
+        else:
+            runs.append([layout])
+    return runs
+
+
+def _same_queries(one: PassLayout, other: PassLayout) -> bool:
+    same_window = one.window_tokens == other.window_tokens
+    return same_window and np.array_equal(one.query_tokens, other.query_tokens)
+
+
+class _PassRun:
+    """The host's tables of consecutive passes that differ in lengths only, filled together."""
+
+    def __init__(
+        self, grid: BlockGrid, parts: Segments, queries: Ints, region: Ints, page_room: int
+    ) -> None:
+        """`region` (steps, words) of the host array, for `queries` (batch,) tokens per pass."""
+        self.grid, self.parts, self.queries, self.region = grid, parts, queries, region
+        self.page_room = page_room
+        self.sequence = np.repeat(np.arange(len(queries), dtype=np.int32), queries)  # of each row
+        first = np.cumsum(queries) - queries
+        self.index = (np.arange(len(self.sequence)) - first[self.sequence]).astype(np.int32)
+        self._scheduled: Ints | None = None  # (steps, batch) pages that the blocks were made for
+        region[:, parts.query_offsets] = np.concatenate(([0], np.cumsum(queries)))
+        region[:, parts.page_offsets] = np.arange(grid.batch + 1) * page_room
+        region[:, parts.rows] = grid.query_rows
+
+    @property
+    def steps(self) -> int:
+        return len(self.region)
+
+    def fill(self, kv: Ints, first: Ints | None, pages: Ints) -> None:
+        """Write lengths, positions, slots and blocks.
+
+        Parameters
+        ----------
+        kv, first : arrays (steps, batch)
+            Tokens read, the pass's own included; rotary position of each sequence's first new
+            token.
+        pages : array (batch, page_room)
+        """
+        region, parts, page = self.region, self.parts, self.grid.page_tokens
+        region[:, parts.last_page] = kv - (self.page_room - 1) * page
+        cached = kv - self.queries
+        place = cached[:, self.sequence] + self.index
+        table_index, offset = np.divmod(place, page)
+        region[:, parts.slots] = pages[self.sequence, table_index] * page + offset
+        if first is not None:
+            place = first[:, self.sequence] + self.index
+        region[:, parts.positions] = place
+        self._fill_blocks(pages_read(self.grid, kv))
+
+    def _fill_blocks(self, pages: Ints) -> None:
+        """Write the blocks of those passes whose (steps, batch) pages to read have changed.
+
+        Without a split, lengths change nothing.
+        """
+        before = self._scheduled
+        if before is not None and (not self.grid.split or np.array_equal(before, pages)):
+            return
+        self._scheduled = pages
+        blocks = self.parts.blocks
+        for step, row in enumerate(pages):
+            if step and np.array_equal(row, pages[step - 1]):
+                self.region[step, blocks] = self.region[step - 1, blocks]
+            elif before is None or not np.array_equal(row, before[step]):
+                self._write_blocks(self.region[step], schedule(self.grid, row, self.queries))
+
+    def _write_blocks(self, words: Ints, blocks: Blocks) -> None:
+        """Blocks of one pass; those past the count are masked off."""
+        parts, count = self.parts, blocks.count
+        words[parts.requests][:count] = blocks.requests
+        words[parts.query_tiles][:count] = blocks.query_tiles
+        words[parts.kv_ranges][:count] = blocks.kv_ranges
+        words[parts.outputs] = blocks.outputs
+        words[parts.range_tokens] = blocks.range_tokens
+        words[parts.merges] = blocks.merges
+        valid = words[parts.valid].view(np.uint8)
         valid[:count], valid[count:] = 1, 0

@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +16,19 @@ from runtime.drafting.base import SelfDrafter
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.drafting.views import SnapView, View
 from runtime.engine.engine import Engine
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 
 _BLOCK = 2**26  # numbers drawn; the rest repeats them
 
 
-def pretend_prefilled(engine: Engine, prompts: Many[Many[int]], new_tokens: Many[int]) -> None:
+def start_without_prefill(
+    engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
+) -> None:
     """Start these sequences, each with one token generated, without a prefill."""
-    fill_random(engine.cache.storage)
+    fill_random_kv(engine.cache.storage)
     engine.rounds = []
     engine.sequences = [
-        Sequence(index, [*prompt, prompt[-1]], len(prompt), most)
+        SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)
         for index, (prompt, most) in enumerate(zip(prompts, new_tokens, strict=True))
     ]
     for sequence in engine.sequences:
@@ -35,13 +37,13 @@ def pretend_prefilled(engine: Engine, prompts: Many[Many[int]], new_tokens: Many
     drafter = engine.drafter
     if isinstance(drafter, SelfDrafter) and isinstance(drafter.policy, SnapView):
         for sequence in engine.sequences:
-            _pretend_gathered(engine, drafter.policy, sequence)
+            _admit_without_gathering(engine, drafter.policy, sequence)
     if isinstance(drafter, StandaloneDrafter):
-        fill_random(drafter.cache.storage)
-        drafter.pretend_admitted(engine.sequences)
+        fill_random_kv(drafter.cache.storage)
+        drafter.admit_without_prefill(engine.sequences)
 
 
-def fill_random(storage: Tensor) -> None:
+def fill_random_kv(storage: Tensor) -> None:
     """Normal values, a block at a time."""
     flat = storage.view(-1)
     size = min(_BLOCK, flat.numel())
@@ -51,10 +53,10 @@ def fill_random(storage: Tensor) -> None:
         part.copy_(block[: len(part)])
 
 
-def _pretend_gathered(engine: Engine, policy: SnapView, sequence: Sequence) -> None:
+def _admit_without_gathering(engine: Engine, policy: SnapView, sequence: SequenceState) -> None:
     tokens, page = sequence.prompt_tokens, engine.cache.page_tokens
     view = View((), 0)
     if tokens > policy.budget_tokens:
         pages = (policy.budget_tokens - tokens % page) // page
-        view = View(array("i", engine.cache.take(pages)), tokens // page)
-    policy.set_view(sequence, view)
+        view = View(array("i", engine.cache.allocate(pages)), tokens // page)
+    policy.admit_with_view(sequence, view)

@@ -1,7 +1,7 @@
 """`RunPlan`: one run of the engine as one JSON object, the same for every rank.
 
-`specroof run` checks flags and scenario once and writes the plan to a file; every rank reads that
-file. A field with a `typer.Option` is a flag of `specroof run MODE`, declared here and only here.
+`specroof run` checks flags and scenario once and writes the plan to a file, which every rank reads.
+A field with a `typer.Option` is a flag of `specroof run MODE` and is declared only here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
 DEVICES = ("auto", "cpu", "cuda")
-# What the engine computes in; the short names are those of scenarios.
+# Types that the engine computes in, by their names in scenarios.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
@@ -44,7 +44,7 @@ class JsonPlan:
         return plain
 
     def write(self, file: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises
         ------
@@ -60,7 +60,7 @@ class JsonPlan:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The plan in a file.
+        """Read a plan from a file.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class JsonPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPlan:
-    """What drafts, as the engine reads it; satisfies `DraftChoice`."""
+    """The draft of a run; satisfies `DraftChoice`."""
 
     draft: str
     policy: str
@@ -98,15 +98,15 @@ class DraftPlan:
 class RunPlan(JsonPlan):
     """One run of the engine.
 
-    `configs` holds the `config.json` fields of models that are not folders, by name. A dtype is one
+    `configs` has the `config.json` fields of models that are not folders, by name. A dtype is one
     of `DTYPES`, short or long, or None for bfloat16 on a GPU and float32 on a CPU. `command` is
-    what the user typed, for the report's provenance.
+    the user's command line, for the report's provenance.
 
     Raises
     ------
     InputError
-        For a value out of range, a dtype that the engine does not compute in, or fields that do not
-        go together.
+        For a value out of range, a dtype that the engine does not compute in, or fields that cannot
+        be combined.
     """
 
     mode: str
@@ -119,10 +119,10 @@ class RunPlan(JsonPlan):
     model: Annotated[Path, Option(help="Folder of config.json and safetensors, or a catalog name.")]
     draft: Annotated[Path | None, Option(help="The drafting model (mode standalone).")] = None
     random_weights: Annotated[
-        bool, Option("--random-weights", help="Seeded weights: config.json is enough.")
+        bool, Option("--random-weights", help="Seeded weights; only config.json is read.")
     ] = False
     device: Annotated[
-        str, Option(metavar="|".join(DEVICES), help="auto is a GPU where there is one.")
+        str, Option(metavar="|".join(DEVICES), help="auto: a GPU if there is one.")
     ] = "auto"
     tp: Annotated[int, Option(min=1, help="Ranks that share the target.")] = 1
     draft_tp: Annotated[
@@ -141,33 +141,35 @@ class RunPlan(JsonPlan):
     ] = 1024
     gen_tokens: Annotated[int, Option(min=1, help="New tokens of each sequence.")] = 64
     input: Annotated[
-        Path | None, Option(help="Text, .jsonl or a folder of books; random tokens without it.")
+        Path | None, Option(help="Text, .jsonl or a folder of books; default: random tokens.")
     ] = None
     chat: Annotated[
         bool, Option("--chat", help="Put each prompt of --input through the chat template.")
     ] = False
-    ignore_eos: Annotated[bool, Option("--ignore-eos", help="Go on to --gen-tokens.")] = False
+    ignore_eos: Annotated[bool, Option("--ignore-eos", help="Do not stop at end tokens.")] = False
     skip_prefill: Annotated[
-        bool, Option("--skip-prefill", help="Random keys and values: for timing rounds.")
+        bool, Option("--skip-prefill", help="Random keys and values, for timing rounds.")
     ] = False
     temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0
-    top_k: Annotated[int, Option(min=0, help="Sample from the K likeliest; 0 is all.")] = 0
-    top_p: Annotated[float, Option(help="Sample from the likeliest of this sum.")] = 1.0
-    seed: Annotated[int, Option(help="Of weights, prompts and sampling.")] = 0
+    top_k: Annotated[int, Option(min=0, help="Sample from the K likeliest tokens; 0: all.")] = 0
+    top_p: Annotated[float, Option(help="Sample from the likeliest tokens of this sum.")] = 1.0
+    seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
 
     gamma: Annotated[int, Option(min=1, help="Drafts per round.")] = 4
     draft_policy: Annotated[
-        str, Option(metavar="|".join(POLICIES), help="What a draft reads of the cache.")
+        str, Option(metavar="|".join(POLICIES), help="Which cached tokens a draft reads.")
     ] = "streamingllm"
     kv_budget: Annotated[int, Option(min=1, help="Cached tokens that a draft may read.")] = 512
-    sink: Annotated[int, Option(min=1, help="First tokens that StreamingLLM always keeps.")] = 16
-    snapkv_window: Annotated[int, Option(min=1, help="Last prompt tokens that choose.")] = 32
-    snapkv_pool: Annotated[int, Option(min=1, help="Neighbours averaged over, odd.")] = 1
+    sink: Annotated[int, Option(min=1, help="First tokens that StreamingLLM always reads.")] = 16
+    snapkv_window: Annotated[
+        int, Option(min=1, help="Last prompt tokens, whose queries choose.")
+    ] = 32
+    snapkv_pool: Annotated[int, Option(min=1, help="Width of the pooling window, odd.")] = 1
     acceptance: Annotated[
         tuple[float, ...] | None,
         Option(
             metavar="R,R,...",
-            help="Accept at these rates per position, whatever the tokens: for timing.",
+            help="Acceptance rates per position, whatever the tokens, for timing.",
         ),
     ] = None
 
@@ -175,23 +177,24 @@ class RunPlan(JsonPlan):
         bool, Option("--compile/--no-compile", help="On a GPU, run whole passes as CUDA graphs.")
     ] = True
     chunk_tokens: Annotated[
-        int | None, Option(min=1, help="Most prompt tokens in one pass: 8192, 512 on a CPU.")
+        int | None,
+        Option(min=1, help="Most prompt tokens per pass; default 8192, 512 on a CPU."),
     ] = None
     page_tokens: Annotated[int, Option(min=1, help="Tokens in a page of the KV cache.")] = 16
     cache_pages: Annotated[
         int | None,
-        Option(min=1, help="Pages in the target's cache; by default what the batch needs."),
+        Option(min=1, help="Pages in the target's cache; default: as many as the batch needs."),
     ] = None
     threads: Annotated[int, Option(min=1, help="CPU threads of each rank.")] = 1
     check: Annotated[
-        bool, Option("--check", help="Also decode plainly, and fail if tokens differ.")
+        bool, Option("--check", help="Also decode without a draft, and fail if tokens differ.")
     ] = False
     print_output: Annotated[bool, Option("--print-output", help="Print the generated text.")] = (
         False
     )
     json: Annotated[bool, Option("--json", help="Print JSON with provenance.")] = False
     output: Annotated[
-        Path | None, Option(metavar="FILE", help="JSON lines, one per round, as they happen.")
+        Path | None, Option(metavar="FILE", help="JSON lines, one per round, written as they end.")
     ] = None
 
     def __post_init__(self) -> None:
@@ -201,7 +204,7 @@ class RunPlan(JsonPlan):
 
     @property
     def draft_plan(self) -> DraftPlan:
-        """The draft that mode and flags name."""
+        """The draft that mode and flags select."""
         name = {"baseline": "none", "selfspec": "self"}.get(self.mode)
         return DraftPlan(
             draft=name or str(self.draft),
@@ -214,26 +217,26 @@ class RunPlan(JsonPlan):
 
     @property
     def draft_ranks(self) -> int:
-        """Ranks that the draft runs on: the target's unless stated."""
+        """Ranks that the draft runs on, by default those of the target."""
         return self.draft_tp or self.tp
 
     @property
     def dtype(self) -> str | None:
-        """torch's name of the type that everything is kept and computed in, if stated."""
+        """torch's name of the type that the engine stores and computes in, if stated."""
         return None if self.weight_dtype is None else _torch_name(self.weight_dtype)
 
 
 def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """The config of one of a plan's models: carried in the plan, or in the model's folder."""
+    """The config of one of a plan's models, from the plan or from the model's folder."""
     from runtime.config import read_config
 
-    carried = configs.get(str(model))
-    if carried is None:
+    fields = configs.get(str(model))
+    if fields is None:
         return read_config(model)
     with TemporaryDirectory(prefix="specroof-config-") as parent:
         folder = Path(parent) / model.name  # the name that messages show
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(carried), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
         return read_config(folder)
 
 
@@ -254,8 +257,8 @@ def flag_of(name: str) -> str:
 
 
 def _option(hint: Any) -> OptionInfo | None:
-    found = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, OptionInfo)]
-    return found[0] if found else None
+    options = (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, OptionInfo))
+    return next(options, None)
 
 
 def _torch_name(dtype: str) -> str:
@@ -277,7 +280,7 @@ def _check_ranges(plan: RunPlan) -> None:
 
 
 def _check_dtypes(plan: RunPlan) -> None:
-    """The engine keeps weights, cache and draft in the one type that it computes in."""
+    """The engine has one type for weights, cache, draft and computation."""
     stated = {name: getattr(plan, name) for name in ("weight_dtype", "kv_dtype", "draft_dtype")}
     for name, dtype in stated.items():
         if dtype is not None and _torch_name(dtype) not in DTYPES.values():
@@ -286,9 +289,9 @@ def _check_dtypes(plan: RunPlan) -> None:
                 f"Add --dtype bf16, or change the scenario's {name}"
             )
     if len({dtype and _torch_name(dtype) for dtype in stated.values()}) > 1:
-        said = ", ".join(f"{name} {dtype}" for name, dtype in stated.items())
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in stated.items())
         raise InputError(
-            f"{said}: the engine keeps weights, KV cache and draft in one type; "
+            f"{listed}: the engine keeps weights, KV cache and draft in one type; "
             f"add --dtype to name it, or make the scenario's dtypes equal"
         )
 
@@ -297,12 +300,12 @@ def _check_together(plan: RunPlan) -> None:
     if plan.chat and plan.input is None:
         raise InputError("--chat needs --input: JSON lines, each with a prompt, text or messages")
     if (plan.mode == "standalone") != (plan.draft is not None):
-        raise InputError("--draft names the model that drafts: in mode standalone, and only there")
+        raise InputError("--draft names the model that drafts; use it in mode standalone only")
     if plan.mode == "selfspec" and plan.draft_ranks != plan.tp:
         raise InputError(f"--draft-tp {plan.draft_tp}: a self-draft runs on all of --tp's ranks")
     if plan.draft_ranks > plan.tp:
-        raise InputError(f"--draft-tp {plan.draft_tp} exceeds --tp {plan.tp}")
+        raise InputError(f"--draft-tp {plan.draft_tp} exceeds --tp {plan.tp}; use at most as many")
     if plan.check and (plan.temperature or plan.acceptance):
-        raise InputError("--check compares greedy tokens: leave --temperature and --acceptance out")
+        raise InputError("--check compares greedy tokens; remove --temperature and --acceptance")
     if plan.skip_prefill and (plan.check or plan.input or plan.print_output):
-        raise InputError("--skip-prefill is for timing: leave --check, --input and texts out")
+        raise InputError("--skip-prefill is for timing; remove --check, --input and --print-output")

@@ -1,4 +1,4 @@
-"""Where a figure comes from: machine, versions, commit and command, as plain data."""
+"""Provenance of a measurement: machine, versions, commit and command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def provenance(arguments: list[str]) -> dict[str, Any]:
-    """What anyone needs to run it again."""
+    """What is needed to repeat the measurement, as JSON types."""
     return {
         "command": arguments,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -30,7 +30,7 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
 
 
 def source_commit() -> str | None:
-    """What SPECROOF_COMMIT says (a copy without its checkout), or the source tree's commit."""
+    """SPECROOF_COMMIT if set (for a copy without git), or the commit of the source tree."""
     if stated := os.environ.get("SPECROOF_COMMIT"):
         return stated
     folder = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def source_commit() -> str | None:
 
 
 def _gpu() -> dict[str, Any]:
-    """GPU, driver, clocks and versions, where there is one."""
+    """GPU, driver, clocks and versions, if there is a GPU."""
     if not torch.cuda.is_available():
         return {}
     from importlib.metadata import PackageNotFoundError, version
@@ -55,16 +55,16 @@ def _gpu() -> dict[str, Any]:
         seen = done.stdout.splitlines()[0].split(", ")
     except (OSError, subprocess.SubprocessError, IndexError):
         seen = [torch.cuda.get_device_name()]
-    found: dict[str, Any] = dict(
+    fields: dict[str, Any] = dict(
         zip(("gpu", "driver", "sm_clock", "memory_clock"), seen, strict=False)
     )
-    found["cuda"] = torch.version.cuda
+    fields["cuda"] = torch.version.cuda
     for package in ("flashinfer-python", "triton"):
         try:
-            found[package] = version(package)
+            fields[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            fields[package] = None
+    return fields
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""One measured run: `python -m runtime.bench PLAN.json`, alone, self-launched or under torchrun.
+"""One measured run: `python -m runtime.bench PLAN.json`, which starts its ranks, or by torchrun.
 
 `specroof run MODE ... --write-plan PLAN.json` writes the plan.
 """
@@ -10,21 +10,28 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from runtime.bench.plan import RunPlan, read_model_config
+from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
 from runtime.errors import EngineError, InputError
 from runtime.parallel.launch import launch_ranks, run_rank
+
+if TYPE_CHECKING:  # torch takes seconds to import, which the launcher of ranks does without
+    from runtime.config import DecoderConfig
+    from runtime.engine.build import EngineSetup
+    from runtime.engine.engine import Engine
+    from runtime.engine.results import GenerationResult, RoundRecord
+    from runtime.parallel.groups import Ranks
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def run_file(plan: Path) -> int:
-    """Run the plan in a file, as one rank or as the launcher of all; return the exit code."""
+    """Run the plan in a file, as one rank or as launcher of all ranks; return the exit code."""
     if "RANK" in os.environ:
         return run_rank(lambda: run(RunPlan.read(plan)))
     try:
@@ -42,7 +49,7 @@ def run_file(plan: Path) -> int:
 
 
 def run(plan: RunPlan) -> None:
-    """One rank's part of a run; rank 0 prints.
+    """Run one rank; rank 0 prints.
 
     Raises
     ------
@@ -66,20 +73,20 @@ def run(plan: RunPlan) -> None:
         if ranks.is_root and plan.output is not None:
             log = stack.enter_context(_open(plan.output))
         fields = plan.as_dict()
-        facts = {"provenance": provenance(fields.pop("command")), "plan": fields}
-        _write(log, facts)
+        origin = {"provenance": provenance(fields.pop("command")), "plan": fields}
+        _write(log, origin)
         report = _Run(plan, ranks).report(log)
         _write(log, {"summary": report})
         if ranks.is_root:
             for note in report["notes"]:
                 print(f"note: {note}", file=sys.stderr)
-            _print(plan, {**facts, **report})
+            _print(plan, {**origin, **report})
 
 
 class _Run:
-    """One rank's run, from models to report."""
+    """A run of one rank, from models to report."""
 
-    def __init__(self, plan: RunPlan, ranks: Any) -> None:
+    def __init__(self, plan: RunPlan, ranks: Ranks) -> None:
         from runtime.engine.build import Model
         from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
@@ -112,19 +119,17 @@ class _Run:
         self.notes = context_notes(self.plan, [model.config for model in self.models], self.prompts)
 
     def report(self, log: TextIO | None) -> dict[str, Any]:
-        """Generate, and check against plain decoding where asked."""
+        """Generate; with `--check`, also compare with plain decoding."""
         draft = self.plan.draft_plan
-        result, memory = self._generate(
+        result, engine = self._generate(
             draft, lambda record: _write(log, {"round": asdict(record)})
         )
-        report = {**result.summary(), "memory_bytes": memory, "verification": self.achieved}
-        report["notes"] = self.notes
+        report = {**result.summary(), **self._utilization(result, engine), "notes": self.notes}
+        del engine  # its memory is needed below
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
         if self.plan.check:
-            from dataclasses import replace
-
             plain, _ = self._generate(replace(draft, draft="none", gamma=0), lambda record: None)
             same = plain.sequences == result.sequences
             report["check"] = {"same_tokens": same, "plain_decode_s": plain.decode_s}
@@ -132,9 +137,10 @@ class _Run:
                 raise EngineError("--check: the tokens differ from plain greedy decoding")
         return report
 
-    def _generate(self, draft: Any, on_round: Callable[[Any], None]) -> tuple[Any, dict[str, int]]:
-        from runtime.bench.fake_prefill import pretend_prefilled
-        from runtime.bench.utilization import peak_memory, verification_rates
+    def _generate(
+        self, draft: DraftPlan, on_round: Callable[[RoundRecord], None]
+    ) -> tuple[GenerationResult, Engine]:
+        from runtime.bench.fake_prefill import start_without_prefill
         from runtime.engine.build import BatchShape, build_engine
 
         new = [self.plan.gen_tokens] * len(self.prompts)
@@ -142,24 +148,30 @@ class _Run:
         batch = BatchShape([len(prompt) for prompt in self.prompts], new)
         engine = build_engine(self._setup(draft), self.ranks, batch, eos)
         if self.plan.skip_prefill:
-            pretend_prefilled(engine, self.prompts, new)
+            start_without_prefill(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
             show = self.ranks.is_root and sys.stderr.isatty()
             progress = _show_progress if show else _hide_progress
             result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
+        return result, engine
+
+    def _utilization(self, result: GenerationResult, engine: Engine) -> dict[str, Any]:
+        """Memory and the rates of verification, as the report has them."""
+        from runtime.bench.utilization import peak_memory, verification_rates
+
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
-        memory.update(peak_memory(self.ranks.device))
-        self.achieved = verification_rates(
+        rates = verification_rates(
             self.config,
             result,
             weight_bytes=engine.target.weights.bytes,
             kv_token_bytes=engine.cache.token_bytes,
             tp=self.plan.tp,
         )
-        return result, memory
+        memory.update(peak_memory(self.ranks.device))
+        return {"memory_bytes": memory, "verification": rates}
 
-    def _setup(self, draft: Any) -> Any:
+    def _setup(self, draft: DraftPlan) -> EngineSetup:
         import torch
 
         from runtime.engine.build import EngineSetup
@@ -189,9 +201,9 @@ class _Run:
 
 
 def context_notes(
-    plan: RunPlan, configs: Sequence[Any], prompts: Sequence[Sequence[int]]
+    plan: RunPlan, configs: Sequence[DecoderConfig], prompts: Sequence[Sequence[int]]
 ) -> list[str]:
-    """A line for each model, target first, that is taken beyond the context it was made for.
+    """A line for each model, target first, that runs beyond the context it was made for.
 
     A separate draft with a budget attends within it, whatever the length of the sequence.
     """
@@ -199,8 +211,8 @@ def context_notes(
     drafts = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
     return [
         f"{tokens:,} tokens exceed the {config.max_context_tokens:,} that {config.name} was made "
-        f"for: {suffers}"
-        for config, tokens, suffers in zip(
+        f"for: {effect}"
+        for config, tokens, effect in zip(
             configs,
             (longest, drafts),
             ("times hold, the text may not", "acceptance may fall"),

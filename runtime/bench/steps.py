@@ -14,12 +14,11 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from runtime.attention.paged_cache import PageTable
-from runtime.bench.fake_prefill import pretend_prefilled
+from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import replay_parts
 from runtime.config import DecoderConfig, config_of_shape
 from runtime.contracts import DraftChoice, ModelShape
@@ -27,6 +26,7 @@ from runtime.drafting.standalone import StandaloneDrafter
 from runtime.engine.build import BatchShape, EngineSetup, Model, assemble
 from runtime.engine.clock import CudaClock, PhaseClock
 from runtime.engine.engine import Engine
+from runtime.execution.cuda_graphs import Captured, GraphPasses
 from runtime.execution.prefill import PromptJob, prefill
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import connect
@@ -129,9 +129,10 @@ class StepBench:
         """
         _release()
         torch.cuda.reset_peak_memory_stats(self.device)
-        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
+        replays = CudaClock()
+        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8), replays)
         try:
-            return self._timed(engine, case, repeats, parts=parts, prompt=prompt)
+            return self._timed(engine, case, repeats, replays, parts=parts, prompt=prompt)
         finally:
             del engine
             _release()
@@ -142,10 +143,10 @@ class StepBench:
         _release()
         self._stack.close()
 
-    def _engine(self, case: StepCase, room: int) -> Engine:
+    def _engine(self, case: StepCase, room: int, replays: PhaseClock) -> Engine:
         """An engine whose sequences look as if `context_tokens` had been prefilled.
 
-        `room` is how many tokens each may still add.
+        `room` is how many tokens each may still add; `replays` times every replay of a graph.
         """
         gamma = case.plan.gamma
         setup = EngineSetup(
@@ -156,21 +157,30 @@ class StepBench:
             dtype=self.dtype,
             device=self.device,
             page_tokens=_PAGE_TOKENS,
+            replay_timer=replays.phase,
         )
         tokens, count = case.context_tokens, case.batch
         shape = BatchShape([tokens] * count, [room] * count)
         assert self.target is not None
         engine = assemble(setup, self.ranks, shape, self.target, self.draft)
         prompts = [[1 + index % 97] * tokens for index in range(count)]
-        pretend_prefilled(engine, prompts, [room] * count)
+        start_without_prefill(engine, prompts, [room] * count)
         return engine
 
     @torch.inference_mode()
     def _timed(
-        self, engine: Engine, case: StepCase, repeats: int, *, parts: bool, prompt: bool
+        self,
+        engine: Engine,
+        case: StepCase,
+        repeats: int,
+        clock: PhaseClock,
+        *,
+        parts: bool,
+        prompt: bool,
     ) -> StepTimes:
         gamma, active = case.plan.gamma, engine.active
-        passes: Any = engine.passes
+        passes, drafting = engine.passes, getattr(engine.drafter, "passes", None)
+        assert isinstance(passes, GraphPasses)
         plain = Engine(
             target=engine.target,
             cache=engine.cache,
@@ -184,23 +194,23 @@ class StepBench:
             engine.cache.reserve(sequence.table, gamma + 1)
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
         plain.verify(active, nothing[:, :0])
-        target, replays = self._median(passes, repeats), {"target_step": passes.last.replay}
+        graphs = {"target_step": passes.captured("verify")}
+        target = self._median(graphs["target_step"], passes, repeats)
         draft, verify, round_s, between_s = (0.0, 0.0), target, target[0], None
         if gamma:
-            drafter: Any = engine.drafter
-            drafter.propose(active, gamma)
-            if hasattr(drafter, "passes"):  # else other ranks draft
-                draft = self._median(drafter.passes, repeats)
-                replays["draft_phase"] = drafter.passes.last.replay
+            engine.drafter.propose(active, gamma)
+            if isinstance(drafting, GraphPasses):  # else other ranks draft
+                graphs["draft_phase"] = drafting.captured("draft")
+                draft = self._median(graphs["draft_phase"], drafting, repeats)
             engine.verify(active, nothing)
-            verify = self._median(passes, repeats)
-            replays["verify"] = passes.last.replay
-            round_s, between_s = time_rounds(engine, repeats, CudaClock())
+            graphs["verify"] = passes.captured("verify")
+            verify = self._median(graphs["verify"], passes, repeats)
+            round_s, between_s = time_rounds(engine, repeats, clock)
         peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
         tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
         prefill_s = self._prefill(engine, tokens) if prompt else 0.0
         # Last: tracing slows every launch that follows it in this process.
-        seen = {name: replay_parts(replay) for name, replay in replays.items()} if parts else {}
+        seen = {name: replay_parts(graph.replay) for name, graph in graphs.items()} if parts else {}
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
         if isinstance(engine.drafter, StandaloneDrafter):
             memory["draft_weights"] = engine.drafter.decoder.weights.bytes
@@ -221,31 +231,32 @@ class StepBench:
             parts_s=seen,
         )
 
-    def _median(self, passes: Any, repeats: int) -> tuple[float, float]:
-        """Median seconds and spread of replays of the pass that ran last."""
-        replay = passes.last.replay
-        for _ in range(self._warm_replays(passes)):
-            replay()
+    def _median(
+        self, graph: Captured[object], passes: GraphPasses, repeats: int
+    ) -> tuple[float, float]:
+        """Median seconds and spread of replays of one of the passes' graphs."""
+        for _ in range(self._warm_replays(graph, passes)):
+            graph.replay()
         torch.cuda.synchronize(self.device)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         marks[0].record()
         for mark in marks[1:]:
-            replay()
+            graph.replay()
             mark.record()
         torch.cuda.synchronize(self.device)
         times = [a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(marks)]
         median = statistics.median(times)
         return median, (max(times) - min(times)) / median
 
-    def _warm_replays(self, passes: Any) -> int:
+    def _warm_replays(self, graph: Captured[object], passes: GraphPasses) -> int:
         """How often to replay before timing: an idle GPU takes its time to raise its clock.
 
         Every rank of the group replays as often as its first, since a pass may hold their sums.
         """
-        passes.last.replay()
+        graph.replay()
         torch.cuda.synchronize(self.device)
         start = time.perf_counter()
-        passes.last.replay()
+        graph.replay()
         torch.cuda.synchronize(self.device)
         count = math.ceil(_WARM_S / (time.perf_counter() - start))
         agreed = torch.tensor([count], device=self.device)
@@ -277,23 +288,17 @@ class StepBench:
 def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float, float]:
     """Median wall seconds of whole rounds, one after another, and of what lies between passes.
 
-    `clock` times each replay within its round, from the moment that the device could begin it: how
-    long a launch takes to reach an idle device counts as the pass's.
+    `clock` is the engine's replay timer: it times each replay within its round, from the moment
+    that the device could begin it, so that the launch of an idle device counts as the pass's.
     """
-    timed: list[Any] = [engine.passes, getattr(engine.drafter, "passes", engine.passes)]
-    before = [passes.around for passes in timed]
-    for passes in timed:
-        passes.around = clock.phase
     times = []
-    try:
-        for _ in range(_WARM_ROUNDS + repeats):
-            start = time.perf_counter()
-            engine.round()
-            times.append(time.perf_counter() - start)
-    finally:
-        for passes, around in zip(timed, before, strict=True):
-            passes.around = around
-    within = [sum(replays) for replays in zip(*clock.seconds().values(), strict=True)]
+    for _ in range(_WARM_ROUNDS + repeats):
+        start = time.perf_counter()
+        engine.round()
+        times.append(time.perf_counter() - start)
+    # One replay of each kind per round, after those that captured the graphs.
+    replays = [seconds[-len(times) :] for seconds in clock.seconds().values()]
+    within = [sum(round_replays) for round_replays in zip(*replays, strict=True)]
     between = [whole - inside for whole, inside in zip(times, within, strict=True)]
     return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])
 

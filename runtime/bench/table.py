@@ -1,9 +1,9 @@
 """A table of step times on this GPU: `specroof run bench`.
 
-Rows are models, batches and contexts; columns are a plain step, a verification and a draft step of
-StreamingLLM self-speculation for two choices of γ and KV budget, a whole round, what it takes
-beyond passes timed back to back (rest), and what of it lies between its own passes. Weights and
-caches are random, of the real shape.
+Rows are models, batches and contexts. Columns are a plain step, a verification and a draft step of
+StreamingLLM self-speculation for two choices of γ and KV budget, a round, the share of it beyond
+passes timed back to back (rest), and the share between its passes. Weights and caches are random,
+of the real shape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS = {
 }
 DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
 SINK_TOKENS = 16
-TRIALS = {"trials": "capturing stream"}  # what every record of step times says of `cuda_graphs`
+TRIALS = {"trials": "capturing stream"}  # read by `calibration.validate.memory`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ def draft_plan(gamma: int, budget: int) -> DraftPlan:
 
 
 def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
-    """Time every row of the plan's models, writing each case to `output` as it comes."""
+    """Time every row of the plan's models, writing each case to `output` when it is done."""
     import torch
 
     from runtime.bench.provenance import provenance
@@ -105,9 +105,9 @@ def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
             times = []
             for gamma, budget in DRAFTS:
                 case = StepCase(plan=draft_plan(gamma, budget), batch=batch, context_tokens=context)
-                times.append(found := bench.time(case, repeats=plan.repeats))
+                times.append(bench.time(case, repeats=plan.repeats))
                 if log:
-                    record = {"model": config.name, **asdict(case), **asdict(found)}
+                    record = {"model": config.name, **asdict(case), **asdict(times[-1])}
                     log.write(json.dumps(record) + "\n")
             rows.append(Row(config.name, batch, context, tuple(times)))
             if sys.stderr.isatty() and bench.ranks.is_root:
@@ -122,9 +122,9 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
 
 
-def _share(seconds: float | None, whole_s: float) -> str:
-    """Percent of a whole; a dash where it was not timed."""
-    return "-" if seconds is None else f"{100 * seconds / whole_s:.1f}"
+def _share(seconds: float | None, round_s: float) -> str:
+    """Percent of a round; a dash if it was not timed."""
+    return "-" if seconds is None else f"{100 * seconds / round_s:.1f}"
 
 
 def run(plan: TablePlan) -> None:

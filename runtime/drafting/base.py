@@ -5,7 +5,7 @@ Every way of drafting meets one interface, so that the engine's loop does not kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,26 +17,26 @@ from runtime.execution.draft_steps import DraftPhase, Proposal
 from runtime.execution.eager import Passes
 from runtime.execution.prefill import Progress, PromptObserver
 from runtime.execution.sampling import Sampler
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
 
 
 class Drafter(Protocol):
     """Proposes γ tokens a round for every active sequence."""
 
-    def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
+    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
         """What must see the target's prefill, if anything."""
         ...
 
-    def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
+    def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
         """Take in sequences that the target has just prefilled."""
         ...
 
-    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+    def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """Draft γ tokens after each sequence's last; the target's slots for them are reserved."""
         ...
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Forget a finished sequence."""
         ...
 
@@ -47,18 +47,18 @@ class NoDraft:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
+    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
         """Nothing to see."""
         return None
 
-    def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
+    def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
         """Nothing to keep."""
 
-    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+    def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """No drafts at all."""
         return Proposal(torch.empty((len(sequences), 0), dtype=torch.long, device=self.device))
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Nothing to free."""
 
 
@@ -77,7 +77,7 @@ class SelfDrafter:
         self.policy, self.sampler = policy, sampler
         self._seen: WindowQueries | None = None
 
-    def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
+    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
         """SnapKV's window, where the policy wants one."""
         if not self.policy.window_queries:
             return None
@@ -85,13 +85,13 @@ class SelfDrafter:
         self._seen = WindowQueries(prompt_lengths, layers, self.policy.window_queries)
         return self._seen
 
-    def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
+    def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
         """Let the policy choose; no second prefill."""
         for job, sequence in enumerate(sequences):
             self.policy.admit(sequence, self._seen.of(job) if self._seen else ())
         self._seen = None
 
-    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+    def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """γ steps of one token each over the view."""
         views = [self.policy.view(sequence) for sequence in sequences]
         tables, cached = [], []
@@ -109,6 +109,6 @@ class SelfDrafter:
         )
         return self.passes.draft(steps, gamma, self.sampler)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Let the policy free what it gathered."""
         self.policy.release(sequence)

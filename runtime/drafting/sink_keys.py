@@ -10,7 +10,7 @@ Source: Xiao et al. 2024 (arXiv 2309.17453), section 3.2, for cache-relative pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class SinkKeys:
         self._keys: list[Tensor] = []  # (layers, sink tokens, KV heads, head_dim), in that order
         self._together: tuple[Tensor, Tensor] | None = None  # those keys stacked, and their pages
 
-    def follow(self, tables: Many[PageTable], dropped: Many[int]) -> None:
+    def follow(self, tables: Sequence[PageTable], dropped: Sequence[int]) -> None:
         """Move the sinks of these sequences by as many tokens as each has just dropped."""
         if not tables or not self.sink_pages:
             return

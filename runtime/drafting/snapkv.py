@@ -112,7 +112,7 @@ def gather_pages(
     OutOfPages
         If the pool has too few.
     """
-    taken, page = cache.take(pages), cache.page_tokens
+    taken, page = cache.allocate(pages), cache.page_tokens
     device = cache.storage.device
     used = table.pages[: pages_for(table.tokens, page)]
     place = torch.arange(table.tokens, device=device)

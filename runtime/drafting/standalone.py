@@ -5,7 +5,7 @@ It may run on a subset of the target's ranks; the others receive its drafts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from runtime.execution.draft_steps import DraftPhase, Proposal
 from runtime.execution.eager import Passes
 from runtime.execution.prefill import Progress, PromptJob, PromptObserver, prefill
 from runtime.execution.sampling import Sampler
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import Group
 
@@ -56,11 +56,11 @@ class StandaloneDrafter:
         self.sinks = None if ring is None else SinkKeys(cache, decoder.rotary, ring.sink_pages)
         self._states: dict[int, _DraftState] = {}
 
-    def observer(self, prompt_lengths: Many[int]) -> PromptObserver | None:
+    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
         """Nothing to see in the target."""
         return None
 
-    def admit(self, sequences: Many[Sequence], progress: Progress) -> None:
+    def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
         """Prefill the prompts in the draft's own cache."""
         states, jobs = [], []
         for sequence in sequences:
@@ -83,7 +83,7 @@ class StandaloneDrafter:
         for state, sequence in zip(states, sequences, strict=True):
             state.tokens = sequence.prompt_tokens
 
-    def pretend_admitted(self, sequences: Many[Sequence]) -> None:
+    def admit_without_prefill(self, sequences: Sequence[SequenceState]) -> None:
         """Hold these sequences without a prefill: what lies in the cache is then read as theirs."""
         for sequence in sequences:
             state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
@@ -92,7 +92,7 @@ class StandaloneDrafter:
             self.cache.reserve(state.table, held)
             state.table.tokens = held
 
-    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+    def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """Roll back to what is verified, then γ steps; every rank of the target gets the drafts."""
         states = [self._states[sequence.index] for sequence in sequences]
         for state, sequence in zip(states, sequences, strict=True):
@@ -113,7 +113,7 @@ class StandaloneDrafter:
             state.tokens += gamma + 1
         return Proposal(self.target_group.broadcast(proposal.tokens), proposal.probabilities)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Free its pages."""
         state = self._states.pop(sequence.index)
         if self.sinks is not None:
@@ -125,7 +125,7 @@ class StandaloneDrafter:
         self.cache.truncate(state.table, state.table.tokens - rejected)
         state.tokens = tokens
 
-    def _forget(self, states: Many[_DraftState]) -> None:
+    def _forget(self, states: Sequence[_DraftState]) -> None:
         """Drop the oldest window pages until each ring holds no more than its budget."""
         if self.ring is None or self.sinks is None:
             return
@@ -146,7 +146,7 @@ class AbsentDrafter(NoDraft):
         super().__init__(device)
         self.target_group = target_group
 
-    def propose(self, sequences: Many[Sequence], gamma: int) -> Proposal:
+    def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """Wait for the drafts."""
         shape = (len(sequences), gamma)
         tokens = torch.empty(shape, dtype=torch.long, device=self.device)

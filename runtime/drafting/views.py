@@ -8,7 +8,7 @@ round.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -16,16 +16,16 @@ from torch import Tensor
 from runtime.attention.paged_cache import PagedCache, PageTable, pages_for
 from runtime.drafting.snapkv import gather_pages
 from runtime.errors import InputError
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 
 
 class View(NamedTuple):
     """Pages in front, then the target's own from `tail_page` on; front pages are full."""
 
-    front: Many[int]
+    front: Sequence[int]
     tail_page: int
 
-    def pages(self, table: PageTable) -> Many[int]:
+    def pages(self, table: PageTable) -> Sequence[int]:
         """All pages to read, in order."""
         tail = table.pages[self.tail_page :]
         return array("i", self.front) + tail if self.front else tail
@@ -39,15 +39,15 @@ class ViewPolicy(Protocol):
         """How many of a prompt's last queries `admit` wants to see."""
         ...
 
-    def admit(self, sequence: Sequence, queries: Many[Tensor]) -> None:
+    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
         """A prompt was prefilled; `queries` are its last ones, per layer."""
         ...
 
-    def view(self, sequence: Sequence) -> View:
+    def view(self, sequence: SequenceState) -> View:
         """What to read this round, beside the round's own drafts."""
         ...
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """A sequence has finished."""
         ...
 
@@ -57,14 +57,14 @@ class FullView:
 
     window_queries = 0
 
-    def admit(self, sequence: Sequence, queries: Many[Tensor]) -> None:
+    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
         """Nothing to choose."""
 
-    def view(self, sequence: Sequence) -> View:
+    def view(self, sequence: SequenceState) -> View:
         """All pages."""
         return View((), 0)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Nothing to free."""
 
 
@@ -80,10 +80,10 @@ class SinkWindowView:
         self.sink_pages = whole_sink_pages(budget_tokens, sink_tokens, page_tokens)
         self.budget_tokens, self.page_tokens = budget_tokens, page_tokens
 
-    def admit(self, sequence: Sequence, queries: Many[Tensor]) -> None:
+    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
         """Nothing to choose."""
 
-    def view(self, sequence: Sequence) -> View:
+    def view(self, sequence: SequenceState) -> View:
         """All pages while they fit the budget, then sink and window."""
         cached = sequence.table.tokens
         if cached <= self.budget_tokens:
@@ -92,7 +92,7 @@ class SinkWindowView:
         tail = pages_for(cached - window_tokens, self.page_tokens)
         return View(sequence.table.pages[: self.sink_pages], tail)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Nothing to free."""
 
 
@@ -136,7 +136,7 @@ class SnapView:
         self.window_queries, self.pool_tokens = window_queries, pool_tokens
         self._views: dict[int, View] = {}
 
-    def admit(self, sequence: Sequence, queries: Many[Tensor]) -> None:
+    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
         """Choose and gather, unless the prompt fits the budget."""
         prompt, page = sequence.prompt_tokens, self.cache.page_tokens
         if prompt <= self.budget_tokens:
@@ -154,14 +154,14 @@ class SnapView:
         )
         self._views[sequence.index] = View(front, tail_page)
 
-    def set_view(self, sequence: Sequence, view: View) -> None:
+    def admit_with_view(self, sequence: SequenceState, view: View) -> None:
         """Take pages that were gathered elsewhere, as a benchmark does."""
         self._views[sequence.index] = view
 
-    def view(self, sequence: Sequence) -> View:
+    def view(self, sequence: SequenceState) -> View:
         """The gathered pages, then the target's from the prompt's end on."""
         return self._views[sequence.index]
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Free the gathered pages."""
-        self.cache.give_back(self._views.pop(sequence.index).front)
+        self.cache.free(self._views.pop(sequence.index).front)

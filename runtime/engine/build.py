@@ -1,8 +1,9 @@
-"""From what a user states to an engine: weights, caches of the right size, drafter, sampler."""
+"""Build an engine from a setup: weights, caches of the right size, drafter, sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,10 +50,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """Everything that an engine is made of but the prompts themselves.
+    """Everything that an engine needs except the prompts.
 
-    `rates` injects acceptance; `cache_pages` bounds the target's pool, which otherwise just holds
-    the batch. `snapkv_window` and `snapkv_pool` are SnapKV's last queries and pooling width.
+    `rates` injects acceptance; `cache_pages` bounds the target's pool, which by default fits the
+    batch. `snapkv_window` and `snapkv_pool` are SnapKV's last queries and pooling width.
+    `replay_timer`, for benchmarks, surrounds each replay of a CUDA graph, "draft" or "verify".
     """
 
     target: Model
@@ -62,28 +64,29 @@ class EngineSetup:
     rates: Sequence[float] | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
-    graphs: bool = True  # on a GPU, whole passes at once
+    graphs: bool = True  # on a GPU, one CUDA graph per pass
     page_tokens: int = 16
     cache_pages: int | None = None
     chunk_tokens: int = 2048
     snapkv_window: int = 32
-    snapkv_pool: int = 1  # docs/acceptance.md, what each setting is worth
+    snapkv_pool: int = 1  # docs/acceptance.md compares settings
+    replay_timer: Callable[[str], AbstractContextManager[None]] | None = None
 
     @property
     def gamma(self) -> int:
-        """Drafts a round; none without a draft."""
+        """Drafts per round; 0 without a draft."""
         return 0 if self.plan.draft == "none" else self.plan.gamma
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """Lengths that a cache must hold: prompt and new tokens of every sequence."""
+    """Prompt and new tokens of every sequence, which a cache must hold."""
 
     prompt_tokens: Sequence[int]
     new_tokens: Sequence[int]
 
     def pages(self, page_tokens: int, lookahead: int, extra_pages: int) -> int:
-        """Pages for every sequence at its longest, with γ + 1 slots ahead."""
+        """Pages for every sequence at its longest, with `lookahead` more tokens."""
         return sum(
             pages_for(prompt + new + lookahead, page_tokens) + extra_pages
             for prompt, new in zip(self.prompt_tokens, self.new_tokens, strict=True)
@@ -93,12 +96,12 @@ class BatchShape:
 def build_engine(
     setup: EngineSetup, ranks: Ranks, batch: BatchShape, eos_tokens: frozenset[int] = frozenset()
 ) -> Engine:
-    """An engine whose caches hold this batch.
+    """Load the models and build an engine whose caches fit this batch.
 
     Raises
     ------
     InputError
-        For models, plan and sampling that do not go together.
+        For models, plan and sampling that cannot be combined.
     OutOfPages
         If there is no memory for the caches.
     """
@@ -118,7 +121,7 @@ def assemble(
     draft: Decoder | None,
     eos_tokens: frozenset[int] = frozenset(),
 ) -> Engine:
-    """An engine around decoders that are loaded already."""
+    """Build an engine from decoders that are already loaded."""
     gathered = 0
     if setup.gamma and setup.plan.draft == "self" and setup.plan.policy == "snapkv":
         gathered = pages_for(_budget(setup), setup.page_tokens)
@@ -166,8 +169,8 @@ def _drafter(
     if setup.plan.policy == "streamingllm":
         budget = _budget(setup)
         ring = Ring(budget, whole_sink_pages(budget, setup.plan.sink_tokens, page))
-        most = budget + max(min(chunk, budget), setup.gamma + 1)
-        pages = min(pages, len(batch.prompt_tokens) * (pages_for(most, page) + 1))
+        longest = budget + max(min(chunk, budget), setup.gamma + 1)
+        pages = min(pages, len(batch.prompt_tokens) * (pages_for(longest, page) + 1))
     draft_cache = _cache(setup, decoder, pages)
     return StandaloneDrafter(
         decoder,
@@ -183,14 +186,14 @@ def _drafter(
 def _attention(
     setup: EngineSetup, decoder: Decoder, cache: PagedCache
 ) -> tuple[AttentionBackend, Passes]:
-    """FlashInfer and graphs on a GPU in 16 bits, else the reference, step by step."""
+    """FlashInfer and graphs on a GPU in 16 bits, otherwise the eager reference."""
     if cache.storage.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16):
         from runtime.attention.flashinfer_backend import FlashInferAttention
-        from runtime.execution.cuda_graphs import GraphPasses
+        from runtime.execution.cuda_graphs import GraphPasses, untimed
 
         fast = FlashInferAttention(cache, decoder.query_heads)
         if setup.graphs:
-            return fast, GraphPasses(decoder, fast)
+            return fast, GraphPasses(decoder, fast, timer=setup.replay_timer or untimed)
         return fast, EagerPasses(decoder, fast)
     plain = ReferenceAttention(cache)
     return plain, EagerPasses(decoder, plain)
@@ -245,7 +248,7 @@ def memory_message(*, batch: int, tokens: int, sequence_bytes: int, free_bytes: 
         KV cache of one sequence on this rank; device memory left for all of them.
     """
     fits = min(free_bytes // sequence_bytes, batch - 1)
-    mend = (
+    advice = (
         f"the largest batch that fits is {fits}; more --tp or shorter prompts fit more"
         if fits
         else "not one sequence fits; use more --tp, a smaller model or shorter prompts"
@@ -253,34 +256,35 @@ def memory_message(*, batch: int, tokens: int, sequence_bytes: int, free_bytes: 
     return (
         f"out of memory on the device: the KV cache of batch {batch} needs "
         f"{batch * sequence_bytes / 1e9:.1f} GB ({sequence_bytes / 1e9:.3f} GB for each sequence "
-        f"of {tokens:,} tokens), and {free_bytes / 1e9:.1f} GB are free; {mend}"
+        f"of {tokens:,} tokens), and {free_bytes / 1e9:.1f} GB are free; {advice}"
     )
 
 
 def _budget(setup: EngineSetup) -> int:
     if setup.plan.kv_budget_tokens is None:
-        raise InputError(f"draft policy {setup.plan.policy} needs a KV budget")
+        raise InputError(f"draft policy {setup.plan.policy} needs a KV budget; add --kv-budget")
     return setup.plan.kv_budget_tokens
 
 
 def _check(setup: EngineSetup) -> None:
     plan = setup.plan
     if plan.policy not in ("full", "streamingllm", "snapkv"):
-        raise InputError(f"unknown draft policy {plan.policy!r}")
+        raise InputError(f"unknown draft policy {plan.policy!r}; use full, streamingllm or snapkv")
     if setup.rates is not None and len(setup.rates) < setup.gamma:
         raise InputError(
-            f"{len(setup.rates)} acceptance rates for gamma={setup.gamma}; give as many"
+            f"{len(setup.rates)} acceptance rates for gamma={setup.gamma}; give one per draft"
         )
     if plan.draft in ("none", "self"):
         return
     if setup.draft is None:
         raise InputError(
-            f"the draft {plan.draft!r} has no weights: name its folder, or random ones"
+            f"the draft {plan.draft!r} has no weights; give its folder, or use random weights"
         )
     if plan.policy == "snapkv":
         raise InputError("draft policy snapkv is for self-speculation; use streamingllm or full")
     if setup.draft.config.vocab != setup.target.config.vocab:
         raise InputError(
             f"{setup.draft.config.name} has a vocabulary of {setup.draft.config.vocab}, but "
-            f"{setup.target.config.name} one of {setup.target.config.vocab}: no shared tokens"
+            f"{setup.target.config.name} one of {setup.target.config.vocab}; use a draft with the "
+            f"target's tokens"
         )

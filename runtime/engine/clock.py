@@ -1,7 +1,7 @@
-"""How long each phase of a run took.
+"""Clocks for the phases of a run.
 
-A clock is asked for its times only once the run is over: one that records events on a device
-resolves them then, and never makes the host wait in between.
+Times are read only after the run: a clock that records events on a device resolves them then, so
+that the host never waits in between.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class PhaseClock(Protocol):
     """Times named phases."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """The time from entry to exit belongs to `name`, one of `PHASES`."""
+        """Time the body as one occurrence of `name`."""
         ...
 
     def seconds(self) -> Mapping[str, list[float]]:
@@ -27,7 +27,7 @@ class PhaseClock(Protocol):
 
 
 class HostClock:
-    """Wall time on the host: right where work is done when its call returns, as on a CPU."""
+    """Wall time on the host, for a CPU, where a call returns when its work is done."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
@@ -45,9 +45,9 @@ class HostClock:
 
 
 class CudaClock:
-    """Device time between events; what the host does while the device is idle counts as it passes.
+    """Device time between events, idle time of the device included.
 
-    Nothing is resolved before `seconds`, so that no phase waits for another.
+    Events are resolved only in `seconds`, so that no phase waits for another.
     """
 
     def __init__(self) -> None:

@@ -7,8 +7,7 @@ sequence but its last. The host reads the device once a round: the verdict.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from runtime.execution.draft_steps import Proposal
 from runtime.execution.eager import Passes
 from runtime.execution.prefill import Progress, PromptJob, prefill
 from runtime.execution.sampling import Sampler
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import Group
 
@@ -54,7 +53,7 @@ class Engine:
         self.gamma, self.sampler = gamma, sampler
         self.eos_tokens, self.chunk_tokens = eos_tokens, chunk_tokens
         self.clock = clock or HostClock()
-        self.sequences: list[Sequence] = []
+        self.sequences: list[SequenceState] = []
         self.rounds: list[RoundRecord] = []
 
     @property
@@ -63,15 +62,15 @@ class Engine:
         return self.target.group
 
     @property
-    def active(self) -> list[Sequence]:
+    def active(self) -> list[SequenceState]:
         """Sequences that have not finished; the others no longer take part in a pass."""
         return [sequence for sequence in self.sequences if sequence.finish is None]
 
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Many[Many[int]],
-        max_new_tokens: Many[int],
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
         *,
         progress: Progress = _silent,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
@@ -122,13 +121,17 @@ class Engine:
 
     @torch.inference_mode()
     def start(
-        self, prompts: Many[Many[int]], max_new_tokens: Many[int], *, progress: Progress = _silent
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        *,
+        progress: Progress = _silent,
     ) -> None:
         """Prefill the target, choose every sequence's first token, prefill the draft."""
         self._check(prompts, max_new_tokens)
         self.rounds = []
         self.sequences = [
-            Sequence(index, list(prompt), len(prompt), most)
+            SequenceState(index, list(prompt), len(prompt), most)
             for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
         ]
         with self.clock.phase("prefill"):
@@ -142,7 +145,7 @@ class Engine:
                 progress=progress,
             )
             nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
-            verdict = self._judge(nothing, self.target.logits(hidden)[:, None]).tolist()
+            verdict = self._verify_tokens(nothing, self.target.logits(hidden)[:, None]).tolist()
         with self.clock.phase("draft_prefill"):
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
@@ -162,13 +165,13 @@ class Engine:
             logits = self.verify(active, proposal.tokens)
             read = sum(sequence.table.tokens for sequence in active)
         with self.clock.phase("accept"):
-            verdict = self._judge(proposal, logits).tolist()  # the one read of a round
+            verdict = self._verify_tokens(proposal, logits).tolist()  # the one read of a round
         with self.clock.phase("host"):
             record = self._commit(active, verdict, read)
         self.rounds.append(record)
         return record
 
-    def verify(self, active: Many[Sequence], drafts: Tensor) -> Tensor:
+    def verify(self, active: Sequence[SequenceState], drafts: Tensor) -> Tensor:
         """The target's logits after each sequence's last token and after every draft."""
         width = self.gamma + 1
         layout = PassLayout(
@@ -179,16 +182,18 @@ class Engine:
         )
         return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
 
-    def _judge(self, proposal: Proposal, logits: Tensor) -> Tensor:
+    def _verify_tokens(self, proposal: Proposal, logits: Tensor) -> Tensor:
         """The verdict of rank 0, on every rank."""
         if self.group.rank == 0:
-            verdict = self.sampler.verify(proposal.tokens, proposal.probabilities, logits)
+            verdict = self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, logits)
         else:
             batch, width = logits.shape[:2]
             verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)
         return self.group.broadcast(verdict)
 
-    def _commit(self, active: Many[Sequence], verdict: list[list[int]], read: int) -> RoundRecord:
+    def _commit(
+        self, active: Sequence[SequenceState], verdict: list[list[int]], read: int
+    ) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
         kept = []
         for sequence, (accepted, *tokens) in zip(active, verdict, strict=True):
@@ -200,11 +205,11 @@ class Engine:
                 self._free(sequence)
         return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept), read)
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.table)
         self.drafter.release(sequence)
 
-    def _check(self, prompts: Many[Many[int]], max_new_tokens: Many[int]) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> None:
         vocab = self.target.config.vocab
         for index, prompt in enumerate(prompts):
             if not prompt:

@@ -1,4 +1,4 @@
-"""What a run gives back: the sequences, what every round did, and how long the phases took."""
+"""The result of a run: sequences, rounds, and seconds of each phase."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One round: its γ, and per active sequence the drafts accepted and the tokens kept."""
+    """One round: its γ, and the accepted drafts and new tokens of each active sequence."""
 
     gamma: int
-    accepted: tuple[int, ...]  # 0 ... γ each, by the verdict
-    kept_tokens: tuple[int, ...]  # 1 ... γ + 1 each, fewer where a sequence ended inside
-    read_tokens: int = 0  # cached tokens that verification read, of all sequences
+    accepted: tuple[int, ...]  # 0 to γ each
+    kept_tokens: tuple[int, ...]  # 1 to γ + 1 each, fewer where a sequence ended in this round
+    read_tokens: int = 0  # cached tokens that verification read, over all sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class FinishedSequence:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """A whole run on one rank; `phases` holds the seconds of every occurrence of each phase."""
+    """A run on one rank; `phases` lists the seconds of each phase, once per occurrence."""
 
     sequences: tuple[FinishedSequence, ...]
     rounds: tuple[RoundRecord, ...]
@@ -39,18 +39,18 @@ class GenerationResult:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens of all sequences, each one's first included."""
+        """Tokens of all sequences, the first ones included."""
         return sum(len(sequence.generated) for sequence in self.sequences)
 
     @property
     def tokens_per_round(self) -> float | None:
-        """Mean over sequences and rounds of accepted drafts plus the target's own token."""
+        """Mean over sequences and rounds of the accepted drafts plus one, the target's token."""
         counts = [n + 1 for record in self.rounds for n in record.accepted]
         return fmean(counts) if counts else None
 
     @property
     def acceptance_per_position(self) -> list[float | None]:
-        """P(draft i accepted, given all before it were); None where none got that far."""
+        """P(draft i accepted, given that all before it were); None if never reached."""
         gamma = max((record.gamma for record in self.rounds), default=0)
         accepted = [n for record in self.rounds for n in record.accepted]
         rates: list[float | None] = []
@@ -61,7 +61,7 @@ class GenerationResult:
         return rates
 
     def summary(self) -> dict[str, Any]:
-        """The figures as plain data; seconds, tokens, and tokens per second."""
+        """The figures as JSON types, in seconds, tokens and tokens per second."""
         decoded = self.generated_tokens - len(self.sequences)
         per_sequence = max(len(sequence.generated) - 1 for sequence in self.sequences)
         return {

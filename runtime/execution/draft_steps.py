@@ -1,8 +1,8 @@
-"""What the host knows of γ draft steps before the first, and what they give."""
+"""Host-side metadata of γ draft steps, and their output."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,34 +21,35 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPhase:
-    """What the host knows before the first of γ steps, per sequence.
+    """What the host has before the first of γ steps, per sequence.
 
-    The first step feeds `first_tokens` (as many of each sequence), later ones the token drawn.
+    The first step takes `first_tokens` (equally many of each sequence), later ones the token drawn
+    before. `cached` counts the tokens already in the pages.
     """
 
-    first_tokens: Many[Many[int]]
-    first_positions: Many[int]
-    page_tables: Many[Many[int]]
-    cached: Many[int]
+    first_tokens: Sequence[Sequence[int]]
+    first_positions: Sequence[int]
+    page_tables: Sequence[Sequence[int]]
+    cached: Sequence[int]
     window_tokens: int | None = None
 
     @property
-    def fed(self) -> int:
-        """Tokens of each sequence that the first step feeds."""
+    def num_new_tokens(self) -> int:
+        """Tokens of each sequence in the first step."""
         return len(self.first_tokens[0])
 
     def layouts(self, gamma: int) -> list[PassLayout]:
         """The layout of every step."""
         steps = np.arange(gamma)[:, None]
-        cached = np.asarray(self.cached, dtype=np.int64) + self.fed + steps
+        cached = np.asarray(self.cached, dtype=np.int64) + self.num_new_tokens + steps
         places = np.asarray(self.first_positions, dtype=np.int64) + steps
-        places[1:] += self.fed - 1
+        places[1:] += self.num_new_tokens - 1
         one = np.ones_like(cached[0])
         return [
             PassLayout(
                 page_tables=self.page_tables,
                 kv_tokens=cached[step],
-                query_tokens=one if step else self.fed * one,
+                query_tokens=one if step else self.num_new_tokens * one,
                 first_positions=places[step],
                 window_tokens=self.window_tokens,
             )

@@ -1,8 +1,8 @@
-"""Running a draft phase and a verification: step by step here, as one graph in `cuda_graphs`."""
+"""Run a draft phase and a verification operation by operation; `cuda_graphs` replays them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,10 +18,10 @@ class Passes(Protocol):
     """One decoder over one cache."""
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
-        """γ steps, each feeding the next on the device."""
+        """γ steps, each passing its token to the next on the device."""
         ...
 
-    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
         """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ)."""
         ...
 
@@ -36,10 +36,10 @@ class EagerPasses:
         """All steps are planned before the first."""
         plans = [self.backend.plan(layout) for layout in phase.layouts(gamma)]
         tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
-        return draft_steps(self.decoder, plans, tokens, phase.fed, sampler)
+        return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
 
-    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
-        """One pass over γ + 1 tokens a sequence."""
+    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
+        """One pass over γ + 1 tokens per sequence."""
         plan = self.backend.plan(layout)
         first = torch.tensor(last, device=drafts.device)[:, None]
         tokens = torch.cat((first, drafts), dim=1)
@@ -48,14 +48,18 @@ class EagerPasses:
 
 
 def draft_steps(
-    decoder: Decoder, plans: Many[AttentionPlan], tokens: Tensor, fed: int, sampler: Sampler
+    decoder: Decoder,
+    plans: Sequence[AttentionPlan],
+    tokens: Tensor,
+    num_new_tokens: int,
+    sampler: Sampler,
 ) -> Proposal:
-    """The device's part of a draft phase; `tokens` (B * fed,) are what the first step feeds."""
+    """The device's part of a draft phase; `tokens` (B * num_new_tokens,) enter the first step."""
     drawn, rows = [], []
     for step, plan in enumerate(plans):
         normed = decoder.forward(tokens, plan.positions, plan)
-        if step == 0 and fed > 1:
-            normed = normed[fed - 1 :: fed].contiguous()
+        if step == 0 and num_new_tokens > 1:
+            normed = normed[num_new_tokens - 1 :: num_new_tokens].contiguous()
         tokens, probabilities = sampler.draft(decoder.logits(normed))
         drawn.append(tokens)
         if probabilities is not None:

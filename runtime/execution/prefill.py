@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 @dataclass(frozen=True, slots=True)
 class PromptJob:
-    """A prompt and the table that its keys and values go to."""
+    """A prompt and the page table that its keys and values are written to."""
 
     tokens: Sequence[int]
     table: PageTable
@@ -34,14 +34,14 @@ class Piece:
 
 
 class PromptObserver(Protocol):
-    """Sees the queries of a prompt as it passes."""
+    """Records the queries of prompts during prefill."""
 
     def begin(self, pieces: Sequence[Piece]) -> None:
-        """What the next pass holds, in order."""
+        """Set the pieces of the next pass, in order."""
         ...
 
     def record(self, layer: int, query: Tensor) -> None:
-        """Queries of the whole pass."""
+        """Record a layer's queries of that pass (tokens, query heads, head_dim)."""
         ...
 
 
@@ -73,9 +73,10 @@ def prefill(
     observer: PromptObserver | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Tensor:
-    """Run every prompt; the normed hidden state of each one's last token (jobs, hidden).
+    """Run every prompt; return the normed hidden state of each last token (jobs, hidden).
 
-    `make_room` is called with a job's number before each of its pieces: a ring forgets there.
+    `make_room` is called with a job's index before each of its pieces, to drop pages of a sliding
+    window.
     """
     last: list[Tensor | None] = [None] * len(jobs)
     done, total = 0, sum(len(job.tokens) for job in jobs)
@@ -95,7 +96,7 @@ def prefill(
         )
         for piece, row in zip(pieces, layout.last_rows, strict=True):
             jobs[piece.job].table.tokens += piece.stop - piece.start
-            last[piece.job] = hidden[row].clone()  # a view would keep the whole pass alive
+            last[piece.job] = hidden[row].clone()  # a view would keep the pass's memory
         done += len(tokens)
         progress(done, total)
     return torch.stack([row for row in last if row is not None])

@@ -1,8 +1,8 @@
-"""Choosing tokens: greedy, sampled, or accepted at given rates; a whole round at once.
+"""Choose tokens: greedy, sampled, or accepted at given rates; a whole round at once.
 
-`verify` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted drafts,
-then those drafts and the target's own token after them; columns past that are meaningless. It is
-all that the host reads of a round.
+`verify_tokens` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted
+drafts, then those drafts and the token that the target adds; columns past that are undefined. The
+host reads nothing else in a round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.kernels.rotary import compute_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen; temperature 0 is greedy, `top_k` 0 and `top_p` 1 leave all in."""
+    """How tokens are chosen; temperature 0 is greedy, `top_k` 0 and `top_p` 1 exclude none."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -36,26 +36,26 @@ class SamplingParams:
 
 
 class Sampler(Protocol):
-    """Draws drafts and judges them."""
+    """Draws drafts and verifies them."""
 
     @property
     def draft_streams(self) -> Sequence[torch.Generator]:
-        """What `draft` draws from: a captured graph must know."""
+        """Random streams of `draft`, which a graph must register when it captures."""
         ...
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, V) -> tokens (B,), and the probabilities (B, V) they were drawn from, or None
-        where `verify` needs none."""
+        where `verify_tokens` needs none."""
         ...
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Drafts (B, γ), their probabilities (B, γ, V) and the target's logits (B, γ + 1, V) ->
         verdict (B, γ + 2)."""
         ...
 
 
 class GreedySampler:
-    """The most likely token; a draft is accepted where it is just that."""
+    """The most likely token; a draft is accepted if it equals the target's."""
 
     draft_streams: Sequence[torch.Generator] = ()
 
@@ -63,7 +63,7 @@ class GreedySampler:
         """The argmax of each row."""
         return logits.argmax(-1), None
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
         """Accepted drafts equal the target's argmax, so the argmaxes are the output."""
         best = logits.argmax(-1)  # (B, γ + 1)
         accepted = leading_trues(drafts == best[:, :-1])
@@ -71,16 +71,16 @@ class GreedySampler:
 
 
 class StochasticSampler:
-    """Speculative sampling: what is kept follows the target's distribution exactly.
+    """Speculative sampling: the output follows the target's distribution exactly.
 
-    Source: Leviathan et al. 2023, algorithm 1. A draft d is kept with probability
-    min(1, p(d) / q(d)); after the first that is not, the token is drawn from max(p - q, 0)
-    normalised, and after γ kept drafts from p.
+    Source: Leviathan et al. 2023, algorithm 1. A draft d is accepted with probability
+    min(1, p(d) / q(d)); at the first rejection the token is drawn from max(p - q, 0) normalised,
+    and after γ accepted drafts from p.
     """
 
     def __init__(self, params: SamplingParams, device: torch.device) -> None:
         self.params = params
-        # Two streams: ranks that draft but do not judge stay in step with those that do both.
+        # Two streams: ranks that draft without verifying must draw what the others draw.
         self._draft_stream = seeded(params.seed, device)
         self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
@@ -90,32 +90,32 @@ class StochasticSampler:
         rows = probabilities(logits, self.params)
         return draw(rows, self._draft_stream), rows
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Rejection sampling of every sequence on its own."""
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Rejection sampling, independent for each sequence."""
         target = probabilities(logits, self.params)  # (B, γ + 1, V)
         batch, gamma = drafts.shape
-        if proposed is None:  # no drafts: q is nowhere, so the "residual" is p itself
+        if proposed is None:  # no drafts, so the residual is p itself
             proposed = target[:, :0]
-        kept_p = target[:, :gamma].gather(2, drafts[..., None])[..., 0]
-        kept_q = proposed.gather(2, drafts[..., None])[..., 0]
+        target_p = target[:, :gamma].gather(2, drafts[..., None])[..., 0]
+        draft_p = proposed.gather(2, drafts[..., None])[..., 0]
         uniform = torch.rand(
             (batch, gamma), generator=self._verify_stream, device=drafts.device, dtype=target.dtype
         )
-        accepted = leading_trues(uniform * kept_q < kept_p)
+        accepted = leading_trues(uniform * draft_p < target_p)
         final = draw(self.final_rows(target, proposed, accepted), self._verify_stream)
         tokens = torch.cat((drafts, final[:, None]), dim=1)
         tokens.scatter_(1, accepted[:, None], final[:, None])
         return torch.cat((accepted[:, None], tokens), dim=1)
 
     def final_rows(self, target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
-        """Unnormalised, what each sequence's token after the accepted drafts is drawn from."""
+        """Unnormalised distribution of the token after each sequence's accepted drafts."""
         return residual_at(target, proposed, accepted)
 
 
 class InjectedSampler:
-    """Accepts at given rates, whatever the tokens are: for timing with weights that know nothing.
+    """Accepts at given rates, whatever the tokens are: for timing with untrained weights.
 
-    `rates[i]` is the probability that draft i is accepted, given that all before it were.
+    `rates[i]` is the probability that draft i is accepted given that all before it were.
     """
 
     def __init__(self, rates: Sequence[float], seed: int, device: torch.device) -> None:
@@ -129,8 +129,8 @@ class InjectedSampler:
         """The argmax of each row."""
         return logits.argmax(-1), None
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Accept by chance; the token after is the target's argmax there."""
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+        """Accept at random; the next token is the target's argmax."""
         uniform = torch.rand(
             drafts.shape, generator=self._stream, device=drafts.device, dtype=torch.float64
         )
@@ -144,7 +144,7 @@ class InjectedSampler:
 def sampler_for(
     params: SamplingParams, rates: Sequence[float] | None, device: torch.device
 ) -> Sampler:
-    """Injected where rates are given, greedy at temperature 0, else stochastic."""
+    """Injected if rates are given, greedy at temperature 0, else stochastic."""
     if rates is not None:
         return InjectedSampler(rates, params.seed, device)
     return StochasticSampler(params, device) if params.temperature else GreedySampler()
@@ -154,7 +154,7 @@ def sampler_for(
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution that is sampled from: temperature, then top-k, then top-p; (..., V)."""
+    """The sampling distribution (..., V): temperature, then top-k, then top-p."""
     scaled = logits.to(compute_dtype(logits.dtype)) / params.temperature
     if 0 < params.top_k < scaled.shape[-1]:
         least = scaled.topk(params.top_k, dim=-1).values[..., -1:]
@@ -162,7 +162,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     rows = scaled.softmax(-1)
     if params.top_p < 1:
         ordered, order = rows.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of all that is likelier
+        before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
         ordered = ordered.masked_fill(before >= params.top_p, 0.0)
         rows = torch.zeros_like(rows).scatter(-1, order, ordered)
         rows = rows / rows.sum(-1, keepdim=True)
@@ -174,16 +174,16 @@ def residual_at(target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
     rows = torch.arange(len(accepted), device=accepted.device)
     padded = torch.cat((proposed, torch.zeros_like(target[:, :1])), dim=1)
     p = target[rows, accepted]
-    left = (p - padded[rows, accepted]).clamp(min=0.0)
-    # p and q can agree to the last bit only where nothing is ever rejected.
-    return torch.where(left.sum(-1, keepdim=True) > 0, left, p)
+    residual = (p - padded[rows, accepted]).clamp(min=0.0)
+    # It is zero only where p equals q to the last bit, and nothing is rejected there.
+    return torch.where(residual.sum(-1, keepdim=True) > 0, residual, p)
 
 
 def draw(rows: Tensor, stream: torch.Generator) -> Tensor:
     """One index per row of unnormalised probabilities (B, V).
 
-    The first of exponential clocks with these rates to ring is index i with probability
-    p_i / sum(p). Unlike `torch.multinomial` it asks nothing of the host, so a graph can hold it.
+    Of exponential clocks with these rates, clock i rings first with probability p_i / sum(p).
+    Unlike `torch.multinomial` it never waits for the device, so a graph can capture it.
     """
     waiting = torch.empty_like(rows).exponential_(generator=stream)
     tiny = torch.finfo(rows.dtype).tiny
@@ -191,7 +191,7 @@ def draw(rows: Tensor, stream: torch.Generator) -> Tensor:
 
 
 def leading_trues(flags: Tensor) -> Tensor:
-    """How many flags hold before the first that does not: (B, n) -> (B,)."""
+    """Number of leading True values: (B, n) -> (B,)."""
     return flags.long().cumprod(1).sum(1)
 
 

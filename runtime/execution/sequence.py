@@ -1,4 +1,4 @@
-"""`Sequence`: one request on its way, with its tokens and its pages."""
+"""`SequenceState`: one sequence during generation, with its tokens and its pages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from runtime.attention.paged_cache import PageTable
 
 
 @dataclass(slots=True)
-class Sequence:
+class SequenceState:
     """A prompt and what was generated after it.
 
-    Between rounds the target's cache holds every token but the last, which the next pass feeds.
+    Between rounds the target's cache holds every token but the last, the input of the next pass.
     """
 
     index: int
@@ -27,7 +27,7 @@ class Sequence:
         return self.tokens[self.prompt_tokens :]
 
     def append(self, tokens: list[int], eos_tokens: frozenset[int]) -> None:
-        """Take new tokens one by one, up to an end token or the length asked for."""
+        """Append new tokens up to an end token or the maximum length, and set `finish` there."""
         taken = tokens[: self.prompt_tokens + self.max_new_tokens - len(self.tokens)]
         if not eos_tokens.isdisjoint(taken):
             end = next(place for place, token in enumerate(taken) if token in eos_tokens)

@@ -1,4 +1,4 @@
-"""A model from the Hugging Face hub as a folder that the engine reads: never a pickle."""
+"""Download a model from the Hugging Face Hub into a folder that the engine reads; no pickles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.errors import InputError
 CONFIG = ["config.json", "generation_config.json"]
 FILES = [*CONFIG, "*.safetensors", "model.safetensors.index.json", "tokenizer*",
          "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"]  # fmt: skip
-NOT_OURS = ["consolidated*", "*/*"]  # the same weights again, in another layout
+DUPLICATES = ["consolidated*", "*/*"]  # the same weights in another layout
 
 
 def download_model(
@@ -20,16 +20,16 @@ def download_model(
 ) -> None:
     """Fetch config, safetensors and tokenizer of `model` into the folder `output`.
 
-    What is there already is not fetched again, so that the same call resumes a download.
+    Files that are complete are not fetched again, so that the same call resumes a download.
 
     Parameters
     ----------
     model : str
-        Name on the hub, such as "meta-llama/Llama-3.1-8B".
+        Model id on the Hub, such as "meta-llama/Llama-3.1-8B".
     output : Path
-        The folder; it is made.
+        The folder; created if it does not exist.
     token_variable : str
-        Environment variable that holds an access token; it may be unset.
+        Environment variable with an access token; it may be unset.
     revision : str, optional
         Branch, tag or commit.
 
@@ -43,18 +43,20 @@ def download_model(
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise InputError("downloads need huggingface_hub: pip install huggingface_hub") from error
-    token = os.environ.get(token_variable) or False  # False: none, whatever is stored elsewhere
-    for patterns in (CONFIG, FILES):  # gigabytes only of a model that can be read
+    token = os.environ.get(token_variable) or False  # False: ignore a stored one
+    for patterns in (CONFIG, FILES):  # the weights only once the config is known to be supported
         try:
             snapshot_download(
                 model, revision=revision, local_dir=output, token=token,
-                allow_patterns=patterns, ignore_patterns=NOT_OURS,
+                allow_patterns=patterns, ignore_patterns=DUPLICATES,
             )  # fmt: skip
         except Exception as error:  # the hub's own and its HTTP client's, which change
             raise InputError(
-                f"{model}: cannot be fetched from the hub ({one_line(error)}); run it again to go "
-                f"on, or put a token for it into {token_variable}"
+                f"{model}: cannot be fetched from the Hub ({one_line(error)}); run the command "
+                f"again to resume, or put an access token into {token_variable}"
             ) from error
         read_config(output)
     if not any(output.glob("*.safetensors")):
-        raise InputError(f"{model}: no safetensors there; pickled weights are never fetched")
+        raise InputError(
+            f"{model} has no safetensors, and pickled weights are never fetched; use another model"
+        )

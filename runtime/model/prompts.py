@@ -1,7 +1,9 @@
-"""Long prompts: a text file, JSON lines, a folder of books as PG-19 is, or random tokens."""
+"""Prompts: from a text file, JSON lines or a folder of books such as PG-19, or random tokens."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -22,23 +24,23 @@ class TextTokenizer:
             from transformers import AutoTokenizer
 
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever transformers raises for a folder without, or broken
+        except Exception as error:  # transformers raises many types for a missing or broken one
             raise InputError(
-                f"{folder}: no tokenizer that transformers reads ({one_line(error)}); text needs "
-                f"one, random tokens do not"
+                f"{folder}: transformers cannot read a tokenizer there ({one_line(error)}); text "
+                f"needs one, random tokens do not"
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with those that the tokenizer puts around it."""
+        """Tokens of a text, with the special tokens that the tokenizer adds."""
         return list(self._tokenizer.encode(text, verbose=False))
 
     def encode_chat(self, messages: Messages) -> list[int]:
-        """Tokens of a conversation in the model's chat template, up to where the answer begins.
+        """Tokens of a conversation in the model's chat template, up to the start of the answer.
 
         Raises
         ------
         InputError
-            If the model has no chat template, or it refuses these messages.
+            If the model has no chat template, or the template does not accept these messages.
         """
         try:
             return list(
@@ -46,8 +48,8 @@ class TextTokenizer:
                     list(messages), add_generation_prompt=True, return_dict=False
                 )
             )
-        except Exception as error:  # jinja's own, and transformers' without a template
-            raise InputError(f"the chat template does not apply ({one_line(error)})") from error
+        except Exception as error:  # of jinja, and of transformers without a template
+            raise InputError(f"the chat template cannot be applied ({one_line(error)})") from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens."""
@@ -71,44 +73,45 @@ def read_prompts(
 ) -> list[list[int]]:
     """`batch` prompts of `prompt_tokens` tokens each.
 
-    A text file or a folder of books is cut into pieces of that length; each line of a `.jsonl` file
-    is one prompt, left as short as it is: "tokens", "prompt" or "text" are cut to that length,
-    "messages" go through the chat template whole, as with `chat` a "prompt" or "text" does.
+    A text file or a folder of books is cut into pieces of that length. Each line of a `.jsonl` file
+    is one prompt, which may be shorter: "tokens", "prompt" or "text" are cut to that length,
+    "messages" are put through the chat template uncut, and so is a "prompt" or "text" with `chat`.
 
     Raises
     ------
     InputError
-        If the file cannot be read, holds fewer prompts than the batch, or a token that is not in
-        the model's vocabulary.
+        If the file cannot be read, has fewer prompts than the batch, or a token outside the
+        model's vocabulary.
     """
     if path.suffix == ".jsonl":
-        found = list(_json_lines(path, prompt_tokens, tokenizer, batch, chat))
+        prompts = list(_json_lines(path, prompt_tokens, tokenizer, batch, chat))
     elif chat:
-        raise InputError(f"{path}: --chat takes JSON lines, each with a prompt, text or messages")
+        raise InputError(f"{path}: --chat needs JSON lines, each with a prompt, text or messages")
     else:
-        found = list(_pieces(path, prompt_tokens, tokenizer, batch))
-    if len(found) < batch:
+        prompts = list(_pieces(path, prompt_tokens, tokenizer, batch))
+    if len(prompts) < batch:
         raise InputError(
-            f"{path}: {len(found)} prompts of {prompt_tokens:,} tokens there, {batch} asked; use a "
-            f"smaller batch, shorter prompts or a longer text"
+            f"{path}: {len(prompts)} prompts of {prompt_tokens:,} tokens for a batch of {batch}; "
+            f"use a smaller batch, shorter prompts or a longer text"
         )
-    for number, tokens in enumerate(found, start=1):
+    for number, tokens in enumerate(prompts, start=1):
         if not tokens or not 0 <= min(tokens) <= max(tokens) < vocab:
             raise InputError(
-                f"{path}: prompt {number} is empty or holds a token outside the model's vocabulary "
+                f"{path}: prompt {number} is empty or has a token outside the model's vocabulary "
                 f"of {vocab:,}"
             )
-    return found
+    return prompts
 
 
 def _json_lines(
     path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int, chat: bool
 ) -> Iterator[list[int]]:
-    for number, line in enumerate(_text(path).splitlines()[:most], start=1):
+    lines = io.StringIO(_text(path))  # only "\n" ends a line of JSON, unlike in str.splitlines
+    for number, line in enumerate(itertools.islice(lines, most), start=1):
         where = f"{path}: line {number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON ({one_line(error)})") from error
         if not isinstance(fields, dict):
             raise InputError(f"{where} is not a JSON object")
@@ -136,8 +139,8 @@ def _chat(messages: Any, most: int, tokenizer: TextTokenizer, where: str) -> lis
         raise InputError(f"{where}: {error}") from error
     if len(tokens) > most:
         raise InputError(
-            f"{where}: {len(tokens):,} tokens in the chat template, {most:,} asked; raise "
-            f"--prefix-tokens, for a conversation is not cut"
+            f"{where}: {len(tokens):,} tokens in the chat template, more than the {most:,} asked "
+            f"for; raise --prompt-tokens, since a conversation is not cut"
         )
     return tokens
 
@@ -145,17 +148,17 @@ def _chat(messages: Any, most: int, tokenizer: TextTokenizer, where: str) -> lis
 def _pieces(
     path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int
 ) -> Iterator[list[int]]:
-    """Whole pieces of one document after the other, no piece spanning two of them."""
+    """Pieces of full length from one document after another; none spans two of them."""
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: no .txt files there")
-    given = 0
+        raise InputError(f"{path}: the folder contains no .txt files")
+    count = 0
     for file in files:
         tokens = tokenizer.encode(_text(file))
         for start in range(0, len(tokens) - prompt_tokens + 1, prompt_tokens):
             yield tokens[start : start + prompt_tokens]
-            given += 1
-            if given == most:
+            count += 1
+            if count == most:
                 return
 
 

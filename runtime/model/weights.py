@@ -1,12 +1,13 @@
 """Weights of one rank: from a folder of safetensors, seeded at random, or only their shapes.
 
-Every source answers the same question, "rows or columns a..b of this tensor", so sharding is
-written once. Files that hold code (pickle) are never opened.
+Every source has one method, which reads rows or columns a..b of a named tensor, so that sharding is
+written once. Files that can hold code (pickles) are never opened.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,19 +17,23 @@ import torch
 from torch import Tensor
 
 from runtime.config import DecoderConfig
+from runtime.config_fields import one_line
 from runtime.errors import InputError
 from runtime.model.layers import DecoderWeights, LayerWeights
 from runtime.parallel.groups import Group
 
 Shape = tuple[int, ...]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+STORED_TYPES = ("F64", "F32", "F16", "BF16")  # quantised weights need scales, which are not read
+MAX_INDEX_BYTES = 64_000_000
+_LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9]\d{0,8})\.(.+)")
 
 
 class WeightSource(Protocol):
     """Where tensors come from."""
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """Elements start..stop along `dim` of the named tensor, whose whole shape is `shape`."""
+        """Elements start..stop along `dim` of the named tensor, whose full shape is `shape`."""
         ...
 
 
@@ -45,7 +50,7 @@ class MetaWeights:
 
 
 class RandomWeights:
-    """Normal weights by seed and tensor name, alike on any number of ranks.
+    """Normal weights by seed and tensor name, the same for any number of ranks.
 
     Matrices have variance 1 / columns, so that activations keep their scale in a model of any size;
     norms scatter around 1 and biases around 0.
@@ -55,17 +60,17 @@ class RandomWeights:
         self.seed, self.dtype, self.device = seed, dtype, device
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """A slice of the whole seeded tensor, generated where it will be used."""
+        """A slice of the full seeded tensor, generated on the device that will use it."""
         generator = torch.Generator(self.device)
-        # Hashed together: a CPU's generator looks at the low 32 bits of a seed alone.
+        # Hashed together, since a CPU generator uses only the low 32 bits of its seed.
         generator.manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         wide = torch.float32 if self.dtype == torch.float64 else self.dtype
-        whole = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
+        full = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
         if len(shape) == 1:
-            whole = 0.1 * whole + (1.0 if name.endswith("norm.weight") else 0.0)
+            full = 0.1 * full + (1.0 if name.endswith("norm.weight") else 0.0)
         else:
-            whole = whole * shape[-1] ** -0.5
-        return whole.narrow(dim, start, stop - start).to(self.dtype, copy=True)
+            full = full * shape[-1] ** -0.5
+        return full.narrow(dim, start, stop - start).to(self.dtype, copy=True)
 
 
 class SafetensorsFolder:
@@ -74,8 +79,8 @@ class SafetensorsFolder:
     Raises
     ------
     InputError
-        In one line: no safetensors there, a missing or corrupt shard, a tensor that the config
-        does not expect, lacks, or expects in another shape.
+        In one line: no safetensors, a missing or corrupt shard or index, a tensor that is missing,
+        unexpected, quantised or of another shape than the config says.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -84,36 +89,43 @@ class SafetensorsFolder:
         self._open: dict[str, Any] = {}
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """A slice straight from its shard, converted to the wanted type."""
+        """A slice read directly from its shard, converted to the type of this source."""
         file = self._file_of.get(name)
         if file is None:
             raise InputError(
-                f"{self.path}: no tensor {name}; do config and weights belong together?"
+                f"{self.path}: tensor {name} is missing; use the config.json of these weights"
             )
         try:
             stored = self._shard(file).get_slice(name)
-            found = tuple(stored.get_shape())
-            if found != shape:
+            stored_shape, stored_type = tuple(stored.get_shape()), stored.get_dtype()
+            if stored_shape != shape:
                 raise InputError(
-                    f"{self.path / file}: {name} is {list(found)}, but the config says "
-                    f"{list(shape)}"
+                    f"{self.path / file}: {name} is {list(stored_shape)}, but the config says "
+                    f"{list(shape)}; use the config.json of these weights"
+                )
+            if stored_type not in STORED_TYPES:
+                raise InputError(
+                    f"{self.path / file}: {name} is stored as {stored_type}; quantised weights are "
+                    f"not supported, use a bfloat16 or float16 checkpoint"
                 )
             part: Tensor = stored[start:stop] if dim == 0 else stored[:, start:stop]
         except (OSError, _safetensor_error()) as error:
-            raise InputError(f"{self.path / file}: {name} cannot be read ({error})") from error
+            raise InputError(
+                f"{self.path / file}: {name} cannot be read ({one_line(error)})"
+            ) from error
         return part.to(device=self.device, dtype=self.dtype).contiguous()
 
-    def check_names(self, expected: set[str]) -> None:
-        """Refuse a folder that holds tensors which the config would leave unread."""
+    def check_names(self, config: DecoderConfig) -> None:
+        """Refuse a folder with tensors that a decoder of this config would leave unread."""
         extra = sorted(
             name
-            for name in set(self._file_of) - expected
-            if not name.endswith("rotary_emb.inv_freq")
+            for name in self._file_of
+            if not is_tensor_name(name, config) and not name.endswith("rotary_emb.inv_freq")
         )
         if extra:
             raise InputError(
                 f"{self.path}: {len(extra)} tensors that its config does not expect, such as "
-                f"{extra[0]}"
+                f"{one_line(extra[0])}; use the config.json of these weights"
             )
 
     def _shard(self, file: str) -> Any:
@@ -125,7 +137,9 @@ class SafetensorsFolder:
             except FileNotFoundError as error:
                 raise InputError(f"{self.path / file}: this shard is missing") from error
             except (OSError, _safetensor_error()) as error:
-                raise InputError(f"{self.path / file}: corrupt safetensors ({error})") from error
+                raise InputError(
+                    f"{self.path / file}: corrupt safetensors ({one_line(error)})"
+                ) from error
         return self._open[file]
 
 
@@ -139,16 +153,15 @@ def _tensor_files(path: Path) -> Mapping[str, str]:
     """Which file holds each tensor."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
-        try:
-            mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index}: not an index of shards ({type(error).__name__})") from error
+        mapping = _weight_map(index)
         for file in sorted(set(mapping.values())):
             if Path(file).name != file or not file.endswith(".safetensors"):
-                raise InputError(f"{index}: {file!r} is not a safetensors file beside it")
+                raise InputError(
+                    f"{index}: {one_line(file)} is not the name of a safetensors file in its folder"
+                )
             if not (path / file).is_file():
                 raise InputError(f"{path / file}: this shard is missing")
-        return dict(mapping)
+        return mapping
     if single.is_file():
         from safetensors import safe_open
 
@@ -156,14 +169,36 @@ def _tensor_files(path: Path) -> Mapping[str, str]:
             with safe_open(single, framework="pt") as stored:
                 return dict.fromkeys(stored.keys(), single.name)
         except (OSError, _safetensor_error()) as error:
-            raise InputError(f"{single}: corrupt safetensors ({error})") from error
+            raise InputError(f"{single}: corrupt safetensors ({one_line(error)})") from error
     pickles = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
     if pickles:
         raise InputError(
             f"{path}: {pickles[0]} is a pickle, which can run code and is never opened; "
             f"convert the model to safetensors"
         )
-    raise InputError(f"{path}: no model.safetensors and no index of shards there")
+    raise InputError(
+        f"{path} contains no model.safetensors or model.safetensors.index.json; download the "
+        f"model's safetensors, or use random weights"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, as an index file lists it."""
+    try:
+        with index.open("rb") as stream:
+            text = stream.read(MAX_INDEX_BYTES + 1)
+        if len(text) > MAX_INDEX_BYTES:
+            raise ValueError(f"over {MAX_INDEX_BYTES:,} bytes")
+        fields = json.loads(text.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{index} is not an index of shards ({one_line(error)})") from error
+    mapping = fields.get("weight_map") if isinstance(fields, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise InputError(f"{index} is not an index of shards: weight_map is not an object")
+    for name, file in mapping.items():
+        if not isinstance(file, str):
+            raise InputError(f"{index}: the shard of {one_line(name)} is not a file name")
+    return mapping
 
 
 # ---- sharding -------------------------------------------------------------------------------
@@ -173,26 +208,31 @@ def load_weights(config: DecoderConfig, source: WeightSource, group: Group) -> D
     """One rank's slice of every tensor."""
     config.check_tp(group.size)
     if isinstance(source, SafetensorsFolder):
-        source.check_names(tensor_names(config))
+        source.check_names(config)
     embedding = _vocabulary("model.embed_tokens.weight", config, source, group)
     tied = config.tied_embeddings
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(_layer(i, config, source, group) for i in range(config.layers)),
-        norm=_whole("model.norm.weight", config.hidden, source),
+        norm=_vector("model.norm.weight", config.hidden, source),
         head=embedding if tied else _vocabulary("lm_head.weight", config, source, group),
     )
 
 
-def tensor_names(config: DecoderConfig) -> set[str]:
-    """Every tensor that a folder of this model holds (a tied head may be stored or not)."""
+def is_tensor_name(name: str, config: DecoderConfig) -> bool:
+    """Whether a decoder of this config has this tensor (a tied head may be stored or not)."""
+    layer = _LAYER_NAME.fullmatch(name)
+    if layer is None:
+        return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    return int(layer[1]) < config.layers and layer[2] in _layer_parts(config)
+
+
+def _layer_parts(config: DecoderConfig) -> list[str]:
     parts = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
     parts += [f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
     parts += [f"self_attn.{name}_proj.weight" for name in "qkv"]
     parts += [f"self_attn.{name}_proj.bias" for name in "qkv" if config.qkv_bias]
-    parts += [f"self_attn.{name}_norm.weight" for name in "qk" if config.qk_norm]
-    names = {f"model.layers.{i}.{part}" for i in range(config.layers) for part in parts}
-    return names | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    return parts + [f"self_attn.{name}_norm.weight" for name in "qk" if config.qk_norm]
 
 
 def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group) -> LayerWeights:
@@ -208,22 +248,22 @@ def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group
     )
     out_shape = (config.hidden, config.query_heads * dim)
     return LayerWeights(
-        input_norm=_whole(f"{name}.input_layernorm.weight", config.hidden, source),
+        input_norm=_vector(f"{name}.input_layernorm.weight", config.hidden, source),
         qkv=_qkv(f"{attention}.{{}}_proj.weight", config, source, group),
         qkv_bias=_qkv(f"{attention}.{{}}_proj.bias", config, source, group)
         if config.qkv_bias
         else None,
-        query_norm=_whole(f"{attention}.q_norm.weight", dim, source) if config.qk_norm else None,
-        key_norm=_whole(f"{attention}.k_norm.weight", dim, source) if config.qk_norm else None,
+        query_norm=_vector(f"{attention}.q_norm.weight", dim, source) if config.qk_norm else None,
+        key_norm=_vector(f"{attention}.k_norm.weight", dim, source) if config.qk_norm else None,
         attention_out=source.read(f"{attention}.o_proj.weight", out_shape, *columns, dim=1),
-        mlp_norm=_whole(f"{name}.post_attention_layernorm.weight", config.hidden, source),
+        mlp_norm=_vector(f"{name}.post_attention_layernorm.weight", config.hidden, source),
         gate_up=torch.cat((gate, up)),
         down=source.read(f"{name}.mlp.down_proj.weight", wide[::-1], *mlp, dim=1),
     )
 
 
 def _qkv(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
-    """This rank's query, key and value rows; ranks beyond the KV heads share one."""
+    """This rank's query, key and value rows; ranks in excess of the KV heads share them."""
     tail = (config.hidden,) if name.endswith("weight") else ()
     heads, kv_heads = config.query_heads_on(group.size), config.kv_heads_on(group.size)
     first_kv = group.rank * config.kv_heads // group.size
@@ -239,15 +279,15 @@ def _qkv(name: str, config: DecoderConfig, source: WeightSource, group: Group) -
     return torch.cat(parts)
 
 
-def _whole(name: str, size: int, source: WeightSource) -> Tensor:
+def _vector(name: str, size: int, source: WeightSource) -> Tensor:
     return source.read(name, (size,), 0, size, dim=0)
 
 
 def _vocabulary(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
-    """This rank's rows of a vocabulary matrix, the last rank's padded with zeros."""
+    """This rank's rows of a vocabulary matrix; the last ranks' are padded with zeros."""
     rows = -(-config.vocab // group.size)
     start = min(rows * group.rank, config.vocab)
     stop = min(start + rows, config.vocab)
-    found = source.read(name, (config.vocab, config.hidden), start, stop, dim=0)
+    stored = source.read(name, (config.vocab, config.hidden), start, stop, dim=0)
     missing = rows - (stop - start)
-    return torch.cat((found, found.new_zeros(missing, config.hidden))) if missing else found
+    return torch.cat((stored, stored.new_zeros(missing, config.hidden))) if missing else stored

@@ -99,9 +99,7 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
     report = reports[first]
     sys.stderr.write(report["trace"])  # of a bug; an expected outcome has none
     who = f"rank {first}: " if ranks > 1 else ""
-    error = RankFailed(who + report["message"])
-    error.exit_code = report["code"]
-    return error
+    return RankFailed(who + report["message"], exit_code=report["code"])
 
 
 # ---- on the side of a rank --------------------------------------------------------------------

@@ -11,14 +11,13 @@ from runtime import (
     BatchShape,
     EngineSetup,
     Group,
-    MetaWeights,
     Model,
     Ranks,
     build_engine,
     config_of_shape,
     hf_config,
-    load_weights,
 )
+from runtime.model.weights import MetaWeights, load_weights
 
 TINY = ModelSpec(
     name="tiny",

@@ -27,7 +27,7 @@ def runtime_blocks(kv: np.ndarray, call: AttentionCall) -> Blocks:
     queries = np.full(len(kv), call.query_tokens, np.int32)
     grid = BlockGrid.of(
         queries, kv, group=int(call.query_heads // call.kv_heads), kv_heads=int(call.kv_heads),
-        page_tokens=PAGE, processors=call.sm_count, head_dim=call.head_dim,
+        page_tokens=PAGE, num_sms=call.sm_count, head_dim=call.head_dim,
     )  # fmt: skip
     return schedule(grid, pages_read(grid, kv), queries)
 
@@ -75,7 +75,7 @@ def test_the_estimates_are_the_same() -> None:
         total, merged = float(draw.uniform(1e4, 1e7)), float(draw.integers(1, 10_000))
         shape = {"head_dim": 64, "blocks": blocks}
         theirs = pass_seconds(
-            longest_tokens=longest, total_tokens=total, merged_rows=merged, processors=132,
+            longest_tokens=longest, total_tokens=total, merged_rows=merged, num_sms=132,
             tile_rows=query_tile_rows(rows, 1), **shape,
         )  # fmt: skip
         tile = np.full(51, tile_index(np.array(rows)))

@@ -67,8 +67,8 @@ def best_two(case: Case, text: list[int]) -> list[float]:
     """The target's two largest logits after a text."""
     engine = build(replace(case.plain, prompts=[text], new_tokens=[1]))
     seen: list[torch.Tensor] = []
-    judge = engine.sampler.verify
-    engine.sampler.verify = lambda d, q, x: seen.append(x) or judge(d, q, x)  # type: ignore
+    verify = engine.sampler.verify_tokens
+    engine.sampler.verify_tokens = lambda d, q, x: seen.append(x) or verify(d, q, x)  # type: ignore
     engine.start([text], [1])
     return [float(value) for value in seen[0][0, 0].topk(2).values]
 

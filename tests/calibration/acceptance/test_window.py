@@ -14,17 +14,13 @@ from torch import Tensor
 from calibration.acceptance.run import load_model
 from calibration.acceptance.window import CachedText, Task, measure_window, probability_rows
 from calibration.records.acceptance import DraftView, Record, Window
-from runtime import (
-    Decoder,
-    InputError,
-    PassLayout,
-    Sequence,
-    SinkWindowView,
-    SnapView,
-    rotate,
-)
+from runtime import Decoder, InputError
+from runtime.attention import PassLayout
+from runtime.drafting import SinkWindowView, SnapView
 from runtime.drafting.base import SelfDrafter
+from runtime.execution import SequenceState
 from runtime.execution.eager import EagerPasses
+from runtime.kernels.rotary import rotate
 
 PREFIX = 150  # not a whole number of pages
 TASK = Task(gamma=4, scored_tokens=12, chunk_tokens=64)
@@ -86,7 +82,7 @@ def test_a_round_sees_what_the_engines_drafter_sees(decoder: Decoder, view: Draf
         if view is SINKS
         else SnapView(own.cache, budget_tokens=40, window_queries=8, pool_tokens=5)
     )
-    sequence = Sequence(0, tokens[: PREFIX + 1], PREFIX, 99)
+    sequence = SequenceState(0, tokens[: PREFIX + 1], PREFIX, 99)
     sequence.table.pages, sequence.table.tokens = own.table.pages, PREFIX
     policy.admit(sequence, own.queries(8))
     # Later rounds first: the drafter writes into the target's slots from its round on.
@@ -138,7 +134,7 @@ def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
     tail = -(-(PREFIX - (48 - sink_pages * page)) // page)
     gap = (tail - sink_pages) * page
     kept = own.table.pages[tail : PREFIX // page + 1]
-    moved = own.cache.take(len(kept) + 1)
+    moved = own.cache.allocate(len(kept) + 1)
     at = (torch.tensor(kept)[:, None] * page + torch.arange(page)).flatten()
     to = (torch.tensor(moved)[: len(kept), None] * page + torch.arange(page)).flatten()
     angles = decoder.rotary.tables(torch.tensor(-gap))

@@ -1,4 +1,4 @@
-"""Pages: taken as sequences grow, given back, never shared; and the roll-back leaves no trace."""
+"""Pages are allocated as sequences grow, freed, never shared; a roll-back leaves no trace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cache(pages: int, page_tokens: int) -> PagedCache:
     page_tokens=st.integers(1, 5),
     steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), max_size=30),
 )
-def test_every_page_has_one_holder(page_tokens: int, steps: list[tuple[int, int]]) -> None:
+def test_every_page_belongs_to_one_sequence(page_tokens: int, steps: list[tuple[int, int]]) -> None:
     pool = cache(40, page_tokens)
     tables = [PageTable() for _ in range(3)]
     for which, amount in steps:
@@ -43,30 +43,30 @@ def test_every_page_has_one_holder(page_tokens: int, steps: list[tuple[int, int]
             except OutOfPages:
                 continue
             table.tokens += amount
-        held = [page for each in tables for page in each.pages]
-        assert len(held) == len(set(held)) == pool.pages - pool.free_pages
+        used = [page for each in tables for page in each.pages]
+        assert len(used) == len(set(used)) == pool.pages - pool.free_pages
         assert all(len(t.pages) == pages_for(t.tokens, page_tokens) for t in tables)
     for table in tables:
         pool.release(table)
     assert pool.free_pages == pool.pages
 
 
-def test_a_full_cache_says_what_was_asked_and_what_is_free() -> None:
+def test_a_full_cache_reports_what_is_needed_and_free() -> None:
     pool, table = cache(5, 4), PageTable()
     pool.reserve(table, 9)
-    with pytest.raises(OutOfPages, match=r"4 more asked \(16 tokens\), 2 free of 5 pages"):
+    with pytest.raises(OutOfPages, match=r"4 more are needed \(16 tokens\), 2 of 5 pages"):
         pool.reserve(table, 25)
     assert pool.free_pages == 2
 
 
-def test_an_engine_that_runs_out_of_pages_says_so() -> None:
+def test_an_engine_that_runs_out_of_pages_reports_it() -> None:
     case = Case(
         family="llama-2",
         prompts=random_prompts((20, 20), seed=1),
         new_tokens=(50, 50),
         extra={"cache_pages": 20},
     )
-    with pytest.raises(OutOfPages, match="1 more asked"):
+    with pytest.raises(OutOfPages, match="1 more are needed"):
         run(case)
 
 
@@ -85,18 +85,20 @@ def test_after_rejections_the_cache_is_as_if_no_draft_had_been(draft: str) -> No
         engine.round()
     plain = build(case.plain)
     plain.start([s.tokens[:-1] for s in engine.sequences], [60] * 3)
-    for spoken, clean in zip(engine.sequences, plain.sequences, strict=True):
-        assert spoken.table.tokens == clean.table.tokens == len(spoken.tokens) - 1
-        assert len(spoken.table.pages) == len(clean.table.pages)
+    for speculative, clean in zip(engine.sequences, plain.sequences, strict=True):
+        assert speculative.table.tokens == clean.table.tokens == len(speculative.tokens) - 1
+        assert len(speculative.table.pages) == len(clean.table.pages)
         for layer in range(engine.target.config.layers):
-            for found, wanted in zip(
-                held(engine.cache, spoken.table, layer), held(plain.cache, clean.table, layer),
-                strict=True,
-            ):  # fmt: skip
-                torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+            pairs = (
+                (engine.cache, speculative.table),
+                (plain.cache, clean.table),
+            )
+            actual, wanted = (keys_and_values(pool, table, layer) for pool, table in pairs)
+            for one, other in zip(actual, wanted, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
-def held(pool: PagedCache, table: PageTable, layer: int) -> list[torch.Tensor]:
+def keys_and_values(pool: PagedCache, table: PageTable, layer: int) -> list[torch.Tensor]:
     """Keys and values of a sequence, in order."""
     place = torch.arange(table.tokens)
     slots = torch.tensor(table.pages)[place // pool.page_tokens] * pool.page_tokens

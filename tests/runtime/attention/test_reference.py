@@ -46,7 +46,7 @@ def test_ragged_paged_attention_is_plain_attention_of_each_sequence(
     query = torch.randn(new, 4, 8, generator=source, dtype=torch.float64)
     key = torch.randn(new, 2, 8, generator=source, dtype=torch.float64)
     value = torch.randn(new, 2, 8, generator=source, dtype=torch.float64)
-    tables = [cache.take(-(-(old + count) // page_tokens))[::-1] for old, count in lengths]
+    tables = [cache.allocate(-(-(old + count) // page_tokens))[::-1] for old, count in lengths]
     plan = backend.plan(
         PassLayout(
             page_tables=tables,
@@ -57,7 +57,7 @@ def test_ragged_paged_attention_is_plain_attention_of_each_sequence(
     )
     slots = cache.slots(1)
     slots[0][plan.write_slots], slots[1][plan.write_slots] = key, value
-    found, row = plan.attend(1, query), 0
+    output, row = plan.attend(1, query), 0
     for table, (old, count) in zip(tables, lengths, strict=True):
         rows = slice(row, row + count)
         place = torch.arange(old + count)
@@ -70,5 +70,5 @@ def test_ragged_paged_attention_is_plain_attention_of_each_sequence(
         expected = F.scaled_dot_product_attention(
             *(part.transpose(0, 1) for part in (asked, keys, values)), seen, enable_gqa=True
         )
-        torch.testing.assert_close(found[rows], expected.transpose(0, 1), atol=1e-12, rtol=0)
+        torch.testing.assert_close(output[rows], expected.transpose(0, 1), atol=1e-12, rtol=0)
         row += count

@@ -30,7 +30,7 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_si
 @settings(max_examples=150, deadline=None)
 @given(
     sequences=SEQUENCES,
-    alike=st.booleans(),
+    equal=st.booleans(),
     group=st.sampled_from([1, 4, 7, 8]),
     kv_heads=st.sampled_from([1, 2, 8, 32]),
     page=st.sampled_from([16, 128]),
@@ -38,16 +38,16 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_si
     grown=st.integers(0, 300),
 )
 def test_every_tile_meets_every_range_once(
-    sequences: list[tuple[int, int]], alike: bool, group: int, kv_heads: int, page: int,
+    sequences: list[tuple[int, int]], equal: bool, group: int, kv_heads: int, page: int,
     window: int | None, grown: int,
 ) -> None:  # fmt: skip
     """Also when lengths have grown since the grid was fixed, as in a captured graph."""
-    if alike:
+    if equal:
         sequences = sequences[:1] * len(sequences)
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
     grid = BlockGrid.of(
-        queries, kv, group=group, kv_heads=kv_heads, page_tokens=page, processors=132,
+        queries, kv, group=group, kv_heads=kv_heads, page_tokens=page, num_sms=132,
         window_tokens=window,
     )  # fmt: skip
     kv += grown
@@ -64,8 +64,8 @@ def test_every_tile_meets_every_range_once(
             seen = min(seen, window - 1 + grid.tile_rows)
         ranges = -(-seen // blocks.range_tokens)
         assert ranges == 1 or grid.split
-        mine = {(tile, part) for owner, tile, part in done if owner == request}
-        assert mine == {(tile, part) for tile in range(tiles) for part in range(ranges)}
+        covered = {(tile, part) for owner, tile, part in done if owner == request}
+        assert covered == {(tile, part) for tile in range(tiles) for part in range(ranges)}
         rows = blocks.outputs[request + 1] - blocks.outputs[request]
         assert rows == new * ranges
     assert blocks.merges[-1] == blocks.outputs[-1]
@@ -84,7 +84,7 @@ def test_one_long_sequence_among_short_ones_is_split() -> None:
     even = np.full(64, 1000, dtype=np.int32)
     uneven = np.array([50_000, *[1000] * 63], dtype=np.int32)
     grids = [
-        BlockGrid.of(queries, kv, group=4, kv_heads=8, page_tokens=16, processors=132)
+        BlockGrid.of(queries, kv, group=4, kv_heads=8, page_tokens=16, num_sms=132)
         for kv in (even, uneven)
     ]
     assert [grid.split for grid in grids] == [False, True]
@@ -106,7 +106,7 @@ def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
     """However a search begins: lengths change from one call to the next."""
     counts = np.full(len(pages), queries, dtype=np.int32)
     lengths = np.array(pages, dtype=np.int32)
-    grid = BlockGrid.of(counts, lengths * 16, group=4, kv_heads=8, page_tokens=16, processors=132)
+    grid = BlockGrid.of(counts, lengths * 16, group=4, kv_heads=8, page_tokens=16, num_sms=132)
     tiles = -(-queries * 4 // grid.tile_rows)
     grid = replace(grid, split=True, blocks=len(pages) * tiles + spare)
     for more in grown:
@@ -119,7 +119,7 @@ def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
 
 def test_a_schedule_cannot_be_written_to() -> None:
     queries, pages = np.ones(2, dtype=np.int32), np.array([9, 30], dtype=np.int32)
-    grid = BlockGrid.of(queries, pages * 16, group=4, kv_heads=8, page_tokens=16, processors=132)
+    grid = BlockGrid.of(queries, pages * 16, group=4, kv_heads=8, page_tokens=16, num_sms=132)
     with pytest.raises(ValueError, match="read-only"):
         schedule(grid, pages, queries).requests[0] = 1
 
@@ -129,7 +129,7 @@ def test_a_schedule_cannot_be_written_to() -> None:
 def test_partial_rows_have_room(sequences: list[tuple[int, int]], group: int) -> None:
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
-    grid = BlockGrid.of(queries, kv, group=group, kv_heads=2, page_tokens=16, processors=132)
+    grid = BlockGrid.of(queries, kv, group=group, kv_heads=2, page_tokens=16, num_sms=132)
     blocks = schedule(grid, pages_read(grid, kv), queries)
     assert not grid.split or blocks.outputs[-1] <= grid.partial_rows
 
@@ -140,11 +140,11 @@ Shape = tuple[int, ...]  # query heads, KV heads, head_dim, query tokens, KV tok
 def timed() -> dict[Shape, dict[int, dict[str, Any]]]:
     """Records by shape and ranges."""
     keys = ("query_heads", "kv_heads", "head_dim", "query_tokens", "kv_tokens", "batch")
-    found: dict[Shape, dict[int, dict[str, Any]]] = defaultdict(dict)
+    records: dict[Shape, dict[int, dict[str, Any]]] = defaultdict(dict)
     with gzip.open(MEASURED, "rt", encoding="utf-8") as lines:
         for record in itertools.islice(map(json.loads, lines), 1, None):
-            found[tuple(record[key] for key in keys)][record["ranges"]] = record
-    return found
+            records[tuple(record[key] for key in keys)][record["ranges"]] = record
+    return records
 
 
 def chosen_ranges(shape: Shape) -> int:
@@ -152,7 +152,7 @@ def chosen_ranges(shape: Shape) -> int:
     queries, lengths = (np.full(batch, count, dtype=np.int32) for count in (new, kv))
     grid = BlockGrid.of(
         queries, lengths, group=heads // kv_heads, kv_heads=kv_heads, page_tokens=16,
-        processors=132, head_dim=head_dim,
+        num_sms=132, head_dim=head_dim,
     )  # fmt: skip
     tiles = batch * -(-new * grid.group // grid.tile_rows)
     return schedule(grid, pages_read(grid, lengths), queries).count // tiles
@@ -194,7 +194,7 @@ def test_the_estimate_is_within_8_percent_rms_of_the_timings() -> None:
             merged_rows=float(heads * new * batch),
             tile_rows=first["tile_rows"],
             head_dim=head_dim,
-            processors=132,
+            num_sms=132,
         )
         errors += [np.log(s / records[c]["seconds"]) for c, s in zip(counts, seconds, strict=True)]
     assert len(errors) == 3118

@@ -1,10 +1,10 @@
-"""Properties of the tables that FlashInfer's kernel reads, on the host alone."""
+"""Properties of the tables that FlashInfer's kernel reads, on a CPU."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +13,12 @@ from tiny_models import FAMILIES
 from runtime.attention.base import PassLayout
 from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
-from runtime.attention.split_kv import BlockGrid, Ints
-from runtime.attention.tables import AlikePasses, alike_runs
+from runtime.attention.tables import (
+    AttentionShape,
+    DeviceTables,
+    PassTables,
+    runs_of_equal_queries,
+)
 
 PAGE, ROOM = 4, 64
 
@@ -53,34 +57,30 @@ def layouts_of(queries: list[int], kv: list[int], steps: int) -> list[PassLayout
     ]
 
 
-def passes_of(layouts: Sequence[PassLayout]) -> AlikePasses:
-    queries = np.array(layouts[-1].query_tokens, dtype=np.int32)
-    grid = BlockGrid.of(
-        queries,
-        np.array(layouts[-1].kv_tokens, dtype=np.int32),
-        group=2,
-        kv_heads=2,
-        page_tokens=PAGE,
-        processors=16,
+def tables_of(layouts: Sequence[PassLayout]) -> PassTables:
+    shape = AttentionShape(
+        group=2, kv_heads=2, head_dim=64, page_tokens=PAGE, idle_page=0, num_sms=16
     )
-    return AlikePasses.of(grid, queries, steps=len(layouts), page_room=ROOM)
+    batch = len(layouts[0].kv_tokens)
+    return PassTables(layouts, shape, batch=batch, page_room=ROOM, device=torch.device("cpu"))
 
 
-def write(passes: AlikePasses, region: Ints, layouts: Sequence[PassLayout]) -> None:
-    pages = np.array(layouts[0].page_tables, dtype=np.int32)
-    kv = np.array([layout.kv_tokens for layout in layouts], dtype=np.int32)
-    first = np.array([layout.first_positions for layout in layouts], dtype=np.int32)
-    passes.write(region, kv, first, pages)
+def visible_blocks(tables: DeviceTables) -> list[list[int]]:
+    """The block tables without what the mask turns off."""
+    parts, words = tables.segments, tables.blocks.view(torch.int32)
+    start = parts.blocks.start
 
+    def read(part: slice) -> list[int]:
+        return words[part.start - start : part.stop - start].tolist()
 
-def read_blocks(passes: AlikePasses, row: Ints) -> list[list[int]]:
-    """What the kernel heeds of the blocks: those that the mask leaves on."""
-    *per_block, outputs, tokens, rows, merges, mask = (
-        row[part] for part in passes.segments.block_parts
-    )
-    on = mask.view(np.uint8)[: passes.grid.blocks] == 1
-    lists = [part[on].tolist() for part in per_block]
-    return [*lists, outputs.tolist(), tokens.tolist(), rows.tolist(), merges.tolist()]
+    at = parts.byte_offset(parts.valid)
+    valid = tables.blocks[at : at + tables.grid.blocks].bool().tolist()
+    rows = [
+        list(itertools.compress(read(part), valid))
+        for part in (parts.requests, parts.query_tiles, parts.kv_ranges)
+    ]
+    others = (parts.outputs, parts.range_tokens, parts.rows, parts.merges)
+    return rows + [read(part) for part in others]
 
 
 @given(phases())
@@ -91,39 +91,33 @@ def test_slots_and_positions_are_those_of_plain_attention(
     queries, rounds, steps = phase
     plain = reference()
     layouts = layouts_of(queries, rounds[0], steps)
-    passes = passes_of(layouts)
-    region = np.zeros((steps, passes.segments.words), dtype=np.int32)
-    write(passes, region, layouts)
-    for row, layout in zip(region, layouts, strict=True):
+    tables = tables_of(layouts)
+    tables.fill(layouts)
+    for one, layout in zip(tables.passes, layouts, strict=True):
         plan = plain.plan(layout)
-        assert row[passes.segments.slots].tolist() == plan.write_slots.tolist()
-        assert row[passes.segments.positions].tolist() == plan.positions.tolist()
-        pages = row[passes.segments.last_page] + (ROOM - 1) * PAGE
-        assert pages.tolist() == list(layout.kv_tokens)
+        assert one.write_slots.tolist() == plan.write_slots.tolist()
+        assert one.positions.tolist() == plan.positions.tolist()
+        assert (one.last_page + (ROOM - 1) * PAGE).tolist() == list(layout.kv_tokens)
 
 
 @given(phases())
 @settings(max_examples=60, deadline=None)
-def test_what_was_written_before_leaves_no_trace(
+def test_a_refill_leaves_no_trace_of_what_was_there(
     phase: tuple[list[int], list[list[int]], int],
 ) -> None:
     queries, rounds, steps = phase
-    used = passes_of(layouts_of(queries, rounds[0], steps))
-    region = np.zeros((steps, used.segments.words), dtype=np.int32)
-    used.write_constants(region)
+    used = tables_of(layouts_of(queries, rounds[0], steps))
+    fresh = tables_of(layouts_of(queries, rounds[0], steps))  # the same grid
     for kv in (rounds[0], rounds[1], rounds[0], rounds[2]):
-        write(used, region, layouts_of(queries, kv, steps))
-    fresh = AlikePasses.of(used.grid, used.queries, steps=1, page_room=ROOM)
-    for row, layout in zip(region, layouts_of(queries, rounds[2], steps), strict=True):
-        alone = np.zeros((1, fresh.segments.words), dtype=np.int32)
-        fresh.write_constants(alone)
-        fresh.written.clear()
-        write(fresh, alone, [layout])
-        if used.grid.split:
-            assert read_blocks(used, row) == read_blocks(fresh, alone[0])
+        used.fill(layouts_of(queries, kv, steps))
+    fresh.fill(layouts_of(queries, rounds[2], steps))
+    for one, other in zip(used.passes, fresh.passes, strict=True):
+        assert one.last_page.tolist() == other.last_page.tolist()
+        if one.grid.split:  # otherwise lengths change nothing in the blocks
+            assert visible_blocks(one) == visible_blocks(other)
 
 
-def test_runs_are_neighbours_that_feed_as_many_tokens() -> None:
+def test_runs_are_neighbours_with_the_same_query_counts() -> None:
     one, two = layouts_of([1, 1], [20, 30], 3), layouts_of([2, 2], [20, 30], 1)
-    assert [len(run) for run in alike_runs([*two, *one])] == [1, 3]
-    assert [len(run) for run in alike_runs(one)] == [3]
+    assert [len(run) for run in runs_of_equal_queries([*two, *one])] == [1, 3]
+    assert [len(run) for run in runs_of_equal_queries(one)] == [3]

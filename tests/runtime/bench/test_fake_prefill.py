@@ -1,4 +1,4 @@
-"""A pretended prefill leaves what a real one does: lengths, pages, views, a run that ends."""
+"""A start without a prefill leaves the lengths, pages and views of a real one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import DRAFTS, Case, build, random_prompts
 
-from runtime.bench.fake_prefill import pretend_prefilled
+from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import kernel_part
 from runtime.bench.utilization import matrix_parameters, verification_rates
 from runtime.config import DecoderConfig
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("draft", ["none", *DRAFTS])
-def test_a_pretended_prefill_leaves_the_state_of_a_real_one(draft: str) -> None:
+def test_a_start_without_a_prefill_leaves_the_state_of_a_real_one(draft: str) -> None:
     case = Case(
         family="llama-3.1",
         prompts=random_prompts((90, 31, 64), seed=1),
@@ -26,20 +26,20 @@ def test_a_pretended_prefill_leaves_the_state_of_a_real_one(draft: str) -> None:
         draft=draft,
         gamma=0 if draft == "none" else 3,
     )
-    real, pretended = build(case), build(case)
+    real, unfilled = build(case), build(case)
     real.start(case.prompts, case.new_tokens)
-    pretend_prefilled(pretended, case.prompts, case.new_tokens)
-    for one, other in zip(real.sequences, pretended.sequences, strict=True):
+    start_without_prefill(unfilled, case.prompts, case.new_tokens)
+    for one, other in zip(real.sequences, unfilled.sequences, strict=True):
         assert len(one.tokens) == len(other.tokens)
         assert one.table.tokens == other.table.tokens
         assert len(one.table.pages) == len(other.table.pages)
-    assert real.cache.free_pages == pretended.cache.free_pages
+    assert real.cache.free_pages == unfilled.cache.free_pages
     if getattr(real.drafter, "ring", None) is None:  # a ring forgets before its next round
-        caches = [getattr(engine.drafter, "cache", engine.cache) for engine in (real, pretended)]
+        caches = [getattr(engine.drafter, "cache", engine.cache) for engine in (real, unfilled)]
         assert caches[0].free_pages == caches[1].free_pages
-    result = pretended.run_to_end(ttft_s=0.0)
+    result = unfilled.run_to_end(ttft_s=0.0)
     assert [len(sequence.generated) for sequence in result.sequences] == [12, 7, 12]
-    assert pretended.cache.free_pages == pretended.cache.pages
+    assert unfilled.cache.free_pages == unfilled.cache.pages
     # Every round reads each sequence's whole cache but drafts nothing twice.
     assert result.rounds[0].read_tokens == 90 + 31 + 64
 

@@ -48,7 +48,7 @@ def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "run it as `specroof run selfspec`" in wrong.stderr
 
 
-def test_a_table_says_what_the_check_found(tiny: str) -> None:
+def test_a_table_reports_the_check(tiny: str) -> None:
     flags = ["--random-weights", "--prefix-tokens", "80", "--gen-tokens", "10"]
     flags += ["--kv-budget", "32", "--check"]
     done = specroof("selfspec", "--model", tiny, *flags)

@@ -14,7 +14,7 @@ from runtime.attention.paged_cache import PageTable, pages_for
 from runtime.drafting.snapkv import kept_tokens, prompt_scores
 from runtime.drafting.views import SinkWindowView
 from runtime.errors import InputError
-from runtime.execution.sequence import Sequence
+from runtime.execution.sequence import SequenceState
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def test_sink_and_window_fill_the_budget_to_within_a_page(
     budget = (pages_for(sink, page) + 1) * page + spare
     policy = SinkWindowView(budget_tokens=budget, sink_tokens=sink, page_tokens=page)
     table = PageTable(list(range(pages_for(tokens, page))), tokens)
-    view = policy.view(Sequence(0, [0] * (tokens + 1), tokens, 9, table))
+    view = policy.view(SequenceState(0, [0] * (tokens + 1), tokens, 9, table))
     read = len(view.front) * page + tokens - view.tail_page * page
     assert read <= budget
     if tokens > budget:

@@ -1,4 +1,4 @@
-"""What is sampled follows the target's distribution, and a wrong sampler is found out."""
+"""What is sampled follows the target's distribution, and a wrong sampler is detected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def first_token_p_value(sampler: StochasticSampler, params: SamplingParams) -> f
     steps = [sampler.draft(draft.expand(ROUNDS, -1)) for _ in range(GAMMA)]
     tokens = torch.stack([step[0] for step in steps], 1)
     rows = torch.stack([step[1] for step in steps if step[1] is not None], 1)
-    verdict = sampler.verify(tokens, rows, target.expand(ROUNDS, -1, -1))
+    verdict = sampler.verify_tokens(tokens, rows, target.expand(ROUNDS, -1, -1))
     expected = probabilities(target[0, 0], params).double().numpy() * ROUNDS
     seen = np.bincount(verdict[:, 1].numpy(), minlength=VOCAB)
     assert (seen[expected == 0] == 0).all()
@@ -67,14 +67,14 @@ def test_the_second_token_of_a_round_follows_the_target_too() -> None:
     steps = [sampler.draft(draft.expand(ROUNDS, -1)) for _ in range(GAMMA)]
     rows = torch.stack([step[1] for step in steps if step[1] is not None], 1)
     tokens = torch.stack([step[0] for step in steps], 1)
-    verdict = sampler.verify(tokens, rows, target.expand(ROUNDS, -1, -1))
+    verdict = sampler.verify_tokens(tokens, rows, target.expand(ROUNDS, -1, -1))
     second = verdict[verdict[:, 0] >= 1, 2].numpy()
     share = probabilities(target[0, 1], PARAMS).double().numpy()
     expected = share / share.sum() * len(second)
     assert stats.chisquare(np.bincount(second, minlength=VOCAB), expected).pvalue > 1e-3
 
 
-def test_a_sampler_that_ignores_the_residual_is_found_out() -> None:
+def test_a_sampler_that_ignores_the_residual_is_detected() -> None:
     assert first_token_p_value(DrawsFromTarget(PARAMS, CPU), PARAMS) < 1e-9
 
 
@@ -83,7 +83,7 @@ def test_an_engine_that_samples_keeps_the_distribution(draft: str) -> None:
     assert second_token_p_value(draft, StochasticSampler) > 1e-3
 
 
-def test_an_engine_with_the_wrong_sampler_is_found_out() -> None:
+def test_an_engine_with_the_wrong_sampler_is_detected() -> None:
     assert second_token_p_value("self-streamingllm", DrawsFromTarget) < 1e-6
 
 
@@ -109,26 +109,26 @@ def second_token_p_value(draft: str, kind: type[StochasticSampler]) -> float:
     first = first_rows(case, [prompt], params)[0]
     after = first_rows(case, [[*prompt, token] for token in range(len(first))], params)
     expected = (first.double() @ after.double()).numpy() * count
-    found = np.bincount([s.generated[1] for s in result.sequences], minlength=len(first))
+    counts = np.bincount([s.generated[1] for s in result.sequences], minlength=len(first))
     rare = expected < 5
     expected = np.append(expected[~rare], expected[rare].sum()) * (count / expected.sum())
-    found = np.append(found[~rare], found[rare].sum())
+    counts = np.append(counts[~rare], counts[rare].sum())
     real = expected > 0
-    return float(stats.chisquare(found[real], expected[real]).pvalue)
+    return float(stats.chisquare(counts[real], expected[real]).pvalue)
 
 
 def first_rows(case: Case, texts: list[list[int]], params: SamplingParams) -> torch.Tensor:
     """The target's distribution after each text."""
     engine = build(replace(case.plain, prompts=texts, new_tokens=[1] * len(texts)))
-    judge, seen = engine.sampler.verify, []
+    original, seen = engine.sampler.verify_tokens, []
 
     def spy(
         drafts: torch.Tensor, proposed: torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         seen.append(logits)
-        return judge(drafts, proposed, logits)
+        return original(drafts, proposed, logits)
 
-    engine.sampler.verify = spy  # type: ignore[method-assign]
+    engine.sampler.verify_tokens = spy  # type: ignore[method-assign]
     engine.start(texts, [1] * len(texts))
     return probabilities(seen[0][:, 0], params)
 
@@ -136,7 +136,7 @@ def first_rows(case: Case, texts: list[list[int]], params: SamplingParams) -> to
 def test_greedy_accepts_up_to_the_first_difference() -> None:
     logits = torch.nn.functional.one_hot(torch.tensor([[4, 2, 5, 1]] * 3), VOCAB).float()
     drafts = torch.tensor([[4, 2, 5], [4, 0, 5], [0, 2, 5]])
-    verdict = GreedySampler().verify(drafts, None, logits)
+    verdict = GreedySampler().verify_tokens(drafts, None, logits)
     assert verdict[:, 0].tolist() == [3, 1, 0]
     assert verdict[0, 1:].tolist() == [4, 2, 5, 1]
     assert verdict[1, 1:3].tolist() == [4, 2]
@@ -147,7 +147,7 @@ def test_injected_acceptance_has_the_rates_it_was_given() -> None:
     rates = (0.9, 0.5, 0.2)
     sampler = InjectedSampler(rates, 1, CPU)
     drafts = torch.zeros((ROUNDS, 3), dtype=torch.long)
-    accepted = sampler.verify(drafts, None, torch.zeros(ROUNDS, 4, VOCAB))[:, 0].numpy()
+    accepted = sampler.verify_tokens(drafts, None, torch.zeros(ROUNDS, 4, VOCAB))[:, 0].numpy()
     for position, rate in enumerate(rates):
         reached = int((accepted >= position).sum())
         passed = int((accepted > position).sum())

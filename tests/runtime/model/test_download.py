@@ -97,4 +97,4 @@ def test_without_a_network_it_is_one_line(
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     assert fetch(tmp_path / "m") == 2
-    assert "some/model: cannot be fetched from the hub" in refused(capsys)
+    assert "some/model: cannot be fetched from the Hub" in refused(capsys)

@@ -32,9 +32,9 @@ def words(start: int, stop: int) -> str:
 def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text(words(0, 25))
-    found = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
-    assert found == [list(range(10)), list(range(10, 20))]
-    with pytest.raises(InputError, match="2 prompts of 10 tokens there, 3 asked"):
+    prompts = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
+    assert prompts == [list(range(10)), list(range(10, 20))]
+    with pytest.raises(InputError, match="2 prompts of 10 tokens for a batch of 3"):
         read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
 
@@ -46,23 +46,23 @@ def test_a_folder_of_books_gives_no_prompt_that_spans_two(
     (books / "100.txt").write_text(words(0, 15))
     (books / "200.txt").write_text(words(50, 60))
     (tmp_path / "pg19" / "metadata.csv").write_text("100,A Book,1900,url\n")
-    found = read_prompts(
+    prompts = read_prompts(
         tmp_path / "pg19", batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB
     )
-    assert found == [list(range(10)), list(range(50, 60))]
+    assert prompts == [list(range(10)), list(range(50, 60))]
 
 
 def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": words(1, 4)}, {"text": words(5, 50)}, {"tokens": [7, 8]}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    found = read_prompts(file, batch=3, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
-    assert found == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
+    prompts = read_prompts(file, batch=3, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
+    assert prompts == [[1, 2, 3], [5, 6, 7, 8, 9], [7, 8]]
 
 
 @pytest.mark.parametrize(
     "line",
-    ["not json", "[1]", '{"other": 1}', '{"tokens": 5}', '{"tokens": ["1", "2"]}',
+    ["not json", "[" * 100_000, "[1]", '{"other": 1}', '{"tokens": 5}', '{"tokens": ["1", "2"]}',
      '{"tokens": [1.0]}', '{"tokens": [true]}', '{"messages": ["hello"]}', '{"messages": {}}',
      '{"messages": [{"role": "user", "content": "w1"}]}'],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_token_outside_the_vocabulary_is_refused(
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"text": "w1"}) + "\n" + json.dumps({"tokens": tokens}))
-    with pytest.raises(InputError, match="prompt 2 is empty or holds a token outside"):
+    with pytest.raises(InputError, match="prompt 2 is empty or has a token outside"):
         read_prompts(file, batch=2, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
 
 
@@ -98,9 +98,9 @@ def test_messages_go_through_the_chat_template(tokenizer: TextTokenizer, tmp_pat
     assert read_prompts(file, prompt_tokens=6, **asked) == plain
     templated = [plain[0], [90, 4, 91], [7, 8]]
     assert read_prompts(file, prompt_tokens=6, chat=True, **asked) == templated
-    with pytest.raises(InputError, match="line 1: 6 tokens in the chat template, 5 asked"):
+    with pytest.raises(InputError, match="line 1: 6 tokens in the chat template, more than the 5"):
         read_prompts(file, prompt_tokens=5, **asked)
-    with pytest.raises(InputError, match="--chat takes JSON lines"):
+    with pytest.raises(InputError, match="--chat needs JSON lines"):
         read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **asked)
 
 
@@ -116,12 +116,27 @@ def test_text_that_is_missing_or_no_text_is_refused(
         read_prompts(
             tmp_path / "noise.txt", batch=1, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB
         )
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "tokenizer.json").write_text("{")
-    for folder in (tmp_path, tmp_path / "broken"):
-        with pytest.raises(InputError, match="no tokenizer that transformers reads") as caught:
-            TextTokenizer(folder)
-        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "null", '{"model": 5}', "[" * 100_000])
+def test_a_folder_without_a_readable_tokenizer_is_refused(
+    content: str | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match="transformers cannot read a tokenizer") as caught:
+        TextTokenizer(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_a_line_of_json_may_hold_the_line_separators_of_unicode(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"text": "w1\u2028w2\x85w3"}, {"text": "w4"}]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    prompts = read_prompts(file, batch=2, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB)
+    assert prompts == [[1, 2, 3], [4]]
 
 
 def test_decoding_undoes_encoding(tokenizer: TextTokenizer) -> None:

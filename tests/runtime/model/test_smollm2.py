@@ -1,4 +1,4 @@
-"""A trained model, where it can be fetched: what it says is what plain decoding says."""
+"""A trained model, if it can be fetched: speculation generates what plain decoding generates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from runtime.bench import run as bench
 from runtime.bench.plan import RunPlan
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]
 ROOT = Path(__file__).parents[3]
 PROMPT = (
     "The history of long-distance trains is a history of waiting. Stations were built as large as "
@@ -48,7 +49,7 @@ def run(smollm2: Path, tmp_path: Path, capsys: Any, **fields: Any) -> dict[str, 
     return report
 
 
-def test_self_speculation_on_trained_weights_says_what_plain_decoding_says(
+def test_self_speculation_on_trained_weights_generates_the_tokens_of_plain_decoding(
     smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
@@ -56,13 +57,13 @@ def test_self_speculation_on_trained_weights_says_what_plain_decoding_says(
     assert "Berlin" in plain["texts"][0] and "Berlin" in plain["texts"][1]
     for policy in ("streamingllm", "snapkv"):
         fields = {"mode": "selfspec", "draft_policy": policy, "kv_budget": 96, "gamma": 3}
-        spoken = run(smollm2, tmp_path, capsys, **fields)
-        assert spoken["sequences"] == plain["sequences"]
-        assert spoken["acceptance_per_position"][0] > 0.5
-        assert spoken["rounds"] < plain["rounds"]
+        speculative = run(smollm2, tmp_path, capsys, **fields)
+        assert speculative["sequences"] == plain["sequences"]
+        assert speculative["acceptance_per_position"][0] > 0.5
+        assert speculative["rounds"] < plain["rounds"]
 
 
-def test_plain_decoding_says_what_transformers_says(
+def test_plain_decoding_generates_the_tokens_of_transformers(
     smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,6 +72,6 @@ def test_plain_decoding_says_what_transformers_says(
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(smollm2)(QUESTION, return_tensors="pt")
     with torch.inference_mode():
-        said = model.generate(**tokens, max_new_tokens=24, do_sample=False)
-    generated = said[0, tokens["input_ids"].shape[1] :].tolist()
+        output = model.generate(**tokens, max_new_tokens=24, do_sample=False)
+    generated = output[0, tokens["input_ids"].shape[1] :].tolist()
     assert report["sequences"][1]["generated"] == generated

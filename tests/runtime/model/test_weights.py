@@ -14,7 +14,13 @@ from tiny_models import FAMILIES
 from runtime.config import DecoderConfig, hf_config, read_config
 from runtime.errors import InputError
 from runtime.model.layers import DecoderWeights
-from runtime.model.weights import RandomWeights, SafetensorsFolder, load_weights, tensor_names
+from runtime.model.weights import (
+    MAX_INDEX_BYTES,
+    RandomWeights,
+    SafetensorsFolder,
+    is_tensor_name,
+    load_weights,
+)
 from runtime.parallel.groups import ALONE, Group
 
 CPU = torch.device("cpu")
@@ -23,17 +29,17 @@ CONFIG = FAMILIES["qwen2.5"]
 
 def whole_tensors(config: DecoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The seeded tensors under their stored names."""
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
 
     class Recorder(RandomWeights):
         def read(
             self, name: str, shape: tuple[int, ...], start: int, stop: int, *, dim: int
         ) -> torch.Tensor:
-            found[name] = super().read(name, shape, 0, shape[dim], dim=dim)
-            return found[name].narrow(dim, start, stop - start)
+            tensors[name] = super().read(name, shape, 0, shape[dim], dim=dim)
+            return tensors[name].narrow(dim, start, stop - start)
 
     load_weights(config, Recorder(1, dtype, CPU), ALONE)
-    return found
+    return tensors
 
 
 def write_model(folder: Path, *, shards: int = 1, dtype: torch.dtype = torch.float32) -> None:
@@ -61,9 +67,9 @@ def test_a_folder_gives_the_tensors_that_were_saved(
 ) -> None:
     write_model(tmp_path, shards=shards, dtype=dtype)
     expected = load_weights(CONFIG, RandomWeights(1, dtype, CPU), ALONE)
-    for found, wanted in zip(load(tmp_path).tensors(), expected.tensors(), strict=True):
-        assert found.dtype == torch.float32
-        assert torch.equal(found, wanted.float())
+    for loaded, wanted in zip(load(tmp_path).tensors(), expected.tensors(), strict=True):
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded, wanted.float())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -126,7 +132,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         ("intermediate_size", 64, "but the config says"),
         ("vocab_size", 100, "but the config says"),
         ("num_hidden_layers", 1, "does not expect"),
-        ("num_hidden_layers", 3, "no tensor"),
+        ("num_hidden_layers", 3, "is missing"),
         ("model_type", "llama", "does not expect"),
         ("model_type", "gpt2", "not supported"),
     ],
@@ -144,7 +150,44 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
     write_model(tmp_path, shards=2)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-1.safetensors", "../x.safetensors"))
-    refused(tmp_path, "is not a safetensors file beside it")
+    refused(tmp_path, "../x.safetensors is not the name of a safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not an index"),
+        ("[" * 100_000, "is not an index"),
+        ("[]", "weight_map is not an object"),
+        ("{}", "weight_map is not an object"),
+        ('{"weight_map": ["model.safetensors"]}', "weight_map is not an object"),
+        ('{"weight_map": {}}', "weight_map is not an object"),
+        ('{"weight_map": {"a\\nb": 5}}', "the shard of a b is not a file name"),
+        ('{"weight_map": {"a": ["x"]}}', "the shard of a is not a file name"),
+        ('{"weight_map": {"a": "x\\ny"}}', "x y is not the name of a safetensors file"),
+        (" " * (MAX_INDEX_BYTES + 1), "over 64,000,000 bytes"),
+    ],
+)
+def test_a_malformed_index_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    refused(tmp_path, message)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    tensors = whole_tensors(CONFIG, torch.float32)
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    refused(tmp_path, f"{name} is stored as I8; quantised weights are not supported")
+
+
+def test_a_config_of_very_many_layers_ends_at_the_first_that_is_missing(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    source = SafetensorsFolder(tmp_path, torch.float32, CPU)
+    with pytest.raises(InputError, match=rf"tensor model\.layers\.{CONFIG.layers}\."):
+        load_weights(replace(CONFIG, layers=10**9), source, ALONE)
 
 
 def refused(folder: Path, message: str) -> None:
@@ -165,5 +208,14 @@ def test_random_weights_differ_by_seed_and_by_name_and_repeat() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_every_stored_name_is_expected() -> None:
-    assert set(whole_tensors(CONFIG, torch.float32)) == tensor_names(CONFIG)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tensors_that_are_read_are_those_that_are_expected(family: str) -> None:
+    config = FAMILIES[family]
+    names = set(whole_tensors(config, torch.float32))
+    for other in FAMILIES.values():
+        for name in whole_tensors(other, torch.float32):
+            assert is_tensor_name(name, config) == (name in names | {"lm_head.weight"})
+    last = config.layers - 1
+    assert is_tensor_name(f"model.layers.{last}.mlp.up_proj.weight", config)
+    for index in (f"{last + 1}", f"0{last}", "-1", "9" * 20):
+        assert not is_tensor_name(f"model.layers.{index}.mlp.up_proj.weight", config)
