@@ -22,40 +22,51 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from perfmodel import catalog
-from perfmodel.acceptance.curve import AcceptanceCurve
-from perfmodel.acceptance.tokens import Acceptance
-from perfmodel.errors import ConfigError, DoesNotFit, NoFeasiblePlan, SpecroofError
-from perfmodel.flat_values import override, scenario_dict
-from perfmodel.passes.memory import MemoryEstimate
-from perfmodel.passes.parts import Part, StepTime
-from perfmodel.planning.find_plan import SEARCHED, find_plan
-from perfmodel.planning.recommend import Recommendation
-from perfmodel.planning.search import Candidate
-from perfmodel.planning.sweep import ARRAY_AXES, LOOP_AXES, Sweep
-from perfmodel.planning.sweep import sweep as _sweep
-from perfmodel.reports.engine_config import export_plan
-from perfmodel.reports.export import ExportPlan
-from perfmodel.scenario import Scenario
-from perfmodel.scenario_input import ScenarioInput, parse_scenario
-from perfmodel.serving.acceptance import scenario_acceptance
-from perfmodel.serving.scheduler import Serving, Simulation
-from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
-from perfmodel.serving.traffic import Traffic
-from perfmodel.specs.draft import DraftPlan
-from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.gpu import GPU, Machine
-from perfmodel.specs.model import ModelSpec
-from perfmodel.specs.workload import SLO, Workload, parse_slo
-from perfmodel.speculation.break_even import (
+from perfmodel import (
+    GPU,
+    SLO,
+    Acceptance,
+    AcceptanceCurve,
+    ConfigError,
+    DoesNotFit,
+    DraftPlan,
+    EngineProfile,
+    Interval,
+    Machine,
+    ModelSpec,
+    NoFeasiblePlan,
+    Recommendation,
+    RoundEstimate,
+    Scenario,
+    ScenarioInput,
+    ServingRun,
+    Simulation,
+    SpecroofError,
+    StepTime,
+    Sweep,
+    Traffic,
+    catalog,
+    estimate,
+    find_plan,
+    parse_scenario,
+    scenario_dict,
+    simulate_requests,
+    speedup_interval,
+)
+from perfmodel import sweep as _sweep
+from perfmodel.flat_values import override
+from perfmodel.passes import MemoryEstimate, Part
+from perfmodel.planning import ARRAY_AXES, LOOP_AXES, SEARCHED, Candidate
+from perfmodel.reports import ExportPlan, export_plan
+from perfmodel.serving import SCHEDULE_GAMMAS, Serving, scenario_acceptance
+from perfmodel.specs import Workload, parse_slo
+from perfmodel.speculation import (
     BreakEven,
     GammaSchedule,
     break_even_batch,
     break_even_context,
     gamma_schedule,
 )
-from perfmodel.speculation.round import RoundEstimate, estimate
-from perfmodel.speculation.uncertainty import Interval, speedup_interval
 
 __all__ = [
     "GPU",

@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 import perfmodel as pm
+from perfmodel.units import format_bytes
 
 BASE = {
     "target": "llama-3.1-8b",
@@ -63,7 +64,7 @@ def main() -> None:
         print(f"{label} sweep: {points:,} points in {seconds:.2f} s, best speedup {best:.2f}x")
     print(f"one predict: {predict_seconds() * 1e3:.2f} ms, median of 300")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory: {pm.format_bytes(peak)}")
+    print(f"peak memory: {format_bytes(peak)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 import time
 
 import perfmodel as pm
+from perfmodel.serving import Serving, scenario_acceptance
+from perfmodel.units import format_bytes
 
 SCENARIO = {
     "target": "llama-3.1-8b",
@@ -33,8 +35,8 @@ def play(requests: int, gammas: tuple[int, ...]) -> None:
         scenario,
         pm.Simulation(
             traffic=pm.Traffic(requests=requests, **TRAFFIC),  # type: ignore[arg-type]
-            serving=pm.Serving(max_batch=64),
-            process=pm.scenario_acceptance(scenario),
+            serving=Serving(max_batch=64),
+            process=scenario_acceptance(scenario),
         ),
         gammas=gammas,
     )
@@ -44,7 +46,7 @@ def play(requests: int, gammas: tuple[int, ...]) -> None:
     print(
         f"{run.label}: {stats.requests:,} requests, {stats.output_tokens:,} tokens, "
         f"{stats.rounds:,} rounds at mean batch {stats.batch_s / stats.busy_s:.0f} "
-        f"in {seconds:.1f} s ({cpu:.1f} s of one core); peak memory {pm.format_bytes(peak)}"
+        f"in {seconds:.1f} s ({cpu:.1f} s of one core); peak memory {format_bytes(peak)}"
     )
 
 

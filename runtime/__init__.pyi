@@ -5,6 +5,7 @@ from .bench.provenance import provenance as provenance
 from .bench.provenance import source_commit as source_commit
 from .bench.steps import StepBench as StepBench
 from .bench.steps import StepCase as StepCase
+from .bench.steps import StepTimes as StepTimes
 from .bench.table import TablePlan as TablePlan
 from .config import DecoderConfig as DecoderConfig
 from .config import config_of_shape as config_of_shape

@@ -14,7 +14,7 @@ from calibration.records.acceptance import (
     Renewal,
     Window,
 )
-from perfmodel import tokens_per_round_iid
+from perfmodel.acceptance import tokens_per_round_iid
 
 GAMMA = 8
 HEADER = {

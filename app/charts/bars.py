@@ -9,7 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, SERIES, columns, finish
-from perfmodel import RoundEstimate, format_bytes, prediction_dict, units
+from perfmodel import RoundEstimate, prediction_dict, units
+from perfmodel.units import format_bytes
 
 
 def compare_bars(names: Sequence[str], measure: str, values: Sequence[float | None]) -> go.Figure:

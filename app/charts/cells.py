@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from app.charts.base import DIVERGING, HATCH, WALL, Array, finish, numbers, tick_positions
-from perfmodel import Scenario, plan_label
+from perfmodel import Scenario
+from perfmodel.planning import plan_label
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,7 +10,9 @@ import plotly.graph_objects as go
 
 from app.charts.base import GAIN, SERIES, Array, finish, numbers
 from app.charts.cells import short_label
-from perfmodel import GAMMAS, SLO, Scenario, estimate, plan_label
+from perfmodel import SLO, Scenario, estimate
+from perfmodel.planning import plan_label
+from perfmodel.speculation import GAMMAS
 
 SECONDS_PER_HOUR = 3600.0
 

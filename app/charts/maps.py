@@ -22,7 +22,10 @@ from app.charts.cells import (
     short_label,
     speedup_range,
 )
-from perfmodel import GAMMAS, RoundEstimate, Scenario, estimate, format_tokens, plan_label
+from perfmodel import RoundEstimate, Scenario, estimate
+from perfmodel.planning import plan_label
+from perfmodel.speculation import GAMMAS
+from perfmodel.units import format_tokens
 
 MAP_BATCHES = np.unique([n * 2.0**k for k in range(9) for n in (1, 1.5) if n * 2.0**k % 1 == 0])
 MAP_PROMPTS = np.unique(np.round(1000 * 2.0 ** np.arange(0, 7.5, 0.5)))

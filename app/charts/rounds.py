@@ -18,7 +18,9 @@ from app.charts.base import (
     columns,
     finish,
 )
-from perfmodel import GROUPS, Part, RoundEstimate, StepTime, format_seconds
+from perfmodel import RoundEstimate, StepTime
+from perfmodel.passes import GROUPS, Part
+from perfmodel.units import format_seconds
 
 
 def passes(point: RoundEstimate) -> dict[str, StepTime]:

@@ -9,7 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import LINE, PART_COLOURS, SERIES, curve, finish
-from perfmodel import Interval, Sensitivity
+from perfmodel import Interval
+from perfmodel.speculation import Sensitivity
 
 
 def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:

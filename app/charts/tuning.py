@@ -7,7 +7,10 @@ import plotly.graph_objects as go
 
 from app.charts.base import SERIES, Array, curve, finish, numbers
 from app.charts.cells import add_marker, add_wall, contour, heatmap, label_cells
-from perfmodel import BUDGETS, GAMMAS, GammaSchedule, Scenario, estimate, format_tokens
+from perfmodel import Scenario, estimate
+from perfmodel.planning import BUDGETS
+from perfmodel.speculation import GAMMAS, GammaSchedule
+from perfmodel.units import format_tokens
 
 PLATEAU = 0.02  # within this share of the optimum, a choice is as good
 

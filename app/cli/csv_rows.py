@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from perfmodel import FORMER_NAMES, ConfigError, ScenarioInput
+from perfmodel import ConfigError, ScenarioInput
+from perfmodel.catalog.scenarios import FORMER_NAMES
 
 MAX_CSV_BYTES = 10_000_000
 

@@ -84,7 +84,7 @@ def _scenario_flag(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _former_names(name: str) -> list[str]:
-    from perfmodel import FORMER_NAMES
+    from perfmodel.catalog.scenarios import FORMER_NAMES
 
     return [old for old, new in FORMER_NAMES.items() if new == name]
 

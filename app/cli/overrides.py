@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perfmodel import ConfigError, override, scenario_values
+from perfmodel import ConfigError
+from perfmodel.catalog.scenarios import scenario_values
+from perfmodel.flat_values import override
 
 
 def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:

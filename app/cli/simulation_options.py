@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from perfmodel import AcceptanceProcess, Scenario, Serving, Traffic
+    from perfmodel import Scenario, Traffic
+    from perfmodel.serving import AcceptanceProcess, Serving
 
 DEFAULT_REQUESTS = 10_000
 
@@ -114,13 +115,13 @@ class SimulationOptions:
 
     def serving(self, scenario: Scenario) -> Serving:
         """The engine's limits; the scenario's batch is the most that decodes together."""
-        from perfmodel import Serving
+        from perfmodel.serving import Serving
 
         return Serving(max_batch=scenario.workload.batch, token_budget=self.token_budget)
 
     def process(self, scenario: Scenario) -> AcceptanceProcess:
         """How drafts are accepted."""
-        from perfmodel import recorded_acceptance, scenario_acceptance
+        from perfmodel.serving import recorded_acceptance, scenario_acceptance
 
         trace = self.acceptance_trace
         recorded = () if trace is None else recorded_acceptance(trace)

@@ -21,7 +21,6 @@ from calibration.records import (
     row_error,
 )
 from perfmodel import (
-    GAMMAS,
     ConfigError,
     Interval,
     Recommendation,
@@ -33,6 +32,7 @@ from perfmodel import (
     prediction_dict,
     speedup_interval,
 )
+from perfmodel.speculation import GAMMAS
 
 if TYPE_CHECKING:
     from calibration.validate import PublishedReport

@@ -24,19 +24,11 @@ from app.explorer.state import (
     widget_state,
 )
 from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload, scenario_upload
-from perfmodel import (
-    DTYPE_BYTES,
-    OBJECTIVES,
-    ConfigError,
-    ModelSpec,
-    Scenario,
-    catalog,
-    draft_choices,
-    engine_names,
-    format_bytes,
-    format_seconds,
-    parse_scenario,
-)
+from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
+from perfmodel.catalog.engines import engine_names
+from perfmodel.planning import OBJECTIVES, draft_choices
+from perfmodel.specs import DTYPE_BYTES
+from perfmodel.units import format_bytes, format_seconds
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 TP_DEGREES = (1, 2, 4, 8, 16)

@@ -14,15 +14,9 @@ from importlib import resources
 from typing import Any
 
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
-from perfmodel import (
-    ACCEPTANCE_KEYS,
-    OBJECTIVES,
-    ConfigError,
-    ScenarioInput,
-    catalog,
-    parse_scenario,
-    read_scenario,
-)
+from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
+from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.planning import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable so that results cache
 

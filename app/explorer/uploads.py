@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from calibration.acceptance import vllm_metrics
 from calibration.records import PublishedRow
-from perfmodel import FORMER_NAMES, ConfigError, catalog, read_scenario
+from perfmodel import ConfigError, catalog
+from perfmodel.catalog.scenarios import FORMER_NAMES, read_scenario
 
 Parsed = TypeVar("Parsed")
 MAX_UPLOAD_BYTES = 1_000_000

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import plain_table, scenario_line
-from perfmodel import format_bytes, format_seconds
+from perfmodel.units import format_bytes, format_seconds
 
 
 def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:

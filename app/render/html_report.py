@@ -15,7 +15,8 @@ from app.render.recommendation_tables import (
     sensitivity_rows,
     unmeasured_rows,
 )
-from perfmodel import Recommendation, Scenario, estimate, format_tokens, prediction_dict
+from perfmodel import Recommendation, Scenario, estimate, prediction_dict
+from perfmodel.units import format_tokens
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app.render.tables import number_text, plain_table, print_notes, scenario_line, seconds_text
-from perfmodel import GROUPS, format_bytes, format_seconds
+from perfmodel.passes import GROUPS
+from perfmodel.units import format_bytes, format_seconds
 
 STEP_TITLES = {
     "target_step": "T_T  plain step",

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import number_text, print_notes, rows_table
-from perfmodel import format_chance, format_seconds, format_tokens
+from perfmodel.units import format_chance, format_seconds, format_tokens
 
 PLAN_HEADER = (
     "plan",

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import print_notes, rows_table, scenario_line
-from perfmodel import format_seconds
+from perfmodel.units import format_seconds
 
 Cell = Callable[[Mapping[str, Any]], str]
 

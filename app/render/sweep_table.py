@@ -9,7 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from perfmodel import Block, Sweep, format_seconds
+from perfmodel import Sweep
+from perfmodel.planning import Block
+from perfmodel.units import format_seconds
 
 MAX_ROWS = 40
 MAX_TABLE_ROWS = 200

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from perfmodel import format_seconds
+from perfmodel.units import format_seconds
 
 
 def scenario_line(scenario: Mapping[str, Any]) -> str:

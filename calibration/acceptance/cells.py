@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.acceptance.renewal import expected_ratio
 from calibration.records.acceptance import LAGS, RENEWAL_GAMMAS, DraftView, Record
-from perfmodel import alpha_for_tokens_per_round, tokens_per_round_iid
+from perfmodel.acceptance import alpha_for_tokens_per_round, tokens_per_round_iid
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000

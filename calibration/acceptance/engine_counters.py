@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfmodel import Acceptance, ConfigError, Origin
+from perfmodel import Acceptance, ConfigError
+from perfmodel.specs import Origin
 
 MAX_BYTES = 50_000_000
 SHORT_ROUNDS = 0.02  # of the drafts may be missing, by rounds cut short at the end of a sequence

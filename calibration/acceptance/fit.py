@@ -20,14 +20,10 @@ from numpy.typing import NDArray
 from calibration.acceptance.cells import Cell, cells, default_of
 from calibration.records.acceptance import DraftView, RecordSet
 from calibration.records.toml_file import significant, toml_text
-from perfmodel import (
-    AcceptanceCurve,
-    AcceptancePoint,
-    ConfigError,
-    Origin,
-    acceptance_curve,
-    acceptance_loss,
-)
+from perfmodel import AcceptanceCurve, ConfigError
+from perfmodel.acceptance import AcceptancePoint, acceptance_loss
+from perfmodel.catalog.acceptance import acceptance_curve
+from perfmodel.specs import Origin
 
 Floats = NDArray[np.float64]
 GAMMA = 4

@@ -21,14 +21,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibration.acceptance.fit import curves_text
-from perfmodel import (
-    REFERENCE_BUDGET_TOKENS,
-    AcceptanceCurve,
-    AcceptancePoint,
-    Origin,
-    acceptance_loss,
-    measured_curves,
-)
+from perfmodel import AcceptanceCurve
+from perfmodel.acceptance import REFERENCE_BUDGET_TOKENS, AcceptancePoint, acceptance_loss
+from perfmodel.catalog.acceptance import measured_curves
+from perfmodel.specs import Origin
 from perfmodel.units import Z90
 
 Floats = NDArray[np.float64]

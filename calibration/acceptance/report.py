@@ -16,7 +16,7 @@ from calibration.acceptance.cells import Cell, CellKey, cells
 from calibration.acceptance.fit import RecordFit, fit_records, fits_a_curve
 from calibration.records.acceptance import LAGS, DraftView, RecordSet
 from calibration.records.counted import CountedRun
-from perfmodel import tokens_per_round_iid
+from perfmodel.acceptance import tokens_per_round_iid
 
 HELD_OUT = 3  # windows of this index modulo 4 are left out of the comparison's fits
 GAMMAS = (2, 4, 8, 16)

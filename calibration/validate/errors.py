@@ -23,13 +23,8 @@ from calibration.validate.predict import (
     predicted_times,
     to_logits,
 )
-from perfmodel import (
-    RoundEstimate,
-    StepTime,
-    estimate,
-    speedup_interval,
-    tokens_per_round_iid,
-)
+from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval
+from perfmodel.acceptance import tokens_per_round_iid
 
 QUANTITIES = (*PHASES, "round_s", "prefill_s", "speedup", "memory")
 LABELS = {

@@ -9,14 +9,10 @@ import numpy as np
 from calibration.records.steps import Case
 from calibration.validate.memory import CHUNK_TOKENS
 from calibration.validate.sample import case_scenario
-from perfmodel import (
-    RoundEstimate,
-    Scenario,
-    StepTime,
-    engine_profile,
-    prefill_pass,
-    target_rank,
-)
+from perfmodel import RoundEstimate, Scenario, StepTime
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.passes import prefill_pass
+from perfmodel.speculation import target_rank
 
 
 def bench_scenario(

@@ -1,1 +1,33 @@
 """Seconds of one kernel on one GPU: dense products, attention, collectives."""
+
+from perfmodel.kernels.attention import AttentionCurve, PrefillTable
+from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
+from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
+from perfmodel.kernels.attention_split import (
+    BLOCKS_PER_SM,
+    TILE_ROWS,
+    AttentionCall,
+    SplitKV,
+    tile_index,
+)
+from perfmodel.kernels.collectives import MeasuredTimes
+from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
+
+__all__ = [
+    "BLOCKS_PER_SM",
+    "TILE_ROWS",
+    "AttentionCall",
+    "AttentionCurve",
+    "BlockTable",
+    "DecodeTable",
+    "GemmCurve",
+    "LibraryAttention",
+    "MeasuredTimes",
+    "OwnProducts",
+    "PrefillTable",
+    "ScheduledAttention",
+    "SplitKV",
+    "Waves",
+    "roofline_seconds",
+    "tile_index",
+]

@@ -1,1 +1,13 @@
 """Seconds and bytes of one forward pass."""
+
+from perfmodel.passes.forward import prefill_pass
+from perfmodel.passes.memory import MemoryEstimate
+from perfmodel.passes.parts import GROUPS, Part, StepTime
+
+__all__ = [
+    "GROUPS",
+    "MemoryEstimate",
+    "Part",
+    "StepTime",
+    "prefill_pass",
+]

@@ -1,1 +1,25 @@
 """Estimates as plain data: JSON dictionaries and engine configuration files."""
+
+from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.export import ExportPlan
+from perfmodel.reports.prediction import (
+    check_fits,
+    infeasible_reason,
+    prediction_dict,
+    recommendation_dict,
+)
+from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
+
+__all__ = [
+    "ENGINES",
+    "ExportPlan",
+    "batch_dict",
+    "check_fits",
+    "choice_dict",
+    "export_plan",
+    "exportability",
+    "infeasible_reason",
+    "prediction_dict",
+    "recommendation_dict",
+    "serving_dict",
+]

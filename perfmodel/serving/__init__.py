@@ -1,1 +1,26 @@
 """Requests over time: traffic, batching, the simulator."""
+
+from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
+from perfmodel.serving.choose_gamma import choose_for_traffic
+from perfmodel.serving.fixed_batch import simulate_batch
+from perfmodel.serving.round_times import RoundTimes
+from perfmodel.serving.scheduler import Serving, Simulation
+from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
+from perfmodel.serving.traces import recorded_acceptance
+from perfmodel.serving.traffic import Traffic, lengths
+
+__all__ = [
+    "SCHEDULE_GAMMAS",
+    "AcceptanceProcess",
+    "RoundTimes",
+    "Serving",
+    "ServingRun",
+    "Simulation",
+    "Traffic",
+    "choose_for_traffic",
+    "lengths",
+    "recorded_acceptance",
+    "scenario_acceptance",
+    "simulate_batch",
+    "simulate_requests",
+]

@@ -1,1 +1,22 @@
 """What is described: GPU, model, workload, draft, engine; frozen, without file access."""
+
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import GPU, Link, Machine
+from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
+from perfmodel.specs.workload import SLO, Workload, parse_slo
+
+__all__ = [
+    "DTYPE_BYTES",
+    "GPU",
+    "SLO",
+    "DraftPlan",
+    "EngineProfile",
+    "Link",
+    "Machine",
+    "ModelSpec",
+    "Origin",
+    "Workload",
+    "parse_slo",
+]

@@ -1,1 +1,36 @@
 """One round: draft γ tokens, verify them, gain Ω; when it pays, and how sure that is."""
+
+from perfmodel.speculation.break_even import (
+    GAMMAS,
+    BreakEven,
+    GammaSchedule,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+)
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.speculation.uncertainty import (
+    Interval,
+    Sensitivity,
+    probability_of_gain,
+    sensitivities,
+    speedup_interval,
+)
+
+__all__ = [
+    "GAMMAS",
+    "BreakEven",
+    "GammaSchedule",
+    "Interval",
+    "RoundEstimate",
+    "Sensitivity",
+    "break_even_batch",
+    "break_even_context",
+    "estimate",
+    "gamma_schedule",
+    "probability_of_gain",
+    "sensitivities",
+    "speedup_interval",
+    "target_rank",
+    "without_speculation",
+]

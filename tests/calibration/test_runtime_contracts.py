@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perfmodel import DraftPlan, ModelSpec, catalog, from_hf_config
+from perfmodel import DraftPlan, ModelSpec, catalog
+from perfmodel.specs.hf_config import from_hf_config
 from runtime import (
     ALONE,
     BatchShape,

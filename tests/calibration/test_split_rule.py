@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perfmodel import TILE_ROWS, AttentionCall
+from perfmodel.kernels import TILE_ROWS, AttentionCall
 from perfmodel.kernels.attention_split import call_seconds, tile_index
 from runtime.attention.split_kv import (
     BlockGrid,

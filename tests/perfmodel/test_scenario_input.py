@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from strategies import DRAFTS, a_scenario, scenarios
 
-from perfmodel import (
-    ConfigError,
-    Scenario,
-    ScenarioInput,
-    parse_scenario,
-    read_scenario,
-    scenario_dict,
-)
+from perfmodel import ConfigError, Scenario, ScenarioInput, parse_scenario, scenario_dict
+from perfmodel.catalog.scenarios import read_scenario
 
 SELF = {"draft": "self"}
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -14,7 +14,7 @@ from app.cli.options import AsJson, ScenarioFile
 from app.cli.output import atomic_text, console, print_json
 
 if TYPE_CHECKING:
-    from perfmodel import ExportPlan
+    from perfmodel.reports import ExportPlan
 
 
 def export(
@@ -39,7 +39,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as an engine's configuration."""
-    from perfmodel import ENGINES, ConfigError, export_plan, unknown_name
+    from perfmodel import ConfigError
+    from perfmodel.errors import unknown_name
+    from perfmodel.reports import ENGINES, export_plan
 
     if matrix:
         _print_matrix(as_json=as_json)
@@ -66,6 +68,7 @@ def _plan(
     """The plan to export: as given, or as recommended."""
     import perfmodel
     from app.cli.overrides import parse_overrides
+    from perfmodel.reports import ExportPlan, infeasible_reason
 
     schedule = None
     if recommended:
@@ -76,15 +79,16 @@ def _plan(
     else:
         values = parse_overrides(scenario, flags)
         chosen = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
-    if reason := perfmodel.infeasible_reason(perfmodel.estimate(chosen)):
+    if reason := infeasible_reason(perfmodel.estimate(chosen)):
         raise perfmodel.NoFeasiblePlan(reason)
-    plan = perfmodel.ExportPlan.of_scenario(chosen, engine=engine)
+    plan = ExportPlan.of_scenario(chosen, engine=engine)
     return replace(plan, gamma_schedule=schedule)
 
 
 def _print_matrix(*, as_json: bool) -> None:
     """Print which engine runs which draft choice."""
-    from perfmodel import ENGINES, ExportPlan, exportability, parse_scenario
+    from perfmodel import parse_scenario
+    from perfmodel.reports import ENGINES, ExportPlan, exportability
 
     base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm"}
     choices = [

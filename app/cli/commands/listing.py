@@ -102,7 +102,8 @@ def _models() -> list[dict[str, Any]]:
 
 def _engines() -> list[dict[str, Any]]:
     """Each profile, and again for every GPU or architecture that has values that differ."""
-    from perfmodel import catalog, engine_names, engine_profile
+    from perfmodel import catalog
+    from perfmodel.catalog.engines import engine_names, engine_profile
 
     gpus = [catalog.gpu(name) for name in catalog.gpu_names()]
     entries = []
@@ -132,13 +133,13 @@ def _engine(profile: EngineProfile, hardware: str) -> dict[str, Any]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    from perfmodel import scenario_names, scenario_values
+    from perfmodel.catalog.scenarios import scenario_names, scenario_values
 
     return [{"name": name, **scenario_values(name)} for name in scenario_names()]
 
 
 def _acceptance() -> list[dict[str, Any]]:
-    from perfmodel import measured_curves
+    from perfmodel.catalog.acceptance import measured_curves
 
     return [
         {

@@ -46,7 +46,8 @@ def predict(
 def _predict_rows(base: dict[str, Any], source: str) -> None:
     """Print one JSON object per row, in order; a bad row becomes its error, and the end is 2."""
     from app.cli.csv_rows import csv_rows
-    from perfmodel import ConfigError, override
+    from perfmodel import ConfigError
+    from perfmodel.flat_values import override
 
     bad = 0
     for number, cells in csv_rows(source):

@@ -70,6 +70,9 @@ def recommend(
 def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> dict[str, Any]:
     """The best gamma for recorded requests, with the draft of the recommendation."""
     import perfmodel
+    from perfmodel.reports import choice_dict
+    from perfmodel.serving import Serving, choose_for_traffic, scenario_acceptance
+    from perfmodel.specs import parse_slo
 
     if answer.studied is None:
         raise perfmodel.ConfigError(
@@ -78,17 +81,17 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
         )
     studied = answer.studied.scenario
     with progress("requests") as update:
-        choice = perfmodel.choose_for_traffic(
+        choice = choose_for_traffic(
             studied,
             perfmodel.Simulation(
                 traffic=perfmodel.Traffic(requests=requests, path=path),
-                serving=perfmodel.Serving(max_batch=studied.workload.batch),
-                process=perfmodel.scenario_acceptance(studied),
-                slo=perfmodel.parse_slo(slo),
+                serving=Serving(max_batch=studied.workload.batch),
+                process=scenario_acceptance(studied),
+                slo=parse_slo(slo),
             ),
             progress=update,
         )
-    return {"plan": answer.studied.label, **perfmodel.choice_dict(choice)}
+    return {"plan": answer.studied.label, **choice_dict(choice)}
 
 
 def find_recommendation(
@@ -105,7 +108,9 @@ def find_recommendation(
     """
     from app.cli.axes import parse_axis
     from app.cli.overrides import parse_overrides
-    from perfmodel import OBSERVED_KEYS, SEVERAL, find_plan
+    from perfmodel import find_plan
+    from perfmodel.planning import SEVERAL
+    from perfmodel.scenario_input import OBSERVED_KEYS
 
     values = parse_overrides(scenario, flags)
     values |= {k: parse_axis(k, str(values[k])) for k in SEVERAL if k in values}

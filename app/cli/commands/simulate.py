@@ -72,12 +72,15 @@ def simulate(
 def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
     """The same requests without speculation, at the scenario's gamma, and by schedule if asked."""
     import perfmodel
+    from perfmodel.reports import serving_dict
+    from perfmodel.serving import SCHEDULE_GAMMAS, RoundTimes
+    from perfmodel.specs import parse_slo
 
     simulation = perfmodel.Simulation(
         traffic=options.stream(base),
         serving=options.serving(base),
         process=options.process(base),
-        slo=perfmodel.parse_slo(slo),
+        slo=parse_slo(slo),
         seed=options.seed,
         exact=options.exact,
     )
@@ -87,15 +90,15 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
     if options.schedule:
         if base.draft is None:
             raise perfmodel.ConfigError("--schedule needs a draft, such as --draft self")
-        choices.append(perfmodel.SCHEDULE_GAMMAS)
-    times = perfmodel.RoundTimes(base, max_batch=simulation.serving.max_batch)
+        choices.append(SCHEDULE_GAMMAS)
+    times = RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
     for gammas in choices:
         with progress("requests", simulation.traffic.requests) as update:
             run = perfmodel.simulate_requests(
                 base, simulation, gammas=gammas, progress=update, times=times
             )
-        runs.append(perfmodel.serving_dict(run))
+        runs.append(serving_dict(run))
     return runs
 
 
@@ -104,23 +107,25 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
     import numpy as np
 
     import perfmodel
+    from perfmodel.reports import batch_dict, check_fits
+    from perfmodel.serving import lengths, simulate_batch
 
     if options.schedule or options.exact or options.requests is not None:
         raise perfmodel.ConfigError(
             "--schedule, --exact and --requests are for arriving requests; add --rate or --traffic"
         )
-    perfmodel.check_fits(perfmodel.estimate(base))
+    check_fits(perfmodel.estimate(base))
     work = base.workload
     rng = np.random.default_rng([options.seed, 0])
-    prompt = perfmodel.lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
-    output = perfmodel.lengths(rng, work.output_tokens, options.output_cv, work.batch)
+    prompt = lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
+    output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
     if options.eos:
         options.stream(base)  # checks the probability
         output = np.minimum(output, rng.geometric(options.eos, work.batch))
     runs = []
     for gamma in dict.fromkeys((0, base.plan.gamma)):
         scenario = base if gamma else perfmodel.without_speculation(base)
-        run = perfmodel.simulate_batch(
+        run = simulate_batch(
             scenario,
             options.process(scenario),
             prompt_tokens=prompt,
@@ -129,7 +134,7 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
             finished=options.finished,
             seed=options.seed,
         )
-        runs.append(perfmodel.batch_dict(run))
+        runs.append(batch_dict(run))
     return runs
 
 

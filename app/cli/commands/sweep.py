@@ -57,12 +57,13 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     import perfmodel
     from app.cli.axes import parse_axis
     from app.cli.overrides import parse_overrides
+    from perfmodel.planning import ARRAY_AXES, LOOP_AXES
 
     values = parse_overrides(scenario, flags)
     axes = {
         name: parse_axis(name, text)
         for name, text in flags.items()
-        if name in perfmodel.ARRAY_AXES + perfmodel.LOOP_AXES and _is_list(name, text)
+        if name in ARRAY_AXES + LOOP_AXES and _is_list(name, text)
     }
     base = {name: value for name, value in values.items() if name not in axes}
     points = perfmodel.sweep(base, axes)

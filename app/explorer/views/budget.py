@@ -7,7 +7,10 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import point_of, scenario_of
 from app.explorer.show import plain, show_chart, show_table
-from perfmodel import BUDGETS, GAMMAS, Acceptance, AcceptanceCurve, estimate, format_tokens
+from perfmodel import Acceptance, AcceptanceCurve, estimate
+from perfmodel.planning import BUDGETS
+from perfmodel.speculation import GAMMAS
+from perfmodel.units import format_tokens
 
 
 def show() -> None:

@@ -9,7 +9,7 @@ from app.explorer.cached import prediction
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.sidebar import apply_values
 from app.explorer.state import Values
-from perfmodel import format_bytes, format_seconds
+from perfmodel.units import format_bytes, format_seconds
 
 MAX_PINS = 4
 MEASURES = {

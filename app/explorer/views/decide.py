@@ -29,12 +29,11 @@ from perfmodel import (
     ConfigError,
     NoFeasiblePlan,
     Recommendation,
-    format_chance,
-    format_seconds,
-    infeasible_reason,
     recommendation_dict,
     scenario_dict,
 )
+from perfmodel.reports import infeasible_reason
+from perfmodel.units import format_chance, format_seconds
 
 
 def show() -> None:

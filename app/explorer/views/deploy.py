@@ -10,16 +10,9 @@ from app import charts
 from app.explorer.cached import point_of
 from app.explorer.show import plain, show_chart
 from app.explorer.widgets import segmented
-from perfmodel import (
-    ENGINES,
-    ExportPlan,
-    GammaSchedule,
-    Scenario,
-    export_plan,
-    exportability,
-    gamma_schedule,
-    infeasible_reason,
-)
+from perfmodel import Scenario
+from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
+from perfmodel.speculation import GammaSchedule, gamma_schedule
 
 FILES = {"vllm": "sh", "sglang": "sh", "tensorrt-llm": "yaml", "specroof": "toml"}
 

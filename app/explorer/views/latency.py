@@ -12,7 +12,9 @@ from app import charts
 from app.explorer.cached import scenario_of
 from app.explorer.show import show_chart, show_table
 from app.explorer.sidebar import TP_DEGREES
-from perfmodel import Scenario, format_seconds, parse_slo, without_speculation
+from perfmodel import Scenario, without_speculation
+from perfmodel.specs import parse_slo
+from perfmodel.units import format_seconds
 
 BATCHES = np.array([2.0**k for k in range(11)])
 

@@ -11,7 +11,8 @@ from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prompts, scenario
 from app.explorer.show import plain, show_chart
 from app.explorer.state import Values
 from app.explorer.widgets import segmented
-from perfmodel import DraftPlan, Scenario, draft_choices, plan_label
+from perfmodel import DraftPlan, Scenario
+from perfmodel.planning import draft_choices, plan_label
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 

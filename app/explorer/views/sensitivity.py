@@ -7,7 +7,8 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import bands, point_of
 from app.explorer.show import show_chart, show_table
-from perfmodel import format_chance, probability_of_gain, sensitivities
+from perfmodel.speculation import probability_of_gain, sensitivities
+from perfmodel.units import format_chance
 
 
 def show() -> None:

@@ -11,7 +11,8 @@ from app import charts
 from app.explorer.cached import point_of, prediction
 from app.explorer.show import plain, show_chart, show_metrics, show_table
 from app.render.html_report import origin_lines
-from perfmodel import format_seconds, plan_label
+from perfmodel.planning import plan_label
+from perfmodel.units import format_seconds
 
 
 def show() -> None:

@@ -20,9 +20,9 @@ from calibration.fit.measured.kv_tiles import kv_tile_tokens
 from calibration.fit.measured.prefill import fit_prefill
 from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import fields_of, significant, toml_text
-from perfmodel import (
+from perfmodel import GPU
+from perfmodel.kernels import (
     BLOCKS_PER_SM,
-    GPU,
     TILE_ROWS,
     AttentionCall,
     AttentionCurve,

@@ -18,7 +18,8 @@ from calibration.records.cells import layer_matrices
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.steps import StepRecord
 from calibration.records.toml_file import significant, with_table
-from perfmodel import GPU, AttentionCurve, GemmCurve, catalog
+from perfmodel import GPU, catalog
+from perfmodel.kernels import AttentionCurve, GemmCurve
 from perfmodel.units import US
 
 Array = NDArray[np.float64]

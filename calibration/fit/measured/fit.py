@@ -19,7 +19,9 @@ from calibration.fit.measured.gemm import fit_gemm, gemm_records, missing_gemm
 from calibration.fit.report import FitReport
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
-from perfmodel import GPU, AttentionCurve, GemmCurve, catalog, efficiency
+from perfmodel import GPU, catalog
+from perfmodel.catalog.kernels import efficiency
+from perfmodel.kernels import AttentionCurve, GemmCurve
 
 
 def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitReport:

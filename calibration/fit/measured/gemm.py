@@ -16,7 +16,8 @@ from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.toml_file import toml_text
-from perfmodel import GPU, GemmCurve, OwnProducts
+from perfmodel import GPU
+from perfmodel.kernels import GemmCurve, OwnProducts
 
 Array = NDArray[np.float64]
 

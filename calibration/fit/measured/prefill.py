@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from calibration.records.cells import flops
 from calibration.records.kernels import KernelRecord
-from perfmodel import GPU, AttentionCurve, PrefillTable
+from perfmodel import GPU
+from perfmodel.kernels import AttentionCurve, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]

@@ -16,7 +16,7 @@ from calibration.fit.tables.attention_fit import (
 )
 from calibration.fit.tables.attention_residuals import held_out
 from calibration.fit.tables.gpus import MeasuredGpu
-from perfmodel import AttentionCurve
+from perfmodel.kernels import AttentionCurve
 
 DECODE_TOKENS = 128  # shorter KV is left out of the figures
 LEFT_OUT = ("cell", "heads", "batch", "units", "tokens")

@@ -23,7 +23,7 @@ from calibration.fit.tables.attention_tables import (
 )
 from calibration.fit.tables.gpus import MeasuredGpu
 from calibration.records.toml_file import compact, fields_of, significant, toml_text
-from perfmodel import DecodeTable, LibraryAttention, PrefillTable
+from perfmodel.kernels import DecodeTable, LibraryAttention, PrefillTable
 from perfmodel.units import US
 
 Array = NDArray[np.float64]

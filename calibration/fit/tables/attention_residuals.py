@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from perfmodel import DecodeTable
+from perfmodel.kernels import DecodeTable
 
 Array = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
 from calibration.records.toml_file import compact, significant, toml_text
-from perfmodel import MeasuredTimes
+from perfmodel.kernels import MeasuredTimes
 from perfmodel.units import GB, MS, US
 
 Array = NDArray[np.float64]

@@ -29,7 +29,8 @@ from calibration.fit.tables.gemm_tables import (
 from calibration.fit.tables.gpus import GPUS
 from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, fields_of, inline, toml_text
-from perfmodel import GPU, Waves, roofline_seconds
+from perfmodel import GPU
+from perfmodel.kernels import Waves, roofline_seconds
 from perfmodel.units import MIB, TB, TFLOP, US
 
 FloatArray = NDArray[np.float64]

@@ -10,7 +10,8 @@ import pandas as pd
 
 from calibration.records.jsonl import RecordError
 from calibration.records.kernels import GPU_NAMES
-from perfmodel import GPU, Link, catalog
+from perfmodel import GPU, catalog
+from perfmodel.specs import Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

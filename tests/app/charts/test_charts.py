@@ -12,17 +12,15 @@ from app import charts
 from app.charts.validation import error_by_phase, measured_scatter, regrets
 from calibration.records.published import magicdec_rows, predict_row, row_error
 from perfmodel import (
-    GAMMAS,
     SLO,
     Acceptance,
     Scenario,
     estimate,
-    gamma_schedule,
     parse_scenario,
-    sensitivities,
     speedup_interval,
     without_speculation,
 )
+from perfmodel.speculation import GAMMAS, gamma_schedule, sensitivities
 
 VALUES = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb", "engine": "magicdec"}
 

@@ -13,14 +13,9 @@ import pytest
 
 from app.cli.axes import parse_axis
 from app.cli.main import run
-from perfmodel import (
-    FORMER_NAMES,
-    ConfigError,
-    ScenarioInput,
-    override,
-    scenario_names,
-    scenario_values,
-)
+from perfmodel import ConfigError, ScenarioInput
+from perfmodel.catalog.scenarios import FORMER_NAMES, scenario_names, scenario_values
+from perfmodel.flat_values import override
 
 SELF = ["--draft", "self", "--tp", "8"]
 

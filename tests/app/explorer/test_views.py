@@ -24,7 +24,8 @@ from app.explorer.state import (
     toml_text,
     widget_state,
 )
-from perfmodel import ConfigError, format_seconds
+from perfmodel import ConfigError
+from perfmodel.units import format_seconds
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 

@@ -15,15 +15,9 @@ from app import charts
 from app.cli.commands.recommend import find_recommendation
 from app.cli.main import run
 from app.render.html_report import report_html
-from perfmodel import (
-    BUDGETS,
-    GAMMAS,
-    Acceptance,
-    Scenario,
-    estimate,
-    parse_scenario,
-    recommendation_dict,
-)
+from perfmodel import Acceptance, Scenario, estimate, parse_scenario, recommendation_dict
+from perfmodel.planning import BUDGETS
+from perfmodel.speculation import GAMMAS
 
 
 class Tags(HTMLParser):

@@ -10,7 +10,7 @@ from acceptance_samples import GAMMA, record, view
 
 from calibration.acceptance.cells import cells
 from calibration.acceptance.renewal import renewals
-from perfmodel import tokens_per_round_iid
+from perfmodel.acceptance import tokens_per_round_iid
 
 SHOWN = view("streamingllm", 64)
 

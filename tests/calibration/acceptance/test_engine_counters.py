@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from calibration.acceptance.engine_counters import import_acceptance, parse_acceptance
-from perfmodel import Acceptance, ConfigError, tokens_per_round
+from perfmodel import Acceptance, ConfigError
+from perfmodel.acceptance.tokens import tokens_per_round
 
 METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 600.0

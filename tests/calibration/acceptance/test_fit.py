@@ -11,13 +11,9 @@ from acceptance_samples import HEADER, record, records, view
 
 from calibration.acceptance.fit import curves_text, fit_records
 from calibration.records.acceptance import RecordSet
-from perfmodel import (
-    ConfigError,
-    acceptance_loss,
-    alpha_for_tokens_per_round,
-    read_acceptance_curves,
-    tokens_per_round_iid,
-)
+from perfmodel import ConfigError
+from perfmodel.acceptance import acceptance_loss, alpha_for_tokens_per_round, tokens_per_round_iid
+from perfmodel.catalog.acceptance import read_acceptance_curves
 
 
 def truth(budget: float, context: float) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibration.acceptance.renewal import expected_ratio, renewals
-from perfmodel import tokens_per_round_iid
+from perfmodel.acceptance import tokens_per_round_iid
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9, 1.0])

@@ -15,7 +15,7 @@ from calibration.acceptance.tables import report_lines
 from calibration.records.acceptance import DraftView, RecordSet
 from calibration.records.counted import CountedLine, CountedRun, read_runs
 from calibration.records.jsonl import RecordError, write_records
-from perfmodel import acceptance_loss, tokens_per_round_iid
+from perfmodel.acceptance import acceptance_loss, tokens_per_round_iid
 
 
 def alpha(budget: float, context: float) -> float:

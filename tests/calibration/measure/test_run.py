@@ -53,7 +53,8 @@ from calibration.records.cells import (
 )
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import read_kernel_records
-from perfmodel import TILE_ROWS, ConfigError, ModelSpec
+from perfmodel import ConfigError, ModelSpec
+from perfmodel.kernels import TILE_ROWS
 
 # Dense bf16 of the H100 SXM's and H200 SXM's datasheets.
 PEAK_FLOPS = 989e12

@@ -28,7 +28,8 @@ from calibration.validate.predict import datasheet_times
 from calibration.validate.report import TABLE_END, TABLE_START, comparison_markdown
 from calibration.validate.run import ValidationRun
 from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
-from perfmodel import catalog, engine_profile, estimate
+from perfmodel import catalog, estimate
+from perfmodel.catalog.engines import engine_profile
 
 HEADER = {"gpu": "NVIDIA H200", "driver": "580", "torch": "2.11",
           "date": "2026-11-23", "commit": "abc", "command": "run", **TRIALS}  # fmt: skip

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from strategies import ENGINES, a_scenario
 
-from perfmodel import ConfigError, EngineProfile, catalog, engine_names, engine_profile, estimate
-from perfmodel.catalog.engines import profile_from_table
+from perfmodel import ConfigError, EngineProfile, catalog, estimate
+from perfmodel.catalog.engines import engine_names, engine_profile, profile_from_table
 
 PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from strategies import a_scenario
 
-from perfmodel import Efficiency, catalog, efficiency, estimate
+from perfmodel import catalog, estimate
+from perfmodel.catalog.kernels import efficiency
+from perfmodel.kernels.curves import Efficiency
 
 H200 = catalog.gpu("h200")
 CURVES = efficiency("h200", "specroof", "specroof")

@@ -21,9 +21,12 @@ from strategies import (
     with_peaks,
 )
 
-from perfmodel import Efficiency, Rank, catalog, forward_pass, prefill_pass, target_rank
+from perfmodel import catalog
 from perfmodel.kernels.attention_scheduled import ScheduledAttention
-from perfmodel.passes.forward import linear_shapes
+from perfmodel.kernels.curves import Efficiency
+from perfmodel.passes import prefill_pass
+from perfmodel.passes.forward import Rank, forward_pass, linear_shapes
+from perfmodel.speculation import target_rank
 
 FEW = settings(max_examples=40, deadline=None)
 

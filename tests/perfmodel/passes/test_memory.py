@@ -10,19 +10,13 @@ import pytest
 from hypothesis import given, settings
 from strategies import SPECULATING, a_scenario, scenarios
 
-from perfmodel import (
-    DoesNotFit,
-    MemoryEstimate,
-    Scenario,
-    catalog,
-    check_fits,
-    engine_profile,
-    estimate,
-    largest_batch,
-    target_rank,
-)
+from perfmodel import DoesNotFit, Scenario, catalog, estimate
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.passes import MemoryEstimate
 from perfmodel.passes.forward import linear_shapes
-from perfmodel.passes.memory import TERMS
+from perfmodel.passes.memory import TERMS, largest_batch
+from perfmodel.reports import check_fits
+from perfmodel.speculation import target_rank
 
 
 def memory(**values: Any) -> MemoryEstimate:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from strategies import ENGINES, GPUS, a_scenario
 
-from perfmodel import GROUPS, Part, Rank, StepTime, forward_pass, prefill_pass, target_rank
+from perfmodel import StepTime
+from perfmodel.passes import GROUPS, Part, prefill_pass
+from perfmodel.passes.forward import Rank, forward_pass
+from perfmodel.speculation import target_rank
 
 ZERO, TRUE = np.zeros(()), np.ones((), bool)
 

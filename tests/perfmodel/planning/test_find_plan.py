@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from strategies import a_scenario
 
-from perfmodel import ConfigError, find_plan, recommend, recommendation_dict, search
+from perfmodel import ConfigError, find_plan, recommendation_dict
+from perfmodel.planning.recommend import recommend
+from perfmodel.planning.search import search
 
 SMALL: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 16, "prompt_tokens": 8000}
 

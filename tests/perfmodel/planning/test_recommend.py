@@ -15,12 +15,12 @@ from perfmodel import (
     Recommendation,
     estimate,
     parse_scenario,
-    parse_slo,
-    read_scenario,
-    recommend,
     recommendation_dict,
-    search,
 )
+from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.planning.recommend import recommend
+from perfmodel.planning.search import search
+from perfmodel.specs import parse_slo
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
 

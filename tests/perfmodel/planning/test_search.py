@@ -10,19 +10,9 @@ import numpy as np
 import pytest
 from strategies import a_scenario
 
-from perfmodel import (
-    SLO,
-    Candidate,
-    ConfigError,
-    RoundEstimate,
-    Scenario,
-    Search,
-    draft_choices,
-    estimate,
-    parse_scenario,
-    plan_label,
-    search,
-)
+from perfmodel import SLO, ConfigError, RoundEstimate, Scenario, estimate, parse_scenario
+from perfmodel.planning import Candidate, draft_choices, plan_label
+from perfmodel.planning.search import Search, search
 
 CHOICES = (("self", "streamingllm"), ("self", "snapkv"), ("llama-3.2-1b", "streamingllm"))
 BUDGETS = (128, 512, 2048)

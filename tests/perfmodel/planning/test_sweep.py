@@ -7,19 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perfmodel import (
-    ARRAY_AXES,
-    ConfigError,
-    DoesNotFit,
-    Sweep,
-    catalog,
-    check_fits,
-    estimate,
-    infeasible_reason,
-    parse_scenario,
-    sweep,
-)
+from perfmodel import ConfigError, DoesNotFit, Sweep, catalog, estimate, parse_scenario, sweep
+from perfmodel.planning import ARRAY_AXES
 from perfmodel.planning.sweep import RESULTS
+from perfmodel.reports import check_fits, infeasible_reason
 
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
 AXES = {

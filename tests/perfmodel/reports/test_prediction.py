@@ -14,12 +14,12 @@ from perfmodel import (
     Scenario,
     estimate,
     prediction_dict,
-    recommend,
     recommendation_dict,
     scenario_dict,
-    search,
     speedup_interval,
 )
+from perfmodel.planning.recommend import recommend
+from perfmodel.planning.search import search
 
 KEYS = {
     "target_step_s", "verify_s", "draft_step_s", "overhead_s", "round_s", "tokens_per_round",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perfmodel import AcceptanceProcess, ConfigError, tokens_per_round
+from perfmodel import ConfigError
+from perfmodel.acceptance.tokens import tokens_per_round
+from perfmodel.serving import AcceptanceProcess
 
 PROCESSES = {
     "iid": AcceptanceProcess(per_position=(0.8,)),

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SPECULATING, a_scenario, scenarios, with_acceptance
 
-from perfmodel import (
-    AcceptanceProcess,
-    ConfigError,
-    Scenario,
-    batch_dict,
-    estimate,
-    scenario_acceptance,
-    simulate_batch,
-)
+from perfmodel import ConfigError, Scenario, estimate
+from perfmodel.reports import batch_dict
+from perfmodel.serving import AcceptanceProcess, scenario_acceptance, simulate_batch
 
 PLAIN = AcceptanceProcess()
 

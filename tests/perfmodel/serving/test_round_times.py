@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SPECULATING, a_scenario, scenarios
 
-from perfmodel import BOUNDS, DoesNotFit, RoundTimes, Scenario, estimate
-from perfmodel.serving.round_times import estimate_rounds, round_bounds
+from perfmodel import DoesNotFit, Scenario, estimate
+from perfmodel.serving import RoundTimes
+from perfmodel.serving.round_times import BOUNDS, estimate_rounds, round_bounds
 
 # Tiles and cuts of KV are steps over context: a point beside a step is off by part of it.
 STEP, WORST, MEAN = 0.06, 0.015, 0.001

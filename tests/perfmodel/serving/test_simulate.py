@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 import perfmodel as pm
-from perfmodel import (
+from perfmodel import Scenario, ServingRun, Simulation, Traffic
+from perfmodel.reports import serving_dict
+from perfmodel.serving import (
+    AcceptanceProcess,
     RoundTimes,
-    Scenario,
     Serving,
-    ServingRun,
-    Simulation,
-    Traffic,
-    serving_dict,
+    choose_for_traffic,
+    scenario_acceptance,
 )
 from perfmodel.serving.round_times import KVCapacity
+from perfmodel.serving.simulate import best_gammas
 
 SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
 
@@ -33,7 +34,7 @@ def play(
     simulation = Simulation(
         traffic=traffic,
         serving=Serving(max_batch=max_batch, token_budget=options.pop("token_budget", 8192)),
-        process=options.pop("process", None) or pm.scenario_acceptance(scenario),
+        process=options.pop("process", None) or scenario_acceptance(scenario),
         seed=options.pop("seed", 0),
         exact=options.pop("exact", False),
     )
@@ -208,9 +209,9 @@ TRAFFICS = {
     ),
 }  # fmt: skip
 PROCESSES = {
-    "iid": pm.AcceptanceProcess(per_position=(0.8,)),
-    "spread": pm.AcceptanceProcess(per_position=(0.7,), spread=0.15),
-    "recorded": pm.AcceptanceProcess(recorded=(4, 4, 3, 4, 0, 1, 0, 0, 2, 4)),
+    "iid": AcceptanceProcess(per_position=(0.8,)),
+    "spread": AcceptanceProcess(per_position=(0.7,), spread=0.15),
+    "recorded": AcceptanceProcess(recorded=(4, 4, 3, 4, 0, 1, 0, 0, 2, 4)),
 }
 
 
@@ -248,7 +249,7 @@ def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
     """Self-speculation at short contexts never pays; at long ones it does."""
     scenario = a_scenario(**SELF)
     table = RoundTimes(scenario, max_batch=64)
-    gammas = pm.best_gammas(table, pm.scenario_acceptance(scenario), range(9))
+    gammas = best_gammas(table, scenario_acceptance(scenario), range(9))
     assert gammas[0, 4] == 0 and gammas[63, -1] >= 2
     point = pm.estimate(scenario, batch=64, prompt_tokens=table.contexts[-1], gamma=np.arange(9))
     assert gammas[63, -1] == np.argmin(point.tpot_s)
@@ -257,12 +258,12 @@ def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
 def test_the_choice_for_a_traffic_is_the_best_of_its_runs() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=400, rate=2.0, prompt_tokens=20_000, output_tokens=120)
-    choice = pm.choose_for_traffic(
+    choice = choose_for_traffic(
         scenario,
         Simulation(
             traffic=traffic,
             serving=Serving(max_batch=32),
-            process=pm.scenario_acceptance(scenario),
+            process=scenario_acceptance(scenario),
         ),
         gammas=(0, 2, 4),
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfmodel import ConfigError, Traffic, lengths, recorded_acceptance, trace_rows
+from perfmodel import ConfigError, Traffic
+from perfmodel.serving import lengths, recorded_acceptance
 from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
+from perfmodel.serving.traces import trace_rows
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"

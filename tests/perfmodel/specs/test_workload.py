@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfmodel import SLO, ConfigError, Workload, parse_slo
+from perfmodel import SLO, ConfigError
+from perfmodel.specs import Workload, parse_slo
 
 
 @pytest.mark.parametrize("field", ["batch", "prompt_tokens", "output_tokens"])

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from strategies import a_scenario
 
-from perfmodel import (
-    Scenario,
-    break_even_batch,
-    break_even_context,
-    estimate,
-    gamma_schedule,
-    without_speculation,
-)
+from perfmodel import Scenario, estimate, without_speculation
+from perfmodel.speculation import break_even_batch, break_even_context, gamma_schedule
 
 LONG: dict[str, Any] = {
     "draft": "self", "gpu": "h100-sxm", "tp": 4, "prompt_tokens": 32_000, "engine": "magicdec",

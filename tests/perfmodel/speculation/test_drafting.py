@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import ENGINES, GPUS, MEASURED_GPUS, a_scenario
 
-from perfmodel import estimate, forward_pass, target_rank
+from perfmodel import estimate
+from perfmodel.passes.forward import forward_pass
 from perfmodel.specs.draft import DraftPolicy
+from perfmodel.speculation import target_rank
 from perfmodel.speculation.drafting import DRAFTERS, draft_cost
 
 CONTEXTS = np.array([2048.0, 8192.0, 32_768.0, 131_072.0])

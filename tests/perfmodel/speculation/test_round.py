@@ -19,18 +19,11 @@ from strategies import (
     with_acceptance,
 )
 
-from perfmodel import (
-    DRAFTERS,
-    Drafter,
-    Rank,
-    Scenario,
-    StepTime,
-    estimate,
-    tokens_per_round_iid,
-    without_speculation,
-)
+from perfmodel import Scenario, StepTime, estimate, without_speculation
+from perfmodel.acceptance import tokens_per_round_iid
+from perfmodel.passes.forward import Rank
 from perfmodel.passes.parts import GROUPS, Part
-from perfmodel.speculation.drafting import Array
+from perfmodel.speculation.drafting import DRAFTERS, Array, Drafter
 
 FEW = settings(max_examples=40, deadline=None)
 GRID = {

@@ -11,16 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_scenario
 
-from perfmodel import (
-    Acceptance,
-    Interval,
-    Scenario,
-    acceptance_curve,
-    estimate,
-    probability_of_gain,
-    sensitivities,
-    speedup_interval,
-)
+from perfmodel import Acceptance, Interval, Scenario, estimate, speedup_interval
+from perfmodel.catalog.acceptance import acceptance_curve
+from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.speculation.uncertainty import alpha_interval, relative_error
 
 SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8}

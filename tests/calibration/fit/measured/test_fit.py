@@ -40,18 +40,10 @@ from calibration.measure.grid import (
 from calibration.records.cells import Cell, flops
 from calibration.records.jsonl import RecordError
 from calibration.records.kernels import KernelRecord
-from perfmodel import (
-    AttentionCurve,
-    BlockTable,
-    EngineProfile,
-    GemmCurve,
-    ScheduledAttention,
-    attention_curve,
-    catalog,
-    efficiency,
-    gemm_curve,
-    profile_from_table,
-)
+from perfmodel import EngineProfile, catalog
+from perfmodel.catalog.engines import profile_from_table
+from perfmodel.catalog.kernels import attention_curve, efficiency, gemm_curve
+from perfmodel.kernels import AttentionCurve, BlockTable, GemmCurve, ScheduledAttention
 
 HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0",
           "torch": "2.11", "flashinfer": "0.6.6", "date": "2026-11-23", "commit": "abc",

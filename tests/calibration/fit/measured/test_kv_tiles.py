@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from calibration.fit.measured.kv_tiles import kv_tile_tokens
-from perfmodel import catalog, efficiency
+from perfmodel import catalog
+from perfmodel.catalog.kernels import efficiency
 
 HOPPER_BLOCK = 228 * 1024 / 2
 GPU = catalog.gpu("h200")

@@ -10,7 +10,8 @@ from calibration.fit.measured.prefill import fit_prefill
 from calibration.measure.grid import prefill_cells
 from calibration.records.cells import Cell, flops
 from calibration.records.kernels import KernelRecord
-from perfmodel import catalog, efficiency
+from perfmodel import catalog
+from perfmodel.catalog.kernels import efficiency
 
 GPU = catalog.gpu("h200")
 LIBRARY = efficiency("h200")

@@ -17,7 +17,8 @@ from calibration.fit.tables.attention_residuals import fill_plane, held_out, res
 from calibration.fit.tables.attention_tables import cold_seconds, read_decode
 from calibration.fit.tables.collective_fit import monotone, unspiked
 from calibration.fit.tables.gpus import GPUS
-from perfmodel import LibraryAttention, attention_curve
+from perfmodel.catalog.kernels import attention_curve
+from perfmodel.kernels import LibraryAttention
 from perfmodel.units import US
 
 GPU = GPUS["a100-sxm-80gb"]

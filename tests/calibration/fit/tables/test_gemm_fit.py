@@ -21,7 +21,8 @@ from calibration.fit.tables.gemm_tables import (
     predict_along,
 )
 from calibration.records.jsonl import RecordError
-from perfmodel import catalog, gemm_curve
+from perfmodel import catalog
+from perfmodel.catalog.kernels import gemm_curve
 
 GPU = replace(catalog.gpu("h200"), peak_flops=400e12, hbm_bandwidth=2e12, l2_bytes=40e6)
 TRUE = Base(
