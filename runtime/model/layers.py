@@ -52,10 +52,10 @@ class DecoderWeights:
 
 
 def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
-    """Vocabulary-parallel lookup: each rank gives its own rows, zeros elsewhere, then the sum."""
+    """Vocabulary-parallel lookup: this rank's own rows, zeros elsewhere; the ranks' sum is it."""
     if group.size == 1:
         return F.embedding(tokens, table)
     local = tokens - group.rank * table.shape[0]
     mine = (local >= 0) & (local < table.shape[0])
     found = F.embedding(local.where(mine, torch.zeros_like(local)), table)
-    return group.all_reduce(found * mine.unsqueeze(-1))
+    return found * mine.unsqueeze(-1)
