@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from runtime.model.download import download_model
     from runtime.model.prompts import TextTokenizer
     from runtime.model.weights import MetaWeights, load_weights
-    from runtime.parallel.groups import ALONE, Group, Ranks, connect
-    from runtime.parallel.launch import launch_ranks
+    from runtime.parallel.groups import ALONE, Group, Ranks, connect, exchange_words
+    from runtime.parallel.launch import launch_ranks, run_rank
 
 __all__ = [
     "ALONE",
@@ -76,6 +76,7 @@ __all__ = [
     "config_of_shape",
     "connect",
     "download_model",
+    "exchange_words",
     "hf_config",
     "launch_ranks",
     "load_weights",
@@ -85,6 +86,7 @@ __all__ = [
     "probabilities",
     "read_config",
     "rotate",
+    "run_rank",
     "source_commit",
 ]
 

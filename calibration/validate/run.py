@@ -4,6 +4,10 @@
 of models once and times its cases in the order of the file, so that a run cut off is still a fair
 sample of every pair. Cases that FILE.jsonl holds are passed over. It needs torch and the runtime,
 neither pydantic nor the catalog; `specroof validate records FILE.jsonl` compares afterwards.
+
+Cases of several ranks start as many processes, unless torchrun has. The ranks agree on time left
+and on each case's outcome; one that fails alone ends the run, which the same command continues.
+Exit codes: 0, 4 where cases failed, 1 where a rank did, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -84,7 +88,7 @@ class Runtime(Protocol):
 
     def bench(self, models: CaseFile, pair: tuple[str, str | None, int]) -> Bench: ...
     def case(self, case: Case) -> Any: ...
-    def agree(self, value: bool) -> bool: ...
+    def exchange(self, word: str) -> list[str]: ...
 
 
 class StepRuntime:
@@ -112,15 +116,10 @@ class StepRuntime:
             plan=case.plan, batch=case.batch, context_tokens=case.context_tokens
         )
 
-    def agree(self, value: bool) -> bool:
-        """The first rank's value on every rank, once a bench has connected them."""
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return value
-        said = [value]
-        distributed.broadcast_object_list(said, src=0)
-        return said[0]
+    def exchange(self, word: str) -> list[str]:
+        """Every rank's word, in the order of ranks."""
+        words: list[str] = self.runtime.exchange_words(word)
+        return words
 
 
 class ValidationRun:
@@ -162,7 +161,24 @@ class ValidationRun:
 
     def before(self, until: float) -> bool:
         """Whether there is time left, as the first rank sees it."""
-        return self.runtime.agree(self.clock() < until)
+        return self.runtime.exchange(str(self.clock() < until))[0] == str(True)
+
+    def agreed(self, error: Exception | None) -> Exception | None:
+        """This case's outcome on every rank: none, or an error.
+
+        Raises
+        ------
+        RecordError
+            If some ranks failed and others did not: their collectives no longer match.
+        """
+        reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
+        words = self.runtime.exchange(reason)
+        failed = [f"rank {rank}: {word}" for rank, word in enumerate(words) if word]
+        if failed and len(failed) < len(words):
+            raise RecordError(
+                f"{failed[0]}, where other ranks went on; the same command continues the run"
+            )
+        return error
 
     def _pair(
         self, pair: tuple[str, str | None, int], cases: list[Case], until: float
@@ -170,11 +186,14 @@ class ValidationRun:
         """Load a pair and time its cases until `until`; those left."""
         if not self.before(until):
             return cases
+        bench, error = None, None
         try:
             bench = self.runtime.bench(self.cases, pair)
-        except self.runtime.expected as error:
+        except self.runtime.expected as expected:
+            error = expected
+        if self.agreed(error) is not None or bench is None:
             for case in cases:
-                self._write_failure(case, error)
+                self._write_failure(case, error or RecordError("no bench"))
             return []
         try:
             for i, case in enumerate(cases):
@@ -186,7 +205,7 @@ class ValidationRun:
         return []
 
     def _case(self, bench: Bench, case: Case) -> None:
-        start = self.clock()
+        start, error, times = self.clock(), None, None
         try:
             drawn = case.purpose == "scenario"  # further choices of one repeat its prompt
             times = bench.time(
@@ -195,7 +214,10 @@ class ValidationRun:
                 parts=self.parts and drawn,
                 prompt=drawn,
             )
-        except Exception as error:  # a device out of memory must not end the run
+        except Exception as failure:  # a device out of memory must not end the run
+            error = failure
+        if self.agreed(error) is not None or times is None:
+            error = error or RecordError("not timed")
             self._write_failure(case, error)
             self.in_a_row += 1
             if self.in_a_row >= FAILURES_IN_A_ROW and not isinstance(error, self.runtime.expected):
@@ -287,14 +309,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="print pairs and cases; needs no GPU")
     options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         cases = read_cases(options.cases)
         if options.list:
             for pair, mine in by_pair(cases.cases).items():
                 print(f"{pair[0]:16} {pair[1] or '-':16} tp {pair[2]} {len(mine):4} cases")
             return 0
+        ranks = ranks_of(cases)
+    except (RecordError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return _start(options, cases, ranks, words)
+
+
+def ranks_of(cases: CaseFile) -> int:
+    """The number of ranks of every case.
+
+    Raises
+    ------
+    RecordError
+        If cases differ: processes are started once.
+    """
+    counts = sorted({case.pair[2] for case in cases.cases})
+    if len(counts) > 1:
+        raise RecordError(f"cases of tp {counts} in one file; draw a file for each")
+    return counts[0] if counts else 1
+
+
+def _start(options: argparse.Namespace, cases: CaseFile, ranks: int, words: Sequence[str]) -> int:
+    """Start the ranks, or be one; the exit code."""
+    try:
+        from runtime import EngineError, launch_ranks, run_rank
+    except ModuleNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if ranks > 1 and "RANK" not in os.environ:
+        try:
+            launch_ranks([sys.executable, "-m", "calibration.validate.run", *words], ranks)
+        except EngineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0
+    codes = list[int]()
+    return run_rank(lambda: codes.append(_measure(options, cases, words))) or codes[0]
+
+
+def _measure(options: argparse.Namespace, cases: CaseFile, words: Sequence[str]) -> int:
+    """One rank's part; the exit code."""
+    try:
         start = time.monotonic()
-        header = provenance(" ".join(["python -m calibration.validate.run", *sys.argv[1:]]))
+        header = provenance(" ".join(["python -m calibration.validate.run", *words]))
         held = held_cases(options.out, header)
         left = [case for case in cases.cases if case.id not in held]
         first_rank = os.environ.get("RANK", "0") == "0"
@@ -313,8 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecordError, ModuleNotFoundError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(held)} held before")
-    return 0
+    if first_rank:
+        print(f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(held)} held before")
+    return 4 if run.failed else 0
 
 
 if __name__ == "__main__":

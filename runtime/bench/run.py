@@ -130,7 +130,7 @@ class _Run:
         self.achieved = verification_rates(
             self.config,
             result,
-            weight_bytes=engine.target.weights.bytes,
+            weight_bytes=engine.target.weights.read_bytes,
             kv_token_bytes=engine.cache.token_bytes,
             tp=self.options.tp,
         )

@@ -50,6 +50,13 @@ class DecoderWeights:
         """Bytes that this rank stores."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that a pass reads: all but the table of embeddings, of which it reads few rows."""
+        table = self.embedding
+        skipped = 0 if self.head is table else table.numel() * table.element_size()
+        return self.bytes - skipped
+
 
 def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
     """Vocabulary-parallel lookup: this rank's own rows, zeros elsewhere; the ranks' sum is it."""

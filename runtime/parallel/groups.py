@@ -202,6 +202,20 @@ def _join(own: torch.device) -> None:
 
 
 _joinings = itertools.count()  # every rank joins as often, so that they count alike
+_questions = itertools.count()
+
+
+def exchange_words(word: str) -> list[str]:
+    """Every rank's word, in the order of ranks, by the process's store: no group need stand.
+
+    Every rank that the environment names must ask, in the same order; each waits for the last.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return [word]
+    store, rank, world = _store()
+    question = f"specroof-word-{next(_questions)}"
+    store.set(f"{question}-{rank}", word)
+    return [store.get(f"{question}-{other}").decode() for other in range(world)]
 
 
 @functools.cache
