@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from calibration_fakes import FakeRuntime
 
 import calibration
+import calibration.validate.run as validation_run
 from calibration.records.steps import CaseFile, RecordError, read_cases, read_records
 from calibration.validate.draw import (
     BATCH,
@@ -184,3 +186,53 @@ def test_the_run_is_listed_without_torch_or_pydantic(cases: CaseFile, tmp_path: 
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sum(int(line.split()[-2]) for line in done.stdout.splitlines()) == len(cases.cases)
+
+
+class TwoRanks(FakeRuntime):
+    """This rank is the first of two; `other` is what the second says of each case."""
+
+    def __init__(self, other: Callable[[int], str]) -> None:
+        super().__init__()
+        self.other, self.asked = other, 0
+
+    def exchange(self, word: str) -> list[str]:
+        self.asked += 1
+        return [word, self.other(self.asked) if word == "" else word]
+
+
+def test_a_case_that_fails_on_one_rank_alone_ends_the_run(cases: CaseFile) -> None:
+    file = io.StringIO()
+    runtime = TwoRanks(lambda asked: "out of memory" if asked > 20 else "")
+    work = ValidationRun(runtime, cases, file, seconds=1e6, clock=runtime.clock)
+    with pytest.raises(RecordError, match="rank 1: out of memory, where other ranks went on"):
+        work.measure(cases.cases)
+    assert 0 < work.done < len(cases.cases) and work.failed == 0
+    assert runtime.open == 0
+
+
+def test_the_clock_of_the_first_rank_decides_for_all(cases: CaseFile) -> None:
+    runtime = TwoRanks(lambda asked: "")
+    runtime.exchange = lambda word: ["False", word]  # type: ignore[method-assign]
+    work = ValidationRun(runtime, cases, io.StringIO(), seconds=1e6, clock=runtime.clock)
+    assert work.measure(cases.cases) == len(cases.cases) and work.done == 0
+
+
+def test_a_run_in_which_cases_failed_does_not_end_well(
+    cases: CaseFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cases.json"
+    path.write_text(cases.text())
+    failing = FakeRuntime(too_large=frozenset({cases.cases[0].id}))
+    monkeypatch.setattr(validation_run, "StepRuntime", lambda: failing)
+    monkeypatch.setattr(validation_run, "provenance", lambda command: HEADER)
+    options = ["--cases", str(path), "--out", str(tmp_path / "out.jsonl"), "--seconds", "1e6"]
+    assert validation_run.main(options) == 4
+    assert validation_run.main(options) == 0  # all held: nothing fails any more
+
+
+def test_cases_of_different_ranks_are_refused(cases: CaseFile) -> None:
+    two = tuple(replace(case, tp=2) for case in cases.cases)
+    assert validation_run.ranks_of(cases) == 1
+    assert validation_run.ranks_of(replace(cases, cases=two)) == 2
+    with pytest.raises(RecordError, match="one file"):
+        validation_run.ranks_of(replace(cases, cases=(*cases.cases, *two)))
