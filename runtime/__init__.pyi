@@ -44,4 +44,6 @@ from .model.weights import load_weights as load_weights
 from .parallel.groups import ALONE as ALONE
 from .parallel.groups import Group as Group
 from .parallel.groups import Ranks as Ranks
+from .parallel.groups import exchange_words as exchange_words
 from .parallel.launch import launch_ranks as launch_ranks
+from .parallel.launch import run_rank as run_rank

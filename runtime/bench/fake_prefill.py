@@ -6,12 +6,14 @@ nothing.
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Sequence as Many
 
 import torch
 from torch import Tensor
 
+from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import SelfDrafter
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.drafting.views import SnapView, View
@@ -24,6 +26,7 @@ _BLOCK = 2**26  # numbers drawn; the rest repeats them
 def pretend_prefilled(engine: Engine, prompts: Many[Many[int]], new_tokens: Many[int]) -> None:
     """Start these sequences, each with one token generated, without a prefill."""
     fill_random(engine.cache.storage)
+    shuffle_pages(engine.cache)
     engine.rounds = []
     engine.sequences = [
         Sequence(index, [*prompt, prompt[-1]], len(prompt), most)
@@ -38,7 +41,15 @@ def pretend_prefilled(engine: Engine, prompts: Many[Many[int]], new_tokens: Many
             _pretend_gathered(engine, drafter.policy, sequence)
     if isinstance(drafter, StandaloneDrafter):
         fill_random(drafter.cache.storage)
+        shuffle_pages(drafter.cache)
         drafter.pretend_admitted(engine.sequences)
+
+
+def shuffle_pages(cache: PagedCache) -> None:
+    """Hand out free pages in a random order from now on, as after many sequences; one seed."""
+    pages = cache.take(cache.free_pages)
+    random.Random(0).shuffle(pages)
+    cache.give_back(pages)
 
 
 def fill_random(storage: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from runtime.attention.base import PassLayout
 from runtime.attention.flashinfer_backend import FlashInferAttention, PlanTables
 from runtime.execution.draft_steps import DraftPhase, Proposal
-from runtime.execution.eager import draft_steps
+from runtime.execution.eager import draft_steps, output_rows
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
 
@@ -60,7 +60,7 @@ class GraphPasses:
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """One replay of γ steps."""
         layouts, batch = phase.layouts(gamma), len(phase.cached)
-        key = (gamma, phase.fed, phase.window_tokens)
+        key = (gamma, phase.fed, phase.window_tokens, sampler.greedy)
 
         def steps(tables: PlanTables) -> Proposal:
             return draft_steps(self.decoder, tables.plans, tables.tokens, phase.fed, sampler)
@@ -74,17 +74,18 @@ class GraphPasses:
         rows = found.probabilities
         return Proposal(found.tokens[:batch], None if rows is None else rows[:batch])
 
-    def verify(self, layout: PassLayout, last: Many[int], drafts: Tensor) -> Tensor:
+    def verify(
+        self, layout: PassLayout, last: Many[int], drafts: Tensor, *, greedy: bool
+    ) -> Tensor:
         """One replay."""
         batch, gamma = drafts.shape
         width = gamma + 1
-        key = (width, layout.window_tokens)
+        key = (width, layout.window_tokens, greedy)
 
         def run(tables: PlanTables) -> Tensor:
             plan = tables.plans[0]
             normed = self.decoder.forward(tables.tokens, plan.positions, plan)
-            logits = self.decoder.logits(normed)
-            return logits.view(-1, width, logits.shape[-1])
+            return output_rows(self.decoder, normed, greedy).unflatten(0, (-1, width))
 
         tokens = [token for first in last for token in (first, *[0] * gamma)]
         captured = self._captured(
@@ -92,8 +93,8 @@ class GraphPasses:
         )
         captured.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
         with self.around("verify"):
-            logits: Tensor = captured.replay()
-        return logits[:batch]
+            rows: Tensor = captured.replay()
+        return rows[:batch]
 
     def _captured(
         self,

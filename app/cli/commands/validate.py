@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from app.cli.engine_errors import engine_errors
 from app.cli.output import atomic_text, print_json
 from calibration.records import read_cases, read_steps
 from calibration.validate import (
@@ -18,6 +20,7 @@ from calibration.validate import (
     comparison_markdown,
     expected_seconds,
     pair_lines,
+    ranks_of,
     read_peers,
     readme_table,
     replace_table,
@@ -28,6 +31,7 @@ from calibration.validate import (
     validate_published,
 )
 from perfmodel import ConfigError, OutsideTolerance
+from runtime import InputError, launch_ranks, run_rank
 
 
 def run_published(*, tolerance: float, as_json: bool) -> int:
@@ -83,15 +87,31 @@ def run_cases(
         return 0
     if out is None:
         raise ConfigError("--out FILE says where the records go")
-    try:
-        command = ["specroof", *sys.argv[1:]]
-        summary = time_cases(
-            file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
-        )
-    except (ModuleNotFoundError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    print(summary)
-    return 0
+    ranks = ranks_of(file)
+    with engine_errors():
+        if ranks > 1 and "RANK" not in os.environ:
+            launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], ranks)
+            return 0
+        outcome: list[tuple[str, int]] = []
+
+        def time_rank() -> None:
+            command = ["specroof", *sys.argv[1:]]
+            try:
+                outcome.append(
+                    time_cases(
+                        file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
+                    )
+                )
+            except ConfigError as error:
+                raise InputError(str(error)) from error
+
+        code = run_rank(time_rank)
+    if code:
+        return code
+    summary, failed = outcome[0]
+    if os.environ.get("RANK", "0") == "0":
+        print(summary)
+    return 4 if failed else 0
 
 
 def run_records(
