@@ -26,4 +26,6 @@ from .model.prompts import TextTokenizer as TextTokenizer
 from .parallel.groups import ALONE as ALONE
 from .parallel.groups import Group as Group
 from .parallel.groups import Ranks as Ranks
+from .parallel.groups import exchange_words as exchange_words
 from .parallel.launch import launch_ranks as launch_ranks
+from .parallel.launch import run_rank as run_rank

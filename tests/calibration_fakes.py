@@ -84,8 +84,8 @@ class FakeRuntime:
     def case(self, case: Case) -> Any:
         return case
 
-    def agree(self, value: bool) -> bool:
-        return value
+    def exchange(self, word: str) -> list[str]:
+        return [word]
 
     def clock(self) -> float:
         return self.now

@@ -23,6 +23,12 @@ from calibration.records.jsonl import RecordLog
 
 ALGORITHMS = ("nccl", "one_shot", "two_shot")
 SIZES = tuple(2**n for n in range(13, 27))  # 8 KiB ... 64 MiB
+# A program that uses NVLink multicast can put a shared host's GPUs out of service.
+NO_MULTICAST = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+}
 CALLS, REPEATS = 20, 9
 MOST_ERROR = 0.05  # of a sum of bf16 values, relative
 
@@ -46,8 +52,7 @@ class CollectiveBench:
         self.torch, self.distributed = torch, distributed
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(self.device)
-        # NVLS is NCCL's use of multicast.
-        os.environ["NCCL_NVLS_ENABLE"] = "0"
+        os.environ.update(NO_MULTICAST)
         distributed.init_process_group("nccl", device_id=self.device, timeout=timedelta(seconds=60))
         self.group: Any = distributed.group.WORLD
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()

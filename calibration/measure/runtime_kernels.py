@@ -30,7 +30,7 @@ class PoolCache:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """What rotary placing reads of a model: float32 frequencies (head_dim / 2,)."""
+    """What rotary placing reads of a model: float32 frequencies (head_dim / 2,), no YaRN."""
 
     frequencies: Any
     attention_factor: float = 1.0

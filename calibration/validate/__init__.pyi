@@ -13,6 +13,7 @@ from .report import replace_table as replace_table
 from .run import REPEATS as REPEATS
 from .run import by_pair as by_pair
 from .run import pair_lines as pair_lines
+from .run import ranks_of as ranks_of
 from .run import time_cases as time_cases
 from .sample import SampleOptions as SampleOptions
 from .sample import expected_seconds as expected_seconds

@@ -2,7 +2,10 @@
 
 `specroof validate run` loads each pair of models once and times its cases in the order of the file,
 so that a run cut off is still a fair sample of every pair. Cases that the output holds are skipped.
-With more than one rank it runs under torchrun. `specroof validate records` compares afterwards.
+`specroof validate records` compares afterwards.
+
+Cases of several ranks start as many processes, unless torchrun has. The ranks agree on time left
+and on each case's outcome; one that fails alone ends the run, which the same command continues.
 """
 
 from __future__ import annotations
@@ -48,15 +51,11 @@ class StepRuntime:
 
         return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)
 
-    def agree(self, value: bool) -> bool:
-        """The first rank's value on every rank, once a bench has connected them."""
-        from torch import distributed
+    def exchange(self, word: str) -> list[str]:
+        """Every rank's word, in the order of ranks."""
+        from runtime import exchange_words
 
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, src=0)
-        return values[0]
+        return exchange_words(word)
 
 
 def _shape(model: str) -> ModelSpec:
@@ -106,17 +105,37 @@ class ValidationRun:
 
     def before(self, until: float) -> bool:
         """Whether there is time left, as the first rank sees it."""
-        return self.runtime.agree(self.clock() < until)
+        return self.runtime.exchange(str(self.clock() < until))[0] == str(True)
+
+    def agreed(self, error: Exception | None) -> Exception | None:
+        """This case's outcome on every rank: none, or an error.
+
+        Raises
+        ------
+        RecordError
+            If some ranks failed and others did not: their collectives no longer match.
+        """
+        reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
+        words = self.runtime.exchange(reason)
+        failed = [f"rank {rank}: {word}" for rank, word in enumerate(words) if word]
+        if failed and len(failed) < len(words):
+            raise RecordError(
+                f"{failed[0]}, where other ranks went on; the same command continues the run"
+            )
+        return error
 
     def _pair(self, pair: Pair, cases: list[Case], until: float) -> list[Case]:
         """Load a pair and time its cases until `until`; those left."""
         if not self.before(until):
             return cases
+        bench, error = None, None
         try:
             bench = self.runtime.bench(pair)
-        except self.runtime.expected as error:
+        except self.runtime.expected as expected:
+            error = expected
+        if self.agreed(error) is not None or bench is None:
             for case in cases:
-                self._write_failure(case, error)
+                self._write_failure(case, error or RecordError("no bench"))
             return []
         try:
             for i, case in enumerate(cases):
@@ -128,7 +147,7 @@ class ValidationRun:
         return []
 
     def _case(self, bench: StepBench, case: Case) -> None:
-        start = self.clock()
+        start, error, times = self.clock(), None, None
         try:
             drawn = case.purpose == "scenario"  # further choices of one repeat its prompt
             times = bench.time(
@@ -137,7 +156,10 @@ class ValidationRun:
                 parts=self.parts and drawn,
                 prompt=drawn,
             )
-        except Exception as error:  # a device out of memory must not end the run
+        except Exception as failure:  # a device out of memory must not end the run
+            error = failure
+        if self.agreed(error) is not None or times is None:
+            error = error or RecordError("not timed")
             self._write_failure(case, error)
             self.in_a_row += 1
             if self.in_a_row >= FAILURES_IN_A_ROW and not isinstance(error, self.runtime.expected):
@@ -202,6 +224,20 @@ def case_ids(lines: Sequence[Line]) -> set[str]:
     return {str(line.value["case"]["id"]) for line in lines if "case" in line.value}
 
 
+def ranks_of(cases: CaseFile) -> int:
+    """The number of ranks of every case.
+
+    Raises
+    ------
+    RecordError
+        If cases differ: processes are started once.
+    """
+    counts = sorted({case.tp for case in cases.cases})
+    if len(counts) > 1:
+        raise RecordError(f"cases of tp {counts} in one file; draw a file for each")
+    return counts[0] if counts else 1
+
+
 def time_cases(
     cases: CaseFile,
     out: Path,
@@ -210,8 +246,8 @@ def time_cases(
     seconds: float,
     repeats: int = REPEATS,
     parts: bool = False,
-) -> str:
-    """Time what `out` does not hold, until all is done or time is out; a summary in one line.
+) -> tuple[str, int]:
+    """Time what `out` does not hold until time is out; a summary in one line, the count of failed.
 
     Raises
     ------
@@ -237,4 +273,5 @@ def time_cases(
             parts=parts,
         )
         unmet = run.measure([case for case in cases.cases if case.id not in done])
-    return f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(done)} done before"
+    summary = f"{run.done} cases timed, {run.failed} failed, {unmet} left, {len(done)} done before"
+    return summary, run.failed

@@ -6,12 +6,14 @@ nothing.
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import SelfDrafter
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.drafting.views import SnapView, View
@@ -26,6 +28,7 @@ def start_without_prefill(
 ) -> None:
     """Start these sequences, each with one token generated, without a prefill."""
     fill_random_kv(engine.cache.storage)
+    shuffle_pages(engine.cache)
     engine.rounds = []
     engine.sequences = [
         SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)
@@ -40,7 +43,15 @@ def start_without_prefill(
             _admit_without_gathering(engine, drafter.policy, sequence)
     if isinstance(drafter, StandaloneDrafter):
         fill_random_kv(drafter.cache.storage)
+        shuffle_pages(drafter.cache)
         drafter.admit_without_prefill(engine.sequences)
+
+
+def shuffle_pages(cache: PagedCache) -> None:
+    """Hand out free pages in a random order from now on, as after many sequences; one seed."""
+    pages = cache.allocate(cache.free_pages)
+    random.Random(0).shuffle(pages)
+    cache.free(pages)
 
 
 def fill_random_kv(storage: Tensor) -> None:

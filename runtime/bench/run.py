@@ -164,7 +164,7 @@ class _Run:
         rates = verification_rates(
             self.config,
             result,
-            weight_bytes=engine.target.weights.bytes,
+            weight_bytes=engine.target.weights.read_bytes,
             kv_token_bytes=engine.cache.token_bytes,
             tp=self.plan.tp,
         )

@@ -27,7 +27,8 @@ def verification_rates(
     Parameters
     ----------
     weight_bytes, kv_token_bytes : int
-        Of this rank: stored weights, and keys and values of one token over all layers.
+        Of this rank: the weights that a pass reads (`DecoderWeights.read_bytes`), and keys and
+        values of one token over all layers.
     """
     seconds = result.phases.get("verify", ())
     if not seconds or not result.rounds:

@@ -111,7 +111,10 @@ class StandaloneDrafter:
         for state in states:
             state.table.tokens += gamma + 1
             state.tokens += gamma + 1
-        return Proposal(self.target_group.broadcast(proposal.tokens), proposal.probabilities)
+        if self.decoder.group.size == self.target_group.size:
+            return proposal  # all ranks have drafted it
+        received = self.target_group.broadcast(proposal.tokens.clone())
+        return Proposal(received, proposal.probabilities, drafted=proposal.tokens)
 
     def release(self, sequence: SequenceState) -> None:
         """Free its pages."""

@@ -126,11 +126,13 @@ class SnapView:
     ) -> None:
         if pool_tokens % 2 == 0:
             raise InputError(f"SnapKV pools over an odd number of tokens, not {pool_tokens}")
-        least = window_queries + cache.page_tokens
+        page = cache.page_tokens
+        # A prompt's last, partly filled page of up to `page` - 1 tokens counts against the budget.
+        least = max(window_queries + page, 2 * page - 1)
         if budget_tokens < least:
             raise InputError(
                 f"kv_budget={budget_tokens} is too small for SnapKV: its window of "
-                f"{window_queries} tokens and a page of {cache.page_tokens} need {least}"
+                f"{window_queries} tokens and pages of {page} need {least}"
             )
         self.cache, self.budget_tokens = cache, budget_tokens
         self.window_queries, self.pool_tokens = window_queries, pool_tokens

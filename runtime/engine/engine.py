@@ -17,14 +17,17 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.errors import InputError
+from runtime.errors import EngineError, InputError
 from runtime.execution.draft_steps import Proposal
-from runtime.execution.eager import Passes
+from runtime.execution.eager import Passes, output_rows
 from runtime.execution.prefill import Progress, PromptJob, prefill
 from runtime.execution.sampling import Sampler
 from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import Group
+from runtime.parallel.watchdog import HERE, START_S, stall_limit_s
+
+_FIRST_ROUNDS = 2  # compile and capture
 
 
 def _silent(done: int, total: int) -> None:
@@ -145,7 +148,8 @@ class Engine:
                 progress=progress,
             )
             nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
-            verdict = self._verify_tokens(nothing, self.target.logits(hidden)[:, None]).tolist()
+            rows = output_rows(self.target, hidden, self.sampler.greedy)
+            verdict = self._read(self._verify_tokens(nothing, rows[:, None]))
         with self.clock.phase("draft_prefill"):
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
@@ -156,23 +160,32 @@ class Engine:
     @torch.inference_mode()
     def round(self) -> RoundRecord:
         """Draft γ, verify, accept, roll back: for every active sequence."""
-        active = self.active
+        first = len(self.rounds) < _FIRST_ROUNDS
+        limit_s = START_S if first else stall_limit_s(self.target.device.type)
+        with HERE.at(f"round {len(self.rounds)}", limit_s=limit_s):
+            return self._round(self.active)
+
+    def _round(self, active: list[SequenceState]) -> RoundRecord:
+        number = len(self.rounds)
         for sequence in active:
             self.cache.reserve(sequence.table, self.gamma + 1)
+        HERE.text = f"round {number}: draft"
         with self.clock.phase("draft"):
             proposal = self.drafter.propose(active, self.gamma)
+        HERE.text = f"round {number}: verify"
         with self.clock.phase("verify"):
-            logits = self.verify(active, proposal.tokens)
+            rows = self.verify(active, proposal.tokens)
             read = sum(sequence.table.tokens for sequence in active)
+        HERE.text = f"round {number}: accept"
         with self.clock.phase("accept"):
-            verdict = self._verify_tokens(proposal, logits).tolist()  # the one read of a round
+            verdict = self._read(self._verify_tokens(proposal, rows))
         with self.clock.phase("host"):
             record = self._commit(active, verdict, read)
         self.rounds.append(record)
         return record
 
     def verify(self, active: Sequence[SequenceState], drafts: Tensor) -> Tensor:
-        """The target's logits after each sequence's last token and after every draft."""
+        """What the sampler reads after each sequence's last token and after every draft."""
         width = self.gamma + 1
         layout = PassLayout(
             page_tables=[sequence.table.pages for sequence in active],
@@ -180,16 +193,46 @@ class Engine:
             query_tokens=[width] * len(active),
             window_tokens=self.target.config.sliding_window_tokens,
         )
-        return self.passes.verify(layout, [sequence.tokens[-1] for sequence in active], drafts)
+        last = [sequence.tokens[-1] for sequence in active]
+        return self.passes.verify(layout, last, drafts, greedy=self.sampler.greedy)
 
-    def _verify_tokens(self, proposal: Proposal, logits: Tensor) -> Tensor:
-        """The verdict of rank 0, on every rank."""
+    def _verify_tokens(self, proposal: Proposal, rows: Tensor) -> Tensor:
+        """Rank 0's verdict (B, γ + 2) on every rank, and whether this one drafted otherwise.
+
+        Ranks that draft must draft the same tokens, since each reads its part of the cache by its
+        drafts: rank 0's travel with its verdict.
+        """
+        if self.group.size == 1:
+            return self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, rows)
+        batch, width = rows.shape[:2]
         if self.group.rank == 0:
-            verdict = self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, logits)
+            verdict = self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, rows)
+            sent = torch.cat((verdict, proposal.tokens), dim=1)
         else:
-            batch, width = logits.shape[:2]
-            verdict = torch.empty((batch, width + 1), dtype=torch.long, device=logits.device)
-        return self.group.broadcast(verdict)
+            sent = proposal.tokens.new_empty((batch, 2 * width))
+        sent = self.group.broadcast(sent)
+        drafted = proposal.tokens if proposal.drafted is None else proposal.drafted
+        differs = (sent[:, width + 1 :] != drafted).any(1, keepdim=True)
+        return torch.cat((sent[:, : width + 1], differs.long()), dim=1)
+
+    def _read(self, verdict: Tensor) -> list[list[int]]:
+        """The one read of the device in a round.
+
+        Raises
+        ------
+        EngineError
+            If this rank drafted other tokens than rank 0: caches of the ranks no longer agree.
+        """
+        rows: list[list[int]] = verdict.tolist()
+        if self.group.size == 1:
+            return rows
+        for index, row in enumerate(rows):
+            if row.pop():
+                raise EngineError(
+                    f"rank {self.group.rank} drafted other tokens than rank 0 (round "
+                    f"{len(self.rounds)}, sequence {index}): their sums differ; check the GPUs"
+                )
+        return rows
 
     def _commit(
         self, active: Sequence[SequenceState], verdict: list[list[int]], read: int

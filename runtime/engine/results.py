@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,13 @@ class GenerationResult:
             "tpot_s": self.decode_s / per_sequence if per_sequence else None,
             "tokens_per_s": decoded / self.decode_s if self.decode_s else None,
             "phase_s": {
-                name: {"count": len(times), "total": sum(times), "mean": fmean(times)}
+                name: {
+                    "count": len(times),
+                    "total": sum(times),
+                    "mean": fmean(times),
+                    "median": median(times),
+                    "p90": quantile(times, 0.9),
+                }
                 for name, times in self.phases.items()
             },
         }

@@ -21,7 +21,7 @@ from torch import Tensor
 from runtime.attention.base import PassLayout
 from runtime.attention.flashinfer_backend import FlashInferAttention, PlannedPasses
 from runtime.execution.draft_steps import DraftPhase, Proposal
-from runtime.execution.eager import draft_steps
+from runtime.execution.eager import draft_steps, output_rows
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
 
@@ -71,7 +71,7 @@ class GraphPasses:
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """One replay of γ steps."""
         layouts, batch = phase.layouts(gamma), len(phase.cached)
-        key = (gamma, phase.num_new_tokens, phase.window_tokens)
+        key = (gamma, phase.num_new_tokens, phase.window_tokens, sampler.greedy)
 
         def steps(passes: PlannedPasses) -> Proposal:
             tokens = passes.tables.tokens
@@ -85,25 +85,26 @@ class GraphPasses:
         rows = drafts.probabilities
         return Proposal(drafts.tokens[:batch], None if rows is None else rows[:batch])
 
-    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
+    def verify(
+        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+    ) -> Tensor:
         """One replay."""
         batch, gamma = drafts.shape
         width = gamma + 1
-        key = (width, layout.window_tokens)
+        key = (width, layout.window_tokens, greedy)
 
         def run(passes: PlannedPasses) -> Tensor:
             plan = passes.plans[0]
             normed = self.decoder.forward(passes.tables.tokens, plan.positions, plan)
-            logits = self.decoder.logits(normed)
-            return logits.view(-1, width, logits.shape[-1])
+            return output_rows(self.decoder, normed, greedy).unflatten(0, (-1, width))
 
         tokens = [token for first in last for token in (first, *[0] * gamma)]
         captured = self._graph(self._verifies, self._verify_pool, key, [layout], tokens, run, None)
         self._latest["verify"] = captured
         captured.passes.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
         with self._timer("verify"):
-            logits: Tensor = captured.replay()
-        return logits[:batch]
+            rows: Tensor = captured.replay()
+        return rows[:batch]
 
     def _graph(
         self,

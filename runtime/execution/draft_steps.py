@@ -13,10 +13,14 @@ from runtime.attention.base import PassLayout
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from where a sampler asks."""
+    """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from where a sampler asks.
+
+    `drafted` (B, γ) is what this rank drafted where it verifies what it received instead.
+    """
 
     tokens: Tensor
     probabilities: Tensor | None = None
+    drafted: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,11 @@ class Passes(Protocol):
         """γ steps, each passing its token to the next on the device."""
         ...
 
-    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
-        """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ)."""
+    def verify(
+        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+    ) -> Tensor:
+        """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ);
+        `greedy`: the most likely tokens (B, γ + 1)."""
         ...
 
 
@@ -38,13 +41,20 @@ class EagerPasses:
         tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
         return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
 
-    def verify(self, layout: PassLayout, last: Sequence[int], drafts: Tensor) -> Tensor:
+    def verify(
+        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+    ) -> Tensor:
         """One pass over γ + 1 tokens per sequence."""
         plan = self.backend.plan(layout)
         first = torch.tensor(last, device=drafts.device)[:, None]
         tokens = torch.cat((first, drafts), dim=1)
         normed = self.decoder.forward(tokens.flatten(), plan.positions, plan)
-        return self.decoder.logits(normed).view(*tokens.shape, -1)
+        return output_rows(self.decoder, normed, greedy).unflatten(0, tokens.shape)
+
+
+def output_rows(decoder: Decoder, normed: Tensor, greedy: bool) -> Tensor:
+    """What a sampler reads of normed hidden states: logits, or the most likely tokens."""
+    return decoder.best(normed) if greedy else decoder.logits(normed)
 
 
 def draft_steps(
@@ -60,7 +70,7 @@ def draft_steps(
         normed = decoder.forward(tokens, plan.positions, plan)
         if step == 0 and num_new_tokens > 1:
             normed = normed[num_new_tokens - 1 :: num_new_tokens].contiguous()
-        tokens, probabilities = sampler.draft(decoder.logits(normed))
+        tokens, probabilities = sampler.draft(output_rows(decoder, normed, sampler.greedy))
         drawn.append(tokens)
         if probabilities is not None:
             rows.append(probabilities)

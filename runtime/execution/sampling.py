@@ -43,14 +43,19 @@ class Sampler(Protocol):
         """Random streams of `draft`, which a graph must register when it captures."""
         ...
 
-    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, V) -> tokens (B,), and the probabilities (B, V) they were drawn from, or None
-        where `verify_tokens` needs none."""
+    @property
+    def greedy(self) -> bool:
+        """Whether it reads each row's most likely token alone, instead of all logits."""
         ...
 
-    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Drafts (B, γ), their probabilities (B, γ, V) and the target's logits (B, γ + 1, V) ->
-        verdict (B, γ + 2)."""
+    def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, V), or most likely tokens (B,) where greedy -> tokens (B,), and the
+        probabilities (B, V) they were drawn from, or None where `verify_tokens` needs none."""
+        ...
+
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
+        """Drafts (B, γ), their probabilities (B, γ, V) and the target's logits (B, γ + 1, V), or
+        its most likely tokens (B, γ + 1) where greedy -> verdict (B, γ + 2)."""
         ...
 
 
@@ -58,16 +63,16 @@ class GreedySampler:
     """The most likely token; a draft is accepted if it equals the target's."""
 
     draft_streams: Sequence[torch.Generator] = ()
+    greedy = True
 
-    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The argmax of each row."""
-        return logits.argmax(-1), None
+    def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The most likely token."""
+        return rows, None
 
-    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Accepted drafts equal the target's argmax, so the argmaxes are the output."""
-        best = logits.argmax(-1)  # (B, γ + 1)
-        accepted = leading_trues(drafts == best[:, :-1])
-        return torch.cat((accepted[:, None], best), dim=1)
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
+        """Accepted drafts equal the target's most likely tokens, so these are the output."""
+        accepted = leading_trues(drafts == rows[:, :-1])
+        return torch.cat((accepted[:, None], rows), dim=1)
 
 
 class StochasticSampler:
@@ -78,6 +83,8 @@ class StochasticSampler:
     and after γ accepted drafts from p.
     """
 
+    greedy = False
+
     def __init__(self, params: SamplingParams, device: torch.device) -> None:
         self.params = params
         # Two streams: ranks that draft without verifying must draw what the others draw.
@@ -85,14 +92,14 @@ class StochasticSampler:
         self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
 
-    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A draw from each row, and the rows."""
-        rows = probabilities(logits, self.params)
-        return draw(rows, self._draft_stream), rows
+    def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A draw from each row, and its distribution."""
+        weights = probabilities(rows, self.params)
+        return draw(weights, self._draft_stream), weights
 
-    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Rejection sampling, independent for each sequence."""
-        target = probabilities(logits, self.params)  # (B, γ + 1, V)
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
+        """Rejection sampling of every sequence on its own."""
+        target = probabilities(rows, self.params)  # (B, γ + 1, V)
         batch, gamma = drafts.shape
         if proposed is None:  # no drafts, so the residual is p itself
             proposed = target[:, :0]
@@ -118,6 +125,8 @@ class InjectedSampler:
     `rates[i]` is the probability that draft i is accepted given that all before it were.
     """
 
+    greedy = True
+
     def __init__(self, rates: Sequence[float], seed: int, device: torch.device) -> None:
         if any(not 0 <= rate <= 1 for rate in rates):
             raise InputError(f"acceptance rates {list(rates)} must lie from 0 to 1")
@@ -125,17 +134,17 @@ class InjectedSampler:
         self.draft_streams: Sequence[torch.Generator] = ()
         self._stream = seeded(seed, device)
 
-    def draft(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The argmax of each row."""
-        return logits.argmax(-1), None
+    def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The most likely token."""
+        return rows, None
 
-    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
-        """Accept at random; the next token is the target's argmax."""
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
+        """Accept by chance; the token after is the target's most likely one there."""
         uniform = torch.rand(
             drafts.shape, generator=self._stream, device=drafts.device, dtype=torch.float64
         )
         accepted = leading_trues(uniform < self._rates[: drafts.shape[1]])
-        final = logits.argmax(-1).gather(1, accepted[:, None])
+        final = rows.gather(1, accepted[:, None])
         tokens = torch.cat((drafts, final), dim=1)
         tokens.scatter_(1, accepted[:, None], final)
         return torch.cat((accepted[:, None], tokens), dim=1)

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.kernels.rotary import Rotary, rms_norm, rotate
+from runtime.parallel.groups import ALONE, Group
+from runtime.parallel.inbox import Inbox
 
 _SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # of weight, in one block
 _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
 _SHARED_BYTES = 227 * 1024  # of one multiprocessor, for blocks
+SUM_BYTES = 4 * 2**20  # of one exchange through inboxes, at most
+_BEST_ROWS = 4096  # whose most likely token is exchanged through inboxes, at most
 
 
 class Ops(Protocol):
@@ -51,9 +55,26 @@ class Ops(Protocol):
         """silu(gate) * up: (rows, 2 * width) -> (rows, width)."""
         ...
 
+    def partial(self, x: Tensor, weight: Tensor) -> Tensor:
+        """This rank's part of a product that `sum_add_norm` sums over the ranks."""
+        ...
+
+    def sum_add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """`add_norm` of the sum of every rank's `x`."""
+        ...
+
+    def best(self, part: Tensor, vocab: int) -> Tensor:
+        """The most likely token of each row, from every rank's columns of the logits: (rows,)."""
+        ...
+
 
 class TorchOps:
     """Plain torch: any device, any type; what the fused operations are held against."""
+
+    def __init__(self, group: Group = ALONE) -> None:
+        self.group = group
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """By the library."""
@@ -95,16 +116,35 @@ class TorchOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def partial(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Where its sum needs no copy first, if the group has such a place."""
+        return _placed_product(x, weight, self.group)
+
+    def sum_add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """The group's sum, then `add_norm`."""
+        return self.add_norm(self.group.all_reduce(x), residual, weight, epsilon)
+
+    def best(self, part: Tensor, vocab: int) -> Tensor:
+        """All logits on every rank, then the argmax."""
+        return self.group.gather_columns(part)[..., :vocab].argmax(-1)
+
 
 class FusedOps:
     """Triton on a GPU, for 16-bit types; a product of few rows in parts where that is faster."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        from runtime.kernels import triton_ops as triton_kernels
+    def __init__(self, dtype: torch.dtype, group: Group = ALONE, hidden: int = 0) -> None:
+        from runtime.kernels import exchange, triton_ops
 
-        self.kernels = triton_kernels
-        self.dtype = dtype
+        self.kernels, self.exchange = triton_ops, exchange
+        self.dtype, self.group = dtype, group
         self.processors = torch.cuda.get_device_properties().multi_processor_count
+        self.sums = self.keys = None
+        if group.workspace is not None and hidden % 8 == 0:  # rows of whole 16-byte words
+            rows, bits = SUM_BYTES // (2 * hidden), exchange.EMPTY_BITS
+            self.sums = Inbox(group, rows=rows, width=hidden, dtype=torch.int16, empty=bits)
+            self.keys = Inbox(group, rows=_BEST_ROWS, width=1, dtype=torch.int64, empty=0)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """In parts for few rows, else by the library."""
@@ -159,6 +199,41 @@ class FusedOps:
         """One kernel."""
         return self.kernels.silu_mul(gate_up, self.dtype)
 
+    def partial(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In parts, or placed for the group's own sum where that is used."""
+        if self.group.size == 1 or self._through_inbox(len(x), self.sums):
+            return self.linear(x, weight)
+        return _placed_product(x, weight, self.group)
+
+    def sum_add_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """One kernel, for up to `SUM_BYTES`; `residual` changes in place."""
+        if self._through_inbox(x.shape[-2], self.sums):
+            return self.exchange.sum_add_norm(x, residual, weight, epsilon, self.sums)
+        if self.group.size > 1:
+            x = self.group.all_reduce(x)
+        return self.add_norm(x, residual, weight, epsilon)
+
+    def best(self, part: Tensor, vocab: int) -> Tensor:
+        """Two kernels; ranks exchange a key a row."""
+        group, (rows, width) = self.group, part.shape
+        if group.size > 1 and not self._through_inbox(rows, self.keys):
+            return group.gather_columns(part)[..., :vocab].argmax(-1)
+        first = group.rank * width
+        return self.exchange.best_tokens(
+            part, first=first, limit=min(width, vocab - first), inbox=self.keys
+        )
+
+    def _through_inbox(self, rows: int, inbox: Inbox | None) -> bool:
+        return inbox is not None and rows <= inbox.rows
+
+
+def _placed_product(x: Tensor, weight: Tensor, group: Group) -> Tensor:
+    """x times weight transposed, in the group's shared buffer where there is one for it."""
+    place = group.partial_buffer((len(x), len(weight)), x.dtype)
+    return F.linear(x, weight) if place is None else torch.mm(x, weight.t(), out=place)
+
 
 def split_parts(rows: int, width: int, depth: int) -> int | None:
     """Parts of a product's depth for `split_linear`, or None where the library is as fast.
@@ -187,8 +262,8 @@ def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
     return 2 if rows <= 32 else 3
 
 
-def ops_for(dtype: torch.dtype, device: torch.device) -> Ops:
-    """Fused where a GPU can."""
+def ops_for(dtype: torch.dtype, device: torch.device, group: Group = ALONE, hidden: int = 0) -> Ops:
+    """Fused where a GPU can; every rank of `group` must ask. `hidden` is the width of its sums."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        return FusedOps(dtype)
-    return TorchOps()
+        return FusedOps(dtype, group, hidden)
+    return TorchOps(group)

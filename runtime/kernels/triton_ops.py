@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PDL: dict[str, Any] = {"launch_pdl": True}
+PDL: dict[str, Any] = {"launch_pdl": True}
 
 
 @triton.jit
-def _summed(source, mask, stride, PARTS: tl.constexpr, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+def summed(source, mask, stride, PARTS: tl.constexpr, kind: tl.constexpr):  # type: ignore[no-untyped-def]
     """The sum of the parts, rounded to the storage type."""
     total = tl.load(source, mask=mask, other=0.0)
     if PARTS > 1:
@@ -79,7 +79,8 @@ def split_linear(
     out = torch.empty((parts, rows, width), dtype=kind, device=x.device)
     _linear_kernel[(triton.cdiv(width, bn), parts)](
         x, weight, out, rows, width, depth, depth // parts,
-        BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages, **_PDL,
+        BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages,
+        **PDL,
     )  # fmt: skip
     return out
 
@@ -99,7 +100,7 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
     kind: tl.constexpr = out.dtype.element_ty
     tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
-    value = _summed(x + row * width + column, inside, stride, PARTS, kind)
+    value = summed(x + row * width + column, inside, stride, PARTS, kind)
     if ADD:
         held = tl.load(residual + row * width + column, mask=inside, other=0.0)
         value = (value.to(tl.float32) + held.to(tl.float32)).to(kind)
@@ -118,8 +119,8 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float)
     block = triton.next_power_of_2(width)
     _add_norm_kernel[(rows,)](
         x, out if residual is None else residual, weight, out, width, rows * width, epsilon,
-        PARTS=_parts(x), ADD=residual is not None, BLOCK=block,
-        num_warps=max(1, min(16, block // 512)), **_PDL,
+        PARTS=part_count(x), ADD=residual is not None, BLOCK=block,
+        num_warps=max(1, min(16, block // 512)), **PDL,
     )  # fmt: skip
     return out
 
@@ -134,8 +135,8 @@ def _silu_mul_kernel(  # type: ignore[no-untyped-def]
     kind: tl.constexpr = out.dtype.element_ty
     tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
-    gate = _summed(x + row * 2 * width + column, inside, stride, PARTS, kind)
-    up = _summed(x + row * 2 * width + width + column, inside, stride, PARTS, kind)
+    gate = summed(x + row * 2 * width + column, inside, stride, PARTS, kind)
+    up = summed(x + row * 2 * width + width + column, inside, stride, PARTS, kind)
     wide = gate.to(tl.float32)
     active = (wide * tl.sigmoid(wide)).to(kind)
     result = (active.to(tl.float32) * up.to(tl.float32)).to(kind)
@@ -149,7 +150,14 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty((rows, width), dtype=dtype, device=gate_up.device)
     block = 1024
     _silu_mul_kernel[(rows, triton.cdiv(width, block))](
-        gate_up, out, width, rows * double, PARTS=_parts(gate_up), BLOCK=block, num_warps=4, **_PDL
+        gate_up,
+        out,
+        width,
+        rows * double,
+        PARTS=part_count(gate_up),
+        BLOCK=block,
+        num_warps=4,
+        **PDL,
     )
     return out
 
@@ -190,8 +198,8 @@ def _place_kernel(  # type: ignore[no-untyped-def]
     source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * dim + head * dim + column
     tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
-    first = _summed(source, inside, stride, PARTS, kind)
-    second = _summed(source + HALF, inside, stride, PARTS, kind)
+    first = summed(source, inside, stride, PARTS, kind)
+    second = summed(source + HALF, inside, stride, PARTS, kind)
     if NORM:
         qa, qb = _half_norm(first, second, query_norm, column, epsilon, HALF, kind)
         ka, kb = _half_norm(first, second, key_norm, column, epsilon, HALF, kind)
@@ -252,11 +260,12 @@ def place(
     heads = 8 if tokens < 256 else 16  # of one block
     _place_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, heads))](
         qkv, positions, slots, frequencies, first, second, queries, keys, values, tokens * width,
-        epsilon, factor, PARTS=_parts(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads,
-        HALF=dim // 2, NORM=norms is not None, HEADS=heads, num_warps=2, **_PDL,
+        epsilon, factor, PARTS=part_count(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads,
+        HALF=dim // 2, NORM=norms is not None, HEADS=heads, num_warps=2, **PDL,
     )  # fmt: skip
     return queries
 
 
-def _parts(x: Tensor) -> int:
+def part_count(x: Tensor) -> int:
+    """Parts that a product was left in."""
     return x.shape[0] if x.dim() == 3 else 1

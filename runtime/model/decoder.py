@@ -39,7 +39,7 @@ class Decoder:
         table = weights.embedding
         self.device, self.dtype = table.device, table.dtype
         self.rotary = Rotary(config, table.device, table.dtype)
-        self.ops = ops_for(table.dtype, table.device)
+        self.ops = ops_for(table.dtype, table.device, group, config.hidden)
 
     def forward(
         self,
@@ -51,20 +51,26 @@ class Decoder:
         """Normed hidden states: tokens (T,), positions (T,) -> (T, hidden)."""
         epsilon = self.config.norm_epsilon
         layers, norm = self.weights.layers, self.weights.norm
-        hidden = embed(tokens, self.weights.embedding, self.group)
-        normed, hidden = self.ops.add_norm(hidden, None, layers[0].input_norm, epsilon)
+        found = embed(tokens, self.weights.embedding, self.group)
+        normed, hidden = self.ops.sum_add_norm(found, None, layers[0].input_norm, epsilon)
         for index, layer in enumerate(layers):
             mixed = self._attention(index, layer, normed, positions, plan, observer)
-            normed, hidden = self.ops.add_norm(mixed, hidden, layer.mlp_norm, epsilon)
+            normed, hidden = self.ops.sum_add_norm(mixed, hidden, layer.mlp_norm, epsilon)
             fed = self._mlp(layer, normed)
             after = layers[index + 1].input_norm if index + 1 < len(layers) else norm
-            normed, hidden = self.ops.add_norm(fed, hidden, after, epsilon)
+            normed, hidden = self.ops.sum_add_norm(fed, hidden, after, epsilon)
         return normed
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits over the whole vocabulary, on every rank: (rows, hidden) -> (rows, vocab)."""
         part = self._whole(self.ops.linear(normed, self.weights.head))
         return self.group.gather_columns(part)[..., : self.config.vocab]
+
+    def best(self, normed: Tensor) -> Tensor:
+        """The most likely token of each row, on every rank: (rows, hidden) -> (rows,)."""
+        return self.ops.best(
+            self._whole(self.ops.linear(normed, self.weights.head)), self.config.vocab
+        )
 
     def _attention(
         self,
@@ -91,17 +97,11 @@ class Decoder:
         if observer is not None:
             observer.record(index, query)
         mixed = plan.attend(index, query).flatten(1)
-        return self._summed(self.ops.linear(mixed, layer.attention_out))
+        return self.ops.partial(mixed, layer.attention_out)
 
     def _mlp(self, layer: LayerWeights, normed: Tensor) -> Tensor:
         active = self.ops.silu_mul(self.ops.linear(normed, layer.gate_up))
-        return self._summed(self.ops.linear(active, layer.down))
-
-    def _summed(self, product: Tensor) -> Tensor:
-        """Over all ranks; a rank alone leaves the parts of its product to whoever reads them."""
-        if self.group.size == 1:
-            return product
-        return self.group.all_reduce(self._whole(product))
+        return self.ops.partial(active, layer.down)
 
     def _whole(self, product: Tensor) -> Tensor:
         if product.dim() == 2:

@@ -50,12 +50,19 @@ class DecoderWeights:
         """Bytes that this rank stores."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that a pass reads: all but the table of embeddings, of which it reads few rows."""
+        table = self.embedding
+        skipped = 0 if self.head is table else table.numel() * table.element_size()
+        return self.bytes - skipped
+
 
 def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
-    """Vocabulary-parallel lookup: each rank gives its own rows, zeros elsewhere, then the sum."""
+    """Vocabulary-parallel lookup: this rank's own rows, zeros elsewhere; the ranks' sum is it."""
     if group.size == 1:
         return F.embedding(tokens, table)
     local = tokens - group.rank * table.shape[0]
     mine = (local >= 0) & (local < table.shape[0])
     found = F.embedding(local.where(mine, torch.zeros_like(local)), table)
-    return group.all_reduce(found * mine.unsqueeze(-1))
+    return found * mine.unsqueeze(-1)

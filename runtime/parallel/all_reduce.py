@@ -24,6 +24,9 @@ Algorithm = Literal["one_shot", "two_shot", "nccl"]
 ALGORITHMS: tuple[Algorithm, ...] = ("one_shot", "two_shot", "nccl")
 LIMITS_VARIABLE = "SPECROOF_ALL_REDUCE"
 MiB = 2**20
+# What torch's kernels are compiled for; other types and numbers of ranks go to NCCL.
+KERNEL_TYPES = (torch.bfloat16, torch.float32)
+TWO_SHOT_RANKS = (2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +46,14 @@ class AllReduceLimits:
         """What a buffer must hold for every message that does not go to NCCL."""
         return max(self.one_shot_bytes, self.two_shot_bytes)
 
-    def choose(self, message_bytes: int) -> Algorithm:
-        """The algorithm for a message; odd sizes, which the kernels cannot load, go to NCCL."""
-        if message_bytes == 0 or message_bytes % 4:
+    def choose(self, message_bytes: int, dtype: torch.dtype, ranks: int) -> Algorithm:
+        """The algorithm for a message; what the kernels cannot load or sum goes to NCCL."""
+        if message_bytes == 0 or message_bytes % 4 or dtype not in KERNEL_TYPES:
             return "nccl"
         if message_bytes <= self.one_shot_bytes:
             return "one_shot"
-        return "two_shot" if message_bytes <= self.two_shot_bytes else "nccl"
+        two_shot = message_bytes <= self.two_shot_bytes and ranks in TWO_SHOT_RANKS
+        return "two_shot" if two_shot else "nccl"
 
 
 def stated_limits() -> AllReduceLimits:
@@ -83,10 +87,14 @@ class SharedWorkspace:
     def __init__(self, handle: Any, device: torch.device, limits: AllReduceLimits) -> None:
         import torch.distributed._symmetric_memory as symmetric
 
-        self.limits = limits
+        self.handle, self.limits, self.ranks = handle, limits, dist.get_world_size(handle)
         self.group_name: str = handle.group_name
         self.buffer = symmetric.empty(limits.workspace_bytes, dtype=torch.uint8, device=device)
         symmetric.rendezvous(self.buffer, self.group_name)
+
+    def choose(self, message_bytes: int, dtype: torch.dtype) -> Algorithm:
+        """The algorithm for a message of this group."""
+        return self.limits.choose(message_bytes, dtype, self.ranks)
 
     def view(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         """The start of the buffer as a tensor of this shape; None for a message that NCCL takes.
@@ -94,27 +102,25 @@ class SharedWorkspace:
         A product written there needs no copy before it is summed. It holds until the next sum.
         """
         size = math.prod(shape) * dtype.itemsize
-        if self.limits.choose(size) == "nccl":
+        if self.choose(size, dtype) == "nccl":
             return None
         return self.buffer[:size].view(dtype).view(*shape)
 
     def all_reduce(self, partial: Tensor, algorithm: Algorithm) -> Tensor:
-        """The sum of every rank's `partial`, in a tensor of its own."""
+        """The sum of every rank's `partial`, in a new tensor.
+
+        A partial that lies elsewhere is copied into the buffer by a kernel of its own: torch's
+        `one_shot_all_reduce_copy` signals its peers before all of a block's threads have copied.
+        """
         shared = self.view(partial.shape, partial.dtype)
         assert shared is not None and algorithm != "nccl"
-        placed = partial.data_ptr() == shared.data_ptr()
+        if partial.data_ptr() != shared.data_ptr():
+            shared.copy_(partial)
         sums, name = torch.ops.symm_mem, self.group_name
         total: Tensor
-        if algorithm == "one_shot" and placed:
+        if algorithm == "one_shot":
             total = sums.one_shot_all_reduce(shared, "sum", name)
-        elif algorithm == "one_shot":
-            # Both operands must be aligned alike, and the buffer's start is aligned to 16 bytes.
-            offset_bytes = partial.storage_offset() * partial.element_size()
-            partial = partial.clone() if offset_bytes % 16 else partial.contiguous()
-            total = sums.one_shot_all_reduce_copy(shared, partial, "sum", name)
         else:
-            if not placed:
-                shared.copy_(partial)
             total = sums.two_shot_all_reduce_out(shared, "sum", name, torch.empty_like(shared))
         return total
 

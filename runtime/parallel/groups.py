@@ -6,7 +6,9 @@ that are small enough go through memory that they share (`symmetric_memory`).
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runtime.errors import InputError
+from runtime.parallel import watchdog
 from runtime.parallel.all_reduce import (
     Algorithm,
     AllReduceLimits,
@@ -65,7 +68,7 @@ class Group:
             return partial
         if self.workspace is not None:
             message_bytes = partial.numel() * partial.element_size()
-            chosen = algorithm or self.workspace.limits.choose(message_bytes)
+            chosen = algorithm or self.workspace.choose(message_bytes, partial.dtype)
             if chosen != "nccl":
                 return self.workspace.all_reduce(partial, chosen)
         dist.all_reduce(partial, group=self.handle)
@@ -156,7 +159,8 @@ def connect(
             # Every rank takes part in making a group, also those that are not in it.
             handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
             draft = _group(rank, draft_tp, handle, own, limits) if rank < draft_tp else None
-        yield Ranks(target=target, draft=draft, device=own)
+        with watchdog.watched(_store_for_threads(), rank, world):
+            yield Ranks(target=target, draft=draft, device=own)
     except BaseException:
         # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
         if own.type == "cpu":
@@ -184,12 +188,50 @@ def _own_device(device: str) -> torch.device:
 
 
 def _join(own: torch.device) -> None:
-    if own.type == "cpu":
-        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
-        return
-    for name, value in NO_MULTICAST.items():
-        os.environ.setdefault(name, value)
-    dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=own)
+    """Make the process group, under keys of the store that no earlier one of this process used."""
+    os.environ.update(NO_MULTICAST)
+    store, rank, world = _store()
+    dist.init_process_group(
+        "gloo" if own.type == "cpu" else "nccl",
+        store=dist.PrefixStore(f"specroof-{next(_joinings)}", store),
+        rank=rank,
+        world_size=world,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=None if own.type == "cpu" else own,
+    )
+
+
+_joinings = itertools.count()  # every rank joins as often, so that they count alike
+_questions = itertools.count()
+
+
+def exchange_words(word: str) -> list[str]:
+    """Every rank's word, in the order of ranks, by the process's store: no group need stand.
+
+    Every rank that the environment names must ask, in the same order; each waits for the last.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return [word]
+    store, rank, world = _store()
+    question = f"specroof-word-{next(_questions)}"
+    store.set(f"{question}-{rank}", word)
+    return [store.get(f"{question}-{other}").decode() for other in range(world)]
+
+
+@functools.cache
+def _store() -> tuple[dist.Store, int, int]:
+    """The store that the environment names, with rank and world size: one for the process.
+
+    A second one would meet the keys, or the server, that the first left behind.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    return store, rank, world
+
+
+def _store_for_threads() -> dist.Store:
+    """A connection of its own to the process's store, which may block in the first."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
 
 
 def _group(rank: int, size: int, handle: Any, own: torch.device, limits: AllReduceLimits) -> Group:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from app.cli.engine_errors import engine_errors
 from app.cli.options import AsJson
 from app.cli.output import atomic_text, print_json
 
@@ -101,7 +103,7 @@ def validate_run(
 ) -> None:
     """Time drawn cases on this GPU; with ranks: torchrun --no-python specroof validate run."""
     from calibration.records import read_cases
-    from calibration.validate import pair_lines, time_cases
+    from calibration.validate import pair_lines, ranks_of, time_cases
     from perfmodel import ConfigError
 
     file = read_cases(cases)
@@ -110,14 +112,34 @@ def validate_run(
         return
     if out is None:
         raise ConfigError("--out FILE says where the records go")
-    try:
-        command = ["specroof", *sys.argv[1:]]
-        summary = time_cases(
-            file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
-        )
-    except (ModuleNotFoundError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    print(summary)
+    from runtime import InputError, launch_ranks, run_rank
+
+    ranks = ranks_of(file)
+    with engine_errors():
+        if ranks > 1 and "RANK" not in os.environ:
+            launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], ranks)
+            return
+        outcome: list[tuple[str, int]] = []
+
+        def time_rank() -> None:
+            command = ["specroof", *sys.argv[1:]]
+            try:
+                outcome.append(
+                    time_cases(
+                        file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
+                    )
+                )
+            except ConfigError as error:
+                raise InputError(str(error)) from error
+
+        code = run_rank(time_rank)
+    if code:
+        raise typer.Exit(code)
+    summary, failed = outcome[0]
+    if os.environ.get("RANK", "0") == "0":
+        print(summary)
+    if failed:
+        raise typer.Exit(4)
 
 
 @validate_app.command("records")

@@ -22,6 +22,7 @@ from calibration.validate.run import (
     ValidationRun,
     by_pair,
     case_ids,
+    ranks_of,
     time_cases,
 )
 from calibration.validate.sample import (
@@ -211,7 +212,7 @@ def test_a_command_continues_its_file_and_other_ranks_write_nothing(
     monkeypatch.setattr("runtime.provenance", lambda command: HEADER | {"command": command})
 
     def timed(cases: CaseFile) -> str:
-        return time_cases(cases, path, command=["run"], seconds=60.0)
+        return time_cases(cases, path, command=["run"], seconds=60.0)[0]
 
     monkeypatch.setenv("RANK", "1")
     assert timed(few).startswith("6 cases timed") and not path.exists()
@@ -245,3 +246,51 @@ def test_the_cases_are_listed_without_a_gpu(
     assert sum(int(line.split()[-2]) for line in listed) == len(cases.cases)
     assert specroof(["validate", "run", "--cases", str(path)]) == 2
     assert "--out FILE" in capsys.readouterr().err
+
+
+def test_a_run_in_which_cases_failed_exits_with_4(
+    cases: CaseFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cases.json"
+    path.write_text(cases.text())
+    failing = FakeRuntime(too_large=frozenset({cases.cases[0].id}))
+    monkeypatch.setattr("calibration.validate.run.StepRuntime", lambda: failing)
+    monkeypatch.setattr("runtime.provenance", lambda command: HEADER)
+    words = ["validate", "run", "--cases", str(path), "--out", str(tmp_path / "out.jsonl")]
+    assert specroof(words) == 4
+    assert specroof(words) == 0  # all done: nothing fails any more
+
+
+class TwoRanks(FakeRuntime):
+    """This rank is the first of two; `other` is what the second answers to each case."""
+
+    def __init__(self, other: Callable[[int], str]) -> None:
+        super().__init__()
+        self.other, self.asked = other, 0
+
+    def exchange(self, word: str) -> list[str]:
+        self.asked += 1
+        return [word, self.other(self.asked) if word == "" else word]
+
+
+def test_a_case_that_fails_on_one_rank_alone_ends_the_run(cases: CaseFile, tmp_path: Path) -> None:
+    runtime = TwoRanks(lambda asked: "out of memory" if asked > 20 else "")
+    with pytest.raises(RecordError, match="rank 1: out of memory, where other ranks went on"):
+        run(runtime, cases, tmp_path / "steps.jsonl")
+    assert 0 < len(read_steps(tmp_path / "steps.jsonl")[1]) < len(cases.cases)
+    assert runtime.open == 0
+
+
+def test_the_clock_of_the_first_rank_decides_for_all(cases: CaseFile, tmp_path: Path) -> None:
+    runtime = TwoRanks(lambda asked: "")
+    runtime.exchange = lambda word: ["False", word]  # type: ignore[method-assign]
+    work, lines = run(runtime, cases, tmp_path / "steps.jsonl")
+    assert work.done == 0 and lines == []
+
+
+def test_cases_of_different_ranks_are_refused(cases: CaseFile) -> None:
+    two = tuple(replace(case, tp=2) for case in cases.cases)
+    assert ranks_of(cases) == 1
+    assert ranks_of(replace(cases, cases=two)) == 2
+    with pytest.raises(RecordError, match="one file"):
+        ranks_of(replace(cases, cases=(*cases.cases, *two)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import DRAFTS, Case, build, random_prompts
@@ -53,6 +56,19 @@ def test_matrix_parameters_are_all_weights_but_embedding_and_norms() -> None:
     stored = weights.bytes // 2
     norms = (2 * config.layers + 1) * config.hidden
     assert matrix_parameters(config) == stored - norms - config.vocab * config.hidden
+    assert weights.read_bytes == weights.bytes - 2 * config.vocab * config.hidden
+    tied = load_weights(replace(config, tied_embeddings=True), MetaWeights(torch.float16), ALONE)
+    assert tied.read_bytes == tied.bytes == weights.read_bytes
+
+
+def test_pretended_pages_lie_in_no_order_and_each_once() -> None:
+    case = Case(family="llama-3.1", prompts=random_prompts((200, 90), seed=2), new_tokens=(4, 4))
+    engine = build(case)
+    pretend_prefilled(engine, case.prompts, case.new_tokens)
+    pages = [page for sequence in engine.sequences for page in sequence.table.pages]
+    assert len(set(pages)) == len(pages) == 50 + 23
+    steps = [b - a for a, b in itertools.pairwise(pages)]
+    assert sum(step == 1 for step in steps) < len(steps) / 4
 
 
 def test_rates_are_needed_bytes_and_operations_over_time() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, Case, build, random_prompts
+from tiny_models import FAMILIES, Case, build, random_prompts, run
 
 from runtime.attention.paged_cache import PageTable, pages_for
 from runtime.drafting.snapkv import kept_tokens, prompt_scores
@@ -47,6 +48,30 @@ def test_sink_and_window_fill_the_budget_to_within_a_page(
 def test_a_budget_without_room_for_a_window_is_refused() -> None:
     with pytest.raises(InputError, match="use 32 or more"):
         SinkWindowView(budget_tokens=31, sink_tokens=16, page_tokens=16)
+
+
+@settings(max_examples=15, deadline=None)
+@given(page=st.sampled_from((8, 16, 64)), prompt=st.integers(130, 200), spare=st.integers(0, 9))
+def test_snapkv_takes_any_page_and_refuses_a_budget_below_its_least(
+    page: int, prompt: int, spare: int
+) -> None:
+    """Window 8 (tiny_models); a page of 64 needs 127 for a prompt that fills 63 of its last."""
+    least = max(8 + page, 2 * page - 1)
+    case = Case(
+        family="llama-3.1",
+        prompts=random_prompts((prompt,), seed=prompt),
+        new_tokens=[3],
+        draft="self-snapkv",
+        gamma=2,
+        budget=least + spare,
+        page_tokens=page,
+    )
+    result = run(case)
+    assert [s.generated for s in result.sequences] == [
+        s.generated for s in run(case.plain).sequences
+    ]
+    with pytest.raises(InputError, match=f"need {least}"):
+        build(replace(case, budget=least - 1))
 
 
 @pytest.mark.parametrize("heads", [2, 4, 6])

@@ -134,9 +134,9 @@ def first_rows(case: Case, texts: list[list[int]], params: SamplingParams) -> to
 
 
 def test_greedy_accepts_up_to_the_first_difference() -> None:
-    logits = torch.nn.functional.one_hot(torch.tensor([[4, 2, 5, 1]] * 3), VOCAB).float()
+    best = torch.tensor([[4, 2, 5, 1]] * 3)
     drafts = torch.tensor([[4, 2, 5], [4, 0, 5], [0, 2, 5]])
-    verdict = GreedySampler().verify_tokens(drafts, None, logits)
+    verdict = GreedySampler().verify_tokens(drafts, None, best)
     assert verdict[:, 0].tolist() == [3, 1, 0]
     assert verdict[0, 1:].tolist() == [4, 2, 5, 1]
     assert verdict[1, 1:3].tolist() == [4, 2]
@@ -147,7 +147,9 @@ def test_injected_acceptance_has_the_rates_it_was_given() -> None:
     rates = (0.9, 0.5, 0.2)
     sampler = InjectedSampler(rates, 1, CPU)
     drafts = torch.zeros((ROUNDS, 3), dtype=torch.long)
-    accepted = sampler.verify_tokens(drafts, None, torch.zeros(ROUNDS, 4, VOCAB))[:, 0].numpy()
+    accepted = sampler.verify_tokens(drafts, None, torch.zeros(ROUNDS, 4, dtype=torch.long))[
+        :, 0
+    ].numpy()
     for position, rate in enumerate(rates):
         reached = int((accepted >= position).sum())
         passed = int((accepted > position).sum())

@@ -210,11 +210,11 @@ def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.Monke
     engine = build_engine(setup, Ranks(ALONE, ALONE), BatchShape([300] * 3, [200] * 3))
     verify = engine.passes.verify
 
-    def watched(layout: Any, last: Any, drafts: torch.Tensor) -> torch.Tensor:
+    def watched(layout: Any, last: Any, drafts: torch.Tensor, *, greedy: bool) -> torch.Tensor:
         before = drafts.clone()
-        logits = verify(layout, last, drafts)
+        rows = verify(layout, last, drafts, greedy=greedy)
         assert torch.equal(drafts, before)
-        return logits
+        return rows
 
     monkeypatch.setattr(engine.passes, "verify", watched)
     engine.generate(prompts, [200] * 3)

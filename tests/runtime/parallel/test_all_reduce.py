@@ -22,17 +22,27 @@ ROOT = Path(__file__).parents[3]
 BYTES = st.integers(0, 2**30)
 
 
-@given(BYTES, BYTES, BYTES)
-def test_a_chosen_kernel_can_hold_its_message(one_shot: int, two_shot: int, message: int) -> None:
+BF16 = torch.bfloat16
+TYPES = st.sampled_from((torch.bfloat16, torch.float16, torch.float32, torch.float64))
+
+
+@given(BYTES, BYTES, BYTES, TYPES, st.integers(2, 16))
+def test_a_chosen_kernel_can_hold_and_sum_its_message(
+    one_shot: int, two_shot: int, message: int, dtype: torch.dtype, ranks: int
+) -> None:
     limits = AllReduceLimits(one_shot_bytes=one_shot, two_shot_bytes=two_shot)
-    if limits.choose(message) != "nccl":
+    chosen = limits.choose(message, dtype, ranks)
+    if chosen != "nccl":
         assert message <= limits.workspace_bytes and message % 4 == 0 and message > 0
+        assert dtype in (torch.bfloat16, torch.float32)
+        assert chosen == "one_shot" or ranks in (2, 4, 8)
 
 
 @given(BYTES, BYTES)
 def test_a_larger_message_never_goes_back_to_an_earlier_algorithm(one: int, other: int) -> None:
     small, large = sorted((4 * one, 4 * other + 4))
-    order = [ALGORITHMS.index(AllReduceLimits().choose(size)) for size in (small or 4, large)]
+    limits = AllReduceLimits()
+    order = [ALGORITHMS.index(limits.choose(size, BF16, 2)) for size in (small or 4, large)]
     assert order == sorted(order)
 
 
@@ -41,12 +51,12 @@ def test_a_larger_message_never_goes_back_to_an_earlier_algorithm(one: int, othe
     [(8 * 1024, "one_shot"), (256 * 1024, "one_shot"), (2**20, "two_shot"), (2**30, "nccl")],
 )
 def test_the_measured_sizes_go_where_they_were_fastest(size: int, algorithm: str) -> None:
-    assert AllReduceLimits().choose(size) == algorithm
+    assert AllReduceLimits().choose(size, BF16, 2) == algorithm
 
 
 def test_limits_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "0:0")
-    assert stated_limits().choose(8) == "nccl"
+    assert stated_limits().choose(8, BF16, 2) == "nccl"
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "64:1024")
     assert stated_limits() == AllReduceLimits(one_shot_bytes=64, two_shot_bytes=1024)
     for wrong in ("64", "a:b", "1:-2"):
@@ -61,6 +71,9 @@ class Recorder:
 
     limits: AllReduceLimits = field(default_factory=AllReduceLimits)
     asked: list[str] = field(default_factory=list)
+
+    def choose(self, message_bytes: int, dtype: torch.dtype) -> str:
+        return self.limits.choose(message_bytes, dtype, 2)
 
     def all_reduce(self, partial: Tensor, algorithm: str) -> Tensor:
         self.asked.append(algorithm)
@@ -90,7 +103,6 @@ import torch.distributed as dist
 from runtime.parallel.groups import connect
 from runtime.parallel.launch import run_rank
 from runtime.parallel.all_reduce import AllReduceLimits, shared_workspace
-from runtime.symmetric_memory import AllReduceLimits, shared_workspace
 def body():
     with connect(tp=2, draft_tp=1) as ranks:
         for local in (1, 2):
@@ -123,6 +135,33 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.Monk
         pass
 
 
-def test_multicast_is_never_left_on() -> None:
+JOINS = """
+import os, sys, torch
+from runtime.parallel.groups import NO_MULTICAST, connect
+from runtime.parallel.launch import run_rank
+def body():
+    for joining in range(6):
+        os.environ.update(NCCL_NVLS_ENABLE="1", TORCH_SYMM_MEM_DISABLE_MULTICAST="0")
+        with connect(tp=2, draft_tp=1 + joining % 2) as ranks:
+            total = ranks.target.all_reduce(torch.full((3,), 1.0 + ranks.target.rank + joining))
+            assert total.tolist() == [3.0 + 2 * joining] * 3
+            assert all(os.environ[name] == value for name, value in NO_MULTICAST.items())
+sys.exit(run_rank(body))
+"""
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_process_joins_as_often_as_it_likes_and_never_with_multicast(torchrun: bool) -> None:
+    script = [sys.executable, "-c", JOINS]
+    code = f"from runtime import launch_ranks; launch_ranks({script!r}, 2)"
+    command = [sys.executable, "-c", code]
+    if torchrun:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node=2", "--no_python", *script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_variables_that_turn_multicast_off() -> None:
     assert NO_MULTICAST["NCCL_NVLS_ENABLE"] == "0"
     assert NO_MULTICAST["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"

@@ -1,0 +1,113 @@
+"""A rank that stalls ends the run, and the line names every rank's position."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from runtime.parallel.watchdog import START_S, Position, Watchdog, stall_limit_s
+
+ROOT = Path(__file__).parents[3]
+ENGINE = """
+import os, signal, sys, time, torch
+sys.path.insert(0, "tests")
+from dataclasses import replace
+from tiny_models import FAMILIES, RunPlan
+from runtime import BatchShape, EngineSetup, Model, build_engine, connect
+from runtime.parallel.launch import run_rank
+def body():
+    plan = RunPlan(draft="self", policy="streamingllm", gamma=2, kv_budget_tokens=24, sink_tokens=4,
+                   draft_tp=None)
+    setup = EngineSetup(target=Model(config=FAMILIES["llama-2"]), draft=None, plan=plan,
+                        page_tokens=4)
+    with connect(tp=2, draft_tp=2) as ranks:
+        engine = build_engine(setup, ranks, BatchShape([40] * 2, [100] * 2))
+        propose = engine.drafter.propose
+        def spoiled(sequences, gamma):
+            proposal = propose(sequences, gamma)
+            if len(engine.rounds) == 4 and ranks.target.rank == 1:
+                {spoil}
+            return proposal
+        engine.drafter.propose = spoiled
+        engine.generate([[1, 2, 3, 4] * 10] * 2, [100] * 2)
+sys.exit(run_rank(body))
+"""
+
+
+def spoiled_run(spoil: str, stall_s: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    script = [sys.executable, "-c", ENGINE.replace("{spoil}", spoil)]
+    code = (
+        "import sys; from runtime import launch_ranks, EngineError\n"
+        f"try: launch_ranks({script!r}, 2)\n"
+        "except EngineError as error: sys.exit(str(error))"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "SPECROOF_STALL_S": stall_s, "PYTHONPATH": str(ROOT)},
+    )
+    return done, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    "spoil", ["time.sleep(300)", "time.sleep(2.5); os.kill(os.getpid(), signal.SIGSTOP)"]
+)
+def test_a_rank_that_stalls_ends_the_run_with_every_position(spoil: str) -> None:
+    done, seconds = spoiled_run(spoil, "4")
+    assert done.returncode == 1 and seconds < 60  # limit 4, grace 5, and slow imports
+    line = next(line for line in done.stderr.splitlines() if "has waited" in line)
+    assert "rank 0: round 4: " in line and "rank 1: round 4: draft" in line
+
+
+def test_a_rank_that_drafts_other_tokens_is_an_error() -> None:
+    done, _ = spoiled_run("proposal.tokens[1, 1] += 1", "60")
+    assert done.returncode == 1
+    expected = "rank 1: rank 1 drafted other tokens than rank 0 (round 4, sequence 1)"
+    assert expected in done.stderr
+
+
+class Store(dict[str, str]):
+    """A store of one process."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+    def get(self, key: str) -> bytes:  # type: ignore[override]
+        return self[key].encode()
+
+
+def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> None:
+    said: list[str] = []
+    store, here = Store({"position-1": "round 2: verify"}), Position()
+    watchdog = Watchdog(store, 0, 3, position=here, end=said.append)
+    with here.at("round 3", limit_s=0.2):
+        assert here.limit_s == 0.2
+    assert (here.text, here.limit_s) == ("joining", START_S)
+    here.move("round 4", limit_s=0.2)
+    watchdog.run(every_s=0.02)
+    assert len(said) == 1 and "rank 0 has waited" in said[0]
+    assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
+    assert store["position-0"] == "round 4"
+
+
+def test_the_limit_of_a_round_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECROOF_STALL_S", raising=False)
+    assert stall_limit_s("cuda") < 30 < stall_limit_s("cpu")
+    monkeypatch.setenv("SPECROOF_STALL_S", "7.5")
+    assert stall_limit_s("cpu") == 7.5
+    monkeypatch.setenv("SPECROOF_STALL_S", "soon")
+    with pytest.raises(InputError, match="number of seconds"):
+        stall_limit_s("cpu")
