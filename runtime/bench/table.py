@@ -26,14 +26,15 @@ ROWS = {
     "llama-3.1-8b": ((32, 16384), (128, 4096), (8, 65536), (256, 2048)),
     "llama-2-7b": ((32, 4096), (8, 16384)),
 }
-DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
+Pair = tuple[int, int]
+DRAFTS: Sequence[Pair] = ((3, 512), (7, 2048))  # γ and KV budget
 SINK_TOKENS = 16
 TRIALS = {"trials": "capturing stream"}  # what every record of step times says of `cuda_graphs`
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One batch on one model, and its times for each of `DRAFTS`."""
+    """One batch on one model, and its times for each draft."""
 
     model: str
     batch: int
@@ -52,12 +53,12 @@ class Row:
         return cells
 
 
-def header() -> list[str]:
+def header(drafts: Sequence[Pair] = DRAFTS) -> list[str]:
     """The columns of `Row.cells`; times in ms."""
     names = ["model", "batch", "context", "T_T"]
-    names += [f"T_V γ={gamma}" for gamma, _ in DRAFTS]
-    names += [f"T_D {budget}" for _, budget in DRAFTS]
-    for gamma, _ in DRAFTS:
+    names += [f"T_V γ={gamma}" for gamma, _ in drafts]
+    names += [f"T_D {budget}" for _, budget in drafts]
+    for gamma, _ in drafts:
         names += [f"round γ={gamma}", "rest %", "between passes %"]
     return names
 
@@ -74,8 +75,25 @@ def plan(gamma: int, budget: int) -> RunPlan:
     )
 
 
-def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | None) -> list[Row]:
-    """Time every row of these models, writing each case to `output` as it comes."""
+def measure(
+    folders: Sequence[Path],
+    *,
+    tp: int,
+    repeats: int,
+    output: Path | None,
+    draft_tp: int | None = None,
+    batches: Sequence[Pair] = (),
+    drafts: Sequence[Pair] = DRAFTS,
+) -> list[Row]:
+    """Time every row of these models, writing each case to `output` as it comes.
+
+    Parameters
+    ----------
+    batches : list of (int, int), optional
+        Batch and context of each row; the model's own `ROWS` if left.
+    drafts : list of (int, int)
+        γ and KV budget of each column.
+    """
     import torch
 
     from runtime.bench.provenance import provenance
@@ -89,10 +107,10 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
         log.write(json.dumps({"provenance": provenance(sys.argv[1:])} | TRIALS) + "\n")
     for folder in folders:
         config = read_config(folder)
-        bench = StepBench(config, tp=tp)
-        for batch, context in ROWS.get(config.name, ROWS["llama-3.1-8b"]):
+        bench = StepBench(config, tp=tp, draft_tp=draft_tp)
+        for batch, context in batches or ROWS.get(config.name, ROWS["llama-3.1-8b"]):
             times = []
-            for gamma, budget in DRAFTS:
+            for gamma, budget in drafts:
                 case = StepCase(plan=plan(gamma, budget), batch=batch, context_tokens=context)
                 times.append(found := bench.time(case, repeats=repeats))
                 if log:
@@ -105,6 +123,17 @@ def measure(folders: Sequence[Path], *, tp: int, repeats: int, output: Path | No
     if log:
         log.close()
     return rows
+
+
+def _pairs(text: str) -> tuple[Pair, ...]:
+    """`32x16384,8x1304` as pairs of whole numbers."""
+    pairs = []
+    for word in text.split(","):
+        first, _, second = word.partition("x")
+        if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+            raise argparse.ArgumentTypeError(f"{word!r}: write two whole numbers such as 32x16384")
+        pairs.append((int(first), int(second)))
+    return tuple(pairs)
 
 
 def _ms(seconds: float) -> str:
@@ -121,6 +150,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runtime.bench.table", description=__doc__)
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="config.json folders")
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--draft-tp", type=int, help="ranks of the draft; those of --tp if left")
+    parser.add_argument(
+        "--rows", type=_pairs, default=(), help="batch x context each, such as 32x16384,8x1304"
+    )
+    parser.add_argument(
+        "--drafts", type=_pairs, default=DRAFTS, help="gamma x KV budget each, such as 3x512,7x2048"
+    )
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON lines, a case each, with parts")
     options = parser.parse_args(arguments)
@@ -131,10 +168,21 @@ def _show(options: argparse.Namespace) -> None:
     """One rank's part; rank 0 writes and prints."""
     root = int(os.environ.get("RANK", "0")) == 0
     output = options.output if root else None
-    rows = measure(options.model, tp=options.tp, repeats=options.repeats, output=output)
+    rows = measure(
+        options.model,
+        tp=options.tp,
+        repeats=options.repeats,
+        output=output,
+        draft_tp=options.draft_tp,
+        batches=options.rows,
+        drafts=options.drafts,
+    )
     if not root:
         return
-    cells = [header(), *(row.cells() for row in rows)]
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    cells = [header(options.drafts), *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

@@ -85,7 +85,8 @@ class GraphPasses:
         def run(tables: PlanTables) -> Tensor:
             plan = tables.plans[0]
             normed = self.decoder.forward(tables.tokens, plan.positions, plan)
-            return output_rows(self.decoder, normed, greedy).unflatten(0, (-1, width))
+            rows = output_rows(self.decoder, normed, greedy)
+            return rows.view(-1, width, *rows.shape[1:])
 
         tokens = [token for first in last for token in (first, *[0] * gamma)]
         captured = self._captured(
