@@ -7,6 +7,7 @@ from .bench.steps import StepBench as StepBench
 from .bench.steps import StepCase as StepCase
 from .bench.steps import StepTimes as StepTimes
 from .bench.table import TablePlan as TablePlan
+from .bench.table import parse_pairs as parse_pairs
 from .config import DecoderConfig as DecoderConfig
 from .config import config_of_shape as config_of_shape
 from .config import hf_config as hf_config

@@ -11,7 +11,7 @@ import torch
 
 _NAMES = (
     ("attention", ("BatchPrefill", "BatchDecode", "MergeStates")),
-    ("comm", ("nccl", "all_reduce", "AllReduce", "shot")),
+    ("comm", ("nccl", "all_reduce", "AllReduce", "shot", "_sum_add_norm")),
     ("linear", ("_linear_kernel", "nvjet", "gemm", "cublas", "cutlass", "splitK")),
 )
 

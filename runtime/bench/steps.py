@@ -30,9 +30,11 @@ from runtime.execution.cuda_graphs import Captured, GraphPasses
 from runtime.execution.prefill import PromptJob, prefill
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import connect
+from runtime.parallel.watchdog import HERE
 
 _PAGE_TOKENS = 16
 _WARM_S = 0.05
+_CASE_S = 300.0  # compiling, capturing and timing one case, at most, before ranks are given up
 _WARM_ROUNDS = 3
 _PREFILL_TOKENS, _PREFILLS = 8192, 3  # of one prompt, at most; times it is timed
 _RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
@@ -52,13 +54,13 @@ class StepTimes:
     """Medians in seconds, bytes of one rank.
 
     `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, one after
-    another without a pause, a draft step a γ-th of a draft phase. `round_s` is the wall time of a
-    whole round, and `host_s` what it takes beyond a draft phase and a verification timed so: a
-    difference of separate timings, which may be negative. `between_s` is what of a round passes
-    outside its own two replays, None where that was not timed. `parts_s` splits the device time of
-    each pass by kind of kernel, where asked. `spread` is the widest (max - min) / median of the
-    three. `prefill_s` is the wall time of all chunks of one prompt of `prefill_tokens`, up to its
-    last hidden state; both are 0 where it was not asked for.
+    another without a pause, each up to its tokens, a draft step a γ-th of a draft phase. `round_s`
+    is the wall time of a whole round, and `host_s` what it takes beyond a draft phase and a
+    verification timed so: a difference of separate timings, which may be negative. `between_s` is
+    what of a round passes outside its own two replays, None where that was not timed. `parts_s`
+    splits the device time of each pass by kind of kernel, where asked. `spread` is the widest (max
+    - min) / median of the three. `prefill_s` is the wall time of all chunks of one prompt of
+    `prefill_tokens`, up to its last hidden state; both are 0 where it was not asked for.
     """
 
     target_step_s: float
@@ -131,8 +133,10 @@ class StepBench:
         torch.cuda.reset_peak_memory_stats(self.device)
         replays = CudaClock()
         engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8), replays)
+        where = f"timing batch {case.batch}, {case.context_tokens} tokens, gamma {case.plan.gamma}"
         try:
-            return self._timed(engine, case, repeats, replays, parts=parts, prompt=prompt)
+            with HERE.at(where, limit_s=_CASE_S):
+                return self._timed(engine, case, repeats, replays, parts=parts, prompt=prompt)
         finally:
             del engine
             _release()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,17 +27,25 @@ ROWS = {
     "llama-3.1-8b": ((32, 16384), (128, 4096), (8, 65536), (256, 2048)),
     "llama-2-7b": ((32, 4096), (8, 16384)),
 }
-DRAFTS = ((3, 512), (7, 2048))  # γ and KV budget
+Pair = tuple[int, int]
+DRAFTS: tuple[Pair, ...] = ((3, 512), (7, 2048))  # γ and KV budget
 SINK_TOKENS = 16
 TRIALS = {"trials": "capturing stream"}  # read by `calibration.validate.memory`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan(JsonPlan):
-    """Models to time, on how many ranks; `configs` and `command` as in `RunPlan`."""
+    """Models to time, on how many ranks; `configs` and `command` as in `RunPlan`.
+
+    `rows` are batch and context, the model's own `ROWS` if empty; `drafts` are γ and KV budget.
+    """
 
     models: tuple[Path, ...]
     tp: int = 1
+    draft_tp: int | None = None
+    rows: tuple[Pair, ...] = ()
+    drafts: tuple[Pair, ...] = DRAFTS
+    json: bool = False
     repeats: int = 15
     output: Path | None = None
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,7 +54,7 @@ class TablePlan(JsonPlan):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One batch on one model, and its times for each of `DRAFTS`."""
+    """One batch on one model, and its times for each draft."""
 
     model: str
     batch: int
@@ -64,12 +73,12 @@ class Row:
         return cells
 
 
-def header() -> list[str]:
+def header(drafts: Sequence[Pair] = DRAFTS) -> list[str]:
     """The columns of `Row.cells`; times in ms."""
     names = ["model", "batch", "context", "T_T"]
-    names += [f"T_V γ={gamma}" for gamma, _ in DRAFTS]
-    names += [f"T_D {budget}" for _, budget in DRAFTS]
-    for gamma, _ in DRAFTS:
+    names += [f"T_V γ={gamma}" for gamma, _ in drafts]
+    names += [f"T_D {budget}" for _, budget in drafts]
+    for gamma, _ in drafts:
         names += [f"round γ={gamma}", "rest %", "between passes %"]
     return names
 
@@ -100,10 +109,10 @@ def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
         log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")
     for model in plan.models:
         config = read_model_config(model, plan.configs)
-        bench = StepBench(config, tp=plan.tp)
-        for batch, context in ROWS.get(config.name, ROWS["llama-3.1-8b"]):
+        bench = StepBench(config, tp=plan.tp, draft_tp=plan.draft_tp)
+        for batch, context in plan.rows or ROWS.get(config.name, ROWS["llama-3.1-8b"]):
             times = []
-            for gamma, budget in DRAFTS:
+            for gamma, budget in plan.drafts:
                 case = StepCase(plan=draft_plan(gamma, budget), batch=batch, context_tokens=context)
                 times.append(bench.time(case, repeats=plan.repeats))
                 if log:
@@ -116,6 +125,23 @@ def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
     if log:
         log.close()
     return rows
+
+
+def parse_pairs(text: str) -> tuple[Pair, ...]:
+    """Pairs of positive whole numbers: "32x16384,8x1304".
+
+    Raises
+    ------
+    InputError
+        If the text is anything else.
+    """
+    pairs = []
+    for word in text.split(","):
+        first, _, second = word.partition("x")
+        if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+            raise InputError(f"{word!r} is not two whole numbers such as 32x16384")
+        pairs.append((int(first), int(second)))
+    return tuple(pairs)
 
 
 def _ms(seconds: float) -> str:
@@ -133,7 +159,10 @@ def run(plan: TablePlan) -> None:
     rows = measure(plan, output=plan.output if root else None)
     if not root:
         return
-    cells = [header(), *(row.cells() for row in rows)]
+    if plan.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    cells = [header(plan.drafts), *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

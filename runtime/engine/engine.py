@@ -132,6 +132,17 @@ class Engine:
     ) -> None:
         """Prefill the target, choose every sequence's first token, prefill the draft."""
         self._check(prompts, max_new_tokens)
+
+        def chunk_done(done: int, total: int) -> None:
+            HERE.move(f"prefill: {done} of {total} tokens", limit_s=START_S)
+            progress(done, total)
+
+        with HERE.at("prefill", limit_s=START_S):
+            self._start(prompts, max_new_tokens, chunk_done)
+
+    def _start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], progress: Progress
+    ) -> None:
         self.rounds = []
         self.sequences = [
             SequenceState(index, list(prompt), len(prompt), most)

@@ -96,7 +96,8 @@ class GraphPasses:
         def run(passes: PlannedPasses) -> Tensor:
             plan = passes.plans[0]
             normed = self.decoder.forward(passes.tables.tokens, plan.positions, plan)
-            return output_rows(self.decoder, normed, greedy).unflatten(0, (-1, width))
+            rows = output_rows(self.decoder, normed, greedy)
+            return rows.view(-1, width, *rows.shape[1:])
 
         tokens = [token for first in last for token in (first, *[0] * gamma)]
         captured = self._graph(self._verifies, self._verify_pool, key, [layout], tokens, run, None)

@@ -49,7 +49,8 @@ class EagerPasses:
         first = torch.tensor(last, device=drafts.device)[:, None]
         tokens = torch.cat((first, drafts), dim=1)
         normed = self.decoder.forward(tokens.flatten(), plan.positions, plan)
-        return output_rows(self.decoder, normed, greedy).unflatten(0, tokens.shape)
+        rows = output_rows(self.decoder, normed, greedy)
+        return rows.view(*tokens.shape, *rows.shape[1:])
 
 
 def output_rows(decoder: Decoder, normed: Tensor, greedy: bool) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import InputError
 from runtime.parallel import watchdog
@@ -193,7 +194,7 @@ def _join(own: torch.device) -> None:
     store, rank, world = _store()
     dist.init_process_group(
         "gloo" if own.type == "cpu" else "nccl",
-        store=dist.PrefixStore(f"specroof-{next(_joinings)}", store),
+        store=_STORES.PrefixStore(f"specroof-{next(_joinings)}", store),
         rank=rank,
         world_size=world,
         timeout=COLLECTIVE_TIMEOUT,
@@ -201,6 +202,7 @@ def _join(own: torch.device) -> None:
     )
 
 
+_STORES: Any = dist  # PrefixStore and TCPStore, which torch's stubs leave out
 _joinings = itertools.count()  # every rank joins as often, so that they count alike
 _questions = itertools.count()
 
@@ -219,19 +221,19 @@ def exchange_words(word: str) -> list[str]:
 
 
 @functools.cache
-def _store() -> tuple[dist.Store, int, int]:
+def _store() -> tuple[Any, int, int]:
     """The store that the environment names, with rank and world size: one for the process.
 
     A second one would meet the keys, or the server, that the first left behind.
     """
-    store, rank, world = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    store, rank, world = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     return store, rank, world
 
 
-def _store_for_threads() -> dist.Store:
+def _store_for_threads() -> Any:
     """A connection of its own to the process's store, which may block in the first."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    return _STORES.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
 
 
 def _group(rank: int, size: int, handle: Any, own: torch.device, limits: AllReduceLimits) -> Group:

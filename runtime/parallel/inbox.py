@@ -48,7 +48,8 @@ class Inbox:
         self.words: Tensor = symmetric.empty(words, dtype=dtype, device=device)
         self.words.fill_(empty)
         self.turns = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._shared: Any = symmetric.rendezvous(self.words, group.workspace.group_name)
+        name: Any = group.workspace.group_name
+        self._shared: Any = symmetric.rendezvous(self.words, name)
         pointers = [int(pointer) for pointer in self._shared.buffer_ptrs]
         self.peers = torch.tensor(pointers, dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)

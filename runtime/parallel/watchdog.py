@@ -7,6 +7,7 @@ and keeps the last word of all others, so that a store that stalls as well takes
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -20,7 +21,7 @@ from runtime.errors import InputError
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
 STALL_S = 20.0  # a round of a run that is under way
-START_S = 900.0  # where a position may last: loading, compiling, the first passes
+START_S = 1800.0  # a first round, which compiles; a chunk of a prompt; a round on a CPU
 _EVERY_S = 1.0
 
 
@@ -55,9 +56,9 @@ class Position:
 
     text: str = "joining"
     since: float = field(default_factory=time.monotonic)
-    limit_s: float = START_S
+    limit_s: float = math.inf
 
-    def move(self, text: str, *, limit_s: float = START_S) -> None:
+    def move(self, text: str, *, limit_s: float = math.inf) -> None:
         """Go on to `text`."""
         self.text, self.limit_s, self.since = text, limit_s, time.monotonic()
 
@@ -66,8 +67,10 @@ class Position:
         """Be there within, then back."""
         before = self.text, self.limit_s
         self.move(text, limit_s=limit_s)
-        yield
-        self.move(before[0], limit_s=before[1])
+        try:
+            yield
+        finally:
+            self.move(before[0], limit_s=before[1])
 
 
 HERE = Position()  # of this process

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import ScenarioFile
+from app.cli.options import AsJson, ScenarioFile
 
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
@@ -100,24 +100,41 @@ def run_bench(
     model: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
     ] = None,
-    tp: Annotated[int, typer.Option(help="Ranks that share the model.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that share the model.")] = 1,
+    draft_tp: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of the draft; those of --tp by default.")
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="BxL,..", help="Batch and context of each row: 32x16384,8x1304."),
+    ] = None,
+    drafts: Annotated[
+        str | None,
+        typer.Option(metavar="GxK,..", help="Gamma and KV budget of each draft: 3x512,7x2048."),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON lines, one per case.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
-    from runtime import TablePlan
+    from runtime import TablePlan, parse_pairs
 
     configs: dict[str, Any] = {}
     with engine_errors():
+        chosen = {"rows": rows, "drafts": drafts}
+        pairs = {name: parse_pairs(text) for name, text in chosen.items() if text is not None}
         names = model or ["llama-3.1-8b", "llama-2-7b"]
         models = tuple(_model(name, configs) for name in names)
         plan = TablePlan(
             models=models,
             tp=tp,
+            draft_tp=draft_tp,
+            **pairs,
             repeats=repeats,
             output=output,
+            json=as_json,
             configs=configs,
             command=_command(),
         )

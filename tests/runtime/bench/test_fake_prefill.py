@@ -64,7 +64,7 @@ def test_matrix_parameters_are_all_weights_but_embedding_and_norms() -> None:
 def test_pretended_pages_lie_in_no_order_and_each_once() -> None:
     case = Case(family="llama-3.1", prompts=random_prompts((200, 90), seed=2), new_tokens=(4, 4))
     engine = build(case)
-    pretend_prefilled(engine, case.prompts, case.new_tokens)
+    start_without_prefill(engine, case.prompts, case.new_tokens)
     pages = [page for sequence in engine.sequences for page in sequence.table.pages]
     assert len(set(pages)) == len(pages) == 50 + 23
     steps = [b - a for a, b in itertools.pairwise(pages)]

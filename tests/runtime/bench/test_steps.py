@@ -13,7 +13,8 @@ import pytest
 from calibration.validate.memory import WorkspaceCount
 from runtime.bench import steps as step_bench
 from runtime.bench.steps import StepTimes
-from runtime.bench.table import TRIALS, Row, header
+from runtime.bench.table import TRIALS, Row, header, parse_pairs
+from runtime.errors import InputError
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured" / "step-table-h200.jsonl"
 DRAFT_S, VERIFY_S, BETWEEN_S = 3.0, 2.0, 0.25
@@ -90,3 +91,14 @@ def test_records_from_before_still_make_rows() -> None:
 
 def test_the_memory_of_a_tables_cases_is_counted_as_a_validation_runs() -> None:
     assert not WorkspaceCount.of({"provenance": {}} | TRIALS).fresh_streams
+
+
+def test_rows_and_drafts_can_be_stated() -> None:
+    assert header(((2, 96),)) == [
+        "model", "batch", "context", "T_T", "T_V γ=2", "T_D 96", "round γ=2", "rest %",
+        "between passes %",
+    ]  # fmt: skip
+    for wrong in ("32", "32x", "0x5", "3x5,", "ax5"):
+        with pytest.raises(InputError, match="32x16384"):
+            parse_pairs(wrong)
+    assert parse_pairs("32x16384,8x1304") == ((32, 16384), (8, 1304))

@@ -13,6 +13,7 @@ from tiny_models import DRAFTS, Case, build, random_prompts, run
 from runtime.attention.base import AttentionPlan, PassLayout
 from runtime.engine.clock import PHASES
 from runtime.engine.engine import Engine
+from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
 from runtime.errors import InputError
 from runtime.execution.prefill import prompt_pieces
 
@@ -167,3 +168,17 @@ def test_plans_that_do_not_hold_are_refused(changes: dict[str, Any], message: st
     case = Case(family="llama-2", prompts=[[1, 2]], new_tokens=[3], **{"gamma": 2, **changes})
     with pytest.raises(InputError, match=message):
         build(case)
+
+
+def test_a_summary_gives_the_middle_and_the_tail_of_each_phase() -> None:
+    """One slow first occurrence moves the mean, not the median."""
+    result = GenerationResult(
+        sequences=(FinishedSequence(3, (1, 2), "length"),),
+        rounds=(RoundRecord(1, (0,), (1,), 3),),
+        phases={"verify": [9.0, *[1.0] * 8, 2.0]},
+        ttft_s=0.0,
+        decode_s=1.0,
+    )
+    found = result.summary()["phase_s"]["verify"]
+    assert (found["median"], found["p90"]) == (1.0, 2.0)
+    assert found["mean"] == pytest.approx(1.9)

@@ -137,7 +137,7 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.Monk
 
 JOINS = """
 import os, sys, torch
-from runtime.parallel.groups import NO_MULTICAST, connect
+from runtime.parallel.groups import NO_MULTICAST, connect, exchange_words
 from runtime.parallel.launch import run_rank
 def body():
     for joining in range(6):
@@ -146,6 +146,8 @@ def body():
             total = ranks.target.all_reduce(torch.full((3,), 1.0 + ranks.target.rank + joining))
             assert total.tolist() == [3.0 + 2 * joining] * 3
             assert all(os.environ[name] == value for name, value in NO_MULTICAST.items())
+        words = exchange_words(f"{joining} of {os.environ['RANK']}")
+        assert words == [f"{joining} of {rank}" for rank in range(2)], words
 sys.exit(run_rank(body))
 """
 

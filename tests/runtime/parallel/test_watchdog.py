@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_models import Case, run
 
 from runtime.errors import InputError
-from runtime.parallel.watchdog import START_S, Position, Watchdog, stall_limit_s
+from runtime.parallel.watchdog import HERE, Position, Watchdog, stall_limit_s
 
 ROOT = Path(__file__).parents[3]
 ENGINE = """
@@ -95,7 +97,10 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
     watchdog = Watchdog(store, 0, 3, position=here, end=said.append)
     with here.at("round 3", limit_s=0.2):
         assert here.limit_s == 0.2
-    assert (here.text, here.limit_s) == ("joining", START_S)
+    assert (here.text, here.limit_s) == ("joining", math.inf)
+    with pytest.raises(ValueError, match="no"), here.at("round 3", limit_s=0.2):
+        raise ValueError("no")
+    assert here.limit_s == math.inf  # a run that goes on after an error is not given up
     here.move("round 4", limit_s=0.2)
     watchdog.run(every_s=0.02)
     assert len(said) == 1 and "rank 0 has waited" in said[0]
@@ -111,3 +116,10 @@ def test_the_limit_of_a_round_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SPECROOF_STALL_S", "soon")
     with pytest.raises(InputError, match="number of seconds"):
         stall_limit_s("cpu")
+
+
+def test_between_runs_a_rank_may_wait_as_long_as_it_likes() -> None:
+    case = Case(family="llama-2", prompts=[[1, 2, 3]], new_tokens=[6], draft="self-full", gamma=2)
+    before = HERE.text, HERE.limit_s
+    run(case)
+    assert (HERE.text, HERE.limit_s) == before and HERE.limit_s == math.inf

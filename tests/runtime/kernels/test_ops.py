@@ -1,0 +1,37 @@
+"""Shapes of the few-row product, and what plain operations give several ranks, on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.kernels.ops import TorchOps, pipeline_stages, split_parts
+
+SHARED_BYTES = 227 * 1024  # of an H200's multiprocessor, for blocks
+
+
+@given(st.sampled_from((16, 32, 64, 128)), st.integers(1, 600), st.integers(60, 160))
+def test_a_pipeline_of_more_than_the_least_lets_all_blocks_run_at_once(
+    rows: int, blocks: int, processors: int
+) -> None:
+    stages = pipeline_stages(rows, blocks, processors)
+    assert 2 <= stages <= (6 if rows <= 16 else 5)
+    stage_bytes = 2 * 128 * (64 + rows)
+    if stages > 3:
+        assert -(-blocks // processors) * stages * stage_bytes <= SHARED_BYTES
+    assert stages * stage_bytes <= SHARED_BYTES
+
+
+@given(st.integers(1, 200), st.integers(1, 500), st.integers(1, 120))
+def test_parts_divide_the_depth(rows: int, columns: int, depth: int) -> None:
+    parts = split_parts(rows, 64 * columns, 128 * depth)
+    if parts is not None:
+        assert depth % parts == 0 and rows <= 128
+
+
+@pytest.mark.parametrize("vocab", [5, 8])
+def test_the_most_likely_token_is_never_padding(vocab: int) -> None:
+    part = torch.arange(16.0).reshape(2, 8)
+    assert TorchOps().best(part, vocab).tolist() == [vocab - 1] * 2
