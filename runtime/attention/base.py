@@ -50,6 +50,22 @@ class PassLayout:
         return np.repeat(shift, new) + np.arange(int(new.sum()))
 
 
+def runs_of_equal_queries(layouts: Sequence[PassLayout]) -> list[list[PassLayout]]:
+    """Layouts in order, neighbours with the same query counts and window in one list."""
+    runs: list[list[PassLayout]] = []
+    for layout in layouts:
+        if runs and _same_queries(runs[-1][-1], layout):
+            runs[-1].append(layout)
+        else:
+            runs.append([layout])
+    return runs
+
+
+def _same_queries(one: PassLayout, other: PassLayout) -> bool:
+    same_window = one.window_tokens == other.window_tokens
+    return same_window and np.array_equal(one.query_tokens, other.query_tokens)
+
+
 class AttentionPlan(Protocol):
     """One planned pass of T tokens."""
 

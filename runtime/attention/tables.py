@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.attention.base import Counts, PassLayout
+from runtime.attention.base import Counts, PassLayout, runs_of_equal_queries
 from runtime.attention.split_kv import BlockGrid, Blocks, Ints, pages_read, schedule
 
 _ALIGN = 4  # words: FlashInfer's tables start at multiples of 16 bytes
@@ -264,22 +264,6 @@ class PassTables:
             window_tokens=last.window_tokens,
         )
         return grid, queries
-
-
-def runs_of_equal_queries(layouts: Sequence[PassLayout]) -> list[list[PassLayout]]:
-    """Layouts in order, neighbours with the same query counts and window in one list."""
-    runs: list[list[PassLayout]] = []
-    for layout in layouts:
-        if runs and _same_queries(runs[-1][-1], layout):
-            runs[-1].append(layout)
-        else:
-            runs.append([layout])
-    return runs
-
-
-def _same_queries(one: PassLayout, other: PassLayout) -> bool:
-    same_window = one.window_tokens == other.window_tokens
-    return same_window and np.array_equal(one.query_tokens, other.query_tokens)
 
 
 class _PassRun:

@@ -10,15 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
-from runtime.attention.base import PassLayout
+from runtime.attention.base import PassLayout, runs_of_equal_queries
 from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
-from runtime.attention.tables import (
-    AttentionShape,
-    DeviceTables,
-    PassTables,
-    runs_of_equal_queries,
-)
+from runtime.attention.tables import AttentionShape, DeviceTables, PassTables
 
 PAGE, ROOM = 4, 64
 
