@@ -74,7 +74,7 @@ def _field(
 class ScenarioInput(BaseModel):
     """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column.
 
-    Flags, their help and the table of docs/commands.md are made from these fields.
+    Flags, their help and the table of docs/reference/commands.md are made from these fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

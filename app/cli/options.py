@@ -28,7 +28,7 @@ ScenarioFile = Annotated[
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/reference/json.md).")]
 
 
 class ScenarioCommand(TyperCommand):

@@ -22,7 +22,7 @@ class SimulationOptions:
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Recorded requests: CSV or JSON lines (docs/commands.md).",
+            help="Recorded requests: CSV or JSON lines (docs/reference/commands.md).",
             show_default=False,
         ),
     ] = None

@@ -30,7 +30,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
     answer : Recommendation
         What the charts are drawn from.
     result : mapping
-        Its JSON form (docs/json.md), which the tables show.
+        Its JSON form (docs/reference/json.md), which the tables show.
 
     Raises
     ------

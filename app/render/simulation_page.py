@@ -11,7 +11,7 @@ from app.render.tables import scenario_line
 
 
 def simulation_html(result: Mapping[str, Any]) -> str:
-    """The page's text, from the JSON form (docs/json.md).
+    """The page's text, from the JSON form (docs/reference/json.md).
 
     Raises
     ------

@@ -185,7 +185,7 @@ def kind_of(view: DraftView) -> DraftView:
 
 
 def report_dict(report: AcceptanceReport) -> dict[str, Any]:
-    """The report as plain data (docs/json.md)."""
+    """The report as plain data (docs/reference/json.md)."""
     return {
         "header": dict(report.header),
         "cells": [_cell_dict(cell) for cell in report.cells],

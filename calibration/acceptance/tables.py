@@ -1,4 +1,4 @@
-"""The report of measured acceptance as Markdown: the tables of docs/acceptance.md."""
+"""The report of measured acceptance as Markdown: the tables of docs/results/acceptance.md."""
 
 from __future__ import annotations
 

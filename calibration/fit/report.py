@@ -30,7 +30,7 @@ class FitReport:
         return lines + [f"not fitted: {clause}" for clause in self.missing]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data (docs/json.md)."""
+        """The report as plain data (docs/reference/json.md)."""
         return {
             "gpu": self.gpu,
             "source": self.source,

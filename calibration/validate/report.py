@@ -36,7 +36,7 @@ _REGIONS: dict[str, Callable[[StepError], str]] = {
 
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain data (docs/json.md)."""
+    """The comparison as plain data (docs/reference/json.md)."""
     median, worst = comparison.regret()
     return {
         "provenance": dict(comparison.header),

@@ -1,4 +1,4 @@
-"""Estimates as plain data (the JSON schema of docs/json.md) and as text tables."""
+"""Estimates as plain data (the JSON schema of docs/reference/json.md) and as text tables."""
 
 from __future__ import annotations
 

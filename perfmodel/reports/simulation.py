@@ -1,4 +1,4 @@
-"""Simulations as plain data: what `specroof simulate --json` prints (docs/json.md)."""
+"""Simulations as plain data: what `specroof simulate --json` prints (docs/reference/json.md)."""
 
 from __future__ import annotations
 

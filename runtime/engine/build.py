@@ -69,7 +69,7 @@ class EngineSetup:
     cache_pages: int | None = None
     chunk_tokens: int = 2048
     snapkv_window: int = 32
-    snapkv_pool: int = 1  # docs/acceptance.md compares settings
+    snapkv_pool: int = 1  # docs/results/acceptance.md compares settings
     replay_timer: Callable[[str], AbstractContextManager[None]] | None = None
 
     @property

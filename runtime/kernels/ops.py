@@ -259,7 +259,7 @@ def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
 
     Up to 6 for the fewest rows. Against 4 at most, in whole steps of Llama-3.1-8B on an H200: a
     draft step of 32 rows 1.7 % shorter on one GPU and 2.5 % on two, of 8 rows 1.4 % and 0.4 %
-    (`calibration/measured/h200-tp2-steps.jsonl`, tags none, st5 and st6).
+    (`calibration/measured/step-table-h200-tp2.jsonl`, tags none, st5 and st6).
     """
     stage_bytes = 2 * _SPLIT_DEPTH * (_SPLIT_COLUMNS + rows)
     for stages in range(6 if rows <= 16 else 5, 1, -1):

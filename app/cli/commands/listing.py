@@ -173,7 +173,7 @@ def _flags() -> list[dict[str, Any]]:
 
 
 def _markdown(flags: list[dict[str, Any]]) -> list[str]:
-    """The flags as the table of docs/commands.md."""
+    """The flags as the table of docs/reference/commands.md."""
     rows = [f"| `{flag['flag']}` | {flag['meaning']} | {flag['default']} |" for flag in flags]
     return ["| flag | meaning | default |", "|---|---|---|", *rows]
 

@@ -1,4 +1,4 @@
-"""Every example of docs/commands.md runs and exits as it says; every command and flag is there."""
+"""Every example of docs/reference/commands.md runs and exits as it says; every command and flag is there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer.main
 from app.cli.main import app, run
 from app.cli.simulation_options import SimulationOptions
 
-DOC = Path(__file__).parents[3] / "docs" / "commands.md"
+DOC = Path(__file__).parents[3] / "docs" / "reference" / "commands.md"
 TEXT = DOC.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^\$ (.+)$", TEXT, flags=re.M)
 
