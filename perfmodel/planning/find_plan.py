@@ -35,14 +35,12 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
         Flat scenario values; `tp`, `draft` and `kv_budget` also as lists or as comma-separated
         text. A given acceptance holds for one draft choice, which must then be named.
     objective : str
-        "throughput" (tokens/s per GPU at the given batch) or "latency" (seconds per token).
+        "throughput" or "latency", as `recommend` has it.
 
     Raises
     ------
-    ConfigError
-        For values that a search cannot honour.
-    NoFeasiblePlan
-        If nothing meets the limits.
+    ConfigError, NoFeasiblePlan
+        For values that a search cannot honour; if nothing meets the limits.
     """
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):

@@ -9,16 +9,14 @@ from perfmodel.display import html_table, number_range
 from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.search import Candidate, Search, Unmeasured
 from perfmodel.specs.workload import SLO
-from perfmodel.speculation.break_even import (
+from perfmodel.speculation import (
     BreakEven,
     GammaSchedule,
+    Interval,
+    Sensitivity,
     break_even_batch,
     break_even_context,
     gamma_schedule,
-)
-from perfmodel.speculation.uncertainty import (
-    Interval,
-    Sensitivity,
     probability_of_gain,
     sensitivities,
     speedup_interval,

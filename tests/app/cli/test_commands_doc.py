@@ -1,4 +1,4 @@
-"""Every example of docs/reference/commands.md runs and exits as it says; every command and flag is there."""
+"""Every example of docs/reference/commands.md runs and exits as it says; none is missing."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.main import run
 
-DOC = Path(__file__).parents[3] / "docs" / "reference" / "json.md"
+DOC = Path(__file__).parents[3] / "docs/reference/json.md"
 SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.8"]
 TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
 # Section of the document: a command line, and where in its output the object lies.
