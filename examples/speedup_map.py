@@ -17,8 +17,8 @@ from app import charts
 WIDTH, HEIGHT = 860, 460  # pixels
 PLAN = {
     "gpu": "h100-sxm",
-    "tp": 8,
-    "batch": 64,
+    "tp": 1,
+    "batch": 8,
     "prompt_tokens": 32_000,
     "draft": "self",
     "draft_policy": "streamingllm",
@@ -31,7 +31,7 @@ def main(path: Path) -> None:
     """Write the map as `path`, HTML or SVG by its ending."""
     figure = charts.speedup_map(specroof.predict("llama-3.1-8b", **PLAN).scenario)
     figure.update_layout(
-        title_text="Llama-3.1-8B on 8 H100s: speedup of self-speculation (line: break-even)"
+        title_text="Llama-3.1-8B on one H100: speedup of self-speculation (line: break-even)"
     )
     html = figure.to_html(include_plotlyjs=True, default_width=WIDTH, default_height=HEIGHT)
     path.write_text(html if path.suffix == ".html" else svg_of(html))
