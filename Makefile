@@ -17,11 +17,11 @@ explore: $(EXPLORER)
 	@$(BIN)/specroof explore
 
 test: $(ALL) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Tests that need neither network nor a browser, each under about a second.
 quick: $(ALL)
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not gpu"
 
 # Long runs: speculative against plain decoding over random models.
 TOKENS ?= 100000

@@ -14,6 +14,8 @@ import typer.main
 from app.cli.main import app, run
 from app.cli.simulation_options import SimulationOptions
 
+pytestmark = pytest.mark.slow
+
 DOC = Path(__file__).parents[3] / "docs" / "reference" / "commands.md"
 TEXT = DOC.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^\$ (.+)$", TEXT, flags=re.M)

@@ -27,6 +27,8 @@ from app.cli.commands.explore import explorer_command  # noqa: E402
 from app.cli.main import run  # noqa: E402
 from app.explorer.state import PRESETS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # The drawing is as wide as its place on the page in ten frames of the screen one after another.

@@ -62,11 +62,12 @@ class Forced:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = list(tokens)
         self.draft_streams = ()
+        self.greedy = False
 
     def draft(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([self.tokens.pop(0)]), logits.softmax(-1)
 
-    def verify(self, drafts: Tensor, proposed: Tensor | None, logits: Tensor) -> Tensor:
+    def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
         raise AssertionError("nothing is verified here")
 
 

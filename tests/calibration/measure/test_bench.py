@@ -16,6 +16,8 @@ from calibration.measure.timer import SPARE_BYTES
 from calibration.records.cells import Cell, attention_cell, layer_matrices
 from perfmodel import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 SEEN: list[tuple[int, int]] = []  # (cache, bytes offset of its keys) of every attention call
 
 

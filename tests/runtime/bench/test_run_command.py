@@ -13,6 +13,8 @@ from tiny_models import FAMILIES
 from app.cli.main import run
 from runtime.config import hf_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

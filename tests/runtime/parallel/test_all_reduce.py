@@ -18,6 +18,8 @@ from runtime.errors import InputError
 from runtime.parallel.all_reduce import ALGORITHMS, AllReduceLimits, stated_limits
 from runtime.parallel.groups import NO_MULTICAST, Group, connect
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 BYTES = st.integers(0, 2**30)
 

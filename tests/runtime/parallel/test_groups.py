@@ -18,6 +18,8 @@ from runtime.bench.plan import RunPlan
 from runtime.bench.run import run, run_file
 from runtime.config import DecoderConfig, hf_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 FIELDS: dict[str, Any] = {
     "random_weights": True,

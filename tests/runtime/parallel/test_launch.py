@@ -19,6 +19,8 @@ from runtime.config import hf_config
 from runtime.errors import RankFailed
 from runtime.parallel.launch import launch_ranks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RANK = """
 import os, sys, threading, time, torch
