@@ -11,7 +11,7 @@ from typing import Any
 
 from calibration.records.steps import Case, Pair
 from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
-from calibration.validate.predict import prefill_s, to_logits
+from calibration.validate.predict import prefill_s, timed_pass
 from calibration.validate.sample import case_scenario
 from perfmodel import estimate
 from runtime import StepTimes
@@ -95,8 +95,9 @@ def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
     """The model's own parts, as a trace tells them: a draft phase is all its steps."""
     point = estimate(case_scenario(case, gpu="h200"))
     steps = {
-        "target_step": (to_logits(point.target_step), 1), "verify": (to_logits(point.verify), 1),
-    }  # fmt: skip
+        "target_step": (timed_pass(point.target_step, False), 1),
+        "verify": (timed_pass(point.verify, False), 1),
+    }
     if point.draft_step is not None:
         steps["draft_phase"] = (point.draft_step, case.plan.gamma)
     groups = ("linear", "attention", "elementwise")
@@ -118,7 +119,7 @@ def predicted_times(
     engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
     point = estimate(replace(scenario, engine=engine))
     target, verify = (
-        noisy(float(to_logits(step).total_s)) for step in (point.target_step, point.verify)
+        noisy(float(timed_pass(step, False).total_s)) for step in (point.target_step, point.verify)
     )
     draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
     host = float(point.overhead_s + point.verify.part("sampling").seconds)

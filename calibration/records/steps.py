@@ -18,6 +18,8 @@ from calibration.records.jsonl import RecordError, decode, read_lines, read_text
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 # A header's entry on where graphs are tried before they are captured (validate.memory).
 TRIALS = {"trials": "capturing stream"}
+# A header's entry on what a timed pass of the target ends at; at logits where it is missing.
+PASS_END = {"pass_end": "tokens"}
 Count = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -14,14 +14,14 @@ import numpy as np
 
 from calibration.records.kernels import gpu_of
 from calibration.records.published import PHASES, PublishedRow, RowError
-from calibration.records.steps import StepRecord
+from calibration.records.steps import PASS_END, StepRecord
 from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import (
     bench_scenario,
     datasheet_times,
     phases_of,
     predicted_times,
-    to_logits,
+    timed_pass,
 )
 from perfmodel import RoundEstimate, StepTime, estimate, speedup_interval
 from perfmodel.acceptance import tokens_per_round_iid
@@ -207,11 +207,12 @@ def compare(
         If the engine was not measured on `curves_of`.
     """
     gpu = gpu_of(header, "header")
+    to_tokens = PASS_END.items() <= dict(header).items()
     errors, roofline, own_curves, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
         scenario = bench_scenario(record.case, gpu=gpu, engine=engine)
         if curves_of:
-            own_curves[record.case.id] = phases_of(estimate(scenario))
+            own_curves[record.case.id] = phases_of(estimate(scenario), to_tokens=to_tokens)
             scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
@@ -219,7 +220,7 @@ def compare(
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
-        predicted = predicted_times(point, prompt_tokens=record.prefill_tokens)
+        predicted = predicted_times(point, to_tokens=to_tokens, prompt_tokens=record.prefill_tokens)
         predicted["memory"] = torch_peak_bytes(point, record.case, streams)
         if record.prefill_tokens:
             streams.prefill()  # after the peak was read
@@ -230,7 +231,7 @@ def compare(
                 predicted=predicted,
                 measured=measured,
                 covered=covered,
-                parts=_part_errors(record, point),
+                parts=_part_errors(record, point, to_tokens),
             )
         )
         roofline[record.case.id] = datasheet_times(point)
@@ -248,14 +249,16 @@ def compare(
     )
 
 
-def _part_errors(record: StepRecord, point: RoundEstimate) -> dict[str, dict[str, float]]:
+def _part_errors(
+    record: StepRecord, point: RoundEstimate, to_tokens: bool
+) -> dict[str, dict[str, float]]:
     """What each part of a traced pass is off by, as a share of the pass measured.
 
     A trace adds up kernels, so what lies between them is in none of its parts.
     """
     steps: dict[str, tuple[StepTime | None, int, str]] = {
-        "target_step": (to_logits(point.target_step), 1, "target_step_s"),
-        "verify": (to_logits(point.verify), 1, "verify_s"),
+        "target_step": (timed_pass(point.target_step, to_tokens), 1, "target_step_s"),
+        "verify": (timed_pass(point.verify, to_tokens), 1, "verify_s"),
         "draft_phase": (point.draft_step, record.case.plan.gamma, "draft_step_s"),
     }
     errors = {}

@@ -27,19 +27,21 @@ def bench_scenario(
     return replace(scenario, engine=timed)
 
 
-def phases_of(point: RoundEstimate) -> dict[str, float]:
-    """Seconds of T_T, T_V and T_D."""
+def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
+    """Seconds of T_T, T_V and T_D; the first two end at logits unless `to_tokens`."""
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
     return {
-        "target_step_s": float(to_logits(point.target_step).total_s),
-        "verify_s": float(to_logits(point.verify).total_s),
+        "target_step_s": float(timed_pass(point.target_step, to_tokens).total_s),
+        "verify_s": float(timed_pass(point.verify, to_tokens).total_s),
         "draft_step_s": draft,
     }
 
 
-def predicted_times(point: RoundEstimate, *, prompt_tokens: int = 0) -> dict[str, float]:
+def predicted_times(
+    point: RoundEstimate, *, to_tokens: bool, prompt_tokens: int = 0
+) -> dict[str, float]:
     """Every quantity that a record may hold, but memory; a prefill where a prompt is given."""
-    phases = phases_of(point)
+    phases = phases_of(point, to_tokens=to_tokens)
     speedup = phases["target_step_s"] / float(point.tpot_s)
     times = phases | {"round_s": float(point.round_s), "speedup": speedup}
     if prompt_tokens:
@@ -59,8 +61,10 @@ def prefill_s(scenario: Scenario, tokens: int) -> float:
     return total
 
 
-def to_logits(step: StepTime) -> StepTime:
-    """What is timed of a pass of the target: the runtime chooses tokens after it, in the round."""
+def timed_pass(step: StepTime, to_tokens: bool) -> StepTime:
+    """What is timed of a pass of the target: to its tokens, or to logits in records before 0.2."""
+    if to_tokens:
+        return step
     return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.records.jsonl import Line, RecordError, RecordLog, read_lines
-from calibration.records.steps import TIMES, TRIALS, Case, CaseFile, FailedCase, Pair, StepRecord
+from calibration.records.steps import (
+    PASS_END,
+    TIMES,
+    TRIALS,
+    Case,
+    CaseFile,
+    FailedCase,
+    Pair,
+    StepRecord,
+)
 from perfmodel import ModelSpec, catalog
 from runtime import EngineError
 
@@ -260,7 +269,7 @@ def time_cases(
     with ExitStack() as stack:
         log = None
         if os.environ.get("RANK", "0") == "0":
-            header = provenance(list(command)) | TRIALS
+            header = provenance(list(command)) | TRIALS | PASS_END
             log = stack.enter_context(RecordLog(out, header, same=SAME_RUN))
             done = case_ids(log.lines)
         else:

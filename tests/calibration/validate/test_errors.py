@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from calibration_fakes import FakeRuntime, documented_keys
 
+import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog
 from calibration.records.published import PHASES
-from calibration.records.steps import TRIALS, CaseFile, StepRecord, read_steps
+from calibration.records.steps import PASS_END, TRIALS, CaseFile, StepRecord, read_steps
 from calibration.validate.errors import (
     QUANTITIES,
     ROOFLINE,
@@ -293,3 +294,13 @@ def test_a_document_without_marks_is_left_alone(
     assert specroof(["validate", "records", str(steps), f"--readme={readme}"]) == 2
     assert readme.read_text() == "no marks\n"
     assert "has no line" in capsys.readouterr().err
+
+
+def test_a_pass_is_predicted_to_where_the_records_say_that_it_ends() -> None:
+    header, steps = read_steps(
+        Path(calibration.__file__).parent / "measured/steps-h200-seed10.jsonl"
+    )
+    to_logits, to_tokens = (compare(h, steps[:3]).errors for h in (header, header | PASS_END))
+    for before, after in zip(to_logits, to_tokens, strict=True):
+        assert after.predicted["target_step_s"] > before.predicted["target_step_s"]
+        assert after.predicted["draft_step_s"] == before.predicted["draft_step_s"]
