@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 OVER_CACHE = ("attention", "attention_between")
 PAGE = 16
-ROW_TILES = (16, 64, 128)  # packed query rows that FlashInfer's fa2 pads to
 Count = Annotated[int, Field(gt=0)]
 
 
