@@ -17,9 +17,10 @@ plain decoding step, T_V (`verify`) of verification, T_D (`draft_step`) of a dra
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from typing import Any
 
 from perfmodel import (
@@ -121,8 +122,8 @@ TRAFFIC_FIELDS = tuple(
     f.name for f in fields(Traffic) if f.name not in ("prompt_tokens", "output_tokens")
 )
 
-# What a call starts from: a target model's name, values by name, a scenario, or a prediction of it.
-Base = str | Mapping[str, Any] | Scenario | RoundEstimate
+# What a call starts from: a target model's name, values by name, a scenario, or a plan of it.
+Base = str | Mapping[str, Any] | Scenario | RoundEstimate | Candidate | Recommendation
 
 
 def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
@@ -166,7 +167,9 @@ def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
         if name in ARRAY_AXES + LOOP_AXES and _is_several(value)
     }
     base = override(_values(target, {}), values | axes)
-    return _sweep({name: value for name, value in base.items() if name not in axes}, axes)
+    fixed = {name: value for name, value in base.items() if name not in axes}
+    _check_some_point(fixed, axes)
+    return _sweep(fixed, axes)
 
 
 def recommend(
@@ -225,6 +228,11 @@ def simulate(
         If no KV cache fits beside the weights.
     """
     drawn = {name: values.pop(name) for name in TRAFFIC_FIELDS if name in values}
+    numbers = {k: v for k, v in drawn.items() if k not in ("arrivals", "path") and v is not None}
+    _check_numbers(
+        numbers | {"token_budget": token_budget, "seed": seed},
+        whole=("requests", "token_budget", "seed"),
+    )
     stated = parse_scenario(override(_values(target, {}), values))
     scenario = stated.scenario()
     lengths = {k: getattr(scenario.workload, k) for k in ("prompt_tokens", "output_tokens")}
@@ -248,12 +256,13 @@ def export(plan: Base, *, to: str) -> str:
     ConfigError
         If the engine is unknown or cannot run the plan; the message gives the reason.
     """
+    if not isinstance(to, str):
+        raise ConfigError(f"to={to!r} is not the name of an engine")
     return export_plan(engine=to, plan=ExportPlan.of_scenario(_scenario(plan, {}), engine=to))
 
 
 def _scenario(base: Base, values: Mapping[str, Any]) -> Scenario:
-    if isinstance(base, RoundEstimate):
-        base = base.scenario
+    base = _planned(base)
     if isinstance(base, Scenario) and not values:
         return base
     return parse_scenario(_values(base, values)).scenario()
@@ -261,13 +270,55 @@ def _scenario(base: Base, values: Mapping[str, Any]) -> Scenario:
 
 def _values(base: Base, values: Mapping[str, Any]) -> dict[str, Any]:
     """Flat values of a base, overridden by `values`."""
-    if isinstance(base, RoundEstimate):
-        base = base.scenario
+    base = _planned(base)
     if isinstance(base, Scenario):
-        base = scenario_dict(base)
-    elif isinstance(base, str):
-        base = {"target": base}
+        return override(scenario_dict(base), values)
+    if isinstance(base, str):
+        return override({"target": base}, values)
+    if not isinstance(base, Mapping):
+        raise ConfigError(f"{base!r} is not a model's name, values by name, a scenario or a plan")
     return override(base, values)
+
+
+def _planned(base: Base) -> str | Mapping[str, Any] | Scenario:
+    """The scenario of a prediction or a recommendation; anything else as it is."""
+    if isinstance(base, Recommendation):
+        base = base.best
+    return base.scenario if isinstance(base, RoundEstimate | Candidate) else base
+
+
+def _check_some_point(fixed: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> None:
+    """Refuse values that no point of a grid can have, such as an unknown GPU."""
+    chosen = {}
+    for name, several in axes.items():
+        if None in several:
+            raise ConfigError(f"{name} holds None; leave it out, or give each value")
+        if name in ARRAY_AXES and several:
+            try:
+                chosen[name] = min(several) if name == "kv_budget" else max(several)
+            except TypeError as error:
+                raise ConfigError(f"{name}={several!r} mixes numbers and text") from error
+    loops = {name: several for name, several in axes.items() if name in LOOP_AXES}
+    fault = None
+    for values in product(*loops.values()):
+        point = dict(fixed) | chosen | dict(zip(loops, values, strict=True))
+        if ":" in (draft := str(point.get("draft", ""))):
+            point["draft"], point["draft_policy"] = draft.split(":", 1)
+        try:
+            parse_scenario(point).scenario()
+        except ConfigError as error:
+            fault = fault or error
+        else:
+            return
+    if fault is not None:
+        raise fault
+
+
+def _check_numbers(values: Mapping[str, Any], *, whole: Container[str]) -> None:
+    for name, value in values.items():
+        kind, what = (int, "a whole number") if name in whole else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+            raise ConfigError(f"{name}={value!r} is not {what} of at least 0")
 
 
 def _is_several(value: Any) -> bool:

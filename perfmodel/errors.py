@@ -13,7 +13,7 @@ class SpecroofError(Exception):
 
 
 class ConfigError(SpecroofError):
-    """Bad input: what was given, why it does not hold, and the mend."""
+    """Bad input: what was given, why it is wrong, and how to fix it."""
 
     exit_code = 2
 

@@ -100,7 +100,7 @@ class Scenario:
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
-                f"must speak its target's tokens"
+                f"must use its target's tokenizer"
             )
         measured_on = self.engine.measured_on
         if measured_on and measured_on != gpu.name:

@@ -36,7 +36,7 @@ def _whole(value: Any) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError("must be one whole number, without thousands commas") from None
+            raise ValueError("must be one whole number, such as 32000") from None
     if isinstance(value, float):
         if not math.isfinite(value) or value % 1:
             raise ValueError("must be a whole number")
@@ -176,13 +176,13 @@ class ScenarioInput(BaseModel):
 
     def plan(self) -> DraftPlan:
         """The draft plan, with the defaults that depend on the draft."""
+        policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         if self.draft == "none":
             return DraftPlan(gamma=self.gamma or 0)
         draft = self.draft
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
-        policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         budget = self.kv_budget
         if policy is DraftPolicy.FULL:
             budget = None

@@ -104,6 +104,7 @@ _REQUIRED = {
 _OPTIONAL = {
     "num_key_value_heads": _or_null(_COUNT), "head_dim": _or_null(_COUNT),
     "hidden_act": _one_of("silu"), "rms_norm_eps": _number(0, 1), "tie_word_embeddings": _FLAG,
+    "is_causal": Rule(lambda value: value is True, "true: a decoder looks back only"),
     "attention_bias": _FLAG, "mlp_bias": _FLAG, "rope_theta": _THETA, "torch_dtype": _DTYPE,
     "dtype": _DTYPE, "sliding_window": _or_null(_COUNT),
     "layer_types": _or_null(Rule(_is_layer_list, "a list of full_attention or sliding_attention")),

@@ -35,6 +35,19 @@ from app.cli.commands.sweep import sweep
 from app.cli.commands.validate import validate_app
 from app.cli.options import ScenarioCommand
 
+# The extra that brings a package which a core installation lacks.
+EXTRAS = {
+    "scipy": "calibration",
+    "pandas": "calibration",
+    "pyarrow": "calibration",
+    "tomlkit": "calibration",
+    "torch": "runtime",
+    "safetensors": "runtime",
+    "transformers": "runtime",
+    "plotly": "report",
+    "markdown_it": "report",
+    "streamlit": "explorer",
+}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
@@ -90,6 +103,9 @@ def run(arguments: list[str]) -> int:
             return _fail(error.format_message(), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
             return _fail(f"cannot write the output: {error.strerror}", 2)
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            extra = EXTRAS[error.name]
+            return _fail(f"this needs {error.name}: pip install 'specroof[{extra}]'", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):

@@ -41,7 +41,7 @@ class ScenarioCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The command's parameters, `--help`, then the scenario's flags."""
-        return [*super().get_params(ctx), *scenario_options()]
+        return [*super().get_params(ctx), *scenario_options(searches=self.name == "recommend")]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the callback with the used scenario flags in `context.obj`."""
@@ -51,26 +51,37 @@ class ScenarioCommand(TyperCommand):
 
 
 @functools.cache
-def scenario_options() -> tuple[Any, ...]:
-    """One command-line option per field of `ScenarioInput`, in its order."""
+def scenario_options(*, searches: bool = False) -> tuple[Any, ...]:
+    """One command-line option per field of `ScenarioInput`, in its order.
+
+    A command that `searches` finds the best value of some fields, which then have no default.
+    """
     from perfmodel import ScenarioInput
+    from perfmodel.planning import SEARCHED
+
+    searched = SEARCHED if searches else ()
 
     app = typer.Typer(add_completion=False)
     app.command()(
         _with_parameters(
             lambda **_: None,
-            (_scenario_flag(name, field) for name, field in ScenarioInput.model_fields.items()),
+            (
+                _scenario_flag(name, field, searched=name in searched)
+                for name, field in ScenarioInput.model_fields.items()
+            ),
         )
     )
     return tuple(typer.main.get_command(app).params)
 
 
-def _scenario_flag(name: str, field: FieldInfo) -> inspect.Parameter:
+def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Parameter:
     shown = field.json_schema_extra
     assert isinstance(shown, dict)
     former = [flag_name(old) for old in _former_names(name)]
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
-    if default := default_text(field):
+    if searched:
+        words.append("Searched." if name == "gamma" else "Searched unless given.")
+    elif default := default_text(field):
         words.append(f"Default: {default}.")
     option = typer.Option(
         flag_name(name),

@@ -145,7 +145,7 @@ def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Impor
     if lengths:
         return _mean_length(lengths, name, gamma)
     raise ConfigError(
-        f"{name}: holds no acceptance in a known form: vLLM's spec_decode counters per position "
+        f"{name}: no acceptance counters in a known form: vLLM's spec_decode counters per position "
         f"(text or JSON) or its SpecDecoding log lines, SGLang's accept length, or the rounds of "
         f"`specroof run --output`"
     )
@@ -193,7 +193,7 @@ def _without_positions(totals: dict[str, float], name: str) -> ConfigError:
     share = totals.get("num_accepted_tokens", 0.0) / totals["num_draft_tokens"]
     return ConfigError(
         f"{name}: vLLM V0's counters have no positions; {share:.3f} of the drafted tokens were "
-        f"accepted: state --accepted-fraction {share:.3f} with the engine's --gamma"
+        f"accepted: give --accepted-fraction {share:.3f} with the engine's --gamma"
     )
 
 

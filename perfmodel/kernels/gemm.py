@@ -54,13 +54,13 @@ class OwnProducts:
         shape = (self.log_n.size, self.m_knots.size)
         if self.log_ratio.shape != shape or self.log_k.size != self.log_n.size or not min(shape):
             raise ConfigError(
-                f"own: ratios of shape {self.log_ratio.shape} for {shape[0]} shapes "
-                f"and {shape[1]} rows"
+                f"[own]: ratios of shape {self.log_ratio.shape}, but {shape[0]} matrices "
+                f"and {shape[1]} row counts"
             )
         if self.m_knots[0] <= 0 or np.any(np.diff(self.m_knots) <= 0):
-            raise ConfigError("own: m must be positive and rise")
+            raise ConfigError("[own]: m must be positive and increase")
         if not np.all(np.isfinite(self.log_ratio)):
-            raise ConfigError("own: a ratio is not positive")
+            raise ConfigError("[own]: every ratio must be positive")
 
     def timed(self, n: int, k: int) -> bool:
         """Whether this very matrix was timed."""
@@ -214,7 +214,7 @@ def _curve_over_m(
 ) -> tuple[Floats, Floats]:
     """log m knots and log seconds of one matrix; (M,) each, the second never falls."""
     if not (n > 0 and k > 0):
-        raise ConfigError(f"a dense layer of n={n}, k={k} is not one; both must be positive")
+        raise ConfigError(f"a dense layer needs positive sizes, not n={n}, k={k}")
     base = roofline_seconds(
         curve.m_knots,
         n,

@@ -71,7 +71,7 @@ def _several(values: Mapping[str, Any], key: str) -> list[Any]:
         value = [term.strip() for term in value.split(",") if term.strip()]
     listed = list(dict.fromkeys(value)) if isinstance(value, Sequence | range) else [value]
     if not listed:
-        raise ConfigError(f"{key} holds no value; give one or leave it out")
+        raise ConfigError(f"{key} is empty; give a value or leave it out")
     return listed
 
 

@@ -110,7 +110,7 @@ class Sweep:
         try:
             import pandas
         except ImportError as error:
-            raise ConfigError("to_pandas needs pandas: pip install pandas") from error
+            raise ConfigError("to_pandas needs pandas; install specroof[report]") from error
         return pandas.DataFrame.from_records(list(self.rows()))
 
     def __repr__(self) -> str:

@@ -120,7 +120,7 @@ class Traffic:
             times = np.array(arrivals, float) if all(timed) else None
             yield times, np.array(prompts, np.int64), np.array(outputs, np.int64)
         if empty:
-            raise ConfigError(f"{self.path}: holds no requests")
+            raise ConfigError(f"{self.path}: there are no requests in it")
 
 
 def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Counts:

@@ -103,6 +103,7 @@ class _Decoder(_Strict):
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     tie_word_embeddings: bool = False
+    is_causal: Literal[True] = True
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_theta: Theta = 10_000.0

@@ -1,4 +1,4 @@
-"""Who drafts: nobody, or the target itself; `standalone_draft` has the third.
+"""The drafter interface, for no draft and for self-speculation; `standalone` has draft models.
 
 Every way of drafting meets one interface, so that the engine's loop does not know which it runs.
 """

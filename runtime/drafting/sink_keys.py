@@ -31,7 +31,7 @@ class Ring:
 class SinkKeys:
     """The sinks' keys as first written, and how far each sequence's have moved since.
 
-    All sequences move together, those that dropped nothing by nothing, so that a round takes a few
+    All sequences are rotated together, by 0 where nothing was dropped, so that a round takes a few
     operations whatever the batch.
     """
 

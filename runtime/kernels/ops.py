@@ -1,4 +1,4 @@
-"""The operations between attention calls, in two makes: plain torch, and fused for a GPU.
+"""The operations between attention calls, in two implementations: plain torch, and fused.
 
 A product may come in parts (parts, rows, width) that the operation reading it adds up.
 """

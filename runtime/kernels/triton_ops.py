@@ -2,7 +2,7 @@
 
 A product may leave its sum in `parts`, ranges of the depth that the next kernel adds up as it
 reads: so a matrix of few columns still keeps every multiprocessor loading. Values are rounded where
-the plain torch operations of `layers` round, so that the two agree to the last bits of the storage
+the plain torch operations of `rotary` round, so that the two agree to the last bits of the storage
 type. Every kernel is started before its predecessor has ended and waits for it inside
 (programmatic dependent launch), which hides the launch. This module alone imports triton, which
 torch brings along on a GPU's machine.

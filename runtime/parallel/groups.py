@@ -1,7 +1,7 @@
 """Ranks and groups: who shares the target, who shares the draft, and how they exchange tensors.
 
 A group of one does nothing. On a CPU ranks talk over gloo. On GPUs they talk over NCCL, and sums
-that are small enough go through memory that they share (`symmetric_memory`).
+that are small enough go through memory that they share (`all_reduce`).
 """
 
 from __future__ import annotations

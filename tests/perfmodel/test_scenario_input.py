@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch": "many"}, "batch='many': must be one whole number"),
     ({"batch": [1]}, "batch=a list of 1: "),
     ({"prompt_tokens": -5}, "prompt_tokens=-5: "),
-    ({"prompt_tokens": "32,000"}, "without thousands commas"),
+    ({"prompt_tokens": "32,000"}, "one whole number"),
     ({"acceptance": 1.5} | SELF, "acceptance=1.5: input should be less than or equal to 1"),
     ({"acceptance": -0.1} | SELF, "acceptance=-0.1: "),
     ({"acceptance": float("nan")} | SELF, "acceptance=nan: input should be a finite number"),

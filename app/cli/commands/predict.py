@@ -18,7 +18,7 @@ def predict(
         typer.Option(
             "--from",
             metavar="CSV|-",
-            help="One scenario per row, one JSON object per line; flags hold for all rows.",
+            help="One scenario per row, one JSON object per line; flags apply to every row.",
             show_default=False,
         ),
     ] = None,

@@ -77,7 +77,7 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
     if answer.studied is None:
         raise perfmodel.ConfigError(
             "no draft choice of known acceptance meets the limits; name one with --draft and "
-            "state its --acceptance"
+            "give its --acceptance"
         )
     studied = answer.studied.scenario
     with progress("requests") as update:

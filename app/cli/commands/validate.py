@@ -171,7 +171,9 @@ def validate_records(
     ] = None,
     readme: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Renew the table between its marks.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Replace the table between the file's marks.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -117,7 +117,7 @@ def _engine_steps(errors: list[RowError]) -> None:
     st.markdown("**This project's engine on one H200**")
     st.caption(
         f"{len(errors)} cases drawn by seed; the profile is fitted on single kernels, never on a "
-        "step (docs/validation-h200.md)."
+        "step (docs/results/accuracy.md)."
     )
     show_chart(measured_scatter(errors), "engine_scatter")
     show_table(_summary("fitted on kernels", errors))

@@ -152,9 +152,9 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no acceptance"),
-        ("hello", "holds no acceptance"),
-        ("{broken", "holds no acceptance"),
+        ("", "no acceptance counters"),
+        ("hello", "no acceptance counters"),
+        ("{broken", "no acceptance counters"),
         (page(0, [0, 0], draft_tokens=0), "no draft was made yet"),
         ("accept len: 0.0", "no round was run yet"),
         ("vllm:spec_decode_num_drafts_total 5.0", "needs vllm:spec_decode"),

@@ -63,7 +63,7 @@ def test_a_draft_without_a_policy_is_compared_under_each() -> None:
         ({"tokens_per_round": 2.5, "draft": "self:snapkv"}, "needs the gamma"),
         ({"draft_policy": "snapkv"}, "draft_policy needs a draft"),
         ({"draft": ["none"]}, "leave out draft none"),
-        ({"draft": []}, "draft holds no value"),
+        ({"draft": []}, "draft is empty"),
         ({"acceptance": 0.8, "draft": "self"}, "acceptance holds for one draft choice"),
         ({"draft": "self,llama-3.2-1b", "draft_tp": 1}, "draft_tp holds for one draft"),
         ({"draft": "llama-3.2-1b:full", "kv_budget": 64}, "no meaning for draft policy full"),
