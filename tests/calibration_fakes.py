@@ -59,6 +59,9 @@ class FakeRuntime:
 
     expected: type[Exception] = TooLarge
 
+    def check_device(self) -> None:
+        """It needs none."""
+
     def __init__(
         self,
         *,

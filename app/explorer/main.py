@@ -24,6 +24,7 @@ from app.explorer.views import (
     why,
 )
 from app.explorer.views import map as map_view
+from perfmodel.catalog.scenarios import FORMER_NAMES
 
 VIEWS: dict[str, Callable[[], None]] = {
     "Decide": decide.show,
@@ -46,6 +47,9 @@ def main() -> None:
     """Draw the sidebar and the chosen view."""
     st.set_page_config(page_title="specroof", layout="wide")
     st.html(STYLE)
+    for old, new in FORMER_NAMES.items():
+        if old in st.query_params:
+            st.query_params[new] = st.query_params.pop(old)
     st.session_state.update(st.session_state.pop("pending", {}))
     view = st.segmented_control(
         "View",

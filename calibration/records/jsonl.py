@@ -15,6 +15,7 @@ import functools
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_text(path: Path) -> str:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise RecordError(f"{path}: cannot be read ({why})") from error
     if len(raw) > MAX_BYTES:
@@ -211,7 +212,7 @@ class RecordLog:
 def _line(text: str, place: str) -> Line:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{place}: not JSON") from error
     if not isinstance(value, dict):
         raise RecordError(f"{place}: not a JSON object")

@@ -47,6 +47,12 @@ class StepRuntime:
 
     expected: type[Exception] = EngineError
 
+    def check_device(self) -> None:
+        """Refuse a machine without a GPU, before a file is begun."""
+        from runtime import require_gpu
+
+        require_gpu("timing cases")
+
     def bench(self, pair: Pair) -> StepBench:
         """Load a pair of models of the catalog with random weights."""
         from runtime import StepBench
@@ -229,8 +235,9 @@ def pair_lines(cases: CaseFile) -> list[str]:
 
 
 def case_ids(lines: Sequence[Line]) -> set[str]:
-    """Ids of the cases that these lines hold, timed or failed."""
-    return {str(line.value["case"]["id"]) for line in lines if "case" in line.value}
+    """Ids of the cases that these lines have timed; one that failed is tried again."""
+    timed = (line.value for line in lines if line.value.get("op") != "failed")
+    return {str(record["case"]["id"]) for record in timed if "case" in record}
 
 
 def ranks_of(cases: CaseFile) -> int:
@@ -261,11 +268,13 @@ def time_cases(
     Raises
     ------
     RecordError
-        If `out` was written on another machine or with another version, or the device is at fault.
+        If `out` was written on another machine or with another version, or the device is at fault
+        or missing.
     """
     from runtime import provenance
 
-    start = time.monotonic()
+    start, runtime = time.monotonic(), StepRuntime()
+    runtime.check_device()
     with ExitStack() as stack:
         log = None
         if os.environ.get("RANK", "0") == "0":
@@ -275,7 +284,7 @@ def time_cases(
         else:
             done = case_ids(read_lines(out, drop_cut_off=True)) if out.is_file() else set()
         run = ValidationRun(
-            StepRuntime(),
+            runtime,
             log,
             seconds=seconds - (time.monotonic() - start),
             repeats=repeats,

@@ -26,6 +26,9 @@ if typing.TYPE_CHECKING:
 
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
+# Most that a flag may say; the largest γ is that of a prediction.
+MOST = {"gamma": 64, "tp": 1024, "draft_tp": 1024, "threads": 1024, "temperature": 100.0}
+MOST_BY_DEFAULT = 10_000_000
 DEVICES = ("auto", "cpu", "cuda")
 # Types that the engine computes in, by their names in scenarios.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
@@ -272,6 +275,8 @@ def _check_ranges(plan: RunPlan) -> None:
             continue
         if not value >= option.min:
             raise InputError(f"{flag_of(name)} {value}: must be at least {option.min}")
+        if value > (most := MOST.get(name, MOST_BY_DEFAULT)):
+            raise InputError(f"{flag_of(name)} {value}: must be at most {most:,}")
     for name, known in (("mode", MODES), ("device", DEVICES), ("draft_policy", POLICIES)):
         if getattr(plan, name) not in known:
             raise InputError(
@@ -300,7 +305,8 @@ def _check_together(plan: RunPlan) -> None:
     if plan.chat and plan.input is None:
         raise InputError("--chat needs --input: JSON lines, each with a prompt, text or messages")
     if (plan.mode == "standalone") != (plan.draft is not None):
-        raise InputError("--draft names the model that drafts; use it in mode standalone only")
+        need = "needs --draft, the model that drafts" if plan.draft is None else "takes no --draft"
+        raise InputError(f"mode {plan.mode} {need}")
     if plan.mode == "selfspec" and plan.draft_ranks != plan.tp:
         raise InputError(f"--draft-tp {plan.draft_tp}: a self-draft runs on all of --tp's ranks")
     if plan.draft_ranks > plan.tp:

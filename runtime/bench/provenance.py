@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from runtime.errors import InputError
+
 
 def provenance(arguments: list[str]) -> dict[str, Any]:
     """What is needed to repeat the measurement, as JSON types."""
@@ -74,3 +76,17 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def require_gpu(what: str) -> None:
+    """Refuse on a machine without a GPU.
+
+    Raises
+    ------
+    InputError
+        In one line.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"{what} needs a GPU; this machine shows none")

@@ -97,13 +97,11 @@ def draft_plan(gamma: int, budget: int) -> DraftPlan:
 
 def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
     """Time every row of the plan's models, writing each case to `output` when it is done."""
-    import torch
 
-    from runtime.bench.provenance import provenance
+    from runtime.bench.provenance import provenance, require_gpu
     from runtime.bench.steps import StepBench, StepCase
 
-    if not torch.cuda.is_available():
-        raise InputError("a table of step times needs a GPU; this machine shows none")
+    require_gpu("a table of step times")
     rows, log = [], output.open("w", encoding="utf-8") if output else None
     if log:
         log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")

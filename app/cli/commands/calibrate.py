@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.engine_errors import engine_errors
 from app.cli.options import AsJson
 from app.cli.output import atomic_text, print_json, write_files
 
@@ -42,13 +43,15 @@ def measure(
         return
     if out is None:
         raise ConfigError("--out FILE says where the records go")
-    try:
-        from runtime import provenance
+    with engine_errors():
+        from runtime import provenance, require_gpu
 
+        require_gpu("timing kernels")
         header = provenance(["specroof", *sys.argv[1:]])
-        print(measure_groups(out, seconds, plan, header))
-    except (ModuleNotFoundError, OSError) as error:
-        raise ConfigError(str(error)) from error
+        try:
+            print(measure_groups(out, seconds, plan, header))
+        except OSError as error:
+            raise ConfigError(str(error)) from error
 
 
 @calibrate_app.command("fit")

@@ -126,7 +126,7 @@ def run_bench(
         chosen = {"rows": rows, "drafts": drafts}
         pairs = {name: parse_pairs(text) for name, text in chosen.items() if text is not None}
         names = model or ["llama-3.1-8b", "llama-2-7b"]
-        models = tuple(_model(name, configs) for name in names)
+        models = tuple(_model(name, configs, tp=tp) for name in names)
         plan = TablePlan(
             models=models,
             tp=tp,
@@ -204,7 +204,12 @@ def make_plan(
     for name in ("model", "draft"):
         if values.get(name) is not None:
             only_shape = bool(values.get("random_weights"))
-            values[name] = _model(str(values[name]), configs, flag=name, only_shape=only_shape)
+            tp = int(values.get("tp") or 1)
+            if name == "draft":
+                tp = int(values.get("draft_tp") or tp)
+            values[name] = _model(
+                str(values[name]), configs, flag=name, only_shape=only_shape, tp=tp
+            )
     return RunPlan(mode=mode, command=_command(), configs=configs, **values)
 
 
@@ -256,7 +261,12 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
 
 
 def _model(
-    model: str, configs: dict[str, Any], *, flag: str = "model", only_shape: bool = True
+    model: str,
+    configs: dict[str, Any],
+    *,
+    flag: str = "model",
+    only_shape: bool = True,
+    tp: int = 1,
 ) -> Path:
     """A folder as it is; a catalog model, hub id or config file goes into `configs`."""
     from perfmodel import ConfigError, catalog
@@ -270,6 +280,7 @@ def _model(
             f"--random-weights to run a catalog model's shape"
         )
     spec = catalog.model(model)
+    spec.check_tp(tp)
     configs[spec.name] = hf_config(spec)
     return Path(spec.name)
 

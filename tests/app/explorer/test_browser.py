@@ -27,8 +27,6 @@ from app.cli.commands.explore import explorer_command  # noqa: E402
 from app.cli.main import run  # noqa: E402
 from app.explorer.state import PRESETS  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # The drawing is as wide as its place on the page in ten frames of the screen one after another.
@@ -41,7 +39,10 @@ FINAL_WIDTH = """() => {
     return window.framesThatFit >= 10;
 }"""
 PRESET = "llama-2-7b-32k-tinyllama"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
 
 
 @pytest.fixture(scope="module")

