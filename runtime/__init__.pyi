@@ -1,6 +1,7 @@
 from .bench.plan import DraftPlan as DraftPlan
 from .bench.plan import RunPlan as RunPlan
 from .bench.plan import plan_flags as plan_flags
+from .bench.progress import show_status as show_status
 from .bench.provenance import provenance as provenance
 from .bench.provenance import require_gpu as require_gpu
 from .bench.provenance import source_commit as source_commit

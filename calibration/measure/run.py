@@ -22,6 +22,7 @@ from calibration.measure.grid import COMPILE_S, CUBLAS_ROWS, Group, cell_seconds
 from calibration.records.cells import key
 from calibration.records.jsonl import RecordLog, encode
 from perfmodel import ConfigError
+from runtime import show_status
 
 if TYPE_CHECKING:
     from calibration.measure.bench import Bench
@@ -179,11 +180,9 @@ class Run:
 
     def show(self, group: Group) -> None:
         """Progress, on a terminal only."""
-        if sys.stderr.isatty():
-            left = max(0.0, self.deadline - time.monotonic())
-            done = self.total - self.left
-            line = f"{done:,} of {self.total:,} cells, {left:.0f} s left, {group.name}"
-            print(f"\r{line:60}", end="", file=sys.stderr, flush=True)
+        left = max(0.0, self.deadline - time.monotonic())
+        done = self.total - self.left
+        show_status(f"{done:,} of {self.total:,} cells, {left:.0f} s left, {group.name}")
 
     def report(self) -> str:
         """Seconds spent and cells left per group, and every kind of failure."""

@@ -31,7 +31,7 @@ from calibration.records.steps import (
     StepRecord,
 )
 from perfmodel import ModelSpec, catalog
-from runtime import EngineError
+from runtime import EngineError, show_status
 
 if TYPE_CHECKING:
     from runtime import StepBench, StepCase, StepTimes
@@ -196,9 +196,7 @@ class ValidationRun:
             self.log.append(record)
 
     def _show(self, case: Case) -> None:
-        if sys.stderr.isatty():
-            line = f"{self.done + self.failed} of {self.total} cases, {case.label}"
-            print(f"\r{line:110.110}", end="", file=sys.stderr, flush=True)
+        show_status(f"{self.done + self.failed} of {self.total} cases, {case.label}")
 
 
 def step_record(case: Case, times: StepTimes, *, wall_s: float) -> StepRecord:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
+from runtime.bench.progress import show_status
 from runtime.errors import EngineError, InputError
 from runtime.parallel.launch import launch_ranks, run_rank
 
@@ -151,8 +152,7 @@ class _Run:
             start_without_prefill(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
-            show = self.ranks.is_root and sys.stderr.isatty()
-            progress = _show_progress if show else _hide_progress
+            progress = _show_progress if self.ranks.is_root else _hide_progress
             result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
         return result, engine
 
@@ -223,12 +223,11 @@ def context_notes(
 
 
 def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else "\r"
-    print(f"prefill: {done:,} of {total:,} tokens", file=sys.stderr, end=end, flush=True)
+    show_status("" if done == total else f"prefill: {done:,} of {total:,} tokens")
 
 
 def _hide_progress(done: int, total: int) -> None:
-    """Not a terminal, or not rank 0."""
+    """Only rank 0 shows it."""
 
 
 def _open(path: Path) -> TextIO:
