@@ -105,6 +105,8 @@ class _Run:
         self.config = self.models[0].config
         lengths = {"batch": plan.batch, "prompt_tokens": plan.prompt_tokens}
         self.tokenizer = None
+        if plan.input is not None and not plan.input.exists():
+            raise InputError(f"--input {plan.input}: no such file or folder")
         if plan.input is not None or plan.print_output:
             self.tokenizer = TextTokenizer(plan.model)
         if plan.input is None or self.tokenizer is None:
