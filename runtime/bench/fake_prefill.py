@@ -1,13 +1,11 @@
-"""Sequences that look as if their prompts had been prefilled: for timing, which data do not change.
+"""Start sequences without a prefill, for timing: the caches hold random keys and values.
 
-A cache is filled with random keys and values and read as any other. What is generated means
-nothing.
+The generated text is meaningless; run times do not depend on it.
 """
 
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Sequence
 
 import torch
@@ -20,13 +18,13 @@ from runtime.drafting.views import SnapView, View
 from runtime.engine.engine import Engine
 from runtime.execution.sequence import SequenceState
 
-_BLOCK = 2**26  # numbers drawn; the rest repeats them
+_BLOCK = 2**26  # random numbers to draw; larger caches repeat them
 
 
 def start_without_prefill(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
 ) -> None:
-    """Start these sequences, each with one token generated, without a prefill."""
+    """Start these sequences, each with one generated token, without a prefill."""
     fill_random_kv(engine.cache.storage)
     shuffle_pages(engine.cache)
     engine.rounds = []
@@ -40,7 +38,9 @@ def start_without_prefill(
     drafter = engine.drafter
     if isinstance(drafter, SelfDrafter) and isinstance(drafter.policy, SnapView):
         for sequence in engine.sequences:
-            _admit_without_gathering(engine, drafter.policy, sequence)
+            tail_page, pages = drafter.policy.gathered_pages(sequence.prompt_tokens)
+            view = View(engine.cache.allocate(pages), tail_page)
+            drafter.policy.admit_with_view(sequence, view)
     if isinstance(drafter, StandaloneDrafter):
         fill_random_kv(drafter.cache.storage)
         shuffle_pages(drafter.cache)
@@ -48,26 +48,17 @@ def start_without_prefill(
 
 
 def shuffle_pages(cache: PagedCache) -> None:
-    """Hand out free pages in a random order from now on, as after many sequences; one seed."""
+    """Put the free pages in a random order (fixed seed), like that of a long-running server."""
     pages = cache.allocate(cache.free_pages)
     random.Random(0).shuffle(pages)
     cache.free(pages)
 
 
 def fill_random_kv(storage: Tensor) -> None:
-    """Normal values, a block at a time."""
+    """Fill with normal values."""
     flat = storage.view(-1)
     size = min(_BLOCK, flat.numel())
     block = torch.randn(size, dtype=storage.dtype, device=storage.device)
     for start in range(0, flat.numel(), size):
         part = flat[start : start + size]
         part.copy_(block[: len(part)])
-
-
-def _admit_without_gathering(engine: Engine, policy: SnapView, sequence: SequenceState) -> None:
-    tokens, page = sequence.prompt_tokens, engine.cache.page_tokens
-    view = View((), 0)
-    if tokens > policy.budget_tokens:
-        pages = (policy.budget_tokens - tokens % page) // page
-        view = View(array("i", engine.cache.allocate(pages)), tokens // page)
-    policy.admit_with_view(sequence, view)

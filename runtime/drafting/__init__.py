@@ -1,4 +1,4 @@
-"""Draft policies: which cached tokens a draft reads, and standalone draft models."""
+"""Drafters: self-speculation with its draft policies, and standalone draft models."""
 
 from runtime.drafting.snapkv import WindowQueries
 from runtime.drafting.views import FullView, SinkWindowView, SnapView, View, ViewPolicy

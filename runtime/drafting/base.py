@@ -1,12 +1,9 @@
-"""The drafter interface, for no draft and for self-speculation; `standalone` has draft models.
-
-Every way of drafting meets one interface, so that the engine's loop does not know which it runs.
-"""
+"""The drafter interface, plain decoding and self-speculation; `standalone` has draft models."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -21,49 +18,39 @@ from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
 
 
-class Drafter(Protocol):
-    """Proposes γ tokens a round for every active sequence."""
+class Drafter(ABC):
+    """Proposes γ tokens per round for every active sequence. By default it keeps no state."""
 
     def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
-        """What must see the target's prefill, if anything."""
-        ...
+        """The observer to attach to the target's prefill, if any."""
+        return None
 
     def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
-        """Take in sequences that the target has just prefilled."""
-        ...
+        """Add sequences that the target has just prefilled."""
+        return
 
+    @abstractmethod
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
-        """Draft γ tokens after each sequence's last; the target's slots for them are reserved."""
-        ...
+        """Draft γ tokens for each sequence; the target's slots for them are already reserved."""
 
     def release(self, sequence: SequenceState) -> None:
-        """Forget a finished sequence."""
-        ...
+        """Free what is stored for a finished sequence."""
+        return
 
 
-class NoDraft:
-    """Proposes nothing: the baseline, on the loop that speculation uses."""
+class NoDraft(Drafter):
+    """Plain decoding: proposes zero tokens, in the same loop as speculation."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
-        """Nothing to see."""
-        return None
-
-    def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
-        """Nothing to keep."""
-
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
-        """No drafts at all."""
+        """An empty proposal."""
         return Proposal(torch.empty((len(sequences), 0), dtype=torch.long, device=self.device))
 
-    def release(self, sequence: SequenceState) -> None:
-        """Nothing to free."""
 
-
-class SelfDrafter:
-    """The target drafts for itself through a view of its own pages."""
+class SelfDrafter(Drafter):
+    """The target drafts for itself, reading a subset of its KV cache."""
 
     def __init__(
         self,
@@ -75,40 +62,40 @@ class SelfDrafter:
     ) -> None:
         self.decoder, self.cache, self.passes = decoder, cache, passes
         self.policy, self.sampler = policy, sampler
-        self._seen: WindowQueries | None = None
+        self._window: WindowQueries | None = None
 
     def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
-        """SnapKV's window, where the policy wants one."""
+        """Records the queries of SnapKV's observation window, if the policy needs them."""
         if not self.policy.window_queries:
             return None
         layers = self.decoder.config.layers
-        self._seen = WindowQueries(prompt_lengths, layers, self.policy.window_queries)
-        return self._seen
+        self._window = WindowQueries(prompt_lengths, layers, self.policy.window_queries)
+        return self._window
 
     def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
-        """Let the policy choose; no second prefill."""
+        """Let the policy choose tokens; there is no second prefill."""
         for job, sequence in enumerate(sequences):
-            self.policy.admit(sequence, self._seen.of(job) if self._seen else ())
-        self._seen = None
+            self.policy.admit(sequence, self._window.of(job) if self._window else ())
+        self._window = None
 
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
-        """γ steps of one token each over the view."""
+        """Draft γ tokens, one per step, over the policy's view."""
         views = [self.policy.view(sequence) for sequence in sequences]
         tables, cached = [], []
         for view, sequence in zip(views, sequences, strict=True):
             tables.append(view.pages(sequence.table))
             skipped = (view.tail_page - len(view.front)) * self.cache.page_tokens
             cached.append(sequence.table.tokens - skipped)
-        whole = isinstance(self.policy, FullView)
+        full = isinstance(self.policy, FullView)
         steps = DraftPhase(
             first_tokens=[[sequence.tokens[-1]] for sequence in sequences],
             first_positions=[sequence.table.tokens for sequence in sequences],
             page_tables=tables,
             cached=cached,
-            window_tokens=self.decoder.config.sliding_window_tokens if whole else None,
+            window_tokens=self.decoder.config.sliding_window_tokens if full else None,
         )
         return self.passes.draft(steps, gamma, self.sampler)
 
     def release(self, sequence: SequenceState) -> None:
-        """Let the policy free what it gathered."""
+        """Free the pages that the policy gathered."""
         self.policy.release(sequence)

@@ -1,8 +1,10 @@
-"""SnapKV: which prompt tokens each KV head keeps, chosen once by the prompt's last queries.
+"""SnapKV: choose the prompt tokens that each KV head keeps, by the attention of the last queries.
 
-Source: Li et al. 2024 (arXiv 2404.14469), section 4: attention of an observation window at the end
-of the prompt, summed over its queries, pooled over neighbours, then the largest. Scores carry
-1 / sqrt(head_dim) and a causal mask inside the window, for any number of query heads a KV head.
+Attention weights of an observation window at the end of the prompt are summed over its queries and
+averaged over neighbouring tokens; the tokens with the largest scores are kept. Scores are scaled by
+1 / sqrt(head_dim), causal within the window, and summed over the query heads of each KV head.
+
+Source: Li et al. 2024 (arXiv 2404.14469), section 4.
 """
 
 from __future__ import annotations
@@ -20,43 +22,45 @@ from runtime.kernels.rotary import compute_dtype
 
 
 class WindowQueries:
-    """Keeps the rotated queries of each prompt's last `window_tokens` tokens, layer by layer."""
+    """A `PromptObserver` that keeps the queries of each prompt's last `window_tokens` tokens."""
 
     def __init__(self, prompt_lengths: Sequence[int], layers: int, window_tokens: int) -> None:
         self._first = [max(0, length - window_tokens) for length in prompt_lengths]
-        self._kept: list[list[list[Tensor]]] = [[[] for _ in range(layers)] for _ in prompt_lengths]
+        self._parts: list[list[list[Tensor]]] = [
+            [[] for _ in range(layers)] for _ in prompt_lengths
+        ]
         self._pieces: Sequence[Piece] = ()
 
     def begin(self, pieces: Sequence[Piece]) -> None:
-        """Remember what the next pass holds."""
+        """Set the pieces of the next pass."""
         self._pieces = pieces
 
     def record(self, layer: int, query: Tensor) -> None:
-        """Copy the rows that lie in a window."""
+        """Copy the rows that belong to a window."""
         row = 0
         for piece in self._pieces:
             length = piece.stop - piece.start
             skipped = max(0, self._first[piece.job] - piece.start)
             if skipped < length:
-                self._kept[piece.job][layer].append(query[row + skipped : row + length].clone())
+                self._parts[piece.job][layer].append(query[row + skipped : row + length].clone())
             row += length
 
     def of(self, job: int) -> list[Tensor]:
-        """Per layer, the window's queries (window, query heads, head_dim)."""
-        return [torch.cat(parts) for parts in self._kept[job]]
+        """The window's queries of one prompt, per layer: (window, query heads, head_dim)."""
+        return [torch.cat(parts) for parts in self._parts[job]]
 
 
 def prompt_scores(query: Tensor, keys: Tensor, pool_tokens: int) -> Tensor:
-    """How much the window attends to each token before it.
+    """The window's attention to each token before it.
 
     Parameters
     ----------
     query : Tensor
-        The last W tokens' queries (W, query heads, head_dim).
+        Queries of the last W tokens (W, query heads, head_dim).
     keys : Tensor
-        The prompt's keys (L, KV heads, head_dim), the window's own included.
+        Keys of the whole prompt (L, KV heads, head_dim).
     pool_tokens : int
-        Width of the average over neighbours, odd; 1 pools nothing.
+        Width of the average over neighbours, odd; 1 disables it.
 
     Returns
     -------
@@ -68,8 +72,8 @@ def prompt_scores(query: Tensor, keys: Tensor, pool_tokens: int) -> Tensor:
     wide = compute_dtype(query.dtype)
     grouped = query.to(wide).view(window, kv_heads, heads // kv_heads, dim)
     scores = torch.einsum("wkgd,lkd->kgwl", grouped, keys.to(wide)) / math.sqrt(dim)
-    place = torch.arange(length, device=query.device)
-    later = place > place[length - window :, None]  # (W, L)
+    position = torch.arange(length, device=query.device)
+    later = position > position[length - window :, None]  # (W, L)
     weights = scores.masked_fill(later, -torch.inf).softmax(-1)
     summed = weights[..., : length - window].sum((1, 2))
     return F.avg_pool1d(
@@ -80,7 +84,7 @@ def prompt_scores(query: Tensor, keys: Tensor, pool_tokens: int) -> Tensor:
 def kept_tokens(scores: Tensor, count: int, forced: range) -> Tensor:
     """The `count` tokens that each head keeps, in order of position: (KV heads, count).
 
-    `forced` are kept by every head; the rest are its best scored ones.
+    Every head keeps the tokens in `forced`, and those with the highest scores besides.
     """
     best = scores.topk(count - len(forced), dim=-1).indices
     always = torch.arange(forced.start, forced.stop, device=scores.device)
@@ -96,37 +100,40 @@ def gather_pages(
     tail_start: int,
     pool_tokens: int,
 ) -> list[int]:
-    """New pages that hold, per layer and head, the kept tokens before `tail_start`.
+    """Copy the kept tokens before `tail_start`, per layer and head, to new pages; return those.
 
     Parameters
     ----------
     queries : list of Tensor
-        Per layer, the window's queries.
+        The window's queries, per layer.
     pages : int
-        Whole pages to fill.
+        Number of full pages to fill.
     tail_start : int
-        The first token that the draft reads from the target's own pages.
+        The first token that the draft reads from the target's pages.
 
     Raises
     ------
     OutOfPages
-        If the pool has too few.
+        If the pool has too few free pages.
     """
-    taken, page = cache.allocate(pages), cache.page_tokens
+    new_pages = cache.allocate(pages)
     device = cache.storage.device
-    used = table.pages[: pages_for(table.tokens, page)]
-    place = torch.arange(table.tokens, device=device)
-    slots = torch.tensor(used, device=device)[place // page] * page + place % page
-    target = torch.arange(pages * page, device=device)
-    new_slots = torch.tensor(taken, device=device)[target // page] * page + target % page
+
+    def slots_of(pages: Sequence[int], tokens: int) -> Tensor:
+        position = torch.arange(tokens, device=device)
+        first = torch.tensor(pages, device=device)[position // cache.page_tokens]
+        return first * cache.page_tokens + position % cache.page_tokens
+
+    count = pages * cache.page_tokens
+    slots = slots_of(table.pages[: pages_for(table.tokens, cache.page_tokens)], table.tokens)
+    new_slots = slots_of(new_pages, count)
     for layer, query in enumerate(queries):
         keys, values = cache.slots(layer)
-        first_seen = table.tokens - query.shape[0]
         scores = prompt_scores(query, keys[slots], pool_tokens)
-        forced = range(min(first_seen, tail_start), tail_start)
-        kept = kept_tokens(scores[:, : min(first_seen, tail_start)], pages * page, forced)
+        first_forced = min(table.tokens - query.shape[0], tail_start)
+        kept = kept_tokens(scores[:, :first_forced], count, range(first_forced, tail_start))
         from_slots = slots[kept].T  # (kept, KV heads)
         heads = torch.arange(keys.shape[1], device=device)
         keys[new_slots] = keys[from_slots, heads]
         values[new_slots] = values[from_slots, heads]
-    return taken
+    return new_pages

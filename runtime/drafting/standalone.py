@@ -1,6 +1,6 @@
-"""A smaller model that drafts with a cache of its own: whole, or a ring of sink and recent pages.
+"""Draft models: a smaller model with its own KV cache, either full or limited to sink and window.
 
-It may run on a subset of the target's ranks; the others receive its drafts.
+The draft may run on a subset of the target's ranks; the other ranks receive its tokens.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 
 from runtime.attention.base import AttentionBackend
 from runtime.attention.paged_cache import PagedCache, PageTable
-from runtime.drafting.base import NoDraft
+from runtime.drafting.base import Drafter, NoDraft
 from runtime.drafting.sink_keys import Ring, SinkKeys
 from runtime.execution.draft_steps import DraftPhase, Proposal
 from runtime.execution.eager import Passes
-from runtime.execution.prefill import Progress, PromptJob, PromptObserver, prefill
+from runtime.execution.prefill import Progress, PromptJob, prefill
 from runtime.execution.sampling import Sampler
 from runtime.execution.sequence import SequenceState
 from runtime.model.decoder import Decoder
@@ -25,17 +25,18 @@ from runtime.parallel.groups import Group
 
 @dataclass(slots=True)
 class _DraftState:
-    """One sequence in the draft's cache; `tokens` counts those fed, which a ring may have lost."""
+    """One sequence in the draft's cache; `tokens` also counts tokens that were dropped since."""
 
     table: PageTable = field(default_factory=PageTable)
     tokens: int = 0
 
 
-class StandaloneDrafter:
-    """A smaller model with a cache of its own: whole, or a ring.
+class StandaloneDrafter(Drafter):
+    """Drafts with a smaller model.
 
-    Every round feeds the last two tokens, though the first is mostly cached: after a round in which
-    all drafts were accepted it is not, and one shape serves both (its keys come out the same).
+    The first step of a round processes each sequence's last two tokens. The first of them is
+    missing from the cache only if all drafts of the previous round were accepted; otherwise it is
+    recomputed with the same result, so that every round has the same shape.
     """
 
     def __init__(
@@ -56,20 +57,13 @@ class StandaloneDrafter:
         self.sinks = None if ring is None else SinkKeys(cache, decoder.rotary, ring.sink_pages)
         self._states: dict[int, _DraftState] = {}
 
-    def observer(self, prompt_lengths: Sequence[int]) -> PromptObserver | None:
-        """Nothing to see in the target."""
-        return None
-
     def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
-        """Prefill the prompts in the draft's own cache."""
+        """Prefill the prompts in the draft's cache."""
         states, jobs = [], []
         for sequence in sequences:
             state = self._states[sequence.index] = _DraftState()
             states.append(state)
             jobs.append(PromptJob(sequence.tokens[: sequence.prompt_tokens], state.table))
-
-        def make_room(job: int) -> None:
-            self._forget([states[job]])
 
         prefill(
             self.decoder,
@@ -77,27 +71,29 @@ class StandaloneDrafter:
             self.backend,
             jobs,
             chunk_tokens=self.chunk_tokens,
-            make_room=make_room,
+            make_room=lambda job: self._drop_old_pages([states[job]]),
             progress=progress,
         )
         for state, sequence in zip(states, sequences, strict=True):
             state.tokens = sequence.prompt_tokens
 
     def admit_without_prefill(self, sequences: Sequence[SequenceState]) -> None:
-        """Hold these sequences without a prefill: what lies in the cache is then read as theirs."""
+        """Add sequences without a prefill, for benchmarks: the cache's contents stand in for it."""
         for sequence in sequences:
             state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
             budget = sequence.prompt_tokens if self.ring is None else self.ring.budget_tokens
-            held = min(budget, sequence.prompt_tokens)
-            self.cache.reserve(state.table, held)
-            state.table.tokens = held
+            cached = min(budget, sequence.prompt_tokens)
+            self.cache.reserve(state.table, cached)
+            state.table.tokens = cached
 
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
-        """Roll back to what is verified, then γ steps; every rank of the target gets the drafts."""
+        """Roll back to the verified tokens, draft γ, and send them to every rank of the target."""
         states = [self._states[sequence.index] for sequence in sequences]
         for state, sequence in zip(states, sequences, strict=True):
-            self._roll_back(state, len(sequence.tokens) - 2)
-        self._forget(states)
+            verified = len(sequence.tokens) - 2
+            self.cache.truncate(state.table, state.table.tokens - (state.tokens - verified))
+            state.tokens = verified
+        self._drop_old_pages(states)
         for state in states:
             self.cache.reserve(state.table, gamma + 1)
         phase = DraftPhase(
@@ -112,24 +108,19 @@ class StandaloneDrafter:
             state.table.tokens += gamma + 1
             state.tokens += gamma + 1
         if self.decoder.group.size == self.target_group.size:
-            return proposal  # all ranks have drafted it
+            return proposal  # every rank has drafted the same tokens
         received = self.target_group.broadcast(proposal.tokens.clone())
         return Proposal(received, proposal.probabilities, drafted=proposal.tokens)
 
     def release(self, sequence: SequenceState) -> None:
-        """Free its pages."""
+        """Free the draft's pages."""
         state = self._states.pop(sequence.index)
         if self.sinks is not None:
             self.sinks.release(state.table)
         self.cache.release(state.table)
 
-    def _roll_back(self, state: _DraftState, tokens: int) -> None:
-        rejected = state.tokens - tokens
-        self.cache.truncate(state.table, state.table.tokens - rejected)
-        state.tokens = tokens
-
-    def _forget(self, states: Sequence[_DraftState]) -> None:
-        """Drop the oldest window pages until each ring holds no more than its budget."""
+    def _drop_old_pages(self, states: Sequence[_DraftState]) -> None:
+        """Drop the oldest window pages of sequences over the budget, and move their sinks."""
         if self.ring is None or self.sinks is None:
             return
         dropped = {}
@@ -143,14 +134,14 @@ class StandaloneDrafter:
 
 
 class AbsentDrafter(NoDraft):
-    """On a rank of the target that has no part of the draft: receives the drafts."""
+    """Receives the drafts on a rank of the target that does not run the draft model."""
 
     def __init__(self, device: torch.device, target_group: Group) -> None:
         super().__init__(device)
         self.target_group = target_group
 
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
-        """Wait for the drafts."""
+        """Receive the drafts from rank 0."""
         shape = (len(sequences), gamma)
         tokens = torch.empty(shape, dtype=torch.long, device=self.device)
         return Proposal(self.target_group.broadcast(tokens))

@@ -1,15 +1,15 @@
-"""What a self-draft reads: a view of the target's own pages, one small class per policy.
+"""Draft policies for self-speculation: which pages of the target's KV cache a draft reads.
 
-A view is some pages in front, then the target's pages from one on. Drafts are written into the
-target's next slots and verification overwrites them, so a view costs no copy and is refreshed every
-round.
+A view is a list of front pages followed by a tail of the target's page table. Drafted tokens are
+written to the target's next slots, and verification overwrites them, so a view copies nothing and
+is recomputed every round.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from runtime.execution.sequence import SequenceState
 
 
 class View(NamedTuple):
-    """Pages in front, then the target's own from `tail_page` on; front pages are full."""
+    """Full front pages, then the target's pages from index `tail_page` on."""
 
     front: Sequence[int]
     tail_page: int
@@ -31,57 +31,38 @@ class View(NamedTuple):
         return array("i", self.front) + tail if self.front else tail
 
 
-class ViewPolicy(Protocol):
-    """Chooses what a self-draft reads of one sequence."""
+class ViewPolicy:
+    """Chooses what a self-draft reads of each sequence. By default it reads every page.
 
-    @property
-    def window_queries(self) -> int:
-        """How many of a prompt's last queries `admit` wants to see."""
-        ...
-
-    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
-        """A prompt was prefilled; `queries` are its last ones, per layer."""
-        ...
-
-    def view(self, sequence: SequenceState) -> View:
-        """What to read this round, beside the round's own drafts."""
-        ...
-
-    def release(self, sequence: SequenceState) -> None:
-        """A sequence has finished."""
-        ...
-
-
-class FullView:
-    """Everything: the draft is the target, and every draft is accepted."""
-
-    window_queries = 0
-
-    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
-        """Nothing to choose."""
-
-    def view(self, sequence: SequenceState) -> View:
-        """All pages."""
-        return View((), 0)
-
-    def release(self, sequence: SequenceState) -> None:
-        """Nothing to free."""
-
-
-class SinkWindowView:
-    """StreamingLLM: the sink's pages and the last pages, at most `budget_tokens` tokens together.
-
-    Positions stay those of the target, whose own pages these are.
+    `window_queries` is how many of a prompt's last queries `admit` receives.
     """
 
     window_queries = 0
 
+    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
+        """Add a prefilled sequence; `queries` are those of its last prompt tokens, per layer."""
+
+    def view(self, sequence: SequenceState) -> View:
+        """The cached tokens to read this round, without the round's drafts."""
+        return View((), 0)
+
+    def release(self, sequence: SequenceState) -> None:
+        """Free what is stored for a finished sequence."""
+
+
+class FullView(ViewPolicy):
+    """The full KV cache: the draft equals the target, so every draft is accepted."""
+
+
+class SinkWindowView(ViewPolicy):
+    """StreamingLLM: sink pages and the most recent pages, at most `budget_tokens` tokens in total.
+
+    Tokens keep their positions in the target, because the pages are shared with it.
+    """
+
     def __init__(self, *, budget_tokens: int, sink_tokens: int, page_tokens: int) -> None:
         self.sink_pages = whole_sink_pages(budget_tokens, sink_tokens, page_tokens)
         self.budget_tokens, self.page_tokens = budget_tokens, page_tokens
-
-    def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
-        """Nothing to choose."""
 
     def view(self, sequence: SequenceState) -> View:
         """All pages while they fit the budget, then sink and window."""
@@ -92,76 +73,81 @@ class SinkWindowView:
         tail = pages_for(cached - window_tokens, self.page_tokens)
         return View(sequence.table.pages[: self.sink_pages], tail)
 
-    def release(self, sequence: SequenceState) -> None:
-        """Nothing to free."""
-
 
 def whole_sink_pages(budget_tokens: int, sink_tokens: int, page_tokens: int) -> int:
-    """Pages of the sink.
+    """Number of pages that the sink occupies.
 
     Raises
     ------
     InputError
-        If the budget does not hold the sink's pages and one page of window.
+        If the budget is smaller than the sink's pages and one window page.
     """
     pages = pages_for(sink_tokens, page_tokens)
     least = (pages + 1) * page_tokens
     if budget_tokens < least:
         raise InputError(
             f"kv_budget={budget_tokens} is too small: a sink of {sink_tokens} tokens takes {pages} "
-            f"pages of {page_tokens}, and the window at least one; use {least} or more"
+            f"pages of {page_tokens} tokens, and the window takes at least one; use {least} or more"
         )
     return pages
 
 
-class SnapView:
-    """SnapKV: prompt tokens chosen per layer and head, gathered once, then all that is generated.
+class SnapView(ViewPolicy):
+    """SnapKV: prompt tokens chosen once per layer and head, then all generated tokens.
 
-    The gathered pages end where a page of the target starts; from there on the draft reads the
-    target's own pages. Gathered tokens and the prompt's tail together are at most the budget.
+    The chosen tokens are gathered into new pages that cover the prompt up to its last full page;
+    from there on the draft reads the target's pages. Gathered tokens and the rest of the prompt
+    together stay within the budget.
     """
 
     def __init__(
         self, cache: PagedCache, *, budget_tokens: int, window_queries: int, pool_tokens: int
     ) -> None:
         if pool_tokens % 2 == 0:
-            raise InputError(f"SnapKV pools over an odd number of tokens, not {pool_tokens}")
+            raise InputError(
+                f"snapkv_pool={pool_tokens} is even, but SnapKV's pooling window is centred; "
+                f"use an odd number"
+            )
         page = cache.page_tokens
-        # A prompt's last, partly filled page of up to `page` - 1 tokens counts against the budget.
+        # The prompt's last, partly filled page of up to `page` - 1 tokens counts as well.
         least = max(window_queries + page, 2 * page - 1)
         if budget_tokens < least:
             raise InputError(
-                f"kv_budget={budget_tokens} is too small for SnapKV: its window of "
-                f"{window_queries} tokens and pages of {page} need {least}"
+                f"kv_budget={budget_tokens} is too small for SnapKV with a window of "
+                f"{window_queries} tokens and pages of {page} tokens; use {least} or more"
             )
         self.cache, self.budget_tokens = cache, budget_tokens
         self.window_queries, self.pool_tokens = window_queries, pool_tokens
         self._views: dict[int, View] = {}
 
     def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
-        """Choose and gather, unless the prompt fits the budget."""
-        prompt, page = sequence.prompt_tokens, self.cache.page_tokens
-        if prompt <= self.budget_tokens:
-            self._views[sequence.index] = View((), 0)
-            return
-        tail_page = prompt // page
-        pages = (self.budget_tokens - prompt % page) // page
-        front = gather_pages(
-            self.cache,
-            sequence.table,
-            queries,
-            pages=pages,
-            tail_start=tail_page * page,
-            pool_tokens=self.pool_tokens,
-        )
-        self._views[sequence.index] = View(front, tail_page)
+        """Choose and gather tokens, unless the prompt fits the budget."""
+        tail_page, pages = self.gathered_pages(sequence.prompt_tokens)
+        front = []
+        if pages:
+            front = gather_pages(
+                self.cache,
+                sequence.table,
+                queries,
+                pages=pages,
+                tail_start=tail_page * self.cache.page_tokens,
+                pool_tokens=self.pool_tokens,
+            )
+        self.admit_with_view(sequence, View(front, tail_page))
+
+    def gathered_pages(self, prompt_tokens: int) -> tuple[int, int]:
+        """The first target page to read, and the number of gathered pages before it."""
+        if prompt_tokens <= self.budget_tokens:
+            return 0, 0
+        tail_page, rest = divmod(prompt_tokens, self.cache.page_tokens)
+        return tail_page, (self.budget_tokens - rest) // self.cache.page_tokens
 
     def admit_with_view(self, sequence: SequenceState, view: View) -> None:
-        """Take pages that were gathered elsewhere, as a benchmark does."""
+        """Add a sequence whose pages have been gathered."""
         self._views[sequence.index] = view
 
     def view(self, sequence: SequenceState) -> View:
-        """The gathered pages, then the target's from the prompt's end on."""
+        """The gathered pages, then the target's pages from the last part of the prompt on."""
         return self._views[sequence.index]
 
     def release(self, sequence: SequenceState) -> None:

@@ -88,7 +88,7 @@ def test_attention_over_a_ring_counts_positions_inside_it(
 def test_a_key_of_yarn_is_scaled_once_however_far_it_is_turned() -> None:
     yarn = RopeScaling(kind="yarn", factor=4.0, original_context_tokens=64, attention_factor=1.14)
     rotary = Rotary(replace(FAMILIES["llama-2"], rope_scaling=yarn), CPU, torch.float64)
-    key = torch.randn(5, 2, 8, dtype=torch.float64)
+    key = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     place, further = torch.arange(5), torch.tensor([7])
     placed = rotate(key, *rotary.tables(place, rotary.attention_factor))
     expected = rotate(key, *rotary.tables(place + further, rotary.attention_factor))

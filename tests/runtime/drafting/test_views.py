@@ -52,10 +52,10 @@ def test_a_budget_without_room_for_a_window_is_refused() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(page=st.sampled_from((8, 16, 64)), prompt=st.integers(130, 200), spare=st.integers(0, 9))
-def test_snapkv_takes_any_page_and_refuses_a_budget_below_its_least(
+def test_snapkv_takes_any_page_and_refuses_too_small_a_budget(
     page: int, prompt: int, spare: int
 ) -> None:
-    """Window 8 (tiny_models); a page of 64 needs 127 for a prompt that fills 63 of its last."""
+    """With a window of 8: pages of 64 need 127, for a prompt whose last page has 63 tokens."""
     least = max(8 + page, 2 * page - 1)
     case = Case(
         family="llama-3.1",
@@ -70,13 +70,13 @@ def test_snapkv_takes_any_page_and_refuses_a_budget_below_its_least(
     assert [s.generated for s in result.sequences] == [
         s.generated for s in run(case.plain).sequences
     ]
-    with pytest.raises(InputError, match=f"need {least}"):
+    with pytest.raises(InputError, match=f"use {least} or more"):
         build(replace(case, budget=least - 1))
 
 
 @pytest.mark.parametrize("heads", [2, 4, 6])
 def test_snapkv_scores_are_the_attention_of_the_window(heads: int) -> None:
-    """Against the definition, query by query; a later key must not draw weight from the window."""
+    """Against the definition, query by query; later keys must get no weight from the window."""
     source = torch.Generator().manual_seed(heads)
     window, length, dim = 3, 11, 8
     query = torch.randn(window, heads, dim, generator=source, dtype=torch.float64)
