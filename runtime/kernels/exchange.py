@@ -1,11 +1,10 @@
-"""Sums and maxima over ranks inside the kernel that reads them, through memory that peers write.
+"""Triton kernels that sum or maximise over ranks, through inboxes that peers write over NVLink.
 
-Each rank has an inbox that its peers store into over NVLink. A block writes its row into every
-peer's inbox and then reads its peers' rows in its inbox as they arrive: one kernel, one way over
-the link, no barrier. An empty place holds a value that is never sent, so that data are their flag.
-Rows take turns on three places, counted on the device for each row: a block writes one, waits for
-it, and empties the one of its last turn; a peer writes there again only after it has received this
-rank's next row, which is sent after this kernel has ended.
+A block stores its row in every peer's inbox and then reads the peers' rows from its own inbox as
+they arrive: one kernel, one trip over the link, and no barrier. Empty slots hold a value that is
+never sent, so the data serve as their own flag. Each row uses three slots in turn, with a counter
+on the device: a block fills one slot, waits for it, and clears the previous one. A peer writes to
+the cleared slot only after it has received this rank's next row, which is sent after this kernel.
 
 Source: the low-latency ("Lamport") protocol of TensorRT-LLM's all-reduce.
 """
@@ -81,9 +80,9 @@ def _sum_add_norm_kernel(  # type: ignore[no-untyped-def]
 def sum_add_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, inbox: Any
 ) -> tuple[Tensor, Tensor]:
-    """The norm of residual + the ranks' sum of `x` ([parts,] rows, width), and that total.
+    """Sum `x` ([parts,] rows, width) over ranks, add `residual`; return the norm and that total.
 
-    `residual` changes in place. `inbox` is an `Inbox` of rows of `width` 16-bit floats.
+    `residual` changes in place. `inbox` is an `Inbox` with rows of `width` 16-bit floats.
     """
     rows, width = x.shape[-2:]
     out = torch.empty((rows, width), dtype=weight.dtype, device=x.device)
@@ -97,14 +96,14 @@ def sum_add_norm(
     return out, total
 
 
-# ---- the most likely token --------------------------------------------------------------------
+# ---- the likeliest token ----------------------------------------------------------------------
 
 _INDEX: tl.constexpr = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
 def _best_chunk_kernel(logits, keys, width, limit, first, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The largest key of one chunk of one row: value first, then the lowest column."""
+    """The largest key of one chunk of a row, ordered by value, then by the lowest column."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = chunk * CHUNK + tl.arange(0, CHUNK)
     tl.extra.cuda.gdc_wait()
@@ -121,7 +120,7 @@ def _best_kernel(  # type: ignore[no-untyped-def]
     keys, out, inbox, peers, turns, chunks, room,
     RANK: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Over a row's chunks, then over ranks; 0 is a key that no token has."""
+    """The largest key over a row's chunks, then over ranks; no token has key 0."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.arange(0, BLOCK)
     tl.extra.cuda.gdc_wait()
@@ -150,18 +149,18 @@ def _best_kernel(  # type: ignore[no-untyped-def]
 
 
 def best_tokens(logits: Tensor, *, first: int, limit: int, inbox: Any | None) -> Tensor:
-    """The column of each row's largest logit over all ranks, the lowest where several are: (rows,).
+    """The column of each row's largest logit over all ranks (rows,); ties go to the lowest column.
 
     Parameters
     ----------
     logits : Tensor
         This rank's columns (rows, width).
     first : int
-        The column of the vocabulary that is this rank's first.
+        Index in the vocabulary of this rank's first column.
     limit : int
-        How many of this rank's columns are tokens; those after are padding.
+        Number of this rank's columns that are tokens; the rest is padding.
     inbox : Inbox, optional
-        Of rows of one 64-bit word; none for a rank alone.
+        An inbox with rows of one 64-bit word; not needed by a single rank.
     """
     rows, width = logits.shape
     chunk = 4096
@@ -171,10 +170,10 @@ def best_tokens(logits: Tensor, *, first: int, limit: int, inbox: Any | None) ->
     _best_chunk_kernel[(rows, chunks)](
         logits, keys, width, limit, first, CHUNK=chunk, num_warps=8, **PDL
     )
-    held = (keys, keys, keys, 0, 1, 1)
+    words, peers, turns, rank, ranks, room = keys, keys, keys, 0, 1, 1
     if inbox is not None:
-        held = (inbox.words, inbox.peers, inbox.turns, inbox.rank, inbox.ranks, inbox.rows)
-    words, peers, turns, rank, ranks, room = held
+        words, peers, turns = inbox.words, inbox.peers, inbox.turns
+        rank, ranks, room = inbox.rank, inbox.ranks, inbox.rows
     _best_kernel[(rows,)](
         keys, out, words, peers, turns, chunks, room,
         RANK=rank, RANKS=ranks, BLOCK=triton.next_power_of_2(chunks), num_warps=1, **PDL,

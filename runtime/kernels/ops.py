@@ -1,11 +1,9 @@
-"""The operations between attention calls, in two implementations: plain torch, and fused.
+"""The operations between attention calls, in plain torch and as fused Triton kernels.
 
-A product may come in parts (parts, rows, width) that the operation reading it adds up.
+A matrix product may return partial sums (parts, rows, width), which the next operation adds up.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,75 +13,28 @@ from runtime.kernels.rotary import Rotary, rms_norm, rotate
 from runtime.parallel.groups import ALONE, Group
 from runtime.parallel.inbox import Inbox
 
-_SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # of weight, in one block
+_SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # columns and depth of the weight tile of one block
 _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
-_SHARED_BYTES = 227 * 1024  # of one multiprocessor, for blocks
-SUM_BYTES = 8 * 2**20  # of one exchange between two ranks, at most: each sends all to every peer
-_BEST_ROWS = 4096  # whose most likely token is exchanged through inboxes, at most
-
-
-class Ops(Protocol):
-    """What a decoder computes with, beside attention."""
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (rows, depth) times weight (width, depth) transposed: (rows, width), or its parts."""
-        ...
-
-    def add_norm(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
-    ) -> tuple[Tensor, Tensor]:
-        """The norm of residual + x, and that sum, which may be `residual` itself, changed."""
-        ...
-
-    def place(
-        self,
-        qkv: Tensor,
-        query_heads: int,
-        norms: tuple[Tensor, Tensor] | None,
-        epsilon: float,
-        rotary: Rotary,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        cache: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Norm and rotate; keys and values into their slots; the queries (rows, heads, dim)."""
-        ...
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up: (rows, 2 * width) -> (rows, width)."""
-        ...
-
-    def partial(self, x: Tensor, weight: Tensor) -> Tensor:
-        """This rank's part of a product that `sum_add_norm` sums over the ranks."""
-        ...
-
-    def sum_add_norm(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
-    ) -> tuple[Tensor, Tensor]:
-        """`add_norm` of the sum of every rank's `x`."""
-        ...
-
-    def best(self, part: Tensor, vocab: int) -> Tensor:
-        """The most likely token of each row, from every rank's columns of the logits: (rows,)."""
-        ...
+_SHARED_BYTES = 227 * 1024  # shared memory of one multiprocessor
+SUM_BYTES = 8 * 2**20  # largest exchange between two ranks; every rank sends all to every peer
+_BEST_ROWS = 4096  # most rows whose likeliest token is exchanged through inboxes
 
 
 class TorchOps:
-    """Plain torch: any device, any type; what the fused operations are held against."""
+    """Plain torch, for any device and type; the reference for the fused operations."""
 
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """By the library."""
+        """x (rows, depth) times weight (width, depth) transposed: (rows, width), or its parts."""
         return F.linear(x, weight, bias)
 
     def add_norm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor]:
-        """A sum, then `rms_norm`."""
+        """The norm of residual + x, and that sum; fused operations may change `residual`."""
         total = x if residual is None else residual + x
         return rms_norm(total, weight, epsilon), total
 
@@ -99,7 +50,10 @@ class TorchOps:
         slots: Tensor,
         cache: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Step by step."""
+        """Norm and rotate; write keys and values to their slots; return the queries.
+
+        qkv (rows, (query heads + 2 KV heads) * head_dim) -> (rows, query heads, head_dim).
+        """
         keys, values = cache
         kv_heads, dim = keys.shape[1:]
         heads = qkv.view(len(qkv), -1, dim)
@@ -112,46 +66,50 @@ class TorchOps:
         return rotate(query, *angles)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """Step by step."""
+        """silu(gate) * up: (rows, 2 * width) -> (rows, width)."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
     def partial(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Where its sum needs no copy first, if the group has such a place."""
-        return _placed_product(x, weight, self.group)
+        """This rank's part of a product that `sum_add_norm` sums over the ranks.
+
+        It is written to the group's shared buffer, if there is one, which saves a copy.
+        """
+        buffer = self.group.partial_buffer((len(x), len(weight)), x.dtype)
+        return F.linear(x, weight) if buffer is None else torch.mm(x, weight.t(), out=buffer)
 
     def sum_add_norm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor]:
-        """The group's sum, then `add_norm`."""
+        """`add_norm` of the sum of every rank's `x`."""
         return self.add_norm(self.group.all_reduce(x), residual, weight, epsilon)
 
     def best(self, part: Tensor, vocab: int) -> Tensor:
-        """All logits on every rank, then the argmax."""
+        """The likeliest token of each row (rows,), from every rank's columns of the logits."""
         return self.group.gather_columns(part)[..., :vocab].argmax(-1)
 
 
-class FusedOps:
-    """Triton on a GPU, for 16-bit types; a product of few rows in parts where that is faster."""
+class FusedOps(TorchOps):
+    """Triton kernels for 16-bit types; products of few rows are split where that is faster."""
 
     def __init__(self, dtype: torch.dtype, group: Group = ALONE, hidden: int = 0) -> None:
         from runtime.kernels import exchange, triton_ops
 
-        self.kernels, self.exchange = triton_ops, exchange
-        self.dtype, self.group = dtype, group
+        super().__init__(group)
+        self.kernels, self.exchange, self.dtype = triton_ops, exchange, dtype
         self.processors = torch.cuda.get_device_properties().multi_processor_count
         self.sums = self.keys = None
-        if group.workspace is not None and hidden % 8 == 0:  # rows of whole 16-byte words
+        if group.workspace is not None and hidden % 8 == 0:  # a row is a multiple of 16 bytes
             rows = SUM_BYTES // (group.size - 1) ** 2 // (2 * hidden)
             bits = exchange.EMPTY_BITS
             self.sums = Inbox(group, rows=rows, width=hidden, dtype=torch.int16, empty=bits)
             self.keys = Inbox(group, rows=_BEST_ROWS, width=1, dtype=torch.int64, empty=0)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """In parts for few rows, else by the library."""
+        """Split into parts for few rows, otherwise cuBLAS."""
         parts = None if bias is not None else split_parts(len(x), *weight.shape)
         if parts is None:
-            return F.linear(x, weight, bias)
+            return super().linear(x, weight, bias)
         rows = max(16, 1 << (len(x) - 1).bit_length())
         blocks = parts * -(-len(weight) // _SPLIT_COLUMNS)
         return self.kernels.split_linear(
@@ -201,15 +159,15 @@ class FusedOps:
         return self.kernels.silu_mul(gate_up, self.dtype)
 
     def partial(self, x: Tensor, weight: Tensor) -> Tensor:
-        """In parts, or placed for the group's own sum where that is used."""
+        """Split like `linear`, except where the group's all-reduce does the sum."""
         if self.group.size == 1 or self._through_inbox(len(x), self.sums):
             return self.linear(x, weight)
-        return _placed_product(x, weight, self.group)
+        return super().partial(x, weight)
 
     def sum_add_norm(
         self, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor]:
-        """One kernel, for up to `SUM_BYTES`; `residual` changes in place."""
+        """One kernel for up to `SUM_BYTES`; `residual` changes in place."""
         if self._through_inbox(x.shape[-2], self.sums):
             return self.exchange.sum_add_norm(x, residual, weight, epsilon, self.sums)
         if self.group.size > 1:
@@ -217,10 +175,10 @@ class FusedOps:
         return self.add_norm(x, residual, weight, epsilon)
 
     def best(self, part: Tensor, vocab: int) -> Tensor:
-        """Two kernels; ranks exchange a key a row."""
+        """Two kernels; ranks exchange one key per row."""
         group, (rows, width) = self.group, part.shape
         if group.size > 1 and not self._through_inbox(rows, self.keys):
-            return group.gather_columns(part)[..., :vocab].argmax(-1)
+            return super().best(part, vocab)
         first = group.rank * width
         return self.exchange.best_tokens(
             part, first=first, limit=min(width, vocab - first), inbox=self.keys
@@ -230,18 +188,13 @@ class FusedOps:
         return inbox is not None and rows <= inbox.rows
 
 
-def _placed_product(x: Tensor, weight: Tensor, group: Group) -> Tensor:
-    """x times weight transposed, in the group's shared buffer where there is one for it."""
-    place = group.partial_buffer((len(x), len(weight)), x.dtype)
-    return F.linear(x, weight) if place is None else torch.mm(x, weight.t(), out=place)
-
-
 def split_parts(rows: int, width: int, depth: int) -> int | None:
-    """Parts of a product's depth for `split_linear`, or None where the library is as fast.
+    """How many parts `split_linear` splits a product's depth into; None where cuBLAS is as fast.
 
-    From 2,000 timings of two models' products on an H200, weights cold
+    From 2,000 timings of two models' products on an H200 with cold weights
     (`benchmarks/tuning/tune_linear.py`): up to 64 rows, blocks of 64 columns are as fast as cuBLAS
-    for many columns and up to 37 % faster for few; up to 128 rows only there.
+    for many columns and up to 37 % faster for few columns; from 65 to 128 rows they are faster
+    only for few columns.
     """
     blocks = -(-width // _SPLIT_COLUMNS)
     few = blocks <= _FEW_BLOCKS
@@ -255,11 +208,11 @@ def split_parts(rows: int, width: int, depth: int) -> int | None:
 
 
 def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
-    """The deepest pipeline of loads, up to 5, with which all blocks run at once, side by side.
+    """The deepest load pipeline, of at most 5 stages, with which all blocks run concurrently.
 
-    Up to 6 for the fewest rows. Against 4 at most, in whole steps of Llama-3.1-8B on an H200: a
-    draft step of 32 rows 1.7 % shorter on one GPU and 2.5 % on two, of 8 rows 1.4 % and 0.4 %
-    (`calibration/measured/step-table-h200-tp2.jsonl`, tags none, st5 and st6).
+    At most 6 stages for up to 16 rows. Compared with at most 4 stages, a draft step of Llama-3.1-8B
+    on an H200 is shorter by 1.7 % for 32 rows on one GPU and 2.5 % on two, and by 1.4 % and 0.4 %
+    for 8 rows (`calibration/measured/step-table-h200-tp2.jsonl`, tags none, st5 and st6).
     """
     stage_bytes = 2 * _SPLIT_DEPTH * (_SPLIT_COLUMNS + rows)
     for stages in range(6 if rows <= 16 else 5, 1, -1):
@@ -268,8 +221,13 @@ def pipeline_stages(rows: int, blocks: int, processors: int) -> int:
     return 2 if rows <= 32 else 3
 
 
-def ops_for(dtype: torch.dtype, device: torch.device, group: Group = ALONE, hidden: int = 0) -> Ops:
-    """Fused where a GPU can; every rank of `group` must ask. `hidden` is the width of its sums."""
+def ops_for(
+    dtype: torch.dtype, device: torch.device, group: Group = ALONE, hidden: int = 0
+) -> TorchOps:
+    """Fused operations on a GPU in 16 bits, otherwise plain torch.
+
+    Every rank of `group` must call this. `hidden` is the width of the sums over ranks.
+    """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return FusedOps(dtype, group, hidden)
     return TorchOps(group)

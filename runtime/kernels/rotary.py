@@ -1,4 +1,4 @@
-"""Norm and rotary position embedding in plain torch."""
+"""RMS norm and rotary position embedding in plain torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.config import DecoderConfig, RopeScaling
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What norms, angles and softmax are computed in: at least float32."""
+    """The type in which norms, angles and softmax are computed: at least float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -26,10 +26,10 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 class Rotary:
-    """Angles of rotary position embedding, plain or scaled.
+    """Angles of the rotary position embedding, with or without context scaling.
 
-    Queries and keys are multiplied by `attention_factor` when they are first rotated; `tables` are
-    those of a rotation alone, so that keys can be turned further.
+    Queries and keys are multiplied by `attention_factor` (YaRN) when they are first rotated. It is
+    not part of `tables` by default, so that cached keys can be rotated again.
     """
 
     def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -41,38 +41,38 @@ class Rotary:
         self.frequencies = scaled.to(compute_dtype(dtype))  # (head_dim / 2,)
 
     def tables(self, positions: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each of the shape of `positions` with head_dim / 2 appended."""
+        """Cosines and sines times `factor`, each (*positions.shape, head_dim / 2)."""
         angles = positions.to(self.frequencies.dtype)[..., None] * self.frequencies
         return (angles.cos() * factor).to(self.dtype), (angles.sin() * factor).to(self.dtype)
 
 
 def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling, theta: float) -> Tensor:
-    """Frequencies (head_dim / 2,) stretched for longer contexts.
+    """Frequencies (head_dim / 2,), lowered for longer contexts.
 
-    Source: transformers' `modeling_rope_utils`. "llama3" divides wavelengths beyond original / low
-    by the factor, keeps those below original / high, and blends the two between them; "yarn"
-    (arXiv 2309.00071) blends along the dimensions between those that turn `beta_fast` and
-    `beta_slow` times within the original context.
+    "llama3" divides frequencies by `factor` where the wavelength exceeds original context / low
+    factor, keeps those below original context / high factor, and interpolates in between. "yarn"
+    (arXiv 2309.00071) interpolates between the dimensions that rotate `beta_fast` and `beta_slow`
+    times within the original context. Source: transformers' `modeling_rope_utils`.
     """
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "default":
         return frequencies
     if scaling.kind == "yarn":
-        kept = _yarn_kept(len(frequencies), scaling, theta).to(frequencies)
-        return kept * frequencies + (1 - kept) * frequencies / scaling.factor
-    wavelengths = 2 * math.pi / frequencies
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    blend = (scaling.original_context_tokens / wavelengths - low) / (high - low)
-    blend = blend.clamp(0.0, 1.0)
+        blend = _yarn_blend(len(frequencies), scaling, theta).to(frequencies)
+    else:
+        wavelengths = 2 * math.pi / frequencies
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        blend = (scaling.original_context_tokens / wavelengths - low) / (high - low)
+        blend = blend.clamp(0.0, 1.0)
     return blend * frequencies + (1 - blend) * frequencies / scaling.factor
 
 
-def _yarn_kept(pairs: int, scaling: RopeScaling, theta: float) -> Tensor:
-    """How much of each frequency YaRN keeps: 1 for fast ones, 0 for slow ones."""
+def _yarn_blend(pairs: int, scaling: RopeScaling, theta: float) -> Tensor:
+    """Weight of each unscaled frequency: 1 for high frequencies, 0 for low ones."""
 
-    def dimension(turns: float) -> float:
-        longest = scaling.original_context_tokens / (turns * 2 * math.pi)
+    def dimension(rotations: float) -> float:
+        longest = scaling.original_context_tokens / (rotations * 2 * math.pi)
         return pairs * math.log(longest) / math.log(theta)
 
     first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
@@ -85,7 +85,7 @@ def _yarn_kept(pairs: int, scaling: RopeScaling, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of every head: x (..., heads, head_dim), tables (..., head_dim / 2)."""
+    """Rotate x (..., heads, head_dim) by cosines and sines (..., head_dim / 2)."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,11 +1,10 @@
-"""Triton kernels of a decode pass on a GPU: few-row products, add and norm, rotary, activation.
+"""Triton kernels of a decode pass: matrix products of few rows, add and norm, rotary, activation.
 
-A product may leave its sum in `parts`, ranges of the depth that the next kernel adds up as it
-reads: so a matrix of few columns still keeps every multiprocessor loading. Values are rounded where
-the plain torch operations of `rotary` round, so that the two agree to the last bits of the storage
-type. Every kernel is started before its predecessor has ended and waits for it inside
-(programmatic dependent launch), which hides the launch. This module alone imports triton, which
-torch brings along on a GPU's machine.
+A product may leave partial sums over ranges of the depth, which the next kernel adds up as it reads
+them, so that a matrix of few columns still keeps every multiprocessor loading. Values are rounded
+where `TorchOps` rounds, so that results agree to the last bits of the storage type. Each kernel is
+launched before its predecessor ends and waits for it on the device (programmatic dependent launch),
+which hides the launch latency.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ def split_linear(
     warps: int,
     stages: int,
 ) -> Tensor:
-    """Partial products (parts, rows, width) of x (rows, depth) with weight (width, depth).
+    """Partial products (parts, rows, width) of x (rows, depth) and weight (width, depth).
 
-    `tile` is (rows, width, depth) of one block; `parts` ranges of the depth are left to be added by
-    whoever reads them. One part comes in the type of `x`, several in float32.
+    `tile` is (rows, width, depth) of one block. The result has the type of `x` if `parts` is 1,
+    otherwise it is float32 and the caller adds up the parts.
     """
     rows, depth = x.shape
     width = len(weight)
@@ -85,7 +84,7 @@ def split_linear(
     return out
 
 
-# ---- what reads a product ---------------------------------------------------------------------
+# ---- operations on products -------------------------------------------------------------------
 
 
 @triton.jit
@@ -113,7 +112,7 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
 
 
 def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
-    """Add `x` ([parts,] rows, width) to `residual` in place, if there is one, and norm the sum."""
+    """The norm of residual + x ([parts,] rows, width); `residual`, if any, becomes the sum."""
     rows, width = x.shape[-2:]
     out = torch.empty((rows, width), dtype=weight.dtype, device=x.device)
     block = triton.next_power_of_2(width)
@@ -150,15 +149,9 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty((rows, width), dtype=dtype, device=gate_up.device)
     block = 1024
     _silu_mul_kernel[(rows, triton.cdiv(width, block))](
-        gate_up,
-        out,
-        width,
-        rows * double,
-        PARTS=part_count(gate_up),
-        BLOCK=block,
-        num_warps=4,
+        gate_up, out, width, rows * double, PARTS=part_count(gate_up), BLOCK=block, num_warps=4,
         **PDL,
-    )
+    )  # fmt: skip
     return out
 
 
@@ -231,7 +224,7 @@ def place(
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """Norm and rotate queries and keys; put keys and values into their slots of the cache.
+    """Norm and rotate queries and keys; write keys and values to their slots of the cache.
 
     Parameters
     ----------
@@ -242,11 +235,11 @@ def place(
     frequencies : Tensor
         (head_dim / 2,) float32.
     factor : float
-        What queries and keys are multiplied by (YaRN); 1 elsewhere.
+        Factor on queries and keys (YaRN), otherwise 1.
     norms : (Tensor, Tensor), optional
         Weights of QK-norm, each (head_dim,).
     keys, values : Tensor
-        One layer's slots, (slots, KV heads, head_dim), contiguous.
+        One layer's cache (slots, KV heads, head_dim), contiguous.
 
     Returns
     -------
@@ -267,5 +260,5 @@ def place(
 
 
 def part_count(x: Tensor) -> int:
-    """Parts that a product was left in."""
+    """Number of parts of a product."""
     return x.shape[0] if x.dim() == 3 else 1
