@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache: the interface, a torch reference, FlashInfer."""
+"""Attention over a paged KV cache: the interface, a torch reference and FlashInfer."""
 
 from runtime.attention.base import AttentionBackend, PassLayout
 from runtime.attention.paged_cache import PagedCache, PageTable, pages_for

@@ -1,13 +1,14 @@
 """The interface of attention backends: `plan` once per pass, `attend` once per layer.
 
-A layout consists of pages and counts that the host has before the pass starts, so planning never
-waits for the device, and all steps of a draft phase can be planned before the first.
+A layout consists of page tables and token counts that the host has before the pass starts, so
+planning never waits for the device, and all steps of a draft phase can be planned before the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -21,12 +22,12 @@ Counts = Sequence[int] | NDArray[np.int64]  # one per sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLayout:
-    """What one pass reads and writes, per sequence.
+    """Pages and token counts of one pass, per sequence.
 
-    `page_tables` lists the pages to read, in order, all full but the last. `kv_tokens` counts the
-    tokens read from them, including the new tokens of the pass, which are the last `query_tokens`.
-    `first_positions` are the rotary positions of each sequence's first new token, by default its
-    index among the tokens read. `window_tokens` limits how far back a query sees.
+    `page_tables` lists the pages to read, in order; all but the last are full. `kv_tokens` counts
+    the tokens in them, including the pass's new tokens, which are the last `query_tokens`.
+    `first_positions` holds the rotary position of each sequence's first new token, by default its
+    index among the tokens read. `window_tokens` is the sliding window.
     """
 
     page_tables: Sequence[Sequence[int]]
@@ -37,7 +38,7 @@ class PassLayout:
 
     @property
     def last_rows(self) -> list[int]:
-        """The row of each sequence's last token among all the tokens of the pass."""
+        """The index of each sequence's last token among all tokens of the pass."""
         return [int(row) - 1 for row in np.cumsum(self.query_tokens)]
 
     @property
@@ -51,19 +52,9 @@ class PassLayout:
 
 
 def runs_of_equal_queries(layouts: Sequence[PassLayout]) -> list[list[PassLayout]]:
-    """Layouts in order, neighbours with the same query counts and window in one list."""
-    runs: list[list[PassLayout]] = []
-    for layout in layouts:
-        if runs and _same_queries(runs[-1][-1], layout):
-            runs[-1].append(layout)
-        else:
-            runs.append([layout])
-    return runs
-
-
-def _same_queries(one: PassLayout, other: PassLayout) -> bool:
-    same_window = one.window_tokens == other.window_tokens
-    return same_window and np.array_equal(one.query_tokens, other.query_tokens)
+    """Group consecutive layouts with the same query counts and window."""
+    runs = groupby(layouts, key=lambda one: (one.window_tokens, tuple(one.query_tokens)))
+    return [list(run) for _, run in runs]
 
 
 class AttentionPlan(Protocol):
@@ -85,7 +76,7 @@ class AttentionPlan(Protocol):
         ...
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        """Attend to the cache, into which this pass's keys and values have been written.
+        """Attend to the cache, which must already contain this pass's keys and values.
 
         query (T, query heads, head_dim), sequences concatenated; returns the same shape.
         """

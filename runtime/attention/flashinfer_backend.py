@@ -1,8 +1,8 @@
-"""Attention by FlashInfer on a GPU; the only module that imports it.
+"""Attention on a GPU with FlashInfer; no other module imports it.
 
 One kernel (`fa2` batch prefill over pages) serves prefill, decoding and verification. It is called
-below its public wrapper, with our own tables (`attention.tables`): they are filled from host
-numbers in microseconds, never wait for the device, and fit a captured graph whatever the lengths.
+without its public wrapper, with the index tables of `attention.tables`: they are filled from host
+values in microseconds, never wait for the device, and suit a captured graph at any lengths.
 
 Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `attention/prefill.cuh`.
 """
@@ -35,13 +35,15 @@ class FlashInferAttention:
     def __init__(self, cache: PagedCache, query_heads: int) -> None:
         storage = cache.storage
         if storage.dtype not in (torch.bfloat16, torch.float16):
-            raise InputError(f"FlashInfer runs in bfloat16 or float16, not {storage.dtype}")
+            raise InputError(
+                f"{storage.dtype} is not supported by FlashInfer; use bfloat16 or float16"
+            )
         self.cache, self.query_heads = cache, query_heads
         kv_heads, self.head_dim = storage.shape[-2:]
         if self.head_dim not in HEAD_DIMS:
             raise InputError(
-                f"FlashInfer has no kernel for heads of {self.head_dim}, only of "
-                f"{', '.join(map(str, HEAD_DIMS))}; use --dtype float32, which runs plain torch"
+                f"head_dim={self.head_dim} is not supported by FlashInfer (only "
+                f"{', '.join(map(str, HEAD_DIMS))}); use --dtype float32, which runs in plain torch"
             )
         self.device, self.dtype = storage.device, storage.dtype
         self.shape = AttentionShape(
@@ -55,7 +57,7 @@ class FlashInferAttention:
         self.workspace = torch.empty(0, dtype=torch.uint8, device=self.device)
 
     def plan(self, layout: PassLayout) -> FlashInferPlan:
-        """Plan one pass, with tables for it alone."""
+        """Plan one pass with its own tables."""
         planned = self.plan_passes([layout], batch=len(layout.kv_tokens))
         planned.tables.fill([layout])
         return planned.plans[0]
@@ -63,9 +65,9 @@ class FlashInferAttention:
     def plan_passes(
         self, layouts: Sequence[PassLayout], *, batch: int, page_room: int | None = None
     ) -> PlannedPasses:
-        """Plan consecutive passes over the same pages; `PassTables` has the parameters.
+        """Plan consecutive passes over the same pages; for the parameters, see `PassTables`.
 
-        Their tables are still empty: call `tables.fill` before each run.
+        The tables are still empty: call `tables.fill` before each run.
         """
         tables = PassTables(
             layouts, self.shape, batch=batch, page_room=page_room, device=self.device
@@ -87,7 +89,7 @@ class FlashInferAttention:
         )
 
     def _partial_bytes(self, grid: BlockGrid) -> tuple[int, int]:
-        """Bytes of the partial outputs of split ranges, then of their log-sum-exps."""
+        """Bytes of the partial outputs of split ranges and of their log-sum-exps."""
         rows = self.query_heads * grid.partial_rows
         outputs = rows * self.head_dim * self.dtype.itemsize
         return -(-outputs // _ALIGN_BYTES) * _ALIGN_BYTES, rows * 4
@@ -95,13 +97,13 @@ class FlashInferAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlashInferPlan:
-    """One planned pass, to be run any number of times as its tables are refilled."""
+    """One planned pass, which can be run repeatedly as its tables are refilled."""
 
     cache: PagedCache
     tables: DeviceTables
     kernel: Any
     info: list[int]
-    workspace: Tensor  # kept here so that a captured graph never outlives it
+    workspace: Tensor  # referenced here so that it outlives a captured graph
 
     @property
     def positions(self) -> Tensor:
@@ -110,11 +112,11 @@ class FlashInferPlan:
 
     @property
     def write_slots(self) -> Tensor:
-        """(query_rows,) slots of the cache that the pass's keys and values go to."""
+        """(query_rows,) cache slots for the pass's keys and values."""
         return self.tables.write_slots
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        """softmax(q k / sqrt(head_dim)) v of each query over what it may see."""
+        """softmax(q k / sqrt(head_dim)) v of each query over the tokens visible to it."""
         keys, values = self.cache.storage[layer]
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         tables, window = self.tables, self.tables.grid.window_tokens
@@ -130,7 +132,7 @@ class FlashInferPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPasses:
-    """Plans of consecutive passes, and the tables that all of them read."""
+    """Plans of consecutive passes and the tables that they share."""
 
     tables: PassTables
     plans: list[FlashInferPlan]
@@ -138,7 +140,7 @@ class PlannedPasses:
 
 @functools.cache
 def batch_prefill_kernel(dtype: torch.dtype, head_dim: int, windowed: bool) -> Any:
-    """The compiled kernel (nvcc builds it once, into FlashInfer's cache)."""
+    """The compiled kernel; nvcc builds it once and FlashInfer caches it on disk."""
     from flashinfer.prefill import get_batch_prefill_module
 
     types = (dtype, dtype, dtype, torch.int32)

@@ -1,8 +1,8 @@
 """The paged KV cache: one pool of pages, and a list of pages for each sequence.
 
-A page holds keys and values of `page_tokens` tokens in every layer. Page lists are on the host
-only, so growing, rolling back and freeing touch no tensor. A freed page can be allocated again
-without being cleared: no sequence reads a slot that it has not written.
+A page holds keys and values of `page_tokens` tokens in every layer. Page lists exist only on the
+host, so growing, rolling back and freeing touch no tensor. Pages are reused without being cleared,
+because no sequence reads a slot that it has not written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.errors import OutOfPages
 
 @dataclass(slots=True)
 class PageTable:
-    """One sequence's pages in order, and how many tokens they hold."""
+    """One sequence's pages in order, and the number of tokens in them."""
 
     pages: array[int] = field(default_factory=lambda: array("i"))
     tokens: int = 0
@@ -32,9 +32,14 @@ class PagedCache:
     Parameters
     ----------
     pages, page_tokens : int
-        Pages in the pool; tokens in a page.
+        Pages in the pool; tokens per page.
     kv_heads : int
-        KV heads of this rank.
+        KV heads on this rank.
+
+    Raises
+    ------
+    OutOfPages
+        If the device has too little memory.
     """
 
     def __init__(
@@ -49,16 +54,17 @@ class PagedCache:
     ) -> None:
         self.page_tokens = page_tokens
         self.pages = pages
-        self.idle_page = pages  # an extra page, for the idle rows of a fixed-size batch
+        self.idle_page = pages  # an extra page for the idle rows of a fixed-size batch
         shape = (config.layers, 2, pages + 1, page_tokens, kv_heads, config.head_dim)
         try:
-            # Zeros, since a padded read is masked but 0 times NaN is still NaN.
+            # Zeros: padded reads are masked, but 0 times NaN would still be NaN.
             self.storage = torch.zeros(shape, dtype=dtype, device=device)
         except RuntimeError as error:
-            asked = torch.Size(shape).numel() * dtype.itemsize
+            needed = torch.Size(shape).numel() * dtype.itemsize
             raise OutOfPages(
-                f"no memory for a KV cache of {asked / 1e9:.2f} GB: {pages:,} pages of "
-                f"{page_tokens} tokens at {asked // ((pages + 1) * page_tokens):,} bytes a token"
+                f"not enough memory for a KV cache of {needed / 1e9:.2f} GB ({pages:,} pages of "
+                f"{page_tokens} tokens at {needed // ((pages + 1) * page_tokens):,} bytes per "
+                f"token); use a smaller batch or shorter sequences"
             ) from error
         self._free = list(range(pages - 1, -1, -1))
 
@@ -74,7 +80,7 @@ class PagedCache:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token's keys and values over all layers, on this rank."""
+        """Bytes per token over all layers, on this rank."""
         return self.bytes // ((self.pages + 1) * self.page_tokens)
 
     def slots(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -90,14 +96,13 @@ class PagedCache:
         Raises
         ------
         OutOfPages
-            If fewer are free.
+            If fewer than `count` pages are free.
         """
         if count > len(self._free):
             raise OutOfPages(
-                f"the KV cache is out of pages: {count} more are needed "
-                f"({count * self.page_tokens:,} tokens), {len(self._free)} of {self.pages:,} pages "
-                f"of {self.page_tokens} tokens are free; use a smaller batch, shorter sequences or "
-                f"more pages"
+                f"the KV cache is out of pages: {count:,} more are needed, and "
+                f"{len(self._free):,} of {self.pages:,} pages of {self.page_tokens} tokens are "
+                f"free; use a smaller batch, shorter sequences or more pages"
             )
         return [self._free.pop() for _ in range(count)]
 
@@ -112,7 +117,7 @@ class PagedCache:
             table.pages.extend(self.allocate(missing))
 
     def truncate(self, table: PageTable, tokens: int) -> None:
-        """Roll back to the first `tokens` tokens and free every page past them."""
+        """Roll back to the first `tokens` tokens and free every page after them."""
         used = pages_for(tokens, self.page_tokens)
         if used < len(table.pages):
             self.free(table.pages[used:])

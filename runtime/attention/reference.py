@@ -1,7 +1,7 @@
-"""Attention in plain torch, on any device: the reference that other backends are tested against.
+"""Attention in plain torch, for any device: the reference for other backends.
 
-Ragged batches are padded to their longest sequence and masked. Scores and softmax are written out,
-in at least float32.
+Ragged batches are padded to the longest sequence and masked. Softmax is computed in at least
+float32.
 """
 
 from __future__ import annotations
@@ -27,40 +27,39 @@ class ReferenceAttention:
         self.cache = cache
 
     def plan(self, layout: PassLayout) -> AttentionPlan:
-        """Index tensors of one pass, from host numbers alone."""
+        """Build the index tensors of one pass."""
         return _plan(layout, self.cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferencePlan:
-    """B sequences, at most Q new and K read tokens each, T new tokens in all."""
+    """B sequences with at most Q new and K cached tokens each, and T new tokens in total."""
 
     cache: PagedCache
     positions: Tensor  # (T,)
     write_slots: Tensor  # (T,)
     read_slots: Tensor  # (B, K), padded with the first
-    query_rows: Tensor  # (B, Q) rows among T, padded with the last
-    output_rows: Tensor  # (T,) rows among B * Q
-    hidden: Tensor  # (B, 1, Q, K) True for keys that a query must not see
+    query_rows: Tensor  # (B, Q) indices into T, padded with the last
+    output_rows: Tensor  # (T,) indices into B * Q
+    masked: Tensor  # (B, 1, Q, K) True for keys that a query must not read
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
-        """softmax(q k / sqrt(head_dim)) v over the keys that each query may see."""
-        keys, values = self.cache.slots(layer)
-        seen_keys, seen_values = self._read(keys), self._read(values)  # (B, K, KV, D)
+        """softmax(q k / sqrt(head_dim)) v of each query over the tokens visible to it."""
+        keys, values = (self._read(slots) for slots in self.cache.slots(layer))  # (B, K, KV, D)
         padded = query[self.query_rows].contiguous()  # (B, Q, H, D)
-        output = grouped_attention(padded, seen_keys, seen_values, self.hidden)
+        output = grouped_attention(padded, keys, values, self.masked)
         return output.flatten(0, 1)[self.output_rows]
 
     def _read(self, slots: Tensor) -> Tensor:
-        """(slots, KV, D) -> (B, K, KV, D), several times faster on a CPU than by `slots[...]`."""
+        """(slots, KV, D) -> (B, K, KV, D), several times faster on a CPU than `slots[...]`."""
         rows = slots.index_select(0, self.read_slots.flatten())
         return rows.view(*self.read_slots.shape, *slots.shape[1:])
 
 
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
-    """query (B, Q, H, D) over key and value (B, K, KV, D), query head h reading KV head h // group.
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, masked: Tensor) -> Tensor:
+    """Attention of query (B, Q, H, D) over key and value (B, K, KV, D); returns (B, Q, H, D).
 
-    `hidden` (B, 1, Q, K) is True for keys that a query must not see. Returns (B, Q, H, D).
+    Query head h reads KV head h // group. `masked` is (B, 1, Q, K).
     """
     batch, queries, heads, dim = query.shape
     kv_heads = key.shape[2]
@@ -69,7 +68,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor)
     rows = grouped.reshape(batch, kv_heads, group * queries, dim)  # (B, KV, group * Q, D)
     scores = rows @ key.permute(0, 2, 3, 1) / math.sqrt(dim)
     scores = scores.to(compute_dtype(query.dtype)).view(batch, kv_heads, group, queries, -1)
-    scores = scores.masked_fill(hidden.unsqueeze(1), -torch.inf)  # (B, KV, group, Q, K)
+    scores = scores.masked_fill(masked.unsqueeze(1), -torch.inf)  # (B, KV, group, Q, K)
     weights = scores.softmax(-1).to(value.dtype).flatten(2, 3)
     output = weights @ value.permute(0, 2, 1, 3)
     output = output.view(batch, kv_heads, group, queries, dim)
@@ -90,9 +89,9 @@ def _plan(layout: PassLayout, cache: PagedCache) -> ReferencePlan:
     query_index = np.minimum(kv - new + step, kv - 1)  # (B, Q)
     real = step < new
     query_rows = np.cumsum(new)[:, None] - new + np.minimum(step, new - 1)
-    hidden = index > query_index[..., None]  # (B, Q, K)
+    masked = index > query_index[..., None]  # (B, Q, K)
     if layout.window_tokens is not None:
-        hidden |= index <= query_index[..., None] - layout.window_tokens
+        masked |= index <= query_index[..., None] - layout.window_tokens
 
     def on_device(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(cache.storage.device)
@@ -104,5 +103,5 @@ def _plan(layout: PassLayout, cache: PagedCache) -> ReferencePlan:
         read_slots=on_device(slots),
         query_rows=on_device(query_rows),
         output_rows=on_device(np.flatnonzero(real)),
-        hidden=on_device(hidden[:, None]),
+        masked=on_device(masked[:, None]),
     )

@@ -1,19 +1,20 @@
-"""Split-KV: the blocks of one pass's attention, tiles of query rows by ranges of KV.
+"""Split-KV heuristic: how one pass's attention is split into blocks.
 
 FlashInfer's batch-prefill kernel runs one block per (sequence, tile of query rows, range of KV, KV
-head) and merges the ranges afterwards. Its planner fixes this per call and, in graph mode, chooses
-the tile for the longest query that a batch could contain. Here the tile suits the queries of the
-pass, and the rest is a few arrays of fixed size, so that one captured graph serves every round.
+head) and merges the ranges afterwards. Its planner fixes the split per call and, in graph mode,
+chooses the tile for the longest query that a batch could contain. Here the tile fits the queries of
+the pass, and the blocks are listed in arrays of fixed size, so one captured graph serves every
+round.
 
-The split with the least estimated time is used. Blocks run in waves of two per multiprocessor,
-which slow each other down, and no faster than memory delivers; split KV costs a merge of each row
-of each query head.
+The split with the shortest estimated time is used. Blocks run in waves of two per multiprocessor,
+which slow each other down, and memory bandwidth bounds the total; splitting KV adds a merge of each
+row of each query head.
 
-Source of the schedule: `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`. Of
-the estimate: 3,118 timings of 1,022 shapes on an H200 (`benchmarks/tuning/tune_splits.py`, 45 s;
-calibration/measured/split-kv-h200.jsonl.gz), fitted by least squares of the logarithm and rounded;
-8 % rms. The chosen split takes 0.3 % longer than the fastest of those timed on average, 17 % at
-worst. For another GPU only `num_sms` changes.
+The schedule follows `PrefillSplitQOKVIndptr` in flashinfer 0.6.6, `attention/scheduler.cuh`. The
+estimate is fitted to 3,118 timings of 1,022 shapes on an H200 (`benchmarks/tuning/tune_splits.py`,
+45 s; calibration/measured/split-kv-h200.jsonl.gz) by least squares of the logarithm, with an rms
+error of 8 %. The chosen split is slower than the fastest measured one by 0.3 % on average and 17 %
+at worst. For other GPUs only `num_sms` changes.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ Floats = NDArray[np.float64]
 
 BLOCKS_PER_SM = 2  # that run concurrently
 LEAST_RANGE_TOKENS = 128
-_MOST_WAVES = 4  # of split blocks: their partial results take memory
-_TIE = 1.02  # of splits whose estimates are within this factor, the coarsest is taken
-_TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}  # of a lone block, by rows of its tile
-_TOKEN_DIM_S = 0.09e-9  # the same, by head dimension
+_MOST_WAVES = 4  # waves of split blocks, since partial results take memory
+_TIE = 1.02  # among splits whose estimates are within this factor, the coarsest is used
+_TOKEN_S = {16: 3.6e-9, 64: 8.8e-9, 128: 17e-9}  # per KV token of a lone block, by tile rows
+_TOKEN_DIM_S = 0.09e-9  # additional time per KV token and head dimension
 _BLOCK_S, _LAUNCH_S = 3.7e-6, 1.3e-6
-_PAIRED = 1.4  # how much longer two blocks on a multiprocessor take than one
+_PAIRED = 1.4  # time of two concurrent blocks on a multiprocessor relative to one
 _BYTES_PER_S = 4.6e12
-_MERGE_S, _MERGE_ROW_S = 2.5e-6, 3.4e-9  # of a call; of one query token and query head
+_MERGE_S, _MERGE_ROW_S = 2.5e-6, 3.4e-9  # per call; per query token and query head
 
 
 def query_tile_rows(query_tokens: int, group: int) -> int:
@@ -48,7 +49,7 @@ def query_tile_rows(query_tokens: int, group: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockGrid:
-    """What stays fixed while lengths change: sizes, tile, and whether KV may be split."""
+    """The part of a split that stays fixed while lengths change."""
 
     batch: int
     query_rows: int  # query tokens of all sequences
@@ -56,7 +57,7 @@ class BlockGrid:
     tile_rows: int
     page_tokens: int
     window_tokens: int | None
-    blocks: int  # room for blocks of one KV head
+    blocks: int  # capacity, per KV head
     split: bool
 
     @classmethod
@@ -72,9 +73,10 @@ class BlockGrid:
         head_dim: int = 128,
         window_tokens: int | None = None,
     ) -> BlockGrid:
-        """The grid for these query counts on a GPU of `num_sms` multiprocessors.
+        """The grid for these query counts (batch,) on a GPU of `num_sms` multiprocessors.
 
-        It has room for the blocks of the split that is fastest at these lengths by `pass_seconds`.
+        Its capacity is the number of blocks of the split that `pass_seconds` estimates to be the
+        fastest at these lengths (batch,).
         """
         query_rows = int(query_tokens.sum())
         tile = query_tile_rows(-(-query_rows // len(query_tokens)), group)
@@ -108,17 +110,17 @@ class BlockGrid:
 
     @property
     def partial_rows(self) -> int:
-        """Room for partial rows of all query heads: one per range and query."""
+        """Capacity for partial output rows: one per range, query token and query head."""
         return self.blocks * self.tile_rows // self.group if self.split else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """Work items of one pass.
+    """The blocks of one pass.
 
     `requests`, `query_tiles` and `kv_ranges` (count,) are the sequence, tile and range of each
-    block; `outputs` (batch + 1,) are offsets of each sequence's partial rows, and `merges`
-    (query_rows + 1,) of the partial rows that make up each row.
+    block. `outputs` (batch + 1,) are the offsets of each sequence's partial rows, and `merges`
+    (query_rows + 1,) those of the partial rows of each output row.
     """
 
     count: int
@@ -131,7 +133,7 @@ class Blocks:
 
 
 def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
-    """Pages that each sequence's attention reads: the blocks depend on nothing else."""
+    """Pages that each sequence's attention reads; blocks depend on lengths only through them."""
     pages = -(-kv_tokens // grid.page_tokens)
     if grid.window_tokens is None:
         return pages
@@ -139,16 +141,16 @@ def pages_read(grid: BlockGrid, kv_tokens: Ints) -> Ints:
 
 
 def schedule(grid: BlockGrid, pages: Ints, query_tokens: Ints) -> Blocks:
-    """Split a pass into at most `grid.blocks` blocks, with ranges as short as that allows.
+    """Split a pass into at most `grid.blocks` blocks, with the shortest ranges that this allows.
 
-    The result is cached and shared between calls, so its arrays are read-only.
+    Results are cached and shared between calls, so their arrays are read-only.
     """
     return _scheduled(grid, _int32_bytes(pages), _int32_bytes(query_tokens))
 
 
 @lru_cache(maxsize=64)
 def _scheduled(grid: BlockGrid, page_counts: bytes, query_counts: bytes) -> Blocks:
-    """Mostly cached: the steps of a draft phase usually read the same number of pages."""
+    """Usually cached, since the steps of a draft phase mostly read the same number of pages."""
     pages = np.frombuffer(page_counts, dtype=np.int32)
     longest = int(pages.max())
     range_pages = longest
@@ -159,7 +161,7 @@ def _scheduled(grid: BlockGrid, page_counts: bytes, query_counts: bytes) -> Bloc
 
 @lru_cache(maxsize=64)
 def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: bytes) -> Blocks:
-    """Blocks from each sequence's number of ranges, which most changes of pages leave as it is."""
+    """Blocks from each sequence's number of ranges, which changes less often than its pages."""
     ranges = np.frombuffer(range_counts, dtype=np.int32)
     query_tokens = np.frombuffer(query_counts, dtype=np.int32)
     work = _tiles(grid, query_counts) * ranges
@@ -183,10 +185,10 @@ def _cut(grid: BlockGrid, range_pages: int, range_counts: bytes, query_counts: b
 
 
 def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int:
-    """The shortest range that there are blocks for, among even splits of the longest sequence."""
+    """The shortest range that fits the grid, among even splits of the longest sequence."""
     least = max(1, LEAST_RANGE_TOKENS // grid.page_tokens)
     work, unsplit = int(tiles @ pages), int(tiles.sum())
-    # Ranges of an even share fill all blocks at best; with one spare block per tile they fit.
+    # Ranges of an equal share fill all blocks at best; with one spare block per tile they fit.
     share, spare = -(-work // grid.blocks), grid.blocks - unsplit
     most = -(-longest // max(least, share - 1)) - (share > least)
     few = max(grid.blocks // unsplit, longest // -(-work // spare) if spare else 1)
@@ -200,7 +202,7 @@ def _range_pages(grid: BlockGrid, pages: Ints, longest: int, tiles: Ints) -> int
 
 
 def _range_lengths(longest: int, page_tokens: int) -> Ints:
-    """Lengths in pages of ranges that split the longest sequence evenly, unsplit first."""
+    """Range lengths in pages that split the longest sequence evenly, unsplit first."""
     least = min(longest, max(1, LEAST_RANGE_TOKENS // page_tokens))
     lengths = -(-longest // np.arange(1, -(-longest // least) + 1, dtype=np.int32))
     return np.unique(np.maximum(lengths, least))[::-1]
@@ -232,16 +234,16 @@ def pass_seconds(
     head_dim: int,
     num_sms: int,
 ) -> Floats:
-    """Seconds of one call in a graph for each way to split it, unsplit first; arrays of one shape.
+    """Estimated seconds of one call in a graph, for each split; the first one is unsplit.
 
     Parameters
     ----------
     blocks, longest_tokens : array
-        Blocks of all KV heads; KV tokens of the longest block.
+        Per split: blocks of all KV heads; KV tokens of the longest block.
     total_tokens : float
-        KV tokens of all blocks together, the same for every split.
+        KV tokens of all blocks, the same for every split.
     merged_rows : float
-        Query tokens times query heads: the rows that a split has to merge.
+        Rows to merge after a split: query tokens times query heads.
     """
     per_token = _TOKEN_S[tile_rows] + _TOKEN_DIM_S * head_dim
     mean_tokens = total_tokens / blocks

@@ -1,12 +1,12 @@
-"""The index tables that FlashInfer's batch-prefill kernel reads, on the host and on the device.
+"""Index tables for FlashInfer's batch-prefill kernel, on the host and on the device.
 
-The tables of one or more passes over the same pages lie in one array of 32-bit words:
+The tables of one or more passes over the same pages form one array of 32-bit words,
 
     page tables | pass 0 | pass 1 | ... | tokens of the first pass
 
-so that a round renews them by one copy. Page tables have a fixed stride. A sequence's length is
-given by its last page's length alone, which the kernel adds to the pages before it (modulo 2**32,
-so that it may be negative).
+so that each round copies them to the device at once. Every sequence has `page_room` entries for its
+page table. The kernel computes a sequence's length as (page_room - 1) * page_tokens + last_page,
+modulo 2**32, so the length is set by `last_page` alone, which may be negative.
 
 Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `page.cuh`, `attention/scheduler.cuh`.
 """
@@ -14,7 +14,7 @@ Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `page.cuh`, `attention/schedu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,19 +28,19 @@ _ALIGN = 4  # words: FlashInfer's tables start at multiples of 16 bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """What the tables depend on besides the passes: heads of one rank, pages and the GPU."""
+    """The heads of one rank, the page size and the GPU."""
 
     group: int  # query heads per KV head
     kv_heads: int
     head_dim: int
     page_tokens: int
-    idle_page: int  # read and written by the idle rows of a batch
+    idle_page: int  # for the idle rows of a batch
     num_sms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where one pass's tables lie in its words; FlashInfer's integer workspace from `requests`."""
+    """Slices of one pass's words; from `requests` on they are FlashInfer's integer workspace."""
 
     slots: slice
     positions: slice
@@ -61,74 +61,47 @@ class Segments:
     def of(cls, grid: BlockGrid) -> Segments:
         """The segments of a pass with this grid."""
         batch, rows, blocks = grid.batch, grid.query_rows, grid.blocks
-        sizes = {
-            "slots": rows,
-            "positions": rows,
-            "query_offsets": batch + 1,
-            "page_offsets": batch + 1,
-            "last_page": batch,
-            "requests": blocks,
-            "query_tiles": blocks,
-            "kv_ranges": blocks,
-            "outputs": batch + 1,
-            "range_tokens": 1,
-            "rows": 1,
-            "merges": rows + 1,
-            "valid": -(-blocks // 4),
-        }
+        sizes = [  # in the order of the fields
+            *(rows, rows, batch + 1, batch + 1, batch, blocks, blocks, blocks),
+            *(batch + 1, 1, 1, rows + 1, -(-blocks // 4)),
+        ]
         parts, start = {}, 0
-        for name, size in sizes.items():
-            parts[name] = slice(start, start + size)
+        for field, size in zip(fields(cls), sizes, strict=False):
+            parts[field.name] = slice(start, start + size)
             start += -(-size // _ALIGN) * _ALIGN
         return cls(**parts, words=start)
 
     @property
     def blocks(self) -> slice:
-        """All of FlashInfer's integer workspace."""
+        """FlashInfer's integer workspace."""
         return slice(self.requests.start, self.words)
 
     def byte_offset(self, part: slice) -> int:
-        """Where a part of the integer workspace starts in it."""
+        """Offset of a part of the integer workspace, in bytes."""
         return 4 * int(part.start - self.requests.start)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTables:
-    """One pass's tables: tensors of fixed address, whose contents `PassTables.fill` renews."""
+    """One pass's tables: tensors of fixed address, whose contents `PassTables.fill` renews.
 
-    grid: BlockGrid
-    segments: Segments
-    causal: bool
-    pages: Tensor  # (batch * page_room,)
-    write_slots: Tensor  # (query_rows,) of the cache, for the pass's keys and values
-    positions: Tensor  # (query_rows,) rotary
-    query_offsets: Tensor  # (batch + 1,) first row of each sequence
-    page_offsets: Tensor  # (batch + 1,) first of each sequence in `pages`
-    last_page: Tensor  # (batch,) tokens in the last page, counted as if the table were full
-    blocks: Tensor  # FlashInfer's integer workspace, as bytes
+    `pages` (batch * page_room,) are shared by all passes; `words` (segments.words,) are this one's.
+    """
 
-    @classmethod
-    def of(
-        cls, grid: BlockGrid, segments: Segments, *, causal: bool, pages: Tensor, words: Tensor
-    ) -> DeviceTables:
-        """The parts of one pass's `words` (segments.words,)."""
-        return cls(
-            grid=grid,
-            segments=segments,
-            causal=causal,
-            pages=pages,
-            write_slots=words[segments.slots],
-            positions=words[segments.positions],
-            query_offsets=words[segments.query_offsets],
-            page_offsets=words[segments.page_offsets],
-            last_page=words[segments.last_page],
-            blocks=words[segments.blocks].view(torch.uint8),
-        )
+    def __init__(
+        self, grid: BlockGrid, segments: Segments, *, causal: bool, pages: Tensor, words: Tensor
+    ) -> None:
+        self.grid, self.segments, self.causal, self.pages = grid, segments, causal, pages
+        self.write_slots = words[segments.slots]  # (query_rows,) cache slots of new tokens
+        self.positions = words[segments.positions]  # (query_rows,) rotary positions
+        self.query_offsets = words[segments.query_offsets]  # (batch + 1,) into the query rows
+        self.page_offsets = words[segments.page_offsets]  # (batch + 1,) into `pages`
+        self.last_page = words[segments.last_page]  # (batch,) see above
+        self.blocks = words[segments.blocks].view(torch.uint8)  # FlashInfer's integer workspace
 
     def plan_info(self, partial_output_bytes: int) -> list[int]:
         """FlashInfer's `PrefillPlanInfo`: sizes, and byte offsets into its two workspaces.
 
-        `partial_output_bytes` is where log-sum-exps follow the partial outputs of split ranges.
+        `partial_output_bytes` is the offset of the log-sum-exps, after the partial outputs.
         """
         grid, parts, at = self.grid, self.segments, self.segments.byte_offset
         return [
@@ -145,23 +118,23 @@ class DeviceTables:
             0,
             partial_output_bytes,
             at(parts.valid),
-            1,  # made for a CUDA graph
+            1,  # CUDA graph mode
             int(grid.split),
         ]
 
 
 class PassTables:
-    """Tables of one or more passes that read the same pages, renewed by one copy.
+    """Tables of one or more passes that read the same pages.
 
     Parameters
     ----------
     layouts : list of PassLayout
-        One per pass. They fix query counts, windows and, by how even their lengths are, whether KV
-        may be split, but not the lengths.
+        One per pass. Query counts and windows stay fixed, and so does whether KV may be split,
+        which depends on these lengths; lengths and pages may change with each `fill`.
     batch : int
-        Sequences to make room for; those beyond a layout's are idle rows.
+        Capacity in sequences; rows beyond those of the layouts are idle.
     page_room : int, optional
-        Pages per sequence to make room for; by default those of the layouts.
+        Capacity in pages per sequence, by default that of the longest layout.
     """
 
     def __init__(
@@ -195,7 +168,7 @@ class PassTables:
             region = host[start:stop].reshape(len(run), -1)
             self._runs.append(_PassRun(grid, parts, queries, region, self.page_room))
             self.passes += [
-                DeviceTables.of(
+                DeviceTables(
                     grid,
                     parts,
                     causal=bool((queries > 1).any()),
@@ -207,7 +180,7 @@ class PassTables:
             start = stop
 
     def fits(self, layouts: Sequence[PassLayout]) -> bool:
-        """Whether these passes have at most as many sequences and pages."""
+        """Whether the capacity suffices for these passes."""
         first = layouts[0]
         longest = max(map(len, first.page_tables))
         return len(first.kv_tokens) <= self.batch and longest <= self.page_room
@@ -220,7 +193,7 @@ class PassTables:
     def fill(self, layouts: Sequence[PassLayout], tokens: Sequence[int] = ()) -> None:
         """Copy lengths, pages, blocks and the first pass's tokens to the device, without waiting.
 
-        The previous copy must have finished: the one read of the device in each round ensures it.
+        The previous copy must have finished, which each round's read from the device ensures.
         """
         for row, table in enumerate(layouts[0].page_tables):
             self._pages[row, : len(table)] = table
@@ -240,7 +213,7 @@ class PassTables:
         self._device.copy_(self._staged, non_blocking=True)
 
     def _padded(self, rows: Sequence[Counts | None]) -> Ints:
-        """Counts of one or more passes, zero for idle rows: (passes, batch)."""
+        """Counts of each pass (passes, batch), zero for idle rows."""
         padded = np.zeros((len(rows), self.batch), dtype=np.int32)
         for row, values in zip(padded, rows, strict=True):
             if values is not None:
@@ -248,7 +221,7 @@ class PassTables:
         return padded
 
     def _grid(self, run: Sequence[PassLayout]) -> tuple[BlockGrid, Ints]:
-        """Grid and query counts of a run; KV is split as suits its last, longest pass."""
+        """Grid and query counts of a run; the split is chosen for its last, longest pass."""
         shape, last = self._shape, run[-1]
         used = len(last.kv_tokens)
         queries, kv = self._padded([last.query_tokens, last.kv_tokens])
@@ -267,18 +240,18 @@ class PassTables:
 
 
 class _PassRun:
-    """The host's tables of consecutive passes that differ in lengths only, filled together."""
+    """Host tables of consecutive passes that differ only in lengths."""
 
     def __init__(
         self, grid: BlockGrid, parts: Segments, queries: Ints, region: Ints, page_room: int
     ) -> None:
-        """`region` (steps, words) of the host array, for `queries` (batch,) tokens per pass."""
+        """Use `region` (steps, words) of the host array; `queries` (batch,) are tokens per pass."""
         self.grid, self.parts, self.queries, self.region = grid, parts, queries, region
         self.page_room = page_room
-        self.sequence = np.repeat(np.arange(len(queries), dtype=np.int32), queries)  # of each row
+        self.sequence = np.repeat(np.arange(len(queries), dtype=np.int32), queries)  # (query_rows,)
         first = np.cumsum(queries) - queries
         self.index = (np.arange(len(self.sequence)) - first[self.sequence]).astype(np.int32)
-        self._scheduled: Ints | None = None  # (steps, batch) pages that the blocks were made for
+        self._scheduled: Ints | None = None  # (steps, batch) pages at the last schedule
         region[:, parts.query_offsets] = np.concatenate(([0], np.cumsum(queries)))
         region[:, parts.page_offsets] = np.arange(grid.batch + 1) * page_room
         region[:, parts.rows] = grid.query_rows
@@ -290,12 +263,8 @@ class _PassRun:
     def fill(self, kv: Ints, first: Ints | None, pages: Ints) -> None:
         """Write lengths, positions, slots and blocks.
 
-        Parameters
-        ----------
-        kv, first : arrays (steps, batch)
-            Tokens read, the pass's own included; rotary position of each sequence's first new
-            token.
-        pages : array (batch, page_room)
+        `kv` (steps, batch) are the tokens read, `first` (steps, batch) the rotary positions of each
+        sequence's first new token, and `pages` (batch, page_room) the page tables.
         """
         region, parts, page = self.region, self.parts, self.grid.page_tokens
         region[:, parts.last_page] = kv - (self.page_room - 1) * page
@@ -309,9 +278,9 @@ class _PassRun:
         self._fill_blocks(pages_read(self.grid, kv))
 
     def _fill_blocks(self, pages: Ints) -> None:
-        """Write the blocks of those passes whose (steps, batch) pages to read have changed.
+        """Write the blocks of the passes whose pages to read (steps, batch) have changed.
 
-        Without a split, lengths change nothing.
+        Without a split, blocks do not depend on lengths.
         """
         before = self._scheduled
         if before is not None and (not self.grid.split or np.array_equal(before, pages)):
@@ -325,7 +294,7 @@ class _PassRun:
                 self._write_blocks(self.region[step], schedule(self.grid, row, self.queries))
 
     def _write_blocks(self, words: Ints, blocks: Blocks) -> None:
-        """Blocks of one pass; those past the count are masked off."""
+        """Write the blocks of one pass and mask off the unused ones."""
         parts, count = self.parts, blocks.count
         words[parts.requests][:count] = blocks.requests
         words[parts.query_tiles][:count] = blocks.query_tiles
