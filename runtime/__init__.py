@@ -1,7 +1,7 @@
-"""A tensor-parallel speculative engine that executes the scenarios that `perfmodel` predicts.
+"""Tensor-parallel speculative decoding engine, which runs the scenarios that `perfmodel` predicts.
 
-`__init__.pyi` lists the public names, once; each is imported when it is first used, so that
-`import runtime` needs no torch.
+The public names are listed in `__init__.pyi` and imported on first use, so that `import runtime`
+does not import torch.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
-"""Which fields of a `config.json` the engine can run: checked by name before transformers reads it.
+"""Validation of the fields of a `config.json`, before transformers reads it.
 
-A field that changes the mathematics and is not implemented is an error, and so is a value of a
+A field that changes the computation and is not implemented is an error, and so is a value of the
 wrong type or out of range, even if the installed transformers accepts it.
 """
 
@@ -15,7 +15,7 @@ from runtime.errors import InputError
 
 
 class Rule(NamedTuple):
-    """Whether a value is accepted, and a description of those that are."""
+    """A test for valid values, and their description."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -28,8 +28,8 @@ FAMILIES = {  # model_type -> architecture
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# Fields that change the mathematics and are not implemented: refused unless null, false or 0
-# (an object: unless null).
+# Fields that change the computation and are not implemented: refused unless null, false or 0
+# (objects: unless null).
 REFUSED_FIELDS = (
     "quantization_config", "compression_config", "num_experts", "num_local_experts",
     "n_routed_experts", "moe_intermediate_size", "kv_lora_rank", "q_lora_rank", "text_config",
@@ -42,14 +42,14 @@ REFUSED_FIELDS = (
     "use_parallel_residual", "num_kv_shared_layers", "block_configs", "per_layer_config",
     "num_nextn_predict_layers", "is_encoder_decoder", "add_cross_attention",
 )  # fmt: skip
-# Factors, neutral at 1.
+# Factors of these, which change nothing at 1.
 NEUTRAL_AT_ONE = ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling",
                   "logit_scale", "partial_rotary_factor")  # fmt: skip
-# Files of quantised checkpoints that state their format.
+# Files that mark a quantised checkpoint.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
-# ---- what a value may be ------------------------------------------------------------------------
+# ---- valid values -------------------------------------------------------------------------------
 
 
 def _flag(value: Any) -> bool:
@@ -57,7 +57,7 @@ def _flag(value: Any) -> bool:
 
 
 def is_token_list(value: Any) -> bool:
-    """Whether a value is an end token, a list of them, or null."""
+    """Whether a value is a token id, a list of token ids, or null."""
     tokens = value if isinstance(value, list) else [] if value is None else [value]
     return all(isinstance(token, int) and not isinstance(token, bool) for token in tokens)
 
@@ -104,7 +104,7 @@ _REQUIRED = {
 _OPTIONAL = {
     "num_key_value_heads": _or_null(_COUNT), "head_dim": _or_null(_COUNT),
     "hidden_act": _one_of("silu"), "rms_norm_eps": _number(0, 1), "tie_word_embeddings": _FLAG,
-    "is_causal": Rule(lambda value: value is True, "true: a decoder looks back only"),
+    "is_causal": Rule(lambda value: value is True, "true"),
     "attention_bias": _FLAG, "mlp_bias": _FLAG, "rope_theta": _THETA, "torch_dtype": _DTYPE,
     "dtype": _DTYPE, "sliding_window": _or_null(_COUNT),
     "layer_types": _or_null(Rule(_is_layer_list, "a list of full_attention or sliding_attention")),
@@ -113,12 +113,10 @@ _OPTIONAL = {
 _QWEN = {"head_dim": _COUNT, "use_sliding_window": _FLAG,
          "max_window_layers": _at_most(10_000, zero=True)}  # fmt: skip
 _BY_FAMILY = {
-    "llama": {"sliding_window": Rule(lambda value: value is None, "null: a llama has no window")},
+    "llama": {"sliding_window": Rule(lambda value: value is None, "null")},
     "mistral": {
         "num_key_value_heads": _COUNT,
-        "layer_types": Rule(
-            lambda value: False, "a mistral without it; with it, it is a Ministral"
-        ),
+        "layer_types": Rule(lambda value: False, "a Mistral without it (Ministral has it)"),
     },
     "qwen2": _QWEN,
     "qwen3": _QWEN,
@@ -137,12 +135,12 @@ _ROPE = {
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The fields as written; unlike transformers, refuse NaN and repeated keys.
+    """Read a JSON object; unlike transformers, refuse NaN and repeated keys.
 
     Raises
     ------
     InputError
-        In one line: no such file, or not one JSON object in UTF-8 without byte order mark.
+        If the file cannot be read or is not a JSON object in UTF-8 without a byte order mark.
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,24 +155,26 @@ def read_json_object(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"over {MAX_CONFIG_BYTES:,} bytes")
+            raise ValueError(f"longer than {MAX_CONFIG_BYTES:,} bytes")
         fields = json.loads(text.decode(), object_pairs_hook=distinct, parse_constant=refuse)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON in plain UTF-8 ({one_line(error)})") from error
+        raise InputError(
+            f"{file} is not valid JSON in UTF-8 ({one_line(error)}); use the model's config.json"
+        ) from error
     if not isinstance(fields, dict):
         raise InputError(f"{file} is not a JSON object; use the model's config.json")
     return fields
 
 
 def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
-    """Refuse what the engine would compute wrongly or not at all.
+    """Refuse a config that the engine would run incorrectly or not at all.
 
     Raises
     ------
     InputError
-        In one line: the field, its value, and why it is refused.
+        The message states the field, its value, and the reason.
     """
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -184,11 +184,14 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     for field in REFUSED_FIELDS:
         if field in fields and not _changes_nothing(field, fields[field]):
             raise _refusal(
-                name, field, fields[field], "the engine does not compute it; use another model"
+                name, field, fields[field], "the engine does not implement it; use another model"
             )
     if file.name == "config.json":
         for other in filter(lambda other: (file.parent / other).is_file(), QUANTIZATION_FILES):
-            raise InputError(f"{name}: quantised weights ({other}) are not supported")
+            raise InputError(
+                f"{name}: quantised weights ({other}) are not supported; use a bfloat16 or "
+                f"float16 checkpoint"
+            )
     for field in _REQUIRED:
         if field not in fields:
             raise InputError(f"{name}: {field} is missing; use the config.json of the model")
@@ -197,8 +200,8 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     stated = kind == "qwen3" or fields.get("head_dim") is not None  # qwen3's default is 128
     if hidden % heads and (kind == "llama" or not stated):
         raise InputError(
-            f"{name}: hidden_size={hidden} does not split over num_attention_heads={heads}; state "
-            f"head_dim, which a llama cannot"
+            f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; "
+            + ("use another model" if kind == "llama" else "add head_dim")
         )
     for field in ("rope_scaling", "rope_parameters"):
         _check_rope(fields.get(field), f"{name}: {field}")
@@ -222,18 +225,18 @@ def _check_rope(rope: Any, where: str) -> None:
     if rope is None:
         return
     if not isinstance(rope, dict):
-        raise InputError(f"{where}={rope!r:.60} must be an object or null")
+        raise InputError(f"{where}={rope!r:.60} is not valid; use an object or null")
     for field in rope:
         if field not in _ROPE:
-            raise _refusal(where, field, rope[field], "use one scaling, the same for all layers")
+            raise _refusal(where, field, rope[field], "use one scaling for all layers")
     _check_values(rope, _ROPE, where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     needed = ("factor", "low_freq_factor", "high_freq_factor")
     for field in needed if kind == "llama3" else needed[:1] if kind != "default" else ():
         if field not in rope:
-            raise InputError(f"{where}: {field} is missing for rope type {kind}; state it")
+            raise InputError(f"{where}: {field} is missing; rope type {kind} needs it")
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
-        raise InputError(f"{where}: low_freq_factor must be below high_freq_factor")
+        raise InputError(f"{where}: low_freq_factor must be less than high_freq_factor")
     if (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
         raise InputError(f"{where}: beta_fast must be at least beta_slow")
 
@@ -244,6 +247,6 @@ def _refusal(name: str, field: str, value: Any, why: str) -> InputError:
 
 
 def one_line(text: object) -> str:
-    """A message of another library, or a name, on one line of at most 300 characters."""
+    """An exception or text from outside, on one line of at most 300 printable characters."""
     words = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else str(text)
     return "".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:300]

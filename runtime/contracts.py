@@ -1,7 +1,7 @@
-"""The attributes that the runtime reads of a model and of a plan, as read-only protocols.
+"""Protocols for a model's shape and a choice of draft.
 
-The frozen specs of the performance model satisfy them, so that the engine can run the object that
-was predicted although neither package imports the other.
+The frozen dataclasses of the performance model satisfy them, so the engine can run what was
+predicted although neither package imports the other.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ModelShape(Protocol):
 
 
 class DraftChoice(Protocol):
-    """What drafts, how many tokens per round, and which cached tokens it may read."""
+    """The draft model, the tokens it drafts per round, and the cached tokens that it reads."""
 
     @property
     def draft(self) -> str: ...

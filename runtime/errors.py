@@ -1,34 +1,34 @@
-"""Expected failures of a run: each is one line for the user and an exit code."""
+"""Expected failures of a run, reported as one line with an exit code."""
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of every failure that is reported as one line."""
+    """Base class of expected failures."""
 
     exit_code = 1
 
 
 class InputError(EngineError):
-    """Bad input: a flag, a config, a file of weights or a prompt that cannot be used."""
+    """Invalid input: a flag, config, weights file or prompt."""
 
     exit_code = 2
 
 
 class OutOfPages(EngineError):
-    """The KV cache is full; the message gives pages asked for, free and in all."""
+    """The KV cache is full; the message states the pages needed, free and in total."""
 
     exit_code = 3
 
 
 class OutOfMemory(EngineError):
-    """The device has too little memory; the message gives the arithmetic and what fits."""
+    """The device has too little memory; the message states what is needed and what fits."""
 
     exit_code = 3
 
 
 class RankFailed(EngineError):
-    """A rank died or raised; message and exit code are that rank's."""
+    """A rank failed; message and exit code are those of that rank."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -38,4 +38,4 @@ class RankFailed(EngineError):
 class Terminated(EngineError):
     """The launcher received SIGTERM."""
 
-    exit_code = 143  # a shell's code: 128 + 15
+    exit_code = 143  # 128 + SIGTERM, as in a shell

@@ -1,4 +1,4 @@
-"""Prompts: from a text file, JSON lines or a folder of books such as PG-19, or random tokens."""
+"""Prompts from a text file, JSON lines or a folder of books such as PG-19, or random tokens."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Messages = Sequence[dict[str, Any]]
 
 
 class TextTokenizer:
-    """The tokenizer and chat template of a model's folder, as transformers reads them."""
+    """The tokenizer and chat template of a model's folder, read by transformers."""
 
     def __init__(self, folder: Path) -> None:
         try:
             from transformers import AutoTokenizer
 
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises many types for a missing or broken one
+        except Exception as error:  # transformers raises many types
             raise InputError(
-                f"{folder}: transformers cannot read a tokenizer there ({one_line(error)}); text "
-                f"needs one, random tokens do not"
+                f"{folder}: transformers cannot read a tokenizer ({one_line(error)}); use a model "
+                f"folder with its tokenizer, or random tokens"
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with the special tokens that the tokenizer adds."""
+        """Tokens of a text, including special tokens."""
         return list(self._tokenizer.encode(text, verbose=False))
 
     def encode_chat(self, messages: Messages) -> list[int]:
-        """Tokens of a conversation in the model's chat template, up to the start of the answer.
+        """Tokens of a conversation in the chat template, up to the start of the answer.
 
         Raises
         ------
         InputError
-            If the model has no chat template, or the template does not accept these messages.
+            If the model has no chat template, or the template rejects these messages.
         """
         try:
             return list(
@@ -48,11 +48,13 @@ class TextTokenizer:
                     list(messages), add_generation_prompt=True, return_dict=False
                 )
             )
-        except Exception as error:  # of jinja, and of transformers without a template
-            raise InputError(f"the chat template cannot be applied ({one_line(error)})") from error
+        except Exception as error:  # from jinja, or transformers without a template
+            raise InputError(
+                f"the chat template cannot be applied ({one_line(error)}); use an instruct model"
+            ) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens."""
+        """The text of these tokens."""
         return str(self._tokenizer.decode(list(tokens)))
 
 
@@ -74,52 +76,57 @@ def read_prompts(
     """`batch` prompts of `prompt_tokens` tokens each.
 
     A text file or a folder of books is cut into pieces of that length. Each line of a `.jsonl` file
-    is one prompt, which may be shorter: "tokens", "prompt" or "text" are cut to that length,
-    "messages" are put through the chat template uncut, and so is a "prompt" or "text" with `chat`.
+    is one prompt, which may be shorter: "tokens", "prompt" or "text" are truncated to that length;
+    "messages" go through the chat template and are not truncated. With `chat`, so does a "prompt"
+    or "text".
 
     Raises
     ------
     InputError
-        If the file cannot be read, has fewer prompts than the batch, or a token outside the
+        If the file cannot be read, has fewer prompts than the batch, or has a token outside the
         model's vocabulary.
     """
     if path.suffix == ".jsonl":
-        prompts = list(_json_lines(path, prompt_tokens, tokenizer, batch, chat))
+        candidates = _json_lines(path, prompt_tokens, tokenizer, chat)
     elif chat:
-        raise InputError(f"{path}: --chat needs JSON lines, each with a prompt, text or messages")
+        raise InputError(
+            f"{path} is not a .jsonl file, which --chat needs; write JSON lines with a prompt, "
+            f"text or messages"
+        )
     else:
-        prompts = list(_pieces(path, prompt_tokens, tokenizer, batch))
+        candidates = _pieces(path, prompt_tokens, tokenizer)
+    prompts = list(itertools.islice(candidates, batch))
     if len(prompts) < batch:
         raise InputError(
-            f"{path}: {len(prompts)} prompts of {prompt_tokens:,} tokens for a batch of {batch}; "
-            f"use a smaller batch, shorter prompts or a longer text"
+            f"{path}: has {len(prompts)} prompts of {prompt_tokens:,} tokens, too few for a batch "
+            f"of {batch}; use a smaller batch, shorter prompts or a longer text"
         )
     for number, tokens in enumerate(prompts, start=1):
         if not tokens or not 0 <= min(tokens) <= max(tokens) < vocab:
             raise InputError(
                 f"{path}: prompt {number} is empty or has a token outside the model's vocabulary "
-                f"of {vocab:,}"
+                f"of {vocab:,}; use the model's tokenizer"
             )
     return prompts
 
 
 def _json_lines(
-    path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int, chat: bool
+    path: Path, prompt_tokens: int, tokenizer: TextTokenizer, chat: bool
 ) -> Iterator[list[int]]:
-    lines = io.StringIO(_text(path))  # only "\n" ends a line of JSON, unlike in str.splitlines
-    for number, line in enumerate(itertools.islice(lines, most), start=1):
+    lines = io.StringIO(_text(path))  # splits only at "\n", unlike str.splitlines
+    for number, line in enumerate(lines, start=1):
         where = f"{path}: line {number}"
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is not JSON ({one_line(error)})") from error
+            raise InputError(f"{where} is not valid JSON ({one_line(error)})") from error
         if not isinstance(fields, dict):
             raise InputError(f"{where} is not a JSON object")
         text = fields.get("prompt", fields.get("text"))
         tokens, messages = fields.get("tokens"), fields.get("messages")
         if tokens is not None:
             if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
-                raise InputError(f"{where}: tokens must be a list of whole numbers")
+                raise InputError(f"{where}: tokens must be a list of integers")
             yield tokens[:prompt_tokens]
         elif messages is not None or (chat and isinstance(text, str)):
             turns = [{"role": "user", "content": text}] if messages is None else messages
@@ -127,7 +134,7 @@ def _json_lines(
         elif isinstance(text, str):
             yield tokenizer.encode(text)[:prompt_tokens]
         else:
-            raise InputError(f"{where} has no tokens, prompt, text or messages")
+            raise InputError(f"{where} has no tokens, prompt, text or messages; add one of them")
 
 
 def _chat(messages: Any, most: int, tokenizer: TextTokenizer, where: str) -> list[int]:
@@ -139,27 +146,21 @@ def _chat(messages: Any, most: int, tokenizer: TextTokenizer, where: str) -> lis
         raise InputError(f"{where}: {error}") from error
     if len(tokens) > most:
         raise InputError(
-            f"{where}: {len(tokens):,} tokens in the chat template, more than the {most:,} asked "
-            f"for; raise --prompt-tokens, since a conversation is not cut"
+            f"{where}: the conversation has {len(tokens):,} tokens in the chat template, more than "
+            f"--prompt-tokens {most:,}, and is not truncated; increase --prompt-tokens"
         )
     return tokens
 
 
-def _pieces(
-    path: Path, prompt_tokens: int, tokenizer: TextTokenizer, most: int
-) -> Iterator[list[int]]:
-    """Pieces of full length from one document after another; none spans two of them."""
+def _pieces(path: Path, prompt_tokens: int, tokenizer: TextTokenizer) -> Iterator[list[int]]:
+    """Pieces of full length; none spans two documents."""
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: the folder contains no .txt files")
-    count = 0
+        raise InputError(f"{path} contains no .txt files; use another folder, or a text file")
     for file in files:
         tokens = tokenizer.encode(_text(file))
         for start in range(0, len(tokens) - prompt_tokens + 1, prompt_tokens):
             yield tokens[start : start + prompt_tokens]
-            count += 1
-            if count == most:
-                return
 
 
 def _text(path: Path) -> str:
@@ -168,4 +169,6 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8"
+        ) from error

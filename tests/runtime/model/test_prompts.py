@@ -34,7 +34,7 @@ def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) ->
     file.write_text(words(0, 25))
     prompts = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
     assert prompts == [list(range(10)), list(range(10, 20))]
-    with pytest.raises(InputError, match="2 prompts of 10 tokens for a batch of 3"):
+    with pytest.raises(InputError, match="has 2 prompts of 10 tokens, too few for a batch of 3"):
         read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
 
@@ -98,9 +98,9 @@ def test_messages_go_through_the_chat_template(tokenizer: TextTokenizer, tmp_pat
     assert read_prompts(file, prompt_tokens=6, **asked) == plain
     templated = [plain[0], [90, 4, 91], [7, 8]]
     assert read_prompts(file, prompt_tokens=6, chat=True, **asked) == templated
-    with pytest.raises(InputError, match="line 1: 6 tokens in the chat template, more than the 5"):
+    with pytest.raises(InputError, match="line 1: the conversation has 6 tokens in the chat template, more than"):
         read_prompts(file, prompt_tokens=5, **asked)
-    with pytest.raises(InputError, match="--chat needs JSON lines"):
+    with pytest.raises(InputError, match="which --chat needs"):
         read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **asked)
 
 
