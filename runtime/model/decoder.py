@@ -1,7 +1,7 @@
-"""`Decoder`: one configuration-driven Llama-, Mistral- or Qwen-family decoder on one rank.
+"""`Decoder`: a tensor-parallel Llama-, Mistral- or Qwen-family decoder on one rank.
 
-Column-parallel projections into heads and MLP, row-parallel projections out of them, each followed
-by one all-reduce; the vocabulary is split over the ranks at both ends.
+Projections into heads and MLP are column-parallel; those out of them are row-parallel and followed
+by an all-reduce. Embedding and head are split along the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from runtime.parallel.groups import Group
 
 
 class QueryObserver(Protocol):
-    """Sees the rotated queries of every layer: what SnapKV selects by."""
+    """Receives the rotated queries of every layer, which SnapKV needs."""
 
     def record(self, layer: int, query: Tensor) -> None:
-        """query (tokens, query heads of this rank, head_dim)."""
+        """Receive query (tokens, query heads of this rank, head_dim)."""
         ...
 
 
 class Decoder:
-    """A decoder over one rank's weights; it holds no cache and no state."""
+    """A decoder over one rank's weights, without cache or other state."""
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, group: Group) -> None:
         config.check_tp(group.size)
@@ -48,11 +48,11 @@ class Decoder:
         plan: AttentionPlan,
         observer: QueryObserver | None = None,
     ) -> Tensor:
-        """Normed hidden states: tokens (T,), positions (T,) -> (T, hidden)."""
+        """Hidden states after the last norm: tokens (T,), positions (T,) -> (T, hidden)."""
         epsilon = self.config.norm_epsilon
         layers, norm = self.weights.layers, self.weights.norm
-        found = embed(tokens, self.weights.embedding, self.group)
-        normed, hidden = self.ops.sum_add_norm(found, None, layers[0].input_norm, epsilon)
+        embedded = embed(tokens, self.weights.embedding, self.group)
+        normed, hidden = self.ops.sum_add_norm(embedded, None, layers[0].input_norm, epsilon)
         for index, layer in enumerate(layers):
             mixed = self._attention(index, layer, normed, positions, plan, observer)
             normed, hidden = self.ops.sum_add_norm(mixed, hidden, layer.mlp_norm, epsilon)
@@ -63,14 +63,11 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits over the whole vocabulary, on every rank: (rows, hidden) -> (rows, vocab)."""
-        part = self._whole(self.ops.linear(normed, self.weights.head))
-        return self.group.gather_columns(part)[..., : self.config.vocab]
+        return self.group.gather_columns(self._head(normed))[..., : self.config.vocab]
 
     def best(self, normed: Tensor) -> Tensor:
-        """The most likely token of each row, on every rank: (rows, hidden) -> (rows,)."""
-        return self.ops.best(
-            self._whole(self.ops.linear(normed, self.weights.head)), self.config.vocab
-        )
+        """The likeliest token of each row, on every rank: (rows, hidden) -> (rows,)."""
+        return self.ops.best(self._head(normed), self.config.vocab)
 
     def _attention(
         self,
@@ -103,7 +100,9 @@ class Decoder:
         active = self.ops.silu_mul(self.ops.linear(normed, layer.gate_up))
         return self.ops.partial(active, layer.down)
 
-    def _whole(self, product: Tensor) -> Tensor:
+    def _head(self, normed: Tensor) -> Tensor:
+        """Logits of this rank's part of the vocabulary."""
+        product = self.ops.linear(normed, self.weights.head)
         if product.dim() == 2:
             return product
         return product[0] if len(product) == 1 else product.sum(0).to(self.dtype)

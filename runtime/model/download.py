@@ -1,4 +1,4 @@
-"""Download a model from the Hugging Face Hub into a folder that the engine reads; no pickles."""
+"""Download a model from the Hugging Face Hub, without pickles."""
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ DUPLICATES = ["consolidated*", "*/*"]  # the same weights in another layout
 def download_model(
     model: str, output: Path, *, token_variable: str, revision: str | None = None
 ) -> None:
-    """Fetch config, safetensors and tokenizer of `model` into the folder `output`.
+    """Download config, safetensors and tokenizer of `model` into the folder `output`.
 
-    Files that are complete are not fetched again, so that the same call resumes a download.
+    Complete files are not downloaded again, so the same call resumes a download.
 
     Parameters
     ----------
     model : str
         Model id on the Hub, such as "meta-llama/Llama-3.1-8B".
     output : Path
-        The folder; created if it does not exist.
+        The folder; created if missing.
     token_variable : str
-        Environment variable with an access token; it may be unset.
+        Environment variable with an access token, which may be unset.
     revision : str, optional
         Branch, tag or commit.
 
     Raises
     ------
     InputError
-        In one line: no network, no such model or revision, no access, a decoder that this runtime
-        does not support, or no safetensors.
+        If the Hub cannot be reached or denies access, the model or revision does not exist, or the
+        model is not supported or has no safetensors.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise InputError("downloads need huggingface_hub: pip install huggingface_hub") from error
-    token = os.environ.get(token_variable) or False  # False: ignore a stored one
-    for patterns in (CONFIG, FILES):  # the weights only once the config is known to be supported
+        raise InputError(
+            "downloads need huggingface_hub; run pip install huggingface_hub"
+        ) from error
+    token = os.environ.get(token_variable) or False  # False: ignore a stored token
+    for patterns in (CONFIG, FILES):  # the config first, to refuse unsupported models early
         try:
             snapshot_download(
                 model, revision=revision, local_dir=output, token=token,
                 allow_patterns=patterns, ignore_patterns=DUPLICATES,
             )  # fmt: skip
-        except Exception as error:  # the hub's own and its HTTP client's, which change
+        except Exception as error:  # many types, of the hub's client and its HTTP library
             raise InputError(
-                f"{model}: cannot be fetched from the Hub ({one_line(error)}); run the command "
-                f"again to resume, or put an access token into {token_variable}"
+                f"{model} cannot be downloaded from the Hub ({one_line(error)}); run the command "
+                f"again to resume, or set {token_variable} to an access token"
             ) from error
         read_config(output)
     if not any(output.glob("*.safetensors")):
         raise InputError(
-            f"{model} has no safetensors, and pickled weights are never fetched; use another model"
+            f"{model} has no safetensors, and pickled weights are not downloaded; use another model"
         )

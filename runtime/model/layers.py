@@ -1,4 +1,4 @@
-"""The layers of a decoder over one rank's slice of the weights."""
+"""One rank's weights of a decoder, and the embedding lookup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.parallel.groups import Group
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's slice. Matrices are (out, in), as stored by Hugging Face."""
+    """One rank's weights of a layer. Matrices are (out, in), as stored by Hugging Face."""
 
     input_norm: Tensor
     qkv: Tensor  # this rank's query heads, then its key heads, then its value heads
@@ -28,7 +28,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """One rank's slice of a decoder; `head` is `embedding` itself where they are tied."""
+    """One rank's weights of a decoder; `head` is the `embedding` tensor if they are tied."""
 
     embedding: Tensor  # (vocabulary rows of this rank, hidden)
     layers: tuple[LayerWeights, ...]
@@ -36,33 +36,33 @@ class DecoderWeights:
     head: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """Every stored tensor once."""
-        found = [self.embedding, self.norm]
+        """All stored tensors, a tied head once."""
+        tensors = [self.embedding, self.norm]
         if self.head is not self.embedding:
-            found.append(self.head)
+            tensors.append(self.head)
         for layer in self.layers:
             fields = (getattr(layer, name) for name in LayerWeights.__slots__)
-            found += [field for field in fields if field is not None]
-        return found
+            tensors += [field for field in fields if field is not None]
+        return tensors
 
     @property
     def bytes(self) -> int:
-        """Bytes that this rank stores."""
+        """Bytes of all stored tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that a pass reads: all but the table of embeddings, of which it reads few rows."""
+        """Bytes that a pass reads: all but an untied embedding, of which it reads a few rows."""
         table = self.embedding
         skipped = 0 if self.head is table else table.numel() * table.element_size()
         return self.bytes - skipped
 
 
 def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
-    """Vocabulary-parallel lookup: this rank's own rows, zeros elsewhere; the ranks' sum is it."""
+    """Vocabulary-parallel lookup; other ranks' tokens give zeros, so the ranks' results add up."""
     if group.size == 1:
         return F.embedding(tokens, table)
     local = tokens - group.rank * table.shape[0]
-    mine = (local >= 0) & (local < table.shape[0])
-    found = F.embedding(local.where(mine, torch.zeros_like(local)), table)
-    return found * mine.unsqueeze(-1)
+    is_local = (local >= 0) & (local < table.shape[0])
+    rows = F.embedding(local.where(is_local, torch.zeros_like(local)), table)
+    return rows * is_local.unsqueeze(-1)

@@ -1,13 +1,12 @@
-"""Weights of one rank: from a folder of safetensors, seeded at random, or only their shapes.
+"""One rank's weights, from a folder of safetensors, a random seed, or as shapes only.
 
-Every source has one method, which reads rows or columns a..b of a named tensor, so that sharding is
-written once. Files that can hold code (pickles) are never opened.
+Every source has one method, which reads a range of rows or columns of a named tensor, so that
+sharding is implemented once. Pickles, which can run code, are never opened.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +23,12 @@ from runtime.parallel.groups import Group
 
 Shape = tuple[int, ...]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-STORED_TYPES = ("F64", "F32", "F16", "BF16")  # quantised weights need scales, which are not read
+STORED_TYPES = ("F64", "F32", "F16", "BF16")  # other types need scales, which are not read
 MAX_INDEX_BYTES = 64_000_000
-_LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9]\d{0,8})\.(.+)")
 
 
 class WeightSource(Protocol):
-    """Where tensors come from."""
+    """A source of named tensors."""
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
         """Elements start..stop along `dim` of the named tensor, whose full shape is `shape`."""
@@ -38,7 +36,7 @@ class WeightSource(Protocol):
 
 
 class MetaWeights:
-    """Shapes without storage: for counting bytes."""
+    """Tensors without storage, for counting bytes."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.device = dtype, torch.device("meta")
@@ -50,19 +48,19 @@ class MetaWeights:
 
 
 class RandomWeights:
-    """Normal weights by seed and tensor name, the same for any number of ranks.
+    """Normally distributed weights, which depend on the seed and tensor name but not on the ranks.
 
-    Matrices have variance 1 / columns, so that activations keep their scale in a model of any size;
-    norms scatter around 1 and biases around 0.
+    Matrices have variance 1 / columns, so that activations keep their scale at any model size.
+    Norms have mean 1, biases mean 0, both with standard deviation 0.1.
     """
 
     def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self.seed, self.dtype, self.device = seed, dtype, device
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """A slice of the full seeded tensor, generated on the device that will use it."""
+        """A slice of the full random tensor, generated on this source's device."""
         generator = torch.Generator(self.device)
-        # Hashed together, since a CPU generator uses only the low 32 bits of its seed.
+        # Hashed, because a CPU generator uses only the low 32 bits of its seed.
         generator.manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         wide = torch.float32 if self.dtype == torch.float64 else self.dtype
         full = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
@@ -74,22 +72,26 @@ class RandomWeights:
 
 
 class SafetensorsFolder:
-    """A Hugging Face folder: `model.safetensors`, or shards and their index.
+    """A Hugging Face folder with `model.safetensors`, or with shards and their index.
 
     Raises
     ------
     InputError
-        In one line: no safetensors, a missing or corrupt shard or index, a tensor that is missing,
-        unexpected, quantised or of another shape than the config says.
+        If there are no safetensors, a file is missing or corrupt, or a tensor is missing, quantised
+        or of a shape that differs from the config.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.path, self.dtype, self.device = path, dtype, device
         self._file_of = _tensor_files(path)
+        self._unread = set(self._file_of)
         self._open: dict[str, Any] = {}
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """A slice read directly from its shard, converted to the type of this source."""
+        """A slice read from its shard and converted to this source's type."""
+        from safetensors import SafetensorError
+
+        self._unread.discard(name)
         file = self._file_of.get(name)
         if file is None:
             raise InputError(
@@ -100,57 +102,54 @@ class SafetensorsFolder:
             stored_shape, stored_type = tuple(stored.get_shape()), stored.get_dtype()
             if stored_shape != shape:
                 raise InputError(
-                    f"{self.path / file}: {name} is {list(stored_shape)}, but the config says "
-                    f"{list(shape)}; use the config.json of these weights"
+                    f"{self.path / file}: {name} has shape {list(stored_shape)}, but the config "
+                    f"says {list(shape)}; use the config.json of these weights"
                 )
             if stored_type not in STORED_TYPES:
                 raise InputError(
                     f"{self.path / file}: {name} is stored as {stored_type}; quantised weights are "
-                    f"not supported, use a bfloat16 or float16 checkpoint"
+                    f"not supported; use a bfloat16 or float16 checkpoint"
                 )
             part: Tensor = stored[start:stop] if dim == 0 else stored[:, start:stop]
-        except (OSError, _safetensor_error()) as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(
-                f"{self.path / file}: {name} cannot be read ({one_line(error)})"
+                f"{self.path / file}: {name} cannot be read ({one_line(error)}); download the "
+                f"file again"
             ) from error
         return part.to(device=self.device, dtype=self.dtype).contiguous()
 
-    def check_names(self, config: DecoderConfig) -> None:
-        """Refuse a folder with tensors that a decoder of this config would leave unread."""
+    def check_all_read(self) -> None:
+        """Refuse tensors that were not read; a tied head or rotary frequencies may be stored."""
         extra = sorted(
             name
-            for name in self._file_of
-            if not is_tensor_name(name, config) and not name.endswith("rotary_emb.inv_freq")
+            for name in self._unread
+            if name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq")
         )
         if extra:
             raise InputError(
-                f"{self.path}: {len(extra)} tensors that its config does not expect, such as "
+                f"{self.path}: its config does not expect {len(extra)} of its tensors, such as "
                 f"{one_line(extra[0])}; use the config.json of these weights"
             )
 
     def _shard(self, file: str) -> Any:
         if file not in self._open:
-            from safetensors import safe_open
-
-            try:
-                self._open[file] = safe_open(self.path / file, framework="pt")
-            except FileNotFoundError as error:
-                raise InputError(f"{self.path / file}: this shard is missing") from error
-            except (OSError, _safetensor_error()) as error:
-                raise InputError(
-                    f"{self.path / file}: corrupt safetensors ({one_line(error)})"
-                ) from error
+            self._open[file] = _open(self.path / file)
         return self._open[file]
 
 
-def _safetensor_error() -> type[Exception]:
-    from safetensors import SafetensorError
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
 
-    return SafetensorError
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{file} is not a valid safetensors file ({one_line(error)}); download it again"
+        ) from error
 
 
 def _tensor_files(path: Path) -> Mapping[str, str]:
-    """Which file holds each tensor."""
+    """The name of the file of each tensor."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
         mapping = _weight_map(index)
@@ -160,21 +159,15 @@ def _tensor_files(path: Path) -> Mapping[str, str]:
                     f"{index}: {one_line(file)} is not the name of a safetensors file in its folder"
                 )
             if not (path / file).is_file():
-                raise InputError(f"{path / file}: this shard is missing")
+                raise InputError(f"{path / file}: this shard is missing; download it again")
         return mapping
     if single.is_file():
-        from safetensors import safe_open
-
-        try:
-            with safe_open(single, framework="pt") as stored:
-                return dict.fromkeys(stored.keys(), single.name)
-        except (OSError, _safetensor_error()) as error:
-            raise InputError(f"{single}: corrupt safetensors ({one_line(error)})") from error
+        return dict.fromkeys(_open(single).keys(), single.name)
     pickles = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
     if pickles:
         raise InputError(
-            f"{path}: {pickles[0]} is a pickle, which can run code and is never opened; "
-            f"convert the model to safetensors"
+            f"{path}: {pickles[0]} is a pickle, which can run code and is not opened; convert the "
+            f"model to safetensors"
         )
     raise InputError(
         f"{path} contains no model.safetensors or model.safetensors.index.json; download the "
@@ -191,10 +184,10 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"over {MAX_INDEX_BYTES:,} bytes")
         fields = json.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{index} is not an index of shards ({one_line(error)})") from error
+        raise InputError(f"{index} is not a valid index of shards ({one_line(error)})") from error
     mapping = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(mapping, dict) or not mapping:
-        raise InputError(f"{index} is not an index of shards: weight_map is not an object")
+        raise InputError(f"{index} is not a valid index of shards: weight_map is not an object")
     for name, file in mapping.items():
         if not isinstance(file, str):
             raise InputError(f"{index}: the shard of {one_line(name)} is not a file name")
@@ -205,34 +198,25 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def load_weights(config: DecoderConfig, source: WeightSource, group: Group) -> DecoderWeights:
-    """One rank's slice of every tensor."""
+    """Load one rank's slice of every tensor.
+
+    Raises
+    ------
+    InputError
+        If the ranks cannot share the model, or its folder does not match the config.
+    """
     config.check_tp(group.size)
-    if isinstance(source, SafetensorsFolder):
-        source.check_names(config)
     embedding = _vocabulary("model.embed_tokens.weight", config, source, group)
     tied = config.tied_embeddings
-    return DecoderWeights(
+    weights = DecoderWeights(
         embedding=embedding,
         layers=tuple(_layer(i, config, source, group) for i in range(config.layers)),
         norm=_vector("model.norm.weight", config.hidden, source),
         head=embedding if tied else _vocabulary("lm_head.weight", config, source, group),
     )
-
-
-def is_tensor_name(name: str, config: DecoderConfig) -> bool:
-    """Whether a decoder of this config has this tensor (a tied head may be stored or not)."""
-    layer = _LAYER_NAME.fullmatch(name)
-    if layer is None:
-        return name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    return int(layer[1]) < config.layers and layer[2] in _layer_parts(config)
-
-
-def _layer_parts(config: DecoderConfig) -> list[str]:
-    parts = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
-    parts += [f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
-    parts += [f"self_attn.{name}_proj.weight" for name in "qkv"]
-    parts += [f"self_attn.{name}_proj.bias" for name in "qkv" if config.qkv_bias]
-    return parts + [f"self_attn.{name}_norm.weight" for name in "qk" if config.qk_norm]
+    if isinstance(source, SafetensorsFolder):
+        source.check_all_read()
+    return weights
 
 
 def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group) -> LayerWeights:
@@ -263,7 +247,7 @@ def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group
 
 
 def _qkv(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
-    """This rank's query, key and value rows; ranks in excess of the KV heads share them."""
+    """This rank's query, key and value rows; KV heads are replicated if there are more ranks."""
     tail = (config.hidden,) if name.endswith("weight") else ()
     heads, kv_heads = config.query_heads_on(group.size), config.kv_heads_on(group.size)
     first_kv = group.rank * config.kv_heads // group.size
@@ -284,7 +268,7 @@ def _vector(name: str, size: int, source: WeightSource) -> Tensor:
 
 
 def _vocabulary(name: str, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
-    """This rank's rows of a vocabulary matrix; the last ranks' are padded with zeros."""
+    """This rank's rows of a vocabulary matrix, padded with zeros on the last ranks."""
     rows = -(-config.vocab // group.size)
     start = min(rows * group.rank, config.vocab)
     stop = min(start + rows, config.vocab)

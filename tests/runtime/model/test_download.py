@@ -69,7 +69,7 @@ def test_config_weights_and_tokenizer_arrive_and_no_pickle(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("model.safetensors", None, "pickled weights are never fetched"),
+        ("model.safetensors", None, "pickled weights are not downloaded"),
         ("config.json", '{"model_type": "bert"}', "model_type='bert' is not supported"),
     ],
 )
@@ -97,4 +97,4 @@ def test_without_a_network_it_is_one_line(
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     assert fetch(tmp_path / "m") == 2
-    assert "some/model: cannot be fetched from the Hub" in refused(capsys)
+    assert "some/model cannot be downloaded from the Hub" in refused(capsys)
