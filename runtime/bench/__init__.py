@@ -1,1 +1,1 @@
-"""Commands that run and time the engine."""
+"""Run and time the engine."""

@@ -1,6 +1,8 @@
 """`python -m runtime.bench PLAN.json`: run the engine on a plan."""
 
-from runtime.bench.run import cli
+import sys
+
+from runtime.bench.run import main
 
 if __name__ == "__main__":
-    cli()
+    sys.exit(main())

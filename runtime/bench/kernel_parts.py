@@ -1,7 +1,4 @@
-"""Where the time of one replay goes, under the performance model's names of parts.
-
-Kernels are told apart by name, as the device's own tracing reports them (torch.profiler).
-"""
+"""Split the device time of a graph replay into the performance model's parts, by kernel name."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ _NAMES = (
 
 
 def kernel_part(name: str) -> str:
-    """ "linear", "attention", "comm", or "elementwise" for all else."""
+    """The part that a kernel belongs to: linear, attention, comm, or otherwise elementwise."""
     for part, words in _NAMES:
         if any(word in name for word in words):
             return part
@@ -25,7 +22,7 @@ def kernel_part(name: str) -> str:
 
 
 def replay_parts(replay: Callable[[], object]) -> Mapping[str, float]:
-    """Device seconds of one replay by part; kernels that overlap count each in full."""
+    """Device seconds of one replay by part, from torch.profiler; overlapping kernels both count."""
     replay()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:

@@ -1,7 +1,8 @@
-"""`RunPlan`: one run of the engine as one JSON object, the same for every rank.
+"""`RunPlan`: one run of the engine as a JSON object, the same for every rank.
 
-`specroof run` checks flags and scenario once and writes the plan to a file, which every rank reads.
-A field with a `typer.Option` is a flag of `specroof run MODE` and is declared only here.
+`specroof run` validates flags and scenario once and writes the plan to a file, which every rank
+reads. Every field with a `typer.Option` is a flag of `specroof run MODE`; flags are declared only
+here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
-from typer.models import OptionInfo
 
 from runtime.errors import InputError
 
@@ -26,7 +26,7 @@ if typing.TYPE_CHECKING:
 
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
-# Most that a flag may say; the largest γ is that of a prediction.
+# Upper limits of flags; that of γ is the same as for predictions.
 MOST = {"gamma": 64, "tp": 1024, "draft_tp": 1024, "threads": 1024, "temperature": 100.0}
 MOST_BY_DEFAULT = 10_000_000
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,24 +35,25 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "flo
 
 
 class JsonPlan:
-    """Base of dataclasses that travel to the ranks as a JSON file; types are checked on reading."""
+    """Base of dataclasses that are passed to the ranks in a JSON file."""
 
     __slots__ = ()
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
-        plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-        return plain
+        from pydantic import TypeAdapter
+
+        values: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return values
 
     def write(self, file: Path) -> None:
-        """Write the file atomically.
+        """Write the plan to a file, atomically.
 
         Raises
         ------
         InputError
-            If it cannot be written.
+            If the file cannot be written.
         """
         partial = file.with_name(f".{file.name}.{os.getpid()}")
         try:
@@ -68,7 +69,7 @@ class JsonPlan:
         Raises
         ------
         InputError
-            If it cannot be read, is not JSON, or a field is unknown, missing or of a wrong type.
+            If it cannot be read, is not JSON, or a field is unknown, missing or of the wrong type.
         """
         from pydantic import TypeAdapter, ValidationError
 
@@ -80,7 +81,7 @@ class JsonPlan:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
             raise InputError(
-                f"{file} is not a plan: {where}{first['msg']}; write one with "
+                f"{file} is not a valid plan: {where}{first['msg']}; write one with "
                 f"`specroof run MODE ... --write-plan FILE`"
             ) from error
 
@@ -101,15 +102,14 @@ class DraftPlan:
 class RunPlan(JsonPlan):
     """One run of the engine.
 
-    `configs` has the `config.json` fields of models that are not folders, by name. A dtype is one
-    of `DTYPES`, short or long, or None for bfloat16 on a GPU and float32 on a CPU. `command` is
-    the user's command line, for the report's provenance.
+    `configs` maps the names of models that are not folders to their `config.json` fields. A dtype
+    is a key or value of `DTYPES`, or None for bfloat16 on a GPU and float32 on a CPU. `command` is
+    the user's command line, for provenance.
 
     Raises
     ------
     InputError
-        For a value out of range, a dtype that the engine does not compute in, or fields that cannot
-        be combined.
+        If a value is out of range, a dtype is not supported, or fields cannot be combined.
     """
 
     mode: str
@@ -119,17 +119,19 @@ class RunPlan(JsonPlan):
     kv_dtype: str | None = None
     draft_dtype: str | None = None
 
-    model: Annotated[Path, Option(help="Folder of config.json and safetensors, or a catalog name.")]
-    draft: Annotated[Path | None, Option(help="The drafting model (mode standalone).")] = None
+    model: Annotated[
+        Path, Option(help="Folder with config.json and safetensors, or a catalog model's name.")
+    ]
+    draft: Annotated[Path | None, Option(help="Draft model (mode standalone).")] = None
     random_weights: Annotated[
-        bool, Option("--random-weights", help="Seeded weights; only config.json is read.")
+        bool, Option("--random-weights", help="Use seeded weights; only config.json is read.")
     ] = False
     device: Annotated[
-        str, Option(metavar="|".join(DEVICES), help="auto: a GPU if there is one.")
+        str, Option(metavar="|".join(DEVICES), help="auto uses a GPU if there is one.")
     ] = "auto"
-    tp: Annotated[int, Option(min=1, help="Ranks that share the target.")] = 1
+    tp: Annotated[int, Option(min=1, help="Tensor-parallel ranks of the target.")] = 1
     draft_tp: Annotated[
-        int | None, Option(min=1, help="Ranks that share the draft, the first of the target's.")
+        int | None, Option(min=1, help="Tensor-parallel ranks of the draft; default: --tp.")
     ] = None
 
     batch: Annotated[int, Option(min=1, help="Sequences decoded together.")] = 1
@@ -139,41 +141,40 @@ class RunPlan(JsonPlan):
             "--prompt-tokens",
             "--prefix-tokens",
             min=1,
-            help="Prompt tokens of each sequence. Formerly --prefix-tokens.",
+            help="Prompt tokens per sequence (formerly --prefix-tokens).",
         ),
     ] = 1024
-    gen_tokens: Annotated[int, Option(min=1, help="New tokens of each sequence.")] = 64
+    gen_tokens: Annotated[int, Option(min=1, help="New tokens per sequence.")] = 64
     input: Annotated[
         Path | None, Option(help="Text, .jsonl or a folder of books; default: random tokens.")
     ] = None
     chat: Annotated[
-        bool, Option("--chat", help="Put each prompt of --input through the chat template.")
+        bool, Option("--chat", help="Apply the chat template to each prompt of --input.")
     ] = False
     ignore_eos: Annotated[bool, Option("--ignore-eos", help="Do not stop at end tokens.")] = False
     skip_prefill: Annotated[
-        bool, Option("--skip-prefill", help="Random keys and values, for timing rounds.")
+        bool, Option("--skip-prefill", help="Use random keys and values, to time rounds only.")
     ] = False
     temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0
     top_k: Annotated[int, Option(min=0, help="Sample from the K likeliest tokens; 0: all.")] = 0
-    top_p: Annotated[float, Option(help="Sample from the likeliest tokens of this sum.")] = 1.0
+    top_p: Annotated[
+        float, Option(help="Sample from the likeliest tokens with this total probability.")
+    ] = 1.0
     seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
 
-    gamma: Annotated[int, Option(min=1, help="Drafts per round.")] = 4
+    gamma: Annotated[int, Option(min=1, help="Drafted tokens per round.")] = 4
     draft_policy: Annotated[
-        str, Option(metavar="|".join(POLICIES), help="Which cached tokens a draft reads.")
+        str, Option(metavar="|".join(POLICIES), help="Cached tokens that the draft reads.")
     ] = "streamingllm"
-    kv_budget: Annotated[int, Option(min=1, help="Cached tokens that a draft may read.")] = 512
+    kv_budget: Annotated[int, Option(min=1, help="Most cached tokens that the draft reads.")] = 512
     sink: Annotated[int, Option(min=1, help="First tokens that StreamingLLM always reads.")] = 16
     snapkv_window: Annotated[
-        int, Option(min=1, help="Last prompt tokens, whose queries choose.")
+        int, Option(min=1, help="Last prompt tokens, by whose attention SnapKV chooses.")
     ] = 32
-    snapkv_pool: Annotated[int, Option(min=1, help="Width of the pooling window, odd.")] = 1
+    snapkv_pool: Annotated[int, Option(min=1, help="Width of SnapKV's pooling window, odd.")] = 1
     acceptance: Annotated[
         tuple[float, ...] | None,
-        Option(
-            metavar="R,R,...",
-            help="Acceptance rates per position, whatever the tokens, for timing.",
-        ),
+        Option(metavar="R,R,...", help="Simulate these acceptance rates per position, for timing."),
     ] = None
 
     compile: Annotated[
@@ -181,23 +182,23 @@ class RunPlan(JsonPlan):
     ] = True
     chunk_tokens: Annotated[
         int | None,
-        Option(min=1, help="Most prompt tokens per pass; default 8192, 512 on a CPU."),
+        Option(min=1, help="Most prompt tokens per pass; default: 8192, or 512 on a CPU."),
     ] = None
-    page_tokens: Annotated[int, Option(min=1, help="Tokens in a page of the KV cache.")] = 16
+    page_tokens: Annotated[int, Option(min=1, help="Tokens per page of the KV cache.")] = 16
     cache_pages: Annotated[
         int | None,
-        Option(min=1, help="Pages in the target's cache; default: as many as the batch needs."),
+        Option(min=1, help="Pages in the target's KV cache; default: enough for the batch."),
     ] = None
-    threads: Annotated[int, Option(min=1, help="CPU threads of each rank.")] = 1
+    threads: Annotated[int, Option(min=1, help="CPU threads per rank.")] = 1
     check: Annotated[
-        bool, Option("--check", help="Also decode without a draft, and fail if tokens differ.")
+        bool, Option("--check", help="Also decode without a draft; fail if the tokens differ.")
     ] = False
     print_output: Annotated[bool, Option("--print-output", help="Print the generated text.")] = (
         False
     )
     json: Annotated[bool, Option("--json", help="Print JSON with provenance.")] = False
     output: Annotated[
-        Path | None, Option(metavar="FILE", help="JSON lines, one per round, written as they end.")
+        Path | None, Option(metavar="FILE", help="Write one JSON line after each round.")
     ] = None
 
     def __post_init__(self) -> None:
@@ -207,7 +208,7 @@ class RunPlan(JsonPlan):
 
     @property
     def draft_plan(self) -> DraftPlan:
-        """The draft that mode and flags select."""
+        """The draft selected by mode and flags."""
         name = {"baseline": "none", "selfspec": "self"}.get(self.mode)
         return DraftPlan(
             draft=name or str(self.draft),
@@ -220,24 +221,24 @@ class RunPlan(JsonPlan):
 
     @property
     def draft_ranks(self) -> int:
-        """Ranks that the draft runs on, by default those of the target."""
+        """Number of ranks that run the draft, by default all ranks of the target."""
         return self.draft_tp or self.tp
 
     @property
     def dtype(self) -> str | None:
-        """torch's name of the type that the engine stores and computes in, if stated."""
+        """torch's name for the type of weights and computation, if stated."""
         return None if self.weight_dtype is None else _torch_name(self.weight_dtype)
 
 
 def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """The config of one of a plan's models, from the plan or from the model's folder."""
+    """Read a model's config from the plan's `configs`, or else from the model's folder."""
     from runtime.config import read_config
 
     fields = configs.get(str(model))
     if fields is None:
         return read_config(model)
     with TemporaryDirectory(prefix="specroof-config-") as parent:
-        folder = Path(parent) / model.name  # the name that messages show
+        folder = Path(parent) / model.name  # the name shown in messages
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
         return read_config(folder)
@@ -245,23 +246,18 @@ def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> 
 
 @cache
 def plan_flags() -> dict[str, tuple[Any, Any]]:
-    """Annotation and default of every field of `RunPlan` that is a flag; None for no default."""
+    """Annotation and default (None if required) of every field of `RunPlan` that is a flag."""
     hints = typing.get_type_hints(RunPlan, include_extras=True)
     return {
         entry.name: (hints[entry.name], None if entry.default is MISSING else entry.default)
         for entry in fields(RunPlan)
-        if _option(hints[entry.name]) is not None
+        if typing.get_origin(hints[entry.name]) is Annotated
     }
 
 
 def flag_of(name: str) -> str:
-    """How a field is spelled on the command line."""
+    """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
-
-
-def _option(hint: Any) -> OptionInfo | None:
-    options = (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, OptionInfo))
-    return next(options, None)
 
 
 def _torch_name(dtype: str) -> str:
@@ -270,47 +266,54 @@ def _torch_name(dtype: str) -> str:
 
 def _check_ranges(plan: RunPlan) -> None:
     for name, (hint, _) in plan_flags().items():
-        option, value = _option(hint), getattr(plan, name)
-        if option is None or option.min is None or value is None:
+        (option,), value = hint.__metadata__, getattr(plan, name)
+        if option.min is None or value is None:
             continue
         if not value >= option.min:
-            raise InputError(f"{flag_of(name)} {value}: must be at least {option.min}")
+            raise InputError(f"{flag_of(name)} {value} is not valid; use {option.min} or more")
         if value > (most := MOST.get(name, MOST_BY_DEFAULT)):
-            raise InputError(f"{flag_of(name)} {value}: must be at most {most:,}")
+            raise InputError(f"{flag_of(name)} {value} is not valid; use {most:,} or less")
     for name, known in (("mode", MODES), ("device", DEVICES), ("draft_policy", POLICIES)):
         if getattr(plan, name) not in known:
             raise InputError(
-                f"{flag_of(name)} {getattr(plan, name)!r} is unknown; use one of {', '.join(known)}"
+                f"{flag_of(name)} {getattr(plan, name)!r} is not valid; use one of "
+                f"{', '.join(known)}"
             )
 
 
 def _check_dtypes(plan: RunPlan) -> None:
-    """The engine has one type for weights, cache, draft and computation."""
+    """The engine uses one type for weights, cache, draft and computation."""
     stated = {name: getattr(plan, name) for name in ("weight_dtype", "kv_dtype", "draft_dtype")}
     for name, dtype in stated.items():
         if dtype is not None and _torch_name(dtype) not in DTYPES.values():
             raise InputError(
-                f"{name} {dtype!r}: the engine does not quantise; it runs {', '.join(DTYPES)}. "
-                f"Add --dtype bf16, or change the scenario's {name}"
+                f"{name} {dtype!r} is not supported by the engine, which runs {', '.join(DTYPES)}; "
+                f"add --dtype bf16, or change the scenario's {name}"
             )
     if len({dtype and _torch_name(dtype) for dtype in stated.values()}) > 1:
         listed = ", ".join(f"{name} {dtype}" for name, dtype in stated.items())
         raise InputError(
-            f"{listed}: the engine keeps weights, KV cache and draft in one type; "
-            f"add --dtype to name it, or make the scenario's dtypes equal"
+            f"{listed}: the engine uses the same type for weights, KV cache and draft; add "
+            f"--dtype, or make the scenario's dtypes equal"
         )
 
 
 def _check_together(plan: RunPlan) -> None:
     if plan.chat and plan.input is None:
-        raise InputError("--chat needs --input: JSON lines, each with a prompt, text or messages")
-    if (plan.mode == "standalone") != (plan.draft is not None):
-        need = "needs --draft, the model that drafts" if plan.draft is None else "takes no --draft"
-        raise InputError(f"mode {plan.mode} {need}")
+        raise InputError("--chat needs prompts; add --input with a .jsonl file")
+    if plan.mode == "standalone" and plan.draft is None:
+        raise InputError("mode standalone needs a draft model; add --draft")
+    if plan.mode != "standalone" and plan.draft is not None:
+        raise InputError(f"mode {plan.mode} does not use a draft model; remove --draft")
     if plan.mode == "selfspec" and plan.draft_ranks != plan.tp:
-        raise InputError(f"--draft-tp {plan.draft_tp}: a self-draft runs on all of --tp's ranks")
+        raise InputError(
+            f"--draft-tp {plan.draft_tp} is not valid: a self-draft runs on all ranks of the "
+            f"target; remove it"
+        )
     if plan.draft_ranks > plan.tp:
-        raise InputError(f"--draft-tp {plan.draft_tp} exceeds --tp {plan.tp}; use at most as many")
+        raise InputError(
+            f"--draft-tp {plan.draft_tp} exceeds --tp {plan.tp}; use {plan.tp} or less"
+        )
     if plan.check and (plan.temperature or plan.acceptance):
         raise InputError("--check compares greedy tokens; remove --temperature and --acceptance")
     if plan.skip_prefill and (plan.check or plan.input or plan.print_output):

@@ -1,10 +1,10 @@
-"""Progress of long work: one line on a terminal's stderr, nothing elsewhere."""
+"""Progress display: a status line on stderr if that is a terminal."""
 
 from __future__ import annotations
 
 
 def show_status(line: str) -> None:
-    """Replace the status line; an empty one clears it."""
+    """Replace the status line; an empty string clears it."""
     from rich.console import Console
 
     console = Console(stderr=True)

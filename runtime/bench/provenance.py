@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 
 def provenance(arguments: list[str]) -> dict[str, Any]:
-    """What is needed to repeat the measurement, as JSON types."""
+    """What is needed to repeat a measurement, as JSON types; `arguments` is its command line."""
     return {
         "command": arguments,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,7 +32,7 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
 
 
 def source_commit() -> str | None:
-    """SPECROOF_COMMIT if set (for a copy without git), or the commit of the source tree."""
+    """The commit of the source tree; SPECROOF_COMMIT overrides it, for a copy without git."""
     if stated := os.environ.get("SPECROOF_COMMIT"):
         return stated
     folder = Path(__file__).resolve().parent
@@ -45,7 +45,7 @@ def source_commit() -> str | None:
 
 
 def _gpu() -> dict[str, Any]:
-    """GPU, driver, clocks and versions, if there is a GPU."""
+    """GPU, driver, clocks and versions; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
     from importlib.metadata import PackageNotFoundError, version
@@ -79,14 +79,6 @@ def _processor() -> str:
 
 
 def require_gpu(what: str) -> None:
-    """Refuse on a machine without a GPU.
-
-    Raises
-    ------
-    InputError
-        In one line.
-    """
-    import torch
-
+    """Raise `InputError` on a machine without a GPU; `what` names the feature that needs one."""
     if not torch.cuda.is_available():
-        raise InputError(f"{what} needs a GPU; this machine shows none")
+        raise InputError(f"{what} needs a GPU, and this machine has none; use one with a GPU")

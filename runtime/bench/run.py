@@ -1,6 +1,7 @@
-"""One measured run: `python -m runtime.bench PLAN.json`, which starts its ranks, or by torchrun.
+"""Run the engine on a plan and report times, memory and acceptance.
 
-`specroof run MODE ... --write-plan PLAN.json` writes the plan.
+`specroof run MODE ... --write-plan PLAN.json` writes a plan; `python -m runtime.bench PLAN.json`
+starts its ranks and runs it, and so does torchrun with `-m runtime.bench PLAN.json`.
 """
 
 from __future__ import annotations
@@ -12,27 +13,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
-
-import typer
+from typing import TYPE_CHECKING, Any, TextIO
 
 from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
 from runtime.bench.progress import show_status
 from runtime.errors import EngineError, InputError
 from runtime.parallel.launch import launch_ranks, run_rank
 
-if TYPE_CHECKING:  # torch takes seconds to import, which the launcher of ranks does without
+if TYPE_CHECKING:  # importing torch takes seconds, and the launcher does not need it
     from runtime.config import DecoderConfig
     from runtime.engine.build import EngineSetup
     from runtime.engine.engine import Engine
     from runtime.engine.results import GenerationResult, RoundRecord
     from runtime.parallel.groups import Ranks
 
-cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
 
 def run_file(plan: Path) -> int:
-    """Run the plan in a file, as one rank or as launcher of all ranks; return the exit code."""
+    """Run a plan, as one rank or as the launcher of all ranks; return the exit code."""
     if "RANK" in os.environ:
         return run_rank(lambda: run(RunPlan.read(plan)))
     try:
@@ -50,12 +47,13 @@ def run_file(plan: Path) -> int:
 
 
 def run(plan: RunPlan) -> None:
-    """Run one rank; rank 0 prints.
+    """Run one rank; rank 0 prints the report.
 
     Raises
     ------
     EngineError
-        For bad input, a full cache, or, with `--check`, tokens that differ from plain decoding.
+        If input is invalid, memory is too small, or, with `--check`, tokens differ from plain
+        decoding.
     """
     import torch
 
@@ -85,7 +83,7 @@ def run(plan: RunPlan) -> None:
 
 
 class _Run:
-    """A run of one rank, from models to report."""
+    """The run of one rank."""
 
     def __init__(self, plan: RunPlan, ranks: Ranks) -> None:
         from runtime.engine.build import Model
@@ -106,7 +104,7 @@ class _Run:
         lengths = {"batch": plan.batch, "prompt_tokens": plan.prompt_tokens}
         self.tokenizer = None
         if plan.input is not None and not plan.input.exists():
-            raise InputError(f"--input {plan.input}: no such file or folder")
+            raise InputError(f"--input {plan.input} does not exist; use a file or folder of text")
         if plan.input is not None or plan.print_output:
             self.tokenizer = TextTokenizer(plan.model)
         if plan.input is None or self.tokenizer is None:
@@ -122,13 +120,13 @@ class _Run:
         self.notes = context_notes(self.plan, [model.config for model in self.models], self.prompts)
 
     def report(self, log: TextIO | None) -> dict[str, Any]:
-        """Generate; with `--check`, also compare with plain decoding."""
+        """Generate, with `--check` also without a draft, and summarise the results."""
         draft = self.plan.draft_plan
         result, engine = self._generate(
             draft, lambda record: _write(log, {"round": asdict(record)})
         )
         report = {**result.summary(), **self._utilization(result, engine), "notes": self.notes}
-        del engine  # its memory is needed below
+        del engine  # to free its memory
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
@@ -137,7 +135,7 @@ class _Run:
             same = plain.sequences == result.sequences
             report["check"] = {"same_tokens": same, "plain_decode_s": plain.decode_s}
             if not same:
-                raise EngineError("--check: the tokens differ from plain greedy decoding")
+                raise EngineError("--check failed: the tokens differ from plain greedy decoding")
         return report
 
     def _generate(
@@ -159,7 +157,7 @@ class _Run:
         return result, engine
 
     def _utilization(self, result: GenerationResult, engine: Engine) -> dict[str, Any]:
-        """Memory and the rates of verification, as the report has them."""
+        """The report's memory and verification rates."""
         from runtime.bench.utilization import peak_memory, verification_rates
 
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
@@ -205,21 +203,22 @@ class _Run:
 def context_notes(
     plan: RunPlan, configs: Sequence[DecoderConfig], prompts: Sequence[Sequence[int]]
 ) -> list[str]:
-    """A line for each model, target first, that runs beyond the context it was made for.
+    """One note per model (target, draft) that runs beyond its maximum context.
 
-    A separate draft with a budget attends within it, whatever the length of the sequence.
+    A draft model with a KV budget never attends further than that.
     """
     longest = max(map(len, prompts)) + plan.gen_tokens
-    drafts = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    draft_longest = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    limits = zip(
+        configs,
+        (longest, draft_longest),
+        ("times are valid, the text may not be", "acceptance may be lower"),
+        strict=False,
+    )
     return [
-        f"{tokens:,} tokens exceed the {config.max_context_tokens:,} that {config.name} was made "
-        f"for: {effect}"
-        for config, tokens, effect in zip(
-            configs,
-            (longest, drafts),
-            ("times hold, the text may not", "acceptance may fall"),
-            strict=False,
-        )
+        f"{tokens:,} tokens exceed the maximum context of {config.name} "
+        f"({config.max_context_tokens:,}): {effect}"
+        for config, tokens, effect in limits
         if tokens > config.max_context_tokens
     ]
 
@@ -229,7 +228,7 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def _hide_progress(done: int, total: int) -> None:
-    """Only rank 0 shows it."""
+    """Only rank 0 shows progress."""
 
 
 def _open(path: Path) -> TextIO:
@@ -240,7 +239,7 @@ def _open(path: Path) -> TextIO:
 
 
 def _write(log: TextIO | None, value: dict[str, Any]) -> None:
-    """One line, on disk before the next round begins."""
+    """Write one line, before the next round begins."""
     if log is not None:
         log.write(json.dumps(value, allow_nan=False) + "\n")
         log.flush()
@@ -283,11 +282,13 @@ def _print(plan: RunPlan, report: dict[str, Any]) -> None:
             print(f"\n{text}")
 
 
-@cli.command()
-def main(plan: Annotated[Path, typer.Argument(help="A plan, as JSON.")]) -> None:
-    """Run a plan that `specroof run MODE ... --write-plan FILE` wrote."""
-    raise typer.Exit(run_file(plan))
+def main() -> int:
+    """Run the plan named on the command line; return the exit code."""
+    if len(sys.argv) != 2:
+        print("error: expected one plan; use python -m runtime.bench PLAN.json", file=sys.stderr)
+        return 2
+    return run_file(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
-    cli()
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Time the steps of one configuration alone: T_T, T_V, T_D and a whole round, on a GPU.
+"""Time T_T, T_V, T_D and a whole round of one configuration on a GPU.
 
-Weights are seeded and random, of the real shape. One pool of random keys and values serves every
-case, since what a cache holds does not change how long it takes to read.
+Weights are random, of the real shape. Caches hold random keys and values, since their contents do
+not affect run time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from runtime.attention.paged_cache import PageTable
 from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import replay_parts
-from runtime.config import DecoderConfig, config_of_shape
+from runtime.config import config_of_shape
 from runtime.contracts import DraftChoice, ModelShape
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.engine.build import BatchShape, EngineSetup, Model, assemble
@@ -34,15 +34,15 @@ from runtime.parallel.watchdog import HERE
 
 _PAGE_TOKENS = 16
 _WARM_S = 0.05
-_CASE_S = 300.0  # compiling, capturing and timing one case, at most, before ranks are given up
+_CASE_S = 300.0  # time limit of one case, with compilation and capture, before ranks are aborted
 _WARM_ROUNDS = 3
-_PREFILL_TOKENS, _PREFILLS = 8192, 3  # of one prompt, at most; times it is timed
-_RATE = 0.7  # of injected acceptance: any will do, for rounds take as long whatever they accept
+_PREFILL_TOKENS, _PREFILLS = 8192, 3  # most tokens of the prompt; repetitions
+_RATE = 0.7  # simulated acceptance, which does not affect the time of a round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCase:
-    """A batch of sequences that all have `context_tokens` cached, and who drafts for them."""
+    """A draft, and a batch of sequences that all have `context_tokens` in the cache."""
 
     plan: DraftChoice
     batch: int
@@ -51,16 +51,16 @@ class StepCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """Medians in seconds, bytes of one rank.
+    """Median times in seconds, and bytes on one rank.
 
-    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays, one after
-    another without a pause, each up to its tokens, a draft step a γ-th of a draft phase. `round_s`
-    is the wall time of a whole round, and `host_s` what it takes beyond a draft phase and a
-    verification timed so: a difference of separate timings, which may be negative. `between_s` is
-    what of a round passes outside its own two replays, None where that was not timed. `parts_s`
-    splits the device time of each pass by kind of kernel, where asked. `spread` is the widest (max
-    - min) / median of the three. `prefill_s` is the wall time of all chunks of one prompt of
-    `prefill_tokens`, up to its last hidden state; both are 0 where it was not asked for.
+    `target_step_s`, `verify_s` and `draft_step_s` are device times of graph replays launched back
+    to back, from input to sampled tokens; a draft step is a draft phase divided by γ. `spread` is
+    the largest (max - min) / median of the three. `round_s` is the wall time of a whole round.
+    `host_s` is the part of it that exceeds a draft phase and a verification timed back to back; as
+    the difference of separate measurements it may be negative. `between_s` is the time of a round
+    outside its two replays, or None if not timed. `parts_s` splits each pass's device time by kind
+    of kernel, and `prefill_s` is the wall time of prefilling one prompt of `prefill_tokens`, up to
+    its last hidden state; both are measured on request.
     """
 
     target_step_s: float
@@ -79,14 +79,14 @@ class StepTimes:
 
 
 class StepBench:
-    """One target, and a draft where one is given, ready to time many cases.
+    """A loaded target and optional draft model, for timing many cases.
 
     Parameters
     ----------
     target, draft : ModelShape
-        Shapes for random weights.
+        Shapes of the models, which get random weights.
     tp, draft_tp : int
-        Ranks that share each; with more than one, every rank makes its own bench.
+        Ranks of each model. With more than one, every rank creates a `StepBench`.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class StepBench:
             connect(tp=tp, draft_tp=draft_tp or tp, device=device)
         )
         self.device, self.dtype = self.ranks.device, dtype
-        self.models = [Model(config=_config(target), seed=0)]
+        self.models = [Model(config=config_of_shape(target), seed=0)]
         self.target: Decoder | None = self.models[0].load(self.ranks.target, dtype, self.device)
         self.draft: Decoder | None = None
         if draft is not None:
-            self.models.append(Model(config=_config(draft), seed=1))
+            self.models.append(Model(config=config_of_shape(draft), seed=1))
             if self.ranks.draft is not None:
                 self.draft = self.models[1].load(self.ranks.draft, dtype, self.device)
 
@@ -120,14 +120,14 @@ class StepBench:
         Parameters
         ----------
         parts : bool
-            Also trace where each pass's time goes.
+            Also trace each pass by kind of kernel.
         prompt : bool
-            Also time the prefill of one of its prompts, of 8,192 tokens at most.
+            Also time the prefill of one prompt, of at most 8,192 tokens.
 
         Raises
         ------
         EngineError
-            If it does not fit the memory, or the plan does not go with the models.
+            If the case does not fit in memory, or the plan does not match the models.
         """
         _release()
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -142,15 +142,15 @@ class StepBench:
             _release()
 
     def close(self) -> None:
-        """Give the weights' memory back."""
+        """Free the weights and leave the process group."""
         self.target = self.draft = None
         _release()
         self._stack.close()
 
     def _engine(self, case: StepCase, room: int, replays: PhaseClock) -> Engine:
-        """An engine whose sequences look as if `context_tokens` had been prefilled.
+        """An engine whose sequences have `context_tokens` in the cache, without a prefill.
 
-        `room` is how many tokens each may still add; `replays` times every replay of a graph.
+        `room` is the number of tokens to reserve for each; `replays` times every graph replay.
         """
         gamma = case.plan.gamma
         setup = EngineSetup(
@@ -213,7 +213,7 @@ class StepBench:
         peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
         tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
         prefill_s = self._prefill(engine, tokens) if prompt else 0.0
-        # Last: tracing slows every launch that follows it in this process.
+        # Last, because tracing slows every later launch in this process.
         seen = {name: replay_parts(graph.replay) for name, graph in graphs.items()} if parts else {}
         memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
         if isinstance(engine.drafter, StandaloneDrafter):
@@ -238,7 +238,7 @@ class StepBench:
     def _median(
         self, graph: Captured[object], passes: GraphPasses, repeats: int
     ) -> tuple[float, float]:
-        """Median seconds and spread of replays of one of the passes' graphs."""
+        """Median seconds and spread of a graph's replays."""
         for _ in range(self._warm_replays(graph, passes)):
             graph.replay()
         torch.cuda.synchronize(self.device)
@@ -253,9 +253,9 @@ class StepBench:
         return median, (max(times) - min(times)) / median
 
     def _warm_replays(self, graph: Captured[object], passes: GraphPasses) -> int:
-        """How often to replay before timing: an idle GPU takes its time to raise its clock.
+        """How often to replay before timing, since an idle GPU is slow to raise its clock.
 
-        Every rank of the group replays as often as its first, since a pass may hold their sums.
+        All ranks use rank 0's count, because a pass may contain collectives.
         """
         graph.replay()
         torch.cuda.synchronize(self.device)
@@ -267,9 +267,9 @@ class StepBench:
         return int(passes.decoder.group.broadcast(agreed))
 
     def _prefill(self, engine: Engine, tokens: int) -> float:
-        """Median wall seconds of the chunks of one prompt, warm.
+        """Median wall seconds of prefilling one prompt, after a warm-up.
 
-        They go into the first sequence's pages, so nothing of this engine is timed after it.
+        It overwrites the first sequence's pages, so it must be the last measurement on this engine.
         """
         sequence = engine.sequences[0]
         times = []
@@ -290,25 +290,21 @@ class StepBench:
 
 
 def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float, float]:
-    """Median wall seconds of whole rounds, one after another, and of what lies between passes.
+    """Median wall seconds of consecutive whole rounds, and of the time outside their passes.
 
-    `clock` is the engine's replay timer: it times each replay within its round, from the moment
-    that the device could begin it, so that the launch of an idle device counts as the pass's.
+    `clock` is the engine's replay timer. It times each replay from the moment when the device could
+    begin it, so that the launch latency of an idle device counts as part of the pass.
     """
     times = []
     for _ in range(_WARM_ROUNDS + repeats):
         start = time.perf_counter()
         engine.round()
         times.append(time.perf_counter() - start)
-    # One replay of each kind per round, after those that captured the graphs.
+    # The last replays: one of each kind per round; earlier ones captured the graphs.
     replays = [seconds[-len(times) :] for seconds in clock.seconds().values()]
     within = [sum(round_replays) for round_replays in zip(*replays, strict=True)]
     between = [whole - inside for whole, inside in zip(times, within, strict=True)]
     return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])
-
-
-def _config(shape: ModelShape) -> DecoderConfig:
-    return shape if isinstance(shape, DecoderConfig) else config_of_shape(shape)
 
 
 def _release() -> None:

@@ -1,9 +1,9 @@
-"""A table of step times on this GPU: `specroof run bench`.
+"""Table of step times on this GPU, for `specroof run bench`.
 
-Rows are models, batches and contexts. Columns are a plain step, a verification and a draft step of
-StreamingLLM self-speculation for two choices of γ and KV budget, a round, the share of it beyond
-passes timed back to back (rest), and the share between its passes. Weights and caches are random,
-of the real shape.
+Rows are models, batches and contexts. Columns are a plain step, and for each draft (StreamingLLM
+self-speculation with a γ and KV budget) a verification, a draft step, a round, the share of the
+round that exceeds its passes when timed back to back (rest), and the share spent between its
+passes. Weights and caches are random, of the real shape.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from runtime.bench.plan import DraftPlan, JsonPlan, read_model_config
 from runtime.errors import InputError
 from runtime.parallel.launch import run_rank
 
-# Batch and context of each model, sized for an H200.
+# Default batches and contexts of each model, sized for an H200.
 ROWS = {
     "llama-3.1-8b": ((32, 16384), (128, 4096), (8, 65536), (256, 2048)),
     "llama-2-7b": ((32, 4096), (8, 16384)),
@@ -35,9 +33,10 @@ TRIALS = {"trials": "capturing stream"}  # read by `calibration.validate.memory`
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan(JsonPlan):
-    """Models to time, on how many ranks; `configs` and `command` as in `RunPlan`.
+    """The models, rows and drafts to time; `configs` and `command` are as in `RunPlan`.
 
-    `rows` are batch and context, the model's own `ROWS` if empty; `drafts` are γ and KV budget.
+    `rows` are pairs of batch and context, by default those in `ROWS`; `drafts` are pairs of γ and
+    KV budget.
     """
 
     models: tuple[Path, ...]
@@ -54,7 +53,7 @@ class TablePlan(JsonPlan):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One batch on one model, and its times for each draft."""
+    """The times of one model, batch and context, one `StepTimes` per draft."""
 
     model: str
     batch: int
@@ -62,7 +61,7 @@ class Row:
     times: tuple[Any, ...]
 
     def cells(self) -> list[str]:
-        """Milliseconds and percent, as printed."""
+        """The printed cells, in milliseconds and percent."""
         first = self.times[0]
         cells = [self.model, str(self.batch), f"{self.context_tokens:,}", _ms(first.target_step_s)]
         cells += [_ms(times.verify_s) for times in self.times]
@@ -74,7 +73,7 @@ class Row:
 
 
 def header(drafts: Sequence[Pair] = DRAFTS) -> list[str]:
-    """The columns of `Row.cells`; times in ms."""
+    """The names of the columns of `Row.cells`; times are in ms."""
     names = ["model", "batch", "context", "T_T"]
     names += [f"T_V γ={gamma}" for gamma, _ in drafts]
     names += [f"T_D {budget}" for _, budget in drafts]
@@ -84,7 +83,7 @@ def header(drafts: Sequence[Pair] = DRAFTS) -> list[str]:
 
 
 def draft_plan(gamma: int, budget: int) -> DraftPlan:
-    """StreamingLLM self-speculation."""
+    """Self-speculation with StreamingLLM."""
     return DraftPlan(
         draft="self",
         policy="streamingllm",
@@ -96,12 +95,12 @@ def draft_plan(gamma: int, budget: int) -> DraftPlan:
 
 
 def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
-    """Time every row of the plan's models, writing each case to `output` when it is done."""
+    """Time every row of the plan's models, and write each case to `output` when it is done."""
 
     from runtime.bench.provenance import provenance, require_gpu
     from runtime.bench.steps import StepBench, StepCase
 
-    require_gpu("a table of step times")
+    require_gpu("run bench")
     rows, log = [], output.open("w", encoding="utf-8") if output else None
     if log:
         log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")
@@ -126,18 +125,18 @@ def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
 
 
 def parse_pairs(text: str) -> tuple[Pair, ...]:
-    """Pairs of positive whole numbers: "32x16384,8x1304".
+    """Parse pairs of positive integers, such as "32x16384,8x1304".
 
     Raises
     ------
     InputError
-        If the text is anything else.
+        If the text has another form.
     """
     pairs = []
     for word in text.split(","):
         first, _, second = word.partition("x")
         if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
-            raise InputError(f"{word!r} is not two whole numbers such as 32x16384")
+            raise InputError(f"{word!r} is not valid; use two positive integers, as in 32x16384")
         pairs.append((int(first), int(second)))
     return tuple(pairs)
 
@@ -147,12 +146,12 @@ def _ms(seconds: float) -> str:
 
 
 def _share(seconds: float | None, round_s: float) -> str:
-    """Percent of a round; a dash if it was not timed."""
+    """Percent of a round, or a dash if not timed."""
     return "-" if seconds is None else f"{100 * seconds / round_s:.1f}"
 
 
 def run(plan: TablePlan) -> None:
-    """One rank's part; rank 0 writes and prints."""
+    """Run one rank; rank 0 writes and prints."""
     root = int(os.environ.get("RANK", "0")) == 0
     rows = measure(plan, output=plan.output if root else None)
     if not root:
@@ -166,14 +165,5 @@ def run(plan: TablePlan) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@cli.command()
-def main(plan: Annotated[Path, typer.Argument(help="A `TablePlan`, as JSON.")]) -> None:
-    """One rank of `specroof run bench`."""
-    raise typer.Exit(run_rank(lambda: run(TablePlan.read(plan))))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(run_rank(lambda: run(TablePlan.read(Path(sys.argv[1])))))

@@ -1,7 +1,7 @@
-"""What a run achieved of its device: bytes and operations that were needed, over their time.
+"""Achieved bandwidth and throughput of verification, and peak memory.
 
-Counted from the model alone: weights and cached keys and values once a verification, two operations
-a weight and token, and attention's.
+Bytes are the weights and the KV cache, read once per verification. Operations are two per weight
+and token, plus those of attention.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ def verification_rates(
     kv_token_bytes: int,
     tp: int,
 ) -> Mapping[str, Any]:
-    """Bytes/s and FLOP/s of one rank in verification, means over rounds.
+    """Bytes/s and FLOP/s of one rank in verification, averaged over rounds.
 
-    Parameters
-    ----------
-    weight_bytes, kv_token_bytes : int
-        Of this rank: the weights that a pass reads (`DecoderWeights.read_bytes`), and keys and
-        values of one token over all layers.
+    `weight_bytes` are the weights that a pass reads on this rank (`DecoderWeights.read_bytes`),
+    and `kv_token_bytes` the KV cache per token on this rank.
     """
     seconds = result.phases.get("verify", ())
     if not seconds or not result.rounds:
@@ -45,7 +42,7 @@ def verification_rates(
 
 
 def matrix_parameters(config: DecoderConfig) -> int:
-    """Weights that every token is multiplied with: all but the embedding and the norms."""
+    """Number of weights that every token is multiplied by: all but the embedding and the norms."""
     heads = config.query_heads + 2 * config.kv_heads
     attention = config.hidden * config.head_dim * (heads + config.query_heads)
     mlp = 3 * config.hidden * config.ffn_hidden
@@ -53,7 +50,7 @@ def matrix_parameters(config: DecoderConfig) -> int:
 
 
 def peak_memory(device: Any) -> Sequence[tuple[str, int]]:
-    """The device's allocator at its peak [bytes]; nothing on a CPU."""
+    """Peak of the device's allocator in bytes; empty on a CPU."""
     if device.type != "cuda":
         return ()
     import torch

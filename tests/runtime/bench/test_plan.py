@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +81,13 @@ def test_the_plan_of_a_table_travels_too(tmp_path: Path) -> None:
     [
         ({"gama": 3}, "gama"),
         ({"gamma": "3"}, "gamma: Input should be a valid integer"),
-        ({"gamma": 0}, "--gamma 0: must be at least 1"),
+        ({"gamma": 0}, "--gamma 0 is not valid; use 1 or more"),
         ({"mode": "fast"}, "use one of baseline, standalone, selfspec"),
         ({"draft_policy": "some"}, "use one of full, streamingllm, snapkv"),
         ({"draft_tp": 3, "tp": 2}, "--draft-tp 3 exceeds --tp 2"),
-        ({"kv_dtype": "fp8"}, "kv_dtype 'fp8': the engine does not quantise"),
-        ({"weight_dtype": "int4"}, "weight_dtype 'int4': the engine does not quantise"),
-        ({"draft_dtype": "fp16"}, "weights, KV cache and draft in one type"),
+        ({"kv_dtype": "fp8"}, "kv_dtype 'fp8' is not supported by the engine"),
+        ({"weight_dtype": "int4"}, "weight_dtype 'int4' is not supported by the engine"),
+        ({"draft_dtype": "fp16"}, "the same type for weights, KV cache and draft"),
     ],
 )
 def test_a_plan_that_does_not_hold_is_one_line(
@@ -101,7 +103,7 @@ def test_a_plan_that_does_not_hold_is_one_line(
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"mode": "baseline"}'])
 def test_what_is_not_a_plan_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(InputError, match=r"is not a plan: .*--write-plan") as caught:
+    with pytest.raises(InputError, match=r"is not a valid plan: .*--write-plan") as caught:
         RunPlan.read(tmp_path / "plan.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="No such file"):
@@ -123,6 +125,15 @@ def test_a_field_of_a_scenario_is_carried_refused_or_not_executed(name: str) -> 
     assert isinstance(plan, dict)
     changed = outcome(SCENARIO | {name: CHANGES[name]})
     assert (changed == plan) == (name in command.NOT_EXECUTED)
+
+
+@pytest.mark.parametrize("words", [[], ["a.json", "b.json"]])
+def test_anything_but_one_plan_is_refused_in_one_line(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.bench", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: expected one plan; use python -m runtime.bench PLAN.json\n"
 
 
 def test_dtypes_of_a_scenario_reach_the_plan() -> None:

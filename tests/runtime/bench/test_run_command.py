@@ -64,8 +64,11 @@ def test_a_table_reports_the_check(tiny: str) -> None:
         (["selfspec"], "--model is missing"),
         (["selfspec", "--model", "M", "--gama", "3"], "No such option: --gama"),
         (["selfspec", "--model", "M", "--gamma", "0"], "--gamma"),
-        (["standalone", "--model", "M"], "needs --draft"),
-        (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], "runs on all of --tp"),
+        (["standalone", "--model", "M"], "add --draft"),
+        (
+            ["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"],
+            "runs on all ranks",
+        ),
         (["baseline", "--model", "llama-68m"], "add --random-weights"),
         (["baseline", "--model", "no-such", "--random-weights"], "unknown model"),
         (["selfspec", "--model", "M", "--check", "--temperature", "1"], "--check compares greedy"),
@@ -82,7 +85,7 @@ def test_bad_flags_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--tp", "3", "--random-weights"], 2, "do not split over"),
+        (["--tp", "3", "--random-weights"], 2, "cannot be split over"),
         (["--random-weights", "--cache-pages", "3"], 3, "out of pages"),
     ],
 )
@@ -106,10 +109,13 @@ def test_a_run_beyond_the_context_of_target_or_draft_says_so(tiny: str, tmp_path
         assert done.returncode == 0, done.stderr
         notes.append(json.loads(done.stdout)["notes"])
         assert done.stderr == "".join(f"note: {note}\n" for note in notes[-1])
-    draft = "tokens exceed the 128 that short was made for: acceptance may fall"
-    target = f"513 tokens exceed the 512 that {tmp_path.name} was made for"
+    draft = "tokens exceed the maximum context of short (128): acceptance may be lower"
+    target = f"513 tokens exceed the maximum context of {tmp_path.name} (512)"
     assert notes[:2] == [[], [f"512 {draft}"]]
-    assert notes[2] == [f"{target}: times hold, the text may not", f"513 {draft}"]
+    assert notes[2] == [
+        f"{target}: times are valid, the text may not be",
+        f"513 {draft}",
+    ]
 
 
 def test_help_needs_no_torch() -> None:
