@@ -115,6 +115,20 @@ def run(case: Case) -> GenerationResult:
     return result
 
 
+class MetaWeights:
+    """Tensors without storage, for counting bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def read(
+        self, name: str, shape: tuple[int, ...], start: int, stop: int, *, dim: int
+    ) -> torch.Tensor:
+        """An empty tensor of the slice's shape."""
+        sliced = (*shape[:dim], stop - start, *shape[dim + 1 :])
+        return torch.empty(sliced, dtype=self.dtype, device="meta")
+
+
 def random_prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:
     """Seeded prompts of these lengths."""
     source = random.Random(seed)

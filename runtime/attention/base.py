@@ -63,24 +63,20 @@ class AttentionPlan(Protocol):
     @property
     def cache(self) -> PagedCache:
         """The cache that keys and values are written to and read from."""
-        ...
 
     @property
     def positions(self) -> Tensor:
         """(T,) rotary positions."""
-        ...
 
     @property
     def write_slots(self) -> Tensor:
         """(T,) slots of the cache that the pass's keys and values are written to."""
-        ...
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         """Attend to the cache, which must already contain this pass's keys and values.
 
         query (T, query heads, head_dim), sequences concatenated; returns the same shape.
         """
-        ...
 
 
 class AttentionBackend(Protocol):
@@ -88,4 +84,3 @@ class AttentionBackend(Protocol):
 
     def plan(self, layout: PassLayout) -> AttentionPlan:
         """Prepare one pass; `attend` then only launches work on the device."""
-        ...

@@ -70,12 +70,12 @@ def run(plan: RunPlan) -> None:
     ):
         log = None
         if ranks.is_root and plan.output is not None:
-            log = stack.enter_context(_open(plan.output))
+            log = stack.enter_context(open_log(plan.output))
         fields = plan.as_dict()
         origin = {"provenance": provenance(fields.pop("command")), "plan": fields}
-        _write(log, origin)
+        write_line(log, origin)
         report = _Run(plan, ranks).report(log)
-        _write(log, {"summary": report})
+        write_line(log, {"summary": report})
         if ranks.is_root:
             for note in report["notes"]:
                 print(f"note: {note}", file=sys.stderr)
@@ -123,7 +123,7 @@ class _Run:
         """Generate, with `--check` also without a draft, and summarise the results."""
         draft = self.plan.draft_plan
         result, engine = self._generate(
-            draft, lambda record: _write(log, {"round": asdict(record)})
+            draft, lambda record: write_line(log, {"round": asdict(record)})
         )
         report = {**result.summary(), **self._utilization(result, engine), "notes": self.notes}
         del engine  # to free its memory
@@ -231,15 +231,18 @@ def _hide_progress(done: int, total: int) -> None:
     """Only rank 0 shows progress."""
 
 
-def _open(path: Path) -> TextIO:
+def open_log(path: Path) -> TextIO:
+    """Open a file for JSON lines; raises `InputError` if it cannot be written."""
     try:
         return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); use another --output"
+        ) from error
 
 
-def _write(log: TextIO | None, value: dict[str, Any]) -> None:
-    """Write one line, before the next round begins."""
+def write_line(log: TextIO | None, value: dict[str, Any]) -> None:
+    """Write one line and flush it; does nothing without a log."""
     if log is not None:
         log.write(json.dumps(value, allow_nan=False) + "\n")
         log.flush()

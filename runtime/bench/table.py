@@ -12,11 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from runtime.bench.plan import DraftPlan, JsonPlan, read_model_config
+from runtime.bench.progress import show_status
+from runtime.bench.run import open_log, write_line
 from runtime.errors import InputError
 from runtime.parallel.launch import run_rank
 
@@ -94,16 +97,13 @@ def draft_plan(gamma: int, budget: int) -> DraftPlan:
     )
 
 
-def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
-    """Time every row of the plan's models, and write each case to `output` when it is done."""
-
-    from runtime.bench.provenance import provenance, require_gpu
+def measure(plan: TablePlan, log: TextIO | None) -> list[Row]:
+    """Time every row of the plan's models, and write each case to `log` when it is done."""
+    from runtime.bench.provenance import provenance
     from runtime.bench.steps import StepBench, StepCase
 
-    require_gpu("run bench")
-    rows, log = [], output.open("w", encoding="utf-8") if output else None
-    if log:
-        log.write(json.dumps({"provenance": provenance(list(plan.command))} | TRIALS) + "\n")
+    rows = []
+    write_line(log, {"provenance": provenance(list(plan.command))} | TRIALS)
     for model in plan.models:
         config = read_model_config(model, plan.configs)
         bench = StepBench(config, tp=plan.tp, draft_tp=plan.draft_tp)
@@ -112,15 +112,11 @@ def measure(plan: TablePlan, *, output: Path | None) -> list[Row]:
             for gamma, budget in plan.drafts:
                 case = StepCase(plan=draft_plan(gamma, budget), batch=batch, context_tokens=context)
                 times.append(bench.time(case, repeats=plan.repeats))
-                if log:
-                    record = {"model": config.name, **asdict(case), **asdict(times[-1])}
-                    log.write(json.dumps(record) + "\n")
+                write_line(log, {"model": config.name, **asdict(case), **asdict(times[-1])})
             rows.append(Row(config.name, batch, context, tuple(times)))
-            if sys.stderr.isatty() and bench.ranks.is_root:
-                print("  ".join(rows[-1].cells()), file=sys.stderr, flush=True)
+            if bench.ranks.is_root:
+                show_status("  ".join(rows[-1].cells()))
         bench.close()
-    if log:
-        log.close()
     return rows
 
 
@@ -152,10 +148,15 @@ def _share(seconds: float | None, round_s: float) -> str:
 
 def run(plan: TablePlan) -> None:
     """Run one rank; rank 0 writes and prints."""
+    from runtime.bench.provenance import require_gpu
+
+    require_gpu("run bench")
     root = int(os.environ.get("RANK", "0")) == 0
-    rows = measure(plan, output=plan.output if root else None)
+    with open_log(plan.output) if root and plan.output else nullcontext() as log:
+        rows = measure(plan, log)
     if not root:
         return
+    show_status("")
     if plan.json:
         print(json.dumps([asdict(row) for row in rows]))
         return

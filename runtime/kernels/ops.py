@@ -5,6 +5,8 @@ A matrix product may return partial sums (parts, rows, width), which the next op
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,31 +130,9 @@ class FusedOps(TorchOps):
         normed = self.kernels.add_norm(x, residual, weight, epsilon)
         return normed, x if residual is None else residual
 
-    def place(
-        self,
-        qkv: Tensor,
-        query_heads: int,
-        norms: tuple[Tensor, Tensor] | None,
-        epsilon: float,
-        rotary: Rotary,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        cache: tuple[Tensor, Tensor],
-    ) -> Tensor:
+    def place(self, *arguments: Any, **keywords: Any) -> Tensor:
         """One kernel."""
-        return self.kernels.place(
-            qkv,
-            query_heads=query_heads,
-            positions=positions,
-            slots=slots,
-            frequencies=rotary.frequencies,
-            factor=rotary.attention_factor,
-            norms=norms,
-            epsilon=epsilon,
-            keys=cache[0],
-            values=cache[1],
-        )
+        return self.kernels.place(*arguments, **keywords)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """One kernel."""

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.rotary import Rotary
+
 PDL: dict[str, Any] = {"launch_pdl": True}
 
 
@@ -213,16 +215,14 @@ def _place_kernel(  # type: ignore[no-untyped-def]
 
 def place(
     qkv: Tensor,
-    *,
     query_heads: int,
-    positions: Tensor,
-    slots: Tensor,
-    frequencies: Tensor,
-    factor: float,
     norms: tuple[Tensor, Tensor] | None,
     epsilon: float,
-    keys: Tensor,
-    values: Tensor,
+    rotary: Rotary,
+    *,
+    positions: Tensor,
+    slots: Tensor,
+    cache: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Norm and rotate queries and keys; write keys and values to their slots of the cache.
 
@@ -230,31 +230,29 @@ def place(
     ----------
     qkv : Tensor
         ([parts,] tokens, (query heads + 2 KV heads) * head_dim), contiguous.
-    positions, slots : Tensor
-        (tokens,) integers.
-    frequencies : Tensor
-        (head_dim / 2,) float32.
-    factor : float
-        Factor on queries and keys (YaRN), otherwise 1.
     norms : (Tensor, Tensor), optional
         Weights of QK-norm, each (head_dim,).
-    keys, values : Tensor
-        One layer's cache (slots, KV heads, head_dim), contiguous.
+    positions, slots : Tensor
+        (tokens,) integers.
+    cache : (Tensor, Tensor)
+        Keys and values of one layer, each (slots, KV heads, head_dim), contiguous.
 
     Returns
     -------
     Tensor
         The rotated queries (tokens, query heads, head_dim).
     """
+    keys, values = cache
     tokens, width = qkv.shape[-2:]
     kv_heads, dim = keys.shape[1:]
     queries = torch.empty((tokens, query_heads, dim), dtype=keys.dtype, device=qkv.device)
+    frequencies = rotary.frequencies
     first, second = norms or (frequencies, frequencies)
     heads = 8 if tokens < 256 else 16  # of one block
     _place_kernel[(tokens, triton.cdiv(query_heads + 2 * kv_heads, heads))](
         qkv, positions, slots, frequencies, first, second, queries, keys, values, tokens * width,
-        epsilon, factor, PARTS=part_count(qkv), QUERY_HEADS=query_heads, KV_HEADS=kv_heads,
-        HALF=dim // 2, NORM=norms is not None, HEADS=heads, num_warps=2, **PDL,
+        epsilon, rotary.attention_factor, PARTS=part_count(qkv), QUERY_HEADS=query_heads,
+        KV_HEADS=kv_heads, HALF=dim // 2, NORM=norms is not None, HEADS=heads, num_warps=2, **PDL,
     )  # fmt: skip
     return queries
 

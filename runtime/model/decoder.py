@@ -23,7 +23,6 @@ class QueryObserver(Protocol):
 
     def record(self, layer: int, query: Tensor) -> None:
         """Receive query (tokens, query heads of this rank, head_dim)."""
-        ...
 
 
 class Decoder:

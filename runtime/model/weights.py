@@ -32,19 +32,6 @@ class WeightSource(Protocol):
 
     def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
         """Elements start..stop along `dim` of the named tensor, whose full shape is `shape`."""
-        ...
-
-
-class MetaWeights:
-    """Tensors without storage, for counting bytes."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.device = dtype, torch.device("meta")
-
-    def read(self, name: str, shape: Shape, start: int, stop: int, *, dim: int) -> Tensor:
-        """An empty tensor of the slice's shape."""
-        sliced = (*shape[:dim], stop - start, *shape[dim + 1 :])
-        return torch.empty(sliced, dtype=self.dtype, device=self.device)
 
 
 class RandomWeights:

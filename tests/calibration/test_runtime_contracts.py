@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import MetaWeights
 
 from perfmodel import DraftPlan, ModelSpec, catalog
 from perfmodel.specs.hf_config import from_hf_config
@@ -18,7 +19,7 @@ from runtime import (
     config_of_shape,
     hf_config,
 )
-from runtime.model.weights import MetaWeights, load_weights
+from runtime.model.weights import load_weights
 
 TINY = ModelSpec(
     name="tiny",

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import DRAFTS, Case, build, random_prompts
+from tiny_models import DRAFTS, Case, MetaWeights, build, random_prompts
 
 from runtime.bench.fake_prefill import start_without_prefill
 from runtime.bench.kernel_parts import kernel_part
 from runtime.bench.utilization import matrix_parameters, verification_rates
 from runtime.config import DecoderConfig
 from runtime.engine.results import GenerationResult, RoundRecord
-from runtime.model.weights import MetaWeights, load_weights
+from runtime.model.weights import load_weights
 from runtime.parallel.groups import ALONE
 
 torch.set_num_threads(1)
