@@ -160,7 +160,7 @@ def assert_same(plan: Any, expected: Any, heads: int) -> None:
 
 
 @pytest.mark.parametrize("trial", range(24))
-def test_a_ragged_pass_is_plain_attention(trial: int, emulated: None) -> None:
+def test_a_ragged_pass_equals_the_reference(trial: int, emulated: None) -> None:
     source = random.Random(trial)
     kv_heads, group = source.choice([1, 2]), source.choice([1, 4, 7])
     fast, plain = backends(source, kv_heads, group)
@@ -180,7 +180,7 @@ def test_a_ragged_pass_is_plain_attention(trial: int, emulated: None) -> None:
 
 
 @pytest.mark.parametrize("trial", range(24))
-def test_refilled_tables_of_a_draft_phase_are_plain_attention(trial: int, emulated: None) -> None:
+def test_refilled_tables_of_a_draft_phase_equal_the_reference(trial: int, emulated: None) -> None:
     """Three rounds over tables made once: lengths change, and in the last some have finished."""
     source = random.Random(100 + trial)
     kv_heads, group = source.choice([1, 2]), source.choice([1, 4])

@@ -71,7 +71,7 @@ def test_an_engine_that_runs_out_of_pages_reports_it() -> None:
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_after_rejections_the_cache_is_as_if_no_draft_had_been(draft: str) -> None:
+def test_after_rejections_the_cache_equals_that_of_plain_decoding(draft: str) -> None:
     case = Case(
         family="llama-3.1",
         prompts=random_prompts((50, 31, 7), seed=9),

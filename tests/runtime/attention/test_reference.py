@@ -37,7 +37,7 @@ def filled(page_tokens: int) -> tuple[PagedCache, ReferenceAttention]:
     page_tokens=st.integers(1, 4),
     window=st.none() | st.integers(1, 12),
 )
-def test_ragged_paged_attention_is_plain_attention_of_each_sequence(
+def test_ragged_paged_attention_equals_attention_of_each_sequence(
     lengths: list[tuple[int, int]], page_tokens: int, window: int | None
 ) -> None:
     cache, backend = filled(page_tokens)

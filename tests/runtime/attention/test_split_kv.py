@@ -37,7 +37,7 @@ SEQUENCES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 40)), min_si
     window=st.none() | st.integers(1, 3000),
     grown=st.integers(0, 300),
 )
-def test_every_tile_meets_every_range_once(
+def test_every_pair_of_tile_and_range_has_one_block(
     sequences: list[tuple[int, int]], equal: bool, group: int, kv_heads: int, page: int,
     window: int | None, grown: int,
 ) -> None:  # fmt: skip
@@ -72,7 +72,7 @@ def test_every_tile_meets_every_range_once(
     assert (np.diff(blocks.merges) >= 1).all() and len(blocks.merges) == queries.sum() + 1
 
 
-def test_a_tile_holds_the_rows_of_a_sequence_where_it_can() -> None:
+def test_a_tile_fits_the_rows_of_a_sequence_where_possible() -> None:
     assert [query_tile_rows(tokens, 4) for tokens in (1, 4, 5, 16, 17, 1000)] == [
         16, 16, 64, 64, 128, 128,
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_one_long_sequence_among_short_ones_is_split() -> None:
     grown=st.lists(st.integers(0, 60), min_size=1, max_size=4),
 )
 @example(pages=[1, 1, 30, 36], queries=1, spare=13, grown=[13])  # cut to the least
-def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
+def test_ranges_are_the_shortest_even_split_that_fits(
     pages: list[int], queries: int, spare: int, grown: list[int]
 ) -> None:
     """However a search begins: lengths change from one call to the next."""
@@ -117,7 +117,7 @@ def test_ranges_are_the_shortest_even_cut_of_the_longest_that_fits(
         assert schedule(grid, now, counts).range_tokens == 16 * min(fits)
 
 
-def test_a_schedule_cannot_be_written_to() -> None:
+def test_a_schedule_is_read_only() -> None:
     queries, pages = np.ones(2, dtype=np.int32), np.array([9, 30], dtype=np.int32)
     grid = BlockGrid.of(queries, pages * 16, group=4, kv_heads=8, page_tokens=16, num_sms=132)
     with pytest.raises(ValueError, match="read-only"):
@@ -126,7 +126,7 @@ def test_a_schedule_cannot_be_written_to() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(sequences=SEQUENCES, group=st.sampled_from([1, 4, 7, 8]))
-def test_partial_rows_have_room(sequences: list[tuple[int, int]], group: int) -> None:
+def test_partial_rows_fit_the_workspace(sequences: list[tuple[int, int]], group: int) -> None:
     queries = np.array([new for _, new in sequences], dtype=np.int32)
     kv = np.array([old + new for old, new in sequences], dtype=np.int32)
     grid = BlockGrid.of(queries, kv, group=group, kv_heads=2, page_tokens=16, num_sms=132)
@@ -158,7 +158,7 @@ def chosen_ranges(shape: Shape) -> int:
     return schedule(grid, pages_read(grid, lengths), queries).count // tiles
 
 
-def test_cuts_chosen_are_near_the_best_timed_on_an_h200() -> None:
+def test_chosen_splits_are_near_the_fastest_measured_on_an_h200() -> None:
     regrets = []
     for shape, records in timed().items():
         best = min(record["seconds"] for record in records.values())

@@ -80,7 +80,7 @@ def visible_blocks(tables: DeviceTables) -> list[list[int]]:
 
 @given(phases())
 @settings(max_examples=60, deadline=None)
-def test_slots_and_positions_are_those_of_plain_attention(
+def test_slots_and_positions_equal_the_reference(
     phase: tuple[list[int], list[list[int]], int],
 ) -> None:
     queries, rounds, steps = phase
@@ -97,7 +97,7 @@ def test_slots_and_positions_are_those_of_plain_attention(
 
 @given(phases())
 @settings(max_examples=60, deadline=None)
-def test_a_refill_leaves_no_trace_of_what_was_there(
+def test_a_refill_leaves_no_trace_of_earlier_contents(
     phase: tuple[list[int], list[list[int]], int],
 ) -> None:
     queries, rounds, steps = phase
@@ -112,7 +112,7 @@ def test_a_refill_leaves_no_trace_of_what_was_there(
             assert visible_blocks(one) == visible_blocks(other)
 
 
-def test_runs_are_neighbours_with_the_same_query_counts() -> None:
+def test_runs_are_consecutive_layouts_with_the_same_query_counts() -> None:
     one, two = layouts_of([1, 1], [20, 30], 3), layouts_of([2, 2], [20, 30], 1)
     assert [len(run) for run in runs_of_equal_queries([*two, *one])] == [1, 3]
     assert [len(run) for run in runs_of_equal_queries(one)] == [3]

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("draft", ["none", *DRAFTS])
-def test_a_start_without_a_prefill_leaves_the_state_of_a_real_one(draft: str) -> None:
+def test_starting_without_a_prefill_gives_the_state_of_a_real_prefill(draft: str) -> None:
     case = Case(
         family="llama-3.1",
         prompts=random_prompts((90, 31, 64), seed=1),
@@ -61,7 +61,7 @@ def test_matrix_parameters_are_all_weights_but_embedding_and_norms() -> None:
     assert tied.read_bytes == tied.bytes == weights.read_bytes
 
 
-def test_pretended_pages_lie_in_no_order_and_each_once() -> None:
+def test_pages_without_a_prefill_are_shuffled_and_used_once() -> None:
     case = Case(family="llama-3.1", prompts=random_prompts((200, 90), seed=2), new_tokens=(4, 4))
     engine = build(case)
     start_without_prefill(engine, case.prompts, case.new_tokens)
@@ -71,7 +71,7 @@ def test_pretended_pages_lie_in_no_order_and_each_once() -> None:
     assert sum(step == 1 for step in steps) < len(steps) / 4
 
 
-def test_rates_are_needed_bytes_and_operations_over_time() -> None:
+def test_rates_are_bytes_and_operations_divided_by_time() -> None:
     config = DecoderConfig(
         name="c", layers=2, hidden=8, query_heads=2, kv_heads=1, head_dim=4, ffn_hidden=16,
         vocab=10, max_context_tokens=64,
@@ -99,5 +99,5 @@ def test_rates_are_needed_bytes_and_operations_over_time() -> None:
         ("void at::native::reduce_kernel<512, 1, at::native::ArgMax>", "elementwise"),
     ],
 )
-def test_kernels_seen_on_a_gpu_belong_to_a_part(kernel: str, part: str) -> None:
+def test_gpu_kernel_names_belong_to_a_part(kernel: str, part: str) -> None:
     assert kernel_part(kernel) == part

@@ -63,14 +63,14 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_a_written_plan_reads_back_unchanged(tmp_path: Path) -> None:
     PLAN.write(tmp_path / "plan.json")
     assert RunPlan.read(tmp_path / "plan.json") == PLAN
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
     assert PLAN.dtype == "bfloat16"
 
 
-def test_the_plan_of_a_table_travels_too(tmp_path: Path) -> None:
+def test_a_written_table_plan_reads_back_unchanged(tmp_path: Path) -> None:
     plan = TablePlan(models=(Path("a"), Path("b")), tp=2, output=Path("rows.jsonl"))
     plan.write(tmp_path / "plan.json")
     assert TablePlan.read(tmp_path / "plan.json") == plan
@@ -90,7 +90,7 @@ def test_the_plan_of_a_table_travels_too(tmp_path: Path) -> None:
         ({"draft_dtype": "fp16"}, "the same type for weights, KV cache and draft"),
     ],
 )
-def test_a_plan_that_does_not_hold_is_one_line(
+def test_an_invalid_plan_is_refused_in_one_line(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
@@ -101,7 +101,7 @@ def test_a_plan_that_does_not_hold_is_one_line(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"mode": "baseline"}'])
-def test_what_is_not_a_plan_is_one_line(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_plan_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(InputError, match=r"is not a valid plan: .*--write-plan") as caught:
         RunPlan.read(tmp_path / "plan.json")
@@ -120,7 +120,7 @@ def outcome(values: dict[str, Any]) -> dict[str, Any] | str:
 
 
 @pytest.mark.parametrize("name", ScenarioInput.model_fields)
-def test_a_field_of_a_scenario_is_carried_refused_or_not_executed(name: str) -> None:
+def test_a_scenario_field_reaches_the_plan_or_is_not_executed(name: str) -> None:
     plan = outcome(SCENARIO)
     assert isinstance(plan, dict)
     changed = outcome(SCENARIO | {name: CHANGES[name]})
@@ -163,7 +163,7 @@ def test_a_dtype_that_cannot_run_is_refused_before_any_rank_starts(
     assert RunPlan.read(file).dtype == "bfloat16"
 
 
-def test_a_written_plan_is_what_would_have_run(tmp_path: Path) -> None:
+def test_write_plan_writes_the_plan_that_would_run(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     words = "run selfspec --scenario default --model llama-68m --random-weights --tp 2 --gamma 3"
     (tmp_path / "self.toml").write_text('target = "llama-68m"\ndraft = "self"\nbatch = 2\n')

@@ -50,7 +50,7 @@ def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "run it as `specroof run selfspec`" in wrong.stderr
 
 
-def test_a_table_reports_the_check(tiny: str) -> None:
+def test_the_printed_table_includes_the_check(tiny: str) -> None:
     flags = ["--random-weights", "--prefix-tokens", "80", "--gen-tokens", "10"]
     flags += ["--kv-budget", "32", "--check"]
     done = specroof("selfspec", "--model", tiny, *flags)
@@ -74,7 +74,7 @@ def test_a_table_reports_the_check(tiny: str) -> None:
         (["selfspec", "--model", "M", "--check", "--temperature", "1"], "--check compares greedy"),
     ],
 )
-def test_bad_flags_are_one_line(
+def test_bad_flags_are_reported_in_one_line(
     arguments: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["run", *(tiny if word == "M" else word for word in arguments)]) == 2
@@ -89,7 +89,7 @@ def test_bad_flags_are_one_line(
         (["--random-weights", "--cache-pages", "3"], 3, "out of pages"),
     ],
 )
-def test_what_a_rank_refuses_is_one_line_and_its_code(
+def test_the_error_of_a_rank_is_one_line_with_its_exit_code(
     arguments: list[str], code: int, message: str, tiny: str
 ) -> None:
     done = specroof("baseline", "--model", tiny, "--prefix-tokens", "200", *arguments)
@@ -97,7 +97,7 @@ def test_what_a_rank_refuses_is_one_line_and_its_code(
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_run_beyond_the_context_of_target_or_draft_says_so(tiny: str, tmp_path: Path) -> None:
+def test_a_run_beyond_the_maximum_context_prints_a_note(tiny: str, tmp_path: Path) -> None:
     short = hf_config(FAMILIES["llama-3.2"]) | {"max_position_embeddings": 128}
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "config.json").write_text(json.dumps(short))

@@ -58,7 +58,7 @@ class FakeEngine:
 
 
 @pytest.mark.parametrize("drafts", [True, False])
-def test_what_is_between_passes_is_the_round_less_its_own_replays(
+def test_time_between_passes_is_the_round_minus_its_replays(
     monkeypatch: pytest.MonkeyPatch, drafts: bool
 ) -> None:
     clock = Time()
@@ -78,7 +78,7 @@ def step_times(record: Mapping[str, Any]) -> StepTimes:
     return StepTimes(**{name: value for name, value in record.items() if name in names})
 
 
-def test_records_from_before_still_make_rows() -> None:
+def test_older_records_still_make_rows() -> None:
     _, *records = map(json.loads, MEASURED.read_text().splitlines())
     old = [step_times(record) for record in records[:2]]
     assert old[0].between_s is None
@@ -89,11 +89,11 @@ def test_records_from_before_still_make_rows() -> None:
     assert Row("llama-3.1-8b", 32, 16384, tuple(new)).cells()[-1] == "1.0"
 
 
-def test_the_memory_of_a_tables_cases_is_counted_as_a_validation_runs() -> None:
+def test_table_and_validation_count_memory_alike() -> None:
     assert not WorkspaceCount.of({"provenance": {}} | TRIALS).fresh_streams
 
 
-def test_rows_and_drafts_can_be_stated() -> None:
+def test_rows_and_drafts_can_be_given() -> None:
     assert header(((2, 96),)) == [
         "model", "batch", "context", "T_T", "T_V γ=2", "T_D 96", "round γ=2", "rest %",
         "between passes %",

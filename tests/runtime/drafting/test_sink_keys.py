@@ -28,7 +28,7 @@ PAGE = 4
     drops=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     sink_pages=st.integers(1, 2),
 )
-def test_attention_over_a_ring_counts_positions_inside_it(
+def test_attention_over_a_ring_uses_cache_relative_positions(
     family: str, kept: list[int], drops: list[int], sink_pages: int
 ) -> None:
     """Sequences of `kept` window pages that drop pages several times, all in one cache."""
@@ -85,7 +85,7 @@ def test_attention_over_a_ring_counts_positions_inside_it(
         torch.testing.assert_close(found[i], expected, atol=1e-9, rtol=0)
 
 
-def test_a_key_of_yarn_is_scaled_once_however_far_it_is_turned() -> None:
+def test_a_yarn_key_is_scaled_only_once_when_rotated_again() -> None:
     yarn = RopeScaling(kind="yarn", factor=4.0, original_context_tokens=64, attention_factor=1.14)
     rotary = Rotary(replace(FAMILIES["llama-2"], rope_scaling=yarn), CPU, torch.float64)
     key = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

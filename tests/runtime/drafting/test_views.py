@@ -52,7 +52,7 @@ def test_a_budget_without_room_for_a_window_is_refused() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(page=st.sampled_from((8, 16, 64)), prompt=st.integers(130, 200), spare=st.integers(0, 9))
-def test_snapkv_takes_any_page_and_refuses_too_small_a_budget(
+def test_snapkv_works_with_any_page_and_refuses_too_small_a_budget(
     page: int, prompt: int, spare: int
 ) -> None:
     """With a window of 8: pages of 64 need 127, for a prompt whose last page has 63 tokens."""
@@ -94,14 +94,14 @@ def test_snapkv_scores_are_the_attention_of_the_window(heads: int) -> None:
     torch.testing.assert_close(pooled[:, 0], expected[:, :2].mean(1))
 
 
-def test_each_head_keeps_its_own_best_and_the_window() -> None:
+def test_each_head_keeps_its_best_tokens_and_the_window() -> None:
     scores = torch.tensor([[9.0, 1, 8, 0, 7], [0.0, 5, 6, 7, 1]])
     kept = kept_tokens(scores, 4, range(5, 7))
     assert kept.tolist() == [[0, 2, 5, 6], [2, 3, 5, 6]]
 
 
 @pytest.mark.parametrize("prompt", [63, 64, 65, 66, 20])
-def test_snapkv_gathers_the_keys_it_chose_and_reads_on_in_the_targets_pages(prompt: int) -> None:
+def test_snapkv_gathers_chosen_keys_and_then_reads_the_targets_pages(prompt: int) -> None:
     case = Case(
         family="qwen3",
         prompts=random_prompts((prompt,), seed=prompt),
@@ -134,7 +134,7 @@ def test_snapkv_gathers_the_keys_it_chose_and_reads_on_in_the_targets_pages(prom
             assert window <= set(places)
 
 
-def test_a_standalone_ring_never_holds_more_than_its_budget_and_a_round() -> None:
+def test_a_draft_cache_never_exceeds_its_budget_and_one_round() -> None:
     case = Case(
         family="llama-2",
         prompts=random_prompts((150, 9), seed=2),

@@ -73,7 +73,7 @@ sys.exit(run_rank(body))
 """
 
 
-def test_ranks_sum_and_choose_as_plain_torch_does() -> None:
+def test_sums_and_maxima_over_ranks_equal_plain_torch() -> None:
     code = f"from runtime import launch_ranks; launch_ranks({[sys.executable, '-c', RANK]!r}, 2)"
     done = subprocess.run(
         [sys.executable, "-c", code],

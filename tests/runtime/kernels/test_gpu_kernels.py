@@ -42,7 +42,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1), (28, 4)])
 @pytest.mark.parametrize("window", [None, 100])
-def test_flashinfer_is_the_reference(
+def test_flashinfer_equals_the_reference(
     head_dim: int, heads: tuple[int, int], window: int | None
 ) -> None:
     from runtime.attention.flashinfer_backend import FlashInferAttention
@@ -87,7 +87,7 @@ def test_flashinfer_is_the_reference(
 
 @pytest.mark.parametrize("rows", [1, 7, 32, 33, 100, 128, 200])
 @pytest.mark.parametrize("shape", [(512, 512), (3072, 2048), (100, 1024), (1000, 640), (8192, 512)])
-def test_fused_linear_is_linear(rows: int, shape: tuple[int, int]) -> None:
+def test_fused_linear_equals_linear(rows: int, shape: tuple[int, int]) -> None:
     x = torch.randn(rows, shape[1], dtype=BF16, device=GPU)
     weight = torch.randn(shape, dtype=BF16, device=GPU)
     found = FusedOps(BF16).linear(x, weight)
@@ -100,7 +100,7 @@ def test_fused_linear_is_linear(rows: int, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("parts", [None, 1, 3])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_fused_operations_are_the_plain_ones(parts: int | None, norm: bool, dim: int) -> None:
+def test_fused_operations_equal_the_plain_ones(parts: int | None, norm: bool, dim: int) -> None:
     fused, plain = FusedOps(BF16), TorchOps()
     rows, width, query_heads, kv_heads = 37, 1536, 6, 2
 
@@ -159,7 +159,7 @@ CONFIGS = {
 @pytest.mark.parametrize("draft", ["self-full", "self-streamingllm", "self-snapkv", "small-full",
                                    "small-streamingllm"])  # fmt: skip
 @pytest.mark.parametrize("name", CONFIGS)
-def test_graphs_give_what_single_steps_give(name: str, draft: str) -> None:
+def test_graphs_generate_the_same_as_single_steps(name: str, draft: str) -> None:
     """Ragged prompts, sequences that finish early, and tokens of the reference engine in fp32."""
     who, _, policy = draft.partition("-")
     source = random.Random(3)
@@ -202,7 +202,7 @@ def test_graphs_give_what_single_steps_give(name: str, draft: str) -> None:
         assert sum(accepted) / len(accepted) > 2.8
 
 
-def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verification_does_not_change_the_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a view outgrew its graph, whose successor is younger than the verification's."""
     source = random.Random(3)
     prompts = [[source.randrange(1000) for _ in range(300)] for _ in range(3)]
@@ -225,7 +225,7 @@ def test_a_verification_leaves_the_drafts_as_they_were(monkeypatch: pytest.Monke
     engine.generate(prompts, [200] * 3)
 
 
-def test_sampling_in_a_graph_draws_anew_every_round() -> None:
+def test_sampling_in_a_graph_draws_new_numbers_every_round() -> None:
     """A graph that repeated its random numbers would draft the same after the same prompt."""
     from runtime.execution.sampling import SamplingParams
 

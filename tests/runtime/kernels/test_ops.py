@@ -13,7 +13,7 @@ SHARED_BYTES = 227 * 1024  # of an H200's multiprocessor, for blocks
 
 
 @given(st.sampled_from((16, 32, 64, 128)), st.integers(1, 600), st.integers(60, 160))
-def test_a_pipeline_of_more_than_the_least_lets_all_blocks_run_at_once(
+def test_a_deep_pipeline_lets_all_blocks_run_concurrently(
     rows: int, blocks: int, processors: int
 ) -> None:
     stages = pipeline_stages(rows, blocks, processors)
@@ -32,6 +32,6 @@ def test_parts_divide_the_depth(rows: int, columns: int, depth: int) -> None:
 
 
 @pytest.mark.parametrize("vocab", [5, 8])
-def test_the_most_likely_token_is_never_padding(vocab: int) -> None:
+def test_the_likeliest_token_is_never_padding(vocab: int) -> None:
     part = torch.arange(16.0).reshape(2, 8)
     assert TorchOps().best(part, vocab).tolist() == [vocab - 1] * 2

@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_config_weights_and_tokenizer_arrive_and_no_pickle(
+def test_config_weights_and_tokenizer_are_downloaded_but_no_pickle(
     hub: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "secret")
@@ -73,7 +73,7 @@ def test_config_weights_and_tokenizer_arrive_and_no_pickle(
         ("config.json", '{"model_type": "bert"}', "model_type='bert' is not supported"),
     ],
 )
-def test_a_model_that_the_engine_could_not_read_is_refused(
+def test_a_model_that_the_engine_cannot_read_is_refused(
     name: str,
     text: str | None,
     message: str,
@@ -89,7 +89,7 @@ def test_a_model_that_the_engine_could_not_read_is_refused(
     assert not (tmp_path / "m" / "model.safetensors").exists()
 
 
-def test_without_a_network_it_is_one_line(
+def test_a_missing_network_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> Any:

@@ -38,9 +38,7 @@ def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) ->
         read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
 
-def test_a_folder_of_books_gives_no_prompt_that_spans_two(
-    tokenizer: TextTokenizer, tmp_path: Path
-) -> None:
+def test_no_prompt_spans_two_files_of_a_folder(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     books = tmp_path / "pg19" / "test"
     books.mkdir(parents=True)
     (books / "100.txt").write_text(words(0, 15))
@@ -52,7 +50,7 @@ def test_a_folder_of_books_gives_no_prompt_that_spans_two(
     assert prompts == [list(range(10)), list(range(50, 60))]
 
 
-def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_json_lines_keep_their_lengths(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": words(1, 4)}, {"text": words(5, 50)}, {"tokens": [7, 8]}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
@@ -66,7 +64,9 @@ def test_json_lines_keep_their_own_lengths(tokenizer: TextTokenizer, tmp_path: P
      '{"tokens": [1.0]}', '{"tokens": [true]}', '{"messages": ["hello"]}', '{"messages": {}}',
      '{"messages": [{"role": "user", "content": "w1"}]}'],
 )  # fmt: skip
-def test_a_malformed_line_is_named(line: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_a_malformed_line_is_refused_with_its_number(
+    line: str, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"text": "w1"}\n' + line)
     with pytest.raises(InputError, match="line 2"):
@@ -104,9 +104,7 @@ def test_messages_go_through_the_chat_template(tokenizer: TextTokenizer, tmp_pat
         read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **asked)
 
 
-def test_text_that_is_missing_or_no_text_is_refused(
-    tokenizer: TextTokenizer, tmp_path: Path
-) -> None:
+def test_missing_or_undecodable_text_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(
             tmp_path / "no.txt", batch=1, prompt_tokens=5, tokenizer=tokenizer, vocab=VOCAB
@@ -129,7 +127,7 @@ def test_a_folder_without_a_readable_tokenizer_is_refused(
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
-def test_a_line_of_json_may_hold_the_line_separators_of_unicode(
+def test_a_json_line_may_contain_unicode_line_separators(
     tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     file = tmp_path / "prompts.jsonl"
@@ -143,7 +141,7 @@ def test_decoding_undoes_encoding(tokenizer: TextTokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("w4 w2")) == "w4 w2"
 
 
-def test_random_prompts_are_repeated_by_their_seed() -> None:
+def test_random_prompts_depend_only_on_the_seed() -> None:
     first = random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=1)
     assert first == random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=1)
     assert first != random_prompts(batch=2, prompt_tokens=30, vocab=50, seed=2)

@@ -61,7 +61,7 @@ def load(folder: Path, group: Group = ALONE) -> DecoderWeights:
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_folder_gives_the_tensors_that_were_saved(
+def test_loaded_tensors_equal_the_saved_ones(
     shards: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     write_model(tmp_path, shards=shards, dtype=dtype)
@@ -72,13 +72,13 @@ def test_a_folder_gives_the_tensors_that_were_saved(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_config_survives_being_written(name: str, tmp_path: Path) -> None:
+def test_a_written_config_reads_back_unchanged(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES[name])))
     assert replace(read_config(tmp_path), name=name) == FAMILIES[name]
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-def test_slices_of_all_ranks_make_the_whole(tp: int, tmp_path: Path) -> None:
+def test_the_slices_of_all_ranks_make_up_the_whole(tp: int, tmp_path: Path) -> None:
     write_model(tmp_path)
     whole = load(tmp_path)
     ranks = [load(tmp_path, Group(rank, tp)) for rank in range(tp)]
@@ -107,7 +107,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "model-2.safetensors is not a valid safetensors file")
 
 
-def test_a_shard_of_noise_is_refused(tmp_path: Path) -> None:
+def test_a_shard_with_random_bytes_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 4096)
     refused(tmp_path, "model.safetensors is not a valid safetensors file")
@@ -182,7 +182,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, f"{name} is stored as I8; quantised weights are not supported")
 
 
-def test_a_config_of_very_many_layers_ends_at_the_first_that_is_missing(tmp_path: Path) -> None:
+def test_a_config_with_too_many_layers_stops_at_the_first_missing_one(tmp_path: Path) -> None:
     write_model(tmp_path)
     source = SafetensorsFolder(tmp_path, torch.float32, CPU)
     with pytest.raises(InputError, match=rf"tensor model\.layers\.{CONFIG.layers}\."):
@@ -196,7 +196,7 @@ def refused(folder: Path, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_random_weights_differ_by_seed_and_by_name_and_repeat() -> None:
+def test_random_weights_depend_on_seed_and_name_and_are_reproducible() -> None:
     shape = (8, 8)
     draws = [
         RandomWeights(seed, torch.float32, CPU).read(name, shape, 0, 8, dim=0)
