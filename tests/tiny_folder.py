@@ -1,4 +1,4 @@
-"""A tiny seeded model as a folder of safetensors, with a tokenizer, and a text for it."""
+"""A tiny random model as a folder with safetensors and tokenizer, and random text for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIELDS: dict[str, Any] = {
 
 
 def write_model(folder: Path, *, seed: int = 0, vocab: int = VOCAB) -> Path:
-    """A Llama of two layers whose words are w0, w1, ..."""
+    """Write a Llama of two layers with the vocabulary w0, w1, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {**_FIELDS, "vocab_size": vocab}
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
@@ -49,14 +49,14 @@ def write_model(folder: Path, *, seed: int = 0, vocab: int = VOCAB) -> Path:
 
 
 def write_tokenizer(folder: Path, vocab: int) -> None:
-    """One word a token."""
+    """Write a tokenizer with one token per word."""
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def write_text(file: Path, words: int, *, seed: int = 0, vocab: int = VOCAB) -> Path:
-    """So many words."""
+    """Write a text of random words."""
     source = random.Random(seed)
     file.write_text(" ".join(f"w{source.randrange(vocab)}" for _ in range(words)), encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""Tiny seeded decoders, one for every family the runtime reads, and a way to run a batch on one."""
+"""Tiny random decoders, one per family that the runtime supports, and how to run a batch."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ DRAFTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One batch on one tiny model."""
+    """A batch to run on a tiny model."""
 
     family: str
     prompts: Sequence[Sequence[int]]
     new_tokens: Sequence[int]
-    draft: str = "none"  # or one of DRAFTS; "near" is the target itself as a standalone model
+    draft: str = "none"  # or one of DRAFTS; "near" is the target as a standalone draft
     gamma: int = 0
     budget: int = 24
     page_tokens: int = 4
@@ -81,11 +81,11 @@ class Case:
 
 def build(case: Case) -> Engine:
     """An engine for the case."""
-    who, _, policy = case.draft.partition("-")
+    model, _, policy = case.draft.partition("-")
     target = FAMILIES[case.family]
     draft = {"small": Model(config=SMALL, seed=7), "near": Model(config=target, seed=case.seed)}
     plan = DraftPlan(
-        draft=who,
+        draft=model,
         policy=policy or "full",
         gamma=case.gamma,
         kv_budget_tokens=None if policy == "full" else case.budget,
@@ -94,7 +94,7 @@ def build(case: Case) -> Engine:
     )
     setup = EngineSetup(
         target=Model(config=target, seed=case.seed),
-        draft=draft.get(who),
+        draft=draft.get(model),
         plan=plan,
         dtype=case.dtype,
         page_tokens=case.page_tokens,
@@ -107,7 +107,7 @@ def build(case: Case) -> Engine:
 
 
 def run(case: Case) -> GenerationResult:
-    """Generate, and see that every page came back."""
+    """Generate, and check that every page has been freed."""
     engine = build(case)
     result = engine.generate(case.prompts, case.new_tokens)
     for cache in (engine.cache, getattr(engine.drafter, "cache", engine.cache)):

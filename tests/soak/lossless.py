@@ -1,8 +1,8 @@
-"""Speculative against plain greedy decoding over random cases, for as many tokens as asked.
+"""Compare speculative with plain greedy decoding on random cases, for a number of tokens.
 
     python tests/soak/lossless.py --tokens 100000 --dtype float32
 
-Ends with code 1 at the first token that differs, and shows the target's two best logits there.
+Exits with 1 at the first token that differs, and prints the target's two largest logits there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from runtime.engine.results import GenerationResult  # noqa: E402
 
 
 def random_case(source: random.Random, dtype: torch.dtype) -> Case:
-    """Any family, draft, γ, budget, page size, lengths and end tokens."""
+    """A random family, draft, γ, budget, page size, lengths and end tokens."""
     batch = source.randint(1, 16)
     return Case(
         family=source.choice(list(FAMILIES)),
@@ -52,9 +52,9 @@ def random_case(source: random.Random, dtype: torch.dtype) -> Case:
     )
 
 
-def show_difference(case: Case, plain: GenerationResult, spoken: GenerationResult) -> None:
-    """The first token that differs, and the target's two best logits there."""
-    for index, (a, b) in enumerate(zip(plain.sequences, spoken.sequences, strict=True)):
+def show_difference(case: Case, plain: GenerationResult, speculative: GenerationResult) -> None:
+    """Print the first token that differs, and the target's two largest logits there."""
+    for index, (a, b) in enumerate(zip(plain.sequences, speculative.sequences, strict=True)):
         pairs = list(zip(a.generated, b.generated, strict=False))
         at = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), None)
         if at is not None:
@@ -74,7 +74,7 @@ def best_two(case: Case, text: list[int]) -> list[float]:
 
 
 def main() -> int:
-    """Run cases until enough tokens were compared."""
+    """Run cases until enough tokens have been compared."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -85,24 +85,26 @@ def main() -> int:
     begun = time.monotonic()
     while counts["tokens"] < options.tokens:
         case = random_case(source, getattr(torch, options.dtype))
-        plain, spoken = run(case.plain), run(case)
-        if plain.sequences != spoken.sequences:
-            show_difference(case, plain, spoken)
+        plain, speculative = run(case.plain), run(case)
+        if plain.sequences != speculative.sequences:
+            show_difference(case, plain, speculative)
             return 1
-        counts["tokens"] += spoken.generated_tokens
+        counts["tokens"] += speculative.generated_tokens
         counts["cases"] += 1
         counts[f"family {case.family}"] += 1
         counts[f"draft {case.draft}"] += 1
         counts[f"gamma {case.gamma}"] += 1
-        counts["ended by an end token"] += sum(s.finish == "eos" for s in spoken.sequences)
-        for record in spoken.rounds:
+        counts["sequences ended by an end token"] += sum(
+            s.finish == "eos" for s in speculative.sequences
+        )
+        for record in speculative.rounds:
             pairs = list(zip(record.accepted, record.kept_tokens, strict=True))
-            counts["rounds of a sequence"] += len(pairs)
+            counts["rounds of sequences"] += len(pairs)
             counts["all drafts accepted"] += sum(n == record.gamma for n, _ in pairs)
             counts["none accepted"] += sum(n == 0 for n, _ in pairs)
-            counts["cut inside a round"] += sum(kept <= n for n, kept in pairs)
+            counts["ended inside a round"] += sum(kept <= n for n, kept in pairs)
     for name, count in sorted(counts.items()):
-        print(f"{name:<28}{count:>10,}")
+        print(f"{name:<34}{count:>10,}")
     print(f"equal, {options.dtype}, {time.monotonic() - begun:.0f} s")
     return 0
 

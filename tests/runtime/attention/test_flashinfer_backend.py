@@ -1,4 +1,4 @@
-"""Every argument of FlashInfer's kernel, read back as the kernel reads it: plain attention.
+"""FlashInfer's backend on a CPU: an emulation reads every argument that the kernel gets.
 
 `PagedRun` does on the CPU, in float64, what `BatchPrefillWithPagedKVCache` of flashinfer 0.6.6 does
 (`attention/prefill.cuh`, `cascade.cuh`): blocks of query rows by ranges of KV, then their merge.
@@ -31,7 +31,7 @@ CAUSAL, NHD = 1, 0
 
 
 class PagedRun:
-    """The kernel module, for one choice of types and window."""
+    """Stands in for the kernel module of one combination of types and window."""
 
     def __init__(self, dtype: torch.dtype, head_dim: int, windowed: bool) -> None:
         assert dtype is torch.bfloat16 and head_dim == HEAD_DIM
@@ -133,7 +133,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def backends(
     source: random.Random, kv_heads: int, group: int
 ) -> tuple[FlashInferAttention, ReferenceAttention]:
-    """Both over the same random keys and values, of 16 bits and of 64."""
+    """Both backends over the same random keys and values, in bfloat16 and float64."""
     config = DecoderConfig(
         name="c", layers=2, hidden=64, query_heads=kv_heads * group, kv_heads=kv_heads,
         head_dim=HEAD_DIM, ffn_hidden=8, vocab=10, max_context_tokens=99,
@@ -149,7 +149,7 @@ def backends(
 
 
 def assert_same(plan: Any, expected: Any, heads: int) -> None:
-    """One pass by both; the plan may have idle rows after those of the layout."""
+    """Compare one pass; the plan may have idle rows after those of the layout."""
     count = len(expected.positions)
     assert plan.positions.tolist()[:count] == expected.positions.tolist()
     assert plan.write_slots.tolist()[:count] == expected.write_slots.tolist()
@@ -181,7 +181,7 @@ def test_a_ragged_pass_equals_the_reference(trial: int, emulated: None) -> None:
 
 @pytest.mark.parametrize("trial", range(24))
 def test_refilled_tables_of_a_draft_phase_equal_the_reference(trial: int, emulated: None) -> None:
-    """Three rounds over tables made once: lengths change, and in the last some have finished."""
+    """Three rounds over the same tables: lengths change, and in the last some have finished."""
     source = random.Random(100 + trial)
     kv_heads, group = source.choice([1, 2]), source.choice([1, 4])
     fast, plain = backends(source, kv_heads, group)

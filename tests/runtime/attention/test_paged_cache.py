@@ -1,4 +1,4 @@
-"""Pages are allocated as sequences grow, freed, never shared; a roll-back leaves no trace."""
+"""The paged cache: allocation, freeing and rolling back of pages."""
 
 from __future__ import annotations
 

@@ -64,11 +64,11 @@ def test_ragged_paged_attention_equals_attention_of_each_sequence(
         slots = torch.tensor(table)[place // page_tokens] * page_tokens + place % page_tokens
         keys, values = (part[slots] for part in cache.slots(1))
         assert torch.equal(keys[old:], key[rows]) and torch.equal(values[old:], value[rows])
-        asked = query[rows]
+        new_queries = query[rows]
         ahead = place[None] - place[old:, None]
         seen = (ahead <= 0) & (ahead > -(window or 1000))
         expected = F.scaled_dot_product_attention(
-            *(part.transpose(0, 1) for part in (asked, keys, values)), seen, enable_gqa=True
+            *(part.transpose(0, 1) for part in (new_queries, keys, values)), seen, enable_gqa=True
         )
         torch.testing.assert_close(output[rows], expected.transpose(0, 1), atol=1e-12, rtol=0)
         row += count

@@ -1,4 +1,4 @@
-"""Properties of the tables that FlashInfer's kernel reads, on a CPU."""
+"""Index tables of FlashInfer's kernel, on a CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reference() -> ReferenceAttention:
 
 @st.composite
 def phases(draw: st.DrawFn) -> tuple[list[int], list[list[int]], int]:
-    """Query counts of a batch; its lengths in three rounds; how many passes a round has."""
+    """Query counts of a batch, its lengths in three rounds, and the passes per round."""
     batch = draw(st.integers(1, 4))
     queries = draw(st.lists(st.integers(1, 5), min_size=batch, max_size=batch))
     lengths = st.lists(st.integers(5, ROOM * PAGE - 8), min_size=batch, max_size=batch)
@@ -61,7 +61,7 @@ def tables_of(layouts: Sequence[PassLayout]) -> PassTables:
 
 
 def visible_blocks(tables: DeviceTables) -> list[list[int]]:
-    """The block tables without what the mask turns off."""
+    """The block tables without masked blocks."""
     parts, words = tables.segments, tables.blocks.view(torch.int32)
     start = parts.blocks.start
 

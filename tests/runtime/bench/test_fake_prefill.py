@@ -1,4 +1,4 @@
-"""A start without a prefill leaves the lengths, pages and views of a real one."""
+"""Starting without a prefill, utilization, and kernel names."""
 
 from __future__ import annotations
 

