@@ -158,17 +158,22 @@ class _Run:
 
     def _utilization(self, result: GenerationResult, engine: Engine) -> dict[str, Any]:
         """The report's memory and verification rates."""
-        from runtime.bench.utilization import peak_memory, verification_rates
+        import torch
 
-        memory = {"weights": engine.target.weights.bytes, "kv_cache": engine.cache.bytes}
+        from runtime.bench.utilization import verification_rates
+
+        weights, device = engine.target.weights, self.ranks.device
+        memory = {"weights": weights.bytes, "kv_cache": engine.cache.bytes}
+        if device.type == "cuda":
+            memory["peak_allocated"] = torch.cuda.max_memory_allocated(device)
+            memory["peak_reserved"] = torch.cuda.max_memory_reserved(device)
         rates = verification_rates(
             self.config,
             result,
-            weight_bytes=engine.target.weights.read_bytes,
+            weight_bytes=weights.read_bytes,
             kv_token_bytes=engine.cache.token_bytes,
             tp=self.plan.tp,
         )
-        memory.update(peak_memory(self.ranks.device))
         return {"memory_bytes": memory, "verification": rates}
 
     def _setup(self, draft: DraftPlan) -> EngineSetup:

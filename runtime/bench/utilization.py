@@ -1,4 +1,4 @@
-"""Achieved bandwidth and throughput of verification, and peak memory.
+"""Achieved bandwidth and throughput of verification.
 
 Bytes are the weights and the KV cache, read once per verification. Operations are two per weight
 and token, plus those of attention.
@@ -6,7 +6,7 @@ and token, plus those of attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -47,15 +47,3 @@ def matrix_parameters(config: DecoderConfig) -> int:
     attention = config.hidden * config.head_dim * (heads + config.query_heads)
     mlp = 3 * config.hidden * config.ffn_hidden
     return config.layers * (attention + mlp) + config.hidden * config.vocab
-
-
-def peak_memory(device: Any) -> Sequence[tuple[str, int]]:
-    """Peak of the device's allocator in bytes; empty on a CPU."""
-    if device.type != "cuda":
-        return ()
-    import torch
-
-    return (
-        ("peak_allocated", torch.cuda.max_memory_allocated(device)),
-        ("peak_reserved", torch.cuda.max_memory_reserved(device)),
-    )

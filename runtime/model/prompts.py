@@ -98,7 +98,7 @@ def read_prompts(
     prompts = list(itertools.islice(candidates, batch))
     if len(prompts) < batch:
         raise InputError(
-            f"{path}: has {len(prompts)} prompts of {prompt_tokens:,} tokens, too few for a batch "
+            f"{path} has {len(prompts)} prompts of {prompt_tokens:,} tokens, too few for a batch "
             f"of {batch}; use a smaller batch, shorter prompts or a longer text"
         )
     for number, tokens in enumerate(prompts, start=1):
