@@ -6,6 +6,7 @@ not affect run time.
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import math
@@ -185,15 +186,8 @@ class StepBench:
         gamma, active = case.plan.gamma, engine.active
         passes, drafting = engine.passes, getattr(engine.drafter, "passes", None)
         assert isinstance(passes, GraphPasses)
-        plain = Engine(
-            target=engine.target,
-            cache=engine.cache,
-            backend=engine.backend,
-            passes=passes,
-            drafter=engine.drafter,
-            gamma=0,
-            sampler=engine.sampler,
-        )
+        plain = copy.copy(engine)
+        plain.gamma = 0
         for sequence in active:
             engine.cache.reserve(sequence.table, gamma + 1)
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
