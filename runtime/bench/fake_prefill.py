@@ -1,7 +1,6 @@
-"""Sequences that look as if their prompts had been prefilled: for timing, which data do not change.
+"""Sequences that look as if their prompts had been prefilled, for timing and for warming up.
 
-A cache is filled with random keys and values and read as any other. What is generated means
-nothing.
+What a cache holds does not change how long it takes to read. What is generated means nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +19,46 @@ from runtime.drafting.views import SnapView, View
 from runtime.engine.engine import Engine
 from runtime.execution.sequence import SequenceState
 
+_WARM_ROUNDS = 3
 _BLOCK = 2**26  # numbers drawn; the rest repeats them
 
 
 def start_without_prefill(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
 ) -> None:
-    """Start these sequences, each with one token generated, without a prefill."""
-    fill_random_kv(engine.cache.storage)
-    shuffle_pages(engine.cache)
+    """Start these sequences, each with one token generated, over random keys and values."""
+    for cache in (engine.cache, getattr(engine.drafter, "cache", engine.cache)):
+        fill_random_kv(cache.storage)
+        shuffle_pages(cache)
+    _place(engine, prompts, new_tokens)
+
+
+def warm_up(
+    engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int], *, prompt: bool
+) -> None:
+    """Compile kernels and capture graphs for this batch; nothing of it remains but those.
+
+    Runs a few rounds over whatever the cache holds, and before them, with `prompt`, one chunk of
+    prefill.
+    """
+    sampler, end_tokens = engine.sampler, engine.eos_tokens
+    states = [stream.get_state() for stream in sampler.streams]
+    engine.eos_tokens = frozenset()
+    if prompt:
+        engine.start([prompts[0][: engine.chunk_tokens]], [1])
+    _place(engine, prompts, new_tokens)
+    for _ in range(_WARM_ROUNDS):
+        if engine.active:
+            engine.round()
+    engine.abandon()
+    engine.eos_tokens = end_tokens
+    for stream, state in zip(sampler.streams, states, strict=True):
+        stream.set_state(state)
+    engine.clock.clear()
+
+
+def _place(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> None:
+    """Give these sequences their pages, and to the drafter what it keeps of them."""
     engine.rounds = []
     engine.sequences = [
         SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)
@@ -42,8 +72,6 @@ def start_without_prefill(
         for sequence in engine.sequences:
             _admit_without_gathering(engine, drafter.policy, sequence)
     if isinstance(drafter, StandaloneDrafter):
-        fill_random_kv(drafter.cache.storage)
-        shuffle_pages(drafter.cache)
         drafter.admit_without_prefill(engine.sequences)
 
 
