@@ -156,6 +156,7 @@ class PassTables:
         words += sum(len(run) * parts.words for run, parts in zip(runs, segments, strict=True))
         self._staged = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._device = torch.zeros(words, dtype=torch.int32, device=device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
         host: Ints = self._staged.numpy()
         self._tokens = slice(words - first_tokens, words)
         self._host_tokens = host[self._tokens]
@@ -191,10 +192,12 @@ class PassTables:
         return self._device[self._tokens]
 
     def fill(self, layouts: Sequence[PassLayout], tokens: Sequence[int] = ()) -> None:
-        """Copy lengths, pages, blocks and the first pass's tokens to the device, without waiting.
+        """Copy lengths, pages, blocks and the first pass's tokens to the device.
 
-        The previous copy must have finished, which each round's read from the device ensures.
+        Waits only for the previous copy, which reads the same host memory.
         """
+        if self._copied is not None:
+            self._copied.synchronize()
         for row, table in enumerate(layouts[0].page_tables):
             self._pages[row, : len(table)] = table
         used = len(layouts[0].page_tables)
@@ -211,6 +214,8 @@ class PassTables:
             done += run.steps
         self._host_tokens[: len(tokens)] = tokens
         self._device.copy_(self._staged, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
 
     def _padded(self, rows: Sequence[Counts | None]) -> Ints:
         """Counts of each pass (passes, batch), zero for idle rows."""

@@ -1,4 +1,4 @@
-"""Start sequences without a prefill, for timing: the caches hold random keys and values.
+"""Start sequences without a prefill, for timing and for warming up: the caches hold random values.
 
 The generated text is meaningless; run times do not depend on it.
 """
@@ -18,15 +18,46 @@ from runtime.drafting.views import SnapView, View
 from runtime.engine.engine import Engine
 from runtime.execution.sequence import SequenceState
 
+_WARM_ROUNDS = 3
 _BLOCK = 2**26  # random numbers to draw; larger caches repeat them
 
 
 def start_without_prefill(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]
 ) -> None:
-    """Start these sequences, each with one generated token, without a prefill."""
-    fill_random_kv(engine.cache.storage)
-    shuffle_pages(engine.cache)
+    """Start these sequences, each with one token generated, over random keys and values."""
+    for cache in (engine.cache, getattr(engine.drafter, "cache", engine.cache)):
+        fill_random_kv(cache.storage)
+        shuffle_pages(cache)
+    _place(engine, prompts, new_tokens)
+
+
+def warm_up(
+    engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int], *, prompt: bool
+) -> None:
+    """Compile kernels and capture graphs for this batch; nothing of it remains but those.
+
+    Runs a few rounds over whatever the cache holds, and before them, with `prompt`, one chunk of
+    prefill.
+    """
+    sampler, end_tokens = engine.sampler, engine.eos_tokens
+    states = [stream.get_state() for stream in sampler.streams]
+    engine.eos_tokens = frozenset()
+    if prompt:
+        engine.start([prompts[0][: engine.chunk_tokens]], [1])
+    _place(engine, prompts, new_tokens)
+    for _ in range(_WARM_ROUNDS):
+        if engine.active:
+            engine.round()
+    engine.abandon()
+    engine.eos_tokens = end_tokens
+    for stream, state in zip(sampler.streams, states, strict=True):
+        stream.set_state(state)
+    engine.clock.clear()
+
+
+def _place(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> None:
+    """Give these sequences their pages, and to the drafter what it keeps of them."""
     engine.rounds = []
     engine.sequences = [
         SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)
@@ -42,8 +73,6 @@ def start_without_prefill(
             view = View(engine.cache.allocate(pages), tail_page)
             drafter.policy.admit_with_view(sequence, view)
     if isinstance(drafter, StandaloneDrafter):
-        fill_random_kv(drafter.cache.storage)
-        shuffle_pages(drafter.cache)
         drafter.admit_without_prefill(engine.sequences)
 
 

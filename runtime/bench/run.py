@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -122,16 +123,17 @@ class _Run:
     def report(self, log: TextIO | None) -> dict[str, Any]:
         """Generate, with `--check` also without a draft, and summarise the results."""
         draft = self.plan.draft_plan
-        result, engine = self._generate(
+        result, engine, startup = self._generate(
             draft, lambda record: write_line(log, {"round": asdict(record)})
         )
-        report = {**result.summary(), **self._utilization(result, engine), "notes": self.notes}
+        report = {"startup_s": startup, **result.summary(), **self._utilization(result, engine)}
+        report["notes"] = self.notes
         del engine  # to free its memory
         report["sequences"] = [asdict(sequence) for sequence in result.sequences]
         if self.tokenizer is not None:
             report["texts"] = [self.tokenizer.decode(s.generated) for s in result.sequences]
         if self.plan.check:
-            plain, _ = self._generate(replace(draft, draft="none", gamma=0), lambda record: None)
+            plain, *_ = self._generate(replace(draft, draft="none", gamma=0), lambda record: None)
             same = plain.sequences == result.sequences
             report["check"] = {"same_tokens": same, "plain_decode_s": plain.decode_s}
             if not same:
@@ -140,21 +142,31 @@ class _Run:
 
     def _generate(
         self, draft: DraftPlan, on_round: Callable[[RoundRecord], None]
-    ) -> tuple[GenerationResult, Engine]:
-        from runtime.bench.fake_prefill import start_without_prefill
+    ) -> tuple[GenerationResult, Engine, dict[str, float]]:
+        """The result, its engine, and the seconds of loading and warming up before it."""
+        import torch
+
+        from runtime.bench.fake_prefill import start_without_prefill, warm_up
         from runtime.engine.build import BatchShape, build_engine
 
         new = [self.plan.gen_tokens] * len(self.prompts)
         eos = frozenset() if self.plan.ignore_eos else frozenset(self.config.eos_tokens)
         batch = BatchShape([len(prompt) for prompt in self.prompts], new)
+        begun = time.perf_counter()
         engine = build_engine(self._setup(draft), self.ranks, batch, eos)
+        loaded = time.perf_counter()
+        if self.ranks.device.type == "cuda":  # elsewhere nothing is compiled
+            with torch.inference_mode():
+                warm_up(engine, self.prompts, new, prompt=not self.plan.skip_prefill)
+                torch.cuda.synchronize()
+        startup = {"load": loaded - begun, "warm_up": time.perf_counter() - loaded}
         if self.plan.skip_prefill:
             start_without_prefill(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
             progress = _show_progress if self.ranks.is_root else _hide_progress
             result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
-        return result, engine
+        return result, engine, startup
 
     def _utilization(self, result: GenerationResult, engine: Engine) -> dict[str, Any]:
         """The report's memory and verification rates."""
@@ -269,8 +281,11 @@ def _print(plan: RunPlan, report: dict[str, Any]) -> None:
         ),
     }
     rows |= {
-        f"{name} (mean of {time['count']})": f"{1e3 * time['mean']:.2f} ms"
-        for name, time in report["phase_s"].items()
+        f"{name} (median, p90 of {times['count']})": " ".join(
+            f"{1e3 * times[part]:.2f}" for part in ("median", "p90")
+        )
+        + " ms"
+        for name, times in report["phase_s"].items()
     }
     if report["verification"]:
         rows["verification reads"] = f"{report['verification']['bytes_per_s'] / 1e12:.2f} TB/s"

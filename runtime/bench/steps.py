@@ -25,7 +25,7 @@ from runtime.config import config_of_shape
 from runtime.contracts import DraftChoice, ModelShape
 from runtime.drafting.standalone import StandaloneDrafter
 from runtime.engine.build import BatchShape, EngineSetup, Model, assemble
-from runtime.engine.clock import CudaClock, PhaseClock
+from runtime.engine.clock import PhaseClock
 from runtime.engine.engine import Engine
 from runtime.execution.cuda_graphs import Captured, GraphPasses
 from runtime.execution.prefill import PromptJob, prefill
@@ -132,12 +132,11 @@ class StepBench:
         """
         _release()
         torch.cuda.reset_peak_memory_stats(self.device)
-        replays = CudaClock()
-        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8), replays)
+        engine = self._engine(case, (case.plan.gamma + 1) * (repeats + 8))
         where = f"timing batch {case.batch}, {case.context_tokens} tokens, gamma {case.plan.gamma}"
         try:
             with HERE.at(where, limit_s=_CASE_S):
-                return self._timed(engine, case, repeats, replays, parts=parts, prompt=prompt)
+                return self._timed(engine, case, repeats, parts=parts, prompt=prompt)
         finally:
             del engine
             _release()
@@ -148,10 +147,10 @@ class StepBench:
         _release()
         self._stack.close()
 
-    def _engine(self, case: StepCase, room: int, replays: PhaseClock) -> Engine:
+    def _engine(self, case: StepCase, room: int) -> Engine:
         """An engine whose sequences have `context_tokens` in the cache, without a prefill.
 
-        `room` is the number of tokens to reserve for each; `replays` times every graph replay.
+        `room` is the number of tokens to reserve for each.
         """
         gamma = case.plan.gamma
         setup = EngineSetup(
@@ -162,7 +161,6 @@ class StepBench:
             dtype=self.dtype,
             device=self.device,
             page_tokens=_PAGE_TOKENS,
-            replay_timer=replays.phase,
         )
         tokens, count = case.context_tokens, case.batch
         shape = BatchShape([tokens] * count, [room] * count)
@@ -178,7 +176,6 @@ class StepBench:
         engine: Engine,
         case: StepCase,
         repeats: int,
-        clock: PhaseClock,
         *,
         parts: bool,
         prompt: bool,
@@ -191,7 +188,8 @@ class StepBench:
         for sequence in active:
             engine.cache.reserve(sequence.table, gamma + 1)
         nothing = torch.zeros((len(active), gamma), dtype=torch.long, device=self.device)
-        plain.verify(active, nothing[:, :0])
+        last = [sequence.tokens[-1] for sequence in active]
+        plain.verify(active, last, nothing[:, :0])
         graphs = {"target_step": passes.captured("verify")}
         target = self._median(graphs["target_step"], passes, repeats)
         draft, verify, round_s, between_s = (0.0, 0.0), target, target[0], None
@@ -200,10 +198,10 @@ class StepBench:
             if isinstance(drafting, GraphPasses):  # else other ranks draft
                 graphs["draft_phase"] = drafting.captured("draft")
                 draft = self._median(graphs["draft_phase"], drafting, repeats)
-            engine.verify(active, nothing)
+            engine.verify(active, last, nothing)
             graphs["verify"] = passes.captured("verify")
             verify = self._median(graphs["verify"], passes, repeats)
-            round_s, between_s = time_rounds(engine, repeats, clock)
+            round_s, between_s = time_rounds(engine, repeats, engine.clock)
         peak = torch.cuda.max_memory_allocated(self.device)  # before prefill: that of decoding
         tokens = min(case.context_tokens, _PREFILL_TOKENS) if prompt else 0
         prefill_s = self._prefill(engine, tokens) if prompt else 0.0
@@ -286,16 +284,17 @@ class StepBench:
 def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float, float]:
     """Median wall seconds of consecutive whole rounds, and of the time outside their passes.
 
-    `clock` is the engine's replay timer. It times each replay from the moment when the device could
-    begin it, so that the launch latency of an idle device counts as part of the pass.
+    `clock` is the engine's: it times each pass within its round, from the moment when the device
+    could begin it, so that the launch latency of an idle device counts as part of the pass.
     """
     times = []
     for _ in range(_WARM_ROUNDS + repeats):
         start = time.perf_counter()
         engine.round()
         times.append(time.perf_counter() - start)
-    # The last replays: one of each kind per round; earlier ones captured the graphs.
-    replays = [seconds[-len(times) :] for seconds in clock.seconds().values()]
+    # One replay of each kind per round, after those that captured the graphs.
+    seconds = clock.seconds()
+    replays = [seconds[name][-len(times) :] for name in ("draft", "verify") if name in seconds]
     within = [sum(round_replays) for round_replays in zip(*replays, strict=True)]
     between = [whole - inside for whole, inside in zip(times, within, strict=True)]
     return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])

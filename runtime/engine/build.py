@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from runtime.drafting.base import Drafter, NoDraft, SelfDrafter
 from runtime.drafting.sink_keys import Ring
 from runtime.drafting.standalone import AbsentDrafter, StandaloneDrafter
 from runtime.drafting.views import FullView, SinkWindowView, SnapView, ViewPolicy, whole_sink_pages
-from runtime.engine.clock import CudaClock, HostClock
+from runtime.engine.clock import CudaClock, HostClock, PhaseClock
 from runtime.engine.engine import Engine
 from runtime.errors import InputError, OutOfMemory, OutOfPages
 from runtime.execution.eager import EagerPasses, Passes
@@ -54,7 +53,6 @@ class EngineSetup:
 
     `rates` injects acceptance; `cache_pages` bounds the target's pool, which by default fits the
     batch. `snapkv_window` and `snapkv_pool` are SnapKV's last queries and pooling width.
-    `replay_timer`, for benchmarks, surrounds each replay of a CUDA graph, "draft" or "verify".
     """
 
     target: Model
@@ -70,7 +68,6 @@ class EngineSetup:
     chunk_tokens: int = 2048
     snapkv_window: int = 32
     snapkv_pool: int = 1  # docs/results/acceptance.md compares settings
-    replay_timer: Callable[[str], AbstractContextManager[None]] | None = None
 
     @property
     def gamma(self) -> int:
@@ -132,19 +129,20 @@ def assemble(
         if setup.device.type != "cuda":
             raise
         raise OutOfMemory(_memory_message(setup, target, batch, pages)) from error
-    backend, passes = _attention(setup, target, cache)
+    clock = CudaClock() if setup.device.type == "cuda" else HostClock()
+    backend, passes = _attention(setup, target, cache, clock)
     sampler = sampler_for(setup.sampling, setup.rates, setup.device)
     return Engine(
         target=target,
         cache=cache,
         backend=backend,
         passes=passes,
-        drafter=_drafter(setup, ranks, batch, target, draft, cache, passes, sampler),
+        drafter=_drafter(setup, ranks, batch, target, draft, cache, passes, sampler, clock),
         gamma=setup.gamma,
         sampler=sampler,
         eos_tokens=eos_tokens,
         chunk_tokens=setup.chunk_tokens,
-        clock=CudaClock() if setup.device.type == "cuda" else HostClock(),
+        clock=clock,
     )
 
 
@@ -157,6 +155,7 @@ def _drafter(
     cache: PagedCache,
     passes: Passes,
     sampler: Sampler,
+    clock: PhaseClock,
 ) -> Drafter:
     if not setup.gamma:
         return NoDraft(setup.device)
@@ -175,7 +174,7 @@ def _drafter(
     return StandaloneDrafter(
         decoder,
         draft_cache,
-        *_attention(setup, decoder, draft_cache),
+        *_attention(setup, decoder, draft_cache, clock),
         sampler,
         ring=ring,
         chunk_tokens=chunk,
@@ -184,19 +183,19 @@ def _drafter(
 
 
 def _attention(
-    setup: EngineSetup, decoder: Decoder, cache: PagedCache
+    setup: EngineSetup, decoder: Decoder, cache: PagedCache, clock: PhaseClock
 ) -> tuple[AttentionBackend, Passes]:
     """FlashInfer and graphs on a GPU in 16 bits, otherwise the eager reference."""
     if cache.storage.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16):
         from runtime.attention.flashinfer_backend import FlashInferAttention
-        from runtime.execution.cuda_graphs import GraphPasses, untimed
+        from runtime.execution.cuda_graphs import GraphPasses
 
         fast = FlashInferAttention(cache, decoder.query_heads)
         if setup.graphs:
-            return fast, GraphPasses(decoder, fast, timer=setup.replay_timer or untimed)
-        return fast, EagerPasses(decoder, fast)
+            return fast, GraphPasses(decoder, fast, timer=clock.phase)
+        return fast, EagerPasses(decoder, fast, timer=clock.phase)
     plain = ReferenceAttention(cache)
-    return plain, EagerPasses(decoder, plain)
+    return plain, EagerPasses(decoder, plain, timer=clock.phase)
 
 
 def _view(setup: EngineSetup, cache: PagedCache) -> ViewPolicy:

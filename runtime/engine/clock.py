@@ -1,7 +1,8 @@
 """Clocks for the phases of a run.
 
-Times are read only after the run: a clock that records events on a device resolves them then, so
-that the host never waits in between.
+"draft" and "verify" are the passes alone, without the host's planning of them. Times are read only
+after the run: a clock that records events on a device resolves them then, so that the host never
+waits in between.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-PHASES = ("prefill", "draft_prefill", "draft", "verify", "accept", "host")
+PHASES = ("prefill", "draft_prefill", "draft", "verify", "accept")
 
 
 class PhaseClock(Protocol):
@@ -23,6 +24,10 @@ class PhaseClock(Protocol):
 
     def seconds(self) -> Mapping[str, list[float]]:
         """Seconds of every occurrence of every phase, in order."""
+        ...
+
+    def clear(self) -> None:
+        """Forget every occurrence so far."""
         ...
 
 
@@ -42,6 +47,10 @@ class HostClock:
     def seconds(self) -> Mapping[str, list[float]]:
         """Seconds of every occurrence of every phase, in order."""
         return self._seconds
+
+    def clear(self) -> None:
+        """Forget every occurrence so far."""
+        self._seconds.clear()
 
 
 class CudaClock:
@@ -73,3 +82,7 @@ class CudaClock:
             name: [start.elapsed_time(end) * 1e-3 for start, end in marks]
             for name, marks in self._marks.items()
         }
+
+    def clear(self) -> None:
+        """Forget every occurrence so far."""
+        self._marks.clear()

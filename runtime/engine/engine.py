@@ -1,13 +1,19 @@
 """The speculative loop: prefill → draft γ → verify → accept → roll back.
 
-γ = 0 is plain decoding on the same loop. Between rounds the target's cache holds every token of a
-sequence but its last. The host reads the device once a round: the verdict.
+γ = 0 is plain decoding on the same loop. The host reads the device once per round: the verdict.
+
+Plain decoding launches the next step before it reads the last one, so that the host's work takes
+place while the GPU computes: the token stays on the device, and every sequence grows by exactly
+one. Maximum lengths are known in advance. An end token is seen one step late; the token that was
+computed after it is dropped. A speculative round cannot start this way, since its tables depend on
+how many drafts were accepted.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,6 +40,41 @@ def _silent(done: int, total: int) -> None:
     """No progress shown."""
 
 
+def _to_device(rows: list[int], device: torch.device) -> Tensor:
+    """Copied without waiting for the device."""
+    host = torch.tensor(rows, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
+class _Verdict:
+    """A round's verdict on its way to the host; `compared` if its last column compares ranks."""
+
+    def __init__(self, rows: Tensor, *, compared: bool) -> None:
+        self.rows, self.compared = rows, compared
+        self._host, self._copied = rows, None
+        if rows.is_cuda:
+            self._host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            self._host.copy_(rows, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> list[list[int]]:
+        """The rows, as soon as the device has written them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows: list[list[int]] = self._host.tolist()
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A round that the device works on: its sequences, its verdict, the cached tokens it reads."""
+
+    sequences: list[SequenceState]
+    verdict: _Verdict
+    read_tokens: int
+
+
 class Engine:
     """Generates for one batch. Every rank of the target's group runs the same engine in step."""
 
@@ -58,6 +99,7 @@ class Engine:
         self.clock = clock or HostClock()
         self.sequences: list[SequenceState] = []
         self.rounds: list[RoundRecord] = []
+        self._ahead: _Launched | None = None
 
     @property
     def group(self) -> Group:
@@ -107,9 +149,12 @@ class Engine:
         self, *, ttft_s: float, on_round: Callable[[RoundRecord], None] = lambda record: None
     ) -> GenerationResult:
         """All rounds of what was started; `ttft_s` is how long that took."""
-        first = time.perf_counter()
+        first, round_s = time.perf_counter(), list[float]()
         while self.active:
-            on_round(self.round())
+            start = time.perf_counter()
+            record = self.round()
+            round_s.append(time.perf_counter() - start)
+            on_round(record)
         ended = time.perf_counter()
         return GenerationResult(
             sequences=tuple(
@@ -117,7 +162,7 @@ class Engine:
                 for s in self.sequences
             ),
             rounds=tuple(self.rounds),
-            phases=self.clock.seconds(),
+            phases={**self.clock.seconds(), "round": round_s},
             ttft_s=ttft_s,
             decode_s=ended - first,
         )
@@ -143,7 +188,7 @@ class Engine:
     def _start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], progress: Progress
     ) -> None:
-        self.rounds = []
+        self.rounds, self._ahead = [], None
         self.sequences = [
             SequenceState(index, list(prompt), len(prompt), most)
             for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
@@ -160,7 +205,7 @@ class Engine:
             )
             nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
             rows = output_rows(self.target, hidden, self.sampler.greedy)
-            verdict = self._read(self._verify_tokens(nothing, rows[:, None]))
+            verdict = self._read(self._judge(nothing, rows[:, None]))
         with self.clock.phase("draft_prefill"):
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
@@ -174,29 +219,64 @@ class Engine:
         first = len(self.rounds) < _FIRST_ROUNDS
         limit_s = START_S if first else stall_limit_s(self.target.device.type)
         with HERE.at(f"round {len(self.rounds)}", limit_s=limit_s):
-            return self._round(self.active)
+            return self._round()
 
-    def _round(self, active: list[SequenceState]) -> RoundRecord:
+    def _round(self) -> RoundRecord:
+        """Launch a round unless one is under way; launch the next plain step; read the first."""
         number = len(self.rounds)
-        for sequence in active:
-            self.cache.reserve(sequence.table, self.gamma + 1)
-        HERE.text = f"round {number}: draft"
-        with self.clock.phase("draft"):
-            proposal = self.drafter.propose(active, self.gamma)
-        HERE.text = f"round {number}: verify"
-        with self.clock.phase("verify"):
-            rows = self.verify(active, proposal.tokens)
-            read = sum(sequence.table.tokens for sequence in active)
+        launched = self._ahead or self._launch(self.active)
+        self._ahead = None
+        if self.gamma == 0:
+            self._ahead = self._launch_after(launched)
         HERE.text = f"round {number}: accept"
-        with self.clock.phase("accept"):
-            verdict = self._read(self._verify_tokens(proposal, rows))
-        with self.clock.phase("host"):
-            record = self._commit(active, verdict, read)
+        record = self._commit(launched, self._read(launched.verdict))
         self.rounds.append(record)
+        if not self.active:
+            self._ahead = None  # only sequences that met an end token
         return record
 
-    def verify(self, active: Sequence[SequenceState], drafts: Tensor) -> Tensor:
-        """What the sampler reads after each sequence's last token and after every draft."""
+    def _launch(self, active: list[SequenceState]) -> _Launched:
+        """Draft and verify from tokens that the host has."""
+        for sequence in active:
+            self.cache.reserve(sequence.table, self.gamma + 1)
+        HERE.text = f"round {len(self.rounds)}: draft"
+        proposal = self.drafter.propose(active, self.gamma)
+        last = [sequence.tokens[-1] for sequence in active]
+        return self._verify_and_accept(active, last, proposal)
+
+    def _launch_after(self, before: _Launched) -> _Launched | None:
+        """The plain step after one that has not been read, from the tokens on the device."""
+        rows = [
+            row
+            for row, sequence in enumerate(before.sequences)
+            if sequence.finish is None and sequence.room > 1
+        ]
+        if not rows:
+            return None
+        active, last = [before.sequences[row] for row in rows], before.verdict.rows[:, 1]
+        if len(rows) < len(last):
+            last = last[_to_device(rows, last.device)]
+        for sequence in active:
+            self.cache.reserve(sequence.table, 1)
+        return self._verify_and_accept(active, last, self.drafter.propose(active, 0))
+
+    def _verify_and_accept(
+        self, active: list[SequenceState], last: Sequence[int] | Tensor, proposal: Proposal
+    ) -> _Launched:
+        HERE.text = f"round {len(self.rounds)}: verify"
+        rows = self.verify(active, last, proposal.tokens)
+        read = sum(sequence.table.tokens for sequence in active)
+        with self.clock.phase("accept"):
+            verdict = self._judge(proposal, rows)
+        if self.gamma == 0:
+            for sequence in active:  # nothing will be rolled back
+                sequence.table.tokens += 1
+        return _Launched(active, verdict, read)
+
+    def verify(
+        self, active: Sequence[SequenceState], last: Sequence[int] | Tensor, drafts: Tensor
+    ) -> Tensor:
+        """What the sampler reads after each sequence's `last` token and after every draft."""
         width = self.gamma + 1
         layout = PassLayout(
             page_tables=[sequence.table.pages for sequence in active],
@@ -204,29 +284,31 @@ class Engine:
             query_tokens=[width] * len(active),
             window_tokens=self.target.config.sliding_window_tokens,
         )
-        last = [sequence.tokens[-1] for sequence in active]
         return self.passes.verify(layout, last, drafts, greedy=self.sampler.greedy)
 
-    def _verify_tokens(self, proposal: Proposal, rows: Tensor) -> Tensor:
+    def _judge(self, proposal: Proposal, rows: Tensor) -> _Verdict:
         """Rank 0's verdict (B, γ + 2) on every rank, and whether this one drafted otherwise.
 
         Ranks that draft must draft the same tokens, since each reads its part of the cache by its
-        drafts: rank 0's travel with its verdict.
+        drafts: rank 0's travel with its verdict. A most likely token alone is equal on every rank,
+        since all of them choose it from the same exchanged values.
         """
-        if self.group.size == 1:
-            return self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, rows)
+        drafts, group = proposal.tokens, self.group
+        if group.size == 1 or (self.sampler.greedy and drafts.shape[1] == 0):
+            verdict = self.sampler.verify_tokens(drafts, proposal.probabilities, rows)
+            return _Verdict(verdict, compared=False)
         batch, width = rows.shape[:2]
-        if self.group.rank == 0:
-            verdict = self.sampler.verify_tokens(proposal.tokens, proposal.probabilities, rows)
-            sent = torch.cat((verdict, proposal.tokens), dim=1)
+        if group.rank == 0:
+            verdict = self.sampler.verify_tokens(drafts, proposal.probabilities, rows)
+            sent = torch.cat((verdict, drafts), dim=1)
         else:
-            sent = proposal.tokens.new_empty((batch, 2 * width))
-        sent = self.group.broadcast(sent)
-        drafted = proposal.tokens if proposal.drafted is None else proposal.drafted
+            sent = drafts.new_empty((batch, 2 * width))
+        sent = group.broadcast(sent)
+        drafted = drafts if proposal.drafted is None else proposal.drafted
         differs = (sent[:, width + 1 :] != drafted).any(1, keepdim=True)
-        return torch.cat((sent[:, : width + 1], differs.long()), dim=1)
+        return _Verdict(torch.cat((sent[:, : width + 1], differs.long()), dim=1), compared=True)
 
-    def _read(self, verdict: Tensor) -> list[list[int]]:
+    def _read(self, verdict: _Verdict) -> list[list[int]]:
         """The one read of the device in a round.
 
         Raises
@@ -234,10 +316,8 @@ class Engine:
         EngineError
             If this rank drafted other tokens than rank 0: caches of the ranks no longer agree.
         """
-        rows: list[list[int]] = verdict.tolist()
-        if self.group.size == 1:
-            return rows
-        for index, row in enumerate(rows):
+        rows = verdict.read()
+        for index, row in enumerate(rows if verdict.compared else ()):
             if row.pop():
                 raise EngineError(
                     f"rank {self.group.rank} drafted other tokens than rank 0 (round "
@@ -245,19 +325,28 @@ class Engine:
                 )
         return rows
 
-    def _commit(
-        self, active: Sequence[SequenceState], verdict: list[list[int]], read: int
-    ) -> RoundRecord:
+    def _commit(self, launched: _Launched, verdict: list[list[int]]) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
-        kept = []
-        for sequence, (accepted, *tokens) in zip(active, verdict, strict=True):
+        counts, kept = [], []
+        for sequence, (accepted, *tokens) in zip(launched.sequences, verdict, strict=True):
+            if sequence.finish is not None:  # this step was launched before its end token was read
+                continue
             before = len(sequence.tokens)
             sequence.append(tokens[: accepted + 1], self.eos_tokens)
+            counts.append(accepted)
             kept.append(len(sequence.tokens) - before)
-            self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
             if sequence.finish is not None:
                 self._free(sequence)
-        return RoundRecord(self.gamma, tuple(row[0] for row in verdict), tuple(kept), read)
+            elif self.gamma:
+                self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
+        return RoundRecord(self.gamma, tuple(counts), tuple(kept), launched.read_tokens)
+
+    def abandon(self) -> None:
+        """Free every sequence that has not finished."""
+        for sequence in self.active:
+            sequence.finish = "abandoned"
+            self._free(sequence)
+        self._ahead = None
 
     def _free(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.table)

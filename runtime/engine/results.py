@@ -35,7 +35,10 @@ class FinishedSequence:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """A run on one rank; `phases` lists the seconds of each phase, once per occurrence."""
+    """A run on one rank; `phases` lists the seconds of each phase, once per occurrence.
+
+    "round" is the wall time of a whole round.
+    """
 
     sequences: tuple[FinishedSequence, ...]
     rounds: tuple[RoundRecord, ...]
@@ -66,6 +69,15 @@ class GenerationResult:
             rates.append(passed / reached if reached else None)
         return rates
 
+    @property
+    def between_passes_s(self) -> float | None:
+        """Median round less the median passes of one: host time and sampling that show."""
+        rounds = self.phases.get("round")
+        if not rounds:
+            return None
+        passes = [times for name in ("draft", "verify") if (times := self.phases.get(name))]
+        return median(rounds) - sum(median(times) for times in passes)
+
     def summary(self) -> dict[str, Any]:
         """The figures as JSON types, in seconds, tokens and tokens per second."""
         decoded = self.generated_tokens - len(self.sequences)
@@ -88,5 +100,7 @@ class GenerationResult:
                     "p90": quantile(times, 0.9),
                 }
                 for name, times in self.phases.items()
+                if times
             },
+            "between_passes_s": self.between_passes_s,
         }

@@ -2,16 +2,16 @@
 
 A graph has room for a number of sequences and of pages each; rows without a sequence read and write
 the cache's idle page. A graph is captured when first needed, and a smaller one in addition once
-half of its rows are idle. Each capture stalls a run for 0.1 to 0.5 s. Capturing every size at the
-start would take as long for each, needed or not, and keep an output for each: up to as much memory
-again as the first.
+half of its rows have been idle for `_PATIENCE` passes: a capture stalls the run for 0.1 to 0.5 s,
+more than a few smaller passes save at the end of a run. Capturing every size at the start would
+take as long for each, needed or not, and keep an output for each: up to as much memory again as the
+first.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,27 +21,26 @@ from torch import Tensor
 from runtime.attention.base import PassLayout
 from runtime.attention.flashinfer_backend import FlashInferAttention, PlannedPasses
 from runtime.execution.draft_steps import DraftPhase, Proposal
-from runtime.execution.eager import draft_steps, output_rows
+from runtime.execution.eager import PassTimer, draft_steps, output_rows, untimed
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
 
 _Output = TypeVar("_Output")
 _Key = tuple[Any, ...]
-ReplayTimer = Callable[[str], AbstractContextManager[None]]  # called with "draft" or "verify"
+_PATIENCE = 32
 
 
-def untimed(name: str) -> AbstractContextManager[None]:
-    """A `ReplayTimer` that measures nothing."""
-    return nullcontext()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Captured(Generic[_Output]):
-    """A graph, the passes whose tables it reads, and what it writes."""
+    """A graph, the passes whose tables it reads, and what it writes.
+
+    `too_large` counts the passes in a row that left half of its rows idle.
+    """
 
     graph: torch.cuda.CUDAGraph
     passes: PlannedPasses
     output: _Output
+    too_large: int = 0
 
     def replay(self) -> _Output:
         """Launch it; the output is valid until the next replay."""
@@ -53,7 +52,7 @@ class GraphPasses:
     """One decoder over one cache, on a GPU; `timer` surrounds each replay, and only the replay."""
 
     def __init__(
-        self, decoder: Decoder, backend: FlashInferAttention, *, timer: ReplayTimer = untimed
+        self, decoder: Decoder, backend: FlashInferAttention, *, timer: PassTimer = untimed
     ) -> None:
         self.decoder, self.backend, self._timer = decoder, backend, timer
         self._drafts: dict[_Key, list[Captured[Proposal]]] = {}
@@ -86,7 +85,7 @@ class GraphPasses:
         return Proposal(drafts.tokens[:batch], None if rows is None else rows[:batch])
 
     def verify(
-        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+        self, layout: PassLayout, last: Sequence[int] | Tensor, drafts: Tensor, *, greedy: bool
     ) -> Tensor:
         """One replay."""
         batch, gamma = drafts.shape
@@ -99,10 +98,15 @@ class GraphPasses:
             rows = output_rows(self.decoder, normed, greedy)
             return rows.view(-1, width, *rows.shape[1:])
 
-        tokens = [token for first in last for token in (first, *[0] * gamma)]
+        tokens = []
+        if not isinstance(last, Tensor):
+            tokens = [token for first in last for token in (first, *[0] * gamma)]
         captured = self._graph(self._verifies, self._verify_pool, key, [layout], tokens, run, None)
         self._latest["verify"] = captured
-        captured.passes.tables.tokens.view(-1, width)[:batch, 1:].copy_(drafts)
+        inputs = captured.passes.tables.tokens.view(-1, width)[:batch]
+        if isinstance(last, Tensor):
+            inputs[:, 0].copy_(last)
+        inputs[:, 1:].copy_(drafts)
         with self._timer("verify"):
             rows: Tensor = captured.replay()
         return rows[:batch]
@@ -121,9 +125,12 @@ class GraphPasses:
         known, batch = graphs.setdefault(key, []), len(layouts[0].kv_tokens)
         fitting = [graph for graph in known if graph.passes.tables.fits(layouts)]
         smallest = min(fitting, key=lambda graph: graph.passes.tables.batch, default=None)
-        if smallest is not None and 2 * batch > smallest.passes.tables.batch:
-            smallest.passes.tables.fill(layouts, tokens)
-            return smallest
+        if smallest is not None:
+            half_idle = 2 * batch <= smallest.passes.tables.batch
+            smallest.too_large = smallest.too_large + 1 if half_idle else 0
+            if smallest.too_large <= _PATIENCE:
+                smallest.passes.tables.fill(layouts, tokens)
+                return smallest
         longest = max(len(table) for table in layouts[0].page_tables)
         room = longest + longest // 8 + 8  # sequences grow
         passes = self.backend.plan_passes(layouts, batch=batch, page_room=room)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -13,6 +14,13 @@ from runtime.execution.draft_steps import DraftPhase, Proposal
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
 
+PassTimer = Callable[[str], AbstractContextManager[None]]  # called with "draft" or "verify"
+
+
+def untimed(name: str) -> AbstractContextManager[None]:
+    """A `PassTimer` that measures nothing."""
+    return nullcontext()
+
 
 class Passes(Protocol):
     """One decoder over one cache."""
@@ -22,34 +30,38 @@ class Passes(Protocol):
         ...
 
     def verify(
-        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+        self, layout: PassLayout, last: Sequence[int] | Tensor, drafts: Tensor, *, greedy: bool
     ) -> Tensor:
         """Logits (B, γ + 1, V) after each sequence's `last` token and after its drafts (B, γ);
-        `greedy`: the most likely tokens (B, γ + 1)."""
+        `greedy`: the most likely tokens (B, γ + 1). `last` (B,) may be on host or device."""
         ...
 
 
 class EagerPasses:
-    """Operation by operation, on any device."""
+    """Operation by operation, on any device; `timer` surrounds each pass once it is planned."""
 
-    def __init__(self, decoder: Decoder, backend: AttentionBackend) -> None:
-        self.decoder, self.backend = decoder, backend
+    def __init__(
+        self, decoder: Decoder, backend: AttentionBackend, *, timer: PassTimer = untimed
+    ) -> None:
+        self.decoder, self.backend, self._timer = decoder, backend, timer
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """All steps are planned before the first."""
         plans = [self.backend.plan(layout) for layout in phase.layouts(gamma)]
         tokens = torch.tensor(phase.first_tokens, device=self.decoder.device).flatten()
-        return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
+        with self._timer("draft"):
+            return draft_steps(self.decoder, plans, tokens, phase.num_new_tokens, sampler)
 
     def verify(
-        self, layout: PassLayout, last: Sequence[int], drafts: Tensor, *, greedy: bool
+        self, layout: PassLayout, last: Sequence[int] | Tensor, drafts: Tensor, *, greedy: bool
     ) -> Tensor:
         """One pass over γ + 1 tokens per sequence."""
         plan = self.backend.plan(layout)
-        first = torch.tensor(last, device=drafts.device)[:, None]
+        first = torch.as_tensor(last, device=drafts.device)[:, None]
         tokens = torch.cat((first, drafts), dim=1)
-        normed = self.decoder.forward(tokens.flatten(), plan.positions, plan)
-        rows = output_rows(self.decoder, normed, greedy)
+        with self._timer("verify"):
+            normed = self.decoder.forward(tokens.flatten(), plan.positions, plan)
+            rows = output_rows(self.decoder, normed, greedy)
         return rows.view(*tokens.shape, *rows.shape[1:])
 
 

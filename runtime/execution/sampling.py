@@ -39,6 +39,11 @@ class Sampler(Protocol):
     """Draws drafts and verifies them."""
 
     @property
+    def streams(self) -> Sequence[torch.Generator]:
+        """All random streams."""
+        ...
+
+    @property
     def draft_streams(self) -> Sequence[torch.Generator]:
         """Random streams of `draft`, which a graph must register when it captures."""
         ...
@@ -62,6 +67,7 @@ class Sampler(Protocol):
 class GreedySampler:
     """The most likely token; a draft is accepted if it equals the target's."""
 
+    streams: Sequence[torch.Generator] = ()
     draft_streams: Sequence[torch.Generator] = ()
     greedy = True
 
@@ -91,6 +97,7 @@ class StochasticSampler:
         self._draft_stream = seeded(params.seed, device)
         self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
+        self.streams = (self._draft_stream, self._verify_stream)
 
     def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """A draw from each row, and its distribution."""
@@ -133,6 +140,7 @@ class InjectedSampler:
         self._rates = torch.tensor(list(rates), device=device, dtype=torch.float64)
         self.draft_streams: Sequence[torch.Generator] = ()
         self._stream = seeded(seed, device)
+        self.streams = (self._stream,)
 
     def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The most likely token."""

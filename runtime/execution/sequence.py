@@ -11,7 +11,8 @@ from runtime.attention.paged_cache import PageTable
 class SequenceState:
     """A prompt and what was generated after it.
 
-    Between rounds the target's cache holds every token but the last, the input of the next pass.
+    Between rounds the target's cache holds every token but the last, the input of the next pass; a
+    plain step that is already under way counts as cached.
     """
 
     index: int
@@ -19,20 +20,25 @@ class SequenceState:
     prompt_tokens: int
     max_new_tokens: int
     table: PageTable = field(default_factory=PageTable)
-    finish: str | None = None  # "eos" or "length"
+    finish: str | None = None  # "eos", "length" or "abandoned"
 
     @property
     def generated(self) -> list[int]:
         """Tokens after the prompt, the end token included."""
         return self.tokens[self.prompt_tokens :]
 
+    @property
+    def room(self) -> int:
+        """Tokens that may still be generated."""
+        return self.prompt_tokens + self.max_new_tokens - len(self.tokens)
+
     def append(self, tokens: list[int], eos_tokens: frozenset[int]) -> None:
         """Append new tokens up to an end token or the maximum length, and set `finish` there."""
-        taken = tokens[: self.prompt_tokens + self.max_new_tokens - len(self.tokens)]
+        taken = tokens[: self.room]
         if not eos_tokens.isdisjoint(taken):
             end = next(place for place, token in enumerate(taken) if token in eos_tokens)
             taken = taken[: end + 1]
             self.finish = "eos"
         self.tokens += taken
-        if not self.finish and len(self.tokens) - self.prompt_tokens >= self.max_new_tokens:
+        if not self.finish and self.room <= 0:
             self.finish = "length"

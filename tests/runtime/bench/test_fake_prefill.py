@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny_models import DRAFTS, Case, MetaWeights, build, random_prompts
 
-from runtime.bench.fake_prefill import start_without_prefill
+from runtime.bench.fake_prefill import start_without_prefill, warm_up
 from runtime.bench.kernel_parts import kernel_part
 from runtime.bench.utilization import matrix_parameters, verification_rates
 from runtime.config import DecoderConfig
 from runtime.engine.results import GenerationResult, RoundRecord
+from runtime.execution.sampling import SamplingParams
 from runtime.model.weights import load_weights
 from runtime.parallel.groups import ALONE
 
@@ -45,6 +46,29 @@ def test_starting_without_a_prefill_gives_the_state_of_a_real_prefill(draft: str
     assert unfilled.cache.free_pages == unfilled.cache.pages
     # Every round reads each sequence's whole cache but drafts nothing twice.
     assert result.rounds[0].read_tokens == 90 + 31 + 64
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("draft", ["none", *DRAFTS])
+def test_warming_up_changes_nothing_of_the_run_after_it(draft: str, temperature: float) -> None:
+    case = Case(
+        family="qwen2.5",
+        prompts=random_prompts((90, 31, 64), seed=5),
+        new_tokens=(12, 12, 12),
+        draft=draft,
+        gamma=0 if draft == "none" else 3,
+        eos=frozenset({3}),
+        extra={"sampling": SamplingParams(temperature=temperature, seed=4)},
+    )
+    cold, warm = build(case), build(case)
+    with torch.inference_mode():
+        warm_up(warm, case.prompts, case.new_tokens, prompt=True)
+    for engine in (warm, warm.drafter):
+        cache = getattr(engine, "cache", warm.cache)
+        assert cache.free_pages == cache.pages
+    assert warm.clock.seconds() == {}
+    found, expected = (engine.generate(case.prompts, case.new_tokens) for engine in (warm, cold))
+    assert found.sequences == expected.sequences and found.rounds == expected.rounds
 
 
 def test_matrix_parameters_are_all_weights_but_embedding_and_norms() -> None:

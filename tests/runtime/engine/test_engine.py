@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,50 @@ def started(draft: str, gamma: int = 3) -> Engine:
     engine = build(case)
     engine.start(case.prompts, case.new_tokens)
     return engine
+
+
+def events_of_a_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Engine]:
+    """The order in which a run launches its passes and reads their verdicts."""
+    engine, events = build(case), list[str]()
+    engine.start(case.prompts, case.new_tokens)
+    for name in ("verify", "_read"):
+        original = getattr(engine, name)
+
+        def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(engine, name, spy)
+    engine.run_to_end(ttft_s=0.0)
+    return events, engine
+
+
+def test_a_plain_step_is_launched_before_the_last_one_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = random_prompts((9, 5), seed=2)
+    case = Case(family="qwen3", prompts=prompts, new_tokens=(5, 3))
+    events, engine = events_of_a_run(case, monkeypatch)
+    ahead = ["verify", *["verify", "_read"] * 3, "_read"]  # four rounds, and no pass is wasted
+    assert events == ahead and len(engine.rounds) == 4
+    assert [len(record.kept_tokens) for record in engine.rounds] == [2, 2, 1, 1]
+    tokens = [sequence.generated for sequence in engine.sequences]
+    # An end token is met one step late, and what was computed after it is dropped.
+    ended = replace(case, eos=frozenset({tokens[0][2]}), new_tokens=(5, 1))
+    events, engine = events_of_a_run(ended, monkeypatch)
+    assert events == ["verify", *["verify", "_read"] * 2]
+    assert engine.sequences[0].generated == tokens[0][:3]
+    assert engine.cache.free_pages == engine.cache.pages
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_speculative_round_is_read_before_the_next(
+    draft: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts((9, 5), seed=3)
+    case = Case(family="llama-2", prompts=prompts, new_tokens=(9, 9), draft=draft, gamma=2)
+    events, engine = events_of_a_run(case, monkeypatch)
+    assert events == ["verify", "_read"] * len(engine.rounds)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
@@ -125,9 +170,10 @@ def test_progress_ends_at_the_whole_prompt_and_phases_are_timed() -> None:
         case.prompts, case.new_tokens, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(32, 140), (64, 140), (96, 140), (128, 140), (140, 140)]
-    assert set(result.phases) == set(PHASES)
-    assert len(result.phases["verify"]) == len(result.rounds) == 3
-    assert sum(map(sum, result.phases.values())) <= result.ttft_s + result.decode_s
+    assert set(result.phases) == {*PHASES, "round"} - {"draft"}
+    assert len(result.phases["verify"]) == len(result.rounds) == len(result.phases["round"]) == 3
+    passes = [sum(times) for name, times in result.phases.items() if name != "round"]
+    assert sum(passes) <= result.ttft_s + result.decode_s
 
 
 def test_short_prompts_share_a_pass_and_long_ones_take_several() -> None:
