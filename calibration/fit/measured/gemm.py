@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
-from calibration.records.kernels import KernelRecord, KernelRecords
+from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
 from perfmodel.kernels import GemmCurve, OwnProducts
@@ -55,14 +55,6 @@ class RatioFit:
             "time_over_table_per_10000": np.rint(1e4 * np.exp(self.ratios.log_ratio)).astype(int),
         }
         return toml_text({"own": table}, header=HEADER)
-
-
-def gemm_records(records: KernelRecords) -> list[KernelRecord]:
-    """GEMM records of the runtime's kernel choice; cuBLAS where that was not timed."""
-    runtime = records.of("gemm", path="runtime")
-    timed = {(r["m"], r["n"], r["k"]) for r in runtime}
-    rest = [r for r in records.of("gemm") if r["path"] != "runtime"]
-    return runtime + [r for r in rest if (r["m"], r["n"], r["k"]) not in timed]
 
 
 def missing_gemm(records: Sequence[KernelRecord]) -> str | None:

@@ -13,7 +13,7 @@ from calibration.measure.bench import Bench
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
 from calibration.measure.timer import SPARE_BYTES
-from calibration.records.cells import Cell, attention_cell, layer_matrices
+from calibration.records.cells import Cell, layer_matrices
 from perfmodel import ModelSpec
 
 pytestmark = pytest.mark.slow
@@ -139,21 +139,12 @@ def test_every_small_operation_runs(op: str) -> None:
         call(i)
 
 
-@pytest.mark.parametrize("path", ["runtime", "cublas"])
-def test_a_product_has_other_weights_in_each_call(path: str) -> None:
+def test_a_product_has_other_weights_in_each_call() -> None:
     bench = SmallBench()
     bench.pool.normal_()
-    call = bench.gemm_call(gemm_cell(3, 48, 64, path))
+    call = bench.gemm_call(gemm_cell(3, 48, 64))
     first, second = call(0).clone(), call(1).clone()
     assert first.shape == (3, 48) and not torch.equal(first, second)
-
-
-def test_an_unknown_path_is_refused() -> None:
-    bench = SmallBench()
-    with pytest.raises(ValueError, match="no attention path 'decode'"):
-        bench.attention_call(attention_cell((8, 2, 16), 1, 40, 1, "decode"))
-    with pytest.raises(ValueError, match="no GEMM path 'fast'"):
-        bench.gemm_call(gemm_cell(3, 48, 64, "fast"))
 
 
 def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

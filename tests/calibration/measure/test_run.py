@@ -39,6 +39,7 @@ from calibration.measure.run import (
     Run,
     chosen_groups,
     clock_summary,
+    measure_groups,
     open_log,
     pick,
 )
@@ -185,8 +186,8 @@ class FakeBench(Bench):
             raise RuntimeError("no rows")
         return None
 
-    def time_graph(self, call: Any, calls: int) -> tuple[list[float], int]:
-        return self.times, calls
+    def time_graph(self, call: Any, calls: int) -> list[float]:
+        return self.times
 
 
 def test_a_record_is_the_cell_with_the_median_of_its_replays() -> None:
@@ -247,10 +248,17 @@ def test_another_machines_file_is_not_added_to(tmp_path: Path, field: str) -> No
 
 
 def test_an_unknown_group_is_named() -> None:
-    assert [group.name for group in chosen_groups(["hbm", "gemm"])] == ["gemm", "hbm"]
+    assert [group.name for group in chosen_groups(["layer", "gemm"])] == ["gemm", "layer"]
     assert len(chosen_groups()) > 5
-    with pytest.raises(ConfigError, match="no group 'gem'"):
-        chosen_groups(["hbm", "gem"])
+    with pytest.raises(ConfigError, match="unknown group 'gem'"):
+        chosen_groups(["layer", "gem"])
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_a_time_to_spend_that_is_not_positive_is_refused(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(BenchError, match="is not a positive time"):
+        measure_groups(tmp_path / "k.jsonl", seconds, chosen_groups(), HEADER)
+    assert not (tmp_path / "k.jsonl").exists()
 
 
 def test_clocks_are_those_seen_under_load() -> None:
