@@ -200,7 +200,7 @@ def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) ->
     path.write_text(path.read_text() + '{"op": "step", "ca')
     with RecordLog(path, HEADER, same=SAME_RUN) as log:
         assert case_ids(log.lines) == {v["case"]["id"] for v in lines}
-    with pytest.raises(RecordError, match="line 1: measured with commit 'a', this is 'b'"):
+    with pytest.raises(RecordError, match="line 1: measured with commit 'a', but this run has 'b'"):
         RecordLog(path, HEADER | {"commit": "b"}, same=SAME_RUN)
 
 
@@ -275,7 +275,7 @@ class TwoRanks(FakeRuntime):
 
 def test_a_case_that_fails_on_one_rank_alone_ends_the_run(cases: CaseFile, tmp_path: Path) -> None:
     runtime = TwoRanks(lambda asked: "out of memory" if asked > 20 else "")
-    with pytest.raises(RecordError, match="rank 1: out of memory, where other ranks went on"):
+    with pytest.raises(RecordError, match="rank 1: out of memory, while other ranks succeeded"):
         run(runtime, cases, tmp_path / "steps.jsonl")
     assert 0 < len(read_steps(tmp_path / "steps.jsonl")[1]) < len(cases.cases)
     assert runtime.open == 0
