@@ -1,4 +1,4 @@
-"""Published step times against predictions: signed errors per table, phase and held-out group."""
+"""Published step times, and the signed errors of their predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOLDEN = resources.files("calibration") / "golden"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRow:
-    """One measured configuration: what was run, and seconds as published; None where not."""
+    """One published configuration with its times in seconds; None if not published."""
 
     table: str
     engine: str
@@ -41,7 +41,7 @@ class PublishedRow:
 
     @property
     def overhead_s(self) -> float:
-        """What a round took beyond γ·T_D + T_V; NaN where no round was published. [s]"""
+        """Time of a round beyond γ·T_D + T_V; NaN without a published round. [s]"""
         round_parts = (self.tpot_s, self.tokens_per_round, self.verify_s, self.draft_step_s)
         if None in round_parts:
             return math.nan
@@ -50,7 +50,7 @@ class PublishedRow:
 
     @property
     def speedup(self) -> float:
-        """T_T over the time per token, from the published times; NaN where there is none."""
+        """Published T_T over the published time per token; NaN without the latter."""
         return math.nan if self.tpot_s is None else self.target_step_s / self.tpot_s
 
 
@@ -63,20 +63,20 @@ class RowError:
 
 
 def magicdec_rows() -> list[PublishedRow]:
-    """The 42 rows of MagicDec's tables 3a, 3b and 6."""
+    """The 42 rows of tables 3a, 3b and 6 of the MagicDec paper."""
     return [_magicdec_row(values) for values in _golden("magicdec_step_times.csv")]
 
 
 def h200_rows() -> list[PublishedRow]:
-    """12 pairs of γ and KV budget: steps of plain kernels in a graph on one H200."""
+    """12 rows: steps of plain torch and FlashInfer kernels in a CUDA graph on one H200."""
     return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
 
 
 def gptfast_rows() -> list[PublishedRow]:
-    """23 rows of gpt-fast: one sequence decoded plainly on A100, TP 1 to 8.
+    """23 rows of gpt-fast: plain decoding of one sequence on A100 at TP 1 to 8.
 
-    Nothing is fitted on them. The engine is `ideal`: one compiled graph, no scheduler. The context
-    is the prompt and half of what is generated.
+    Nothing is fitted to them. The engine is `ideal`, since gpt-fast runs one compiled graph without
+    a scheduler. The context is the prompt plus half of the generated tokens.
     """
     return [_gptfast_row(values) for values in _golden("gptfast_decode.csv")]
 
@@ -89,7 +89,7 @@ def _golden(name: str) -> Iterable[dict[str, str]]:
 def predict_row(
     row: PublishedRow, profile: Callable[[EngineProfile], EngineProfile] | None = None
 ) -> RoundEstimate:
-    """The prediction of one row with its engine's profile, or one made from it by `profile`."""
+    """The prediction of a row with its engine profile, optionally changed by `profile`."""
     scenario = parse_scenario(
         {
             "target": row.target,
@@ -113,9 +113,9 @@ def predict_row(
 
 
 def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
-    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published.
+    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they are published.
 
-    A row's speedup is its T_T over its time per token, so the prediction's is, too.
+    The predicted speedup is T_T over the time per token, like that of the row.
     """
     predicted = {"target_step_s": float(point.target_step.total_s)}
     if row.verify_s is not None:

@@ -44,7 +44,7 @@ def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> No
     path = tmp_path / "r.jsonl"
     write(path, FIRST)
     write(path, SECOND, header={**HEADER, "time": "later", "command": ["x"]})
-    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, this is 0\.5"):
+    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, but this run has 0\.5"):
         write(path, header={**HEADER, "temperature": 0.5})
     assert len(read_acceptance(path).records) == 2
 

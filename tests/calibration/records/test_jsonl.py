@@ -76,7 +76,9 @@ def test_another_measurements_file_is_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     log(path).close()
     before = path.read_bytes()
-    with pytest.raises(RecordError, match=r"line 1: measured with gpu 'NVIDIA H200', this is 'B'"):
+    with pytest.raises(
+        RecordError, match=r"line 1: measured with gpu 'NVIDIA H200', but this run has 'B'"
+    ):
         log(path, gpu="B")
     with pytest.raises(RecordError, match="cannot be appended to"):
         log(tmp_path / "r.jsonl.gz")
@@ -92,7 +94,7 @@ def test_another_measurements_file_is_not_appended_to(tmp_path: Path) -> None:
         (b"[1]\n", "line 1: not a JSON object"),
         (b"\xff\xfe\n", "cannot be read"),
         (b'{"header": {}}\n{"a"\n{}\n', "line 2: not JSON"),
-        (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off here"),
+        (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off"),
     ],
 )
 def test_other_files_are_refused_with_the_line(

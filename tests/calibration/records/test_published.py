@@ -162,7 +162,7 @@ def test_the_report_is_json_and_text(report: PublishedReport) -> None:
     text = "\n".join(report_lines(report))
     for group in report.groups:
         assert group.name in text
-    assert "Aim on held-out rows, mean 3 % and worst 10 %: " in text
+    assert "Target on held-out rows, mean 3 % and worst 10 %: " in text
 
 
 def test_one_gpu_predicts_plain_decoding_it_was_never_fitted_on(report: PublishedReport) -> None:
