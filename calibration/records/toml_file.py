@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tomlkit
-from tomlkit.items import InlineTable, Item, Table
+from tomlkit.items import Item, Table
 
 
 def toml_text(values: Mapping[str, Any], *, header: str) -> str:
@@ -43,13 +43,6 @@ def with_table(text: str, parent: str, name: str, values: Mapping[str, Any], *, 
     table.add(tomlkit.nl())
     document[parent][name] = table  # type: ignore[index]
     return tomlkit.dumps(document).rstrip("\n") + "\n"
-
-
-def inline(values: Mapping[str, Any]) -> InlineTable:
-    """A mapping that is written in one line."""
-    table = tomlkit.inline_table()
-    table.update(values)
-    return table
 
 
 def significant(value: float, digits: int) -> float:

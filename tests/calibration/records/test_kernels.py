@@ -51,5 +51,5 @@ def test_a_file_cut_off_and_another_gpus_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="line 2: the file is cut off"):
         read_kernel_records([path])
     path.write_text(json.dumps(HEADER) + "\n" + json.dumps(FINE) + "\n")
-    with pytest.raises(RecordError, match="line 1: measured on NVIDIA H200, but .* for l40s"):
+    with pytest.raises(RecordError, match=r"line 1: measured on NVIDIA H200, but .* for l40s"):
         read_kernel_records([path], gpu="l40s")

@@ -32,7 +32,7 @@ def test_of_aiconfigurators_folders_the_latest_of_vllm_is_read(tmp_path: Path) -
 
 
 def test_a_table_of_another_device_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="holds neither gemm"):
+    with pytest.raises(RecordError, match="has neither gemm"):
         read_table(tmp_path, GPU, "gemm")
     write(tmp_path / GPU.folder / "gemm.parquet", device="NVIDIA B200")
     with pytest.raises(RecordError, match="measured on NVIDIA B200, not on h200"):
