@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from calibration.markdown import markdown_table
 from calibration.records.kernels import command_of
+from calibration.records.markdown import markdown_table
 from calibration.records.published import PHASES
 from calibration.validate.errors import (
     LABELS,

@@ -65,7 +65,7 @@ def test_a_benchmark_result_of_vllm_holds_shares_of_its_rounds() -> None:
               "spec_decode_per_position_acceptance_rates": [0.8, 0.6]}  # fmt: skip
     assert parse_acceptance(json.dumps(result), "f").per_position == pytest.approx((0.8, 0.75))
     del result["spec_decode_num_drafts"]
-    with pytest.raises(ConfigError, match="without spec_decode_num_drafts"):
+    with pytest.raises(ConfigError, match="no spec_decode_num_drafts"):
         parse_acceptance(json.dumps(result), "f")
 
 
@@ -100,7 +100,7 @@ def test_a_varying_number_of_drafts_is_refused(draft_tokens: float, fixed: bool)
     if fixed:
         assert parse_acceptance(text, "f").per_position == pytest.approx((0.8, 0.75))
         return
-    with pytest.raises(ConfigError, match=r"1\.50 per round and not 2"):
+    with pytest.raises(ConfigError, match=r"1\.50 per round instead of 2"):
         parse_acceptance(text, "f")
 
 
@@ -155,16 +155,16 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
         ("", "no acceptance counters"),
         ("hello", "no acceptance counters"),
         ("{broken", "no acceptance counters"),
-        (page(0, [0, 0], draft_tokens=0), "no draft was made yet"),
+        (page(0, [0, 0], draft_tokens=0), "no token was drafted yet"),
         ("accept len: 0.0", "no round was run yet"),
-        ("vllm:spec_decode_num_drafts_total 5.0", "needs vllm:spec_decode"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "rise"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "rise"),
+        ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be positive"),
         ('{"round": {"gamma": 0, "accepted": [0]}}', "plain decoding"),
         ('{"round": {"gamma": 2, "accepted": [3]}}', "cannot accept"),
-        ('{"round": {"gamma": 2}}', "lacks gamma or accepted"),
-        ('{"round": 1}', "lacks gamma or accepted"),
+        ('{"round": {"gamma": 2}}', "no valid gamma and accepted"),
+        ('{"round": 1}', "no valid gamma and accepted"),
         ('{"round": {"gamma": 2, "accepted": [1]}}\n{"round": {"gamma": 3, "accepted": [1]}}',
          "several gammas"),
         ("accept len: 9.0", "cannot come from gamma=4"),

@@ -98,7 +98,7 @@ def test_a_standalone_draft_with_its_full_cache_has_one_rate() -> None:
 
 
 def test_nothing_to_fit_on_is_said() -> None:
-    with pytest.raises(ConfigError, match="nothing to fit on"):
+    with pytest.raises(ConfigError, match="no StreamingLLM or SnapKV cell"):
         fit_records(records(truth), texts=["another"])
     with pytest.raises(ConfigError, match="positions 1 to 8"):
         fit_records(records(truth), gamma=9)
