@@ -125,7 +125,7 @@ def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> 
 
     if policy == "full":
         return _fit_ceiling(records, group, gamma)
-    target, draft = str(records.header["model"]), str(records.header["draft"])
+    draft = str(records.header["draft"])
     budgets, contexts = _budgets(group), _contexts(group)
     stated = np.array([float(cell.key.view.kv_budget or 0) for cell in group])
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
@@ -152,22 +152,15 @@ def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> 
     spread = float(np.sqrt(np.sum(miss**2) / max(1, len(group) - len(free))))
     noise = float(np.sqrt(np.mean(_log_errors(group, loss, gamma) ** 2)))
     lender = _lender(policy)
-    of = {"ceiling": 1.0, **fixed, **values}
+    of: dict[str, Any] = {"ceiling": 1.0, **fixed, **values}
     curve = AcceptanceCurve(
-        target=target,
-        draft=draft,
-        draft_policy=policy,
-        text="; ".join(sorted({cell.key.text for cell in group})),
-        origin=Origin.FITTED,
-        source=_source(records, group, gamma),
+        **_facts(records, group, gamma),
         sigma=hypot(spread, noise),
         # The power law is uncertain beyond the range: by half its slope at the end of the range.
         sigma_budget=max(_slope(of, float(stated.max())) / 2.0, lender.sigma_budget),
         sigma_context=max(of["context_exponent"] / 2.0, lender.sigma_context),
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
-        context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(stated.min()), float(stated.max())),
-        points=tuple(_point(records, cell, gamma) for cell in group),
         **of,
     )
     return RecordFit(curve, free, tuple(group), loss - np.exp(modelled(solved.x)))
@@ -175,18 +168,12 @@ def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> 
 
 def _fit_ceiling(records: RecordSet, group: Sequence[Cell], gamma: int) -> RecordFit:
     """The curve of a draft model with its full KV cache: one α for all contexts."""
-    contexts = _contexts(group)
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
     ceiling = float(np.mean(alpha))
     spread = float(np.std(np.log(np.maximum(1.0 - alpha, LEAST_LOSS))))
     noise = float(np.sqrt(np.mean(_log_errors(group, 1.0 - alpha, gamma) ** 2)))
     curve = AcceptanceCurve(
-        target=str(records.header["model"]),
-        draft=str(records.header["draft"]),
-        draft_policy="full",
-        text="; ".join(sorted({cell.key.text for cell in group})),
-        origin=Origin.FITTED,
-        source=_source(records, group, gamma),
+        **_facts(records, group, gamma),
         ceiling=ceiling,
         level=0.0,
         context_exponent=0.0,
@@ -195,11 +182,24 @@ def _fit_ceiling(records: RecordSet, group: Sequence[Cell], gamma: int) -> Recor
         sigma_budget=0.0,
         sigma_context=_lender("streamingllm").sigma_context,
         sigma_lent=0.0,
-        context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(1.0, np.inf),
-        points=tuple(_point(records, cell, gamma) for cell in group),
     )
     return RecordFit(curve, ("ceiling",), tuple(group), ceiling - alpha)
+
+
+def _facts(records: RecordSet, group: Sequence[Cell], gamma: int) -> dict[str, Any]:
+    """The fields of a curve that are not fitted."""
+    contexts = _contexts(group)
+    return {
+        "target": str(records.header["model"]),
+        "draft": str(records.header["draft"]),
+        "draft_policy": group[0].key.view.policy,
+        "text": "; ".join(sorted({cell.key.text for cell in group})),
+        "origin": Origin.FITTED,
+        "source": _source(records, group, gamma),
+        "context_range": (float(contexts.min()), float(contexts.max())),
+        "points": tuple(_point(records, cell, gamma) for cell in group),
+    }
 
 
 def _parameters(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perfmodel.units import MB
 
-_M_BANDS = ((1, 16), (17, 64), (65, 256), (257, 1024), (1025, 1 << 30))
-_SIZE_BANDS = (8, 33, 100, 300, 10_000)  # MB
-_TOKEN_BANDS = ((1, 512), (513, 4096), (4097, 32_768), (32_769, 1 << 30))
+_SIZES_MB = (0, 8, 33, 100, 300, 10_000)
 
 
 class Errors:
@@ -88,22 +87,24 @@ def by_numbers(region: str) -> list[tuple[int, str]]:
 
 def m_band(m: float) -> str:
     """The region of a row count."""
-    low, high = next((a, b) for a, b in _M_BANDS if a <= m <= b)
-    return f"rows {low}-{high}" if high < 1 << 30 else f"rows {low}-"
+    return f"rows {_band(m, (1, 17, 65, 257, 1025))}"
 
 
 def size_band(cell: Mapping[str, Any]) -> str:
     """The region of a matrix's size in bf16."""
     size = 2.0 * cell["n"] * cell["k"] / MB
-    low = 0
-    for high in _SIZE_BANDS:
-        if size <= high:
-            break
-        low = high
+    low, high = next(pair for pair in itertools.pairwise(_SIZES_MB) if size <= pair[1])
     return f"weights {low}-{high} MB"
 
 
 def token_band(tokens: float) -> str:
     """The region of a KV length."""
-    low, high = next((a, b) for a, b in _TOKEN_BANDS if a <= tokens <= b)
-    return f"KV {low}-{high}" if high < 1 << 30 else f"KV {low}-"
+    return f"KV {_band(tokens, (1, 513, 4097, 32_769))}"
+
+
+def _band(value: float, starts: Sequence[int]) -> str:
+    """The range of whole numbers between two of the `starts` that contains the value."""
+    for low, after in itertools.pairwise(starts):
+        if value < after:
+            return f"{low}-{after - 1}"
+    return f"{starts[-1]}-"

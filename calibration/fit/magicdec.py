@@ -5,7 +5,7 @@ The kernel curves of the GPUs are kept fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,23 +144,29 @@ def splits(rows: Sequence[PublishedRow]) -> list[Split]:
     return [
         split
         for gpu in dict.fromkeys(row.gpu for row in rows)
-        for label in _LEFT_OUT
-        for split in _splits_by([row for row in rows if row.gpu == gpu], gpu, label)
+        for label, (key, unseen) in _LEFT_OUT.items()
+        for split in _splits_by([r for r in rows if r.gpu == gpu], key, f"{gpu}, {label}", unseen)
     ]
 
 
-def _splits_by(rows: Sequence[PublishedRow], gpu: str, label: str) -> Iterator[Split]:
-    key, unseen = _LEFT_OUT[label]
+def _splits_by(
+    rows: Sequence[PublishedRow],
+    key: Callable[[PublishedRow], object],
+    name: str,
+    unseen: tuple[str, ...],
+) -> list[Split]:
+    """One split for each value of `key`; none if there is only one value."""
     values = dict.fromkeys(key(row) for row in rows)
-    if len(values) < 2:
-        return
-    for value in values:
-        yield Split(
-            name=f"{gpu}, {label} out",
+    return [
+        Split(
+            name=f"{name} out",
             fitted=tuple(row for row in rows if key(row) != value),
             held_out=tuple(row for row in rows if key(row) == value),
             unseen=unseen,
         )
+        for value in values
+        if len(values) > 1
+    ]
 
 
 def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
