@@ -1,4 +1,4 @@
-"""Records of kernels that cannot be right are refused with their line."""
+"""Impossible kernel records are refused with their line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_bad_record_is_refused_with_its_line(
         read_kernel_records([path])
 
 
-def test_a_file_cut_off_and_another_gpus_are_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_and_a_file_of_another_gpu_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(HEADER) + "\n" + json.dumps(FINE)[:-9])
     with pytest.raises(RecordError, match="line 2: the file is cut off"):

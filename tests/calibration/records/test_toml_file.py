@@ -1,4 +1,4 @@
-"""Catalog files: what is written is what is read, and comments of an edited file stay."""
+"""Catalog files read back, and an edit preserves comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors, regret and coverage of timed cases, held against runs whose truth is known."""
+"""Errors, regret and coverage of timed cases agree with runs of known truth."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def compared(path: Path, cases: CaseFile, **fake: Any) -> Comparison:
     return compare(*read_steps(write_run(path / "steps.jsonl", cases, **fake)))
 
 
-def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
-    cases: CaseFile, tmp_path: Path
-) -> None:
+def test_curves_of_another_gpu_are_named_in_the_report(cases: CaseFile, tmp_path: Path) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases)
     header, records = read_steps(path)
     same = compare(header, records, curves_of="h200")
@@ -70,9 +68,7 @@ def test_curves_of_the_timed_gpu_change_nothing_and_of_another_name_themselves(
     assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
 
 
-def test_a_prefill_is_compared_where_it_was_timed_and_old_records_are_read(
-    cases: CaseFile, tmp_path: Path
-) -> None:
+def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     drawn = [v for v in lines if v.get("case", {}).get("purpose") == "scenario"]
@@ -113,8 +109,8 @@ def test_a_known_error_is_found_with_its_sign(cases: CaseFile, tmp_path: Path) -
     assert any("T_V median 25.0 % > 3 %" in clause for clause in comparison.outside())
 
 
-def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -> None:
-    """Rounds off by the engine's own standard error: 90 % of the intervals hold."""
+def test_intervals_have_their_stated_coverage(cases: CaseFile, tmp_path: Path) -> None:
+    """With errors of the engine's standard error, 90 % of the intervals are right."""
     header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     error, rng = engine_profile("specroof", catalog.gpu("h200")).speedup_error, random.Random(0)
 
@@ -127,7 +123,7 @@ def test_stated_intervals_cover_what_they_say(cases: CaseFile, tmp_path: Path) -
     assert compare(header, many).coverage == pytest.approx(0.90, abs=0.03)
 
 
-def test_twice_the_stated_error_is_found_out(cases: CaseFile, tmp_path: Path) -> None:
+def test_twice_the_stated_error_fails_the_coverage(cases: CaseFile, tmp_path: Path) -> None:
     header, records = read_steps(write_run(tmp_path / "steps.jsonl", cases))
     double = [
         replace(r, round_s=r.round_s * f)
@@ -161,7 +157,7 @@ def test_the_datasheet_roofline_is_never_slower_than_a_prediction(cases: CaseFil
         assert floor["verify_s"] < float(point.verify.total_s)
 
 
-def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: Path) -> None:
+def test_an_error_in_one_part_is_attributed_to_it(cases: CaseFile, tmp_path: Path) -> None:
     path = write_run(tmp_path / "steps.jsonl", cases, parts=True)
     header, records = read_steps(path)
     traced = [r for r in records if r.parts_s]
@@ -178,7 +174,7 @@ def test_a_part_that_is_off_is_told_from_the_others(cases: CaseFile, tmp_path: P
     assert "| verify | attention |" in comparison_markdown(compare(header, [off]))
 
 
-def test_peers_stand_in_the_same_table(cases: CaseFile, tmp_path: Path) -> None:
+def test_peers_are_compared_on_the_same_cases(cases: CaseFile, tmp_path: Path) -> None:
     steps = write_run(tmp_path / "steps.jsonl", cases)
     header, records = read_steps(steps)
     lines = ["# from elsewhere", "peer,id,target_step_s,verify_s,draft_step_s"]
@@ -283,7 +279,7 @@ def test_the_command_writes_its_reports_and_says_what_is_outside(
     assert list(json.loads(out)) == documented_keys("validate: records")
 
 
-def test_a_pass_is_predicted_to_where_the_records_say_that_it_ends() -> None:
+def test_a_pass_is_predicted_up_to_the_end_stated_in_the_header() -> None:
     header, steps = read_steps(
         Path(calibration.__file__).parent / "measured/steps-h200-seed10.jsonl"
     )
