@@ -1,18 +1,15 @@
 """Time the kernels of a decode pass in isolation, as the input of `calibrate fit`.
 
 `specroof calibrate measure` writes a header (GPU, driver, versions, commit, command), one record
-per cell of the grid (see measure/timer.py), and the clocks and power of each run. Cells that are
-already in the file are skipped, so that an interrupted run continues. Listing the grid does not
-need torch; a run needs torch, flashinfer, nvcc (the first use compiles kernels) and a GPU.
+per cell of the grid (see measure/timer.py). Cells that are already in the file are skipped, so that
+an interrupted run continues. Listing the grid does not need torch; a run needs torch, flashinfer,
+nvcc (the first use compiles kernels) and a GPU.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -93,20 +90,6 @@ def listing(plan: list[Group]) -> str:
     return "\n".join([*lines, f"{'total':14} incl. {COMPILE_S:.0f} s to compile {total:6.1f} s"])
 
 
-def clock_summary(samples: str) -> dict[str, Any]:
-    """Lowest, median and highest SM clock [MHz] and power [W] of the samples under load."""
-    rows = [[float(x) for x in line.split(",")] for line in samples.splitlines() if "," in line]
-    if not rows:
-        return {}
-    busy = [row for row in rows if row[2] > 0.5 * max(r[2] for r in rows)]
-    clocks, power = [row[0] for row in busy], [row[2] for row in busy]
-    return {
-        "sm_clock_mhz": [min(clocks), statistics.median(clocks), max(clocks)],
-        "memory_clock_mhz": statistics.median(row[1] for row in busy),
-        "power_w": [min(power), statistics.median(power), max(power)],
-    }
-
-
 def pick(ready: list[Group]) -> Group | None:
     """The group furthest behind its share of the time, in the lowest tier with cells left."""
     left = [group for group in ready if group.cells]
@@ -114,23 +97,6 @@ def pick(ready: list[Group]) -> Group | None:
         return None
     tier = min(group.tier for group in left)
     return min((g for g in left if g.tier == tier), key=lambda g: g.spent_s / g.share)
-
-
-class Sampler:
-    """Sample clocks and power once per second with nvidia-smi during a run."""
-
-    def __init__(self) -> None:
-        query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem,power.draw"]
-        query += ["--format=csv,noheader,nounits", "-lms", "1000"]
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".csv")  # noqa: SIM115
-        self.process = subprocess.Popen(query, stdout=self.log)
-
-    def stop(self) -> dict[str, Any]:
-        """End the sampling; a summary of the samples."""
-        self.process.terminate()
-        self.process.wait()
-        self.log.seek(0)
-        return clock_summary(self.log.read())
 
 
 def open_log(path: Path, header: Mapping[str, Any]) -> tuple[RecordLog, set[str]]:
@@ -222,7 +188,7 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
     with log:
         for builder in builders:
             builder.start()
-        sampler, bench = Sampler(), Bench()
+        bench = Bench()
         work = Run(bench, log, plan, deadline)
         try:
             unbuilt = [group for group in plan if group.name in NEED_NO_BUILD]
@@ -243,5 +209,4 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
         finally:
             for builder in builders:
                 builder.terminate()  # an error may have left some running
-            log.append({"op": "clocks", **sampler.stop()})
     return work.report()

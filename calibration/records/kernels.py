@@ -115,7 +115,7 @@ def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> Kernel
         for line in lines:
             if line.header is not None:
                 gpu = _same_gpu(line, gpu)
-            elif line.value.get("op") != "clocks":
+            elif line.value.get("op") != "clocks":  # in older files
                 records.append(_record(line, catalog.gpu(gpu)))
     if gpu is None or not records:
         raise RecordError("the files have no kernel record")

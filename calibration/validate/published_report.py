@@ -19,6 +19,7 @@ from calibration.records.published import (
     row_error,
     summarise,
 )
+from calibration.validate.errors import LABELS
 
 TARGET_MEAN_PERCENT = 3.0
 TARGET_WORST_PERCENT = 10.0
@@ -102,7 +103,7 @@ def validate_published() -> PublishedReport:
 def report_lines(report: PublishedReport) -> list[str]:
     """The report as text, one line per group: mean, mean absolute and worst error in percent."""
     names = (*PHASES, "speedup")
-    head = f"{'':54s}{'rows':>5s}" + "".join(f"{_LABEL[name]:>24s}" for name in names)
+    head = f"{'':54s}{'rows':>5s}" + "".join(f"{LABELS[name]:>24s}" for name in names)
     lines = [head, f"{'':59s}" + f"{'signed   mean  worst':>24s}" * len(names)]
     for unseen, title in (
         (False, "Shipped profiles"),
@@ -112,14 +113,6 @@ def report_lines(report: PublishedReport) -> list[str]:
         lines += [_line(g) for g in report.groups if g.unseen is unseen]
     lines += [_line(report.held_out), _verdict(report)]
     return lines
-
-
-_LABEL = {
-    "target_step_s": "T_T",
-    "verify_s": "T_V",
-    "draft_step_s": "T_D",
-    "speedup": "speedup",
-}
 
 
 def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> ValidationGroup:
@@ -149,7 +142,7 @@ def _verdict(report: PublishedReport) -> str:
     for name, summary in report.held_out.summaries.items():
         met = summary.mean_absolute <= TARGET_MEAN_PERCENT
         met = met and abs(summary.worst) <= TARGET_WORST_PERCENT
-        parts.append(f"{_LABEL[name]} {'met' if met else 'not met'}")
+        parts.append(f"{LABELS[name]} {'met' if met else 'not met'}")
     return (
         f"Target on held-out rows, mean {TARGET_MEAN_PERCENT:.0f} % and worst "
         f"{TARGET_WORST_PERCENT:.0f} %: {', '.join(parts)}"

@@ -38,7 +38,6 @@ from calibration.measure.run import (
     BenchError,
     Run,
     chosen_groups,
-    clock_summary,
     measure_groups,
     open_log,
     pick,
@@ -259,12 +258,6 @@ def test_seconds_must_be_positive(tmp_path: Path, seconds: float) -> None:
     with pytest.raises(BenchError, match="is not a positive time"):
         measure_groups(tmp_path / "k.jsonl", seconds, chosen_groups(), HEADER)
     assert not (tmp_path / "k.jsonl").exists()
-
-
-def test_clocks_are_those_seen_under_load() -> None:
-    summary = clock_summary("345, 3201, 80.0\n1980, 3201, 600.0\n1800, 3201, 700.0\n")
-    assert summary["sm_clock_mhz"] == [1800.0, 1890.0, 1980.0]
-    assert summary["memory_clock_mhz"] == 3201.0
 
 
 PEAKS = {"hbm_bandwidth": 4.8e12, "peak_flops": PEAK_FLOPS}
