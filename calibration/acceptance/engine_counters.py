@@ -217,17 +217,7 @@ def _vllm_log(text: str) -> _Counters:
 def conditional_rates(drafts: float, accepted: Sequence[float], name: str) -> tuple[float, ...]:
     """P(position accepted | all previous ones were accepted).
 
-    Parameters
-    ----------
-    drafts : float
-        Number of rounds.
-    accepted : sequence of float
-        Number of rounds that accepted each position.
-
-    Raises
-    ------
-    ConfigError
-        If a count is negative or larger than that of the previous position.
+    `drafts` is the number of rounds, `accepted` the number of rounds that accepted each position.
     """
     reached = [float(drafts), *map(float, accepted)]
     if not drafts > 0 or not accepted or min(reached) < 0:
