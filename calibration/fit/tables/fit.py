@@ -47,13 +47,7 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
 
 
 def fetch_missing(folder: Path) -> None:
-    """Download the tables into `folder` if any is missing.
-
-    Raises
-    ------
-    RecordError
-        If the download fails.
-    """
+    """Download the tables into `folder` if any is missing."""
     paths = [folder / g.folder / f"{table}.parquet" for g in GPUS.values() for table in TABLES]
     if not all(path.is_file() for path in paths):
         fetch(folder)

@@ -46,13 +46,7 @@ GPUS = {
 
 
 def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
-    """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM.
-
-    Raises
-    ------
-    RecordError
-        If neither exists.
-    """
+    """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM."""
     folder = data / gpu.folder
     flat = folder / f"{table}.parquet"
     if flat.is_file():
@@ -68,13 +62,7 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
-    """Read a table of aiconfigurator.
-
-    Raises
-    ------
-    RecordError
-        If it is missing or was measured on another GPU.
-    """
+    """Read a table; a `RecordError` if it is missing or was measured on another GPU."""
     path = table_path(data, gpu, table)
     frame = pd.read_parquet(path)
     for device in frame.get("device", pd.Series(dtype=str)).unique():
