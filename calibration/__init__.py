@@ -1,5 +1,5 @@
-"""Measures, fits, compares predicted with measured, and publishes the error.
+"""Measure kernels and acceptance, fit the curves of predictions, and validate the predictions.
 
-Each folder lists its public names in `__init__.pyi`; a name is imported when it is first used, so
-that a command that needs neither torch nor scipy nor pandas runs where they are absent.
+The public names of each folder are listed in its `__init__.pyi`. Modules are imported when a name
+is first used, so that commands which do not need torch, scipy or pandas run without them.
 """

@@ -1,4 +1,4 @@
-"""Made-up acceptance records with known rates."""
+"""Synthetic acceptance records with known rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def view(policy: str, budget: int) -> DraftView:
 
 
 def read_of(shown: DraftView) -> float:
-    """What a draft reads in the mean over all alignments; 0 without a budget."""
+    """Mean tokens that a draft reads over all alignments; 0 without a budget."""
     lost = (shown.page_tokens - 1) / 2.0 if shown.policy == "streamingllm" else 0.0
     return max(0.0, (shown.kv_budget or 0) - lost)
 

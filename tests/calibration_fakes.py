@@ -1,4 +1,4 @@
-"""A runtime that takes the predicted times, with noise, instead of a GPU's."""
+"""A fake runtime that takes the predicted times, with noise."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def documented_keys(section: str) -> list[str]:
 
 
 class TooLarge(Exception):
-    """The expected error of a runtime whose memory is full."""
+    """The error of a runtime that is out of memory."""
 
 
 class FakeBench:
-    """Predicted times, each off by a log-normal error of `noise`."""
+    """Predicted times with log-normal noise."""
 
     def __init__(self, owner: FakeRuntime) -> None:
         self.owner = owner
@@ -55,12 +55,12 @@ class FakeBench:
 
 
 class FakeRuntime:
-    """Counts what is loaded; its clock moves by `load_s` a pair and `case_s` a case."""
+    """A runtime with a clock that advances by `load_s` per pair and `case_s` per case."""
 
     expected: type[Exception] = TooLarge
 
     def check_device(self) -> None:
-        """It needs none."""
+        """No device is needed."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class FakeRuntime:
 
 
 def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
-    """The model's own parts, as a trace tells them: a draft phase is all its steps."""
+    """The predicted parts as in a trace, where a draft phase includes all its steps."""
     point = estimate(case_scenario(case, gpu="h200"))
     steps = {
         "target_step": (timed_pass(point.target_step, False), 1),
@@ -113,7 +113,7 @@ def predicted_parts(case: Case) -> dict[str, dict[str, float]]:
 def predicted_times(
     case: Case, noise: float, rng: random.Random, streams: WorkspaceCount
 ) -> StepTimes:
-    """The model's own times of a case, with noise; the round is made of the noisy parts."""
+    """The predicted times of a case with noise; the round is the sum of the noisy parts."""
 
     def noisy(seconds: float) -> float:
         return seconds * math.exp(rng.gauss(0.0, noise))

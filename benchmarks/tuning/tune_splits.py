@@ -127,7 +127,8 @@ def measure(bench: Bench, cell: Cell, num_sms: int) -> Iterator[dict[str, Any]]:
             continue
         seen.add(ranges)
         call = partial(attend, plan, q, len(kv))
-        times, calls = bench.time_graph(call, calls_per_graph(cell))
+        calls = calls_per_graph(cell)
+        times = bench.time_graph(call, calls)
         seconds = statistics.median(times)
         yield {
             **cell, "tile_rows": chosen.tile_rows, "tiles": tiles, "ranges": ranges,

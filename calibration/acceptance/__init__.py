@@ -1,4 +1,4 @@
-"""Acceptance of drafts: measured on text, fitted, reported, imported from engines."""
+"""Measure the acceptance of drafts on text, fit and report it, and import it from engines."""
 
 import lazy_loader
 

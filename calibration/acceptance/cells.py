@@ -1,7 +1,7 @@
 """Cells of measured acceptance: all windows of one text, context length and draft view.
 
-A cell has the mean acceptance with a bootstrap interval over windows, acceptance by position, the
-correlation of acceptances, and the tokens per round under several assumptions.
+A cell gives the mean acceptance with a bootstrap interval over windows, the acceptance by position,
+its autocorrelation, and tokens per round under several assumptions.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class CellKey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """Sums of every window of a cell, one row per window; see `Record` for their meaning."""
+    """The sums of a cell's windows, one row per window; `Record` documents them."""
 
     key: CellKey
     indices: tuple[int, ...]
     rounds: Floats  # (windows,)
-    overlap: Floats  # (windows, γ), as all below
+    overlap: Floats  # (windows, γ), like the next five
     reached: Floats
     passed: Floats
     chain: Floats
@@ -57,7 +57,7 @@ class Cell:
     variance: Floats  # (windows,)
     lags: Floats  # (windows, lags)
     read_tokens: Floats  # (windows,)
-    # (windows, RENEWAL_GAMMAS, 3): `Renewal` but for its γ; NaN in records that have none
+    # (windows, RENEWAL_GAMMAS, 3): `Renewal` without its γ, NaN if a record has none
     renewal: Floats
     _weights: Floats = field(repr=False)  # (resamples, windows), rows sum to the windows
 
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def greedy(self) -> float:
-        """Share of positions at which the likeliest tokens agree."""
+        """Share of positions at which target and draft have the same most likely token."""
         return float(self.agree.sum() / (self.rounds.sum() * self.gamma))
 
     @property
@@ -88,61 +88,61 @@ class Cell:
 
     @property
     def conditional(self) -> Floats:
-        """P(accepted | all before it were) at each position."""
+        """P(accepted | all previous drafts were accepted) at each position."""
         return np.asarray(self.passed.sum(0) / np.maximum(self.reached.sum(0), 1e-12))
 
     def effective_alpha(self, gamma: int) -> float:
-        """The i.i.d. α that yields `tokens_consecutive(gamma)`: what a run at γ reports."""
+        """The i.i.d. α that yields `tokens_consecutive(gamma)`."""
         return float(alpha_for_tokens_per_round(self.tokens_consecutive(gamma), gamma))
 
     def interval(self, gamma: int | None = None, *, level: float = 0.9) -> tuple[float, float]:
-        """Bootstrap interval over windows, of `alpha`, or of `effective_alpha` at a γ."""
+        """Bootstrap interval over windows of `alpha`, or of `effective_alpha(gamma)`."""
         ends = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
         low, high = np.quantile(self._resampled(gamma), ends)
         return float(low), float(high)
 
     def standard_error(self, gamma: int | None = None) -> float:
-        """Standard error of what `interval` bounds, by the same resamples."""
+        """Bootstrap standard error of `alpha`, or of `effective_alpha(gamma)`."""
         return float(np.std(self._resampled(gamma)))
 
     @property
     def lag_correlations(self) -> Floats:
-        """Autocorrelation of Σ min(p, q) about each window's own mean, `LAGS` tokens apart."""
+        """Autocorrelation of Σ min(p, q) about the mean of each window, `LAGS` tokens apart."""
         return np.asarray(self.lags.sum(0) / max(float(self.variance.sum()), 1e-12))
 
     @property
     def window_spread(self) -> float:
-        """Standard deviation of α between windows, without the sampling noise within them."""
+        """Standard deviation of α between windows, without the noise within windows."""
         means = self.overlap.sum(1) / (self.rounds * self.gamma)
         if self.windows < 2:
             return 0.0
         tokens = self.rounds * self.gamma
         correlation = [float(c) for c in self.lag_correlations]
-        # The variance of a mean of correlated tokens is larger by 1 + 2 Σ ρ.
+        # Correlation increases the variance of the mean by the factor 1 + 2 Σ ρ.
         total = float(np.interp(np.arange(1, 17), LAGS, correlation).sum())
         inflation = max(1.0, 1.0 + 2.0 * total)
         noise = float(np.mean(self.variance / tokens)) * inflation
         return float(np.sqrt(max(0.0, np.var(means, ddof=1) - noise)))
 
     def tokens_iid(self, gamma: int) -> float:
-        """Ω of the mean α, every draft accepted independently."""
+        """Ω from the mean α if drafts are accepted independently."""
         return float(tokens_per_round_iid(self.alpha, gamma))
 
     def tokens_chained(self, gamma: int) -> float:
-        """Ω along the text: products of Σ min(p, q), correlation within rounds included."""
+        """Ω along the text: products of Σ min(p, q), which include correlation within rounds."""
         self._check(gamma)
         return 1.0 + float(self.chain[:, :gamma].sum() / self.rounds.sum())
 
     def tokens_consecutive(self, gamma: int) -> float:
-        """`tokens_chained` of rounds that each begin where the last ended, as an engine's do."""
+        """Ω along the text for rounds that start where the previous one ended, as in an engine."""
         return max(1.0, self.tokens_chained(gamma) * self.consecutive_ratio(gamma))
 
     def consecutive_ratio(self, gamma: int) -> float:
-        """Tokens of consecutive rounds over those of rounds that begin at every token alike.
+        """Tokens per consecutive round over tokens per round that starts at a random token.
 
-        1 for independent draws. Windows count by their tokens, as sequences do that generate
-        equally many. Interpolated between the γ of the records and constant beyond them; records
-        without consecutive rounds give it from their correlations.
+        1 for independent draws. Windows are weighted by their tokens, like sequences of equal
+        length. The ratio is interpolated between the γ of the records and constant beyond them; for
+        records without consecutive rounds it is computed from the autocorrelation.
         """
         if np.isnan(self.renewal).all():
             return expected_ratio(
@@ -160,17 +160,17 @@ class Cell:
         return float(np.interp(gamma, [0, *gammas], [1.0, *ratios]))
 
     def tokens_weighted(self, gamma: int) -> float:
-        """Ω with positions weighted by the chance to reach them; exact for text drawn from p."""
+        """Ω with positions weighted by the chance to reach them; exact for text sampled from p."""
         self._check(gamma)
         return 1.0 + float(self.passed[:, :gamma].sum() / self.rounds.sum())
 
     def tokens_greedy(self, gamma: int) -> float:
-        """Ω of greedy rounds along the text: unbroken runs of equal argmaxes."""
+        """Ω of greedy rounds along the text, from unbroken runs of equal argmaxes."""
         self._check(gamma)
         return 1.0 + float(self.agree_chain[:, :gamma].sum() / self.rounds.sum())
 
     def only(self, indices: Iterable[int]) -> Cell | None:
-        """The cell of some of its windows; None if it has none of them."""
+        """The cell restricted to some windows; None if it has none of them."""
         wanted = set(indices)
         rows = [row for row, index in enumerate(self.indices) if index in wanted]
         if not rows:
@@ -193,7 +193,7 @@ class Cell:
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """Every cell of some records, sorted."""
+    """The cells of some records, sorted."""
     grouped: dict[CellKey, list[Record]] = {}
     for record in records:
         key = CellKey(
@@ -231,14 +231,14 @@ def _renewal(record: Record) -> Floats:
 
 
 def _resamples(windows: int) -> Floats:
-    """How often each resample draws each window; equal for cells with equally many windows."""
+    """Bootstrap counts (resamples, windows); the same for all cells with as many windows."""
     source = np.random.default_rng(0)
     drawn = source.multinomial(windows, np.full(windows, 1.0 / windows), size=RESAMPLES)
     return np.asarray(drawn, dtype=np.float64)
 
 
 def default_of(view: DraftView) -> DraftView:
-    """The view with the default settings of its policy in `runtime/bench/plan.py`."""
+    """The view with the engine's default settings of its policy (runtime/bench/plan.py)."""
     if view.policy == "streamingllm":
         return replace(view, sink=16, positions="absolute")
     if view.policy == "snapkv":

@@ -1,14 +1,13 @@
-"""Acceptance per draft position from what an engine reports.
+"""Read acceptance rates from the counters and logs of engines.
 
-- vLLM counts rounds and, per position, the rounds that accepted it (/metrics, its JSON forms, the
-  result of `vllm bench serve`), or logs rates per position ("SpecDecoding metrics"): a rate per
-  position.
-- `specroof run --output` lists the accepted drafts of every round: a rate per position.
-- SGLang's log, /metrics and server info give the mean tokens per round: one i.i.d. α at a γ that
-  the user states, since a mean does not show how acceptance falls with the position.
+- vLLM counts rounds and the rounds that accepted each position (/metrics, its JSON forms, the
+  result of `vllm bench serve`), or logs rates per position ("SpecDecoding metrics"). `specroof run
+  --output` lists the accepted drafts of every round. Both give one rate per position.
+- SGLang's log, /metrics and server info only give the mean tokens per round. With the γ of the
+  engine, which the user must state, it gives one i.i.d. α for all positions.
 
-A rate per position is conditional: P(accepted | all before it were accepted). Where rounds draft
-different numbers of tokens the counters do not determine it, and are refused.
+Rates per position are conditional: P(accepted | all previous drafts were accepted). The counters do
+not determine them if the number of drafts varies between rounds; this is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from perfmodel import Acceptance, ConfigError
 from perfmodel.specs import Origin
 
 MAX_BYTES = 50_000_000
-SHORT_ROUNDS = 0.02  # of the drafts may be missing, by rounds cut short at the end of a sequence
+SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)"
 _SAMPLE = re.compile(
     rf"^vllm:spec_decode_(\w+?)(?:_total)?(?:\{{([^}}\n]*)\}})?[ \t]+{_NUMBER}\b", re.M | re.I
@@ -40,7 +39,7 @@ _SGLANG = re.compile(
     rf'"?avg_spec_accept_length"?\s*[:=])\s*{_NUMBER}',
     re.I,
 )
-_BENCH = {  # keys of `vllm bench serve`, by those of the counters
+_BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
     "num_draft_tokens": "spec_decode_draft_tokens",
 }
@@ -48,10 +47,10 @@ _BENCH = {  # keys of `vllm bench serve`, by those of the counters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """Acceptance read from an engine's report.
+    """Acceptance rates from an engine.
 
-    `rounds` is None where the report does not state it; `positional` is False where only a mean is
-    known, so that every position has the same rate.
+    `rounds` is None if the source does not state it. `positional` is False if only a mean is known,
+    so that all positions have the same rate.
     """
 
     per_position: tuple[float, ...]
@@ -60,16 +59,16 @@ class Imported:
     positional: bool
 
     def acceptance(self) -> Acceptance:
-        """As `--acceptance-per-position` takes it."""
-        known = "" if self.rounds is None else f" over {self.rounds:,} rounds"
+        """The rates as a measured `Acceptance`."""
+        rounds = "" if self.rounds is None else f" over {self.rounds:,} rounds"
         return Acceptance.from_per_position(
-            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{known}"
+            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{rounds}"
         )
 
 
 @dataclass(slots=True)
 class _Counters:
-    """Rounds, tokens drafted in them (None: not reported), and rounds accepting each position."""
+    """Rounds, drafted tokens (None if not reported), and rounds that accepted each position."""
 
     rounds: float = 0.0
     draft_tokens: float | None = None
@@ -83,38 +82,39 @@ class _Counters:
             self.draft_tokens = (self.draft_tokens or 0.0) + other.draft_tokens
 
     def imported(self, name: str) -> Imported:
-        """The rates per position; refused where rounds differ in their number of drafts."""
+        """The rates per position; an error if the number of drafts per round varies."""
         if not self.rounds and not any(self.accepted):
             raise ConfigError(
-                f"{name}: no draft was made yet, every counter is 0; read the counters again after "
-                f"some requests"
+                f"{name}: all counters are 0, so no token was drafted yet; read the counters again "
+                f"after some requests"
             )
         rates = conditional_rates(self.rounds, self.accepted, name)
         most = self.rounds * len(rates)
         if self.draft_tokens is not None and self.draft_tokens < (1.0 - SHORT_ROUNDS) * most:
             raise ConfigError(
-                f"{name}: {self.draft_tokens:,.0f} tokens were drafted in {self.rounds:,.0f} "
-                f"rounds, {self.draft_tokens / self.rounds:.2f} per round and not {len(rates)}: "
-                f"the draft length varies, so the counters per position do not give acceptance; "
-                f"run the engine with a fixed number of draft tokens"
+                f"{name}: the number of draft tokens varies ({self.draft_tokens:,.0f} in "
+                f"{self.rounds:,.0f} rounds, {self.draft_tokens / self.rounds:.2f} per round "
+                f"instead of {len(rates)}), so the counters do not determine acceptance; run the "
+                f"engine with a fixed number of draft tokens"
             )
         return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds), positional=True)
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
-    """The acceptance in a report of any known form.
+    """Read acceptance rates from a file in any of the supported forms.
 
     Parameters
     ----------
     path : Path
-        A file of text, JSON or JSON lines.
+        Text, JSON or JSON lines.
     gamma : int, optional
-        Draft tokens per round: needed for a mean accepted length, which does not state it.
+        Draft tokens per round; required for SGLang.
 
     Raises
     ------
     ConfigError
-        In one line: not readable, not a known report, contradictory counters, or a mean without γ.
+        If the file cannot be read, has no counters in a supported form, has contradictory counters,
+        or needs `gamma`.
     """
     try:
         with path.open("rb") as file:
@@ -125,12 +125,14 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; cut it to the last counters")
+        raise ConfigError(
+            f"{path}: larger than {MAX_BYTES:,} bytes; keep only the last counters of the file"
+        )
     return parse_acceptance(text, str(path), gamma=gamma)
 
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
-    """The acceptance in a text; `name` is the file's, for messages. See `import_acceptance`."""
+    """Read acceptance rates from a text; error messages start with `name`."""
     values = list(_json_values(text))
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
@@ -145,19 +147,22 @@ def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Impor
     if lengths:
         return _mean_length(lengths, name, gamma)
     raise ConfigError(
-        f"{name}: no acceptance counters in a known form: vLLM's spec_decode counters per position "
-        f"(text or JSON) or its SpecDecoding log lines, SGLang's accept length, or the rounds of "
+        f"{name}: no acceptance counters found; give vLLM's spec_decode counters per position "
+        f"(text or JSON), its SpecDecoding log lines, SGLang's accept length, or the output of "
         f"`specroof run --output`"
     )
 
 
 def vllm_metrics(text: str, name: str) -> Imported:
-    """vLLM's /metrics page, engines summed; of a page scraped several times, last less first.
+    """Read vLLM's /metrics page, summed over engines.
+
+    If the text holds several scrapes of the page, the rates are those between the first and the
+    last.
 
     Raises
     ------
     ConfigError
-        If a counter is missing, they contradict one another, or they are of several models.
+        If counters are missing, contradict each other, or belong to several models.
     """
     series: dict[tuple[str, str], list[float]] = {}
     for counter, labels, value in _SAMPLE.findall(text):
@@ -166,7 +171,8 @@ def vllm_metrics(text: str, name: str) -> Imported:
     models = {labels["model_name"] for labels in labelled if "model_name" in labels}
     if len(models) > 1:
         raise ConfigError(
-            f"{name}: counters of several models, {', '.join(sorted(models))}; keep one model's"
+            f"{name}: the counters belong to several models, {', '.join(sorted(models))}; keep "
+            f"those of one model"
         )
     totals: dict[str, float] = {}
     counts: dict[int, float] = {}
@@ -181,24 +187,24 @@ def vllm_metrics(text: str, name: str) -> Imported:
         raise _without_positions(totals, name)
     if "num_drafts" not in totals or not counts or sorted(counts) != list(range(len(counts))):
         raise ConfigError(
-            f"{name}: needs vllm:spec_decode_num_drafts_total and "
-            f"vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
+            f"{name}: counters are missing; the page must have vllm:spec_decode_num_drafts_total "
+            f"and vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
     return _Counters(totals["num_drafts"], totals.get("num_draft_tokens"), accepted).imported(name)
 
 
 def _without_positions(totals: dict[str, float], name: str) -> ConfigError:
-    """vLLM V0 counts accepted and drafted tokens only."""
+    """The error for vLLM V0, which only counts accepted and drafted tokens."""
     share = totals.get("num_accepted_tokens", 0.0) / totals["num_draft_tokens"]
     return ConfigError(
-        f"{name}: vLLM V0's counters have no positions; {share:.3f} of the drafted tokens were "
-        f"accepted: give --accepted-fraction {share:.3f} with the engine's --gamma"
+        f"{name}: vLLM V0 does not count accepted tokens per position; use --accepted-fraction "
+        f"{share:.3f}, the accepted share of all drafted tokens, with the engine's --gamma"
     )
 
 
 def _vllm_log(text: str) -> _Counters:
-    """vLLM's log lines, a window of some seconds each, weighted by their rounds."""
+    """The sum of vLLM's log lines, each of which covers a few seconds."""
     total = _Counters()
     for accepted, drafted, listed in _LOG.findall(text):
         rates = [float(rate) for rate in listed.split(",")]
@@ -209,38 +215,40 @@ def _vllm_log(text: str) -> _Counters:
 
 
 def conditional_rates(drafts: float, accepted: Sequence[float], name: str) -> tuple[float, ...]:
-    """P(position accepted | all before it were), from all rounds and those accepting each position.
+    """P(position accepted | all previous ones were accepted).
 
-    Raises
-    ------
-    ConfigError
-        If a count is negative, or rises from one position to the next.
+    `drafts` is the number of rounds, `accepted` the number of rounds that accepted each position.
     """
     reached = [float(drafts), *map(float, accepted)]
     if not drafts > 0 or not accepted or min(reached) < 0:
         raise ConfigError(f"{name}: counters must be positive, with at least one draft position")
-    if any(after > before for before, after in itertools.pairwise(reached)):
-        raise ConfigError(f"{name}: the counters rise from one position to the next; they cannot")
-    pairs = itertools.pairwise(reached)
+    pairs = list(itertools.pairwise(reached))
+    if any(after > before for before, after in pairs):
+        raise ConfigError(
+            f"{name}: more rounds accepted a position than the previous one, which is impossible"
+        )
     return tuple(after / before if before else 0.0 for before, after in pairs)
 
 
 def _run_records(rounds: Sequence[Any], name: str) -> Imported:
-    """`{"round": {"gamma": γ, "accepted": [per sequence]}}` of `specroof run --output`."""
+    """Rates from the rounds of `specroof run --output`: γ, and accepted drafts per sequence."""
     try:
         gammas = {int(row["gamma"]) for row in rounds}
         accepted = [int(count) for row in rounds for count in row["accepted"]]
     except (TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{name}: a round lacks gamma or accepted ({error})") from error
+        raise ConfigError(
+            f"{name}: a round has no valid gamma and accepted ({error}); give a file of "
+            f"`specroof run --output`"
+        ) from error
     gamma = max(gammas)
     if len(gammas) > 1 or not accepted:
         raise ConfigError(
-            f"{name}: its rounds have several gammas, or none; import one run at a time"
+            f"{name}: the rounds have several gammas or no sequences; import one run at a time"
         )
     if gamma < 1 or min(accepted) < 0 or max(accepted) > gamma:
         raise ConfigError(
-            f"{name}: rounds of gamma={gamma} cannot accept {min(accepted)} to {max(accepted)} "
-            f"drafts; plain decoding has no acceptance"
+            f"{name}: rounds with gamma={gamma} cannot accept {min(accepted)} to {max(accepted)} "
+            f"drafts; import a speculative run, since plain decoding has no acceptance"
         )
     passed = [float(sum(count > i for count in accepted)) for i in range(gamma)]
     rates = conditional_rates(len(accepted), passed, name)
@@ -248,17 +256,20 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
 
 
 def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Imported:
-    """SGLang's accept length includes the target's token: 1 to γ+1. Log lines are averaged.
+    """One rate from the mean of SGLang's accept lengths, which include the target's token.
 
-    A gauge of 0 is that of a rank without requests.
+    A length of 0 comes from a rank without requests.
     """
     lengths = [length for length in lengths if length > 0]
     if not lengths:
-        raise ConfigError(f"{name}: every accept length is 0: no round was run yet")
+        raise ConfigError(
+            f"{name}: every accept length is 0, so no round was run yet; read it again after some "
+            f"requests"
+        )
     if gamma is None:
         raise ConfigError(
-            f"{name}: SGLang's mean accepted length does not show positions; state the draft "
-            f"tokens per round with --gamma, and it becomes one i.i.d. acceptance"
+            f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
+            f"draft tokens per round to convert it to one i.i.d. acceptance"
         )
     mean = sum(lengths) / len(lengths)
     rates = Acceptance.from_tokens_per_round(mean, gamma).per_position
@@ -266,7 +277,7 @@ def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Impo
 
 
 def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
-    """Counters of vLLM's JSON in any of its forms, engines summed; None in JSON of another kind."""
+    """Counters in any of vLLM's JSON forms, summed over engines; None if there are none."""
     total = _Counters()
     for entry in _entries(values):
         total.add(
@@ -280,9 +291,9 @@ def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
 
 
 def _number(entry: dict[str, Any], counter: str) -> float | None:
-    """A counter of an entry: under its key, that of `vllm bench serve`, or as name and value."""
-    value = entry.get(counter, entry.get(_BENCH.get(counter, "")))
-    if str(entry.get("name", "")).removesuffix("_total").endswith(f"spec_decode_{counter}"):
+    """A counter of an entry, under its key, the key of `vllm bench serve`, or a metric's name."""
+    value = entry.get(counter, entry.get(_BENCH_KEYS.get(counter, "")))
+    if _is_metric(entry, counter):
         value = entry.get("value")
     return float(value) if isinstance(value, int | float) else None
 
@@ -290,9 +301,7 @@ def _number(entry: dict[str, Any], counter: str) -> float | None:
 def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
     """Rounds that accepted each position."""
     counter = "num_accepted_tokens_per_pos"
-    listed = entry.get(counter)
-    if str(entry.get("name", "")).removesuffix("_total").endswith(f"spec_decode_{counter}"):
-        listed = entry.get("values")
+    listed = entry.get("values" if _is_metric(entry, counter) else counter)
     scale: float | None = 1.0
     if listed is None:
         listed = entry.get("spec_decode_per_position_acceptance_rates")
@@ -300,12 +309,20 @@ def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
     if not isinstance(listed, list) or not all(isinstance(one, int | float) for one in listed):
         return ()
     if scale is None:
-        raise ConfigError(f"{name}: rates per position without spec_decode_num_drafts")
+        raise ConfigError(
+            f"{name}: there are rates per position but no spec_decode_num_drafts; give the whole "
+            f"result of `vllm bench serve`"
+        )
     return tuple(scale * float(one) for one in listed)
 
 
+def _is_metric(entry: dict[str, Any], counter: str) -> bool:
+    """Whether an entry with a name and values is this counter."""
+    return str(entry.get("name", "")).removesuffix("_total").endswith(f"spec_decode_{counter}")
+
+
 def _entries(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Every JSON object at the top, or in a list there or under "metrics" or "spec_decode"."""
+    """JSON objects at the top level, in lists, and under vLLM's keys for its metrics."""
     for value in values:
         if isinstance(value, list):
             yield from _entries(value)
@@ -317,7 +334,7 @@ def _entries(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The whole text as JSON, else every line that is; none in a text of another kind."""
+    """The text as one JSON value, or the JSON values of its lines; empty for other texts."""
     stripped = text.lstrip()
     if not stripped.startswith(("{", "[")):
         return

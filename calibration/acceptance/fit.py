@@ -1,10 +1,11 @@
-"""Fit acceptance curves to measured records: one per (draft, draft policy) of a file.
+"""Fit acceptance curves to measured records, one for each draft policy.
 
 Least squares in ln(1 - α) over the cells, weighted by the standard error of each cell and the
-misfit of the form. α is the i.i.d. rate with the cell's tokens per round at a common γ, as it is
-for published runs: acceptance falls a little with the position in a round, since the draft's keys
-and values differ from the target's. What the records do not determine (an exponent with one context
-or one budget) is taken from the catalog's published curve, with its uncertainty.
+misfit of the form. As for published runs, α is the i.i.d. rate that gives the cell's tokens per
+round at a common γ; acceptance itself falls slightly with the position in a round, since the keys
+and values of the draft differ from the target's. Parameters that the records do not determine (an
+exponent if there is only one context length or budget) come from a published curve of the catalog,
+with its uncertainty.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from perfmodel.specs import Origin
 Floats = NDArray[np.float64]
 GAMMA = 4
 LENDER = "llama-3.1-8b"
-LEAST_LOSS = 1e-4  # smaller losses are float32 rounding
-MISFIT = 0.05  # assumed error of the form in ln(loss), beside the windows' noise
+LEAST_LOSS = 1e-4  # smaller losses are float32 rounding errors
+MISFIT = 0.05  # assumed error of the form in ln(loss), in addition to the noise of the windows
 
 NUMBERS = ("ceiling", "level", "context_exponent", "budget_exponent")
-SHAPE = {"budget_offset": 0.0, "fullness_exponent": 1.0}  # left out of the file at these values
+SHAPE = {"budget_offset": 0.0, "fullness_exponent": 1.0}  # not written at these values
 SIGMAS = ("sigma", "sigma_budget", "sigma_context", "sigma_lent")
-# least, start, most
-BOUNDS = {
+BOUNDS = {  # parameter: (lower bound, start, upper bound)
     "level": (0.0, 0.1, 5.0),
     "ceiling": (0.0, 0.7, 1.0),
     "context_exponent": (0.0, 0.1, 3.0),
@@ -47,12 +47,12 @@ BOUNDS = {
 
 @dataclass(frozen=True, slots=True)
 class RecordFit:
-    """A curve, its free parameters, the cells it was fitted to, and its errors."""
+    """A curve, its fitted parameters, the cells it was fitted to, and its errors."""
 
     curve: AcceptanceCurve
     free: tuple[str, ...]
     cells: tuple[Cell, ...]
-    residual: Floats  # α of the curve minus α measured, one per cell
+    residual: Floats  # predicted minus measured α, one per cell
 
 
 def fit_records(
@@ -62,53 +62,54 @@ def fit_records(
     texts: Sequence[str] | None = None,
     leave_out: int | None = None,
 ) -> list[RecordFit]:
-    """A fit for every draft policy of the records.
+    """One fit for each draft policy of the records.
 
     Parameters
     ----------
     gamma : int
-        The γ at which α is to yield the right tokens per round.
+        The γ at which the curve gives the measured tokens per round.
     texts : sequence of str, optional
-        The texts to fit on; all by default, but no sampled ones.
+        The texts to fit to; all by default.
     leave_out : int, optional
-        Windows whose index is this modulo 4 are left out.
+        Windows whose index modulo 4 equals this are not used.
 
     Raises
     ------
     ConfigError
-        If nothing is left to fit on.
+        If no cell is left to fit to, or `gamma` was not measured.
     """
     chosen = [
         cell
         for cell in cells(
             r for r in records.records if leave_out is None or r.window.index % 4 != leave_out
         )
-        if fits_a_curve(records, cell)
-        and (cell.key.text in texts if texts is not None else "~" not in cell.key.text)
+        if fits_a_curve(records, cell) and (texts is None or cell.key.text in texts)
     ]
     if not chosen:
         raise ConfigError(
-            "nothing to fit on: the records hold no StreamingLLM or SnapKV cell of these texts"
+            "the records have no StreamingLLM or SnapKV cell of these texts; measure one with "
+            "`specroof calibrate acceptance`"
         )
     if not 1 <= gamma <= chosen[0].gamma:
-        raise ConfigError(f"gamma={gamma}: the records hold positions 1 to {chosen[0].gamma}")
+        raise ConfigError(
+            f"gamma={gamma} was not measured; the records have positions 1 to {chosen[0].gamma}"
+        )
     policies = sorted({cell.key.view.policy for cell in chosen})
     return [_fit(records, policy, _of_one_kind(chosen, policy), gamma) for policy in policies]
 
 
 def fits_a_curve(records: RecordSet, cell: Cell) -> bool:
-    """False for a self-draft with the full cache, which is the target itself."""
+    """False for a self-draft with the full KV cache, which is the target itself."""
     return cell.key.view.policy != "full" or records.header["draft"] != "self"
 
 
 def _of_one_kind(chosen: Sequence[Cell], policy: str) -> list[Cell]:
-    """Cells of the main grid, which differ in text, context and budget alone; no ablations."""
+    """The largest set of cells of a policy that only differ in text, context and budget."""
     kinds: dict[DraftView, list[Cell]] = {}
     for cell in chosen:
         if cell.key.view.policy == policy:
             kinds.setdefault(replace(cell.key.view, kv_budget=0), []).append(cell)
-    # The kind with the most (context, budget) pairs; ties go to the engine's default settings,
-    # then to the larger pages.
+    # Most (context, budget) pairs first; then the engine's default settings, then larger pages.
     return max(
         kinds.values(),
         key=lambda group: (
@@ -124,7 +125,7 @@ def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> 
 
     if policy == "full":
         return _fit_ceiling(records, group, gamma)
-    target, draft = str(records.header["model"]), str(records.header["draft"])
+    draft = str(records.header["draft"])
     budgets, contexts = _budgets(group), _contexts(group)
     stated = np.array([float(cell.key.view.kv_budget or 0) for cell in group])
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
@@ -151,41 +152,28 @@ def _fit(records: RecordSet, policy: str, group: Sequence[Cell], gamma: int) -> 
     spread = float(np.sqrt(np.sum(miss**2) / max(1, len(group) - len(free))))
     noise = float(np.sqrt(np.mean(_log_errors(group, loss, gamma) ** 2)))
     lender = _lender(policy)
-    of = {"ceiling": 1.0, **fixed, **values}
+    of: dict[str, Any] = {"ceiling": 1.0, **fixed, **values}
     curve = AcceptanceCurve(
-        target=target,
-        draft=draft,
-        draft_policy=policy,
-        text="; ".join(sorted({cell.key.text for cell in group})),
-        origin=Origin.FITTED,
-        source=_source(records, group, gamma),
+        **_facts(records, group, gamma),
         sigma=hypot(spread, noise),
-        # Beyond the range the power law is uncertain: half its slope at the end of the range.
+        # The power law is uncertain beyond the range: by half its slope at the end of the range.
         sigma_budget=max(_slope(of, float(stated.max())) / 2.0, lender.sigma_budget),
         sigma_context=max(of["context_exponent"] / 2.0, lender.sigma_context),
         sigma_lent=lender.sigma_lent if draft == "self" else 0.0,
-        context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(stated.min()), float(stated.max())),
-        points=tuple(_point(records, cell, gamma) for cell in group),
         **of,
     )
     return RecordFit(curve, free, tuple(group), loss - np.exp(modelled(solved.x)))
 
 
 def _fit_ceiling(records: RecordSet, group: Sequence[Cell], gamma: int) -> RecordFit:
-    """A smaller model with its full cache: one α for every context, and how far texts differ."""
-    contexts = _contexts(group)
+    """The curve of a draft model with its full KV cache: one α for all contexts."""
     alpha = np.array([cell.effective_alpha(gamma) for cell in group])
     ceiling = float(np.mean(alpha))
     spread = float(np.std(np.log(np.maximum(1.0 - alpha, LEAST_LOSS))))
     noise = float(np.sqrt(np.mean(_log_errors(group, 1.0 - alpha, gamma) ** 2)))
     curve = AcceptanceCurve(
-        target=str(records.header["model"]),
-        draft=str(records.header["draft"]),
-        draft_policy="full",
-        text="; ".join(sorted({cell.key.text for cell in group})),
-        origin=Origin.FITTED,
-        source=_source(records, group, gamma),
+        **_facts(records, group, gamma),
         ceiling=ceiling,
         level=0.0,
         context_exponent=0.0,
@@ -194,36 +182,46 @@ def _fit_ceiling(records: RecordSet, group: Sequence[Cell], gamma: int) -> Recor
         sigma_budget=0.0,
         sigma_context=_lender("streamingllm").sigma_context,
         sigma_lent=0.0,
-        context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(1.0, np.inf),
-        points=tuple(_point(records, cell, gamma) for cell in group),
     )
     return RecordFit(curve, ("ceiling",), tuple(group), ceiling - alpha)
+
+
+def _facts(records: RecordSet, group: Sequence[Cell], gamma: int) -> dict[str, Any]:
+    """The fields of a curve that are not fitted."""
+    contexts = _contexts(group)
+    return {
+        "target": str(records.header["model"]),
+        "draft": str(records.header["draft"]),
+        "draft_policy": group[0].key.view.policy,
+        "text": "; ".join(sorted({cell.key.text for cell in group})),
+        "origin": Origin.FITTED,
+        "source": _source(records, group, gamma),
+        "context_range": (float(contexts.min()), float(contexts.max())),
+        "points": tuple(_point(records, cell, gamma) for cell in group),
+    }
 
 
 def _parameters(
     draft: str, policy: str, budgets: Floats, contexts: Floats
 ) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The free parameters of these cells, and the values of the fixed ones."""
+    """The parameters that the cells determine, and the values of the others."""
     lender, count = _lender(policy), len(set(budgets))
     free, fixed = ["level"], {"budget_offset": 0.0, "fullness_exponent": 1.0}
     if draft != "self":
         free.append("ceiling")
-    for name, known in (
-        ("context_exponent", len(set(contexts)) > 1),
-        ("budget_exponent", count > 1),
-    ):
+    determined = {
+        "context_exponent": len(set(contexts)) > 1,
+        "budget_exponent": count > 1,
+        "budget_offset": count > 3,
+        "fullness_exponent": count > 3 and len(set(contexts)) > 1,
+    }
+    for name, known in determined.items():
         if known:
             free.append(name)
-        else:
+            fixed.pop(name, None)
+        elif name not in fixed:
             fixed[name] = float(getattr(lender, name))
-    for name, known in (
-        ("budget_offset", count > 3),
-        ("fullness_exponent", count > 3 and len(set(contexts)) > 1),
-    ):
-        if known:
-            free.append(name)
-            del fixed[name]
     return tuple(free), fixed
 
 
@@ -234,7 +232,7 @@ def _lender(policy: str) -> AcceptanceCurve:
 
 
 def _slope(values: dict[str, float], budget: float) -> float:
-    """Local exponent of the loss in the budget, offset included."""
+    """Local exponent of the loss in the budget, including the offset."""
     return values["budget_exponent"] * budget / (budget + values["budget_offset"])
 
 
@@ -243,10 +241,11 @@ def _log_errors(group: Sequence[Cell], loss: Floats, gamma: int) -> Floats:
 
 
 def _budgets(group: Sequence[Cell]) -> Floats:
-    """Budgets at which a draft reads, over all alignments, what the cell's drafts read.
+    """Budgets at which a draft reads as many tokens on average as the drafts of each cell.
 
-    StreamingLLM's window starts at a page: of a budget b a draft reads b - (page - 1) / 2 tokens in
-    the mean. Rounds that start every 16 tokens all have one alignment, and read up to b.
+    StreamingLLM's window starts at a page boundary, so a draft with budget b reads b - (page - 1) /
+    2 tokens on average. Rounds that start every 16 tokens all have the same alignment and read up
+    to b tokens.
     """
     return np.array([_budget(cell) for cell in group])
 
@@ -289,16 +288,13 @@ def _point(records: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
     )
 
 
-# ---- the file -----------------------------------------------------------------------------------
-
-
 def curves_text(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, command: str) -> str:
-    """A file of curves for `--acceptance-curve`; one curve alone is also a catalog file.
+    """The text of a file for `--acceptance-curve`; with one curve it is also a catalog file.
 
     Parameters
     ----------
     fits : sequence of (AcceptanceCurve, sequence of str)
-        Each curve and the parameters that its own points determine.
+        Each curve and the parameters that were fitted to its points.
     command : str
         The command that writes the file.
     """

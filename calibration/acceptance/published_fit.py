@@ -1,11 +1,11 @@
 """Fit the catalog's acceptance curves of published measurements.
 
-The points stand in the catalog's files (`perfmodel/catalog/acceptance`), each with its citation.
-The order of the fits matters, since a series that varies one quantity only lends its exponent to
-the others: the context exponent comes from MagicDec's self-drafts (4K to 100K tokens at one
-budget), the budget exponent from two models with equal say, SmolLM2-135M (four budgets, two texts,
-a prompt each) and Llama-2-7B (512 tokens by MagicDec against TriForce's 4,096). SmolLM2's catalog
-files come from `specroof calibrate fit-acceptance`, on many more windows.
+The points are in the catalog (`perfmodel/catalog/acceptance`), each with its citation. The order of
+the fits matters, since a curve takes the exponents that its points do not determine from earlier
+fits. The context exponent comes from MagicDec's self-drafts (4K to 100K tokens at one budget). The
+budget exponent is the mean of two models: SmolLM2-135M (four budgets and two texts with one prompt
+each) and Llama-2-7B (512 tokens in MagicDec, 4,096 in TriForce). SmolLM2's catalog files come from
+`specroof calibrate fit-acceptance` and many more windows.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from perfmodel.units import Z90
 Floats = NDArray[np.float64]
 
 TRIFORCE = "TriForce, arXiv 2404.11912, table 2"
-# Self-speculation of SmolLM2-135M-Instruct, temperature 1, 7,800 tokens of context, one prompt per
-# text, sum of min(p, q), teacher-forced, November 2026: α at four KV budgets. From these first runs
-# Llama's curves take how acceptance falls with the budget.
+# α of SmolLM2-135M-Instruct's self-draft at four KV budgets: sum of min(p, q), teacher-forced,
+# temperature 1, 7,800 tokens of context, one prompt per text, November 2026. These first runs give
+# the budget exponent of Llama's curves.
 SMOLLM2_BUDGETS = (64.0, 256.0, 1024.0, 4096.0)
 SMOLLM2_ALPHA = {
     ("streamingllm", "Moby-Dick"): (0.777, 0.857, 0.942, 0.984),
@@ -40,8 +40,8 @@ SMOLLM2_ALPHA = {
     ("snapkv", "Moby-Dick"): (0.851, 0.907, 0.950, 0.983),
     ("snapkv", "anarchism"): (0.786, 0.837, 0.900, 0.970),
 }
-RUN_NOISE = 0.03 / Z90  # standard deviation in α: ±0.03 between runs, read as a 90 % range
-UNSTATED_BUDGET = log(2.0)  # an unstated or assumed budget is off by a factor of 2 (one sigma)
+RUN_NOISE = 0.03 / Z90  # standard deviation in α, if ±0.03 between runs is a 90 % range
+UNSTATED_BUDGET = log(2.0)  # standard deviation of the log of an assumed budget: a factor of 2
 
 
 class Choice(NamedTuple):
@@ -68,16 +68,16 @@ Series = Mapping[Choice, tuple[AcceptancePoint, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A curve, its free parameters, and its errors at its points."""
+    """A curve, its fitted parameters, and its errors at its points."""
 
     curve: AcceptanceCurve
     free: tuple[str, ...]
-    residual: Floats  # α of the curve minus α measured, one per point
-    left_out: Floats  # the same with each point left out of the fit; empty if too few points
+    residual: Floats  # predicted minus measured α, one per point
+    left_out: Floats  # the same from fits without the point; empty if there are too few points
 
 
 def published_points() -> dict[Choice, tuple[AcceptancePoint, ...]]:
-    """The points of every curve: the catalog's, and SmolLM2's first runs."""
+    """The points of every curve, from the catalog and from SmolLM2's first runs."""
     curves = ((Choice(c.target, c.draft, c.draft_policy), c) for c in measured_curves())
     return {choice: curve.points for choice, curve in curves} | first_smollm2_points()
 
@@ -99,14 +99,14 @@ def first_smollm2_points() -> dict[Choice, tuple[AcceptancePoint, ...]]:
 
 
 def fit_all(series: Series) -> dict[Choice, Fit]:
-    """Every curve; a parameter that a curve's points do not determine comes from another's fit."""
+    """Fit every curve; parameters that its points do not determine come from other fits."""
     fits: dict[Choice, Fit] = {}
 
     def add(choice: Choice, free: tuple[str, ...], **fixed: float) -> AcceptanceCurve:
         fits[choice] = fit_curve(choice, series[choice], free, fixed)
         return fits[choice].curve
 
-    # Both were measured at the reference budget alone, where the budget exponent has no effect.
+    # Both were only measured at the reference budget, where the budget exponent has no effect.
     at_one_budget = ("level", "context_exponent")
     llama31 = add(LLAMA31_STREAMING, at_one_budget, budget_exponent=0.0)
     llama2 = add(LLAMA2_STREAMING, at_one_budget, budget_exponent=0.0)
@@ -119,7 +119,7 @@ def fit_all(series: Series) -> dict[Choice, Fit]:
     relief = float(np.mean(reliefs))
     for choice in (LLAMA31_STREAMING, LLAMA2_STREAMING):
         add(choice, at_one_budget, budget_exponent=relief)
-    scaled = snapkv * relief / small  # SnapKV's exponent is known on SmolLM2 only
+    scaled = snapkv * relief / small  # SnapKV's exponent was only measured on SmolLM2
     add(LLAMA31_SNAPKV, ("level",), context_exponent=growth, budget_exponent=scaled)
     shape = {"context_exponent": growth, "budget_exponent": relief}
     add(LLAMA2_128K_STREAMING, ("level",), **shape)
@@ -188,13 +188,13 @@ def _solve(
 def _with_uncertainty(
     fits: dict[Choice, Fit], series: Series, growths: list[float], reliefs: list[float]
 ) -> dict[Choice, Fit]:
-    """The fits with standard errors from comparing the series."""
+    """The fits with standard errors from a comparison of the series."""
     spread = float(np.std(reliefs, ddof=1))
     context = float(np.sqrt(np.mean(np.square(growths))))
     done = {}
     for choice, fit in fits.items():
         self_draft = choice.draft == "self"
-        # The budget's share in a weak model's loss is not known: half the self-draft's exponent.
+        # The budget dependence of draft models is unknown: assume half the self-drafts' exponent.
         budget = spread if self_draft else float(np.mean(reliefs)) / 2.0
         unstated = any(point.kv_budget_tokens is None for point in series[choice])
         curve = replace(
@@ -209,29 +209,23 @@ def _with_uncertainty(
 
 
 def budget_exponent_between(curve: AcceptanceCurve, far: tuple[AcceptancePoint, ...]) -> float:
-    """The exponent that leads from a curve at the reference budget to another target's points.
+    """The exponent that extends a curve at the reference budget to another target's points.
 
-    Llama-2-7B-32K at 512 tokens and Llama-2-7B-128K at an assumed 4,096 are the only two large
-    targets of one family that were published at different budgets.
+    Llama-2-7B-32K at 512 tokens and Llama-2-7B-128K at an assumed 4,096 are the only large targets
+    of one family with published runs at different budgets.
     """
     fall = np.log((1.0 - _predict(replace(curve, budget_exponent=0.0), far)) / (1.0 - _alphas(far)))
     return float(np.mean(fall / np.log(_budgets(far) / REFERENCE_BUDGET_TOKENS)))
 
 
 def lending_error(fits: Mapping[Choice, Fit], draft_policy: str) -> float:
-    """Rms of ln(loss) when one target's self-draft curve predicts another's points, all pairs."""
-    pairs = list(permutations(_self_curves(fits, draft_policy), 2))
-    return float(np.sqrt(np.mean([_lent_square(lender, other.points) for lender, other in pairs])))
-
-
-def _lent_square(lender: AcceptanceCurve, points: tuple[AcceptancePoint, ...]) -> float:
-    miss = np.log((1.0 - _predict(lender, points)) / (1.0 - _alphas(points)))
-    return float(np.mean(miss**2))
-
-
-def _self_curves(fits: Mapping[Choice, Fit], draft_policy: str) -> list[AcceptanceCurve]:
-    wanted = ("self", draft_policy)
-    return [fit.curve for c, fit in sorted(fits.items()) if (c.draft, c.draft_policy) == wanted]
+    """Rms error of ln(loss) if a self-draft's curve predicts another target's points."""
+    curves = [f.curve for c, f in sorted(fits.items()) if c[1:] == ("self", draft_policy)]
+    squares = []
+    for lender, other in permutations(curves, 2):
+        miss = np.log((1.0 - _predict(lender, other.points)) / (1.0 - _alphas(other.points)))
+        squares.append(float(np.mean(miss**2)))
+    return float(np.sqrt(np.mean(squares)))
 
 
 def _predict(curve: AcceptanceCurve, points: tuple[AcceptancePoint, ...]) -> Floats:
@@ -247,7 +241,7 @@ def _contexts(points: tuple[AcceptancePoint, ...]) -> Floats:
 
 
 def _budgets(points: tuple[AcceptancePoint, ...]) -> Floats:
-    """Budgets; where none is stated, what the source's setup suggests: 512, TriForce's 4,096."""
+    """Budgets; unstated ones are assumed from the setup of the source (512, TriForce 4,096)."""
     return np.array([point.kv_budget_tokens or _assumed_budget(point) for point in points])
 
 
@@ -273,7 +267,7 @@ def _source(points: Iterable[AcceptancePoint]) -> str:
 
 
 def fit_published_curves() -> tuple[dict[str, str], list[str]]:
-    """The catalog's files of the published curves by their path, and the fits' errors as lines."""
+    """Catalog files of the published curves by path, and a report of the errors."""
     fits = fit_all(published_points())
     command = "specroof calibrate fit-published"
     files = {
@@ -285,8 +279,8 @@ def fit_published_curves() -> tuple[dict[str, str], list[str]]:
 
 
 def report_lines(fits: Mapping[Choice, Fit]) -> list[str]:
-    """Errors in α per curve: of its points, and of each point left out."""
-    lines = ["acceptance, error in α, rms / worst: of the points, of a point left out"]
+    """Errors in α of each curve, at its points and at points left out of the fit."""
+    lines = ["acceptance, error in α, rms / worst: at the points, at a point left out"]
     for choice, fit in sorted(fits.items()):
         left_out = _rms_and_worst(fit.left_out) if fit.left_out.size else "too few points"
         name = " ".join(choice)

@@ -1,8 +1,8 @@
-"""Consecutive rounds along a measured text: each begins where the last one ended.
+"""Consecutive rounds along a measured text, where each round starts where the previous one ended.
 
-An engine's rounds begin right after a rejection, so they stay longer where drafts fail and make
-fewer tokens than rounds that begin at every token alike. Both means over a window follow from its
-acceptance probabilities token by token, or approximately from their variance and autocorrelation.
+In an engine, rounds start right after a rejection. They spend more time where drafts are rejected
+and yield fewer tokens than rounds that start at random tokens. Both means follow from the
+acceptance probabilities of a window, or approximately from their variance and autocorrelation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from calibration.records.acceptance import RENEWAL_GAMMAS, Renewal
 
 
 def renewals(overlap: Sequence[float]) -> tuple[Renewal, ...]:
-    """Expected rounds along a window's acceptance probabilities, for each γ that fits into it."""
+    """Expected rounds for a window's acceptance probabilities, for each γ that fits in it."""
     results = []
     for gamma in (gamma for gamma in RENEWAL_GAMMAS if gamma <= len(overlap)):
         places = len(overlap) - gamma + 1
@@ -39,20 +39,21 @@ def renewals(overlap: Sequence[float]) -> tuple[Renewal, ...]:
 def expected_ratio(
     gamma: int, *, alpha: float, variance: float, lags: Mapping[int, float], spread: float
 ) -> float:
-    """Approximate tokens of consecutive rounds over those of rounds that begin at every token.
+    """Approximate tokens per consecutive round over tokens per round that starts at random.
 
-    Acceptance probabilities are a stationary series about `alpha` with a variance within windows,
-    an autocorrelation at some `lags` (interpolated, 0 beyond twice the longest) and a standard
-    deviation `spread` between windows. To second order the share of rounds that begin at a token
-    is linear in the probabilities before it; its covariance with the tokens made there is summed
-    over frequencies. On SmolLM2's records its rms error is 0.13 % at γ = 4, 0.7 % at 8, 2 % at 16.
+    The acceptance probabilities are modelled as a stationary series with mean `alpha`, `variance`
+    within windows, autocorrelation at some `lags` (interpolated; 0 beyond twice the longest) and
+    standard deviation `spread` between windows. To second order, the share of rounds that start at
+    a token is linear in the previous probabilities; its covariance with the tokens of such a round
+    is summed over frequencies. The rms error on SmolLM2's records is 0.13 % at γ = 4, 0.7 % at 8
+    and 2 % at 16.
     """
     if gamma < 1 or variance + spread**2 <= 0.0 or not 0.0 < alpha < 1.0:
         return 1.0
     step = np.arange(gamma)
     ends = np.arange(gamma + 1)  # drafts accepted in a round
     chance = np.append(alpha**step * (1.0 - alpha), alpha**gamma)
-    # Derivative of the probability of each end by the acceptance at each position of its round.
+    # Derivative of the probability of each end by the acceptance at each position of the round.
     slope = np.where(ends[:, None] > step, alpha ** np.maximum(ends[:, None] - 1, 0), 0.0)
     slope[:gamma] *= 1.0 - alpha
     slope[step, step] = -(alpha**step)

@@ -1,7 +1,7 @@
-"""Report of measured acceptance: cells, the curves fitted to them, and counted against predicted.
+"""Report of measured acceptance: cells, fitted curves, and a comparison with counted runs.
 
-Counted runs are compared with curves fitted to windows that were not run: those whose index is
-`HELD_OUT` modulo 4 are left out of the fit.
+The counted runs start from the windows whose index is `HELD_OUT` modulo 4. The curves they are
+compared with are fitted without these windows.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from calibration.records.acceptance import LAGS, DraftView, RecordSet
 from calibration.records.counted import CountedRun
 from perfmodel.acceptance import tokens_per_round_iid
 
-HELD_OUT = 3  # windows of this index modulo 4 are left out of the comparison's fits
+HELD_OUT = 3  # windows with this index modulo 4 are not used in the fits of the comparison
 GAMMAS = (2, 4, 8, 16)
-SAMPLED = "~sampled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A counted run and its predictions of tokens per round; None where the records have none.
+    """A counted run with predictions of its tokens per round, None if the records allow none.
 
-    `curve` is from the fitted curve, `windows` from the other windows of the same cell without a
-    curve, `sampled` from text that the model itself sampled. `early` is counted over rounds that
-    begin within as many generated tokens as a window scores: a SnapKV draft reads everything
-    generated, so its acceptance rises with the length.
+    `curve` comes from the fitted curve, `windows` directly from the other windows of the cell.
+    `early` is the count over the rounds that start within as many generated tokens as a window has
+    scored tokens. A SnapKV draft reads all generated tokens, so its acceptance rises with the
+    length of a run.
     """
 
     run: CountedRun
@@ -38,9 +37,8 @@ class Compared:
     standard_error: float
     curve: float | None
     windows: float | None
-    sampled: float | None
-    early: float = np.nan
-    early_standard_error: float = np.nan
+    early: float
+    early_standard_error: float
 
     @property
     def error(self) -> float | None:
@@ -50,14 +48,12 @@ class Compared:
     @property
     def early_error(self) -> float | None:
         """Relative error of the curve's prediction for the early rounds."""
-        if self.curve is None or np.isnan(self.early):
-            return None
-        return self.curve / self.early - 1.0
+        return None if self.curve is None else self.curve / self.early - 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceReport:
-    """Cells of the records, the curves fitted to them, and the comparison with counted runs."""
+    """Cells of the records, curves fitted to them, and the comparison with counted runs."""
 
     header: Mapping[str, Any]
     cells: tuple[Cell, ...]
@@ -67,7 +63,7 @@ class AcceptanceReport:
     def median_error(
         self, *, greedy: bool, early: bool = False, policy: str | None = None
     ) -> float | None:
-        """Median |error| of the curve's predictions, over sampled or greedy runs."""
+        """Median absolute error of the curve over sampled or greedy runs; None without any."""
         errors = [
             row.early_error if early else row.error
             for row in self.compared
@@ -78,13 +74,9 @@ class AcceptanceReport:
 
     @property
     def grid(self) -> list[Cell]:
-        """Cells of the main grid: the kind of view that each fit was made on, real texts only."""
+        """Cells with the view settings that the curves were fitted to."""
         kinds = {kind_of(fit.cells[0].key.view) for fit in self.fits}
-        return [
-            cell
-            for cell in self.cells
-            if (not kinds or kind_of(cell.key.view) in kinds) and SAMPLED not in cell.key.text
-        ]
+        return [cell for cell in self.cells if not kinds or kind_of(cell.key.view) in kinds]
 
 
 def acceptance_report(records: RecordSet, runs: Sequence[CountedRun] = ()) -> AcceptanceReport:
@@ -93,7 +85,7 @@ def acceptance_report(records: RecordSet, runs: Sequence[CountedRun] = ()) -> Ac
     Raises
     ------
     ConfigError
-        If the records hold nothing to fit on.
+        If the records have nothing to fit a curve to.
     """
     every_cell = tuple(cells(records.records))
     curves = {text: _curves(records, text) for text in sorted({run.text for run in runs})}
@@ -111,7 +103,7 @@ def acceptance_report(records: RecordSet, runs: Sequence[CountedRun] = ()) -> Ac
 
 
 def _curves(records: RecordSet, text: str) -> dict[str, RecordFit]:
-    """Fits to one text, without the windows that were run."""
+    """Curves of one text by policy, fitted without the windows that were run."""
     if not any(record.window.text == text for record in records.records):
         return {}
     fits = fit_records(records, texts=[text], leave_out=HELD_OUT)
@@ -125,13 +117,13 @@ def _order(run: CountedRun) -> tuple[object, ...]:
 
 
 def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
-    """Tokens per round and its standard error, of rounds beginning within so many tokens."""
+    """Tokens per round and its standard error, for rounds that start `within` so many tokens."""
     counts = []
     for sequence in run.accepted:
         tokens = np.array(sequence, dtype=np.float64) + 1.0
         begin = np.cumsum(tokens) - tokens
         counts.append(tokens if within is None else tokens[begin < within])
-    # Rounds of a sequence are correlated: the sample is the sequences.
+    # Rounds of one sequence are correlated, so the error is estimated from the sequences.
     totals, rounds = np.array([c.sum() for c in counts]), np.array([len(c) for c in counts])
     mean = float(totals.sum() / rounds.sum())
     spread = float(np.std(totals - mean * rounds, ddof=1)) if len(counts) > 1 else np.nan
@@ -145,7 +137,6 @@ def _compare(
     key = CellKey(text=run.text, context_tokens=run.context_tokens, view=run.view)
     cell = by_key.get(key)
     others = cell.only(i for i in cell.indices if i % 4 != HELD_OUT) if cell else None
-    sampled = by_key.get(replace(key, text=run.text + SAMPLED))
     (mean, error), (early, early_error) = _counted(run), _counted(run, within)
     greedy = run.temperature == 0
     fit = fits.get(run.view.policy)
@@ -160,27 +151,18 @@ def _compare(
         early=early,
         early_standard_error=early_error,
         curve=curve,
-        windows=_tokens_per_round(others, run.gamma, greedy=greedy, sampled=False),
-        sampled=None
-        if greedy
-        else _tokens_per_round(sampled, run.gamma, greedy=False, sampled=True),
+        windows=_tokens_per_round(others, run.gamma, greedy=greedy),
     )
 
 
-def _tokens_per_round(
-    cell: Cell | None, gamma: int, *, greedy: bool, sampled: bool
-) -> float | None:
+def _tokens_per_round(cell: Cell | None, gamma: int, *, greedy: bool) -> float | None:
     if cell is None or gamma > cell.gamma:
         return None
-    if greedy:
-        return cell.tokens_greedy(gamma)
-    if sampled:
-        return cell.tokens_weighted(gamma) * cell.consecutive_ratio(gamma)
-    return cell.tokens_consecutive(gamma)
+    return cell.tokens_greedy(gamma) if greedy else cell.tokens_consecutive(gamma)
 
 
 def kind_of(view: DraftView) -> DraftView:
-    """The view without its budget."""
+    """The view without its KV budget."""
     return replace(view, kv_budget=None)
 
 
@@ -198,10 +180,9 @@ def report_dict(report: AcceptanceReport) -> dict[str, Any]:
                 "temperature": row.run.temperature,
                 "counted": row.counted,
                 "standard_error": None if np.isnan(row.standard_error) else row.standard_error,
-                "early": None if np.isnan(row.early) else row.early,
+                "early": row.early,
                 "curve": row.curve,
                 "windows": row.windows,
-                "sampled": row.sampled,
                 "error": row.error,
                 "early_error": row.early_error,
             }

@@ -1,4 +1,4 @@
-"""Measure acceptance over many windows of many texts into one file, which a later run continues."""
+"""Measure acceptance on windows of several texts; a later run continues the output file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Engin
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One document as tokens; `sha256` is that of its bytes."""
+    """The tokens of a text file; `sha256` is the hash of the file."""
 
     name: str
     tokens: Tokens
@@ -45,7 +45,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder and the hash of its weights."""
+    """A decoder, its name, and the hash of its weights."""
 
     name: str
     decoder: Decoder
@@ -54,7 +54,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Views to measure on `windows` of a text at one context length."""
+    """Draft views to measure on windows of one text at one context length."""
 
     text: Text
     context_tokens: int
@@ -63,12 +63,12 @@ class Job:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """A folder of config.json and safetensors.
+    """Load a folder with config.json and safetensors.
 
     Raises
     ------
     InputError
-        In one line: not a folder of weights that this runtime reads.
+        If the folder has no weights that the runtime can read.
     """
     config = read_config(folder)
     decoder = Model(config=config, folder=folder).load(ALONE, dtype, device)
@@ -79,12 +79,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Loa
 
 
 def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
-    """A text file as tokens.
+    """Read and tokenize a text file.
 
     Raises
     ------
     InputError
-        If it cannot be read, is not UTF-8, or its tokens are not the model's.
+        If it cannot be read, is not UTF-8, is empty, or has tokens outside the vocabulary.
     """
     try:
         raw = file.read_bytes()
@@ -99,30 +99,30 @@ def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
 
 
 def check_tokens(name: str, tokens: Tokens, vocab: int) -> None:
-    """Refuse an empty text, and tokens outside the model's vocabulary."""
+    """Raise `InputError` if there are no tokens, or tokens outside the vocabulary."""
     if not tokens.size:
         raise InputError(f"{name}: the text is empty")
     if tokens.max() >= vocab:
         raise InputError(
-            f"{name}: its token {tokens.max()} is outside the model's vocabulary of {vocab}; the "
-            f"folder holds another model's tokenizer.json: put the model's there"
+            f"{name}: token {tokens.max()} is outside the model's vocabulary of {vocab}; the "
+            f"tokenizer.json in the model's folder belongs to another model, replace it"
         )
 
 
 def check_same_tokens(target: Path, draft: Path) -> None:
-    """Refuse a draft whose tokenizer.json cuts text differently from the target's."""
+    """Raise `InputError` if the tokenizer.json of the draft differs from the target's."""
     if not (draft / "tokenizer.json").is_file():
         return
     sample = "The quick brown fox, naïve in 1851, jumps over 23 lazy dogs:\n\n\t«so what?»"
     if TextTokenizer(target).encode(sample) != TextTokenizer(draft).encode(sample):
         raise InputError(
-            f"{draft}: its tokenizer splits text into other tokens than {target}'s; a draft must "
-            f"share the target's tokenizer"
+            f"{draft}: the draft's tokenizer differs from that of {target}; use a draft with the "
+            f"target's tokenizer"
         )
 
 
 def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
-    """At most `count` windows spread evenly over a text, their scored parts never overlapping.
+    """At most `count` windows, evenly spread over a text so that scored parts do not overlap.
 
     Raises
     ------
@@ -133,9 +133,9 @@ def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tu
     spare = len(text.tokens) - needed
     if spare < 0:
         raise InputError(
-            f"{text.name}: {len(text.tokens):,} tokens, but a window of {context_tokens:,} and "
-            f"{task.scored_tokens} scored ones takes {needed:,}; use a longer text or fewer "
-            f"--prompt-tokens"
+            f"{text.name}: the text has {len(text.tokens):,} tokens, but a window of "
+            f"{context_tokens:,} prompt tokens and {task.scored_tokens} scored tokens needs "
+            f"{needed:,}; use a longer text or fewer --prompt-tokens"
         )
     count = min(count, spare // task.scored_tokens + 1)
     step = spare / max(1, count - 1)
@@ -155,35 +155,27 @@ def draft_views(
     positions: Many[str] = ("absolute",),
     page_tokens: int = 16,
 ) -> tuple[DraftView, ...]:
-    """Every combination of a policy with its budgets and settings."""
+    """All combinations of the policies with their budgets and settings."""
+    settings: dict[str, dict[str, Many[Any]]] = {
+        "full": {},
+        "streamingllm": {"kv_budget": budgets, "sink": sinks, "positions": positions},
+        "snapkv": {
+            "kv_budget": budgets,
+            "snapkv_window": snapkv_windows,
+            "snapkv_pool": snapkv_pools,
+        },
+    }
     views: list[DraftView] = []
     for policy in policies:
-        if policy == "full":
-            views.append(DraftView(policy="full", page_tokens=page_tokens))
-        elif policy == "streamingllm":
-            views += [
-                DraftView(
-                    policy=policy,
-                    kv_budget=budget,
-                    sink=sink,
-                    positions=at,
-                    page_tokens=page_tokens,
-                )
-                for budget, sink, at in product(budgets, sinks, positions)
-            ]
-        elif policy == "snapkv":
-            views += [
-                DraftView(
-                    policy=policy,
-                    kv_budget=budget,
-                    snapkv_window=window,
-                    snapkv_pool=pool,
-                    page_tokens=page_tokens,
-                )
-                for budget, window, pool in product(budgets, snapkv_windows, snapkv_pools)
-            ]
-        else:
+        if policy not in settings:
             raise InputError(f"unknown draft policy {policy!r}; use full, streamingllm or snapkv")
+        names = settings[policy]
+        views += [
+            DraftView(
+                policy=policy, page_tokens=page_tokens, **dict(zip(names, values, strict=True))
+            )
+            for values in product(*names.values())
+        ]
     return tuple(views)
 
 
@@ -196,9 +188,10 @@ def run_jobs(
     *,
     say: Callable[[str], None],
 ) -> None:
-    """Measure what the file does not hold yet; views of all jobs have one page size.
+    """Measure the windows and views that are not in the file yet.
 
-    Views that hold the whole context are skipped: there a self-draft is the target.
+    The views of all jobs must have the same page size. Views with a budget of the whole context are
+    skipped.
     """
     most = max(task.window_tokens(job.context_tokens) for job in jobs)
     page_tokens = jobs[0].views[0].page_tokens
@@ -226,7 +219,7 @@ def run_jobs(
 def header(
     target: LoadedModel, draft: LoadedModel | None, texts: Iterable[Text], task: Task
 ) -> dict[str, Any]:
-    """The header of a file of records: what is measured, on what, by which command."""
+    """The header of the output file: what is measured, on which device, by which command."""
     device = target.decoder.device
     return {
         "model": target.name,
@@ -256,15 +249,12 @@ def versions() -> Mapping[str, str | None]:
 
 
 def exact_float32() -> None:
-    """Turn TF32 off, so that float32 products are computed in float32."""
+    """Disable TF32, so that float32 products are computed in full precision."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 def file_sha256(file: Path) -> str:
-    """Hash of a file of any size."""
-    digest = hashlib.sha256()
+    """SHA-256 hash of a file."""
     with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,14 +1,14 @@
-"""Measure one window of text: a pass of the target, then the distributions of every draft view.
+"""Measure one window of text: the target's distributions, then those of every draft view.
 
-The target reads a context and then the text (teacher-forced). A draft starts a round every γ
-tokens: at position j it reads its policy's view as of the round's start and the j tokens since,
-with keys and values that it computed itself, as in a real round. All rounds of a window are
-sequences of one pass whose page tables share the pages of the context, which keeps a GPU busy.
+The target reads the context and then the text (teacher-forced). A draft starts a round every γ
+tokens. At position j it reads the view of its policy at the start of the round and the j tokens
+since then, with keys and values that it computed itself, as in a real round. All rounds of a window
+run as sequences of one pass whose page tables share the pages of the context, to keep a GPU busy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -30,15 +30,15 @@ from runtime.drafting import FullView, SinkWindowView, SnapView, View, ViewPolic
 from runtime.execution import Piece, SequenceState, probabilities
 from runtime.kernels.rotary import rotate
 
-LOGIT_ROWS = 64  # rows of the vocabulary that are compared at a time
+LOGIT_ROWS = 64  # distributions that are compared at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What every window is measured with.
+    """The settings of a measurement, which are the same for all windows.
 
-    `gamma` is the number of draft positions of a round, `scored_tokens` a multiple of it;
-    `read_bytes` bounds what one pass of drafts gathers from the cache.
+    `gamma` is the number of draft positions per round, and `scored_tokens` a multiple of it.
+    `read_bytes` limits the KV that one pass of drafts gathers.
     """
 
     gamma: int = 16
@@ -50,29 +50,31 @@ class Task:
     def __post_init__(self) -> None:
         if self.gamma < 1 or self.scored_tokens < 1 or self.scored_tokens % self.gamma:
             raise InputError(
-                f"{self.scored_tokens} scored tokens are not a multiple of gamma={self.gamma}; a "
-                f"window is scored in whole rounds"
+                f"scored_tokens={self.scored_tokens} is not a multiple of gamma={self.gamma}; "
+                f"use whole rounds"
             )
         if not self.temperature > 0:
-            raise InputError("temperature must be above 0; greedy agreement is measured too")
+            raise InputError(
+                "temperature must be above 0; greedy agreement is measured at every temperature"
+            )
 
     @property
     def rounds(self) -> int:
-        """Rounds of a window."""
+        """Rounds per window."""
         return self.scored_tokens // self.gamma
 
     def window_tokens(self, context_tokens: int) -> int:
-        """Tokens of text that a window needs: the last scored position's next token included."""
+        """Tokens of text per window, including the one after the last scored position."""
         return context_tokens + self.scored_tokens + 1
 
 
 class CachedText:
-    """A text in one model's cache, fed in bounded passes and read through views."""
+    """A text in the KV cache of one model, which drafts read through their views."""
 
     def __init__(self, decoder: Decoder, task: Task, *, most_tokens: int, page_tokens: int) -> None:
         self.decoder, self.task = decoder, task
         page = page_tokens
-        # The text, its longest SnapKV copy, and per round a scratch tail and a copy of its sinks.
+        # The text, its longest SnapKV copy, and for each round its drafts and a copy of the sinks.
         scratch = task.rounds * (pages_for(task.gamma, page) + 1 + pages_for(64, page))
         self.cache = PagedCache(
             decoder.config,
@@ -89,9 +91,9 @@ class CachedText:
         self._tokens: list[int] = []
 
     def prefill(self, tokens: Many[int], *, context_tokens: int, window_queries: int) -> Tensor:
-        """Feed a window's text anew; the hidden states of its scored tokens (scored, hidden).
+        """Prefill the text of a window; the hidden states of its scored tokens (scored, hidden).
 
-        The queries of the context's last `window_queries` tokens are kept for SnapKV.
+        The queries of the last `window_queries` tokens of the context are stored for SnapKV.
         """
         self.cache.release(self.table)
         self.table = PageTable()
@@ -104,11 +106,11 @@ class CachedText:
         return self._feed(context_tokens, context_tokens + self.task.scored_tokens, None)
 
     def queries(self, count: int) -> list[Tensor]:
-        """Per layer, the last `count` queries of the context."""
+        """The last `count` queries of the context, one tensor per layer."""
         return [] if self._seen is None else [queries[-count:] for queries in self._seen.of(0)]
 
     def draft_hidden(self, view: DraftView) -> tuple[Tensor, float]:
-        """The draft's hidden states at the scored positions (scored, hidden), and tokens read."""
+        """The draft's hidden states (scored, hidden), and the mean tokens read per round."""
         policy = self._policy(view)
         prompt = self._sequence(self.context_tokens)
         policy.admit(prompt, self.queries(view.snapkv_window or 0))
@@ -122,7 +124,7 @@ class CachedText:
         return torch.cat(parts), read / len(starts)
 
     def _feed(self, start: int, stop: int, observer: WindowQueries | None) -> Tensor:
-        """Tokens start..stop of the text through bounded passes; their hidden states."""
+        """Hidden states of the tokens start..stop, computed in chunks."""
         parts = []
         for first in range(start, stop, self.task.chunk_tokens):
             last = min(stop, first + self.task.chunk_tokens)
@@ -164,15 +166,15 @@ class CachedText:
         )
 
     def _sequence(self, tokens: int) -> SequenceState:
-        """The text as the policies know it, when `tokens` of it were cached."""
+        """The state of the sequence when `tokens` of the text were cached."""
         table = PageTable(self.table.pages, tokens)
         return SequenceState(0, self._tokens, self.context_tokens, self.task.scored_tokens, table)
 
     def _groups(self, starts: list[int], view: DraftView) -> Iterator[list[int]]:
-        """Rounds that may share a pass without gathering more than the task allows."""
+        """Split the rounds into passes that gather at most `read_bytes` each."""
         config, gamma = self.decoder.config, self.task.gamma
         text = starts[-1] + gamma
-        # SnapKV's view grows by all that was generated since the prompt.
+        # SnapKV's view also contains all tokens generated since the prompt.
         read = text if view.kv_budget is None else view.kv_budget + self.task.scored_tokens
         tokens = min(text, read + gamma)
         per_token = 4 * self.decoder.kv_heads * config.head_dim * 2 * self.decoder.dtype.itemsize
@@ -184,19 +186,19 @@ class CachedText:
     def _rounds(
         self, starts: list[int], policy: ViewPolicy, *, relative: bool
     ) -> tuple[Tensor, int]:
-        """γ positions of every round in one pass: (rounds · γ, hidden), and the tokens read."""
+        """Hidden states of all rounds in one pass (rounds · γ, hidden), and the tokens read."""
         page, gamma = self.cache.page_tokens, self.task.gamma
         tables, cached, borrowed = [], [], []
         for start in starts:
             view = policy.view(self._sequence(start))
             skipped = (view.tail_page - len(view.front)) * page
-            front, own = list(view.front), self._scratch(start)
+            front, drafts = list(view.front), self._draft_pages(start)
             if relative and skipped:
                 front = self._moved(view, skipped)
                 borrowed += front
-            tables.append([*front, *self.table.pages[view.tail_page : start // page], *own])
+            tables.append([*front, *self.table.pages[view.tail_page : start // page], *drafts])
             cached.append(start - skipped)
-            borrowed += own
+            borrowed += drafts
         layout = PassLayout(
             page_tables=tables,
             kv_tokens=[count + gamma for count in cached],
@@ -211,18 +213,18 @@ class CachedText:
         self.cache.free(borrowed)
         return hidden, sum(cached)
 
-    def _scratch(self, start: int) -> list[int]:
-        """Pages for a round's own drafts; the first continues the page that `start` lies in."""
+    def _draft_pages(self, start: int) -> list[int]:
+        """Pages for the drafts of a round; the first starts as a copy of the page of `start`."""
         page = self.cache.page_tokens
-        own = self.cache.allocate(pages_for(start % page + self.task.gamma, page))
+        pages = self.cache.allocate(pages_for(start % page + self.task.gamma, page))
         if start % page:
-            self._copy(self.table.pages[start // page : start // page + 1], own[:1])
-        return own
+            self._copy(self.table.pages[start // page : start // page + 1], pages[:1])
+        return pages
 
     def _moved(self, view: View, tokens: int) -> list[int]:
-        """Copies of the sinks, their keys turned on by `tokens`: next to the window they stand.
+        """Copies of the sink pages with keys rotated by `tokens`, adjacent to the window.
 
-        Attention depends on distances alone, so moving the sinks up is moving the window down.
+        Attention only depends on distances, so this is equivalent to moving the window back.
         """
         moved = self.cache.allocate(len(view.front))
         self._copy(view.front, moved)
@@ -253,12 +255,10 @@ def measure_window(
     window: Window,
     tokens: Many[int],
     views: Many[DraftView],
-    *,
-    progress: Callable[[DraftView], None] = lambda view: None,
 ) -> Iterator[Record]:
-    """Records of every view on one window; `draft` is None where the target drafts for itself.
+    """The records of all views on one window, which share one prefill.
 
-    `tokens` are the window's: context, scored, and one more. Views share one prefill.
+    `draft` is None for a self-draft. `tokens` are the context, the scored tokens, and one more.
     """
     task = target.task
     most = max((view.snapkv_window or 0 for view in views), default=0)
@@ -274,7 +274,6 @@ def measure_window(
     )
     nll = -rows.gather(1, following[:, None]).clamp(min=1e-30).log().mean()
     for view in views:
-        progress(view)
         hidden, read = reader.draft_hidden(view)
         scores = compare_rows(rows, reader.decoder, hidden, following, task)
         yield scores.record(window, view, task, read_tokens=read, nll=float(nll))
@@ -289,7 +288,7 @@ def probability_rows(decoder: Decoder, hidden: Tensor, temperature: float) -> Te
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Per scored position: Σ min(p, q), min(1, q(x) / p(x)) of the text's token, equal argmax."""
+    """For each scored position: Σ min(p, q), min(1, q(x) / p(x)), and whether argmaxes agree."""
 
     overlap: Tensor
     ratio: Tensor
@@ -298,7 +297,7 @@ class Scores:
     def record(
         self, window: Window, view: DraftView, task: Task, *, read_tokens: float, nll: float
     ) -> Record:
-        """The record of these scores: sums over the rounds."""
+        """The record of these scores."""
         overlap = self.overlap.double().cpu()
         by_round = overlap.view(task.rounds, task.gamma)
         ratio = self.ratio.double().cpu().view_as(by_round)
@@ -330,7 +329,7 @@ class Scores:
 def compare_rows(
     rows: Tensor, decoder: Decoder, hidden: Tensor, following: Tensor, task: Task
 ) -> Scores:
-    """The draft's distributions against the target's rows (scored, vocab), a part at a time."""
+    """Compare the draft's distributions with the target's `rows` (scored, vocab)."""
     columns = (rows, hidden, following)
     parts = zip(*(column.split(LOGIT_ROWS) for column in columns), strict=True)
     results = []
@@ -338,7 +337,7 @@ def compare_rows(
         q = probability_rows(decoder, states, task.temperature)
         of_text = [side.gather(1, tokens[:, None])[:, 0] for side in (q, p)]
         ratio = (of_text[0] / of_text[1].clamp(min=1e-30)).clamp(max=1.0)
-        # A softmax of float32 sums to 1 only to 1e-5: a chance stays at most 1.
+        # A float32 softmax only sums to 1 within 1e-5, so the probability is clamped to 1.
         overlap = torch.minimum(p, q).sum(-1, dtype=torch.float64).clamp(max=1.0)
         results.append((overlap, ratio, p.argmax(-1) == q.argmax(-1)))
     return Scores(*(torch.cat(column) for column in zip(*results, strict=True)))

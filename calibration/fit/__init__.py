@@ -1,4 +1,4 @@
-"""Efficiency curves and engine profiles fitted to measured and published times."""
+"""Fit efficiency curves and engine profiles to measured and published times."""
 
 import lazy_loader
 

@@ -1,24 +1,23 @@
-"""Relative errors of a fit, by region and by what was left out, as figures and as text."""
+"""Relative errors of a fit by region and by what was left out, as figures and as text."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perfmodel.units import MB
 
-_M_BANDS = ((1, 16), (17, 64), (65, 256), (257, 1024), (1025, 1 << 30))
-_SIZE_BANDS = (8, 33, 100, 300, 10_000)  # MB
-_TOKEN_BANDS = ((1, 512), (513, 4096), (4097, 32_768), (32_769, 1 << 30))
+_SIZES_MB = (0, 8, 33, 100, 300, 10_000)
 
 
 class Errors:
-    """Signed relative errors: by "in sample" or what was left out, and by region.
+    """Signed relative errors of cells, by way ("in sample", or what was left out) and by region.
 
-    `regions` names the regions that a cell belongs to.
+    `regions` returns the names of the regions that a cell belongs to.
     """
 
     def __init__(self, name: str, regions: Callable[[Mapping[str, Any]], Iterable[str]]) -> None:
@@ -26,11 +25,11 @@ class Errors:
         self.cells: dict[str, list[tuple[Mapping[str, Any], float]]] = {}
 
     def add(self, way: str, cell: Mapping[str, Any], error: float) -> None:
-        """Add one cell's error; `way` is "in sample" or what was left out."""
+        """Add the error of one cell; `way` is "in sample" or what was left out."""
         self.cells.setdefault(way, []).append((cell, error))
 
     def figures(self, way: str, region: str | None = None) -> dict[str, float]:
-        """Median, 90th percentile and worst absolute error in percent; zeros without a cell."""
+        """Median, 90th percentile and worst absolute error in percent; zeros without cells."""
         cells = self.cells.get(way, [])
         size = 100.0 * np.abs([e for c, e in cells if region is None or region in self.regions(c)])
         if not size.size:
@@ -43,7 +42,7 @@ class Errors:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures: by way, then "all" and each region."""
+        """All figures by way, for "all" cells and for each region."""
         names = {r for cells in self.cells.values() for c, _ in cells for r in self.regions(c)}
         return {
             way: {"all": self.figures(way)}
@@ -52,7 +51,7 @@ class Errors:
         }
 
     def flat(self) -> dict[str, float]:
-        """The figures over all cells as `<way>_<figure>`, for a catalog file."""
+        """The figures for all cells as `<way>_<figure>`, for a catalog file."""
         return {
             f"{way.replace(' ', '_')}_{name}": round(value, 2)
             for way in self.cells
@@ -60,7 +59,7 @@ class Errors:
         }
 
     def lines(self) -> list[str]:
-        """The figures as text, a line per region and a column per way."""
+        """The figures as text, with one line per region and one column per way."""
         table = self.to_dict()
         if not table:
             return [f"{self.name}: nothing measured"]
@@ -81,29 +80,31 @@ def _three(figures: Mapping[str, float]) -> str:
 
 
 def by_numbers(region: str) -> list[tuple[int, str]]:
-    """Sort key of a region: the numbers in its name as numbers."""
+    """Sort key of a region that compares numbers in its name by value."""
     parts = re.split(r"(\d+)", region)
     return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def m_band(m: float) -> str:
     """The region of a row count."""
-    low, high = next((a, b) for a, b in _M_BANDS if a <= m <= b)
-    return f"rows {low}-{high}" if high < 1 << 30 else f"rows {low}-"
+    return f"rows {_band(m, (1, 17, 65, 257, 1025))}"
 
 
 def size_band(cell: Mapping[str, Any]) -> str:
-    """The region of a matrix's bytes in bf16."""
+    """The region of a matrix's size in bf16."""
     size = 2.0 * cell["n"] * cell["k"] / MB
-    low = 0
-    for high in _SIZE_BANDS:
-        if size <= high:
-            break
-        low = high
+    low, high = next(pair for pair in itertools.pairwise(_SIZES_MB) if size <= pair[1])
     return f"weights {low}-{high} MB"
 
 
 def token_band(tokens: float) -> str:
     """The region of a KV length."""
-    low, high = next((a, b) for a, b in _TOKEN_BANDS if a <= tokens <= b)
-    return f"KV {low}-{high}" if high < 1 << 30 else f"KV {low}-"
+    return f"KV {_band(tokens, (1, 513, 4097, 32_769))}"
+
+
+def _band(value: float, starts: Sequence[int]) -> str:
+    """The range of whole numbers between two of the `starts` that contains the value."""
+    for low, after in itertools.pairwise(starts):
+        if value < after:
+            return f"{low}-{after - 1}"
+    return f"{starts[-1]}-"

@@ -1,8 +1,7 @@
-"""Read the inputs of `calibrate fit` by their kind, and fit them.
+"""Tell the inputs of `calibrate fit` apart, read them, and fit them.
 
-JSON lines hold measured kernels (`calibrate measure`) or timed steps (`calibration.validate.run`);
-a folder is aiconfigurator's, of one GPU or of all; CSV is a Vidur profile; anything else is taken
-for nccl-tests' output.
+JSON lines are kernel records (`calibrate measure`) or step records (`validate run`). A folder holds
+aiconfigurator's tables of one GPU or of several. Any other file is the output of nccl-tests.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from calibration.fit.measured.fit import fit_measured
+from calibration.fit.nccl_tests import read_nccl_tests
 from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
-from calibration.fit.third_party import read_nccl_tests, read_vidur
 from calibration.records.jsonl import RecordError, read_lines
-from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
-from calibration.records.steps import StepRecord, read_steps
+from calibration.records.kernels import KernelRecords, read_kernel_records
+from calibration.records.steps import read_steps
 from perfmodel import ConfigError, catalog
 
 
 def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
-    """Read every file by its kind and fit.
+    """Read every file and fit what the records suffice for.
 
     Raises
     ------
     RecordError
-        For a file that does not exist or cannot be used, records of two GPUs, or others' records
-        without the name of their GPU.
+        If a file does not exist or cannot be used, if records are of two GPUs, or if nccl-tests'
+        output is given without the name of its GPU.
     """
     for path in paths:
         if not path.exists():
@@ -36,7 +35,7 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     folders = [path for path in paths if path.is_dir()]
     if folders:
         if len(paths) > 1:
-            raise RecordError(f"{folders[0]}: tables of others are fitted alone; give one folder")
+            raise RecordError(f"{folders[0]}: a folder of tables is fitted alone; give only it")
         return fit_tables(folders[0], gpu)
     if gpu is not None:
         try:
@@ -45,26 +44,28 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
-    steps = [step for path in lines if path not in kernels for step in _steps(path)]
+    steps = [step for path in lines if path not in kernels for step in read_steps(path)[1]]
     measured = read_kernel_records(kernels, gpu) if kernels else None
-    if measured is not None:
-        gpu = measured.gpu
-    others = [record for path in paths if path not in lines for record in _others(path, gpu)]
-    if measured is None and not others:
-        raise RecordError("no record of a kernel in what was given; only timed rounds")
-    assert gpu is not None
+    gpu = measured.gpu if measured else gpu
+    records = list(measured.records) if measured else []
+    for path in paths:
+        if path not in lines:
+            if gpu is None:
+                raise RecordError(f"{path}: does not say which GPU it is from; add --gpu NAME")
+            records += read_nccl_tests(path, catalog.gpu(gpu))
+    if gpu is None or not records:
+        raise RecordError("the files hold timed rounds but no kernel record; add kernel records")
     headers = measured.headers if measured else ()
-    records = [*(measured.records if measured else ()), *others]
     return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
 
 
 def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitReport]:
-    """Fit aiconfigurator's tables of some GPUs, or all; they are downloaded where missing.
+    """Fit aiconfigurator's tables of the given GPUs, or of all; missing tables are downloaded.
 
     Raises
     ------
     RecordError
-        If the download fails, a GPU has no tables, or one cannot be used.
+        If the download fails, or a GPU has no tables or unusable ones.
     """
     fetch_missing(folder)
     for gpu in gpus or GPUS:
@@ -72,17 +73,5 @@ def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitRep
 
 
 def _holds_steps(path: Path) -> bool:
-    """Whether a file's records are of whole steps."""
+    """Whether the records of a file are of whole steps."""
     return any("case" in line.value for line in read_lines(path))
-
-
-def _steps(path: Path) -> list[StepRecord]:
-    return read_steps(path)[1]
-
-
-def _others(path: Path, gpu: str | None) -> list[KernelRecord]:
-    if gpu is None:
-        raise RecordError(f"{path}: does not say of which GPU; give --gpu")
-    if path.suffix == ".csv":
-        return read_vidur(path, catalog.gpu(gpu))
-    return read_nccl_tests(path, catalog.gpu(gpu))

@@ -1,11 +1,11 @@
-"""Engine profile fitted to MagicDec's published step times: `engines/magicdec.toml`.
+"""Fit an engine profile to MagicDec's published step times: `engines/magicdec.toml`.
 
-The GPUs' kernel curves are held fixed.
+The kernel curves of the GPUs are kept fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,9 @@ from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
-MEASUREMENT_ERROR = 0.02  # relative, of one published time
-# Prior mean and standard deviation of each coefficient. A compiled engine runs the kernels of the
-# tables, so its factors are near one and its overhead is per layer.
+MEASUREMENT_ERROR = 0.02  # relative error of one published time
+# Prior mean and standard deviation of each coefficient. MagicDec is compiled and runs kernels like
+# those of the tables, so its factors are near one and its overhead is per layer.
 PRIORS = {
     "linear_factor": (1.0, 0.1),
     "attention_factor": (1.0, 0.1),
@@ -51,12 +51,12 @@ class PublishedFit:
     rms_percent: float
 
     def apply(self, profile: EngineProfile) -> EngineProfile:
-        """The profile with the fitted values in place."""
+        """The profile with the fitted values."""
         return profile.changed(**self.values)
 
 
 def bare(profile: EngineProfile) -> EngineProfile:
-    """The profile with every fitted coefficient neutral: what the fit multiplies."""
+    """The profile with neutral values of all fitted coefficients."""
     neutral = {name: 1.0 if name.endswith("factor") else 0.0 for name in NAMES}
     return profile.changed(**neutral, round_overhead_s=0.0, round_overhead_per_sequence_s=0.0)
 
@@ -65,7 +65,7 @@ def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
     """Bounded linear least squares on relative errors, with the priors as extra rows."""
     design, measured = _design(rows)
     matrix = design / measured[:, None] / MEASUREMENT_ERROR
-    # What no coefficient scales (small ops) is in the design's last column.
+    # The last column is the time that no coefficient scales (small kernels).
     target = (1.0 - design[:, -1] / measured) / MEASUREMENT_ERROR
     prior, width = (np.array(values) for values in zip(*PRIORS.values(), strict=True))
     stacked = np.vstack([matrix[:, :-1], np.diag(1.0 / width)])
@@ -79,7 +79,7 @@ def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
 
 
 def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
-    """One line per row and phase: seconds that each coefficient multiplies, and the rest."""
+    """One line per row and phase: the seconds that each coefficient scales, and the rest."""
     lines, measured = [], []
     for row in rows:
         point = predict_row(row, bare)
@@ -105,7 +105,7 @@ def _line(step: StepTime, layers: int, batch: int, *, is_draft: bool) -> list[fl
 
 
 def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
-    """Round overhead as a line in the batch, neither coefficient negative."""
+    """The round overhead as a linear function of the batch with coefficients >= 0."""
     batch = np.array([row.batch for row in rows], float)
     overhead = np.array([row.overhead_s for row in rows])
     matrix = np.stack([np.ones_like(batch), batch], axis=1)
@@ -118,7 +118,7 @@ def _round_overhead(rows: Sequence[PublishedRow]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Rows to fit on, rows held out, and the figures of those that the fit has not seen."""
+    """Rows to fit to, held-out rows, and the figures of the latter that the fit does not use."""
 
     name: str
     fitted: tuple[PublishedRow, ...]
@@ -126,8 +126,8 @@ class Split:
     unseen: tuple[str, ...]
 
 
-# What is left out, and the figures that this hides. T_T is published once per batch and context and
-# repeated for every draft, so leaving a draft out hides T_D and the speedup only.
+# What is left out, and the figures that the fit then does not use. T_T is published once per batch
+# and context and repeated for every draft, so without a draft only T_D and the speedup are unseen.
 _LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] = {
     "a draft (its table and TP)": (
         lambda row: (row.draft, row.draft_policy),
@@ -140,31 +140,37 @@ _LEFT_OUT: dict[str, tuple[Callable[[PublishedRow], object], tuple[str, ...]]] =
 
 
 def splits(rows: Sequence[PublishedRow]) -> list[Split]:
-    """Leave one value out, within each GPU, of draft, γ, batch and context."""
+    """For each GPU, leave out each draft, each γ, each batch and each context."""
     return [
         split
         for gpu in dict.fromkeys(row.gpu for row in rows)
-        for label in _LEFT_OUT
-        for split in _splits_by([row for row in rows if row.gpu == gpu], gpu, label)
+        for label, (key, unseen) in _LEFT_OUT.items()
+        for split in _splits_by([r for r in rows if r.gpu == gpu], key, f"{gpu}, {label}", unseen)
     ]
 
 
-def _splits_by(rows: Sequence[PublishedRow], gpu: str, label: str) -> Iterator[Split]:
-    key, unseen = _LEFT_OUT[label]
+def _splits_by(
+    rows: Sequence[PublishedRow],
+    key: Callable[[PublishedRow], object],
+    name: str,
+    unseen: tuple[str, ...],
+) -> list[Split]:
+    """One split for each value of `key`; none if there is only one value."""
     values = dict.fromkeys(key(row) for row in rows)
-    if len(values) < 2:
-        return
-    for value in values:
-        yield Split(
-            name=f"{gpu}, {label} out",
+    return [
+        Split(
+            name=f"{name} out",
             fitted=tuple(row for row in rows if key(row) != value),
             held_out=tuple(row for row in rows if key(row) == value),
             unseen=unseen,
         )
+        for value in values
+        if len(values) > 1
+    ]
 
 
 def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
-    """One GPU's rows predicted with the engine as fitted to the other GPU's: the hardest split."""
+    """Predict the rows of one GPU from a fit to the other GPU, which is the hardest split."""
     return [
         Split(
             name=f"{gpu} out, with its target and tables",
@@ -177,7 +183,7 @@ def other_gpu_splits(rows: Sequence[PublishedRow]) -> list[Split]:
 
 
 def held_out_errors(split: Split) -> list[RowError]:
-    """Errors of what the fit has not seen."""
+    """Errors of the figures that the fit does not use."""
     fit = fit_rows(split.fitted)
     errors = [row_error(row, predict_row(row, fit.apply)) for row in split.held_out]
     return [
@@ -186,13 +192,13 @@ def held_out_errors(split: Split) -> list[RowError]:
 
 
 def fit_by_architecture(rows: Sequence[PublishedRow]) -> dict[str, PublishedFit]:
-    """One fit per GPU architecture, "default" being that of the latest (hopper where present)."""
+    """One fit per GPU architecture; "default" is that of Hopper if there is one."""
     groups: dict[str, list[PublishedRow]] = {}
     for row in rows:
         groups.setdefault(catalog.gpu(row.gpu).architecture, []).append(row)
     fits = {name: fit_rows(group) for name, group in groups.items()}
-    latest = "hopper" if "hopper" in fits else next(iter(fits))
-    return {"default": fits[latest], **fits}
+    default = "hopper" if "hopper" in fits else next(iter(fits))
+    return {"default": fits[default], **fits}
 
 
 HEADER = """\
@@ -204,7 +210,7 @@ default, which is hopper's. reserved_GB (context, NCCL buffers, torch.compile's 
 
 
 def profile_text(fits: Mapping[str, PublishedFit], speedup_error: float) -> str:
-    """The catalog file of the fitted profile, keys with units."""
+    """The catalog file of the fitted profile."""
     values = {
         "name": "magicdec",
         "origin": "fitted",
@@ -232,7 +238,7 @@ def _with_units(fit: PublishedFit) -> dict[str, float]:
 
 
 def report_lines(fits: Mapping[str, PublishedFit]) -> list[str]:
-    """Rows and rms of each architecture's fit."""
+    """Number of rows and rms error of the fit for each architecture."""
     return [
         f"{name}: {fit.rows} rows, rms of T_T, T_V and T_D {fit.rms_percent:.1f} %"
         for name, fit in fits.items()
@@ -241,9 +247,9 @@ def report_lines(fits: Mapping[str, PublishedFit]) -> list[str]:
 
 
 def fit_published_engine() -> tuple[dict[str, str], list[str]]:
-    """The profile's file by its path in the catalog, and the fits' errors as lines.
+    """The catalog file of the profile by path, and a report of the errors.
 
-    The profile's `speedup_error` is the standard deviation over held-out rows.
+    The profile's `speedup_error` is the standard deviation of the errors of held-out rows.
     """
     rows = magicdec_rows()
     fits = fit_by_architecture(rows)

@@ -1,4 +1,4 @@
-"""The result of a fit: catalog files, errors, fitted parameters, and what could not be fitted."""
+"""The result of a fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from calibration.fit.errors import Errors
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class FitReport:
-    """Catalog files by their path, errors, fitted parameters, and what is missing for the rest."""
+    """Catalog files by path, errors, fitted parameters, and reasons why parts were not fitted."""
 
     gpu: str
     source: str
@@ -21,7 +21,7 @@ class FitReport:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report in a terminal."""
+        """The report as terminal output."""
         lines = [f"{self.gpu}: {self.source}"]
         for errors in self.errors:
             lines += errors.lines()

@@ -1,4 +1,4 @@
-"""Time the kernels of a GPU: which cells, how one is timed, the run."""
+"""Time the kernels of a GPU: the grid of cells, the timer, and the run."""
 
 import lazy_loader
 

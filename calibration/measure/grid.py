@@ -1,8 +1,8 @@
-"""Which cells a GPU's kernels are timed at: attention, GEMM, layers, small operations, HBM, host.
+"""The cells at which kernels are timed: attention, GEMM, whole layers and small operations.
 
-Neither torch nor a GPU is needed. Model shapes are the catalog's; sizes are per rank; KV and
-weights are bf16. A group of tier 1 is measured before any of tier 2, and within a group the coarse
-cells come first, so that a run cut off at any time leaves records that a fit can use.
+Importing this needs neither torch nor a GPU. Model shapes come from the catalog, sizes are per
+rank, and KV and weights are bf16. Groups of tier 1 are measured before those of tier 2, and coarse
+cells come first within a group, so that an interrupted run still leaves records to fit.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from calibration.records.cells import Cell, attention_cell, bytes_moved, flops, key
 from perfmodel import ModelSpec, catalog
 
-POOL_BYTES = 24e9  # weights and KV are cut from one random buffer of this size
-SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 of an H100
-GRAPH_SECONDS = 600e-6  # a graph holds calls for about this long
-CELL_OVERHEAD_S = 9e-3  # plan, capture and instantiation, as an H200 took; for the estimate only
+POOL_BYTES = 24e9  # size of the random buffer that weights and KV are slices of
+SWEEP_BYTES = 512e6  # read before each replay: ten times the L2 cache of an H100
+GRAPH_SECONDS = 600e-6  # approximate duration of one graph
+CELL_OVERHEAD_S = 9e-3  # plan, capture and instantiation on an H200; only for the estimate
 COMPILE_S = 30.0  # nvcc on FlashInfer's two kernels, while GEMMs are timed
 REPEATS = 7
-SUSTAINED_S = 0.4  # of one GEMM without a pause, until clocks and power have settled
-MEMORY_BYTES = 141e9  # of an H200: no layer's KV can exceed a model's share of it
+SUSTAINED_S = 0.4  # one GEMM without a pause, until clocks and power have settled
+MEMORY_BYTES = 141e9  # of an H200; limits the KV cache of all layers of a model
 
 MODEL_NAMES = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
 MODELS: tuple[ModelSpec, ...] = tuple(map(catalog.model, MODEL_NAMES))
-# Both sides of where sequences of 4, 8 or 32 KV heads, in a few ranges each, fill two blocks on
-# each of 132 SMs: 34, 17, 12, 9 and their like.
+# Both sides of the batches at which sequences with 4, 8 or 32 KV heads, in a few ranges each, fill
+# two blocks on each of 132 SMs: 34, 17, 12, 9 and so on.
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
            48, 56, 64, 66, 67, 80, 96, 112, 128, 132, 160, 192, 224, 256)  # fmt: skip
 COARSE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -41,34 +41,34 @@ BETWEEN_KV = (160, 200, 320, 400, 448, 560, 640, 700, 768, 850, 930, 1100, 1300,
 TILE_QUERIES = {1: (1,), 4: (1, 8), 7: (1, 8), 8: (1, 4, 9)}
 CHECK_QUERIES = {1: (4, 9), 4: (4, 5), 7: (2, 4), 8: (2, 8)}
 # The library's time jumps just past a multiple of its tile's rows, and may fall again before the
-# next: most row counts lie where a batch is verified, the one after a multiple of 64 among them.
+# next. Most row counts are typical of verification, including the one after a multiple of 64.
 GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 144, 160, 176, 192,
              193, 208, 224, 240, 256, 257, 288, 320, 321, 352, 384, 385, 416, 448, 449, 480, 512,
              513, 576, 577, 640, 641, 704, 768, 769, 832, 896, 897, 960, 1024, 1025, 1152, 1280,
              1408, 1536, 1792, 2048, 2304)  # fmt: skip
-LIBRARY_BEYOND = 128  # rows; with more the runtime takes cuBLAS too
-CUBLAS_ROWS = tuple(m for m in GEMM_ROWS if m <= LIBRARY_BEYOND)
+TRITON_ROWS = 128  # beyond so many rows the runtime always uses cuBLAS, which needs no compilation
 BIASED = {
     ((spec.query_heads + 2 * spec.kv_heads) * spec.head_dim, spec.hidden)
     for spec in MODELS
     if spec.qkv_bias
 }  # (N, K) of fused query, key and value projections with a bias
 COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
-PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV with them
+PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV tokens
 SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
 
 
 def heads_of(model: ModelSpec, tp: int = 1) -> tuple[int, int, int]:
-    """Query heads, KV heads and head dimension of one rank."""
+    """Query heads, KV heads and head dimension on one rank."""
     return model.query_heads // tp, max(1, model.kv_heads // tp), model.head_dim
 
 
 def attention_cells(tp: int = 1) -> list[Cell]:
-    """Every batch and KV length that the model's KV of 141 GB allows, a query count per tile."""
+    """Every batch and KV length that fits in 141 GB, with one query count per tile."""
     cells = []
+    batches = BATCHES if tp == 1 else COARSE_BATCHES
     for model in MODELS:
         heads = heads_of(model, tp)
-        for batch, kv_tokens in itertools.product(_batches(tp), KV_TOKENS):
+        for batch, kv_tokens in itertools.product(batches, KV_TOKENS):
             queries = TILE_QUERIES[heads[0] // heads[1]]
             new = [attention_cell(heads, batch, kv_tokens, q) for q in queries]
             cells += _fitting(new, model)
@@ -76,7 +76,7 @@ def attention_cells(tp: int = 1) -> list[Cell]:
 
 
 def query_cells() -> list[Cell]:
-    """Other query counts on a few batches and lengths: does a tile cost the same however full?"""
+    """Other query counts at a few batches and lengths, which fill the same tiles differently."""
     cells = []
     for model in MODELS:
         heads = heads_of(model)
@@ -87,7 +87,7 @@ def query_cells() -> list[Cell]:
 
 
 def length_cells() -> list[Cell]:
-    """Batches and KV lengths off the grid: how does time go between the lengths timed?"""
+    """Batches and KV lengths between those of the grid."""
     cells = []
     for model in MODELS:
         heads = heads_of(model)
@@ -99,7 +99,7 @@ def length_cells() -> list[Cell]:
 
 
 def prefill_cells() -> list[Cell]:
-    """Chunks of one prompt over what is cached of it, causal."""
+    """Chunks of one prompt over its cached tokens, with causal attention."""
     cells = [
         attention_cell(heads_of(model), 1, kv, new)
         for model in MODELS
@@ -108,12 +108,8 @@ def prefill_cells() -> list[Cell]:
     return [cell | {"op": "prefill_attention"} for cell in cells]
 
 
-def _batches(tp: int) -> tuple[int, ...]:
-    return BATCHES if tp == 1 else COARSE_BATCHES
-
-
 def gemm_shapes(tp: int = 1) -> list[tuple[int, int]]:
-    """Distinct (N, K) of the fused projections of every model on one of `tp` ranks."""
+    """Distinct (N, K) of the fused projections of all models on one of `tp` ranks."""
     shapes = set()
     for model in MODELS:
         heads, kv_heads, head_dim = heads_of(model, tp)
@@ -126,29 +122,28 @@ def gemm_shapes(tp: int = 1) -> list[tuple[int, int]]:
     return sorted(shapes)
 
 
-def gemm_cells(tp: int = 1, path: str = "runtime") -> list[Cell]:
-    """Every (N, K) of the models at every M; "cublas" where the runtime may take its own kernel."""
+def gemm_cells(tp: int = 1) -> list[Cell]:
+    """Every (N, K) of the models at every M; for `tp` > 1 only the shapes that tp 1 lacks."""
     known = set(gemm_shapes()) if tp > 1 else set()
     shapes = [shape for shape in gemm_shapes(tp) if shape not in known]
-    rows = CUBLAS_ROWS if path == "cublas" else GEMM_ROWS
-    return [gemm_cell(m, n, k, path) for (n, k), m in itertools.product(shapes, rows)]
+    return [gemm_cell(m, n, k) for (n, k), m in itertools.product(shapes, GEMM_ROWS)]
 
 
-def gemm_cell(m: int, n: int, k: int, path: str = "runtime") -> Cell:
+def gemm_cell(m: int, n: int, k: int) -> Cell:
     """One product of (m, k) and (k, n) in bf16."""
-    cell: Cell = {"op": "gemm", "path": path, "m": m, "n": n, "k": k, "dtype": "bf16"}
-    return {**cell, "bias": True} if path == "runtime" and (n, k) in BIASED else cell
+    cell: Cell = {"op": "gemm", "path": "runtime", "m": m, "n": n, "k": k, "dtype": "bf16"}
+    return {**cell, "bias": True} if (n, k) in BIASED else cell
 
 
 def sustained_cells() -> list[Cell]:
-    """The same GEMM for long enough that the power limit lowers the clock."""
+    """GEMMs that run for so long that the power limit lowers the clock."""
     shapes = ((28672, 4096), (4096, 14336), (22016, 4096))
     cells = [gemm_cell(m, n, k) for (n, k), m in itertools.product(shapes, (512, 1024, 2048))]
     return [cell | {"op": "gemm_sustained"} for cell in cells]
 
 
 def layer_cells() -> list[Cell]:
-    """All kernels of a decoder layer in a row: for the gaps between kernels."""
+    """All kernels of a decoder layer in sequence, to measure the gaps between kernels."""
     cells = []
     points = (
         (1, 1, 2048),
@@ -170,8 +165,8 @@ def layer_cells() -> list[Cell]:
 
 
 def small_cells() -> list[Cell]:
-    """The runtime's norm, rotary with append, and activation; argmax, bare kernels."""
-    cells: list[Cell] = [{"op": "bare_kernels", "kernels": n} for n in (1, 10, 100, 1000)]
+    """The runtime's norm, rotary embedding with KV append, activation, and argmax."""
+    cells: list[Cell] = []
     for tokens in SMALL_TOKENS:
         for model in MODELS:
             heads, kv_heads, dim = heads_of(model)
@@ -190,37 +185,13 @@ def small_cells() -> list[Cell]:
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
-def hbm_cells() -> list[Cell]:
-    """Bandwidth of large buffers; `bytes` is what is read plus what is written."""
-    kinds = ("read_sum", "read_max", "write_fill", "copy")
-    return [
-        {"op": "hbm", "kind": kind, "bytes": int(size)}
-        for size in (256e6, 1024e6, 4096e6)
-        for kind in kinds
-    ]
-
-
-def host_cells() -> list[Cell]:
-    """What the host pays: planning, launching a graph, launching one kernel eagerly."""
-    cells: list[Cell] = [
-        {"op": "plan_host", "path": "runtime", "batch": batch, "query_tokens": q, "kv_tokens": 4096}
-        for batch, q in itertools.product((1, 8, 32, 64, 128, 256), (1, 4))
-    ]
-    cells += [{"op": "graph_launch_host", "kernels": n} for n in (1, 10, 100, 300, 1000)]
-    return [
-        *cells,
-        {"op": "eager_launch_host", "kind": "torch_add"},
-        {"op": "eager_launch_host", "kind": "torch_linear"},
-    ]
-
-
 def expected_seconds(cell: Cell) -> float:
-    """Rough time of one call, to choose how many calls a graph holds."""
+    """Rough time of one call, to choose the number of calls per graph."""
     return max(5e-6, bytes_moved(cell) / 3e12, flops(cell) / 500e12)
 
 
 def calls_per_graph(cell: Cell) -> int:
-    """Calls in one graph: between 2 and 64, and about `GRAPH_SECONDS` long."""
+    """Calls per graph: 2 to 64, for a duration of about `GRAPH_SECONDS`."""
     return min(64, max(2, math.ceil(GRAPH_SECONDS / expected_seconds(cell))))
 
 
@@ -234,14 +205,14 @@ def cell_seconds(cell: Cell) -> float:
 
 
 def _fitting(cells: Iterable[Cell], model: ModelSpec) -> list[Cell]:
-    """Cells whose KV, in all layers, a GPU holds; two layers' must fit the pool beside weights."""
+    """Cells whose KV for all layers fits on a GPU, and for two layers in the pool with weights."""
     most = min(MEMORY_BYTES / model.layers, POOL_BYTES / 2 - 1e9)
     return [cell for cell in cells if bytes_moved(cell) <= most]
 
 
 @dataclass(slots=True)
 class Group:
-    """Cells in the order of measuring; `share` weighs its part of the time within its tier."""
+    """Cells in the order of timing; `share` is the group's relative share of its tier's time."""
 
     name: str
     tier: int
@@ -251,7 +222,7 @@ class Group:
 
 
 def is_coarse(cell: Cell) -> bool:
-    """Whether a cell is on the coarse grid, which is measured first."""
+    """Whether a cell is on the coarse grid, which is timed first."""
     if cell["op"] == "gemm":
         return cell["m"] in COARSE_ROWS
     if cell["op"] == "attention":
@@ -260,23 +231,20 @@ def is_coarse(cell: Cell) -> bool:
 
 
 def groups(every: int = 1) -> list[Group]:
-    """All groups, no cell twice; `every` thins each to one cell in so many (for a trial)."""
+    """All groups without repeated cells; `every` keeps one cell in so many, for a trial run."""
     products = gemm_cells()
-    few = [cell for cell in products if cell["m"] <= LIBRARY_BEYOND]
-    many = [cell for cell in products if cell["m"] > LIBRARY_BEYOND]
+    few = [cell for cell in products if cell["m"] <= TRITON_ROWS]
+    many = [cell for cell in products if cell["m"] > TRITON_ROWS]
     plan = [
         ("gemm", 1, 1.5, few),
         ("gemm-large", 1, 3.0, many),
-        ("hbm", 1, 0.5, hbm_cells()),
         ("sustained", 1, 0.5, sustained_cells()),
         ("layer", 1, 1.0, layer_cells()),
         ("small", 1, 1.0, small_cells()),
         ("prefill", 1, 0.5, prefill_cells()),
         ("attention", 1, 8.0, attention_cells()),
         ("lengths", 1, 2.0, length_cells()),
-        ("host", 2, 1.0, host_cells()),
         ("query", 2, 1.0, query_cells()),
-        ("cublas", 3, 1.0, gemm_cells(1, "cublas")),
         ("gemm tp2", 3, 1.0, gemm_cells(2)),
         ("attention tp2", 3, 2.0, attention_cells(2)),
     ]
@@ -286,6 +254,6 @@ def groups(every: int = 1) -> list[Group]:
         fresh = [cell for cell in cells if key(cell) not in seen]
         seen.update(map(key, fresh))
         random.Random(0).shuffle(fresh)
-        fresh.sort(key=is_coarse, reverse=True)  # stable: shuffled within each
+        fresh.sort(key=is_coarse, reverse=True)  # a stable sort keeps the shuffled order
         result.append(Group(name, tier, share, fresh[::every]))
     return result

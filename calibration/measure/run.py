@@ -1,24 +1,28 @@
-"""Time the kernels of one decode pass alone on a GPU: the raw material of fitted efficiencies.
+"""Time the kernels of a decode pass in isolation, as the input of `calibrate fit`.
 
 `specroof calibrate measure` writes a header (GPU, driver, versions, commit, command), one record
-per cell of the grid, timed as `measure.timer` describes, and at the end of each run the clocks and
-power seen. Cells that the file holds are skipped, so a run that was stopped continues. Listing the
-grid needs no torch; a run needs torch, flashinfer, nvcc (first use compiles kernels) and a GPU.
+per cell of the grid (see measure/timer.py). Cells that are already in the file are skipped, so that
+an interrupted run continues. Listing the grid does not need torch; a run needs torch, flashinfer,
+nvcc (the first use compiles kernels) and a GPU.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.measure.grid import COMPILE_S, CUBLAS_ROWS, Group, cell_seconds, groups
+from calibration.measure.grid import (
+    COMPILE_S,
+    GEMM_ROWS,
+    TRITON_ROWS,
+    Group,
+    cell_seconds,
+    groups,
+)
 from calibration.records.cells import key
 from calibration.records.jsonl import RecordLog, encode
 from perfmodel import ConfigError
@@ -30,20 +34,21 @@ if TYPE_CHECKING:
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
 ROW_BUILDERS = 6
 BUILDS = ("attention:64", "attention:128", *(f"rows:{i}" for i in range(ROW_BUILDERS)))
-SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer-python")  # constant within a file
-MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # what a record adds to its cell
+SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer-python")  # must not change within a file
+MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # keys that a record adds to its cell
 FAILURES_IN_A_ROW = 20  # then the device itself is at fault
-NEED_NO_BUILD = ("hbm", "sustained", "gemm-large")  # cuBLAS and HBM need no compiled kernel
+NEED_NO_BUILD = ("sustained", "gemm-large")  # cuBLAS only, so nothing has to be compiled
 
 
 class BenchError(ConfigError):
-    """A run that cannot continue; its text is one line."""
+    """A run that cannot continue, with a message of one line."""
 
 
 def build(part: str) -> None:
-    """Compile one part into its cache, in a process of its own.
+    """Compile some kernels into their cache; runs in a separate process.
 
-    FlashInfer's paged prefill of one head dimension, or triton's kernels at some row counts.
+    `part` names FlashInfer's paged prefill at one head dimension, or Triton's kernels at some row
+    counts.
     """
     import torch
 
@@ -54,26 +59,27 @@ def build(part: str) -> None:
     if kind == "attention":
         kernels.compile_attention(int(number))
     else:
-        kernels.compile([*CUBLAS_ROWS, 256][int(number) :: ROW_BUILDERS])
+        rows = [m for m in GEMM_ROWS if m <= TRITON_ROWS]
+        kernels.compile([*rows, 256][int(number) :: ROW_BUILDERS])
 
 
 def chosen_groups(names: Iterable[str] = (), *, every: int = 1) -> list[Group]:
-    """The groups of these names, all by default, thinned to one cell in `every`.
+    """The groups with these names, or all, thinned to one cell in `every`.
 
     Raises
     ------
     ConfigError
-        For a name that is unknown.
+        If a name is unknown.
     """
     plan, names = groups(every), list(names)
     known = [group.name for group in plan]
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"no group {unknown[0]!r}; there are {', '.join(known)}")
+        raise ConfigError(f"unknown group {unknown[0]!r}; the groups are {', '.join(known)}")
     return [group for group in plan if group.name in names] if names else plan
 
 
 def listing(plan: list[Group]) -> str:
-    """Cells and estimated seconds of each group, and in all."""
+    """Number of cells and estimated seconds of each group, and the total."""
     lines, total = [], COMPILE_S
     for group in plan:
         seconds = sum(map(cell_seconds, group.cells))
@@ -81,25 +87,11 @@ def listing(plan: list[Group]) -> str:
         lines.append(
             f"{group.name:14} tier {group.tier} {len(group.cells):5} cells {seconds:6.1f} s"
         )
-    return "\n".join([*lines, f"{'total':14} with {COMPILE_S:.0f} s of compiling {total:6.1f} s"])
-
-
-def clock_summary(samples: str) -> dict[str, Any]:
-    """Least, median and greatest SM clock [MHz] and power [W] of the samples under load."""
-    rows = [[float(x) for x in line.split(",")] for line in samples.splitlines() if "," in line]
-    if not rows:
-        return {}
-    busy = [row for row in rows if row[2] > 0.5 * max(r[2] for r in rows)]
-    clocks, power = [row[0] for row in busy], [row[2] for row in busy]
-    return {
-        "sm_clock_mhz": [min(clocks), statistics.median(clocks), max(clocks)],
-        "memory_clock_mhz": statistics.median(row[1] for row in busy),
-        "power_w": [min(power), statistics.median(power), max(power)],
-    }
+    return "\n".join([*lines, f"{'total':14} incl. {COMPILE_S:.0f} s to compile {total:6.1f} s"])
 
 
 def pick(ready: list[Group]) -> Group | None:
-    """Of the lowest tier with cells left, the group furthest behind its share of the time."""
+    """The group furthest behind its share of the time, in the lowest tier with cells left."""
     left = [group for group in ready if group.cells]
     if not left:
         return None
@@ -107,38 +99,15 @@ def pick(ready: list[Group]) -> Group | None:
     return min((g for g in left if g.tier == tier), key=lambda g: g.spent_s / g.share)
 
 
-class Sampler:
-    """nvidia-smi printing clocks and power once a second while the run lasts."""
-
-    def __init__(self) -> None:
-        query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem,power.draw"]
-        query += ["--format=csv,noheader,nounits", "-lms", "1000"]
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".csv")  # noqa: SIM115
-        self.process = subprocess.Popen(query, stdout=self.log)
-
-    def stop(self) -> dict[str, Any]:
-        """End the sampling; the summary of what was seen."""
-        self.process.terminate()
-        self.process.wait()
-        self.log.seek(0)
-        return clock_summary(self.log.read())
-
-
 def open_log(path: Path, header: Mapping[str, Any]) -> tuple[RecordLog, set[str]]:
-    """The file to write, and the keys of the cells that it holds.
-
-    Raises
-    ------
-    RecordError
-        If it holds records of another GPU or software, or is not a file of records.
-    """
+    """The output file, and the keys of the cells already in it."""
     log = RecordLog(path, header, same=SAME_RUN)
     cells = ({k: v for k, v in line.value.items() if k not in MEASURED} for line in log.lines)
     return log, {key(cell) for cell in cells}  # type: ignore[arg-type]
 
 
 class Run:
-    """One run: measures groups into a file until all is done or time is out."""
+    """One run: time groups of cells into a file until all are done or the time is up."""
 
     def __init__(self, bench: Bench, log: RecordLog, plan: list[Group], deadline: float) -> None:
         self.bench, self.log, self.plan, self.deadline = bench, log, plan, deadline
@@ -148,24 +117,18 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Cells still to be measured."""
+        """Number of cells still to be timed."""
         return sum(len(group.cells) for group in self.plan)
 
     def until(self, done: Callable[[], bool], ready: list[Group]) -> None:
-        """Measure cells of `ready` until `done`, out of cells, or out of time.
-
-        Raises
-        ------
-        BenchError
-            If so many cells fail in a row that the device must be at fault.
-        """
+        """Time cells of `ready` until `done()`, or until no cells or no time are left."""
         while not done() and time.monotonic() < self.deadline and (group := pick(ready)):
             self.next_of(group)
             if self.in_a_row >= FAILURES_IN_A_ROW:
                 raise BenchError(f"{self.in_a_row} cells failed in a row: {self.failures[-1]}")
 
     def next_of(self, group: Group) -> None:
-        """Measure a group's next cell; one that fails is reported and skipped."""
+        """Time the next cell of a group; a failing cell is reported and skipped."""
         cell, start = group.cells.pop(0), time.monotonic()
         try:
             self.log.append(self.bench.measure(cell))
@@ -179,27 +142,29 @@ class Run:
         self.show(group)
 
     def show(self, group: Group) -> None:
-        """Progress, on a terminal only."""
+        """Show the progress if stderr is a terminal."""
         left = max(0.0, self.deadline - time.monotonic())
         done = self.total - self.left
         show_status(f"{done:,} of {self.total:,} cells, {left:.0f} s left, {group.name}")
 
     def report(self) -> str:
-        """Seconds spent and cells left per group, and every kind of failure."""
+        """Seconds spent and cells left per group, and the number of failures."""
         lines = [f"{g.name:14} {g.spent_s:6.1f} s, {len(g.cells):5} cells left" for g in self.plan]
         return "\n".join([*lines, f"{len(self.failures)} cells failed"])
 
 
 def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping[str, Any]) -> str:
-    """Measure `plan` until done or out of time, writing each record as it comes; the summary.
+    """Time the cells of `plan` for at most `seconds`, writing each record at once; a summary.
 
     Raises
     ------
     BenchError
-        If the attention kernel computes something else.
+        If `seconds` is not positive, kernels do not compile, or attention returns wrong values.
     RecordError
-        If the file is another run's.
+        If the file was written by another run.
     """
+    if not seconds > 0:
+        raise BenchError(f"--seconds {seconds:g} is not a positive time")
     from calibration.measure.bench import Bench, attention_error
 
     deadline = time.monotonic() + seconds
@@ -211,7 +176,7 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
     with log:
         for builder in builders:
             builder.start()
-        sampler, bench = Sampler(), Bench()
+        bench = Bench()
         work = Run(bench, log, plan, deadline)
         try:
             unbuilt = [group for group in plan if group.name in NEED_NO_BUILD]
@@ -219,15 +184,17 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
             for part, builder in zip(BUILDS, builders, strict=True):
                 builder.join()
                 if builder.exitcode:
-                    raise BenchError(f"the kernels of {part} do not compile here; see above")
+                    raise BenchError(f"the kernels of {part} do not compile here; see stderr")
             for new in (1, 4, 8):
                 error = attention_error(bench, new)
                 print(f"attention of {new} tokens: relative error {error:.2g}", flush=True)
                 if not error < MAX_ATTENTION_ERROR:
-                    raise BenchError(f"attention of {new} tokens is off by {error:.2g}")
+                    raise BenchError(
+                        f"attention of {new} query tokens has a relative error of {error:.2g}; "
+                        f"check the versions of flashinfer and CUDA"
+                    )
             work.until(lambda: False, plan)
         finally:
             for builder in builders:
-                builder.terminate()  # those that an error left running
-            log.append({"op": "clocks", **sampler.stop()})
+                builder.terminate()  # an error may have left some running
     return work.report()

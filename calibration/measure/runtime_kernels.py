@@ -1,4 +1,4 @@
-"""The runtime's kernels over a benchmark's buffers: the one place that calls them."""
+"""Call the runtime's kernels on the buffers of a benchmark."""
 
 from __future__ import annotations
 
@@ -12,49 +12,39 @@ from runtime.attention.base import PassLayout
 from runtime.attention.flashinfer_backend import FlashInferAttention
 from runtime.kernels.ops import ops_for
 
-EPSILON = 1e-5  # of the norms
+EPSILON = 1e-5  # of RMSNorm
 
 
 @dataclass(frozen=True)
 class PoolCache:
-    """What attention reads of a cache: (layers, 2, pages, page, KV heads, head_dim) of a pool."""
+    """A slice of the pool as a KV cache, (layers, 2, pages, page, KV heads, head_dim)."""
 
     storage: Any
     page_tokens: int
 
     @property
     def idle_page(self) -> int:
-        """The page of idle rows; no benchmark has any."""
+        """The page of idle rows, which no benchmark has."""
         return int(self.storage.shape[2]) - 1
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """What rotary placing reads of a model: float32 frequencies (head_dim / 2,), no YaRN."""
+    """The rotary embedding of a model without YaRN: float32 frequencies, (head_dim / 2,)."""
 
     frequencies: Any
     attention_factor: float = 1.0
 
 
 class RuntimeKernels:
-    """Products, norms, placing, activation and attention as the runtime runs them on a GPU."""
+    """GEMMs, norms, rotary with KV append, activation and attention of the runtime."""
 
     def __init__(self, torch: Any, device: Any) -> None:
         self.torch, self.device = torch, device
         self.ops = ops_for(torch.bfloat16, device)
 
     def plan(self, cell: Cell, storage: Any) -> Any:
-        """The plan of a cell over shuffled pages, from host numbers alone."""
-        backend, layout = self._pass(cell, storage)
-        return backend.plan(layout)
-
-    def replanner(self, cell: Cell, storage: Any) -> Callable[[], Any]:
-        """A call that renews a cell's plan, as every round does."""
-        backend, layout = self._pass(cell, storage)
-        tables = backend.plan_passes([layout], batch=cell["batch"]).tables
-        return lambda: tables.fill([layout])
-
-    def _pass(self, cell: Cell, storage: Any) -> tuple[Any, Any]:
+        """The attention plan of a cell with shuffled pages."""
         torch, page, batch = self.torch, cell.get("page_tokens", PAGE), cell["batch"]
         cache: Any = PoolCache(storage, page)
         backend = FlashInferAttention(cache, cell.get("query_heads", 32))
@@ -62,12 +52,12 @@ class RuntimeKernels:
         order = torch.randperm(batch * per_sequence, dtype=torch.int32).view(batch, per_sequence)
         tables = list(order.numpy())
         kv_tokens, new = [cell["kv_tokens"]] * batch, [cell["query_tokens"]] * batch
-        return backend, PassLayout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new)
+        return backend.plan(PassLayout(page_tables=tables, kv_tokens=kv_tokens, query_tokens=new))
 
     def placer(
         self, tokens: int, room: int, heads: tuple[int, int], dim: int
     ) -> Callable[[Any, Any, Any], Any]:
-        """Rotary and append of `tokens` into distinct slots of a cache of `room`."""
+        """Rotary embedding and append of `tokens` into distinct slots of a cache of `room`."""
         torch = self.torch
         at = torch.full((tokens,), 1000, dtype=torch.int32, device=self.device)
         slots = torch.randperm(room, device=self.device)[:tokens].to(torch.int32)
@@ -80,7 +70,7 @@ class RuntimeKernels:
     def layer(
         self, weights: tuple[Any, ...], norm: Any, place: Callable[[Any, Any, Any], Any]
     ) -> Callable[..., Any]:
-        """All kernels of a decoder layer between two sums; its rows go in and come out."""
+        """All kernels of a decoder layer without its all-reduces, as a function of its rows."""
         qkv_w, o_w, up_w, down_w = weights
         ops = self.ops
 
@@ -94,7 +84,7 @@ class RuntimeKernels:
         return run
 
     def compile_attention(self, head_dim: int) -> None:
-        """Run one small attention, so that FlashInfer has built its kernel of this dimension."""
+        """Run a small attention call, so that FlashInfer builds its kernel for `head_dim`."""
         torch, cell = self.torch, attention_cell((8, 2, head_dim), 1, 4 * PAGE, 1)
         kind = {"dtype": torch.bfloat16, "device": self.device}
         storage = torch.zeros(1, 2, 4, PAGE, 2, head_dim, **kind)
@@ -102,7 +92,7 @@ class RuntimeKernels:
         torch.cuda.synchronize()
 
     def compile(self, rows: Sequence[int]) -> None:
-        """Run every kernel but attention once at these row counts, so that triton has built it."""
+        """Run every kernel except attention at these row counts, so that Triton builds it."""
         torch = self.torch
 
         def empty(*shape: int) -> Any:

@@ -1,12 +1,12 @@
 """Time calls on a GPU in a CUDA graph, with weights and KV cold.
 
-A graph holds `calls` calls, each on other weights or another KV cache of one large random pool,
-and the L2 cache is swept before each replay, so these come from HBM. Activations of the small
-operations stay where the call before left them, as they do in a pass.
+Each call of a graph uses other weights or another KV cache from one large random pool, and the L2
+cache is swept before each replay, so that this data comes from HBM. The activations of small
+operations stay where the previous call left them, as in a real pass.
 
-What a graph's calls allocate lies in a private pool, which torch keeps after the graph is gone and
-cannot free while another is captured. `torch.cuda.graph` empties the cache before every capture for
-that reason; here that is done once the cache holds `SPARE_BYTES`, since it costs as much as a cell.
+A graph's allocations are in a private pool, which torch keeps when the graph is gone and cannot
+free during the next capture. `torch.cuda.graph` therefore empties the cache before every capture.
+This takes as long as timing a cell, so here it is only done when the cache exceeds `SPARE_BYTES`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import gc
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +22,11 @@ from typing import Any
 from calibration.measure.grid import POOL_BYTES, REPEATS, SUSTAINED_S, SWEEP_BYTES
 from calibration.records.cells import Cell, TimedCell
 
-SPARE_BYTES = 4e9  # that torch may keep of earlier cells; a large product leaves up to 1.4 GB
-HOST_REPEATS, HOST_WARM_UPS = 25, 3
+SPARE_BYTES = 4e9  # that torch may keep from earlier cells; a large product leaves up to 1.4 GB
 
 
 def timed(cell: Cell, times: Sequence[float], calls: int) -> TimedCell:
-    """The record of a cell from the seconds a call of each repeat."""
+    """The record of a cell from the seconds per call of each repeat."""
     median = statistics.median(times)
     return {
         **cell,
@@ -41,7 +39,7 @@ def timed(cell: Cell, times: Sequence[float], calls: int) -> TimedCell:
 
 
 class GraphTimer:
-    """Holds the buffers that calls read, and times calls over them."""
+    """Buffers for the calls, and timers of CUDA graphs of calls."""
 
     def __init__(self) -> None:
         import torch
@@ -63,13 +61,13 @@ class GraphTimer:
         return self.empty(*shape).normal_()
 
     def slots(self, *shape: int) -> Any:
-        """As many tensors of `shape` as the pool holds (64 at most), stacked on a first axis."""
+        """As many tensors of `shape` as fit in the pool (at most 64), stacked on a first axis."""
         size = math.prod(shape)
         count = min(64, self.pool.numel() // size)
         return self.pool[: count * size].view(count, *shape)
 
     def give_back_spare(self) -> None:
-        """Free what earlier cells left in torch's allocator, once that is much."""
+        """Free the memory that earlier cells left in torch's allocator if it is large."""
         cuda = self.torch.cuda
         if cuda.memory_reserved() - cuda.memory_allocated() > SPARE_BYTES:
             gc.collect()
@@ -77,7 +75,7 @@ class GraphTimer:
 
     @contextmanager
     def captured(self, call: Callable[[int], Any], calls: int) -> Iterator[Any]:
-        """A CUDA graph of `call(0) ... call(calls - 1)`, run once; its pool is free at the end."""
+        """A CUDA graph of `call(0) ... call(calls - 1)` after one replay; reset at the end."""
         self.give_back_spare()
         call(0)
         self.torch.cuda.synchronize()
@@ -94,8 +92,8 @@ class GraphTimer:
         finally:
             graph.reset()
 
-    def time_graph(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
-        """Seconds per call in each of `REPEATS` replays, every one after a sweep of the L2."""
+    def time_graph(self, call: Callable[[int], Any], calls: int) -> list[float]:
+        """Seconds per call in each of `REPEATS` replays, each after a sweep of the L2 cache."""
         events = [self.events() for _ in range(REPEATS)]
         with self.captured(call, calls) as graph:
             for start, end in events:
@@ -104,10 +102,10 @@ class GraphTimer:
                 graph.replay()
                 end.record()
             self.torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e-3 / calls for start, end in events], calls
+        return [start.elapsed_time(end) * 1e-3 / calls for start, end in events]
 
-    def time_sustained(self, call: Callable[[int], Any], calls: int) -> tuple[list[float], int]:
-        """Seconds per call over `REPEATS` stretches of the second half of `SUSTAINED_S`."""
+    def time_sustained(self, call: Callable[[int], Any], calls: int) -> list[float]:
+        """Seconds per call in each of `REPEATS` intervals of the second half of `SUSTAINED_S`."""
         start, end = self.events()
         marks = [self.events()[0] for _ in range(REPEATS + 1)]
         with self.captured(call, calls) as graph:
@@ -126,20 +124,9 @@ class GraphTimer:
                 mark.record()
             self.torch.cuda.synchronize()
         spans = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
-        return [span * 1e-3 / (replays * calls) for span in spans], calls
+        return [span * 1e-3 / (replays * calls) for span in spans]
 
     def events(self) -> tuple[Any, Any]:
-        """Two events that record a time."""
+        """A start event and an end event with timing enabled."""
         start, end = (self.torch.cuda.Event(enable_timing=True) for _ in "ab")
         return start, end
-
-    def time_host(self, call: Callable[[], Any]) -> tuple[list[float], int]:
-        """Host seconds until `call` returns, the device idle before each."""
-        times = []
-        for _ in range(HOST_REPEATS + HOST_WARM_UPS):
-            self.torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        self.torch.cuda.synchronize()
-        return times[HOST_WARM_UPS:], 1

@@ -1,4 +1,4 @@
-"""What was measured, as data in one file format; published step times."""
+"""Records of measurements in one file format, and published step times."""
 
 import lazy_loader
 

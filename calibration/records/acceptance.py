@@ -1,7 +1,6 @@
-"""Records of measured acceptance: one per window of a text and draft view.
+"""Records of measured acceptance: one per text window and draft view.
 
-The header states once what was measured (weights, texts, temperature, types). Nothing here needs
-torch.
+The header states what was measured (weights, texts, temperature, dtypes). Torch is not needed.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ from calibration.records.jsonl import RecordError, RecordLog, read_lines
 
 SCHEMA = 1
 LAGS = (1, 2, 4, 8, 16)
-# Header keys that may differ between two runs into one file: when and how it was run.
+# Header keys that may differ between runs that write into the same file.
 CIRCUMSTANCES = ("command", "time", "commit", "versions", "device", "parts")
 RENEWAL_GAMMAS = (2, 4, 8, 16)
-# Files of older versions call it prefix_tokens.
+# Older files call it prefix_tokens.
 ContextTokens = Annotated[
     int, Field(validation_alias=AliasChoices("context_tokens", "prefix_tokens"))
 ]
 
 
 class Renewal(NamedTuple):
-    """Rounds of γ drafts one after another along a window, each beginning where the last ended.
+    """Consecutive rounds of γ drafts along a window, each starting where the previous one ended.
 
-    `begun` and `made` are the expected number of rounds and of their tokens, over the rounds that
-    begin at least γ tokens before the window's end. `even` is the mean tokens of a round with every
-    such place weighted equally: real rounds begin more often where drafts fail, and make fewer.
+    `begun` and `made` are the expected numbers of rounds and of their tokens, for rounds that start
+    at least γ tokens before the end of the window. `even` is the mean number of tokens of a round
+    if all these starts are equally likely. Real rounds start more often where drafts are rejected,
+    so they yield fewer tokens.
     """
 
     gamma: int
@@ -42,10 +42,10 @@ class Renewal(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class DraftView:
-    """What a draft reads: policy, its budget, and the policy's other settings.
+    """What a draft reads: the draft policy, its KV budget and its other settings.
 
-    A key that a policy does not have is None; "full" has no budget. `positions` is "absolute", or
-    "relative" where a StreamingLLM draft counts positions inside its cache.
+    Settings that a policy does not have are None; "full" has no budget. `positions` is "absolute",
+    or "relative" if a StreamingLLM draft counts positions inside its cache.
     """
 
     policy: str
@@ -58,7 +58,7 @@ class DraftView:
 
     @property
     def label(self) -> str:
-        """The view in a few words."""
+        """A short description of the view."""
         extra = {
             "streamingllm": f" sink {self.sink} {self.positions}",
             "snapkv": f" window {self.snapkv_window} pool {self.snapkv_pool}",
@@ -69,7 +69,7 @@ class DraftView:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Window:
-    """A piece of a text: `context_tokens` from token `start` on, and the scored ones after them."""
+    """Part of a text: `context_tokens` tokens from `start` on, followed by the scored tokens."""
 
     text: str
     context_tokens: ContextTokens
@@ -79,19 +79,19 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Sums over the rounds of one window; lists hold one value per draft position.
+    """Sums over the rounds of one window; tuples have one value per draft position.
 
-    With p the target's and q the draft's distribution at a position and x the token that the text
-    has there: `overlap` sums Σ min(p, q), the chance that a draft drawn from q is accepted.
-    `reached` and `passed` weigh each position by the chance that the round gets there along the
-    text, Π min(1, q(x) / p(x)): their ratio is acceptance given that all before it were accepted
-    (exact in the mean for a text drawn from p). `chain` sums the products of the overlaps up to a
-    position, `agree` counts equal argmaxes and `agree_chain` unbroken runs of them.
+    Let p and q be the distributions of target and draft at a position, and x the token of the text.
+    `overlap` sums Σ min(p, q), the probability that a draft drawn from q is accepted. `reached` and
+    `passed` weight each position by Π min(1, q(x) / p(x)), the probability that the round reaches
+    it along the text. Their ratio is the acceptance given that all previous drafts were accepted,
+    which is exact on average for text drawn from p. `chain` sums the products of the overlaps up to
+    each position, `agree` counts equal argmaxes, and `agree_chain` unbroken runs of them.
 
-    `variance` and `lags` are mean squares and mean products, `LAGS` tokens apart, of the overlap
-    about the window's own mean. `renewal` is of consecutive rounds along the window, per γ; records
-    of an older study have none. `read_tokens` is what the draft read before its round, in the mean;
-    `nll` the target's mean negative log-likelihood of the scored text. [nats]
+    `variance` and `lags` are mean squares and mean products (`LAGS` tokens apart) of the overlap
+    about the mean of the window. `renewal` describes consecutive rounds for several γ; older
+    records lack it. `read_tokens` is the mean number of tokens that the draft read before a round,
+    `nll` the target's mean negative log-likelihood of the scored text in nats.
     """
 
     window: Window
@@ -109,11 +109,6 @@ class Record:
     nll: float
     renewal: tuple[Renewal, ...] = ()
 
-    @property
-    def mean_overlap(self) -> float:
-        """Mean Σ min(p, q) over all positions."""
-        return sum(self.overlap) / (self.rounds * len(self.overlap))
-
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
@@ -124,12 +119,12 @@ class RecordSet:
 
 
 class RecordFile(RecordLog):
-    """A file of records that is being written; `done` is what it holds.
+    """A file of records to append to; `done` are the windows and views already in it.
 
     Raises
     ------
     RecordError
-        If the file cannot be written, is not a file of records, or is another measurement's.
+        If the file cannot be written, is not a file of records, or belongs to another measurement.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -139,36 +134,36 @@ class RecordFile(RecordLog):
         self.done = {(record.window, record.view) for record in records}
 
     def append(self, record: Record) -> None:  # type: ignore[override]
-        """Write one record; it is on disk when this returns."""
+        """Write one record and flush it to disk."""
         super().append(record)
         self.done.add((record.window, record.view))
 
 
 def read_acceptance(path: Path) -> RecordSet:
-    """A whole file, plain or gzipped; a last line that a kill cut short is left out.
+    """Read a file, plain or gzipped; an incomplete last line is ignored.
 
     Raises
     ------
     RecordError
-        In one line: no such file, or one that does not hold acceptance records.
+        If the file cannot be read or does not hold acceptance records.
     """
     first, *lines = read_lines(path, drop_cut_off=True)
     header = first.header or {}
     if header.get("schema") != SCHEMA:
         raise RecordError(
-            f"{first.place}: not a header of acceptance records of schema {SCHEMA}; make a file "
-            "with `specroof calibrate acceptance`"
+            f"{first.place}: not the header of acceptance records (schema {SCHEMA}); write the "
+            "file with `specroof calibrate acceptance`"
         )
     return RecordSet(header, tuple(line.decode(Record) for line in lines))
 
 
 def merged(sets: Iterable[RecordSet]) -> RecordSet:
-    """Several files of one model as one; a record in two of them counts once.
+    """Merge several files of one model; a record that is in two of them counts once.
 
     Raises
     ------
     RecordError
-        If they are of different weights, drafts, temperatures, positions, types or texts.
+        If the weights, drafts, temperatures, positions, dtypes or texts differ.
     """
     first, *rest = sets
     records = {(record.window, record.view): record for record in first.records}
@@ -177,16 +172,19 @@ def merged(sets: Iterable[RecordSet]) -> RecordSet:
         ours = {**first.header, "texts": None}
         if difference := _differing(ours, {**other.header, "texts": None}):
             key, one, two = difference
-            raise RecordError(f"records of different measurements: {key} is {one} and {two}")
+            raise RecordError(
+                f"the files are from different measurements: {key} is {one} and {two}; give files "
+                "of one measurement"
+            )
         records |= {(record.window, record.view): record for record in other.records}
         for name, text in other.header.get("texts", {}).items():
             if texts.setdefault(name, text) != text:
-                raise RecordError(f"records of different texts that are both called {name}")
+                raise RecordError(f"the files have different texts named {name}; rename one")
     return RecordSet({**first.header, "texts": texts}, tuple(records.values()))
 
 
 def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[str, object, object] | None:
-    """The first key in which two headers are of different measurements, and both values."""
+    """The first key in which two headers differ, and both values."""
     for key in sorted(set(one) | set(two)):
         if key not in CIRCUMSTANCES and one.get(key) != two.get(key):
             return key, one.get(key), two.get(key)

@@ -1,4 +1,4 @@
-"""One kernel measurement: its parameters, its bytes and FLOPs, and what no real time can be."""
+"""Parameters of a kernel measurement, its bytes and FLOPs, and a check of its time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Cell(TypedDict, total=False):
-    """The parameters of one measurement; `op` says which of the others it has."""
+    """The parameters of one measurement; which ones it has depends on `op` (`FIELDS`)."""
 
     op: Required[str]
-    path: str  # who computes it: "runtime", "cublas", or another tool
+    path: str  # whose kernel: always "runtime" in new records
     dtype: str
     batch: Count
     query_tokens: Count
@@ -44,7 +44,7 @@ class Cell(TypedDict, total=False):
 
 
 class TimedCell(Cell, total=False):
-    """A cell and its median time of a call; `spread` is (max - min) / median of the repeats."""
+    """A cell and its median seconds per call; `spread` is (max - min) / median of the repeats."""
 
     seconds: Required[float]
     unit: Required[Literal["s"]]
@@ -54,7 +54,7 @@ class TimedCell(Cell, total=False):
 
 
 _ATTENTION = ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens", "query_tokens")
-# The parameters that every cell of an operation has.
+# The required parameters of each operation. The last five are only in older files.
 FIELDS: dict[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "attention_between": _ATTENTION,
@@ -81,13 +81,15 @@ def attention_cell(
     batch: int,
     kv_tokens: int,
     query_tokens: int,
-    path: str = "runtime",
     page_tokens: int = PAGE,
 ) -> Cell:
-    """One attention measurement; `kv_tokens` counts the cached tokens, new ones included."""
+    """One attention measurement; `heads` is (query heads, KV heads, head dimension).
+
+    `kv_tokens` includes the new tokens.
+    """
     return {
         "op": "attention",
-        "path": path,
+        "path": "runtime",
         "query_heads": heads[0],
         "kv_heads": heads[1],
         "head_dim": heads[2],
@@ -99,7 +101,7 @@ def attention_cell(
 
 
 def bytes_moved(cell: Cell) -> float:
-    """Bytes that must come from HBM (KV, weights, buffers); 0 where data may sit in L2."""
+    """Bytes that must come from HBM (KV and weights); 0 for operations whose data may be in L2."""
     if cell["op"] in (*OVER_CACHE, "layer", "prefill_attention"):
         tokens = cell["batch"] * cell["kv_tokens"]
         kv = 4 * tokens * cell["kv_heads"] * cell["head_dim"]
@@ -110,7 +112,7 @@ def bytes_moved(cell: Cell) -> float:
 
 
 def layer_matrices(cell: Cell) -> list[tuple[int, int]]:
-    """(N, K) of the four projections of a "layer" cell; none of any other."""
+    """(N, K) of the four projections of a "layer" cell; empty for other cells."""
     if cell["op"] != "layer":
         return []
     width, hidden = cell["query_heads"] * cell["head_dim"], cell["hidden"]
@@ -119,7 +121,7 @@ def layer_matrices(cell: Cell) -> list[tuple[int, int]]:
 
 
 def flops(cell: Cell) -> float:
-    """Floating-point operations of a GEMM or of attention; 0 elsewhere."""
+    """Floating-point operations of GEMMs and attention; 0 for other operations."""
     if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["m"] * cell["n"] * cell["k"])
     if cell["op"] in (*OVER_CACHE, "layer"):
@@ -135,10 +137,10 @@ def flops(cell: Cell) -> float:
 def record_faults(
     cell: Cell, seconds: float, *, hbm_bandwidth: float, peak_flops: float
 ) -> list[str]:
-    """Why a time cannot be real: it is not positive, or faster than the datasheet allows.
+    """Reasons why a time is impossible: not positive, or faster than the datasheet allows.
 
-    Bandwidth [bytes/s] bounds the data that must come from HBM, `peak_flops` [FLOP/s, dense bf16]
-    the arithmetic. An empty list means that the time is possible.
+    `hbm_bandwidth` [bytes/s] limits the data that must come from HBM, `peak_flops` [FLOP/s, dense
+    bf16] the arithmetic. An empty list means that the time is possible.
     """
     if not (math.isfinite(seconds) and seconds > 0):
         return [f"seconds={seconds!r} must be positive"]
@@ -154,5 +156,5 @@ def record_faults(
 
 
 def key(cell: Cell) -> str:
-    """Identifies a cell: equal for equal parameters."""
+    """A string that is equal for cells with equal parameters."""
     return json.dumps(cell, sort_keys=True)

@@ -1,7 +1,7 @@
-"""Tokens per round counted in real speculative runs, to compare predicted acceptance with.
+"""Tokens per round counted in speculative runs, for comparison with predicted acceptance.
 
-The runtime's engine generates from windows of a text, with a self-draft and its sampler; a record
-holds the number of accepted drafts of every round of every sequence.
+The runtime generates from windows of a text with a self-draft. A record holds the number of
+accepted drafts in every round of every sequence.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from calibration.records.jsonl import read_lines
 class CountedRun:
     """One speculative run over a batch of windows of one text.
 
-    `accepted` holds, per sequence, the drafts accepted in every round; `generated` the tokens, kept
-    only where another measurement needs them.
+    `accepted` holds the accepted drafts per sequence and round. `generated` holds the tokens per
+    sequence, and is empty in most files.
     """
 
     text: str
@@ -33,25 +33,25 @@ class CountedRun:
 
     @property
     def tokens_per_round(self) -> float:
-        """Mean over all rounds of accepted drafts plus the target's own token."""
+        """Mean of accepted drafts plus the target's token over all rounds."""
         counts = [n + 1 for sequence in self.accepted for n in sequence]
         return sum(counts) / len(counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedLine:
-    """The record of a run in a file."""
+    """A line of a file of counted runs."""
 
     counted: CountedRun
 
 
 def read_runs(path: Path) -> list[CountedRun]:
-    """Every run of a file, plain or gzipped; a last line that a kill cut short is left out.
+    """Read the runs of a file, plain or gzipped; an incomplete last line is ignored.
 
     Raises
     ------
     RecordError
-        If it cannot be read, or a line is not a counted run.
+        If the file cannot be read, or a line is not a counted run.
     """
     _, *lines = read_lines(path, drop_cut_off=True)
     return [line.decode(CountedLine).counted for line in lines]

@@ -1,12 +1,12 @@
-"""The file format of every measurement: JSON lines behind one header line, gzipped by suffix.
+"""The file format of all measurements: a header line, then one JSON record per line.
 
-The header (`{"header": {...}}`) states once what was measured and how; each line after it is one
-record. A file is only appended to, so a killed run loses at most the line that it was writing, and
-the next run continues behind the last whole one. Files of older runs, whose header is a line with
-`"op": "provenance"`, are read too.
+The header (`{"header": {...}}`) states what was measured and how. Records are only appended, so an
+interrupted run loses at most the line it was writing, and the next run continues after the last
+complete line. The header of older files is a line with `"op": "provenance"`. Files with the suffix
+.gz are compressed.
 
-A record is a dataclass or a TypedDict. One rule converts: `encode` writes every field, `decode`
-checks every key and type strictly (pydantic), and refuses what is unknown or missing by name.
+A record is a dataclass or a TypedDict. `encode` writes all of its fields; `decode` checks keys and
+types strictly with pydantic.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 
-MAX_BYTES = 2**28  # of a file, unpacked
+MAX_BYTES = 2**28  # largest uncompressed file
 
 T = TypeVar("T")
 
 
 class RecordError(ConfigError):
-    """A file of cases or records that cannot be used: one line with the file, the line and why."""
+    """A file of cases or records that cannot be used; the message names the file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +45,30 @@ class Line:
 
     @property
     def header(self) -> dict[str, Any] | None:
-        """The header that this line holds; None for a record."""
+        """The header in this line, or None if it is a record."""
         header = self.value.get("header")
         if isinstance(header, dict):
             return header
         return self.value if self.value.get("op") == "provenance" else None
 
     def decode(self, kind: type[T]) -> T:
-        """The record of this line; see `decode`."""
+        """The record in this line; see `decode`."""
         return decode(kind, self.text, self.place)
 
 
 def encode(record: object) -> str:
-    """A dataclass or mapping as one line of strict JSON, all fields in their order."""
+    """A dataclass or mapping as one line of strict JSON with all fields in order."""
     plain = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     return json.dumps(plain, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def decode(kind: type[T], text: str, place: str) -> T:
-    """The dataclass or TypedDict `kind` from JSON.
+    """An instance of the dataclass or TypedDict `kind` from JSON.
 
     Raises
     ------
     RecordError
-        With `place` and the key: one that is unknown, missing, or of another type.
+        If a key is unknown, missing or of the wrong type; the message starts with `place`.
     """
     try:
         (record,) = _adapter(cast(Any, kind)).validate_json(f"[{text}]")
@@ -78,12 +78,12 @@ def decode(kind: type[T], text: str, place: str) -> T:
 
 
 def read_text(path: Path) -> str:
-    """A text file, unpacked where it ends in .gz, of `MAX_BYTES` at most.
+    """Read a text file, decompressed if its suffix is .gz.
 
     Raises
     ------
     RecordError
-        If it cannot be read, is not UTF-8, or is larger.
+        If it cannot be read, is not UTF-8, or is larger than `MAX_BYTES`.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -93,23 +93,23 @@ def read_text(path: Path) -> str:
         why = getattr(error, "strerror", None) or error
         raise RecordError(f"{path}: cannot be read ({why})") from error
     if len(raw) > MAX_BYTES:
-        raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split it")
+        raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split the file")
     return text
 
 
 def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
-    """Every line that is not empty, the first of which is a header.
+    """Read the lines of a file that are not empty; the first one is the header.
 
     Parameters
     ----------
     drop_cut_off : bool
-        Leave out a last line without its newline, which a killed run wrote.
+        Ignore a last line without a newline, which an interrupted run leaves.
 
     Raises
     ------
     RecordError
-        With the line number: a file that cannot be read, is cut off, holds something that is not a
-        JSON object, or does not begin with a header.
+        If the file cannot be read, is cut off, has a line that is not a JSON object, or does not
+        start with a header; with the line number.
     """
     *ended, last = read_text(path).split("\n")
     lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()]
@@ -118,19 +118,19 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
         try:
             lines.append(_line(last, place))
         except RecordError as error:
-            raise RecordError(f"{place}: the file is cut off here") from error
+            raise RecordError(f"{place}: the file is cut off; remove this line") from error
     if not lines or lines[0].header is None:
-        raise RecordError(f"{path}, line 1: not a file of records, which begins with a header")
+        raise RecordError(f"{path}, line 1: not a file of records, which starts with a header")
     return lines
 
 
 def write_records(path: Path, header: Mapping[str, Any], records: Iterable[object]) -> None:
-    """Write a whole file; it appears under its name once it is complete, gzipped by suffix.
+    """Write a complete file atomically, compressed if its suffix is .gz.
 
     Raises
     ------
     RecordError
-        If it cannot be written.
+        If the file cannot be written.
     """
     content = "".join([encode({"header": dict(header)}), *map(encode, records)]).encode()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -145,18 +145,18 @@ def write_records(path: Path, header: Mapping[str, Any], records: Iterable[objec
 
 
 class RecordLog:
-    """A file that is appended to; `lines` are the records that it held before.
+    """A file to append records to; `lines` are the records already in it.
 
     Parameters
     ----------
     header : mapping
-        Of a new file. An existing file must agree with it in every key of `same`.
+        Header of a new file. The header of an existing file must be equal in the keys `same`.
 
     Raises
     ------
     RecordError
-        If the file cannot be written, is not a file of records, or is another measurement's. Such
-        a file is left as it is.
+        If the file cannot be written, is not a file of records, or belongs to another measurement.
+        An existing file is then left unchanged.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, same: Collection[str]) -> None:
@@ -164,7 +164,7 @@ class RecordLog:
         self.lines: list[Line] = []
         self._file: TextIO | None = None
         if path.suffix == ".gz":
-            raise RecordError(f"{path}: cannot be appended to; write plain lines and pack them")
+            raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
         try:
             if path.is_file() and path.stat().st_size:
                 self._resume(json.loads(json.dumps(header)), same)
@@ -175,7 +175,7 @@ class RecordLog:
             raise RecordError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def append(self, record: object) -> None:
-        """Write one record; it is on disk when this returns."""
+        """Write one record and flush it to disk."""
         assert self._file is not None
         self._file.write(encode(record))
         self._file.flush()
@@ -202,8 +202,8 @@ class RecordLog:
         for key in same:
             if on_file.get(key) != header.get(key):
                 raise RecordError(
-                    f"{first.place}: measured with {key} {on_file.get(key)!r}, this is "
-                    f"{header.get(key)!r}; name another output file"
+                    f"{first.place}: measured with {key} {on_file.get(key)!r}, but this run has "
+                    f"{header.get(key)!r}; choose another output file"
                 )
         self.lines = [line for line in lines if line.header is None]
         os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
@@ -221,13 +221,13 @@ def _line(text: str, place: str) -> Line:
 
 @functools.cache
 def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
-    """In a tuple, since pydantic hands its settings down to dataclasses from a container only."""
+    """An adapter of a 1-tuple, since pydantic only passes its settings on from a container."""
     form: Any = tuple.__class_getitem__((kind,))
     return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True))
 
 
 def _fault(error: ValidationError) -> str:
-    """The first fault in a line: the key, and what is wrong with it."""
+    """The first fault in a line: the key and what is wrong with it."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -1,4 +1,4 @@
-"""Records of timed kernels, read and checked: the input of the fits of one GPU."""
+"""Read and check records of timed kernels, the input of the fits for one GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibration.records.cells import FIELDS, Cell, TimedCell, record_faults
 from calibration.records.jsonl import Line, RecordError, read_lines
 from perfmodel import GPU, catalog
 
-# Catalog names by the names that torch and nvidia-smi give the devices.
+# Catalog names by the device names of torch and nvidia-smi.
 GPU_NAMES = {
     "NVIDIA H200": "h200",
     "NVIDIA H100 80GB HBM3": "h100-sxm",
@@ -22,28 +22,25 @@ GPU_NAMES = {
 
 
 def gpu_of(header: Mapping[str, Any], place: str) -> str:
-    """The catalog name of the GPU in a header.
-
-    Raises
-    ------
-    RecordError
-        If the catalog does not have it.
-    """
+    """The catalog name of the GPU in a header; a `RecordError` at `place` if it is unknown."""
     name = header.get("gpu")
     if name not in GPU_NAMES:
-        raise RecordError(f"{place}: GPU {name!r} is none of {', '.join(GPU_NAMES)}")
+        raise RecordError(
+            f'{place}: GPU {name!r} is not supported; the header\'s "gpu" must be one of '
+            f"{', '.join(GPU_NAMES)}"
+        )
     return GPU_NAMES[name]
 
 
 def command_of(header: Mapping[str, Any]) -> str:
-    """The command in a header; older ones hold it as text, others as its words."""
+    """The command in a header, which has it as a string (older files) or as a list of words."""
     command = header.get("command", "")
     return command if isinstance(command, str) else shlex.join(command)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRecord:
-    """One timed cell and where it was read."""
+    """One timed cell and its place in a file."""
 
     cell: Cell
     seconds: float
@@ -60,24 +57,21 @@ class KernelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRecords:
-    """All records of one GPU, and the lines that say how they were measured."""
+    """All records of one GPU, and the headers of their files."""
 
     gpu: str  # catalog name
     headers: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     records: Sequence[KernelRecord] = field(default_factory=tuple)
 
     def of(self, op: str, **values: Any) -> list[KernelRecord]:
-        """Records of one operation with these values."""
-        wanted = values.items()
-        return [
-            r for r in self.records if r.op == op and all(r.cell.get(k) == v for k, v in wanted)
-        ]
+        """Records of one operation with these parameter values."""
+        return [r for r in self.records if r.op == op and values.items() <= r.cell.items()]
 
     @property
     def source(self) -> str:
-        """Machine, versions and date of the first file in a line, and every file's commit."""
+        """Machine, versions and date of the first file, and the commits of all files."""
         if not self.headers:
-            return "imported records"
+            return "nccl-tests"
         head = dict(self.headers[0])
         head.setdefault("flashinfer", head.get("flashinfer-python"))
         head.setdefault("date", str(head.get("time", ""))[:10])
@@ -88,24 +82,23 @@ class KernelRecords:
 
     @property
     def command(self) -> str:
-        """The command that made the first file."""
+        """The command that wrote the first file."""
         return command_of(self.headers[0]) if self.headers else ""
 
 
 def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> KernelRecords:
-    """Records of one GPU from JSON lines.
+    """Read the kernel records of one GPU.
 
     Parameters
     ----------
     gpu : str, optional
-        The catalog name that the records must be of.
+        Catalog name of the GPU; by default that of the first file.
 
     Raises
     ------
     RecordError
-        With the line number: a line that is cut off or not JSON, records of another GPU, of an
-        unknown operation, with an unknown or missing key, or a time that is not positive or faster
-        than the datasheet allows.
+        If a line is not JSON, is from another GPU, has an unknown operation or key, lacks a key, or
+        has a time that is not positive or faster than the datasheet allows; with the line number.
     """
     headers: list[Mapping[str, Any]] = []
     records: list[KernelRecord] = []
@@ -116,34 +109,28 @@ def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> Kernel
         for line in lines:
             if line.header is not None:
                 gpu = _same_gpu(line, gpu)
-            elif line.value.get("op") != "clocks":
+            elif line.value.get("op") != "clocks":  # in older files
                 records.append(_record(line, catalog.gpu(gpu)))
     if gpu is None or not records:
-        raise RecordError("no record of a kernel in what was given")
+        raise RecordError("the files have no kernel record")
     return KernelRecords(gpu=gpu, headers=tuple(headers), records=tuple(records))
 
 
-def checked(cell: Cell, seconds: float, gpu: GPU, where: str) -> KernelRecord:
-    """A record, if its time is a possible one.
-
-    Raises
-    ------
-    RecordError
-        If it is not.
-    """
+def checked(cell: Cell, seconds: float, gpu: GPU, place: str) -> KernelRecord:
+    """The record of a cell; a `RecordError` if its time is impossible on this GPU."""
     faults = record_faults(
         cell, seconds, hbm_bandwidth=gpu.hbm_bandwidth, peak_flops=gpu.peak_flops
     )
     if faults:
-        raise RecordError(f"{where}: {faults[0]}; a real {gpu.name} cannot do that")
-    return KernelRecord(cell=cell, seconds=seconds, place=where)
+        raise RecordError(f"{place}: {faults[0]}, which is impossible on {gpu.name}")
+    return KernelRecord(cell=cell, seconds=seconds, place=place)
 
 
 def _same_gpu(line: Line, gpu: str | None) -> str:
     header = line.header or {}
     name = gpu_of(header, line.place)
     if gpu is not None and name != gpu:
-        raise RecordError(f"{line.place}: measured on {header['gpu']}, but the fit is of {gpu}")
+        raise RecordError(f"{line.place}: measured on {header['gpu']}, but the fit is for {gpu}")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Published step times against predictions: signed errors per table, phase and held-out group."""
+"""Published step times, and the signed errors of their predictions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ GOLDEN = resources.files("calibration") / "golden"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRow:
-    """One measured configuration: what was run, and seconds as published; None where not."""
+    """One published configuration with its times in seconds; None if not published."""
 
     table: str
     engine: str
@@ -41,7 +42,7 @@ class PublishedRow:
 
     @property
     def overhead_s(self) -> float:
-        """What a round took beyond γ·T_D + T_V; NaN where no round was published. [s]"""
+        """Time of a round beyond γ·T_D + T_V; NaN without a published round. [s]"""
         round_parts = (self.tpot_s, self.tokens_per_round, self.verify_s, self.draft_step_s)
         if None in round_parts:
             return math.nan
@@ -50,7 +51,7 @@ class PublishedRow:
 
     @property
     def speedup(self) -> float:
-        """T_T over the time per token, from the published times; NaN where there is none."""
+        """Published T_T over the published time per token; NaN without the latter."""
         return math.nan if self.tpot_s is None else self.target_step_s / self.tpot_s
 
 
@@ -63,33 +64,68 @@ class RowError:
 
 
 def magicdec_rows() -> list[PublishedRow]:
-    """The 42 rows of MagicDec's tables 3a, 3b and 6."""
-    return [_magicdec_row(values) for values in _golden("magicdec_step_times.csv")]
+    """The 42 rows of tables 3a, 3b and 6 of the MagicDec paper."""
+    return _golden("magicdec_step_times.csv", engine="magicdec")
 
 
 def h200_rows() -> list[PublishedRow]:
-    """12 pairs of γ and KV budget: steps of plain kernels in a graph on one H200."""
-    return [_h200_row(values) for values in _golden("h200_graph_steps.csv")]
+    """12 rows: steps of plain torch and FlashInfer kernels in a CUDA graph on one H200."""
+    plan = {"draft": "self", "draft_policy": "streamingllm", "tp": 1}
+    return _golden("h200_graph_steps.csv", engine="plain-graph", **plan)
 
 
 def gptfast_rows() -> list[PublishedRow]:
-    """23 rows of gpt-fast: one sequence decoded plainly on A100, TP 1 to 8.
+    """23 rows of gpt-fast: plain decoding of one sequence on A100 at TP 1 to 8.
 
-    Nothing is fitted on them. The engine is `ideal`: one compiled graph, no scheduler. The context
-    is the prompt and half of what is generated.
+    Nothing is fitted to them. The engine is `ideal`, since gpt-fast runs one compiled graph without
+    a scheduler. The context is the prompt plus half of the generated tokens.
     """
-    return [_gptfast_row(values) for values in _golden("gptfast_decode.csv")]
+    return _golden("gptfast_decode.csv", engine="ideal", batch=1, prompt_tokens=105)
 
 
-def _golden(name: str) -> Iterable[dict[str, str]]:
+_NAMES = {
+    "prefix_tokens": "prompt_tokens",
+    "autoregressive_ms": "target_step_s",
+    "target_step_ms": "target_step_s",
+    "verify_ms": "verify_s",
+    "draft_step_ms": "draft_step_s",
+    "draft_total_ms": "draft_step_s",
+    "speculative_ms_per_token": "tpot_s",
+    "tokens_per_s": "target_step_s",
+}
+_WHOLE = ("kv_budget", "gamma", "tp", "draft_tp", "batch", "prefix_tokens")
+
+
+def _golden(name: str, **given: Any) -> list[PublishedRow]:
+    """The rows of a golden file; `given` are the fields that it has no column for."""
     text = (GOLDEN / name).read_text(encoding="utf-8")
-    return csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return [PublishedRow(**given, **_fields(row)) for row in rows]
+
+
+def _fields(row: dict[str, str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for column, text in row.items():
+        name = _NAMES.get(column, column)
+        if not text or name == "speedup":
+            continue
+        if column in _WHOLE:
+            fields[name] = int(text)
+        elif column == "tokens_per_s":
+            fields[name] = 1.0 / float(text)
+        elif name.endswith("_s"):
+            fields[name] = 1e-3 * float(text)
+        else:
+            fields[name] = float(text) if name == "tokens_per_round" else text
+    if "draft_total_ms" in row:
+        fields["draft_step_s"] /= fields["gamma"]
+    return fields
 
 
 def predict_row(
     row: PublishedRow, profile: Callable[[EngineProfile], EngineProfile] | None = None
 ) -> RoundEstimate:
-    """The prediction of one row with its engine's profile, or one made from it by `profile`."""
+    """The prediction of a row with its engine profile, optionally changed by `profile`."""
     scenario = parse_scenario(
         {
             "target": row.target,
@@ -113,9 +149,9 @@ def predict_row(
 
 
 def row_error(row: PublishedRow, point: RoundEstimate) -> RowError:
-    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they were published.
+    """Signed relative errors of T_T, T_V, T_D and the speedup, as far as they are published.
 
-    A row's speedup is its T_T over its time per token, so the prediction's is, too.
+    The predicted speedup is T_T over the time per token, like that of the row.
     """
     predicted = {"target_step_s": float(point.target_step.total_s)}
     if row.verify_s is not None:
@@ -154,60 +190,3 @@ def by_table(errors: Sequence[RowError]) -> dict[str, list[RowError]]:
     for error in errors:
         groups.setdefault(error.row.table, []).append(error)
     return groups
-
-
-def _magicdec_row(values: dict[str, str]) -> PublishedRow:
-    gamma = int(values["gamma"])
-    return PublishedRow(
-        table=values["table"],
-        engine="magicdec",
-        gpu=values["gpu"],
-        target=values["target"],
-        draft=values["draft"],
-        draft_policy=values["draft_policy"],
-        kv_budget=int(values["kv_budget"]),
-        gamma=gamma,
-        tp=int(values["tp"]),
-        draft_tp=int(values["draft_tp"]) if values["draft_tp"] else None,
-        batch=int(values["batch"]),
-        prompt_tokens=int(values["prefix_tokens"]),
-        tokens_per_round=float(values["tokens_per_round"]),
-        target_step_s=1e-3 * float(values["autoregressive_ms"]),
-        verify_s=1e-3 * float(values["verify_ms"]),
-        draft_step_s=1e-3 * float(values["draft_total_ms"]) / gamma,
-        tpot_s=1e-3 * float(values["speculative_ms_per_token"]),
-    )
-
-
-def _h200_row(values: dict[str, str]) -> PublishedRow:
-    return PublishedRow(
-        table=values["table"],
-        engine="plain-graph",
-        gpu=values["gpu"],
-        target=values["target"],
-        draft="self",
-        draft_policy="streamingllm",
-        kv_budget=int(values["kv_budget"]),
-        gamma=int(values["gamma"]),
-        tp=1,
-        draft_tp=None,
-        batch=int(values["batch"]),
-        prompt_tokens=int(values["prefix_tokens"]),
-        target_step_s=1e-3 * float(values["target_step_ms"]),
-        verify_s=1e-3 * float(values["verify_ms"]),
-        draft_step_s=1e-3 * float(values["draft_step_ms"]),
-    )
-
-
-def _gptfast_row(values: dict[str, str]) -> PublishedRow:
-    return PublishedRow(
-        table=values["table"],
-        engine="ideal",
-        gpu=values["gpu"],
-        target=values["target"],
-        tp=int(values["tp"]),
-        batch=1,
-        prompt_tokens=105,
-        target_step_s=1.0 / float(values["tokens_per_s"]),
-        weight_dtype=values["weight_dtype"],
-    )

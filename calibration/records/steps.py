@@ -1,6 +1,6 @@
-"""Cases that a validation run times, and what it writes of each: `{"op": "step"}` or "failed".
+"""Cases of a validation run, and its records: `{"op": "step"}` or `{"op": "failed"}`.
 
-A case file is one JSON object: how its cases were sampled, and the cases, one a line.
+A case file is one JSON object with the sampling parameters and the cases, one per line.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.records.jsonl import RecordError, decode, read_lines, read_text
+from calibration.records.kernels import gpu_of
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
-# A header's entry on where graphs are tried before they are captured (validate.memory).
+# Header entry: the stream on which a graph is tried before its capture (validate/memory.py).
 TRIALS = {"trials": "capturing stream"}
-# A header's entry on what a timed pass of the target ends at; at logits where it is missing.
+# Header entry: where a timed pass of the target ends. Without it, passes end at the logits.
 PASS_END = {"pass_end": "tokens"}
 Count = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -29,7 +30,7 @@ Pair = tuple[str, str | None, int]  # target, standalone draft or None, and rank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
-    """Who drafts and what a draft may read; satisfies the runtime's `DraftChoice`."""
+    """The draft of a case; implements the runtime's `DraftChoice` protocol."""
 
     draft: str
     policy: str
@@ -43,9 +44,9 @@ class CasePlan:
 class Case:
     """One configuration to time.
 
-    `scenario` names the workload that it shares with other choices of γ, draft or budget; `alpha`
-    is the acceptance at which its choices are judged, assumed and not measured. `purpose` is
-    "scenario" or, where the case is there for a decision only, "choice".
+    Cases with the same `scenario` are different choices of γ, draft or budget for one workload.
+    `alpha` is the assumed acceptance at which these choices are compared. `purpose` is "scenario",
+    or "choice" for a case that only serves such a comparison.
     """
 
     id: str
@@ -60,13 +61,13 @@ class Case:
 
     @property
     def pair(self) -> Pair:
-        """Which models must be loaded."""
+        """The models to load, and the number of ranks."""
         draft = self.plan.draft
         return self.target, None if draft in ("none", "self") else draft, self.tp
 
     @property
     def label(self) -> str:
-        """The case in words."""
+        """The case in one line of text."""
         plan = self.plan
         budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens:,}"
         return (
@@ -77,11 +78,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One timed case: median seconds, and bytes of one rank.
+    """One timed case: median seconds, and memory of one rank in bytes.
 
-    The fields are those of the runtime's `StepTimes`, where they are explained. `draft_step_s` and
-    `round_s` are 0 for plain decoding; `host_s`, a difference of two timings, may be negative.
-    `parts_s` holds seconds by pass and kind of kernel, `wall_s` how long the case took to time.
+    The runtime's `StepTimes` documents the fields. `draft_step_s` and `round_s` are 0 for plain
+    decoding. `host_s` is a difference of two timings and may be negative. `parts_s` holds seconds
+    by pass and kind of kernel, `wall_s` the time spent on the case.
     """
 
     op: Literal["step"] = "step"
@@ -103,13 +104,13 @@ class StepRecord:
 
     @property
     def times(self) -> dict[str, float]:
-        """Seconds by the names of `TIMES`."""
+        """Seconds by the names in `TIMES`."""
         return {name: getattr(self, name) for name in TIMES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCase:
-    """A case that could not be timed, and why."""
+    """A case that could not be timed, and the reason."""
 
     op: Literal["failed"] = "failed"
     case: Case
@@ -118,9 +119,9 @@ class FailedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseFile:
-    """Cases in the order of their worth, and how they were sampled.
+    """Cases in the order of timing, and how they were drawn.
 
-    `models` is in files of older runs only: the shapes of their models, now taken from the catalog.
+    `models` (the models' shapes) only exists in older files; they now come from the catalog.
     """
 
     drawn: Mapping[str, Any]
@@ -128,18 +129,18 @@ class CaseFile:
     models: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The file: one case a line, so that a difference can be read."""
+        """The text of the file, with one case per line so that diffs are readable."""
         cases = ",\n".join("  " + json.dumps(asdict(case)) for case in self.cases)
         return f'{{"drawn": {json.dumps(self.drawn)},\n "cases": [\n{cases}\n]}}\n'
 
 
 def read_cases(path: Path) -> CaseFile:
-    """The cases of a file.
+    """Read a case file.
 
     Raises
     ------
     RecordError
-        If it cannot be read, a case is incomplete, or two have the same id.
+        If it cannot be read, a case is invalid, or two cases have the same id.
     """
     file = decode(CaseFile, read_text(path), str(path))
     if len({case.id for case in file.cases}) != len(file.cases):
@@ -148,30 +149,38 @@ def read_cases(path: Path) -> CaseFile:
 
 
 def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
-    """Header and records of a validation run; cases that did not fit are left out.
+    """Read the header and the records of a validation run, without the failed cases.
 
     Raises
     ------
     RecordError
-        With the line number: a line that is not a record, a time that is missing or not positive,
-        or records of another GPU.
+        If the catalog does not have the GPU, a line is not a record, a time is missing or not
+        positive, a case is recorded twice, or records are of several GPUs; with the line number.
     """
     first, *lines = read_lines(path)
     header = first.header or {}
-    records: list[StepRecord] = []
+    gpu_of(header, first.place)
+    records: dict[str, StepRecord] = {}
     for line in lines:
         if line.header is not None:
             if line.header.get("gpu") != header.get("gpu"):
                 raise RecordError(
-                    f"{line.place}: GPU {line.header.get('gpu')!r} after {header.get('gpu')!r}"
+                    f"{line.place}: GPU {line.header.get('gpu')!r} after {header.get('gpu')!r}; "
+                    f"keep one file per GPU"
                 )
         elif line.value.get("op") == "failed":
             line.decode(FailedCase)
         else:
             record = line.decode(StepRecord)
             if record.prefill_tokens and not record.prefill_s:
-                raise RecordError(f"{line.place}: prefill_s=0 of {record.prefill_tokens} tokens")
-            records.append(record)
+                raise RecordError(
+                    f"{line.place}: prefill_s=0 for {record.prefill_tokens} prompt tokens"
+                )
+            if record.case.id in records:
+                raise RecordError(
+                    f"{line.place}: case {record.case.id} is recorded twice; remove one of the two"
+                )
+            records[record.case.id] = record
     if not records:
-        raise RecordError(f"{path}: holds no record of a step")
-    return header, records
+        raise RecordError(f"{path}: has no record of a timed case")
+    return header, list(records.values())

@@ -1,4 +1,4 @@
-"""Write catalog files with tomlkit: a header of comments, tables, and one array row per line."""
+"""Write catalog files with tomlkit: a comment header, tables, and one array row per line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import tomlkit
-from tomlkit.items import InlineTable, Item, Table
+from tomlkit.items import Item, Table
 
 
 def toml_text(values: Mapping[str, Any], *, header: str) -> str:
-    """A TOML document: `header` as comment lines, then the values in their order.
+    """A TOML document: `header` as comment lines, then the values in order.
 
     Parameters
     ----------
     values : mapping
         Scalars, strings, arrays (nested or numpy), mappings (tables), and lists of mappings
-        (arrays of tables). Scalars come before tables.
+        (arrays of tables). Scalars must come before tables.
     header : str
-        Plain lines, without the comment sign.
+        Lines without the comment sign.
     """
     document = tomlkit.document()
     for line in header.strip().splitlines():
@@ -32,7 +32,7 @@ def toml_text(values: Mapping[str, Any], *, header: str) -> str:
 
 
 def with_table(text: str, parent: str, name: str, values: Mapping[str, Any], *, note: str) -> str:
-    """The document with `[parent.name]` replaced or added; all else, comments too, stays."""
+    """The document with `[parent.name]` added or replaced; the rest is unchanged."""
     document = tomlkit.parse(text)
     if parent not in document:
         document.add(parent, tomlkit.table(is_super_table=True))
@@ -45,25 +45,18 @@ def with_table(text: str, parent: str, name: str, values: Mapping[str, Any], *, 
     return tomlkit.dumps(document).rstrip("\n") + "\n"
 
 
-def inline(values: Mapping[str, Any]) -> InlineTable:
-    """A mapping to be written in one line."""
-    table = tomlkit.inline_table()
-    table.update(values)
-    return table
-
-
 def significant(value: float, digits: int) -> float:
-    """The value rounded to so many significant digits."""
+    """The value rounded to `digits` significant digits."""
     return float(f"{value:.{digits}g}")
 
 
 def fields_of(table: Any) -> dict[str, Any]:
-    """Fields of a dataclass of numbers and arrays, six significant digits each."""
+    """Fields of a dataclass of numbers and arrays, rounded to six significant digits."""
     return {name: compact(getattr(table, name)) for name in table.__dataclass_fields__}
 
 
 def compact(value: Any, digits: int = 6) -> Any:
-    """Numbers, and arrays of them: whole ones as int, others to `digits` significant digits."""
+    """A number or array with whole numbers as int and others rounded to `digits`."""
     if isinstance(value, np.ndarray | list | tuple):
         return [compact(one, digits) for one in value]
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Compare predicted with measured steps: sample cases, time them, report the errors."""
+"""Compare predicted with measured steps: sample cases, time them, and report the errors."""
 
 import lazy_loader
 

@@ -4,12 +4,9 @@ from .peers import read_peers as read_peers
 from .published_report import PublishedReport as PublishedReport
 from .published_report import report_lines as report_lines
 from .published_report import validate_published as validate_published
-from .report import TABLE_START as TABLE_START
 from .report import comparison_dict as comparison_dict
 from .report import comparison_lines as comparison_lines
 from .report import comparison_markdown as comparison_markdown
-from .report import readme_table as readme_table
-from .report import replace_table as replace_table
 from .run import REPEATS as REPEATS
 from .run import by_pair as by_pair
 from .run import pair_lines as pair_lines

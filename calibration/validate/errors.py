@@ -1,7 +1,7 @@
-"""Timed cases against predictions: signed errors, coverage of intervals, regret of choices.
+"""Compare timed cases with predictions: signed errors, interval coverage, regret of choices.
 
-The prediction of a case never sees its times: the engine profile and the kernel curves were fitted
-to kernels alone.
+A prediction never uses the times of its case: the engine profile and the kernel curves are fitted
+to other records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LABELS = {
     "speedup": "speedup",
     "memory": "peak memory",
 }
-# Percent: the median and the worst absolute error that are asked of each quantity.
+# Allowed median and worst absolute error of each quantity, in percent.
 TOLERANCES = {
     "target_step_s": (1.5, 10.0),
     "verify_s": (3.0, 10.0),
@@ -44,27 +44,27 @@ TOLERANCES = {
     "speedup": (3.0, 10.0),
 }
 REGRET_MEDIAN, REGRET_WORST = 1.0, 3.0  # percent
-LEAST_COVERAGE = 0.85  # of intervals stated as 90 %
+LEAST_COVERAGE = 0.85  # of the 90 % intervals
 ROOFLINE = "datasheet roofline"
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class StepError:
-    """One case: its record, the predicted and measured values, and whether the interval covers."""
+    """One case: its record, predicted and measured values, and whether its interval is right."""
 
     record: StepRecord
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
     covered: bool | None  # None for plain decoding
-    parts: Mapping[str, Mapping[str, float]]  # errors by pass and part, where traced
+    parts: Mapping[str, Mapping[str, float]]  # errors by pass and part, if traced
 
     @property
     def errors(self) -> dict[str, float]:
-        """Signed relative errors, predicted over measured - 1."""
+        """Signed relative errors, predicted / measured - 1."""
         return {k: v / self.measured[k] - 1.0 for k, v in self.predicted.items()}
 
     def as_row(self, gpu: str, engine: str) -> RowError:
-        """The same as an error of a table row, for the charts of published tables."""
+        """This case as a row error, for the charts of published tables."""
         case, times = self.record.case, self.record.times
         row = PublishedRow(
             table=case.id,
@@ -87,7 +87,7 @@ class StepError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Errors of one quantity in percent: signed and absolute median, and the signed worst."""
+    """Errors of one quantity in percent; `median` and `worst` are signed."""
 
     cases: int
     median: float
@@ -97,7 +97,7 @@ class Spread:
 
     @classmethod
     def of(cls, errors: Iterable[float]) -> Spread:
-        """From relative errors, at least one."""
+        """The spread of at least one relative error."""
         percent = 100.0 * np.array(list(errors), float)
         size = np.abs(percent)
         return cls(
@@ -111,7 +111,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the model would choose in one scenario, and what that loses against the best timed."""
+    """The predicted choice in one scenario, and the speedup it loses to the best timed choice."""
 
     scenario: str
     choices: int
@@ -122,23 +122,23 @@ class Decision:
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Comparison:
-    """A validation run: every case, the choices, and the peers."""
+    """A validation run: its cases, its choices, and other predictors on the same cases."""
 
     header: Mapping[str, object]
     gpu: str
     engine: str
-    curves_of: str | None  # carried from this GPU, although it may not be the one that was timed
+    curves_of: str | None  # the GPU whose curves were carried over, if any
     errors: tuple[StepError, ...]
     decisions: tuple[Decision, ...]
     peers: Mapping[str, Mapping[str, Spread]]  # by peer and phase
 
     @property
     def scenarios(self) -> tuple[StepError, ...]:
-        """The drawn cases. Further choices of one repeat its plain step, so they count once."""
+        """The drawn cases, without the further choices, which repeat a plain step."""
         return tuple(e for e in self.errors if e.record.case.purpose == "scenario")
 
     def spreads(self, errors: Sequence[StepError] | None = None) -> dict[str, Spread]:
-        """Spread of each quantity over some errors; over all drawn scenarios by default."""
+        """Spread of each quantity, over all drawn cases by default."""
         chosen = self.scenarios if errors is None else errors
         spreads = {}
         for name in QUANTITIES:
@@ -149,17 +149,17 @@ class Comparison:
 
     @property
     def coverage(self) -> float:
-        """Share of the measured speedups inside their 90 % interval; NaN where none was stated."""
+        """Share of the measured speedups inside their 90 % interval; NaN without intervals."""
         stated = [e.covered for e in self.scenarios if e.covered is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
     def regret(self) -> tuple[float, float]:
-        """Median and worst regret in percent; NaN without a choice."""
+        """Median and worst regret in percent; NaN without choices."""
         values = [100.0 * d.regret for d in self.decisions]
         return (float(np.median(values)), max(values)) if values else (math.nan, math.nan)
 
     def outside(self) -> list[str]:
-        """What exceeds its tolerance, each as one clause."""
+        """One clause for each tolerance that is exceeded."""
         clauses = []
         for name, (median, worst) in TOLERANCES.items():
             spread = self.spreads().get(name)
@@ -175,7 +175,7 @@ class Comparison:
         if median > REGRET_MEDIAN or worst > REGRET_WORST:
             clauses.append(f"regret {median:.1f} % median, {worst:.1f} % worst")
         if self.coverage < LEAST_COVERAGE:
-            clauses.append(f"90 % intervals cover {self.coverage:.0%}")
+            clauses.append(f"90 % intervals contain only {self.coverage:.0%}")
         return clauses
 
 
@@ -187,26 +187,26 @@ def compare(
     curves_of: str | None = None,
     peers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> Comparison:
-    """Predict every record's case and compare.
+    """Predict the case of every record and compare.
 
     Parameters
     ----------
     records : sequence of StepRecord
-        In the order of timing, of one process: memory depends on it.
+        In the order in which one process timed them; the predicted memory depends on it.
     curves_of : str, optional
-        Carry the engine's curves from this GPU, as if the one that was timed had none of its own;
-        its own curves are then listed as a peer.
+        Predict from the engine's curves of this GPU, as if the timed GPU had none. The curves of
+        the timed GPU are then listed as a peer.
     peers : mapping, optional
-        Others' predictions of the same cases: by peer, case id and phase. [s]
+        Predictions of other tools for the same cases, by peer, case id and phase. [s]
 
     Raises
     ------
     RecordError
-        If the records are of a GPU that the catalog does not know.
+        If the catalog does not have the GPU of the records.
     ConfigError
         If the engine was not measured on `curves_of`.
     """
-    gpu = gpu_of(header, "header")
+    gpu = gpu_of(header, "the records' header")
     to_tokens = PASS_END.items() <= dict(header).items()
     errors, roofline, own_curves, streams = [], {}, {}, WorkspaceCount.of(header)
     for record in records:
@@ -252,9 +252,9 @@ def compare(
 def _part_errors(
     record: StepRecord, point: RoundEstimate, to_tokens: bool
 ) -> dict[str, dict[str, float]]:
-    """What each part of a traced pass is off by, as a share of the pass measured.
+    """Error of each part of a traced pass, as a share of the measured pass.
 
-    A trace adds up kernels, so what lies between them is in none of its parts.
+    A trace adds up kernels; the gaps between them belong to no part.
     """
     steps: dict[str, tuple[StepTime | None, int, str]] = {
         "target_step": (timed_pass(point.target_step, to_tokens), 1, "target_step_s"),
@@ -274,7 +274,7 @@ def _part_errors(
 
 
 def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
-    """What was measured of a case; without a draft there is a plain step only."""
+    """The measured quantities of a case; plain decoding only has a target step."""
     times = record.times
     measured = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:
@@ -288,7 +288,7 @@ def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
 
 
 def measured_speedup(record: StepRecord) -> float:
-    """Plain step over time per token at the case's assumed acceptance; 1 without drafts."""
+    """Plain step over time per token at the case's assumed acceptance; 1 for plain decoding."""
     plan = record.case.plan
     if plan.gamma == 0:
         return 1.0
@@ -297,7 +297,10 @@ def measured_speedup(record: StepRecord) -> float:
 
 
 def decisions(errors: Iterable[StepError]) -> list[Decision]:
-    """The predicted choice of each scenario that was timed with several, plain decoding too."""
+    """The predicted choice in each scenario that was timed with several drafts.
+
+    Plain decoding is always one of the choices.
+    """
     groups: dict[str, list[StepError]] = {}
     for error in errors:
         groups.setdefault(error.record.case.scenario, []).append(error)
@@ -328,7 +331,7 @@ def decisions(errors: Iterable[StepError]) -> list[Decision]:
 def _peer_spreads(
     records: Sequence[StepRecord], times: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Spread]:
-    """A peer's spread per phase over the drawn scenarios that it predicts."""
+    """A peer's spread per phase over the drawn cases that it predicts."""
     spreads = {}
     records = [r for r in records if r.case.purpose == "scenario"]
     for phase in PHASES:

@@ -1,9 +1,9 @@
-"""What torch's allocator peaks at while `StepBench` times cases, one after another in one process.
+"""Predict the peak of torch's allocator while `StepBench` times cases in one process.
 
-cuBLAS adds to the engine's memory: 32 MiB for every stream that it ever ran on.
-A graph is tried on the stream that captures it, the same for all, before it is captured. Records
-whose header lacks `TRIALS` had each graph tried on a fresh stream; torch hands these out in turn
-from a pool, so a process that captured many graphs ended with a workspace on each of them.
+cuBLAS adds a workspace of 32 MiB for every stream it ever ran on. The runtime tries a graph on the
+stream that will capture it, which is the same for all graphs. In records whose header lacks
+`TRIALS` each graph was tried on a new stream. Torch takes these streams from a pool in turn, so a
+process that captured many graphs ended up with a workspace on each of them.
 
 Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams a pool) and
 `aten/src/ATen/cuda/CublasHandlePool.cpp` (32 MiB on Hopper); runtime/execution/cuda_graphs.py.
@@ -21,37 +21,37 @@ from perfmodel import RoundEstimate
 WORKSPACE_BYTES = float(2**25)
 POOL_STREAMS = 32
 _PROCESS_STREAM = -1
-RUNTIME_PRODUCT_ROWS = 64  # up to so many rows the runtime computes products (ops.split_parts)
-FILL_BYTES = float(2**27)  # random numbers that a larger cache is filled with, before anything runs
-CHUNK_TOKENS = 2048  # `EngineSetup`'s: how much room a standalone draft's ring has for a prompt
+RUNTIME_PRODUCT_ROWS = 64  # largest row count for the runtime's own products (ops.split_parts)
+FILL_BYTES = float(2**27)  # random numbers that fill the KV cache before the first case runs
+CHUNK_TOKENS = 2048  # of `EngineSetup`: room for a prompt in a standalone draft's ring
 
 
 @dataclass(slots=True)
 class WorkspaceCount:
-    """The streams of one process on which cuBLAS has run.
+    """Count the streams of one process on which cuBLAS has run.
 
-    `fresh_streams`: each graph was tried on a new stream.
+    `fresh_streams` is True if each graph was tried on a new stream.
     """
 
     fresh_streams: bool = False
-    taken: int = 0  # streams handed out, the capturing one included
+    taken: int = 0  # streams taken from the pool, including the capturing one
     capturing: int | None = None
     with_workspace: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> WorkspaceCount:
-        """Before the first case of the records under this header."""
+        """The count before the first case of the records with this header."""
         return cls(fresh_streams=any(header.get(key) != value for key, value in TRIALS.items()))
 
     @property
     def bytes(self) -> float:
-        """What cuBLAS keeps."""
+        """Bytes of all cuBLAS workspaces."""
         return WORKSPACE_BYTES * len(self.with_workspace)
 
     def time(self, case: Case, *, bias: bool) -> None:
-        """Capture the three graphs of a case: a plain step, a draft phase and a verification.
+        """Count the capture of a case's graphs: a plain step, a draft phase and a verification.
 
-        With `bias`, as in Qwen2.5, cuBLAS computes the product at any row count.
+        With `bias`, as in Qwen2.5, cuBLAS computes the QKV projection at every row count.
         """
         gamma = case.plan.gamma
         rows = [case.batch]
@@ -66,7 +66,7 @@ class WorkspaceCount:
                 self.with_workspace |= {tried, self.capturing}
 
     def prefill(self) -> None:
-        """A prompt runs on the stream of the process, outside of any graph."""
+        """Count a prefill, which runs on the process's default stream without a graph."""
         self.with_workspace.add(_PROCESS_STREAM)
 
     def _next(self) -> int:
@@ -75,12 +75,14 @@ class WorkspaceCount:
 
 
 def torch_peak_bytes(point: RoundEstimate, case: Case, streams: WorkspaceCount) -> float:
-    """The peak while a case is timed; `streams` counts on.
+    """The peak while a case is timed. [bytes]
 
     Parameters
     ----------
     point : RoundEstimate
-        Of the case, by an engine whose chunks are `CHUNK_TOKENS`.
+        The prediction of the case by an engine that prefills in chunks of `CHUNK_TOKENS`.
+    streams : WorkspaceCount
+        The count after the previous case; this case is added to it.
     """
     memory, before = point.memory, streams.bytes
     streams.time(case, bias=point.scenario.target.qkv_bias)

@@ -1,4 +1,4 @@
-"""Predictions of the same cases by other tools, to compare with."""
+"""Read other tools' predictions of the same cases."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from calibration.records.published import PHASES
 
 
 def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Others' predictions from CSV: peer, id, and seconds per phase; empty where one has none.
+    """Predicted seconds by peer, case id and phase.
 
-    Lines that start with # are comments: their source.
+    The CSV has the columns peer, id and one per phase, which may be empty. Lines that start with #
+    are comments.
 
     Raises
     ------
     RecordError
-        With the line, for a column that is missing or a time that is none.
+        If a column is missing, or a time is not a positive number (with the line).
     """
     text = read_text(path)
     lines = [(n, x) for n, x in enumerate(text.splitlines(), 1) if x and not x.startswith("#")]
     reader = csv.DictReader(io.StringIO("\n".join(x for _, x in lines)))
     if missing := sorted({"peer", "id", *PHASES} - set(reader.fieldnames or ())):
-        raise RecordError(f"{path}: no column {missing[0]!r}")
+        raise RecordError(f"{path}: column {missing[0]!r} is missing")
     peers: dict[str, dict[str, dict[str, float]]] = {}
     for (number, _), row in zip(lines[1:], reader, strict=True):
         times = {}
@@ -37,6 +38,8 @@ def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
             except ValueError:
                 times[phase] = math.nan
             if not times[phase] > 0:
-                raise RecordError(f"{path}, line {number}: {phase}={row[phase]!r} is not a time")
+                raise RecordError(
+                    f"{path}, line {number}: {phase}={row[phase]!r} is not a positive time"
+                )
         peers.setdefault(row["peer"], {})[row["id"]] = times
     return peers

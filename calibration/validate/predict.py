@@ -1,4 +1,4 @@
-"""What a validation run times of a case, predicted: no time measured enters here."""
+"""Predict the quantities that a validation run times; no measured time is used here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perfmodel.speculation import target_rank
 def bench_scenario(
     case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
 ) -> Scenario:
-    """The scenario of a case as `StepBench` times it: a plain step there is a graph's replay."""
+    """The scenario of a case as `StepBench` times it, where a plain step is one graph replay."""
     scenario = case_scenario(case, gpu=gpu, engine=engine)
     profile = scenario.engine
     if curves_of:
@@ -28,7 +28,7 @@ def bench_scenario(
 
 
 def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
-    """Seconds of T_T, T_V and T_D; the first two end at logits unless `to_tokens`."""
+    """Seconds of T_T, T_V and T_D; T_T and T_V end at the logits unless `to_tokens`."""
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
     return {
         "target_step_s": float(timed_pass(point.target_step, to_tokens).total_s),
@@ -40,7 +40,7 @@ def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
 def predicted_times(
     point: RoundEstimate, *, to_tokens: bool, prompt_tokens: int = 0
 ) -> dict[str, float]:
-    """Every quantity that a record may hold, but memory; a prefill where a prompt is given."""
+    """Every timed quantity of a record; the prefill only if there are `prompt_tokens`."""
     phases = phases_of(point, to_tokens=to_tokens)
     speedup = phases["target_step_s"] / float(point.tpot_s)
     times = phases | {"round_s": float(point.round_s), "speedup": speedup}
@@ -50,7 +50,7 @@ def predicted_times(
 
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:
-    """Seconds of one prompt through the target in the bench's chunks, up to hidden states."""
+    """Seconds to prefill one prompt in the bench's chunks, up to the last hidden state."""
     rank = target_rank(scenario)
     total = 0.0
     for start in range(0, tokens, CHUNK_TOKENS):
@@ -62,14 +62,14 @@ def prefill_s(scenario: Scenario, tokens: int) -> float:
 
 
 def timed_pass(step: StepTime, to_tokens: bool) -> StepTime:
-    """What is timed of a pass of the target: to its tokens, or to logits in records before 0.2."""
+    """The timed part of a target pass: up to the tokens, or up to the logits in older records."""
     if to_tokens:
         return step
     return StepTime(tuple(part for part in step.parts if part.name != "sampling"))
 
 
 def datasheet_times(point: RoundEstimate) -> dict[str, float]:
-    """Seconds of each phase if every part ran at the datasheet's peaks, with nothing between."""
+    """Seconds of each phase if every part ran at the datasheet's peaks without gaps."""
 
     def at_peak(step: StepTime) -> float:
         busy = [float(np.maximum(p.compute_s, p.memory_s)) for p in step.parts if p.name != "host"]

@@ -1,4 +1,4 @@
-"""`validate published`: predictions against published step times, in sample and held out."""
+"""Report of `validate published`: errors on published step times, in sample and held out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from calibration.records.published import (
     row_error,
     summarise,
 )
+from calibration.validate.errors import LABELS
 
 TARGET_MEAN_PERCENT = 3.0
 TARGET_WORST_PERCENT = 10.0
@@ -26,7 +27,7 @@ TARGET_WORST_PERCENT = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationGroup:
-    """Errors of one group of rows; `unseen`: the engine was not fitted on them."""
+    """Errors of one group of rows; `unseen` if the engine was not fitted on them."""
 
     name: str
     unseen: bool
@@ -35,14 +36,14 @@ class ValidationGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedReport:
-    """All groups, the pooled held-out errors, and every row."""
+    """Every group of rows, all held-out errors as one group, and every single row."""
 
     groups: tuple[ValidationGroup, ...]
     held_out: ValidationGroup
     rows: tuple[RowError, ...]
 
     def outside(self, mean_percent: float) -> list[str]:
-        """Phases whose pooled held-out mean absolute error exceeds the tolerance."""
+        """Phases whose mean absolute error over all held-out rows exceeds the tolerance."""
         return [
             f"{phase} {summary.mean_absolute:.1f} %"
             for phase, summary in self.held_out.summaries.items()
@@ -73,11 +74,11 @@ class PublishedReport:
 
 
 def validate_published() -> PublishedReport:
-    """Predict every published row with the shipped profiles, and again with refitted ones.
+    """Predict every published row with the shipped profiles, and again with refitted profiles.
 
-    The kernel curves never see these rows. The `magicdec` profile is fitted on them, so each
-    group is also predicted by a fit without it: a draft (with its table and TP), γ, batch or
-    context left out, and last one GPU's rows from the engine as fitted on the other GPU's.
+    The kernel curves are not fitted to these rows, but the `magicdec` profile is. Each group is
+    therefore also predicted by a fit without it: without one draft (with its table and TP), γ,
+    batch or context, and finally without all rows of one GPU.
     """
     rows = magicdec_rows()
     shipped = [row_error(row, predict_row(row)) for row in [*rows, *h200_rows(), *gptfast_rows()]]
@@ -100,26 +101,18 @@ def validate_published() -> PublishedReport:
 
 
 def report_lines(report: PublishedReport) -> list[str]:
-    """The report as text: one line a group, percent errors as mean signed / mean |.| / worst."""
+    """The report as text, one line per group: mean, mean absolute and worst error in percent."""
     names = (*PHASES, "speedup")
-    head = f"{'':54s}{'rows':>5s}" + "".join(f"{_LABEL[name]:>24s}" for name in names)
+    head = f"{'':54s}{'rows':>5s}" + "".join(f"{LABELS[name]:>24s}" for name in names)
     lines = [head, f"{'':59s}" + f"{'signed   mean  worst':>24s}" * len(names)]
     for unseen, title in (
         (False, "Shipped profiles"),
-        (True, "Never fitted on, or refitted without them"),
+        (True, "Rows never used in a fit, or left out of a refit"),
     ):
         lines.append(f"{title}, errors in percent")
         lines += [_line(g) for g in report.groups if g.unseen is unseen]
     lines += [_line(report.held_out), _verdict(report)]
     return lines
-
-
-_LABEL = {
-    "target_step_s": "T_T",
-    "verify_s": "T_V",
-    "draft_step_s": "T_D",
-    "speedup": "speedup",
-}
 
 
 def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> ValidationGroup:
@@ -149,8 +142,8 @@ def _verdict(report: PublishedReport) -> str:
     for name, summary in report.held_out.summaries.items():
         met = summary.mean_absolute <= TARGET_MEAN_PERCENT
         met = met and abs(summary.worst) <= TARGET_WORST_PERCENT
-        parts.append(f"{_LABEL[name]} {'met' if met else 'not met'}")
+        parts.append(f"{LABELS[name]} {'met' if met else 'not met'}")
     return (
-        f"Aim on held-out rows, mean {TARGET_MEAN_PERCENT:.0f} % and worst "
+        f"Target on held-out rows, mean {TARGET_MEAN_PERCENT:.0f} % and worst "
         f"{TARGET_WORST_PERCENT:.0f} %: {', '.join(parts)}"
     )

@@ -1,15 +1,16 @@
-"""A comparison as text, Markdown, plain data, and the README's table."""
+"""A comparison of timed and predicted steps as text, as Markdown and as plain data."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from calibration.records.kernels import command_of
+from calibration.records.markdown import markdown_table
 from calibration.records.published import PHASES
 from calibration.validate.errors import (
     LABELS,
@@ -22,7 +23,6 @@ from calibration.validate.errors import (
     StepError,
 )
 
-TABLE_START, TABLE_END = "<!-- measured steps -->", "<!-- end of measured steps -->"
 HEADER = ("cases", *(LABELS[name] for name in QUANTITIES))
 _REGIONS: dict[str, Callable[[StepError], str]] = {
     "target": lambda e: e.record.case.target,
@@ -66,7 +66,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    """The comparison in a terminal: errors, peers, choices, verdict."""
+    """The comparison as terminal output: errors, peers, choices and verdict."""
     rows = [
         (_title(comparison), comparison.spreads()),
         *((f"peer: {name}", spreads) for name, spreads in comparison.peers.items()),
@@ -80,7 +80,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         lines.append(f"{name:{width}}" + "".join(f"{text:>16}" for text in cells))
     lines += [_coverage_line(comparison), _regret_line(comparison)]
     outside = comparison.outside()
-    lines.append("within tolerance" if not outside else f"outside: {'; '.join(outside)}")
+    lines.append("within tolerance" if not outside else f"outside tolerance: {'; '.join(outside)}")
     return lines
 
 
@@ -91,11 +91,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     facts = ", ".join(f"{k} {head[k]}" for k in named if k in head)
     parts = [
         "# Predicted and measured steps",
-        f"{len(comparison.scenarios)} drawn cases and {len(comparison.errors)} timed with further "
-        f"choices, on {facts}. `{command_of(head)}`",
-        "Percent: median absolute (signed median; signed worst). No time here was fitted on."
-        + _carried_note(comparison),
-        _table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
+        f"{len(comparison.scenarios)} drawn cases, {len(comparison.errors)} timed cases with their "
+        f"further choices, on {facts}. `{command_of(head)}`",
+        "Errors in percent: median absolute (signed median; signed worst). None of these times was "
+        "used in a fit." + _carried_note(comparison),
+        markdown_table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
     ]
     for name, key in _REGIONS.items():
         groups: dict[str, list[StepError]] = {}
@@ -104,12 +104,12 @@ def comparison_markdown(comparison: Comparison) -> str:
         rows = [
             _row(label, group, comparison) for label, group in sorted(groups.items(), key=_order)
         ]
-        parts += [f"## By {name}", _table((name, *HEADER), rows)]
+        parts += [f"## By {name}", markdown_table((name, *HEADER), rows)]
     parts += _part_section(comparison)
-    parts += ["## Beside others on the same cases", _peer_table(comparison), "## Choices"]
+    parts += ["## Other predictors on the same cases", _peer_table(comparison), "## Choices"]
     parts += [_regret_line(comparison) + " " + _coverage_line(comparison)]
     parts.append(
-        _table(
+        markdown_table(
             ("scenario", "choices", "chosen", "best", "regret"),
             [
                 (d.scenario, str(d.choices), d.chosen, d.best, f"{100 * d.regret:.1f} %")
@@ -117,9 +117,12 @@ def comparison_markdown(comparison: Comparison) -> str:
             ],
         )
     )
-    parts += ["## Tolerances", *(f"- {line}" for line in comparison.outside() or ["all met"])]
+    parts += [
+        "## Tolerances",
+        *(f"- {line}" for line in comparison.outside() or ["all met"]),
+    ]
     parts += ["## Every case", _case_table(comparison)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _title(comparison: Comparison) -> str:
@@ -131,37 +134,13 @@ def _carried_note(comparison: Comparison) -> str:
     if comparison.curves_of is None:
         return ""
     return (
-        f" Predicted by the curves of {comparison.curves_of} alone, with the bandwidth, FLOP/s and "
-        f"multiprocessors of {comparison.gpu}'s datasheet."
+        f" Predicted from the curves of {comparison.curves_of} alone, scaled by the bandwidth, "
+        f"FLOP/s and number of multiprocessors on the datasheet of {comparison.gpu}."
     )
-
-
-def readme_table(comparison: Comparison) -> str:
-    """The table that the README shows, between its marks."""
-    names = (*PHASES, "speedup")
-    rows: list[tuple[str, Mapping[str, Spread]]] = [("**specroof**", comparison.spreads())]
-    rows += comparison.peers.items()
-    body = [(f"{name}", *(cell(spreads.get(phase)) for phase in names)) for name, spreads in rows]
-    table = _table(
-        (
-            f"{len(comparison.scenarios)} cases, one {comparison.header.get('gpu')}",
-            *(LABELS[n] for n in names),
-        ),
-        body,
-    )
-    return f"{TABLE_START}\n{table}\n{TABLE_END}"
-
-
-def replace_table(text: str, table: str) -> str | None:
-    """A document with the table between its marks replaced; None where it has no marks."""
-    start, end = text.find(TABLE_START), text.find(TABLE_END)
-    if start < 0 or end < start:
-        return None
-    return text[:start] + table + text[end + len(TABLE_END) :]
 
 
 def cell(spread: Spread | None) -> str:
-    """Median absolute and signed worst."""
+    """A spread as "median absolute (signed worst)"."""
     return "" if spread is None else f"{spread.median_absolute:.1f} ({spread.worst:+.1f})"
 
 
@@ -176,7 +155,7 @@ def _row(label: str, errors: Sequence[StepError], comparison: Comparison) -> tup
 
 
 def _part_section(comparison: Comparison) -> list[str]:
-    """Which part of a pass is off, where passes were traced: median signed, share of the pass."""
+    """Errors by part of a traced pass, as shares of the pass; empty if none was traced."""
     shares: dict[tuple[str, str], list[float]] = {}
     for error in comparison.scenarios:
         for name, parts in error.parts.items():
@@ -196,7 +175,7 @@ def _part_section(comparison: Comparison) -> list[str]:
     ]
     return [
         "## By part of a traced pass, percent of the pass",
-        _table(("pass", "part", "cases", "median", "worst"), rows),
+        markdown_table(("pass", "part", "cases", "median", "worst"), rows),
     ]
 
 
@@ -204,7 +183,7 @@ def _peer_table(comparison: Comparison) -> str:
     rows: list[tuple[str, Mapping[str, Spread]]] = [(_title(comparison), comparison.spreads())]
     rows += comparison.peers.items()
     body = [(name, *(_counted(spreads.get(phase)) for phase in PHASES)) for name, spreads in rows]
-    return _table(("", *(LABELS[n] for n in PHASES)), body)
+    return markdown_table(("", *(LABELS[n] for n in PHASES)), body)
 
 
 def _counted(spread: Spread | None) -> str:
@@ -224,31 +203,27 @@ def _case_table(comparison: Comparison) -> str:
         *(f"{LABELS[n]} (ms)" for n in PHASES),
         *(f"{LABELS[n]} error (%)" for n in QUANTITIES),
     )
-    return _table(head, rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return markdown_table(head, rows)
 
 
 def _coverage_line(comparison: Comparison) -> str:
     stated = sum(e.covered is not None for e in comparison.scenarios)
     if not stated:
-        return "No interval was stated."
+        return "No prediction has an interval."
     return (
-        f"Stated 90 % intervals of the speedup hold {comparison.coverage:.0%} of {stated} "
-        f"(asked: {LEAST_COVERAGE:.0%})."
+        f"The 90 % intervals contain {comparison.coverage:.0%} of {stated} measured speedups "
+        f"(required: {LEAST_COVERAGE:.0%})."
     )
 
 
 def _regret_line(comparison: Comparison) -> str:
     median, worst = comparison.regret()
     if not comparison.decisions:
-        return "No scenario was timed with several choices."
+        return "No scenario was timed with more than one choice."
     return (
-        f"Speedup lost by the predicted choice in {len(comparison.decisions)} scenarios: median "
-        f"{median:.1f} %, worst {worst:.1f} % (asked: {REGRET_MEDIAN:g} and {REGRET_WORST:g})."
+        f"Speedup lost by following the prediction in {len(comparison.decisions)} scenarios: "
+        f"median {median:.1f} %, worst {worst:.1f} % (allowed: {REGRET_MEDIAN:g} and "
+        f"{REGRET_WORST:g})."
     )
 
 

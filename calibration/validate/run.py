@@ -1,11 +1,12 @@
 """Time the steps of sampled cases on this GPU with the runtime's kernels and graphs.
 
 `specroof validate run` loads each pair of models once and times its cases in the order of the file,
-so that a run cut off is still a fair sample of every pair. Cases that the output holds are skipped.
-`specroof validate records` compares afterwards.
+so that even an interrupted run is a fair sample of every pair. Cases that are already in the output
+are skipped. `specroof validate records` compares the times with predictions.
 
-Cases of several ranks start as many processes, unless torchrun has. The ranks agree on time left
-and on each case's outcome; one that fails alone ends the run, which the same command continues.
+Cases with several ranks start one process per rank, unless torchrun already did. The ranks agree on
+the time left and on the outcome of each case. If only some of them fail, the run ends; the same
+command continues it.
 """
 
 from __future__ import annotations
@@ -37,52 +38,52 @@ if TYPE_CHECKING:
     from runtime import StepBench, StepCase, StepTimes
 
 REPEATS = 15
-FAILURES_IN_A_ROW = 5  # not of memory: then the device or the runtime is at fault
+FAILURES_IN_A_ROW = 5  # other than out of memory; then the device or the runtime is at fault
 SAME_RUN = ("gpu", "driver", "torch", "commit")  # must not change within a file
-LONGEST_CONTEXT = 262_144  # random weights read any context, whatever the model was trained for
+LONGEST_CONTEXT = 262_144  # random weights can read longer contexts than the model was trained for
 
 
 class StepRuntime:
-    """The runtime's benches; torch is imported when the first is made."""
+    """The runtime as a validation run uses it; torch is imported with the first bench."""
 
     expected: type[Exception] = EngineError
 
     def check_device(self) -> None:
-        """Refuse a machine without a GPU, before a file is begun."""
+        """Raise an error on a machine without a GPU, before the output file is created."""
         from runtime import require_gpu
 
         require_gpu("timing cases")
 
     def bench(self, pair: Pair) -> StepBench:
-        """Load a pair of models of the catalog with random weights."""
+        """A bench for two catalog models with random weights."""
         from runtime import StepBench
 
         target, draft, tp = pair
         return StepBench(_shape(target), None if draft is None else _shape(draft), tp=tp)
 
     def case(self, case: Case) -> StepCase:
-        """The runtime's form of a case."""
+        """The case as the runtime takes it."""
         from runtime import StepCase
 
         return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)
 
     def exchange(self, word: str) -> list[str]:
-        """Every rank's word, in the order of ranks."""
+        """The words of all ranks, in rank order."""
         from runtime import exchange_words
 
         return exchange_words(word)
 
 
 def _shape(model: str) -> ModelSpec:
-    """A model of the catalog, with room for any sampled context."""
+    """A catalog model whose context limit admits every sampled case."""
     spec = catalog.model(model)
     return replace(spec, max_context_tokens=max(spec.max_context_tokens, LONGEST_CONTEXT))
 
 
 class ValidationRun:
-    """Times cases pair by pair; each pair has the share of the time that its cases are of all.
+    """Time cases pair by pair; the time for each pair is proportional to its number of cases.
 
-    Every rank makes one; only the first has a `log`.
+    Every rank has its own instance; only the first has a `log`.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class ValidationRun:
         self.done = self.failed = self.total = self.in_a_row = 0
 
     def measure(self, left: Sequence[Case]) -> int:
-        """Time `left` until all are done or time is out; how many are left.
+        """Time the cases until all are done or the time is up; the number of cases left.
 
-        A first round gives every pair its share. What a pair leaves over goes to those after it,
-        and cases that found no time are tried again at the end, while there is any.
+        The first pass gives every pair its share of the time. Unused time goes to the later pairs,
+        and then to cases that the first pass did not reach.
         """
         self.total, waiting = len(left), list(left)
         while waiting and self.before(self.deadline):
@@ -119,28 +120,25 @@ class ValidationRun:
         return len(waiting)
 
     def before(self, until: float) -> bool:
-        """Whether there is time left, as the first rank sees it."""
+        """Whether time is left, by the clock of the first rank."""
         return self.runtime.exchange(str(self.clock() < until))[0] == str(True)
 
     def agreed(self, error: Exception | None) -> Exception | None:
-        """This case's outcome on every rank: none, or an error.
+        """This rank's error; a `RecordError` if only some ranks failed.
 
-        Raises
-        ------
-        RecordError
-            If some ranks failed and others did not: their collectives no longer match.
+        The collectives of the ranks would no longer match.
         """
         reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
         words = self.runtime.exchange(reason)
         failed = [f"rank {rank}: {word}" for rank, word in enumerate(words) if word]
         if failed and len(failed) < len(words):
             raise RecordError(
-                f"{failed[0]}, where other ranks went on; the same command continues the run"
+                f"{failed[0]}, while other ranks succeeded; run the same command again to continue"
             )
         return error
 
     def _pair(self, pair: Pair, cases: list[Case], until: float) -> list[Case]:
-        """Load a pair and time its cases until `until`; those left."""
+        """Load a pair and time its cases until `until`; the cases left."""
         if not self.before(until):
             return cases
         bench, error = None, None
@@ -171,7 +169,7 @@ class ValidationRun:
                 parts=self.parts and drawn,
                 prompt=drawn,
             )
-        except Exception as failure:  # a device out of memory must not end the run
+        except Exception as failure:  # running out of memory must not end the run
             error = failure
         if self.agreed(error) is not None or times is None:
             error = error or RecordError("not timed")
@@ -200,7 +198,7 @@ class ValidationRun:
 
 
 def step_record(case: Case, times: StepTimes, *, wall_s: float) -> StepRecord:
-    """The record of a case that was timed."""
+    """The record of a timed case."""
     return StepRecord(
         case=case,
         unit="s",
@@ -217,7 +215,7 @@ def step_record(case: Case, times: StepTimes, *, wall_s: float) -> StepRecord:
 
 
 def by_pair(cases: Sequence[Case]) -> dict[Pair, list[Case]]:
-    """Cases of each pair of models, in their order; the pairs in the order of their first case."""
+    """Cases by pair of models; the pairs are in the order of their first case."""
     groups: dict[Pair, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.pair, []).append(case)
@@ -225,7 +223,7 @@ def by_pair(cases: Sequence[Case]) -> dict[Pair, list[Case]]:
 
 
 def pair_lines(cases: CaseFile) -> list[str]:
-    """How many cases each pair of models has."""
+    """One line for each pair of models with its number of cases."""
     return [
         f"{target:16} {draft or '-':16} tp {tp} {len(group):4} cases"
         for (target, draft, tp), group in by_pair(cases.cases).items()
@@ -233,22 +231,22 @@ def pair_lines(cases: CaseFile) -> list[str]:
 
 
 def case_ids(lines: Sequence[Line]) -> set[str]:
-    """Ids of the cases that these lines have timed; one that failed is tried again."""
+    """Ids of the cases timed in these lines; failed cases are not included and run again."""
     timed = (line.value for line in lines if line.value.get("op") != "failed")
     return {str(record["case"]["id"]) for record in timed if "case" in record}
 
 
 def ranks_of(cases: CaseFile) -> int:
-    """The number of ranks of every case.
+    """The number of ranks, which is the same for all cases of a file.
 
     Raises
     ------
     RecordError
-        If cases differ: processes are started once.
+        If it is not, since the processes are only started once.
     """
     counts = sorted({case.tp for case in cases.cases})
     if len(counts) > 1:
-        raise RecordError(f"cases of tp {counts} in one file; draw a file for each")
+        raise RecordError(f"the case file mixes tp {counts}; draw one file for each tp")
     return counts[0] if counts else 1
 
 
@@ -261,16 +259,25 @@ def time_cases(
     repeats: int = REPEATS,
     parts: bool = False,
 ) -> tuple[str, int]:
-    """Time what `out` does not hold until time is out; a summary in one line, the count of failed.
+    """Time the cases that are not in `out` yet.
+
+    Returns
+    -------
+    summary : str
+        One line.
+    failed : int
+        Number of failed cases.
 
     Raises
     ------
     RecordError
-        If `out` was written on another machine or with another version, or the device is at fault
-        or missing.
+        If `seconds` is not positive, `out` was written on another machine or by another version, or
+        the device is missing or faulty.
     """
     from runtime import provenance
 
+    if not seconds > 0:
+        raise RecordError(f"--seconds {seconds:g} is not a positive time")
     start, runtime = time.monotonic(), StepRuntime()
     runtime.check_device()
     with ExitStack() as stack:

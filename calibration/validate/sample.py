@@ -1,11 +1,12 @@
-"""Sample validation cases from ranges with a seed, so that another seed is another fair test.
+"""Sample validation cases from ranges with a seed, so that each seed is a new test.
 
-Only cases that fit a GPU are kept, by the model's memory prediction with a margin. Each k-th
-scenario also gets every γ and a second KV budget, for the regret of what the model would choose.
+Only cases that fit on the GPU are used, by the predicted memory with a margin. Some scenarios are
+also timed with every γ and a second KV budget, to compute the regret of the predicted choice.
 
-Cases for the overhead of a round are spread instead (Latin hypercube, McKay et al. 1979): as many
-strata of batch and of γ as cases, each met once, so that a fixed time, one per sequence and one per
-draft step can be told apart by few rounds; contexts are short and most models small.
+Cases for the overhead of a round come from a Latin hypercube (McKay et al. 1979) instead: batch and
+γ each have as many strata as there are cases, and every stratum is used once. A few rounds then
+separate the fixed time from the times per sequence and per draft step. Contexts are short, and most
+models are small.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ CONTEXT = (512, 131_072)
 BUDGET = (128, 4096)
 GAMMAS = tuple(range(1, 9))
 ALPHA = (0.6, 0.95)
-PAGE = 16  # a budget is whole pages
+PAGE = 16  # a KV budget is a whole number of pages
 OTHER_BUDGET_GAMMAS = (2, 4, 6)
-OTHER_BUDGET_ALPHA = 0.04  # more or less acceptance, assumed, at four times or a quarter of it
+OTHER_BUDGET_ALPHA = 0.04  # assumed change of acceptance at four times or a quarter of the budget
 ROUND_WAYS = (
     ("tinyllama-1.1b", "self"),
     ("llama-3.2-1b", "self"),
@@ -35,15 +36,18 @@ ROUND_WAYS = (
     ("llama-3.1-8b", "llama-3.2-1b"),
 )
 ROUND_BATCH, ROUND_CONTEXT, ROUND_BUDGET = (1, 128), (512, 2048), (128, 512)
-ORDERS = 200  # of γ over the batches: the one that is least correlated with them is taken
-TRIES = 1000  # samples for one case, before giving up
-TIMED_ROUNDS = 23  # a timed batch keeps room for so many rounds: memory, and no time
+ORDERS = 200  # random orders of γ; the one least correlated with the batches is used
+TRIES = 1000  # samples for one case before giving up
+TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 CASE_OVERHEAD_S = 0.45  # planning and capturing; 110 cases took 157 s on an H200, 111 s of steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOptions:
-    """What to sample: how many, for which GPU, and how much of its memory may be planned for."""
+    """How many cases to sample, and the GPU and share of its memory that they must fit.
+
+    `count` is the number of scenarios; `choices` of them get further choices, which add cases.
+    """
 
     seed: int = 0
     count: int = 60
@@ -55,12 +59,12 @@ class SampleOptions:
 
 
 def sample_cases(options: SampleOptions) -> CaseFile:
-    """Scenarios in the order of sampling, the further choices of each right after it.
+    """Scenarios in the order of sampling, each followed by its further choices.
 
     Raises
     ------
     ConfigError
-        If nothing fits the GPU's memory.
+        If no case fits in the GPU's memory.
     """
     rng, cases = random.Random(options.seed), []
     every = max(1, options.count // options.choices) if options.choices else 0
@@ -69,81 +73,52 @@ def sample_cases(options: SampleOptions) -> CaseFile:
         cases.append(case)
         if every and number % every == 0 and number // every < options.choices:
             cases += [other for other in _other_choices(case) if _fits(other, options)]
-    facts = {
+    drawn = {
         "seed": options.seed,
         "count": options.count,
         "choices": options.choices,
-        "gpu": options.gpu,
-        "tp": options.tp,
-        "memory_share": options.memory_share,
-        "batch": BATCH,
-        "context_tokens": CONTEXT,
-        "kv_budget_tokens": BUDGET,
-        "gamma": GAMMAS,
+        **_drawn(options, BATCH, CONTEXT, BUDGET),
     }
-    return CaseFile(drawn=facts, cases=tuple(cases))
+    return CaseFile(drawn=drawn, cases=tuple(cases))
 
 
 def sample_rounds(options: SampleOptions) -> CaseFile:
-    """Cases for the fit of what a round takes beyond its passes; `choices` is not read.
+    """Cases to fit the overhead of a round to; `options.choices` is ignored.
 
     Raises
     ------
     ConfigError
-        If one does not fit the GPU's memory.
+        If a case does not fit in the GPU's memory.
     """
     rng, count = random.Random(options.seed), options.count
     low, high = (math.log(edge) for edge in ROUND_BATCH)
     batches = [round(math.exp(low + (high - low) * i / max(1, count - 1))) for i in range(count)]
     gammas = [GAMMAS[i * len(GAMMAS) // count] for i in range(count)]
     orders = [rng.sample(gammas, count) for _ in range(ORDERS)]
-    gammas = min(orders, key=lambda order: abs(_related(batches, order)))
+    gammas = min(orders, key=lambda order: abs(_correlation(batches, order)))
     ways = [ROUND_WAYS[i % len(ROUND_WAYS)] for i in range(count)]
     rng.shuffle(ways)
     cases = []
     for number, (batch, gamma, (target, draft)) in enumerate(
         zip(batches, gammas, ways, strict=True)
     ):
-        context, name = _log_uniform(rng, *ROUND_CONTEXT), f"s{options.seed}-{number:03d}"
-        budget = min(_log_uniform(rng, *ROUND_BUDGET), context) // PAGE * PAGE
-        plan = CasePlan(
-            draft=draft,
-            policy="streamingllm",
-            gamma=gamma,
-            kv_budget_tokens=budget,
-            draft_tp=None if draft == "self" else options.tp,
-        )
-        case = Case(
-            id=name,
-            scenario=name,
-            purpose="scenario",
-            target=target,
-            plan=plan,
-            batch=batch,
-            context_tokens=context,
-            alpha=round(rng.uniform(*ALPHA), 3),
-            tp=options.tp,
-        )
+        context, budget = _context_and_budget(rng, ROUND_CONTEXT, ROUND_BUDGET)
+        plan = _plan(options, draft, "streamingllm", gamma, budget)
+        case = _case(rng, options, number, target, plan, batch, context)
         if not _fits(case, options):
-            raise ConfigError(f"{case.label} does not fit {options.gpu}; raise --memory-share")
+            raise ConfigError(f"{case.label} does not fit on {options.gpu}; raise --memory-share")
         cases.append(case)
-    facts = {
+    drawn = {
         "for": "round overhead",
         "seed": options.seed,
         "count": count,
-        "gpu": options.gpu,
-        "tp": options.tp,
-        "memory_share": options.memory_share,
-        "batch": ROUND_BATCH,
-        "context_tokens": ROUND_CONTEXT,
-        "kv_budget_tokens": ROUND_BUDGET,
-        "gamma": GAMMAS,
+        **_drawn(options, ROUND_BATCH, ROUND_CONTEXT, ROUND_BUDGET),
     }
-    return CaseFile(drawn=facts, cases=tuple(cases))
+    return CaseFile(drawn=drawn, cases=tuple(cases))
 
 
 def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> float:
-    """Roughly how long a run takes, by the model's own times. [s]"""
+    """Rough duration of a validation run, from the predicted times. [s]"""
     total = 0.0
     for case in cases.cases:
         point = estimate(case_scenario(case, gpu=gpu))
@@ -175,7 +150,7 @@ def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario
 
 
 def _sample_that_fits(rng: random.Random, options: SampleOptions, number: int) -> Case:
-    """A target and a way to draft, then the rest until it fits: large models are no rarer."""
+    """Choose target and draft first and redraw the rest, so that large models are not rarer."""
     target = rng.choice(TARGETS)
     ways = [("self", "streamingllm"), ("self", "snapkv")]
     if target in DRAFT_MODELS:
@@ -186,24 +161,45 @@ def _sample_that_fits(rng: random.Random, options: SampleOptions, number: int) -
         if _fits(case, options):
             return case
     raise ConfigError(
-        f"no case of {target} in {TRIES} fits {options.memory_share:.0%} of {options.gpu}; "
-        f"raise --memory-share"
+        f"none of {TRIES} cases of {target} fits in {options.memory_share:.0%} of the memory of "
+        f"{options.gpu}; raise --memory-share"
     )
 
 
 def _sample(
     rng: random.Random, options: SampleOptions, number: int, target: str, way: tuple[str, str]
 ) -> Case:
-    draft, policy = way
-    context = _log_uniform(rng, *CONTEXT)
-    budget = min(_log_uniform(rng, *BUDGET), context) // PAGE * PAGE
-    plan = CasePlan(
+    context, budget = _context_and_budget(rng, CONTEXT, BUDGET)
+    plan = _plan(options, *way, rng.choice(GAMMAS), budget)
+    return _case(rng, options, number, target, plan, _log_uniform(rng, *BATCH), context)
+
+
+def _context_and_budget(
+    rng: random.Random, contexts: tuple[int, int], budgets: tuple[int, int]
+) -> tuple[int, int]:
+    context = _log_uniform(rng, *contexts)
+    return context, min(_log_uniform(rng, *budgets), context) // PAGE * PAGE
+
+
+def _plan(options: SampleOptions, draft: str, policy: str, gamma: int, budget: int) -> CasePlan:
+    return CasePlan(
         draft=draft,
         policy=policy,
-        gamma=rng.choice(GAMMAS),
+        gamma=gamma,
         kv_budget_tokens=budget,
         draft_tp=None if draft == "self" else options.tp,
     )
+
+
+def _case(
+    rng: random.Random,
+    options: SampleOptions,
+    number: int,
+    target: str,
+    plan: CasePlan,
+    batch: int,
+    context_tokens: int,
+) -> Case:
     name = f"s{options.seed}-{number:03d}"
     return Case(
         id=name,
@@ -211,19 +207,37 @@ def _sample(
         purpose="scenario",
         target=target,
         plan=plan,
-        batch=_log_uniform(rng, *BATCH),
-        context_tokens=context,
+        batch=batch,
+        context_tokens=context_tokens,
         alpha=round(rng.uniform(*ALPHA), 3),
         tp=options.tp,
     )
+
+
+def _drawn(
+    options: SampleOptions,
+    batch: tuple[int, int],
+    context: tuple[int, int],
+    budget: tuple[int, int],
+) -> dict[str, object]:
+    """How the cases were drawn, for the case file."""
+    return {
+        "gpu": options.gpu,
+        "tp": options.tp,
+        "memory_share": options.memory_share,
+        "batch": batch,
+        "context_tokens": context,
+        "kv_budget_tokens": budget,
+        "gamma": GAMMAS,
+    }
 
 
 def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _related(batches: list[int], gammas: list[int]) -> float:
-    """Correlation of ln(batch) with γ, and of batch with γ, the larger in size; 0 for one case."""
+def _correlation(batches: list[int], gammas: list[int]) -> float:
+    """The larger of the correlations of batch and of ln(batch) with γ; 0 for one case."""
     if len(batches) < 2 or len(set(gammas)) < 2:
         return 0.0
     logs = [math.log(batch) for batch in batches]
@@ -234,7 +248,7 @@ def _related(batches: list[int], gammas: list[int]) -> float:
 
 
 def _other_choices(case: Case) -> list[Case]:
-    """Every other γ of a case, and a few at another KV budget."""
+    """The case at every other γ, and at a few γ with another KV budget."""
     plan = case.plan
     assert plan.kv_budget_tokens is not None
     choices = [

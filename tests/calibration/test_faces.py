@@ -1,4 +1,4 @@
-"""Each folder's public names exist, and none of them is the name of a module beside it."""
+"""The public names of each folder exist, and none is also the name of a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both sides of the seam agree: the same shapes, the same bytes, the same plan."""
+"""perfmodel and runtime agree on shapes, bytes and plans."""
 
 from __future__ import annotations
 

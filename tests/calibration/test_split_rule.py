@@ -1,4 +1,4 @@
-"""perfmodel prices the cut of KV that the runtime makes: the rule stands in both packages."""
+"""The split-KV rules of perfmodel and of the runtime are the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = 16
 
 
 def runtime_blocks(kv: np.ndarray, call: AttentionCall) -> Blocks:
-    """What the runtime runs of a pass whose graph was captured at these very lengths."""
+    """The runtime's blocks for a pass whose graph was captured at the same lengths."""
     queries = np.full(len(kv), call.query_tokens, np.int32)
     grid = BlockGrid.of(
         queries, kv, group=int(call.query_heads // call.kv_heads), kv_heads=int(call.kv_heads),
@@ -33,7 +33,7 @@ def runtime_blocks(kv: np.ndarray, call: AttentionCall) -> Blocks:
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_every_batch_is_cut_as_the_runtime_cuts_it(equal: bool) -> None:
+def test_every_batch_is_split_as_in_the_runtime(equal: bool) -> None:
     draw = np.random.default_rng(int(equal))
     for _ in range(BATCHES):
         query_heads, kv_heads, head_dim = HEADS[draw.integers(len(HEADS))]
@@ -52,7 +52,7 @@ def test_every_batch_is_cut_as_the_runtime_cuts_it(equal: bool) -> None:
         assert cut.merged.tolist() == [float(run.kv_ranges.max() > 0)], (call, lengths)
 
 
-def test_many_batches_are_cut_at_once_as_one_by_one() -> None:
+def test_many_batches_are_split_at_once_as_one_by_one() -> None:
     draw = np.random.default_rng(2)
     heads = np.array([HEADS[i] for i in draw.integers(2, size=300)], float)
     queries, batch = draw.integers(1, 20, 300).astype(float), draw.integers(1, 200, 300)

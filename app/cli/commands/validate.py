@@ -169,27 +169,18 @@ def validate_records(
         Path | None,
         typer.Option(metavar="FILE", help="Write a report with charts.", show_default=False),
     ] = None,
-    readme: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Replace the table between the file's marks.", show_default=False
-        ),
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare timed cases with their predictions; exit 4 outside the stated tolerances."""
     from calibration.records import read_steps
     from calibration.validate import (
-        TABLE_START,
         compare,
         comparison_dict,
         comparison_lines,
         comparison_markdown,
         read_peers,
-        readme_table,
-        replace_table,
     )
-    from perfmodel import ConfigError, OutsideTolerance
+    from perfmodel import OutsideTolerance
 
     header, timed = read_steps(records)
     others = read_peers(peers) if peers else None
@@ -200,26 +191,12 @@ def validate_records(
         from app.render.validation_page import validation_html
 
         _write(html, validation_html(comparison))
-    if readme:
-        renewed = replace_table(_read(readme), readme_table(comparison))
-        if renewed is None:
-            raise ConfigError(f"{readme}: has no line {TABLE_START} to put the table after")
-        _write(readme, renewed)
     if as_json:
         print_json(comparison_dict(comparison))
     else:
         print("\n".join(comparison_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
-
-
-def _read(path: Path) -> str:
-    from perfmodel import ConfigError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Attention over a KV cache, measured with the runtime: `attention-specroof.toml`.
+"""Fit the runtime's attention over a KV cache: `attention-specroof.toml`.
 
-Per head dimension and tile of query rows, nine parameters of the form in
-`perfmodel/kernels/attention_scheduled.py` by robust least squares; then the residual, averaged
-around the knots of (group, blocks per multiprocessor, tokens of a range).
+For each head dimension and tile of query rows, nine parameters of the form in
+`perfmodel/kernels/attention_scheduled.py` are fitted by robust least squares. The residual is then
+averaged around the knots of (group, blocks per multiprocessor, tokens of a KV range).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from perfmodel.kernels import (
 Array = NDArray[np.float64]
 
 LEAST_CELLS = 30  # per head dimension and tile
-# Shared memory of a multiprocessor by architecture (CUDA programming guide, compute capabilities).
+# Shared memory per multiprocessor (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"hopper": 228 * 1024.0, "ampere": 164 * 1024.0, "ada": 100 * 1024.0}
-BOUNDS = {  # parameter: (least, first, most)
+BOUNDS = {  # parameter: (lower bound, start, upper bound)
     "launch_us": (0.5, 2.0, 8.0),
     "merge_us": (1.0, 2.5, 6.0),
     "merge_row_ns": (1.0, 3.4, 6.0),
@@ -46,13 +46,13 @@ BOUNDS = {  # parameter: (least, first, most)
     "pair_slowdown": (0.02, 0.5, 0.98),
     "tile_share": (0.02, 0.5, 0.98),
     "lockstep": (0.02, 0.8, 0.98),
-    "stream_efficiency": (0.5, 0.9, 0.93),  # no kernel gets more of an H200's HBM
+    "stream_efficiency": (0.5, 0.9, 0.93),  # no kernel reached more of an H200's HBM bandwidth
 }
 STARTS = [{"block_us": b, "token_ns": t} for b in (1.0, 4.0) for t in (4.0, 15.0)]
-SCALE = 0.05  # relative error beyond which a cell counts less
+SCALE = 0.05  # relative error beyond which a cell has less weight
 TOKEN_KNOTS = 128.0 * 2.0 ** np.arange(0.0, 10.6, 0.5)
 BLOCK_STEP, BLOCK_WIDTH, TOKEN_WIDTH = 0.1, 0.05, 0.3  # in logarithms
-PRIOR = 0.2  # of a cell at the knot itself: a knot far from all cells has no residual
+PRIOR = 0.2  # weight of a zero residual at each knot, relative to a cell at the knot
 FOLDS = 5
 HEADER = """\
 Attention of the runtime, measured on this GPU; replaces the decode tables of attention.toml.
@@ -71,7 +71,7 @@ class ScheduledFit:
     def toml(self) -> str:
         """The catalog file `attention-specroof.toml`.
 
-        Prefill is written where it was measured; elsewhere the GPU's public tables hold.
+        Prefill is only written if it was measured; otherwise the GPU's public tables apply.
         """
         curve = self.curve
         values: dict[str, Any] = {"source": curve.source, "sm_count": curve.sm_count}
@@ -83,13 +83,13 @@ class ScheduledFit:
 
 
 def missing_attention(records: Sequence[KernelRecord]) -> str | None:
-    """What is missing for a fit, in a clause; None where there is enough."""
+    """What is missing for a fit, as a clause; None if the records suffice."""
     single = [r for r in records if r["query_tokens"] == 1]
     by_dim = {dim: sum(r["head_dim"] == dim for r in single) for dim in (64, 128)}
     if max(by_dim.values()) >= LEAST_CELLS:
         return None
     return (
-        f"attention: {max(by_dim.values())} cells of one query token and one head dimension; "
+        f"attention: {max(by_dim.values())} cells with one query token for a head dimension; "
         f"{LEAST_CELLS} are needed"
     )
 
@@ -103,17 +103,17 @@ def fit_attention(
     between: Sequence[KernelRecord] = (),
     prefill: Sequence[KernelRecord] = (),
 ) -> ScheduledFit:
-    """The blocks of records of op "attention"; `missing_attention` must have returned None.
+    """Fit a curve to records of op "attention" for which `missing_attention` returns None.
 
     Parameters
     ----------
     published : AttentionCurve
-        Its prefill tables hold for a head dimension without a timed prompt.
+        The source of prefill tables for head dimensions without a timed prompt.
     between : sequence of KernelRecord
-        Of op "attention_between": batches and lengths off the grid. Every other batch is fitted
-        (the cost of a part-filled tile); the rest are for the errors alone.
+        Records of op "attention_between", with batches and lengths off the grid. Every other batch
+        is fitted (for the cost of partly filled tiles); the rest is only used for the errors.
     prefill : sequence of KernelRecord
-        Of op "prefill_attention".
+        Records of op "prefill_attention".
     """
     frame, off_grid = cells_of(records), cells_of(between)
     checks = off_grid.batch.isin(sorted(off_grid.batch.unique())[1::2])
@@ -131,7 +131,7 @@ def fit_attention(
 
 
 def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
-    """Median seconds per cell, with group, units (batch x KV heads), query rows and tile."""
+    """Median seconds per cell, with its group, units (batch x KV heads), query rows and tile."""
     names = ["batch", "query_heads", "kv_heads", "head_dim", "kv_tokens", "query_tokens"]
     rows = [{n: float(r[n]) for n in names} | {"seconds": r.seconds} for r in records]
     frame = pd.DataFrame(rows, columns=[*names, "seconds"], dtype=float)
@@ -144,7 +144,7 @@ def cells_of(records: Sequence[KernelRecord]) -> pd.DataFrame:
 
 
 def fit_blocks(frame: pd.DataFrame, gpu: GPU) -> tuple[BlockTable, ...]:
-    """A table per head dimension and tile with enough cells."""
+    """One table for each head dimension and tile with enough cells."""
     return tuple(
         _fit_table(cells, gpu)
         for _, cells in frame.groupby(["head_dim", "tile"])
@@ -182,7 +182,7 @@ def _fit_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
 
 
 def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTable:
-    """The same with ln(measured / form) of the cells around each knot."""
+    """The table with the mean ln(measured / form) of the cells around each knot as residual."""
     cut = _cut(table, cells, gpu)
     left = np.log(cells.seconds.to_numpy() / _form(table, cells, cut, gpu))
     blocks, tokens = np.log(cut.blocks / gpu.sm_count), np.log(cut.range_tokens)
@@ -226,7 +226,7 @@ def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
 
 
 def block_knots(most: float) -> Array:
-    """Blocks per multiprocessor: even steps in the logarithm, either side of each whole number."""
+    """Blocks per multiprocessor: even steps in the logarithm, and both sides of small integers."""
     even = np.exp(np.arange(np.log(0.03), np.log(1.1 * most), BLOCK_STEP))
     integers = np.arange(1.0, 9.0)
     return np.unique(np.round(np.concatenate([even, integers, integers * 1.008]), 4))
@@ -256,8 +256,7 @@ def _form(table: BlockTable, cells: pd.DataFrame, cut: SplitKV, gpu: GPU) -> Arr
 def _errors(
     frame: pd.DataFrame, between: pd.DataFrame, curve: ScheduledAttention, gpu: GPU
 ) -> Errors:
-    """The finished curve on the cells that it was fitted to and on those off the grid; and each
-    fifth of the cells by residuals without them."""
+    """Errors in sample, off the grid ("between"), and without a fifth of the cells in turn."""
     errors = Errors("attention", regions=_regions)
     for way, cells in (("in sample", frame), ("between", between)):
         _add(errors, way, cells, curve, gpu)

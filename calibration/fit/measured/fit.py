@@ -15,7 +15,7 @@ from calibration.fit.measured.engine import (
     speedup_error,
     with_sampling,
 )
-from calibration.fit.measured.gemm import fit_gemm, gemm_records, missing_gemm
+from calibration.fit.measured.gemm import fit_gemm, missing_gemm
 from calibration.fit.report import FitReport
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
@@ -46,7 +46,7 @@ def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> Fi
 
 def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
     """The fitted curve, or the public one where there are too few records."""
-    table, products = efficiency(gpu.efficiency).gemm, gemm_records(records)
+    table, products = efficiency(gpu.efficiency).gemm, records.of("gemm", path="runtime")
     if clause := missing_gemm(products):
         report.missing.append(clause)
         return table

@@ -1,7 +1,8 @@
-"""GEMM times measured with the runtime, as ratios to the GPU's table: `gemm-specroof.toml`.
+"""Fit the runtime's GEMM times as ratios to the GPU's table: `gemm-specroof.toml`.
 
-One ratio per (matrix shape, rows), without spikes and levelled so that time never falls as rows
-grow. Shapes in between are interpolated, which leaving one shape out checks.
+There is one ratio for each matrix shape and row count. Spikes are removed, and times are levelled
+so that they never fall as rows grow. Other shapes are interpolated; the errors of this come from
+leaving one shape out.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
-from calibration.records.kernels import KernelRecord, KernelRecords
+from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
 from perfmodel.kernels import GemmCurve, OwnProducts
 
 Array = NDArray[np.float64]
 
-LEAST_ROWS = 6  # row counts of a shape; one with fewer is left out
+LEAST_ROWS = 6  # a shape with fewer row counts is ignored
 LEAST_SHAPES = 4
-SPIKE = 1.3  # times its neighbours
+SPIKE = 1.3  # a time longer than both neighbours by this factor
 HEADER = """\
 GEMM times of the runtime, measured on this GPU, over those of gemm.toml's curve.
 Written by `specroof calibrate fit`. A row per shape (n, k), a column per m;
@@ -33,7 +34,7 @@ median_percent and p90_percent are errors of a shape left out, predicted from th
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class RatioFit:
-    """The fitted ratios, the curve that they make, and how far it errs."""
+    """The fitted ratios, the curve with these ratios, and its errors."""
 
     ratios: OwnProducts
     curve: GemmCurve
@@ -57,16 +58,8 @@ class RatioFit:
         return toml_text({"own": table}, header=HEADER)
 
 
-def gemm_records(records: KernelRecords) -> list[KernelRecord]:
-    """GEMM records of the runtime's kernel choice; cuBLAS where that was not timed."""
-    runtime = records.of("gemm", path="runtime")
-    timed = {(r["m"], r["n"], r["k"]) for r in runtime}
-    rest = [r for r in records.of("gemm") if r["path"] != "runtime"]
-    return runtime + [r for r in rest if (r["m"], r["n"], r["k"]) not in timed]
-
-
 def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
-    """What is lacking for a fit, in a clause; None where there is enough."""
+    """What is missing for a fit, as a clause; None if the records suffice."""
     rows = _rows_by_shape(records)
     enough = [shape for shape, times in rows.items() if len(times) >= LEAST_ROWS]
     if len(enough) >= LEAST_SHAPES:
@@ -80,14 +73,14 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
 def fit_gemm(
     records: Sequence[KernelRecord], table: GemmCurve, gpu: GPU, *, source: str, command: str
 ) -> RatioFit:
-    """Ratios of every matrix with enough row counts, and their errors.
+    """Ratios of all shapes with enough row counts, and their errors.
 
     Parameters
     ----------
     records : sequence of KernelRecord
-        Of op "gemm"; `missing_gemm` must have returned None.
+        Records of op "gemm" for which `missing_gemm` returns None.
     table : GemmCurve
-        The public curve that times are divided by.
+        The public curve that the times are divided by.
     """
     by_shape = {
         shape: rows
@@ -127,7 +120,7 @@ def _between(rows: dict[int, float], m: int) -> float:
 
 
 def _rows_by_shape(records: Sequence[KernelRecord]) -> dict[tuple[int, int], dict[int, float]]:
-    """Median seconds of each (n, k) and m, rows rising."""
+    """Median seconds by (n, k) and then by m in ascending order."""
     times: dict[tuple[int, int], dict[int, list[float]]] = {}
     for record in records:
         shape = int(record["n"]), int(record["k"])
@@ -140,19 +133,19 @@ def _rows_by_shape(records: Sequence[KernelRecord]) -> dict[tuple[int, int], dic
 def _ratios(
     rows: dict[int, float], knots: Array, table: GemmCurve, shape: tuple[int, int], gpu: GPU
 ) -> Array:
-    """ln(time / table's) at the knots; between and beyond measured rows the ratio goes on."""
+    """ln(time / time of the table) at the knots; constant beyond the measured rows."""
     m, log_s = np.array(list(rows), float), np.log(list(rows.values()))
-    usual = ~spikes(log_s)
-    m, log_s = m[usual], log_s[usual]
+    regular = ~spikes(log_s)
+    m, log_s = m[regular], log_s[regular]
     level = level_in_m(log_s, m)
     base = np.log([_seconds(table, one, shape, gpu) for one in m])
     return np.asarray(np.interp(np.log(knots), np.log(m), level - base))
 
 
 def spikes(log_seconds: Array) -> NDArray[np.bool_]:
-    """Times (rows rising) over `SPIKE` times both neighbours; never the first or the last.
+    """Times longer than both neighbours by the factor `SPIKE`; never the first or the last.
 
-    No work explains them, and levelling would lift the rows around them.
+    The work does not explain such times, and levelling would increase the times around them.
     """
     above = np.diff(log_seconds) > np.log(SPIKE)
     below = np.diff(log_seconds) < -np.log(SPIKE)

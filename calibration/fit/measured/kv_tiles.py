@@ -1,8 +1,10 @@
-"""KV tokens of a FlashInfer tile: a block processes whole tiles but loads no token twice.
+"""KV tokens per tile of FlashInfer's attention; a block processes whole tiles.
+
+Each of a block's warps along KV processes as many 16-token fragments as fit in its share of shared
+memory, rounded down to 1, 2, 4 or 8.
 
 Source: flashinfer 0.6.6, `attention/prefill.cuh` (`BatchPrefillWithPagedKVCacheDispatched`,
-`KernelTraits::CTA_TILE_KV`): as many 16-token fragments for each of a block's warps along KV as its
-share of shared memory holds, rounded down to 1, 2, 4 or 8.
+`KernelTraits::CTA_TILE_KV`).
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ _COUNTS = (8, 4, 2, 1)
 
 
 def kv_tile_tokens(*, head_dim: int, tile_rows: int, shared_bytes: float) -> int:
-    """Tokens of one tile of a block with `tile_rows` packed query rows.
+    """KV tokens per tile of a block with `tile_rows` packed query rows.
 
     Parameters
     ----------
-    head_dim, tile_rows : int
-        Width of a head; 16, 64 or 128 rows.
+    head_dim : int
+        Dimension of a head.
+    tile_rows : int
+        16, 64 or 128 rows.
     shared_bytes : float
-        Shared memory of one block: a multiprocessor's, over the blocks side by side on it. [bytes]
+        Shared memory per block: that of a multiprocessor over its resident blocks. [bytes]
     """
     warps_kv = 4 if tile_rows <= 16 else 1
-    rows_deep = 2 if tile_rows > 64 else 1  # fragments of queries that each warp holds
+    rows_deep = 2 if tile_rows > 64 else 1  # query fragments per warp
     fragment = 2 * head_dim * _FRAGMENT_TOKENS * warps_kv * _ELEMENT_BYTES
     room = (shared_bytes - tile_rows * head_dim * _ELEMENT_BYTES) // fragment
     most = min(room, 8 // rows_deep)

@@ -1,7 +1,8 @@
-"""Prefill attention measured chunk by chunk, as a fraction of the GPU's peak FLOP/s.
+"""Fit prefill attention, measured in chunks, as a fraction of the GPU's peak FLOP/s.
 
-A chunk over cached tokens counts as the uncached prompt with as many query-key pairs, which is how
-the curve looks it up. The fraction is interpolated between measured sizes and constant outside.
+As in the curve's lookup, a chunk over cached tokens is treated like the uncached prompt with the
+same number of query-key pairs. The fraction is interpolated between measured sizes and constant
+outside.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
-LATENCY_SHARE = 0.5  # of the shortest chunk, at most
+LATENCY_SHARE = 0.5  # largest share of latency in the time of the shortest chunk
 
 
 def fit_prefill(
@@ -29,7 +30,7 @@ def fit_prefill(
     latency_us: Mapping[int, float],
     gpu: GPU,
 ) -> tuple[PrefillTable, ...]:
-    """A table per head dimension: from its records if there are any, else as published.
+    """One table per head dimension, from its records or, if there are none, as published.
 
     `latency_us` is the launch latency by head dimension.
     """
@@ -57,7 +58,7 @@ def _table(
         np.exp(np.interp(np.log(sizes), np.log(sorted(row)), np.log([row[s] for s in sorted(row)])))
         for _, row in sorted(shares.items())
     ]
-    # One count of heads was timed; its fraction holds for fewer heads too.
+    # Only one head count was timed per group; its fraction is used for fewer heads, too.
     units = np.array([heads[0] / 2.0, heads[-1]])
     return PrefillTable(
         head_dim=head_dim,
@@ -71,6 +72,6 @@ def _table(
 
 
 def equal_prompt(record: KernelRecord) -> float:
-    """Tokens of the prompt that has as many query-key pairs as this chunk over its cache."""
+    """Tokens of the uncached prompt with as many query-key pairs as this chunk."""
     new = float(record["query_tokens"])
     return float(np.sqrt(new**2 + 2.0 * new * (record["kv_tokens"] - new)))

@@ -1,7 +1,7 @@
-"""Attention curves fitted to aiconfigurator's tables: `attention.toml`.
+"""Fit an attention curve to aiconfigurator's tables: `attention.toml`.
 
-Two stages: seven parameters of the physical form by robust least squares on ln(time), per head
-dimension; then the residual, averaged per (group, work units, KV tokens) cell, as a table.
+For each head dimension, seven parameters of the physical form are fitted by robust least squares on
+ln(time). The median residual at each (group, work units, KV tokens) is then stored as a table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNIT_KNOTS = np.array([2**n for n in range(15)], float)
 TOKEN_KNOTS = np.array([2, 16, 64, *(2**n for n in range(7, 18))], float)
 PREFILL_UNITS = np.array([2**n for n in range(14)], float)
 PREFILL_TOKENS = np.array([1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], float)
-MEMORY_EFFICIENCY = 0.8  # of prefill's memory side; rarely binds
+MEMORY_EFFICIENCY = 0.8  # of prefill; memory is rarely the limit
 HEADER = """\
 Attention times of one layer on one rank, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/attention.py.
@@ -57,7 +57,8 @@ _TABLES = ("decode", "prefill", "blocks", "origin")  # written last
 
 @dataclass(frozen=True, eq=False)
 class DecodeFit:
-    """One head dimension: its cells with `base_s`, `regroup_s`, `residual`, and the table."""
+    """The fit of one head dimension: its cells with `base_s`, `regroup_s` and `residual`, and the
+    table."""
 
     cells: pd.DataFrame
     table: DecodeTable
@@ -65,7 +66,7 @@ class DecodeFit:
 
 
 def fit_attention_tables(data: Path, gpu: MeasuredGpu) -> tuple[LibraryAttention, list[DecodeFit]]:
-    """The curve of one GPU and, per head dimension, the cells that its errors are computed on."""
+    """The curve of one GPU, and the fits of its head dimensions."""
     prefill = fit_prefill(read_prefill(data, gpu), gpu)
     frame = read_decode(data, gpu)
     plateau = round(max(_plateau(table) for table in prefill), 3)
@@ -82,16 +83,17 @@ def fit_attention_tables(data: Path, gpu: MeasuredGpu) -> tuple[LibraryAttention
 
 
 def _plateau(table: PrefillTable) -> float:
-    """Compute efficiency where neither latency nor too few blocks show."""
+    """Compute efficiency of calls that are large enough to hide latency and fill the GPU."""
     large = table.efficiency[:, table.unit_knots >= 32][:, :, table.token_knots >= 8192]
     return float(np.median(large))
 
 
 def physical_form(gpu: MeasuredGpu, **given: Any) -> LibraryAttention:
-    """The curve before its decode tables: geometry of the GPU and the kernel, and assumptions.
+    """The curve without decode tables: geometry of GPU and kernel, and assumptions.
 
-    The row tiles are FlashInfer's and flash-attn's block heights. The factor 1.2 above 16 rows was
-    seen on one H200 (FlashInfer fa2, 32 against 16 packed rows); elsewhere it is assumed.
+    The row tiles are the block heights of FlashInfer and flash-attn. The factor 1.2 above 16 rows
+    was measured on one H200 (FlashInfer fa2, 32 packed rows compared with 16) and is assumed for
+    other GPUs.
     """
     return LibraryAttention(
         sm_count=gpu.sheet.sm_count,
@@ -118,8 +120,7 @@ def fit_decode(
     form: LibraryAttention,
     gpu: MeasuredGpu,
 ) -> DecodeFit:
-    """Parameters, then the residual table, of one head dimension."""
-    # Imported here so that reading a fitted curve never needs scipy.
+    """Fit the parameters and the residual table of one head dimension."""
     from scipy.optimize import least_squares
 
     empty = empty_table(int(cells.head_dim.iloc[0]))
@@ -153,8 +154,8 @@ def fit_decode(
 
 
 def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
-    """Mean ln(time above latency) of a KV head count over that of cells with the same group,
-    units and tokens, from 1,024 tokens up and with the KV in HBM."""
+    """Median ln(time above latency) of each KV head count, relative to the mean of the cells with
+    the same group, units and tokens; from 1,024 tokens on and with KV in HBM."""
     above = cells.cold_s - cells.regroup_s - table.kernel_latency_us * US
     used = cells[(above > 0) & ~cells.in_l2 & (cells.tokens >= 1024)]
     logs = np.log(above[used.index])
@@ -166,7 +167,7 @@ def _kv_head_residual(cells: pd.DataFrame, table: DecodeTable) -> Array:
 
 
 def _mean_heads_seconds(cells: pd.DataFrame, table: DecodeTable) -> Array:
-    """Measured times without the regrouping copy, brought to the mean KV head count."""
+    """Measured times without the regrouping copy, converted to the mean KV head count."""
     body = np.maximum(cells.cold_s - cells.regroup_s, 0.3 * cells.base_s).to_numpy()
     latency = table.kernel_latency_us * US
     log_heads = np.log(cells.kv_heads)
@@ -175,9 +176,9 @@ def _mean_heads_seconds(cells: pd.DataFrame, table: DecodeTable) -> Array:
 
 
 def _stray(cells: pd.DataFrame) -> pd.Series:
-    """Cells over 1.25x the time of one with more KV of the same batch and heads: timing accidents.
+    """Outliers: cells slower by over 1.25x than a cell with more KV of the same batch and heads.
 
-    They stay out of the table (a running maximum would spread them) but in the error figures.
+    They are not in the table, since a running maximum would spread them, but count in the errors.
     """
     ordered = cells.sort_values("tokens", ascending=False)
     keys = ["batch", "query_heads", "kv_heads"]
@@ -191,8 +192,8 @@ def _monotone(
     cube: Array,
     gpu: MeasuredGpu,
 ) -> Array:
-    """The residuals whose times lie midway (in logarithms) between the running maximum from below
-    and the running minimum from above, so that times never fall along units (0) or tokens (1)."""
+    """Residuals with which times never fall along units (axis 0) or tokens (axis 1): the mean, in
+    logarithms, of the running maximum from below and the running minimum from above."""
     out = np.empty_like(cube)
     for i, group in enumerate(table.group_knots):
         base = form.base_seconds(
@@ -269,7 +270,7 @@ def with_parameters(table: DecodeTable, values: Array) -> DecodeTable:
 
 
 def empty_table(head_dim: int) -> DecodeTable:
-    """A decode table without residuals, its parameters at the start values of the fit."""
+    """A decode table without residuals, with the parameters' start values."""
     start: dict[str, Any] = {name: first for name, (first, _) in PARAMETERS.items()}
     return DecodeTable(
         head_dim=head_dim,
@@ -285,11 +286,11 @@ def empty_table(head_dim: int) -> DecodeTable:
 
 
 def catalog_text(gpu: str, curve: LibraryAttention, residuals: Mapping[str, Any]) -> str:
-    """The catalog file of a fitted curve; `residuals` are its error figures."""
+    """The catalog file of a fitted curve; `residuals` are the figures of its errors."""
     names = [name for name in curve.__dataclass_fields__ if name not in _TABLES]
     values: dict[str, Any] = {"source": curve.source}
     values |= {name: compact(getattr(curve, name)) for name in names}
-    values |= {"origin": curve.origin, "residuals": {k: compact(v) for k, v in residuals.items()}}
+    values |= {"origin": curve.origin, "residuals": residuals}
     for kind in ("decode", "prefill"):
         values[kind] = [fields_of(table) for table in getattr(curve, kind)]
     return toml_text(values, header=HEADER.format(gpu=gpu))

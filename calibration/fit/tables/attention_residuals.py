@@ -1,7 +1,7 @@
-"""Residuals of the physical form as a table over knots, and their held-out errors.
+"""Residuals of the physical form as a table over knots, and errors of cells left out of it.
 
-Cells are rows with group, units, tokens, kv_heads, `residual` (ln(time / form)), `base_s`,
-`regroup_s`, `cold_s` and `stray`.
+The columns of a frame of cells are group, units, tokens, kv_heads, `residual` (ln(time / form)),
+`base_s`, `regroup_s`, `cold_s` and `stray`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Array = NDArray[np.float64]
 
 
 def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Array) -> Array:
-    """Median residual of the unstrayed cells on each knot, (groups, units, tokens), holes filled.
+    """Median residual at each knot without stray cells, (groups, units, tokens), without holes.
 
-    A hole between two measured knots takes the mean of the lines along units and along tokens;
-    beyond the measured cells, the smaller of its neighbours towards them, and so on outwards.
+    A hole between measured knots is the mean of the interpolations along units and along tokens. A
+    hole beyond the measured knots is the smaller of its neighbours on the measured side.
     """
     cells = cells[~cells.stray]
     on = cells[cells.group.isin(groups) & cells.units.isin(units) & cells.tokens.isin(tokens)]
@@ -33,10 +33,10 @@ def residual_table(cells: pd.DataFrame, groups: Array, units: Array, tokens: Arr
 
 
 def held_out(cells: pd.DataFrame, table: DecodeTable, column: str) -> pd.Series:
-    """Relative error of every cell with all cells of its `column` value left out of the table.
+    """Relative error of every cell from a table without the cells that share its `column` value.
 
-    `column` is "cell" (that row alone), "heads", "batch", "units" or "tokens". Leaving out units
-    or tokens removes the knot itself, so its cells are interpolated between their neighbours.
+    `column` is "cell" (only the cell itself is left out), "heads", "batch", "units" or "tokens".
+    Leaving out units or tokens removes a knot, so that its cells are interpolated.
     """
     if column == "cell":
         return _leave_one_cell(cells, table)
@@ -66,8 +66,8 @@ def residual_of(table: DecodeTable, cells: pd.DataFrame) -> Array:
 
 
 def _leave_one_cell(cells: pd.DataFrame, table: DecodeTable) -> pd.Series:
-    """A cell with replicates (same group, units, tokens) takes their median; one without is a hole
-    filled from its neighbours; one off the knots was never in the table."""
+    """Predict a cell from replicates with the same group, units and tokens or, if there are none,
+    like a hole of the table; cells off the knots are not in the table anyway."""
     shape = (table.group_knots, table.unit_knots, table.token_knots)
     on = cells[~cells.stray & cells.group.isin(shape[0])]
     on = on[on.units.isin(shape[1]) & on.tokens.isin(shape[2])]
@@ -94,13 +94,12 @@ def _error(cells: pd.DataFrame, table: DecodeTable, residual: Array) -> Array:
 
 
 def fill_plane(plane: Array, log_units: Array, log_tokens: Array) -> Array:
-    """A (units, tokens) plane with its NaNs filled as `residual_table` says."""
+    """A (units, tokens) plane with NaNs filled as described in `residual_table`."""
     along_tokens = np.stack([_line(row, log_tokens) for row in plane])
     along_units = np.stack([_line(column, log_units) for column in plane.T]).T
     both = _mean_of(along_tokens, along_units)
     result = np.where(np.isnan(plane), both, plane)
-    # Beyond the measurements the base is near its ceiling: take the better utilisation of the two
-    # neighbours towards the measured side.
+    # Beyond the measurements utilisation is near its limit: use the better one of both neighbours.
     for u in range(len(result)):
         for t in range(len(result[0])):
             if np.isnan(result[u, t]):
@@ -118,7 +117,7 @@ def _mean_of(a: Array, b: Array) -> Array:
 
 
 def _line(values: Array, x: Array) -> Array:
-    """Linear interpolation across holes; NaN outside the first and last measured value."""
+    """Values with holes interpolated linearly; NaN before the first and after the last value."""
     known = ~np.isnan(values)
     if known.sum() < 2:
         return values

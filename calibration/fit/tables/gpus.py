@@ -1,4 +1,4 @@
-"""GPUs that aiconfigurator measured, and its tables of them: one frame per file, device checked."""
+"""The supported GPUs of aiconfigurator, and its tables as data frames."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from perfmodel.specs import Link
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredGpu:
-    """A GPU with published tables: their folder, and properties of its kernels."""
+    """A GPU with published tables: the name of their folder, and properties of its kernels."""
 
     name: str  # catalog name
-    folder: str  # of aiconfigurator's system
-    blocks_per_sm: int  # resident blocks of the decode kernel, head dimension 128
-    split_min_group: int  # flash-attn 2 splits KV only for grouped heads; flash-attn 3 always
+    folder: str  # aiconfigurator's name of the system
+    blocks_per_sm: int  # resident blocks of the decode kernel at head dimension 128
+    split_min_group: int  # flash-attn 2 only splits KV for grouped heads, flash-attn 3 always
 
     @property
     def sheet(self) -> GPU:
-        """Its datasheet, from the catalog."""
+        """The datasheet of the GPU, from the catalog."""
         return catalog.gpu(self.name)
 
     @property
     def link(self) -> Link:
-        """The link of the machine that it is usually found in, from the catalog."""
+        """The link between the GPUs of its default machine, from the catalog."""
         return catalog.default_machine(self.name).link
 
 
@@ -46,13 +46,7 @@ GPUS = {
 
 
 def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
-    """The file of a table: `<gpu>/<table>.parquet`, or aiconfigurator's latest for vLLM.
-
-    Raises
-    ------
-    RecordError
-        If there is neither.
-    """
+    """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM."""
     folder = data / gpu.folder
     flat = folder / f"{table}.parquet"
     if flat.is_file():
@@ -60,18 +54,15 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
     nested = list(folder.glob(f"**/{table}_perf.parquet"))
     nested = [path for path in nested if "vllm" in path.parts] or nested
     if not nested:
-        raise RecordError(f"{folder}: holds neither {table}.parquet nor {table}_perf.parquet")
+        raise RecordError(
+            f"{folder}: has neither {table}.parquet nor {table}_perf.parquet; download the tables "
+            f"with `specroof calibrate fit-tables DIR`"
+        )
     return max(nested, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
-    """A table as aiconfigurator has it.
-
-    Raises
-    ------
-    RecordError
-        If it is missing, or was measured on another GPU.
-    """
+    """Read a table; a `RecordError` if it is missing or was measured on another GPU."""
     path = table_path(data, gpu, table)
     frame = pd.read_parquet(path)
     for device in frame.get("device", pd.Series(dtype=str)).unique():

@@ -1,4 +1,4 @@
-"""Cells: rates, intervals and tokens per round from sums over windows."""
+"""Cells give rates, intervals and tokens per round from sums over windows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_independent_positions_give_the_iid_formula() -> None:
     assert cell.lag_correlations[0] == pytest.approx(0.2)
 
 
-def test_consecutive_rounds_dwell_where_drafts_fail() -> None:
-    """Two windows of 32 tokens, alike chances within each: the pooled mean is the harmonic one."""
+def test_consecutive_rounds_start_more_often_after_rejections() -> None:
+    """Two windows of 32 tokens with constant acceptance: the pooled mean is the harmonic mean."""
     chances = (0.5, 1.0)
     found = [
         replace(record(SHOWN, alpha=a, index=i), renewal=renewals([a] * 32))
@@ -43,7 +43,7 @@ def test_consecutive_rounds_dwell_where_drafts_fail() -> None:
     assert cell.consecutive_ratio(0) == 1.0
 
 
-def test_records_that_do_not_tell_of_consecutive_rounds_are_read_by_their_correlations() -> None:
+def test_records_without_consecutive_rounds_use_their_correlations() -> None:
     plain = [replace(record(SHOWN, alpha=0.8, index=i), renewal=()) for i in range(4)]
     still = [replace(one, variance=0.0, lags=(0.0,) * 5) for one in plain]
     assert cells(still)[0].consecutive_ratio(4) == 1.0
@@ -68,7 +68,7 @@ def test_the_bootstrap_interval_is_that_of_a_mean() -> None:
     assert low < drawn.mean() < high
 
 
-def test_cells_are_told_apart_by_text_context_and_view() -> None:
+def test_cells_differ_by_text_context_and_view() -> None:
     found = cells(
         [
             record(SHOWN, alpha=0.8),
@@ -80,7 +80,7 @@ def test_cells_are_told_apart_by_text_context_and_view() -> None:
     assert len(found) == 4 and {cell.windows for cell in found} == {1}
 
 
-def test_some_windows_of_a_cell() -> None:
+def test_a_cell_can_be_restricted_to_some_windows() -> None:
     (cell,) = cells([record(SHOWN, alpha=a, index=i) for i, a in enumerate((0.6, 1.0))])
     part = cell.only([1])
     assert part is not None and part.alpha == pytest.approx(1.0)

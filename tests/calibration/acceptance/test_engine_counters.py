@@ -1,4 +1,4 @@
-"""What engines report becomes rates per position, or is refused in one line."""
+"""Counters of engines are converted to rates per position, or refused in one line."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def test_vllms_counters_become_conditional_rates() -> None:
         ],
     ],
 )
-def test_vllms_json_says_the_same(value: object) -> None:
+def test_vllms_json_gives_the_same_rates(value: object) -> None:
     assert parse_acceptance(json.dumps(value), "f").per_position == pytest.approx((0.8, 0.75))
 
 
-def test_a_benchmark_result_of_vllm_holds_shares_of_its_rounds() -> None:
+def test_a_vllm_benchmark_result_gives_rates() -> None:
     result = {"spec_decode_num_drafts": 1000, "spec_decode_draft_tokens": 2000,
               "spec_decode_per_position_acceptance_rates": [0.8, 0.6]}  # fmt: skip
     assert parse_acceptance(json.dumps(result), "f").per_position == pytest.approx((0.8, 0.75))
     del result["spec_decode_num_drafts"]
-    with pytest.raises(ConfigError, match="without spec_decode_num_drafts"):
+    with pytest.raises(ConfigError, match="no spec_decode_num_drafts"):
         parse_acceptance(json.dumps(result), "f")
 
 
-def test_log_windows_of_vllm_count_by_their_rounds() -> None:
+def test_vllm_log_lines_are_weighted_by_their_rounds() -> None:
     line = (
         "INFO SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted: {} tokens, "
         "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%"
@@ -83,7 +83,7 @@ def test_log_windows_of_vllm_count_by_their_rounds() -> None:
     assert both.per_position == pytest.approx((280 / 400, 190 / 280))
 
 
-def test_a_page_scraped_before_and_after_a_run_gives_the_run_alone() -> None:
+def test_two_scrapes_give_the_rates_between_them() -> None:
     before, after = page(500, [450, 400]), page(1500, [1250, 1000])
     found = parse_acceptance(before + after, "f")
     assert (found.rounds, found.per_position) == (1000, pytest.approx((0.8, 0.75)))
@@ -100,11 +100,11 @@ def test_a_varying_number_of_drafts_is_refused(draft_tokens: float, fixed: bool)
     if fixed:
         assert parse_acceptance(text, "f").per_position == pytest.approx((0.8, 0.75))
         return
-    with pytest.raises(ConfigError, match=r"1\.50 per round and not 2"):
+    with pytest.raises(ConfigError, match=r"1\.50 per round instead of 2"):
         parse_acceptance(text, "f")
 
 
-def test_counters_without_positions_become_a_share_to_state() -> None:
+def test_counters_without_positions_suggest_an_accepted_fraction() -> None:
     text = ('vllm:spec_decode_num_accepted_tokens_total{model_name="m"} 642\n'
             'vllm:spec_decode_num_draft_tokens_total{model_name="m"} 1000\n')  # fmt: skip
     with pytest.raises(ConfigError, match=r"--accepted-fraction 0\.642"):
@@ -119,7 +119,7 @@ def test_an_idle_rank_of_sglang_is_left_out() -> None:
     )
 
 
-def test_our_own_rounds_are_counted() -> None:
+def test_rounds_of_specroof_run_are_counted() -> None:
     rows = [
         {"options": {}, "provenance": {}},
         {"round": {"gamma": 2, "accepted": [2, 1], "kept_tokens": [3, 2]}},
@@ -155,16 +155,16 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
         ("", "no acceptance counters"),
         ("hello", "no acceptance counters"),
         ("{broken", "no acceptance counters"),
-        (page(0, [0, 0], draft_tokens=0), "no draft was made yet"),
+        (page(0, [0, 0], draft_tokens=0), "no token was drafted yet"),
         ("accept len: 0.0", "no round was run yet"),
-        ("vllm:spec_decode_num_drafts_total 5.0", "needs vllm:spec_decode"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "rise"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "rise"),
+        ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be positive"),
         ('{"round": {"gamma": 0, "accepted": [0]}}', "plain decoding"),
         ('{"round": {"gamma": 2, "accepted": [3]}}', "cannot accept"),
-        ('{"round": {"gamma": 2}}', "lacks gamma or accepted"),
-        ('{"round": 1}', "lacks gamma or accepted"),
+        ('{"round": {"gamma": 2}}', "no valid gamma and accepted"),
+        ('{"round": 1}', "no valid gamma and accepted"),
         ('{"round": {"gamma": 2, "accepted": [1]}}\n{"round": {"gamma": 3, "accepted": [1]}}',
          "several gammas"),
         ("accept len: 9.0", "cannot come from gamma=4"),
@@ -176,7 +176,7 @@ def test_what_cannot_be_converted_is_refused(text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_binary_or_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         import_acceptance(tmp_path / "none")
     (tmp_path / "b").write_bytes(b"\xff\x00")

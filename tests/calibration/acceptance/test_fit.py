@@ -1,4 +1,4 @@
-"""Curves fitted on records: they find what the records hold, and say how sure they are."""
+"""Curves fitted to records recover known parameters and state their uncertainty."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def truth(budget: float, context: float) -> float:
     return 1.0 - float(lost)
 
 
-def test_a_fit_finds_the_curve_behind_the_records() -> None:
+def test_a_fit_recovers_the_curve_of_the_records() -> None:
     for fit in fit_records(records(truth)):
         assert np.abs(fit.residual).max() < 0.006
         for budget, context in ((96, 3000), (700, 5000), (2000, 7800)):
@@ -49,13 +49,13 @@ def test_a_window_that_reads_more_than_the_mean_counts_as_a_larger_budget() -> N
             assert fit.curve == plain[policy]
 
 
-def test_few_budgets_leave_the_rest_to_the_published_curve() -> None:
+def test_parameters_of_few_budgets_come_from_the_published_curve() -> None:
     (fit, _) = fit_records(records(truth, contexts=(7800,), budgets=(256,)))
     assert fit.free == ("level",)
     assert fit.curve.budget_exponent > 0
 
 
-def test_every_fit_grows_with_the_budget() -> None:
+def test_every_fitted_curve_rises_with_the_budget() -> None:
     for fit in fit_records(records(lambda b, _: 0.8 - 0.0001 * b)):
         budgets = np.geomspace(16, 7800, 50)
         alphas = fit.curve.alpha(kv_budget_tokens=budgets, context_tokens=7800)
@@ -80,7 +80,7 @@ def test_windows_left_out_do_not_count() -> None:
     assert all_of_them.curve.points[0].alpha == pytest.approx(mixed, abs=1e-3)
 
 
-def test_an_ablation_is_no_part_of_the_main_grid() -> None:
+def test_ablations_are_not_in_the_main_grid() -> None:
     found = records(truth)
     odd = replace(view("snapkv", 64), snapkv_pool=1)
     more = RecordSet(found.header, (*found.records, record(odd, alpha=0.1, index=50)))
@@ -97,14 +97,14 @@ def test_a_standalone_draft_with_its_full_cache_has_one_rate() -> None:
     assert fit.curve.alpha(kv_budget_tokens=10, context_tokens=9000) == pytest.approx(0.7)
 
 
-def test_nothing_to_fit_on_is_said() -> None:
-    with pytest.raises(ConfigError, match="nothing to fit on"):
+def test_records_without_a_draft_view_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no StreamingLLM or SnapKV cell"):
         fit_records(records(truth), texts=["another"])
     with pytest.raises(ConfigError, match="positions 1 to 8"):
         fit_records(records(truth), gamma=9)
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_written_curves_read_back(tmp_path: Path) -> None:
     fits = fit_records(records(truth))
     named = [(replace(fit.curve, target='a "b"\n\\c'), fit.free) for fit in fits]
     both, one = tmp_path / "both.toml", tmp_path / "one.toml"

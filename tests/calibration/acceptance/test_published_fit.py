@@ -1,4 +1,4 @@
-"""The fit of the acceptance curves: it recovers known curves and reproduces the catalog."""
+"""The fit of published acceptance recovers known curves and reproduces the catalog."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_fit_recovers_the_parameters_that_made_the_points() -> None:
     assert np.abs(fit.left_out).max() < 1e-5
 
 
-def test_noise_in_the_points_is_found_again_in_sigma() -> None:
+def test_noise_in_the_points_appears_in_sigma() -> None:
     of = {"level": 0.2, "context_exponent": 0.07, "budget_exponent": 0.35}
     quiet = fit_curve(CHOICE, made_points(**of), tuple(of), {}).curve.sigma
     loud = fit_curve(CHOICE, made_points(noise=0.3, **of), tuple(of), {}).curve.sigma

@@ -1,4 +1,4 @@
-"""Consecutive rounds: the closed form for equal chances, and the expectation by chance itself."""
+"""Consecutive rounds agree with the i.i.d. formula and with a simulation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perfmodel.acceptance import tokens_per_round_iid
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 0.9, 1.0])
-def test_equal_chances_give_the_iid_formula(alpha: float) -> None:
+def test_equal_probabilities_give_the_iid_formula(alpha: float) -> None:
     for found in renewals([alpha] * 64):
         expected = tokens_per_round_iid(alpha, found.gamma)
         assert found.made / found.begun == pytest.approx(expected, rel=1e-4)
@@ -21,7 +21,7 @@ def test_a_gamma_longer_than_the_window_has_no_rounds() -> None:
     assert [found.gamma for found in renewals([0.5] * 5)] == [2, 4]
 
 
-def test_expected_rounds_are_those_of_drawn_ones() -> None:
+def test_expected_rounds_agree_with_a_simulation() -> None:
     random = np.random.default_rng(0)
     chances = np.repeat(random.uniform(0.2, 1.0, 8), 8)  # alike for eight tokens
     (found,) = (one for one in renewals(chances.tolist()) if one.gamma == 4)
@@ -39,13 +39,13 @@ def test_expected_rounds_are_those_of_drawn_ones() -> None:
     assert found.made / found.begun < found.even
 
 
-def test_nothing_varies_nothing_changes() -> None:
+def test_without_variance_the_ratio_is_one() -> None:
     still = {"lags": {1: 0.0, 2: 0.0}, "spread": 0.0}
     assert expected_ratio(4, alpha=0.8, variance=0.0, **still) == 1.0
     assert expected_ratio(4, alpha=1.0, variance=0.1, **still) == 1.0
 
 
-def test_windows_that_differ_alone_give_the_harmonic_mean() -> None:
+def test_variance_between_windows_only_gives_the_harmonic_mean() -> None:
     chances = np.array([0.78, 0.82])
     tokens = np.array([float(tokens_per_round_iid(a, 4)) for a in chances])
     found = expected_ratio(4, alpha=0.8, variance=0.0, lags={1: 0.0}, spread=0.02)
@@ -53,8 +53,10 @@ def test_windows_that_differ_alone_give_the_harmonic_mean() -> None:
 
 
 @pytest.mark.parametrize(("gamma", "tolerance"), [(2, 0.002), (4, 0.002), (8, 0.01)])
-def test_correlations_tell_what_the_chances_themselves_do(gamma: int, tolerance: float) -> None:
-    """A long autoregressive series of chances, with the ratio counted along it."""
+def test_the_ratio_from_correlations_agrees_with_the_exact_one(
+    gamma: int, tolerance: float
+) -> None:
+    """Compare with the ratio counted along a long autoregressive series of probabilities."""
     random, keep = np.random.default_rng(1), 0.7
     noise = random.normal(0.0, 0.12 * np.sqrt(1 - keep**2), 20_000)
     series = np.zeros(noise.size)

@@ -1,4 +1,4 @@
-"""The report: what is predicted for counted runs, and which budget a curve would choose."""
+"""The report compares counted runs with the predictions of fitted curves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def counted(
     )
 
 
-def test_a_right_curve_predicts_what_is_counted() -> None:
+def test_a_correct_curve_predicts_the_counted_tokens() -> None:
     found = records(alpha, windows=8)
     runs = [counted(view("snapkv", b), alpha(b, 7800)) for b in (64, 300, 1024)]
     report = acceptance_report(found, runs)
@@ -80,7 +80,7 @@ def test_the_windows_that_were_run_do_not_predict_themselves() -> None:
     assert row.windows == pytest.approx(float(tokens_per_round_iid(0.5, 4)))
 
 
-def test_greedy_runs_are_held_against_greedy_agreement() -> None:
+def test_greedy_runs_are_compared_with_greedy_agreement() -> None:
     found = records(alpha)
     report = acceptance_report(found, [counted(view("snapkv", 64), 0.9, temperature=0.0)])
     (row,) = report.compared
@@ -88,7 +88,7 @@ def test_greedy_runs_are_held_against_greedy_agreement() -> None:
     assert report.median_error(greedy=False) is None
 
 
-def test_another_kind_of_view_is_not_predicted_by_the_main_curve() -> None:
+def test_a_curve_does_not_predict_other_view_settings() -> None:
     odd = replace(view("snapkv", 64), snapkv_pool=1)
     (row,) = acceptance_report(records(alpha), [counted(odd, 0.9)]).compared
     assert row.curve is None and row.error is None

@@ -1,4 +1,4 @@
-"""A measured window says what the engine's own drafter would have said on that text."""
+"""A measured window agrees with the engine's drafter on the same text."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def test_rounds_do_not_depend_on_how_many_share_a_pass(decoder: Decoder) -> None
         assert one.overlap == pytest.approx(other.overlap, abs=2e-5)
 
 
-def test_views_leave_the_targets_own_pages_alone(decoder: Decoder) -> None:
+def test_views_do_not_change_the_targets_pages(decoder: Decoder) -> None:
     relative = replace(SINKS, positions="relative")
     in_order = measure(decoder, SINKS, relative, SNAP, FULL)
     turned = measure(decoder, FULL, SNAP, relative, SINKS)
     assert in_order == turned[::-1]
 
 
-def test_all_pages_come_back(decoder: Decoder) -> None:
+def test_all_pages_are_released(decoder: Decoder) -> None:
     own = reader(decoder)
     with torch.inference_mode():
         own.prefill(text(), context_tokens=PREFIX, window_queries=8)
@@ -124,7 +124,7 @@ def test_all_pages_come_back(decoder: Decoder) -> None:
 
 
 @torch.inference_mode()
-def test_sinks_moved_up_are_the_window_moved_down(decoder: Decoder) -> None:
+def test_moving_the_sinks_is_equivalent_to_moving_the_window(decoder: Decoder) -> None:
     """Cache-relative positions by their definition: window keys turned back, positions counted in
     the cache."""
     task = replace(TASK, scored_tokens=4)
@@ -161,13 +161,13 @@ def test_a_standalone_draft_that_is_the_target_is_always_accepted(decoder: Decod
     assert record.overlap == pytest.approx([3.0] * 4, abs=1e-9)
 
 
-def test_another_draft_is_not(decoder: Decoder, tmp_path: Path) -> None:
+def test_another_draft_is_sometimes_rejected(decoder: Decoder, tmp_path: Path) -> None:
     other = load_model(
         write_model(tmp_path, seed=9), dtype=torch.float64, device=torch.device("cpu")
     )
     window = Window(text="t", context_tokens=PREFIX, index=0, start=0)
     (record,) = measure_window(reader(decoder), reader(other.decoder), window, text(), [FULL])
-    assert 0 < record.mean_overlap < 0.9
+    assert 0 < sum(record.overlap) / (record.rounds * len(record.overlap)) < 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"scored_tokens": 10}, {"gamma": 0}, {"temperature": 0.0}])

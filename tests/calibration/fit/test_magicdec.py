@@ -1,4 +1,4 @@
-"""The engine fit: it recovers what made the rows, and holds out what it says it holds out."""
+"""The fit of MagicDec's profile recovers known coefficients and holds out the right rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TRUTH = {
 
 
 def made_by_the_model(row: PublishedRow, truth: dict[str, float]) -> PublishedRow:
-    """The row with the times that an engine of these coefficients would take."""
+    """The row with the predicted times of an engine with these coefficients."""
     point = predict_row(row, lambda profile: bare(profile).changed(**truth))
     assert point.draft_step is not None
     return replace(
@@ -68,7 +68,7 @@ def test_the_fit_reproduces_the_times_of_an_engine_of_its_own_form(
 def test_the_fit_recovers_known_coefficients(
     synthetic: list[PublishedRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With exact times the priors are as good as absent: every coefficient comes back."""
+    """With exact times the priors hardly matter, and every coefficient is recovered."""
     monkeypatch.setattr("calibration.fit.magicdec.MEASUREMENT_ERROR", 1e-6)
     found = fit_rows(synthetic).values
     assert set(found) == set(TRUTH)
@@ -83,7 +83,7 @@ def test_coefficients_are_never_negative(synthetic: list[PublishedRow]) -> None:
     assert min(fit_rows(fast).values.values()) >= 0.0
 
 
-def test_a_bare_profile_leaves_nothing_to_the_engine() -> None:
+def test_a_bare_profile_has_no_engine_overhead() -> None:
     profile = bare(EngineProfile(name="x", origin="fitted", source="a test").changed(**TRUTH))
     for name in NAMES:
         assert getattr(profile, name) == (1.0 if name.endswith("factor") else 0.0)
@@ -114,10 +114,10 @@ def test_held_out_rows_never_appear_among_the_fitted() -> None:
         ("draft_step_s", ("batch", "prompt_tokens", "draft", "draft_policy", "gamma")),
     ],
 )
-def test_a_figure_called_unseen_is_of_no_fitted_row_of_the_same_conditions(
+def test_unseen_figures_are_not_in_any_fitted_row_of_the_same_conditions(
     phase: str, fields: tuple[str, ...]
 ) -> None:
-    """T_T is printed again beside every draft: such a copy must not pass for held out."""
+    """The paper repeats T_T for every draft; such a copy does not count as held out."""
     for split in splits(magicdec_rows()):
         if phase in split.unseen:
             fitted = {tuple(getattr(row, f) for f in fields) for row in split.fitted}
@@ -125,7 +125,7 @@ def test_a_figure_called_unseen_is_of_no_fitted_row_of_the_same_conditions(
             assert not fitted & held, split.name
 
 
-def test_every_row_is_held_out_by_every_criterion_that_can() -> None:
+def test_every_row_is_held_out_by_every_applicable_criterion() -> None:
     rows = magicdec_rows()
     for row in rows:
         mine = [s for s in splits(rows) if row in s.held_out]
@@ -156,7 +156,7 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def test_the_shipped_profile_is_a_refit_to_rounding() -> None:
+def test_a_refit_reproduces_the_shipped_profile() -> None:
     rows = magicdec_rows()
     fits = fit_by_architecture(rows)
     assert set(fits) == {"default", "ampere", "hopper"} and fits["default"] is fits["hopper"]

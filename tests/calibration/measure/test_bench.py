@@ -1,4 +1,4 @@
-"""The calls that a GPU times, rehearsed on a CPU: shapes fit, and each has data of its own."""
+"""The benchmark's calls run on a CPU with the right shapes and with different data per call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibration.measure.bench import Bench
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
 from calibration.measure.timer import SPARE_BYTES
-from calibration.records.cells import Cell, attention_cell, layer_matrices
+from calibration.records.cells import Cell, layer_matrices
 from perfmodel import ModelSpec
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ class PlainOps:
 
 
 class PlainKernels(RuntimeKernels):
-    """The same adapter over plain torch."""
+    """The adapter with plain torch operations."""
 
     def __init__(self) -> None:
         self.torch, self.device, self.ops = torch, torch.device("cpu"), PlainOps()
@@ -98,7 +98,7 @@ def forget() -> None:
     SEEN.clear()
 
 
-def test_attention_reads_another_cache_in_each_call() -> None:
+def test_each_attention_call_reads_another_cache() -> None:
     call = SmallBench().attention_call(shrunk(attention_cells()[0]))
     for i in range(4):
         call(i)
@@ -139,24 +139,15 @@ def test_every_small_operation_runs(op: str) -> None:
         call(i)
 
 
-@pytest.mark.parametrize("path", ["runtime", "cublas"])
-def test_a_product_has_other_weights_in_each_call(path: str) -> None:
+def test_each_gemm_call_reads_other_weights() -> None:
     bench = SmallBench()
     bench.pool.normal_()
-    call = bench.gemm_call(gemm_cell(3, 48, 64, path))
+    call = bench.gemm_call(gemm_cell(3, 48, 64))
     first, second = call(0).clone(), call(1).clone()
     assert first.shape == (3, 48) and not torch.equal(first, second)
 
 
-def test_an_unknown_path_is_refused() -> None:
-    bench = SmallBench()
-    with pytest.raises(ValueError, match="no attention path 'decode'"):
-        bench.attention_call(attention_cell((8, 2, 16), 1, 40, 1, "decode"))
-    with pytest.raises(ValueError, match="no GEMM path 'fast'"):
-        bench.gemm_call(gemm_cell(3, 48, 64, "fast"))
-
-
-def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = ModelSpec(name="tiny", layers=2, hidden=64, query_heads=8, kv_heads=2, head_dim=16,
                      ffn_hidden=96, vocab=100, max_context_tokens=64)  # fmt: skip
     monkeypatch.setattr("calibration.measure.runtime_kernels.MODELS", (tiny,))
@@ -165,7 +156,7 @@ def test_every_kernel_is_built_before_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 class CachingGraph:
-    """Of a device whose allocator keeps what a graph's pool held, even after the graph is gone."""
+    """A graph whose pool the allocator keeps after the graph is gone."""
 
     def __init__(self, cuda: CachingDevice) -> None:
         self.cuda, self.held = cuda, 0.0
@@ -185,7 +176,7 @@ class CachingGraph:
 
 
 class CachingDevice:
-    """torch.cuda of a device of 80 GB, as far as a capture needs it."""
+    """The parts of torch.cuda that a capture needs, for a device of 80 GB."""
 
     def __init__(self) -> None:
         self.reserved = self.allocated = 25e9
@@ -196,7 +187,7 @@ class CachingDevice:
         return CachingGraph(self)
 
     def call(self, size: float) -> None:
-        """Allocate: an eager call gives its memory back, a captured one holds it for the graph."""
+        """Allocate memory, which a captured call keeps for its graph."""
         if self.capturing is None:
             return
         if self.reserved + size > 80e9:
@@ -220,7 +211,7 @@ class CachingDevice:
 
 
 class CachingBench(Bench):
-    """A bench that captures on such a device."""
+    """A bench that captures on a `CachingDevice`."""
 
     def __init__(self) -> None:
         self.device_memory = CachingDevice()

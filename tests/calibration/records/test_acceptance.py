@@ -1,4 +1,4 @@
-"""Files of records: continued after a kill, refused where they are about something else."""
+"""Acceptance files continue after a kill, and files of other measurements are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_acceptance(packed).records == (FIRST, SECOND)
 
 
-def test_a_killed_run_loses_its_last_line_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_loses_its_last_line_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, FIRST, SECOND)
     path.write_bytes(path.read_bytes()[:-40])
@@ -40,11 +40,11 @@ def test_a_killed_run_loses_its_last_line_and_goes_on(tmp_path: Path) -> None:
     assert read_acceptance(path).records == (FIRST, SECOND)
 
 
-def test_circumstances_may_change_but_not_what_is_measured(tmp_path: Path) -> None:
+def test_a_later_run_may_differ_in_time_and_command_only(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, FIRST)
     write(path, SECOND, header={**HEADER, "time": "later", "command": ["x"]})
-    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, this is 0\.5"):
+    with pytest.raises(RecordError, match=r"measured with temperature 1\.0, but this run has 0\.5"):
         write(path, header={**HEADER, "temperature": 0.5})
     assert len(read_acceptance(path).records) == 2
 
@@ -68,7 +68,7 @@ def test_files_of_one_model_merge_and_others_do_not() -> None:
         merged([one, RecordSet({**HEADER, "model": "n"}, (SECOND,))])
 
 
-def test_files_of_older_versions_call_the_context_a_prefix(tmp_path: Path) -> None:
+def test_older_files_with_prefix_tokens_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, FIRST)
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""The file format: what is written is read, cut-off files continue, other files are refused."""
+"""The file format: records read back, truncated files continue, other files are refused."""
 
 from __future__ import annotations
 
@@ -72,11 +72,13 @@ def test_a_killed_run_loses_its_last_line_and_continues(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
 
 
-def test_another_measurements_file_is_not_appended_to(tmp_path: Path) -> None:
+def test_a_file_of_another_measurement_is_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     log(path).close()
     before = path.read_bytes()
-    with pytest.raises(RecordError, match=r"line 1: measured with gpu 'NVIDIA H200', this is 'B'"):
+    with pytest.raises(
+        RecordError, match=r"line 1: measured with gpu 'NVIDIA H200', but this run has 'B'"
+    ):
         log(path, gpu="B")
     with pytest.raises(RecordError, match="cannot be appended to"):
         log(tmp_path / "r.jsonl.gz")
@@ -92,10 +94,10 @@ def test_another_measurements_file_is_not_appended_to(tmp_path: Path) -> None:
         (b"[1]\n", "line 1: not a JSON object"),
         (b"\xff\xfe\n", "cannot be read"),
         (b'{"header": {}}\n{"a"\n{}\n', "line 2: not JSON"),
-        (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off here"),
+        (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off"),
     ],
 )
-def test_other_files_are_refused_with_the_line(
+def test_invalid_files_are_refused_with_the_line(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "r.jsonl"
@@ -105,7 +107,7 @@ def test_other_files_are_refused_with_the_line(
 
 
 @pytest.mark.parametrize("content", [b"hello\n", b'{"op": "provenance"\n', b'{"header": {}'])
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_an_unrelated_file_is_left_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
     with pytest.raises(RecordError, match="line 1: "):
@@ -113,7 +115,9 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-def test_files_are_bounded_once_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_refused_after_decompression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "MAX_BYTES", 100)
     plain, packed = tmp_path / "r.jsonl", tmp_path / "r.jsonl.gz"
     plain.write_bytes(b" " * 100)

@@ -1,4 +1,4 @@
-"""Published step times beside predictions: rows as published, errors signed, held-out targets."""
+"""Published step times, their signed prediction errors, and the held-out targets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_published_times_are_seconds_of_one_step() -> None:
 
 
 def test_published_rounds_leave_a_small_positive_overhead() -> None:
-    """MagicDec's measured overhead a round: 0.6-1.0 ms on H100, 1.3-2.7 ms on A100, about."""
+    """MagicDec's measured overhead per round is 0.6-1.0 ms on H100 and 1.3-2.7 ms on A100."""
     overheads = np.array([row.overhead_s for row in magicdec_rows()])
     assert np.all((overheads > 0.4e-3) & (overheads < 3.5e-3))
 
@@ -120,7 +120,7 @@ def test_held_out_rows_meet_the_stated_mean(report: PublishedReport, phase: str)
 
 
 def test_held_out_draft_steps_stay_within_4_percent_in_the_mean(report: PublishedReport) -> None:
-    """The aim is 3 % and is not met; this is an upper bound on the present figure."""
+    """The target of 3 % is not met; this is an upper bound of the current figure."""
     assert report.held_out.summaries["draft_step_s"].mean_absolute <= 4.0
 
 
@@ -162,11 +162,11 @@ def test_the_report_is_json_and_text(report: PublishedReport) -> None:
     text = "\n".join(report_lines(report))
     for group in report.groups:
         assert group.name in text
-    assert "Aim on held-out rows, mean 3 % and worst 10 %: " in text
+    assert "Target on held-out rows, mean 3 % and worst 10 %: " in text
 
 
-def test_one_gpu_predicts_plain_decoding_it_was_never_fitted_on(report: PublishedReport) -> None:
-    """gpt-fast on one A100 in bf16: kernel tables alone, without any engine overhead."""
+def test_plain_decoding_on_one_gpu_is_predicted_without_a_fit(report: PublishedReport) -> None:
+    """gpt-fast on one A100 in bf16 is predicted from kernel tables without engine overhead."""
     alone = [e for e in report.rows if e.row.table == "gpt-fast bf16" and e.row.tp == 1]
     assert len(alone) == 2
     assert all(abs(e.errors["target_step_s"]) < 0.02 for e in alone)

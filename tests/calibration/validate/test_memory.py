@@ -1,4 +1,4 @@
-"""Predicted memory beside the peaks that torch reported on an H200 and an H100: within 3 %."""
+"""Predicted memory is within 3 % of the peaks that torch reported on an H200 and an H100."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def long_runs() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("run", long_runs(), ids=lambda run: str(run["options"]["batch"]))
 def test_long_runs_peak_where_predicted(run: dict[str, Any]) -> None:
-    """Context and allocator slack apart, which torch does not count as allocated."""
+    """Without context and allocator slack, which torch does not count as allocated."""
     options = run["options"]
     speculates = options["mode"] == "selfspec"
     draft = {"draft": "self", "draft_policy": "streamingllm", "kv_budget": 512, "gamma": 3}
@@ -89,7 +89,7 @@ def test_long_runs_peak_where_predicted(run: dict[str, Any]) -> None:
     assert predicted == pytest.approx(measured, rel=ASKED)
 
 
-def test_graphs_tried_where_they_are_captured_keep_one_workspace() -> None:
+def test_graphs_tried_on_the_capturing_stream_have_one_workspace() -> None:
     streams = WorkspaceCount.of({"gpu": "NVIDIA H200", **TRIALS})
     streams.time(a_case(batch=8, gamma=3), bias=False)
     assert streams.bytes == 0.0
@@ -98,7 +98,7 @@ def test_graphs_tried_where_they_are_captured_keep_one_workspace() -> None:
     assert streams.bytes == WORKSPACE_BYTES
 
 
-def test_a_workspace_stands_on_every_stream_that_a_large_product_met() -> None:
+def test_every_stream_of_a_large_product_has_a_workspace() -> None:
     streams = WorkspaceCount(fresh_streams=True)
     streams.time(a_case(batch=8, gamma=3), bias=False)
     assert streams.bytes == 0.0

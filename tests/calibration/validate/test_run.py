@@ -1,4 +1,4 @@
-"""Cases are drawn fairly and fit; a run loads each pair once, resumes, and is fair when cut off."""
+"""Cases are drawn by seed; a run loads each pair once, resumes, and samples fairly."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def cases() -> CaseFile:
 def run(
     runtime: FakeRuntime, cases: CaseFile, path: Path, seconds: float = 1e6
 ) -> tuple[ValidationRun, list[dict[str, Any]]]:
-    """The run, and what it wrote."""
+    """The run, and its records."""
     with RecordLog(path, HEADER, same=SAME_RUN) as log:
         work = ValidationRun(runtime, log, seconds=seconds, clock=runtime.clock)
         work.measure(cases.cases)
     return work, [line.value for line in read_lines(path)[1:]]
 
 
-def test_a_seed_draws_the_same_cases_and_another_seed_others(cases: CaseFile) -> None:
+def test_a_seed_determines_the_cases(cases: CaseFile) -> None:
     assert sample_cases(SampleOptions(seed=7, count=40, choices=4)).text() == cases.text()
     other = sample_cases(SampleOptions(seed=8, count=40, choices=4))
     assert not {c.label for c in other.cases} & {c.label for c in cases.cases}
@@ -90,7 +90,7 @@ def test_the_committed_cases_were_drawn_and_not_chosen(
         assert stated | {"max_context_tokens": shape["max_context_tokens"]} == shape
 
 
-def test_cases_lie_in_the_ranges_and_cover_models_and_drafts(cases: CaseFile) -> None:
+def test_cases_are_in_the_ranges_and_cover_models_and_drafts(cases: CaseFile) -> None:
     drawn = [case for case in cases.cases if case.purpose == "scenario"]
     assert len(drawn) == 40
     for case in drawn:
@@ -152,7 +152,7 @@ def test_a_bad_case_file_is_refused(
         read_cases(path)
 
 
-def test_each_pair_is_loaded_once_and_every_case_timed(cases: CaseFile, tmp_path: Path) -> None:
+def test_each_pair_is_loaded_once_and_every_case_is_timed(cases: CaseFile, tmp_path: Path) -> None:
     runtime = FakeRuntime()
     work, _ = run(runtime, cases, tmp_path / "steps.jsonl")
     assert runtime.loads == list(by_pair(cases.cases)) and runtime.open == 0
@@ -162,7 +162,9 @@ def test_each_pair_is_loaded_once_and_every_case_timed(cases: CaseFile, tmp_path
     assert {record.case.id for record in records} == {case.id for case in cases.cases}
 
 
-def test_a_run_cut_off_has_the_same_share_of_every_pair(cases: CaseFile, tmp_path: Path) -> None:
+def test_an_interrupted_run_has_the_same_share_of_every_pair(
+    cases: CaseFile, tmp_path: Path
+) -> None:
     seconds = len(cases.cases) / 2
     _, lines = run(FakeRuntime(case_s=1.0), cases, tmp_path / "steps.jsonl", seconds)
     timed = Counter((v["case"]["target"], v["case"]["plan"]["draft"]) for v in lines)
@@ -173,9 +175,7 @@ def test_a_run_cut_off_has_the_same_share_of_every_pair(cases: CaseFile, tmp_pat
     assert sum(timed.values()) == pytest.approx(seconds, abs=1)
 
 
-def test_time_that_loading_took_from_a_pair_is_given_to_it_later(
-    cases: CaseFile, tmp_path: Path
-) -> None:
+def test_a_pair_gets_back_the_time_that_loading_took(cases: CaseFile, tmp_path: Path) -> None:
     runtime = FakeRuntime(case_s=1.0, load_s=3.0)
     seconds = len(cases.cases) + 3.0 * 3 * len(by_pair(cases.cases))
     work, _ = run(runtime, cases, tmp_path / "steps.jsonl", seconds)
@@ -200,7 +200,7 @@ def test_a_run_continues_where_it_was_killed(cases: CaseFile, tmp_path: Path) ->
     path.write_text(path.read_text() + '{"op": "step", "ca')
     with RecordLog(path, HEADER, same=SAME_RUN) as log:
         assert case_ids(log.lines) == {v["case"]["id"] for v in lines}
-    with pytest.raises(RecordError, match="line 1: measured with commit 'a', this is 'b'"):
+    with pytest.raises(RecordError, match="line 1: measured with commit 'a', but this run has 'b'"):
         RecordLog(path, HEADER | {"commit": "b"}, same=SAME_RUN)
 
 
@@ -262,7 +262,7 @@ def test_a_run_in_which_cases_failed_exits_with_4(
 
 
 class TwoRanks(FakeRuntime):
-    """This rank is the first of two; `other` is what the second answers to each case."""
+    """The first of two ranks; `other` is the answer of the second to each case."""
 
     def __init__(self, other: Callable[[int], str]) -> None:
         super().__init__()
@@ -273,9 +273,9 @@ class TwoRanks(FakeRuntime):
         return [word, self.other(self.asked) if word == "" else word]
 
 
-def test_a_case_that_fails_on_one_rank_alone_ends_the_run(cases: CaseFile, tmp_path: Path) -> None:
+def test_a_case_that_fails_on_one_rank_only_ends_the_run(cases: CaseFile, tmp_path: Path) -> None:
     runtime = TwoRanks(lambda asked: "out of memory" if asked > 20 else "")
-    with pytest.raises(RecordError, match="rank 1: out of memory, where other ranks went on"):
+    with pytest.raises(RecordError, match="rank 1: out of memory, while other ranks succeeded"):
         run(runtime, cases, tmp_path / "steps.jsonl")
     assert 0 < len(read_steps(tmp_path / "steps.jsonl")[1]) < len(cases.cases)
     assert runtime.open == 0

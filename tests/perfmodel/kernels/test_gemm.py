@@ -249,9 +249,8 @@ def test_no_shipped_layer_computes_faster_than_the_datasheet(gpu: str) -> None:
 @pytest.mark.parametrize("gpu", PEAKS)
 def test_a_shipped_file_states_its_residuals_and_stays_small(gpu: str) -> None:
     residuals = catalog_table(gpu)["residuals"]
-    assert 0 < residuals["median_percent"] < 4
-    assert residuals["median_percent"] < residuals["p90_percent"] < residuals["worst_percent"]
-    assert len(residuals["by_region"]) == 10
+    median, p90, worst = (residuals[f"cell_out_{n}_percent"] for n in ("median", "p90", "worst"))
+    assert 0 < median < 4 and median < p90 < worst
     assert (EFFICIENCY / gpu / "gemm.toml").stat().st_size < 150_000
 
 

@@ -1,4 +1,4 @@
-"""Tiles of KV: their sizes by FlashInfer's headers, and what a part-filled one costs."""
+"""KV tiles have the sizes of FlashInfer's headers, and partly filled tiles have a cost."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def test_one_token_past_a_full_tile_costs_more_than_one_before_it() -> None:
     assert two_more < 1.01 * one_more
 
 
-def test_a_long_context_knows_no_tiles() -> None:
+def test_tiles_do_not_matter_for_a_long_context() -> None:
     assert seconds(32_769) < 1.01 * seconds(32_768)

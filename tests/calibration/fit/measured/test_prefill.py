@@ -1,4 +1,4 @@
-"""Chunks of a prompt that were timed come out of the fit as they went in."""
+"""The prefill fit reproduces the timed chunks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARY = efficiency("h200")
 PEAKS = {"peak_flops": GPU.peak_flops, "hbm_bandwidth": GPU.hbm_bandwidth}
 
 
-def test_chunks_of_a_prompt_are_met_and_carry_over_to_those_between() -> None:
+def test_prefill_chunks_are_reproduced_and_interpolated() -> None:
     rate = {512: 0.2, 2048: 0.35}
 
     def seconds(cell: Cell) -> float:

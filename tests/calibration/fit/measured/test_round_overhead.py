@@ -1,4 +1,4 @@
-"""The host's share of a round, fitted to rounds made with a known one."""
+"""The fit of the round overhead recovers a known one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIXED_S, SEQUENCE_S, DRAFT_S = 3e-4, 5e-6, 1.5e-4
 
 
 def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
-    """Rounds of many sizes whose overhead is known, off by `noise` of the round."""
+    """Rounds of many sizes with a known overhead, and noise relative to the round."""
     source, found = random.Random(2), []
     for index in range(count):
         batch, gamma = source.randint(1, 200), source.randint(1, 8)
@@ -47,7 +47,7 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
     return found
 
 
-def test_the_three_terms_are_found() -> None:
+def test_the_three_overhead_terms_are_recovered() -> None:
     found = round_overhead(rounds(8))
     assert found["round_overhead_s"] == pytest.approx(FIXED_S, rel=1e-6)
     assert found["round_overhead_per_sequence_s"] == pytest.approx(SEQUENCE_S, rel=1e-6)
@@ -60,7 +60,7 @@ def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
     assert round_overhead_errors(rounds(2)).cells == {}
 
 
-def test_left_out_rounds_are_missed_by_the_noise_and_not_by_less_than_those_fitted() -> None:
+def test_errors_of_left_out_rounds_are_at_least_those_in_sample() -> None:
     exact, noisy = (round_overhead_errors(rounds(24, noise)) for noise in (0.0, 0.03))
     assert exact.figures("a case out")["worst_percent"] < 1e-6
     inside, outside = (noisy.figures(way)["median_percent"] for way in ("in sample", "a case out"))
@@ -76,7 +76,7 @@ def test_the_error_of_a_speedup_adds_both_passes_and_the_rounds() -> None:
     assert speedup_error(layers, between) == pytest.approx((2 * 0.02**2 + 0.01**2) ** 0.5)
 
 
-def test_choosing_tokens_counts_to_verification_by_the_logits_it_reads() -> None:
+def test_sampling_is_added_to_verification() -> None:
     (record,) = rounds(1)
     gpu = catalog.gpu("h200")
     rows = record.case.batch * (record.case.plan.gamma + 1)
@@ -85,7 +85,7 @@ def test_choosing_tokens_counts_to_verification_by_the_logits_it_reads() -> None
     assert longer - record.times["verify_s"] == pytest.approx(2.0 * moved, rel=1e-6)
 
 
-def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would() -> None:
+def test_a_delayed_round_changes_the_fit_less_than_least_squares() -> None:
     made = rounds(12)
     late = made[4].times["round_s"] * 1.3
     held_up = [*made[:4], replace(made[4], round_s=late), *made[5:]]
@@ -99,7 +99,7 @@ def test_a_round_that_was_held_up_bends_the_rest_less_than_least_squares_would()
 
 
 @pytest.mark.parametrize("seed", [1003, 1004, 5])
-def test_cases_for_the_overhead_spread_over_batch_and_gamma_unrelated(seed: int) -> None:
+def test_round_cases_have_uncorrelated_batch_and_gamma(seed: int) -> None:
     cases = sample_rounds(SampleOptions(seed=seed, count=12)).cases
     batches, gammas = [c.batch for c in cases], [c.plan.gamma for c in cases]
     assert (min(batches), max(batches)) == (1, 128) and set(gammas) == set(range(1, 9))

@@ -1,4 +1,4 @@
-"""The attention fit: recovers what made the data, fills holes, and keeps L2-warm cells out."""
+"""The attention fit recovers known parameters, fills holes, and corrects cells in L2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRUTH = (12.0, 5.0, 8.0, 0.012, 0.82, 0.6, 0.9)  # in the order of PARAMETERS
 
 
 def synthetic(noise: float = 0.0) -> pd.DataFrame:
-    """Decode cells that the physical form itself makes, with the columns of `read_decode`."""
+    """Decode cells with the times of the physical form, with the columns of `read_decode`."""
     rows = [
         (batch, group * kv, kv, 128, float(group), float(batch * kv), tokens)
         for batch in 2 ** np.arange(0, 12, 2)
@@ -66,7 +66,7 @@ def test_held_out_errors_of_noiseless_cells_vanish_and_grow_with_noise() -> None
 
 
 def test_one_cell_left_out_is_not_used_for_itself() -> None:
-    """A lone spoiled cell is predicted from its neighbours, not from what it says."""
+    """A cell with a wrong time is predicted from its neighbours, not from its own time."""
     cells = synthetic()
     spoiled = cells[(cells.group == 4) & (cells.units == 1) & (cells.tokens == 4096)].index
     assert len(spoiled) == 1
@@ -77,7 +77,7 @@ def test_one_cell_left_out_is_not_used_for_itself() -> None:
     )
 
 
-def test_a_timing_accident_stays_out_of_the_table() -> None:
+def test_an_outlier_does_not_change_the_table() -> None:
     cells = synthetic()
     first = cells[(cells.group == 4) & (cells.units == 1) & (cells.tokens == 64)].index
     cells.loc[first, "cold_s"] *= 5
@@ -86,7 +86,7 @@ def test_a_timing_accident_stays_out_of_the_table() -> None:
     np.testing.assert_allclose(table.residual, clean.residual, atol=0.02)
 
 
-def test_holes_are_filled_by_lines_inside_and_held_outside() -> None:
+def test_holes_are_interpolated_inside_and_extended_outside() -> None:
     plane = np.add.outer(np.arange(4.0), np.arange(5.0))
     holed = plane.copy()
     holed[2, 2] = holed[3, 4] = np.nan
@@ -96,7 +96,7 @@ def test_holes_are_filled_by_lines_inside_and_held_outside() -> None:
     np.testing.assert_array_equal(filled[:2], plane[:2])
 
 
-def test_cells_timed_out_of_l2_are_brought_to_hbm_and_others_kept() -> None:
+def test_cells_timed_in_l2_are_converted_to_hbm() -> None:
     """64 units on an L40S: 4 MB and 67 MB from L2 at 2 TB/s, 268 MB from HBM at 0.72 TB/s."""
     gpu = GPUS["l40s"]
     size = np.array([1e3, 4e6, 67e6, 268e6])
@@ -126,7 +126,7 @@ def test_cells_timed_out_of_l2_are_brought_to_hbm_and_others_kept() -> None:
 def test_a_cell_counts_as_in_l2_up_to_the_cache_in_mib(
     name: str, l2_mib: int, tmp_path: Path
 ) -> None:
-    """One KV head of 128 takes 512 bytes a token, so a MiB holds 2,048 tokens (a MB: 1,953)."""
+    """One KV head of 128 takes 512 bytes per token, so a MiB holds 2,048 tokens (a MB: 1,953)."""
     gpu, filled = GPUS[name], 2048 * l2_mib
     tokens = np.array([2000 * l2_mib, filled, filled + 1])
     frame = pd.DataFrame({"step": tokens - 1, "latency": [0.1, 0.11, 0.12]})

@@ -1,4 +1,4 @@
-"""Another file than the wheel of the fits is refused before anything is written."""
+"""A file that is not the expected wheel is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_another_wheel_is_refused_and_nothing_written(tmp_path: Path) -> None:
     assert not (tmp_path / "tables").exists()
 
 
-def test_every_gpu_has_five_tables_of_its_own() -> None:
+def test_every_gpu_has_five_tables() -> None:
     paths = [path for gpu in VERSIONS for path in members(gpu).values()]
     assert len(paths) == len(set(paths)) == 20
