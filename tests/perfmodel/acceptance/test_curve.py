@@ -244,7 +244,10 @@ budget_range = [512.0, 512.0]
         (VALID.replace("level = 0.2", 'level = "much"'), "level='much'"),
         (VALID.replace("ceiling = 1.0", "ceiling = 1.5"), "ceiling=1.5"),
         (VALID.replace("budget_exponent = 0.4", "budget_exponent = -0.4"), "budget_exponent=-0.4"),
-        (VALID.replace("[4000.0, 8000.0]", "[8000.0, 4000.0]"), "empty"),
+        (
+            VALID.replace("[4000.0, 8000.0]", "[8000.0, 4000.0]"),
+            "8000.0 to 4000.0 is not a valid range",
+        ),
         (VALID + "= =", "not valid TOML"),
     ],
 )

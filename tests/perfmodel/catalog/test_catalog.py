@@ -173,41 +173,49 @@ def edited(text: str, old: str, new: str) -> str:
         (
             'unit = "TB/s"',
             'unit = "TiB/s"',
-            "unit='TiB/s': unknown unit; use one of GB/s",
+            "unit='TiB/s' is not valid: it must be one of GB/s",
         ),
         (
             'unit = "TB/s"',
             'unit = "GB"',
-            "unit='GB': unknown unit; use one of GB/s, TB/s",
+            "unit='GB' is not valid: it must be one of GB/s, TB/s",
         ),
         (', unit = "TB/s"', "", "hbm_bandwidth.unit is missing"),
-        ("value = 4.8", "value = -4.8", "hbm_bandwidth.value=-4.8: input should be greater than 0"),
-        ("value = 4.8", "value = 0", "value=0: input should be greater than 0"),
-        ("value = 4.8", "value = nan", "value=nan: input should be a finite number"),
-        ("value = 4.8", "value = inf", "value=inf: input should be a finite number"),
-        ("value = 4.8", "value = true", "value=True: input should be a valid number"),
-        ("value = 4.8", 'value = "4.8"', "value='4.8': input should be a valid number"),
+        ("value = 4.8", "value = -4.8", "hbm_bandwidth.value=-4.8 is not valid: it must be"),
+        ("value = 4.8", "value = 0", "value=0 is not valid: it must be greater than 0"),
+        ("value = 4.8", "value = nan", "value=nan is not valid: it must be finite"),
+        ("value = 4.8", "value = inf", "value=inf is not valid: it must be finite"),
+        ("value = 4.8", "value = true", "value=True is not valid: it must be a number"),
+        ("value = 4.8", 'value = "4.8"', "value='4.8' is not valid: it must be a number"),
         ("value = 4.8", "value = 4.8, note = 1", "hbm_bandwidth: unknown key 'note'."),
-        ("value = 132", "value = 132.5", "sm_count.value=132.5: must be a whole number"),
+        (
+            "value = 132",
+            "value = 132.5",
+            "sm_count.value=132.5 is not valid: it must be a whole number",
+        ),
         ("hbm_bandwidth =", "bandwidth =", "unknown key 'bandwidth'"),
         ('architecture = "hopper"', "", "architecture is missing"),
-        ('architecture = "hopper"', 'architecture = " "', "architecture=' ': must be text"),
+        (
+            'architecture = "hopper"',
+            'architecture = " "',
+            "architecture=' ' is not valid: it must not",
+        ),
         (
             'architecture = "hopper"',
             "architecture = [1]",
-            "architecture=a list of 1: ",
+            "architecture=a list of 1 is not valid: it must be text",
         ),
         ('architecture = "hopper"', "architecture = ", "not valid TOML"),
         ('architecture = "hopper"', 'architecture = "h"\nname = "h"', "not valid TOML"),
         (
             'origin = "fitted"',
             'origin = "guess"',
-            "efficiency.origin='guess': input should be",
+            "efficiency.origin='guess' is not valid: it must be",
         ),
         (
             'of = "h200"',
             'of = "l40s"',
-            "does not hold for h200 with the curves of l40s",
+            "efficiency.origin='fitted' contradicts efficiency.of='l40s'",
         ),
     ],
 )
@@ -228,7 +236,7 @@ def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
         spoilt = line[: start - 2] + " }" if bare is None else line[:start] + bare + " }"
         with pytest.raises(ConfigError, match=f"{key}.source"):
             gpu_from_toml(edited(GPU_TEXT, line, spoilt), where="gpu")
-    with pytest.raises(ConfigError, match=f"{key}=80: has no unit and no source"):
+    with pytest.raises(ConfigError, match=f"{key}=80 is not valid: it needs a unit and a source"):
         gpu_from_toml(edited(GPU_TEXT, line, f"{key} = 80"), where="gpu")
 
 
@@ -239,10 +247,14 @@ def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
         (
             'kind = "nvlink"',
             'kind = "ethernet"',
-            "kind='ethernet': input should be 'nvlink'",
+            "kind='ethernet' is not valid: it must be 'nvlink'",
         ),
         ('kind = "nvlink"', 'kind = "nvlink"\nlanes = 18', "link: unknown key 'lanes'"),
-        ("value = 8,", "value = 8.5,", "gpus_per_node.value=8.5: must be a whole number"),
+        (
+            "value = 8,",
+            "value = 8.5,",
+            "gpus_per_node.value=8.5 is not valid: it must be a whole number",
+        ),
         ("[link]", "[links]", "unknown key 'links'"),
     ],
 )
@@ -257,12 +269,16 @@ def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason
         (
             "hidden_size = 4096",
             'hidden_size = "4096"',
-            "hidden_size='4096' is not supported: it should be a valid integer",
+            "hidden_size='4096' is not supported; it must be a whole number",
         ),
         ("hidden_size = 4096", "num_experts = 8", "num_experts=8 is not supported"),
         ("[config]", "licence = 1\n[config]", "unknown key 'licence'"),
-        ('hub_ids = [\n    "Qwen/Qwen3-8B",\n]', "hub_ids = []", "hub_ids=a list of 0: "),
-        ("[config]", "[[config]]", "config=a list of 1: input should be a valid dictionary"),
+        (
+            'hub_ids = [\n    "Qwen/Qwen3-8B",\n]',
+            "hub_ids = []",
+            "hub_ids=a list of 0 is not valid: it must not be empty",
+        ),
+        ("[config]", "[[config]]", "config=a list of 1 is not valid: it must be a table"),
     ],
 )
 def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:

@@ -161,6 +161,6 @@ def test_curves_of_a_gpu_that_was_not_measured_are_refused(
     engine: str, of: str, known: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=f"{engine} was not measured on '{of}'; measured: {known}"
+        ConfigError, match=f"{engine} was not measured on '{of}'; use one of {known}"
     ):
         engine_profile(engine, catalog.gpu("h200"), curves_of=of)

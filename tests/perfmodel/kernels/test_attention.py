@@ -233,9 +233,9 @@ def broken(change: str) -> dict[str, Any]:
         ("unknown", "unknown key 'stream_eficiency'"),
         ("missing", "sm_count is missing"),
         ("shape", "its knots"),
-        ("order", "must be positive and rise"),
+        ("order", "must be a list of increasing positive numbers"),
         ("no list", "decode must be a list of tables"),
-        ("falls", "must not fall"),
+        ("falls", "row_tile_factor must be non-decreasing"),
     ],
 )
 def test_a_bad_table_is_refused_by_name(change: str, words: str) -> None:

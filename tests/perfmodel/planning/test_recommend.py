@@ -124,7 +124,7 @@ def test_below_the_break_even_batch_the_sentence_says_so() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.sentence.endswith(f"without speculation below batch {result.batch.from_value}.")
+    assert result.sentence.endswith(f"at 32,000 tokens it pays from batch {result.batch.from_value}.")
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
@@ -174,7 +174,7 @@ def test_where_nothing_fits_the_nearest_miss_is_named() -> None:
         answer(target="llama-3.1-70b", batch=8)
     text = str(raised.value)
     assert raised.value.exit_code == 3
-    assert "nothing fits at batch 8, 32,000 tokens; the nearest miss is No speculation" in text
+    assert "at batch 8 and 32,000 tokens; the closest is No speculation" in text
     assert re.search(r"memory \d+% of the GPU \(\d\.\d\dx the limit\)", text)
     assert "\n" not in text
 
@@ -182,9 +182,7 @@ def test_where_nothing_fits_the_nearest_miss_is_named() -> None:
 def test_where_no_plan_is_fast_enough_the_nearest_miss_says_how_far() -> None:
     fastest = answer(batch=16, tp=8).best
     limit = fastest.tpot_s / 2
-    with pytest.raises(
-        NoFeasiblePlan, match=r"the nearest miss is .*tpot .*x the limit\)"
-    ) as raised:
+    with pytest.raises(NoFeasiblePlan, match=r"the closest is .*tpot .*x the limit\)") as raised:
         answer(SLO(tpot_s=limit), batch=16, tp=8)
     assert fastest.label in str(raised.value)
     assert "(2.00x the limit)" in str(raised.value)

@@ -155,10 +155,10 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
     [
         ({"colour": [1]}, "unknown sweep axis 'colour'. Known: batch"),
         ({"batch": []}, "sweep axis batch has no values"),
-        ({"batch": [1, 0]}, "batch: every value must be a whole number of at least 1"),
-        ({"batch": [1, float("nan")]}, "batch: every value must be a whole number"),
-        ({"gamma": [1, 2.5]}, "gamma: every value must be a whole number of at least 0"),
-        ({"gamma": [1, 65]}, "gamma: values go up to 64"),
+        ({"batch": [1, 0]}, "batch is not valid: use whole numbers of at least 1"),
+        ({"batch": [1, float("nan")]}, "batch is not valid"),
+        ({"gamma": [1, 2.5]}, "gamma is not valid: use whole numbers of at least 0"),
+        ({"gamma": [1, 65]}, "gamma is not valid: use at most 64"),
         ({"gpu": ["h100-sxm", "h1000"]}, "unknown GPU 'h1000'"),
         ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'. Nearest: ideal"),
         ({"draft": ["self:window"]}, "unknown draft policy 'window'"),
@@ -174,7 +174,7 @@ def test_a_bad_axis_is_refused_in_one_line(axes: dict[str, Any], message: str) -
 
 
 def test_tokens_per_round_of_one_gamma_is_not_swept_over_others() -> None:
-    with pytest.raises(ConfigError, match="tokens_per_round holds for one gamma"):
+    with pytest.raises(ConfigError, match="tokens_per_round applies to one gamma"):
         sweep({"draft": "self", "tokens_per_round": 3}, {"gamma": [3, 4]})
 
 

@@ -60,7 +60,7 @@ def test_recorded_rounds_keep_their_order() -> None:
 
 
 def test_a_spread_beyond_what_alpha_allows_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"outside 0 to 0\.3"):
+    with pytest.raises(ConfigError, match=r"use less than 0\.3"):
         AcceptanceProcess(per_position=(0.9,), spread=0.4)
     with pytest.raises(ConfigError, match="one alpha"):
         AcceptanceProcess(per_position=(0.9, 0.8), spread=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import SPECULATING, a_scenario, scenarios, with_acceptance
 
 from perfmodel import ConfigError, Scenario, estimate
+from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.reports import batch_dict
 from perfmodel.serving import AcceptanceProcess, scenario_acceptance, simulate_batch
 
@@ -42,9 +45,13 @@ def test_throughput_is_the_closed_forms_within_its_monte_carlo_error(
         grow=False,
         seed=seed,
     )
-    expected = work.batch / float(estimate(scenario, gamma=gamma).tpot_s)
-    assert run.throughput_error < 0.012 * expected
-    assert abs(run.throughput - expected) < 4.5 * run.throughput_error
+    point = estimate(scenario, gamma=gamma)
+    expected = work.batch / float(point.tpot_s)
+    tokens, chance = 1 + np.arange(gamma + 1), accepted_distribution([alpha], gamma)
+    variance = float(tokens**2 @ chance - (tokens @ chance) ** 2)
+    error = math.sqrt(work.batch * variance / run.rounds) / float(point.round_s)
+    assert error < 0.012 * expected
+    assert abs(run.throughput - expected) < 4.5 * error
 
 
 @settings(max_examples=15, deadline=None)

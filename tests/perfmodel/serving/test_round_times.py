@@ -70,11 +70,11 @@ def test_capacity_is_what_the_memory_account_leaves() -> None:
         scenario = a_scenario(**draft, gpu="h100-sxm", output_tokens=1)
         gamma = scenario.plan.gamma
         capacity = RoundTimes(scenario, max_batch=16).kv_capacity(gamma)
-        each = capacity.tokens / 16
+        each = capacity / 16
         fits = estimate(scenario, batch=16, prompt_tokens=np.array([each - 1, 1.01 * each]))
         assert fits.memory.fits.tolist() == [True, False]
 
 
 def test_a_model_that_does_not_fit_says_so() -> None:
-    with pytest.raises(DoesNotFit, match="no KV cache fits"):
+    with pytest.raises(DoesNotFit, match="no memory is left for the KV cache"):
         RoundTimes(a_scenario(target="llama-3.1-70b"), max_batch=4).kv_capacity(0)

@@ -21,7 +21,6 @@ from perfmodel.serving import (
     choose_for_traffic,
     scenario_acceptance,
 )
-from perfmodel.serving.round_times import KVCapacity
 from perfmodel.serving.simulate import best_gammas
 
 SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
@@ -82,7 +81,7 @@ def test_the_cache_is_never_over_capacity_though_it_is_too_small(
     exact: bool, gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenth of what the batch wants: requests are preempted, and still each finishes once."""
-    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(6000, 1.0))
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: 6000)
     traffic = Traffic(
         requests=200, arrivals="at-once", prompt_tokens=300, output_tokens=800, output_cv=0.5
     )
@@ -96,7 +95,7 @@ def test_the_cache_is_never_over_capacity_though_it_is_too_small(
 def test_pooled_agrees_with_exact_where_requests_are_preempted(
     gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: 20_000)
     traffic = Traffic(requests=600, rate=20.0, prompt_tokens=300, output_tokens=400, output_cv=0.5)
     pooled, exact = (
         play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)[0].stats

@@ -72,7 +72,7 @@ def test_yarn_stretches_the_context_from_the_original() -> None:
     assert qwen.max_context_tokens == 131072
     stated = spec_of(rope_scaling=yarn, max_position_embeddings=200_000)
     assert stated.max_context_tokens == 200_000
-    assert "factor is missing for rope type yarn" in refusal(rope_scaling={"type": "yarn"})
+    assert "factor is missing; rope type yarn needs it" in refusal(rope_scaling={"type": "yarn"})
 
 
 # ---- what is refused ------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_yarn_stretches_the_context_from_the_original() -> None:
 def test_a_refusal_says_what_is_supported() -> None:
     assert refusal(num_experts=128) == (
         "mine: num_experts=128 is not supported; "
-        "supported are only dense MLPs, no mixture of experts"
+        "only dense MLPs are supported, not mixtures of experts"
     )
     assert refusal(model_type="gemma2") == (
         "mine: model_type='gemma2' is not supported; use one of llama, mistral, qwen2, qwen3"

@@ -20,10 +20,11 @@ from strategies import (
 )
 
 from perfmodel import Scenario, StepTime, estimate, without_speculation
+from perfmodel._typing import Floats
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.passes.forward import Rank
 from perfmodel.passes.parts import GROUPS, Part
-from perfmodel.speculation.drafting import DRAFTERS, Array, Drafter
+from perfmodel.speculation.drafting import DRAFTERS, Drafter
 
 FEW = settings(max_examples=40, deadline=None)
 GRID = {
@@ -37,7 +38,7 @@ GRID = {
 class FreeDraft(Drafter):
     """A draft that costs nothing: what plugs in is one small class."""
 
-    def step(self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array) -> StepTime:
+    def step(self, rank: Rank, batch: Floats, prompt_tokens: Floats, budget: Floats) -> StepTime:
         zero = np.zeros(())
         return StepTime((Part("host", zero, zero, zero, "host", "assumed", np.ones((), bool)),))
 
