@@ -124,8 +124,8 @@ class Scenario:
         kernels = self.engine.attention_kernels
         if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
             notes.append(
-                "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, checked "
-                "on one H200 only"
+                "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
+                "checked on one H200 only"
             )
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perfmodel import catalog
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog._schema import fault_line
-from perfmodel.catalog.acceptance import users_curves
+from perfmodel.catalog.acceptance import read_acceptance_curves
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
@@ -229,10 +229,7 @@ class ScenarioInput(BaseModel):
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
-        Raises
-        ------
-        ConfigError
-            For an unknown name, or values that contradict each other.
+        Raises `ConfigError` for an unknown name, or values that contradict each other.
         """
         plan = self.plan()
         target = catalog.model(self.target)
@@ -242,6 +239,8 @@ class ScenarioInput(BaseModel):
         else:
             draft = target if plan.is_self else catalog.model(self.draft)
         parse_slo(self.slo)
+        file = self.acceptance_curve
+        curves = () if file is None else read_acceptance_curves(file)
         return Scenario(
             machine=machine,
             target=target,
@@ -257,17 +256,15 @@ class ScenarioInput(BaseModel):
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             acceptance=self.given_acceptance(plan.gamma),
-            user_curves=users_curves(self.acceptance_curve) if self.acceptance_curve else (),
+            user_curves=curves,
         )
 
 
 def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:
     """Check flat values; None and empty text mean "not given".
 
-    Raises
-    ------
-    ConfigError
-        If a key is unknown or a value is not valid; `origin` names the file in the message.
+    Raises `ConfigError` if a key is unknown or a value is not valid; `origin` names the file in the
+    message.
     """
     given = {k: v for k, v in values.items() if v is not None and v != ""}
     stated = current_names(given, origin=origin)

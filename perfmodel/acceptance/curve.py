@@ -32,32 +32,19 @@ measured text: two texts on SmolLM2-135M differ by a factor of 1.3 to 2.3 in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import hypot
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel._typing import Bools, Floats
-from perfmodel.acceptance.tokens import Acceptance
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
 REFERENCE_BUDGET_TOKENS = 512.0
-NUMBERS = (
-    "ceiling",
-    "level",
-    "context_exponent",
-    "budget_exponent",
-    "budget_offset",
-    "fullness_exponent",
-    "sigma",
-    "sigma_budget",
-    "sigma_context",
-    "sigma_lent",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +89,7 @@ class AcceptanceCurve:
 
     def __post_init__(self) -> None:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
-        for key in NUMBERS:
+        for key in (f.name for f in fields(self) if f.type == "float"):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0.0 <= value < np.inf:
                 raise ConfigError(f"{name}: {key}={value!r} must be a number of at least 0")
@@ -115,22 +102,9 @@ class AcceptanceCurve:
                 )
 
     def alpha(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Floats:
-        """α at a budget and a context.
+        """α in [0, ceiling] at a number of tokens that the draft reads, of all cached tokens.
 
-        Parameters
-        ----------
-        kv_budget_tokens, context_tokens : array, mutually broadcastable
-            Cached tokens that the draft reads, and all cached tokens. A budget of at least the
-            context is the full cache. [tokens]
-
-        Returns
-        -------
-        array of the broadcast shape, in [0, ceiling]
-
-        Raises
-        ------
-        ConfigError
-            If a budget or a context is not a positive number.
+        The arguments broadcast. A `ConfigError` is raised if one is not a positive number.
         """
         loss = acceptance_loss(
             kv_budget_tokens=kv_budget_tokens,
@@ -157,26 +131,6 @@ class AcceptanceCurve:
         )
         factor = np.exp(np.minimum(Z90 * np.sqrt(variance), 50.0))
         return 1.0 - np.minimum(loss * factor, 1.0), 1.0 - loss / factor
-
-    def measured(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Bools:
-        """Whether budget and context are in the measured ranges; false for a borrowed curve."""
-        outside = _log_distance(kv_budget_tokens, self.budget_range) + _log_distance(
-            context_tokens, self.context_range
-        )
-        return np.asarray((outside == 0.0) & (self.origin != Origin.BORROWED), dtype=np.bool_)
-
-    def acceptance(self, *, kv_budget_tokens: float, context_tokens: float) -> Acceptance:
-        """α at one budget and context, with its interval, origin and source."""
-        at = {"kv_budget_tokens": kv_budget_tokens, "context_tokens": context_tokens}
-        low, high = self.interval(**at)
-        alpha = float(self.alpha(**at))
-        return Acceptance.from_alpha(
-            alpha,
-            low=min(alpha, float(low)),
-            high=max(alpha, float(high)),
-            origin=self.origin,
-            source=self.source,
-        )
 
     def borrowed_for(self, target: str) -> AcceptanceCurve:
         """The same curve for a target on which it was not measured, with a wider interval."""

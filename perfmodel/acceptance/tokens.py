@@ -25,6 +25,8 @@ MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `sp
 class Acceptance:
     """Conditional acceptance per position: P(draft i accepted | all earlier ones were).
 
+    Raises `ConfigError` if a value is not in [0, 1], or `alpha` is outside the interval.
+
     Attributes
     ----------
     per_position : tuple of float
@@ -37,11 +39,6 @@ class Acceptance:
         Given, measured, fitted, borrowed or identity.
     source : str
         Model, text, temperature and citation, if known.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not in [0, 1], or `alpha` is outside the interval.
     """
 
     per_position: tuple[float, ...]
@@ -98,46 +95,31 @@ class Acceptance:
         return cls(per_position=values, low=mean, high=mean, origin=origin, source=source)
 
     @classmethod
-    def from_tokens_per_round(
-        cls, tokens: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
-        """The i.i.d. α that gives `tokens` per round of `gamma` drafts.
-
-        Raises
-        ------
-        ConfigError
-            If `tokens` is outside 1 to γ+1, or `gamma` is below 1.
-        """
+    def from_tokens_per_round(cls, tokens: float, gamma: int) -> Self:
+        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts."""
         _check_gamma(gamma, least=1)
         if not 1.0 <= tokens <= gamma + 1.0:
             raise ConfigError(
                 f"tokens_per_round={tokens:g} is not possible at gamma={gamma}; a round yields "
                 f"1 to {gamma + 1} tokens, including the target's token"
             )
-        alpha = float(alpha_for_tokens_per_round(tokens, gamma))
-        return cls.from_alpha(alpha, origin=origin, source=source)
+        return cls.from_alpha(float(alpha_for_tokens_per_round(tokens, gamma)))
 
     @classmethod
-    def from_accepted_fraction(
-        cls, fraction: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
+    def from_accepted_fraction(cls, fraction: float, gamma: int) -> Self:
         """The i.i.d. α at which `fraction` of the proposed drafts is accepted."""
         if not 0.0 <= fraction <= 1.0:
             raise ConfigError(f"accepted_fraction={fraction!r} is not a fraction; use 0 to 1")
-        return cls.from_tokens_per_round(
-            1.0 + fraction * gamma, gamma, origin=origin, source=source
-        )
+        return cls.from_tokens_per_round(1.0 + fraction * gamma, gamma)
 
     @classmethod
-    def from_accepted_drafts(
-        cls, mean: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
+    def from_accepted_drafts(cls, mean: float, gamma: int) -> Self:
         """The i.i.d. α at which a round accepts `mean` drafts, without the target's token."""
         if not 0.0 <= mean <= gamma:
             raise ConfigError(
                 f"accepted_drafts={mean!r} is not possible at gamma={gamma}; use 0 to {gamma}"
             )
-        return cls.from_tokens_per_round(1.0 + mean, gamma, origin=origin, source=source)
+        return cls.from_tokens_per_round(1.0 + mean, gamma)
 
     def shifted(self, delta: float) -> Self:
         """Every position moved by `delta` and clipped to [0, 1], without an interval."""
@@ -152,23 +134,9 @@ def tokens_per_round(acceptance: Acceptance | Sequence[float], gamma: ArrayLike)
     """Ω: mean tokens per round of `gamma` drafts, including the target's token.
 
     Ω = Σ_{k=0..γ} Π_{i<k} α_i (Leviathan et al. 2023, eq. 1, for α that varies by position). The
-    sum is stable at α = 1, where the closed form is 0/0.
-
-    Parameters
-    ----------
-    acceptance : Acceptance or sequence of float
-        Conditional acceptance per position; the last value also applies to later ones.
-    gamma : array
-        Drafts per round, whole numbers in an array of any shape. [1]
-
-    Returns
-    -------
-    array of the shape of `gamma`, from 1 to γ+1
-
-    Raises
-    ------
-    ConfigError
-        If a value is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    sum is stable at α = 1, where the closed form is 0/0. The result has the shape of `gamma`.
+    Raises `ConfigError` if a value is not in [0, 1] or `gamma` is negative, fractional or above
+    1,024.
     """
     rounds = _check_gamma(gamma)
     deepest = int(rounds.max(initial=0))
@@ -181,12 +149,7 @@ def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
     """Ω = (1 - α^(γ+1)) / (1 - α) for i.i.d. acceptance; `alpha` and `gamma` broadcast.
 
     Evaluated as 1 + α + ... + α^γ by Horner's rule, which is exact at γ = 0, α = 0 and α = 1, and
-    non-decreasing in α.
-
-    Raises
-    ------
-    ConfigError
-        If `alpha` is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    non-decreasing in α. Raises a `ConfigError` as `tokens_per_round` does.
     """
     chance = _check_alpha(alpha)
     rounds = _check_gamma(gamma)
@@ -212,15 +175,8 @@ def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
     With `tokens = round_s / target_step_s` this is the break-even α. Ω is convex and increasing in
     α, so Newton's method converges from an upper bound without overshooting.
 
-    Parameters
-    ----------
-    tokens, gamma : array, mutually broadcastable
-        Tokens per round; drafts per round. [1]
-
-    Returns
-    -------
-    array of the broadcast shape: 0 where `tokens` is at most 1, inf where it exceeds γ+1, which no
-    α yields, and NaN where `tokens` is NaN
+    The arguments broadcast. The result is 0 where `tokens` is at most 1, inf where it exceeds γ+1,
+    which no α yields, and NaN where it is NaN.
     """
     rounds = _check_gamma(gamma)
     wanted, rounds = np.broadcast_arrays(np.asarray(tokens, dtype=np.float64), rounds)

@@ -72,11 +72,8 @@ class _GpuFile(Table):
 def gpu_from_toml(content: str, *, where: str) -> GPU:
     """A GPU from the content of its catalog file.
 
-    Raises
-    ------
-    ConfigError
-        If the content is not TOML, lacks a figure, has an unknown key or unit, or states a figure
-        without unit or source; `where` is the file named in the message.
+    Raises `ConfigError` if the content is not TOML, lacks a figure, has an unknown key or unit, or
+    states a figure without unit or source; `where` is the file named in the message.
     """
     file = read(_GpuFile, parse_toml(content, where), where)
     curves = file.efficiency
@@ -158,12 +155,8 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     """A model by its catalog name, its hub id, or the path of its `config.json` or directory.
 
     Names and ids may be in upper or lower case. A catalog name takes precedence over a directory of
-    the same name; write `./name` for the directory. Files are read again on every call.
-
-    Raises
-    ------
-    ConfigError
-        If neither such a model nor such a file exists, or the model is not supported.
+    the same name; write `./name` for the directory. Files are read again on every call. Raises
+    `ConfigError` if neither such a model nor such a file exists, or the model is not supported.
     """
     wanted = name_or_hub_id_or_path
     if wanted.lower() in model_names():

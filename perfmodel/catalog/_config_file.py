@@ -17,13 +17,9 @@ QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_con
 def read_hf_config(path: Path) -> dict[str, Any]:
     """The fields of a `config.json`, given its path or that of its directory.
 
-    If a file next to it states a quantisation, the result has a `quantization_config`.
-
-    Raises
-    ------
-    ConfigError
-        If the file does not exist, exceeds `MAX_CONFIG_BYTES`, or is not one JSON object in UTF-8
-        without byte order mark, with distinct keys and finite numbers.
+    If a file next to it states a quantisation, the result has a `quantization_config`. Raises
+    `ConfigError` if the file does not exist, exceeds `MAX_CONFIG_BYTES`, or is not one JSON object
+    in UTF-8 without byte order mark, with distinct keys and finite numbers.
     """
     where = printable(str(path))
     text = _read_text(path, where)

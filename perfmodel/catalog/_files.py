@@ -33,10 +33,7 @@ def table(kind: str, name: str) -> dict[str, Any]:
 def user_table(path: str | Path, kind: str) -> dict[str, Any]:
     """The entries of a user's TOML file; `kind` says in messages what it should contain.
 
-    Raises
-    ------
-    ConfigError
-        If the file is missing, too large, not UTF-8 or not TOML.
+    Raises `ConfigError` if the file is missing, too large, not UTF-8 or not TOML.
     """
     try:
         with Path(path).open("rb") as file:

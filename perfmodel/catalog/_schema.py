@@ -140,10 +140,8 @@ class Count(Figure):
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The entries of a TOML document.
 
-    Raises
-    ------
-    ConfigError
-        If `text` is malformed or nested too deeply; `where` is the file named in the message.
+    Raises `ConfigError` if `text` is malformed or nested too deeply; `where` is the file named in
+    the message.
     """
     try:
         return tomllib.loads(text)
@@ -169,15 +167,13 @@ def build(
 ) -> _Row:
     """An instance of a dataclass, from a table whose keys are its fields.
 
+    Raises `ConfigError` if the table does not match the dataclass, or the dataclass refuses its
+    values.
+
     Parameters
     ----------
     scaled : mapping, optional
         For the suffix of a field in SI units, the suffix of its key and the unit of that key.
-
-    Raises
-    ------
-    ConfigError
-        If the table does not match the dataclass, or the dataclass refuses its values.
     """
     keys = {field.name: _key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
     checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)

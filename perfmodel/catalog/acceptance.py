@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,31 +62,13 @@ def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
 def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:
     """The curves of a user's file: one, as in the catalog, or several under `[[curves]]`.
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is not TOML, or contains an invalid curve.
+    Raises `ConfigError` if the file cannot be read, is not TOML, or contains an invalid curve.
     """
     entries = user_table(path, "acceptance curves")
     listed = entries.get("curves", [entries])
     if not isinstance(listed, list) or not listed or not all(isinstance(c, dict) for c in listed):
         raise ConfigError(f"{path}: curves must be a list of tables, [[curves]]")
     return tuple(_curve_of_table(curve, str(path)) for curve in listed)
-
-
-def users_curves(path: str) -> tuple[AcceptanceCurve, ...]:
-    """`read_acceptance_curves`, cached until the file changes."""
-    try:
-        about = Path(path).stat()
-        changed = (about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError):
-        changed = (0, 0)
-    return _read_at(path, changed)
-
-
-@lru_cache(maxsize=16)
-def _read_at(path: str, changed: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
-    return read_acceptance_curves(path)
 
 
 def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:

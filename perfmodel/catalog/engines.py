@@ -32,18 +32,13 @@ def engine_profile(
 
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
-    GPU uses, otherwise the first in the file.
+    GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
+    with an unknown key, or if the engine was not measured on `curves_of`.
 
     Parameters
     ----------
     curves_of : str, optional
         The measured GPU to transfer from, even if `gpu` was measured too.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown engine, a file with an unknown key, or if the engine was not measured on
-        `curves_of`.
     """
     if name not in engine_names():
         raise unknown_name("engine", name, engine_names())

@@ -42,6 +42,8 @@ def efficiency(
 ) -> Efficiency:
     """The curves of a catalog folder, for the given kernel libraries.
 
+    Raises `ConfigError` if the folder does not exist.
+
     Parameters
     ----------
     name : str
@@ -56,11 +58,6 @@ def efficiency(
         (`EngineProfile.measured_on`). Collectives remain those of `name`.
     gpu : str
         The GPU that the curves are for.
-
-    Raises
-    ------
-    ConfigError
-        If the folder does not exist.
     """
     kernels = measured_on or name
     library = measured_attention(kernels, attention_kernels)
@@ -109,10 +106,8 @@ def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
 def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> AttentionCurve:
     """The curve of a parsed attention file: `ScheduledAttention` if it has `[[blocks]]`.
 
-    Raises
-    ------
-    ConfigError
-        If a key is unknown or missing, knots do not increase, or a shape does not match its knots.
+    Raises `ConfigError` if a key is unknown or missing, knots do not increase, or a shape does not
+    match its knots.
     """
     body = {
         key: value for key, value in entries.items() if key != "residuals"

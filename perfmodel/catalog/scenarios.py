@@ -21,10 +21,7 @@ def scenario_names() -> list[str]:
 def scenario_values(name_or_path: str) -> dict[str, Any]:
     """Flat values of a catalog scenario, given its name, or of a file, given its path.
 
-    Raises
-    ------
-    ConfigError
-        If neither exists, or the file is not a flat TOML table.
+    Raises `ConfigError` if neither exists, or the file is not a flat TOML table.
     """
     if name_or_path in scenario_names():
         return table("scenarios", name_or_path)
@@ -36,10 +33,7 @@ def scenario_values(name_or_path: str) -> dict[str, Any]:
 def read_scenario(path: str | Path) -> dict[str, Any]:
     """Flat values of a scenario file.
 
-    Raises
-    ------
-    ConfigError
-        If the file is missing, too large, not UTF-8 or not a flat TOML table.
+    Raises `ConfigError` if the file is missing, too large, not UTF-8 or not a flat TOML table.
     """
     values = user_table(path, "a scenario")
     nested = [key for key, value in values.items() if isinstance(value, dict)]
@@ -53,10 +47,7 @@ def read_scenario(path: str | Path) -> dict[str, Any]:
 def current_names(values: Mapping[str, Any], *, origin: str = "") -> dict[str, Any]:
     """The same values, with keys of earlier versions renamed to the current ones.
 
-    Raises
-    ------
-    ConfigError
-        If a value is given under both names.
+    Raises `ConfigError` if a value is given under both names.
     """
     for old, new in FORMER_NAMES.items():
         if old in values and new in values:

@@ -128,6 +128,8 @@ class GemmCurve:
     ) -> Floats:
         """Time of one `(m, k) x (k, n)` product in bf16, with its weights read from HBM.
 
+        Raises `ConfigError` if `n` or `k` is not positive.
+
         Parameters
         ----------
         m : array
@@ -143,11 +145,6 @@ class GemmCurve:
         -------
         array
             Seconds, with the shape of `m`; non-decreasing in `m`.
-
-        Raises
-        ------
-        ConfigError
-            If `n` or `k` is not positive.
         """
         log_m, log_s = _curve_over_m(
             self, n, k, peak_flops, hbm_bandwidth, weight_bytes_per_element

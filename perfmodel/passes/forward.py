@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from perfmodel._typing import Floats
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
+from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Bound, Origin
@@ -32,6 +34,20 @@ class Rank:
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     is_draft: bool = False
+
+    @classmethod
+    def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
+        """The shard of a scenario's target or draft."""
+        return cls(
+            machine=scenario.machine,
+            spec=spec,
+            engine=scenario.engine,
+            curves=scenario.kernels,
+            tp=tp,
+            weight_dtype=scenario.weight_dtype,
+            kv_dtype=scenario.kv_dtype,
+            is_draft=is_draft,
+        )
 
     @property
     def origin(self) -> Origin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,15 +54,7 @@ class MemoryEstimate:
         return f"needs {need} of the {capacity} per GPU: {terms}"
 
 
-TERMS = (
-    "weights",
-    "target_kv",
-    "draft_weights",
-    "draft_kv",
-    "lookahead_kv",
-    "activations",
-    "reserved",
-)
+TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")
 
 
 def memory_estimate(

@@ -15,24 +15,14 @@ from perfmodel.specs.labels import Bound, Origin
 
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
 # The group of each part, as shown in reports.
-GROUPS = {
-    "qkv_proj": "linear",
-    "o_proj": "linear",
-    "gate_up_proj": "linear",
-    "down_proj": "linear",
-    "lm_head": "linear",
-    "attention": "attention",
-    "kv_selection": "attention",
-    "all_reduce": "comm",
-    "gather": "comm",
-    "embedding": "elementwise",
-    "norm": "elementwise",
-    "rotary": "elementwise",
-    "activation": "elementwise",
-    "sampling": "elementwise",
-    "launch": "overhead",
-    "host": "overhead",
+_PARTS = {
+    "linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"),
+    "attention": ("attention", "kv_selection"),
+    "comm": ("all_reduce", "gather"),
+    "elementwise": ("embedding", "norm", "rotary", "activation", "sampling"),
+    "overhead": ("launch", "host"),
 }
+GROUPS = {part: group for group, parts in _PARTS.items() for part in parts}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -29,6 +29,9 @@ Choice = tuple[str, str]  # draft, policy
 def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Recommendation:
     """The best draft, TP, KV budget and γ for a scenario.
 
+    Raises `ConfigError` if the values are not valid for a search. Raises `NoFeasiblePlan` if no
+    plan meets the limits.
+
     Parameters
     ----------
     values : mapping
@@ -36,13 +39,6 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
         An acceptance may only be given for a single draft choice.
     objective : str
         "throughput" or "latency", see `search`.
-
-    Raises
-    ------
-    ConfigError
-        If the values are not valid for a search.
-    NoFeasiblePlan
-        If no plan meets the limits.
     """
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):

@@ -114,10 +114,7 @@ class Recommendation:
 def recommend(result: Search) -> Recommendation:
     """Choose the best candidate of a search and explain the choice.
 
-    Raises
-    ------
-    NoFeasiblePlan
-        If no candidate meets the limits.
+    Raises `NoFeasiblePlan` if no candidate meets the limits.
     """
     ranked = result.ranked()
     if not ranked:

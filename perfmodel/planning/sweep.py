@@ -139,18 +139,15 @@ class Sweep:
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     """Evaluate a scenario over named axes.
 
+    Raises `ConfigError` for an unknown or empty axis, an unknown name on an axis, more than 50
+    million points, or an acceptance observed at one γ if γ is swept.
+
     Parameters
     ----------
     base : mapping
         Flat scenario values, with the keys of `ScenarioInput`.
     axes : mapping
         Values for each axis, one of `ARRAY_AXES` and `LOOP_AXES`.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown or empty axis, an unknown name on an axis, more than 50 million points, or
-        an acceptance observed at one γ if γ is swept.
     """
     _check_axes(axes)
     _check_names(axes)

@@ -32,17 +32,14 @@ TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 def export_plan(*, engine: str, plan: ExportPlan) -> str:
     """The configuration of `plan` for an engine, as text that ends in a newline.
 
+    Raises `ConfigError` if the engine is unknown or cannot run the plan.
+
     Parameters
     ----------
     engine : str
         "vllm" and "sglang" give a shell command, "tensorrt-llm" a YAML file, and "specroof" a
         scenario TOML. The first comment names the engine's version; the last ones are commands
         that benchmark the engine with the plan's acceptance.
-
-    Raises
-    ------
-    ConfigError
-        If the engine is unknown or cannot run the plan.
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)

@@ -15,12 +15,8 @@ class ExportPlan:
     """What a configuration states.
 
     `acceptance_per_position` is conditional, as in `Acceptance`. `gamma_schedule` has rows (lowest
-    batch, highest batch, gamma) in ascending order from batch 1.
-
-    Raises
-    ------
-    ConfigError
-        If the rows of the schedule do not follow one another, or a model id is not printable.
+    batch, highest batch, gamma) in ascending order from batch 1. Raises `ConfigError` if the rows
+    of the schedule do not follow one another, or a model id is not printable.
     """
 
     scenario: Scenario

@@ -118,10 +118,7 @@ def scenario_acceptance(
 ) -> AcceptanceProcess:
     """The process for a scenario's acceptance, as given or from its acceptance curve.
 
-    Raises
-    ------
-    ConfigError
-        If the scenario's acceptance is unknown, or does not allow the spread.
+    Raises `ConfigError` if the scenario's acceptance is unknown, or does not allow the spread.
     """
     if recorded or scenario.draft is None:
         return AcceptanceProcess(recorded=recorded)

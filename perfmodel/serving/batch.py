@@ -13,7 +13,6 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -46,30 +45,6 @@ class Request:
         self.cached, self.left = float(self.prompt), float(self.output - 1)
 
 
-class Batch(Protocol):
-    """Sequences that decode together."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def cached_tokens(self) -> float: ...
-
-    def add(self, request: Request, gamma: int) -> None:
-        """Add a request whose prompt is cached."""
-
-    def tokens_per_round(self, gamma: int) -> float:
-        """Tokens by which all caches together grow per round, at most or on average."""
-
-    def rounds_to_finish(self, gamma: int) -> int:
-        """Rounds until the first sequence may finish, including that round."""
-
-    def advance(self, gamma: int, rounds: int) -> list[Request]:
-        """Advance by `rounds` rounds and return the requests that finished."""
-
-    def evict(self) -> Request:
-        """Remove and return the sequence that was added last; it keeps its tokens."""
-
-
 class PooledBatch:
     """The batch as two sums that are linear in progress, and a heap of due requests.
 
@@ -94,6 +69,7 @@ class PooledBatch:
         return self._base + self._slope * self._progress
 
     def add(self, request: Request, gamma: int) -> None:
+        """Add a request whose prompt is cached."""
         if request.slope == 0.0:
             request.slope = request.left / (request.rounds[self._place[gamma]] * self._worth[gamma])
         request.progress_due = self._progress + request.left / request.slope
@@ -104,9 +80,11 @@ class PooledBatch:
         heapq.heappush(self._due, (request.progress_due, self._serial, request))
 
     def tokens_per_round(self, gamma: int) -> float:
+        """Mean tokens by which all caches together grow per round."""
         return self._slope * self._worth[gamma]
 
     def rounds_to_finish(self, gamma: int) -> int:
+        """Rounds until the first sequence may finish, including that round."""
         due = self._due
         while due[0][2].progress_due != due[0][0] or due[0][2].index not in self._live:
             heapq.heappop(due)  # evicted
@@ -114,6 +92,7 @@ class PooledBatch:
         return min(max(math.ceil(rounds - 1e-6), 1), MOST_ROUNDS_AT_ONCE)
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:
+        """Advance by `rounds` rounds and return the requests that finished."""
         self._progress += rounds * self._worth[gamma]
         finished: list[Request] = []
         due, reached = self._due, self._progress + 1e-6
@@ -126,6 +105,7 @@ class PooledBatch:
         return finished
 
     def evict(self) -> Request:
+        """Remove and return the sequence that was added last; it keeps its tokens."""
         _, request = self._live.popitem()
         request.left = (request.progress_due - self._progress) * request.slope
         self._remove(request)
@@ -142,7 +122,7 @@ class PooledBatch:
 
 
 class ExactBatch:
-    """The batch as arrays over sequences, for which every round is drawn."""
+    """`PooledBatch` with the same methods over arrays of sequences, drawing every round."""
 
     def __init__(
         self, process: AcceptanceProcess, rng: np.random.Generator, *, max_batch: int
@@ -198,3 +178,6 @@ class ExactBatch:
         self._requests = [self._requests[i] for i in rows]
         for column in (self._left, self._cached, self._traits, self._rounds):
             column[: rows.size] = column[rows]
+
+
+Batch = PooledBatch | ExactBatch

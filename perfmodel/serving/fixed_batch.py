@@ -89,6 +89,8 @@ def simulate_batch(
 ) -> FixedBatchRun:
     """Decode a batch whose prompts are already cached.
 
+    Raises `ConfigError` for lengths below 1, an unknown `finished`, or γ above 0 without a draft.
+
     Parameters
     ----------
     scenario : Scenario
@@ -108,11 +110,6 @@ def simulate_batch(
         Whether caches grow; otherwise every round takes as long as the first.
     seed : int
         Seed of the acceptance.
-
-    Raises
-    ------
-    ConfigError
-        For lengths below 1, an unknown `finished`, or γ above 0 without a draft.
     """
     chosen = scenario.plan.gamma if gamma is None else gamma
     if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:

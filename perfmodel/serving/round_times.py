@@ -46,9 +46,10 @@ class RoundTimes:
     ) -> None:
         self.scenario, self.max_batch = scenario, max_batch
         self.max_context = max_context_tokens or scenario.target.max_context_tokens
-        self._knots = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
+        # Contexts at which round times are tabulated. [tokens]
+        self.contexts = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
         self._scale = INTERVALS / math.sqrt(self.max_context)
-        self._starts: list[float] = self._knots.tolist()
+        self._starts: list[float] = self.contexts.tolist()
         self._rows: dict[int, list[list[float]]] = {}
         self._bounds: dict[int, list[list[int]]] = {}
         self._prompts, self._dense, self._per_prompt = _prefill_columns(scenario, self.max_context)
@@ -81,11 +82,6 @@ class RoundTimes:
     def seconds_by_gamma(self, gammas: ArrayLike) -> Floats:
         """Round times, of shape (γ, batch from 1, `contexts`). [s]"""
         return np.array([self._seconds(int(gamma)) for gamma in np.asarray(gammas)])
-
-    @property
-    def contexts(self) -> Floats:
-        """Contexts at which round times are tabulated. [tokens]"""
-        return self._knots
 
     def kv_capacity(self, gamma: int) -> int:
         """Cached tokens that fit in memory, over all sequences; `DoesNotFit` if none do."""
@@ -122,7 +118,7 @@ class RoundTimes:
     def _seconds(self, gamma: int) -> Floats:
         return np.asarray(
             np.broadcast_to(
-                self._estimate(gamma, self._knots).round_s, (self.max_batch, INTERVALS + 1)
+                self._estimate(gamma, self.contexts).round_s, (self.max_batch, INTERVALS + 1)
             )
         )
 
@@ -131,7 +127,7 @@ class RoundTimes:
         return self._rows[gamma]
 
     def _tabulated_bounds(self, gamma: int) -> list[list[int]]:
-        middles = self._knots[COARSE // 2 :: COARSE]
+        middles = self.contexts[COARSE // 2 :: COARSE]
         codes = round_bounds(self._estimate(gamma, middles))
         shape = (self.max_batch, middles.size)
         self._bounds[gamma] = [[], *np.broadcast_to(codes, shape).tolist()]

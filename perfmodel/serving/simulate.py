@@ -78,6 +78,9 @@ def simulate_requests(
 ) -> ServingRun:
     """Simulate a deployment with given traffic.
 
+    Raises `ConfigError` if the traffic cannot be read, or verification would use up the token
+    budget. Raises `DoesNotFit` if no memory is left for the KV cache.
+
     Parameters
     ----------
     scenario : Scenario
@@ -91,13 +94,6 @@ def simulate_requests(
         Sometimes called with the number of finished requests.
     times : RoundTimes, optional
         Tables for this scenario and batch limit, if they exist already.
-
-    Raises
-    ------
-    ConfigError
-        If the traffic cannot be read, or verification would use up the token budget.
-    DoesNotFit
-        If no memory is left for the KV cache.
     """
     chosen = tuple(sorted(set(gammas if gammas is not None else (scenario.plan.gamma,))))
     if max(chosen) == 0:

@@ -30,11 +30,8 @@ Row = tuple[float | None, int, int]
 def trace_rows(path: str | Path) -> Iterator[Row]:
     """Each request as (arrival in seconds from the first, or None; prompt tokens; output tokens).
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, a column is missing, a value is not valid, or arrivals are
-        not in order; the message has the line number.
+    Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
+    arrivals are not in order; the message has the line number.
     """
     path = Path(path)
     first: float | None = None
@@ -58,10 +55,7 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     """Accepted drafts of consecutive rounds, from a file with one whole number per line.
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is empty, or has another line.
+    Raises `ConfigError` if the file cannot be read, is empty, or has a line that is not such a number.
     """
     counts = []
     for number, line in _lines(Path(path)):

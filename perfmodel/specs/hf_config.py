@@ -168,17 +168,14 @@ _FAMILIES: dict[str, tuple[type[_Decoder], str]] = {
 def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Return the spec of the model that transformers would build from `config`.
 
+    Raises `ConfigError` if a field is missing, malformed or not supported.
+
     Parameters
     ----------
     config : mapping
         The parsed `config.json`; its `model_type` is llama, mistral, qwen2 or qwen3.
     name : str
         The model's name in messages and reports.
-
-    Raises
-    ------
-    ConfigError
-        If a field is missing, malformed or not supported.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")

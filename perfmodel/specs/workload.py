@@ -45,10 +45,7 @@ _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|
 def parse_slo(text: str) -> SLO:
     """Parse limits such as `"ttft<2s; tpot<25ms; memory<90%"`.
 
-    Raises
-    ------
-    ConfigError
-        If a term is not `ttft`, `tpot` or `memory`, then `<`, a positive number and a unit.
+    Raises `ConfigError` if a term is not a name, `<`, a positive number and a unit.
     """
     limits: dict[str, float] = {}
     for term in filter(None, (part.strip() for part in text.replace(",", ";").split(";"))):

@@ -130,16 +130,7 @@ def draft_cost(
     if plan.draft == "none" or scenario.draft is None:
         return None
     drafter = DRAFTERS[("self" if plan.is_self else "model", plan.policy)]
-    rank = Rank(
-        machine=scenario.machine,
-        spec=scenario.draft,
-        engine=scenario.engine,
-        curves=scenario.kernels,
-        tp=scenario.draft_tp,
-        weight_dtype=scenario.weight_dtype,
-        kv_dtype=scenario.kv_dtype,
-        is_draft=True,
-    )
+    rank = Rank.of_scenario(scenario, scenario.draft, tp=scenario.draft_tp, is_draft=True)
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
         first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)

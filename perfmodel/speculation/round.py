@@ -202,15 +202,7 @@ def estimate(
 
 def target_rank(scenario: Scenario) -> Rank:
     """The target's shard on one rank."""
-    return Rank(
-        machine=scenario.machine,
-        spec=scenario.target,
-        engine=scenario.engine,
-        curves=scenario.kernels,
-        tp=scenario.tp,
-        weight_dtype=scenario.weight_dtype,
-        kv_dtype=scenario.kv_dtype,
-    )
+    return Rank.of_scenario(scenario, scenario.target, tp=scenario.tp, is_draft=False)
 
 
 def without_speculation(scenario: Scenario) -> Scenario:

@@ -124,7 +124,9 @@ def test_below_the_break_even_batch_the_sentence_says_so() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.sentence.endswith(f"at 32,000 tokens it pays from batch {result.batch.from_value}.")
+    assert result.sentence.endswith(
+        f"at 32,000 tokens it pays from batch {result.batch.from_value}."
+    )
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
