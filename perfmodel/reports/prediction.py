@@ -11,7 +11,7 @@ from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.errors import DoesNotFit
 from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
-from perfmodel.passes.parts import GROUPS, StepTime
+from perfmodel.passes.parts import GROUPS
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.planning.sweep import RESULTS
@@ -114,26 +114,22 @@ def memory_dict(point: RoundEstimate) -> dict[str, float]:
 
 def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:
     """Every part of every pass: seconds, what bounds it, and its origin."""
-    passes = {
-        "target_step": point.target_step,
-        "verify": point.verify,
-        "draft_step": point.draft_step,
-    }
-    return {name: step_dict(step) for name, step in passes.items() if step is not None}
-
-
-def step_dict(step: StepTime) -> dict[str, Any]:
-    """The parts of one pass."""
+    passes = {"target_step": point.target_step, "verify": point.verify}
+    if point.draft_step is not None:
+        passes["draft_step"] = point.draft_step
     return {
-        part.name: {
-            "seconds": float(part.seconds),
-            "group": GROUPS[part.name],
-            "bound": str(part.bound),
-            "origin": part.origin_at(),
-            "compute_limit_s": float(part.compute_s),
-            "memory_limit_s": float(part.memory_s),
+        name: {
+            part.name: {
+                "seconds": float(part.seconds),
+                "group": GROUPS[part.name],
+                "bound": str(part.bound),
+                "origin": part.origin_at(),
+                "compute_limit_s": float(part.compute_s),
+                "memory_limit_s": float(part.memory_s),
+            }
+            for part in step.parts
         }
-        for part in step.parts
+        for name, step in passes.items()
     }
 
 

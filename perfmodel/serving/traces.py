@@ -55,7 +55,7 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     """Accepted drafts of consecutive rounds, from a file with one whole number per line.
 
-    Raises `ConfigError` if the file cannot be read, is empty, or has a line that is not such a number.
+    Raises `ConfigError` if the file cannot be read, is empty, or has any other line.
     """
     counts = []
     for number, line in _lines(Path(path)):
