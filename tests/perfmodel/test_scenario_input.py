@@ -1,4 +1,4 @@
-"""What a user states: defaults, aliases, one line for every mistake, and the way back."""
+"""Flat scenario values: defaults, former names, one-line errors and round trips."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=lambda v: str(v)[:40])
-def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
+def test_invalid_input_is_one_line_with_value_reason_and_fix(
     values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
     assert raised.value.exit_code == 2
 
 
-def test_the_message_names_the_row_that_it_comes_from() -> None:
+def test_the_message_names_the_csv_row() -> None:
     with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch=0 is not valid: "):
         parse_scenario({"batch": 0}, origin="rows.csv line 3")
 
@@ -93,7 +93,7 @@ def test_the_message_names_the_row_that_it_comes_from() -> None:
 # ---- defaults and aliases ---------------------------------------------------------------------
 
 
-def test_nothing_stated_is_the_documented_default_without_speculation() -> None:
+def test_empty_input_gives_the_documented_defaults_without_speculation() -> None:
     scenario = parse_scenario({}).scenario()
     assert scenario.target.name == "llama-3.1-8b"
     assert scenario.machine.name == "hgx-h100"
@@ -133,7 +133,7 @@ def test_the_default_budget_is_the_best_published_one_within_the_context(
         ("Qwen/Qwen2.5-7B", "qwen2.5-7b"),
     ],
 )
-def test_hub_ids_and_any_case_are_the_catalogs_names(hub_id: str, name: str) -> None:
+def test_hub_ids_and_upper_case_names_are_resolved(hub_id: str, name: str) -> None:
     assert parse_scenario({"target": hub_id}).scenario().target.name == name
 
 
@@ -142,13 +142,13 @@ def test_a_draft_that_is_the_target_is_a_self_draft(alias: str) -> None:
     assert a_scenario(draft=alias) == a_scenario(draft="self")
 
 
-def test_text_of_a_csv_cell_means_the_same_as_a_number() -> None:
+def test_text_in_a_csv_cell_is_read_as_a_number() -> None:
     text = {"batch": "64", "prompt_tokens": "32_000", "gamma": "4.0", "acceptance": "0.8"}
     numbers = {"batch": 64, "prompt_tokens": 32_000, "gamma": 4, "acceptance": 0.8}
     assert a_scenario(**text, **SELF) == a_scenario(**numbers, **SELF)
 
 
-def test_the_three_forms_of_acceptance_are_converted_into_one() -> None:
+def test_all_forms_of_acceptance_are_converted_to_alpha() -> None:
     tokens = 1 + 0.8 + 0.64
     forms: list[dict[str, Any]] = [
         {"acceptance": 0.8},
@@ -172,7 +172,7 @@ def back(scenario: Scenario) -> Scenario:
 
 @settings(max_examples=40, deadline=None)
 @given(scenario=scenarios())
-def test_a_scenario_written_flat_and_read_again_is_the_same(scenario: Scenario) -> None:
+def test_flat_values_round_trip(scenario: Scenario) -> None:
     assert back(scenario) == scenario
 
 
@@ -187,12 +187,12 @@ def test_a_scenario_written_flat_and_read_again_is_the_same(scenario: Scenario) 
         {"weight_dtype": "fp8", "kv_dtype": "int8", "tp": 4, "output_tokens": 17},
     ],
 )
-def test_every_key_comes_back(draft: dict[str, Any], form: dict[str, Any], gamma: int) -> None:
+def test_every_key_round_trips(draft: dict[str, Any], form: dict[str, Any], gamma: int) -> None:
     scenario = a_scenario(**draft, **form, gamma=gamma)
     assert back(scenario) == scenario
 
 
-def test_a_drafts_own_tp_comes_back() -> None:
+def test_the_tp_of_a_draft_round_trips() -> None:
     scenario = a_scenario(target="llama-2-7b-32k", draft="tinyllama-1.1b", tp=8, draft_tp=4)
     assert back(scenario) == scenario
     assert back(scenario).draft_tp == 4
@@ -256,7 +256,7 @@ def test_every_form_of_the_same_acceptance_gives_the_same_alpha() -> None:
     assert 0.8 < alphas[0] < 0.9
 
 
-def test_the_former_name_of_a_key_is_still_read_but_not_beside_the_present_one() -> None:
+def test_a_former_key_name_is_accepted_unless_the_current_one_is_given_too() -> None:
     assert parse_scenario({"prefix_tokens": 4_000}) == parse_scenario({"prompt_tokens": 4_000})
     with pytest.raises(ConfigError, match="former name of prompt_tokens"):
         parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})

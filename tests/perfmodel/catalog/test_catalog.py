@@ -1,4 +1,4 @@
-"""What the catalog holds is what was published; what it refuses, it refuses by name."""
+"""The catalog agrees with published figures and refuses invalid files."""
 
 import re
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_every_other_model_has_the_size_in_its_name() -> None:
         assert round(catalog.model(name).parameters / 1e6) == size
 
 
-def test_a_model_answers_to_its_name_and_to_every_hub_id_in_any_case() -> None:
+def test_a_model_is_found_by_its_name_and_every_hub_id_in_any_case() -> None:
     llama = catalog.model("llama-3.1-8b")
     assert catalog.model("Llama-3.1-8B") is llama
     assert catalog.model("meta-llama/Llama-3.1-8B-Instruct") is llama
@@ -78,7 +78,7 @@ def test_windows_and_contexts_are_those_of_the_models() -> None:
 # ---- GPUs and machines ----------------------------------------------------------------------
 
 
-def test_datasheet_figures_become_si() -> None:
+def test_datasheet_figures_are_converted_to_si() -> None:
     h200 = catalog.gpu("h200")
     assert h200.peak_flops == 989 * TFLOP
     assert h200.hbm_bandwidth == 4.8 * TB
@@ -110,7 +110,7 @@ def test_efficiencies_are_fitted_only_where_kernels_were_measured(name: str) -> 
     assert (gpu.efficiency_origin == "fitted") == (name in measured)
 
 
-def test_a_file_is_called_by_the_name_in_it() -> None:
+def test_a_file_has_the_name_that_it_states() -> None:
     assert [catalog.gpu(name).name for name in catalog.gpu_names()] == [*catalog.gpu_names()]
     machines, models = catalog.machine_names(), catalog.model_names()
     assert [catalog.machine(name).name for name in machines] == [*machines]
@@ -123,7 +123,7 @@ def test_every_gpu_has_a_machine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", catalog.machine_names())
-def test_a_machine_takes_as_many_ranks_as_it_has_gpus(name: str) -> None:
+def test_a_machine_supports_as_many_ranks_as_it_has_gpus(name: str) -> None:
     machine = catalog.machine(name)
     machine.check_tp(machine.gpus_per_node)
     with pytest.raises(ConfigError, match=re.escape(f"GPUs of {name}")):
@@ -219,7 +219,7 @@ def edited(text: str, old: str, new: str) -> str:
         ),
     ],
 )
-def test_a_gpu_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_gpu_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         gpu_from_toml(edited(GPU_TEXT, old, new), where="gpus/h200.toml")
     assert str(caught.value).startswith("gpus/h200.toml: ") and str(caught.value).isprintable()
@@ -229,7 +229,7 @@ FIGURE_LINES = [line for line in GPU_TEXT.splitlines() if "value =" in line]
 
 
 @pytest.mark.parametrize("line", FIGURE_LINES)
-def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
+def test_every_figure_of_a_gpu_needs_a_source(line: str) -> None:
     key = line.split(" =")[0]
     for bare in ('source = ""', None):
         start = line.index("source =")
@@ -258,7 +258,7 @@ def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
         ("[link]", "[links]", "unknown key 'links'"),
     ],
 )
-def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_machine_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         machine_from_toml(edited(MACHINE_TEXT, old, new), where="machine")
 
@@ -281,7 +281,7 @@ def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason
         ("[config]", "[[config]]", "config=a list of 1 is not valid: it must be a table"),
     ],
 )
-def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_model_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         model_from_toml(edited(MODEL_TEXT, old, new), where="model")
 
@@ -289,7 +289,7 @@ def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: 
 @pytest.mark.parametrize(
     "text", ["a = " + "[" * 50_000, "a = " + "9" * 10_000, "\0", "a" * 10_000, "a=1\na=2"]
 )
-def test_hostile_toml_is_one_line(text: str) -> None:
+def test_hostile_toml_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         gpu_from_toml(text, where="gpu")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300

@@ -166,7 +166,7 @@ def test_a_specroof_scenario_states_the_plan_in_the_keys_of_the_command_line() -
 
 
 @pytest.mark.parametrize("engine", SERVERS)
-def test_no_draft_and_gamma_zero_are_the_plain_command(engine: str) -> None:
+def test_draft_none_and_gamma_zero_give_the_plain_command(engine: str) -> None:
     plain = export_plan(engine=engine, plan=PLAIN)
     assert "speculative-" not in plain and "DraftTarget" not in plain
     without_drafts = plan_of(draft="self", gamma=0)
@@ -175,7 +175,7 @@ def test_no_draft_and_gamma_zero_are_the_plain_command(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("plan", [STANDALONE, PLAIN])
-def test_every_text_names_the_engine_and_servers_the_date_of_the_check(
+def test_every_text_starts_with_the_engine_and_the_date_of_the_check(
     engine: str, plan: ExportPlan
 ) -> None:
     first = export_plan(engine=engine, plan=plan).splitlines()[0]
@@ -230,7 +230,7 @@ def test_what_an_engine_cannot_run_is_refused_with_the_reason(
             assert export_plan(engine=engine, plan=plan).endswith("\n")
 
 
-def test_fp8_weights_and_cache_become_the_engines_words() -> None:
+def test_fp8_weights_and_cache_are_written_as_each_engine_names_them() -> None:
     plan = plan_of(**DRAFT, weight_dtype="fp8", kv_dtype="fp8")
     assert flag(command(export_plan(engine="vllm", plan=plan)), "--kv-cache-dtype") == "fp8"
     words = command(export_plan(engine="sglang", plan=plan))
@@ -240,7 +240,7 @@ def test_fp8_weights_and_cache_become_the_engines_words() -> None:
     assert flag(command(export_plan(engine="vllm", plan=kept)), "--kv-cache-dtype") == "auto"
 
 
-def test_hostile_names_stay_inside_their_quotes() -> None:
+def test_hostile_names_are_quoted() -> None:
     hostile = 'a b\'; rm -rf "$HOME" #\\'
     spec = replace(STANDALONE.scenario.target, name=hostile, hub_id=hostile)
     plan = with_scenario(STANDALONE, target=spec, draft=spec)

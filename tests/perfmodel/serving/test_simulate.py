@@ -1,4 +1,4 @@
-"""The request simulator: conservation, capacity, causality, queueing laws; pooled against exact."""
+"""The request simulator: conservation, capacity, causality and queueing laws."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def play(
     seed=st.integers(0, 1000),
     budget=st.sampled_from((100, 1000, 8192)),
 )
-def test_every_token_once_in_order_and_never_early(
+def test_requests_are_complete_and_causal(
     kind: str, rate: float, gammas: tuple[int, ...], exact: bool, seed: int, budget: int
 ) -> None:
     traffic = Traffic(
@@ -77,7 +77,7 @@ def test_every_token_once_in_order_and_never_early(
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
-def test_the_cache_is_never_over_capacity_though_it_is_too_small(
+def test_the_cache_never_exceeds_its_capacity(
     exact: bool, gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenth of what the batch wants: requests are preempted, and still each finishes once."""
@@ -92,7 +92,7 @@ def test_the_cache_is_never_over_capacity_though_it_is_too_small(
 
 
 @pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
-def test_pooled_agrees_with_exact_where_requests_are_preempted(
+def test_pooled_agrees_with_exact_under_preemption(
     gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: 20_000)
@@ -183,7 +183,7 @@ def test_littles_law_holds(gammas: tuple[int, ...]) -> None:
     assert mean_inside == pytest.approx(3000 / stats.makespan_s * stats.latency.mean_s, rel=1e-9)
 
 
-def test_a_full_machine_serves_at_the_closed_forms_throughput() -> None:
+def test_a_full_machine_has_the_throughput_of_the_closed_form() -> None:
     """At once, equal and tiny prompts, long outputs: the batch is full until near the end."""
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=2000, arrivals="at-once", prompt_tokens=8000, output_tokens=100)
@@ -233,7 +233,7 @@ def test_pooled_rounds_agree_with_every_round_drawn(
     assert pooled.stats.kv_s == pytest.approx(exact.stats.kv_s, rel=0.03)
 
 
-def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
+def test_at_gamma_zero_pooled_equals_exact() -> None:
     """Nothing is random then: each request's times agree but for arrivals within a round."""
     traffic = Traffic(requests=400, arrivals="at-once", prompt_cv=1.0, output_cv=1.0)
     _, pooled = play(a_scenario(), traffic, gammas=[0])
@@ -244,7 +244,7 @@ def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
 # ---- schedule ---------------------------------------------------------------------------------
 
 
-def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
+def test_a_schedule_uses_gamma_zero_where_drafts_do_not_pay() -> None:
     """Self-speculation at short contexts never pays; at long ones it does."""
     scenario = a_scenario(**SELF)
     table = RoundTimes(scenario, max_batch=64)
@@ -254,7 +254,7 @@ def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
     assert gammas[63, -1] == np.argmin(point.tpot_s)
 
 
-def test_the_choice_for_a_traffic_is_the_best_of_its_runs() -> None:
+def test_the_choice_for_traffic_is_the_best_run() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=400, rate=2.0, prompt_tokens=20_000, output_tokens=120)
     choice = choose_for_traffic(

@@ -1,4 +1,4 @@
-"""Workloads and limits are checked where they enter."""
+"""Workloads and limits are checked when they are created."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_size_is_a_whole_number_of_at_least_one(field: str, value: Any) -> Non
         Workload(**sizes)
 
 
-def test_limits_are_read_into_si() -> None:
+def test_limits_are_converted_to_si() -> None:
     limits = parse_slo("ttft<2s; tpot<25ms; memory<90%")
     assert limits.ttft_s == 2.0
     assert limits.tpot_s == pytest.approx(0.025, rel=1e-12)
@@ -36,13 +36,13 @@ def test_the_same_limits_may_be_written_in_several_ways(text: str) -> None:
     assert limits.ttft_s == pytest.approx(2.0) and limits.tpot_s == pytest.approx(0.025)
 
 
-def test_no_text_is_no_limit() -> None:
+def test_empty_text_means_no_limits() -> None:
     assert parse_slo("") == parse_slo(" ; ") == SLO()
     assert not SLO().stated
 
 
 @pytest.mark.parametrize("limit", [{"ttft_s": 1.0}, {"tpot_s": 1.0}, {"memory_fraction": 0.5}])
-def test_any_one_limit_is_stated(limit: dict[str, float]) -> None:
+def test_a_single_limit_counts_as_stated(limit: dict[str, float]) -> None:
     assert SLO(**limit).stated
 
 
@@ -63,7 +63,7 @@ def test_any_one_limit_is_stated(limit: dict[str, float]) -> None:
         ("tpot<25ms; ttft", "SLO term 'ttft'"),
     ],
 )
-def test_a_limit_that_is_not_one_is_refused_by_its_term(text: str, message: str) -> None:
+def test_an_invalid_limit_is_refused_with_its_term(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_slo(text)
     assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -71,7 +71,7 @@ def test_a_limit_that_is_not_one_is_refused_by_its_term(text: str, message: str)
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(alphabet="tpoms<=;.,%0123456789 e-", max_size=20))
-def test_any_text_is_limits_or_one_line(text: str) -> None:
+def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
     try:
         limits = parse_slo(text)
     except ConfigError as error:
