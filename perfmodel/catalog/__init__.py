@@ -80,8 +80,8 @@ def gpu_from_toml(content: str, *, where: str) -> GPU:
     if (curves.origin == Origin.FITTED) != (curves.of == file.name):
         raise ConfigError(
             f"{where}: efficiency.origin={shown(str(curves.origin))} contradicts "
-            f"efficiency.of={shown(curves.of)}; a GPU's curves are fitted if they are its own, "
-            f"otherwise extrapolated"
+            f"efficiency.of={shown(curves.of)}; curves are fitted if they were measured on "
+            f"the GPU itself, otherwise extrapolated"
         )
     sources = (value.source for _, value in file if isinstance(value, Figure))
     return GPU(
@@ -166,8 +166,8 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     if _is_path(wanted):
         path = Path(wanted)
         config = read_hf_config(path)
-        holder = path.parent if path.name == "config.json" else path
-        name = printable(holder.resolve().name.removesuffix(".json"))
+        folder = path.parent if path.name == "config.json" else path
+        name = printable(folder.resolve().name.removesuffix(".json"))
         return replace(from_hf_config(config, name=name), source=printable(wanted))
     raise unknown_name("model", printable(wanted), model_names())
 

@@ -45,7 +45,7 @@ def _numbers(value: Any) -> Floats:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError("must hold numbers, in rows of equal length") from error
+        raise ValueError("must contain numbers in rows of equal length") from error
 
 
 def _knots(value: Any) -> Floats:

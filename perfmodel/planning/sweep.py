@@ -209,7 +209,7 @@ def _block(
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
-    # Floats axes are checked at each point, so the scenario has a budget that always fits.
+    # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1
     if "prompt_tokens" in axes:

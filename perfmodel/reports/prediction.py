@@ -14,7 +14,6 @@ from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
-from perfmodel.planning.sweep import RESULTS
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate
 from perfmodel.speculation.uncertainty import speedup_interval
@@ -25,11 +24,21 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
     scenario = point.scenario
     interval = None if math.isnan(point.speedup) else speedup_interval(scenario)
     return {
-        **{name: _number(result(point)) for name, result in RESULTS},
+        "target_step_s": float(point.target_step.total_s),
+        "verify_s": float(point.verify.total_s),
+        "draft_step_s": float(point.draft_step_s),
+        "overhead_s": float(point.overhead_s),
+        "round_s": float(point.round_s),
+        "tokens_per_round": _number(point.tokens_per_round),
+        "tpot_s": _number(point.tpot_s),
+        "plain_tpot_s": float(point.plain_tpot_s),
+        "speedup": _number(point.speedup),
         "speedup_low": None if interval is None else interval.low,
         "speedup_high": None if interval is None else interval.high,
         "break_even_acceptance": _number(point.break_even_alpha),
         "throughput_tokens_per_s": _number(scenario.workload.batch / point.tpot_s),
+        "ttft_s": float(point.ttft_s),
+        "memory_bytes_per_gpu": float(point.memory.total),
         "feasible": bool(point.feasible),
         "reason": infeasible_reason(point),
         "origin": origins(point),

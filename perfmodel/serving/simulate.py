@@ -29,7 +29,6 @@ class ServingRun:
 
     label: str
     gamma: int | None
-    max_batch: int
     capacity_tokens: int
     stats: ServingStats
 
@@ -98,9 +97,8 @@ def simulate_requests(
     chosen = tuple(sorted(set(gammas if gammas is not None else (scenario.plan.gamma,))))
     if max(chosen) == 0:
         scenario, times = without_speculation(scenario), None
-    max_batch = simulation.serving.max_batch
     if times is None:
-        times = RoundTimes(scenario, max_batch=max_batch)
+        times = RoundTimes(scenario, max_batch=simulation.serving.max_batch)
     policy = _fixed(chosen[0]) if len(chosen) == 1 else schedule(times, simulation.process, chosen)
     loop = RequestLoop(times, simulation, policy=policy, gammas=chosen)
     loop.run(progress)
@@ -112,7 +110,7 @@ def simulate_requests(
         )
     fixed = chosen[0] if len(chosen) == 1 else None
     label = "schedule" if fixed is None else "no speculation" if fixed == 0 else f"gamma {fixed}"
-    return ServingRun(label, fixed, max_batch, loop.capacity, stats)
+    return ServingRun(label, fixed, loop.capacity, stats)
 
 
 def schedule(times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]) -> Policy:

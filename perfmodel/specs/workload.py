@@ -32,12 +32,6 @@ class SLO:
     tpot_s: float | None = None
     memory_fraction: float | None = None
 
-    @property
-    def stated(self) -> bool:
-        """Whether any limit was given."""
-        limits = (self.ttft_s, self.tpot_s, self.memory_fraction)
-        return any(limit is not None for limit in limits)
-
 
 _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s|%)$", re.I)
 

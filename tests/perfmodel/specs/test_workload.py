@@ -25,7 +25,6 @@ def test_limits_are_converted_to_si() -> None:
     assert limits.ttft_s == 2.0
     assert limits.tpot_s == pytest.approx(0.025, rel=1e-12)
     assert limits.memory_fraction == pytest.approx(0.9, rel=1e-12)
-    assert limits.stated
 
 
 @pytest.mark.parametrize(
@@ -38,12 +37,6 @@ def test_the_same_limits_may_be_written_in_several_ways(text: str) -> None:
 
 def test_empty_text_means_no_limits() -> None:
     assert parse_slo("") == parse_slo(" ; ") == SLO()
-    assert not SLO().stated
-
-
-@pytest.mark.parametrize("limit", [{"ttft_s": 1.0}, {"tpot_s": 1.0}, {"memory_fraction": 0.5}])
-def test_a_single_limit_counts_as_stated(limit: dict[str, float]) -> None:
-    assert SLO(**limit).stated
 
 
 @pytest.mark.parametrize(
