@@ -51,7 +51,7 @@ class MemoryEstimate:
             if float(getattr(self, name)) > 0
         )
         need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
-        return f"needs {need} of the {capacity} per GPU: {terms}"
+        return f"needs {need} per GPU, and {capacity} are available: {terms}"
 
 
 TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")

@@ -162,7 +162,7 @@ def test_a_scenario_that_does_not_fit_is_itemised() -> None:
     text = str(raised.value)
     for name in TERMS:
         assert name.replace("_", " ") in text
-    assert " GB per GPU: " in text and "\n" not in text
+    assert " GB per GPU, and " in text and "\n" not in text
     best = largest_batch(point.scenario)
     assert f"the largest batch that fits is {best}" in text
     fits = replace(point.scenario, workload=replace(point.scenario.workload, batch=best))
