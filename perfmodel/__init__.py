@@ -1,19 +1,19 @@
-"""The arithmetic: from a scenario to step times, rounds, speedups and a recommendation.
+"""The performance model: from a scenario to step times, speedups and a recommendation.
 
-These are the names that most callers need; each folder exports what else is of use outside it
-(`from perfmodel.kernels import GemmCurve`). Scripts and notebooks rather `import specroof`.
+This package exports the names that most callers need; its subpackages export the rest
+(`from perfmodel.kernels import GemmCurve`). Scripts and notebooks should `import specroof` instead.
 
-Units are SI: seconds, bytes, FLOP/s, bytes/s; lengths are in tokens. Symbols, as in MagicDec (arXiv
-2408.11049) and Leviathan et al. (arXiv 2211.17192):
+Units are SI: seconds, bytes, FLOP/s, bytes/s; lengths are in tokens. The symbols are those of
+MagicDec (arXiv 2408.11049) and Leviathan et al. (arXiv 2211.17192):
 
 ========  ===========================  =========================================================
 symbol    name in code                 meaning
 ========  ===========================  =========================================================
 γ         `gamma`                      drafts per round; 0 is plain decoding
-α         `alpha`, `acceptance`        chance that a draft is accepted, given all before it were
-Ω(γ, α)   `tokens_per_round`           mean tokens per round, the target's included
+α         `alpha`, `acceptance`        P(draft accepted | all earlier ones were)
+Ω(γ, α)   `tokens_per_round`           mean tokens per round, including the target's token
 T_T       `target_step`                time of a plain decoding step of the target
-T_V       `verify`                     time of the target's pass over γ + 1 tokens per sequence
+T_V       `verify`                     time of a verification: γ + 1 tokens per sequence
 T_D       `draft_step`                 time of a draft step
 TPOT      `tpot_s`                     time per output token: (γ T_D + T_V + overhead) / Ω
 TTFT      `ttft_s`                     time to first token

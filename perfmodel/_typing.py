@@ -1,4 +1,4 @@
-"""Names of the array types: numbers, counts and indices, truth values."""
+"""Array types."""
 
 from __future__ import annotations
 
@@ -8,5 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
+Counts: TypeAlias = NDArray[np.int64]
 Ints: TypeAlias = NDArray[np.intp]
 Bools: TypeAlias = NDArray[np.bool_]

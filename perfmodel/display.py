@@ -1,8 +1,8 @@
-"""One-line text and small HTML tables of results, for interactive sessions and notebooks."""
+"""Results as one-line text and small HTML tables, for interactive sessions and notebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -12,13 +12,13 @@ from perfmodel.units import format_seconds
 
 
 def one_line(name: str, values: Mapping[str, object]) -> str:
-    """`Name(key=value, ...)`, without the values that are None."""
+    """`Name(key=value, ...)`, omitting values that are None."""
     shown = ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
     return f"{name}({shown})"
 
 
 def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
-    """A table; the first cell of a row is its heading."""
+    """An HTML table; the first cell of each row is its heading."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
         f"<tr><th>{escape(str(first))}</th>"
@@ -32,26 +32,19 @@ def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) 
 
 
 def seconds_range(values: ArrayLike) -> str:
-    """One duration, or the shortest and longest of an array; NaN is "unknown"."""
-    low, high = _ends(values)
-    if np.isnan(low):
-        return "unknown"
-    if low == high:
-        return format_seconds(low)
-    return f"{format_seconds(low)} to {format_seconds(high)}"
+    """A duration, or the shortest and longest of an array; "unknown" for NaN."""
+    return _range(values, format_seconds)
 
 
 def number_range(values: ArrayLike, digits: int = 2) -> str:
-    """One number, or the lowest and highest of an array; NaN is "unknown"."""
-    low, high = _ends(values)
-    if np.isnan(low):
-        return "unknown"
-    if low == high:
-        return f"{low:.{digits}f}"
-    return f"{low:.{digits}f} to {high:.{digits}f}"
+    """A number, or the lowest and highest of an array; "unknown" for NaN."""
+    return _range(values, lambda value: f"{value:.{digits}f}")
 
 
-def _ends(values: ArrayLike) -> tuple[float, float]:
+def _range(values: ArrayLike, text: Callable[[float], str]) -> str:
     array = np.asarray(values, float)
     known = array[~np.isnan(array)]
-    return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
+    if not known.size:
+        return "unknown"
+    low, high = float(known.min()), float(known.max())
+    return text(low) if low == high else f"{text(low)} to {text(high)}"

@@ -1,4 +1,4 @@
-"""Flat scenario values: those of a `Scenario`, and one set of values overriding another."""
+"""Flat scenario values: convert a `Scenario` to them, and override some by others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS
 
-# A key that overrides another value also drops the keys that depended on that value.
+# When the value of a key changes, these keys are dropped too, because they depended on it.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
     "gpu": ("machine",),
     "machine": ("gpu",),
@@ -20,7 +20,7 @@ SUPERSEDES: dict[str, tuple[str, ...]] = {
 
 
 def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` overridden by `new`; `SUPERSEDES` lists the keys that a changed value drops."""
+    """`base` overridden by `new`, without the keys that a changed value invalidates."""
     dropped = {
         key
         for name, value in new.items()
@@ -31,7 +31,7 @@ def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
-    """The scenario in the vocabulary of the command line; None values are left out."""
+    """The scenario in the keys of the command line, omitting values that are None."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
     draft = scenario.draft
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`Scenario`: machine, models, workload, draft and engine, with the checks between them."""
+"""`Scenario`: machine, models, workload, draft and engine, checked against each other."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from perfmodel.specs.workload import Workload
 class Scenario:
     """Everything a prediction depends on.
 
-    `draft` is the draft's spec: the target's for self-speculation, None without speculation.
-    `acceptance` is what the user stated for this plan; without it the curve of the draft choice
-    applies, of `user_curves` before the catalog's. Where there is none either, a prediction gives
-    the α it would need.
+    `draft` is the spec of the draft: the target's for self-speculation, None without speculation.
+    `acceptance` is the user's value for this plan. If it is None, the acceptance curve of the draft
+    choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
+    predictions state the α at which speculation would pay.
     """
 
     machine: Machine
@@ -50,27 +50,27 @@ class Scenario:
             if self.draft_tp > self.tp:
                 raise ConfigError(
                     f"draft_tp={self.draft_tp} exceeds tp={self.tp}; "
-                    f"the draft runs on a subset of the target's ranks"
+                    f"the draft runs on some of the target's ranks, so use a smaller draft_tp"
                 )
         self._check_lengths()
 
     @property
     def draft_tp(self) -> int:
-        """Ranks that the draft runs on: the target's for a self-draft."""
+        """Ranks of the draft; a self-draft runs on the target's ranks."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
 
     @property
     def kernels(self) -> Efficiency:
-        """The kernel curves of this engine on this GPU."""
+        """The kernel curves of the engine on the GPU."""
         return curves_for(self.engine, self.machine.gpu)
 
     @property
     def curve(self) -> AcceptanceCurve | None:
-        """α over budget and context of this draft choice, or None where it was not measured."""
+        """The acceptance curve of this draft choice, or None if it was not measured."""
         return self.curve_of(self.plan.draft, self.plan.policy)
 
     def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
-        """The same for another draft choice."""
+        """The acceptance curve of another draft choice, or None if it was not measured."""
         return acceptance_curve(self.target.name, draft, policy, self.user_curves)
 
     def _check_lengths(self) -> None:
@@ -78,23 +78,23 @@ class Scenario:
         if budget is not None and budget > context:
             raise ConfigError(
                 f"kv_budget={budget} exceeds the context of {context} tokens; "
-                f"use a budget of at most prompt_tokens, or draft policy full"
+                f"use a smaller budget, or draft policy full"
             )
         if self.plan.is_self and self.plan.draft_tp not in (None, self.tp):
             raise ConfigError(
                 f"draft_tp={self.plan.draft_tp} differs from tp={self.tp}; "
-                f"a self-draft shares the target's ranks, so leave draft_tp out"
+                f"a self-draft runs on the target's ranks, so leave draft_tp out"
             )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Caveats of a prediction, each a sentence."""
+        """Caveats of a prediction, one sentence each."""
         notes = []
         longest = self.workload.prompt_tokens + self.workload.output_tokens
         if longest > self.target.max_context_tokens:
             notes.append(
                 f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "
-                f"{self.target.name} was made for: times hold, quality may not"
+                f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
         if draft is not None and draft.tokenizer != self.target.tokenizer:
@@ -106,27 +106,25 @@ class Scenario:
         if measured_on and measured_on != gpu.name:
             notes.append(
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
-                f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"
+                f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
+                f"the {gpu.name} datasheet"
             )
         elif gpu.efficiency_origin != Origin.FITTED:
             notes.append(
-                f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
-                f"peaks of its own datasheet"
+                f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
+                f"applied to the peaks of the {gpu.name} datasheet"
             )
         if self.machine.link.kind == "pcie" and self.tp > 2:
-            ring = (
-                "as a ring at a pair's rate"
-                if gpu.efficiency_origin != Origin.FITTED
-                else "measured"
-            )
+            fitted = gpu.efficiency_origin == Origin.FITTED
+            how = "measured" if fitted else "modelled as a ring at the rate of two GPUs"
             notes.append(
-                f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
+                f"all-reduce over PCIe among {self.tp} GPUs ({how}) varies widely between nodes: "
                 f"check yours with nccl-tests"
             )
         kernels = self.engine.attention_kernels
         if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
             notes.append(
-                "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
+                "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
                 "checked on one H200 only"
             )
         if self.engine.origin == Origin.ASSUMED:

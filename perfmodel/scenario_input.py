@@ -1,4 +1,4 @@
-"""`ScenarioInput`: one flat vocabulary for flags, TOML keys and CSV columns, checked once."""
+"""`ScenarioInput`: the scenario keys shared by flags, TOML files and CSV columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perfmodel import catalog
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog._schema import fault_line
-from perfmodel.catalog.acceptance import users_curves
+from perfmodel.catalog.acceptance import read_acceptance_curves
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
@@ -23,20 +23,20 @@ from perfmodel.specs.workload import Workload, parse_slo
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
-# What engines report of a run at one γ: each is converted to the α that gives it.
+# What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 
 
 def _whole(value: Any) -> Any:
-    """A whole number, also as CSV or TOML may write it ("64", 64.0, "32_000")."""
+    """A whole number, also in the forms of CSV and TOML ("64", 64.0, "32_000")."""
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise ValueError("must be one whole number, such as 32000") from None
+            raise ValueError("must be a whole number such as 32000") from None
     if isinstance(value, float):
         if not math.isfinite(value) or value % 1:
             raise ValueError("must be a whole number")
@@ -52,7 +52,10 @@ def _number(value: Any) -> Any:
 
 def _rates(value: Any) -> Any:
     if isinstance(value, str):
-        return tuple(float(part) for part in value.split(",") if part.strip())
+        try:
+            return tuple(float(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("must be a list of numbers such as 0.8,0.7") from None
     return value
 
 
@@ -63,7 +66,7 @@ Name = Annotated[str, Field(min_length=1, max_length=512)]
 def _field(
     panel: str, metavar: str, description: str, default: Any = None, *, otherwise: str = ""
 ) -> Any:
-    """A field with what `--help` and the docs say of it; `otherwise`: what None stands for."""
+    """A field with its text for `--help` and the docs; `otherwise` describes what None means."""
     return Field(
         default,
         description=description,
@@ -72,9 +75,9 @@ def _field(
 
 
 class ScenarioInput(BaseModel):
-    """What a user states; every name is a flag (`--kv-budget`), TOML key and CSV column.
+    """A scenario as a user states it; each field is a flag, a TOML key and a CSV column.
 
-    Flags, their help and the table of docs/reference/commands.md are made from these fields.
+    The flags, their help and the table in docs/reference/commands.md are derived from these fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -82,25 +85,25 @@ class ScenarioInput(BaseModel):
     target: Name = _field(
         "Models",
         "MODEL",
-        "Target model: catalog name, hub id, or path of a config.json.",
+        "Target model: a catalog name, a hub id, or the path of a config.json.",
         "llama-3.1-8b",
     )
     draft: Name = _field(
         "Models",
         "MODEL|self|none",
-        "Draft model; self drafts with the target, none does not draft.",
+        'Draft model; "self" drafts with the target, "none" decodes without a draft.',
         "none",
     )
     draft_policy: Name | None = _field(
         "Models",
         "POLICY",
-        "KV cache of the draft: full, streamingllm, or snapkv (self only).",
+        "KV cache of the draft: full, streamingllm, or snapkv (only for draft self).",
         otherwise="streamingllm",
     )
     kv_budget: Count | None = _field(
         "Models",
         "TOKENS",
-        "Cached tokens that a draft reads per sequence, sink and window included.",
+        "Cached tokens that a draft reads per sequence, including sink and window.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
     gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
@@ -112,13 +115,13 @@ class ScenarioInput(BaseModel):
     acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = _field(
         "Acceptance",
         "ALPHA",
-        "P(draft token accepted, given that all before it were), 0 to 1.",
+        "Probability that a draft token is accepted if all earlier ones were, 0 to 1.",
         otherwise="the measured curve of the draft, if there is one",
     )
     acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = _field(
         "Acceptance",
         "A1,A2,..",
-        "The same for each draft position; the last holds for all later ones.",
+        "The same per draft position; the last value also applies to later positions.",
     )
     accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
@@ -133,16 +136,16 @@ class ScenarioInput(BaseModel):
     tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
         "N",
-        "Mean tokens per round, the target's token included, 1 to gamma+1.",
+        "Mean tokens per round, including the target's token, 1 to gamma+1.",
     )
     acceptance_curve: Name | None = _field(
         "Acceptance",
         "FILE",
-        "Acceptance curves of `calibrate fit-acceptance`, used before the catalog's.",
+        "Acceptance curves from `calibrate fit-acceptance`; they override the catalog's.",
     )
-    gpu: Name = _field("Machine", "NAME", "GPU of the catalog, in its usual machine.", "h100-sxm")
-    machine: Name | None = _field("Machine", "NAME", "Machine of the catalog, instead of --gpu.")
-    tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallel).", 1)
+    gpu: Name = _field("Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm")
+    machine: Name | None = _field("Machine", "NAME", "Machine from the catalog, instead of --gpu.")
+    tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
     draft_tp: Count | None = _field(
         "Machine",
         "N",
@@ -150,32 +153,32 @@ class ScenarioInput(BaseModel):
         otherwise="the value of --tp",
     )
     engine: Name = _field(
-        "Machine", "NAME", "Engine profile: time outside the kernels.", "specroof"
+        "Machine", "NAME", "Engine profile: the overheads of an inference engine.", "specroof"
     )
     weight_dtype: Name = _field(
-        "Machine", "DTYPE", "Storage of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
+        "Machine", "DTYPE", "Storage type of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
     )
     kv_dtype: Name = _field(
-        "Machine", "DTYPE", "Storage of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
+        "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
     )
     batch: Count = _field("Workload", "N", "Sequences decoded together.", 64)
     prompt_tokens: Count = _field(
-        "Workload", "TOKENS", "Prompt tokens of each sequence, all of them cached.", 32_000
+        "Workload", "TOKENS", "Prompt tokens per sequence, all of them cached.", 32_000
     )
     output_tokens: Count = _field("Workload", "TOKENS", "Tokens to generate per sequence.", 256)
-    slo: str = _field("Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', "")
+    slo: str = _field("Workload", "LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "")
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:
         stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
         if len(stated) > 1:
-            raise ValueError(f"{' and '.join(stated)} say the same thing twice; give one of them")
+            raise ValueError(
+                f"{' and '.join(stated)} both state the acceptance; give only one of them"
+            )
         return self
 
-    # ---- the parts of a scenario ------------------------------------------------------------
-
     def plan(self) -> DraftPlan:
-        """The draft plan, with the defaults that depend on the draft."""
+        """The draft plan, with defaults that depend on the draft."""
         policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         if self.draft == "none":
             return DraftPlan(gamma=self.gamma or 0)
@@ -189,7 +192,7 @@ class ScenarioInput(BaseModel):
         elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
-        # A self-draft runs on the target's ranks.
+        # A self-draft always runs on the target's ranks.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
         if draft != "self":
             draft_tp = self.draft_tp or self.tp
@@ -198,7 +201,7 @@ class ScenarioInput(BaseModel):
         )
 
     def given_acceptance(self, gamma: int) -> Acceptance | None:
-        """The acceptance that was stated, in its general form, or None."""
+        """The stated acceptance, or None."""
         if self.acceptance is not None:
             return Acceptance.from_alpha(self.acceptance)
         if self.acceptance_per_position is not None:
@@ -212,24 +215,21 @@ class ScenarioInput(BaseModel):
         return None
 
     def _machine(self) -> Machine:
-        """The machine, which `gpu` may repeat but not contradict."""
+        """The machine; `gpu` may be stated too if it is the same."""
         if self.machine is None:
             return catalog.default_machine(self.gpu)
         machine = catalog.machine(self.machine)
         if "gpu" in self.model_fields_set and self.gpu.lower() != machine.gpu.name:
             raise ConfigError(
-                f"gpu={self.gpu!r} is not what machine {machine.name} holds; "
-                f"use gpu {machine.gpu.name}, or leave one of the two out"
+                f"gpu={self.gpu!r} contradicts machine={machine.name!r}, which has "
+                f"{machine.gpu.name}; give only one of them"
             )
         return machine
 
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
-        Raises
-        ------
-        ConfigError
-            For an unknown name, or values that do not hold together.
+        Raises `ConfigError` for an unknown name, or values that contradict each other.
         """
         plan = self.plan()
         target = catalog.model(self.target)
@@ -239,6 +239,8 @@ class ScenarioInput(BaseModel):
         else:
             draft = target if plan.is_self else catalog.model(self.draft)
         parse_slo(self.slo)
+        file = self.acceptance_curve
+        curves = () if file is None else read_acceptance_curves(file)
         return Scenario(
             machine=machine,
             target=target,
@@ -254,17 +256,15 @@ class ScenarioInput(BaseModel):
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             acceptance=self.given_acceptance(plan.gamma),
-            user_curves=users_curves(self.acceptance_curve) if self.acceptance_curve else (),
+            user_curves=curves,
         )
 
 
 def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:
     """Check flat values; None and empty text mean "not given".
 
-    Raises
-    ------
-    ConfigError
-        One line that names the key, the value, the reason and the nearest key.
+    Raises `ConfigError` if a key is unknown or a value is not valid; `origin` names the file in the
+    message.
     """
     given = {k: v for k, v in values.items() if v is not None and v != ""}
     stated = current_names(given, origin=origin)

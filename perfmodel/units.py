@@ -1,6 +1,6 @@
-"""What GB, GiB, ms and TFLOP are, and how a quantity is written for people.
+"""Unit prefixes such as GB and GiB, and the text form of quantities.
 
-All numbers inside are SI floats; prefixes are defined here only.
+All other modules calculate in SI units; prefixes are defined only here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 TFLOP = 1e12
 MS, US = 1e-3, 1e-6
-Z90 = NormalDist().inv_cdf(0.95)  # standard deviations to either side of a 90 % interval
+Z90 = NormalDist().inv_cdf(0.95)  # half-width of a 90 % interval in standard deviations
 
 
 def format_seconds(seconds: float) -> str:
@@ -31,12 +31,12 @@ def format_bytes(size: float) -> str:
 
 
 def format_tokens(tokens: float) -> str:
-    """A token count with thousands separated: `format_tokens(32000)` is `"32,000"`."""
+    """A token count with thousands separators: `format_tokens(32000)` is `"32,000"`."""
     return f"{tokens:,.0f}"
 
 
 def format_chance(probability: float) -> str:
-    """A probability, never as certain: `format_chance(0.9999)` is `"> 99 %"`."""
+    """A probability, never shown as 0 or 1: `format_chance(0.9999)` is `"> 99 %"`."""
     if probability > 0.99:
         return "> 99 %"
     return "< 1 %" if probability < 0.01 else f"{probability:.0%}"

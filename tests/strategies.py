@@ -1,4 +1,4 @@
-"""What the tests vary: scenarios, ranks and points as hypothesis strategies, in one place."""
+"""Hypothesis strategies for scenarios, ranks and points."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_plan_is_exported_and_read_back(point: RoundEstimate) -> None:
         (specroof.predict, {"batch": 0}, "batch"),
         (specroof.sweep, {"batch": []}, "sweep axis batch has no values"),
         (specroof.sweep, {"output_tokens": [1, 2]}, "output_tokens"),
-        (specroof.recommend, {"gamma": 3}, "chooses gamma itself"),
+        (specroof.recommend, {"gamma": 3}, "recommend chooses gamma"),
         (specroof.simulate, {"draft": "self", "rate": -1.0}, "rate=-1"),
         (specroof.export, {"to": "vlm"}, "unknown engine 'vlm'"),
     ],

@@ -270,10 +270,10 @@ def _source(records: RecordSet, group: Sequence[Cell], gamma: int) -> str:
         "snapkv": f"window {view.snapkv_window}, pool {view.snapkv_pool}",
     }[view.policy]
     counts = sorted({cell.windows for cell in group})
-    windows = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " windows a cell"
+    windows = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) + " windows per cell"
     return (
-        f"own measurement: sum of min(p, q), teacher-forced, as at gamma {gamma}, {windows}, "
-        f"{what}, {header.get('dtype')}, {header.get('device')}"
+        f"measured with specroof: sum of min(p, q) with teacher forcing at gamma {gamma}, "
+        f"{windows}, {what}, {header.get('dtype')}, {header.get('device')}"
     )
 
 

@@ -1,68 +1,55 @@
-"""α as a curve over KV budget and context, per (target, draft, draft policy).
+"""α as a curve over KV budget and context, for each (target, draft, draft policy).
 
-The loss of a draft that reads only a part of the cache:
+A draft that reads only part of the cache loses acceptance:
 
     acceptance_loss = level · (1 - (b/L)^fullness_exponent) · (L / 32,000)^context_exponent
                     · ((b + offset) / (512 + offset))^-budget_exponent
     α       = ceiling · (1 - acceptance_loss)
 
-with b the KV budget, L the context and offset = `budget_offset`, the tokens below which a smaller
-budget no longer costs by the power law. Curves fitted on too few budgets and contexts have offset 0
-and fullness exponent 1. α never falls as the budget grows, never rises as the context grows (no
-exponent is negative), and reaches `ceiling` where the budget is the whole context. A self-draft has
-ceiling 1: with the full cache it *is* the target. A standalone draft has a ceiling below 1, the
-agreement of the two models, and loses little by its budget.
+Here b is the KV budget, L the context, and offset = `budget_offset` the number of tokens below
+which the loss stops following a power law. Curves fitted to few budgets and contexts have offset 0
+and fullness exponent 1. No exponent is negative, so α is non-decreasing in the budget and
+non-increasing in the context; it equals `ceiling` if the budget is the whole context. The ceiling
+is 1 for a self-draft, which is then the target itself. For a standalone draft it is the agreement
+of the two models, below 1, and the budget matters little.
 
-Intervals (90 %). The logarithm of the loss 1 - α carries a standard error
+The 90 % interval follows from the standard error of ln(1 - α):
 
     σ² = sigma² + (sigma_budget · e_b)² + (sigma_context · e_L)²
 
-- `sigma` joins the run-to-run noise of the published tables (±0.03 in α, taken as a 90 % range, at
-  the mean loss of the points) and the rms residual of the fit;
-- e_b, e_L are the natural logarithms by which budget and context leave the measured range, 0
-  inside; `sigma_budget` is how far the budget exponent differed between the models it was taken
-  from (half the exponent for a standalone draft), `sigma_context` the rms of the context exponent;
-- a budget that the source leaves unstated adds `sigma_budget` times ln 2;
-- a borrowed curve, one measured on another target, adds `sigma_lent`, the rms of ln(loss) when one
-  target's curve predicts another.
+- `sigma` combines the run-to-run noise of the published tables (±0.03 in α, taken as a 90 % range
+  at the mean loss of the points) with the rms residual of the fit.
+- e_b and e_L are the log-distances of budget and context from the measured range, 0 inside it.
+  `sigma_budget` is the spread of the budget exponent between models (half the exponent for a
+  standalone draft); `sigma_context` is the rms of the context exponent.
+- If the source does not state the budget, `sigma_budget` times ln 2 is added.
+- A curve borrowed from another target adds `sigma_lent`, the rms of ln(loss) when the curve of one
+  target predicts another.
 
-In the loss the interval shrinks to nothing at the full cache and cannot leave [0, 1]. It holds for
-text like the measured one: two texts on SmolLM2-135M differ by a factor of 1.3 to 2.3 in the loss.
+The interval vanishes at the full cache and stays within [0, 1]. It is valid for text similar to the
+measured text: two texts on SmolLM2-135M differ by a factor of 1.3 to 2.3 in the loss.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import hypot
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel._typing import Bools, Floats
-from perfmodel.acceptance.tokens import Acceptance
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
 REFERENCE_BUDGET_TOKENS = 512.0
-NUMBERS = (
-    "ceiling",
-    "level",
-    "context_exponent",
-    "budget_exponent",
-    "budget_offset",
-    "fullness_exponent",
-    "sigma",
-    "sigma_budget",
-    "sigma_context",
-    "sigma_lent",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptancePoint:
-    """One published α; `kv_budget_tokens` is None where the source does not state the budget."""
+    """One measured α; `kv_budget_tokens` is None if the source does not state the budget."""
 
     context_tokens: float
     kv_budget_tokens: float | None = None
@@ -73,11 +60,11 @@ class AcceptancePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptanceCurve:
-    """α over KV budget and context for one (target, draft, draft policy); see the module.
+    """α over KV budget and context for one (target, draft, draft policy); see the module docstring.
 
-    `origin` is "fitted" (on `points` of this very choice), "borrowed" (another target's, named in
+    `origin` is "fitted" (to `points` of this choice), "borrowed" (from the target named in
     `source`) or "identity" (a self-draft with the full cache). `context_range` and `budget_range`
-    are the tokens that the points span.
+    are the ranges of the points. [tokens]
     """
 
     target: str
@@ -102,33 +89,22 @@ class AcceptanceCurve:
 
     def __post_init__(self) -> None:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
-        for key in NUMBERS:
+        for key in (f.name for f in fields(self) if f.type == "float"):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0.0 <= value < np.inf:
-                raise ConfigError(f"{name}: {key}={value!r} must be a number of 0 or more")
+                raise ConfigError(f"{name}: {key}={value!r} must be a number of at least 0")
         if not 0.0 < self.ceiling <= 1.0:
             raise ConfigError(f"{name}: ceiling={self.ceiling!r} must be above 0 and at most 1")
         for low, high in (self.context_range, self.budget_range):
             if not 0.0 < low <= high:
-                raise ConfigError(f"{name}: the range {low!r} to {high!r} is empty")
+                raise ConfigError(
+                    f"{name}: {low!r} to {high!r} is not a valid range; use 0 < low <= high"
+                )
 
     def alpha(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Floats:
-        """α at a budget and a context.
+        """α in [0, ceiling] at a number of tokens that the draft reads, of all cached tokens.
 
-        Parameters
-        ----------
-        kv_budget_tokens, context_tokens : array, mutually broadcastable
-            Cached tokens that the draft reads; cached tokens in all. A budget at or above the
-            context means the full cache. [tokens]
-
-        Returns
-        -------
-        array of the broadcast shape, in [0, ceiling].
-
-        Raises
-        ------
-        ConfigError
-            If a budget or a context is not a positive number.
+        The arguments broadcast. A `ConfigError` is raised if one is not a positive number.
         """
         loss = acceptance_loss(
             kv_budget_tokens=kv_budget_tokens,
@@ -144,7 +120,7 @@ class AcceptanceCurve:
     def interval(
         self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike
     ) -> tuple[Floats, Floats]:
-        """The 90 % interval (low, high) of `alpha`, of the broadcast shape; see the module."""
+        """The 90 % interval (low, high) of `alpha`, with the broadcast shape."""
         loss = 1.0 - self.alpha(kv_budget_tokens=kv_budget_tokens, context_tokens=context_tokens)
         beyond_budget = _log_distance(kv_budget_tokens, self.budget_range)
         beyond_context = _log_distance(context_tokens, self.context_range)
@@ -156,28 +132,8 @@ class AcceptanceCurve:
         factor = np.exp(np.minimum(Z90 * np.sqrt(variance), 50.0))
         return 1.0 - np.minimum(loss * factor, 1.0), 1.0 - loss / factor
 
-    def measured(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Bools:
-        """Where budget and context lie inside the measured ranges (nowhere for a borrowed one)."""
-        outside = _log_distance(kv_budget_tokens, self.budget_range) + _log_distance(
-            context_tokens, self.context_range
-        )
-        return np.asarray((outside == 0.0) & (self.origin != Origin.BORROWED), dtype=np.bool_)
-
-    def acceptance(self, *, kv_budget_tokens: float, context_tokens: float) -> Acceptance:
-        """α with its interval, origin and source at one budget and context."""
-        at = {"kv_budget_tokens": kv_budget_tokens, "context_tokens": context_tokens}
-        low, high = self.interval(**at)
-        alpha = float(self.alpha(**at))
-        return Acceptance.from_alpha(
-            alpha,
-            low=min(alpha, float(low)),
-            high=max(alpha, float(high)),
-            origin=self.origin,
-            source=self.source,
-        )
-
     def borrowed_for(self, target: str) -> AcceptanceCurve:
-        """The same curve for a target that it was not measured on, with a wider interval."""
+        """The same curve for a target on which it was not measured, with a wider interval."""
         return replace(
             self,
             target=target,
@@ -197,10 +153,10 @@ def acceptance_loss(
     budget_offset: float = 0.0,
     fullness_exponent: float = 1.0,
 ) -> Floats:
-    """Share of the full-cache acceptance that a partial cache loses; the module's formula.
+    """Share of the full-cache acceptance that a partial cache loses; see the module docstring.
 
-    Budgets, contexts and the offset are tokens and broadcast; the result is clipped to [0, 1]. The
-    exponents are at least 0. `ConfigError` if a budget or context is not a positive number.
+    Budgets, contexts and the offset are in tokens and broadcast; the result is in [0, 1]. A
+    `ConfigError` is raised if a budget or a context is not a positive number.
     """
     budget = _check_tokens("kv_budget", kv_budget_tokens)
     context = _check_tokens("context", context_tokens)

@@ -1,9 +1,8 @@
-"""Acceptance: from the chance that a draft is accepted to the tokens that a round yields.
+"""Acceptance: from the probability that a draft is accepted to the tokens per round.
 
-Three figures are easily taken for one another; each has a name and a conversion:
-`alpha` (one draft is accepted, given that all before it were), `accepted_fraction` (accepted over
-proposed) and `accepted_drafts` (mean per round, without the target's token). Ω, in code
-`tokens_per_round`, is `accepted_drafts + 1`.
+Three quantities are easily confused: `alpha` (probability that a draft is accepted if all earlier
+ones were), `accepted_fraction` (accepted over proposed drafts) and `accepted_drafts` (mean per
+round, without the target's token). Ω, in code `tokens_per_round`, is `accepted_drafts + 1`.
 """
 
 from __future__ import annotations
@@ -19,30 +18,27 @@ from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 
-MOST_DRAFTS = 1024  # that the sums here take; a plan may ask for `specs.draft.MAX_GAMMA`
+MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `specs.draft.MAX_GAMMA`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """Per-position conditional acceptance: P(draft i accepted | all before it were).
+    """Conditional acceptance per position: P(draft i accepted | all earlier ones were).
+
+    Raises `ConfigError` if a value is not in [0, 1], or `alpha` is outside the interval.
 
     Attributes
     ----------
     per_position : tuple of float
-        One value per draft position, each in [0, 1]; the last holds for all later positions, so a
-        one-element tuple is the i.i.d. assumption.
+        One value in [0, 1] per draft position; the last one also applies to all later positions,
+        so a one-element tuple means i.i.d. acceptance.
     low, high : float
-        Ends of an interval on `alpha`, the mean of `per_position`; both equal it when no interval
-        is known. They act as additive bounds: `shifted(low - alpha)` is the pessimistic case.
+        Interval of `alpha`, the mean of `per_position`; both equal it if no interval is known.
+        `shifted(low - alpha)` is the pessimistic case.
     origin : Origin
         Given, measured, fitted, borrowed or identity.
     source : str
-        Model, text, temperature and citation, as far as they are known.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not a number in [0, 1], or the interval does not hold `alpha`.
+        Model, text, temperature and citation, if known.
     """
 
     per_position: tuple[float, ...]
@@ -56,16 +52,16 @@ class Acceptance:
             raise ConfigError("acceptance needs at least one value; give alpha or a list of them")
         for value in (*self.per_position, self.low, self.high):
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"acceptance {value!r} is not a probability; use 0 to 1")
+                raise ConfigError(f"acceptance={value!r} is not a probability; use 0 to 1")
         if not self.low <= self.alpha <= self.high:
             raise ConfigError(
-                f"acceptance interval {self.low:g} to {self.high:g} does not hold the mean "
+                f"acceptance interval {self.low:g} to {self.high:g} does not contain the mean "
                 f"acceptance {self.alpha:g}; widen it"
             )
 
     @property
     def alpha(self) -> float:
-        """Mean of `per_position`: α itself where acceptance is i.i.d."""
+        """Mean of `per_position`, which is α if acceptance is i.i.d."""
         if len(set(self.per_position)) == 1:
             return self.per_position[0]
         return float(np.mean(self.per_position))
@@ -80,7 +76,7 @@ class Acceptance:
         origin: Origin = Origin.GIVEN,
         source: str = "",
     ) -> Self:
-        """I.i.d. acceptance; the interval is `alpha` itself unless its ends are given."""
+        """I.i.d. acceptance; `low` and `high` default to `alpha`."""
         return cls(
             per_position=(float(alpha),),
             low=float(alpha if low is None else low),
@@ -93,53 +89,40 @@ class Acceptance:
     def from_per_position(
         cls, per_position: Sequence[float], *, origin: Origin = Origin.GIVEN, source: str = ""
     ) -> Self:
-        """One conditional acceptance per draft position; the last holds for all later ones."""
+        """One conditional acceptance per draft position; the last also applies to later ones."""
         values = tuple(float(value) for value in per_position)
         mean = values[0] if len(set(values)) == 1 else float(np.mean(values)) if values else 0.0
         return cls(per_position=values, low=mean, high=mean, origin=origin, source=source)
 
     @classmethod
-    def from_tokens_per_round(
-        cls, tokens: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
-        """The i.i.d. α that yields `tokens` per round of `gamma` drafts.
-
-        Raises
-        ------
-        ConfigError
-            If `tokens` is outside 1 to γ+1, or `gamma` is below 1.
-        """
+    def from_tokens_per_round(cls, tokens: float, gamma: int) -> Self:
+        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts."""
         _check_gamma(gamma, least=1)
         if not 1.0 <= tokens <= gamma + 1.0:
             raise ConfigError(
-                f"tokens_per_round={tokens:g} cannot come from gamma={gamma}; a round yields "
-                f"1 to {gamma + 1} tokens, the target's own included"
+                f"tokens_per_round={tokens:g} is not possible at gamma={gamma}; a round yields "
+                f"1 to {gamma + 1} tokens, including the target's token"
             )
-        alpha = float(alpha_for_tokens_per_round(tokens, gamma))
-        return cls.from_alpha(alpha, origin=origin, source=source)
+        return cls.from_alpha(float(alpha_for_tokens_per_round(tokens, gamma)))
 
     @classmethod
-    def from_accepted_fraction(
-        cls, fraction: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
+    def from_accepted_fraction(cls, fraction: float, gamma: int) -> Self:
         """The i.i.d. α at which `fraction` of the proposed drafts is accepted."""
         if not 0.0 <= fraction <= 1.0:
-            raise ConfigError(f"accepted_fraction={fraction!r} is not a share; use 0 to 1")
-        return cls.from_tokens_per_round(
-            1.0 + fraction * gamma, gamma, origin=origin, source=source
-        )
+            raise ConfigError(f"accepted_fraction={fraction!r} is not a fraction; use 0 to 1")
+        return cls.from_tokens_per_round(1.0 + fraction * gamma, gamma)
 
     @classmethod
-    def from_accepted_drafts(
-        cls, mean: float, gamma: int, *, origin: Origin = Origin.GIVEN, source: str = ""
-    ) -> Self:
-        """The i.i.d. α at which a round accepts `mean` drafts (the target's token left out)."""
+    def from_accepted_drafts(cls, mean: float, gamma: int) -> Self:
+        """The i.i.d. α at which a round accepts `mean` drafts, without the target's token."""
         if not 0.0 <= mean <= gamma:
-            raise ConfigError(f"accepted_drafts={mean!r} is outside 0 to gamma={gamma}")
-        return cls.from_tokens_per_round(1.0 + mean, gamma, origin=origin, source=source)
+            raise ConfigError(
+                f"accepted_drafts={mean!r} is not possible at gamma={gamma}; use 0 to {gamma}"
+            )
+        return cls.from_tokens_per_round(1.0 + mean, gamma)
 
     def shifted(self, delta: float) -> Self:
-        """Every position moved by `delta`, clipped to [0, 1]; a point value, without interval."""
+        """Every position moved by `delta` and clipped to [0, 1], without an interval."""
         moved = [min(1.0, max(0.0, value + delta)) for value in self.per_position]
         return self.from_per_position(moved, origin=self.origin, source=self.source)
 
@@ -148,26 +131,12 @@ class Acceptance:
 
 
 def tokens_per_round(acceptance: Acceptance | Sequence[float], gamma: ArrayLike) -> Floats:
-    """Ω: mean tokens that a round of `gamma` drafts yields, the target's own token included.
+    """Ω: mean tokens per round of `gamma` drafts, including the target's token.
 
     Ω = Σ_{k=0..γ} Π_{i<k} α_i (Leviathan et al. 2023, eq. 1, for α that varies by position). The
-    sum is taken term by term, which is stable at α = 1 where the closed form is 0/0.
-
-    Parameters
-    ----------
-    acceptance : Acceptance or sequence of float
-        Conditional acceptance per position; the last value holds for all later ones.
-    gamma : array
-        Drafts per round, whole numbers of any shape. [1]
-
-    Returns
-    -------
-    array of the shape of `gamma`; 1 at γ = 0, at most γ+1.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    sum is stable at α = 1, where the closed form is 0/0. The result has the shape of `gamma`.
+    Raises `ConfigError` if a value is not in [0, 1] or `gamma` is negative, fractional or above
+    1,024.
     """
     rounds = _check_gamma(gamma)
     deepest = int(rounds.max(initial=0))
@@ -177,15 +146,10 @@ def tokens_per_round(acceptance: Acceptance | Sequence[float], gamma: ArrayLike)
 
 
 def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
-    """Ω for i.i.d. acceptance, `alpha` and `gamma` broadcast: (1 - α^(γ+1)) / (1 - α).
+    """Ω = (1 - α^(γ+1)) / (1 - α) for i.i.d. acceptance; `alpha` and `gamma` broadcast.
 
-    Evaluated by Horner's rule on 1 + α + ... + α^γ: exact at γ = 0, α = 0 and α = 1, and never
-    falling in α even in the last digit.
-
-    Raises
-    ------
-    ConfigError
-        If `alpha` is not in [0, 1] or `gamma` is negative, fractional or above 1,024.
+    Evaluated as 1 + α + ... + α^γ by Horner's rule, which is exact at γ = 0, α = 0 and α = 1, and
+    non-decreasing in α. Raises a `ConfigError` as `tokens_per_round` does.
     """
     chance = _check_alpha(alpha)
     rounds = _check_gamma(gamma)
@@ -198,7 +162,7 @@ def tokens_per_round_iid(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
 
 
 def accepted_distribution(acceptance: Acceptance | Sequence[float], gamma: int) -> Floats:
-    """P(exactly k drafts accepted), k = 0 ... γ: shape (γ+1,), summing to 1."""
+    """P(exactly k drafts accepted) for k = 0 ... γ, of shape (γ+1,)."""
     _check_gamma(gamma)
     chances = _extended(_positions(acceptance), gamma)
     reached = np.concatenate([[1.0], np.cumprod(chances)])
@@ -208,25 +172,18 @@ def accepted_distribution(acceptance: Acceptance | Sequence[float], gamma: int) 
 def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
     """The i.i.d. α at which a round yields `tokens`: the inverse of `tokens_per_round_iid`.
 
-    With `tokens = round_s / target_step_s` this is the break-even α. The polynomial is convex and
-    increasing in α, so Newton's steps from an upper bound fall onto the root without overshoot.
+    With `tokens = round_s / target_step_s` this is the break-even α. Ω is convex and increasing in
+    α, so Newton's method converges from an upper bound without overshooting.
 
-    Parameters
-    ----------
-    tokens, gamma : array, mutually broadcastable
-        Tokens per round wanted; drafts per round. [1]
-
-    Returns
-    -------
-    array of the broadcast shape: 0 where `tokens` is at most 1, inf where it exceeds γ+1 (no α
-    yields it), NaN where `tokens` is NaN (a masked point).
+    The arguments broadcast. The result is 0 where `tokens` is at most 1, inf where it exceeds γ+1,
+    which no α yields, and NaN where it is NaN.
     """
     rounds = _check_gamma(gamma)
     wanted, rounds = np.broadcast_arrays(np.asarray(tokens, dtype=np.float64), rounds)
     solvable = (wanted > 1.0) & (wanted <= rounds + 1.0)
     target = np.where(solvable, wanted, 1.0)
     power = 2.0 / np.maximum(rounds, 1)
-    # 1 + α <= Ω, and (γ+1) α^(γ/2) <= Ω by the inequality of means: both bound α from above.
+    # 1 + α <= Ω, and (γ+1) α^(γ/2) <= Ω by the inequality of means; both bound α from above.
     alpha = np.minimum(target - 1.0, (target / (rounds + 1.0)) ** power)
     for _ in range(64):
         value, slope = _horner(alpha, rounds)
@@ -239,7 +196,7 @@ def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
 
 
 def _horner(alpha: Floats, gamma: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Ω and its derivative by α, at arrays of equal shape."""
+    """Ω and its derivative with respect to α, for arrays of equal shape."""
     value, slope = np.ones(alpha.shape), np.zeros(alpha.shape)
     for k in range(int(gamma.max(initial=0))):
         more = k < gamma
@@ -253,7 +210,7 @@ def _positions(acceptance: Acceptance | Sequence[float]) -> Floats:
         return np.asarray(acceptance.per_position, dtype=np.float64)
     values = _check_alpha(acceptance)
     if values.ndim != 1 or not values.size:
-        raise ConfigError("per-position acceptance must be a list of one value or more")
+        raise ConfigError("per-position acceptance must be a list of at least one value")
     return values
 
 

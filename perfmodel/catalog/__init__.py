@@ -1,7 +1,7 @@
-"""The catalog: GPUs, machines and models, read from the TOML files of its folders.
+"""The catalog: GPUs, machines and models, read from the TOML files in its folders.
 
-A figure there cannot exist without unit and source (`_schema.py`); files are read one at a time,
-when asked for, and once. Any other dense model comes by the path of its `config.json`.
+Every figure in it has a unit and a source (`_schema.py`). Each file is read once, when it is first
+needed. Other dense models are read from their `config.json`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from perfmodel.catalog._schema import (
     parse_toml,
     read,
 )
-from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.errors import ConfigError, printable, shown, unknown_name
 from perfmodel.specs.gpu import GPU, Link, Machine
-from perfmodel.specs.hf_config import from_hf_config, one_line, shown
+from perfmodel.specs.hf_config import from_hf_config
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
@@ -36,23 +36,17 @@ from perfmodel.specs.model import ModelSpec
 
 
 def gpu(name: str) -> GPU:
-    """The GPU of that name, in any case.
-
-    Raises
-    ------
-    ConfigError
-        If the catalog lacks it; the nearest names are suggested.
-    """
+    """The GPU with that name, in upper or lower case; `ConfigError` if it is unknown."""
     return _gpu(_known(name, "GPU", gpu_names()))
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Every GPU of the catalog, sorted."""
+    """The names of all GPUs, sorted."""
     return names("gpus")
 
 
 def default_machine(gpu_name: str) -> Machine:
-    """The machine that a GPU is usually found in; errors as `gpu`."""
+    """The machine in which a GPU is usually found; `ConfigError` if the GPU is unknown."""
     return machine(table("gpus", _known(gpu_name, "GPU", gpu_names()))["default_machine"])
 
 
@@ -76,20 +70,18 @@ class _GpuFile(Table):
 
 
 def gpu_from_toml(content: str, *, where: str) -> GPU:
-    """A GPU from its catalog file.
+    """A GPU from the content of its catalog file.
 
-    Raises
-    ------
-    ConfigError
-        If the content is not TOML, lacks a figure, holds an unknown key or unit, or states a figure
-        without unit or source; `where` names the file in the message.
+    Raises `ConfigError` if the content is not TOML, lacks a figure, has an unknown key or unit, or
+    states a figure without unit or source; `where` is the file named in the message.
     """
     file = read(_GpuFile, parse_toml(content, where), where)
     curves = file.efficiency
     if (curves.origin == Origin.FITTED) != (curves.of == file.name):
         raise ConfigError(
-            f"{where}: efficiency.origin={shown(str(curves.origin))} does not hold for {file.name} "
-            f"with the curves of {curves.of}"
+            f"{where}: efficiency.origin={shown(str(curves.origin))} contradicts "
+            f"efficiency.of={shown(curves.of)}; curves are fitted if they were measured on "
+            f"the GPU itself, otherwise extrapolated"
         )
     sources = (value.source for _, value in file if isinstance(value, Figure))
     return GPU(
@@ -117,12 +109,12 @@ def _gpu(name: str) -> GPU:
 
 
 def machine(name: str) -> Machine:
-    """The machine of that name, in any case; errors as `gpu`."""
+    """The machine with that name, in upper or lower case; `ConfigError` if it is unknown."""
     return _machine(_known(name, "machine", machine_names()))
 
 
 def machine_names() -> tuple[str, ...]:
-    """Every machine of the catalog, sorted."""
+    """The names of all machines, sorted."""
     return names("machines")
 
 
@@ -139,7 +131,7 @@ class _MachineFile(Table):
 
 
 def machine_from_toml(content: str, *, where: str) -> Machine:
-    """A machine from its catalog file, with its GPU from the catalog; errors as `gpu_from_toml`."""
+    """A machine from the content of its catalog file; errors as in `gpu_from_toml`."""
     file = read(_MachineFile, parse_toml(content, where), where)
     bandwidth = file.link.bandwidth
     return Machine(
@@ -160,16 +152,11 @@ def _machine(name: str) -> Machine:
 
 
 def model(name_or_hub_id_or_path: str) -> ModelSpec:
-    """The model of that catalog name or hub id (in any case), or of that `config.json`.
+    """A model by its catalog name, its hub id, or the path of its `config.json` or directory.
 
-    A path is that of the file or of its directory; a catalog name wins over a directory of the
-    same name, which is reached as `./name`. Paths are read anew on every call.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither such a model nor such a file, or the file is not the config of a
-        supported model.
+    Names and ids may be in upper or lower case. A catalog name takes precedence over a directory of
+    the same name; write `./name` for the directory. Files are read again on every call. Raises
+    `ConfigError` if neither such a model nor such a file exists, or the model is not supported.
     """
     wanted = name_or_hub_id_or_path
     if wanted.lower() in model_names():
@@ -179,28 +166,30 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     if _is_path(wanted):
         path = Path(wanted)
         config = read_hf_config(path)
-        holder = path.parent if path.name == "config.json" else path
-        name = one_line(holder.resolve().name.removesuffix(".json"))
-        return replace(from_hf_config(config, name=name), source=one_line(wanted))
-    raise unknown_name("model", one_line(wanted), model_names())
+        folder = path.parent if path.name == "config.json" else path
+        name = printable(folder.resolve().name.removesuffix(".json"))
+        return replace(from_hf_config(config, name=name), source=printable(wanted))
+    raise unknown_name("model", printable(wanted), model_names())
 
 
 def model_names() -> tuple[str, ...]:
-    """Every model of the catalog, sorted."""
+    """The names of all models, sorted."""
     return names("models")
 
 
 class _ModelFile(Table):
     name: Text
     hub_ids: Annotated[list[Text], Field(min_length=1)]
-    tokenizer: Text  # models of one tokenizer can draft for each other
+    tokenizer: Text  # models with the same tokenizer can draft for each other
     source: Text
-    null_fields: tuple[Text, ...] = ()  # of `config`: those that are null, which TOML cannot write
+    null_fields: tuple[
+        Text, ...
+    ] = ()  # fields of `config` that are null, which TOML cannot express
     config: dict[str, Any]  # the model's `config.json`
 
 
 def model_from_toml(content: str, *, where: str) -> ModelSpec:
-    """A model from its catalog file; errors as `gpu_from_toml`, and those of `from_hf_config`."""
+    """A model from its catalog file; errors as in `gpu_from_toml` and `from_hf_config`."""
     file = read(_ModelFile, parse_toml(content, where), where)
     return replace(
         from_hf_config(file.config | dict.fromkeys(file.null_fields), name=file.name),
@@ -217,13 +206,15 @@ def _model(name: str) -> ModelSpec:
 
 @cache
 def _hub_ids() -> dict[str, str]:
-    """Catalog name of every hub id, in lower case; an id of two models is refused."""
+    """The catalog name of every hub id, in lower case."""
     owners: dict[str, str] = {}
     for name in model_names():
         where = f"models/{name}.toml"
         for hub_id in read(_ModelFile, table("models", name), where).hub_ids:
             if hub_id.lower() in owners:
-                raise ConfigError(f"{where}: hub id {hub_id} is also of {owners[hub_id.lower()]}")
+                raise ConfigError(
+                    f"{where}: hub id {hub_id} also belongs to {owners[hub_id.lower()]}"
+                )
             owners[hub_id.lower()] = name
     return owners
 
@@ -233,7 +224,7 @@ def _is_path(name: str) -> bool:
         return True
     try:
         return bool(name) and Path(name).is_dir()
-    except OSError:  # too long for a file name: no path
+    except OSError:  # too long for a file name
         return False
 
 
@@ -242,5 +233,5 @@ def _is_path(name: str) -> bool:
 
 def _known(name: str, kind: str, known: tuple[str, ...]) -> str:
     if name.lower() not in known:
-        raise unknown_name(kind, one_line(name), known)
+        raise unknown_name(kind, printable(name), known)
     return name.lower()

@@ -1,4 +1,4 @@
-"""The reader of a `config.json`: one JSON object in plain UTF-8, or one line that says why not."""
+"""Read a `config.json`, which must be one JSON object in plain UTF-8."""
 
 from __future__ import annotations
 
@@ -7,42 +7,39 @@ from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
-from perfmodel.errors import ConfigError
-from perfmodel.specs.hf_config import one_line, shown
+from perfmodel.errors import ConfigError, printable, shown
 
 MAX_CONFIG_BYTES = 1_000_000
-# Files beside a config.json that quantised checkpoints state their format in.
+# Files next to config.json in which quantised checkpoints state their format.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:
-    """The fields of a `config.json`, given its path or that of the directory that holds it.
+    """The fields of a `config.json`, given its path or that of its directory.
 
-    A quantisation that a file beside it states counts as `quantization_config`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, it exceeds `MAX_CONFIG_BYTES`, or it is not one JSON object in
-        UTF-8, without byte order mark, with distinct keys and finite numbers.
+    If a file next to it states a quantisation, the result has a `quantization_config`. Raises
+    `ConfigError` if the file does not exist, exceeds `MAX_CONFIG_BYTES`, or is not one JSON object
+    in UTF-8 without byte order mark, with distinct keys and finite numbers.
     """
-    where = one_line(str(path))
+    where = printable(str(path))
     text = _read_text(path, where)
     try:
         config = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"{error.msg}, line {error.lineno} column {error.colno}"
-        raise ConfigError(f"{where}: not valid JSON ({one_line(place)})") from error
+        raise ConfigError(f"{where}: not valid JSON ({printable(place)})") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply for a config.json") from error
     except ValueError as error:
-        raise ConfigError(f"{where}: {one_line(str(error))}") from error
+        raise ConfigError(f"{where}: {printable(str(error))}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{where}: a config.json is an object of fields, not {shown(config)}")
+        raise ConfigError(
+            f"{where}: a config.json must be an object of fields, not {shown(config)}"
+        )
     folder = path if path.is_dir() else path.parent
     for file in QUANTIZATION_FILES:
         if (folder / file).is_file() and (path.is_dir() or path.name == "config.json"):
-            config["quantization_config"] = f"of {file}"
+            config["quantization_config"] = f"from {file}"
     return config
 
 
@@ -50,23 +47,23 @@ def _read_text(path: Path, where: str) -> str:
     try:
         file = path / "config.json" if path.is_dir() else path
         if not file.is_file():
-            raise ConfigError(f"{where}: no config.json there; give its path or its directory")
+            raise ConfigError(f"{where}: no config.json found; give its path or its directory")
         with file.open("rb") as stream:
             content = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     if len(content) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{where}: over {MAX_CONFIG_BYTES:,} bytes; a config.json is a few kB")
+        raise ConfigError(f"{where}: too large for a config.json (over {MAX_CONFIG_BYTES:,} bytes)")
     if content.startswith(BOM_UTF8):
         raise ConfigError(
-            f"{where}: begins with a byte order mark, which transformers refuses; save it as plain "
-            f"UTF-8"
+            f"{where}: begins with a byte order mark, which transformers refuses; save it as "
+            f"plain UTF-8"
         )
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{where}: not UTF-8 text (byte {error.start}); is it weights?"
+            f"{where}: not UTF-8 text (byte {error.start}); check that it is a config.json"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Read TOML: the files of the catalog by kind and name, and files that a user names."""
+"""Read TOML files: those of the catalog by kind and name, and those of users by path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_FILE_BYTES = 1_000_000
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """Names in a folder such as "gpus" or "efficiency/h200", without ending, sorted."""
+    """Sorted file names, without suffix, of a folder such as "gpus" or "efficiency/h200"."""
     entries = (entry.name for entry in files(__package__).joinpath(kind).iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in entries if name[0] not in "._"))
 
@@ -31,12 +31,9 @@ def table(kind: str, name: str) -> dict[str, Any]:
 
 
 def user_table(path: str | Path, kind: str) -> dict[str, Any]:
-    """The entries of a TOML file that a user names; `kind` says what it should hold.
+    """The entries of a user's TOML file; `kind` says in messages what it should contain.
 
-    Raises
-    ------
-    ConfigError
-        If the file is missing, too large, not UTF-8 or not TOML.
+    Raises `ConfigError` if the file is missing, too large, not UTF-8 or not TOML.
     """
     try:
         with Path(path).open("rb") as file:
@@ -45,11 +42,13 @@ def user_table(path: str | Path, kind: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a path with a null byte
+    except ValueError as error:  # the path contains a null byte
         raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not {kind}")
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; check that it is {kind}")
     try:
         return parse_toml(data.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from error

@@ -1,10 +1,10 @@
-"""Checked reading of TOML: no unknown key, no figure without unit and source, one line per fault.
+"""Read and check TOML tables: unknown keys are refused, and figures need a unit and a source.
 
 A figure is an inline table, so that its unit and its source cannot be left out:
 
     hbm_bandwidth = { value = 2.039, unit = "TB/s", source = "NVIDIA A100 80GB datasheet, 2021" }
 
-Tables that fill a dataclass take their schema from it (`build`).
+A table that fills a dataclass takes its schema from that dataclass (`build`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from pydantic import (
 )
 
 from perfmodel._typing import Floats
-from perfmodel.errors import ConfigError, unknown_name
-from perfmodel.specs.hf_config import one_line, shown
+from perfmodel.errors import ConfigError, fault_reason, printable, shown, unknown_name
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
 
@@ -46,13 +45,13 @@ def _numbers(value: Any) -> Floats:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError("must be numbers, in rows of one length") from error
+        raise ValueError("must contain numbers in rows of equal length") from error
 
 
 def _knots(value: Any) -> Floats:
     knots = _numbers(value)
     if knots.ndim != 1 or not knots.size or knots[0] <= 0 or np.any(np.diff(knots) <= 0):
-        raise ValueError("must be positive and rise")
+        raise ValueError("must be a list of increasing positive numbers")
     return knots
 
 
@@ -61,7 +60,7 @@ Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict(), StringConstraints(pattern=r"\S")]
 Numbers = Annotated[Any, PlainValidator(_numbers)]
 Knots = Annotated[Any, PlainValidator(_knots)]
-# What a field of a dataclass accepts in its file; of other types, what was built before.
+# What a dataclass field accepts in a file, by its type; other types hold values already built.
 _KINDS: dict[Any, Any] = {
     float: Number,
     int: Whole,
@@ -76,13 +75,13 @@ _KINDS: dict[Any, Any] = {
 
 
 class Table(BaseModel):
-    """A table of a catalog file: its keys and no others."""
+    """A table of a catalog file, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Figure(Table):
-    """A positive number with its unit and the document that states it; `si` is without unit."""
+    """A positive number with its unit and its source document; `si` is its value in SI units."""
 
     units: ClassVar[dict[str, float]] = {}
 
@@ -96,14 +95,14 @@ class Figure(Table):
         if not isinstance(stated, dict):
             unit = next(iter(cls.units))
             example = f'{{ value = ..., unit = "{unit}", source = "..." }}'
-            raise ValueError(f"has no unit and no source; write {example}")
+            raise ValueError(f"needs a unit and a source; write {example}")
         return stated
 
     @field_validator("unit")
     @classmethod
     def _of_dimension(cls, unit: str) -> str:
         if unit not in cls.units:
-            raise ValueError(f"unknown unit; use one of {', '.join(cls.units)}")
+            raise ValueError(f"must be one of {', '.join(cls.units)}")
         return unit
 
     @property
@@ -141,27 +140,19 @@ class Count(Figure):
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The entries of a TOML document.
 
-    Raises
-    ------
-    ConfigError
-        If `text` is malformed or nested too deeply; `where` names the file in the message.
+    Raises `ConfigError` if `text` is malformed or nested too deeply; `where` is the file named in
+    the message.
     """
     try:
         return tomllib.loads(text)
-    except ValueError as error:  # also a number of thousands of digits
-        raise ConfigError(f"{where}: not valid TOML: {one_line(str(error))}") from error
+    except ValueError as error:  # malformed, or a number with thousands of digits
+        raise ConfigError(f"{where}: not valid TOML: {printable(str(error))}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
 
 
 def read(schema: type[_Schema], entries: Mapping[str, Any], where: str) -> _Schema:
-    """The entries as their schema.
-
-    Raises
-    ------
-    ConfigError
-        In one line: `where`, the key, its value and the reason.
-    """
+    """The entries as an instance of their schema; a `ConfigError` says what does not match."""
     try:
         return schema.model_validate(entries)
     except ValidationError as error:
@@ -174,17 +165,15 @@ def build(
     where: str,
     scaled: Mapping[str, tuple[str, float]] | None = None,
 ) -> _Row:
-    """An instance of a dataclass whose fields are the keys of a table.
+    """An instance of a dataclass, from a table whose keys are its fields.
+
+    Raises `ConfigError` if the table does not match the dataclass, or the dataclass refuses its
+    values.
 
     Parameters
     ----------
     scaled : mapping, optional
-        By the ending of a field in SI units: the ending of its key, and the unit of that.
-
-    Raises
-    ------
-    ConfigError
-        As `read`; also if the dataclass refuses its values.
+        For the suffix of a field in SI units, the suffix of its key and the unit of that key.
     """
     keys = {field.name: _key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
     checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)
@@ -205,7 +194,7 @@ def build_rows(
     where: str,
     scaled: Mapping[str, tuple[str, float]] | None = None,
 ) -> tuple[_Row, ...]:
-    """As `build`, of each table of a list."""
+    """`build` for each table of a list."""
     if not isinstance(entries, list | tuple) or not all(isinstance(e, dict) for e in entries):
         raise ConfigError(f"{where} must be a list of tables")
     return tuple(build(row, each, f"{where}[{i}]", scaled) for i, each in enumerate(entries))
@@ -235,7 +224,7 @@ def _schema_of(row: Any, keys: tuple[str, ...]) -> type[BaseModel]:
 
 
 def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> str:
-    """One fault in one line: where, the key, its value and the reason; a misspelt key first."""
+    """One fault as one line: the file, the key, its value and the reason; unknown keys first."""
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     *parents, key = first["loc"] or ("",)
@@ -243,14 +232,13 @@ def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> s
     prefix = f"{where}: " if where else ""
     if first["type"] == "extra_forbidden":
         inside = f"{_path(tuple(parents))}: " if parents else ""
-        return f"{prefix}{inside}{unknown_name('key', one_line(str(key)), _known(schema, parents))}"
+        return (
+            f"{prefix}{inside}{unknown_name('key', printable(str(key)), _known(schema, parents))}"
+        )
     if first["type"] == "missing":
         return f"{prefix}{path} is missing; add it"
-    why = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "string_pattern_mismatch":
-        why = "must be text that is not empty"
-    value = f"{path}={shown(first['input'])}: " if path else ""
-    return f"{prefix}{value}{why[0].lower()}{why[1:]}"
+    value = f"{path}={shown(first['input'])} is not valid: it " if path else ""
+    return f"{prefix}{value}{fault_reason(first)}"
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -259,7 +247,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 def _known(schema: type[BaseModel], parents: list[int | str]) -> list[str]:
-    """Keys of the table at this place of a schema."""
+    """The valid keys of the table at this place of a schema."""
     for parent in parents:
         if isinstance(parent, str):
             kind = schema.model_fields[parent].annotation

@@ -1,9 +1,9 @@
-"""Choose the acceptance curve of a draft: the user's, the catalog's, or the nearest model's."""
+"""Find the acceptance curve of a draft: the user's, the catalog's, or that of a similar target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,30 @@ from perfmodel.errors import ConfigError
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.labels import Origin
 
-DEFAULT_LENDER = "llama-3.1-8b"  # the target measured over the widest range of contexts
+DEFAULT_LENDER = "llama-3.1-8b"  # the target that was measured over the widest range of contexts
 LENDABLE_POLICIES = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
 
 
 def acceptance_curve(
     target: str, draft: str, draft_policy: str, users: tuple[AcceptanceCurve, ...] = ()
 ) -> AcceptanceCurve | None:
-    """The curve for a choice of draft, or None where nothing like it was measured.
+    """The acceptance curve of a draft choice, or None if its acceptance is unknown.
 
     Parameters
     ----------
     target, draft, draft_policy : str
-        Catalog names; `draft` is a model, or "self" (the name of the target means the same).
+        Catalog names; `draft` is a model, or "self" (equivalent to the target's name).
     users : tuple of AcceptanceCurve, optional
-        The user's curves, which come before the catalog's: one of this draft and policy is used,
-        and borrowed where it was measured on another target.
+        The user's curves, which take precedence over the catalog's. A curve with this draft and
+        policy is borrowed if it was measured on another target.
 
     Returns
     -------
     AcceptanceCurve or None
-        The fitted curve if this choice was measured. For a self-draft: the identity under policy
-        "full", and under "streamingllm" or "snapkv" the curve of the nearest measured target
-        (most leading parts of the name in common, else Llama-3.1-8B), with origin "borrowed" and
-        a wider interval. None for everything else: standalone pairs are never guessed.
+        The fitted curve, if this choice was measured. Otherwise, for a self-draft, the identity
+        with policy "full", and with "streamingllm" or "snapkv" the curve of the most similar
+        measured target (by the leading parts of its name, otherwise Llama-3.1-8B), with origin
+        "borrowed" and a wider interval. None for standalone drafts that were not measured.
     """
     draft = "self" if draft == target else draft
     matching = [c for c in users if (c.draft, c.draft_policy) == (draft, draft_policy)]
@@ -50,49 +50,25 @@ def acceptance_curve(
 
 
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
-    """Every curve of the catalog, sorted by target, draft and policy."""
+    """All curves of the catalog, sorted by target, draft and policy."""
     return tuple(_load(name) for name in names("acceptance"))
 
 
 def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
-    """The one curve that a TOML text holds; `name` is the file's name, for the message.
-
-    Raises
-    ------
-    ConfigError
-        If the text is not TOML, or a key is unknown, missing or out of range.
-    """
+    """The curve in a TOML text; `name` is the file's name in the message of a `ConfigError`."""
     return _curve_of_table(parse_toml(text, name), name)
 
 
 def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:
-    """The curves of a user's file: one as in the catalog, or several under `[[curves]]`.
+    """The curves of a user's file: one, as in the catalog, or several under `[[curves]]`.
 
-    Raises
-    ------
-    ConfigError
-        In one line: no such file, not TOML, or a curve that does not hold.
+    Raises `ConfigError` if the file cannot be read, is not TOML, or contains an invalid curve.
     """
     entries = user_table(path, "acceptance curves")
     listed = entries.get("curves", [entries])
     if not isinstance(listed, list) or not listed or not all(isinstance(c, dict) for c in listed):
         raise ConfigError(f"{path}: curves must be a list of tables, [[curves]]")
     return tuple(_curve_of_table(curve, str(path)) for curve in listed)
-
-
-def users_curves(path: str) -> tuple[AcceptanceCurve, ...]:
-    """As `read_acceptance_curves`, read again only after the file has changed."""
-    try:
-        about = Path(path).stat()
-        changed = (about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError):
-        changed = (0, 0)
-    return _read_at(path, changed)
-
-
-@lru_cache(maxsize=16)
-def _read_at(path: str, changed: tuple[int, int]) -> tuple[AcceptanceCurve, ...]:
-    return read_acceptance_curves(path)
 
 
 def _curve_of_table(entries: Mapping[str, Any], where: str) -> AcceptanceCurve:
@@ -148,7 +124,7 @@ def _borrowed(target: str, draft_policy: str) -> AcceptanceCurve:
 
 
 def _shared_parts(one: str, other: str) -> int:
-    """Leading parts that two model names share: 2 for llama-3.1-8b and llama-3.1-70b."""
+    """The number of leading name parts in common: 2 for llama-3.1-8b and llama-3.1-70b."""
     shared = 0
     for a, b in zip(one.split("-"), other.split("-"), strict=False):
         if a != b:

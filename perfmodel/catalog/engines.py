@@ -1,4 +1,4 @@
-"""Engine profiles: `catalog/engines/*.toml`, read into `EngineProfile`."""
+"""Read the engine profiles of `catalog/engines/*.toml`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
 
-# How the keys of a file end, by the ending of the field in SI units.
+# For the suffix of a field in SI units, the suffix of its key in a file and the unit of that key.
 _UNITS = {"_s": ("_us", US), "_bytes": ("_GB", GB)}
 
 
@@ -28,22 +28,17 @@ def engine_names() -> list[str]:
 def engine_profile(
     name: str, gpu: GPU | None = None, *, curves_of: str | None = None
 ) -> EngineProfile:
-    """The profile `name`, with the values it holds for this GPU, or for none in particular.
+    """The profile `name` with its values for `gpu`, or with its general values.
 
-    Where the engine was not measured on the GPU, the values of one of its architecture are
-    transferred: of the one whose kernel tables serve it, if it is among them, else of the first in
-    the file. Their curves go with them (`measured_on`).
+    If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
+    same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
+    GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
+    with an unknown key, or if the engine was not measured on `curves_of`.
 
     Parameters
     ----------
     curves_of : str, optional
-        The measured GPU to transfer from, even where the GPU itself was measured.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown engine, a file with an unknown key, or a GPU of `curves_of` on which the
-        engine was not measured.
+        The measured GPU to transfer from, even if `gpu` was measured too.
     """
     if name not in engine_names():
         raise unknown_name("engine", name, engine_names())
@@ -51,7 +46,7 @@ def engine_profile(
     per_gpu, per_architecture = values.pop("gpu", {}), values.pop("architecture", {})
     if curves_of is not None and curves_of not in per_gpu:
         known = ", ".join(per_gpu) or "none"
-        raise ConfigError(f"engine {name} was not measured on {curves_of!r}; measured: {known}")
+        raise ConfigError(f"engine {name} was not measured on {curves_of!r}; use one of {known}")
     if gpu is None:
         return profile_from_table(values, file=where)
     measured = curves_of or _nearest_measured(gpu, list(per_gpu))
@@ -65,7 +60,7 @@ def engine_profile(
 
 
 def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:
-    """The GPU itself, the one whose kernel tables it takes, or the first of its architecture."""
+    """The GPU itself, the one whose kernel tables it uses, or the first of its architecture."""
     for name in (gpu.name, gpu.efficiency):
         if name in measured:
             return name
@@ -74,11 +69,8 @@ def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:
 
 
 def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfile:
-    """One profile from a flat table whose keys carry their units, such as `kernel_gap_us`.
+    """A profile from a flat table whose keys state their units, such as `kernel_gap_us`.
 
-    Raises
-    ------
-    ConfigError
-        If a key is unknown, missing or of the wrong type; `file` names the file in the message.
+    A `ConfigError` names `file` and the key that is unknown, missing or of the wrong type.
     """
     return build(EngineProfile, entries, file, _UNITS)

@@ -1,4 +1,4 @@
-"""Kernel curves: `catalog/efficiency/GPU/*.toml`, read into `Efficiency`."""
+"""Read the kernel curves of `catalog/efficiency/GPU/*.toml`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves
+from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU
 from perfmodel.units import GB, US
 
-# The runtime runs FlashInfer's kernel with its own schedule; where that was not measured, theirs.
+# The runtime uses FlashInfer's kernel; where its schedule was not measured, FlashInfer's is used.
 _ATTENTION_LIKE = {"specroof": "flashinfer"}
 
 
@@ -40,29 +40,24 @@ def efficiency(
     measured_on: str = "",
     gpu: str = "",
 ) -> Efficiency:
-    """The curves of catalog folder `name`, with attention by the named kernel library.
+    """The curves of a catalog folder, for the given kernel libraries.
+
+    Raises `ConfigError` if the folder does not exist.
 
     Parameters
     ----------
     name : str
-        A folder of `catalog/efficiency/`, as `GPU.efficiency` states it.
+        A folder of `catalog/efficiency/` (`GPU.efficiency`).
     attention_kernels : str
-        "vllm"; "flashinfer", vLLM's measured kernels with what FlashInfer schedules otherwise; or
-        "specroof", the runtime's own where they were measured, else as "flashinfer".
+        "vllm"; "flashinfer", which is vLLM's measured kernels with FlashInfer's scheduling; or
+        "specroof", the runtime's kernels where they were measured, otherwise as "flashinfer".
     linear_kernels : str
-        "library", or "specroof": the runtime's own products, and sums over ranks, where they
-        were measured.
+        "library", or "specroof": the runtime's GEMMs and all-reduces where they were measured.
     measured_on : str
-        The GPU whose kernels were timed with the engine, as `EngineProfile.measured_on` states it:
-        products and attention are that GPU's, transferred to `gpu`. Sums over ranks stay those of
-        `name`.
+        The GPU whose GEMM and attention curves are transferred to `gpu`
+        (`EngineProfile.measured_on`). Collectives remain those of `name`.
     gpu : str
         The GPU that the curves are for.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such folder.
     """
     kernels = measured_on or name
     library = measured_attention(kernels, attention_kernels)
@@ -83,7 +78,7 @@ def efficiency(
 
 
 def measured_attention(name: str, attention_kernels: str) -> str:
-    """The kernel library whose attention curve serves `attention_kernels` on this GPU."""
+    """The kernel library whose attention curve is used for `attention_kernels` on this GPU."""
     if f"attention-{attention_kernels}" in _files_of(name):
         return attention_kernels
     return _ATTENTION_LIKE.get(attention_kernels, attention_kernels)
@@ -100,7 +95,7 @@ def _table(name: str, file: str) -> dict[str, Any]:
 
 
 def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
-    """The GPU's table, with the keys replaced that were measured with an engine's kernels."""
+    """The GPU's table, in which keys measured with an engine's kernels replace the library's."""
     file = f"{kind}-{kernels}"
     return _table(name, kind) | (_table(name, file) if file in _files_of(name) else {})
 
@@ -109,19 +104,19 @@ def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
 
 
 def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> AttentionCurve:
-    """The curve of a parsed attention file: with `[[blocks]]` scheduled, else a library's.
+    """The curve of a parsed attention file: `ScheduledAttention` if it has `[[blocks]]`.
 
-    Raises
-    ------
-    ConfigError
-        If a key is unknown or missing, knots do not rise, or a shape does not match its knots.
+    Raises `ConfigError` if a key is unknown or missing, knots do not increase, or a shape does not
+    match its knots.
     """
-    body = {key: value for key, value in entries.items() if key != "residuals"}  # for people
+    body = {
+        key: value for key, value in entries.items() if key != "residuals"
+    }  # only documentation
     blocks = build_rows(BlockTable, body.pop("blocks", ()), f"{where}: blocks")
     for kind, row in (("decode", DecodeTable), ("prefill", PrefillTable)):
         body[kind] = build_rows(row, body.get(kind, ()), f"{where}: {kind}")
         if not body[kind]:
-            raise ConfigError(f"{where}: needs a [[{kind}]] per head dimension")
+            raise ConfigError(f"{where}: needs one [[{kind}]] table per head dimension")
     library = build(LibraryAttention, body, where)
     if not blocks:
         return library
@@ -150,30 +145,31 @@ class _GemmTable(Table):
     m: Knots
     n: Knots
     k: Knots
-    time_over_roofline_per_mille: Numbers  # a row for each (n, k), n-major; a column for each m
+    time_over_roofline_per_mille: Numbers  # one row per (n, k), n-major; one column per m
 
 
-class _OwnTable(Table):
+class _MeasuredTable(Table):
     source: Text
     command: Text
     median_percent: Number
     p90_percent: Number
     m: Knots
     shapes: Numbers  # (n, k)
-    time_over_table_per_10000: Numbers  # a row for each shape, a column for each m
+    time_over_table_per_10000: Numbers  # one row per shape, one column per m
 
 
 def gemm_curve(entries: Mapping[str, Any], where: str = "gemm") -> GemmCurve:
-    """The curve of a parsed `gemm.toml`; errors as `attention_curve`."""
-    parts = ("source", "table", "waves", "own")
-    source, table, waves, own = (entries.get(part) for part in parts)
+    """The curve of a parsed `gemm.toml`; errors as in `attention_curve`."""
+    parts = ("source", "table", "waves", "measured", "own")
+    source, table, waves, measured, former = (entries.get(part) for part in parts)
+    measured = measured or former  # files of earlier versions have [own]
     about = read(_GemmSource, source or {}, f"{where}: source")
     grid = read(_GemmTable, table or {}, f"{where}: table")
     per_mille, shape = grid.time_over_roofline_per_mille, (grid.n.size * grid.k.size, grid.m.size)
     if per_mille.shape != shape or not np.all(per_mille > 0):
         raise ConfigError(
             f"{where}: table.time_over_roofline_per_mille needs {shape[0]} rows of {shape[1]} "
-            f"positive figures, one for each (n, k) and m; its shape is {per_mille.shape}"
+            f"positive numbers, one per (n, k) and m; its shape is {per_mille.shape}"
         )
     cube = per_mille.reshape(grid.n.size, grid.k.size, grid.m.size)
     known = {key: entries[key] for key in entries if key not in (*parts, "fit", "residuals")}
@@ -184,25 +180,26 @@ def gemm_curve(entries: Mapping[str, Any], where: str = "gemm") -> GemmCurve:
         "log_multiplier": np.moveaxis(np.log(cube / 1000.0), -1, 0),
         "source": f"{about.dataset}, {about.device}, {about.kernel_library}",
         "waves": waves and build(Waves, waves, f"{where}: waves"),
-        "own": own and _own_products(read(_OwnTable, own, f"{where}: own"), where),
+        "measured": measured and _measured_ratios(measured, f"{where}: measured"),
     }
     return build(GemmCurve, known | made, where, {"latency_s": ("latency_us", US)})
 
 
-def _own_products(own: _OwnTable, where: str) -> OwnProducts:
-    shapes = own.shapes.reshape(-1, 2)
+def _measured_ratios(entries: Mapping[str, Any], where: str) -> MeasuredRatios:
+    table = read(_MeasuredTable, entries, where)
+    shapes = table.shapes.reshape(-1, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         made = {
-            "m_knots": own.m,
+            "m_knots": table.m,
             "log_n": np.log(shapes[:, 0]),
             "log_k": np.log(shapes[:, 1]),
-            "log_ratio": np.log(own.time_over_table_per_10000 / 1e4),
+            "log_ratio": np.log(table.time_over_table_per_10000 / 1e4),
         }
-    return build(OwnProducts, made, where)
+    return build(MeasuredRatios, made, where)
 
 
 def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> CollectiveCurve:
-    """The curve of a parsed `collectives.toml`; errors as `attention_curve`, and falling times."""
+    """The curve of a parsed `collectives.toml`; errors as in `attention_curve`."""
     body = {key: value for key, value in entries.items() if key != "residuals"}
     for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
         body[kind] = build_rows(

@@ -1,4 +1,4 @@
-"""Scenarios as flat TOML: those of `catalog/scenarios/` and those of a user's file."""
+"""Scenarios in flat TOML files: those of `catalog/scenarios/` and those of users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.errors import ConfigError, unknown_name
 
-# Names of earlier versions, still read in scenario files, CSV columns and flags.
+# Key names of earlier versions, still accepted in scenario files, CSV columns and flags.
 FORMER_NAMES = {"prefix_tokens": "prompt_tokens"}
 
 
@@ -19,12 +19,9 @@ def scenario_names() -> list[str]:
 
 
 def scenario_values(name_or_path: str) -> dict[str, Any]:
-    """Flat values of a catalog scenario, or of a file.
+    """Flat values of a catalog scenario, given its name, or of a file, given its path.
 
-    Raises
-    ------
-    ConfigError
-        If there is neither such a scenario nor such a file, or it is not a flat TOML table.
+    Raises `ConfigError` if neither exists, or the file is not a flat TOML table.
     """
     if name_or_path in scenario_names():
         return table("scenarios", name_or_path)
@@ -34,27 +31,23 @@ def scenario_values(name_or_path: str) -> dict[str, Any]:
 
 
 def read_scenario(path: str | Path) -> dict[str, Any]:
-    """Flat values of a scenario TOML.
+    """Flat values of a scenario file.
 
-    Raises
-    ------
-    ConfigError
-        If the file is missing, too large, not UTF-8 or not a flat TOML table.
+    Raises `ConfigError` if the file is missing, too large, not UTF-8 or not a flat TOML table.
     """
     values = user_table(path, "a scenario")
     nested = [key for key, value in values.items() if isinstance(value, dict)]
     if nested:
-        raise ConfigError(f"{path}: {nested[0]!r} is a table; a scenario is flat key = value lines")
+        raise ConfigError(
+            f"{path}: {nested[0]!r} is a table; a scenario file has only flat key = value lines"
+        )
     return current_names(values, origin=str(path))
 
 
 def current_names(values: Mapping[str, Any], *, origin: str = "") -> dict[str, Any]:
-    """The same values with keys of earlier versions under their present names.
+    """The same values, with keys of earlier versions renamed to the current ones.
 
-    Raises
-    ------
-    ConfigError
-        If a value is given under both names.
+    Raises `ConfigError` if a value is given under both names.
     """
     for old, new in FORMER_NAMES.items():
         if old in values and new in values:

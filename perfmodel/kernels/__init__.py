@@ -1,4 +1,4 @@
-"""Seconds of one kernel on one GPU: dense products, attention, collectives."""
+"""Times of kernels on one GPU: matrix products, attention and collectives."""
 
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
@@ -11,7 +11,7 @@ from perfmodel.kernels.attention_split import (
     tile_index,
 )
 from perfmodel.kernels.collectives import MeasuredTimes
-from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves, roofline_seconds
+from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
 
 __all__ = [
     "BLOCKS_PER_SM",
@@ -22,8 +22,8 @@ __all__ = [
     "DecodeTable",
     "GemmCurve",
     "LibraryAttention",
+    "MeasuredRatios",
     "MeasuredTimes",
-    "OwnProducts",
     "PrefillTable",
     "ScheduledAttention",
     "SplitKV",

@@ -1,8 +1,8 @@
-"""`AttentionCurve`: seconds that attention takes in one layer on one rank, from fitted tables.
+"""`AttentionCurve`: the time of attention in one layer on one rank, from fitted tables.
 
-Two kinds of kernels have two forms of decode, verify and draft attention over a cache:
-`attention_library.LibraryAttention` and `attention_scheduled.ScheduledAttention`. Prompts have one,
-here: causal FLOPs over a measured share of the peak, joined with the bytes by a smooth maximum.
+Its two subclasses model decode, verify and draft attention over a cache for two kinds of kernels:
+`attention_library.LibraryAttention` and `attention_scheduled.ScheduledAttention`. Prefill, modelled
+here, takes the smooth maximum of its FLOPs at a measured share of the peak, and of its bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from perfmodel.errors import ConfigError
 from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
-SMOOTH_MAX = 4.0  # exponent of the norm that stands for max(); 2 equal terms cost 1.19x, not 2x
+SMOOTH_MAX = 4.0  # exponent of the norm used as max(); two equal terms give 1.19 times one
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrefillTable:
-    """Fitted causal prefill attention of one head dimension: its compute efficiency."""
+    """Fitted compute efficiency of causal prefill attention for one head dimension."""
 
     head_dim: int
     kernel_latency_us: float
@@ -51,12 +51,12 @@ class Heads(NamedTuple):
 
     @property
     def group(self) -> float:
-        """Query heads that share a KV head."""
+        """Query heads per KV head."""
         return self.query / self.kv
 
 
 class Rates(NamedTuple):
-    """The datasheet's peaks [FLOP/s, bytes/s], and bytes of one element of KV."""
+    """Datasheet peaks [FLOP/s, bytes/s], and bytes per element of the KV cache."""
 
     peak_flops: float
     hbm_bandwidth: float
@@ -72,7 +72,7 @@ class AttentionCurve(ABC):
     prefill: tuple[PrefillTable, ...] = field(repr=False)
     origin: Mapping[str, str] = field(default_factory=dict)
 
-    # Whether `kv_tokens` of `seconds` includes the queries' tokens, as the cache was timed.
+    # Whether `kv_tokens` in `seconds` includes the tokens of the queries, as in the measurements.
     counts_new_tokens = False
 
     def seconds(
@@ -93,19 +93,19 @@ class AttentionCurve(ABC):
         Parameters
         ----------
         batch, kv_tokens, query_tokens : float or array, mutually broadcastable
-            Sequences; tokens read per sequence; new tokens per sequence.
+            Sequences; tokens read per sequence; new tokens per sequence. [1]
         query_heads, kv_heads, head_dim : int
             Heads on this rank and their width.
         peak_flops, hbm_bandwidth : float
-            The datasheet's. [FLOP/s, bytes/s]
+            Datasheet peaks. [FLOP/s, bytes/s]
         kv_bytes_per_element : float
             2 for bf16. [bytes]
 
         Returns
         -------
         array of the broadcast shape [s]
-            Outside the measured range the utilisation at its edge is used. A library's times never
-            fall as batch, kv_tokens or query_tokens grow; those of a schedule may.
+            Outside the measured range, the utilisation at its edge is used. `LibraryAttention` is
+            non-decreasing in batch, kv_tokens and query_tokens; `ScheduledAttention` is not.
         """
         arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
         rates = Rates(peak_flops, hbm_bandwidth, kv_bytes_per_element)
@@ -121,10 +121,7 @@ class AttentionCurve(ABC):
         kv_heads: int,
         head_dim: int,
     ) -> Bools:
-        """Whether a point lies inside the measurements, else it is extrapolated.
-
-        Arguments as in `seconds`; the result has the broadcast shape.
-        """
+        """Whether each point is inside the measured range; arguments and shape as in `seconds`."""
         arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
         return self._in_range(Heads(query_heads, kv_heads, head_dim), *arrays)
 
@@ -151,13 +148,13 @@ class AttentionCurve(ABC):
         """Seconds of causal attention of `new_tokens` over themselves and `cached_tokens`.
 
         One layer on one rank; `batch`, `new_tokens` and `cached_tokens` broadcast against each
-        other, the rest is as in `seconds`. FLOPs are 4 batch query_heads head_dim (new cached +
-        new^2 / 2). The efficiency was measured without cached tokens; with them it is that of the
-        prompt of equal FLOPs.
+        other, and the other arguments are as in `seconds`. The FLOPs are 4 batch query_heads
+        head_dim (new cached + new^2 / 2). Efficiencies were measured without cached tokens; with
+        them, the efficiency of a prompt with equal FLOPs is used.
         """
         batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
         cached, table = np.asarray(cached_tokens, float), nearest(self.prefill, head_dim)
-        # The prompt without a cached part that has as many query-key pairs.
+        # The length of a prompt without cached tokens that has as many query-key pairs.
         square = np.sqrt(new**2 + 2.0 * new * cached)
         flops = 2.0 * batch * query_heads * head_dim * square**2
         size = 4.0 * batch * head_dim * (query_heads * new + kv_heads * (new + cached))
@@ -172,7 +169,7 @@ class AttentionCurve(ABC):
 
 @lru_cache(maxsize=256)
 def _slowness(table: PrefillTable, group: float) -> Floats:
-    """-ln(efficiency) over (units, tokens), lifted so that time never falls along an axis."""
+    """-ln(efficiency) over (units, tokens), raised so that time is non-decreasing on each axis."""
     weights = log_weights(np.array([group]), table.group_knots)[0]
     slow = np.tensordot(weights, -np.log(table.efficiency), axes=1)
     work = np.log(table.unit_knots)[:, None] + 2.0 * np.log(table.token_knots)
@@ -182,10 +179,10 @@ def _slowness(table: PrefillTable, group: float) -> Floats:
 
 
 def check_shape(name: str, values: Floats, *knots: Floats) -> None:
-    """Refuse a table that does not match its knots."""
+    """Raise a `ConfigError` if the shape of a table does not match its knots."""
     shape = tuple(k.size for k in knots)
     if values.shape != shape:
-        raise ConfigError(f"{name} has shape {values.shape}, its knots {shape}")
+        raise ConfigError(f"{name} has shape {values.shape}; its knots need {shape}")
 
 
 class _OfHeadDim(Protocol):
@@ -197,12 +194,12 @@ _AnyTable = TypeVar("_AnyTable", bound=_OfHeadDim)
 
 
 def nearest(tables: tuple[_AnyTable, ...], head_dim: int) -> _AnyTable:
-    """The table of the head dimension that is nearest in ratio."""
+    """The table whose head dimension is nearest in ratio."""
     return min(tables, key=lambda t: abs(float(np.log(t.head_dim / head_dim))))
 
 
 def smooth_max(*terms: Floats | float) -> Floats:
-    """The p-norm of positive terms, scaled by the largest so that it cannot overflow."""
+    """The p-norm of positive terms, scaled by the largest to avoid overflow."""
     top = terms[0]
     for term in terms[1:]:
         top = np.maximum(top, term)

@@ -1,13 +1,13 @@
-"""`LibraryAttention`: decode, verify and draft attention by a vendor's kernels (flash-attn, vLLM).
+"""`LibraryAttention`: decode, verify and draft attention by library kernels (flash-attn, vLLM).
 
-A physical form times a measured residual over (group size, batch x KV heads, KV tokens). The form,
-with KV heads of all sequences as its units of work:
+The time is a physical form times a measured residual over (group size, batch x KV heads, KV
+tokens). The unit of work is one KV head of one sequence, and the form is:
 
     kernel latency + split latency + smooth max(streaming, waves of blocks, tensor cores)
 
-In streaming one thread block reads at most a fraction of the memory's bandwidth, blocks that share
-an SM slow each other, and a grid beyond the resident slots drains at its end. KV is read once per
-request per pass: query tokens only add packed rows (query tokens x group), costed in tile steps.
+For streaming, one thread block reads at most a fraction of the memory bandwidth, blocks that share
+an SM slow each other down, and a grid larger than the resident slots drains at its end. KV is read
+once per sequence and pass: more query tokens only add packed rows (query tokens x group), in tiles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from perfmodel.kernels.attention import (
 from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
-WAVE_RAMP = 0.1  # of a wave that a step is spread over: blocks drift out of lockstep
+WAVE_RAMP = 0.1  # share of a wave over which a step is smoothed, as blocks are not in lockstep
 GRID_HEADS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
 GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
@@ -40,26 +40,26 @@ GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 class DecodeTable:
     """Fitted decode attention of one head dimension.
 
-    `residual` is ln(measured / base) over (group, batch x KV heads, tokens). Fractions are of the
-    datasheet's HBM bandwidth: `block_bandwidth_fraction` what one thread block alone can read,
-    `stream_efficiency` what all together reach.
+    `residual` is ln(measured / form) over (group, batch x KV heads, tokens). As fractions of the
+    datasheet's HBM bandwidth, `block_bandwidth_fraction` is what one thread block reads alone and
+    `stream_efficiency` what all blocks together reach.
     """
 
     head_dim: int
     kernel_latency_us: float
-    split_latency_us: float  # the second kernel that joins the parts of a split KV
-    wave_overhead_us: float  # of every wave of blocks after the first
+    split_latency_us: float  # of the kernel that merges the parts of a split KV
+    wave_overhead_us: float  # per wave of blocks after the first
     block_bandwidth_fraction: float
     stream_efficiency: float
-    pair_slowdown: float  # 0.5: a block that shares its SM takes 1.5x as long
+    pair_slowdown: float  # at 0.5, a block that shares its SM takes 1.5 times as long
     drain_blocks: float  # block times lost at the end of a grid larger than the slots
     group_knots: Floats = field(repr=False)
     unit_knots: Floats = field(repr=False)  # batch x KV heads
     token_knots: Floats = field(repr=False)
     residual: Floats = field(repr=False)  # (groups, units, tokens)
-    # KV heads on the rank: a page interleaves them, which breaks up reads.
+    # KV heads on the rank; pages interleave them, which fragments reads.
     kv_head_knots: Floats = field(repr=False)
-    kv_head_residual: Floats = field(repr=False)  # ln(time above the latency / the mean count's)
+    kv_head_residual: Floats = field(repr=False)  # ln(time above latency / mean over head counts)
     max_unit_tokens: float  # largest measured batch x KV heads x tokens
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class DecodeTable:
         check_shape("kv_head_residual", self.kv_head_residual, self.kv_head_knots)
 
     def residual_at(self, group: float, batch_heads: Floats, tokens: Floats) -> Floats:
-        """Residual of one group size on a (heads, tokens) grid; held flat outside the knots."""
+        """Residual of one group size on a (heads, tokens) grid, constant outside the knots."""
         by_group = log_weights(np.array([group]), self.group_knots) @ self.residual.reshape(
             len(self.group_knots), -1
         )
@@ -77,7 +77,7 @@ class DecodeTable:
         return result
 
     def with_kv_heads(self, seconds: Floats, kv_heads: int) -> Floats:
-        """Times of the mean head count turned into those of `kv_heads`."""
+        """Convert times at the mean head count into times at `kv_heads`."""
         log_knots = np.log(self.kv_head_knots)
         factor = np.exp(np.interp(np.log(kv_heads), log_knots, self.kv_head_residual))
         above = np.maximum(seconds - self.kernel_latency_us * US, 0.0)
@@ -85,17 +85,17 @@ class DecodeTable:
 
     @cached_property
     def grid_heads(self) -> Floats:
-        """Counts of batch x KV heads that times are evaluated at: the usual and all measured."""
+        """Values of batch x KV heads at which times are evaluated, including all measured ones."""
         return np.union1d(GRID_HEADS, self.unit_knots)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LibraryAttention(AttentionCurve):
-    """Attention of a kernel library that cuts KV by rules of its own.
+    """Attention of a kernel library with its rules for splitting KV.
 
-    `row_tiles` are the packed query rows that one block pads to and `row_tile_factor` how much
-    slower than the smallest tile it streams KV. A kernel splits KV over blocks when the group has
-    at least `split_min_group` heads and batch x KV heads fill less than `split_occupancy` of the
+    `row_tiles` are the numbers of packed query rows to which a block pads, and `row_tile_factor` is
+    the time of each relative to the smallest. KV is split over several blocks if a group has at
+    least `split_min_group` heads and batch x KV heads fill less than `split_occupancy` of the
     slots.
     """
 
@@ -103,7 +103,7 @@ class LibraryAttention(AttentionCurve):
     split_min_group: int
     split_occupancy: float
     split_min_tokens: int
-    regroup_latency_us: float  # a copy of the output, for groups over more than one KV head
+    regroup_latency_us: float  # copy of the output for groups with several KV heads
     row_tiles: Floats
     row_tile_factor: Floats
     tensor_core_efficiency: float
@@ -112,13 +112,12 @@ class LibraryAttention(AttentionCurve):
     def __post_init__(self) -> None:
         check_shape("row_tile_factor", self.row_tile_factor, self.row_tiles)
         if np.any(np.diff(self.row_tile_factor) < 0):
-            raise ConfigError("row_tile_factor must not fall")
+            raise ConfigError("row_tile_factor must be non-decreasing")
 
     def _seconds(
         self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
     ) -> Floats:
-        """Evaluated on a fixed (batch x KV heads, tokens) grid, made monotone there by a running
-        maximum, and interpolated in logarithms."""
+        """Interpolate in logarithms on a fixed, monotone (batch x KV heads, tokens) grid."""
         tiles = self.padded_rows(queries * heads.group)
         u, wu, beyond_u = locate(batch * heads.kv, nearest(self.decode, heads.dim).grid_heads)
         k, wk, beyond_k = locate(tokens, GRID_TOKENS)
@@ -134,7 +133,7 @@ class LibraryAttention(AttentionCurve):
         return np.asarray(seconds)
 
     def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
-        """More than one query token is inside only where the row factors were measured."""
+        """Several query tokens are inside the range only if the row factors were measured."""
         batch_heads, table = batch * heads.kv, nearest(self.decode, heads.dim)
         rows_ok = (queries <= 1) | (self.origin.get("row_tile_factor") == "measured")
         heads_ok = table.head_dim == heads.dim and heads.group <= table.group_knots[-1]
@@ -156,10 +155,7 @@ class LibraryAttention(AttentionCurve):
         hbm_bandwidth: float,
         kv_bytes_per_element: float = 2.0,
     ) -> Floats:
-        """The physical form without its residual, for broadcastable heads and tokens. [s]
-
-        Calibration divides measurements by it; `seconds` multiplies the residual back.
-        """
+        """The physical form without its residual, for broadcastable heads and tokens. [s]"""
         slots = float(self.sm_count * self.blocks_per_sm)
         splits = (group >= self.split_min_group) & (batch_heads < self.split_occupancy * slots)
         room = np.maximum(batch_heads, batch_heads * tokens / self.split_min_tokens)
@@ -171,7 +167,7 @@ class LibraryAttention(AttentionCurve):
         drain = table.drain_blocks * alone * _ramp(blocks / slots - 1.0)
         token_bytes = 2.0 * table.head_dim * kv_bytes_per_element
         share_s = batch_heads * tokens / blocks * token_bytes / hbm_bandwidth
-        # One query token's rows are in the residual already: only what exceeds them counts.
+        # The residual already includes the rows of one query token.
         tile = self._tile_factor(packed_rows) / self._tile_factor(group)
         waves = table.wave_overhead_us * US * np.maximum(blocks / slots - 1.0, 0.0)
         flops = 4.0 * table.head_dim * packed_rows * batch_heads * tokens
@@ -181,7 +177,7 @@ class LibraryAttention(AttentionCurve):
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
     def padded_rows(self, rows: ArrayLike) -> Floats:
-        """Packed rows rounded up to a tile, or to whole tiles of the largest size."""
+        """Packed rows, rounded up to a tile or to several of the largest tiles."""
         rows, largest = np.asarray(rows, float), self.row_tiles[-1]
         index = np.minimum(np.searchsorted(self.row_tiles, rows), len(self.row_tiles) - 1)
         many = np.ceil(rows / largest) * largest
@@ -196,7 +192,7 @@ class LibraryAttention(AttentionCurve):
 def _log_seconds(curve: LibraryAttention, heads: Heads, packed_rows: float, rates: Rates) -> Floats:
     """ln(seconds) on the (heads, tokens) grid, non-decreasing along both axes."""
     table = nearest(curve.decode, heads.dim)
-    # A head dimension without a table borrows the nearest: same blocks, but its number of bytes.
+    # A head dimension without a table uses the nearest one: the same blocks with its bytes.
     scale, batch_heads = heads.dim / table.head_dim, table.grid_heads
     base = curve.base_seconds(
         table,

@@ -1,13 +1,14 @@
-"""`ScheduledAttention`: attention over a cache by the blocks that the runtime schedules itself.
+"""`ScheduledAttention`: attention over a cache by the thread blocks that the runtime schedules.
 
-FlashInfer runs a block per (sequence, tile of query rows, range of KV, KV head). Splitting KV into
-more ranges fills the multiprocessors and costs a merge. In seconds, for the runtime's own split:
+FlashInfer runs one block per (sequence, tile of query rows, range of KV, KV head). More ranges of
+KV occupy more multiprocessors but cost a merge. For the runtime's split, the time is
 
     launch + merge + smooth max(waves of blocks x time of a block, bytes over the bandwidth)
 
-times a measured residual over (group size, blocks per multiprocessor, tokens of a range): those and
-not batch and cache are what a kernel's time follows. A block takes a fixed time and one per token,
-two that share a multiprocessor each longer; part-filled tiles of KV count by a fitted share.
+times a measured residual over (group size, blocks per multiprocessor, tokens of a range), which
+determine the time of a kernel better than batch and cache. A block takes a fixed time plus a time
+per token, both longer if two blocks share a multiprocessor. Partly filled tiles of KV count by a
+fitted share.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
 NS = 1e-9
-ELEMENT_BYTES = 2.0  # of what was timed
-CHUNK = 512  # batches split at once: their ways to split fit a processor's cache
-PAIR_RAMP = 0.1  # of the multiprocessors: over so many more blocks the slowdown of pairs sets in
+ELEMENT_BYTES = 2.0  # of the KV cache in the measurements
+CHUNK = 512  # batches split at once; their candidates fit in the CPU cache
+PAIR_RAMP = 0.1  # share of the multiprocessors over which the slowdown of pairs sets in
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BlockTable:
-    """Fitted attention of one head dimension and one tile of query rows.
+    """Fitted attention for one head dimension and one tile of query rows.
 
     `residual` is ln(measured / form) over (group, blocks per multiprocessor, range tokens).
     """
 
     head_dim: int
-    tile_rows: int  # packed query rows, query tokens x group, of one block
-    tile_tokens: int  # of KV that a block takes at once
+    tile_rows: int  # packed query rows (query tokens x group) per block
+    tile_tokens: int  # KV tokens that a block processes at once
     launch_us: float
     merge_us: float
-    merge_row_ns: float  # of one query token and query head
-    block_us: float  # of a block, whatever its range
-    token_ns: float  # of a range's token, in a block alone on its multiprocessor
-    pair_slowdown: float  # 0.5: a block that shares its multiprocessor takes 1.5x as long
-    tile_share: float  # of a part-filled tile's missing tokens that are paid for
-    lockstep: float  # 1: waves of blocks keep step; 0: multiprocessors run on as they please
+    merge_row_ns: float  # per query token and query head
+    block_us: float  # fixed time of a block
+    token_ns: float  # per token of a range, for a block alone on its multiprocessor
+    pair_slowdown: float  # at 0.5, a block that shares its multiprocessor takes 1.5 times as long
+    tile_share: float  # share of the missing tokens of a partly filled tile that cost time
+    lockstep: float  # 1: blocks run in waves; 0: multiprocessors are independent
     stream_efficiency: float  # of the datasheet's bandwidth
     group_knots: Floats = field(repr=False)
     block_knots: Floats = field(repr=False)
@@ -80,9 +81,9 @@ class BlockTable:
         split : SplitKV
             Arrays of one shape.
         unit_tokens : array
-            Sequences x KV heads x tokens read of each.
+            Sequences x KV heads x tokens read per sequence.
         merged_rows : float or array
-            Query tokens x query heads x sequences: what split KV has to merge.
+            Query tokens x query heads x sequences, the rows to merge if KV is split.
         """
         slots = float(BLOCKS_PER_SM * sm_count)
         pair = 1.0 + self.pair_slowdown
@@ -102,7 +103,7 @@ class BlockTable:
         return np.asarray(self.launch_us * US + merge + body)
 
     def residual_at(self, group: float, split: SplitKV, sm_count: int) -> Floats:
-        """ln(measured / form) of one group size; held flat outside the knots."""
+        """ln(measured / form) for one group size, constant outside the knots."""
         weights = log_weights(np.array([group]), self.group_knots)[0]
         plane = np.tensordot(weights, self.residual, axes=1)
         u, wu, _ = locate(split.blocks / sm_count, self.block_knots)
@@ -112,21 +113,21 @@ class BlockTable:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScheduledAttention(AttentionCurve):
-    """Attention of a runtime that splits KV by its own rule, from tables of its blocks."""
+    """Attention of the runtime, which splits KV by `AttentionCall.split_kv`."""
 
     blocks: tuple[BlockTable, ...] = field(repr=False)
 
-    counts_new_tokens = True  # one token more may open a tile
+    counts_new_tokens = True  # one more token may start a new tile
 
     def _seconds(
         self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
     ) -> Floats:
-        """A sweep asks for the same grid of the target for every draft: grids are remembered."""
+        """Cached by grid, because a sweep evaluates the target's grid again for every draft."""
         axes = tuple((axis.tobytes(), axis.shape) for axis in (batch, tokens, queries))
         return _grid_seconds(self, axes, heads, rates)
 
     def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
-        """Whether blocks of these tiles of rows were timed, with as much KV."""
+        """Whether blocks with as many query rows and as much KV were measured."""
         batch_heads = batch * heads.kv
         tables = [t for t in self.blocks if t.head_dim == heads.dim]
         if not tables or heads.group > max(t.group_knots[-1] for t in tables):
@@ -136,9 +137,9 @@ class ScheduledAttention(AttentionCurve):
         return np.asarray((tokens >= tables[0].token_knots[0]) & size_ok & rows_ok)
 
     def table(self, head_dim: int, rows: float) -> BlockTable:
-        """The table of these packed query rows, of the head dimension that is nearest in ratio.
+        """The table for some packed query rows, with the head dimension that is nearest in ratio.
 
-        A table borrowed from another head dimension keeps its bytes per second.
+        If its head dimension differs, the table is scaled to equal bytes per second.
         """
         nearest = min((t.head_dim for t in self.blocks), key=lambda d: abs(np.log(d / head_dim)))
         tables = (t for t in self.blocks if t.head_dim == nearest)
@@ -156,13 +157,13 @@ def _grid_seconds(
     heads: Heads,
     rates: Rates,
 ) -> Floats:
-    """Seconds over (sequences, tokens, query tokens), each as its bytes and shape; read-only."""
+    """Read-only seconds over (sequences, tokens, query tokens), given as bytes and shapes."""
     grid = np.broadcast_arrays(*(np.frombuffer(data).reshape(shape) for data, shape in axes))
     batch, tokens, queries = (x.ravel() for x in grid)
     seconds = np.empty(batch.shape)
-    of_tile = tile_index(queries * heads.group)
+    tile_of = tile_index(queries * heads.group)
     for index, tile_rows in enumerate(TILE_ROWS):
-        cells, table = np.flatnonzero(of_tile == index), curve.table(heads.dim, float(tile_rows))
+        cells, table = np.flatnonzero(tile_of == index), curve.table(heads.dim, float(tile_rows))
         for start in range(0, len(cells), CHUNK):
             part = cells[start : start + CHUNK]
             call = AttentionCall(
@@ -180,8 +181,8 @@ def _grid_seconds(
 def _table_seconds(
     table: BlockTable, call: AttentionCall, batch: Floats, tokens: Floats, rates: Rates
 ) -> Floats:
-    """Seconds of batches of equal caches, for calls of one tile."""
-    sequences = np.maximum(batch, 1.0)  # an empty batch is split as one sequence
+    """Seconds of batches with equal caches, for calls with one tile size."""
+    sequences = np.maximum(batch, 1.0)  # an empty batch is split like one sequence
     split = call.split_kv(tokens[:, None], sequences[:, None])
     split = split._replace(blocks=split.blocks * batch / sequences)
     form = table.form_seconds(

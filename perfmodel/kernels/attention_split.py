@@ -1,10 +1,10 @@
 """`AttentionCall.split_kv`: the runtime's split-KV heuristic.
 
-The runtime runs a block per (sequence, tile of query rows, range of KV, KV head) and merges the
-ranges afterwards. It splits the longest sequence evenly, all others into ranges of that length, and
-takes the split of least estimated time. The rule of `runtime/attention/split_kv.py` is mirrored
-here, because the time of a pass depends on it and neither package imports the other;
-`tests/calibration/test_split_rule.py` checks that both agree.
+The runtime runs one block per (sequence, tile of query rows, range of KV, KV head) and merges the
+ranges afterwards. It splits the longest sequence evenly and all others into ranges of that length,
+and chooses the split with the least estimated time. This module repeats the rule of
+`runtime/attention/split_kv.py`, because the time of a pass depends on it and neither package may
+import the other; `tests/calibration/test_split_rule.py` checks that both agree.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import numpy as np
 
 from perfmodel._typing import Floats, Ints
 
-BLOCKS_PER_SM = 2  # that the kernel is built to run side by side, flashinfer 0.6.6
-TILE_ROWS = (16, 64, 128)  # packed query rows of one block
-PAGE_TOKENS = 16.0  # ranges are whole pages
-LEAST_PAGES = 8.0  # of a range
-MOST_WAVES = 4.0  # of blocks that KV is split into: their partial results take memory
-NEAR = 1.02  # of splits whose estimates are this near the coarsest is taken
+BLOCKS_PER_SM = 2  # resident blocks of the kernel in flashinfer 0.6.6
+TILE_ROWS = (16, 64, 128)  # packed query rows per block
+PAGE_TOKENS = 16.0  # ranges consist of whole pages
+LEAST_PAGES = 8.0  # minimum length of a range
+MOST_WAVES = 4.0  # limit on the blocks, whose partial results take memory
+NEAR = 1.02  # of splits within this factor of the best, the coarsest is chosen
 
-# The estimate of one call; runtime/attention/split_kv.py has the source.
-_TOKEN_S = np.array([3.6e-9, 8.8e-9, 17e-9])  # by tile
+# Constants of the estimate; runtime/attention/split_kv.py states their source.
+_TOKEN_S = np.array([3.6e-9, 8.8e-9, 17e-9])  # per tile size
 _TOKEN_DIM_S, _BLOCK_S, _LAUNCH_S, _PAIRED = 0.09e-9, 3.7e-6, 1.3e-6, 1.4
 _BYTES_PER_S, _MERGE_S, _MERGE_ROW_S = 4.6e12, 2.5e-6, 3.4e-9
 
 
 class SplitKV(NamedTuple):
-    """The splits of some batches; arrays of one shape."""
+    """The splits of some batches, as arrays of one shape."""
 
-    blocks: Floats  # of all sequences, tiles of query rows, ranges and KV heads
+    blocks: Floats  # over all sequences, tiles of query rows, ranges and KV heads
     range_tokens: Floats  # of the longest range
-    merged: Floats  # 1 where results of several ranges are merged, else 0
+    merged: Floats  # 1 if several ranges are merged, otherwise 0
     seconds: Floats  # the runtime's estimate
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class AttentionCall:
-    """One pass's attention on one rank, without the lengths of its caches.
+    """The attention of one pass on one rank, without the lengths of the caches.
 
-    The first three may be arrays (batches,).
+    The first three fields may be arrays of shape (batches,).
     """
 
-    query_tokens: Floats | float  # of each sequence
+    query_tokens: Floats | float  # per sequence
     query_heads: Floats | float
     kv_heads: Floats | float
     head_dim: int
@@ -57,14 +57,14 @@ class AttentionCall:
         Parameters
         ----------
         kv_tokens : array (batches, lengths)
-            Tokens read of each sequence, those of its queries included.
+            Tokens read per sequence, including those of its queries.
         sequences : float or array, broadcast to `kv_tokens`
-            How many sequences have that length: a batch of equal ones has one length.
+            The number of sequences with that length.
 
         Returns
         -------
         SplitKV
-            Of shape (batches,).
+            Arrays of shape (batches,).
         """
         tokens, counts = np.broadcast_arrays(kv_tokens, sequences)
         pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
@@ -76,25 +76,29 @@ class AttentionCall:
         tiles = np.maximum(np.ceil(packed / np.array(TILE_ROWS)[tile]), 1.0)
         wave = np.floor(BLOCKS_PER_SM * self.sm_count / kv_heads)
         room = np.maximum(MOST_WAVES * wave, tiles * count + wave)
-        # Every sequence has a block, the longest ones one a range.
+        # Every sequence has one block, the longest ones one per range.
         most = np.minimum(longest / LEAST_PAGES, (room / tiles - count) / at_longest + 1.0)
         ways = np.ceil(most).astype(int)
         first = np.cumsum(ways) - ways
-        of = np.repeat(np.arange(len(ways)), ways)
-        ranges = np.ceil(longest[of] / (np.arange(len(of)) - first[of] + 1.0))
-        ranges = np.maximum(ranges, np.minimum(longest, LEAST_PAGES)[of])
-        blocks = tiles[of] * (counts[of] * np.ceil(pages[of] / ranges[:, None])).sum(axis=1)
-        rows = (count * self.query_tokens * self.query_heads)[of]
+        batch_of = np.repeat(np.arange(len(ways)), ways)
+        ranges = np.ceil(longest[batch_of] / (np.arange(len(batch_of)) - first[batch_of] + 1.0))
+        ranges = np.maximum(ranges, np.minimum(longest, LEAST_PAGES)[batch_of])
+        blocks = tiles[batch_of] * (
+            counts[batch_of] * np.ceil(pages[batch_of] / ranges[:, None])
+        ).sum(axis=1)
+        rows = (count * self.query_tokens * self.query_heads)[batch_of]
         seconds = call_seconds(
-            blocks=blocks * kv_heads[of],
+            blocks=blocks * kv_heads[batch_of],
             longest=ranges * PAGE_TOKENS,
-            total=(tiles * (counts * pages).sum(axis=1) * PAGE_TOKENS * kv_heads)[of],
-            merged=np.where(ranges < longest[of], rows, 0.0),
-            tile=tile[of],
+            total=(tiles * (counts * pages).sum(axis=1) * PAGE_TOKENS * kv_heads)[batch_of],
+            merged=np.where(ranges < longest[batch_of], rows, 0.0),
+            tile=tile[batch_of],
             head_dim=self.head_dim,
             sm_count=self.sm_count,
         )
-        chosen = _chosen(np.where(blocks <= room[of], seconds, np.inf), blocks, first, of)
+        chosen = _chosen(
+            np.where(blocks <= room[batch_of], seconds, np.inf), blocks, first, batch_of
+        )
         return SplitKV(
             blocks=blocks[chosen] * kv_heads,
             range_tokens=np.minimum(ranges[chosen] * PAGE_TOKENS, tokens.max(axis=1)),
@@ -103,14 +107,14 @@ class AttentionCall:
         )
 
     def ragged_factor(self, kv_tokens: Floats, idle: int = 0) -> float:
-        """Estimated seconds over those of equal caches of the same mean; 1 where they are equal.
+        """Estimated seconds over those of equal caches with the same mean; 1 if all are equal.
 
         Parameters
         ----------
         kv_tokens : array (sequences,)
-            Tokens read of each.
+            Tokens read per sequence.
         idle : int
-            Rows of a graph without a sequence, which read the tokens of their queries only.
+            Graph rows without a sequence, which only read the tokens of their queries.
         """
         if not idle and kv_tokens.min() == kv_tokens.max():
             return 1.0
@@ -119,18 +123,18 @@ class AttentionCall:
         return float(self.split_kv(rows[None]).seconds[0] / equal.seconds[0])
 
 
-def _chosen(seconds: Floats, blocks: Floats, first: Ints, of: Ints) -> Ints:
-    """Of each batch's ways to split, coarsest first, the one that the runtime takes."""
-    number = np.arange(len(of))
-    near = seconds <= NEAR * np.minimum.reduceat(seconds, first)[of]
-    chosen = np.minimum.reduceat(np.where(near, number, len(of)), first)
-    # The choice fixes the blocks; where KV is split, ranges are the shortest that need no more.
-    fits = (blocks <= blocks[chosen][of]) & (chosen > first)[of]
+def _chosen(seconds: Floats, blocks: Floats, first: Ints, batch_of: Ints) -> Ints:
+    """The index of the split that the runtime chooses for each batch; coarsest come first."""
+    number = np.arange(len(batch_of))
+    near = seconds <= NEAR * np.minimum.reduceat(seconds, first)[batch_of]
+    chosen = np.minimum.reduceat(np.where(near, number, len(batch_of)), first)
+    # This fixes the number of blocks; if KV is split, the shortest ranges within it are used.
+    fits = (blocks <= blocks[chosen][batch_of]) & (chosen > first)[batch_of]
     return np.maximum(chosen, np.maximum.reduceat(np.where(fits, number, 0), first))
 
 
 def tile_index(rows: Floats) -> Ints:
-    """Index into `TILE_ROWS` of the tile that these packed query rows take."""
+    """Index into `TILE_ROWS` of the tile for these packed query rows."""
     return np.minimum(np.searchsorted(TILE_ROWS, rows), len(TILE_ROWS) - 1)
 
 
@@ -144,14 +148,14 @@ def call_seconds(
     head_dim: int,
     sm_count: int,
 ) -> Floats:
-    """The runtime's estimate of one call for ways to split it; arrays of one shape. [s]
+    """The runtime's time estimate of one call for several splits; arrays of one shape. [s]
 
     Parameters
     ----------
     blocks, longest : array
         Blocks over all KV heads; tokens of the longest range.
     total, merged : array
-        Tokens of all blocks; query tokens x query heads to merge, 0 where nothing is split.
+        Tokens of all blocks; rows (query tokens x query heads) to merge, 0 if KV is not split.
     tile : array of int
         Index into `TILE_ROWS`.
     """

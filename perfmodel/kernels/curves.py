@@ -1,4 +1,4 @@
-"""`Efficiency`: the fitted kernel curves of one GPU."""
+"""`Efficiency`: the kernel curves of one GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perfmodel.specs.gpu import GPU
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
-    """Kernel times as fitted fractions of a GPU's peaks; each curve says where it was measured."""
+    """Kernel times as fitted fractions of a GPU's peaks; each curve states its source."""
 
     name: str
     gemm: GemmCurve
@@ -20,13 +20,12 @@ class Efficiency:
     collectives: CollectiveCurve
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
-        """The products and attention of this GPU as another of like cores would run them.
+        """The GEMM and attention curves of this GPU, scaled to another with similar cores.
 
-        Efficiencies stay, so what all cores together stream or compute follows the datasheet's
-        bandwidth and FLOP/s when the curves are evaluated; latencies stay; waves and split KV
-        follow the number of multiprocessors. A block of attention keeps its time per token, not a
-        share of the bandwidth: what it has in flight and how long that takes are its core's
-        (Little's law).
+        Efficiencies and latencies are kept. Total throughput follows the bandwidth and FLOP/s of
+        the other datasheet when the curves are evaluated; waves and split KV follow its number of
+        multiprocessors. A block of attention keeps its time per token rather than its share of the
+        bandwidth, because its bytes in flight and their latency depend on the core (Little's law).
         """
         gemm = self.gemm
         if gemm.waves is not None:

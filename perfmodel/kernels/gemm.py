@@ -1,4 +1,4 @@
-"""`GemmCurve`: the time of one dense layer, from a roofline and a table of measured multipliers."""
+"""`GemmCurve`: the time of one dense layer, from a roofline and measured multipliers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from perfmodel.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waves:
-    """Output tiles run in waves of one per SM; a part-filled last wave takes as long as a full one.
+    """Output tiles run in waves of one per SM; a partly filled wave takes as long as a full one.
 
-    It shows from `from_m` rows on, in kernels that do not share out their last wave.
+    The effect is visible from `from_m` rows, in kernels that do not distribute their last wave.
     """
 
     sm_count: int
@@ -26,10 +26,12 @@ class Waves:
 
     def __post_init__(self) -> None:
         if not min(self.sm_count, self.tile_rows, self.tile_columns) > 0:
-            raise ConfigError(f"waves: SMs and tile sides must be positive: {self}")
+            raise ConfigError(
+                f"waves: sm_count, tile_rows and tile_columns must be positive: {self}"
+            )
 
     def inflation(self, m: ArrayLike, n: ArrayLike) -> Floats:
-        """Time of the whole waves over that of the work in them, at least 1; broadcasts."""
+        """Time of whole waves over the time of the work in them, at least 1; broadcasts."""
         rows, columns = np.asarray(m, dtype=np.float64), np.asarray(n, dtype=np.float64)
         tiles = np.ceil(rows / self.tile_rows) * np.ceil(columns / self.tile_columns)
         capacity = np.ceil(tiles / self.sm_count) * self.sm_count
@@ -38,11 +40,11 @@ class Waves:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OwnProducts:
-    """Matrices that were timed with an engine's own kernels, as ratios to the curve of the table.
+class MeasuredRatios:
+    """Times of some matrices with an engine's kernels, as ratios to the times of the table.
 
-    A matrix between them takes their ratios weighted by the inverse square of the distance in
-    (ln n, ln k), so one that was timed is met exactly (Shepard 1968).
+    Other matrices take the mean of these ratios, weighted by the inverse square of the distance in
+    (ln n, ln k), which is exact for matrices that were timed (Shepard 1968).
     """
 
     m_knots: Floats = field(repr=False)  # (M,)
@@ -54,20 +56,20 @@ class OwnProducts:
         shape = (self.log_n.size, self.m_knots.size)
         if self.log_ratio.shape != shape or self.log_k.size != self.log_n.size or not min(shape):
             raise ConfigError(
-                f"[own]: ratios of shape {self.log_ratio.shape}, but {shape[0]} matrices "
-                f"and {shape[1]} row counts"
+                f"time_over_table_per_10000 has shape {self.log_ratio.shape}; it needs one row for "
+                f"each of {shape[0]} shapes and one column for each of {shape[1]} values of m"
             )
         if self.m_knots[0] <= 0 or np.any(np.diff(self.m_knots) <= 0):
-            raise ConfigError("[own]: m must be positive and increase")
+            raise ConfigError("m must be a list of increasing positive numbers")
         if not np.all(np.isfinite(self.log_ratio)):
-            raise ConfigError("[own]: every ratio must be positive")
+            raise ConfigError("time_over_table_per_10000 must be positive everywhere")
 
     def timed(self, n: int, k: int) -> bool:
-        """Whether this very matrix was timed."""
+        """Whether this matrix was timed."""
         return bool(np.any(np.isclose(self.log_n, np.log(n)) & np.isclose(self.log_k, np.log(k))))
 
     def log_ratio_of(self, n: int, k: int) -> Floats:
-        """ln(time / the table's) of one matrix at each of `m_knots`, (M,)."""
+        """ln(time / table time) of one matrix at each of `m_knots`, shape (M,)."""
         distance = (self.log_n - np.log(n)) ** 2 + (self.log_k - np.log(k)) ** 2
         weight = 1.0 / (distance + 1e-12)
         return np.asarray(weight @ self.log_ratio / weight.sum())
@@ -77,11 +79,11 @@ class OwnProducts:
 class GemmCurve:
     """Dense-layer times of one GPU: `multiplier(m, n, k) x (kernel latency + roofline)`.
 
-    The roofline joins compute and memory time with a p-norm, each at a fitted efficiency. The
-    multiplier is what was measured over that base, on knots in m, n and k, interpolated in logs; it
-    carries the tile steps, and the wave steps that `waves` does not. Beyond the knots it stays that
-    of the edge, so the roofline does the scaling. It multiplies latency and roofline alike: a GPU
-    twice as fast with half the latency takes half the time.
+    The roofline joins compute and memory time, each at a fitted efficiency, with a p-norm. The
+    multiplier is the measured time over that base, on knots in m, n and k, interpolated in
+    logarithms. It contains the steps of tiles, and those of waves unless `waves` models them. It is
+    constant beyond the knots, where only the roofline scales. It multiplies latency and roofline
+    alike: a GPU twice as fast with half the latency takes half the time.
     """
 
     kernel_latency_s: float
@@ -94,7 +96,7 @@ class GemmCurve:
     log_multiplier: Floats = field(repr=False)  # (M, N, K)
     source: str
     waves: Waves | None = None
-    own: OwnProducts | None = None
+    measured: MeasuredRatios | None = None
 
     def __post_init__(self) -> None:
         for name in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
@@ -105,12 +107,14 @@ class GemmCurve:
         for name in ("m_knots", "n_knots", "k_knots"):
             knots = getattr(self, name)
             if knots.size < 2 or knots[0] <= 0 or np.any(np.diff(knots) <= 0):
-                raise ConfigError(f"{name} must be positive and rise, two or more")
+                raise ConfigError(f"{name} must be two or more increasing positive numbers")
         shape = (self.m_knots.size, self.n_knots.size, self.k_knots.size)
         if self.log_multiplier.shape != shape:
-            raise ConfigError(f"the table has shape {self.log_multiplier.shape}, its knots {shape}")
+            raise ConfigError(
+                f"the table has shape {self.log_multiplier.shape}; its knots need {shape}"
+            )
         if not np.all(np.isfinite(self.log_multiplier)):
-            raise ConfigError("the table holds a multiplier that is not positive")
+            raise ConfigError("every multiplier in the table must be positive")
 
     def seconds(
         self,
@@ -122,28 +126,25 @@ class GemmCurve:
         hbm_bandwidth: float,
         weight_bytes_per_element: float = 2.0,
     ) -> Floats:
-        """Time of one `(m, k) x (k, n)` product in bf16, its weights read from HBM.
+        """Time of one `(m, k) x (k, n)` product in bf16, with its weights read from HBM.
+
+        Raises `ConfigError` if `n` or `k` is not positive.
 
         Parameters
         ----------
         m : array
-            Rows: tokens in the pass. Below the first knot (1) a row still costs one. [tokens]
+            Rows, which are the tokens of the pass; below the first knot (1), one row. [tokens]
         n, k : int
-            Output and input columns of the weight matrix; n is the total of fused matrices.
+            Output and input columns of the weight matrix; for fused matrices n is their sum.
         peak_flops, hbm_bandwidth : float
             The GPU's datasheet peaks. [FLOP/s, bytes/s]
         weight_bytes_per_element : float
-            Bytes that one stored weight takes; activations stay at two.
+            Bytes of one stored weight; activations always take two.
 
         Returns
         -------
         array
-            Seconds, of the shape of `m`; never falls as `m` grows.
-
-        Raises
-        ------
-        ConfigError
-            If `n` or `k` is not positive.
+            Seconds, with the shape of `m`; non-decreasing in `m`.
         """
         log_m, log_s = _curve_over_m(
             self, n, k, peak_flops, hbm_bandwidth, weight_bytes_per_element
@@ -152,17 +153,16 @@ class GemmCurve:
         last = self.m_knots[-1]
         inside = np.minimum(np.maximum(rows, self.m_knots[0]), last)
         time = np.exp(np.interp(np.log(inside), log_m, log_s))
-        # Past the last knot the layer is bound by compute: time grows with the rows.
+        # Beyond the last knot the layer is compute-bound: time is proportional to the rows.
         return np.asarray(time * np.maximum(rows / last, 1.0))
 
     def in_range(self, *, m: ArrayLike, n: int, k: int) -> Bools:
-        """Whether each `m` lies inside the measured grid (then the number is "measured" or
-        interpolated); false means that the utilisation of the nearest edge is held."""
+        """Whether each `m` is inside the measured grid; outside, utilisation is held constant."""
         rows = np.asarray(m, dtype=np.float64)
         matrix = self.n_knots[0] <= n <= self.n_knots[-1] and (
             self.k_knots[0] <= k <= self.k_knots[-1]
         )
-        matrix |= self.own is not None and self.own.timed(n, k)
+        matrix |= self.measured is not None and self.measured.timed(n, k)
         return np.asarray((rows >= self.m_knots[0]) & (rows <= self.m_knots[-1]) & matrix)
 
 
@@ -178,23 +178,23 @@ def roofline_seconds(
     weight_bytes_per_element: float = 2.0,
     waves: Waves | None = None,
 ) -> Floats:
-    """The base of the curve: kernel latency plus a p-norm of memory and compute time.
+    """Kernel latency plus a p-norm of memory and compute time (Williams et al. 2009).
 
     Parameters
     ----------
     m, n, k : arrays, mutually broadcastable
         Rows, output and input columns.
     memory_rate, compute_rate : float
-        Achieved bytes/s and FLOP/s: a peak times its efficiency.
+        Achieved rates: peaks times efficiencies. [bytes/s, FLOP/s]
     overlap_exponent : float
-        1 adds the two times, infinity takes the larger.
+        1 adds the two times; infinity takes the larger one.
     waves : Waves, optional
-        Stretches the compute time to whole waves.
+        Rounds the compute time up to whole waves.
 
     Returns
     -------
     array
-        Seconds, of the broadcast shape. Roofline: Williams et al. 2009.
+        Seconds, with the broadcast shape.
     """
     rows, columns, depth = (np.asarray(x, dtype=np.float64) for x in (m, n, k))
     moved = weight_bytes_per_element * columns * depth + 2.0 * rows * (columns + depth)
@@ -203,7 +203,7 @@ def roofline_seconds(
     if waves is not None:
         compute = compute * waves.inflation(rows, columns)
     larger, smaller = np.maximum(memory, compute), np.minimum(memory, compute)
-    # larger * (1 + ratio^p)^(1/p): the p-norm in a form whose powers neither over- nor underflow.
+    # larger * (1 + ratio^p)^(1/p) is the p-norm without overflow or underflow.
     joined = larger * (1.0 + (smaller / larger) ** overlap_exponent) ** (1.0 / overlap_exponent)
     return np.asarray(kernel_latency_s + joined)
 
@@ -212,9 +212,9 @@ def roofline_seconds(
 def _curve_over_m(
     curve: GemmCurve, n: int, k: int, peak_flops: float, hbm_bandwidth: float, weight_bytes: float
 ) -> tuple[Floats, Floats]:
-    """log m knots and log seconds of one matrix; (M,) each, the second never falls."""
+    """ln(m) and ln(seconds) of one matrix at its knots; the seconds are non-decreasing."""
     if not (n > 0 and k > 0):
-        raise ConfigError(f"a dense layer needs positive sizes, not n={n}, k={k}")
+        raise ConfigError(f"n={n}, k={k} is not a valid matrix shape: both must be positive")
     base = roofline_seconds(
         curve.m_knots,
         n,
@@ -231,21 +231,20 @@ def _curve_over_m(
     corner = curve.log_multiplier[:, column : column + 2, row : row + 2]  # (M, 2, 2)
     between_n = corner[:, 0] * (1.0 - column_part) + corner[:, 1] * column_part
     multiplier = between_n[:, 0] * (1.0 - row_part) + between_n[:, 1] * row_part
-    # A running maximum keeps time from falling in m at peaks other than those of the fit, and is
-    # itself monotone in whatever moves the base.
+    # The running maximum keeps the time non-decreasing in m at peaks other than those of the fit.
     log_m, log_s = np.log(curve.m_knots), np.maximum.accumulate(np.log(base) + multiplier)
-    if curve.own is None:
+    if curve.measured is None:
         return log_m, log_s
-    # Inside the rows that were timed only their knots count: the table's steps lie elsewhere.
-    own_m, ratio = np.log(curve.own.m_knots), curve.own.log_ratio_of(n, k)
-    outside = (log_m < own_m[0]) | (log_m > own_m[-1])
-    knots = np.sort(np.concatenate([own_m, log_m[outside]]))
-    scaled = np.interp(knots, log_m, log_s) + np.interp(knots, own_m, ratio)
+    # Within the range of m that was timed, only its knots are used: the table's steps differ.
+    timed_m, ratio = np.log(curve.measured.m_knots), curve.measured.log_ratio_of(n, k)
+    outside = (log_m < timed_m[0]) | (log_m > timed_m[-1])
+    knots = np.sort(np.concatenate([timed_m, log_m[outside]]))
+    scaled = np.interp(knots, log_m, log_s) + np.interp(knots, timed_m, ratio)
     return knots, np.maximum.accumulate(scaled)
 
 
 def _bracket(knots: Floats, value: float) -> tuple[int, float]:
-    """Index of the knot below `value` and how far past it, in logs; held at the ends."""
+    """Index of the knot below `value` and the fraction to the next one, in logarithms."""
     inside = min(max(float(value), float(knots[0])), float(knots[-1]))
     below = min(int(np.searchsorted(knots, inside, side="right")) - 1, knots.size - 2)
     step = np.log(knots[below + 1] / knots[below])

@@ -1,4 +1,4 @@
-"""Interpolation in logarithms on a grid of knots; axes that broadcast stay unexpanded."""
+"""Interpolation in logarithms on a grid of knots, without expanding broadcast axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from perfmodel._typing import Floats, Ints
 
 
 def locate(x: Floats, knots: Floats) -> tuple[Ints, Floats, Floats]:
-    """Left knot, weight of the right one in ln(x), and ln(x / last knot) where beyond it."""
+    """Index of the left knot, weight of the right one, and ln(x / last knot) beyond the last."""
     log_knots, log_x = np.log(knots), np.log(np.maximum(x, knots[0]))
     left = np.minimum(np.searchsorted(log_knots, log_x, side="right") - 1, len(knots) - 2)
     weight = (log_x - log_knots[left]) / (log_knots[left + 1] - log_knots[left])
@@ -16,7 +16,7 @@ def locate(x: Floats, knots: Floats) -> tuple[Ints, Floats, Floats]:
 
 
 def log_weights(x: Floats, knots: Floats) -> Floats:
-    """Interpolation weights (len(x), len(knots)) in ln(x), held flat outside."""
+    """Interpolation weights (len(x), len(knots)) in ln(x), constant outside the knots."""
     if len(knots) == 1:
         return np.ones((len(x), 1))
     left, weight, _ = locate(x, knots)
@@ -28,14 +28,9 @@ def log_weights(x: Floats, knots: Floats) -> Floats:
 
 
 def bilinear(
-    table: Floats,
-    u: Ints,
-    wu: Floats,
-    k: Ints,
-    wk: Floats,
-    plane: Ints | None = None,
+    table: Floats, u: Ints, wu: Floats, k: Ints, wk: Floats, plane: Ints | None = None
 ) -> Floats:
-    """`table[(plane,) u, k]` interpolated; open axes stay open until the four look-ups."""
+    """`table[(plane,) u, k]`, interpolated with weights `wu` and `wk` of the next indices."""
     columns = table.shape[-1]
     flat = table.reshape(-1)
     start = u * columns + k

@@ -1,9 +1,10 @@
-"""One forward pass: prefill, decode, draft and verify differ in query tokens and KV read only."""
+"""The time of one forward pass; prefill, decode, draft and verify differ only in their tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from perfmodel._typing import Floats
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
+from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Bound, Origin
@@ -22,7 +24,7 @@ _ZERO = np.zeros(())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """A model's shard on one rank of a machine, under one engine and its kernels' curves."""
+    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
 
     machine: Machine
     spec: ModelSpec
@@ -33,14 +35,28 @@ class Rank:
     kv_dtype: str = "bf16"
     is_draft: bool = False
 
+    @classmethod
+    def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
+        """The shard of a scenario's target or draft."""
+        return cls(
+            machine=scenario.machine,
+            spec=spec,
+            engine=scenario.engine,
+            curves=scenario.kernels,
+            tp=tp,
+            weight_dtype=scenario.weight_dtype,
+            kv_dtype=scenario.kv_dtype,
+            is_draft=is_draft,
+        )
+
     @property
     def origin(self) -> Origin:
-        """Where kernel times come from: "fitted" on this GPU, or "extrapolated" from another."""
+        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         return self.engine.kernel_origin(self.machine.gpu)
 
     @property
     def all_reduce(self) -> str:
-        """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
+        """The engine's all-reduce, or a plain ring on PCIe nodes that were not measured."""
         measured = self.machine.gpu.efficiency_origin == Origin.FITTED
         unmeasured = self.machine.link.kind == "pcie" and not measured
         return "ring" if unmeasured else self.engine.all_reduce
@@ -55,7 +71,7 @@ def forward_pass(
     kv_read_tokens: ArrayLike | None = None,
     logit_tokens: ArrayLike | None = None,
 ) -> StepTime:
-    """Time of one decode-like pass: T_T at one query token, T_V at γ+1, T_D with the draft's cache.
+    """Time of a pass over a cache: T_T at one query token, T_V at γ+1, T_D with a draft's cache.
 
     Parameters
     ----------
@@ -64,18 +80,18 @@ def forward_pass(
     batch, context_tokens, query_tokens : float or array, mutually broadcastable
         Sequences; cached tokens per sequence; new tokens per sequence. [1]
     kv_read_tokens : float or array, optional
-        Cached tokens that attention reads per sequence; the whole context by default. [tokens]
+        Cached tokens that attention reads per sequence; by default the whole context. [tokens]
     logit_tokens : float or array, optional
-        New tokens per sequence that get logits; all by default. [1]
+        New tokens per sequence with logits; by default all. [1]
 
     Returns
     -------
     StepTime
-        Seconds per part, each of the smallest shape that broadcasts.
+        Seconds per part, each with the smallest shape that broadcasts.
 
     Notes
     -----
-    Weights and the KV cache are read once per pass, however many tokens it checks
+    Weights and the KV cache are read once per pass, regardless of the number of query tokens
     (Leviathan et al. 2023, section 3; MagicDec section 3).
     """
     batch, query = np.asarray(batch, float), np.asarray(query_tokens, float)
@@ -98,12 +114,12 @@ def forward_pass(
 def prefill_pass(
     rank: Rank, *, batch: ArrayLike, prompt_tokens: ArrayLike, cached_tokens: ArrayLike = 0
 ) -> StepTime:
-    """Time to fill the cache with prompts; only the last token of each gets logits.
+    """Time of prefilling prompts; only the last token of each has logits.
 
     Parameters
     ----------
     batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
-        Sequences; tokens of each prompt, or of a chunk of it; those before it. [1]
+        Sequences; tokens of each prompt or chunk; tokens cached before the chunk. [1]
     """
     batch, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
     cached = np.asarray(cached_tokens, float)
@@ -123,7 +139,7 @@ def prefill_pass(
 
 
 def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
-    """Shape of each dense layer on one rank, as (outputs, inputs, count); qkv and gate-up fused."""
+    """(outputs, inputs, count) of each dense layer on one rank; qkv and gate-up are fused."""
     spec, tp = rank.spec, rank.tp
     heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
     vocab = spec.padded_vocab_per_rank(tp) if rank.engine.vocab_parallel else spec.vocab
@@ -228,7 +244,7 @@ def _prefill_attention(rank: Rank, batch: Floats, prompt: Floats, cached: Floats
 
 
 def _elementwise_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """Fused small kernels: each moves its activations once and has a fixed latency."""
+    """Small fused kernels, each of which moves its activations once and has a fixed latency."""
     spec, layers = rank.spec, rank.spec.layers
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     ffn, vocab = spec.ffn_hidden // rank.tp, linear_shapes(rank)["lm_head"][0]
@@ -248,18 +264,18 @@ def _elementwise_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[P
 
 
 def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
-    """The best token of each row: its bytes, or one row's walk where few rows share the GPU."""
+    """Argmax of the logits: limited by their bytes, or by the latency of one row for few rows."""
     engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
     memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
     factor = engine.sampling_factor * engine.activation_factor
-    walk_s = engine.sampling_column_s * vocab
-    seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
+    row_s = engine.sampling_column_s * vocab
+    seconds = np.maximum(factor * memory_s, row_s) + kernels * engine.kernel_latency_s
     origin = _small_origin(engine)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
 def _small_origin(engine: EngineProfile) -> Origin:
-    """Where the cost of small kernels comes from: a fitted profile, or what it assumes."""
+    """The origin of the cost of small kernels, which the engine profile states."""
     fitted = engine.origin in (Origin.FITTED, Origin.EXTRAPOLATED)
     return engine.origin if fitted else Origin.ASSUMED
 
@@ -276,7 +292,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floa
 
 
 def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """Two all-reduces a layer, and the gather of each rank's best token where the head is split."""
+    """Two all-reduces per layer, and the gather of each rank's best token if the head is split."""
     if rank.tp == 1:
         return []
     curve, link = rank.curves.collectives, rank.machine.link

@@ -1,8 +1,8 @@
-"""What fits: bytes per GPU of weights, caches, activations and reserve, and the largest batch."""
+"""Memory per GPU of weights, caches, activations and reserve, and the largest batch that fits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,15 +17,15 @@ from perfmodel.units import format_bytes
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MemoryEstimate:
-    """Bytes on the fullest GPU, term by term; arrays broadcast to one shape."""
+    """Bytes on the GPU with the most, by term; arrays broadcast to one shape."""
 
     weights: Floats
     target_kv: Floats
     draft_weights: Floats
     draft_kv: Floats
-    lookahead_kv: Floats  # slots for γ drafts that may be rolled back
+    lookahead_kv: Floats  # slots for γ drafts, which may be rolled back
     activations: Floats
-    reserved: Floats  # engine's reserve and workspace
+    reserved: Floats  # the engine's reserve and workspace
     capacity: float
 
     @property
@@ -35,36 +35,26 @@ class MemoryEstimate:
 
     @property
     def fraction(self) -> Floats:
-        """Needed over capacity."""
+        """Bytes needed over capacity."""
         return self.total / self.capacity
 
     @property
     def fits(self) -> Bools:
-        """Whether it fits in the GPUs' memory."""
+        """Whether the scenario fits in memory."""
         return self.total <= self.capacity
 
     def account(self) -> str:
-        """One point in a line: bytes needed, bytes available, and the terms of the need."""
+        """One point as one line: bytes needed, bytes available, and the terms of the need."""
         terms = ", ".join(
             f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
             for name in TERMS
             if float(getattr(self, name)) > 0
         )
-        return (
-            f"needs {format_bytes(float(self.total))} per GPU of "
-            f"{format_bytes(self.capacity)}: {terms}"
-        )
+        need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
+        return f"needs {need} per GPU, and {capacity} are available: {terms}"
 
 
-TERMS = (
-    "weights",
-    "target_kv",
-    "draft_weights",
-    "draft_kv",
-    "lookahead_kv",
-    "activations",
-    "reserved",
-)
+TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")
 
 
 def memory_estimate(
@@ -75,17 +65,17 @@ def memory_estimate(
     gamma: ArrayLike,
     kv_budget_tokens: ArrayLike,
 ) -> MemoryEstimate:
-    """Bytes per GPU when every sequence has grown to its full length.
+    """Bytes per GPU when every sequence has reached its full length.
 
     Parameters
     ----------
     batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
-        Sequences; prompt tokens of each; drafts per round; tokens a draft may read of each sequence
-        (ignored without a draft, and for policy "full"). [1]
+        Sequences; prompt tokens per sequence; drafts per round; tokens that a draft may read per
+        sequence (ignored without a draft, and for policy "full"). [1]
 
     Notes
     -----
-    Ranks outside the draft's group hold less; the estimate is for a rank inside it.
+    If the draft runs on some of the ranks, the estimate is for one of them; the others need less.
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
     prompt, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
@@ -106,7 +96,7 @@ def memory_estimate(
 
 
 def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
-    """The largest batch of this scenario that fits, by bisection; 0 where not even one does."""
+    """The largest batch of this scenario that fits, by bisection; 0 if no batch fits."""
 
     def fits(batch: int) -> bool:
         estimate = memory_estimate(
@@ -126,7 +116,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
 
 
 def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
-    """Layers at their storage type; embedding and LM head stay in bf16, as a pass reads them."""
+    """Layers in their storage type; embedding and LM head are always in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
     return layers * dtype_bytes(weight_dtype) + vocabulary * ACTIVATION_BYTES
@@ -135,7 +125,7 @@ def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
 def _draft_terms(
     scenario: Scenario, length: Floats, budget: Floats, gamma: Floats
 ) -> tuple[float, float, Floats]:
-    """Draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
+    """Bytes of draft weights, draft KV bytes per token, and draft tokens cached per sequence."""
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
     if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
@@ -148,22 +138,22 @@ def _draft_terms(
     weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
     cached = _cached_tokens(draft, length) + gamma
     if plan.policy is not DraftPolicy.FULL:
-        # A piece of the prompt enters before what it pushes out has left.
+        # A chunk of the prompt is added before the tokens that it displaces are removed.
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
         cached = np.minimum(cached, budget + np.maximum(piece, gamma))
     return weights, per_token, cached
 
 
 def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:
-    """Tokens cached per sequence: of a sliding window at most its length."""
+    """Tokens cached per sequence, at most the sliding window."""
     window = spec.sliding_window_tokens
     return length if window is None else np.minimum(length, window)
 
 
 def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: Floats) -> Floats:
-    """Live tensors of the widest pass: a chunk of prompts, or a verification and its logits.
+    """Live tensors of the largest pass: a chunk of prompts, or a verification and its logits.
 
-    A graph's logits stay where it writes them, and are live once more while it is captured.
+    A CUDA graph keeps its logits, and needs them a second time while it is captured.
     """
     chunk = np.minimum(scenario.engine.prefill_chunk_tokens, batch * prompt)
     rows = batch * (gamma + 1.0)
@@ -175,15 +165,15 @@ def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: 
 
 
 def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
-    """A layer's widest moment: the residual, its norm, what attention and the layer before gave,
-    and the MLP's gate, up and product."""
+    """The peak of a layer: residual, norm, outputs of attention and of the previous layer, and the
+    gate, up and product of the MLP."""
     spec = scenario.target
     width = 4 * spec.hidden + 3 * spec.ffn_hidden / scenario.tp
     return np.asarray(ACTIVATION_BYTES * rows * width)
 
 
 def _logit_bytes(scenario: Scenario, rows: Floats) -> Floats:
-    """Normed states and logits of `rows`; a split head also holds its part before the gather."""
+    """Normed states and logits of `rows`, and the local logits if the head is split."""
     spec, tp = scenario.target, scenario.tp
     part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0
     return np.asarray(ACTIVATION_BYTES * rows * (spec.hidden + spec.vocab + part))

@@ -1,4 +1,4 @@
-"""`StepTime`: the seconds of one pass as parts that a profiler could time."""
+"""`StepTime`: the time of one pass, divided into parts that a profiler can time."""
 
 from __future__ import annotations
 
@@ -14,42 +14,31 @@ from perfmodel.display import html_table, one_line, seconds_range
 from perfmodel.specs.labels import Bound, Origin
 
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
-# Every part belongs to one group; a group is what a report shows first.
-GROUPS = {
-    "qkv_proj": "linear",
-    "o_proj": "linear",
-    "gate_up_proj": "linear",
-    "down_proj": "linear",
-    "lm_head": "linear",
-    "attention": "attention",
-    "kv_selection": "attention",
-    "all_reduce": "comm",
-    "gather": "comm",
-    "embedding": "elementwise",
-    "norm": "elementwise",
-    "rotary": "elementwise",
-    "activation": "elementwise",
-    "sampling": "elementwise",
-    "launch": "overhead",
-    "host": "overhead",
+# The group of each part, as shown in reports.
+_PARTS = {
+    "linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"),
+    "attention": ("attention", "kv_selection"),
+    "comm": ("all_reduce", "gather"),
+    "elementwise": ("embedding", "norm", "rotary", "activation", "sampling"),
+    "overhead": ("launch", "host"),
 }
+GROUPS = {part: group for group, parts in _PARTS.items() for part in parts}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Part:
-    """One part of a pass, all layers together.
+    """One part of a pass, over all layers.
 
-    `seconds` is the prediction; `compute_s`, `memory_s` and `link_s` are what the datasheet's peaks
-    would allow, from which follows what bounds the part. `traffic` is what its bytes are.
-    `in_range` computes where the kernel curve is not extrapolated; only reports call it.
-    Arrays broadcast to one shape.
+    `seconds` is the prediction. `compute_s` and `memory_s` are the times at the datasheet's peaks,
+    which determine what bounds the part. `in_range` computes where the kernel curve is not
+    extrapolated; only reports call it. Arrays broadcast to one shape.
     """
 
     name: str
     seconds: Floats
     compute_s: Floats
     memory_s: Floats
-    traffic: Bound  # weights, KV, activations, link or host
+    traffic: Bound  # what is moved: weights, KV, activations, link or host
     origin: Origin  # fitted, extrapolated, assumed or datasheet
     in_range: Callable[[], Bools] = lambda: np.ones((), bool)
 
@@ -60,11 +49,11 @@ class Part:
             return np.full(np.shape(self.seconds), Bound.HOST)
         floor = np.maximum(self.compute_s, self.memory_s)
         by_roofline = np.where(self.compute_s > self.memory_s, Bound.COMPUTE, self.traffic)
-        # A part that runs at under a fifth of both peaks is bound by its fixed latency.
+        # A part that runs below a fifth of both peaks is bound by latency.
         return np.where(floor < 0.2 * self.seconds, Bound.LATENCY, by_roofline)
 
     def origin_at(self) -> Origin:
-        """Where the number comes from, given whether any point lies outside the measured range."""
+        """The origin, which is "extrapolated" if any point is outside the measured range."""
         if self.origin == Origin.FITTED and not np.all(self.in_range()):
             return Origin.EXTRAPOLATED
         return self.origin
@@ -72,13 +61,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class StepTime:
-    """One forward pass: its parts, and sums over them; every total is a sum, never a field."""
+    """The parts of one forward pass, and sums over them."""
 
     parts: tuple[Part, ...]
 
     @cached_property
     def total_s(self) -> Floats:
-        """Seconds of the pass. Parts of small shape are added first, so a sweep stays cheap."""
+        """Seconds of the pass."""
         return _sum([part.seconds for part in self.parts])
 
     def group_s(self, group: str) -> Floats:
@@ -102,20 +91,14 @@ class StepTime:
 
     @property
     def origin(self) -> Origin:
-        """The weakest origin among the parts that matter (2 % of the pass or more)."""
+        """The weakest origin among the parts that take at least 2 % of the pass."""
         total = self.total_s
         names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
         return next(origin for origin in WEAKEST_FIRST if origin in names)
 
 
 def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:
-    """The mean of two passes of the same parts, `share` of which are the first kind.
-
-    Parameters
-    ----------
-    share : float or array, broadcastable with the parts
-        From 0 to 1.
-    """
+    """The mean of two passes with the same parts, in which `first` has the weight `share`."""
 
     def mean(a: Floats, b: Floats) -> Floats:
         return np.asarray(share * a + (1.0 - share) * b)
@@ -133,4 +116,5 @@ def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTim
 
 
 def _sum(arrays: list[Floats]) -> Floats:
+    """The sum, adding small arrays first so that fewer additions broadcast to the full shape."""
     return reduce(np.add, sorted(arrays, key=lambda a: a.size), np.zeros(()))

@@ -1,4 +1,4 @@
-"""Many rounds compared: sweeps, the search, the recommendation."""
+"""Compare many scenarios: sweeps, the search for a plan, and the recommendation."""
 
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
 from perfmodel.planning.recommend import Recommendation

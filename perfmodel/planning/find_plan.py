@@ -1,9 +1,9 @@
-"""From flat scenario values to a recommendation: what the values leave open is searched.
+"""From flat scenario values to a recommendation, searching over values that are not given.
 
-The vocabulary is `ScenarioInput`'s, in which `tp`, `draft` and `kv_budget` may hold several values.
-A draft choice is one word, `draft:policy`, such as `self:snapkv`; without a policy all policies of
-that draft are compared. Without a draft: self-speculation and every smaller model of the target's
-tokenizer. Without a TP: every power of two that splits the target on one node.
+The keys are those of `ScenarioInput`; `tp`, `draft` and `kv_budget` may have several values. A
+draft may include a policy, as in `self:snapkv`; otherwise all its policies are compared. By default
+the search tries self-speculation and every smaller model with the target's tokenizer, at every
+power of two of TP that splits the target on one node.
 """
 
 from __future__ import annotations
@@ -21,30 +21,28 @@ from perfmodel.specs.workload import parse_slo
 POLICIES_OF_SELF = ("streamingllm", "snapkv")
 POLICIES_OF_MODEL = ("streamingllm", "full")
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
-SEVERAL = ("tp", "draft", "kv_budget")  # these may hold more than one value
+SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
 
 
 def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Recommendation:
-    """The best plan for a scenario whose draft, TP, KV budget and γ are open.
+    """The best draft, TP, KV budget and γ for a scenario.
+
+    Raises `ConfigError` if the values are not valid for a search. Raises `NoFeasiblePlan` if no
+    plan meets the limits.
 
     Parameters
     ----------
     values : mapping
-        Flat scenario values; `tp`, `draft` and `kv_budget` also as lists or as comma-separated
-        text. A given acceptance holds for one draft choice, which must then be named.
+        Flat scenario values; `tp`, `draft` and `kv_budget` may be lists or comma-separated text.
+        An acceptance may only be given for a single draft choice.
     objective : str
-        "throughput" or "latency", as `recommend` has it.
-
-    Raises
-    ------
-    ConfigError, NoFeasiblePlan
-        For values that a search cannot honour; if nothing meets the limits.
+        "throughput" or "latency", see `search`.
     """
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
-        raise ConfigError("recommend chooses gamma itself; use predict or sweep for a given one")
+        raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
     plain = parse_scenario(
         {key: v for key, v in given.items() if key not in SEARCHED + ACCEPTANCE_KEYS}
     )
@@ -65,7 +63,7 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:
-    """The values under a key as a list, each once, in their order."""
+    """The distinct values of a key, in their order."""
     value = values[key]
     if isinstance(value, str):
         value = [term.strip() for term in value.split(",") if term.strip()]
@@ -80,17 +78,17 @@ def _counts(values: Mapping[str, Any], key: str) -> list[int]:
 
 
 def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
-    """(draft, policy) pairs from `self`, `self:snapkv` or a model; None where none was given."""
+    """(draft, policy) pairs from `self`, `self:snapkv` or a model; None if no draft was given."""
     policy = values.get("draft_policy")
     if "draft" not in values:
         if policy is not None:
-            raise ConfigError("draft_policy needs a draft here, such as --draft self")
+            raise ConfigError("draft_policy needs a draft; add --draft self, for example")
         return None
     choices: list[Choice] = []
     for term in _several(values, "draft"):
         draft, _, in_term = str(term).partition(":")
         if draft == "none":
-            raise ConfigError("recommend always compares with plain decoding; leave out draft none")
+            raise ConfigError("recommend always includes plain decoding; leave draft none out")
         defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
@@ -98,22 +96,24 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
 
 
 def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> None:
-    """An acceptance, or a draft's TP, belongs to one draft choice."""
+    """Refuse an acceptance, or a draft's TP, if several draft choices are compared."""
     if len(choices) == 1:
         return
     named = ", ".join(f"{draft}:{policy}" for draft, policy in choices)
     for key in ACCEPTANCE_KEYS:
         if key in values:
             raise ConfigError(
-                f"{key} holds for one draft choice, and {len(choices)} are compared ({named}); "
-                f"name one with --draft and --draft-policy"
+                f"{key} applies to one draft choice, but {len(choices)} are compared ({named}); "
+                f"select one with --draft and --draft-policy"
             )
     if "draft_tp" in values and len({draft for draft, _ in choices}) > 1:
-        raise ConfigError(f"draft_tp holds for one draft, and several are compared ({named})")
+        raise ConfigError(
+            f"draft_tp applies to one draft, but several are compared ({named}); select one"
+        )
 
 
 def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario:
-    """The scenario that the search varies; with one choice also its draft and acceptance."""
+    """The scenario that the search varies, with draft and acceptance if there is one choice."""
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
@@ -122,13 +122,15 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     observed = [key for key in OBSERVED_KEYS if key in values]
     if observed:
         if "gamma" not in values:
-            raise ConfigError(f"{observed[0]} needs the gamma it was measured at; add --gamma")
+            raise ConfigError(
+                f"{observed[0]} needs the gamma at which it was measured; add --gamma"
+            )
         fixed["gamma"] = values["gamma"]
     return parse_scenario(fixed | {"tp": tp}).scenario()
 
 
 def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
-    """TP degrees as given, else every power of two that splits the target on one node."""
+    """The given TP degrees, or every power of two that splits the target on one node."""
     scenario = plain.scenario()
     if "tp" in values:
         stated = _counts(values, "tp")
@@ -140,12 +142,14 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     most = scenario.machine.gpus_per_node
     degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
     if not degrees:
-        raise ConfigError(f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}")
+        raise ConfigError(
+            f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; use fewer"
+        )
     return degrees
 
 
 def _draft_tps(values: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The given draft TP alone; empty where none was given, and the search tries them all."""
+    """The given draft TP; empty if none was given, so that the search tries all."""
     stated = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp
     return {} if stated is None else {"draft_tps": [stated]}
 
@@ -153,14 +157,14 @@ def _draft_tps(values: Mapping[str, Any]) -> dict[str, list[int]]:
 def _budgets(
     values: Mapping[str, Any], prompt_tokens: int, choices: list[Choice]
 ) -> dict[str, list[int]]:
-    """The budgets to search, where they were given."""
+    """The given budgets; empty if none were given, so that the search uses its defaults."""
     if "kv_budget" not in values:
         return {}
     if all(policy == "full" for _, policy in choices):
-        raise ConfigError("kv_budget has no meaning for draft policy full; leave it out")
+        raise ConfigError("kv_budget has no effect with draft policy full; leave it out")
     budgets = _counts(values, "kv_budget")
     if max(budgets) > prompt_tokens:
         raise ConfigError(
-            f"kv_budget={max(budgets)} is outside 1 to the context of {prompt_tokens} tokens"
+            f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; use less"
         )
     return {"budgets": budgets}

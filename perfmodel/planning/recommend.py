@@ -1,4 +1,4 @@
-"""`Recommendation`: the best plan, the limit that binds, break-even points and sensitivities."""
+"""`Recommendation`: the best plan, its binding limit, break-even points and sensitivities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perfmodel.units import format_seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """A limit that excludes a better plan, and what it costs in the objective."""
+    """The limit that excludes the best plan, and its cost in the objective."""
 
     name: str
     cost_percent: float
@@ -35,7 +35,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The best plan and what explains it."""
+    """The best plan and its explanation."""
 
     objective: str
     best: Candidate
@@ -45,7 +45,7 @@ class Recommendation:
     interval: Interval | None
     gain_probability: float | None
     binding: Binding | None
-    studied: Candidate | None  # the draft choice of break-even and schedule
+    studied: Candidate | None  # the plan to which interval, break-even points and schedule apply
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
@@ -88,39 +88,33 @@ class Recommendation:
         text = f"{self.best.speedup:.2f}x"
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
-        return f"{text}, {format_seconds(self.best.tpot_s)} a token"
+        return f"{text}, {format_seconds(self.best.tpot_s)} per token"
 
     def _unknown(self) -> str:
         if not self.unmeasured:
             return "no draft choice meets the limits"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         return (
-            f"the acceptance of no draft choice was measured; {least.candidate.label} would pay "
-            f"from α={least.alpha_to_break_even:.2f}: measure it, then state it with --acceptance"
+            f"the acceptance of the draft choices is unknown; {least.candidate.label} would pay "
+            f"from α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
         )
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:
             return "nothing to compare"
-        context = self.studied.scenario.workload.prompt_tokens
-        if self.batch.from_value is None:
-            return f"at {context:,} tokens it pays at no batch that fits"
-        everywhere_below = self.batch.from_value <= self.batch.lowest
-        if self.batch.until is not None:
-            first = "up to batch" if everywhere_below else f"from batch {self.batch.from_value} to"
-            return f"at {context:,} tokens it pays {first} {self.batch.until}"
-        if everywhere_below:
-            return f"at {context:,} tokens it pays at every batch that fits"
-        return f"without speculation below batch {self.batch.from_value}"
+        pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it pays"
+        first, last = self.batch.from_value, self.batch.until
+        if first is None:
+            return f"{pays} at no batch that fits"
+        if first > self.batch.lowest:
+            return f"{pays} from batch {first}" + ("" if last is None else f" to {last}")
+        return f"{pays} at every batch that fits" if last is None else f"{pays} up to batch {last}"
 
 
 def recommend(result: Search) -> Recommendation:
-    """Choose among the candidates of a search and explain the choice.
+    """Choose the best candidate of a search and explain the choice.
 
-    Raises
-    ------
-    NoFeasiblePlan
-        If no candidate meets the limits; the message names the nearest miss.
+    Raises `NoFeasiblePlan` if no candidate meets the limits.
     """
     ranked = result.ranked()
     if not ranked:
@@ -129,7 +123,6 @@ def recommend(result: Search) -> Recommendation:
     plain = [c for c in ranked if not c.scenario.plan.speculates]
     drafts = [c for c in ranked if c.scenario.plan.speculates]
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
-    known = studied is not None
     return Recommendation(
         objective=result.objective,
         best=best,
@@ -143,7 +136,7 @@ def recommend(result: Search) -> Recommendation:
         batch=break_even_batch(studied.scenario) if studied else None,
         context=break_even_context(studied.scenario) if studied else None,
         schedule=gamma_schedule(studied.scenario) if studied else None,
-        sensitivities=tuple(sensitivities(studied.scenario)) if known and studied else (),
+        sensitivities=tuple(sensitivities(studied.scenario)) if studied else (),
     )
 
 
@@ -152,7 +145,7 @@ def _plain_of(result: Search) -> Candidate:
 
 
 def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candidate, ...]:
-    """The best candidate of each draft choice other than the winner's."""
+    """The best candidate of each draft choice other than that of `skip`."""
 
     def choice(candidate: Candidate) -> tuple[str, str]:
         plan = candidate.scenario.plan
@@ -166,7 +159,7 @@ def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candid
 
 
 def _binding(result: Search, best: Candidate) -> Binding | None:
-    """The limit whose removal would improve the objective most."""
+    """The limit whose removal would improve the objective the most."""
     slo, options = result.slo, []
     relaxed = {
         "ttft": replace(slo, ttft_s=None),
@@ -190,7 +183,7 @@ def _ranked_without(result: Search, limits: SLO, *, ignore_memory: bool) -> list
 
 
 def _nearest_miss(result: Search) -> str:
-    """One line: the plan that comes closest, and by how much it fails each limit."""
+    """One line on the plan that comes closest and the limits that it exceeds."""
     nearest = min(result.candidates, key=lambda c: max(c.violation(result.slo).values()))
     broken = nearest.violation(result.slo)
     value = {
@@ -201,6 +194,6 @@ def _nearest_miss(result: Search) -> str:
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     work = nearest.scenario.workload
     return (
-        f"nothing fits at batch {work.batch}, {work.prompt_tokens:,} tokens; the nearest miss is "
-        f"{nearest.label} at tp={nearest.scenario.tp}: {misses}"
+        f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
+        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}"
     )

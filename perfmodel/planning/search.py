@@ -1,4 +1,4 @@
-"""`search`: every draft choice, γ, KV budget and TP of a scenario, ranked under an SLO."""
+"""`search`: rank every draft choice, γ, KV budget and TP of a scenario under an SLO."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfmodel import catalog
+from perfmodel._typing import Floats
 from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
@@ -19,14 +19,13 @@ from perfmodel.speculation.break_even import GAMMAS
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 from perfmodel.units import format_seconds
 
-Array = NDArray[np.float64]
 BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 OBJECTIVES = ("throughput", "latency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One evaluated plan. Seconds; tokens/s per GPU; `speedup` is over plain decoding on its TP."""
+    """One evaluated plan; `speedup` is relative to plain decoding at the same TP."""
 
     scenario: Scenario
     speedup: float
@@ -48,7 +47,7 @@ class Candidate:
 
     @property
     def throughput_per_gpu(self) -> float:
-        """Tokens per second of the whole batch over the GPUs that serve it."""
+        """Tokens per second of the whole batch, per GPU of the target."""
         return self.scenario.workload.batch / self.tpot_s / self.scenario.tp
 
     @property
@@ -57,7 +56,7 @@ class Candidate:
         return plan_label(self.scenario.plan)
 
     def violation(self, slo: SLO) -> dict[str, float]:
-        """Value over limit for every limit that is broken, memory capacity included."""
+        """Value over limit, for every limit that is exceeded, including memory capacity."""
         ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
         if slo.tpot_s is not None:
             ratios["tpot"] = self.tpot_s / slo.tpot_s
@@ -68,29 +67,28 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
-    """A draft choice of unknown acceptance, and the α that it needs to break even."""
+    """A draft choice with unknown acceptance, and the α at which it breaks even."""
 
-    candidate: Candidate  # at the γ and budget that need the least α
+    candidate: Candidate  # at the γ and budget with the lowest break-even α
     alpha_to_break_even: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """All candidates of a search, ranked by the objective."""
+    """All candidates of a search."""
 
     objective: str
     slo: SLO
-    # Per draft choice, TP and budget: the best γ within the memory limit, and the best of all.
+    # For each draft choice, TP and budget: the best γ within the memory limit, and the best γ.
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
 
-    def ranked(self, slo: SLO | None = None) -> list[Candidate]:
+    def ranked(self) -> list[Candidate]:
         """Candidates within the limits, best first."""
-        limits = self.slo if slo is None else slo
-        return sorted((c for c in self.candidates if not c.violation(limits)), key=self.cost)
+        return sorted((c for c in self.candidates if not c.violation(self.slo)), key=self.cost)
 
     def cost(self, candidate: Candidate) -> float:
-        """What the objective minimises: GPU seconds, or seconds, per token."""
+        """The minimised quantity: GPU seconds per token, or seconds per token."""
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu
@@ -116,26 +114,26 @@ def search(
     draft_tps: Sequence[int] = (1, 2, 4, 8, 16),
     budgets: Sequence[int] = BUDGETS,
 ) -> Search:
-    """Evaluate every draft choice, budget, γ of 1 to 16, and TP of a scenario.
+    """Evaluate every draft choice, budget, γ from 1 to 16, and TP of a scenario.
 
     Parameters
     ----------
     scenario : Scenario
-        Machine, target, workload and engine; its acceptance, if given, holds for its own draft
-        and policy only.
+        Machine, target, workload and engine; an acceptance applies only to the scenario's draft
+        and policy.
     objective : str
         "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
     slo : SLO, optional
-        Limits; memory capacity always holds.
+        Limits, in addition to the memory capacity.
     choices : sequence of (draft, policy), optional
-        Draft choices; by default self-speculation and every smaller model of the same tokenizer.
+        By default `draft_choices(scenario)`.
     tps : sequence of int, optional
-        TP degrees; the scenario's own by default.
+        TP degrees; by default that of the scenario.
     draft_tps : sequence of int
-        TP degrees of a standalone draft; those that exceed the target's, or do not split the
-        draft, are left out.
+        TP degrees of a standalone draft; those that exceed the target's or do not split the
+        draft are skipped.
     budgets : sequence of int
-        KV budgets; those over the context are left out. [tokens]
+        KV budgets; those that exceed the context are skipped. [tokens]
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
@@ -157,7 +155,7 @@ def search(
 
 
 def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
-    """Self-speculation by both policies, and each smaller catalog model of the same tokenizer."""
+    """Self-speculation and every smaller catalog model with the same tokenizer, by policy."""
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
     smaller = [
@@ -176,13 +174,13 @@ def _variants(
     draft_tps: Sequence[int],
     budgets: Sequence[int],
 ) -> Iterator[Scenario]:
-    """One scenario per draft choice, TP, draft TP and budget; γ is left to one broadcast call."""
+    """One scenario per draft choice, TP, draft TP and budget; γ is an array in `estimate`."""
     context = scenario.workload.prompt_tokens
     for named, policy in choices:
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
-        is_scenarios = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
-        given = scenario.acceptance if is_scenarios else None
+        is_same = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
+        given = scenario.acceptance if is_same else None
         fitting: list[int | None] = [b for b in budgets if b <= context]
         for tp in tps:
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
@@ -204,7 +202,7 @@ def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -
 
 
 def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:
-    """(whether acceptance is known, the best γ within the memory limit and the best of all)."""
+    """Whether acceptance is known, and the best γ with and without the memory limit."""
     known = scenario.acceptance is not None or scenario.curve is not None
     point = estimate(scenario, gamma=GAMMAS)
     cost = point.tpot_s if known else point.break_even_alpha
@@ -215,7 +213,7 @@ def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate
 
 
 def _candidate(point: RoundEstimate, index: int) -> Candidate:
-    def at(values: Array) -> float:
+    def at(values: Floats) -> float:
         return float(np.broadcast_to(values, np.shape(point.gamma))[index])
 
     gamma = int(point.gamma[index])
@@ -238,7 +236,7 @@ def _plain(scenario: Scenario, tp: int) -> Candidate:
 
 
 def _least_alpha(candidates: list[Candidate]) -> list[Unmeasured]:
-    """Per draft choice, the plan that breaks even at the lowest α."""
+    """For each draft choice, the plan that breaks even at the lowest α."""
     best: dict[tuple[str, str], Candidate] = {}
     for candidate in candidates:
         plan = candidate.scenario.plan

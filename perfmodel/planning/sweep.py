@@ -1,4 +1,4 @@
-"""`sweep`: a scenario over named axes, one broadcast call per block, infeasible points masked."""
+"""`sweep`: evaluate a scenario over named axes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel import catalog
+from perfmodel._typing import Floats
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
@@ -26,11 +27,10 @@ from perfmodel.units import format_seconds
 if TYPE_CHECKING:
     import pandas
 
-Array = NDArray[np.float64]
 
-# Axes that one broadcast call covers, in the order of the result's dimensions.
+# Axes that broadcast in one call, in the order of the result's dimensions.
 ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
-# Axes that are names or change the shapes of matrices: one broadcast call each.
+# Axes that need one call per value, as they are names or change the shapes of matrices.
 LOOP_AXES = ("gpu", "engine", "tp", "draft", "draft_policy", "draft_tp", "weight_dtype", "kv_dtype")
 MAX_POINTS = 50_000_000
 
@@ -44,28 +44,28 @@ REASONS = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:
-    """One broadcast call: the loop axes' values, the estimate, or why there is none.
+    """The points of one broadcast call: values of the loop axes, and the estimate or a reason.
 
-    `axes` are the values of this block on the four array axes: without a draft γ is 0, and a budget
+    `axes` has the values of this block on the four array axes. Without a draft γ is 0, and a budget
     that is not swept is that of the block's plan.
     """
 
     names: dict[str, Any]
-    axes: dict[str, Array]
+    axes: dict[str, Floats]
     scenario: Scenario | None
     estimate: RoundEstimate | None
     reason: str
 
     @property
     def code(self) -> NDArray[np.int8]:
-        """Reason code at each point: 0 where feasible; see `REASONS`."""
+        """Reason code at each point, 0 where feasible; see `REASONS`."""
         if self.estimate is None:
             return np.full((1, 1, 1, 1), INVALID, np.int8)
         fits = np.where(self.estimate.memory.fits, FEASIBLE, NO_MEMORY)
         return np.where(self.estimate.invalid, BUDGET_OVER_CONTEXT, fits).astype(np.int8)
 
-    def speedup(self) -> Array:
-        """Speedup with infeasible points as NaN, so that no maximum takes them."""
+    def speedup(self) -> Floats:
+        """Speedup, NaN at infeasible points."""
         if self.estimate is None:
             return np.full((1, 1, 1, 1), np.nan)
         return np.where(self.estimate.feasible, self.estimate.speedup, np.nan)
@@ -75,38 +75,32 @@ class Block:
 class Sweep:
     """The blocks of a sweep and the values on their four array axes."""
 
-    axes: dict[str, Array]  # the array axes, in ARRAY_AXES order
+    axes: dict[str, Floats]  # the array axes, in ARRAY_AXES order
     blocks: tuple[Block, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Points along batch, prompt_tokens, gamma and kv_budget, within each block."""
+        """Number of points along batch, prompt_tokens, gamma and kv_budget in each block."""
         return tuple(len(values) for values in self.axes.values())
 
     @property
     def points(self) -> int:
-        """All points of the sweep, which are its rows."""
+        """The number of points, or rows."""
         sizes = ([len(values) for values in block.axes.values()] for block in self.blocks)
         return sum(math.prod(size) for size in sizes)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One dict per point: axes, results and reason, as the columns of `sweep --csv`."""
+        """One dict per point with axes, results and reason, the columns of `sweep --csv`."""
         for block in self.blocks:
-            yield from _block_rows(block)
+            yield from _rows_at(block, np.ndindex(_shape(block)))
 
     def best(self, count: int = 1) -> list[dict[str, Any]]:
-        """The `count` feasible rows of the highest speedup, best first."""
+        """The `count` feasible rows with the highest speedup, best first."""
         rows = (row for block in self.blocks for row in _best_rows(block, count))
         return heapq.nlargest(count, rows, key=lambda row: row["speedup"])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The rows as a table.
-
-        Raises
-        ------
-        ConfigError
-            If pandas is not installed.
-        """
+        """The rows as a data frame; `ConfigError` if pandas is not installed."""
         try:
             import pandas
         except ImportError as error:
@@ -145,26 +139,24 @@ class Sweep:
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     """Evaluate a scenario over named axes.
 
+    Raises `ConfigError` for an unknown or empty axis, an unknown name on an axis, more than 50
+    million points, or an acceptance observed at one γ if γ is swept.
+
     Parameters
     ----------
     base : mapping
-        Flat scenario values (the vocabulary of `ScenarioInput`).
+        Flat scenario values, with the keys of `ScenarioInput`.
     axes : mapping
-        Values per axis name; `batch`, `prompt_tokens`, `gamma` and `kv_budget` broadcast, the
-        others loop.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown axis, an empty one, an unknown name on one, more than 50 million points, or
-        tokens_per_round given for more than one γ.
+        Values for each axis, one of `ARRAY_AXES` and `LOOP_AXES`.
     """
     _check_axes(axes)
     _check_names(axes)
     stated = parse_scenario({**base, **{name: values[0] for name, values in axes.items()}})
     observed = [key for key in OBSERVED_KEYS if getattr(stated, key) is not None]
     if observed and len(axes.get("gamma", ())) > 1:
-        raise ConfigError(f"{observed[0]} holds for one gamma; sweep gamma with acceptance")
+        raise ConfigError(
+            f"{observed[0]} applies to one gamma; to sweep gamma, give acceptance instead"
+        )
     loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
     blocks = [
         _block(stated, dict(zip(loops, values, strict=True)), axes)
@@ -173,8 +165,8 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
     return Sweep(_union(blocks), tuple(blocks))
 
 
-def _union(blocks: list[Block]) -> dict[str, Array]:
-    """Per array axis the longest of all blocks: the values that were swept."""
+def _union(blocks: list[Block]) -> dict[str, Floats]:
+    """The values that were swept on each array axis: the longest of all blocks."""
     return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
 
 
@@ -184,14 +176,14 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
         if name not in known:
             raise ConfigError(f"unknown sweep axis {name!r}. Known: {', '.join(known)}.")
         if not len(values):
-            raise ConfigError(f"sweep axis {name} has no values")
+            raise ConfigError(f"sweep axis {name} has no values; give at least one")
     points = int(np.prod([float(len(values)) for values in axes.values()] or [1.0]))
     if points > MAX_POINTS:
         raise ConfigError(f"{points:,} points exceed {MAX_POINTS:,}; use fewer values on an axis")
 
 
 def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
-    """A name that does not exist is bad input, not an infeasible point."""
+    """Refuse unknown names, which are invalid input rather than infeasible points."""
     for name in axes.get("gpu", ()):
         catalog.gpu(str(name))
     for name in axes.get("engine", ()):
@@ -211,13 +203,13 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
 def _block(
     stated: ScenarioInput, names: dict[str, Any], axes: Mapping[str, Sequence[Any]]
 ) -> Block:
-    """Evaluate one combination of the loop axes over all array axes at once."""
+    """Evaluate one combination of loop values over all array axes at once."""
     values = stated.model_dump(exclude_unset=True) | names
-    if ":" in str(names.get("draft", "")):  # a draft choice in one word, such as self:snapkv
+    if ":" in str(names.get("draft", "")):  # a draft with its policy, such as self:snapkv
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
-    # Array axes are checked point by point; a lone budget must not fail at the shortest prefix.
+    # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1
     if "prompt_tokens" in axes:
@@ -238,48 +230,39 @@ def _block(
     }
     point = estimate(
         scenario,
-        batch=_open(swept, "batch"),
-        prompt_tokens=_open(swept, "prompt_tokens"),
-        gamma=_open(swept, "gamma"),
-        kv_budget_tokens=_open(swept, "kv_budget"),
+        batch=_along(swept, "batch"),
+        prompt_tokens=_along(swept, "prompt_tokens"),
+        gamma=_along(swept, "gamma"),
+        kv_budget_tokens=_along(swept, "kv_budget"),
     )
     return Block(names, swept, scenario, point, "")
 
 
-_DRAFT_KEYS = (
-    "draft",
-    "draft_policy",
-    "kv_budget",
-    "gamma",
-    "draft_tp",
-    *ACCEPTANCE_KEYS,
-)
+_DRAFT_KEYS = ("draft", "draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS)
 
 
-def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Array:
-    """The values of one array axis, checked; one value where it is not swept."""
+def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Floats:
+    """The checked values of one array axis; one value if it is not swept."""
     array = np.asarray([float(v) for v in axes.get(name, (otherwise or 0,))])
     lowest = 0 if name == "gamma" or name not in axes else 1
     if not np.all(np.isfinite(array)) or np.any(array < lowest) or np.any(array % 1):
-        raise ConfigError(f"{name}: every value must be a whole number of at least {lowest}")
+        raise ConfigError(f"sweep axis {name} is not valid: use whole numbers of at least {lowest}")
     if name == "gamma" and np.any(array > MAX_GAMMA):
-        raise ConfigError(f"gamma: values go up to {MAX_GAMMA} drafts per round")
+        raise ConfigError(
+            f"sweep axis gamma is not valid: use at most {MAX_GAMMA} drafts per round"
+        )
     return array
 
 
-def _open(axes: Mapping[str, Array], name: str) -> Array:
-    """An axis as an open array along its own dimension."""
+def _along(axes: Mapping[str, Floats], name: str) -> Floats:
+    """The values of an axis as an array along its dimension."""
     shape = [1] * len(ARRAY_AXES)
     shape[ARRAY_AXES.index(name)] = axes[name].size
     return axes[name].reshape(shape)
 
 
-def _block_rows(block: Block) -> Iterator[dict[str, Any]]:
-    yield from _rows_at(block, np.ndindex(_shape(block)))
-
-
 def _best_rows(block: Block, count: int) -> Iterator[dict[str, Any]]:
-    """The feasible rows of the highest speedup, in no order."""
+    """The feasible rows with the highest speedup, unordered."""
     speedup = np.broadcast_to(block.speedup(), _shape(block)).ravel()
     known = np.flatnonzero(~np.isnan(speedup))
     best = known[np.argsort(speedup[known])[-count:]]
@@ -308,8 +291,8 @@ def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[s
         yield {**block.names, **place, **results, "feasible": not reason, "reason": reason}
 
 
-# The columns of a row, and how each follows from an estimate.
-RESULTS: tuple[tuple[str, Callable[[RoundEstimate], Array]], ...] = (
+# The result columns of a row, computed from an estimate.
+RESULTS: tuple[tuple[str, Callable[[RoundEstimate], Floats]], ...] = (
     ("target_step_s", lambda point: point.target_step.total_s),
     ("verify_s", lambda point: point.verify.total_s),
     ("draft_step_s", lambda point: point.draft_step_s),

@@ -1,4 +1,4 @@
-"""Estimates as plain data: JSON dictionaries and engine configuration files."""
+"""Results as JSON dictionaries, and plans as engine configuration files."""
 
 from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
 from perfmodel.reports.export import ExportPlan

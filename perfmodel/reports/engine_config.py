@@ -1,8 +1,8 @@
-"""A plan as an engine's configuration: text to paste, or the reason why the engine cannot run it.
+"""Write a plan as the configuration of an engine, or state why the engine cannot run it.
 
-The flags were checked in November 2026: vLLM's and SGLang's in the source of the versions named in
-`ENGINES`; of TensorRT-LLM only the option names are known, its source was not read. Nothing is
-approximated: a plan that an engine cannot run as it stands is refused, with reason and mend.
+The flags were checked in November 2026: those of vLLM and SGLang in the source code of the versions
+named in `ENGINES`, those of TensorRT-LLM only by the names of its options. Nothing is approximated:
+a plan that an engine cannot run exactly is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.flat_values import scenario_dict
 from perfmodel.reports.export import ExportPlan
 
 ENGINES = {
@@ -24,24 +25,21 @@ ENGINES = {
     "specroof": "specroof",
 }
 CHECKED = "checked November 2026"
-MEND = 'Export to "specroof", whose runtime runs it.'
+USE_SPECROOF = "export to specroof, whose runtime supports it."
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def export_plan(*, engine: str, plan: ExportPlan) -> str:
-    """The configuration of `plan` for an engine, as text ending in a newline.
+    """The configuration of `plan` for an engine, as text that ends in a newline.
+
+    Raises `ConfigError` if the engine is unknown or cannot run the plan.
 
     Parameters
     ----------
     engine : str
-        "vllm" and "sglang" give a shell command, "tensorrt-llm" a YAML file, "specroof" a scenario
-        TOML. The engine's version stands in the first comment, commands that inject the plan's
-        acceptance for a benchmark in the last ones.
-
-    Raises
-    ------
-    ConfigError
-        If the engine is unknown or cannot run the plan; the message gives reason and mend.
+        "vllm" and "sglang" give a shell command, "tensorrt-llm" a YAML file, and "specroof" a
+        scenario TOML. The first comment names the engine's version; the last ones are commands
+        that benchmark the engine with the plan's acceptance.
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
@@ -57,52 +55,56 @@ def export_plan(*, engine: str, plan: ExportPlan) -> str:
 
 
 def exportability(plan: ExportPlan) -> dict[str, str | None]:
-    """Per engine the reason why it cannot run the plan, or None where it can."""
+    """For each engine the reason why it cannot run the plan, or None if it can."""
     return {engine: _obstacle(engine, plan) for engine in ENGINES}
 
 
 def _obstacle(engine: str, plan: ExportPlan) -> str | None:
     if engine == "specroof":
         return None
-    if not plan.target_hub_id:
-        return f"no hub id or path is known for {plan.target}; give the target by its hub id."
+    if not plan.target_id:
+        name = plan.scenario.target.name
+        return f"the hub id of {name} is not known; give the target by its hub id or path."
     return _dtype_obstacle(engine, plan) or (
         _draft_obstacle(engine, plan) if plan.most_drafts else None
     )
 
 
 def _dtype_obstacle(engine: str, plan: ExportPlan) -> str | None:
+    weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
     weights = (*TORCH_DTYPES, "fp8") if engine in ("vllm", "sglang") else tuple(TORCH_DTYPES)
-    if plan.weight_dtype not in weights:
+    if weight not in weights:
         return (
-            f"it takes {plan.weight_dtype} weights only from a checkpoint quantised beforehand; "
-            f"use a weight_dtype of {', '.join(weights)}, or give that checkpoint as the target."
+            f"it reads {weight} weights only from a quantised checkpoint; use a weight_dtype of "
+            f"{', '.join(weights)}, or give such a checkpoint as the target."
         )
-    if plan.kv_dtype not in (
-        "fp8",
-        *({plan.weight_dtype} if plan.weight_dtype != "fp8" else {"bf16"}),
-    ):
-        return f"no {plan.kv_dtype} KV cache beside {plan.weight_dtype} weights; use fp8 or theirs."
+    unquantised = "bf16" if weight == "fp8" else weight
+    if kv not in ("fp8", unquantised):
+        return f"it has no {kv} KV cache with {weight} weights; use kv_dtype {unquantised} or fp8."
     return None
 
 
 def _draft_obstacle(engine: str, plan: ExportPlan) -> str | None:
-    if plan.draft == "self":
-        return f"it has no self-speculation ({plan.draft_policy} cache of the target). {MEND}"
-    if plan.draft_policy != "full":
-        window = " (its draft window has no effect there)" if engine == "sglang" else ""
-        return f"a standalone draft reads its full cache there, no budget is kept{window}. {MEND}"
-    if not plan.draft_hub_id:
-        return f"no hub id or path is known for {plan.draft}; give the draft by its hub id."
-    if plan.draft_tp != plan.tp:  # vLLM's config also takes 1, which its draft model then refuses
+    draft, tp, draft_tp = plan.scenario.plan, plan.scenario.tp, plan.scenario.draft_tp
+    if draft.is_self:
+        return f"it has no self-speculation with a {draft.policy} cache; {USE_SPECROOF}"
+    if draft.policy != "full":
+        window = " (its draft window has no effect here)" if engine == "sglang" else ""
         return (
-            f"draft_tp={plan.draft_tp} differs from tp={plan.tp}, and a standalone draft runs on "
-            f"the target's ranks there; use draft_tp={plan.tp}, or export to specroof."
+            f"its standalone drafts always read the full cache, without a KV budget{window}; "
+            f"{USE_SPECROOF}"
+        )
+    if not plan.draft_id:
+        return f"the hub id of {draft.draft} is not known; give the draft by its hub id or path."
+    if draft_tp != tp:  # vLLM's config also takes 1, which its draft model then refuses
+        return (
+            f"its standalone drafts run on all ranks of the target, and draft_tp={draft_tp} "
+            f"differs from tp={tp}; use draft_tp={tp}, or {USE_SPECROOF}"
         )
     if engine != "vllm" and plan.gamma_schedule:
         return (
-            "none of its checked options is a schedule of gamma over batch for a standalone draft; "
-            "export one gamma, or to vLLM."
+            "none of its checked options varies gamma with the batch for a standalone draft; "
+            "export one gamma, or export to vLLM."
         )
     return None
 
@@ -111,44 +113,49 @@ def _draft_obstacle(engine: str, plan: ExportPlan) -> str | None:
 
 
 def _vllm(plan: ExportPlan) -> list[str]:
-    command = ["vllm", "serve", plan.target_hub_id, "--tensor-parallel-size", str(plan.tp)]
-    command += ["--max-num-seqs", str(plan.batch), "--max-model-len", str(_length(plan))]
+    batch, tp = str(plan.scenario.workload.batch), str(plan.scenario.tp)
+    command = ["vllm", "serve", plan.target_id, "--tensor-parallel-size", tp]
+    command += ["--max-num-seqs", batch, "--max-model-len", str(plan.max_tokens)]
     command += _dtype_flags(plan, kv_fp8="fp8")
-    head = [f"# {ENGINES['vllm']}, {CHECKED}: --speculative-config (method, model,"]
-    head += ["# num_speculative_tokens, draft_tensor_parallel_size,"]
-    head += ["# num_speculative_tokens_per_batch_size, rejection_sample_method)"]
     if not plan.most_drafts:
         return [f"# {ENGINES['vllm']}, {CHECKED}: plain decoding", shlex.join(command)]
     config: dict[str, object] = {
         "method": "draft_model",
-        "model": plan.draft_hub_id,
+        "model": plan.draft_id,
         "num_speculative_tokens": plan.most_drafts,
-        "draft_tensor_parallel_size": plan.draft_tp,
+        "draft_tensor_parallel_size": plan.scenario.draft_tp,
     }
     if plan.gamma_schedule:
         config["num_speculative_tokens_per_batch_size"] = [list(row) for row in plan.gamma_schedule]
-    lines = [*head, shlex.join([*command, "--speculative-config", json.dumps(config)])]
+    lines = [
+        f"# {ENGINES['vllm']}, {CHECKED}: --speculative-config (method, model,",
+        "# num_speculative_tokens, draft_tensor_parallel_size,",
+        "# num_speculative_tokens_per_batch_size, rejection_sample_method)",
+        shlex.join([*command, "--speculative-config", json.dumps(config)]),
+    ]
     if plan.acceptance_per_position is not None:
         # vLLM's rates are unconditional: P(drafts 1 ... i all accepted), one per draft.
-        reached = np.cumprod(_per_draft(plan)).tolist()
+        values = plan.acceptance_per_position
+        each = [values[min(i, len(values) - 1)] for i in range(plan.most_drafts)]
         config |= {"rejection_sample_method": "synthetic"}
-        config |= {"synthetic_acceptance_rates": [round(rate, 6) for rate in reached]}
-        lines += ["# Benchmark with this plan's acceptance, whatever the weights (rates are"]
-        lines += ["# unconditional: all drafts up to this one accepted):"]
+        config |= {"synthetic_acceptance_rates": [round(p, 6) for p in np.cumprod(each).tolist()]}
+        lines += ["# Benchmark with this plan's acceptance, whatever the weights (the rates are"]
+        lines += ["# unconditional: this draft and all earlier ones are accepted):"]
         lines += ["# " + shlex.join([*command, "--speculative-config", json.dumps(config)])]
     return lines
 
 
 def _sglang(plan: ExportPlan) -> list[str]:
-    command = ["python", "-m", "sglang.launch_server", "--model-path", plan.target_hub_id]
-    command += ["--tp-size", str(plan.tp), "--max-running-requests", str(plan.batch)]
-    command += ["--context-length", str(_length(plan)), *_dtype_flags(plan, kv_fp8="fp8_e4m3")]
+    batch, tp, gamma = plan.scenario.workload.batch, plan.scenario.tp, plan.scenario.plan.gamma
+    command = ["python", "-m", "sglang.launch_server", "--model-path", plan.target_id]
+    command += ["--tp-size", str(tp), "--max-running-requests", str(batch)]
+    command += ["--context-length", str(plan.max_tokens), *_dtype_flags(plan, kv_fp8="fp8_e4m3")]
     if not plan.most_drafts:
         return [f"# {ENGINES['sglang']}, {CHECKED}: plain decoding", shlex.join(command)]
     command += ["--speculative-algorithm", "STANDALONE"]
-    command += ["--speculative-draft-model-path", plan.draft_hub_id or ""]
-    command += ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"]
-    command += ["--speculative-num-draft-tokens", str(plan.gamma + 1)]
+    command += ["--speculative-draft-model-path", plan.draft_id]
+    command += ["--speculative-num-steps", str(gamma), "--speculative-eagle-topk", "1"]
+    command += ["--speculative-num-draft-tokens", str(gamma + 1)]
     lines = [
         f"# {ENGINES['sglang']}, {CHECKED}: --speculative-algorithm, --speculative-num-steps,",
         "# --speculative-draft-model-path, --speculative-eagle-topk,",
@@ -163,78 +170,53 @@ def _sglang(plan: ExportPlan) -> list[str]:
 
 
 def _tensorrt_llm(plan: ExportPlan) -> list[str]:
-    serve = shlex.join(["trtllm-serve", plan.target_hub_id, "--extra_llm_api_options", "plan.yaml"])
+    scenario = plan.scenario
+    serve = shlex.join(["trtllm-serve", plan.target_id, "--extra_llm_api_options", "plan.yaml"])
     lines = [
         f"# {ENGINES['tensorrt-llm']}, {CHECKED}: speculative_config (decoding_type,",
         "# max_draft_len, speculative_model_dir)",
         f"# Save as plan.yaml and run: {serve}",
-        f"tensor_parallel_size: {plan.tp}",
-        f"max_batch_size: {plan.batch}",
-        f"max_seq_len: {_length(plan)}",
-        f"dtype: {TORCH_DTYPES[plan.weight_dtype]}",
+        f"tensor_parallel_size: {scenario.tp}",
+        f"max_batch_size: {scenario.workload.batch}",
+        f"max_seq_len: {plan.max_tokens}",
+        f"dtype: {TORCH_DTYPES[scenario.weight_dtype]}",
         "kv_cache_config:",
-        f"  dtype: {'fp8' if plan.kv_dtype == 'fp8' else 'auto'}",
+        f"  dtype: {'fp8' if scenario.kv_dtype == 'fp8' else 'auto'}",
     ]
     if not plan.most_drafts:
         return lines
     lines += ["speculative_config:", "  decoding_type: DraftTarget"]
-    lines += [f"  max_draft_len: {plan.gamma}"]
-    lines += [f"  speculative_model_dir: {json.dumps(plan.draft_hub_id)}"]
+    lines += [f"  max_draft_len: {scenario.plan.gamma}"]
+    lines += [f"  speculative_model_dir: {json.dumps(plan.draft_id)}"]
     if plan.acceptance_per_position is not None:
         accepted = _tokens_per_round(plan) - 1.0
         forced = f"TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS={round(accepted)}"
-        lines += [
-            f"# Benchmark at a forced count of accepted drafts (the plan's mean, {accepted:.3f},"
-        ]
-        lines += [f"# to the nearest whole number): {forced} {serve}"]
+        lines += ["# Benchmark with a fixed number of accepted drafts (the plan's mean of"]
+        lines += [f"# {accepted:.3f}, rounded): {forced} {serve}"]
     return lines
 
 
 def _specroof(plan: ExportPlan) -> list[str]:
-    lines = [
-        "# specroof scenario",
-        f"target = {_toml(plan.target)}",
-        f"draft = {_toml(plan.draft)}",
-    ]
-    if plan.draft != "none":
-        lines += [f"draft_policy = {_toml(plan.draft_policy)}", f"draft_tp = {plan.draft_tp}"]
-    if plan.draft != "none" and plan.draft_policy != "full":
-        lines += [f"kv_budget = {plan.kv_budget_tokens}  # sink of {plan.sink_tokens} included"]
-    lines += [f"gamma = {plan.gamma}", f"gpu = {_toml(plan.gpu)}", f"tp = {plan.tp}"]
-    lines += [f"batch = {plan.batch}", f"prompt_tokens = {plan.prompt_tokens}"]
-    lines += [f"output_tokens = {plan.output_tokens}", f"weight_dtype = {_toml(plan.weight_dtype)}"]
-    lines += [f"kv_dtype = {_toml(plan.kv_dtype)}", f"engine = {_toml(plan.engine_profile)}"]
-    lines += [f"machine = {_toml(plan.machine)}"] if plan.machine else []
-    if plan.acceptance_per_position is not None and plan.draft != "none":
-        values = [float(value) for value in plan.acceptance_per_position]
-        key, value = (
-            ("acceptance_per_position", values) if len(values) > 1 else ("acceptance", values[0])
-        )
-        lines += [f"{key} = {value!r}"]
+    values = scenario_dict(plan.scenario)
+    if plan.scenario.plan.draft == "none":
+        values = {k: v for k, v in values.items() if not k.startswith("acceptance")}
+    lines = ["# specroof scenario"]
+    for key, value in values.items():
+        text = json.dumps(value, ensure_ascii=False)
+        note = f"  # including a sink of {plan.scenario.plan.sink_tokens}"
+        lines += [f"{key} = {text}{note if key == 'kv_budget' else ''}"]
     for low, high, gamma in plan.gamma_schedule or ():
         lines += [f"# gamma schedule: batch {low} to {high}: gamma = {gamma}"]
     return lines
 
 
 def _dtype_flags(plan: ExportPlan, *, kv_fp8: str) -> list[str]:
-    flags = ["--dtype", TORCH_DTYPES.get(plan.weight_dtype, "bfloat16")]
-    if plan.weight_dtype == "fp8":
+    weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
+    flags = ["--dtype", TORCH_DTYPES.get(weight, "bfloat16")]
+    if weight == "fp8":
         flags += ["--quantization", "fp8"]
-    return [*flags, "--kv-cache-dtype", kv_fp8 if plan.kv_dtype == "fp8" else "auto"]
-
-
-def _length(plan: ExportPlan) -> int:
-    return plan.prompt_tokens + plan.output_tokens
-
-
-def _per_draft(plan: ExportPlan) -> list[float]:
-    values = plan.acceptance_per_position or ()
-    return [values[min(i, len(values) - 1)] for i in range(plan.most_drafts)]
+    return [*flags, "--kv-cache-dtype", kv_fp8 if kv == "fp8" else "auto"]
 
 
 def _tokens_per_round(plan: ExportPlan) -> float:
-    return float(tokens_per_round(plan.acceptance_per_position or (), plan.gamma))
-
-
-def _toml(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return float(tokens_per_round(plan.acceptance_per_position or (), plan.scenario.plan.gamma))

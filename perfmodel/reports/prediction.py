@@ -1,4 +1,4 @@
-"""Estimates as plain data (the JSON schema of docs/reference/json.md) and as text tables."""
+"""Predictions and recommendations as JSON data (see docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.errors import DoesNotFit
 from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
-from perfmodel.passes.parts import GROUPS, StepTime
+from perfmodel.passes.parts import GROUPS
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
@@ -20,16 +20,7 @@ from perfmodel.speculation.uncertainty import speedup_interval
 
 
 def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
-    """One prediction: seconds, bytes and tokens; null where acceptance is unknown.
-
-    Returns
-    -------
-    dict
-        `target_step_s`, `verify_s`, `draft_step_s`, `overhead_s`, `round_s`, `tokens_per_round`,
-        `tpot_s`, `plain_tpot_s`, `speedup`, `ttft_s`, `memory_bytes_per_gpu`, `feasible`,
-        `reason`, `origin`, and beneath them `scenario`, `acceptance`, `memory`, `breakdown`,
-        `notes`.
-    """
+    """One prediction, in seconds, bytes and tokens; null where acceptance is unknown."""
     scenario = point.scenario
     interval = None if math.isnan(point.speedup) else speedup_interval(scenario)
     return {
@@ -60,7 +51,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
 
 
 def infeasible_reason(point: RoundEstimate) -> str:
-    """Why the plan cannot run, with the arithmetic; empty where it can."""
+    """Why the plan does not fit in memory, with the arithmetic; empty if it fits."""
     if bool(point.memory.fits):
         return ""
     best = largest_batch(point.scenario)
@@ -69,19 +60,13 @@ def infeasible_reason(point: RoundEstimate) -> str:
 
 
 def check_fits(point: RoundEstimate) -> None:
-    """Raise where memory does not hold the plan.
-
-    Raises
-    ------
-    DoesNotFit
-        With the arithmetic, and the largest batch that fits.
-    """
-    if not bool(point.memory.fits):
-        raise DoesNotFit(infeasible_reason(point))
+    """Raise `DoesNotFit`, with the arithmetic, if the plan does not fit in memory."""
+    if reason := infeasible_reason(point):
+        raise DoesNotFit(reason)
 
 
 def origins(point: RoundEstimate) -> dict[str, str]:
-    """Where each number comes from: "fitted", "extrapolated", "assumed", "given", "borrowed" ..."""
+    """The origin of each number: "fitted", "extrapolated", "assumed", "given", "borrowed" ..."""
     steps = {"target_step_s": point.target_step, "verify_s": point.verify}
     if point.draft_step is not None:
         steps["draft_step_s"] = point.draft_step
@@ -95,7 +80,7 @@ def origins(point: RoundEstimate) -> dict[str, str]:
 
 
 def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
-    """(origin, source) of the acceptance that the scenario uses."""
+    """(origin, source) of the scenario's acceptance."""
     plan, given = scenario.plan, scenario.acceptance
     if not plan.speculates:
         return "none", "no draft"
@@ -108,7 +93,7 @@ def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
 
 
 def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:
-    """The acceptance in all its forms: α, accepted / proposed, accepted drafts, tokens a round."""
+    """The acceptance as α, accepted fraction, accepted drafts and tokens per round."""
     origin, source = acceptance_origin(point.scenario)
     gamma, tokens = int(point.gamma), float(point.tokens_per_round)
     known = gamma > 0 and not math.isnan(tokens)
@@ -130,34 +115,30 @@ def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:
 
 
 def memory_dict(point: RoundEstimate) -> dict[str, float]:
-    """Bytes per GPU, term by term."""
+    """Bytes per GPU by term."""
     memory = point.memory
     terms = {f"{name}_bytes": float(getattr(memory, name)) for name in TERMS}
     return {**terms, "total_bytes": float(memory.total), "capacity_bytes": memory.capacity}
 
 
 def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:
-    """Every part of every pass: seconds, what bounds it, where its number comes from."""
-    passes = {
-        "target_step": point.target_step,
-        "verify": point.verify,
-        "draft_step": point.draft_step,
-    }
-    return {name: step_dict(step) for name, step in passes.items() if step is not None}
-
-
-def step_dict(step: StepTime) -> dict[str, Any]:
-    """The parts of one pass."""
+    """Every part of every pass: seconds, what bounds it, and its origin."""
+    passes = {"target_step": point.target_step, "verify": point.verify}
+    if point.draft_step is not None:
+        passes["draft_step"] = point.draft_step
     return {
-        part.name: {
-            "seconds": float(part.seconds),
-            "group": GROUPS[part.name],
-            "bound": str(part.bound),
-            "origin": part.origin_at(),
-            "compute_limit_s": float(part.compute_s),
-            "memory_limit_s": float(part.memory_s),
+        name: {
+            part.name: {
+                "seconds": float(part.seconds),
+                "group": GROUPS[part.name],
+                "bound": str(part.bound),
+                "origin": part.origin_at(),
+                "compute_limit_s": float(part.compute_s),
+                "memory_limit_s": float(part.memory_s),
+            }
+            for part in step.parts
         }
-        for part in step.parts
+        for name, step in passes.items()
     }
 
 
@@ -177,7 +158,7 @@ def candidate_dict(candidate: Candidate) -> dict[str, Any]:
 
 
 def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
-    """A recommendation with all that explains it."""
+    """A recommendation and its explanation."""
     interval, binding, schedule = answer.interval, answer.binding, answer.schedule
     return {
         "sentence": answer.sentence,

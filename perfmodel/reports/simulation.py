@@ -1,4 +1,4 @@
-"""Simulations as plain data: what `specroof simulate --json` prints (docs/reference/json.md)."""
+"""Simulations as JSON data (see docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perfmodel.serving.stats import QUANTILES, Durations
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
-    """One request simulation; seconds, tokens, shares of 1."""
+    """One request simulation, in seconds, tokens and fractions."""
     stats = run.stats
     busy, span = stats.busy_s or 1.0, stats.makespan_s or 1.0
     result: dict[str, Any] = {
@@ -49,7 +49,7 @@ def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
 
 
 def batch_dict(run: FixedBatchRun) -> dict[str, Any]:
-    """One fixed batch."""
+    """One simulation of a fixed batch."""
     return {
         "label": f"gamma {run.gamma}" if run.gamma else "no speculation",
         "gamma": run.gamma,
@@ -66,7 +66,7 @@ def batch_dict(run: FixedBatchRun) -> dict[str, Any]:
 
 
 def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
-    """What `recommend --traffic` prints."""
+    """The result of `recommend --traffic`."""
     runs = [choice.plain, *choice.fixed, choice.scheduled]
     return {
         "sentence": choice.sentence,
@@ -78,7 +78,7 @@ def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
 
 
 def durations_dict(durations: Durations) -> dict[str, float | None]:
-    """Mean, its standard error, quantiles and extremes; null where nothing was counted."""
+    """Mean, standard error, quantiles and extremes; null if there are no durations."""
     values = {
         "mean_s": durations.mean_s,
         "standard_error_s": durations.standard_error_s,

@@ -1,4 +1,4 @@
-"""Requests over time: traffic, batching, the simulator."""
+"""Simulation of requests over time: traffic, batching and round times."""
 
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import choose_for_traffic

@@ -1,7 +1,7 @@
-"""`AcceptanceProcess`: how many drafts the rounds of each sequence accept, drawn by seed.
+"""`AcceptanceProcess`: random numbers of accepted drafts for the rounds of each sequence.
 
-Each sequence has a trait, a number drawn once: its α where α differs between sequences, or its
-place in a recorded trace. Given the trait, all sequences are independent.
+Each sequence has a trait, a number that is drawn once: its α if α differs between sequences, or its
+position in a recorded trace. Given their traits, sequences are independent.
 """
 
 from __future__ import annotations
@@ -9,31 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
+from perfmodel._typing import Counts, Floats
+from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import estimate
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
 _ROUNDS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptanceProcess:
-    """Where accepted drafts come from.
+    """The distribution of accepted drafts.
 
     Attributes
     ----------
     per_position : tuple of float
-        Conditional acceptance of each draft position; the last holds for all later ones.
+        Conditional acceptance per draft position; the last also applies to later ones.
     spread : float
-        Standard deviation of α between sequences (a Beta distribution); 0 for one α.
+        Standard deviation of α between sequences (beta distribution); 0 for a common α.
     recorded : tuple of int
-        Accepted drafts of consecutive rounds; replaces the two above. A sequence starts at a random
-        round of it and goes on cyclically, so runs of bad rounds stay together.
+        Accepted drafts of consecutive rounds, which replace the two fields above. A sequence starts
+        at a random round and continues cyclically, which preserves correlations between rounds.
     """
 
     per_position: tuple[float, ...] = (0.0,)
@@ -43,18 +41,18 @@ class AcceptanceProcess:
     def __post_init__(self) -> None:
         alpha = self.per_position[0]
         if self.spread and len(set(self.per_position)) > 1:
-            raise ConfigError("acceptance_spread goes with one alpha, not with one per position")
+            raise ConfigError("acceptance_spread needs one alpha, not one per position")
         limit = (alpha * (1.0 - alpha)) ** 0.5
         if self.spread and not 0.0 < self.spread < limit:
             raise ConfigError(
-                f"acceptance_spread={self.spread:g} is outside 0 to {limit:.3g}, the most that "
-                f"alpha={alpha:g} allows"
+                f"acceptance_spread={self.spread:g} is not possible with alpha={alpha:g}; use less "
+                f"than {limit:.3g}"
             )
         if any(count < 0 for count in self.recorded):
-            raise ConfigError("a recorded round cannot accept less than 0 drafts")
+            raise ConfigError("recorded numbers of accepted drafts must be at least 0")
 
     def mean_tokens(self, gamma: int) -> float:
-        """Mean tokens of a round over a long time, of sequences that never end."""
+        """Mean tokens per round of sequences that never end."""
         if self.recorded:
             return 1.0 + float(np.minimum(self.recorded, gamma).mean())
         if not self.spread:
@@ -63,7 +61,7 @@ class AcceptanceProcess:
         k = np.arange(gamma)
         return 1.0 + float(np.sum(np.cumprod((a + k) / (a + b + k))))
 
-    def traits(self, rng: np.random.Generator, count: int) -> Array:
+    def traits(self, rng: np.random.Generator, count: int) -> Floats:
         """One trait per sequence."""
         if self.recorded:
             return rng.integers(len(self.recorded), size=count).astype(float)
@@ -72,9 +70,9 @@ class AcceptanceProcess:
         return np.zeros(count)
 
     def accepted(
-        self, rng: np.random.Generator, gamma: int, traits: Array, rounds_done: Counts
+        self, rng: np.random.Generator, gamma: int, traits: Floats, rounds_done: Counts
     ) -> Counts:
-        """Accepted drafts of one round of each sequence, 0 to γ, of the shape of `traits`."""
+        """Accepted drafts in one round of each sequence, 0 to γ, with the shape of `traits`."""
         if gamma == 0:
             return np.zeros(traits.shape, np.int64)
         if self.recorded:
@@ -91,9 +89,9 @@ class AcceptanceProcess:
         return np.asarray(gamma - np.searchsorted(reached[::-1], chance, side="right"), np.int64)
 
     def rounds_to_finish(
-        self, rng: np.random.Generator, gamma: int, traits: Array, tokens: Counts
+        self, rng: np.random.Generator, gamma: int, traits: Floats, tokens: Counts
     ) -> Counts:
-        """Rounds until each sequence has its `tokens`: draws of all rounds, none approximated."""
+        """Rounds until each sequence has its `tokens`; every round is drawn."""
         if gamma == 0:
             return tokens.copy()
         rounds, left = np.zeros_like(tokens), tokens.copy()
@@ -118,24 +116,17 @@ class AcceptanceProcess:
 def scenario_acceptance(
     scenario: Scenario, *, spread: float = 0.0, recorded: tuple[int, ...] = ()
 ) -> AcceptanceProcess:
-    """The process of a scenario's acceptance, as given or by the catalog's curve at its context.
+    """The process for a scenario's acceptance, as given or from its acceptance curve.
 
-    Raises
-    ------
-    ConfigError
-        If the scenario speculates and its acceptance is unknown, or the spread is more than its α
-        allows.
+    Raises `ConfigError` if the scenario's acceptance is unknown, or does not allow the spread.
     """
     if recorded or scenario.draft is None:
         return AcceptanceProcess(recorded=recorded)
-    given = scenario.acceptance or _of_curve(scenario)
-    return AcceptanceProcess(per_position=given.per_position, spread=spread)
-
-
-def _of_curve(scenario: Scenario) -> Acceptance:
+    if scenario.acceptance is not None:
+        return AcceptanceProcess(per_position=scenario.acceptance.per_position, spread=spread)
     alpha = float(estimate(scenario, gamma=1).alpha)
     if np.isnan(alpha):
         raise ConfigError(
             "the acceptance of this draft choice was not measured; state it with --acceptance"
         )
-    return Acceptance.from_alpha(alpha)
+    return AcceptanceProcess(per_position=(alpha,), spread=spread)

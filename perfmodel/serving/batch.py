@@ -1,10 +1,10 @@
-"""The decoding batch of the request simulator, in two forms: sequence by sequence, and as sums.
+"""The decoding batch of the request simulator, as single sequences or as sums over sequences.
 
-`ExactBatch` draws every round of every sequence. `PooledBatch` draws, when a request arrives, the
-number of rounds it will need (`AcceptanceProcess.rounds_to_finish`), so that at one γ every finish
-falls on the round it would have fallen on. Between finishes it advances many rounds at once: a
-sequence's cache grows by its mean per round, not by single draws. Where γ changes while a request
-runs, its remaining rounds are scaled by the ratio of the mean tokens per round.
+`ExactBatch` draws every round of every sequence. `PooledBatch` draws the number of rounds that a
+request needs when it arrives (`AcceptanceProcess.rounds_to_finish`), so that at a fixed γ every
+request finishes in the correct round. Between finishes it advances many rounds at once, and caches
+grow by their mean per round. If γ changes while a request runs, its remaining rounds are scaled by
+the ratio of the mean tokens per round.
 """
 
 from __future__ import annotations
@@ -12,84 +12,44 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from perfmodel.serving.acceptance import AcceptanceProcess
 
 MOST_ROUNDS_AT_ONCE = 256
+Policy = Callable[[int, float], int]  # γ from (batch, mean context)
 
 
+@dataclass(eq=False, slots=True)
 class Request:
     """One request in the simulator: lengths, progress and times."""
 
-    __slots__ = (
-        "arrival_s",
-        "cached",
-        "finish_s",
-        "first_token_s",
-        "index",
-        "left",
-        "output",
-        "prefilled",
-        "progress_due",
-        "prompt",
-        "rounds",
-        "rounds_done",
-        "slope",
-        "trait",
-    )
+    index: int
+    arrival_s: float
+    prompt: int
+    output: int
+    trait: float
+    rounds: tuple[int, ...]  # rounds to finish, for each γ of the policy
+    cached: float = field(init=False)  # tokens to cache before it decodes (again)
+    left: float = field(init=False)  # tokens still to decode
+    prefilled: int = 0
+    slope: float = 0.0  # tokens per unit of progress; 0 until it first decodes
+    progress_due: float = 0.0  # progress at which it finishes
+    rounds_done: int = 0  # only counted in `ExactBatch`
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
 
-    def __init__(
-        self,
-        index: int,
-        arrival_s: float,
-        prompt: int,
-        output: int,
-        trait: float,
-        rounds: tuple[int, ...],
-    ) -> None:
-        self.index, self.arrival_s, self.prompt, self.output = index, arrival_s, prompt, output
-        self.trait, self.rounds = trait, rounds  # rounds to finish, per γ of the policy
-        self.cached = float(prompt)  # tokens to cache before it decodes (again)
-        self.left = float(output - 1)  # tokens still to decode
-        self.prefilled = 0
-        self.slope = 0.0  # tokens per unit of progress; 0 until it first decodes
-        self.progress_due = 0.0  # progress at which it finishes
-        self.rounds_done = 0  # counted in `ExactBatch` alone
-        self.first_token_s = self.finish_s = math.nan
-
-
-class Batch(Protocol):
-    """Sequences that decode together."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def cached_tokens(self) -> float: ...
-
-    def add(self, request: Request, gamma: int) -> None:
-        """Add a request that is prefilled."""
-
-    def tokens_per_round(self, gamma: int) -> float:
-        """Tokens by which all caches together grow in one round, at most or on average."""
-
-    def rounds_to_finish(self, gamma: int) -> int:
-        """Rounds that may pass before any sequence can finish, that round included."""
-
-    def advance(self, gamma: int, rounds: int) -> list[Request]:
-        """Advance by `rounds` rounds and return the requests that finished."""
-
-    def evict(self) -> Request:
-        """Remove the sequence that was added last, with what it has generated."""
+    def __post_init__(self) -> None:
+        self.cached, self.left = float(self.prompt), float(self.output - 1)
 
 
 class PooledBatch:
-    """The batch as two sums that are linear in progress, and a heap of finishes.
+    """The batch as two sums that are linear in progress, and a heap of due requests.
 
-    Progress is counted in rounds of the policy's first γ; a round of another γ is worth the ratio
-    of their mean tokens.
+    Progress is counted in rounds of the policy's first γ. A round of another γ counts by the ratio
+    of mean tokens.
     """
 
     def __init__(self, process: AcceptanceProcess, gammas: tuple[int, ...]) -> None:
@@ -109,6 +69,7 @@ class PooledBatch:
         return self._base + self._slope * self._progress
 
     def add(self, request: Request, gamma: int) -> None:
+        """Add a request whose prompt is cached."""
         if request.slope == 0.0:
             request.slope = request.left / (request.rounds[self._place[gamma]] * self._worth[gamma])
         request.progress_due = self._progress + request.left / request.slope
@@ -119,9 +80,11 @@ class PooledBatch:
         heapq.heappush(self._due, (request.progress_due, self._serial, request))
 
     def tokens_per_round(self, gamma: int) -> float:
+        """Mean tokens by which all caches together grow per round."""
         return self._slope * self._worth[gamma]
 
     def rounds_to_finish(self, gamma: int) -> int:
+        """Rounds until the first sequence may finish, including that round."""
         due = self._due
         while due[0][2].progress_due != due[0][0] or due[0][2].index not in self._live:
             heapq.heappop(due)  # evicted
@@ -129,6 +92,7 @@ class PooledBatch:
         return min(max(math.ceil(rounds - 1e-6), 1), MOST_ROUNDS_AT_ONCE)
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:
+        """Advance by `rounds` rounds and return the requests that finished."""
         self._progress += rounds * self._worth[gamma]
         finished: list[Request] = []
         due, reached = self._due, self._progress + 1e-6
@@ -141,6 +105,7 @@ class PooledBatch:
         return finished
 
     def evict(self) -> Request:
+        """Remove and return the sequence that was added last; it keeps its tokens."""
         _, request = self._live.popitem()
         request.left = (request.progress_due - self._progress) * request.slope
         self._remove(request)
@@ -157,7 +122,7 @@ class PooledBatch:
 
 
 class ExactBatch:
-    """The batch as arrays of sequences: every round of each is drawn."""
+    """`PooledBatch` with the same methods over arrays of sequences, drawing every round."""
 
     def __init__(
         self, process: AcceptanceProcess, rng: np.random.Generator, *, max_batch: int
@@ -215,4 +180,4 @@ class ExactBatch:
             column[: rows.size] = column[rows]
 
 
-Policy = Callable[[int, float], int]
+Batch = PooledBatch | ExactBatch

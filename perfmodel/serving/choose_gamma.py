@@ -1,4 +1,4 @@
-"""γ for a recorded traffic, chosen by simulation: none, the best fixed one, or the schedule."""
+"""Choose γ for given traffic by simulation: 0, the best fixed γ, or a schedule."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_req
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrafficChoice:
-    """Every run on the same traffic and seed, and the best of them by `objective`."""
+    """All runs with the same traffic and seed, and the best of them by `objective`."""
 
-    objective: str  # "goodput", where limits are stated, else "latency"
+    objective: str  # "goodput" if there are limits, otherwise "latency"
     plain: ServingRun
-    fixed: tuple[ServingRun, ...]  # γ of 1 and up
+    fixed: tuple[ServingRun, ...]  # one per γ above 0
     scheduled: ServingRun
 
     def __repr__(self) -> str:
@@ -25,16 +25,16 @@ class TrafficChoice:
 
     @property
     def best_fixed(self) -> ServingRun:
-        """The best single γ above 0."""
+        """The run with the best fixed γ above 0."""
         return min(self.fixed, key=self.cost)
 
     @property
     def best(self) -> ServingRun:
-        """The best of all; of equals the simplest: none, then a fixed γ, then the schedule."""
+        """The best run; if equal, γ 0 is preferred to a fixed γ, and that to the schedule."""
         return min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
 
     def cost(self, run: ServingRun) -> tuple[float, float]:
-        """What is minimised: requests that miss the limits, then mean end-to-end seconds."""
+        """The minimised quantity: requests that miss the limits, then mean latency in seconds."""
         missed = run.stats.requests - run.stats.good if self.objective == "goodput" else 0
         return (missed + run.stats.refused, run.stats.latency.mean_s)
 
@@ -47,11 +47,11 @@ class TrafficChoice:
         )
         others = [run for run in (plain, self.best_fixed, self.scheduled) if run is not best]
         against = ", ".join(f"{run.stats.latency.mean_s:.3g} s with {run.label}" for run in others)
-        mean = f"{best.stats.latency.mean_s:.3g} s a request on average"
+        mean = f"{best.stats.latency.mean_s:.3g} s per request on average"
         if self.objective == "goodput":
             share = best.stats.good / best.stats.requests
             mean = f"{share:.1%} of requests meet the limits, {mean}"
-        return f"{what}: {mean}, against {against}."
+        return f"{what}: {mean}, compared with {against}."
 
 
 def choose_for_traffic(
@@ -61,16 +61,16 @@ def choose_for_traffic(
     gammas: Sequence[int] = SCHEDULE_GAMMAS,
     progress: Callable[[int], None] | None = None,
 ) -> TrafficChoice:
-    """Simulate a traffic without speculation, at each fixed γ, and by the schedule.
+    """Simulate traffic without speculation, at each fixed γ, and with a schedule.
 
     Parameters
     ----------
     scenario, simulation
         As for `simulate_requests`.
     gammas : sequence of int
-        What the schedule chooses from; those above 0 are also run fixed.
+        The choices of the schedule; those above 0 are also simulated as fixed γ.
     progress : callable, optional
-        Called with the number of finished requests of all runs together.
+        Called with the number of finished requests over all runs.
     """
     times = RoundTimes(scenario, max_batch=simulation.serving.max_batch)
     finished = 0

@@ -1,19 +1,18 @@
-"""The round simulator: one fixed batch, decoded round by round with every acceptance drawn.
+"""Simulate a fixed batch round by round, drawing every acceptance.
 
-Tokens do not depend on time here, so a block of rounds is drawn first and then timed by one
-broadcast call of `estimate()`, without any table: round times are those of the closed form, plus
-what unequal caches and idle rows add (`serving.ragged_rounds`).
+Tokens do not depend on time, so a block of rounds is drawn first and then timed in one broadcast
+call of `estimate()`. Round times are those of the closed form, plus the cost of unequal caches and
+idle rows (`serving.ragged_rounds`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Bools, Counts, Floats
 from perfmodel.display import one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
@@ -24,36 +23,32 @@ from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
 from perfmodel.units import format_seconds
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
 BLOCK = 256
 MAX_ROUNDS = 10_000_000
 
 
 class Finished(StrEnum):
-    """What becomes of a finished sequence's place in the batch."""
+    """What happens to the row of a finished sequence."""
 
     COMPACTION = "compaction"  # the batch shrinks
-    PADDING = "padding"  # the sequence stays in the batch and costs what it did
-    GRAPHS = "graphs"  # an idle row of the CUDA graph, until a graph of half the rows takes over
+    PADDING = "padding"  # the row keeps costing what it did
+    GRAPHS = "graphs"  # the row of the CUDA graph is idle, until a graph with half the rows is used
 
 
 @dataclass(eq=False, slots=True)
 class FixedBatchRun:
-    """Times and tokens of a fixed batch. Seconds; arrays have one entry per sequence."""
+    """Times in seconds and tokens of a fixed batch; arrays have one entry per sequence."""
 
     gamma: int
     makespan_s: float = 0.0
     rounds: int = 0
     tokens: int = 0
-    drafts_accepted: int = 0
-    sequence_rounds: int = 0  # rounds times the sequences that still wanted tokens
-    finish_s: Array = field(default_factory=lambda: np.zeros(0))
+    sequence_rounds: int = 0  # rounds, summed over unfinished sequences
+    finish_s: Floats = field(default_factory=lambda: np.zeros(0))
     produced: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     rounds_by_bound: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
     timeline: Timeline = field(default_factory=Timeline)
-    rows: int = 0  # of the graph that the last round ran in
-    token_variance: float = 0.0  # of the tokens of one round of the whole batch
+    rows: int = 0  # of the graph in the last round
 
     def __repr__(self) -> str:
         values = {
@@ -71,18 +66,12 @@ class FixedBatchRun:
         return self.tokens / self.makespan_s
 
     @property
-    def throughput_error(self) -> float:
-        """Monte-Carlo standard error of `throughput`, of a run that did not end with a finish."""
-        per_round_s = self.makespan_s / self.rounds
-        return math.sqrt(self.token_variance / self.rounds) / per_round_s
-
-    @property
     def tokens_per_round(self) -> float:
-        """Mean tokens that a sequence gained in a round."""
+        """Mean tokens per round of a sequence."""
         return self.tokens / self.sequence_rounds
 
     def tpot(self) -> Durations:
-        """Seconds per token of each sequence, from the start to its finish."""
+        """Seconds per token of each sequence until it finishes."""
         return Durations(self.finish_s / np.maximum(self.produced, 1))
 
 
@@ -98,46 +87,42 @@ def simulate_batch(
     grow: bool = True,
     seed: int = 0,
 ) -> FixedBatchRun:
-    """Decode a batch whose prompts are cached already.
+    """Decode a batch whose prompts are already cached.
+
+    Raises `ConfigError` for lengths below 1, an unknown `finished`, or γ above 0 without a draft.
 
     Parameters
     ----------
     scenario : Scenario
-        Machine, models, engine and draft; its batch and lengths are not used.
+        Machine, models, engine and draft; its workload is not used.
     process : AcceptanceProcess
         Accepted drafts; not used at γ = 0.
     prompt_tokens, output_tokens : array of int, of one shape (sequences,)
-        Cached tokens at the start; tokens to decode. [tokens]
+        Tokens cached at the start; tokens to decode. [tokens]
     gamma : int, optional
-        Drafts per round; those of the scenario's plan by default.
+        Drafts per round; by default those of the scenario.
     rounds : int, optional
-        Stop after so many rounds, and let no sequence finish; by default all finish.
+        Stop after this many rounds, in which no sequence finishes; by default all finish.
     finished : Finished or str
-        What becomes of a finished sequence. With "graphs" a smaller graph takes over once half of
-        the rows are idle, as in the runtime; the time to capture it is not counted.
+        What happens to the row of a finished sequence. With "graphs" a smaller graph is used once
+        half of the rows are idle, as in the runtime, without counting the time to capture it.
     grow : bool
-        Whether caches grow; without, every round costs what the first does.
+        Whether caches grow; otherwise every round takes as long as the first.
     seed : int
-        Of the acceptance.
-
-    Raises
-    ------
-    ConfigError
-        For lengths below 1, an unknown `finished`, or γ without a draft.
+        Seed of the acceptance.
     """
     chosen = scenario.plan.gamma if gamma is None else gamma
     if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:
         raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
     if finished not in list(Finished):
-        raise ConfigError(f"unknown finished {finished!r}. Use {', '.join(Finished)}.")
+        raise ConfigError(f"unknown finished {finished!r}. Use one of {', '.join(Finished)}.")
     if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
-        raise ConfigError(f"rounds={rounds} is outside 1 to {MAX_ROUNDS:,}")
+        raise ConfigError(f"rounds={rounds} is not valid; use 1 to {MAX_ROUNDS:,}")
     rng = np.random.default_rng([seed, 1])
     traits = process.traits(rng, prompt_tokens.size) if chosen else np.zeros(prompt_tokens.size)
     run = FixedBatchRun(chosen, finish_s=np.zeros(prompt_tokens.size))
     run.produced = np.zeros(prompt_tokens.size, np.int64)
     wanted = None if rounds is not None else output_tokens
-    squares = 0.0
     while rounds is None or run.rounds < rounds:
         size = BLOCK if rounds is None else min(BLOCK, rounds - run.rounds)
         before, gained = _draw(process, rng, traits, run, wanted, size)
@@ -149,20 +134,18 @@ def simulate_batch(
         contexts = prompt_tokens + (before if grow else 0)
         seconds = _round_seconds(scenario, chosen, contexts, alive, finished, run)
         _count(run, seconds, gained, alive, wanted)
-        squares += float(np.sum(gained.sum(axis=1, dtype=float) ** 2))
-    run.token_variance = max(squares / run.rounds - (run.tokens / run.rounds) ** 2, 0.0)
     return run
 
 
 def _draw(
     process: AcceptanceProcess,
     rng: np.random.Generator,
-    traits: Array,
+    traits: Floats,
     run: FixedBatchRun,
     wanted: Counts | None,
     size: int,
 ) -> tuple[Counts, Counts]:
-    """Tokens each sequence had before each of `size` rounds, and gained in it."""
+    """Tokens of each sequence before each of `size` rounds, and tokens gained in it."""
     done = run.rounds + np.arange(size)[:, None]
     shape = (size, traits.size)
     each, at = np.broadcast_to(traits, shape), np.broadcast_to(done, shape)
@@ -177,10 +160,10 @@ def _round_seconds(
     scenario: Scenario,
     gamma: int,
     contexts: Counts,
-    alive: NDArray[np.bool_],
+    alive: Bools,
     finished: str,
     run: FixedBatchRun,
-) -> Array:
+) -> Floats:
     """Seconds of each round; also counts the rounds by what bounds them."""
     takes_part = np.ones(alive.shape, bool) if finished == Finished.PADDING else alive
     running = takes_part.sum(axis=1)
@@ -196,9 +179,9 @@ def _round_seconds(
 
 def _count(
     run: FixedBatchRun,
-    seconds: Array,
+    seconds: Floats,
     gained: Counts,
-    alive: NDArray[np.bool_],
+    alive: Bools,
     wanted: Counts | None,
 ) -> None:
     ends = run.makespan_s + np.cumsum(seconds)
@@ -215,4 +198,3 @@ def _count(
     run.makespan_s, run.rounds = float(ends[-1]), run.rounds + seconds.size
     run.tokens += int(gained.sum())
     run.sequence_rounds += int(alive.sum())
-    run.drafts_accepted += int(gained.sum()) - int(alive.sum())

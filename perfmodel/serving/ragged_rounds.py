@@ -1,38 +1,36 @@
 """Round times for a batch with unequal context lengths and padded CUDA-graph rows.
 
-Rounds take what `estimate()` gives at the batch and the mean context of their sequences. For an
-engine with the runtime's split-KV schedule, attention over unequal caches takes longer
-(`kernels.attention_split`). A graph with more rows than running sequences multiplies all of them in
-its matrix products, and its attention launches one block for each.
+A round takes the time that `estimate()` gives for its batch and mean context. If the engine uses
+the runtime's split-KV schedule, attention over unequal caches takes longer
+(`kernels.attention_split`). A graph with more rows than running sequences computes its matrix
+products for all rows and launches at least one attention block per row.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Bools, Counts, Floats
 from perfmodel.kernels.attention_scheduled import ScheduledAttention
 from perfmodel.kernels.attention_split import AttentionCall
 from perfmodel.scenario import Scenario
 from perfmodel.serving.round_times import estimate_rounds
 from perfmodel.speculation.round import RoundEstimate
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
-# The factor of unequal lengths is computed anew every 8 rounds while nobody finishes: lengths then
-# grow alike.
+# While no sequence finishes, all lengths grow at similar rates, so the factor of unequal lengths is
+# computed only every 8 rounds.
 ROUNDS_PER_FACTOR = 8
 
 
 def graph_rows(running: Counts, before: int) -> Counts:
-    """Rows of the graph that each round runs in: a smaller one once half of them are idle.
+    """Rows of the graph in each round; a smaller graph is used once half of the rows are idle.
 
     Parameters
     ----------
     running : array (rounds,)
-        Sequences of each round.
+        Running sequences in each round.
     before : int
-        Rows of the round before the first; 0 for none.
+        Rows of the graph before the first round; 0 for none.
     """
     graphs, rows = np.empty_like(running), before
     for index, count in enumerate(running.tolist()):
@@ -42,18 +40,18 @@ def graph_rows(running: Counts, before: int) -> Counts:
 
 
 def ragged_round_seconds(
-    scenario: Scenario, gamma: int, contexts: Counts, takes_part: NDArray[np.bool_], rows: Counts
-) -> tuple[Array, RoundEstimate]:
-    """Seconds of rounds of one γ, and the estimate of equal caches that they rest on.
+    scenario: Scenario, gamma: int, contexts: Counts, takes_part: Bools, rows: Counts
+) -> tuple[Floats, RoundEstimate]:
+    """Seconds of rounds at one γ, and the underlying estimate for equal caches.
 
     Parameters
     ----------
     contexts : array of int (rounds, sequences)
         Cached tokens.
     takes_part : array of bool (rounds, sequences)
-        Which sequences run.
+        Which sequences are running.
     rows : array of int (rounds,)
-        Rows of the graph, at least as many as take part.
+        Rows of the graph, at least the number of running sequences.
     """
     batch = takes_part.sum(axis=1)
     context = np.sum(contexts * takes_part, axis=1) / batch
@@ -62,7 +60,7 @@ def ragged_round_seconds(
     seconds = np.array(np.broadcast_to(point.round_s, shape))
     read, drafted = _attention_s(point, shape)
     if np.any(rows > batch):
-        # All but attention runs for all rows; the host's overhead is that of running sequences.
+        # Attention and host overhead depend on running sequences, all other parts on all rows.
         padded = estimate_rounds(scenario, rows.astype(float), context, float(gamma))
         dense = padded.round_s - padded.overhead_s - sum(_attention_s(padded, shape))
         seconds = dense + read + drafted + point.overhead_s
@@ -72,8 +70,8 @@ def ragged_round_seconds(
     return seconds, point
 
 
-def _attention_s(point: RoundEstimate, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Seconds of attention per round: the target's over full caches, and all draft steps'."""
+def _attention_s(point: RoundEstimate, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Seconds of attention per round, of the target and of all draft steps."""
     target = np.where(
         point.gamma > 0, point.verify.group_s("attention"), point.target_step.group_s("attention")
     )
@@ -84,9 +82,9 @@ def _attention_s(point: RoundEstimate, shape: tuple[int, ...]) -> tuple[Array, A
 
 
 def _factors(
-    scenario: Scenario, gamma: int, contexts: Counts, takes_part: NDArray[np.bool_], idle: Counts
-) -> tuple[Array, Array]:
-    """Factors of unequal caches and idle rows on attention of the target and of the drafts."""
+    scenario: Scenario, gamma: int, contexts: Counts, takes_part: Bools, idle: Counts
+) -> tuple[Floats, Floats]:
+    """Factors of unequal caches and idle rows, for attention of the target and the drafts."""
     calls = _calls(scenario, gamma)
     budget = scenario.plan.kv_budget_tokens
     factors = np.ones((2, len(contexts)))
@@ -103,7 +101,7 @@ def _factors(
 
 
 def _calls(scenario: Scenario, gamma: int) -> list[AttentionCall]:
-    """Attention of the target's pass, then of one draft step."""
+    """The attention of a target pass, and of a draft step if there is one."""
     shapes = [(scenario.target, scenario.tp, gamma + 1)]
     if gamma and scenario.draft is not None:
         shapes.append((scenario.draft, scenario.draft_tp, 1))

@@ -1,52 +1,44 @@
-"""`RoundTimes`: round and prefill times tabulated once, so that a simulated round is a look-up.
+"""`RoundTimes`: tables of round and prefill times, for fast look-up in simulations.
 
-Round times are tabulated at every batch and over contexts, at even steps of the square root, linear
-between; dense layers and attention of a prompt over tokens, at geometric steps. All rows of a pass
-share its weights, while each prompt pays its own attention. A prompt alone in one pass thus costs
-what `estimate()` gives, and chunks beside a decoding batch cost the rows they add.
+Round times are tabulated at every batch and at contexts evenly spaced in their square root, with
+linear interpolation. Prefill times are tabulated over tokens, separately for dense layers,
+which all rows of a pass share, and for attention, which each prompt needs for itself. A prompt that
+is alone in a pass therefore takes the time that `estimate()` gives.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Counts, Floats
 from perfmodel.errors import ConfigError, DoesNotFit
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.memory import memory_estimate
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 
-Array = NDArray[np.float64]
 BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
-INTERVALS = 1024  # of context, evenly spaced in its square root
-COARSE = 32  # the bottleneck is tabulated at every 32nd of them
+INTERVALS = 1024  # between contexts, evenly spaced in the square root
+COARSE = 32  # bounds are tabulated at every 32nd context
 PROMPT_KNOTS = 400  # a geometric grid from 1 token
 
 
-@dataclass(frozen=True, slots=True)
-class KVCapacity:
-    """Cached tokens that one deployment holds, all sequences together."""
-
-    tokens: int
-    bytes_per_token: float
-
-
 class RoundTimes:
-    """A scenario's times over batch, context and γ.
+    """The times of a scenario over batch, context and γ.
 
     Parameters
     ----------
     scenario : Scenario
-        Its batch, prefix and γ are not used.
+        Its workload and γ are not used.
     max_batch : int
-        Most sequences that decode together.
+        The largest batch.
     max_context_tokens : int, optional
-        Longest context of one sequence; the target's own limit by default. [tokens]
+        Longest context of a sequence; by default the target's limit. [tokens]
     """
 
     def __init__(
@@ -54,15 +46,16 @@ class RoundTimes:
     ) -> None:
         self.scenario, self.max_batch = scenario, max_batch
         self.max_context = max_context_tokens or scenario.target.max_context_tokens
-        self._knots = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
+        # Contexts at which round times are tabulated. [tokens]
+        self.contexts = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
         self._scale = INTERVALS / math.sqrt(self.max_context)
-        self._starts: list[float] = self._knots.tolist()
+        self._starts: list[float] = self.contexts.tolist()
         self._rows: dict[int, list[list[float]]] = {}
         self._bounds: dict[int, list[list[int]]] = {}
-        self._prompts, self._dense, self._own = _prefill_columns(scenario, self.max_context)
+        self._prompts, self._dense, self._per_prompt = _prefill_columns(scenario, self.max_context)
 
     def round_seconds(self, gamma: int, batch: int, context: float) -> float:
-        """Seconds of one round of `batch` sequences of `context` cached tokens on average."""
+        """Seconds of one round of `batch` sequences with a mean context of `context` tokens."""
         row = (self._rows.get(gamma) or self._tabulated(gamma))[batch]
         index = min(int(math.sqrt(context) * self._scale), INTERVALS - 1)
         low, start = row[index], self._starts[index]
@@ -70,7 +63,7 @@ class RoundTimes:
         return low + slope * (context - start)
 
     def bound(self, gamma: int, batch: int, context: float) -> int:
-        """Index in `BOUNDS` of what takes most of such a round's time."""
+        """Index in `BOUNDS` of what takes most of the time of such a round."""
         row = (self._bounds.get(gamma) or self._tabulated_bounds(gamma))[batch]
         return row[min(int(math.sqrt(context) * self._scale) // COARSE, len(row) - 1)]
 
@@ -80,29 +73,18 @@ class RoundTimes:
         Parameters
         ----------
         rows_before, done, take : int
-            Tokens of other sequences in the pass; tokens of this prompt cached by earlier passes;
-            tokens of it in this pass. [tokens]
+            Tokens of other sequences in the pass; tokens of this prompt in earlier passes; tokens
+            of this prompt in the pass. [tokens]
         """
         dense = self._at(self._dense, rows_before + take) - self._at(self._dense, rows_before)
-        return dense + self._at(self._own, done + take) - self._at(self._own, done)
+        return dense + self._at(self._per_prompt, done + take) - self._at(self._per_prompt, done)
 
-    def seconds_by_gamma(self, gammas: ArrayLike) -> Array:
-        """Round times of shape (γ, batch from 1, knots of context)."""
+    def seconds_by_gamma(self, gammas: ArrayLike) -> Floats:
+        """Round times, of shape (γ, batch from 1, `contexts`). [s]"""
         return np.array([self._seconds(int(gamma)) for gamma in np.asarray(gammas)])
 
-    @property
-    def contexts(self) -> Array:
-        """Contexts at which times are tabulated. [tokens]"""
-        return self._knots
-
-    def kv_capacity(self, gamma: int) -> KVCapacity:
-        """Tokens that fit beside weights, activations and each sequence's fixed slots.
-
-        Raises
-        ------
-        DoesNotFit
-            If not even one token fits at this `max_batch`.
-        """
+    def kv_capacity(self, gamma: int) -> int:
+        """Cached tokens that fit in memory, over all sequences; `DoesNotFit` if none do."""
         window = self.scenario.target.sliding_window_tokens
         longest = float(min(self.max_context, window or self.max_context))
         work = replace(self.scenario.workload, output_tokens=1)
@@ -121,10 +103,10 @@ class RoundTimes:
         free = memory.capacity - float(np.max(others + memory.reserved)) - fixed
         if free < per_token:
             raise DoesNotFit(
-                f"no KV cache fits beside {self.max_batch} sequences' slots and the weights on "
-                f"{self.scenario.machine.gpu.name}; use more GPUs or a smaller batch"
+                f"no memory is left for the KV cache on {self.scenario.machine.gpu.name} at "
+                f"max_batch={self.max_batch}; use more GPUs or a smaller batch"
             )
-        return KVCapacity(int(free / per_token), per_token)
+        return int(free / per_token)
 
     def _at(self, column: list[float], tokens: int) -> float:
         if tokens <= 0:
@@ -133,10 +115,10 @@ class RoundTimes:
         x0, x1 = self._prompts[index], self._prompts[index + 1]
         return column[index] + (column[index + 1] - column[index]) * (tokens - x0) / (x1 - x0)
 
-    def _seconds(self, gamma: int) -> Array:
+    def _seconds(self, gamma: int) -> Floats:
         return np.asarray(
             np.broadcast_to(
-                self._estimate(gamma, self._knots).round_s, (self.max_batch, INTERVALS + 1)
+                self._estimate(gamma, self.contexts).round_s, (self.max_batch, INTERVALS + 1)
             )
         )
 
@@ -145,13 +127,13 @@ class RoundTimes:
         return self._rows[gamma]
 
     def _tabulated_bounds(self, gamma: int) -> list[list[int]]:
-        middles = self._knots[COARSE // 2 :: COARSE]
+        middles = self.contexts[COARSE // 2 :: COARSE]
         codes = round_bounds(self._estimate(gamma, middles))
         shape = (self.max_batch, middles.size)
         self._bounds[gamma] = [[], *np.broadcast_to(codes, shape).tolist()]
         return self._bounds[gamma]
 
-    def _estimate(self, gamma: int, contexts: Array) -> RoundEstimate:
+    def _estimate(self, gamma: int, contexts: Floats) -> RoundEstimate:
         batch = np.arange(1.0, self.max_batch + 1)[:, None]
         return estimate_rounds(self.scenario, batch, np.maximum(contexts, 1.0), gamma)
 
@@ -159,7 +141,7 @@ class RoundTimes:
 def estimate_rounds(
     scenario: Scenario, batch: ArrayLike, contexts: ArrayLike, gamma: ArrayLike
 ) -> RoundEstimate:
-    """`estimate()` of rounds in which a draft reads its budget or what there is, if less."""
+    """`estimate()` for rounds in which a draft reads its budget or the context, if shorter."""
     if np.any(np.asarray(gamma) > 0) and scenario.draft is None:
         raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
@@ -168,8 +150,8 @@ def estimate_rounds(
     )
 
 
-def round_bounds(point: RoundEstimate) -> NDArray[np.int64]:
-    """Index in `BOUNDS` of the resource that takes most of each round's seconds."""
+def round_bounds(point: RoundEstimate) -> Counts:
+    """Index in `BOUNDS` of what takes most of the time of each round."""
     shape = np.broadcast_shapes(np.shape(point.round_s), np.shape(point.gamma))
     seconds = np.zeros((len(BOUNDS), *shape))
     speculates = point.gamma > 0
@@ -189,13 +171,13 @@ def round_bounds(point: RoundEstimate) -> NDArray[np.int64]:
 def _prefill_columns(
     scenario: Scenario, longest: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Tokens; seconds of dense layers and overheads of a pass of as many rows; a prompt's own."""
-    # A pass may hold rows of several prompts, so the grid goes beyond one context.
+    """Tokens, and for as many tokens the seconds of a pass's dense layers and of a prompt."""
+    # A pass may have rows of several prompts, so the grid extends beyond one context.
     tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
     step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)
     attention = np.broadcast_to(step.group_s("attention"), tokens.shape)
     dense = np.broadcast_to(step.total_s, tokens.shape) - attention
     draft = estimate_rounds(scenario, 1, tokens, 0).prefill_s - step.total_s
-    # A pass of more rows is never faster, whatever an interpolated kernel curve says.
-    own = np.maximum.accumulate(attention + draft)
-    return tokens.tolist(), np.maximum.accumulate(dense).tolist(), own.tolist()
+    # Interpolated kernel curves may fall, but a pass with more rows is never faster.
+    per_prompt = np.maximum.accumulate(attention + draft)
+    return tokens.tolist(), np.maximum.accumulate(dense).tolist(), per_prompt.tolist()

@@ -1,10 +1,10 @@
 """The serving loop: continuous batching with a token budget, chunked prefill and KV admission.
 
-One pass after another on one clock. A pass decodes every running sequence by one round and gives
-what is left of the token budget to prompts in their order of admission; a prefill's last pass
-also yields the first token. A request is admitted when its prompt fits beside what is cached. When
-growth fills the cache, the request admitted last is preempted and later prefills all it had: the
-scheduling of vLLM with recomputation (Kwon et al. 2023, arXiv 2309.06180, section 4.5).
+Each pass decodes one round of every running sequence and uses the rest of the token budget for
+prompts, in order of admission. The last pass of a prefill also yields the first token. A request is
+admitted when its prompt fits in the free cache. When the cache is full, the request that was
+admitted last is preempted and later prefilled again with all its tokens, as in vLLM with
+recomputation (Kwon et al. 2023, arXiv 2309.06180, section 4.5).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from perfmodel.serving.stats import ServingStats
 from perfmodel.serving.traffic import RequestChunk, Traffic
 from perfmodel.specs.workload import SLO
 
-# Share of the cache that admission leaves to the growth of what runs (vLLM's watermark).
+# Share of the cache that is reserved at admission for growth (vLLM's watermark).
 KV_WATERMARK = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """How the engine schedules: most sequences at once, most tokens in a pass."""
+    """Limits of the scheduler: sequences per batch and tokens per pass."""
 
     max_batch: int
     token_budget: int = 8192
@@ -40,34 +40,34 @@ class Serving:
             raise ConfigError(f"max_batch={self.max_batch} must be at least 1")
 
     def check_gamma(self, gamma: int) -> None:
-        """Refuse a budget that a full batch's verification would use up."""
+        """Refuse a token budget that the verification of a full batch would use up."""
         needed = self.max_batch * (gamma + 1)
         if self.token_budget <= needed:
             raise ConfigError(
-                f"token_budget={self.token_budget} leaves no room for prompts beside {needed} "
-                f"tokens of {self.max_batch} sequences at gamma={gamma}; use a larger budget"
+                f"token_budget={self.token_budget} leaves no room for prompts: {self.max_batch} "
+                f"sequences at gamma={gamma} need {needed} tokens; use a larger budget"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What is simulated, apart from the scenario and γ.
+    """The settings of a simulation, apart from the scenario and γ.
 
     Attributes
     ----------
     traffic : Traffic
-        Arrivals and lengths; the same seed gives every run the same requests.
+        Arrivals and lengths of requests.
     serving : Serving
         Batch limit and token budget.
     process : AcceptanceProcess
         Accepted drafts; not used at γ = 0.
     slo : SLO
-        Limits that a good request meets.
+        Limits for goodput.
     seed : int
-        Of arrivals, lengths and acceptance.
+        Seed of arrivals, lengths and acceptance.
     exact : bool
-        Draw every round of every sequence (`ExactBatch`); else advance rounds between events at
-        once (`serving.batch` states what that approximates).
+        Draw every round of every sequence (`ExactBatch`), or advance several rounds at once
+        (`PooledBatch`; see `serving.batch` for its approximations).
     """
 
     traffic: Traffic
@@ -79,18 +79,18 @@ class Simulation:
 
 
 class RequestLoop:
-    """One run of a simulation; `run` plays it to the end.
+    """The state of one simulation, which `run` completes.
 
     Parameters
     ----------
     times : RoundTimes
-        Seconds of rounds and prefills.
+        Times of rounds and prefills.
     simulation : Simulation
         Traffic, scheduling and acceptance.
     policy : callable
-        γ from (batch, mean context).
+        Returns γ for (batch, mean context).
     gammas : tuple of int
-        Every γ that the policy may give.
+        Every γ that the policy may return.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RequestLoop:
         serving.check_gamma(max(gammas))
         self.times, self.serving, self.stats = times, serving, ServingStats(simulation.slo)
         self.policy, self.lookahead = policy, max(gammas) + 1
-        self.capacity = times.kv_capacity(max(gammas)).tokens
+        self.capacity = times.kv_capacity(max(gammas))
         self.longest = min(self.capacity - self.lookahead, times.max_context)
         self._tokens = {gamma: process.mean_tokens(gamma) for gamma in gammas}
         self.now, self.prefill_tokens, self.finished = 0.0, 0.0, 0
@@ -117,7 +117,7 @@ class RequestLoop:
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Play every request; `progress` gets the number of finished ones, now and then."""
+        """Simulate all requests; `progress` is sometimes called with the number finished."""
         reported = 0
         while True:
             self._admit()
@@ -140,7 +140,7 @@ class RequestLoop:
     # ---- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Admit waiting requests, preempted ones first, while slots and cache last."""
+        """Admit waiting requests, preempted ones first, while there are slots and free cache."""
         while len(self.batch) + len(self.prefilling) < self.serving.max_batch:
             request = self.preempted[0] if self.preempted else self._next
             if request is None or request.arrival_s > self.now:
@@ -168,7 +168,7 @@ class RequestLoop:
         return self.batch.cached_tokens + self.prefill_tokens
 
     def _room(self) -> float:
-        """Tokens that caches may grow, after preempting until one more round fits."""
+        """Preempt requests until one more round fits; return the tokens left for growth."""
         while True:
             running = len(self.batch)
             room = self.capacity - self._cached() - running * self.lookahead
@@ -185,7 +185,7 @@ class RequestLoop:
     # ---- passes -------------------------------------------------------------------------------
 
     def _mixed_pass(self, gamma: int, running: int) -> None:
-        """One round of the running sequences, with chunks of prompts beside it."""
+        """One round of the running sequences together with chunks of prompts."""
         self._room()
         running = len(self.batch)
         if not self.prefilling:
@@ -225,7 +225,7 @@ class RequestLoop:
                 self._finish([request])
 
     def _decode(self, gamma: int, running: int) -> None:
-        """Rounds in which nothing changes but the caches' length, all at once."""
+        """Several rounds at once, in which only the lengths of the caches change."""
         batch = self.batch
         room = self._room()
         if len(batch) != running:
@@ -275,7 +275,7 @@ def _requests(
     rng: np.random.Generator,
     gammas: tuple[int, ...],
 ) -> Iterator[Request]:
-    """Requests one by one; what is random in them is drawn a chunk at a time."""
+    """Requests one by one; random numbers are drawn for a chunk at a time."""
     index = 0
     for chunk in chunks:
         left = chunk.output_tokens - 1

@@ -1,4 +1,4 @@
-"""Simulate one scenario under a traffic: plain decoding, a fixed γ, or a γ schedule."""
+"""Simulate a scenario with given traffic: plain decoding, a fixed γ, or a γ schedule."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from perfmodel.serving.stats import ServingStats
 from perfmodel.speculation.round import without_speculation
 from perfmodel.units import format_seconds
 
-# What a schedule chooses from, and what `recommend --traffic` tries.
+# The choices of a schedule and of `recommend --traffic`.
 SCHEDULE_GAMMAS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ServingRun:
-    """One simulation: `gamma` is None where a schedule chose it round by round."""
+    """The result of a simulation; `gamma` is None if a schedule chose it round by round."""
 
     label: str
     gamma: int | None
-    max_batch: int
     capacity_tokens: int
     stats: ServingStats
 
@@ -64,7 +63,7 @@ class ServingRun:
 
     @property
     def busy_share(self) -> float:
-        """Share of the time in which the machine worked."""
+        """Share of the time in which the machine was busy."""
         return self.stats.busy_s / self.stats.makespan_s if self.stats.makespan_s else 0.0
 
 
@@ -76,51 +75,46 @@ def simulate_requests(
     progress: Callable[[int], None] | None = None,
     times: RoundTimes | None = None,
 ) -> ServingRun:
-    """Play a traffic through one deployment.
+    """Simulate a deployment with given traffic.
+
+    Raises `ConfigError` if the traffic cannot be read, or verification would use up the token
+    budget. Raises `DoesNotFit` if no memory is left for the KV cache.
 
     Parameters
     ----------
     scenario : Scenario
-        Machine, models, engine and draft; its batch and lengths are not used.
+        Machine, models, engine and draft; its workload is not used.
     simulation : Simulation
         Traffic, scheduling, acceptance, limits and seed.
     gammas : sequence of int, optional
-        One γ: fixed. Several: the γ of least time per token at the round's batch and mean context.
-        None: the scenario's own.
+        One γ is fixed. Of several, each round uses the γ with the least time per token at its batch
+        and mean context. By default the scenario's γ.
     progress : callable, optional
-        Called with the number of finished requests, now and then.
+        Sometimes called with the number of finished requests.
     times : RoundTimes, optional
-        Of this scenario and batch limit, where they were tabulated already.
-
-    Raises
-    ------
-    ConfigError
-        For traffic that cannot be read, or a token budget that verification would use up.
-    DoesNotFit
-        If no KV cache fits beside the weights.
+        Tables for this scenario and batch limit, if they exist already.
     """
     chosen = tuple(sorted(set(gammas if gammas is not None else (scenario.plan.gamma,))))
     if max(chosen) == 0:
         scenario, times = without_speculation(scenario), None
-    max_batch = simulation.serving.max_batch
     if times is None:
-        times = RoundTimes(scenario, max_batch=max_batch)
+        times = RoundTimes(scenario, max_batch=simulation.serving.max_batch)
     policy = _fixed(chosen[0]) if len(chosen) == 1 else schedule(times, simulation.process, chosen)
     loop = RequestLoop(times, simulation, policy=policy, gammas=chosen)
     loop.run(progress)
     stats = loop.stats
     if not stats.requests:
         raise ConfigError(
-            f"all {stats.refused} requests are longer than the {loop.longest:,} tokens that a "
-            f"sequence may hold here; use more GPUs, a smaller batch or shorter requests"
+            f"all {stats.refused} requests exceed the longest possible sequence of "
+            f"{loop.longest:,} tokens; use more GPUs, a smaller batch or shorter requests"
         )
     fixed = chosen[0] if len(chosen) == 1 else None
     label = "schedule" if fixed is None else "no speculation" if fixed == 0 else f"gamma {fixed}"
-    return ServingRun(label, fixed, max_batch, loop.capacity, stats)
+    return ServingRun(label, fixed, loop.capacity, stats)
 
 
 def schedule(times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]) -> Policy:
-    """γ of least seconds per token at every batch, and at every tabulated context."""
+    """The policy with the least time per token at every batch and tabulated context."""
     choice = best_gammas(times, process, gammas).tolist()
     contexts = times.contexts
     scale, last = (contexts.size - 1) / contexts[-1] ** 0.5, contexts.size - 1
@@ -134,7 +128,7 @@ def schedule(times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int
 def best_gammas(
     times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]
 ) -> NDArray[np.int64]:
-    """The schedule as an array of shape (batch from 1, tabulated contexts)."""
+    """The γ of the schedule, of shape (batch from 1, tabulated contexts)."""
     tokens = np.array([process.mean_tokens(gamma) for gamma in gammas])
     per_token = times.seconds_by_gamma(np.array(gammas)) / tokens[:, None, None]
     return np.asarray(np.asarray(gammas)[np.argmin(per_token, axis=0)], np.int64)

@@ -1,6 +1,6 @@
-"""`ServingStats`: counts of passes while a simulation runs, and durations of requests at its end.
+"""`ServingStats`: sums over the passes of a simulation, and durations of its requests.
 
-Passes are only summed. Finished requests are stored, 48 bytes each, so that quantiles are exact.
+Finished requests are stored, in 48 bytes each, so that quantiles are exact.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from array import array
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Floats
 from perfmodel.serving.batch import Request
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.timeline import Timeline
 from perfmodel.specs.workload import SLO
 
-Array = NDArray[np.float64]
 KV_BINS = 100
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 RECORD = ("index", "arrival_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens")
@@ -25,13 +24,13 @@ RECORD = ("index", "arrival_s", "first_token_s", "finish_s", "prompt_tokens", "o
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Durations:
-    """Mean, spread, extremes and quantiles of seconds; NaN where there are none."""
+    """Mean, standard error, extremes and quantiles of durations; NaN if there are none."""
 
-    seconds: Array
+    seconds: Floats
 
     @property
     def count(self) -> int:
-        """How many durations there are."""
+        """The number of durations."""
         return self.seconds.size
 
     @property
@@ -41,7 +40,7 @@ class Durations:
 
     @property
     def standard_error_s(self) -> float:
-        """Of the mean, as if the durations were independent. [s]"""
+        """Standard error of the mean, assuming independent durations. [s]"""
         if self.count < 2:
             return math.nan
         return float(self.seconds.std(ddof=1)) / math.sqrt(self.count)
@@ -57,26 +56,26 @@ class Durations:
         return float(self.seconds.max()) if self.count else math.nan
 
     def quantile_s(self, share: float) -> float:
-        """The shortest duration that `share` of all do not exceed. [s]"""
+        """The shortest duration that a fraction `share` of all does not exceed. [s]"""
         if not self.count:
             return math.nan
         return float(np.quantile(self.seconds, share, method="inverted_cdf"))
 
 
 class ServingStats:
-    """Counts of passes, and after `close` the finished requests and their durations.
+    """Sums over passes, and after `close` the finished requests and their durations.
 
     Attributes
     ----------
     finished : array (requests, len(RECORD))
-        Finished requests in order of finish, with the columns of `RECORD`. [s, tokens]
+        Requests in the order in which they finished, with the columns `RECORD`. [s, tokens]
     ttft, tpot, latency : Durations
-        To the first token; per later token, of requests of more than one; to the last token.
+        Time to the first token; time per later token, if any; time to the last token.
     good : int
-        Requests within the SLO's `ttft_s` and `tpot_s`.
+        Requests that meet the limits on TTFT and TPOT.
     """
 
-    finished: Array
+    finished: Floats
     ttft: Durations
     tpot: Durations
     latency: Durations
@@ -105,7 +104,7 @@ class ServingStats:
         bound: int,
         tokens: float,
     ) -> None:
-        """Count `rounds` equal rounds that yield `tokens`, or a pass that only prefills."""
+        """Add `rounds` equal rounds that yield `tokens`, or a pass that only prefills."""
         self.passes += rounds
         self.busy_s += seconds
         self.kv_s += kv_share * seconds
@@ -120,7 +119,7 @@ class ServingStats:
         self.timeline.add(start_s, seconds, batch, kv_share, gamma, tokens)
 
     def add_request(self, request: Request) -> None:
-        """Store a finished request."""
+        """Add a finished request."""
         r = request
         self._records.extend(
             (r.index, r.arrival_s, r.first_token_s, r.finish_s, r.prompt, r.output)

@@ -1,17 +1,17 @@
-"""`Timeline`: means over the clock in memory of fixed size, however long the simulation."""
+"""`Timeline`: averages over time in a fixed number of spans."""
 
 from __future__ import annotations
 
 
 class Timeline:
-    """Time-weighted means over equal spans of the clock; spans double when the clock outgrows them.
+    """Time-weighted averages over equal spans, whose width doubles when the time exceeds the last.
 
     Attributes
     ----------
     span_s : float
-        Width of one span. [s]
+        Width of a span. [s]
     sums : list of list of float
-        Per span: busy seconds, and batch, KV share and γ times seconds, and tokens.
+        Per span: busy seconds; batch, KV share and γ, each times seconds; and tokens.
     """
 
     COLUMNS = ("busy_s", "batch", "kv_share", "gamma", "tokens")
@@ -23,7 +23,7 @@ class Timeline:
     def add(
         self, start_s: float, seconds: float, batch: int, kv_share: float, gamma: int, tokens: float
     ) -> None:
-        """Count rounds that began at `start_s`; what crosses into other spans is split."""
+        """Add rounds that began at `start_s`, divided among the spans in which they ran."""
         while start_s + seconds >= self._spans * self.span_s:
             self._coarsen()
         left, rate = seconds, tokens / seconds
@@ -41,7 +41,7 @@ class Timeline:
             start_s = start_s + part if part < left + part else end
 
     def rows(self, until_s: float) -> list[dict[str, float]]:
-        """One dict per span: start, busy share, mean batch, KV share and γ while busy, tokens/s."""
+        """One dict per span: start, busy share, tokens/s, and means of the rest while busy."""
         rows = []
         for index in range(min(int(until_s / self.span_s) + 1, self._spans)):
             busy, batch, kv, gamma, tokens = self.sums[index]

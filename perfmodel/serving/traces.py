@@ -1,10 +1,9 @@
-"""Recorded traffic: CSV and JSON-lines traces, read line by line so that size does not matter.
+"""Read recorded traffic from CSV and JSON-lines files, line by line.
 
-The columns of three published kinds are known, beside `arrival_s, prompt_tokens, output_tokens`:
-Azure's LLM inference traces (`TIMESTAMP, ContextTokens, GeneratedTokens`, Patel et al. 2024),
-Mooncake's (`timestamp` in milliseconds, `input_length, output_length`, Qin et al. 2024), and
-ShareGPT's `conversations`, one a line, whose tokens are counted as four characters each and whose
-arrivals have to be drawn.
+The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published traces: Azure's LLM
+inference traces (`TIMESTAMP, ContextTokens, GeneratedTokens`, Patel et al. 2024), Mooncake's
+(`timestamp` in milliseconds, `input_length, output_length`, Qin et al. 2024), and ShareGPT's
+`conversations`, one per line, without arrivals and with four characters counted as a token.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 from perfmodel.errors import ConfigError
 
-CHARACTERS_PER_TOKEN = 4  # English text, as OpenAI's tokenizer guide puts it; only for ShareGPT
+CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 ARRIVALS = {"arrival_s": 1.0, "TIMESTAMP": 1.0, "timestamp": 1e-3}
 PROMPTS = ("prompt_tokens", "ContextTokens", "input_length")
 OUTPUTS = ("output_tokens", "GeneratedTokens", "output_length")
@@ -31,11 +30,8 @@ Row = tuple[float | None, int, int]
 def trace_rows(path: str | Path) -> Iterator[Row]:
     """Each request as (arrival in seconds from the first, or None; prompt tokens; output tokens).
 
-    Raises
-    ------
-    ConfigError
-        With the line's number: for a file that cannot be read, a column that is missing, a value
-        that is not a count or a time, or an arrival before the one above it.
+    Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
+    arrivals are not in order; the message has the line number.
     """
     path = Path(path)
     first: float | None = None
@@ -50,19 +46,16 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
             arrival -= first
             if arrival < last:
                 raise ConfigError(
-                    f"{path}: line {number}: arrives before the line above; sort the trace by time"
+                    f"{path}: line {number}: earlier than the previous line; sort the trace by time"
                 )
             last = arrival
         yield arrival, prompt, output
 
 
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
-    """Accepted drafts of consecutive rounds, one whole number a line.
+    """Accepted drafts of consecutive rounds, from a file with one whole number per line.
 
-    Raises
-    ------
-    ConfigError
-        For a file that cannot be read, is empty, or holds anything else.
+    Raises `ConfigError` if the file cannot be read, is empty, or has any other line.
     """
     counts = []
     for number, line in _lines(Path(path)):
@@ -71,7 +64,7 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
         except ValueError as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not counts:
-        raise ConfigError(f"{path}: holds no rounds; write one number of accepted drafts a line")
+        raise ConfigError(f"{path}: has no rounds; write the accepted drafts of one round per line")
     return tuple(counts)
 
 
@@ -82,9 +75,13 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path}: line {number}: not a JSON object") from error
+                raise ConfigError(
+                    f"{path}: line {number}: not a JSON object; write one request per line"
+                ) from error
             if not isinstance(value, dict):
-                raise ConfigError(f"{path}: line {number}: not a JSON object; one request a line")
+                raise ConfigError(
+                    f"{path}: line {number}: not a JSON object; write one request per line"
+                )
             yield number, value
         return
     header: list[str] | None = None
@@ -94,7 +91,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             header = values
         elif len(values) != len(header):
             raise ConfigError(
-                f"{path}: line {number}: {len(values)} cells under {len(header)} columns"
+                f"{path}: line {number}: has {len(values)} cells; the header has {len(header)}"
             )
         else:
             yield number, dict(zip(header, values, strict=True))
@@ -107,7 +104,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.strip()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from error
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -122,7 +121,7 @@ def _request(cells: dict[str, Any]) -> Row:
 
 
 def _conversation(turns: Any) -> tuple[int, int]:
-    """Tokens of the first question and its answer."""
+    """Tokens of the first question and of its answer."""
     texts = [str(turn["value"]) for turn in turns[:2]]
     if len(texts) < 2:
         raise ValueError("a conversation needs a question and an answer")
@@ -134,7 +133,7 @@ def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
         if name in cells:
             return cells[name]
-    raise ValueError(f"no column {' or '.join(names)}; columns are {', '.join(cells)}"[:300])
+    raise ValueError(f"no column {' or '.join(names)}; the columns are {', '.join(cells)}"[:300])
 
 
 def _count(what: str, value: Any, *, least: int) -> int:
@@ -145,7 +144,7 @@ def _count(what: str, value: Any, *, least: int) -> int:
 
 
 def _seconds(value: Any) -> float:
-    """A number, or a date and time as Azure writes it; UTC where no zone is given."""
+    """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
     if ":" not in text:
         number = float(text)

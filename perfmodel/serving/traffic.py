@@ -1,4 +1,4 @@
-"""`Traffic`: when requests arrive and how long they are, drawn or recorded, in chunks."""
+"""`Traffic`: arrival times and lengths of requests, random or recorded."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Counts, Floats
 from perfmodel.errors import ConfigError
 from perfmodel.serving.traces import trace_rows
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
 CHUNK = 8192
 
 
 class TrafficShape(StrEnum):
-    """How arrivals are drawn; "bursty" is Poisson at two rates in turn."""
+    """How arrivals are drawn; "bursty" is Poisson with two alternating rates."""
 
     POISSON = "poisson"
     BURSTY = "bursty"
@@ -30,9 +28,9 @@ class TrafficShape(StrEnum):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RequestChunk:
-    """Consecutive requests: arrivals in seconds, never falling; prompt and output in tokens."""
+    """Consecutive requests: non-decreasing arrivals in seconds, prompts and outputs in tokens."""
 
-    arrival_s: Array
+    arrival_s: Floats
     prompt_tokens: Counts
     output_tokens: Counts
 
@@ -44,19 +42,19 @@ class Traffic:
     Attributes
     ----------
     requests : int, optional
-        How many; None for all that `path` holds.
+        Number of requests; None for all in `path`.
     path : str, optional
-        A recorded trace (`serving.traces`): its lengths, and its arrivals if it has any.
+        A recorded trace (`serving.traces`), with lengths and possibly arrivals.
     rate : float
-        Mean arrivals per second, where arrivals are drawn. [1/s]
+        Mean rate of drawn arrivals. [1/s]
     arrivals : TrafficShape or str
         How arrivals are drawn.
     burst_factor, burst_s : float
-        The high rate over the low one; mean length of a spell at either. [1, s]
+        Ratio of the high to the low rate; mean duration of a period at either rate. [1, s]
     prompt_tokens, output_tokens, prompt_cv, output_cv : float
-        Mean lengths and their coefficient of variation (lognormal; 0 for equal lengths). [tokens]
+        Mean lengths [tokens], and coefficients of variation (lognormal; 0 for equal lengths).
     eos : float
-        Chance that a token is the last, below the stated output length. [1]
+        Probability that a token ends its sequence before the output length. [1]
     """
 
     requests: int | None = 1000
@@ -77,21 +75,23 @@ class Traffic:
                 f"unknown arrivals {self.arrivals!r}. Use one of {', '.join(TrafficShape)}."
             )
         if self.requests is None and self.path is None:
-            raise ConfigError("drawn traffic needs a number of requests")
+            raise ConfigError("drawn traffic needs a number of requests; give requests")
         if self.requests is not None and self.requests < 1:
             raise ConfigError(f"requests={self.requests} must be at least 1")
-        for name, least in (("rate", 0.0), ("burst_s", 0.0), ("burst_factor", 0.0)):
+        for name in ("rate", "burst_s", "burst_factor"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > least):
+            if not (math.isfinite(value) and value > 0.0):
                 raise ConfigError(f"{name}={value:g} must be a positive number")
         for name in ("prompt_cv", "output_cv"):
             if not 0.0 <= getattr(self, name) <= 100.0:
-                raise ConfigError(f"{name}={getattr(self, name):g} is outside 0 to 100")
+                raise ConfigError(f"{name}={getattr(self, name):g} is not valid; use 0 to 100")
         if not 0.0 <= self.eos < 1.0:
-            raise ConfigError(f"eos={self.eos:g} is not a chance below 1")
+            raise ConfigError(
+                f"eos={self.eos:g} is not valid; use a probability of at least 0 and below 1"
+            )
 
     def chunks(self, seed: int) -> Iterator[RequestChunk]:
-        """The requests in order, at most 8,192 at once; the same for the same seed."""
+        """The requests in order, in chunks of at most 8,192; reproducible for a seed."""
         rng = np.random.default_rng([seed, 0])
         clock = _Clock(self, rng)
         source = self._drawn(rng) if self.path is None else self._recorded()
@@ -107,7 +107,7 @@ class Traffic:
             prompt = lengths(rng, self.prompt_tokens, self.prompt_cv, size)
             yield None, prompt, lengths(rng, self.output_tokens, self.output_cv, size)
 
-    def _recorded(self) -> Iterator[tuple[Array | None, Counts, Counts]]:
+    def _recorded(self) -> Iterator[tuple[Floats | None, Counts, Counts]]:
         assert self.path is not None
         rows = itertools.islice(trace_rows(self.path), self.requests)
         empty = True
@@ -116,15 +116,17 @@ class Traffic:
             arrivals, prompts, outputs = zip(*block, strict=True)
             timed = [arrival is not None for arrival in arrivals]
             if any(timed) and not all(timed):
-                raise ConfigError(f"{self.path}: some requests have an arrival and some have none")
+                raise ConfigError(
+                    f"{self.path}: only some requests have an arrival; give all or none"
+                )
             times = np.array(arrivals, float) if all(timed) else None
             yield times, np.array(prompts, np.int64), np.array(outputs, np.int64)
         if empty:
-            raise ConfigError(f"{self.path}: there are no requests in it")
+            raise ConfigError(f"{self.path}: contains no requests")
 
 
 def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Counts:
-    """Whole lengths of at least 1: all equal at `cv` 0, else lognormal with that mean."""
+    """Whole lengths of at least 1 with a given mean, equal for `cv` 0 and otherwise lognormal."""
     if cv == 0.0:
         return np.full(size, round(mean), np.int64)
     sigma = math.sqrt(math.log1p(cv * cv))
@@ -133,13 +135,13 @@ def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Coun
 
 
 class _Clock:
-    """Arrivals, chunk after chunk."""
+    """Draws arrival times for one chunk after another."""
 
     def __init__(self, traffic: Traffic, rng: np.random.Generator) -> None:
         self.traffic, self.rng, self.now = traffic, rng, 0.0
-        self.high, self.spell_left = True, 0.0
+        self.high, self.period_left = True, 0.0
 
-    def next(self, size: int) -> Array:
+    def next(self, size: int) -> Floats:
         kind, rate = self.traffic.arrivals, self.traffic.rate
         if kind == TrafficShape.AT_ONCE:
             return np.zeros(size)
@@ -152,24 +154,24 @@ class _Clock:
         self.now = float(times[-1])
         return times
 
-    def _bursts(self, size: int) -> Array:
-        """Unit-rate arrivals in the time that runs fast in a burst: exact for two-rate Poisson."""
+    def _bursts(self, size: int) -> Floats:
+        """Two-rate Poisson arrivals: unit-rate ones on a clock that runs faster in bursts."""
         low = 2.0 * self.traffic.rate / (1.0 + self.traffic.burst_factor)
         due = np.cumsum(self.rng.exponential(1.0, size))
         times, passed = np.empty(size), 0.0
         first = 0
         while first < size:
             rate = low * (self.traffic.burst_factor if self.high else 1.0)
-            if self.spell_left <= 0.0:
-                self.spell_left = self.rng.exponential(self.traffic.burst_s)
-            until = int(np.searchsorted(due, passed + rate * self.spell_left, side="right"))
+            if self.period_left <= 0.0:
+                self.period_left = self.rng.exponential(self.traffic.burst_s)
+            until = int(np.searchsorted(due, passed + rate * self.period_left, side="right"))
             times[first:until] = self.now + (due[first:until] - passed) / rate
             if until == size:
                 step = (due[-1] - passed) / rate
-                self.now, self.spell_left = self.now + step, self.spell_left - step
+                self.now, self.period_left = self.now + step, self.period_left - step
             else:
-                passed += rate * self.spell_left
-                self.now += self.spell_left
-                self.high, self.spell_left = not self.high, 0.0
+                passed += rate * self.period_left
+                self.now += self.period_left
+                self.high, self.period_left = not self.high, 0.0
             first = until
         return times

@@ -1,4 +1,4 @@
-"""What is described: GPU, model, workload, draft, engine; frozen, without file access."""
+"""Immutable descriptions of a GPU, a model, a workload, a draft and an engine."""
 
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile

@@ -1,4 +1,4 @@
-"""`DraftPlan`: who drafts, how many tokens per round, with which cache, on how many ranks."""
+"""`DraftPlan`: the draft, its tokens per round, its KV cache and its ranks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from enum import StrEnum
 
 from perfmodel.errors import ConfigError
 
-MAX_GAMMA = 64  # drafts per round that a plan may ask for
+MAX_GAMMA = 64  # most drafts per round in a plan
 
 
 class DraftKind(StrEnum):
-    """Who drafts."""
+    """What proposes the draft tokens."""
 
     NONE = "none"
-    SELF = "self"
-    MODEL = "model"  # a standalone model, by its name
+    SELF = "self"  # the target model
+    MODEL = "model"  # a standalone model, given by its name
 
 
 class DraftPolicy(StrEnum):
@@ -28,7 +28,7 @@ class DraftPolicy(StrEnum):
 
     @classmethod
     def of(cls, name: str) -> DraftPolicy:
-        """The policy of that name; `ConfigError` if there is none."""
+        """The policy with that name; `ConfigError` if there is none."""
         if name not in [policy.value for policy in cls]:
             raise ConfigError(f"unknown draft policy {name!r}. Use one of {', '.join(cls)}.")
         return cls(name)
@@ -38,8 +38,9 @@ class DraftPolicy(StrEnum):
 class DraftPlan:
     """One way to draft.
 
-    `draft` is "none", "self" or a model's catalog name; `kv_budget_tokens` is what a draft may
-    read of each sequence, sink and recent window included, and None for policy "full".
+    `draft` is "none", "self" or a model's catalog name. `kv_budget_tokens` is the number of cached
+    tokens that a draft may read per sequence, including sink and recent window; it is None for
+    policy "full".
     """
 
     draft: str = "none"
@@ -52,28 +53,30 @@ class DraftPlan:
     def __post_init__(self) -> None:
         _whole("gamma", self.gamma, low=0)
         if self.gamma > MAX_GAMMA:
-            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts per round")
-        object.__setattr__(self, "policy", DraftPolicy.of(self.policy))  # a name will do
+            raise ConfigError(f"gamma={self.gamma} exceeds {MAX_GAMMA} drafts per round; use fewer")
+        object.__setattr__(
+            self, "policy", DraftPolicy.of(self.policy)
+        )  # a plain string is accepted
         if self.kind is DraftKind.NONE and self.gamma:
             raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
         if self.policy is DraftPolicy.SNAPKV and self.kind is DraftKind.MODEL:
             raise ConfigError(
-                f"draft policy snapkv does not go with the standalone draft {self.draft!r}; "
-                f"use streamingllm or full, or draft self"
+                f"draft policy snapkv is not available for the standalone draft {self.draft!r}; "
+                f"use policy streamingllm or full, or draft self"
             )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
         needs_budget = self.policy is not DraftPolicy.FULL and self.kind is not DraftKind.NONE
         if needs_budget and self.kv_budget_tokens is None:
             raise ConfigError(
-                f"draft policy {self.policy} needs kv_budget (tokens a draft may read)"
+                f"draft policy {self.policy} needs kv_budget, the tokens that a draft may read"
             )
         if self.draft_tp is not None:
             _whole("draft_tp", self.draft_tp, low=1)
 
     @property
     def kind(self) -> DraftKind:
-        """No draft, the target itself, or a standalone model."""
+        """Whether the draft is none, the target itself, or a standalone model."""
         return DraftKind(self.draft) if self.draft in ("none", "self") else DraftKind.MODEL
 
     @property
@@ -83,7 +86,7 @@ class DraftPlan:
 
     @property
     def speculates(self) -> bool:
-        """Whether a round holds any draft."""
+        """Whether a round has any drafts."""
         return self.kind is not DraftKind.NONE and self.gamma > 0
 
 

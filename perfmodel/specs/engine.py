@@ -1,4 +1,4 @@
-"""`EngineProfile`: what an engine adds to the hardware, apart from any GPU's efficiency."""
+"""`EngineProfile`: the overheads and choices of an inference engine."""
 
 from __future__ import annotations
 
@@ -10,57 +10,56 @@ from perfmodel.specs.labels import Origin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfile:
-    """Overheads, kernel choices and memory habits of one engine on one GPU.
+    """Overheads, kernel choices and memory use of one engine on one GPU.
 
-    Times are seconds, sizes bytes. `origin` is "assumed", "fitted", "measured" or, where the values
-    of `measured_on` are transferred to another GPU, "extrapolated". A factor multiplies the fitted
-    kernel time: 1 means that the engine gets what the kernel tables show.
+    Times are in seconds, sizes in bytes. `origin` is "assumed", "fitted", "measured" or, if the
+    values of `measured_on` are transferred to another GPU, "extrapolated". Factors multiply fitted
+    kernel times; at 1 the engine's kernels take the time in the kernel tables.
 
-    With `plain_pays_overhead` T_T is the time of a step's kernels, and plain decoding pays the
-    overheads of a round of one draft on top. Without it T_T is the whole step, as the engine times
-    plain decoding.
+    If `plain_pays_overhead` is true, T_T is the time of a step's kernels, to which plain decoding
+    adds the overheads of a round with one draft. Otherwise T_T is the whole step.
     """
 
     name: str
     origin: Origin
     source: str
-    measured_on: str = ""  # the GPU whose kernels were timed with this engine; "" for none
-    attention_kernels: str = "vllm"  # which library's attention curve is read
-    linear_kernels: str = "library"  # which dense layers: the GPU's library's, or "specroof"
-    attention_factor: float = 1.0  # on attention over the whole cache
-    draft_attention_factor: float = 1.0  # on attention over a draft's small cache
+    measured_on: str = ""  # the GPU on which the engine's kernels were timed; "" for none
+    attention_kernels: str = "vllm"  # the library whose attention curve is used
+    linear_kernels: str = "library"  # "library" (of the GPU) or "specroof"
+    attention_factor: float = 1.0  # for attention over the whole cache
+    draft_attention_factor: float = 1.0  # for attention over a draft's small cache
     linear_factor: float = 1.0
-    compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
-    activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
-    sampling_factor: float = 1.0  # on the logits' bytes, times activation_factor
-    sampling_column_s: float = 0.0  # one row's walk over one column, which more rows share
+    compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
+    activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate
+    sampling_factor: float = 1.0  # for the logits, times activation_factor
+    sampling_column_s: float = 0.0  # of one column of one row; several rows run in parallel
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom" or "best"
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
-    kernel_gap_s: float = 0.0  # idle between two kernels of a graph
-    layer_overhead_s: float = 0.0  # of a layer, besides its kernels and messages
-    layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary by sequence
-    step_overhead_s: float = 0.0  # host time per target pass that the GPU waits for
+    kernel_gap_s: float = 0.0  # idle time between two kernels of a graph
+    layer_overhead_s: float = 0.0  # per layer, in addition to kernels and messages
+    layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary
+    step_overhead_s: float = 0.0  # host time per target pass for which the GPU waits
     draft_step_overhead_s: float = 0.0
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
-    round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
-    plain_pays_overhead: bool = False  # a plain step pays these as a round of one draft
+    round_overhead_per_draft_s: float = 0.0  # tables of a draft step, filled before the first step
+    plain_pays_overhead: bool = False  # also added to plain steps, as for one draft
     vocab_parallel: bool = True
-    streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
-    draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
-    prefill_chunk_tokens: int = 8192  # rows of one pass over prompts (vLLM's usual budget)
+    streamingllm_is_view: bool = True  # a self-draft reads the pages of the target
+    draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens
+    prefill_chunk_tokens: int = 8192  # rows of one prefill pass (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
-    workspace_bytes: float = 0.0  # what libraries allocate for themselves
+    workspace_bytes: float = 0.0  # allocated by libraries
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
     def kernel_origin(self, gpu: GPU) -> Origin:
-        """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
+        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
 
     def changed(self, **coefficients: float) -> EngineProfile:
-        """The same engine with other coefficients, by field name."""
+        """The same engine with some coefficients replaced, given by field name."""
         return replace(self, **coefficients)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`GPU`, `Link` and `Machine`: the figures of a datasheet, in SI units."""
+"""`GPU`, `Link` and `Machine`: datasheet figures in SI units."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from perfmodel.specs.labels import Origin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPU:
-    """One accelerator as its datasheet states it.
+    """One accelerator, as described by its datasheet.
 
-    FLOP/s are dense. `efficiency` names the catalog folder of kernel curves that serves this GPU;
-    `efficiency_origin` is "fitted" if they were measured on it, "extrapolated" if they are those of
-    the nearest architecture, for `efficiency_reason`. `memory_bytes` is what a process can see,
-    `datasheet_memory_bytes` the figure on the box.
+    FLOP/s are dense. `efficiency` is the catalog folder with the kernel curves for this GPU;
+    `efficiency_origin` is "fitted" if they were measured on it and "extrapolated" if they are those
+    of the nearest architecture, chosen for `efficiency_reason`. `memory_bytes` is the memory
+    visible to a process, `datasheet_memory_bytes` the nominal one.
     """
 
     name: str
@@ -36,15 +36,15 @@ class GPU:
             if not getattr(self, field) > 0:
                 raise ConfigError(f"{self.name}: {field}={getattr(self, field)!r} must be positive")
         if not self.source:
-            raise ConfigError(f"{self.name}: a GPU without a source is refused; name its datasheet")
+            raise ConfigError(f"{self.name}: source is empty; name the datasheet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """How the GPUs of one machine reach each other."""
+    """The interconnect between the GPUs of one machine."""
 
     kind: str  # "nvlink", "pcie" or "infinity-fabric"
-    bandwidth: float  # bytes/s of one GPU, one direction: half the figure on the box
+    bandwidth: float  # bytes/s per GPU and direction, half the usual figure
     source: str
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """GPUs of one node and their wiring."""
+    """The GPUs of one node and their interconnect."""
 
     name: str
     gpu: GPU
@@ -63,7 +63,7 @@ class Machine:
     source: str
 
     def check_tp(self, tp: int) -> None:
-        """Refuse more ranks than the node has GPUs (links between nodes are not modelled)."""
+        """Refuse more ranks than the node has GPUs; links between nodes are not modelled."""
         if tp > self.gpus_per_node:
             raise ConfigError(
                 f"tp={tp} exceeds the {self.gpus_per_node} GPUs of {self.name}; "

@@ -1,9 +1,9 @@
-"""A Hugging Face `config.json` of a dense Llama-, Mistral- or Qwen-family model as `ModelSpec`.
+"""Read the `config.json` of a dense Llama-, Mistral- or Qwen-family model into a `ModelSpec`.
 
-The rule is transformers': a missing field takes the default of that model type's configuration
-class, a null or a wrong type is refused where that class refuses it. A field that changes the
-mathematics and is not modelled is refused by name, never ignored. `runtime.config` follows the same
-rule; `tests/test_config_truth.py` holds both to transformers.
+The rules are those of transformers: a missing field takes the default of the model type's
+configuration class, and a null or a wrong type is refused where that class refuses it. A field that
+changes the mathematics and is not modelled is refused by name, never ignored. `runtime.config`
+follows the same rules; `tests/test_config_truth.py` checks both against transformers.
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, fault_reason, printable, shown
 from perfmodel.specs.model import ModelSpec
 
-_MAX_SHOWN = 60
-
-# Fields that change the mathematics, by what is supported instead.
+# Fields that change the mathematics and are not modelled, by what to use instead.
 _REFUSED = {
-    "only unquantised configs; choose the weight dtype in the scenario":
+    "use the unquantised config and set the weight dtype in the scenario":
         "quantization_config compression_config",
-    "only dense MLPs, no mixture of experts":
+    "only dense MLPs are supported, not mixtures of experts":
         "num_experts num_local_experts n_routed_experts moe_intermediate_size",
-    "only multi-head and grouped-query attention, no latent attention": "kv_lora_rank q_lora_rank",
-    "only text models with their fields at the top level": "text_config vision_config audio_config",
-    "only attention, residuals and logits at their usual scale, uncapped":
+    "only multi-head and grouped-query attention are supported, not latent attention":
+        "kv_lora_rank q_lora_rank",
+    "only text models with their fields at the top level are supported":
+        "text_config vision_config audio_config",
+    "only attention, residuals and logits at their usual scale and without caps are supported":
         "attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth "
         "logits_scaling logit_scale query_pre_attn_scalar attn_logit_softcapping "
         "final_logit_softcapping attn_temperature_tuning",
-    "only the q, k, v bias that model_type qwen2 implies": "attention_bias qkv_bias",
-    "only the query and key norms that model_type qwen3 implies": "use_qk_norm qk_layernorm",
-    "only MLPs without bias": "mlp_bias",
-    "only rotary positions, over the whole head and in every layer":
+    "only the q, k and v biases that model_type qwen2 implies are supported":
+        "attention_bias qkv_bias",
+    "only the query and key norms that model_type qwen3 implies are supported":
+        "use_qk_norm qk_layernorm",
+    "only MLPs without bias are supported": "mlp_bias",
+    "only rotary positions over the whole head and in every layer are supported":
         "alibi partial_rotary_factor no_rope_layers no_rope_layer_interval",
-    "only the one inside rope_scaling or rope_parameters": "original_max_position_embeddings",
-    "only full or sliding-window attention": "attention_chunk_size clip_qkv",
-    "only sequential layers that are all alike, each with its KV cache":
+    "move it into rope_scaling or rope_parameters": "original_max_position_embeddings",
+    "only full and sliding-window attention are supported": "attention_chunk_size clip_qkv",
+    "only sequential, identical layers that each have a KV cache are supported":
         "use_parallel_residual num_kv_shared_layers block_configs per_layer_config "
         "num_nextn_predict_layers",
-    "only decoders": "is_encoder_decoder add_cross_attention",
+    "only decoder-only models are supported": "is_encoder_decoder add_cross_attention",
 }  # fmt: skip
 REFUSED_FIELDS = {name: text for text, names in _REFUSED.items() for name in names.split()}
-# Factors, which change nothing at 1; objects change nothing at null, others at null, false or 0.
+# Factors have no effect at 1, objects at null, and all other fields at null, false or 0.
 NEUTRAL_AT_ONE = frozenset(
     ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling", "logit_scale",
      "partial_rotary_factor")
@@ -57,7 +59,7 @@ Layer = Literal["full_attention", "sliding_attention"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
-_ABSENT: Any = None  # a default that a config may leave out, but not write as null
+_ABSENT: Any = None  # the default of a field that may be left out but not written as null
 
 
 class _Strict(BaseModel):
@@ -65,7 +67,7 @@ class _Strict(BaseModel):
 
 
 class _Rope(_Strict):
-    """`rope_scaling` of transformers 4, `rope_parameters` of transformers 5."""
+    """`rope_scaling` in transformers 4, `rope_parameters` in transformers 5."""
 
     model_config = ConfigDict(extra="forbid")
     rope_type: RopeKind = _ABSENT
@@ -90,7 +92,7 @@ class _Rope(_Strict):
 
 
 class _Decoder(_Strict):
-    """What the four configuration classes share; defaults are theirs."""
+    """The fields that the four configuration classes share, with their defaults."""
 
     num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
     hidden_size: Count
@@ -125,7 +127,7 @@ class _Decoder(_Strict):
 
 
 class _Llama(_Decoder):
-    """No window at all: a stated one is refused, for engines differ in what they make of it."""
+    """Llama has no sliding window; a stated one is refused because engines disagree about it."""
 
     sliding_window: None = None
 
@@ -164,29 +166,23 @@ _FAMILIES: dict[str, tuple[type[_Decoder], str]] = {
 
 
 def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
-    """The spec of the model that transformers would build from `config`.
+    """Return the spec of the model that transformers would build from `config`.
+
+    Raises `ConfigError` if a field is missing, malformed or not supported.
 
     Parameters
     ----------
     config : mapping
-        The parsed `config.json`; `model_type` one of llama, mistral, qwen2, qwen3.
+        The parsed `config.json`; its `model_type` is llama, mistral, qwen2 or qwen3.
     name : str
-        What messages and reports call the model.
-
-    Raises
-    ------
-    ConfigError
-        In one line: which field is missing, malformed or not supported, and what is.
+        The model's name in messages and reports.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{name}: a config is an object of fields, not {shown(config)}")
+        raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")
     family = _family(config, name)
-    for field, supported in REFUSED_FIELDS.items():
-        if not _neutral(field, config.get(field)):
-            raise ConfigError(
-                f"{name}: {field}={shown(config[field])} is not supported; "
-                f"supported are {supported}"
-            )
+    for field, instead in REFUSED_FIELDS.items():
+        if not _has_no_effect(field, config.get(field)):
+            raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")
     try:
         fields = family.model_validate(dict(config))
     except ValidationError as error:
@@ -214,7 +210,7 @@ def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
 def _family(config: Mapping[str, Any], name: str) -> type[_Decoder]:
     supported = ", ".join(_FAMILIES)
     if "model_type" not in config:
-        raise ConfigError(f"{name}: model_type is missing; supported are {supported}")
+        raise ConfigError(f"{name}: model_type is missing; use one of {supported}")
     model_type = config["model_type"]
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ConfigError(
@@ -232,7 +228,7 @@ def _family(config: Mapping[str, Any], name: str) -> type[_Decoder]:
     return family
 
 
-def _neutral(field: str, value: object) -> bool:
+def _has_no_effect(field: str, value: object) -> bool:
     if value is None or field.endswith("_config"):
         return value is None
     if field in NEUTRAL_AT_ONE:
@@ -241,63 +237,63 @@ def _neutral(field: str, value: object) -> bool:
 
 
 def _first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with the field's name and value."""
+    """The first fault, with the field's name and value."""
     fault = error.errors(include_url=False)[0]
     field = " ".join(part for part in fault["loc"][:2] if isinstance(part, str))
     if fault["type"] == "missing":
-        return f"{field} is missing; is this the model's own config.json?"
-    why = fault["msg"].replace("Input ", "it ", 1)
-    return one_line(f"{field}={shown(fault['input'])} is not supported: {why}", limit=300)
+        return f"{field} is missing; check that this is the config.json of a model"
+    text = f"{field}={shown(fault['input'])} is not supported; it {fault_reason(fault)}"
+    return printable(text, limit=300)
 
 
 def _head_dim(fields: _Decoder, name: str) -> int:
     hidden, heads = fields.hidden_size, fields.num_attention_heads
     if hidden % heads and (fields.head_dim is None or isinstance(fields, _Llama)):
-        mend = "state head_dim" if fields.head_dim is None else "transformers refuses that of llama"
+        why = "state head_dim" if fields.head_dim is None else "transformers requires it for llama"
         raise ConfigError(
-            f"{name}: hidden_size={hidden} does not split over num_attention_heads={heads}; {mend}"
+            f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; {why}"
         )
     head_dim = fields.head_dim or hidden // heads
     if head_dim % 2:
-        raise ConfigError(f"{name}: head_dim={head_dim} is odd; rotary positions need pairs")
+        raise ConfigError(f"{name}: head_dim={head_dim} is odd; rotary positions need an even one")
     return head_dim
 
 
 def _window(fields: _Decoder, name: str) -> int | None:
-    """The window that every layer has, or None where attention reads the whole cache."""
+    """The window of every layer, or None where attention reads the whole cache."""
     window, layers, kinds = fields.window, fields.num_hidden_layers, fields.layer_types
     if isinstance(fields, _Mistral) and "layer_types" in fields.model_fields_set:
         raise ConfigError(
-            f"{name}: layer_types makes a Ministral of a mistral, which is not supported; leave it "
-            f"out"
+            f"{name}: layer_types is not supported for model_type mistral (transformers reads "
+            f"such a config as Ministral); leave it out"
         )
     if kinds is None:
         slides = window is not None and fields.first_window_layer < layers
         if slides and fields.first_window_layer:
             raise ConfigError(
-                f"{name}: max_window_layers={fields.first_window_layer} of {layers} layers mixes "
-                f"full and sliding-window attention; supported are 0 (all slide) and {layers} "
-                f"(all full)"
+                f"{name}: max_window_layers={fields.first_window_layer} mixes full and "
+                f"sliding-window attention, which is not supported; use 0 (every layer slides) or "
+                f"{layers} (every layer is full)"
             )
         return window if slides else None
     if len(kinds) != layers:
-        raise ConfigError(f"{name}: layer_types is {shown(kinds)}; use a list of {layers}")
+        raise ConfigError(f"{name}: layer_types is {shown(kinds)}; it must list {layers} layers")
     if len(set(kinds)) > 1:
         raise ConfigError(
-            f"{name}: layer_types mixes full and sliding-window attention; supported is the same "
-            f"kind in every layer"
+            f"{name}: layer_types mixes full and sliding-window attention, which is not "
+            f"supported; use one kind in every layer"
         )
     slides = kinds[0] == "sliding_attention"
     if slides and window is None:
         raise ConfigError(
-            f"{name}: layer_types={kinds[0]} contradicts the other fields, which give no window; "
-            f"mend one of them"
+            f"{name}: layer_types={kinds[0]} needs a window, and the other fields give none; "
+            f"state sliding_window or use full_attention"
         )
     return window if slides else None
 
 
 def _rope(fields: _Decoder) -> _Rope:
-    """The rotary scaling in force: transformers takes `rope_scaling` where both are stated."""
+    """The rotary scaling that applies; transformers prefers `rope_scaling` to `rope_parameters`."""
     for rope in (fields.rope_scaling, fields.rope_parameters):
         if rope is not None and rope.model_fields_set:
             return rope
@@ -305,10 +301,9 @@ def _rope(fields: _Decoder) -> _Rope:
 
 
 def _max_context(fields: _Decoder, name: str) -> int:
-    """The stated context; linear and YaRN scaling stretch the original, by default the stated one.
+    """The stated context length, or the original one stretched by linear or YaRN scaling.
 
-    A config that states the stretched length, with no original, is taken as stretchable further:
-    vLLM's rule too.
+    Without an original length the stated one is stretched, as in vLLM.
     """
     rope, stated = _rope(fields), fields.max_position_embeddings
     if rope.kind == "default":
@@ -316,7 +311,7 @@ def _max_context(fields: _Decoder, name: str) -> int:
     needed = ("factor", "low_freq_factor", "high_freq_factor")
     for field in needed if rope.kind == "llama3" else needed[:1]:
         if getattr(rope, field) is None:
-            raise ConfigError(f"{name}: {field} is missing for rope type {rope.kind}; state it")
+            raise ConfigError(f"{name}: {field} is missing; rope type {rope.kind} needs it")
     if rope.kind == "llama3":
         if rope.low_freq_factor >= rope.high_freq_factor:
             raise ConfigError(f"{name}: low_freq_factor must be below high_freq_factor")
@@ -324,19 +319,3 @@ def _max_context(fields: _Decoder, name: str) -> int:
     if (rope.beta_fast or 32) < (rope.beta_slow or 1):
         raise ConfigError(f"{name}: beta_fast must be at least beta_slow")
     return max(stated, int(rope.factor * (rope.original_max_position_embeddings or stated)))
-
-
-def shown(value: object) -> str:
-    """A value as a message may carry it: one line, short, whatever it holds."""
-    if isinstance(value, list | tuple | Mapping):
-        kind = "an object" if isinstance(value, Mapping) else "a list"
-        return f"{kind} of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a whole number of {value.bit_length()} bits"
-    return one_line(repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value))
-
-
-def one_line(text: str, *, limit: int = 2 * _MAX_SHOWN) -> str:
-    """Printable characters alone, cut to `limit`."""
-    printable = "".join(c if c.isprintable() else "?" for c in text[: 2 * limit])
-    return printable if len(printable) <= limit else printable[:limit] + "..."

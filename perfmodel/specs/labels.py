@@ -1,4 +1,4 @@
-"""Labels of a predicted number: where it comes from, and what bounds it."""
+"""Labels of a predicted number: its origin, and what bounds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Origin(StrEnum):
 
 
 class Bound(StrEnum):
-    """What limits a part of a pass; all but compute and latency are also kinds of traffic."""
+    """What limits a part of a pass; all except compute and latency are also kinds of traffic."""
 
     COMPUTE = "compute"
     WEIGHTS = "weights"

@@ -1,4 +1,4 @@
-"""`ModelSpec`: the shape of a dense decoder, its parameters, and its bytes per rank."""
+"""`ModelSpec`: the dimensions of a dense decoder, its parameters and its bytes per rank."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 class ModelSpec:
     """One dense Llama-, Mistral- or Qwen-family decoder.
 
-    Counts are plain numbers; `head_dim` is the width of one head, `ffn_hidden` that of the gated
-    MLP, `max_context_tokens` the longest sequence the model was made for. `sliding_window_tokens`
-    is None where attention reads the whole cache. Source: each model's own `config.json`.
+    `head_dim` is the width of one head, `ffn_hidden` that of the gated MLP, `max_context_tokens`
+    the longest sequence that the model was trained for. `sliding_window_tokens` is None if
+    attention reads the whole cache. Source: the model's `config.json`.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ModelSpec:
     qk_norm: bool = False
     sliding_window_tokens: int | None = None
     rope_theta: float = 10_000.0
-    tokenizer: str = ""  # models of one tokenizer can draft for each other
+    tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""
 
@@ -44,41 +44,36 @@ class ModelSpec:
                 raise ConfigError(f"{self.name}: {field}={value!r} must be a positive whole number")
         if self.query_heads % self.kv_heads:
             raise ConfigError(
-                f"{self.name}: {self.query_heads} query heads do not split over "
-                f"{self.kv_heads} KV heads; query heads must be a multiple"
+                f"{self.name}: {self.query_heads} query heads do not divide evenly among "
+                f"{self.kv_heads} KV heads; use a multiple"
             )
 
     @property
     def reference(self) -> str:
-        """What finds the model again: its catalog name, or the path of its `config.json`."""
+        """What a user gives to select this model: its catalog name, or the path of its config."""
         return self.name if self.hub_id or not self.source else self.source
 
     @property
     def parameters(self) -> int:
-        """All parameters; a tied vocabulary matrix counts once."""
+        """The number of parameters; a tied vocabulary matrix counts once."""
         return self.parameters_per_rank(1)
 
-    # ---- what one rank holds ----------------------------------------------------------------
-
     def check_tp(self, tp: int) -> None:
-        """Refuse a TP degree that does not split this model, naming those that do.
-
-        Raises
-        ------
-        ConfigError
-            If `tp` does not divide the query heads and MLP, or neither divides the KV heads nor
-            is a multiple of them.
-        """
+        """Raise a `ConfigError` that lists the valid degrees if `splits_over(tp)` is false."""
         if not self.splits_over(tp):
             valid = [n for n in range(1, 65) if self.splits_over(n)]
             raise ConfigError(
                 f"tp={tp} does not fit {self.name}: {self.query_heads} query heads, "
-                f"{self.kv_heads} KV heads and an MLP of {self.ffn_hidden} do not split over "
-                f"{tp} ranks. Use tp in {valid}."
+                f"{self.kv_heads} KV heads and an MLP of width {self.ffn_hidden} do not split "
+                f"over {tp} ranks. Use one of {', '.join(map(str, valid))}."
             )
 
     def splits_over(self, tp: int) -> bool:
-        """Whether `tp` ranks can share the model (KV heads replicate when tp exceeds them)."""
+        """Whether the model can be sharded over `tp` ranks.
+
+        `tp` must divide the query heads and the MLP, and divide the KV heads or be a multiple of
+        them: KV heads are replicated if there are more ranks than heads.
+        """
         heads = tp >= 1 and self.query_heads % tp == 0 and self.ffn_hidden % tp == 0
         return heads and (self.kv_heads % tp == 0 or tp % self.kv_heads == 0)
 
@@ -87,11 +82,11 @@ class ModelSpec:
         return self.query_heads // tp
 
     def kv_heads_per_rank(self, tp: int) -> int:
-        """KV heads on one rank; at least one, so heads replicate when tp exceeds them."""
+        """KV heads on one rank, at least one."""
         return max(1, self.kv_heads // tp)
 
     def parameters_per_rank(self, tp: int) -> int:
-        """Parameters that one rank stores: sharded layers, replicated norms and KV heads."""
+        """Parameters stored by one rank: sharded layers, replicated norms and KV heads."""
         heads = self.query_heads_per_rank(tp)
         qkv = (heads + 2 * self.kv_heads_per_rank(tp)) * self.head_dim
         linear = self.hidden * qkv + heads * self.head_dim * self.hidden
@@ -103,28 +98,22 @@ class ModelSpec:
         return self.layers * (linear + small) + vocabulary + self.hidden
 
     def padded_vocab_per_rank(self, tp: int) -> int:
-        """Vocabulary rows on one rank, rounded up to a whole row."""
+        """Vocabulary rows on one rank, rounded up."""
         return -(-self.vocab // tp)
 
     def weight_bytes_per_rank(self, tp: int, weight_dtype: str = "bf16") -> float:
-        """Bytes of weights on one rank at the given storage type."""
+        """Bytes of the weights on one rank in the given storage type."""
         return self.parameters_per_rank(tp) * dtype_bytes(weight_dtype)
 
     def kv_bytes_per_token_per_rank(self, tp: int, kv_dtype: str = "bf16") -> float:
-        """Bytes that one cached token of one sequence takes on one rank, keys and values."""
+        """Bytes of the keys and values of one cached token on one rank."""
         return (
             2.0 * self.layers * self.kv_heads_per_rank(tp) * self.head_dim * dtype_bytes(kv_dtype)
         )
 
 
 def dtype_bytes(dtype: str) -> float:
-    """Bytes per element of a storage type.
-
-    Raises
-    ------
-    ConfigError
-        If the type is not one of `DTYPE_BYTES`.
-    """
+    """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPE_BYTES`."""
     if dtype not in DTYPE_BYTES:
         raise ConfigError(f"unknown dtype {dtype!r}. Use one of {', '.join(DTYPE_BYTES)}.")
     return DTYPE_BYTES[dtype]

@@ -1,4 +1,4 @@
-"""`Workload` and `SLO`: the requests, and upper limits on time and memory."""
+"""`Workload` and `SLO`: the requests, and the limits on time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perfmodel.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A fixed batch of requests of equal length: sequences, cached prompt, tokens to generate."""
+    """A fixed batch of sequences with equally long prompts and outputs."""
 
     batch: int
     prompt_tokens: int
@@ -26,41 +26,34 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SLO:
-    """Upper limits; None where there is none. `memory_fraction` is of the GPU's capacity."""
+    """Upper limits, None if not stated; `memory_fraction` is relative to the GPU's memory."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     memory_fraction: float | None = None
-
-    @property
-    def stated(self) -> bool:
-        """Whether any limit was given."""
-        limits = (self.ttft_s, self.tpot_s, self.memory_fraction)
-        return any(limit is not None for limit in limits)
 
 
 _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s|%)$", re.I)
 
 
 def parse_slo(text: str) -> SLO:
-    """Limits from text such as `"ttft<2s; tpot<25ms; memory<90%"`.
+    """Parse limits such as `"ttft<2s; tpot<25ms; memory<90%"`.
 
-    Raises
-    ------
-    ConfigError
-        For a term that is not `ttft`, `tpot` or `memory`, `<`, a positive number and a unit.
+    Raises `ConfigError` if a term is not a name, `<`, a positive number and a unit.
     """
     limits: dict[str, float] = {}
     for term in filter(None, (part.strip() for part in text.replace(",", ";").split(";"))):
         match = _LIMIT.match(term)
         if match is None:
             raise ConfigError(
-                f"SLO term {term!r} is not understood; write ttft<2s; tpot<25ms; memory<90%"
+                f"SLO term {term!r} is not valid; write ttft<2s, tpot<25ms or memory<90%"
             )
         what, value = match[1].lower(), _positive(match[2], term)
         unit = match[3].lower()
         if (unit == "%") != (what == "memory"):
-            raise ConfigError(f"SLO term {term!r}: memory takes %, ttft and tpot take s, ms or us")
+            raise ConfigError(
+                f"SLO term {term!r} has the wrong unit; use % for memory, s, ms or us for times"
+            )
         key = "memory_fraction" if what == "memory" else f"{what}_s"
         limits[key] = value * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 0.01}[unit]
     return SLO(**limits)
@@ -72,5 +65,5 @@ def _positive(text: str, term: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"SLO term {term!r}: {text!r} is not a positive number")
+        raise ConfigError(f"SLO term {term!r} is not valid: {text!r} is not a positive number")
     return value

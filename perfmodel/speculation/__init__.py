@@ -1,4 +1,4 @@
-"""One round: draft γ tokens, verify them, gain Ω; when it pays, and how sure that is."""
+"""Time and tokens of a speculative round, when speculation pays, and how certain that is."""
 
 from perfmodel.speculation.break_even import (
     GAMMAS,

@@ -1,16 +1,15 @@
-"""Where speculation starts to pay: break-even batch and context, and γ over batch x context."""
+"""Where speculation pays: break-even batch and context, and the best γ over batch and context."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Floats
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import estimate, without_speculation
 
-Array = NDArray[np.float64]
 GAMMAS = np.arange(1, 17, dtype=float)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -18,11 +17,11 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """The last contiguous range of values where speculation pays; None if it never does.
+    """The last contiguous range of values at which speculation pays.
 
-    `lowest` is the smallest value tried. `until` is the end of the range, None where that is the
-    largest value that was tried and fits: a small batch may pay where a large one is bound by
-    compute.
+    `lowest` is the smallest value tried. `from_value` is None if speculation never pays. `until` is
+    None if it pays up to the largest value that was tried and fits; otherwise it is the end of the
+    range, as large batches may be bound by compute.
     """
 
     axis: str
@@ -33,14 +32,14 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GammaSchedule:
-    """Best γ of one draft choice at each batch and context; 0: plain decoding, -1: does not fit."""
+    """Best γ of a draft choice per batch and context; 0 is plain decoding, -1 does not fit."""
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     gamma: tuple[tuple[int, ...], ...]  # [batch][context]
 
     def ranges(self, context_tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """(first batch, last batch, γ) at the tabulated context nearest to the one given."""
+        """(first batch, last batch, γ) at the tabulated context nearest to `context_tokens`."""
         nearest = int(np.argmin(np.abs(np.log(np.array(self.contexts) / context_tokens))))
         column = [(b, row[nearest]) for b, row in zip(self.batches, self.gamma, strict=True)]
         fitting = [(b, g) for b, g in column if g >= 0]
@@ -54,8 +53,10 @@ class GammaSchedule:
         return tuple(ranges)
 
 
-def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> tuple[Array, Array]:
-    """Speedup at the best γ, and that γ, over arrays of batch and context.
+def best_speedup(
+    scenario: Scenario, *, batch: Floats, prompt_tokens: Floats
+) -> tuple[Floats, Floats]:
+    """The speedup at the best γ, and that γ, over arrays of batch and context.
 
     Parameters
     ----------
@@ -65,14 +66,14 @@ def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> t
     Returns
     -------
     speedup, gamma : array
-        -inf and -1 where nothing fits.
+        -inf and -1 where no γ fits.
     """
-    batch, prefix = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
-    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prefix)
+    batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
+    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prompt)
     point = estimate(
         scenario,
         batch=batch[..., None],
-        prompt_tokens=prefix[..., None],
+        prompt_tokens=prompt[..., None],
         gamma=GAMMAS,
         kv_budget_tokens=budget[..., None],
     )
@@ -83,9 +84,9 @@ def best_speedup(scenario: Scenario, *, batch: Array, prompt_tokens: Array) -> t
 
 
 def break_even_batch(scenario: Scenario) -> BreakEven:
-    """The batches at which the scenario's draft choice pays at its context, each at its best γ.
+    """The batches at which the scenario's draft choice pays at its context and the best γ.
 
-    Every batch up to 256 is tried, and steps of under 4 % from there to the scenario's batch.
+    Every batch up to 256 is tried, then steps of less than 4 % up to the scenario's batch.
     """
     values = np.arange(1.0, 257.0)
     if scenario.workload.batch > 256:
@@ -98,7 +99,7 @@ def break_even_batch(scenario: Scenario) -> BreakEven:
 
 
 def break_even_context(scenario: Scenario) -> BreakEven:
-    """The contexts at which the scenario's draft choice pays at its batch, each at its best γ."""
+    """The contexts at which the scenario's draft choice pays at its batch and the best γ."""
     lowest = 256.0
     last = float(max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens))
     values = np.unique(np.geomspace(lowest, last, 200).round())
@@ -109,18 +110,18 @@ def break_even_context(scenario: Scenario) -> BreakEven:
 
 
 def gamma_schedule(scenario: Scenario) -> GammaSchedule:
-    """Best γ of the scenario's draft choice over powers of two of batch and context."""
+    """The best γ of the scenario's draft choice over powers of two of batch and context."""
     batch = np.array(BATCHES, float)[:, None]
     speedup, gamma = best_speedup(scenario, batch=batch, prompt_tokens=np.array(CONTEXTS, float))
     plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=np.array(CONTEXTS))
-    # Where only the draft does not fit, decode plainly.
+    # If only the draft does not fit, plain decoding is chosen.
     chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
     return GammaSchedule(
         batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
     )
 
 
-def _paying_range(axis: str, values: Array, speedup: Array) -> BreakEven:
+def _paying_range(axis: str, values: Floats, speedup: Floats) -> BreakEven:
     fits = np.isfinite(speedup)
     tried, pays = values[fits], speedup[fits] > 1.0
     lowest = int(values[0])

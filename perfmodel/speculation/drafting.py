@@ -1,40 +1,45 @@
-"""Cost of drafting: one small class per draft kind and KV policy, looked up in `DRAFTERS`."""
+"""The cost of drafting, by draft kind and KV policy (`DRAFTERS`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from perfmodel._typing import Floats
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.scenario import Scenario
 
-Array = NDArray[np.float64]
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
 SNAPKV_WINDOW_TOKENS = 32
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DraftCost:
-    """Mean time of a draft step, and seconds once per request before the first. [s]"""
+    """Mean time of a draft step, and seconds once per request before the first one. [s]"""
 
     step: StepTime
-    start_s: Array
+    start_s: Floats
 
 
 class Drafter:
-    """Base of draft methods. To add one (n-gram, EAGLE), implement `step` and `start_s`."""
+    """Base class of draft methods, which reads the whole cache and costs nothing to start.
+
+    To add a method (n-gram, EAGLE), override `step` and `start_s` and add it to `DRAFTERS`.
+    """
 
     has_own_cache = False
 
-    def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
-        """Cached tokens that a step reads per sequence; None for all of them. [tokens]"""
-        return None
+    def __init__(self, *, budgeted: bool = False) -> None:
+        self.budgeted = budgeted
+
+    def read_tokens(self, prompt_tokens: Floats, budget: Floats) -> Floats:
+        """Cached tokens that a step reads per sequence. [tokens]"""
+        return np.minimum(budget, prompt_tokens) if self.budgeted else prompt_tokens
 
     def step(
-        self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array, new_tokens: int = 1
+        self, rank: Rank, batch: Floats, prompt_tokens: Floats, budget: Floats, new_tokens: int = 1
     ) -> StepTime:
         """Time of one draft step of the batch, with `new_tokens` input tokens per sequence."""
         return forward_pass(
@@ -42,119 +47,92 @@ class Drafter:
             batch=batch,
             context_tokens=prompt_tokens,
             query_tokens=new_tokens,
-            kv_read_tokens=self.read_tokens(prompt_tokens, budget),
+            kv_read_tokens=self.read_tokens(prompt_tokens, budget) if self.budgeted else None,
             logit_tokens=1,
         )
 
-    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
         """Seconds once per request, after the target's prefill. [s]"""
         return np.zeros(())
 
 
-class FullCache(Drafter):
-    """A draft that reads every cached token."""
-
-
-class StandaloneFull(FullCache):
-    """A small model with a full KV cache of its tokens: it prefills the whole prompt."""
+class Standalone(Drafter):
+    """A small model with a KV cache, into which it prefills the prompt or a budget of it."""
 
     has_own_cache = True
 
-    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
-        return prefill_pass(rank, batch=1, prompt_tokens=prompt_tokens).total_s
+    def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
+        tokens = np.maximum(self.read_tokens(prompt_tokens, budget), 1.0)
+        return prefill_pass(rank, batch=1, prompt_tokens=tokens).total_s
 
 
-class Budgeted(Drafter):
-    """A draft that reads at most its KV budget per sequence."""
+class SelfStreaming(Drafter):
+    """The target with a StreamingLLM cache: a view of its pages, or a copy in some engines."""
 
-    def read_tokens(self, prompt_tokens: Array, budget: Array) -> Array | None:
-        return np.minimum(budget, prompt_tokens)
-
-
-class StandaloneStreaming(Budgeted):
-    """A small model with a StreamingLLM cache: sink and window of the prompt are prefilled."""
-
-    has_own_cache = True
-
-    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
-        cached = np.minimum(budget, prompt_tokens)
-        return prefill_pass(rank, batch=1, prompt_tokens=np.maximum(cached, 1.0)).total_s
-
-
-class SelfStreaming(Budgeted):
-    """The target with a StreamingLLM cache: a view of its pages, or a copy made by the engine."""
-
-    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
         if rank.engine.streamingllm_is_view:
             return np.zeros(())
-        return _copy_s(rank, np.minimum(budget, prompt_tokens))
+        return _copy_s(rank, self.read_tokens(prompt_tokens, budget))
 
 
-class SelfSnapKV(Budgeted):
+class SelfSnapKV(Drafter):
     """The target with a SnapKV cache: one scoring pass over the cache, then a gather."""
 
-    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+    def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
         spec, gpu = rank.spec, rank.machine.gpu
         heads = spec.query_heads_per_rank(rank.tp)
         scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.layers
         flops_s = 2.0 * scores * spec.head_dim / gpu.peak_flops
-        # Scores in fp32: written, read by softmax, written, read by pooling and top-k.
+        # Scores in fp32 are written, read by softmax, written, and read by pooling and top-k.
         score_bytes = 4.0 * 4.0 * scores
         keys = 0.5 * prompt_tokens * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
         scan_s = (score_bytes + keys) / gpu.hbm_bandwidth
-        return flops_s + scan_s + _copy_s(rank, np.minimum(budget, prompt_tokens))
+        return flops_s + scan_s + _copy_s(rank, self.read_tokens(prompt_tokens, budget))
 
 
-def _copy_s(rank: Rank, tokens: Array) -> Array:
+def _copy_s(rank: Rank, tokens: Floats) -> Floats:
     """Seconds to read and write the KV of `tokens` tokens of one sequence."""
     size = tokens * rank.spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
     return 2.0 * size / rank.machine.gpu.hbm_bandwidth
 
 
 DRAFTERS: dict[tuple[str, str], Drafter] = {
-    ("self", "full"): FullCache(),
-    ("self", "streamingllm"): SelfStreaming(),
-    ("self", "snapkv"): SelfSnapKV(),
-    ("model", "full"): StandaloneFull(),
-    ("model", "streamingllm"): StandaloneStreaming(),
+    ("self", "full"): Drafter(),
+    ("self", "streamingllm"): SelfStreaming(budgeted=True),
+    ("self", "snapkv"): SelfSnapKV(budgeted=True),
+    ("model", "full"): Standalone(),
+    ("model", "streamingllm"): Standalone(budgeted=True),
 }
 
 
 def draft_cost(
-    scenario: Scenario, *, batch: Array, prompt_tokens: Array, gamma: Array, kv_budget_tokens: Array
+    scenario: Scenario,
+    *,
+    batch: Floats,
+    prompt_tokens: Floats,
+    gamma: Floats,
+    kv_budget_tokens: Floats,
 ) -> DraftCost | None:
-    """Costs of the scenario's draft choice, None without a draft.
+    """The cost of the scenario's draft choice; None without a draft.
 
     Parameters
     ----------
     batch, prompt_tokens, gamma, kv_budget_tokens : array, mutually broadcastable
-        Sequences; prompt tokens; drafts per round; cached tokens a draft may read. [1]
+        Sequences; prompt tokens; drafts per round; cached tokens that a draft may read. [1]
 
     Notes
     -----
-    After a fully accepted round a standalone draft's cache lacks the last but one token. An engine
-    whose rounds all have one shape therefore feeds two tokens to the first of γ steps:
-    T_D = ((γ - 1) T(1) + T(2)) / γ.
+    After a fully accepted round, the cache of a standalone draft lacks the last draft token. An
+    engine whose rounds all have the same shape therefore gives two tokens to the first of γ steps,
+    and T_D = ((γ - 1) T(1) + T(2)) / γ.
     """
     plan = scenario.plan
     if plan.draft == "none" or scenario.draft is None:
         return None
     drafter = DRAFTERS[("self" if plan.is_self else "model", plan.policy)]
-    rank = Rank(
-        machine=scenario.machine,
-        spec=scenario.draft,
-        engine=scenario.engine,
-        curves=scenario.kernels,
-        tp=scenario.draft_tp,
-        weight_dtype=scenario.weight_dtype,
-        kv_dtype=scenario.kv_dtype,
-        is_draft=True,
-    )
+    rank = Rank.of_scenario(scenario, scenario.draft, tp=scenario.draft_tp, is_draft=True)
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
         first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
         step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
-    return DraftCost(
-        step=step,
-        start_s=drafter.start_s(rank, prompt_tokens, kv_budget_tokens),
-    )
+    return DraftCost(step, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))

@@ -1,11 +1,11 @@
 """`RoundEstimate`: time, tokens, TPOT and speedup of a speculative round.
 
-A round drafts γ tokens one by one, verifies them in one pass of the target, and yields Ω(γ, α)
+A round drafts γ tokens one by one and verifies them in one pass of the target. It yields Ω(γ, α)
 tokens on average (MagicDec, arXiv 2408.11049, section 3):
 
     round time = γ·T_D + T_V + overhead        TPOT = round time / Ω        speedup = T_T / TPOT
 
-with T_D the time of a draft step, T_V of verification, and T_T of a plain decoding step.
+T_D is the time of a draft step, T_V that of a verification, and T_T that of a plain decoding step.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import (
     alpha_for_tokens_per_round,
     tokens_per_round,
@@ -28,29 +29,27 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
 
-Array = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RoundEstimate:
-    """A scenario's prediction at one point or over a grid; every array broadcasts to one shape.
+    """The prediction for a scenario, at one point or over a grid; arrays broadcast to one shape.
 
-    Seconds and tokens. `tokens_per_round` (with `tpot_s` and `speedup`) is NaN where acceptance
-    is unknown; `break_even_alpha` is then the acceptance that speculation needs.
+    `tokens_per_round`, `tpot_s` and `speedup` are NaN where acceptance is unknown;
+    `break_even_alpha` is the acceptance at which speculation would pay.
     """
 
     scenario: Scenario
-    gamma: Array
+    gamma: Floats
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
-    overhead_s: Array  # per round; at γ = 0 that of a plain step
-    plain_overhead_s: Array  # what the engine adds to T_T in plain decoding
-    prefill_s: Array  # one request, target and draft, with any KV selection
-    tokens_per_round: Array
-    alpha: Array  # mean over positions; NaN where unknown
+    overhead_s: Floats  # per round; at γ = 0, per plain step
+    plain_overhead_s: Floats  # added to T_T in plain decoding
+    prefill_s: Floats  # one request; target and draft, including any KV selection
+    tokens_per_round: Floats
+    alpha: Floats  # mean over positions; NaN where unknown
     memory: MemoryEstimate
-    invalid: NDArray[np.bool_]  # a budget over the context: no such plan
+    invalid: Bools  # the KV budget exceeds the context
 
     def __repr__(self) -> str:
         work, plan = self.scenario.workload, self.scenario.plan
@@ -91,54 +90,54 @@ class RoundEstimate:
         return html_table(rows)
 
     @property
-    def draft_total_s(self) -> Array:
-        """γ·T_D, the whole draft phase of a round. [s]"""
+    def draft_total_s(self) -> Floats:
+        """γ·T_D, the drafting time of a round. [s]"""
         return self.gamma * self.draft_step_s
 
     @property
-    def draft_step_s(self) -> Array:
-        """T_D, one draft step; 0 without a draft. [s]"""
+    def draft_step_s(self) -> Floats:
+        """T_D, the time of one draft step; 0 without a draft. [s]"""
         return np.zeros(()) if self.draft_step is None else self.draft_step.total_s
 
     @property
-    def plain_tpot_s(self) -> Array:
-        """T_T plus its overhead where the engine has one: TPOT of plain decoding. [s]"""
+    def plain_tpot_s(self) -> Floats:
+        """TPOT of plain decoding: T_T plus the engine's overhead, if any. [s]"""
         return self.target_step.total_s + self.plain_overhead_s
 
     @property
-    def round_s(self) -> Array:
-        """γ·T_D + T_V + overhead; at γ = 0 the step of plain decoding. [s]"""
+    def round_s(self) -> Floats:
+        """γ·T_D + T_V + overhead; at γ = 0, the time of a plain decoding step. [s]"""
         speculative = self.draft_total_s + self.verify.total_s + self.overhead_s
         return np.where(self.gamma == 0, self.plain_tpot_s, speculative)
 
     @property
-    def tpot_s(self) -> Array:
-        """Time per output token of one sequence. [s]"""
+    def tpot_s(self) -> Floats:
+        """Time per output token of a sequence. [s]"""
         return self.round_s / self.tokens_per_round
 
     @property
-    def speedup(self) -> Array:
-        """TPOT of plain decoding over this TPOT. [1]"""
+    def speedup(self) -> Floats:
+        """TPOT of plain decoding over TPOT. [1]"""
         return self.plain_tpot_s / self.tpot_s
 
     @property
-    def ttft_s(self) -> Array:
-        """One request's prefill on an idle machine, then its first step; without queueing. [s]"""
+    def ttft_s(self) -> Floats:
+        """Prefill of one request on an idle machine and its first step, without queueing. [s]"""
         return self.prefill_s + self.plain_tpot_s
 
     @property
-    def break_even_tokens_per_round(self) -> Array:
-        """Tokens per round at which speculation equals plain decoding. [1]"""
+    def break_even_tokens_per_round(self) -> Floats:
+        """Tokens per round at which speculation is as fast as plain decoding. [1]"""
         return self.round_s / self.plain_tpot_s
 
     @property
-    def break_even_alpha(self) -> Array:
-        """The i.i.d. α at which the speedup is 1; NaN where no α reaches it."""
+    def break_even_alpha(self) -> Floats:
+        """The i.i.d. α at which the speedup is 1; inf where no α reaches it."""
         return alpha_for_tokens_per_round(self.break_even_tokens_per_round, self.gamma)
 
     @property
-    def feasible(self) -> NDArray[np.bool_]:
-        """Whether the plan exists and the GPUs hold it."""
+    def feasible(self) -> Bools:
+        """Whether the plan is valid and fits in memory."""
         return self.memory.fits & ~self.invalid
 
 
@@ -150,70 +149,60 @@ def estimate(
     gamma: ArrayLike | None = None,
     kv_budget_tokens: ArrayLike | None = None,
 ) -> RoundEstimate:
-    """Predict a scenario, or a whole grid of it, in one broadcast call.
+    """Predict a scenario at one point, or over a grid in one broadcast call.
 
     Parameters
     ----------
     scenario : Scenario
-        Machine, models, engine and the values of all that is not given below.
+        Machine, models and engine, and the defaults of the arguments below.
     batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
-        Sequences; prompt tokens; drafts per round; cached tokens a draft may read. [1]
+        Sequences; prompt tokens; drafts per round; cached tokens that a draft may read. [1]
 
     Returns
     -------
     RoundEstimate
-        Step times, round time, tokens per round, memory and feasibility, of the broadcast shape.
+        Step times, round time, tokens per round, memory and feasibility, with the broadcast shape.
 
     Notes
     -----
-    Step times are taken at the prefix length: round time = γ·T_D + T_V + overhead, time per token
-    = round time over Ω(γ, α) (MagicDec, arXiv 2408.11049, section 3). A plain step is T_T, with
-    the overhead of a round of one pass where the engine's profile says that it pays it.
+    Step times are those at a context of `prompt_tokens`; output tokens only count for memory.
     """
     plan, work = scenario.plan, scenario.workload
     b = _array(batch, work.batch)
-    prefix = _array(prompt_tokens, work.prompt_tokens)
+    prompt = _array(prompt_tokens, work.prompt_tokens)
     g = _array(gamma, plan.gamma)
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
-    draft = draft_cost(scenario, batch=b, prompt_tokens=prefix, gamma=g, kv_budget_tokens=budget)
+    draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
     each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
-    # A plain step fills the tables of its one pass, with no draft step to hide that behind.
+    # Filling the tables of a plain step is not hidden by a draft step.
     tables = each + engine.round_overhead_per_draft_s
     plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
-    step = forward_pass(target, batch=b, context_tokens=prefix)
-    alpha, tokens = _acceptance(scenario, prefix, g, budget)
+    step = forward_pass(target, batch=b, context_tokens=prompt)
+    alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
-        verify=forward_pass(target, batch=b, context_tokens=prefix, query_tokens=g + 1.0),
+        verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
         draft_step=draft.step if draft else None,
         overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
         plain_overhead_s=plain,
-        prefill_s=prefill_pass(target, batch=1, prompt_tokens=prefix).total_s
+        prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(
-            scenario, batch=b, prompt_tokens=prefix, gamma=g, kv_budget_tokens=budget
+            scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget
         ),
-        invalid=(budget > prefix) & (g > 0) & (plan.policy != "full"),
+        invalid=(budget > prompt) & (g > 0) & (plan.policy != "full"),
     )
 
 
 def target_rank(scenario: Scenario) -> Rank:
-    """The target's shard on one of its ranks."""
-    return Rank(
-        machine=scenario.machine,
-        spec=scenario.target,
-        engine=scenario.engine,
-        curves=scenario.kernels,
-        tp=scenario.tp,
-        weight_dtype=scenario.weight_dtype,
-        kv_dtype=scenario.kv_dtype,
-    )
+    """The target's shard on one rank."""
+    return Rank.of_scenario(scenario, scenario.target, tp=scenario.tp, is_draft=False)
 
 
 def without_speculation(scenario: Scenario) -> Scenario:
@@ -230,21 +219,21 @@ def without_speculation(scenario: Scenario) -> Scenario:
 
 
 def _acceptance(
-    scenario: Scenario, prefix: Array, gamma: Array, budget: Array
-) -> tuple[Array, Array]:
-    """Mean α and tokens per round: as given, else from the catalog's curve, else NaN."""
+    scenario: Scenario, prompt: Floats, gamma: Floats, budget: Floats
+) -> tuple[Floats, Floats]:
+    """Mean α and tokens per round: as given, from the acceptance curve, or NaN."""
     plan, given = scenario.plan, scenario.acceptance
-    if not scenario.plan.speculates and not np.any(gamma > 0):
+    if not plan.speculates and not np.any(gamma > 0):
         return np.full((), np.nan), np.ones(np.shape(gamma))
     if given is not None:
         return np.asarray(given.alpha), tokens_per_round(given, gamma)
     curve = scenario.curve
     if curve is None:
         return np.full((), np.nan), np.where(gamma == 0, 1.0, np.nan)
-    read = prefix if plan.policy == "full" else budget
-    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=prefix)
+    read = prompt if plan.policy == "full" else budget
+    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=prompt)
     return alpha, tokens_per_round_iid(alpha, gamma)
 
 
-def _array(value: ArrayLike | None, default: float) -> Array:
+def _array(value: ArrayLike | None, default: float) -> Floats:
     return np.asarray(default if value is None else value, dtype=float)

@@ -1,4 +1,4 @@
-"""Intervals, sensitivities and P(speedup > 1) from errors of acceptance and step times."""
+"""Intervals, sensitivities and P(speedup > 1), from the errors of acceptance and step times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """The speedup when one input is off and all others stay."""
+    """The range of the speedup when one input changes and all others stay the same."""
 
     name: str
     change: str
@@ -34,12 +34,11 @@ class Sensitivity:
 
 
 def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
-    """(low, value, high) of the scenario's mean α; None where acceptance is unknown."""
+    """(low, value, high) of the scenario's mean α; None if acceptance is unknown."""
     given = scenario.acceptance
     if given is not None:
         return given.low, given.alpha, given.high
-    plan = scenario.plan
-    curve = scenario.curve
+    plan, curve = scenario.plan, scenario.curve
     if curve is None:
         return None
     at = {
@@ -51,13 +50,12 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
 
 
 def speedup_interval(scenario: Scenario) -> Interval | None:
-    """90 % interval of the speedup, None where acceptance is unknown.
+    """90 % interval of the speedup; None without speculation or if acceptance is unknown.
 
     Notes
     -----
-    Two independent sources: the interval of α, pushed through Ω, and the relative error of the
-    step-time ratio as the engine profile states it from held-out validation; their logarithms add
-    in quadrature on each side.
+    Two independent errors add in quadrature, as logarithms and on each side: the interval of α,
+    mapped through Ω, and the error of the step-time ratio, `relative_error`.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
@@ -70,7 +68,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
 
 
 def probability_of_gain(scenario: Scenario) -> float | None:
-    """P(speedup > 1), with the interval read as a log-normal on each side."""
+    """P(speedup > 1), assuming a log-normal distribution on each side of the prediction."""
     interval = speedup_interval(scenario)
     if interval is None:
         return None
@@ -80,10 +78,10 @@ def probability_of_gain(scenario: Scenario) -> float | None:
 
 
 def relative_error(scenario: Scenario) -> float:
-    """Standard error of the predicted speedup's time ratio, as a fraction.
+    """Standard error of the step-time ratio in the predicted speedup, as a fraction.
 
-    Held-out validation of the engine profile where kernels were measured on this GPU; three times
-    that where its efficiencies are borrowed from another.
+    It is the engine profile's error in held-out validation if kernels were measured on this GPU,
+    and three times that error if they were extrapolated from another.
     """
     fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
     factor = 1.0 if fitted else 3.0
@@ -91,7 +89,7 @@ def relative_error(scenario: Scenario) -> float:
 
 
 def sensitivities(scenario: Scenario) -> list[Sensitivity]:
-    """Speedup when α, bandwidth efficiency, compute efficiency, links or overheads are off."""
+    """The speedup when α, bandwidth efficiency, compute efficiency or overheads change."""
     results = []
     alphas = alpha_interval(scenario)
     if alphas is not None:
@@ -127,14 +125,14 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     ]
 
 
-# Times that the engine adds to its kernels; the walk over the vocabulary is one of the kernels.
+# The engine's overheads; `sampling_column_s` is the time of a kernel.
 _OVERHEADS = tuple(
     f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
 )
 
 
 def _speedup_at(scenario: Scenario, alpha: float) -> float:
-    """Speedup with the scenario's acceptance shifted to mean `alpha`."""
+    """The speedup with the scenario's acceptance shifted to mean `alpha`."""
     given = scenario.acceptance or Acceptance.from_alpha(alpha)
     moved = given.shifted(alpha - given.alpha)
     point: RoundEstimate = estimate(replace(scenario, acceptance=moved))

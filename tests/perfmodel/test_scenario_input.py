@@ -1,4 +1,4 @@
-"""What a user states: defaults, aliases, one line for every mistake, and the way back."""
+"""Flat scenario values: defaults, former names, one-line errors and round trips."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"gama": 3}, "unknown key 'gama'. Nearest: gamma."),
     ({"tp": 3}, "tp=3 does not fit llama-3.1-8b: 32 query heads, 8 KV heads"),
     ({"tp": 16}, "tp=16 exceeds the 8 GPUs of hgx-h100"),
-    ({"tp": 0}, "tp=0: input should be greater than or equal to 1"),
-    ({"batch": -1}, "batch=-1: input should be greater than or equal to 1"),
-    ({"batch": 0}, "batch=0: "),
-    ({"batch": 2.5}, "batch=2.5: must be a whole number"),
-    ({"batch": float("nan")}, "batch=nan: must be a whole number"),
-    ({"batch": float("inf")}, "batch=inf: must be a whole number"),
+    ({"tp": 0}, "tp=0 is not valid: it must be at least 1"),
+    ({"batch": -1}, "batch=-1 is not valid: it must be at least 1"),
+    ({"batch": 0}, "batch=0 is not valid: "),
+    ({"batch": 2.5}, "batch=2.5 is not valid: it must be a whole number"),
+    ({"batch": float("nan")}, "batch=nan is not valid: it must be a whole number"),
+    ({"batch": float("inf")}, "batch=inf is not valid: it must be a whole number"),
     ({"batch": "9" * 5000}, "must be a whole number"),
-    ({"batch": True}, "batch=True: must be a whole number, not true or false"),
-    ({"batch": "many"}, "batch='many': must be one whole number"),
-    ({"batch": [1]}, "batch=a list of 1: "),
-    ({"prompt_tokens": -5}, "prompt_tokens=-5: "),
-    ({"prompt_tokens": "32,000"}, "one whole number"),
-    ({"acceptance": 1.5} | SELF, "acceptance=1.5: input should be less than or equal to 1"),
-    ({"acceptance": -0.1} | SELF, "acceptance=-0.1: "),
-    ({"acceptance": float("nan")} | SELF, "acceptance=nan: input should be a finite number"),
-    ({"acceptance": True} | SELF, "acceptance=True: "),
-    ({"acceptance_per_position": [0.5, 1.2]} | SELF, "acceptance 1.2 is not a probability"),
-    ({"acceptance_per_position": "a,b"} | SELF, "could not convert string to float: 'a'"),
-    ({"acceptance_per_position": [0.5, float("nan")]} | SELF, "finite number"),
-    ({"tokens_per_round": 9, "gamma": 4} | SELF, "tokens_per_round=9 cannot come from gamma=4"),
-    ({"tokens_per_round": 0.5} | SELF, "tokens_per_round=0.5 cannot come from gamma=4"),
+    ({"batch": True}, "batch=True is not valid: it must be a whole number, not true or false"),
+    ({"batch": "many"}, "batch='many' is not valid: it must be a whole number such as 32000"),
+    ({"batch": [1]}, "batch=a list of 1 is not valid: "),
+    ({"prompt_tokens": -5}, "prompt_tokens=-5 is not valid: "),
+    ({"prompt_tokens": "32,000"}, "a whole number such as"),
+    ({"acceptance": 1.5} | SELF, "acceptance=1.5 is not valid: it must be at most 1"),
+    ({"acceptance": -0.1} | SELF, "acceptance=-0.1 is not valid: "),
+    ({"acceptance": float("nan")} | SELF, "acceptance=nan is not valid: it must be finite"),
+    ({"acceptance": True} | SELF, "acceptance=True is not valid: "),
+    ({"acceptance_per_position": [0.5, 1.2]} | SELF, "acceptance=1.2 is not a probability"),
+    ({"acceptance_per_position": "a,b"} | SELF, "it must be a list of numbers"),
+    ({"acceptance_per_position": [0.5, float("nan")]} | SELF, "must be finite"),
+    ({"tokens_per_round": 9, "gamma": 4} | SELF, "tokens_per_round=9 is not possible at gamma=4"),
+    ({"tokens_per_round": 0.5} | SELF, "tokens_per_round=0.5 is not possible at gamma=4"),
     (
         {"acceptance": 0.5, "tokens_per_round": 2} | SELF,
-        "acceptance and tokens_per_round say the same thing twice; give one of them",
+        "acceptance and tokens_per_round both state the acceptance; give only one of them",
     ),
     (
         {"acceptance": 0.5, "acceptance_per_position": "0.5"} | SELF,
-        "acceptance and acceptance_per_position say the same thing twice",
+        "acceptance and acceptance_per_position both state the acceptance",
     ),
     ({"kv_budget": 64_000} | SELF, "kv_budget=64000 exceeds the context of 32000 tokens"),
-    ({"kv_budget": 0} | SELF, "kv_budget=0: "),
-    ({"gamma": -1} | SELF, "gamma=-1: input should be greater than or equal to 0"),
+    ({"kv_budget": 0} | SELF, "kv_budget=0 is not valid: "),
+    ({"gamma": -1} | SELF, "gamma=-1 is not valid: it must be at least 0"),
     ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts per round"),
     ({"gamma": 3}, "gamma=3 needs a draft; give one or use gamma=0"),
     ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'. Use one of full"),
     (
         {"draft": "llama-3.2-1b", "draft_policy": "snapkv"},
-        "draft policy snapkv does not go with the standalone draft 'llama-3.2-1b'",
+        "draft policy snapkv is not available for the standalone draft 'llama-3.2-1b'",
     ),
     ({"draft": "llama-3.2-1b", "draft_tp": 4, "tp": 2}, "draft_tp=4 exceeds tp=2"),
     ({"draft": "tinyllama-1.1b", "draft_tp": 3, "tp": 4}, "tp=3 does not fit tinyllama-1.1b"),
-    ({"draft_tp": 2, "tp": 4} | SELF, "draft_tp=2 differs from tp=4; a self-draft shares"),
+    ({"draft_tp": 2, "tp": 4} | SELF, "draft_tp=2 differs from tp=4; a self-draft runs"),
     ({"weight_dtype": "fp7"}, "unknown dtype 'fp7'. Use one of bf16"),
     ({"kv_dtype": "int2"}, "unknown dtype 'int2'. Use one of bf16"),
-    ({"slo": "tpot<fast"}, "SLO term 'tpot<fast' is not understood"),
-    ({"gpu": "l40", "machine": "dgx-a100-80gb"}, "gpu='l40' is not what machine dgx-a100-80gb"),
+    ({"slo": "tpot<fast"}, "SLO term 'tpot<fast' is not valid"),
+    ({"gpu": "l40", "machine": "dgx-a100-80gb"}, "gpu='l40' contradicts machine='dgx-a100-80gb'"),
 ]
 
 
 @pytest.mark.parametrize("values, message", BAD, ids=lambda v: str(v)[:40])
-def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
+def test_invalid_input_is_one_line_with_value_reason_and_fix(
     values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -85,15 +85,15 @@ def test_bad_input_is_one_line_that_says_what_why_and_the_mend(
     assert raised.value.exit_code == 2
 
 
-def test_the_message_names_the_row_that_it_comes_from() -> None:
-    with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch=0: "):
+def test_the_message_names_the_csv_row() -> None:
+    with pytest.raises(ConfigError, match=r"^rows\.csv line 3: batch=0 is not valid: "):
         parse_scenario({"batch": 0}, origin="rows.csv line 3")
 
 
 # ---- defaults and aliases ---------------------------------------------------------------------
 
 
-def test_nothing_stated_is_the_documented_default_without_speculation() -> None:
+def test_empty_input_gives_the_documented_defaults_without_speculation() -> None:
     scenario = parse_scenario({}).scenario()
     assert scenario.target.name == "llama-3.1-8b"
     assert scenario.machine.name == "hgx-h100"
@@ -133,7 +133,7 @@ def test_the_default_budget_is_the_best_published_one_within_the_context(
         ("Qwen/Qwen2.5-7B", "qwen2.5-7b"),
     ],
 )
-def test_hub_ids_and_any_case_are_the_catalogs_names(hub_id: str, name: str) -> None:
+def test_hub_ids_and_upper_case_names_are_resolved(hub_id: str, name: str) -> None:
     assert parse_scenario({"target": hub_id}).scenario().target.name == name
 
 
@@ -142,13 +142,13 @@ def test_a_draft_that_is_the_target_is_a_self_draft(alias: str) -> None:
     assert a_scenario(draft=alias) == a_scenario(draft="self")
 
 
-def test_text_of_a_csv_cell_means_the_same_as_a_number() -> None:
+def test_text_in_a_csv_cell_is_read_as_a_number() -> None:
     text = {"batch": "64", "prompt_tokens": "32_000", "gamma": "4.0", "acceptance": "0.8"}
     numbers = {"batch": 64, "prompt_tokens": 32_000, "gamma": 4, "acceptance": 0.8}
     assert a_scenario(**text, **SELF) == a_scenario(**numbers, **SELF)
 
 
-def test_the_three_forms_of_acceptance_are_converted_into_one() -> None:
+def test_all_forms_of_acceptance_are_converted_to_alpha() -> None:
     tokens = 1 + 0.8 + 0.64
     forms: list[dict[str, Any]] = [
         {"acceptance": 0.8},
@@ -172,7 +172,7 @@ def back(scenario: Scenario) -> Scenario:
 
 @settings(max_examples=40, deadline=None)
 @given(scenario=scenarios())
-def test_a_scenario_written_flat_and_read_again_is_the_same(scenario: Scenario) -> None:
+def test_flat_values_round_trip(scenario: Scenario) -> None:
     assert back(scenario) == scenario
 
 
@@ -187,12 +187,12 @@ def test_a_scenario_written_flat_and_read_again_is_the_same(scenario: Scenario) 
         {"weight_dtype": "fp8", "kv_dtype": "int8", "tp": 4, "output_tokens": 17},
     ],
 )
-def test_every_key_comes_back(draft: dict[str, Any], form: dict[str, Any], gamma: int) -> None:
+def test_every_key_round_trips(draft: dict[str, Any], form: dict[str, Any], gamma: int) -> None:
     scenario = a_scenario(**draft, **form, gamma=gamma)
     assert back(scenario) == scenario
 
 
-def test_a_drafts_own_tp_comes_back() -> None:
+def test_the_tp_of_a_draft_round_trips() -> None:
     scenario = a_scenario(target="llama-2-7b-32k", draft="tinyllama-1.1b", tp=8, draft_tp=4)
     assert back(scenario) == scenario
     assert back(scenario).draft_tp == 4
@@ -216,7 +216,7 @@ def test_a_scenario_file_is_flat_key_value_lines(tmp_path: Path) -> None:
         (b"batch = ", "not valid TOML"),
         (b"batch 64", "not valid TOML"),
         (b"batch = 1\nbatch = 2", "not valid TOML"),
-        (b"[draft]\nkind = 'self'", "'draft' is a table; a scenario is flat"),
+        (b"[draft]\nkind = 'self'", "'draft' is a table; a scenario file has only flat"),
         (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
         (b"batch = " + b"9" * 5000, "not valid TOML: Exceeds the limit"),
@@ -256,7 +256,7 @@ def test_every_form_of_the_same_acceptance_gives_the_same_alpha() -> None:
     assert 0.8 < alphas[0] < 0.9
 
 
-def test_the_former_name_of_a_key_is_still_read_but_not_beside_the_present_one() -> None:
+def test_a_former_key_name_is_accepted_unless_the_current_one_is_given_too() -> None:
     assert parse_scenario({"prefix_tokens": 4_000}) == parse_scenario({"prompt_tokens": 4_000})
     with pytest.raises(ConfigError, match="former name of prompt_tokens"):
         parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})

@@ -1,4 +1,4 @@
-"""Bytes are SI: GB is 1e9 and GiB 2**30, and people read three digits."""
+"""Bytes use SI prefixes, and quantities are shown with three digits."""
 
 import pytest
 
@@ -21,16 +21,16 @@ def test_each_prefix_is_a_power_of_its_base(prefix: str, power: int) -> None:
     "seconds, text",
     [(2.5, "2.50 s"), (0.0204, "20.4 ms"), (0.000163, "163 us"), (1e-7, "0.10 us")],
 )
-def test_seconds_are_written_in_the_largest_unit_that_fits(seconds: float, text: str) -> None:
+def test_durations_use_the_largest_unit_that_fits(seconds: float, text: str) -> None:
     assert units.format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
     "size, text", [(16.1e9, "16.1 GB"), (2**30, "1.07 GB"), (512, "512 B"), (2e12, "2.00 TB")]
 )
-def test_sizes_are_written_in_si(size: float, text: str) -> None:
+def test_sizes_use_si_prefixes(size: float, text: str) -> None:
     assert units.format_bytes(size) == text
 
 
-def test_tokens_have_their_thousands_separated() -> None:
+def test_token_counts_have_thousands_separators() -> None:
     assert units.format_tokens(32000) == "32,000"

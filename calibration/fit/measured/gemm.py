@@ -18,7 +18,7 @@ from calibration.fit.tables.gemm_tables import level_in_m
 from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
-from perfmodel.kernels import GemmCurve, OwnProducts
+from perfmodel.kernels import GemmCurve, MeasuredRatios
 
 Array = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ median_percent and p90_percent are errors of a shape left out, predicted from th
 class RatioFit:
     """The fitted ratios, the curve with these ratios, and its errors."""
 
-    ratios: OwnProducts
+    ratios: MeasuredRatios
     curve: GemmCurve
     shapes: tuple[tuple[int, int], ...]
     errors: Errors
@@ -55,7 +55,7 @@ class RatioFit:
             "shapes": self.shapes,
             "time_over_table_per_10000": np.rint(1e4 * np.exp(self.ratios.log_ratio)).astype(int),
         }
-        return toml_text({"own": table}, header=HEADER)
+        return toml_text({"measured": table}, header=HEADER)
 
 
 def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
@@ -91,11 +91,11 @@ def fit_gemm(
     knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
     ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
     fitted = _products(shapes, knots, ratios)
-    curve = replace(table, own=fitted)
+    curve = replace(table, measured=fitted)
     errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
     for index, (shape, rows) in enumerate(by_shape.items()):
         others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
-        without = replace(table, own=others)
+        without = replace(table, measured=others)
         for m, seconds in rows.items():
             cell = {"m": m, "n": shape[0], "k": shape[1]}
             errors.add("in sample", cell, _seconds(curve, m, shape, gpu) / seconds - 1.0)
@@ -154,9 +154,9 @@ def spikes(log_seconds: Array) -> NDArray[np.bool_]:
     return spike
 
 
-def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> OwnProducts:
+def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> MeasuredRatios:
     sides = np.array(shapes, float)
-    return OwnProducts(
+    return MeasuredRatios(
         m_knots=knots, log_n=np.log(sides[:, 0]), log_k=np.log(sides[:, 1]), log_ratio=ratios
     )
 

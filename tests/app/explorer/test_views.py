@@ -155,7 +155,7 @@ def test_do_not_speculate_is_an_answer() -> None:
 
 def test_nothing_fits_names_the_nearest_miss_and_draws_the_memory() -> None:
     at = opened(batch=100_000)
-    assert "nearest miss" in at.warning[0].value
+    assert "the closest is" in at.warning[0].value
     assert len(at.get("plotly_chart")) == 1
 
 

@@ -167,7 +167,7 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
         ('{"round": 1}', "no valid gamma and accepted"),
         ('{"round": {"gamma": 2, "accepted": [1]}}\n{"round": {"gamma": 3, "accepted": [1]}}',
          "several gammas"),
-        ("accept len: 9.0", "cannot come from gamma=4"),
+        ("accept len: 9.0", "is not possible at gamma=4"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_refused(text: str, says: str) -> None:

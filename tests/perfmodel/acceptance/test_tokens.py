@@ -1,4 +1,4 @@
-"""Tokens per round: its identities, its inverse, and a simulation that agrees with it."""
+"""Tokens per round: identities, the inverse, and agreement with a simulation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_tokens_per_round_stays_accurate_just_below_one(gap: float) -> None:
 
 
 @given(values=vectors, gamma=gammas)
-def test_per_position_sum_equals_the_loop_with_the_last_value_held(
+def test_per_position_sum_equals_the_loop_with_the_last_value_repeated(
     values: list[float], gamma: int
 ) -> None:
     total, reached = 1.0, 1.0
@@ -132,7 +132,7 @@ def test_every_conversion_round_trips(alpha: float, gamma: int) -> None:
 
 
 @given(tokens=st.floats(1.0, 25.0), gamma=st.integers(1, 24))
-def test_solved_alpha_yields_the_tokens_asked_for(tokens: float, gamma: int) -> None:
+def test_the_inverse_yields_the_given_tokens(tokens: float, gamma: int) -> None:
     alpha = float(alpha_for_tokens_per_round(tokens, gamma))
     if tokens > gamma + 1:
         assert alpha == math.inf
@@ -185,7 +185,7 @@ def test_alpha_outside_zero_to_one_is_refused(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("gamma", [-1, 1.5, math.nan, math.inf, 10**9])
-def test_a_gamma_that_is_no_count_is_refused(gamma: float) -> None:
+def test_a_gamma_that_is_not_a_count_is_refused(gamma: float) -> None:
     for call in (
         lambda: tokens_per_round((0.8,), gamma),
         lambda: tokens_per_round_iid(0.8, gamma),

@@ -1,4 +1,4 @@
-"""What the catalog holds is what was published; what it refuses, it refuses by name."""
+"""The catalog agrees with published figures and refuses invalid files."""
 
 import re
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_every_other_model_has_the_size_in_its_name() -> None:
         assert round(catalog.model(name).parameters / 1e6) == size
 
 
-def test_a_model_answers_to_its_name_and_to_every_hub_id_in_any_case() -> None:
+def test_a_model_is_found_by_its_name_and_every_hub_id_in_any_case() -> None:
     llama = catalog.model("llama-3.1-8b")
     assert catalog.model("Llama-3.1-8B") is llama
     assert catalog.model("meta-llama/Llama-3.1-8B-Instruct") is llama
@@ -78,7 +78,7 @@ def test_windows_and_contexts_are_those_of_the_models() -> None:
 # ---- GPUs and machines ----------------------------------------------------------------------
 
 
-def test_datasheet_figures_become_si() -> None:
+def test_datasheet_figures_are_converted_to_si() -> None:
     h200 = catalog.gpu("h200")
     assert h200.peak_flops == 989 * TFLOP
     assert h200.hbm_bandwidth == 4.8 * TB
@@ -110,7 +110,7 @@ def test_efficiencies_are_fitted_only_where_kernels_were_measured(name: str) -> 
     assert (gpu.efficiency_origin == "fitted") == (name in measured)
 
 
-def test_a_file_is_called_by_the_name_in_it() -> None:
+def test_a_file_has_the_name_that_it_states() -> None:
     assert [catalog.gpu(name).name for name in catalog.gpu_names()] == [*catalog.gpu_names()]
     machines, models = catalog.machine_names(), catalog.model_names()
     assert [catalog.machine(name).name for name in machines] == [*machines]
@@ -123,7 +123,7 @@ def test_every_gpu_has_a_machine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", catalog.machine_names())
-def test_a_machine_takes_as_many_ranks_as_it_has_gpus(name: str) -> None:
+def test_a_machine_supports_as_many_ranks_as_it_has_gpus(name: str) -> None:
     machine = catalog.machine(name)
     machine.check_tp(machine.gpus_per_node)
     with pytest.raises(ConfigError, match=re.escape(f"GPUs of {name}")):
@@ -173,45 +173,53 @@ def edited(text: str, old: str, new: str) -> str:
         (
             'unit = "TB/s"',
             'unit = "TiB/s"',
-            "unit='TiB/s': unknown unit; use one of GB/s",
+            "unit='TiB/s' is not valid: it must be one of GB/s",
         ),
         (
             'unit = "TB/s"',
             'unit = "GB"',
-            "unit='GB': unknown unit; use one of GB/s, TB/s",
+            "unit='GB' is not valid: it must be one of GB/s, TB/s",
         ),
         (', unit = "TB/s"', "", "hbm_bandwidth.unit is missing"),
-        ("value = 4.8", "value = -4.8", "hbm_bandwidth.value=-4.8: input should be greater than 0"),
-        ("value = 4.8", "value = 0", "value=0: input should be greater than 0"),
-        ("value = 4.8", "value = nan", "value=nan: input should be a finite number"),
-        ("value = 4.8", "value = inf", "value=inf: input should be a finite number"),
-        ("value = 4.8", "value = true", "value=True: input should be a valid number"),
-        ("value = 4.8", 'value = "4.8"', "value='4.8': input should be a valid number"),
+        ("value = 4.8", "value = -4.8", "hbm_bandwidth.value=-4.8 is not valid: it must be"),
+        ("value = 4.8", "value = 0", "value=0 is not valid: it must be greater than 0"),
+        ("value = 4.8", "value = nan", "value=nan is not valid: it must be finite"),
+        ("value = 4.8", "value = inf", "value=inf is not valid: it must be finite"),
+        ("value = 4.8", "value = true", "value=True is not valid: it must be a number"),
+        ("value = 4.8", 'value = "4.8"', "value='4.8' is not valid: it must be a number"),
         ("value = 4.8", "value = 4.8, note = 1", "hbm_bandwidth: unknown key 'note'."),
-        ("value = 132", "value = 132.5", "sm_count.value=132.5: must be a whole number"),
+        (
+            "value = 132",
+            "value = 132.5",
+            "sm_count.value=132.5 is not valid: it must be a whole number",
+        ),
         ("hbm_bandwidth =", "bandwidth =", "unknown key 'bandwidth'"),
         ('architecture = "hopper"', "", "architecture is missing"),
-        ('architecture = "hopper"', 'architecture = " "', "architecture=' ': must be text"),
+        (
+            'architecture = "hopper"',
+            'architecture = " "',
+            "architecture=' ' is not valid: it must not",
+        ),
         (
             'architecture = "hopper"',
             "architecture = [1]",
-            "architecture=a list of 1: ",
+            "architecture=a list of 1 is not valid: it must be text",
         ),
         ('architecture = "hopper"', "architecture = ", "not valid TOML"),
         ('architecture = "hopper"', 'architecture = "h"\nname = "h"', "not valid TOML"),
         (
             'origin = "fitted"',
             'origin = "guess"',
-            "efficiency.origin='guess': input should be",
+            "efficiency.origin='guess' is not valid: it must be",
         ),
         (
             'of = "h200"',
             'of = "l40s"',
-            "does not hold for h200 with the curves of l40s",
+            "efficiency.origin='fitted' contradicts efficiency.of='l40s'",
         ),
     ],
 )
-def test_a_gpu_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_gpu_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         gpu_from_toml(edited(GPU_TEXT, old, new), where="gpus/h200.toml")
     assert str(caught.value).startswith("gpus/h200.toml: ") and str(caught.value).isprintable()
@@ -221,14 +229,14 @@ FIGURE_LINES = [line for line in GPU_TEXT.splitlines() if "value =" in line]
 
 
 @pytest.mark.parametrize("line", FIGURE_LINES)
-def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
+def test_every_figure_of_a_gpu_needs_a_source(line: str) -> None:
     key = line.split(" =")[0]
     for bare in ('source = ""', None):
         start = line.index("source =")
         spoilt = line[: start - 2] + " }" if bare is None else line[:start] + bare + " }"
         with pytest.raises(ConfigError, match=f"{key}.source"):
             gpu_from_toml(edited(GPU_TEXT, line, spoilt), where="gpu")
-    with pytest.raises(ConfigError, match=f"{key}=80: has no unit and no source"):
+    with pytest.raises(ConfigError, match=f"{key}=80 is not valid: it needs a unit and a source"):
         gpu_from_toml(edited(GPU_TEXT, line, f"{key} = 80"), where="gpu")
 
 
@@ -239,14 +247,18 @@ def test_no_figure_of_a_gpu_goes_without_source(line: str) -> None:
         (
             'kind = "nvlink"',
             'kind = "ethernet"',
-            "kind='ethernet': input should be 'nvlink'",
+            "kind='ethernet' is not valid: it must be 'nvlink'",
         ),
         ('kind = "nvlink"', 'kind = "nvlink"\nlanes = 18', "link: unknown key 'lanes'"),
-        ("value = 8,", "value = 8.5,", "gpus_per_node.value=8.5: must be a whole number"),
+        (
+            "value = 8,",
+            "value = 8.5,",
+            "gpus_per_node.value=8.5 is not valid: it must be a whole number",
+        ),
         ("[link]", "[links]", "unknown key 'links'"),
     ],
 )
-def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_machine_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         machine_from_toml(edited(MACHINE_TEXT, old, new), where="machine")
 
@@ -257,15 +269,19 @@ def test_a_machine_file_that_breaks_a_rule_is_refused(old: str, new: str, reason
         (
             "hidden_size = 4096",
             'hidden_size = "4096"',
-            "hidden_size='4096' is not supported: it should be a valid integer",
+            "hidden_size='4096' is not supported; it must be a whole number",
         ),
         ("hidden_size = 4096", "num_experts = 8", "num_experts=8 is not supported"),
         ("[config]", "licence = 1\n[config]", "unknown key 'licence'"),
-        ('hub_ids = [\n    "Qwen/Qwen3-8B",\n]', "hub_ids = []", "hub_ids=a list of 0: "),
-        ("[config]", "[[config]]", "config=a list of 1: input should be a valid dictionary"),
+        (
+            'hub_ids = [\n    "Qwen/Qwen3-8B",\n]',
+            "hub_ids = []",
+            "hub_ids=a list of 0 is not valid: it must not be empty",
+        ),
+        ("[config]", "[[config]]", "config=a list of 1 is not valid: it must be a table"),
     ],
 )
-def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: str) -> None:
+def test_an_invalid_model_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         model_from_toml(edited(MODEL_TEXT, old, new), where="model")
 
@@ -273,7 +289,7 @@ def test_a_model_file_that_breaks_a_rule_is_refused(old: str, new: str, reason: 
 @pytest.mark.parametrize(
     "text", ["a = " + "[" * 50_000, "a = " + "9" * 10_000, "\0", "a" * 10_000, "a=1\na=2"]
 )
-def test_hostile_toml_is_one_line(text: str) -> None:
+def test_hostile_toml_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         gpu_from_toml(text, where="gpu")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300

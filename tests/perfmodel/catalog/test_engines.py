@@ -1,4 +1,4 @@
-"""Engine profiles: what the catalog holds, with units, and what each coefficient moves."""
+"""Engine profiles: the catalog's values, their units, and the effect of each coefficient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perfmodel.catalog.engines import engine_names, engine_profile, profile_from
 PLAIN = {"name": "mine", "origin": "assumed", "source": "a test"}
 
 
-def test_the_catalog_holds_the_three_engines_with_origin_and_source() -> None:
+def test_the_engines_in_the_catalog_have_origin_and_source() -> None:
     assert set(engine_names()) >= set(ENGINES)
     for name in engine_names():
         profile = engine_profile(name, catalog.gpu("h200"))
@@ -38,7 +38,7 @@ def test_specroof_is_marked_as_assumed_where_it_was_not_measured() -> None:
     assert not any("assumed, not measured" in note for note in notes["h200"])
 
 
-def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None:
+def test_magicdec_has_values_per_architecture_and_a_default() -> None:
     ampere, hopper, other = (
         engine_profile("magicdec", catalog.gpu(name)) for name in ("a100-sxm-80gb", "h200", "b200")
     )
@@ -46,7 +46,7 @@ def test_magicdec_has_values_of_its_own_per_architecture_and_a_default() -> None
     assert other == hopper
 
 
-def test_keys_carry_their_units() -> None:
+def test_keys_state_their_units() -> None:
     profile = profile_from_table(
         PLAIN | {"kernel_gap_us": 2.5, "reserved_GB": 3, "attention_factor": 1.1}, file="x.toml"
     )
@@ -80,7 +80,7 @@ def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
         ("step_overhead_s", 1e-3, "host"),
     ],
 )
-def test_each_coefficient_moves_its_own_part(field: str, value: float, part: str) -> None:
+def test_each_coefficient_changes_its_part(field: str, value: float, part: str) -> None:
     scenario = a_scenario(engine="ideal", tp=8)
     slower = replace(scenario, engine=replace(scenario.engine, **{field: value}))
     before, after = (estimate(s).target_step for s in (scenario, slower))
@@ -91,7 +91,7 @@ def test_each_coefficient_moves_its_own_part(field: str, value: float, part: str
     assert after.total_s > before.total_s
 
 
-def test_round_overheads_count_once_a_round_by_sequence_and_by_draft() -> None:
+def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
     scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4)
     engine = replace(
         scenario.engine,
@@ -105,7 +105,7 @@ def test_round_overheads_count_once_a_round_by_sequence_and_by_draft() -> None:
     assert after.target_step.total_s == before.target_step.total_s
 
 
-def test_a_plain_step_pays_the_overhead_of_a_round_of_one_pass_where_the_profile_says_so() -> None:
+def test_plain_steps_include_overheads_if_the_profile_says_so() -> None:
     scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4, acceptance=0.8)
     engine = replace(
         scenario.engine,
@@ -129,12 +129,12 @@ def test_a_plain_step_pays_the_overhead_of_a_round_of_one_pass_where_the_profile
             assert float(after.overhead_s) == pytest.approx(1.2e-3, rel=1e-12)
 
 
-def test_of_the_shipped_engines_the_runtime_alone_counts_a_plain_step_as_its_kernels() -> None:
+def test_only_the_specroof_profile_adds_overheads_to_plain_steps() -> None:
     paying = {name for name in engine_names() if engine_profile(name).plain_pays_overhead}
     assert paying == {"specroof"}
 
 
-def test_a_draft_step_pays_the_drafts_host_time_not_the_targets() -> None:
+def test_a_draft_step_has_the_host_time_of_the_draft() -> None:
     scenario = a_scenario(engine="ideal", draft="self", gamma=4)
     engine = replace(scenario.engine, draft_step_overhead_s=1e-3, step_overhead_s=5e-3)
     point = estimate(replace(scenario, engine=engine))
@@ -143,7 +143,7 @@ def test_a_draft_step_pays_the_drafts_host_time_not_the_targets() -> None:
     assert float(point.verify.part("host").seconds) == 5e-3
 
 
-def test_a_gpu_that_was_not_measured_takes_the_values_of_one_of_its_architecture() -> None:
+def test_an_unmeasured_gpu_takes_values_from_its_architecture() -> None:
     own = engine_profile("specroof", catalog.gpu("h200"))
     carried = engine_profile("specroof", catalog.gpu("h100-nvl"))
     assert own.measured_on == "h200"
@@ -161,6 +161,6 @@ def test_curves_of_a_gpu_that_was_not_measured_are_refused(
     engine: str, of: str, known: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=f"{engine} was not measured on '{of}'; measured: {known}"
+        ConfigError, match=f"{engine} was not measured on '{of}'; use one of {known}"
     ):
         engine_profile(engine, catalog.gpu("h200"), curves_of=of)

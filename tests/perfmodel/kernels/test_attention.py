@@ -1,4 +1,4 @@
-"""Attention curves: KV read once, monotone, homogeneous, vectorised, and the shipped tables."""
+"""Attention curves: KV is read once, times are monotone and scale, and tables are reproduced."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_doubling_peaks_and_halving_latencies_halves_the_time(gpu: str) -> None:
 
 
 @pytest.mark.parametrize("gpu", PEAKS)
-def test_kv_is_read_once_however_many_tokens_a_pass_checks(gpu: str) -> None:
+def test_kv_is_read_once_regardless_of_the_query_tokens(gpu: str) -> None:
     kv = np.array([1e3, 1e4, 1e5, 1e6])
     curve, shape = CURVES[gpu], kernel(gpu)
     decode = curve.seconds(batch=32, kv_tokens=kv, **shape)
@@ -111,7 +111,7 @@ def test_kv_is_read_once_however_many_tokens_a_pass_checks(gpu: str) -> None:
     assert np.all(eight < 2 * decode)  # eight separate reads would take eight times
 
 
-def test_many_query_tokens_end_up_bound_by_compute() -> None:
+def test_many_query_tokens_are_bound_by_compute() -> None:
     shape = kernel("h200")
     q = np.array([1024.0, 2048.0, 4096.0])
     seconds = CURVES["h200"].seconds(batch=8, kv_tokens=32_768, query_tokens=q, **shape)
@@ -164,7 +164,7 @@ def test_prefill_never_falls_as_the_prompt_grows(
         ("l40s", (32, 8), 16, 16384, 1667.6),
     ],
 )
-def test_measured_decode_cells_are_met_within_the_stated_error(
+def test_measured_decode_times_are_reproduced_within_the_stated_error(
     gpu: str, hq: tuple[int, int], batch: int, kv: int, microseconds: float
 ) -> None:
     seconds = CURVES[gpu].seconds(batch=batch, kv_tokens=kv, **kernel(gpu, hq))
@@ -193,7 +193,7 @@ def test_small_kv_is_never_faster_than_hbm(gpu: str) -> None:
         assert np.all(size / seconds < PEAKS[gpu][1])
 
 
-def test_outside_the_table_the_utilisation_is_held() -> None:
+def test_outside_the_table_the_utilisation_is_constant() -> None:
     shape = kernel("h100-sxm")
     kv = np.array([1e6, 4e6, 8e6])
     seconds = CURVES["h100-sxm"].seconds(batch=4, kv_tokens=kv, **shape)
@@ -233,17 +233,17 @@ def broken(change: str) -> dict[str, Any]:
         ("unknown", "unknown key 'stream_eficiency'"),
         ("missing", "sm_count is missing"),
         ("shape", "its knots"),
-        ("order", "must be positive and rise"),
+        ("order", "must be a list of increasing positive numbers"),
         ("no list", "decode must be a list of tables"),
-        ("falls", "must not fall"),
+        ("falls", "row_tile_factor must be non-decreasing"),
     ],
 )
-def test_a_bad_table_is_refused_by_name(change: str, words: str) -> None:
+def test_an_invalid_table_is_refused_with_the_key(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         attention_curve(broken(change))
 
 
-def test_verification_counts_as_measured_where_row_factors_or_blocks_were() -> None:
+def test_verification_is_in_range_where_row_factors_or_blocks_were_measured() -> None:
     shape = {"batch": 8, "kv_tokens": 4096, "query_tokens": 4, "query_heads": 32, "kv_heads": 8,
              "head_dim": 128}  # fmt: skip
     known = [("h200", "flashinfer"), ("h200", "specroof")]

@@ -1,4 +1,4 @@
-"""What unequal caches and idle rows add to attention; nothing where there are none."""
+"""The cost of unequal caches and idle rows in attention."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CALLS = st.sampled_from([(32, 8, 128), (32, 32, 128), (32, 4, 64), (16, 2, 64)])
 
 @settings(max_examples=50, deadline=None)
 @given(call=CALLS, tokens=st.integers(200, 60_000), batch=st.integers(1, 64))
-def test_equal_caches_take_what_they_take(call: AttentionCall, tokens: int, batch: int) -> None:
+def test_equal_caches_have_factor_one(call: AttentionCall, tokens: int, batch: int) -> None:
     assert call.ragged_factor(np.full(batch, float(tokens))) == 1.0
 
 
-def test_idle_rows_and_a_long_cache_beside_short_ones_take_longer() -> None:
+def test_idle_rows_and_unequal_caches_take_longer() -> None:
     call = AttentionCall(query_tokens=4, query_heads=32, kv_heads=8, head_dim=128, sm_count=132)
     equal, ragged = np.full(64, 8000.0), np.geomspace(1000, 32_000, 64)
     assert call.ragged_factor(equal, idle=60) > 1.0
@@ -42,7 +42,7 @@ def test_a_graph_shrinks_once_half_of_its_rows_are_idle() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0, 3])
-def test_idle_rows_cost_products_of_all_rows_but_no_host_time(gamma: int) -> None:
+def test_idle_rows_cost_matrix_products_but_no_host_time(gamma: int) -> None:
     scenario = a_scenario(draft="self", gpu="h200", engine="specroof", kv_budget=512)
     lengths, on = np.full((1, 64), 4000), np.ones((1, 64), bool)
     on[0, 40:] = False
@@ -55,7 +55,7 @@ def test_idle_rows_cost_products_of_all_rows_but_no_host_time(gamma: int) -> Non
     assert alone < padded < full
 
 
-def test_engines_that_cut_otherwise_pay_by_the_mean() -> None:
+def test_other_engines_depend_on_the_mean_context_only() -> None:
     scenario = a_scenario(draft="self", gpu="h100-sxm", engine="magicdec", kv_budget=512)
     lengths = np.array([[1000, 3000, 20_000]])
     on = np.ones_like(lengths, bool)

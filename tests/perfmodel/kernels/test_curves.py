@@ -1,4 +1,4 @@
-"""Curves transferred from the GPU where they were measured to another follow its datasheet."""
+"""Curves that are transferred to another GPU follow its datasheet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_same_datasheet_changes_nothing() -> None:
     )
 
 
-def test_half_the_bandwidth_doubles_what_memory_bounds_and_no_latency() -> None:
+def test_half_the_bandwidth_doubles_memory_bound_time_but_not_latency() -> None:
     slow = replace(H200, hbm_bandwidth=0.5 * H200.hbm_bandwidth)
     curves = CURVES.transfer_to(slow)
 
@@ -52,7 +52,7 @@ def test_half_the_bandwidth_doubles_what_memory_bounds_and_no_latency() -> None:
     assert after == pytest.approx(2.0 * before, rel=0.03)
 
 
-def test_a_block_alone_keeps_its_rate_whatever_the_memory_could_deliver() -> None:
+def test_few_blocks_do_not_depend_on_the_total_bandwidth() -> None:
     """One sequence is a few blocks, far from what memory could deliver to all."""
     slow = replace(H200, hbm_bandwidth=0.9 * H200.hbm_bandwidth)
     cell = {**CELL, "batch": 1, "kv_tokens": 256, "query_tokens": 1}
@@ -65,7 +65,7 @@ def test_a_block_alone_keeps_its_rate_whatever_the_memory_could_deliver() -> Non
     assert after == pytest.approx(before, rel=1e-3)
 
 
-def test_fewer_multiprocessors_take_longer_where_cores_bound() -> None:
+def test_fewer_multiprocessors_take_longer_if_cores_are_the_limit() -> None:
     small = replace(H200, sm_count=66)
     moved = CURVES.transfer_to(small)
     assert moved.attention.sm_count == 66
@@ -75,7 +75,7 @@ def test_fewer_multiprocessors_take_longer_where_cores_bound() -> None:
 
 
 @pytest.mark.parametrize("name", ["h100-pcie", "h100-nvl", "b200"])
-def test_a_prediction_by_transferred_curves_says_so(name: str) -> None:
+def test_a_prediction_with_transferred_curves_has_a_note(name: str) -> None:
     scenario = a_scenario(engine="specroof", gpu=name, draft="self", batch=4, gamma=3)
     assert any(f"{name} has no kernel measurements with" in note for note in scenario.notes)
     point = estimate(scenario)

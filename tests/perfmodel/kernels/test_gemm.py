@@ -1,4 +1,4 @@
-"""Dense-layer times: identities and monotonicity on any table, sanity of the shipped ones."""
+"""Dense-layer times: identities, monotonicity, and plausibility of the shipped tables."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_on_a_knot_the_time_is_multiplier_times_roofline() -> None:
     assert time == pytest.approx(base * [1.0, 1.0, 1.6], rel=1e-12)
 
 
-def test_a_tile_step_stays_a_step() -> None:
+def test_a_step_between_tiles_is_preserved() -> None:
     below, at, past, next_up = small_curve().seconds(
         m=[127, 128, 129, 130], n=1024, k=4096, peak_flops=1e14, hbm_bandwidth=1e12
     )
@@ -138,7 +138,7 @@ def test_a_tile_step_stays_a_step() -> None:
     assert next_up / past < 1.02
 
 
-def test_roofline_goes_to_its_two_limits() -> None:
+def test_the_roofline_approaches_both_limits() -> None:
     given = {"kernel_latency_s": 0.0, "memory_rate": 1e12, "compute_rate": 1e14}
     few_rows = roofline_seconds(1, 8192, 8192, overlap_exponent=4.0, **given)
     many_rows = roofline_seconds(1e6, 8192, 8192, overlap_exponent=4.0, **given)
@@ -146,7 +146,7 @@ def test_roofline_goes_to_its_two_limits() -> None:
     assert many_rows == pytest.approx(2e6 * 8192 * 8192 / 1e14, rel=1e-3)
 
 
-def test_waves_count_whole_rounds_of_tiles_over_the_sms() -> None:
+def test_waves_are_whole_rounds_of_tiles_over_the_sms() -> None:
     waves = Waves(sm_count=100, tile_rows=128, tile_columns=256, from_m=128)
     full, one_more, few_rows = waves.inflation([1280, 1280, 64], [2560, 2561, 2560])
     assert full == pytest.approx(1.0)  # 10 x 10 tiles fill one wave
@@ -195,7 +195,7 @@ def test_a_missing_key_is_named() -> None:
         gemm_curve(table)
 
 
-def test_a_row_too_few_is_refused_with_both_counts() -> None:
+def test_a_missing_row_is_refused_with_the_expected_shape() -> None:
     table = catalog_table("a100-sxm-80gb")
     rows_given = table["table"]["time_over_roofline_per_mille"]
     dropped = rows_given.pop()
@@ -214,7 +214,7 @@ def test_a_row_too_few_is_refused_with_both_counts() -> None:
         {"log_multiplier": np.full((4, 3, 2), np.nan)},
     ],
 )
-def test_a_figure_out_of_range_is_refused(change: dict[str, Any]) -> None:
+def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         small_curve(**change)
 
@@ -254,7 +254,7 @@ def test_a_shipped_file_states_its_residuals_and_stays_small(gpu: str) -> None:
     assert (EFFICIENCY / gpu / "gemm.toml").stat().st_size < 150_000
 
 
-def test_the_h200_curve_predicts_cold_weight_reads_that_it_never_saw() -> None:
+def test_the_h200_curve_predicts_independent_measurements_of_cold_weights() -> None:
     peak, hbm = PEAKS["h200"]
     errors = np.array(
         [

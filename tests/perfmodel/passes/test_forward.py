@@ -236,7 +236,7 @@ def test_a_vectorised_pass_equals_the_loop(rank: Rank, some: list[dict[str, int]
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", [*TARGETS, "llama-3.1-70b"])
-def test_weights_read_by_all_ranks_minus_the_replicated_are_the_model(name: str, tp: int) -> None:
+def test_weights_read_by_all_ranks_are_the_model_plus_replicated_parts(name: str, tp: int) -> None:
     spec = catalog.model(name)
     if not spec.splits_over(tp):
         pytest.skip(f"{name} does not split over {tp}")
@@ -259,7 +259,7 @@ def test_kv_of_all_ranks_is_the_cache_times_its_copies(tp: int, copies: int) -> 
     assert tp * per_rank == copies * spec.kv_bytes_per_token_per_rank(1)
 
 
-def test_chunks_of_a_prompt_add_up_to_the_work_of_the_whole() -> None:
+def test_chunks_of_a_prompt_add_up_to_the_whole_prompt() -> None:
     rank = target_rank(a_scenario(engine="specroof", gpu="h200"))
     whole = prefill_pass(rank, batch=1, prompt_tokens=8192).part("attention")
     chunks = [

@@ -1,4 +1,4 @@
-"""What fits: every term counts, they add up, and the largest batch is the last that does."""
+"""Memory: every term counts, terms add up, and the largest batch is found."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_lookahead_slots_count_for_every_draft_of_a_round(draft: dict[str, Any])
 
 
 @pytest.mark.parametrize("policy", ["full", "streamingllm"])
-def test_a_standalone_draft_costs_its_weights_and_its_own_cache(policy: str) -> None:
+def test_a_standalone_draft_needs_weights_and_a_cache(policy: str) -> None:
     values: dict[str, Any] = {"gamma": 4, "batch": 8, "prompt_tokens": 32_000, "output_tokens": 256}
     found = memory(draft="llama-3.2-1b", draft_policy=policy, **values)
     spec = catalog.model("llama-3.2-1b")
@@ -71,7 +71,7 @@ def test_a_standalone_draft_costs_its_weights_and_its_own_cache(policy: str) -> 
     assert float(found.draft_kv) == 8 * cached * per_token
 
 
-def test_a_drafts_shard_is_of_its_own_tp_group() -> None:
+def test_a_draft_is_sharded_over_its_tp_group() -> None:
     values: dict[str, Any] = {"draft": "llama-3.2-1b", "tp": 8}
     one, four = (memory(draft_tp=n, **values) for n in (1, 4))
     assert one.draft_weights > 3.9 * four.draft_weights
@@ -88,7 +88,7 @@ def test_a_drafts_shard_is_of_its_own_tp_group() -> None:
         ("magicdec", "full", False),
     ],
 )
-def test_a_self_draft_costs_kv_unless_it_is_a_view_of_the_targets(
+def test_a_self_draft_needs_kv_unless_it_is_a_view_of_the_targets(
     engine: str, policy: str, costs: bool
 ) -> None:
     found = memory(draft="self", draft_policy=policy, engine=engine, gamma=4, batch=8)
@@ -97,7 +97,7 @@ def test_a_self_draft_costs_kv_unless_it_is_a_view_of_the_targets(
     assert float(found.draft_weights) == 0.0
 
 
-def test_no_draft_holds_nothing_of_a_draft() -> None:
+def test_without_a_draft_its_terms_are_zero() -> None:
     found = memory(draft="none")
     assert found.draft_weights == found.draft_kv == found.lookahead_kv == 0.0
 
@@ -109,7 +109,7 @@ def test_the_engines_reserve_and_workspace_count() -> None:
     assert memory(engine="ideal").reserved == 0.0
 
 
-def test_prompts_in_smaller_chunks_hold_fewer_states_until_a_verification_is_wider() -> None:
+def test_smaller_chunks_need_less_memory_until_verification_dominates() -> None:
     """A layer of Llama-3.1-8B holds 4 x 4,096 + 3 x 14,336 numbers of 2 bytes a row."""
     scenario = a_scenario(engine="specroof", draft="self", gamma=3, batch=64)
     chunks = (16_384, 8192, 2048, 1)
@@ -127,7 +127,7 @@ def test_prompts_in_smaller_chunks_hold_fewer_states_until_a_verification_is_wid
     assert found[3] == 2 * logits + 2 * 64 * 4 * 4096
 
 
-def test_a_short_prompt_fills_no_chunk() -> None:
+def test_a_short_prompt_needs_less_than_a_chunk() -> None:
     few, many = (memory(engine="specroof", batch=1, prompt_tokens=n) for n in (512, 32_000))
     assert float(many.activations) == 16 * float(few.activations)
 
@@ -140,7 +140,7 @@ def test_kv_scales_with_its_storage_type() -> None:
 
 @pytest.mark.parametrize("dtype, element", [("bf16", 2.0), ("fp8", 1.0), ("int4", 0.5)])
 @pytest.mark.parametrize("tp", [1, 8])
-def test_weights_held_are_those_read_and_the_embedding_and_the_norms(
+def test_stored_weights_are_those_read_plus_embedding_and_norms(
     dtype: str, element: float, tp: int
 ) -> None:
     """The LM head is read in bf16 whatever the layers are stored in; so it is held."""
@@ -154,7 +154,7 @@ def test_weights_held_are_those_read_and_the_embedding_and_the_norms(
     assert held == element * (layers + norms) + 2.0 * 2 * head_n * head_k
 
 
-def test_what_does_not_fit_is_accounted_for_term_by_term() -> None:
+def test_a_scenario_that_does_not_fit_is_itemised() -> None:
     point = estimate(a_scenario(draft="llama-3.2-1b", gpu="l40", batch=64))
     assert not point.feasible
     with pytest.raises(DoesNotFit) as raised:
@@ -162,14 +162,14 @@ def test_what_does_not_fit_is_accounted_for_term_by_term() -> None:
     text = str(raised.value)
     for name in TERMS:
         assert name.replace("_", " ") in text
-    assert "per GPU of" in text and "\n" not in text
+    assert " GB per GPU, and " in text and "\n" not in text
     best = largest_batch(point.scenario)
     assert f"the largest batch that fits is {best}" in text
     fits = replace(point.scenario, workload=replace(point.scenario.workload, batch=best))
     check_fits(estimate(fits))
 
 
-def test_a_model_too_large_for_one_gpu_says_that_not_even_one_sequence_fits() -> None:
+def test_the_message_says_if_not_even_batch_1_fits() -> None:
     point = estimate(a_scenario(target="llama-3.1-70b"))
     assert largest_batch(point.scenario) == 0
     with pytest.raises(DoesNotFit, match="not even batch 1 fits"):

@@ -1,4 +1,4 @@
-"""A pass is its parts: totals are sums, groups partition them, each tells what bounds it."""
+"""The parts of a pass: totals are sums, groups partition parts, and each part has a bound."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_part_is_found_by_name() -> None:
     "compute_s, memory_s, bound",
     [(0.9, 0.5, "compute"), (0.5, 0.9, "weights"), (0.1, 0.1, "latency"), (0.19, 0.0, "latency")],
 )
-def test_a_part_is_bound_by_the_larger_limit_or_by_latency_far_from_both(
+def test_a_part_is_bound_by_the_larger_limit_or_by_latency(
     compute_s: float, memory_s: float, bound: str
 ) -> None:
     assert str(part(compute_s=compute_s, memory_s=memory_s).bound) == bound
@@ -72,7 +72,7 @@ def test_host_time_is_bound_by_the_host() -> None:
 
 
 @pytest.mark.parametrize("gpu", GPUS)
-def test_what_bounds_a_pass_is_what_the_roofline_says(gpu: str) -> None:
+def test_bounds_agree_with_the_roofline(gpu: str) -> None:
     """Long context and a small batch: weights and KV; a long prompt: compute."""
     rank = a_rank(gpu=gpu)
     decode = forward_pass(rank, batch=8, context_tokens=65_536)
@@ -86,7 +86,7 @@ def test_what_bounds_a_pass_is_what_the_roofline_says(gpu: str) -> None:
 # ---- origin -----------------------------------------------------------------------------------
 
 
-def test_the_weakest_origin_that_matters_is_the_passs_own() -> None:
+def test_a_pass_has_the_weakest_origin_of_its_main_parts() -> None:
     fitted, weak = part(seconds=0.97), part("norm", seconds=0.03, origin="assumed")
     assert StepTime((fitted, weak)).origin == "assumed"
     assert StepTime((fitted, part("norm", seconds=0.001, origin="assumed"))).origin == "fitted"

@@ -1,4 +1,4 @@
-"""Flat values with open TP, draft and budgets: the answer of the search they stand for."""
+"""Flat values with several TP degrees, drafts and budgets give the corresponding search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perfmodel.planning.search import search
 SMALL: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 16, "prompt_tokens": 8000}
 
 
-def test_values_with_lists_are_the_search_they_stand_for() -> None:
+def test_lists_of_values_give_the_corresponding_search() -> None:
     answer = find_plan(
         {**SMALL, "tp": [8, 2], "draft": ["self:snapkv", "llama-3.2-1b:full"], "kv_budget": [512]},
         objective="latency",
@@ -40,7 +40,7 @@ def test_values_with_lists_are_the_search_they_stand_for() -> None:
         ({"tp": 4, "kv_budget": range(256, 513, 256)}, {"tp": "4", "kv_budget": "256,512"}),
     ],
 )
-def test_lists_and_comma_separated_text_are_one_thing(
+def test_lists_and_comma_separated_text_are_equivalent(
     as_list: dict[str, Any], as_text: dict[str, Any]
 ) -> None:
     draft = {"draft": "self"}
@@ -48,7 +48,7 @@ def test_lists_and_comma_separated_text_are_one_thing(
     assert listed.sentence == find_plan(SMALL | draft | as_text).sentence
 
 
-def test_a_draft_without_a_policy_is_compared_under_each() -> None:
+def test_a_draft_without_a_policy_is_compared_under_every_policy() -> None:
     answer = find_plan(SMALL | {"tp": 2, "draft": "llama-3.2-1b", "kv_budget": 512})
     plans = [answer.best, answer.plain, *answer.runners_up]
     policies = {p.scenario.plan.policy for p in plans if p.scenario.plan.draft == "llama-3.2-1b"}
@@ -59,20 +59,20 @@ def test_a_draft_without_a_policy_is_compared_under_each() -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"gamma": 3}, "recommend chooses gamma itself"),
+        ({"gamma": 3}, "recommend chooses gamma;"),
         ({"tokens_per_round": 2.5, "draft": "self:snapkv"}, "needs the gamma"),
         ({"draft_policy": "snapkv"}, "draft_policy needs a draft"),
-        ({"draft": ["none"]}, "leave out draft none"),
+        ({"draft": ["none"]}, "leave draft none out"),
         ({"draft": []}, "draft is empty"),
-        ({"acceptance": 0.8, "draft": "self"}, "acceptance holds for one draft choice"),
-        ({"draft": "self,llama-3.2-1b", "draft_tp": 1}, "draft_tp holds for one draft"),
-        ({"draft": "llama-3.2-1b:full", "kv_budget": 64}, "no meaning for draft policy full"),
-        ({"draft": "self", "kv_budget": [64, 9000]}, "kv_budget=9000 is outside 1"),
+        ({"acceptance": 0.8, "draft": "self"}, "acceptance applies to one draft choice"),
+        ({"draft": "self,llama-3.2-1b", "draft_tp": 1}, "draft_tp applies to one draft"),
+        ({"draft": "llama-3.2-1b:full", "kv_budget": 64}, "no effect with draft policy full"),
+        ({"draft": "self", "kv_budget": [64, 9000]}, "kv_budget=9000 exceeds the context"),
         ({"tp": [1, 3]}, "tp=3 does not fit"),
         ({"draft": "llama-3.2-1b", "draft_tp": 16}, "draft_tp=16 exceeds the 8 GPUs"),
     ],
 )
-def test_what_a_search_cannot_honour_is_refused(values: dict[str, Any], message: str) -> None:
+def test_values_that_a_search_cannot_use_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as refused:
         find_plan(SMALL | values)
     assert "\n" not in str(refused.value)

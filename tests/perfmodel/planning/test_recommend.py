@@ -1,4 +1,4 @@
-"""The answer: what is best and by how much, what binds, and "do not" and "nothing fits"."""
+"""The recommendation: best plan, binding limit, and the cases without a plan or a gain."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_at_long_contexts_and_large_batches_it_speculates(
     assert re.match(pattern, result.sentence)
 
 
-def test_where_nobody_measured_the_draft_it_does_not_guess(
+def test_unmeasured_drafts_are_not_recommended(
     answers: dict[str, Recommendation],
 ) -> None:
     result = answers["llama-3.1-70b-8xh100"]
@@ -109,7 +109,7 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
 # ---- do not speculate -------------------------------------------------------------------------
 
 
-def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -> None:
+def test_if_the_best_draft_is_slower_the_sentence_says_so() -> None:
     """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
     short = {"batch": 1, "prompt_tokens": 512, "engine": "ideal"}
     result = answer(choices=[("self", "streamingllm")], **short)
@@ -120,11 +120,13 @@ def test_where_the_best_draft_loses_it_says_do_not_speculate_and_by_how_much() -
     assert result.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
 
 
-def test_below_the_break_even_batch_the_sentence_says_so() -> None:
+def test_the_sentence_states_the_break_even_batch() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.sentence.endswith(f"without speculation below batch {result.batch.from_value}.")
+    assert result.sentence.endswith(
+        f"at 32,000 tokens it pays from batch {result.batch.from_value}."
+    )
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
@@ -169,28 +171,26 @@ def test_memory_binds_where_a_better_plan_does_not_fit() -> None:
     assert result.binding.without.scenario.tp == 1 and not result.binding.without.fits
 
 
-def test_where_nothing_fits_the_nearest_miss_is_named() -> None:
+def test_if_nothing_fits_the_closest_plan_is_named() -> None:
     with pytest.raises(NoFeasiblePlan) as raised:
         answer(target="llama-3.1-70b", batch=8)
     text = str(raised.value)
     assert raised.value.exit_code == 3
-    assert "nothing fits at batch 8, 32,000 tokens; the nearest miss is No speculation" in text
+    assert "at batch 8 and 32,000 tokens; the closest is No speculation" in text
     assert re.search(r"memory \d+% of the GPU \(\d\.\d\dx the limit\)", text)
     assert "\n" not in text
 
 
-def test_where_no_plan_is_fast_enough_the_nearest_miss_says_how_far() -> None:
+def test_if_no_plan_is_fast_enough_the_closest_one_states_its_miss() -> None:
     fastest = answer(batch=16, tp=8).best
     limit = fastest.tpot_s / 2
-    with pytest.raises(
-        NoFeasiblePlan, match=r"the nearest miss is .*tpot .*x the limit\)"
-    ) as raised:
+    with pytest.raises(NoFeasiblePlan, match=r"the closest is .*tpot .*x the limit\)") as raised:
         answer(SLO(tpot_s=limit), batch=16, tp=8)
     assert fastest.label in str(raised.value)
     assert "(2.00x the limit)" in str(raised.value)
 
 
-def test_a_slow_target_alone_is_answered_by_plain_decoding() -> None:
+def test_limits_that_only_plain_decoding_meets() -> None:
     """Limits that only plain decoding meets leave no draft to study."""
     plain = estimate(a_scenario(batch=16, tp=8))
     result = answer(SLO(ttft_s=float(plain.ttft_s)), batch=16, tp=8, choices=[("self", "snapkv")])

@@ -76,7 +76,7 @@ def test_the_best_is_the_best_of_an_exhaustive_loop(
     assert best.speedup == pytest.approx(float(expected.speedup), rel=1e-12)
 
 
-def test_limits_hold_as_in_an_exhaustive_loop(loop: list[RoundEstimate]) -> None:
+def test_limits_agree_with_an_exhaustive_loop(loop: list[RoundEstimate]) -> None:
     """Also a memory limit that a smaller γ meets and the best γ does not."""
     free = small_search(PLAIN).ranked()[0]
     gamma = free.scenario.plan.gamma
@@ -102,7 +102,7 @@ def test_limits_hold_as_in_an_exhaustive_loop(loop: list[RoundEstimate]) -> None
         assert key(best.scenario) == key(expected.scenario), slo
 
 
-def test_every_candidate_is_what_predict_says_of_its_scenario() -> None:
+def test_every_candidate_agrees_with_predict() -> None:
     for candidate in small_search(PLAIN).candidates:
         point = estimate(candidate.scenario)
         assert candidate.tpot_s == pytest.approx(float(point.tpot_s), rel=1e-12)
@@ -121,7 +121,7 @@ def speedups(result: Search) -> dict[tuple[object, ...], float]:
     return {key(c.scenario): c.speedup for c in result.candidates}
 
 
-def test_a_given_acceptance_holds_for_its_own_draft_choice_only() -> None:
+def test_a_given_acceptance_applies_to_its_draft_choice_only() -> None:
     own = {"draft": "self", "draft_policy": "snapkv", "kv_budget": 512}
     before = speedups(small_search(PLAIN))
     result = small_search(PLAIN | own | {"acceptance": 0.999})
@@ -136,7 +136,7 @@ def test_a_given_acceptance_holds_for_its_own_draft_choice_only() -> None:
             assert after[name] == before[name]
 
 
-def test_a_choice_that_nobody_measured_states_the_acceptance_it_needs() -> None:
+def test_an_unmeasured_choice_states_the_acceptance_that_it_needs() -> None:
     values = {"target": "llama-3.1-70b", "tp": 8, "batch": 32}
     result = search(
         a_scenario(**values),
@@ -175,7 +175,7 @@ def test_a_choice_by_hub_id_is_the_catalogs_model(alias: str, label: str) -> Non
 # ---- what is searched -------------------------------------------------------------------------
 
 
-def test_drafts_are_self_and_every_smaller_model_of_the_same_tokenizer() -> None:
+def test_drafts_are_self_and_every_smaller_model_with_the_same_tokenizer() -> None:
     result = draft_choices(a_scenario(target="llama-3.1-70b", tp=8))
     assert ("self", "streamingllm") in result and ("self", "snapkv") in result
     models = {draft for draft, _ in result} - {"self"}
@@ -184,7 +184,7 @@ def test_drafts_are_self_and_every_smaller_model_of_the_same_tokenizer() -> None
     assert not models & {"tinyllama-1.1b", "qwen2.5-7b", "llama-68m"}
 
 
-def test_budgets_over_the_context_are_left_out() -> None:
+def test_budgets_that_exceed_the_context_are_skipped() -> None:
     result = search(a_scenario(prompt_tokens=1000, batch=1), choices=[("self", "snapkv")])
     budgets = {c.scenario.plan.kv_budget_tokens for c in result.candidates}
     assert budgets == {None, 64, 128, 256, 512}
@@ -196,7 +196,7 @@ def test_plain_decoding_is_always_a_candidate_at_every_tp() -> None:
     assert {c.speedup for c in plain} == {1.0}
 
 
-def test_a_search_keeps_what_a_violation_is() -> None:
+def test_a_violation_is_the_value_over_its_limit() -> None:
     candidate: Candidate = search(a_scenario(**PLAIN, tp=8), choices=[]).candidates[0]
     broken = candidate.violation(SLO(tpot_s=candidate.tpot_s / 2, ttft_s=1e9, memory_fraction=0.01))
     assert broken["tpot"] == pytest.approx(2.0)
@@ -224,5 +224,5 @@ def test_a_tp_that_does_not_divide_is_refused() -> None:
          "Draft llama-3.2-1b, full cache, γ=2"),
     ],
 )  # fmt: skip
-def test_a_plan_is_named_in_words(values: dict[str, Any], label: str) -> None:
+def test_a_plan_has_a_label_in_words(values: dict[str, Any], label: str) -> None:
     assert plan_label(parse_scenario(values).plan()) == label

@@ -1,4 +1,4 @@
-"""Sweeps: one call over named axes, equal to predicting each point, infeasible points masked."""
+"""Sweeps equal predictions at each point, and mask infeasible points."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def masked(result: Sweep) -> list[dict[str, Any]]:
     return [row for row in result.rows() if not row["feasible"]]
 
 
-def test_a_budget_over_the_context_is_masked_with_its_reason() -> None:
+def test_a_budget_that_exceeds_the_context_is_masked_with_a_reason() -> None:
     result = sweep(BASE, {"prompt_tokens": [4096, 32_000], "kv_budget": [256, 8192], "gamma": [2]})
     (row,) = masked(result)
     assert (row["prompt_tokens"], row["kv_budget"]) == (4096, 8192)
     assert row["reason"] == "kv_budget exceeds the context"
 
 
-def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
+def test_points_that_do_not_fit_are_never_the_best() -> None:
     """Without the mask the largest batch would win: speculation gains most where nothing fits."""
     result = sweep(BASE, {"batch": [64, 512, 4096], "gamma": [4]})
     (block,) = result.blocks
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_masked_before_any_maximum_is_taken() -> None:
             check_fits(point)
 
 
-def test_a_combination_that_cannot_be_keeps_its_message_and_the_others_run() -> None:
+def test_an_invalid_combination_has_a_reason_and_the_others_are_evaluated() -> None:
     result = sweep(
         {"draft": "tinyllama-1.1b", "target": "llama-2-7b-32k", "prompt_tokens": 4096},
         {"tp": [2, 8], "draft_tp": [2, 4]},
@@ -127,7 +127,7 @@ def test_a_tp_that_does_not_divide_is_masked_with_the_message_of_predict() -> No
 # ---- axes -------------------------------------------------------------------------------------
 
 
-def test_no_draft_is_one_row_without_gamma_and_budget_beside_the_drafts() -> None:
+def test_draft_none_is_one_row_without_gamma_and_budget() -> None:
     result = sweep(
         {"tp": 8, "acceptance": 0.8}, {"draft": ["none", "self:snapkv"], "gamma": [2, 4]}
     )
@@ -138,7 +138,7 @@ def test_no_draft_is_one_row_without_gamma_and_budget_beside_the_drafts() -> Non
     assert result.points == 3
 
 
-def test_a_default_budget_is_that_of_the_blocks_own_policy() -> None:
+def test_the_default_budget_depends_on_the_policy_of_the_block() -> None:
     result = sweep({"acceptance": 0.8}, {"draft": ["self:streamingllm", "self:snapkv"]})
     assert [row["kv_budget"] for row in result.rows()] == [512, 2049]
 
@@ -155,10 +155,10 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
     [
         ({"colour": [1]}, "unknown sweep axis 'colour'. Known: batch"),
         ({"batch": []}, "sweep axis batch has no values"),
-        ({"batch": [1, 0]}, "batch: every value must be a whole number of at least 1"),
-        ({"batch": [1, float("nan")]}, "batch: every value must be a whole number"),
-        ({"gamma": [1, 2.5]}, "gamma: every value must be a whole number of at least 0"),
-        ({"gamma": [1, 65]}, "gamma: values go up to 64"),
+        ({"batch": [1, 0]}, "batch is not valid: use whole numbers of at least 1"),
+        ({"batch": [1, float("nan")]}, "batch is not valid"),
+        ({"gamma": [1, 2.5]}, "gamma is not valid: use whole numbers of at least 0"),
+        ({"gamma": [1, 65]}, "gamma is not valid: use at most 64"),
         ({"gpu": ["h100-sxm", "h1000"]}, "unknown GPU 'h1000'"),
         ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'. Nearest: ideal"),
         ({"draft": ["self:window"]}, "unknown draft policy 'window'"),
@@ -166,15 +166,15 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
         ({"batch": range(1, 10_001), "prompt_tokens": range(1, 10_001)}, "exceed 50,000,000"),
     ],
 )
-def test_a_bad_axis_is_refused_in_one_line(axes: dict[str, Any], message: str) -> None:
+def test_an_invalid_axis_is_refused_in_one_line(axes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         sweep(BASE, axes)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_tokens_per_round_of_one_gamma_is_not_swept_over_others() -> None:
-    with pytest.raises(ConfigError, match="tokens_per_round holds for one gamma"):
+def test_tokens_per_round_cannot_be_combined_with_several_gammas() -> None:
+    with pytest.raises(ConfigError, match="tokens_per_round applies to one gamma"):
         sweep({"draft": "self", "tokens_per_round": 3}, {"gamma": [3, 4]})
 
 
@@ -200,14 +200,14 @@ def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> 
     assert [row["kv_budget"] for row in result.rows()] == [0, 64, 128, 256]
 
 
-def test_a_budget_is_checked_at_each_prefix() -> None:
+def test_a_budget_is_checked_at_each_context() -> None:
     base = EIGHT_A100 | {"draft": "self", "kv_budget": 512}
     rows = list(sweep(base, {"prompt_tokens": [256, 512, 4096]}).rows())
     assert [row["feasible"] for row in rows] == [False, True, True]
     assert rows[0]["reason"] == "kv_budget exceeds the context"
 
 
-def test_infeasible_rows_hold_every_column() -> None:
+def test_infeasible_rows_have_every_column() -> None:
     good, bad = sweep(EIGHT_A100, {"tp": [8, 3]}).rows()
     assert list(good) == list(bad) and bad["speedup"] is None and "tp=3" in bad["reason"]
 

@@ -1,4 +1,4 @@
-"""Exported configurations parse, say what the plan says, and refuse what an engine cannot run."""
+"""Exported configurations parse and match the plan; plans that an engine cannot run are refused."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
 from perfmodel.reports.export import ExportPlan
+from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs.model import ModelSpec
 
-STANDALONE = ExportPlan(
-    target="llama-3.1-70b",
-    target_hub_id="meta-llama/Llama-3.1-70B",
-    draft="llama-3.1-8b",
-    draft_hub_id="meta-llama/Llama-3.1-8B",
-    draft_policy="full",
-    kv_budget_tokens=None,
-    sink_tokens=0,
-    gamma=4,
-    tp=8,
-    draft_tp=8,
-    batch=64,
-    prompt_tokens=32_000,
-    output_tokens=256,
-    gpu="h100-sxm",
-    acceptance_per_position=(0.9, 0.8),
-)
-SELF = replace(
-    STANDALONE, draft="self", draft_hub_id=None, draft_policy="snapkv", kv_budget_tokens=2049
-)
-PLAIN = replace(STANDALONE, draft="none", draft_hub_id=None, gamma=0, acceptance_per_position=None)
+BASE = {
+    "target": "llama-3.1-70b",
+    "gpu": "h100-sxm",
+    "tp": 8,
+    "batch": 64,
+    "prompt_tokens": 32_000,
+    "output_tokens": 256,
+}
+RATES = {"gamma": 4, "acceptance_per_position": (0.9, 0.8)}
+
+
+def plan_of(**values: object) -> ExportPlan:
+    scenario = parse_scenario(BASE | values).scenario()
+    return ExportPlan.of_scenario(scenario, engine="specroof")
+
+
+STANDALONE = plan_of(draft="llama-3.1-8b", draft_policy="full", **RATES)
+SELF = plan_of(draft="self", draft_policy="snapkv", kv_budget=2049, **RATES)
+PLAIN = plan_of()
 SCHEDULE = ((1, 64, 3), (65, 128, 1), (129, 512, 0))
 SERVERS = ("vllm", "sglang", "tensorrt-llm")
 
@@ -86,7 +86,8 @@ def test_vllm_gets_a_command_with_a_json_config() -> None:
 
 
 def test_vllm_takes_the_gamma_schedule_and_enough_tokens_for_it() -> None:
-    plan = replace(STANDALONE, gamma=1, gamma_schedule=SCHEDULE)
+    one = plan_of(draft="llama-3.1-8b", draft_policy="full", **(RATES | {"gamma": 1}))
+    plan = replace(one, gamma_schedule=SCHEDULE)
     config = json.loads(
         flag(command(export_plan(engine="vllm", plan=plan)), "--speculative-config")
     )
@@ -138,7 +139,7 @@ def test_tensorrt_llm_gets_yaml() -> None:
     assert "TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS=3" in text  # mean 2.657
 
 
-def test_specroofs_own_scenario_says_the_plan_in_the_command_lines_words() -> None:
+def test_a_specroof_scenario_states_the_plan_in_the_keys_of_the_command_line() -> None:
     assert tomllib.loads(export_plan(engine="specroof", plan=SELF)) == {
         "target": "llama-3.1-70b",
         "draft": "self",
@@ -146,6 +147,7 @@ def test_specroofs_own_scenario_says_the_plan_in_the_command_lines_words() -> No
         "kv_budget": 2049,
         "gamma": 4,
         "gpu": "h100-sxm",
+        "machine": "hgx-h100",
         "tp": 8,
         "draft_tp": 8,
         "batch": 64,
@@ -156,26 +158,24 @@ def test_specroofs_own_scenario_says_the_plan_in_the_command_lines_words() -> No
         "kv_dtype": "bf16",
         "engine": "specroof",
     }
-    one = tomllib.loads(
-        export_plan(engine="specroof", plan=replace(SELF, acceptance_per_position=(0.8,)))
-    )
-    assert one["acceptance"] == 0.8
+    one = plan_of(draft="self", gamma=4, acceptance=0.8)
+    assert tomllib.loads(export_plan(engine="specroof", plan=one))["acceptance"] == 0.8
     scheduled = export_plan(engine="specroof", plan=replace(SELF, gamma_schedule=SCHEDULE))
     assert tomllib.loads(scheduled)["gamma"] == 4
     assert "# gamma schedule: batch 65 to 128: gamma = 1" in scheduled
 
 
 @pytest.mark.parametrize("engine", SERVERS)
-def test_no_draft_and_gamma_zero_are_the_plain_command(engine: str) -> None:
+def test_draft_none_and_gamma_zero_give_the_plain_command(engine: str) -> None:
     plain = export_plan(engine=engine, plan=PLAIN)
     assert "speculative-" not in plain and "DraftTarget" not in plain
-    without_drafts = replace(SELF, gamma=0)
+    without_drafts = plan_of(draft="self", gamma=0)
     assert export_plan(engine=engine, plan=without_drafts) == plain
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("plan", [STANDALONE, PLAIN])
-def test_every_text_names_the_engine_and_servers_the_date_of_the_check(
+def test_every_text_starts_with_the_engine_and_the_date_of_the_check(
     engine: str, plan: ExportPlan
 ) -> None:
     first = export_plan(engine=engine, plan=plan).splitlines()[0]
@@ -183,29 +183,42 @@ def test_every_text_names_the_engine_and_servers_the_date_of_the_check(
     assert engine == "specroof" or "checked November 2026" in first
 
 
+def without_id(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, hub_id="", source="")
+
+
+def with_schedule(plan: ExportPlan) -> ExportPlan:
+    return replace(plan, gamma_schedule=SCHEDULE)
+
+
+def with_scenario(plan: ExportPlan, **changes: object) -> ExportPlan:
+    return replace(plan, scenario=replace(plan.scenario, **changes))  # type: ignore[arg-type]
+
+
+DRAFT = {"draft": "llama-3.1-8b", "draft_policy": "full", **RATES}
+WINDOW = {"draft_policy": "streamingllm", "kv_budget": 512}
+NO_DRAFT_ID = with_scenario(STANDALONE, draft=without_id(STANDALONE.scenario.draft))
+NO_TARGET_ID = with_scenario(STANDALONE, target=without_id(STANDALONE.scenario.target))
+
+
 @pytest.mark.parametrize(
-    ("change", "refusing", "reason"),
+    ("plan", "refusing", "reason"),
     [
-        ({"draft": "self"}, SERVERS, "self-speculation"),
-        (
-            {"draft_policy": "streamingllm", "kv_budget_tokens": 512},
-            SERVERS,
-            "no budget is kept",
-        ),
-        ({"draft_tp": 4}, SERVERS, "draft_tp=4 differs from tp=8"),
-        ({"gamma_schedule": SCHEDULE}, ("sglang", "tensorrt-llm"), "schedule of gamma"),
-        ({"draft_hub_id": None}, SERVERS, "no hub id or path is known for llama-3.1-8b"),
-        ({"target_hub_id": ""}, SERVERS, "no hub id or path is known for llama-3.1-70b"),
-        ({"weight_dtype": "int4"}, SERVERS, "quantised beforehand"),
-        ({"weight_dtype": "fp8"}, ("tensorrt-llm",), "quantised beforehand"),
-        ({"kv_dtype": "int4"}, SERVERS, "no int4 KV cache"),
-        ({}, (), ""),
+        (SELF, SERVERS, "self-speculation"),
+        (plan_of(**(DRAFT | WINDOW)), SERVERS, "without a KV budget"),
+        (plan_of(**DRAFT, draft_tp=4), SERVERS, "draft_tp=4 differs from tp=8"),
+        (with_schedule(STANDALONE), ("sglang", "tensorrt-llm"), "varies gamma with the batch"),
+        (NO_DRAFT_ID, SERVERS, "the hub id of llama-3.1-8b is not known"),
+        (NO_TARGET_ID, SERVERS, "the hub id of llama-3.1-70b is not known"),
+        (plan_of(**DRAFT, weight_dtype="int4"), SERVERS, "from a quantised checkpoint"),
+        (plan_of(**DRAFT, weight_dtype="fp8"), ("tensorrt-llm",), "from a quantised checkpoint"),
+        (plan_of(**DRAFT, kv_dtype="int4"), SERVERS, "no int4 KV cache"),
+        (STANDALONE, (), ""),
     ],
 )
 def test_what_an_engine_cannot_run_is_refused_with_the_reason(
-    change: dict[str, object], refusing: tuple[str, ...], reason: str
+    plan: ExportPlan, refusing: tuple[str, ...], reason: str
 ) -> None:
-    plan = replace(STANDALONE, **change)  # type: ignore[arg-type]
     matrix = exportability(plan)
     assert {engine for engine, why in matrix.items() if why} == set(refusing)
     for engine in ENGINES:
@@ -217,48 +230,35 @@ def test_what_an_engine_cannot_run_is_refused_with_the_reason(
             assert export_plan(engine=engine, plan=plan).endswith("\n")
 
 
-def test_fp8_weights_and_cache_become_the_engines_words() -> None:
-    plan = replace(STANDALONE, weight_dtype="fp8", kv_dtype="fp8")
+def test_fp8_weights_and_cache_are_written_as_each_engine_names_them() -> None:
+    plan = plan_of(**DRAFT, weight_dtype="fp8", kv_dtype="fp8")
     assert flag(command(export_plan(engine="vllm", plan=plan)), "--kv-cache-dtype") == "fp8"
     words = command(export_plan(engine="sglang", plan=plan))
     assert flag(words, "--kv-cache-dtype") == "fp8_e4m3"
     assert flag(words, "--quantization") == "fp8"
-    kept = replace(STANDALONE, weight_dtype="fp8")
+    kept = plan_of(**DRAFT, weight_dtype="fp8")
     assert flag(command(export_plan(engine="vllm", plan=kept)), "--kv-cache-dtype") == "auto"
 
 
-def test_hostile_names_stay_inside_their_quotes() -> None:
+def test_hostile_names_are_quoted() -> None:
     hostile = 'a b\'; rm -rf "$HOME" #\\'
-    plan = replace(STANDALONE, target=hostile, target_hub_id=hostile, draft_hub_id=hostile)
+    spec = replace(STANDALONE.scenario.target, name=hostile, hub_id=hostile)
+    plan = with_scenario(STANDALONE, target=spec, draft=spec)
     assert command(export_plan(engine="vllm", plan=plan))[2] == hostile
     assert flag(command(export_plan(engine="sglang", plan=plan)), "--model-path") == hostile
     assert tomllib.loads(export_plan(engine="specroof", plan=plan))["target"] == hostile
     tree = yaml_tree(export_plan(engine="tensorrt-llm", plan=plan))
     assert tree["speculative_config"]["speculative_model_dir"] == hostile  # type: ignore[index]
     with pytest.raises(ConfigError, match="control characters"):
-        replace(STANDALONE, target_hub_id="a\nb")
+        with_scenario(STANDALONE, target=replace(spec, hub_id="a\nb"))
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"gamma": -1},
-        {"gamma": 1.5},
-        {"tp": 0},
-        {"batch": True},
-        {"draft": "none"},
-        {"draft_policy": "window"},
-        {"draft_policy": "snapkv", "kv_budget_tokens": None},
-        {"acceptance_per_position": (0.9, 1.2)},
-        {"acceptance_per_position": ()},
-        {"gamma_schedule": ((2, 8, 3),)},
-        {"gamma_schedule": ((1, 8, 3), (8, 16, 1))},
-        {"gamma_schedule": ((1, 8, -3),)},
-    ],
+    "schedule", [((2, 8, 3),), ((1, 8, 3), (8, 16, 1)), ((1, 8, -3),), ((1, 0, 3),)]
 )
-def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        replace(STANDALONE, **change)  # type: ignore[arg-type]
+def test_schedule_rows_must_follow_one_another(schedule: tuple[tuple[int, int, int], ...]) -> None:
+    with pytest.raises(ConfigError, match="gamma_schedule row"):
+        replace(STANDALONE, gamma_schedule=schedule)
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:

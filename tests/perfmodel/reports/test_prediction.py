@@ -1,4 +1,4 @@
-"""Estimates as plain data: the documented keys, JSON throughout, null where nothing is known."""
+"""Predictions as JSON data: the documented keys, and null for unknown values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_any_prediction_is_json_with_the_documented_keys(scenario: Scenario) -> 
 
 @settings(max_examples=30, deadline=None)
 @given(scenario=scenarios(SPECULATING))
-def test_the_written_numbers_keep_the_rounds_identity(scenario: Scenario) -> None:
+def test_the_numbers_satisfy_the_identity_of_a_round(scenario: Scenario) -> None:
     result = prediction_dict(estimate(scenario))
     gamma = result["scenario"]["gamma"]
     round_s = gamma * result["draft_step_s"] + result["verify_s"] + result["overhead_s"]
@@ -60,7 +60,7 @@ def test_the_written_numbers_keep_the_rounds_identity(scenario: Scenario) -> Non
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_the_breakdown_beneath_adds_up_to_the_steps_above(draft: dict[str, Any]) -> None:
+def test_the_breakdown_adds_up_to_the_steps(draft: dict[str, Any]) -> None:
     result = predict(**draft, tp=8)
     for name, parts in result["breakdown"].items():
         step = "verify_s" if name == "verify" else f"{name}_s"
@@ -74,7 +74,7 @@ def test_the_breakdown_beneath_adds_up_to_the_steps_above(draft: dict[str, Any])
     assert memory["total_bytes"] == result["memory_bytes_per_gpu"]
 
 
-def test_unknown_acceptance_is_null_and_its_need_is_stated() -> None:
+def test_unknown_acceptance_is_null_and_the_break_even_is_stated() -> None:
     result = predict(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8)
     for key in ("speedup", "tpot_s", "tokens_per_round", "speedup_low"):
         assert result[key] is None
@@ -92,14 +92,14 @@ def test_unknown_acceptance_is_null_and_its_need_is_stated() -> None:
         ({"draft": "self", "target": "qwen2.5-7b"}, "borrowed"),
     ],
 )
-def test_the_origin_of_an_acceptance_is_told(values: dict[str, Any], origin: str) -> None:
+def test_the_origin_of_an_acceptance_is_stated(values: dict[str, Any], origin: str) -> None:
     result = predict(**values)
     assert result["origin"]["tokens_per_round"] == origin
     if origin != "none":
         assert result["acceptance"]["origin"] == origin
 
 
-def test_the_three_figures_of_acceptance_are_told_apart() -> None:
+def test_the_forms_of_acceptance_are_distinguished() -> None:
     result = predict(draft="self", acceptance=0.8, gamma=3)["acceptance"]
     tokens = 1 + 0.8 + 0.64 + 0.512
     assert result["alpha"] == 0.8
@@ -127,7 +127,7 @@ def test_the_interval_is_that_of_the_scenario() -> None:
     assert (result["speedup_low"], result["speedup_high"]) == (interval.low, interval.high)
 
 
-def test_a_scenario_holds_no_null() -> None:
+def test_a_scenario_has_no_null() -> None:
     for draft in DRAFTS:
         values = scenario_dict(a_scenario(**draft))
         assert None not in values.values()

@@ -1,4 +1,4 @@
-"""Drawn acceptance has the moments of the closed form, whatever the process."""
+"""Drawn acceptance has the moments of the closed form for every process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROCESSES = {
 
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("gamma", [0, 1, 4, 7])
-def test_mean_tokens_of_a_round(name: str, gamma: int) -> None:
+def test_mean_tokens_per_round(name: str, gamma: int) -> None:
     process, rng = PROCESSES[name], np.random.default_rng(0)
     traits = process.traits(rng, 40_000)
     counts = process.accepted(rng, gamma, traits, np.zeros(traits.size, np.int64))
@@ -35,7 +35,7 @@ def test_mean_tokens_are_omega_without_spread() -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_rounds_to_finish_are_those_of_playing_every_round(name: str) -> None:
+def test_rounds_to_finish_agree_with_drawing_every_round(name: str) -> None:
     """Same distribution: mean and spread over many sequences agree within their errors."""
     process, gamma, size = PROCESSES[name], 3, 20_000
     rng = np.random.default_rng(1)
@@ -59,8 +59,8 @@ def test_recorded_rounds_keep_their_order() -> None:
     assert rows == [[2, 1], [0, 2], [1, 0]]
 
 
-def test_a_spread_beyond_what_alpha_allows_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"outside 0 to 0\.3"):
+def test_a_spread_that_alpha_does_not_allow_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"use less than 0\.3"):
         AcceptanceProcess(per_position=(0.9,), spread=0.4)
     with pytest.raises(ConfigError, match="one alpha"):
         AcceptanceProcess(per_position=(0.9, 0.8), spread=0.1)

@@ -1,6 +1,8 @@
-"""A fixed batch: the closed form where its assumptions hold, and identities where they do not."""
+"""A fixed batch agrees with the closed form where it applies, and satisfies identities."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import SPECULATING, a_scenario, scenarios, with_acceptance
 
 from perfmodel import ConfigError, Scenario, estimate
+from perfmodel.acceptance.tokens import accepted_distribution
 from perfmodel.reports import batch_dict
 from perfmodel.serving import AcceptanceProcess, scenario_acceptance, simulate_batch
 
@@ -26,7 +29,7 @@ def lengths_of(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     gamma=st.integers(1, 8),
     seed=st.integers(0, 1 << 30),
 )
-def test_throughput_is_the_closed_forms_within_its_monte_carlo_error(
+def test_throughput_equals_the_closed_form_within_monte_carlo_error(
     scenario: Scenario, alpha: float, gamma: int, seed: int
 ) -> None:
     """Equal lengths, i.i.d. acceptance, fixed batch: within 4.5 standard errors, under 1 %."""
@@ -42,9 +45,13 @@ def test_throughput_is_the_closed_forms_within_its_monte_carlo_error(
         grow=False,
         seed=seed,
     )
-    expected = work.batch / float(estimate(scenario, gamma=gamma).tpot_s)
-    assert run.throughput_error < 0.012 * expected
-    assert abs(run.throughput - expected) < 4.5 * run.throughput_error
+    point = estimate(scenario, gamma=gamma)
+    expected = work.batch / float(point.tpot_s)
+    tokens, chance = 1 + np.arange(gamma + 1), accepted_distribution([alpha], gamma)
+    variance = float(tokens**2 @ chance - (tokens @ chance) ** 2)
+    error = math.sqrt(work.batch * variance / run.rounds) / float(point.round_s)
+    assert error < 0.012 * expected
+    assert abs(run.throughput - expected) < 4.5 * error
 
 
 @settings(max_examples=15, deadline=None)
@@ -120,7 +127,7 @@ def test_alpha_one_takes_whole_rounds() -> None:
     assert run.rounds == 11 and run.finish_s[0] < run.finish_s[1]
 
 
-def test_same_seed_same_run_and_another_seed_another() -> None:
+def test_runs_depend_only_on_the_seed() -> None:
     scenario = a_scenario(draft="self", acceptance=0.8, gamma=3)
     process, many = scenario_acceptance(scenario), np.full(8, 900)
     first, again, other = (
@@ -132,7 +139,7 @@ def test_same_seed_same_run_and_another_seed_another() -> None:
     assert first == again != other
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     one = lengths_of(1)
     with pytest.raises(ConfigError, match="needs a draft"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, gamma=2)

@@ -1,4 +1,4 @@
-"""The request simulator: conservation, capacity, causality, queueing laws; pooled against exact."""
+"""The request simulator: conservation, capacity, causality and queueing laws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from perfmodel.serving import (
     choose_for_traffic,
     scenario_acceptance,
 )
-from perfmodel.serving.round_times import KVCapacity
 from perfmodel.serving.simulate import best_gammas
 
 SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
@@ -52,7 +51,7 @@ def play(
     seed=st.integers(0, 1000),
     budget=st.sampled_from((100, 1000, 8192)),
 )
-def test_every_token_once_in_order_and_never_early(
+def test_requests_are_complete_and_causal(
     kind: str, rate: float, gammas: tuple[int, ...], exact: bool, seed: int, budget: int
 ) -> None:
     traffic = Traffic(
@@ -78,11 +77,11 @@ def test_every_token_once_in_order_and_never_early(
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
-def test_the_cache_is_never_over_capacity_though_it_is_too_small(
+def test_the_cache_never_exceeds_its_capacity(
     exact: bool, gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenth of what the batch wants: requests are preempted, and still each finishes once."""
-    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(6000, 1.0))
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: 6000)
     traffic = Traffic(
         requests=200, arrivals="at-once", prompt_tokens=300, output_tokens=800, output_cv=0.5
     )
@@ -93,10 +92,10 @@ def test_the_cache_is_never_over_capacity_though_it_is_too_small(
 
 
 @pytest.mark.parametrize("gammas", [(0,), (3,), (0, 2, 4)])
-def test_pooled_agrees_with_exact_where_requests_are_preempted(
+def test_pooled_agrees_with_exact_under_preemption(
     gammas: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: KVCapacity(20_000, 1.0))
+    monkeypatch.setattr(RoundTimes, "kv_capacity", lambda self, gamma: 20_000)
     traffic = Traffic(requests=600, rate=20.0, prompt_tokens=300, output_tokens=400, output_cv=0.5)
     pooled, exact = (
         play(a_scenario(**SELF), traffic, 64, gammas=gammas, exact=exact)[0].stats
@@ -184,7 +183,7 @@ def test_littles_law_holds(gammas: tuple[int, ...]) -> None:
     assert mean_inside == pytest.approx(3000 / stats.makespan_s * stats.latency.mean_s, rel=1e-9)
 
 
-def test_a_full_machine_serves_at_the_closed_forms_throughput() -> None:
+def test_a_full_machine_has_the_throughput_of_the_closed_form() -> None:
     """At once, equal and tiny prompts, long outputs: the batch is full until near the end."""
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=2000, arrivals="at-once", prompt_tokens=8000, output_tokens=100)
@@ -234,7 +233,7 @@ def test_pooled_rounds_agree_with_every_round_drawn(
     assert pooled.stats.kv_s == pytest.approx(exact.stats.kv_s, rel=0.03)
 
 
-def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
+def test_at_gamma_zero_pooled_equals_exact() -> None:
     """Nothing is random then: each request's times agree but for arrivals within a round."""
     traffic = Traffic(requests=400, arrivals="at-once", prompt_cv=1.0, output_cv=1.0)
     _, pooled = play(a_scenario(), traffic, gammas=[0])
@@ -245,7 +244,7 @@ def test_at_gamma_zero_pooled_and_exact_are_one() -> None:
 # ---- schedule ---------------------------------------------------------------------------------
 
 
-def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
+def test_a_schedule_uses_gamma_zero_where_drafts_do_not_pay() -> None:
     """Self-speculation at short contexts never pays; at long ones it does."""
     scenario = a_scenario(**SELF)
     table = RoundTimes(scenario, max_batch=64)
@@ -255,7 +254,7 @@ def test_a_schedule_decodes_plainly_where_drafts_cost_more() -> None:
     assert gammas[63, -1] == np.argmin(point.tpot_s)
 
 
-def test_the_choice_for_a_traffic_is_the_best_of_its_runs() -> None:
+def test_the_choice_for_traffic_is_the_best_run() -> None:
     scenario = a_scenario(**SELF)
     traffic = Traffic(requests=400, rate=2.0, prompt_tokens=20_000, output_tokens=120)
     choice = choose_for_traffic(

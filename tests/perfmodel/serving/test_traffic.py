@@ -1,4 +1,4 @@
-"""Arrivals and lengths have the moments asked for; recorded traces are read in all their forms."""
+"""Arrivals and lengths have the given moments, and recorded traces are read in all formats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.314579,396,109\n"
 @pytest.mark.parametrize(
     "name, text", [("a.csv", AZURE), ("b.csv", AZURE_2024), ("m.jsonl", MOONCAKE), ("o.csv", OWN)]
 )
-def test_every_kind_of_trace_say_the_same(tmp_path: Path, name: str, text: str) -> None:
+def test_every_trace_format_gives_the_same_requests(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     (first, second) = trace_rows(path)
@@ -53,22 +53,22 @@ def test_sharegpt_conversations_are_counted_in_characters_and_arrivals_drawn(
     "text, says",
     [
         ("arrival_s,prompt_tokens,output_tokens\n0,1,1\n0,x,1\n", "line 3: .*x"),
-        ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: arrives before"),
+        ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: earlier than"),
         ("arrival_s,prompt_tokens\n0,1\n", "no column output_tokens"),
         ("arrival_s,prompt_tokens,output_tokens\n0,0,1\n", "at least 1"),
-        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "2 cells under 3"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "has 2 cells; the header has 3"),
         ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "not a time"),
         ("arrival_s,prompt_tokens,output_tokens\n", "no requests"),
     ],
 )
-def test_a_bad_trace_names_its_line(tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_trace_is_refused_with_the_line(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=says):
         list(Traffic(requests=None, path=str(path)).chunks(0))
 
 
-def test_a_missing_trace_and_a_bad_acceptance_recording(tmp_path: Path) -> None:
+def test_a_missing_trace_and_an_invalid_acceptance_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         list(trace_rows(tmp_path / "none.csv"))
     path = tmp_path / "a.txt"
@@ -80,7 +80,7 @@ def test_a_missing_trace_and_a_bad_acceptance_recording(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["poisson", "bursty", "regular"])
-def test_the_mean_rate_is_the_one_asked_for(kind: str) -> None:
+def test_the_mean_rate_is_as_given(kind: str) -> None:
     traffic = Traffic(requests=100_000, rate=50.0, arrivals=kind, burst_s=2.0)
     times = np.concatenate([chunk.arrival_s for chunk in traffic.chunks(3)])
     assert times.size == 100_000 and np.all(np.diff(times) >= 0)
@@ -98,7 +98,7 @@ def test_lengths_have_their_mean_and_spread() -> None:
     assert set(lengths(np.random.default_rng(0), 500, 0.0, 9)) == {500}
 
 
-def test_eos_ends_outputs_early_at_its_chance() -> None:
+def test_eos_shortens_outputs_with_the_given_probability() -> None:
     (chunk,) = Traffic(requests=8000, output_tokens=10_000, eos=0.01).chunks(0)
     assert chunk.output_tokens.mean() == pytest.approx(100, rel=0.05)
 
@@ -118,7 +118,7 @@ def test_the_standard_error_is_the_spread_of_means() -> None:
     assert means.std() == pytest.approx(runs[0].standard_error_s, rel=0.1)
 
 
-def test_no_durations_have_no_statistics() -> None:
+def test_statistics_of_no_durations_are_nan() -> None:
     empty = Durations(np.zeros(0))
     assert empty.count == 0
     for value in (empty.mean_s, empty.standard_error_s, empty.most_s, empty.quantile_s(0.5)):

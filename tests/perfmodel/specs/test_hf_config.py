@@ -72,7 +72,7 @@ def test_yarn_stretches_the_context_from_the_original() -> None:
     assert qwen.max_context_tokens == 131072
     stated = spec_of(rope_scaling=yarn, max_position_embeddings=200_000)
     assert stated.max_context_tokens == 200_000
-    assert "factor is missing for rope type yarn" in refusal(rope_scaling={"type": "yarn"})
+    assert "factor is missing; rope type yarn needs it" in refusal(rope_scaling={"type": "yarn"})
 
 
 # ---- what is refused ------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_yarn_stretches_the_context_from_the_original() -> None:
 def test_a_refusal_says_what_is_supported() -> None:
     assert refusal(num_experts=128) == (
         "mine: num_experts=128 is not supported; "
-        "supported are only dense MLPs, no mixture of experts"
+        "only dense MLPs are supported, not mixtures of experts"
     )
     assert refusal(model_type="gemma2") == (
         "mine: model_type='gemma2' is not supported; use one of llama, mistral, qwen2, qwen3"
@@ -98,7 +98,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     [0, -1, 1.5, 4096.0, True, "4096", None, [], {}, float("nan"), float("inf"), 10**30],
 )
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "max_position_embeddings"])
-def test_a_size_that_is_no_sane_whole_number_is_refused(field: str, value: Any) -> None:
+def test_an_invalid_size_is_refused(field: str, value: Any) -> None:
     assert refusal(**{field: value}).startswith(f"mine: {field}=")
 
 
@@ -107,7 +107,7 @@ def test_a_number_too_long_to_print_is_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [[], {}, None, "config", 7, [{"model_type": "llama"}]])
-def test_what_is_no_config_is_refused(config: Any) -> None:
+def test_a_value_that_is_not_a_config_is_refused(config: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         from_hf_config(config, name="mine")
     one_line(caught.value)
@@ -147,7 +147,9 @@ def test_a_file_and_its_directory_are_the_same_model(tmp_path: Path) -> None:
         (b" " * (MAX_CONFIG_BYTES + 1), "over 1,000,000 bytes"),
     ],
 )
-def test_a_hostile_file_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_hostile_config_file_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         catalog.model(str(write(tmp_path, content)))
     assert reason in one_line(caught.value)
@@ -165,7 +167,7 @@ def test_a_hostile_file_is_one_line(tmp_path: Path, content: bytes, reason: str)
         "\ud800.json",
     ],
 )
-def test_a_path_that_leads_nowhere_is_one_line(path: str) -> None:
+def test_a_missing_path_is_refused_in_one_line(path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         catalog.model(path)
     one_line(caught.value)

@@ -1,4 +1,4 @@
-"""Parameters, and what one rank holds of them and of the KV cache."""
+"""Parameters of a model, and weights and KV cache per rank."""
 
 import pytest
 from hypothesis import assume, given, settings
@@ -30,7 +30,7 @@ def replicated_parameters(spec: ModelSpec, tp: int) -> int:
         if catalog.model(name).splits_over(tp)
     ],
 )
-def test_ranks_hold_the_whole_model_and_what_is_replicated(name: str, tp: int) -> None:
+def test_all_ranks_store_the_model_plus_replicated_parts(name: str, tp: int) -> None:
     spec = catalog.model(name)
     stored = tp * spec.weight_bytes_per_rank(tp)
     assert stored - 2 * replicated_parameters(spec, tp) == 2 * spec.parameters
@@ -57,15 +57,15 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 @settings(max_examples=100, deadline=None)
 @given(spec=specs(), tp=st.sampled_from(TP))
-def test_any_model_that_splits_is_whole_over_its_ranks(spec: ModelSpec, tp: int) -> None:
+def test_any_split_model_is_complete_over_its_ranks(spec: ModelSpec, tp: int) -> None:
     assume(spec.splits_over(tp))
     stored = tp * spec.parameters_per_rank(tp)
     assert stored - replicated_parameters(spec, tp) == spec.parameters
 
 
-def test_a_tp_that_does_not_divide_is_refused_with_those_that_do() -> None:
+def test_an_invalid_tp_is_refused_with_the_valid_ones() -> None:
     spec = catalog.model("qwen2.5-7b")
-    with pytest.raises(ConfigError, match=r"28 query heads.*Use tp in \[1, 2, 4\]"):
+    with pytest.raises(ConfigError, match=r"28 query heads.*Use one of 1, 2, 4\."):
         spec.check_tp(8)
     spec.check_tp(4)
 
@@ -105,7 +105,7 @@ def test_an_unknown_dtype_is_refused_with_those_known() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "32", float("nan")])
-def test_a_size_that_is_no_positive_whole_number_is_refused(value: object) -> None:
+def test_a_size_must_be_a_positive_whole_number(value: object) -> None:
     sizes = dict.fromkeys(
         ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden", "vocab"), 8
     )
@@ -113,7 +113,7 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(value: object) -> No
         ModelSpec(name="m", max_context_tokens=8, **(sizes | {"layers": value}))  # type: ignore[arg-type]
 
 
-def test_query_heads_that_are_no_multiple_of_kv_heads_are_refused() -> None:
-    with pytest.raises(ConfigError, match="10 query heads do not split over 4 KV heads"):
+def test_query_heads_must_be_a_multiple_of_kv_heads() -> None:
+    with pytest.raises(ConfigError, match="10 query heads do not divide evenly among 4 KV heads"):
         ModelSpec(name="m", layers=1, hidden=8, query_heads=10, kv_heads=4, head_dim=8,
                   ffn_hidden=8, vocab=8, max_context_tokens=8)  # fmt: skip

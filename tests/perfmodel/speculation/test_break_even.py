@@ -1,4 +1,4 @@
-"""From where speculation pays, and γ over batch and context, against direct evaluation."""
+"""Break-even points and γ over batch and context agree with direct evaluation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
     return result
 
 
-def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
+def test_speculation_pays_from_the_break_even_batch() -> None:
     scenario = a_scenario(**LONG, batch=64)
     result = break_even_batch(scenario)
     assert result.from_value is not None and result.from_value > result.lowest == 1
@@ -52,7 +52,7 @@ def test_from_the_break_even_batch_on_it_pays_and_below_it_does_not() -> None:
         assert best(scenario, batch, at)[0] > 1.0
 
 
-def test_from_the_break_even_context_on_it_pays_and_below_it_does_not() -> None:
+def test_speculation_pays_from_the_break_even_context() -> None:
     """Contexts are looked at in steps of about 3 %."""
     scenario = a_scenario(**LONG, batch=16)
     result = break_even_context(scenario)
@@ -62,7 +62,7 @@ def test_from_the_break_even_context_on_it_pays_and_below_it_does_not() -> None:
     assert best(scenario, 16, 2 * result.from_value)[0] > 1.0
 
 
-def test_what_pays_at_small_batches_only_says_up_to_which() -> None:
+def test_speculation_that_pays_only_at_small_batches_has_an_end() -> None:
     """Short contexts: a small batch is bound by weights, a large one by compute."""
     scenario = a_scenario(**SHORT, batch=1)
     result = break_even_batch(scenario)
@@ -73,14 +73,14 @@ def test_what_pays_at_small_batches_only_says_up_to_which() -> None:
     assert best(scenario, result.until + 1, 512)[0] <= 1.0
 
 
-def test_what_never_pays_has_no_break_even() -> None:
+def test_speculation_that_never_pays_has_no_break_even() -> None:
     """A draft as dear as the target, in an engine without an overhead that drafting would save."""
     scenario = a_scenario(draft="self", draft_policy="full", batch=8, engine="ideal")
     assert break_even_batch(scenario).from_value is None
     assert break_even_context(scenario).from_value is None
 
 
-def test_what_always_pays_does_so_from_the_lowest() -> None:
+def test_speculation_that_always_pays_starts_at_the_lowest_value() -> None:
     scenario = a_scenario(
         target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
         prompt_tokens=16_000, batch=64,

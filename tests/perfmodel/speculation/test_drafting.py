@@ -1,4 +1,4 @@
-"""What each way of drafting costs: a step that its budget bounds, and a start once per request."""
+"""The cost of each draft method: steps limited by the budget, and a start once per request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_draft_step_with_a_fixed_budget_costs_the_same_at_any_context(
 
 @pytest.mark.parametrize("gpu", MEASURED_GPUS)
 @pytest.mark.parametrize("draft, policy", BUDGETED)
-def test_draft_over_plain_step_falls_towards_nothing_as_context_grows(
+def test_the_relative_cost_of_a_budgeted_draft_vanishes_as_context_grows(
     draft: str, policy: str, gpu: str
 ) -> None:
     scenario = a_scenario(draft=draft, draft_policy=policy, gpu=gpu, kv_budget=512, tp=8)
@@ -58,14 +58,14 @@ def test_draft_over_plain_step_falls_towards_nothing_as_context_grows(
     assert ratio[-1] < 0.25
 
 
-def test_a_full_cache_costs_what_it_reads() -> None:
+def test_the_cost_of_a_full_cache_grows_with_the_context() -> None:
     times = np.asarray(step_s(CONTEXTS, draft="llama-3.2-1b", draft_policy="full"))
     assert np.all(np.diff(times) > 0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("gpu", MEASURED_GPUS)
-def test_the_attention_of_a_self_draft_with_all_the_cache_is_the_targets(
+def test_a_self_draft_with_the_full_cache_has_the_attention_of_the_target(
     gpu: str, engine: str
 ) -> None:
     scenario = a_scenario(draft="self", draft_policy="full", gpu=gpu, engine=engine)
@@ -101,7 +101,7 @@ def test_a_step_never_gets_cheaper_as_the_budget_grows_and_stops_at_the_context(
     )
 
 
-def test_a_draft_on_more_ranks_takes_its_own_shard() -> None:
+def test_a_draft_on_more_ranks_is_faster() -> None:
     values = {"draft": "llama-3.1-8b", "target": "llama-3.1-70b", "tp": 8}
     one, eight = (float(step_s(32_000, draft_policy="full", draft_tp=n, **values)) for n in (1, 8))
     assert eight < one
@@ -154,30 +154,30 @@ def start_s(**values: object) -> float:
     return 0.0 if cost is None else float(cost.start_s)
 
 
-def test_no_draft_costs_nothing() -> None:
+def test_draft_none_costs_nothing() -> None:
     assert start_s(draft="none") == 0.0
     assert estimate(a_scenario()).draft_total_s == 0.0
 
 
-def test_a_view_of_the_targets_pages_starts_for_nothing_and_a_copy_does_not() -> None:
+def test_a_view_of_the_targets_pages_is_free_and_a_copy_is_not() -> None:
     assert start_s(draft="self", engine="specroof") == 0.0
     assert start_s(draft="self", engine="magicdec") > 0.0
 
 
-def test_snapkv_pays_for_its_selection_by_the_length_of_the_prompt() -> None:
+def test_the_cost_of_snapkv_selection_grows_with_the_prompt() -> None:
     short, long = (
         start_s(draft="self", draft_policy="snapkv", prompt_tokens=n) for n in (8000, 64_000)
     )
     assert 0.0 < short < long
 
 
-def test_a_standalone_model_prefills_what_it_keeps() -> None:
+def test_a_standalone_model_prefills_only_its_budget() -> None:
     kept = start_s(draft="llama-3.2-1b", draft_policy="streamingllm", kv_budget=512)
     whole = start_s(draft="llama-3.2-1b", draft_policy="full")
     assert 0.0 < kept < whole
 
 
-def test_every_policy_has_its_drafter() -> None:
+def test_every_policy_has_a_drafter() -> None:
     own = {policy for kind, policy in DRAFTERS if kind == "self"}
     assert own == set(DraftPolicy)
     assert {policy for kind, policy in DRAFTERS if kind == "model"} == own - {"snapkv"}

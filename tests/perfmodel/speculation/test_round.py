@@ -1,4 +1,4 @@
-"""The round: γ = 0 is plain decoding, Ω is clipped nowhere, and break-even breaks even."""
+"""The round: γ = 0 is plain decoding, Ω is never clipped, and the break-even α breaks even."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from strategies import (
 )
 
 from perfmodel import Scenario, StepTime, estimate, without_speculation
+from perfmodel._typing import Floats
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.passes.forward import Rank
 from perfmodel.passes.parts import GROUPS, Part
-from perfmodel.speculation.drafting import DRAFTERS, Array, Drafter
+from perfmodel.speculation.drafting import DRAFTERS, Drafter
 
 FEW = settings(max_examples=40, deadline=None)
 GRID = {
@@ -37,7 +38,7 @@ GRID = {
 class FreeDraft(Drafter):
     """A draft that costs nothing: what plugs in is one small class."""
 
-    def step(self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array) -> StepTime:
+    def step(self, rank: Rank, batch: Floats, prompt_tokens: Floats, budget: Floats) -> StepTime:
         zero = np.zeros(())
         return StepTime((Part("host", zero, zero, zero, "host", "assumed", np.ones((), bool)),))
 
@@ -47,9 +48,7 @@ class FreeDraft(Drafter):
 
 @FEW
 @given(scenario=scenarios(SPECULATING), alpha=alphas())
-def test_no_drafts_a_round_is_plain_decoding_for_any_draft(
-    scenario: Scenario, alpha: float
-) -> None:
+def test_gamma_zero_is_plain_decoding_for_any_draft(scenario: Scenario, alpha: float) -> None:
     point = estimate(with_acceptance(scenario, alpha), gamma=0)
     plain = estimate(without_speculation(scenario))
     assert point.round_s == point.tpot_s == point.plain_tpot_s
@@ -62,7 +61,7 @@ def test_no_drafts_a_round_is_plain_decoding_for_any_draft(
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_no_drafts_a_round_is_plain_decoding_without_a_given_acceptance(
+def test_gamma_zero_is_plain_decoding_without_a_given_acceptance(
     draft: dict[str, object],
 ) -> None:
     point = estimate(a_scenario(**draft, gamma=0))
@@ -85,7 +84,7 @@ def test_a_free_draft_and_a_free_verify_speed_up_by_the_tokens_per_round(
 
 @FEW
 @given(scenario=scenarios(SPECULATING), gamma=st.integers(1, 64))
-def test_drafts_that_are_all_accepted_yield_one_token_more_than_drafts(
+def test_if_all_drafts_are_accepted_a_round_yields_gamma_plus_one_tokens(
     scenario: Scenario, gamma: int
 ) -> None:
     point = estimate(with_acceptance(scenario, 1.0), gamma=gamma)
@@ -111,9 +110,7 @@ def test_speedup_is_plain_step_times_tokens_over_the_round(
 
 @FEW
 @given(scenario=scenarios(SPECULATING), gamma=st.integers(1, 16))
-def test_the_break_even_acceptance_put_in_gives_a_speedup_of_one(
-    scenario: Scenario, gamma: int
-) -> None:
+def test_the_break_even_acceptance_gives_a_speedup_of_one(scenario: Scenario, gamma: int) -> None:
     needed = float(estimate(scenario, gamma=gamma).break_even_alpha)
     if needed > 1.0:
         best = estimate(with_acceptance(scenario, 1.0), gamma=gamma)
@@ -125,9 +122,7 @@ def test_the_break_even_acceptance_put_in_gives_a_speedup_of_one(
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("gpu", GPUS)
-def test_the_target_drafting_for_itself_with_all_its_cache_saves_overhead_at_most(
-    gpu: str, engine: str
-) -> None:
+def test_a_self_draft_with_the_full_cache_saves_at_most_overhead(gpu: str, engine: str) -> None:
     """It is always right, but T_D is T_T: (γ+1) T_T / (γ T_T + T_V) is at most 1.
 
     What a plain step pays beside T_T, a round pays once for γ+1 tokens.
@@ -147,7 +142,7 @@ def test_the_target_drafting_for_itself_with_all_its_cache_saves_overhead_at_mos
     np.testing.assert_allclose(body[0], body[1], rtol=1e-12)
 
 
-def test_where_nobody_measured_the_speedup_is_unknown_and_its_need_is_known() -> None:
+def test_without_a_measurement_the_speedup_is_unknown_but_the_break_even_is_not() -> None:
     point = estimate(a_scenario(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8))
     assert np.isnan(point.speedup) and np.isnan(point.tokens_per_round)
     assert 0.0 < point.break_even_alpha < 1.0
@@ -213,6 +208,6 @@ def test_speedup_never_falls_as_acceptance_grows(
 
 @FEW
 @given(scenario=scenarios(SPECULATING), gamma=st.integers(1, 15))
-def test_a_round_never_shortens_as_drafts_are_added(scenario: Scenario, gamma: int) -> None:
+def test_round_time_never_falls_as_drafts_are_added(scenario: Scenario, gamma: int) -> None:
     fewer, more = (float(estimate(scenario, gamma=g).round_s) for g in (gamma, gamma + 1))
     assert more > fewer

@@ -1,4 +1,4 @@
-"""Intervals hold their value, shrink with smaller errors, and widen where evidence is borrowed."""
+"""Intervals contain their value, shrink with smaller errors, and widen for borrowed data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def given_alpha(low: float, alpha: float, high: float) -> Scenario:
     ends=st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3).map(sorted),
     error=st.floats(0.0, 0.3),
 )
-def test_the_interval_holds_the_prediction(ends: list[float], error: float) -> None:
+def test_the_interval_contains_the_prediction(ends: list[float], error: float) -> None:
     scenario = given_alpha(*ends)
     scenario = replace(scenario, engine=replace(scenario.engine, speedup_error=error))
     result = interval(scenario)
@@ -102,7 +102,7 @@ def test_the_error_of_magicdecs_profile_is_its_held_out_one() -> None:
     assert relative_error(scenario) == scenario.engine.speedup_error > 0.0
 
 
-def test_what_nobody_measured_and_plain_decoding_have_no_interval() -> None:
+def test_unmeasured_drafts_and_plain_decoding_have_no_interval() -> None:
     unmeasured = a_scenario(target="llama-3.1-70b", draft="llama-3.1-8b", tp=8)
     for scenario in (unmeasured, a_scenario(), a_scenario(draft="self", gamma=0)):
         assert speedup_interval(scenario) is None
@@ -126,7 +126,7 @@ def test_a_gain_is_likelier_the_higher_the_acceptance() -> None:
     assert chances[-1] is not None and chances[-1] > 0.95
 
 
-def test_the_lower_end_of_an_interval_at_one_is_a_chance_of_95_percent() -> None:
+def test_if_the_interval_starts_at_one_the_gain_has_95_percent_probability() -> None:
     scenario = a_scenario(**SELF)
     needed = float(estimate(scenario).break_even_alpha)
     certain = replace(scenario.engine, speedup_error=0.0)
