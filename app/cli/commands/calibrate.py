@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson
+from app.cli.options import App, AsJson
 from app.cli.output import atomic_text, print_json, write_files
 
-calibrate_app = typer.Typer(
+calibrate_app = App(
     help="Measure kernels and acceptance, and fit the curves that predictions use.",
-    no_args_is_help=True,
+    epilog="Example: specroof calibrate measure --out kernels.jsonl",
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.commands.recommend import find_recommendation
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import AsJson, ScenarioFile, parse_overrides
 from app.cli.output import atomic_text, console, print_json
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def _plan(
 ) -> ExportPlan:
     """The plan to export: as given, or as recommended."""
     import perfmodel
-    from app.cli.overrides import parse_overrides
     from perfmodel.reports import ExportPlan, infeasible_reason
 
     schedule = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import AsJson, ScenarioFile, parse_overrides
 from app.cli.output import console, json_line, print_json
 
 
@@ -25,7 +25,6 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict one scenario: step times, round, speedup and memory."""
-    from app.cli.overrides import parse_overrides
     from perfmodel import NoFeasiblePlan
 
     values = parse_overrides(scenario, context.obj)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import AsJson, ScenarioFile, parse_overrides
 from app.cli.output import atomic_text, console, print_json, progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and say why."""
-    from app.cli.overrides import parse_overrides
     from perfmodel import recommendation_dict
 
     flags = context.obj
@@ -107,7 +106,6 @@ def find_recommendation(
         If nothing meets the limits.
     """
     from app.cli.axes import parse_axis
-    from app.cli.overrides import parse_overrides
     from perfmodel import find_plan
     from perfmodel.planning import SEVERAL
     from perfmodel.scenario_input import OBSERVED_KEYS

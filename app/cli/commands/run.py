@@ -5,9 +5,8 @@ Flags and scenario become one `RunPlan`, a JSON file that every rank reads.
 
 from __future__ import annotations
 
-import inspect
+import functools
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import (
+    App,
+    AsJson,
+    Command,
+    ScenarioFile,
+    keyword,
+    options_of,
+    parse_overrides,
+)
 
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
@@ -33,66 +40,59 @@ PlanFile = Annotated[
     ),
 ]
 
-run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
+run_app = App(
+    help="Run the engine: generate text, or time it.",
+    epilog="Example: specroof run selfspec --model llama-68m --random-weights",
+)
 
 
-def _with_plan_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every flag of `RunPlan`; it receives those that were used as `flags`."""
+class PlanCommand(Command):
+    """A command with every flag of `RunPlan`."""
+
+    def flags(self) -> tuple[Any, ...]:
+        """One flag per field of `RunPlan` that is one."""
+        return _plan_options()
+
+
+@functools.cache
+def _plan_options() -> tuple[Any, ...]:
     from runtime import plan_flags
 
-    def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-        return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
-
-    def wrapper(context: typer.Context, **arguments: Any) -> None:
-        stated = {name: arguments.pop(name) for name in flags}
-        used = {
-            name: value
-            for name, value in stated.items()
-            if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        }
-        command(flags=used, **arguments)
-
-    flags = plan_flags()
-    parameters = [
-        option("context", typer.Context, inspect.Parameter.empty),
-        option("scenario", ScenarioFile),
-        *(option(name, _typed(hint), default) for name, (hint, default) in flags.items()),
-        option("dtype", DType),
-        option("write_plan", PlanFile),
-    ]
-    wrapper.__doc__ = command.__doc__
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper
+    return options_of(
+        keyword(name, _typed(hint), default) for name, (hint, default) in plan_flags().items()
+    )
 
 
 def _typed(annotation: Any) -> Any:
-    """The annotation as typer takes it: rates arrive as text, `_rates` reads them."""
+    """The annotation as typer takes it: rates arrive as text, which `_rates` parses."""
     kind, *metadata = get_args(annotation)
     return Annotated[str | None, *metadata] if kind == tuple[float, ...] | None else annotation
 
 
-@run_app.command("baseline")
-@_with_plan_flags
-def run_baseline(**arguments: Any) -> None:
-    """Decode without speculation, one token per pass."""
-    run_mode("baseline", **arguments)
+@run_app.command(
+    "selfspec", cls=PlanCommand, help="Speculate with the target, reading part of its KV cache."
+)
+@run_app.command("standalone", cls=PlanCommand, help="Speculate with a smaller draft model.")
+@run_app.command("baseline", cls=PlanCommand, help="Decode without speculation.")
+def run_mode(
+    context: typer.Context,
+    scenario: ScenarioFile = None,
+    dtype: DType = None,
+    write_plan: PlanFile = None,
+) -> None:
+    """Launch the ranks of one run and wait for them, or only write its plan.
 
-
-@run_app.command("standalone")
-@_with_plan_flags
-def run_standalone(**arguments: Any) -> None:
-    """Speculate with a smaller model as draft."""
-    run_mode("standalone", **arguments)
-
-
-@run_app.command("selfspec")
-@_with_plan_flags
-def run_selfspec(**arguments: Any) -> None:
-    """Speculate with the target itself, reading part of its KV cache."""
-    run_mode("selfspec", **arguments)
+    Raises
+    ------
+    SpecroofError
+        For bad input, a batch whose KV cache does not fit, or a rank that failed.
+    """
+    with engine_errors():
+        plan = make_plan(str(context.command.name), context.obj, scenario, dtype)
+        if write_plan is not None:
+            plan.write(write_plan)
+        else:
+            _launch("runtime.bench.run", plan)
 
 
 @run_app.command("bench")
@@ -158,34 +158,10 @@ def run_download(
     print(f"{model}: {output}")
 
 
-def run_mode(
-    mode: str,
-    *,
-    flags: dict[str, Any],
-    scenario: str | None,
-    dtype: str | None,
-    write_plan: Path | None,
-) -> None:
-    """Launch the ranks of one run and wait, or only write its plan.
-
-    Raises
-    ------
-    SpecroofError
-        For bad input, a cache that is too small, or a rank that failed; its message in one line.
-    """
-    with engine_errors():
-        plan = make_plan(mode, flags, scenario, dtype)
-        if write_plan is not None:
-            plan.write(write_plan)
-        else:
-            _launch("runtime.bench.run", plan)
-
-
 def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
     """The scenario's values with the flags laid over them, as one plan."""
-    from app.cli.overrides import parse_overrides
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, field_flags
+from app.cli.options import AsJson, ScenarioFile, field_flags, parse_overrides
 from app.cli.output import atomic_text, console, print_json, progress
 from app.cli.simulation_options import SimulationOptions
 
@@ -38,7 +38,6 @@ def simulate(
 ) -> None:
     """Simulate a batch to its end, or requests as they arrive, with and without speculation."""
     import perfmodel
-    from app.cli.overrides import parse_overrides
 
     if csv == "-" and as_json:
         raise perfmodel.ConfigError("--csv - and --json both print; write one of them to a file")

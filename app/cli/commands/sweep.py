@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import AsJson, ScenarioFile, parse_overrides
 from app.cli.output import atomic_text, console, json_line, progress
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     """The sweep that the flags ask for: every flag with more than one value is an axis."""
     import perfmodel
     from app.cli.axes import parse_axis
-    from app.cli.overrides import parse_overrides
     from perfmodel.planning import ARRAY_AXES, LOOP_AXES
 
     values = parse_overrides(scenario, flags)

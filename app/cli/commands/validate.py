@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson
+from app.cli.options import App, AsJson
 from app.cli.output import atomic_text, print_json
 
-validate_app = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
+validate_app = App(
+    help="Compare predictions with measurements.",
+    epilog="Example: specroof validate published",
+)
 
 
 @validate_app.command("published")
