@@ -1,4 +1,4 @@
-"""Turn the engine's expected errors into those of the command line."""
+"""Convert the engine's expected errors to those of the command line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ RUNTIME_PACKAGES = ("torch", "safetensors", "tokenizers", "transformers")
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Within, an `EngineError` is raised as the `SpecroofError` of the same message and code.
+    """Re-raise an `EngineError` as the `SpecroofError` with the same message and exit code.
 
-    So is the absence of the runtime's packages, which are an extra.
+    A missing package of the `runtime` extra becomes a `ConfigError`.
     """
     from perfmodel import ConfigError, DoesNotFit, SpecroofError
     from runtime import EngineError
@@ -29,5 +29,5 @@ def engine_errors() -> Iterator[None]:
         if package not in RUNTIME_PACKAGES:
             raise
         raise ConfigError(
-            f"the engine needs {package}, which is not installed; pip install 'specroof[runtime]'"
+            f"{package} is not installed; run: pip install 'specroof[runtime]'"
         ) from error

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,11 +27,13 @@ ScenarioFile = Annotated[
         "--scenario",
         metavar="FILE|NAME",
         help="Scenario file (TOML) or catalog scenario; flags override its values.",
-        show_default=False,
     ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON, as documented in docs/reference/json.md.")
+]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")
 ]
 
 
@@ -107,10 +110,12 @@ class ScenarioCommand(Command):
 
 
 def _without_type(params: list[Any]) -> list[Any]:
-    """The parameters, of which those that take no value show no type in the help."""
+    """Hide the type of flags that take no value, and defaults of None, in the help."""
     for param in params:
         if getattr(param, "is_flag", False) and param.metavar is None:
             param.metavar = ""
+        if param.default is None:
+            param.show_default = False
     return params
 
 
@@ -163,7 +168,6 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
         metavar=str(shown["metavar"]),
         help=" ".join(words),
         rich_help_panel=str(shown["panel"]),
-        show_default=False,
     )
     return keyword(name, Annotated[str | None, option], None)
 

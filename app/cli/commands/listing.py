@@ -20,9 +20,7 @@ def list_catalog(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND",
-            help="gpus, machines, models, engines, scenarios, acceptance or flags.",
-            show_default=False,
+            metavar="KIND", help="gpus, machines, models, engines, scenarios, acceptance or flags."
         ),
     ] = "",
     as_json: AsJson = False,

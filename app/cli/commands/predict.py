@@ -1,4 +1,4 @@
-"""`specroof predict`: one scenario as a table or JSON, or one JSON object per CSV row."""
+"""`specroof predict`: predict one scenario, or every row of a CSV file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def predict(
         typer.Option(
             "--from",
             metavar="CSV|-",
-            help="One scenario per row, one JSON object per line; flags apply to every row.",
-            show_default=False,
+            help="CSV with a scenario per row (- for stdin); prints one JSON object per row. Flags "
+            "apply to every row.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict one scenario: step times, round, speedup and memory."""
+    """Predict one scenario: step times, the round, speedup and memory."""
     from perfmodel import NoFeasiblePlan
 
     values = parse_overrides(scenario, context.obj)
@@ -43,7 +43,7 @@ def predict(
 
 
 def _predict_rows(base: dict[str, Any], source: str) -> None:
-    """Print one JSON object per row, in order; a bad row becomes its error, and the end is 2."""
+    """Print one JSON object per row, in order; a bad row prints its error and makes the exit 2."""
     from app.cli.csv_rows import csv_rows
     from perfmodel import ConfigError
     from perfmodel.flat_values import override

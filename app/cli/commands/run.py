@@ -1,6 +1,6 @@
-"""`specroof run`: the engine over a folder of weights, a catalog shape or a scenario.
+"""`specroof run`: run the engine on a folder of weights, a catalog model's shape or a scenario.
 
-Flags and scenario become one `RunPlan`, a JSON file that every rank reads.
+The flags and the scenario become one `RunPlan`, a JSON file that every rank reads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,18 @@ if TYPE_CHECKING:
 
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", help="bf16, fp16, fp32 or fp64; bf16 on a GPU, fp32 on a CPU."),
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="bf16, fp16, fp32 or fp64. Default: bf16 on a GPU, fp32 on a CPU.",
+    ),
 ]
 PlanFile = Annotated[
     Path | None,
     typer.Option(
-        "--write-plan", metavar="FILE", help="Write the run as JSON for torchrun; do not run it."
+        "--write-plan",
+        metavar="FILE",
+        help="Write the plan for torchrun as JSON instead of running.",
     ),
 ]
 
@@ -98,27 +104,33 @@ def run_mode(
 @run_app.command("bench")
 def run_bench(
     model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Catalog model, hub id or folder; may be repeated."),
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="Ranks that share the model.")] = 1,
+    tp: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs that share the model.")] = 1,
     draft_tp: Annotated[
-        int | None, typer.Option(min=1, help="Ranks of the draft; those of --tp by default.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="GPUs that share the draft. Default: --tp."),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(metavar="BxL,..", help="Batch and context of each row: 32x16384,8x1304."),
+        typer.Option(
+            metavar="BxL,..", help="Batch and context of each row, such as 32x16384,8x1304."
+        ),
     ] = None,
     drafts: Annotated[
         str | None,
-        typer.Option(metavar="GxK,..", help="Gamma and KV budget of each draft: 3x512,7x2048."),
+        typer.Option(
+            metavar="GxK,..", help="Gamma and KV budget of each draft, such as 3x512,7x2048."
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Replays of each pass.")] = 15,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines, one per case.")
+        Path | None, typer.Option(metavar="FILE", help="Also write JSON lines, one per case.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
+    """Time steps and rounds on this GPU, by default of Llama-3.1-8B and Llama-2-7B."""
     from runtime import TablePlan, parse_pairs
 
     configs: dict[str, Any] = {}
@@ -143,14 +155,19 @@ def run_bench(
 
 @run_app.command("download")
 def run_download(
-    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub model id, such as Qwen/Qwen3-0.6B.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
     token: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
+        str,
+        typer.Option(metavar="VARIABLE", help="Environment variable that holds an access token."),
     ] = "HF_TOKEN",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit.")
+    ] = None,
 ) -> None:
-    """Download a model's config, safetensors and tokenizer; resumes where it was cut off."""
+    """Download a model's config, safetensors and tokenizer; resumes an interrupted download."""
     from runtime import download_model
 
     with engine_errors():
@@ -161,7 +178,7 @@ def run_download(
 def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
-    """The scenario's values with the flags laid over them, as one plan."""
+    """The plan of a scenario's values, overridden by the flags."""
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 
@@ -173,7 +190,9 @@ def make_plan(
     if dtype is not None:
         values |= dict.fromkeys(("weight_dtype", "kv_dtype", "draft_dtype"), dtype)
     if "model" not in values:
-        raise ConfigError("--model is missing: name a folder, a catalog model, or a --scenario")
+        raise ConfigError(
+            "no model given; add --model with a folder or a catalog model, or a --scenario"
+        )
     if isinstance(rates := values.get("acceptance"), str):
         values["acceptance"] = _rates(rates)
     configs: dict[str, Any] = {}
@@ -189,18 +208,20 @@ def make_plan(
     return RunPlan(mode=mode, command=_command(), configs=configs, **values)
 
 
-# Fields of a scenario that change a prediction and not what the engine executes: where it was
-# predicted, the limits to meet, and curves that the run itself measures.
+# Fields of a scenario that do not affect the engine: the predicted hardware and engine, the limits
+# and the acceptance curves.
 NOT_EXECUTED = {"gpu", "machine", "engine", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:
-    """The fields of a `RunPlan` that a scenario states; all of its fields but `NOT_EXECUTED`.
+    """The fields of a `RunPlan` given by a scenario: all but `NOT_EXECUTED`.
+
+    A baseline run ignores the draft.
 
     Raises
     ------
     ConfigError
-        If the scenario drafts in another mode. A baseline run leaves the draft out.
+        If the scenario's draft needs another mode.
     """
     from perfmodel import ConfigError
 
@@ -220,7 +241,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(
-            f"{origin}: its draft is {plan.draft!r}; run it as `specroof run {drafts}`"
+            f"{origin} has the draft {plan.draft!r}; run it with `specroof run {drafts}`"
         )
     values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
     if plan.kv_budget_tokens is not None:
@@ -231,7 +252,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
         values["draft_tp"] = plan.draft_tp
     acceptance = stated.given_acceptance(plan.gamma)
     if acceptance is not None:
-        known = acceptance.per_position  # the last one holds for every position after it
+        known = acceptance.per_position  # the last one holds for all later positions
         values["acceptance"] = tuple(known[min(i, len(known) - 1)] for i in range(plan.gamma))
     return values
 
@@ -244,7 +265,7 @@ def _model(
     only_shape: bool = True,
     tp: int = 1,
 ) -> Path:
-    """A folder as it is; a catalog model, hub id or config file goes into `configs`."""
+    """The model's folder, or the name under which its config is stored in `configs`."""
     from perfmodel import ConfigError, catalog
     from runtime import hf_config
 
@@ -252,8 +273,8 @@ def _model(
         return Path(model)
     if not only_shape:
         raise ConfigError(
-            f"--{flag} {model} is not a folder of weights; name one, or add "
-            f"--random-weights to run a catalog model's shape"
+            f"--{flag} {model} is not a folder of weights; give one, or add --random-weights to "
+            f"run a catalog model's shape"
         )
     spec = catalog.model(model)
     spec.check_tp(tp)
@@ -267,16 +288,18 @@ def _rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--acceptance {text}: must be numbers with commas between") from error
+        raise ConfigError(
+            f"--acceptance {text} is not valid; give numbers separated by commas"
+        ) from error
 
 
 def _command() -> tuple[str, ...]:
-    """What the user typed, for a report's provenance."""
+    """The command line, for provenance."""
     return ("specroof", *sys.argv[1:])
 
 
 def _launch(module: str, plan: RunPlan | TablePlan) -> None:
-    """Run the plan: here for one rank, else `module` on it, one process per rank."""
+    """Run the plan with `module`: in this process for one rank, otherwise in one per rank."""
     from runtime import launch_ranks
 
     if plan.tp == 1:
