@@ -1,7 +1,7 @@
-"""One HTML page of Markdown texts and Plotly figures, in one file that fetches nothing.
+"""A self-contained HTML page of Markdown texts and Plotly figures.
 
-Markdown is rendered without raw HTML, links and images, so that no text can make the page fetch
-or run anything. Text that a user wrote goes through `plain` or `code`, which keep its characters.
+Markdown is rendered without raw HTML, links and images, so no text can make the page load or run
+anything. Text from users goes through `plain` or `code`, which escape it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
     Parameters
     ----------
     title : str
-        Shown in the browser's tab, after the program's name.
+        Shown in the browser tab after the program's name.
     *parts : str or sequence of Figure
         Markdown, or figures to draw side by side, in the order of the page.
 
@@ -46,18 +46,18 @@ def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
 
 
 def require_plotly() -> None:
-    """Raise one line that names the extra where plotly is missing.
+    """Check that plotly is installed.
 
     Raises
     ------
     ConfigError
-        If plotly is not installed.
+        If it is not; the message names the extra.
     """
     try:
         import plotly.offline  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "charts need plotly; install specroof with its extra: specroof[report]"
+            "charts need plotly, which is not installed; run: pip install 'specroof[report]'"
         ) from error
 
 
@@ -67,19 +67,19 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as a Markdown code span, whatever backticks it holds."""
+    """Text as a Markdown code span, even if it contains backticks."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {' '.join(text.split())} {fence}"
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Lines as they stand, one Markdown list item each."""
+    """Lines as a Markdown list, escaped."""
     return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose cells hold the given texts."""
+    """A Markdown table of escaped cells."""
     lines = [header, *rows]
     head, *body = (f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines)
     return "\n".join([head, "|---" * len(header) + "|", *body])
@@ -106,7 +106,7 @@ def _plotly_js() -> str:
 
 
 def _charts(figures: Sequence[go.Figure]) -> str:
-    """Figures under their titles, which as text wrap on a narrow screen."""
+    """Figures under their titles, which are text so that they wrap on a narrow screen."""
     elements = []
     for figure in figures:
         title = figure.layout.title.text

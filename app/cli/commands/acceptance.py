@@ -61,7 +61,7 @@ def acceptance_report(
         report = make_report(_read(records), runs)
         lines = report_lines(report)
     if html is not None:
-        from app.render.acceptance_page import acceptance_html
+        from app.render.pages import acceptance_html
 
         write_text(html, acceptance_html(report, lines))
     if as_json:

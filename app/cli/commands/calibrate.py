@@ -88,7 +88,7 @@ def fit(
         raise ConfigError(f"not enough records to fit anything: {'; '.join(report.missing)}")
     written = write_files(report.files, output)
     if plot:
-        from app.render.fit_page import fit_html
+        from app.render.pages import fit_html
 
         write_text(plot, fit_html(report))
     if as_json:

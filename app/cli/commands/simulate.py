@@ -44,7 +44,7 @@ def simulate(
         runs = _play_batch(base, options)
     result = _result(base, options, runs)
     if html is not None:
-        from app.render.simulation_page import simulation_html
+        from app.render.pages import simulation_html
 
         write_text(html, simulation_html(result))
     if csv is not None:

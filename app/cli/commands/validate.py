@@ -200,7 +200,7 @@ def validate_records(
     if markdown:
         write_text(markdown, comparison_markdown(comparison))
     if html:
-        from app.render.validation_page import validation_html
+        from app.render.pages import validation_html
 
         write_text(html, validation_html(comparison))
     if readme:
