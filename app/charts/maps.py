@@ -1,4 +1,4 @@
-"""Maps over batch and prompt length: the speedup, the fastest draft, and the α needed."""
+"""Heat maps over batch and prompt length: speedup, fastest draft, and required α."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def speedup_grid(
     prompts: Array = MAP_PROMPTS,
     gammas: Array = GAMMAS,
 ) -> SpeedupGrid:
-    """Speedup at the best of `gammas`, one broadcast call; (batches, prompts)."""
+    """Speedup at the best of `gammas`, from one broadcast call."""
     point, feasible = _estimate_grid(scenario, batches, prompts, gammas)
     usable = np.where(feasible & ~np.isnan(point.speedup), point.speedup, -np.inf)
     best = np.argmax(usable, axis=-1)
@@ -55,7 +55,7 @@ def speedup_grid(
 def _estimate_grid(
     scenario: Scenario, batches: Array, prompts: Array, gammas: Array
 ) -> tuple[RoundEstimate, Array]:
-    """The estimate over (batch, prompt, γ) and where it fits; no budget exceeds its prompt."""
+    """The estimate over (batch, prompt, γ) and where it fits; budgets are cut to the prompt."""
     prompt = prompts[None, :, None]
     point = estimate(
         scenario,
@@ -74,11 +74,11 @@ def speedup_map(
     measured: Sequence[MeasuredSpeedup] = (),
     clickable: bool = False,
 ) -> go.Figure:
-    """Speedup of a draft choice over batch and prompt length, at the best γ of each point.
+    """Speedup over batch and prompt length, at the best γ of each cell.
 
-    Colour is log2 of the speedup, centred on 1x; the line is break-even; hatching marks what the
-    GPUs cannot hold. The star is the scenario, circles are published measurements. `clickable`
-    lays an invisible marker on each cell, since a heat map cannot be selected.
+    Colour is log2 of the speedup, centred on 1x; the line is break-even; hatched cells do not fit
+    on the GPUs. The star is the scenario, and circles are measurements. `clickable` makes the cells
+    selectable.
     """
     grid = grid or speedup_grid(scenario)
     figure = heatmap(grid.speedup, *cell_data(grid), hover=CELL_HOVER)
@@ -92,7 +92,7 @@ def speedup_map(
         grid.fits,
         measured=measured,
         clickable=clickable,
-        title="Speedup over batch and prompt (line: break-even; hatched: does not fit)",
+        title="Speedup by batch and prompt length (line: break-even; hatched: does not fit)",
         alt=f"Heat map of {escape(plan_label(scenario.plan))}: {speedup_range(grid.speedup)} "
         f"over batch {grid.batches[0]:.0f} to {grid.batches[-1]:.0f} and prompt "
         f"{format_tokens(grid.prompts[0])} to {format_tokens(grid.prompts[-1])} tokens; "
@@ -101,7 +101,7 @@ def speedup_map(
 
 
 def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.Figure:
-    """The draft choice that decodes fastest at each batch and prompt, plain decoding included."""
+    """The fastest draft at each batch and prompt length; plain decoding is one of the choices."""
     first = grids[0]
     names = ["No speculation", *(short_label(grid.scenario) for grid in grids)]
     speedups = np.stack([np.where(first.fits, 1.0, np.nan), *(g.speedup for g in grids)])
@@ -135,13 +135,13 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
         first.prompts,
         fits,
         clickable=clickable,
-        title="Fastest draft choice over batch and prompt (hatched: none fits)",
-        alt=f"Map of the fastest choice; of the cells that fit: {escape('; '.join(shares))}.",
+        title="Fastest draft by batch and prompt length (hatched: none fits)",
+        alt=f"Map of the fastest draft; of the cells that fit: {escape('; '.join(shares))}.",
     )
 
 
 def needed_map(scenario: Scenario, batches: Array, prompts: Array) -> go.Figure:
-    """Lowest α over γ that breaks even, over batch and prompt, where the α is not known."""
+    """Lowest α that breaks even at any γ, for a draft whose α is unknown."""
     point, feasible = _estimate_grid(scenario, batches, prompts, GAMMAS)
     needed = np.where(feasible, point.break_even_alpha, np.inf)
     best = np.argmin(needed, axis=-1)
@@ -171,6 +171,6 @@ def needed_map(scenario: Scenario, batches: Array, prompts: Array) -> go.Figure:
         prompts,
         np.any(feasible, axis=-1),
         clickable=True,
-        title="α needed to break even, at the γ that needs least (hatched: does not fit)",
+        title="α needed to break even, at the best γ (hatched: does not fit)",
         alt=f"Heat map of the acceptance that breaks even: {span}.",
     )

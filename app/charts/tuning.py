@@ -12,13 +12,13 @@ from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS, GammaSchedule
 from perfmodel.units import format_tokens
 
-PLATEAU = 0.02  # within this share of the optimum, a choice is as good
+PLATEAU = 0.02  # choices within this share of the optimum count as equally good
 
 
 def budget_map(scenario: Scenario) -> go.Figure:
     """Speedup over γ and KV budget at the scenario's batch and prompt length.
 
-    The star is the optimum, the line bounds the plateau within 2 % of it.
+    The star is the optimum; the line encloses the choices within 2 % of it.
     """
     budgets = np.array([b for b in BUDGETS if b <= scenario.workload.prompt_tokens], float)
     point = estimate(scenario, gamma=GAMMAS[:, None], kv_budget_tokens=budgets[None, :])
@@ -35,7 +35,7 @@ def budget_map(scenario: Scenario) -> go.Figure:
     label_cells(figure, x=[format_tokens(b) for b in budgets], y=[f"{g:.0f}" for g in GAMMAS])
     return finish(
         figure,
-        title="Speedup over γ and KV budget",
+        title="Speedup by γ and KV budget",
         x="KV budget (tokens)",
         y="γ (drafts per round)",
         alt=_mark_optimum(figure, speedup, budgets),
@@ -43,7 +43,7 @@ def budget_map(scenario: Scenario) -> go.Figure:
 
 
 def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
-    """Draw the optimum over (γ, budget) and its plateau; returns both in words."""
+    """Draw the optimum and the plateau around it; returns the alternative text."""
     if not np.any(np.isfinite(speedup)):
         return "Heat map over γ and KV budget: no point has a known speedup."
     row, column = np.unravel_index(np.nanargmax(speedup), speedup.shape)
@@ -60,7 +60,7 @@ def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
 
 
 def schedule_map(schedule: GammaSchedule) -> go.Figure:
-    """Best γ over batch and prompt; 0 is plain decoding, and what does not fit is hatched."""
+    """Best γ over batch and prompt length; 0 is plain decoding."""
     gamma = np.array(schedule.gamma, float)
     batches, prompts = (np.array(v, float) for v in (schedule.batches, schedule.contexts))
     fits = gamma >= 0
@@ -83,7 +83,7 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
     add_wall(figure, fits)
     return finish(
         figure,
-        title="Best γ over batch and prompt (0: decode plainly; hatched: does not fit)",
+        title="Best γ by batch and prompt length (0: no speculation; hatched: does not fit)",
         x="prompt (tokens)",
         y="batch (sequences)",
         alt=f"Table of the best γ: 0 (plain decoding) in {np.mean(gamma == 0):.0%} of the cells, "
@@ -92,7 +92,7 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
 
 
 def acceptance_needed(scenario: Scenario) -> go.Figure:
-    """α that a round needs to break even, over γ, and the draft's α."""
+    """α needed to break even over γ, and the draft's α."""
     point = estimate(scenario, gamma=GAMMAS)
     needed = np.where(np.isfinite(point.break_even_alpha), point.break_even_alpha, np.nan)
     alpha = np.broadcast_to(point.alpha, GAMMAS.shape)
@@ -109,7 +109,7 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
     if np.all(np.isfinite(alpha)):
         text = f"{alpha[0]:.3f}"
         draft = {"gamma": GAMMAS, "alpha": alpha}
-        figure.add_trace(curve(draft, name="the draft's", colour=SERIES[0], hover="α %{y:.3f}"))
+        figure.add_trace(curve(draft, name="the draft's α", colour=SERIES[0], hover="α %{y:.3f}"))
     figure.update_yaxes(range=[0, 1.02])
     known = needed[np.isfinite(needed)]
     span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "more than any α gives"
@@ -117,6 +117,6 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
         figure,
         title="Acceptance needed to break even",
         x="γ (drafts per round)",
-        y="acceptance α (1)",
+        y="acceptance α",
         alt=f"Over γ 1 to 16 break-even needs α of {span}; the draft's α is {text}.",
     )

@@ -1,4 +1,4 @@
-"""Predicted against measured: the scatter and the errors by phase."""
+"""Predicted against measured times: scatter, errors by phase, and regret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASE_LABELS = TIME_LABELS | {"speedup": "speedup"}
 
 
 def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
-    """Predicted over measured times of every row and phase; the line is agreement."""
+    """Predicted against measured times of every row and phase, with the line of agreement."""
     figure = go.Figure()
     for (phase, label), colour in zip(TIME_LABELS.items(), SERIES, strict=False):
         data = [_point(error, phase) for error in errors if phase in error.errors]
@@ -62,7 +62,7 @@ def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
 
 
 def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
-    """Signed errors by phase, a box per group, such as before and after a refit."""
+    """Signed errors by phase, one box per group, such as before and after a refit."""
     figure, means = go.Figure(), []
     for (name, errors), colour in zip(groups.items(), SERIES, strict=False):
         data: list[list[Any]] = [
@@ -90,19 +90,19 @@ def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
         figure,
         title="Error by phase",
         x="phase",
-        y="predicted over measured - 1 (%)",
+        y="predicted / measured - 1 (%)",
         alt=f"Boxes of signed errors by phase: {escape('; '.join(means))}.",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regret:
-    """Speedup lost in one workload by choosing the draft from the predictions."""
+    """Speedup lost in one workload by choosing the draft with the predictions."""
 
     workload: str
     chosen: str
     measured: float  # speedup of the chosen draft
-    best: float  # of the best one
+    best: float  # speedup of the best draft
 
     @property
     def percent(self) -> float:
@@ -111,7 +111,7 @@ class Regret:
 
 
 def regrets(errors: Sequence[RowError]) -> list[Regret]:
-    """The predicted choice and the best, for each workload with several measured drafts."""
+    """The regret of each workload for which several drafts were measured."""
     groups: dict[tuple[object, ...], list[RowError]] = {}
     for error in errors:
         row = error.row

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from app.cli.options import option
 from app.cli.output import progress
 
 if TYPE_CHECKING:
@@ -26,66 +25,49 @@ class MeasureOptions:
 
     model: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder with config.json, tokenizer and safetensors."),
+        option("DIR", "Folder with config.json, tokenizer and safetensors."),
     ]
-    text: Annotated[list[Path], typer.Option(metavar="FILE", help="Text file; may be repeated.")]
+    text: Annotated[list[Path], option("FILE", "Text file; may be repeated.")]
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Records (JSON lines); an existing file is continued."),
+        option("FILE", "Records (JSON lines); an existing file is continued."),
     ]
-    draft_policy: Annotated[
-        str, typer.Option(metavar="P,P", help="One or more of full, streamingllm and snapkv.")
-    ] = "streamingllm,snapkv"
+    draft_policy: Annotated[str, option("P,P", "One or more of full, streamingllm and snapkv.")] = (
+        "streamingllm,snapkv"
+    )
     kv_budget: Annotated[
-        str,
-        typer.Option(metavar="TOKENS", help="List or range; budgets above the prompt are skipped."),
+        str, option("TOKENS", "List or range; budgets above the prompt are skipped.")
     ] = "64:4096:x4"
     prompt_tokens: Annotated[
         str,
-        typer.Option(
+        option(
+            "TOKENS",
+            "List or range of prompt lengths. Formerly --prefix-tokens.",
             "--prompt-tokens",
             "--prefix-tokens",
-            metavar="TOKENS",
-            help="List or range of prompt lengths. Formerly --prefix-tokens.",
         ),
     ] = "2048"
     draft_model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draft model; the target itself by default.")
+        Path | None, option("DIR", "Draft model; the target itself by default.")
     ] = None
-    windows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Windows per text and prompt length.")
-    ] = 16
-    gamma: Annotated[int, typer.Option(metavar="N", min=1, help="Draft tokens per round.")] = 16
+    windows: Annotated[int, option("N", "Windows per text and prompt length.", min=1)] = 16
+    gamma: Annotated[int, option("N", "Draft tokens per round.", min=1)] = 16
     scored_tokens: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Scored tokens per window; a multiple of --gamma."),
+        int, option("N", "Scored tokens per window; a multiple of --gamma.", min=1)
     ] = 128
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="Sampling temperature of both models.")
-    ] = 1.0
-    sink: Annotated[
-        str, typer.Option(metavar="N,N", help="StreamingLLM: number of sink tokens.")
-    ] = "16"
+    temperature: Annotated[float, option("T", "Sampling temperature of both models.")] = 1.0
+    sink: Annotated[str, option("N,N", "StreamingLLM: number of sink tokens.")] = "16"
     snapkv_window: Annotated[
-        str, typer.Option(metavar="N,N", help="SnapKV: number of last prompt queries observed.")
+        str, option("N,N", "SnapKV: number of last prompt queries observed.")
     ] = "32"
-    snapkv_pool: Annotated[str, typer.Option(metavar="N,N", help="SnapKV: pooling width; odd.")] = (
-        "1"
-    )
+    snapkv_pool: Annotated[str, option("N,N", "SnapKV: pooling width; odd.")] = "1"
     positions: Annotated[
-        str,
-        typer.Option(
-            metavar="absolute|relative",
-            help="StreamingLLM: position in the text, or in the cache.",
-        ),
+        str, option("absolute|relative", "StreamingLLM: position in the text, or in the cache.")
     ] = "absolute"
-    page_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens per page of the KV cache.")
-    ] = 16
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Device to run on.")] = "cpu"
+    page_tokens: Annotated[int, option("N", "Tokens per page of the KV cache.", min=1)] = 16
+    device: Annotated[str, option("cpu|cuda", "Device to run on.")] = "cpu"
     dtype: Annotated[
-        str | None,
-        typer.Option(metavar="DTYPE", help="Default: float32 on a CPU, bfloat16 on a GPU."),
+        str | None, option("DTYPE", "Default: float32 on a CPU, bfloat16 on a GPU.")
     ] = None
 
 

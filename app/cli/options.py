@@ -21,20 +21,27 @@ from typer.core import TyperCommand, TyperGroup
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+
+def option(metavar: str, text: str, *names: str, **limits: Any) -> Any:
+    """A command-line option that takes a value; `text` is its help."""
+    return typer.Option(*names, metavar=metavar, help=text, **limits)
+
+
+def switch(name: str, text: str) -> Any:
+    """A command-line flag that takes no value."""
+    return typer.Option(name, help=text)
+
+
 ScenarioFile = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "FILE|NAME",
+        "Scenario file (TOML) or catalog scenario; flags override its values.",
         "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario file (TOML) or catalog scenario; flags override its values.",
     ),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON, as documented in docs/reference/json.md.")
-]
-HtmlFile = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")
-]
+AsJson = Annotated[bool, switch("--json", "Print JSON, as documented in docs/reference/json.md.")]
+HtmlFile = Annotated[Path | None, option("FILE", "Also write a page with charts.", "--html")]
 
 
 class Command(TyperCommand):
@@ -162,14 +169,11 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
         words.append("Searched." if name == "gamma" else "Searched if not given.")
     elif default := default_text(field):
         words.append(f"Default: {default}.")
-    option = typer.Option(
-        flag_name(name),
-        *former,
-        metavar=str(shown["metavar"]),
-        help=" ".join(words),
-        rich_help_panel=str(shown["panel"]),
+    panel = str(shown["panel"])
+    flag = option(
+        str(shown["metavar"]), " ".join(words), flag_name(name), *former, rich_help_panel=panel
     )
-    return keyword(name, Annotated[str | None, option], None)
+    return keyword(name, Annotated[str | None, flag], None)
 
 
 def _former_names(name: str) -> list[str]:

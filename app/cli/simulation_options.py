@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from app.cli.options import option, switch
 
 if TYPE_CHECKING:
     from perfmodel import Scenario, Traffic
@@ -18,77 +18,45 @@ DEFAULT_REQUESTS = 10_000
 class SimulationOptions:
     """The flags of `simulate`, without those of a scenario."""
 
-    traffic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recorded requests, as CSV or JSON lines.",
-        ),
-    ] = None
-    rate: Annotated[
-        float | None, typer.Option(metavar="RPS", help="Mean arrival rate of random requests.")
-    ] = None
-    arrivals: Annotated[
-        str, typer.Option(metavar="KIND", help="Arrivals: poisson, bursty, regular or at-once.")
-    ] = "poisson"
+    traffic: Annotated[str | None, option("FILE", "Recorded requests, as CSV or JSON lines.")] = (
+        None
+    )
+    rate: Annotated[float | None, option("RPS", "Mean arrival rate of random requests.")] = None
+    arrivals: Annotated[str, option("KIND", "Arrivals: poisson, bursty, regular or at-once.")] = (
+        "poisson"
+    )
     burst_factor: Annotated[
-        float,
-        typer.Option(metavar="X", help="Bursty: ratio of the high arrival rate to the low one."),
+        float, option("X", "Bursty: ratio of the high arrival rate to the low one.")
     ] = 8.0
-    burst_s: Annotated[
-        float, typer.Option(metavar="S", help="Bursty: mean time at each rate, in seconds.")
-    ] = 30.0
+    burst_s: Annotated[float, option("S", "Bursty: mean time at each rate, in seconds.")] = 30.0
     requests: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of requests. Default: 10,000, or the whole trace.",
-        ),
+        int | None, option("N", "Number of requests. Default: 10,000, or the whole trace.")
     ] = None
     prompt_cv: Annotated[
-        float,
-        typer.Option(
-            metavar="X", help="Coefficient of variation of the prompt lengths (lognormal)."
-        ),
+        float, option("X", "Coefficient of variation of the prompt lengths (lognormal).")
     ] = 0.0
     output_cv: Annotated[
-        float,
-        typer.Option(
-            metavar="X", help="Coefficient of variation of the output lengths (lognormal)."
-        ),
+        float, option("X", "Coefficient of variation of the output lengths (lognormal).")
     ] = 0.0
-    eos: Annotated[
-        float, typer.Option(metavar="P", help="Probability that a token ends its sequence early.")
-    ] = 0.0
+    eos: Annotated[float, option("P", "Probability that a token ends its sequence early.")] = 0.0
     acceptance_spread: Annotated[
-        float, typer.Option(metavar="X", help="Standard deviation of acceptance between sequences.")
+        float, option("X", "Standard deviation of acceptance between sequences.")
     ] = 0.0
     acceptance_trace: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="File with the accepted draft tokens of each round, one per line."
-        ),
+        option("FILE", "File with the accepted draft tokens of each round, one per line."),
     ] = None
-    token_budget: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Most tokens per pass, prompts included.")
-    ] = 8192
+    token_budget: Annotated[int, option("TOKENS", "Most tokens per pass, prompts included.")] = 8192
     finished: Annotated[
-        str,
-        typer.Option(
-            metavar="compaction|padding|graphs",
-            help="Fixed batch: how finished sequences are handled.",
-        ),
+        str, option("compaction|padding|graphs", "Fixed batch: how finished sequences are handled.")
     ] = "compaction"
     schedule: Annotated[
-        bool,
-        typer.Option(
-            "--schedule", help="Also simulate gamma chosen per round, by batch and context."
-        ),
+        bool, switch("--schedule", "Also simulate gamma chosen per round, by batch and context.")
     ] = False
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Simulate every round of every request; slower.")
-    ] = False
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0
+    exact: Annotated[bool, switch("--exact", "Simulate every round of every request; slower.")] = (
+        False
+    )
+    seed: Annotated[int, option("N", "Random seed.", min=0)] = 0
 
     @property
     def plays_requests(self) -> bool:

@@ -1,7 +1,7 @@
-"""What a user may upload or paste: scenario TOML, config.json, measurements, vLLM's counters.
+"""Readers of uploaded or pasted scenarios, config.json files, measurements and vLLM counters.
 
-Every function takes the file's name and bytes and either returns values or raises one
-`ConfigError`; nothing is executed or unpickled.
+Every function returns values or raises a `ConfigError` of one line; nothing is executed or
+unpickled.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import typer
 
 from app.cli.acceptance_options import MeasureOptions, measure
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson, HtmlFile, field_flags
+from app.cli.options import AsJson, HtmlFile, field_flags, option
 from app.cli.output import print_json, write_text
 
 if TYPE_CHECKING:
@@ -33,17 +33,12 @@ def measure_acceptance(*, options: MeasureOptions, as_json: AsJson = False) -> N
 def acceptance_report(
     records: Records,
     counted: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Counted speculative runs; may be repeated."),
+        list[Path] | None, option("FILE", "Counted speculative runs; may be repeated.")
     ] = None,
     html: HtmlFile = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            metavar="PERCENT",
-            min=0.0,
-            help="With --counted: exit 4 if the median error exceeds this.",
-        ),
+        option("PERCENT", "With --counted: exit 4 if the median error exceeds this.", min=0.0),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,19 +69,13 @@ def acceptance_report(
 
 def fit_acceptance(
     records: Records,
-    output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Curves to write (TOML), for --acceptance-curve.")
-    ],
-    gamma: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Gamma at which tokens per round are fitted.")
-    ] = 4,
+    output: Annotated[Path, option("FILE", "Curves to write (TOML), for --acceptance-curve.")],
+    gamma: Annotated[int, option("N", "Gamma at which tokens per round are fitted.", min=1)] = 4,
     text: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Text to fit; may be repeated. All by default."),
+        list[str] | None, option("NAME", "Text to fit; may be repeated. All by default.")
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Name of the target, if not its folder's name."),
+        str | None, option("NAME", "Name of the target, if not its folder's name.")
     ] = None,
 ) -> None:
     """Fit curves of acceptance over KV budget and context."""
@@ -118,8 +107,7 @@ def import_acceptance(
         ),
     ],
     gamma: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Draft tokens per round; needed for SGLang's mean."),
+        int | None, option("N", "Draft tokens per round; needed for SGLang's mean.", min=1)
     ] = None,
     as_json: AsJson = False,
 ) -> None:

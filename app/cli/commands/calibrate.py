@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import App, AsJson
+from app.cli.options import App, AsJson, option, switch
 from app.cli.output import print_json, write_files, write_text
 
 calibrate_app = App(
@@ -20,19 +20,14 @@ calibrate_app = App(
 
 @calibrate_app.command("measure")
 def measure(
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of records to write or to continue.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Time limit in seconds.")] = 270.0,
-    every: Annotated[int, typer.Option(metavar="N", min=1, help="Time only every Nth cell.")] = 1,
+    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    seconds: Annotated[float, option("S", "Time limit in seconds.")] = 270.0,
+    every: Annotated[int, option("N", "Time only every Nth cell.", min=1)] = 1,
     groups: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES", help="Kernel groups to time, separated by commas; all by default."
-        ),
+        str, option("NAMES", "Kernel groups to time, separated by commas; all by default.")
     ] = "",
     show: Annotated[
-        bool, typer.Option("--list", help="List the cells and the estimated time; needs no GPU.")
+        bool, switch("--list", "List the cells and the estimated time; needs no GPU.")
     ] = False,
 ) -> None:
     """Time the kernels of this GPU; an interrupted run continues where it stopped."""
@@ -64,18 +59,14 @@ def fit(
             metavar="RECORDS...", help="Records of `calibrate measure`, or published kernel tables."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the fitted catalog files.")
-    ] = Path("efficiency"),
+    output: Annotated[Path, option("DIR", "Folder for the fitted catalog files.")] = Path(
+        "efficiency"
+    ),
     gpu: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="GPU of the catalog; needed for tables that do not name it."
-        ),
+        str | None, option("NAME", "GPU of the catalog; needed for tables that do not name it.")
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a page with charts of the residuals."),
+        Path | None, option("FILE", "Also write a page with charts of the residuals.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.commands.recommend import find_recommendation
-from app.cli.options import AsJson, ScenarioFile, parse_overrides
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides, switch
 from app.cli.output import console, print_json, write_text
 
 if TYPE_CHECKING:
@@ -21,20 +21,15 @@ def export(
     context: typer.Context,
     scenario: ScenarioFile = None,
     to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE", help="Target engine: vllm, sglang, tensorrt-llm or specroof."
-        ),
+        str | None, option("ENGINE", "Target engine: vllm, sglang, tensorrt-llm or specroof.")
     ] = None,
     recommended: Annotated[
-        bool, typer.Option("--recommended", help="Export the plan that `recommend` chooses.")
+        bool, switch("--recommended", "Export the plan that `recommend` chooses.")
     ] = False,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Print which draft choices each engine can run.")
+        bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to a file instead of stdout.")
-    ] = None,
+    output: Annotated[Path | None, option("FILE", "Write to a file instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as an engine's configuration."""

@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-Output = Annotated[Path, typer.Option(metavar="DIR", help="Catalog folder to write to.")]
+from app.cli.options import option
+from app.cli.output import write_files
+
+Output = Annotated[Path, option("DIR", "Catalog folder to write to.")]
 
 
 def fit_tables(
     tables: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if missing."),
+        Path, typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if missing.")
     ],
     output: Output,
     gpu: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="GPU to fit; may be repeated. All by default."),
+        list[str] | None, option("NAME", "GPU to fit; may be repeated. All by default.")
     ] = None,
 ) -> None:
     """Fit GEMM, attention and collective curves to public kernel tables, and print the errors."""
-    from app.cli.output import write_files
     from calibration.fit import fit_public_tables
 
     for report in fit_public_tables(tables, gpu or ()):
@@ -32,7 +32,6 @@ def fit_tables(
 
 def fit_published(output: Output) -> None:
     """Fit MagicDec's engine profile and the published models' acceptance curves."""
-    from app.cli.output import write_files
     from calibration.acceptance import fit_published_curves
     from calibration.fit import fit_published_engine
 

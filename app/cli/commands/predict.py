@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, parse_overrides
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import console, json_line, print_json
 
 
@@ -15,11 +15,11 @@ def predict(
     scenario: ScenarioFile = None,
     rows: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            metavar="CSV|-",
-            help="CSV with a scenario per row (- for stdin); prints one JSON object per row. Flags "
+        option(
+            "CSV|-",
+            "CSV with a scenario per row (- for stdin); prints one JSON object per row. Flags "
             "apply to every row.",
+            "--from",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, HtmlFile, ScenarioFile, parse_overrides
+from app.cli.options import AsJson, HtmlFile, ScenarioFile, option, parse_overrides
 from app.cli.output import console, print_json, progress, write_text
 
 if TYPE_CHECKING:
@@ -17,20 +17,15 @@ def recommend(
     context: typer.Context,
     scenario: ScenarioFile = None,
     objective: Annotated[
-        str,
-        typer.Option(
-            metavar="throughput|latency", help="Maximise tokens/s per GPU, or minimise TPOT."
-        ),
+        str, option("throughput|latency", "Maximise tokens/s per GPU, or minimise TPOT.")
     ] = "throughput",
     html: HtmlFile = None,
     traffic: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Recorded requests, for which gamma is also chosen by simulation."
-        ),
+        option("FILE", "Recorded requests, for which gamma is also chosen by simulation."),
     ] = None,
     requests: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Most requests of --traffic to simulate.")
+        int, option("N", "Most requests of --traffic to simulate.", min=1)
     ] = 20_000,
     as_json: AsJson = False,
 ) -> None:

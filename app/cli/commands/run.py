@@ -21,6 +21,7 @@ from app.cli.options import (
     Command,
     ScenarioFile,
     keyword,
+    option,
     options_of,
     parse_overrides,
 )
@@ -31,19 +32,11 @@ if TYPE_CHECKING:
 
 DType = Annotated[
     str | None,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="bf16, fp16, fp32 or fp64. Default: bf16 on a GPU, fp32 on a CPU.",
-    ),
+    option("DTYPE", "bf16, fp16, fp32 or fp64. Default: bf16 on a GPU, fp32 on a CPU.", "--dtype"),
 ]
 PlanFile = Annotated[
     Path | None,
-    typer.Option(
-        "--write-plan",
-        metavar="FILE",
-        help="Write the plan for torchrun as JSON instead of running.",
-    ),
+    option("FILE", "Write the plan for torchrun as JSON instead of running.", "--write-plan"),
 ]
 
 run_app = App(
@@ -104,30 +97,20 @@ def run_mode(
 @run_app.command("bench")
 def run_bench(
     model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Catalog model, hub id or folder; may be repeated."),
+        list[str] | None, option("NAME", "Catalog model, hub id or folder; may be repeated.")
     ] = None,
-    tp: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs that share the model.")] = 1,
+    tp: Annotated[int, option("N", "GPUs that share the model.", min=1)] = 1,
     draft_tp: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="GPUs that share the draft. Default: --tp."),
+        int | None, option("N", "GPUs that share the draft. Default: --tp.", min=1)
     ] = None,
     rows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BxL,..", help="Batch and context of each row, such as 32x16384,8x1304."
-        ),
+        str | None, option("BxL,..", "Batch and context of each row, such as 32x16384,8x1304.")
     ] = None,
     drafts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GxK,..", help="Gamma and KV budget of each draft, such as 3x512,7x2048."
-        ),
+        str | None, option("GxK,..", "Gamma and KV budget of each draft, such as 3x512,7x2048.")
     ] = None,
-    repeats: Annotated[int, typer.Option(metavar="N", help="Replays of each pass.")] = 15,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JSON lines, one per case.")
-    ] = None,
+    repeats: Annotated[int, option("N", "Replays of each pass.")] = 15,
+    output: Annotated[Path | None, option("FILE", "Also write JSON lines, one per case.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time steps and rounds on this GPU, by default of Llama-3.1-8B and Llama-2-7B."""
@@ -158,14 +141,11 @@ def run_download(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub model id, such as Qwen/Qwen3-0.6B.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create.")],
+    output: Annotated[Path, option("DIR", "Folder to create.")],
     token: Annotated[
-        str,
-        typer.Option(metavar="VARIABLE", help="Environment variable that holds an access token."),
+        str, option("VARIABLE", "Environment variable that holds an access token.")
     ] = "HF_TOKEN",
-    revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Branch, tag or commit.")
-    ] = None,
+    revision: Annotated[str | None, option("REVISION", "Branch, tag or commit.")] = None,
 ) -> None:
     """Download a model's config, safetensors and tokenizer; resumes an interrupted download."""
     from runtime import download_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, HtmlFile, ScenarioFile, field_flags, parse_overrides
+from app.cli.options import AsJson, HtmlFile, ScenarioFile, field_flags, option, parse_overrides
 from app.cli.output import console, print_json, progress, write_csv, write_text
 from app.cli.simulation_options import SimulationOptions
 
@@ -22,8 +22,7 @@ def simulate(
     scenario: ScenarioFile = None,
     options: SimulationOptions,
     csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE|-", help="Write the timeline as CSV (- for stdout)."),
+        str | None, option("FILE|-", "Write the timeline as CSV (- for stdout).", "--csv")
     ] = None,
     html: HtmlFile = None,
     as_json: AsJson = False,

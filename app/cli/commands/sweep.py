@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, parse_overrides
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import console, json_line, progress, write_csv
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ PROGRESS_EVERY = 10_000
 def sweep(
     context: typer.Context,
     scenario: ScenarioFile = None,
-    csv: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE|-", help="Write every point as CSV.")
-    ] = None,
+    csv: Annotated[str | None, option("FILE|-", "Write every point as CSV.", "--csv")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict a grid; flags take lists (1,8,64) and ranges (1:16, 4000:32000:4000, 64:4096:x2)."""

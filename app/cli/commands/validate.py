@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import App, AsJson, HtmlFile
+from app.cli.options import App, AsJson, HtmlFile, option, switch
 from app.cli.output import print_json, write_text
 
 validate_app = App(
@@ -22,10 +22,7 @@ validate_app = App(
 @validate_app.command("published")
 def validate_published(
     tolerance: Annotated[
-        float,
-        typer.Option(
-            metavar="PERCENT", min=0.0, help="Largest held-out mean absolute error of a phase."
-        ),
+        float, option("PERCENT", "Largest held-out mean absolute error of a phase.", min=0.0)
     ] = 5.0,
     as_json: AsJson = False,
 ) -> None:
@@ -48,24 +45,17 @@ def validate_published(
 
 @validate_app.command("draw")
 def validate_draw(
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")],
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
-    count: Annotated[
-        int, typer.Option(metavar="N", min=1, max=10_000, help="Number of cases.")
-    ] = 60,
-    choices: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Scenarios to draw with every gamma.")
-    ] = 5,
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="GPU of the catalog.")] = "h200",
-    tp: Annotated[
-        int, typer.Option(metavar="N", min=1, max=8, help="GPUs that share the target.")
-    ] = 1,
+    output: Annotated[Path, option("FILE", "Case file to write.")],
+    seed: Annotated[int, option("N", "Random seed.", min=0)] = 0,
+    count: Annotated[int, option("N", "Number of cases.", min=1, max=10_000)] = 60,
+    choices: Annotated[int, option("N", "Scenarios to draw with every gamma.", min=0)] = 5,
+    gpu: Annotated[str, option("NAME", "GPU of the catalog.")] = "h200",
+    tp: Annotated[int, option("N", "GPUs that share the target.", min=1, max=8)] = 1,
     memory_share: Annotated[
-        float,
-        typer.Option(metavar="X", min=0.1, max=1.0, help="Largest share of GPU memory to fill."),
+        float, option("X", "Largest share of GPU memory to fill.", min=0.1, max=1.0)
     ] = 0.85,
     rounds: Annotated[
-        bool, typer.Option("--rounds", help="Draw cases for the fit of the round overhead instead.")
+        bool, switch("--rounds", "Draw cases for the fit of the round overhead instead.")
     ] = False,
 ) -> None:
     """Draw random cases to time on a GPU with `specroof validate run`."""
@@ -91,22 +81,17 @@ def validate_draw(
 
 @validate_app.command("run")
 def validate_run(
-    cases: Annotated[Path, typer.Option(metavar="FILE", help="Case file of `validate draw`.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of records to write or to continue.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Time limit in seconds.")] = 360.0,
+    cases: Annotated[Path, option("FILE", "Case file of `validate draw`.")],
+    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    seconds: Annotated[float, option("S", "Time limit in seconds.")] = 360.0,
     repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Timings per step, of which the median is kept.")
+        int, option("N", "Timings per step, of which the median is kept.", min=1)
     ] = 15,
     parts: Annotated[
-        bool,
-        typer.Option(
-            "--parts", help="Also trace the parts of each pass; may slow down later timings."
-        ),
+        bool, switch("--parts", "Also trace the parts of each pass; may slow down later timings.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--list", help="List the model pairs and cases; needs no GPU.")
+        bool, switch("--list", "List the model pairs and cases; needs no GPU.")
     ] = False,
 ) -> None:
     """Time drawn cases on this GPU.
@@ -122,7 +107,7 @@ def validate_run(
         print("\n".join(pair_lines(file)))
         return
     if out is None:
-        raise ConfigError("--out FILE says where the records go")
+        raise ConfigError("no output file; add --out FILE")
     from runtime import InputError, launch_ranks, run_rank
 
     ranks = ranks_of(file)
@@ -156,27 +141,17 @@ def validate_run(
 @validate_app.command("records")
 def validate_records(
     records: Annotated[Path, typer.Argument(metavar="FILE", help="Records of `validate run`.")],
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Engine profile to predict with.")
-    ] = "specroof",
+    engine: Annotated[str, option("NAME", "Engine profile to predict with.")] = "specroof",
     curves_of: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GPU",
-            help="Predict with another GPU's kernel curves, scaled by datasheet.",
-        ),
+        str | None, option("GPU", "Predict with another GPU's kernel curves, scaled by datasheet.")
     ] = None,
     peers: Annotated[
-        Path | None,
-        typer.Option(metavar="CSV", help="Predictions of other tools for the same cases."),
+        Path | None, option("CSV", "Predictions of other tools for the same cases.")
     ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a Markdown report.")
-    ] = None,
+    markdown: Annotated[Path | None, option("FILE", "Also write a Markdown report.")] = None,
     html: HtmlFile = None,
     readme: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Replace the table between the markers in this file."),
+        Path | None, option("FILE", "Replace the table between the markers in this file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
