@@ -48,7 +48,7 @@ def test_every_command_has_a_section_with_an_example() -> None:
 def test_the_vocabulary_is_what_list_flags_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", "flags"]) == 0
     table = capsys.readouterr().out
-    assert TEXT[TEXT.index("## The vocabulary") :].count(table) == 1
+    assert TEXT.count(table) == 1
 
 
 def test_simulate_documents_its_flags() -> None:
