@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -44,7 +45,7 @@ class MeasuredSpeedup:
 
 CELL_HOVER = (
     "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens"
-    "<br>γ %{customdata[3]}<extra></extra>"
+    "<br>γ %{customdata[3]}"
 )
 
 
@@ -76,25 +77,31 @@ def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) 
     z = np.log2(speedup)
     reach = max(1.0, float(np.nanmax(np.abs(z), initial=0.0)))
     ticks = np.arange(-np.floor(reach), np.floor(reach) + 0.5, 0.5 if reach < 2 else 1.0)
-    return go.Figure(
-        go.Heatmap(
-            z=z,
-            zmin=-reach,
-            zmax=reach,
-            colorscale=DIVERGING,
-            name="speedup",
-            customdata=data,
-            meta=names,
-            hovertemplate=hover,
-            hoverongaps=False,
-            colorbar={
-                "title": "speedup",
-                "tickvals": ticks,
-                "ticktext": [f"{2.0**t:.2g}x" for t in ticks],
-                "thickness": 12,
-            },
-        )
+    return cell_map(
+        z,
+        data,
+        names,
+        hover=hover,
+        zmin=-reach,
+        zmax=reach,
+        colorscale=DIVERGING,
+        name="speedup",
+        colorbar={
+            "title": "speedup",
+            "tickvals": ticks,
+            "ticktext": [f"{2.0**t:.2g}x" for t in ticks],
+            "thickness": 12,
+        },
     )
+
+
+def cell_map(
+    z: Array, data: NDArray[Any], names: tuple[str, ...], *, hover: str, **look: Any
+) -> go.Figure:
+    """A heat map of `z` with columns of data per cell, as in `chart_rows`."""
+    hover = f"{hover}<extra></extra>"
+    heat = go.Heatmap(z=z, customdata=data, meta=names, hovertemplate=hover, hoverongaps=False)
+    return go.Figure(heat.update(look))
 
 
 def finish_map(

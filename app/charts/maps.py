@@ -14,6 +14,7 @@ from app.charts.cells import (
     MeasuredSpeedup,
     SpeedupGrid,
     cell_data,
+    cell_map,
     contour,
     finish_map,
     heatmap,
@@ -111,20 +112,17 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
     best = np.where(fits, np.take_along_axis(filled, winner[None], axis=0)[0], np.nan)
     colours = ["#bbbbbb", *SERIES][: len(names)]
     steps = [(i + k) / len(names) for i in range(len(names)) for k in (0, 1)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.where(fits, winner, np.nan),
-            zmin=-0.5,
-            zmax=len(names) - 0.5,
-            colorscale=[[s, colours[i // 2]] for i, s in enumerate(steps)],
-            name="winner",
-            customdata=columns(best, *mesh(first), np.array(names)[winner]),
-            meta=("speedup", "batch", "prompt_tokens", "plan"),
-            hovertemplate="%{customdata[3]}: %{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, "
-            "prompt %{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            showscale=False,
-        )
+    figure = cell_map(
+        np.where(fits, winner, np.nan),
+        columns(best, *mesh(first), np.array(names)[winner]),
+        ("speedup", "batch", "prompt_tokens", "plan"),
+        hover="%{customdata[3]}: %{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, "
+        "prompt %{customdata[2]:,} tokens",
+        zmin=-0.5,
+        zmax=len(names) - 0.5,
+        colorscale=[[s, colours[i // 2]] for i, s in enumerate(steps)],
+        name="winner",
+        showscale=False,
     )
     figure.add_traces([legend_square(*pair) for pair in zip(names, colours, strict=True)])
     shares = [f"{n} on {np.mean(winner[fits] == i):.0%}" for i, n in enumerate(names)]
@@ -147,20 +145,17 @@ def needed_map(scenario: Scenario, batches: Array, prompts: Array) -> go.Figure:
     best = np.argmin(needed, axis=-1)
     lowest = np.take_along_axis(needed, best[..., None], axis=-1)[..., 0]
     alpha = np.where(np.isfinite(lowest), lowest, np.nan)
-    figure = go.Figure(
-        go.Heatmap(
-            z=alpha,
-            zmin=0.0,
-            zmax=1.0,
-            colorscale="Viridis",
-            name="alpha needed",
-            customdata=numbers(alpha, batches[:, None], prompts[None, :], GAMMAS[best]),
-            meta=("alpha", "batch", "prompt_tokens", "gamma"),
-            hovertemplate="α %{customdata[0]:.2f} breaks even at γ %{customdata[3]}<br>batch "
-            "%{customdata[1]:,}, prompt %{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            colorbar={"title": "α", "thickness": 12},
-        )
+    figure = cell_map(
+        alpha,
+        numbers(alpha, batches[:, None], prompts[None, :], GAMMAS[best]),
+        ("alpha", "batch", "prompt_tokens", "gamma"),
+        hover="α %{customdata[0]:.2f} breaks even at γ %{customdata[3]}<br>batch "
+        "%{customdata[1]:,}, prompt %{customdata[2]:,} tokens",
+        zmin=0.0,
+        zmax=1.0,
+        colorscale="Viridis",
+        name="alpha needed",
+        colorbar={"title": "α", "thickness": 12},
     )
     known = alpha[np.isfinite(alpha)]
     span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "above 1 everywhere"

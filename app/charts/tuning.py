@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import SERIES, Array, curve, finish, numbers
-from app.charts.cells import add_marker, add_wall, contour, heatmap, label_cells
+from app.charts.cells import add_marker, add_wall, cell_map, contour, heatmap, label_cells
 from perfmodel import Scenario, estimate
 from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS, GammaSchedule
@@ -30,7 +30,7 @@ def budget_map(scenario: Scenario) -> go.Figure:
         data,
         ("speedup", "gamma", "kv_budget", "alpha"),
         hover="%{customdata[0]:.2f}x<br>γ %{customdata[1]}, budget %{customdata[2]:,}"
-        "<br>α %{customdata[3]:.3f}<extra></extra>",
+        "<br>α %{customdata[3]:.3f}",
     )
     label_cells(figure, x=[format_tokens(b) for b in budgets], y=[f"{g:.0f}" for g in GAMMAS])
     return finish(
@@ -64,20 +64,16 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
     gamma = np.array(schedule.gamma, float)
     batches, prompts = (np.array(v, float) for v in (schedule.batches, schedule.contexts))
     fits = gamma >= 0
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.where(fits, gamma, np.nan),
-            text=np.where(fits, gamma.astype(int).astype(str), ""),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            name="gamma",
-            customdata=numbers(gamma, batches[:, None], prompts[None, :]),
-            meta=("gamma", "batch", "prompt_tokens"),
-            hovertemplate="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prompt "
-            "%{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            showscale=False,
-        )
+    figure = cell_map(
+        np.where(fits, gamma, np.nan),
+        numbers(gamma, batches[:, None], prompts[None, :]),
+        ("gamma", "batch", "prompt_tokens"),
+        hover="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens",
+        text=np.where(fits, gamma.astype(int).astype(str), ""),
+        texttemplate="%{text}",
+        colorscale="Blues",
+        name="gamma",
+        showscale=False,
     )
     label_cells(figure, x=[format_tokens(p) for p in prompts], y=[f"{b:.0f}" for b in batches])
     add_wall(figure, fits)

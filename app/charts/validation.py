@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -95,43 +94,33 @@ def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regret:
-    """Speedup lost in one workload by choosing the draft with the predictions."""
+def regrets(errors: Sequence[RowError]) -> list[dict[str, Any]]:
+    """Speedup lost by choosing the draft with the predictions, as rows of a table.
 
-    workload: str
-    chosen: str
-    measured: float  # speedup of the chosen draft
-    best: float  # speedup of the best draft
-
-    @property
-    def percent(self) -> float:
-        """Speedup lost, in percent of the best."""
-        return 100.0 * (1.0 - self.measured / self.best)
-
-
-def regrets(errors: Sequence[RowError]) -> list[Regret]:
-    """The regret of each workload for which several drafts were measured."""
-    groups: dict[tuple[object, ...], list[RowError]] = {}
+    There is one row for each workload with several measured drafts.
+    """
+    groups: dict[str, list[RowError]] = {}
     for error in errors:
         row = error.row
         if "speedup" in error.errors:
-            key = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
-            groups.setdefault(key, []).append(error)
-    result = []
-    for (gpu, target, tp, batch, prompt), rows in groups.items():
-        if len(rows) < 2:
-            continue
-        chosen = max(rows, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
-        result.append(
-            Regret(
-                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prompt:,} tokens",
-                chosen=f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
-                measured=chosen.speedup,
-                best=max(e.row.speedup for e in rows),
+            gpus, load = f"{row.tp}x{row.gpu}", f"batch {row.batch}, {row.prompt_tokens:,} tokens"
+            workload = f"{row.target}, {gpus}, {load}"
+            groups.setdefault(workload, []).append(error)
+    rows = []
+    for workload, measured in groups.items():
+        if len(measured) > 1:
+            chosen = max(measured, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
+            best = max(error.row.speedup for error in measured)
+            rows.append(
+                {
+                    "workload": workload,
+                    "chosen": f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
+                    "measured": f"{chosen.speedup:.2f}x",
+                    "best": f"{best:.2f}x",
+                    "regret (%)": 100.0 * (1.0 - chosen.speedup / best),
+                }
             )
-        )
-    return result
+    return rows
 
 
 def _point(error: RowError, phase: str) -> list[Any]:

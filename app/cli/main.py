@@ -43,6 +43,7 @@ EXTRAS = {
     "tomlkit": "calibration",
     "torch": "runtime",
     "safetensors": "runtime",
+    "tokenizers": "runtime",
     "transformers": "runtime",
     "plotly": "report",
     "markdown_it": "report",
@@ -102,9 +103,10 @@ def run(arguments: list[str]) -> int:
             return _fail(_usage_line(error), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
             return _fail(f"cannot write the output: {error.strerror}", 2)
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            extra = EXTRAS[error.name]
-            return _fail(f"{error.name} is not installed; run: pip install 'specroof[{extra}]'", 2)
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").partition(".")[0]
+            if extra := EXTRAS.get(package):
+                return _fail(f"{package} is not installed; run: pip install 'specroof[{extra}]'", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from typing import Any
 
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
-from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.catalog.scenarios import scenario_names, scenario_values
 from perfmodel.planning import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
@@ -28,8 +27,6 @@ ACCEPTANCE_FORMS = {
     "accepted_drafts": "Accepted drafts per round",
     "tokens_per_round": "Tokens per round",
 }
-# Added to catalog scenarios without a draft, since every view but Decide needs a plan.
-START_PLAN = {"draft": "self"}
 # Widgets that are not part of a scenario: they keep their value when one is opened.
 PAGE_DEFAULTS: dict[str, Any] = {
     "view": "Decide",
@@ -48,17 +45,6 @@ INPUT_DEFAULTS: dict[str, Any] = {
     "accepted_drafts": 2.0,
     "tokens_per_round": 3.0,
 }
-
-
-def catalog_scenarios() -> dict[str, dict[str, Any]]:
-    """Flat values of the catalog's scenarios by name, each with a draft."""
-    folder = resources.files("perfmodel") / "catalog" / "scenarios"
-    scenarios = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml"):
-            with resources.as_file(entry) as path:
-                scenarios[entry.name.removesuffix(".toml")] = START_PLAN | read_scenario(path)
-    return scenarios
 
 
 # ---- state to values --------------------------------------------------------------------------
@@ -151,7 +137,8 @@ def _acceptance_state(stated: ScenarioInput) -> dict[str, Any]:
     return {}
 
 
-PRESETS = catalog_scenarios()
+# Catalog scenarios by name; every view but Decide needs a draft to show.
+PRESETS = {name: {"draft": "self"} | scenario_values(name) for name in scenario_names()}
 # Initial value of every widget; the URL omits these values.
 DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESETS["default"]))
 

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 
-from perfmodel import ConfigError
-
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -33,32 +31,11 @@ def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
         Shown in the browser tab after the program's name.
     *parts : str or sequence of Figure
         Markdown, or figures to draw side by side, in the order of the page.
-
-    Raises
-    ------
-    ConfigError
-        If plotly is not installed and there is a figure.
     """
     drawn = any(not isinstance(part, str) and part for part in parts)
     body = "".join(_html(part) if isinstance(part, str) else _charts(part) for part in parts)
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), plotly=_plotly_js() if drawn else "", body=body)
-
-
-def require_plotly() -> None:
-    """Check that plotly is installed.
-
-    Raises
-    ------
-    ConfigError
-        If it is not; the message names the extra.
-    """
-    try:
-        import plotly.offline  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "charts need plotly, which is not installed; run: pip install 'specroof[report]'"
-        ) from error
 
 
 def plain(text: str) -> str:
@@ -99,7 +76,6 @@ def _renderer() -> MarkdownIt:
 
 
 def _plotly_js() -> str:
-    require_plotly()
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from app.render.html_page import bullets, code, html_page, plain, require_plotly, table
+from app.render.html_page import bullets, code, html_page, plain, table
 from app.render.recommendation_tables import (
     PLAN_HEADER,
     UNMEASURED_HEADER,
@@ -31,11 +31,6 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
         Source of the charts.
     result : mapping
         Its JSON form (docs/reference/json.md), the source of the tables.
-
-    Raises
-    ------
-    ConfigError
-        If plotly is not installed.
     """
     scenario = result["best"]["scenario"].items()
     before = [
@@ -61,7 +56,6 @@ def _figures(answer: Recommendation) -> list[go.Figure]:
     studied = answer.studied
     if studied is None:
         return []
-    require_plotly()
     from app import charts
 
     point = estimate(studied.scenario)

@@ -1,7 +1,4 @@
-"""HTML pages of a simulation, a fit, measured acceptance, and a validation run.
-
-Each function returns the page as text, and raises `ConfigError` if plotly is not installed.
-"""
+"""HTML pages of a simulation, a fit, measured acceptance, and a validation run, as text."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.render.html_page import code, html_page, plain, require_plotly, table
+from app.render.html_page import code, html_page, plain, table
 from app.render.simulation_tables import gain_line, run_rows
 from app.render.tables import scenario_line
 
@@ -25,7 +22,6 @@ def simulation_html(result: Mapping[str, Any]) -> str:
 
     `result` is its JSON form (docs/reference/json.md).
     """
-    require_plotly()
     from app.charts.simulation import timeline
 
     gains = [plain(gain_line(gain)) for gain in result["gains"]]
@@ -37,7 +33,6 @@ def simulation_html(result: Mapping[str, Any]) -> str:
 
 def fit_html(report: FitReport) -> str:
     """A fit of kernel curves: its errors by region."""
-    require_plotly()
     from app.charts.residuals import residual_boxes
 
     figures = [residual_boxes(errors) for errors in report.errors if errors.cells]
@@ -47,7 +42,6 @@ def fit_html(report: FitReport) -> str:
 
 def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:
     """Measured acceptance: charts, and the tables of the Markdown report in `lines`."""
-    require_plotly()
     from app.charts.acceptance import measured_budgets, measured_positions
 
     by_budget = measured_budgets(report.grid, [fit.curve for fit in report.fits])
@@ -58,7 +52,6 @@ def acceptance_html(report: AcceptanceReport, lines: Sequence[str]) -> str:
 
 def validation_html(comparison: Comparison) -> str:
     """A validation run: the summary, charts, errors by region, and every case."""
-    require_plotly()
     from app.charts.validation import error_by_phase, measured_scatter
     from calibration.validate import comparison_markdown
 

@@ -19,10 +19,8 @@ def explore(
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
     """Open the explorer in a browser: inputs as widgets, predictions as charts."""
-    from perfmodel import ConfigError
-
     if importlib.util.find_spec("streamlit") is None:
-        raise ConfigError("streamlit is not installed; run: pip install 'specroof[explorer]'")
+        raise ModuleNotFoundError(name="streamlit")  # shown in one line, with the extra to install
     command = explorer_command(port=port, browser=browser)
     os.execv(command[0], command)  # this process becomes the server
 

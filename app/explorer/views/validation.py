@@ -95,24 +95,13 @@ def _regret(errors: list[RowError]) -> None:
     workloads = regrets(errors)
     if not workloads:
         return
-    lost = [regret.percent for regret in workloads]
+    lost = [row["regret (%)"] for row in workloads]
     right = sum(value == 0 for value in lost)
     st.markdown(
         f"**Regret**: the draft chosen by prediction was the best in {right} of {len(workloads)} "
         f"workloads, and lost at most {max(lost):.1f} % of the speedup."
     )
-    show_table(
-        [
-            {
-                "workload": r.workload,
-                "chosen": r.chosen,
-                "measured": f"{r.measured:.2f}x",
-                "best": f"{r.best:.2f}x",
-                "regret (%)": round(r.percent, 1),
-            }
-            for r in workloads
-        ]
-    )
+    show_table([row | {"regret (%)": round(row["regret (%)"], 1)} for row in workloads])
 
 
 def _engine_steps(errors: list[RowError]) -> None:

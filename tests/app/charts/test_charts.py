@@ -180,10 +180,10 @@ def test_regret_is_zero_where_the_best_draft_is_predicted() -> None:
         key=lambda error: error.row.speedup,
     )
     (right,) = regrets([*others, second, best])
-    assert right.percent == 0.0 and right.best == best.row.speedup
+    assert right["regret (%)"] == 0.0 and right["best"] == f"{best.row.speedup:.2f}x"
     (wrong,) = regrets([*others, second, replace(best, errors={"speedup": -0.9})])
     lost = 1.0 - second.row.speedup / best.row.speedup
-    assert wrong.percent == pytest.approx(100.0 * lost) and lost > 0.0
+    assert wrong["regret (%)"] == pytest.approx(100.0 * lost) and lost > 0.0
 
 
 @pytest.mark.parametrize(
