@@ -185,16 +185,12 @@ def _words(name: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def _counts(name: str, text: str, *, least: int = 1) -> list[int]:
-    from app.cli.axes import parse_axis
+    from app.cli.axes import parse_numbers
     from perfmodel import ConfigError
 
-    wrong = ConfigError(f"--{name} {text!r} is not valid; use whole numbers of at least {least}")
-    try:
-        counts = [int(value) for value in parse_axis(f"--{name}", text)]
-    except ValueError as error:
-        raise wrong from error
+    counts = parse_numbers(f"--{name}", text)
     if min(counts) < least:
-        raise wrong
+        raise ConfigError(f"--{name} {text!r} is not valid; use numbers of at least {least}")
     return counts
 
 

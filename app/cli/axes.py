@@ -11,7 +11,18 @@ MAX_VALUES = 10_000
 
 
 def parse_axis(name: str, text: str) -> list[int] | list[str]:
-    """The distinct values of an axis, in the order given.
+    """The distinct values of an axis, in the order given: numbers on `NUMBER_AXES`, else text.
+
+    Raises
+    ------
+    ConfigError
+        As for `parse_numbers`.
+    """
+    return parse_numbers(name, text) if name in NUMBER_AXES else _terms(name, text)
+
+
+def parse_numbers(name: str, text: str) -> list[int]:
+    """The distinct whole numbers of a list of numbers and ranges, in the order given.
 
     A range `a:b` includes both ends; `a:b:step` adds the step, `a:b:xN` multiplies by N.
 
@@ -20,19 +31,21 @@ def parse_axis(name: str, text: str) -> list[int] | list[str]:
     ConfigError
         For an empty list, a term that is neither a number nor a range, or too many values.
     """
-    terms = [term.strip() for term in text.split(",") if term.strip()]
-    if not terms:
-        raise ConfigError(f"{name}={text!r} has no values; give at least one")
-    if name not in NUMBER_AXES:
-        return list(dict.fromkeys(terms))
     values: list[int] = []
-    for term in terms:
+    for term in _terms(name, text):
         values += _range(name, term) if ":" in term else [_integer(name, term, term)]
         if len(values) > MAX_VALUES:
             raise ConfigError(
                 f"{name}={_shown(text)} has more than {MAX_VALUES:,} values; give fewer"
             )
     return list(dict.fromkeys(values))
+
+
+def _terms(name: str, text: str) -> list[str]:
+    terms = [term.strip() for term in text.split(",") if term.strip()]
+    if not terms:
+        raise ConfigError(f"{name}={text!r} has no values; give at least one")
+    return list(dict.fromkeys(terms))
 
 
 def _range(name: str, term: str) -> list[int]:

@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
+from app.cli.options import option
+
 ENTRY = Path(__file__).parents[2] / "explorer" / "main.py"
 UPLOAD_MB = 1
 
 
 def explore(
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on localhost.")] = 8501,
+    port: Annotated[int, option("PORT", "Port on localhost.", min=1, max=65_535)] = 8501,
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
     """Open the explorer in a browser: inputs as widgets, predictions as charts."""

@@ -25,13 +25,7 @@ def list_catalog(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List entries of the catalog with figures and sources, or the flags that describe a scenario.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such list.
-    """
+    """List catalog entries with figures and sources, or the flags that describe a scenario."""
     from perfmodel import ConfigError
 
     if kind not in LISTS:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import sys
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -62,10 +64,18 @@ def _plan_options() -> tuple[Any, ...]:
     )
 
 
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
 def _typed(annotation: Any) -> Any:
-    """The annotation as typer takes it: rates arrive as text, which `_rates` parses."""
-    kind, *metadata = get_args(annotation)
-    return Annotated[str | None, *metadata] if kind == tuple[float, ...] | None else annotation
+    """The annotation as typer takes it, with a metavar; `_rates` parses rates, which are text."""
+    kind, info = get_args(annotation)
+    if kind == tuple[float, ...] | None:
+        kind = str | None
+    given = next((k for k in get_args(kind) if k is not NoneType), kind)
+    info = copy(info)
+    info.metavar = info.metavar or METAVARS.get(given)
+    return Annotated[kind, info]
 
 
 @run_app.command(
