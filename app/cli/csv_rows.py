@@ -83,5 +83,5 @@ def _header(cells: list[str], name: str) -> list[str]:
                 f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
             )
         if header.count(column) > 1:
-            raise ConfigError(f"{name}: column {column!r} appears twice")
+            raise ConfigError(f"{name}: column {column!r} appears twice; remove one")
     return header

@@ -28,7 +28,7 @@ def prompt_mix(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def mean_prompt(mix: Iterable[tuple[int, float]]) -> int:
-    """Mean prompt length: a mixed batch reads as many KV bytes as one with all prompts of it."""
+    """Mean prompt length; a batch of such prompts reads as many KV bytes as the mixed one."""
     return round(sum(tokens * share for tokens, share in mix))
 
 

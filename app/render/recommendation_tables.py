@@ -79,16 +79,16 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     if binding:
         without = binding["without"]
         lines.append(
-            f"binding: {binding['name']}, costs {binding['cost_percent']:.1f} % "
+            f"binding limit: {binding['name']}, costs {binding['cost_percent']:.1f} % "
             f"(without it: {without['label']}, TP {without['scenario']['tp']})"
         )
     else:
-        lines.append("binding: no limit excludes a better plan")
+        lines.append("binding limit: none")
     studied = answer["studied"]
     if studied:
         needed = studied["break_even_acceptance"]
         lines.append(
-            f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
+            f"break-even: {'no α' if needed is None else f'α {needed:.2f}'}; "
             f"batch {_paying_range(answer, 'break_even_batch')}; "
             f"prompt {_paying_range(answer, 'break_even_prompt_tokens')} tokens"
         )

@@ -60,7 +60,7 @@ def _predict_rows(base: dict[str, Any], source: str) -> None:
         print(json_line({"row": number, **result}))
     if bad:
         name = "stdin" if source == "-" else source
-        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}")
+        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}; see the output")
 
 
 def _prediction(values: dict[str, Any], *, origin: str = "") -> dict[str, Any]:

@@ -51,7 +51,7 @@ class PlanCommand(Command):
     """A command with every flag of `RunPlan`."""
 
     def flags(self) -> tuple[Any, ...]:
-        """One flag per field of `RunPlan` that is one."""
+        """One flag per field of `RunPlan` that is declared as one."""
         return _plan_options()
 
 

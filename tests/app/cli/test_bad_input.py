@@ -1,4 +1,4 @@
-"""Bad input is one line on stderr and exit 2; what does not fit on the GPUs one line and exit 3."""
+"""Bad input prints one line and exits with 2; infeasible scenarios print one line and exit with 3."""
 
 from __future__ import annotations
 
