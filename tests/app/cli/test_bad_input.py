@@ -1,4 +1,4 @@
-"""Bad input prints one line and exits with 2; infeasible scenarios print one line and exit with 3."""
+"""Bad input prints one line and exits with 2; an infeasible scenario exits with 3."""
 
 from __future__ import annotations
 

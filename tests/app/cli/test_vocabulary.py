@@ -1,4 +1,4 @@
-"""Flags, scenario keys and CSV columns have the same names; flags override files, cells override both."""
+"""Flags, scenario keys and CSV columns share names; cells override flags, and flags files."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Watched:
         playwright.expect(drawn).to_have_count(charts, timeout=30_000)
 
     def preset(self, name: str) -> None:
-        """Choose a preset with another target than the default, which shows when it has been applied."""
+        """Choose a preset whose target differs from the default, and wait until it is applied."""
         self.page.get_by_role("combobox", name="Start from").click()
         self.page.get_by_role("option", name=name).click()
         target = re.compile(f"target={PRESETS[name]['target']}(&|$)")

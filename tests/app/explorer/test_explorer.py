@@ -1,4 +1,4 @@
-"""Invalid, huge and malicious uploads give one message; the server is local and sends no statistics."""
+"""Invalid, huge and malicious uploads give one message; the server is local and private."""
 
 from __future__ import annotations
 
