@@ -180,9 +180,7 @@ def make_plan(
     if dtype is not None:
         values |= dict.fromkeys(("weight_dtype", "kv_dtype", "draft_dtype"), dtype)
     if "model" not in values:
-        raise ConfigError(
-            "no model given; add --model with a folder or a catalog model, or a --scenario"
-        )
+        raise ConfigError("--model is missing; give a folder or a catalog model, or use --scenario")
     if isinstance(rates := values.get("acceptance"), str):
         values["acceptance"] = _rates(rates)
     configs: dict[str, Any] = {}
@@ -231,7 +229,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(
-            f"{origin} has the draft {plan.draft!r}; run it with `specroof run {drafts}`"
+            f"{origin} has the draft {plan.draft!r}; run it as `specroof run {drafts}`"
         )
     values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
     if plan.kv_budget_tokens is not None:
