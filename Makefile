@@ -1,5 +1,5 @@
-# Everything runs in a virtual environment that these targets make themselves; each installs only
-# what it needs.
+# All targets run in a virtual environment, which they create themselves; each installs only the
+# dependencies that it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
@@ -19,11 +19,11 @@ explore: $(EXPLORER)
 test: $(ALL) check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Tests that need neither network nor a browser, each under about a second.
+# Tests that need neither network nor browser and take less than about a second each.
 quick: $(ALL)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not gpu"
 
-# Long runs: speculative against plain decoding over random models.
+# Long comparisons of speculative and plain decoding over random models.
 TOKENS ?= 100000
 soak: $(ALL)
 	$(BIN)/python tests/soak/lossless.py --tokens $(TOKENS)

@@ -5,13 +5,15 @@
 ...                  draft="self", kv_budget=512, gamma=3)  # doctest: +ELLIPSIS
 RoundEstimate(speedup=..., tpot=... ms, gamma=3, ...)
 
-`predict`, `sweep`, `recommend` and `simulate` take a target model and keywords named as the flags
-of the command line (`SCENARIO_FIELDS`): `kv_budget=512` is `--kv-budget 512`. All times are in
-seconds, sizes in bytes, lengths in tokens. Errors are `SpecroofError`s of one line.
+`predict`, `sweep`, `recommend` and `simulate` take a target model and keywords named like the
+scenario flags of the command line (`SCENARIO_FIELDS`): `kv_budget=512` is `--kv-budget 512`. Times
+are in seconds, sizes in bytes and lengths in tokens. Errors are `SpecroofError`s with a message of
+one line.
 
-Symbols: γ (`gamma`) drafts per round; α (`acceptance`) the chance that a draft is accepted, given
-that all before it were; Ω (`tokens_per_round`) mean tokens per round; T_T (`target_step`) time of a
-plain decoding step, T_V (`verify`) of verification, T_D (`draft_step`) of a draft step.
+Symbols: γ (`gamma`) is the number of draft tokens per round; α (`acceptance`) is the probability
+that a draft token is accepted, given that all before it were; Ω (`tokens_per_round`) is the mean
+number of tokens per round; T_T (`target_step`), T_V (`verify`) and T_D (`draft_step`) are the times
+of a plain decoding step, a verification and a draft step.
 """
 
 from __future__ import annotations
@@ -117,44 +119,44 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 SCENARIO_FIELDS = tuple(ScenarioInput.model_fields)
-# Fields of `Traffic` beside the lengths, which the scenario gives.
+# Fields of `Traffic`, except for the lengths, which the scenario provides.
 TRAFFIC_FIELDS = tuple(
     f.name for f in fields(Traffic) if f.name not in ("prompt_tokens", "output_tokens")
 )
 
-# What a call starts from: a target model's name, values by name, a scenario, or a plan of it.
+# Accepted first arguments: the name of a target model, values by name, a scenario, or a result.
 Base = str | Mapping[str, Any] | Scenario | RoundEstimate | Candidate | Recommendation
 
 
 def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
-    """Predict one round of speculative decoding: step times, tokens, TPOT, speedup, memory.
+    """Predict one round of speculative decoding: step times, tokens, TPOT, speedup and memory.
 
     Parameters
     ----------
     target : str, mapping, Scenario or RoundEstimate
-        Target model (catalog name, hub id, or path of a config.json); or a scenario, whose values
-        the keywords override.
+        Target model (catalog name, hub id, or path of a config.json), or a scenario, whose values
+        are overridden by the keywords.
     **values
-        Scenario values by the names of `SCENARIO_FIELDS`, such as `gpu`, `tp`, `batch`,
-        `prompt_tokens`, `draft`, `draft_policy`, `kv_budget`, `gamma`, `acceptance`, `engine`.
+        Values of `SCENARIO_FIELDS`, such as `gpu`, `tp`, `batch`, `prompt_tokens`, `draft`,
+        `draft_policy`, `kv_budget`, `gamma`, `acceptance` and `engine`.
 
     Raises
     ------
     ConfigError
-        For an unknown name or a value out of range; one line that names it.
+        For an unknown name or a value out of range.
     """
     return estimate(_scenario(target, values))
 
 
 def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
-    """Predict a grid: every value that is a list, a range or an array is an axis.
+    """Predict a grid, in which every value that is a list, a range or an array is an axis.
 
     Parameters
     ----------
     target, **values
-        As for `predict`; axes are `batch`, `prompt_tokens`, `gamma`, `kv_budget`, `gpu`, `engine`,
-        `tp`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`, `weight_dtype`,
-        `kv_dtype`.
+        As for `predict`. Possible axes are `batch`, `prompt_tokens`, `gamma`, `kv_budget`, `gpu`,
+        `engine`, `tp`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`,
+        `weight_dtype` and `kv_dtype`.
 
     Raises
     ------
@@ -180,17 +182,17 @@ def recommend(
     Parameters
     ----------
     target, **values
-        As for `predict`; `tp`, `draft` and `kv_budget` may be lists, and are searched where not
-        given. `slo` is a limit such as "ttft<2s; tpot<25ms; memory<90%".
+        As for `predict`. `tp`, `draft` and `kv_budget` may be lists, and are searched if not
+        given. `slo` sets limits, such as "ttft<2s; tpot<25ms; memory<90%".
     objective : str
         "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
 
     Raises
     ------
     ConfigError
-        For values that a search cannot honour.
+        For values that do not apply to a search.
     NoFeasiblePlan
-        If nothing meets the limits.
+        If no plan meets the limits.
     """
     return find_plan(override(_values(target, {}), values), objective=objective)
 
@@ -204,28 +206,28 @@ def simulate(
     exact: bool = False,
     **values: Any,
 ) -> ServingRun:
-    """Simulate requests over time: continuous batching of at most `batch` sequences.
+    """Simulate requests over time with continuous batching of at most `batch` sequences.
 
     Parameters
     ----------
     target, **values
         As for `predict`, and the fields of `Traffic`: `requests`, `rate` (arrivals per second),
-        `arrivals`, `prompt_cv`, `output_cv`, `eos`, or `path` of a recorded trace.
+        `arrivals`, `prompt_cv`, `output_cv` and `eos`, or `path` of a recorded trace.
     schedule : bool
-        Choose γ of 0 to 8 anew for each round, by batch and context; else the plan's γ.
+        Choose γ from 0 to 8 for each round, by batch and context, instead of the plan's γ.
     token_budget : int
-        Most tokens in a pass, prompts and decoding together. [tokens]
+        Most tokens per pass, for prompts and decoding together. [tokens]
     seed : int
-        Of arrivals, lengths and acceptance.
+        Random seed of arrivals, lengths and acceptance.
     exact : bool
-        Draw every round of every sequence (two to five times as long).
+        Simulate every round of every sequence, which takes two to five times as long.
 
     Raises
     ------
     ConfigError
-        For values that do not hold together, or a draft of unknown acceptance.
+        For values that contradict each other, or a draft with an unknown acceptance.
     DoesNotFit
-        If no KV cache fits beside the weights.
+        If the weights leave no room for a KV cache.
     """
     drawn = {name: values.pop(name) for name in TRAFFIC_FIELDS if name in values}
     numbers = {k: v for k, v in drawn.items() if k not in ("arrivals", "path") and v is not None}
@@ -249,15 +251,15 @@ def simulate(
 
 
 def export(plan: Base, *, to: str) -> str:
-    """A plan as the configuration of "vllm", "sglang", "tensorrt-llm" or "specroof".
+    """Export a plan as a configuration of "vllm", "sglang", "tensorrt-llm" or "specroof".
 
     Raises
     ------
     ConfigError
-        If the engine is unknown or cannot run the plan; the message gives the reason.
+        If the engine is unknown, or cannot run the plan.
     """
     if not isinstance(to, str):
-        raise ConfigError(f"to={to!r} is not the name of an engine")
+        raise ConfigError(f"to={to!r} is not the name of an engine; use one such as 'vllm'")
     return export_plan(engine=to, plan=ExportPlan.of_scenario(_scenario(plan, {}), engine=to))
 
 
@@ -276,28 +278,32 @@ def _values(base: Base, values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(base, str):
         return override({"target": base}, values)
     if not isinstance(base, Mapping):
-        raise ConfigError(f"{base!r} is not a model's name, values by name, a scenario or a plan")
+        raise ConfigError(
+            f"{base!r} is not a model name, a mapping of values, a scenario or a result"
+        )
     return override(base, values)
 
 
 def _planned(base: Base) -> str | Mapping[str, Any] | Scenario:
-    """The scenario of a prediction or a recommendation; anything else as it is."""
+    """The scenario of a result; other values unchanged."""
     if isinstance(base, Recommendation):
         base = base.best
     return base.scenario if isinstance(base, RoundEstimate | Candidate) else base
 
 
 def _check_some_point(fixed: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> None:
-    """Refuse values that no point of a grid can have, such as an unknown GPU."""
+    """Raise the first error if no point of the grid is valid, such as for an unknown GPU."""
     chosen = {}
     for name, several in axes.items():
         if None in several:
-            raise ConfigError(f"{name} holds None; leave it out, or give each value")
+            raise ConfigError(f"{name} contains None; give every value, or leave the axis out")
         if name in ARRAY_AXES and several:
             try:
                 chosen[name] = min(several) if name == "kv_budget" else max(several)
             except TypeError as error:
-                raise ConfigError(f"{name}={several!r} mixes numbers and text") from error
+                raise ConfigError(
+                    f"{name}={several!r} mixes numbers and text; use numbers"
+                ) from error
     loops = {name: several for name, several in axes.items() if name in LOOP_AXES}
     fault = None
     for values in product(*loops.values()):
@@ -326,7 +332,7 @@ def _is_several(value: Any) -> bool:
 
 
 def _list_fields(function: Any, searched: tuple[str, ...] = ()) -> None:
-    """List the scenario fields in a function's signature, for completion and `help`."""
+    """Add the scenario fields to a function's signature, for completion and `help`."""
     *first, rest = inspect.signature(function).parameters.values()
     listed = [
         inspect.Parameter(

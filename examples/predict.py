@@ -1,4 +1,4 @@
-"""Predict one plan, find its best γ, and search for the best plan of a machine."""
+"""Predict one plan, find its best γ, and search for the best plan on a machine."""
 
 import specroof
 

@@ -1,4 +1,4 @@
-"""The picture of the README: speedup over batch and context, with the break-even line.
+"""Draw the README's picture: speedup by batch and context, with the break-even line.
 
 python examples/speedup_map.py map.html     # interactive; needs plotly (specroof[report])
 python examples/speedup_map.py map.svg      # drawn by a headless Chromium through playwright
@@ -28,7 +28,7 @@ PLAN = {
 
 
 def main(path: Path) -> None:
-    """Write the map as `path`, HTML or SVG by its ending."""
+    """Write the map to `path`, as HTML or SVG depending on its suffix."""
     figure = charts.speedup_map(specroof.predict("llama-3.1-8b", **PLAN).scenario)
     figure.update_layout(
         title_text="Llama-3.1-8B on one H100: speedup of self-speculation (line: break-even)"
@@ -38,7 +38,7 @@ def main(path: Path) -> None:
 
 
 def svg_of(html: str) -> str:
-    """The first chart of a page as SVG text."""
+    """The first chart of an HTML page as SVG text."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

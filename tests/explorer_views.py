@@ -1,4 +1,4 @@
-"""The explorer's views and the number of charts of each, for a plan of known acceptance."""
+"""The explorer's views and how many charts each shows for a plan with a known acceptance."""
 
 CHARTS = {
     "Decide": 1,
@@ -11,6 +11,6 @@ CHARTS = {
     "Compare": 3,
     "Deploy": 1,
 }
-# Where nobody has measured the draft's acceptance, there is less to draw.
+# Without a measured acceptance of the draft, some charts cannot be drawn.
 CHARTS_WITHOUT_ACCEPTANCE = CHARTS | {"γ × budget": 1, "Sensitivity": 0}
 UNMEASURED_PRESETS = ("llama-3.1-70b-8xh100",)

@@ -1,4 +1,4 @@
-"""The README's commands run and print what it says."""
+"""The README's commands run and print the documented output."""
 
 from __future__ import annotations
 

@@ -1,46 +1,28 @@
 """Plotly figures as pure functions of estimates; every axis carries its unit."""
 
-from app.charts.bars import compare_bars, memory_bars, plan_bars
-from app.charts.base import alt_text, chart_rows, log_steps
-from app.charts.cells import MeasuredSpeedup, SpeedupGrid
-from app.charts.latency import ServingCurve, latency_throughput, serving_curve
-from app.charts.maps import (
-    MAP_BATCHES,
-    MAP_PROMPTS,
-    needed_map,
-    speedup_grid,
-    speedup_map,
-    winner_map,
-)
-from app.charts.rounds import part_rows, roofline, round_waterfall, step_parts
-from app.charts.sensitivity import speedup_band, tornado
-from app.charts.tuning import acceptance_needed, budget_map, schedule_map
-
-__all__ = [
-    "MAP_BATCHES",
-    "MAP_PROMPTS",
-    "MeasuredSpeedup",
-    "ServingCurve",
-    "SpeedupGrid",
-    "acceptance_needed",
-    "alt_text",
-    "budget_map",
-    "chart_rows",
-    "compare_bars",
-    "latency_throughput",
-    "log_steps",
-    "memory_bars",
-    "needed_map",
-    "part_rows",
-    "plan_bars",
-    "roofline",
-    "round_waterfall",
-    "schedule_map",
-    "serving_curve",
-    "speedup_band",
-    "speedup_grid",
-    "speedup_map",
-    "step_parts",
-    "tornado",
-    "winner_map",
-]
+from app.charts.bars import compare_bars as compare_bars
+from app.charts.bars import memory_bars as memory_bars
+from app.charts.bars import plan_bars as plan_bars
+from app.charts.base import alt_text as alt_text
+from app.charts.base import chart_rows as chart_rows
+from app.charts.base import log_steps as log_steps
+from app.charts.cells import MeasuredSpeedup as MeasuredSpeedup
+from app.charts.cells import SpeedupGrid as SpeedupGrid
+from app.charts.latency import ServingCurve as ServingCurve
+from app.charts.latency import latency_throughput as latency_throughput
+from app.charts.latency import serving_curve as serving_curve
+from app.charts.maps import MAP_BATCHES as MAP_BATCHES
+from app.charts.maps import MAP_PROMPTS as MAP_PROMPTS
+from app.charts.maps import needed_map as needed_map
+from app.charts.maps import speedup_grid as speedup_grid
+from app.charts.maps import speedup_map as speedup_map
+from app.charts.maps import winner_map as winner_map
+from app.charts.rounds import part_rows as part_rows
+from app.charts.rounds import roofline as roofline
+from app.charts.rounds import round_waterfall as round_waterfall
+from app.charts.rounds import step_parts as step_parts
+from app.charts.sensitivity import speedup_band as speedup_band
+from app.charts.sensitivity import tornado as tornado
+from app.charts.tuning import acceptance_needed as acceptance_needed
+from app.charts.tuning import budget_map as budget_map
+from app.charts.tuning import schedule_map as schedule_map

@@ -15,7 +15,7 @@ DASHES = {"streamingllm": "solid", "snapkv": "dot"}
 
 
 def measured_budgets(grid: Sequence[Cell], curves: Sequence[AcceptanceCurve]) -> go.Figure:
-    """α over the budget with 90 % intervals, one line per text, context and policy; fits dashed."""
+    """α over KV budget with 90 % intervals, per text, context and policy; fits are dashed."""
     figure = go.Figure()
     for number, ((text, context, policy), row) in enumerate(_lines(grid).items()):
         budgets = np.array([cell.key.view.kv_budget or 0 for cell in row], dtype=float)
@@ -50,13 +50,13 @@ def measured_budgets(grid: Sequence[Cell], curves: Sequence[AcceptanceCurve]) ->
         title="Measured acceptance by KV budget",
         x="KV budget (tokens)",
         y="α = mean Σ min(p, q)",
-        alt="Acceptance rises with the KV budget and comes to 1 as the budget nears the context.",
+        alt="Acceptance rises with the KV budget and approaches 1 as the budget nears the context.",
     )
     return figure.update_layout(height=640)
 
 
 def measured_positions(grid: Sequence[Cell]) -> go.Figure:
-    """α by position in a round at each text's longest context."""
+    """α by position in a round at the longest context."""
     figure = go.Figure()
     longest = max((cell.key.context_tokens for cell in grid), default=0)
     shown = [cell for cell in grid if cell.key.context_tokens == longest]

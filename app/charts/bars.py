@@ -1,4 +1,4 @@
-"""Bars: one measure of several scenarios or plans, and the memory of one GPU."""
+"""Bar charts: one measure of several scenarios or plans, and the memory of one GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perfmodel.units import format_bytes
 
 
 def compare_bars(names: Sequence[str], measure: str, values: Sequence[float | None]) -> go.Figure:
-    """One measure of several scenarios as bars; unknown values leave a gap."""
+    """One measure of several scenarios; unknown values leave a gap."""
     shown = [np.nan if v is None else v for v in values]
     figure = go.Figure(
         go.Bar(
@@ -40,7 +40,7 @@ def compare_bars(names: Sequence[str], measure: str, values: Sequence[float | No
 
 
 def plan_bars(names: Sequence[str], values: Sequence[float], measure: str) -> go.Figure:
-    """One measure of plans as horizontal bars, the first on top: names can be long."""
+    """One measure of several plans as horizontal bars, first on top, since names can be long."""
     figure = go.Figure(
         go.Bar(
             x=list(values),
@@ -68,7 +68,7 @@ def plan_bars(names: Sequence[str], values: Sequence[float], measure: str) -> go
 
 
 def memory_bars(point: RoundEstimate) -> go.Figure:
-    """Memory that the plan needs on one GPU, term by term, and the GPU's capacity."""
+    """Memory that the plan needs on one GPU by term, and the GPU's capacity."""
     memory = prediction_dict(point)["memory"]
     terms = {
         key.removesuffix("_bytes").replace("_", " "): value

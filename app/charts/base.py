@@ -1,4 +1,4 @@
-"""Parts of every chart: palette, axes with units, alternative text, and the data as rows."""
+"""Shared parts of charts: palette, layout, alternative text, and the data as rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Purple to green, distinct for colour-blind readers; greys are legible on light and dark pages.
+# Purple to green is distinct for colour-blind readers; greys are legible on light and dark pages.
 GAIN, LOSS, NEUTRAL = "#1b7837", "#762a83", "#f7f7f7"
 DIVERGING = [[0.0, LOSS], [0.25, "#c2a5cf"], [0.5, NEUTRAL], [0.75, "#a6dba0"], [1.0, GAIN]]
 WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
@@ -29,7 +29,7 @@ PASS_LABELS = {
     "verify": "T_V verify",
     "draft_step": "T_D one draft",
 }
-# Below the axes, in a row.
+# Horizontal, below the axes.
 LEGEND = {
     "orientation": "h",
     "yref": "container",
@@ -42,7 +42,7 @@ LEGEND = {
 def finish(
     figure: go.Figure, *, title: str, x: str, y: str, alt: str, legend: bool = True
 ) -> go.Figure:
-    """Set title, axis names with their units and the look; `alt` is the chart in words."""
+    """Set title, axis titles with units, and layout; `alt` is the alternative text."""
     figure.update_layout(
         title={"text": title, "font": {"size": 15}},
         xaxis_title=x,
@@ -60,15 +60,15 @@ def finish(
 
 
 def alt_text(figure: go.Figure) -> str:
-    """The chart in words."""
+    """The alternative text of a chart."""
     return str(figure.layout.meta["alt"])
 
 
 def chart_rows(figure: go.Figure) -> list[dict[str, Any]]:
-    """The chart's data, one dict a point: the series, then its columns; null where unknown.
+    """The chart's data as one dict per point: the series, then its columns; None if unknown.
 
-    A trace of data names the columns of its `customdata` in `meta`; one without `meta` is drawn
-    for orientation and left out.
+    A trace names the columns of its `customdata` in `meta`; traces without `meta` are only visual
+    aids and are left out.
     """
     rows = []
     for trace in figure.data:
@@ -90,12 +90,12 @@ def _plain(value: Any) -> Any:
 
 
 def columns(*arrays: Any) -> NDArray[Any]:
-    """Arrays of one shape as the columns of a trace's `customdata`: shape (..., columns)."""
+    """Arrays, broadcast together, as the columns of a trace's `customdata`: (..., columns)."""
     return np.stack([np.asarray(a, dtype=object) for a in np.broadcast_arrays(*arrays)], axis=-1)
 
 
 def numbers(*arrays: Any) -> Array:
-    """As `columns` for numbers alone, which are sent to the browser in binary form."""
+    """Like `columns`, for numbers only, which plotly sends to the browser in binary form."""
     stacked = np.stack(np.broadcast_arrays(*(np.asarray(a, float) for a in arrays)), axis=-1)
     return np.asarray(stacked, dtype=np.float64)
 
@@ -103,7 +103,7 @@ def numbers(*arrays: Any) -> Array:
 def curve(
     values: Mapping[str, Any], *, name: str, colour: str, hover: str, mode: str = "lines"
 ) -> go.Scatter:
-    """A line through the first two of the named columns, x and y; all of them are its data."""
+    """A line of the second named column over the first; all columns are its data."""
     x, y, *_ = values.values()
     return go.Scatter(
         x=x,
@@ -118,7 +118,7 @@ def curve(
 
 
 def box(rows: Sequence[Sequence[Any]], names: tuple[str, ...], *, name: str, **look: Any) -> go.Box:
-    """A box per value of the rows' first column, over the percentages in the second."""
+    """Box plots of the rows' second column, one per value of the first."""
     return go.Box(
         x=[row[0] for row in rows],
         y=[row[1] for row in rows],
@@ -130,7 +130,7 @@ def box(rows: Sequence[Sequence[Any]], names: tuple[str, ...], *, name: str, **l
 
 
 def log_steps(low: int, high: int, count: int) -> Array:
-    """`count` distinct integers from `low` to `high`, as evenly spaced in log as integers allow."""
+    """`count` distinct integers from `low` to `high`, spaced evenly in log where possible."""
     points = count
     while True:
         values = np.unique(np.round(np.geomspace(low, high, points)))
@@ -141,6 +141,6 @@ def log_steps(low: int, high: int, count: int) -> Array:
 
 
 def tick_positions(values: Sequence[float] | Array, wanted: Sequence[float]) -> list[float]:
-    """Positions of the wanted values on an index axis over `values`, log-interpolated."""
+    """Positions of the wanted values on an index axis over `values`, interpolated in log."""
     index = np.arange(len(values), dtype=float)
     return [float(np.interp(np.log(w), np.log(values), index)) for w in wanted]

@@ -1,10 +1,11 @@
-"""Parts of a map: cells on index axes, the memory wall, markers, and clickable cells."""
+"""Shared parts of heat maps: index axes, the region that does not fit, markers, and clicks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,10 +18,10 @@ from perfmodel.planning import plan_label
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SpeedupGrid:
-    """Speedup and the γ that gives it, over batch (rows) and prompt length (columns).
+    """Best speedup, and its γ, over batch (rows) and prompt length (columns).
 
-    `speedup` is NaN where the plan does not fit in memory (`fits` is False there) and where the
-    acceptance is unknown.
+    `speedup` is NaN where the plan does not fit in memory (`fits` is False) or its acceptance is
+    unknown.
     """
 
     scenario: Scenario
@@ -33,7 +34,7 @@ class SpeedupGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredSpeedup:
-    """A published measurement at one cell of the map."""
+    """A measured speedup to show on a map."""
 
     batch: int
     prompt_tokens: int
@@ -44,57 +45,63 @@ class MeasuredSpeedup:
 
 CELL_HOVER = (
     "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens"
-    "<br>γ %{customdata[3]}<extra></extra>"
+    "<br>γ %{customdata[3]}"
 )
 
 
 def cell_data(grid: SpeedupGrid) -> tuple[Array, tuple[str, ...]]:
-    """Data of each cell, (batches, prompts, 4), and the names of its columns."""
+    """Data of each cell, shape (batches, prompts, 4), and the names of its columns."""
     data = numbers(grid.speedup, *mesh(grid), grid.gamma)
     return data, ("speedup", "batch", "prompt_tokens", "gamma")
 
 
 def mesh(grid: SpeedupGrid) -> tuple[Array, Array]:
-    """Batches as a column and prompt lengths as a row."""
+    """Batches as a column and prompt lengths as a row, ready to broadcast."""
     return grid.batches[:, None], grid.prompts[None, :]
 
 
 def short_label(scenario: Scenario) -> str:
-    """The label of a draft choice without its γ."""
+    """The label of a plan without its γ."""
     return plan_label(scenario.plan).rpartition(", γ=")[0]
 
 
 def speedup_range(speedup: Array) -> str:
-    """The smallest and the largest known speedup, in words."""
+    """The smallest and the largest known speedup in words."""
     if not np.any(np.isfinite(speedup)):
         return "no known speedup"
     return f"speedup {np.nanmin(speedup):.2f}x to {np.nanmax(speedup):.2f}x"
 
 
 def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) -> go.Figure:
-    """A heat map of log2 of the speedup on index axes, so that cells keep their size."""
+    """A heat map of log2 of the speedup, on index axes so that all cells have the same size."""
     z = np.log2(speedup)
     reach = max(1.0, float(np.nanmax(np.abs(z), initial=0.0)))
     ticks = np.arange(-np.floor(reach), np.floor(reach) + 0.5, 0.5 if reach < 2 else 1.0)
-    return go.Figure(
-        go.Heatmap(
-            z=z,
-            zmin=-reach,
-            zmax=reach,
-            colorscale=DIVERGING,
-            name="speedup",
-            customdata=data,
-            meta=names,
-            hovertemplate=hover,
-            hoverongaps=False,
-            colorbar={
-                "title": "speedup",
-                "tickvals": ticks,
-                "ticktext": [f"{2.0**t:.2g}x" for t in ticks],
-                "thickness": 12,
-            },
-        )
+    return cell_map(
+        z,
+        data,
+        names,
+        hover=hover,
+        zmin=-reach,
+        zmax=reach,
+        colorscale=DIVERGING,
+        name="speedup",
+        colorbar={
+            "title": "speedup",
+            "tickvals": ticks,
+            "ticktext": [f"{2.0**t:.2g}x" for t in ticks],
+            "thickness": 12,
+        },
     )
+
+
+def cell_map(
+    z: Array, data: NDArray[Any], names: tuple[str, ...], *, hover: str, **look: Any
+) -> go.Figure:
+    """A heat map of `z` with columns of data per cell, as in `chart_rows`."""
+    hover = f"{hover}<extra></extra>"
+    heat = go.Heatmap(z=z, customdata=data, meta=names, hovertemplate=hover, hoverongaps=False)
+    return go.Figure(heat.update(look))
 
 
 def finish_map(
@@ -109,9 +116,9 @@ def finish_map(
     measured: Sequence[MeasuredSpeedup] = (),
     clickable: bool = False,
 ) -> go.Figure:
-    """Axes, memory wall and markers of a heat map over batch and prompt length.
+    """Add axes, the region that does not fit, and markers to a heat map over batch and prompt.
 
-    `fits` is (batches, prompts); the star marks the scenario.
+    `fits` has shape (batches, prompts); a star marks the scenario.
     """
     _batch_prompt_axes(figure, batches, prompts)
     add_wall(figure, fits)
@@ -129,13 +136,13 @@ def finish_map(
 
 
 def label_cells(figure: go.Figure, *, x: Sequence[str], y: Sequence[str]) -> None:
-    """A tick with a text at each column and row of a heat map on index axes."""
+    """Label each column and row of a heat map on index axes."""
     figure.update_xaxes(tickvals=np.arange(len(x)), ticktext=x)
     figure.update_yaxes(tickvals=np.arange(len(y)), ticktext=y)
 
 
 def legend_square(name: str, colour: str) -> go.Scatter:
-    """A legend entry for the cells of one colour; it draws nothing."""
+    """A trace that only adds a legend entry for the cells of one colour."""
     return go.Scatter(
         x=[None],
         y=[None],
@@ -163,7 +170,7 @@ def _batch_prompt_axes(figure: go.Figure, batches: Array, prompts: Array) -> Non
 
 
 def _apart(values: Array, wanted: Sequence[float]) -> list[float]:
-    """The wanted ticks without those too close to the one above."""
+    """The wanted ticks without those too close to the next larger one."""
     ticks: list[float] = []
     for tick, place in zip(wanted[::-1], tick_positions(values, wanted)[::-1], strict=True):
         if not ticks or tick_positions(values, ticks[-1:])[0] - place > len(values) / 24:
@@ -172,7 +179,7 @@ def _apart(values: Array, wanted: Sequence[float]) -> list[float]:
 
 
 def contour(z: Array, level: float, name: str) -> go.Contour:
-    """The line on which `z` is `level`."""
+    """The contour line on which `z` equals `level`."""
     return go.Contour(
         z=z,
         name=name,
@@ -184,7 +191,7 @@ def contour(z: Array, level: float, name: str) -> go.Contour:
 
 
 def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
-    """Hatch what does not fit: in each column the rows from the first that is too large."""
+    """Hatch the cells that do not fit: in each column, all rows from the first of them."""
     first = np.where(np.all(fits, axis=0), fits.shape[0], np.argmin(fits, axis=0))
     walled = np.flatnonzero(first < fits.shape[0])
     if not len(walled):
@@ -210,9 +217,9 @@ def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
 
 
 def _make_clickable(figure: go.Figure) -> None:
-    """Empty texts that carry hover and click, since a heat map cannot be selected.
+    """Add empty text marks that receive clicks, since cells of a heat map cannot be selected.
 
-    They draw nothing: thousands of invisible markers would take most of a redraw.
+    Unlike thousands of invisible markers, they do not slow down a redraw.
     """
     heat = figure.data[0]
     rows, cells = np.nonzero(np.isfinite(np.asarray(heat.z, float)))
@@ -258,7 +265,7 @@ def _add_measured(
 
 
 def add_marker(figure: go.Figure, x: float, y: float, name: str) -> None:
-    """A star at one cell."""
+    """Mark one cell with a star."""
     figure.add_trace(
         go.Scatter(
             x=[x],

@@ -1,4 +1,4 @@
-"""Latency against throughput: speculative and plain decoding over batch."""
+"""Latency against throughput of speculative and plain decoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ServingCurve:
-    """Tokens/s over batch at one TP, of plain decoding or of a draft choice at its best γ."""
+    """Times and throughput over batch at one TP, of plain decoding or of a draft at its best γ."""
 
     label: str
     tp: int
@@ -27,12 +27,12 @@ class ServingCurve:
     batch: Array
     gamma: Array
     tpot_s: Array
-    per_gpu: Array  # tokens/s of the whole batch over its GPUs
+    per_gpu: Array  # tokens/s of the batch, divided by the GPUs
     ttft_s: float
 
 
 def serving_curve(scenario: Scenario, batches: Array) -> ServingCurve | None:
-    """The curve of one scenario over batch; None where no batch fits or acceptance is unknown."""
+    """The curve of one scenario; None if no batch fits or the acceptance is unknown."""
     speculates = scenario.plan.speculates
     gammas = GAMMAS if speculates else np.zeros(1)
     point = estimate(scenario, batch=batches[:, None], gamma=gammas)
@@ -59,7 +59,7 @@ def serving_curve(scenario: Scenario, batches: Array) -> ServingCurve | None:
 def latency_throughput(
     curves: Sequence[ServingCurve], slo: SLO, *, price_per_gpu_hour: float = 0.0
 ) -> go.Figure:
-    """Tokens/s of one user against tokens/s per GPU, or cost per token where a price is given."""
+    """Tokens/s of one user against tokens/s per GPU, or against cost if a price is given."""
     cost = price_per_gpu_hour > 0
     figure = go.Figure()
     degrees = list(dict.fromkeys(curve.tp for curve in curves))
@@ -80,12 +80,12 @@ def latency_throughput(
     fastest = min(curves, key=lambda c: float(np.min(c.tpot_s)))
     return finish(
         figure,
-        title="Latency against throughput, a point per batch",
+        title="Latency against throughput, one point per batch",
         x="speed of one user (tokens/s)",
         y="cost (per million tokens)" if cost else "throughput (tokens/s per GPU)",
-        alt=f"{len(curves)} curves. Most throughput: {np.max(most.per_gpu):,.0f} tokens/s per GPU "
-        f"by {most.label}, TP {most.tp}; fastest user: {1 / np.min(fastest.tpot_s):.0f} tokens/s "
-        f"by {fastest.label}, TP {fastest.tp}.",
+        alt=f"{len(curves)} curves. Highest throughput: {np.max(most.per_gpu):,.0f} tokens/s per "
+        f"GPU with {most.label}, TP {most.tp}; fastest user: "
+        f"{1 / np.min(fastest.tpot_s):.0f} tokens/s with {fastest.label}, TP {fastest.tp}.",
     )
 
 

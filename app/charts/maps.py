@@ -1,4 +1,4 @@
-"""Maps over batch and prompt length: the speedup, the fastest draft, and the α needed."""
+"""Heat maps over batch and prompt length: speedup, fastest draft, and required α."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from app.charts.cells import (
     MeasuredSpeedup,
     SpeedupGrid,
     cell_data,
+    cell_map,
     contour,
     finish_map,
     heatmap,
@@ -37,7 +38,7 @@ def speedup_grid(
     prompts: Array = MAP_PROMPTS,
     gammas: Array = GAMMAS,
 ) -> SpeedupGrid:
-    """Speedup at the best of `gammas`, one broadcast call; (batches, prompts)."""
+    """Speedup at the best of `gammas`, from one broadcast call."""
     point, feasible = _estimate_grid(scenario, batches, prompts, gammas)
     usable = np.where(feasible & ~np.isnan(point.speedup), point.speedup, -np.inf)
     best = np.argmax(usable, axis=-1)
@@ -55,7 +56,7 @@ def speedup_grid(
 def _estimate_grid(
     scenario: Scenario, batches: Array, prompts: Array, gammas: Array
 ) -> tuple[RoundEstimate, Array]:
-    """The estimate over (batch, prompt, γ) and where it fits; no budget exceeds its prompt."""
+    """The estimate over (batch, prompt, γ) and where it fits; budgets are cut to the prompt."""
     prompt = prompts[None, :, None]
     point = estimate(
         scenario,
@@ -74,11 +75,11 @@ def speedup_map(
     measured: Sequence[MeasuredSpeedup] = (),
     clickable: bool = False,
 ) -> go.Figure:
-    """Speedup of a draft choice over batch and prompt length, at the best γ of each point.
+    """Speedup over batch and prompt length, at the best γ of each cell.
 
-    Colour is log2 of the speedup, centred on 1x; the line is break-even; hatching marks what the
-    GPUs cannot hold. The star is the scenario, circles are published measurements. `clickable`
-    lays an invisible marker on each cell, since a heat map cannot be selected.
+    Colour is log2 of the speedup, centred on 1x; the line is break-even; hatched cells do not fit
+    on the GPUs. The star is the scenario, and circles are measurements. `clickable` makes the cells
+    selectable.
     """
     grid = grid or speedup_grid(scenario)
     figure = heatmap(grid.speedup, *cell_data(grid), hover=CELL_HOVER)
@@ -92,7 +93,7 @@ def speedup_map(
         grid.fits,
         measured=measured,
         clickable=clickable,
-        title="Speedup over batch and prompt (line: break-even; hatched: does not fit)",
+        title="Speedup by batch and prompt length (line: break-even; hatched: does not fit)",
         alt=f"Heat map of {escape(plan_label(scenario.plan))}: {speedup_range(grid.speedup)} "
         f"over batch {grid.batches[0]:.0f} to {grid.batches[-1]:.0f} and prompt "
         f"{format_tokens(grid.prompts[0])} to {format_tokens(grid.prompts[-1])} tokens; "
@@ -101,7 +102,7 @@ def speedup_map(
 
 
 def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.Figure:
-    """The draft choice that decodes fastest at each batch and prompt, plain decoding included."""
+    """The fastest draft at each batch and prompt length; plain decoding is one of the choices."""
     first = grids[0]
     names = ["No speculation", *(short_label(grid.scenario) for grid in grids)]
     speedups = np.stack([np.where(first.fits, 1.0, np.nan), *(g.speedup for g in grids)])
@@ -111,20 +112,17 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
     best = np.where(fits, np.take_along_axis(filled, winner[None], axis=0)[0], np.nan)
     colours = ["#bbbbbb", *SERIES][: len(names)]
     steps = [(i + k) / len(names) for i in range(len(names)) for k in (0, 1)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.where(fits, winner, np.nan),
-            zmin=-0.5,
-            zmax=len(names) - 0.5,
-            colorscale=[[s, colours[i // 2]] for i, s in enumerate(steps)],
-            name="winner",
-            customdata=columns(best, *mesh(first), np.array(names)[winner]),
-            meta=("speedup", "batch", "prompt_tokens", "plan"),
-            hovertemplate="%{customdata[3]}: %{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, "
-            "prompt %{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            showscale=False,
-        )
+    figure = cell_map(
+        np.where(fits, winner, np.nan),
+        columns(best, *mesh(first), np.array(names)[winner]),
+        ("speedup", "batch", "prompt_tokens", "plan"),
+        hover="%{customdata[3]}: %{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, "
+        "prompt %{customdata[2]:,} tokens",
+        zmin=-0.5,
+        zmax=len(names) - 0.5,
+        colorscale=[[s, colours[i // 2]] for i, s in enumerate(steps)],
+        name="winner",
+        showscale=False,
     )
     figure.add_traces([legend_square(*pair) for pair in zip(names, colours, strict=True)])
     shares = [f"{n} on {np.mean(winner[fits] == i):.0%}" for i, n in enumerate(names)]
@@ -135,32 +133,29 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
         first.prompts,
         fits,
         clickable=clickable,
-        title="Fastest draft choice over batch and prompt (hatched: none fits)",
-        alt=f"Map of the fastest choice; of the cells that fit: {escape('; '.join(shares))}.",
+        title="Fastest draft by batch and prompt length (hatched: none fits)",
+        alt=f"Map of the fastest draft; of the cells that fit: {escape('; '.join(shares))}.",
     )
 
 
 def needed_map(scenario: Scenario, batches: Array, prompts: Array) -> go.Figure:
-    """Lowest α over γ that breaks even, over batch and prompt, where the α is not known."""
+    """Lowest α that breaks even at any γ, for a draft whose α is unknown."""
     point, feasible = _estimate_grid(scenario, batches, prompts, GAMMAS)
     needed = np.where(feasible, point.break_even_alpha, np.inf)
     best = np.argmin(needed, axis=-1)
     lowest = np.take_along_axis(needed, best[..., None], axis=-1)[..., 0]
     alpha = np.where(np.isfinite(lowest), lowest, np.nan)
-    figure = go.Figure(
-        go.Heatmap(
-            z=alpha,
-            zmin=0.0,
-            zmax=1.0,
-            colorscale="Viridis",
-            name="alpha needed",
-            customdata=numbers(alpha, batches[:, None], prompts[None, :], GAMMAS[best]),
-            meta=("alpha", "batch", "prompt_tokens", "gamma"),
-            hovertemplate="α %{customdata[0]:.2f} breaks even at γ %{customdata[3]}<br>batch "
-            "%{customdata[1]:,}, prompt %{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            colorbar={"title": "α", "thickness": 12},
-        )
+    figure = cell_map(
+        alpha,
+        numbers(alpha, batches[:, None], prompts[None, :], GAMMAS[best]),
+        ("alpha", "batch", "prompt_tokens", "gamma"),
+        hover="α %{customdata[0]:.2f} breaks even at γ %{customdata[3]}<br>batch "
+        "%{customdata[1]:,}, prompt %{customdata[2]:,} tokens",
+        zmin=0.0,
+        zmax=1.0,
+        colorscale="Viridis",
+        name="alpha needed",
+        colorbar={"title": "α", "thickness": 12},
     )
     known = alpha[np.isfinite(alpha)]
     span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "above 1 everywhere"
@@ -171,6 +166,6 @@ def needed_map(scenario: Scenario, batches: Array, prompts: Array) -> go.Figure:
         prompts,
         np.any(feasible, axis=-1),
         clickable=True,
-        title="α needed to break even, at the γ that needs least (hatched: does not fit)",
+        title="α needed to break even, at the best γ (hatched: does not fit)",
         alt=f"Heat map of the acceptance that breaks even: {span}.",
     )

@@ -1,4 +1,4 @@
-"""Errors of a fit by region, a box for each way of holding out."""
+"""Errors of a fit by region, one box for each way of holding out data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from calibration.fit import Errors, by_numbers
 
 
 def residual_boxes(errors: Errors) -> go.Figure:
-    """Signed relative errors by region, percent."""
+    """Signed relative errors by region. [%]"""
     figure, medians = go.Figure(), []
     for index, (way, cells) in enumerate(errors.cells.items()):
         rows = [(region, 100.0 * e) for cell, e in cells for region in errors.regions(cell)]
@@ -35,6 +35,6 @@ def residual_boxes(errors: Errors) -> go.Figure:
         figure,
         title=f"Errors of {errors.name} by region",
         x="region",
-        y="fitted over measured - 1 (%)",
+        y="fitted / measured - 1 (%)",
         alt=f"Boxes of signed errors of {errors.name} by region: {'; '.join(medians)}.",
     )

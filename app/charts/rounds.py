@@ -1,4 +1,4 @@
-"""One round and its passes: the waterfall, the parts, and every op on the roofline."""
+"""Charts of one round: the waterfall, the parts of each pass, and the roofline."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from perfmodel.units import format_seconds
 
 
 def passes(point: RoundEstimate) -> dict[str, StepTime]:
-    """The passes of a round under their short names."""
+    """The passes of a round by their labels."""
     steps = {key: getattr(point, key) for key in PASS_LABELS}
     return {PASS_LABELS[key]: step for key, step in steps.items() if step is not None}
 
 
 def round_waterfall(point: RoundEstimate) -> go.Figure:
-    """A plain step beside a round's phases, and the round divided by its tokens."""
+    """A plain step next to the phases of a round and the time per token."""
     tokens, gamma = float(point.tokens_per_round), int(point.gamma)
-    phases = _phases(point) if gamma else _phases(point)[:1]  # a plain round is its step
+    phases = _phases(point) if gamma else _phases(point)[:1]  # only the plain step
     names, seconds, base, colours = (list(column) for column in zip(*phases, strict=True))
     text = [format_seconds(s) if s == s else "unknown" for s in seconds]
     figure = go.Figure(
@@ -54,7 +54,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):
-        title = f"One round of {gamma} drafts; its tokens are unknown"
+        title = f"One round of {gamma} drafts; tokens per round are unknown"
     return finish(
         figure,
         title=title if gamma else "Plain decoding: one step, one token",
@@ -66,7 +66,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
 
 
 def _phases(point: RoundEstimate) -> list[tuple[str, float, float, str]]:
-    """Name, seconds, seconds at which the bar starts, and colour of each bar."""
+    """Name, duration, start and colour of each bar. [s]"""
     plain = "T_T + overhead" if float(point.plain_overhead_s) else PASS_LABELS["target_step"]
     drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
     overhead = float(point.overhead_s)
@@ -82,7 +82,7 @@ def _phases(point: RoundEstimate) -> list[tuple[str, float, float, str]]:
 
 
 def step_parts(point: RoundEstimate) -> go.Figure:
-    """Each pass as stacked parts, with the bound and the origin of each."""
+    """The parts of each pass as stacked bars, with their bounds and origins."""
     steps = passes(point)
     names = dict.fromkeys(part.name for step in steps.values() for part in step.parts)
     edge = {"color": "white", "width": 1}
@@ -117,12 +117,12 @@ def step_parts(point: RoundEstimate) -> go.Figure:
     figure.update_layout(barmode="stack", yaxis=order)
     groups = "; ".join(f"{label} {_group_shares(step)}" for label, step in steps.items())
     return finish(
-        figure, title="What a step is made of", x="time (ms)", y="pass", alt=f"Bars: {groups}."
+        figure, title="Parts of each pass", x="time (ms)", y="pass", alt=f"Bars: {groups}."
     )
 
 
 def roofline(point: RoundEstimate) -> go.Figure:
-    """Every op that computes, by arithmetic intensity and FLOP/s reached, under the GPU's roof."""
+    """Arithmetic intensity and achieved FLOP/s of every op that computes, under the GPU's roof."""
     gpu = point.scenario.machine.gpu
     ridge = gpu.peak_flops / gpu.hbm_bandwidth
     steps = passes(point)
@@ -147,16 +147,16 @@ def roofline(point: RoundEstimate) -> go.Figure:
     figure.update_yaxes(type="log", dtick=1)
     return finish(
         figure,
-        title="Every op that computes, on the roofline of one GPU",
+        title="Roofline of one GPU, with every op that computes",
         x="arithmetic intensity (FLOP/byte)",
-        y="reached (TFLOP/s)",
+        y="achieved (TFLOP/s)",
         alt=f"Roofline of {gpu.name}: ridge at {ridge:.0f} FLOP/byte; {placed} ops of "
-        f"{len(steps)} passes below it.",
+        f"{len(steps)} passes are below it.",
     )
 
 
 def _ops(label: str, step: StepTime, symbol: str, ridge: float, peak_flops: float) -> go.Scatter:
-    """The ops of one pass that compute, as points under the roof."""
+    """Points of the ops of one pass that compute."""
     ops = [part for part in step.parts if float(part.compute_s) > 0]
     data: list[list[Any]] = [[*_op(part, ridge, peak_flops), str(part.bound)] for part in ops]
     return go.Scatter(
@@ -178,13 +178,13 @@ def _ops(label: str, step: StepTime, symbol: str, ridge: float, peak_flops: floa
 
 
 def roof_share(part: Part) -> float:
-    """Time at the datasheet's peaks over the predicted time; NaN without work."""
+    """Time at the datasheet's peaks over the predicted time; NaN if there is no work."""
     floor = max(float(part.compute_s), float(part.memory_s))
     return floor / float(part.seconds) if floor > 0 and float(part.seconds) > 0 else float("nan")
 
 
 def part_rows(point: RoundEstimate) -> Iterator[dict[str, object]]:
-    """One row per part of every pass: time, bound, share of the roof, and origin."""
+    """Rows of time, bound, share of the roof and origin, one per part of every pass."""
     for label, step in passes(point).items():
         total = float(step.total_s)
         for part in step.parts:
@@ -201,7 +201,7 @@ def part_rows(point: RoundEstimate) -> Iterator[dict[str, object]]:
 
 
 def _op(part: Part, ridge: float, peak_flops: float) -> tuple[str, float, float, float]:
-    """Name, FLOP/byte, FLOP/s reached and share of the roof of one op on one GPU."""
+    """Name, FLOP/byte, achieved FLOP/s and share of the roof of one op on one GPU."""
     compute, memory = float(part.compute_s), float(part.memory_s)
     reached = compute * peak_flops / float(part.seconds)
     return part.name.replace("_", " "), ridge * compute / memory, reached, roof_share(part)

@@ -1,4 +1,4 @@
-"""Sensitivity of the speedup to each input, and its 90 % interval along an axis."""
+"""Sensitivity of the speedup to each input, and its 90 % interval over one axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perfmodel.speculation import Sensitivity
 
 
 def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
-    """Speedup at both ends of each input's error, the widest bar first."""
+    """Speedup at both ends of each input's error range, widest bar on top."""
     ordered = sorted(sensitivities, key=lambda s: abs(s.high - s.low))
     figure = go.Figure(
         go.Bar(
@@ -36,16 +36,16 @@ def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
         figure,
         title="Sensitivity (solid: break-even; dotted: prediction)",
         x="speedup (x)",
-        y="input that is off",
+        y="input",
         legend=False,
-        alt=f"Bars of the speedup, {speedup:.2f}x as predicted: {escape('; '.join(ends))}.",
+        alt=f"Bars around the predicted speedup of {speedup:.2f}x: {escape('; '.join(ends))}.",
     )
 
 
 def speedup_band(
     axis: str, values: Sequence[float], intervals: Sequence[Interval], here: float
 ) -> go.Figure:
-    """The speedup with its 90 % interval along one axis ("batch (sequences)", ...)."""
+    """The speedup and its 90 % interval over one axis, such as "batch (sequences)"."""
     low, middle, high = (
         np.array([getattr(i, end) for i in intervals]) for end in ("low", "value", "high")
     )

@@ -1,4 +1,4 @@
-"""The simulation's timeline as a Plotly figure: a pure function of its documented JSON."""
+"""The timeline of a simulation, drawn from its JSON form (docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLOURS = ("#777777", "#4477aa", "#aa3377")
 
 
 def timeline(result: Mapping[str, Any]) -> go.Figure:
-    """Batch, KV cache, γ, token rate and busy share over the clock, one line per run."""
+    """Batch, KV cache, γ, token rate and busy share over time, one line per run."""
     titles = list(ROWS.values())
     figure = make_subplots(
         rows=len(ROWS), cols=1, shared_xaxes=True, vertical_spacing=0.03, row_titles=titles

@@ -6,19 +6,19 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import SERIES, Array, curve, finish, numbers
-from app.charts.cells import add_marker, add_wall, contour, heatmap, label_cells
+from app.charts.cells import add_marker, add_wall, cell_map, contour, heatmap, label_cells
 from perfmodel import Scenario, estimate
 from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS, GammaSchedule
 from perfmodel.units import format_tokens
 
-PLATEAU = 0.02  # within this share of the optimum, a choice is as good
+PLATEAU = 0.02  # choices within this share of the optimum count as equally good
 
 
 def budget_map(scenario: Scenario) -> go.Figure:
     """Speedup over γ and KV budget at the scenario's batch and prompt length.
 
-    The star is the optimum, the line bounds the plateau within 2 % of it.
+    The star is the optimum; the line encloses the choices within 2 % of it.
     """
     budgets = np.array([b for b in BUDGETS if b <= scenario.workload.prompt_tokens], float)
     point = estimate(scenario, gamma=GAMMAS[:, None], kv_budget_tokens=budgets[None, :])
@@ -30,12 +30,12 @@ def budget_map(scenario: Scenario) -> go.Figure:
         data,
         ("speedup", "gamma", "kv_budget", "alpha"),
         hover="%{customdata[0]:.2f}x<br>γ %{customdata[1]}, budget %{customdata[2]:,}"
-        "<br>α %{customdata[3]:.3f}<extra></extra>",
+        "<br>α %{customdata[3]:.3f}",
     )
     label_cells(figure, x=[format_tokens(b) for b in budgets], y=[f"{g:.0f}" for g in GAMMAS])
     return finish(
         figure,
-        title="Speedup over γ and KV budget",
+        title="Speedup by γ and KV budget",
         x="KV budget (tokens)",
         y="γ (drafts per round)",
         alt=_mark_optimum(figure, speedup, budgets),
@@ -43,7 +43,7 @@ def budget_map(scenario: Scenario) -> go.Figure:
 
 
 def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
-    """Draw the optimum over (γ, budget) and its plateau; returns both in words."""
+    """Draw the optimum and the plateau around it; returns the alternative text."""
     if not np.any(np.isfinite(speedup)):
         return "Heat map over γ and KV budget: no point has a known speedup."
     row, column = np.unravel_index(np.nanargmax(speedup), speedup.shape)
@@ -60,30 +60,26 @@ def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
 
 
 def schedule_map(schedule: GammaSchedule) -> go.Figure:
-    """Best γ over batch and prompt; 0 is plain decoding, and what does not fit is hatched."""
+    """Best γ over batch and prompt length; 0 is plain decoding."""
     gamma = np.array(schedule.gamma, float)
     batches, prompts = (np.array(v, float) for v in (schedule.batches, schedule.contexts))
     fits = gamma >= 0
-    figure = go.Figure(
-        go.Heatmap(
-            z=np.where(fits, gamma, np.nan),
-            text=np.where(fits, gamma.astype(int).astype(str), ""),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            name="gamma",
-            customdata=numbers(gamma, batches[:, None], prompts[None, :]),
-            meta=("gamma", "batch", "prompt_tokens"),
-            hovertemplate="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prompt "
-            "%{customdata[2]:,} tokens<extra></extra>",
-            hoverongaps=False,
-            showscale=False,
-        )
+    figure = cell_map(
+        np.where(fits, gamma, np.nan),
+        numbers(gamma, batches[:, None], prompts[None, :]),
+        ("gamma", "batch", "prompt_tokens"),
+        hover="γ %{customdata[0]}<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens",
+        text=np.where(fits, gamma.astype(int).astype(str), ""),
+        texttemplate="%{text}",
+        colorscale="Blues",
+        name="gamma",
+        showscale=False,
     )
     label_cells(figure, x=[format_tokens(p) for p in prompts], y=[f"{b:.0f}" for b in batches])
     add_wall(figure, fits)
     return finish(
         figure,
-        title="Best γ over batch and prompt (0: decode plainly; hatched: does not fit)",
+        title="Best γ by batch and prompt length (0: no speculation; hatched: does not fit)",
         x="prompt (tokens)",
         y="batch (sequences)",
         alt=f"Table of the best γ: 0 (plain decoding) in {np.mean(gamma == 0):.0%} of the cells, "
@@ -92,7 +88,7 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
 
 
 def acceptance_needed(scenario: Scenario) -> go.Figure:
-    """α that a round needs to break even, over γ, and the draft's α."""
+    """α needed to break even over γ, and the draft's α."""
     point = estimate(scenario, gamma=GAMMAS)
     needed = np.where(np.isfinite(point.break_even_alpha), point.break_even_alpha, np.nan)
     alpha = np.broadcast_to(point.alpha, GAMMAS.shape)
@@ -109,7 +105,7 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
     if np.all(np.isfinite(alpha)):
         text = f"{alpha[0]:.3f}"
         draft = {"gamma": GAMMAS, "alpha": alpha}
-        figure.add_trace(curve(draft, name="the draft's", colour=SERIES[0], hover="α %{y:.3f}"))
+        figure.add_trace(curve(draft, name="the draft's α", colour=SERIES[0], hover="α %{y:.3f}"))
     figure.update_yaxes(range=[0, 1.02])
     known = needed[np.isfinite(needed)]
     span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "more than any α gives"
@@ -117,6 +113,6 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
         figure,
         title="Acceptance needed to break even",
         x="γ (drafts per round)",
-        y="acceptance α (1)",
+        y="acceptance α",
         alt=f"Over γ 1 to 16 break-even needs α of {span}; the draft's α is {text}.",
     )

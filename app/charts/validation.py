@@ -1,9 +1,8 @@
-"""Predicted against measured: the scatter and the errors by phase."""
+"""Predicted against measured times: scatter, errors by phase, and regret."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -18,7 +17,7 @@ PHASE_LABELS = TIME_LABELS | {"speedup": "speedup"}
 
 
 def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
-    """Predicted over measured times of every row and phase; the line is agreement."""
+    """Predicted against measured times of every row and phase, with the line of agreement."""
     figure = go.Figure()
     for (phase, label), colour in zip(TIME_LABELS.items(), SERIES, strict=False):
         data = [_point(error, phase) for error in errors if phase in error.errors]
@@ -62,7 +61,7 @@ def measured_scatter(errors: Sequence[RowError]) -> go.Figure:
 
 
 def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
-    """Signed errors by phase, a box per group, such as before and after a refit."""
+    """Signed errors by phase, one box per group, such as before and after a refit."""
     figure, means = go.Figure(), []
     for (name, errors), colour in zip(groups.items(), SERIES, strict=False):
         data: list[list[Any]] = [
@@ -90,48 +89,38 @@ def error_by_phase(groups: Mapping[str, Sequence[RowError]]) -> go.Figure:
         figure,
         title="Error by phase",
         x="phase",
-        y="predicted over measured - 1 (%)",
+        y="predicted / measured - 1 (%)",
         alt=f"Boxes of signed errors by phase: {escape('; '.join(means))}.",
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regret:
-    """Speedup lost in one workload by choosing the draft from the predictions."""
+def regrets(errors: Sequence[RowError]) -> list[dict[str, Any]]:
+    """Speedup lost by choosing the draft with the predictions, as rows of a table.
 
-    workload: str
-    chosen: str
-    measured: float  # speedup of the chosen draft
-    best: float  # of the best one
-
-    @property
-    def percent(self) -> float:
-        """Speedup lost, in percent of the best."""
-        return 100.0 * (1.0 - self.measured / self.best)
-
-
-def regrets(errors: Sequence[RowError]) -> list[Regret]:
-    """The predicted choice and the best, for each workload with several measured drafts."""
-    groups: dict[tuple[object, ...], list[RowError]] = {}
+    There is one row for each workload with several measured drafts.
+    """
+    groups: dict[str, list[RowError]] = {}
     for error in errors:
         row = error.row
         if "speedup" in error.errors:
-            key = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
-            groups.setdefault(key, []).append(error)
-    result = []
-    for (gpu, target, tp, batch, prompt), rows in groups.items():
-        if len(rows) < 2:
-            continue
-        chosen = max(rows, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
-        result.append(
-            Regret(
-                workload=f"{target}, {tp}x{gpu}, batch {batch}, {prompt:,} tokens",
-                chosen=f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
-                measured=chosen.speedup,
-                best=max(e.row.speedup for e in rows),
+            gpus, load = f"{row.tp}x{row.gpu}", f"batch {row.batch}, {row.prompt_tokens:,} tokens"
+            workload = f"{row.target}, {gpus}, {load}"
+            groups.setdefault(workload, []).append(error)
+    rows = []
+    for workload, measured in groups.items():
+        if len(measured) > 1:
+            chosen = max(measured, key=lambda e: e.row.speedup * (1.0 + e.errors["speedup"])).row
+            best = max(error.row.speedup for error in measured)
+            rows.append(
+                {
+                    "workload": workload,
+                    "chosen": f"{chosen.draft} {chosen.draft_policy}, γ {chosen.gamma}",
+                    "measured": f"{chosen.speedup:.2f}x",
+                    "best": f"{best:.2f}x",
+                    "regret (%)": 100.0 * (1.0 - chosen.speedup / best),
+                }
             )
-        )
-    return result
+    return rows
 
 
 def _point(error: RowError, phase: str) -> list[Any]:

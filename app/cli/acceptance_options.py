@@ -1,4 +1,4 @@
-"""What `calibrate acceptance` measures: its flags, and the models, texts and views they name."""
+"""`calibrate acceptance`: its flags, and the measurement that they describe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from app.cli.options import option
 from app.cli.output import progress
 
 if TYPE_CHECKING:
@@ -25,81 +24,60 @@ class MeasureOptions:
     """The flags of `calibrate acceptance`."""
 
     model: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of config, tokenizer and safetensors.")
+        Path,
+        option("DIR", "Folder with config.json, tokenizer and safetensors."),
     ]
-    text: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Text file; repeat it for several.")
-    ]
+    text: Annotated[list[Path], option("FILE", "Text file; may be repeated.")]
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Records as JSON lines; an existing file resumes.")
+        Path,
+        option("FILE", "Records (JSON lines); an existing file is continued."),
     ]
-    draft_policy: Annotated[
-        str, typer.Option(metavar="P,P", help="Some of full, streamingllm, snapkv.")
-    ] = "streamingllm,snapkv"
+    draft_policy: Annotated[str, option("P,P", "One or more of full, streamingllm and snapkv.")] = (
+        "streamingllm,snapkv"
+    )
     kv_budget: Annotated[
-        str,
-        typer.Option(metavar="TOKENS", help="A list or range; those over the prompt are skipped."),
+        str, option("TOKENS", "List or range; budgets above the prompt are skipped.")
     ] = "64:4096:x4"
     prompt_tokens: Annotated[
         str,
-        typer.Option(
+        option(
+            "TOKENS",
+            "List or range of prompt lengths. Formerly --prefix-tokens.",
             "--prompt-tokens",
             "--prefix-tokens",
-            metavar="TOKENS",
-            help="A list or range of prompt lengths. Formerly --prefix-tokens.",
         ),
     ] = "2048"
     draft_model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Draft model; without it the target drafts.", show_default=False
-        ),
+        Path | None, option("DIR", "Draft model; the target itself by default.")
     ] = None
-    windows: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Windows per text and prompt length.")
-    ] = 16
-    gamma: Annotated[int, typer.Option(metavar="N", min=1, help="Draft tokens per round.")] = 16
+    windows: Annotated[int, option("N", "Windows per text and prompt length.", min=1)] = 16
+    gamma: Annotated[int, option("N", "Draft tokens per round.", min=1)] = 16
     scored_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Scored tokens per window, a multiple of gamma.")
+        int, option("N", "Scored tokens per window; a multiple of --gamma.", min=1)
     ] = 128
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="Sampling temperature of both models.")
-    ] = 1.0
-    sink: Annotated[str, typer.Option(metavar="N,N", help="StreamingLLM: first tokens kept.")] = (
-        "16"
-    )
+    temperature: Annotated[float, option("T", "Sampling temperature of both models.")] = 1.0
+    sink: Annotated[str, option("N,N", "StreamingLLM: number of sink tokens.")] = "16"
     snapkv_window: Annotated[
-        str, typer.Option(metavar="N,N", help="SnapKV: last queries observed.")
+        str, option("N,N", "SnapKV: number of last prompt queries observed.")
     ] = "32"
-    snapkv_pool: Annotated[str, typer.Option(metavar="N,N", help="SnapKV: pooling width, odd.")] = (
-        "1"
-    )
+    snapkv_pool: Annotated[str, option("N,N", "SnapKV: pooling width; odd.")] = "1"
     positions: Annotated[
-        str,
-        typer.Option(
-            metavar="absolute|relative",
-            help="StreamingLLM: positions in the text, or in the cache.",
-        ),
+        str, option("absolute|relative", "StreamingLLM: position in the text, or in the cache.")
     ] = "absolute"
-    page_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens per page of the KV cache.")
-    ] = 16
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to run.")] = "cpu"
+    page_tokens: Annotated[int, option("N", "Tokens per page of the KV cache.", min=1)] = 16
+    device: Annotated[str, option("cpu|cuda", "Device to run on.")] = "cpu"
     dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE", help="float32 on a CPU, bfloat16 on a GPU.", show_default=False
-        ),
+        str | None, option("DTYPE", "Default: float32 on a CPU, bfloat16 on a GPU.")
     ] = None
 
 
 def measure(options: MeasureOptions) -> None:
-    """Measure what the output file does not hold yet.
+    """Measure the windows that are not in the output file yet.
 
     Raises
     ------
     ConfigError, EngineError
-        In one line, for models, texts and lengths that do not go together.
+        If a model or text cannot be read, or they cannot be combined.
     """
     import torch
 
@@ -119,14 +97,16 @@ def measure(options: MeasureOptions) -> None:
     )
     name = options.dtype or ("bfloat16" if on_gpu else "float32")
     if name not in DTYPES:
-        raise ConfigError(f"--dtype {name}: use one of {', '.join(DTYPES)}")
+        raise ConfigError(f"--dtype {name} is not supported; use one of {', '.join(DTYPES)}")
     dtype, device = getattr(torch, name), torch.device(options.device)
     exact_float32()
     target = load_model(options.model, dtype=dtype, device=device)
     vocab, tokenizer = target.decoder.config.vocab, TextTokenizer(options.model)
     texts = [read_text(file, tokenizer, vocab=vocab) for file in options.text]
     if len({text.name for text in texts}) < len(texts):
-        raise ConfigError("two texts have the same file name; records could not tell them apart")
+        raise ConfigError(
+            "two texts have the same file name, which identifies them in records; rename one"
+        )
     draft = None
     if options.draft_model is not None:
         draft = _load_draft(options.draft_model, options.model, target, dtype, device)
@@ -156,7 +136,7 @@ def _views(options: MeasureOptions) -> tuple[DraftView, ...]:
 def _load_draft(
     folder: Path, model: Path, target: LoadedModel, dtype: torch.dtype, device: torch.device
 ) -> LoadedModel:
-    """The draft model, which must have the target's tokens."""
+    """Load the draft model, which must have the target's vocabulary."""
     from calibration.acceptance import check_same_tokens, load_model
     from perfmodel import ConfigError
 
@@ -164,8 +144,8 @@ def _load_draft(
     draft = load_model(folder, dtype=dtype, device=device)
     if draft.decoder.config.vocab != target.decoder.config.vocab:
         raise ConfigError(
-            f"{folder} has a vocabulary of {draft.decoder.config.vocab}, but {model} one of "
-            f"{target.decoder.config.vocab}: no shared tokens"
+            f"{folder} has a vocabulary of {draft.decoder.config.vocab:,} tokens, but {model} has "
+            f"{target.decoder.config.vocab:,}; use a draft with the target's vocabulary"
         )
     return draft
 
@@ -186,8 +166,8 @@ def _jobs(
     for prompt in _counts("prompt-tokens", options.prompt_tokens):
         if task.window_tokens(prompt) > longest:
             raise ConfigError(
-                f"--prompt-tokens {prompt} and {task.scored_tokens} scored tokens exceed the "
-                f"{longest:,} that {target.name} was made for"
+                f"--prompt-tokens {prompt} plus {task.scored_tokens} scored tokens exceed the "
+                f"context of {target.name}, {longest:,} tokens; use a shorter prompt"
             )
         for text in texts:
             windows = windows_of(text, context_tokens=prompt, count=options.windows, task=task)
@@ -200,32 +180,28 @@ def _words(name: str, text: str, known: Sequence[str]) -> list[str]:
 
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or set(words) - set(known):
-        raise ConfigError(f"--{name} {text!r}: use some of {', '.join(known)}")
+        raise ConfigError(f"--{name} {text!r} is not valid; use one or more of {', '.join(known)}")
     return words
 
 
 def _counts(name: str, text: str, *, least: int = 1) -> list[int]:
-    from app.cli.axes import parse_axis
+    from app.cli.axes import parse_numbers
     from perfmodel import ConfigError
 
-    wrong = ConfigError(f"--{name} {text!r}: use whole numbers of at least {least}")
-    try:
-        counts = [int(value) for value in parse_axis(f"--{name}", text)]
-    except ValueError as error:
-        raise wrong from error
+    counts = parse_numbers(f"--{name}", text)
     if min(counts) < least:
-        raise wrong
+        raise ConfigError(f"--{name} {text!r} is not valid; use numbers of at least {least}")
     return counts
 
 
 def _check_device(device: str) -> bool:
-    """Whether it is a GPU, which must then be present."""
+    """Whether the device is a GPU; checks that it is available."""
     import torch
 
     from perfmodel import ConfigError
 
     if device not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {device}: use cpu or cuda")
+        raise ConfigError(f"--device {device} is not supported; use cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
+        raise ConfigError("--device cuda is not available: torch finds no GPU; use --device cpu")
     return device == "cuda"

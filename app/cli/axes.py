@@ -11,7 +11,18 @@ MAX_VALUES = 10_000
 
 
 def parse_axis(name: str, text: str) -> list[int] | list[str]:
-    """The values of an axis, each once, in the order written.
+    """The distinct values of an axis, in the order given: numbers on `NUMBER_AXES`, else text.
+
+    Raises
+    ------
+    ConfigError
+        As for `parse_numbers`.
+    """
+    return parse_numbers(name, text) if name in NUMBER_AXES else _terms(name, text)
+
+
+def parse_numbers(name: str, text: str) -> list[int]:
+    """The distinct whole numbers of a list of numbers and ranges, in the order given.
 
     A range `a:b` includes both ends; `a:b:step` adds the step, `a:b:xN` multiplies by N.
 
@@ -20,33 +31,43 @@ def parse_axis(name: str, text: str) -> list[int] | list[str]:
     ConfigError
         For an empty list, a term that is neither a number nor a range, or too many values.
     """
-    terms = [term.strip() for term in text.split(",") if term.strip()]
-    if not terms:
-        raise ConfigError(f"{name}={text!r} is empty; give a value")
-    if name not in NUMBER_AXES:
-        return list(dict.fromkeys(terms))
     values: list[int] = []
-    for term in terms:
+    for term in _terms(name, text):
         values += _range(name, term) if ":" in term else [_integer(name, term, term)]
         if len(values) > MAX_VALUES:
-            raise ConfigError(f"{name}={_shown(text)} has more than {MAX_VALUES:,} values")
+            raise ConfigError(
+                f"{name}={_shown(text)} has more than {MAX_VALUES:,} values; give fewer"
+            )
     return list(dict.fromkeys(values))
+
+
+def _terms(name: str, text: str) -> list[str]:
+    terms = [term.strip() for term in text.split(",") if term.strip()]
+    if not terms:
+        raise ConfigError(f"{name}={text!r} has no values; give at least one")
+    return list(dict.fromkeys(terms))
 
 
 def _range(name: str, term: str) -> list[int]:
     parts = term.split(":")
     if len(parts) > 3:
-        raise ConfigError(f"{name}: {_shown(term)} is not a range; write a:b, a:b:step or a:b:xN")
+        raise ConfigError(
+            f"{name}: {_shown(term)} is not a valid range; write a:b, a:b:step or a:b:xN"
+        )
     first, last = (_integer(name, part, term) for part in parts[:2])
     if last < first:
-        raise ConfigError(f"{name}: {_shown(term)} is empty, since {last:,} is below {first:,}")
+        raise ConfigError(
+            f"{name}: {_shown(term)} is empty because {last:,} is below {first:,}; swap the ends"
+        )
     if len(parts) == 3 and parts[2].startswith("x"):
         return _geometric(name, term, first, last, parts[2][1:])
     step = _integer(name, parts[2], term) if len(parts) == 3 else 1
     if step < 1:
         raise ConfigError(f"{name}: the step of {_shown(term)} must be at least 1")
     if (last - first) / step > MAX_VALUES:
-        raise ConfigError(f"{name}: {_shown(term)} has more than {MAX_VALUES:,} values")
+        raise ConfigError(
+            f"{name}: {_shown(term)} has more than {MAX_VALUES:,} values; use a larger step"
+        )
     return list(range(first, last + 1, step))
 
 
@@ -54,7 +75,8 @@ def _geometric(name: str, term: str, first: int, last: int, text: str) -> list[i
     factor = _number(name, text, term)
     if factor < 1.01 or first < 1:
         raise ConfigError(
-            f"{name}: {_shown(term)} does not grow; start at 1 or more, by a factor over 1.01"
+            f"{name}: {_shown(term)} does not grow; start at 1 or more, with a factor of at least "
+            f"1.01"
         )
     values, value = [], float(first)
     while round(value) <= last:
@@ -66,7 +88,7 @@ def _geometric(name: str, term: str, first: int, last: int, text: str) -> list[i
 def _integer(name: str, text: str, term: str) -> int:
     value = _number(name, text, term)
     if value % 1 or abs(value) > 2**53:
-        raise ConfigError(f"{name}: {_shown(term)} must be whole numbers")
+        raise ConfigError(f"{name}: {_shown(term)} is not valid; use whole numbers")
     return int(value)
 
 

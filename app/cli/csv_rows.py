@@ -1,4 +1,4 @@
-"""Scenarios from CSV: one per row; columns are named like flags, empty cells are not given."""
+"""Scenarios from CSV, one per row: columns are named like flags, and empty cells are skipped."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MAX_CSV_BYTES = 10_000_000
 
 
 def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
-    """(row number from 1, non-empty cells by column) of a CSV file, or of stdin for `-`.
+    """Row numbers, from 1, and non-empty cells by column of a CSV file, or of stdin for `-`.
 
-    A row with too few or too many cells is yielded as its error.
+    For a row with too few or too many cells, the error takes the place of the cells.
 
     Raises
     ------
     ConfigError
         If the source is missing, too large, not UTF-8 or empty; if a column is unknown or appears
-        twice; if there are no rows, or a quote is never closed.
+        twice; if there are no rows, or a quote is not closed.
     """
     name = "stdin" if source == "-" else source
     text = _text(source, name)
@@ -35,14 +35,14 @@ def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
         for number, cells in enumerate((row for row in reader if row), start=1):
             yield number, _cells(header, cells)
     except csv.Error as error:
-        raise ConfigError(f"{name}: line {reader.line_num} is not CSV: {error}") from error
+        raise ConfigError(f"{name}: line {reader.line_num} is not valid CSV: {error}") from error
     if number == 0:
-        raise ConfigError(f"{name}: has a header but no rows")
+        raise ConfigError(f"{name} has a header but no rows; add one per scenario")
 
 
 def _cells(header: list[str], cells: list[str]) -> dict[str, str] | ConfigError:
     if len(cells) != len(header):
-        return ConfigError(f"the row has {len(cells)} cells, the header {len(header)}")
+        return ConfigError(f"the row has {len(cells)} cells, but the header has {len(header)}")
     pairs = zip(header, (cell.strip() for cell in cells), strict=True)
     return {column: cell for column, cell in pairs if cell}
 
@@ -57,15 +57,15 @@ def _text(source: str, name: str) -> str:
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {error}") from error
+        raise ConfigError(f"{name} cannot be read: {error}") from error
     if len(data) > MAX_CSV_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_CSV_BYTES:,} bytes; split it")
+        raise ConfigError(f"{name} is larger than {MAX_CSV_BYTES:,} bytes; split it")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     if "\0" in text:
-        raise ConfigError(f"{name}: contains a NUL character; it is not a text file")
+        raise ConfigError(f"{name} contains a NUL character; give a text file")
     return text
 
 
@@ -83,5 +83,5 @@ def _header(cells: list[str], name: str) -> list[str]:
                 f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
             )
         if header.count(column) > 1:
-            raise ConfigError(f"{name}: column {column!r} appears twice")
+            raise ConfigError(f"{name}: column {column!r} appears twice; remove one")
     return header

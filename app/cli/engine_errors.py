@@ -1,19 +1,14 @@
-"""Turn the engine's expected errors into those of the command line."""
+"""Convert the engine's expected errors to those of the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RUNTIME_PACKAGES = ("torch", "safetensors", "tokenizers", "transformers")
-
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Within, an `EngineError` is raised as the `SpecroofError` of the same message and code.
-
-    So is the absence of the runtime's packages, which are an extra.
-    """
+    """Re-raise an `EngineError` as the `SpecroofError` with the same message and exit code."""
     from perfmodel import ConfigError, DoesNotFit, SpecroofError
     from runtime import EngineError
 
@@ -24,10 +19,3 @@ def engine_errors() -> Iterator[None]:
         outcome = kind(str(error))
         outcome.exit_code = error.exit_code
         raise outcome from error
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in RUNTIME_PACKAGES:
-            raise
-        raise ConfigError(
-            f"the engine needs {package}, which is not installed; pip install 'specroof[runtime]'"
-        ) from error

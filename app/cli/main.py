@@ -1,7 +1,7 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
 Commands are assembled here from `app.cli.commands`, one file each. Only typer is imported before a
-command runs, so `--help` is instant and `predict` works where torch is absent. Exit codes: 0 fine,
+command runs, so `--help` is instant and `predict` works without torch. Exit codes: 0 success,
 1 internal error, 2 usage or bad input, 3 infeasible, 4 outside tolerance, 130 interrupted.
 """
 
@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -33,9 +33,9 @@ from app.cli.commands.run import run_app
 from app.cli.commands.simulate import simulate
 from app.cli.commands.sweep import sweep
 from app.cli.commands.validate import validate_app
-from app.cli.options import ScenarioCommand
+from app.cli.options import App, ScenarioCommand
 
-# The extra that brings a package which a core installation lacks.
+# The extra that installs each optional package.
 EXTRAS = {
     "scipy": "calibration",
     "pandas": "calibration",
@@ -43,6 +43,7 @@ EXTRAS = {
     "tomlkit": "calibration",
     "torch": "runtime",
     "safetensors": "runtime",
+    "tokenizers": "runtime",
     "transformers": "runtime",
     "plotly": "report",
     "markdown_it": "report",
@@ -50,9 +51,8 @@ EXTRAS = {
 }
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-app = typer.Typer(
+app = App(
     name="specroof",
-    add_completion=False,
     pretty_exceptions_enable=False,
     epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
 )
@@ -97,15 +97,16 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
         return 130
     except MemoryError as error:
-        return _fail(f"out of memory: {error}; ask for less at once", 2)
+        return _fail(f"out of memory: {error}; use fewer points, requests or sequences", 2)
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own usage errors
-            return _fail(error.format_message(), 2)
+        if hasattr(error, "format_message"):  # a usage error found by typer
+            return _fail(_usage_line(error), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
             return _fail(f"cannot write the output: {error.strerror}", 2)
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            extra = EXTRAS[error.name]
-            return _fail(f"this needs {error.name}: pip install 'specroof[{extra}]'", 2)
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").partition(".")[0]
+            if extra := EXTRAS.get(package):
+                return _fail(f"{package} is not installed; run: pip install 'specroof[{extra}]'", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):
@@ -113,8 +114,16 @@ def run(arguments: list[str]) -> int:
         raise
 
 
+def _usage_line(error: Any) -> str:
+    """The message of a usage error; a group without a command has printed its help already."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        command = error.ctx.command
+        return f"`specroof {command.name}` needs a command. {command.epilog}"
+    return str(error.format_message())
+
+
 def _fail(message: str, code: int) -> int:
-    """Print one line, whatever the message contains."""
+    """Print the message on one line, without control characters."""
     line = " ".join(message.split())
     print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
@@ -122,7 +131,7 @@ def _fail(message: str, code: int) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
-    # When the reader leaves, as in `specroof sweep ... | head`, end without a message.
+    # End without a message when the reader closes the pipe, as in `specroof sweep ... | head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.stdout is None:
         sys.exit(_fail("stdout is closed, so there is nowhere to print", 2))

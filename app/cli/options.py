@@ -1,7 +1,7 @@
-"""Flags that several commands share, and two ways to make flags from a class of fields.
+"""Command and group classes of the command line, shared flags, and flags made from fields.
 
-`ScenarioCommand` adds one flag per field of `perfmodel.ScenarioInput`; `field_flags` one per field
-of a dataclass. Nothing heavy is imported here, so that `specroof --help` is instant.
+`ScenarioCommand` adds a flag for every field of `perfmodel.ScenarioInput`; `field_flags` adds one
+for every field of a dataclass. Nothing heavy is imported here, so `specroof --help` is instant.
 """
 
 from __future__ import annotations
@@ -9,69 +9,155 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+
+def option(metavar: str, text: str, *names: str, **limits: Any) -> Any:
+    """A command-line option that takes a value; `text` is its help."""
+    return typer.Option(*names, metavar=metavar, help=text, **limits)
+
+
+def switch(name: str, text: str) -> Any:
+    """A command-line flag that takes no value."""
+    return typer.Option(name, help=text)
+
+
 ScenarioFile = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "FILE|NAME",
+        "Scenario file (TOML) or catalog scenario; flags override its values.",
         "--scenario",
-        metavar="FILE|NAME",
-        help="Scenario TOML, or the name of one in the catalog; flags override it.",
-        show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON (docs/reference/json.md).")]
+AsJson = Annotated[bool, switch("--json", "Print JSON, as documented in docs/reference/json.md.")]
+HtmlFile = Annotated[Path | None, option("FILE", "Also write a page with charts.", "--html")]
 
 
-class ScenarioCommand(TyperCommand):
-    """A command with a flag for every field of a scenario, on top of its own parameters.
+class Command(TyperCommand):
+    """A command that may have flags made from a class of fields, on top of its own parameters.
 
-    The flags that were used arrive in the callback's `context.obj`, a dict of texts: all checks
-    are `perfmodel.parse_scenario`'s. The fields are read when this command is parsed or explains
-    itself, not when `specroof --help` lists it.
+    The flags that were used arrive in the callback's `context.obj`. An empty value is refused, as
+    is a flag given under both its present and its former name.
     """
 
+    def flags(self) -> tuple[Any, ...]:
+        """Additional options, made when the command is parsed or prints its help."""
+        return ()
+
     def get_params(self, ctx: Any) -> list[Any]:
-        """The command's parameters, `--help`, then the scenario's flags."""
-        return [*super().get_params(ctx), *scenario_options(searches=self.name == "recommend")]
+        """The additional flags, the command's parameters, and `--help`."""
+        return _without_type([*self.flags(), *super().get_params(ctx)])
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line."""
+        for flag, value in pairwise(["", *args]):
+            name, equals, text = value.partition("=")
+            if equals and name.startswith("--"):
+                flag, value = name, text
+            if not value.strip() and flag != "--slo":
+                name = flag if flag.startswith("--") else "an argument"
+                ctx.fail(f"{name} is empty; give a value, or leave it out")
+        words = {word.partition("=")[0] for word in args}
+        for param in self.get_params(ctx):
+            given = [name for name in param.opts if name in words]
+            if len(given) > 1:
+                ctx.fail(f"{given[1]} is the former name of {given[0]}; give only {given[0]}")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the callback with the used scenario flags in `context.obj`."""
-        texts = {option.name: ctx.params.pop(option.name) for option in scenario_options()}
-        ctx.obj = {name: text for name, text in texts.items() if text is not None}
+        """Run the callback."""
+        if flags := self.flags():
+            values = {flag.name: ctx.params.pop(flag.name) for flag in flags}
+            sources = {name: ctx.get_parameter_source(name) for name in values}
+            ctx.obj = {n: value for n, value in values.items() if sources[n].name == "COMMANDLINE"}
         return super().invoke(ctx)
 
 
-@functools.cache
-def scenario_options(*, searches: bool = False) -> tuple[Any, ...]:
-    """One command-line option per field of `ScenarioInput`, in its order.
+class Group(TyperGroup):
+    """A group of commands whose help shows flags without their type."""
 
-    A command that `searches` finds the best value of some fields, which then have no default.
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The group's options."""
+        return _without_type(super().get_params(ctx))
+
+
+class App(typer.Typer):
+    """An application of `Command`s; without a command it prints its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=Group, add_completion=False, no_args_is_help=True, **settings)
+
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **settings: Any
+    ) -> Callable[[Any], Any]:
+        """Register a function as a command."""
+        return super().command(name, cls=cls or Command, **settings)
+
+
+class ScenarioCommand(Command):
+    """A command with a flag for every field of a scenario.
+
+    Its `context.obj` holds the texts as typed; `perfmodel.parse_scenario` checks them.
     """
+
+    def flags(self) -> tuple[Any, ...]:
+        """One flag per field; `recommend` searches some of them, which have no default there."""
+        return scenario_options(searches=self.name == "recommend")
+
+
+def _without_type(params: list[Any]) -> list[Any]:
+    """Hide the type of flags that take no value, and defaults of None, in the help."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+        if param.default is None:
+            param.show_default = False
+    return params
+
+
+@functools.cache
+def scenario_options(*, searches: bool) -> tuple[Any, ...]:
+    """One command-line option per field of `ScenarioInput`, in its order."""
     from perfmodel import ScenarioInput
     from perfmodel.planning import SEARCHED
 
     searched = SEARCHED if searches else ()
-
-    app = typer.Typer(add_completion=False)
-    app.command()(
-        _with_parameters(
-            lambda **_: None,
-            (
-                _scenario_flag(name, field, searched=name in searched)
-                for name, field in ScenarioInput.model_fields.items()
-            ),
-        )
+    return options_of(
+        _scenario_flag(name, field, searched=name in searched)
+        for name, field in ScenarioInput.model_fields.items()
     )
+
+
+def options_of(parameters: Iterable[inspect.Parameter]) -> tuple[Any, ...]:
+    """The options that typer makes of parameters with these annotations and defaults."""
+    app = typer.Typer(add_completion=False)
+    app.command()(_with_parameters(lambda **_: None, parameters))
     return tuple(typer.main.get_command(app).params)
+
+
+def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
+    """Values of a scenario file or catalog scenario, overridden by the flags.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or there is no such scenario.
+    """
+    from perfmodel.catalog.scenarios import scenario_values
+    from perfmodel.flat_values import override
+
+    return override({} if scenario is None else scenario_values(scenario), flags)
 
 
 def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Parameter:
@@ -80,18 +166,14 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
     former = [flag_name(old) for old in _former_names(name)]
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
     if searched:
-        words.append("Searched." if name == "gamma" else "Searched unless given.")
+        words.append("Searched." if name == "gamma" else "Searched if not given.")
     elif default := default_text(field):
         words.append(f"Default: {default}.")
-    option = typer.Option(
-        flag_name(name),
-        *former,
-        metavar=str(shown["metavar"]),
-        help=" ".join(words),
-        rich_help_panel=str(shown["panel"]),
-        show_default=False,
+    panel = str(shown["panel"])
+    flag = option(
+        str(shown["metavar"]), " ".join(words), flag_name(name), *former, rich_help_panel=panel
     )
-    return _parameter(name, Annotated[str | None, option], None)
+    return keyword(name, Annotated[str | None, flag], None)
 
 
 def _former_names(name: str) -> list[str]:
@@ -106,7 +188,7 @@ def flag_name(name: str) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default of a scenario's field as people read it; empty where there is none."""
+    """The default of a scenario's field in words; empty if there is none."""
     if field.default is None:
         assert isinstance(field.json_schema_extra, dict)
         return str(field.json_schema_extra["otherwise"])
@@ -114,9 +196,9 @@ def default_text(field: FieldInfo) -> str:
 
 
 def field_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `options`, of a dataclass, by one flag per field of it.
+    """Replace a command's parameter `options`, a dataclass, by one flag per field of the dataclass.
 
-    The fields are annotated as typer's parameters are; the command still receives the dataclass.
+    The fields are annotated like typer's parameters; the command still receives the dataclass.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     options = hints["options"]
@@ -127,9 +209,9 @@ def field_flags(command: Callable[..., None]) -> Callable[..., None]:
         if name == "options":
             for field in fields(options):
                 default = inspect.Parameter.empty if field.default is MISSING else field.default
-                parameters.append(_parameter(field.name, field_hints[field.name], default))
+                parameters.append(keyword(field.name, field_hints[field.name], default))
         else:
-            parameters.append(_parameter(name, hints[name], parameter.default))
+            parameters.append(keyword(name, hints[name], parameter.default))
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
@@ -139,7 +221,8 @@ def field_flags(command: Callable[..., None]) -> Callable[..., None]:
     return _with_parameters(wrapper, parameters)
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """A keyword-only parameter."""
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
@@ -148,7 +231,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _with_parameters(
     function: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
-    """The function with the signature that typer is to see."""
+    """The function with the signature that typer reads."""
     signature = inspect.Signature(list(parameters))
     function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

@@ -1,13 +1,14 @@
-"""Output: JSON and tables on stdout, progress on stderr, files that appear once complete."""
+"""Output: results on stdout, progress on stderr, and files written atomically."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def json_line(value: Any) -> str:
-    """One line of strict JSON: no NaN and no infinity."""
+    """A value as one line of strict JSON, without NaN and infinity."""
     return json.dumps(value, allow_nan=False)
 
 
 def print_json(value: Any) -> None:
-    """One object, indented for a terminal and in one line for a program."""
+    """Print a value as JSON: indented on a terminal, otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None
     print(json.dumps(value, allow_nan=False, indent=indent))
 
 
 def console() -> Console:
-    """The console that prints tables; 120 columns wide where stdout is not a terminal."""
+    """The console that prints tables; 120 columns wide if stdout is not a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
@@ -35,21 +36,21 @@ def console() -> Console:
 
 
 class Progress(Protocol):
-    """Takes how much is done, and what is being done."""
+    """Updates the number of finished items and the label."""
 
     def __call__(self, done: int | None = None, /, *, label: str | None = None) -> None: ...
 
 
 @contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
-    """A progress bar on stderr, gone when done; None where stderr is not a terminal.
+    """A transient progress bar on stderr, or None if stderr is not a terminal.
 
     Parameters
     ----------
     label
         What is counted, such as "requests".
     total
-        How many there will be; None shows a bar that only moves.
+        Number of items; None if it is unknown, which shows a moving bar.
     """
     if not sys.stderr.isatty():
         yield None
@@ -60,7 +61,7 @@ def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
     columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}"), bars.BarColumn()]
     if total is not None:
         columns.append(bars.MofNCompleteColumn())
-    # Rich would send what is printed to stdout meanwhile to stderr too.
+    # Without this, rich would redirect to stderr whatever is printed to stdout meanwhile.
     with bars.Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False
     ) as bar:
@@ -74,12 +75,12 @@ def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
 
 @contextmanager
 def atomic_text(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only once it is complete.
+    """A text file that appears under its name only once it is complete; creates missing folders.
 
     Raises
     ------
     ConfigError
-        If the file cannot be written. Missing folders are made.
+        If the file cannot be written.
     """
     from perfmodel import ConfigError
 
@@ -89,7 +90,7 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
             raise IsADirectoryError(f"{path} is a folder")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
     part = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
@@ -100,14 +101,28 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears once it is complete."""
+    with atomic_text(path) as file:
+        file.write(text)
+
+
+def write_csv(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV, to stdout if the path is `-`."""
+    rows = iter(rows)
+    first = next(rows)
+    with nullcontext(sys.stdout) if path == "-" else atomic_text(Path(path)) as file:
+        writer = csv.DictWriter(file, list(first), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(first)
+        writer.writerows(rows)
+
+
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write texts by their path under `folder`; the files' paths."""
-    written = []
+    """Write texts under `folder` by their relative paths; returns the files' paths."""
     for name, text in files.items():
-        with atomic_text(folder / name) as file:
-            file.write(text)
-        written.append(folder / name)
-    return written
+        write_text(folder / name, text)
+    return [folder / name for name in files]
 
 
 def _umask() -> int:

@@ -1,11 +1,11 @@
-"""What `simulate` plays: its flags, and the simulator's inputs that they and a scenario make."""
+"""`simulate`: its flags, and the simulator's inputs made from them and a scenario."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from app.cli.options import option, switch
 
 if TYPE_CHECKING:
     from perfmodel import Scenario, Traffic
@@ -16,86 +16,55 @@ DEFAULT_REQUESTS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
-    """The flags of `simulate` besides a scenario's; None if not given."""
+    """The flags of `simulate`, without those of a scenario."""
 
-    traffic: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recorded requests: CSV or JSON lines (docs/reference/commands.md).",
-            show_default=False,
-        ),
-    ] = None
-    rate: Annotated[
-        float | None,
-        typer.Option(metavar="RPS", help="Draw arrivals at this mean rate.", show_default=False),
-    ] = None
-    arrivals: Annotated[
-        str, typer.Option(metavar="KIND", help="poisson, bursty, regular or at-once.")
-    ] = "poisson"
+    traffic: Annotated[str | None, option("FILE", "Recorded requests, as CSV or JSON lines.")] = (
+        None
+    )
+    rate: Annotated[float | None, option("RPS", "Mean arrival rate of random requests.")] = None
+    arrivals: Annotated[str, option("KIND", "Arrivals: poisson, bursty, regular or at-once.")] = (
+        "poisson"
+    )
     burst_factor: Annotated[
-        float, typer.Option(metavar="X", help="Bursty: high arrival rate over the low one.")
+        float, option("X", "Bursty: ratio of the high arrival rate to the low one.")
     ] = 8.0
-    burst_s: Annotated[
-        float, typer.Option(metavar="S", help="Bursty: mean seconds at either rate.")
-    ] = 30.0
+    burst_s: Annotated[float, option("S", "Bursty: mean time at each rate, in seconds.")] = 30.0
     requests: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of requests; 10,000 drawn ones, or the whole trace, by default.",
-            show_default=False,
-        ),
+        int | None, option("N", "Number of requests. Default: 10,000, or the whole trace.")
     ] = None
     prompt_cv: Annotated[
-        float,
-        typer.Option(metavar="X", help="Prompt lengths: standard deviation over mean (lognormal)."),
+        float, option("X", "Coefficient of variation of the prompt lengths (lognormal).")
     ] = 0.0
     output_cv: Annotated[
-        float,
-        typer.Option(metavar="X", help="Output lengths: standard deviation over mean (lognormal)."),
+        float, option("X", "Coefficient of variation of the output lengths (lognormal).")
     ] = 0.0
-    eos: Annotated[
-        float, typer.Option(metavar="P", help="Probability that a token ends its sequence early.")
-    ] = 0.0
+    eos: Annotated[float, option("P", "Probability that a token ends its sequence early.")] = 0.0
     acceptance_spread: Annotated[
-        float, typer.Option(metavar="X", help="Standard deviation of acceptance over sequences.")
+        float, option("X", "Standard deviation of acceptance between sequences.")
     ] = 0.0
     acceptance_trace: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Accepted draft tokens per round, one per line.",
-            show_default=False,
-        ),
+        option("FILE", "File with the accepted draft tokens of each round, one per line."),
     ] = None
-    token_budget: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Most tokens in one pass, prompts included.")
-    ] = 8192
+    token_budget: Annotated[int, option("TOKENS", "Most tokens per pass, prompts included.")] = 8192
     finished: Annotated[
-        str,
-        typer.Option(
-            metavar="compaction|padding|graphs",
-            help="Fixed batch: what becomes of finished sequences.",
-        ),
+        str, option("compaction|padding|graphs", "Fixed batch: how finished sequences are handled.")
     ] = "compaction"
     schedule: Annotated[
-        bool, typer.Option("--schedule", help="Also choose gamma by batch and context.")
+        bool, switch("--schedule", "Also simulate gamma chosen per round, by batch and context.")
     ] = False
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Draw every round of every request; slower.")
-    ] = False
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Seed of everything that is drawn.")
-    ] = 0
+    exact: Annotated[bool, switch("--exact", "Simulate every round of every request; slower.")] = (
+        False
+    )
+    seed: Annotated[int, option("N", "Random seed.", min=0)] = 0
 
     @property
     def plays_requests(self) -> bool:
-        """Whether requests arrive; else one batch is decoded to its end."""
+        """Whether requests arrive over time; otherwise one batch is decoded to its end."""
         return self.traffic is not None or self.rate is not None
 
     def stream(self, scenario: Scenario) -> Traffic:
-        """The requests: recorded, or drawn around the scenario's lengths."""
+        """The requests: recorded ones, or random ones around the scenario's lengths."""
         from perfmodel import Traffic
 
         drawn = DEFAULT_REQUESTS if self.requests is None else self.requests
@@ -114,13 +83,13 @@ class SimulationOptions:
         )
 
     def serving(self, scenario: Scenario) -> Serving:
-        """The engine's limits; the scenario's batch is the most that decodes together."""
+        """The engine's limits; the scenario's batch is the largest batch."""
         from perfmodel.serving import Serving
 
         return Serving(max_batch=scenario.workload.batch, token_budget=self.token_budget)
 
     def process(self, scenario: Scenario) -> AcceptanceProcess:
-        """How drafts are accepted."""
+        """The acceptance process of the drafts."""
         from perfmodel.serving import recorded_acceptance, scenario_acceptance
 
         trace = self.acceptance_trace

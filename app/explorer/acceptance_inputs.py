@@ -1,4 +1,4 @@
-"""The sidebar's acceptance section: a published curve, a number, or a table by position."""
+"""The acceptance section of the sidebar: a published curve, a number, or a table by position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.explorer.state import ACCEPTANCE_FORMS, DEFAULTS
 from app.explorer.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from perfmodel import ConfigError, parse_scenario
 
-# Least and most of the forms that are one number other than α.
+# Smallest and largest value of the forms that are one number other than α.
 RANGES = {
     "accepted_fraction": (0.0, 1.0),
     "accepted_drafts": (0.0, 64.0),
@@ -19,17 +19,17 @@ RANGES = {
 
 
 def acceptance_inputs() -> None:
-    """Draw the section, unless there is no draft."""
+    """Draw the section if there is a draft."""
     if widgets.value_of("draft") == "none":
         return
     st.subheader("Acceptance")
     form = widgets.select(
-        "acceptance_form", "Stated as", list(ACCEPTANCE_FORMS), format_func=ACCEPTANCE_FORMS.get
+        "acceptance_form", "Given as", list(ACCEPTANCE_FORMS), format_func=ACCEPTANCE_FORMS.get
     )
     if form == "published":
         widgets.text(
             "acceptance_curve",
-            "Your own curves",
+            "File of your own curves",
             placeholder="FILE.toml",
             help="Written by `specroof calibrate fit-acceptance`; used before the catalog's.",
         )
@@ -43,15 +43,15 @@ def acceptance_inputs() -> None:
 
 
 def _rates() -> None:
-    """α by position: the URL carries a text, edited here as a table or filled from counters."""
+    """α by position, edited as text or as a table, or imported from counters."""
     import pandas as pd
 
     key = "acceptance_per_position"
-    widgets.text(key, "α of draft 1, 2, ...", help="The last holds for all later.")
+    widgets.text(key, "α of draft 1, 2, ...", help="The last value holds for all later drafts.")
     try:
         rates = parse_scenario({key: widgets.value_of(key)}).acceptance_per_position
     except (ConfigError, ValueError):
-        show_error("α by position must be numbers from 0 to 1, such as 0.9, 0.85, 0.8")
+        show_error("α by position is not valid; enter numbers from 0 to 1, such as 0.9, 0.85, 0.8")
         return
     table = pd.DataFrame({"α": list(rates or (DEFAULTS["acceptance"],))})
     edited = st.data_editor(
@@ -66,7 +66,7 @@ def _rates() -> None:
         st.rerun()
     with st.expander("Import vLLM's counters"):
         st.text_area(
-            "vLLM's /metrics page",
+            "Contents of vLLM's /metrics page",
             key="counters",
             max_chars=MAX_UPLOAD_BYTES,
             placeholder="vllm:spec_decode_num_drafts_total ...",

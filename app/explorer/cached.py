@@ -1,4 +1,4 @@
-"""Results that views share, cached by scenario values in memory while the server runs."""
+"""Results shared by views, cached in memory by scenario values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BAND_GAMMAS = tuple(range(1, 13))
 
 
 def scenario_of(values: Values) -> Scenario:
-    """The scenario of flat values; `ConfigError` where they contradict one another."""
+    """The scenario of flat values; raises `ConfigError` if they contradict each other."""
     return parse_scenario(dict(values)).scenario()
 
 
@@ -58,18 +58,18 @@ MEASURED = resources.files("calibration") / "measured"
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def prediction(values: Values) -> dict[str, Any]:
-    """What `specroof predict --json` prints."""
+    """The output of `specroof predict --json`."""
     return prediction_dict(point_of(values))
 
 
 @st.cache_data(max_entries=64, show_spinner="Searching drafts, γ and budgets")
 def recommendation(flags: Values, objective: str) -> Recommendation:
-    """What `specroof recommend` finds for its flags."""
+    """The recommendation for flags of `specroof recommend`."""
     return find_plan(dict(flags), objective=objective)
 
 
 def map_prompts(values: Values) -> NDArray[np.float64]:
-    """Prompt lengths of the map: 1,000 tokens to the target's or the scenario's longest."""
+    """Prompt lengths of the map: 1,000 tokens to the target's context or the scenario's prompt."""
     scenario = scenario_of(values)
     longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
     return charts.log_steps(1000, longest, MAP_SIZE)
@@ -77,7 +77,7 @@ def map_prompts(values: Values) -> NDArray[np.float64]:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
-    """The map's cells, 64 x 64, at the best γ of each or at the plan's γ."""
+    """The 64 x 64 cells of the map, each at its best γ or all at the plan's γ."""
     scenario = scenario_of(values)
     gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
     return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
@@ -85,7 +85,7 @@ def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def bands(values: Values) -> dict[str, tuple[tuple[float, ...], tuple[Interval, ...]]]:
-    """90 % intervals of the speedup over batch and over γ, where acceptance is known."""
+    """90 % intervals of the speedup over batch and over γ, where the acceptance is known."""
     axes = {"batch": BAND_BATCHES, "gamma": BAND_GAMMAS}
     result = {}
     for key, points in axes.items():
@@ -101,7 +101,7 @@ def _at(values: Values, key: str, value: int) -> Scenario:
 
 @st.cache_data(show_spinner="Refitting the engine without each group of rows")
 def published() -> PublishedReport:
-    """`specroof validate published`."""
+    """The report of `specroof validate published`."""
     from calibration.validate import validate_published
 
     return validate_published()
@@ -109,13 +109,13 @@ def published() -> PublishedReport:
 
 @st.cache_data(show_spinner=False)
 def bundled_rows() -> list[PublishedRow]:
-    """Every measured row of the repository."""
+    """All bundled measurements."""
     return [*magicdec_rows(), *h200_rows()]
 
 
 @st.cache_data(show_spinner=False)
 def timed_steps() -> list[RowError]:
-    """Steps of this project's engine on one H200, cases drawn by seed, against predictions."""
+    """Errors of the predicted steps of the engine on one H200, for randomly drawn cases."""
     from calibration.records import read_steps
     from calibration.validate import compare
 
@@ -127,7 +127,7 @@ def timed_steps() -> list[RowError]:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def row_errors(rows: tuple[PublishedRow, ...], *, uncalibrated: bool) -> list[RowError]:
-    """Errors of rows with their engine's profile, or with its fitted coefficients neutral.
+    """Errors of rows with their engine's profile, or without its fitted coefficients.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Entry point of the explorer: `specroof explore` runs this file under Streamlit.
 
-Views are chosen by a widget and not by `st.navigation`: `st.switch_page` refuses to leave a page
-whose widgets are bound to the URL, and a click on the map must leave it.
+Views are chosen with a widget instead of `st.navigation`, because a click on the map opens another
+view, and `st.switch_page` cannot leave a page with widgets bound to the URL.
 """
 
 from __future__ import annotations

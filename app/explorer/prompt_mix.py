@@ -1,4 +1,4 @@
-"""A distribution of prompt lengths, written `4000:50, 32000:40, 100000:10`: tokens and weight."""
+"""A distribution of prompt lengths as `tokens:weight` terms: `4000:50, 32000:40, 100000:10`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_TERMS = 50
 
 
 def prompt_mix(text: str) -> tuple[tuple[int, float], ...]:
-    """(prompt tokens, share) pairs; shares sum to 1.
+    """Pairs of prompt tokens and share; the shares sum to 1.
 
     Raises
     ------
@@ -21,14 +21,14 @@ def prompt_mix(text: str) -> tuple[tuple[int, float], ...]:
     total = sum(weight for _, weight in pairs)
     if not pairs or len(pairs) > MAX_TERMS or not total > 0:
         raise ConfigError(
-            f"the distribution needs 1 to {MAX_TERMS} terms such as 4000:50, 32000:50, "
-            f"with a positive weight among them"
+            f"the distribution of prompt lengths is not valid; give 1 to {MAX_TERMS} terms such as "
+            f"4000:50, 32000:50, at least one of them with a positive weight"
         )
     return tuple((tokens, weight / total) for tokens, weight in pairs)
 
 
 def mean_prompt(mix: Iterable[tuple[int, float]]) -> int:
-    """Mean prompt length: KV bytes grow linearly, so a mixed batch reads what a mean one reads."""
+    """Mean prompt length; a batch of such prompts reads as many KV bytes as the mixed one."""
     return round(sum(tokens * share for tokens, share in mix))
 
 

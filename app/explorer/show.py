@@ -1,4 +1,4 @@
-"""Charts, tables, verdicts and errors as every view shows them."""
+"""Charts, tables, verdicts and errors, shown in the same way in every view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_error(error: Exception | str) -> None:
 
 
 def verdict(title: str, text: str, *, kind: str) -> None:
-    """The answer; `kind` is "gain", "plain" (do not speculate) or "nothing" (none fits)."""
+    """Show the answer; `kind` is "gain", "plain" (do not speculate) or "nothing" (none fits)."""
     look = {
         "gain": (st.success, ":material/bolt:"),
         "plain": (st.info, ":material/trending_flat:"),
@@ -41,9 +41,9 @@ def verdict(title: str, text: str, *, kind: str) -> None:
 def show_chart(
     figure: go.Figure, name: str, *, on_select: Callable[[], None] | None = None
 ) -> None:
-    """A chart under its title, its content in words, and its data as CSV and JSON.
+    """Show a chart with its title, alternative text, and downloads of its data as CSV and JSON.
 
-    The modebar saves a PNG. `name` is the file name and key; `on_select` is called on a click.
+    `name` is the key and the file name; `on_select` is called on a click.
     """
     title, alt = figure.layout.title.text, alt_text(figure)
     figure.update_layout(title_text="", margin_t=28)
@@ -62,14 +62,14 @@ def show_chart(
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
-    """Rows of one kind as a table; `options` are those of `st.dataframe`."""
+    """Show rows as a table; `options` are those of `st.dataframe`."""
     import pandas as pd
 
     st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
 
 
 def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
-    """Figures side by side, wrapped at the page's width: label, value, and help if any."""
+    """Show figures side by side: label, value, and optional help."""
     with st.container(horizontal=True):
         for label, value, text in figures:
             st.metric(label, value, help=text and plain(text), border=True, width=165)
@@ -90,7 +90,7 @@ def _download(name: str, label: str, mime: str, data: Callable[[], str]) -> None
         on_click="ignore",
         type="tertiary",
         icon=":material/download:",
-        help=f"The data of this chart as {label}",
+        help=f"Download the data of this chart as {label}",
     )
 
 

@@ -1,4 +1,4 @@
-"""The sidebar: every input of a scenario as a widget; the URL carries all of them."""
+"""The sidebar: every input of a scenario as a widget bound to the URL."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ TP_DEGREES = (1, 2, 4, 8, 16)
 
 
 def sidebar() -> Values | None:
-    """Draw the sidebar and return the stated values; None where they are not a scenario."""
+    """Draw the sidebar and return the scenario values; None if they are not valid."""
     with st.sidebar:
         st.selectbox(
             "Start from",
             list(PRESETS),
             index=None,
             key="preset",
-            placeholder="Choose a scenario of the catalog",
+            placeholder="Choose a catalog scenario",
             on_change=_apply_preset,
         )
         widgets.show_message("upload_error")
@@ -56,15 +56,15 @@ def sidebar() -> Values | None:
 
 
 def apply_values(values: dict[str, Any]) -> None:
-    """Set every widget to a scenario's values; only from a callback, before widgets are drawn.
+    """Set every widget to a scenario's values; call only from a callback, before widgets are drawn.
 
-    A widget on the page brings its value into the URL. One that the next run draws for the first
-    time does not, so its value is written there now.
+    A widget that is already on the page updates the URL itself. The values of others are written to
+    the URL here.
     """
     for key, value in widget_state(values).items():
         st.session_state[key] = value
         if value != DEFAULTS[key]:
-            with suppress(StreamlitAPIException):  # the parameter of a widget on the page
+            with suppress(StreamlitAPIException):  # raised for a widget on the page
                 st.query_params[key] = str(value)
 
 
@@ -72,16 +72,16 @@ def apply_values(values: dict[str, Any]) -> None:
 
 
 def _model() -> str | None:
-    """Target from the catalog, or an uploaded config.json, whose path is returned."""
+    """Draw the model section; returns the path of an uploaded config.json, if any."""
     st.subheader("Model")
     widgets.select("target", "Target", list(catalog.model_names()))
     file = st.file_uploader(
-        "or its config.json",
+        "or upload a config.json",
         type="json",
         key="model_file",
         max_upload_size=UPLOAD_MB,
-        help="A dense Llama-, Mistral- or Qwen-family model. It stays on this machine; "
-        "the URL cannot carry it.",
+        help="A dense model of the Llama, Mistral or Qwen family. It stays on this machine and is "
+        "not part of the URL.",
     )
     if file is None:
         return None
@@ -100,7 +100,7 @@ def _machine(uploaded: str | None) -> None:
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
     widgets.select("tp", "Tensor parallelism (GPUs)", degrees)
     default = DEFAULTS["search_tp"]
-    st.checkbox("Search every TP in Decide", default, key="search_tp", bind="query-params")
+    st.checkbox("Search all TP degrees in Decide", default, key="search_tp", bind="query-params")
 
 
 def _workload() -> None:
@@ -112,8 +112,8 @@ def _workload() -> None:
         "prompt_mix",
         "Distribution of prompt lengths",
         placeholder="4000:50, 32000:40, 100000:10",
-        help="tokens:weight pairs. Their mean stands for the prompt, since a mixed batch reads as "
-        "many KV bytes as one of mean length; Decide shows every length by itself.",
+        help="tokens:weight pairs. Predictions use the mean, since a mixed batch reads as many KV "
+        "bytes as one of equal prompts of mean length; Decide also shows each length.",
     )
 
 
@@ -131,11 +131,11 @@ def _plan(uploaded: str | None) -> None:
         if draft != "self":
             degrees = _degrees(catalog.model(draft), widgets.value_of("tp"))
             widgets.keep_within("draft_tp", degrees, fallback=degrees[-1])
-            widgets.select("draft_tp", "Draft's tensor parallelism (GPUs)", degrees)
+            widgets.select("draft_tp", "Tensor parallelism of the draft (GPUs)", degrees)
     if not set(st.session_state.get("drafts", [])) <= set(choices):
         st.session_state["drafts"] = []
     st.multiselect(
-        "Drafts to consider in Decide and Map",
+        "Drafts to compare in Decide and Map",
         choices,
         key="drafts",
         placeholder="all",
@@ -147,11 +147,11 @@ def _limits() -> None:
     st.subheader("Limits")
     widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%")
     widgets.select("objective", "Objective", list(OBJECTIVES))
-    widgets.number("price", "Price of a GPU hour (any currency)", 0.0, 1e6, step=0.1)
+    widgets.number("price", "Price per GPU hour (any currency)", 0.0, 1e6, step=0.1)
 
 
 def _outcome(uploaded: str | None) -> Values | None:
-    """The engine section, then files and the command; errors are shown at the top of the page."""
+    """Draw the engine section, files and the command; the page shows errors at its top."""
     with st.expander("Engine and efficiencies"):
         widgets.select("engine", "Engine profile", engine_names())
         widgets.select("weight_dtype", "Weights", list(DTYPE_BYTES))
@@ -172,12 +172,12 @@ def _outcome(uploaded: str | None) -> Values | None:
 
 
 def _origins(scenario: Scenario) -> str:
-    """Origin of the machine's and the engine's figures: datasheet, fitted or assumed."""
+    """Markdown list of the machine's and the engine's figures with their origins."""
     gpu, link, engine = scenario.machine.gpu, scenario.machine.link, scenario.engine
     lines = [
         f"{gpu.peak_flops / 1e12:,.0f} TFLOP/s dense bf16: **datasheet**",
         f"{format_bytes(gpu.hbm_bandwidth)}/s HBM, {format_bytes(gpu.memory_bytes)}: **datasheet**",
-        f"{format_bytes(link.bandwidth)}/s {link.kind}, one way: **datasheet**",
+        f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **datasheet**",
         f"kernel efficiencies of {gpu.efficiency}: **{gpu.efficiency_origin}**",
         f"engine {engine.name}: **{engine.origin}**, {format_seconds(engine.round_overhead_s)} "
         f"per round, speedup ±{engine.speedup_error:.0%}",
@@ -196,7 +196,7 @@ def _files(values: Values | None) -> None:
                 key="scenario_toml",
                 on_click="ignore",
             )
-            st.caption("Copy as command")
+            st.caption("The same scenario on the command line")
             st.code(command_text(values), language="bash", wrap_lines=True)
         st.file_uploader(
             "Open a scenario TOML",
@@ -230,7 +230,7 @@ def _open_scenario() -> None:
 
 
 def _choices(uploaded: str | None) -> list[str]:
-    """Draft choices of the target, and the stated one where it is another."""
+    """Draft choices of the target, and the chosen one if it is not among them."""
     base = parse_scenario({"target": uploaded or widgets.value_of("target")}).scenario()
     choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base)]
     stated = str(st.session_state.get("draft", st.query_params.get("draft", "")))
@@ -250,7 +250,7 @@ def _target(uploaded: str | None) -> ModelSpec:
 
 
 def _folder() -> Path:
-    """A folder of this session for uploaded models, deleted with the session."""
+    """The temporary folder of this session for uploaded models."""
     if "folder" not in st.session_state:
         st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
     return Path(st.session_state["folder"].name)

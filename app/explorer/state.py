@@ -1,8 +1,8 @@
 """State of the explorer as flat scenario values, shared by widgets, URL, TOML and command line.
 
-A widget's key is the field of `ScenarioInput` that it sets, so the URL of the explorer, a scenario
-file and the flags of `specroof predict` use the same vocabulary. A draft choice is one word here,
-as in `specroof sweep`: `self:snapkv`.
+A widget's key is the field of `ScenarioInput` that it sets, so the explorer's URL, scenario files
+and the flags of `specroof predict` use the same vocabulary. A draft and its policy are one word
+here, as in `specroof sweep`: `self:snapkv`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from typing import Any
 
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
-from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.catalog.scenarios import scenario_names, scenario_values
 from perfmodel.planning import OBJECTIVES
 
-Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable so that results cache
+Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
 
 ACCEPTANCE_FORMS = {
     "published": "Published curve",
@@ -28,9 +27,7 @@ ACCEPTANCE_FORMS = {
     "accepted_drafts": "Accepted drafts per round",
     "tokens_per_round": "Tokens per round",
 }
-# A catalog scenario may leave the draft open; every view but Decide needs a plan to show.
-START_PLAN = {"draft": "self"}
-# Widgets that no scenario sets: they keep their value when one is opened.
+# Widgets that are not part of a scenario: they keep their value when one is opened.
 PAGE_DEFAULTS: dict[str, Any] = {
     "view": "Decide",
     "search_tp": False,
@@ -38,7 +35,7 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "objective": OBJECTIVES[0],
     "price": 0.0,
 }
-# Widgets of inputs that a scenario may leave out: opening one resets them.
+# Widgets of inputs that a scenario may omit: opening one resets them.
 INPUT_DEFAULTS: dict[str, Any] = {
     "prompt_mix": "",
     "acceptance_form": "published",
@@ -50,34 +47,23 @@ INPUT_DEFAULTS: dict[str, Any] = {
 }
 
 
-def catalog_scenarios() -> dict[str, dict[str, Any]]:
-    """Scenarios of the catalog by name, as flat values with a plan."""
-    folder = resources.files("perfmodel") / "catalog" / "scenarios"
-    scenarios = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml"):
-            with resources.as_file(entry) as path:
-                scenarios[entry.name.removesuffix(".toml")] = START_PLAN | read_scenario(path)
-    return scenarios
-
-
 # ---- state to values --------------------------------------------------------------------------
 
 
 def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = None) -> Values:
-    """Flat scenario values of the widgets' state.
+    """Flat scenario values from the state of the widgets.
 
     Parameters
     ----------
     state : mapping
-        Widget values by key; a missing one has its default.
+        Widget values by key; missing ones have their defaults.
     uploaded_target : str, optional
-        Path of an uploaded `config.json`, which then stands for the target.
+        Path of an uploaded `config.json`, used as the target.
 
     Raises
     ------
     ConfigError
-        If the distribution of prompt lengths cannot be read.
+        If the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
     draft, _, policy = str(have["draft"]).partition(":")
@@ -102,12 +88,12 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
 
 
 def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Widget values that state the same scenario: the inverse of `stated_values`.
+    """Widget values for a scenario; the inverse of `stated_values`.
 
     Raises
     ------
     ConfigError
-        If a value is unknown or wrong, or a model is named by a path.
+        If a value is not valid, or a model is given by its path.
     """
     stated = parse_scenario(values)
     for name in (stated.target, stated.draft):
@@ -151,8 +137,9 @@ def _acceptance_state(stated: ScenarioInput) -> dict[str, Any]:
     return {}
 
 
-PRESETS = catalog_scenarios()
-# State of every widget before anybody touched it; the URL leaves these values out.
+# Catalog scenarios by name; every view but Decide needs a draft to show.
+PRESETS = {name: {"draft": "self"} | scenario_values(name) for name in scenario_names()}
+# Initial value of every widget; the URL omits these values.
 DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESETS["default"]))
 
 
@@ -160,7 +147,7 @@ DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESE
 
 
 def toml_text(values: Values) -> str:
-    """The scenario as a TOML file, which `--scenario` and the explorer read back."""
+    """The scenario as a TOML file that `--scenario` and the explorer can read."""
     lines = ["# specroof scenario, from the explorer"]
     return "\n".join([*lines, *(f"{key} = {_toml(key, value)}" for key, value in values)]) + "\n"
 
@@ -170,14 +157,14 @@ def command_text(values: Values, command: str = "predict") -> str:
     words = ["specroof", command]
     for key, value in values:
         text = str(value) if key == "acceptance_curve" else str(value).replace(" ", "")
-        words += [f"--{key.replace('_', '-')}", text or "''"]
+        words += [f"--{key.replace('_', '-')}", text]
     return shlex.join(words)
 
 
 def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dict[str, str]:
     """Flags of `specroof recommend` for the same target, machine, workload and limits.
 
-    A stated acceptance belongs to one draft choice, so the search considers only that one.
+    If an acceptance is given, only its draft is searched.
     """
     stated = dict(values)
     keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")

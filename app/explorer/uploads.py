@@ -1,7 +1,7 @@
-"""What a user may upload or paste: scenario TOML, config.json, measurements, vLLM's counters.
+"""Readers of uploaded or pasted scenarios, config.json files, measurements and vLLM counters.
 
-Every function takes the file's name and bytes and either returns values or raises one
-`ConfigError`; nothing is executed or unpickled.
+Every function returns values or raises a `ConfigError` of one line; nothing is executed or
+unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_UPLOAD_BYTES = 1_000_000
 MAX_ROWS = 2_000
 TIMES = ("draft_total_ms", "verify_ms", "autoregressive_ms")
 NEEDED = ("gpu", "target", "draft", "gamma", "tp", "batch", "prompt_tokens", *TIMES)
-# Columns of `predict --from`, and former names, beside those of the golden table.
+# Columns of `predict --from`, and former names, by their names in the golden table.
 RENAMED = {"target_step_ms": "autoregressive_ms", **FORMER_NAMES}
 
 
@@ -36,7 +36,7 @@ def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        One line that names the file, the problem and what would be right.
+        If it is not a valid scenario file.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scenario.toml"
@@ -45,7 +45,7 @@ def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
 
 
 def model_upload(name: str, data: bytes, folder: Path) -> str:
-    """Keep an uploaded `config.json` under `folder` and return its path, once it is a model.
+    """Store an uploaded `config.json` under `folder` and return its path.
 
     Raises
     ------
@@ -64,14 +64,14 @@ def model_upload(name: str, data: bytes, folder: Path) -> str:
 def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     """Measured rows of an uploaded CSV.
 
-    Columns are those of `calibration/golden/magicdec_step_times.csv` (`draft_total_ms` for γ
-    drafts, `verify_ms`, `autoregressive_ms`), or `draft_step_ms` and `target_step_ms` instead;
-    `engine` names the profile to predict with. Times are milliseconds.
+    The columns are those of `calibration/golden/magicdec_step_times.csv`; `draft_step_ms` may
+    replace `draft_total_ms`, which covers γ drafts, and `target_step_ms` may replace
+    `autoregressive_ms`. `engine` names the profile to predict with. Times are in milliseconds.
 
     Raises
     ------
     ConfigError
-        For a file that is not such a CSV; the message names the row and column.
+        If the file is not such a CSV; the message names the row and column.
     """
     text = _text(name, data)
     reader = csv.DictReader(
@@ -82,17 +82,17 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
         reader.fieldnames = header
         rows = [dict(row) for row, _ in zip(reader, range(MAX_ROWS + 1), strict=False)]
     except csv.Error as error:
-        raise ConfigError(f"{_shown(name)}: not CSV: {error}") from error
+        raise ConfigError(f"{_shown(name)} is not valid CSV: {error}") from error
     if not rows or len(rows) > MAX_ROWS:
-        raise ConfigError(f"{_shown(name)}: needs a header and 1 to {MAX_ROWS:,} rows")
+        raise ConfigError(f"{_shown(name)} must have a header and 1 to {MAX_ROWS:,} rows")
     return [_row(name, number, values) for number, values in enumerate(rows, start=1)]
 
 
 def vllm_acceptance(text: str) -> tuple[float, ...]:
     """Conditional acceptance per position from vLLM's metrics page.
 
-    vLLM counts per position how many rounds accepted up to there; a position's conditional
-    acceptance is its count over the one before, the first over the number of rounds.
+    vLLM counts for each position the rounds that accepted it. The conditional acceptance of a
+    position is its count divided by that of the position before, or by the number of rounds.
 
     Parameters
     ----------
@@ -103,14 +103,13 @@ def vllm_acceptance(text: str) -> tuple[float, ...]:
     Raises
     ------
     ConfigError
-        If a counter is missing or they contradict one another.
+        If a counter is missing, or the counters contradict each other.
     """
     if len(text) > MAX_UPLOAD_BYTES:
-        raise ConfigError(f"the counters exceed {MAX_UPLOAD_BYTES:,} characters")
+        raise ConfigError(
+            f"the counters exceed {MAX_UPLOAD_BYTES:,} characters; paste only the /metrics page"
+        )
     return vllm_metrics(text, "vLLM's metrics page").per_position
-
-
-# ---- shared -----------------------------------------------------------------------------------
 
 
 def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedRow:
@@ -123,7 +122,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
         cells["draft_total_ms"] = str(gamma * _positive(where, cells, "draft_step_ms"))
     missing = [column for column in NEEDED if not cells.get(column)]
     if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}; needed: {', '.join(NEEDED)}")
+        raise ConfigError(f"{where} has no {', '.join(missing)}; required are {', '.join(NEEDED)}")
     counts = {k: int(_positive(where, cells, k)) for k in ("gamma", "tp", "batch", "prompt_tokens")}
     times = {key: 1e-3 * _positive(where, cells, key) for key in TIMES}
     tokens, tpot = _round(where, cells)
@@ -150,7 +149,7 @@ def _row(name: str, number: int, values: Mapping[str | None, Any]) -> PublishedR
 
 
 def _round(where: str, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
-    """Tokens per round and seconds per token: both or neither."""
+    """Tokens per round and seconds per token, or None for both."""
     keys = ("tokens_per_round", "speculative_ms_per_token")
     if not all(cells.get(key) for key in keys):
         return None, None
@@ -175,7 +174,7 @@ def _positive(where: str, cells: Mapping[str, str], key: str) -> float:
 
 def _checked(name: str, data: bytes) -> bytes:
     if len(data) > MAX_UPLOAD_BYTES:
-        raise ConfigError(f"{_shown(name)}: larger than {MAX_UPLOAD_BYTES:,} bytes; not read")
+        raise ConfigError(f"{_shown(name)} is larger than {MAX_UPLOAD_BYTES:,} bytes")
     return data
 
 
@@ -183,14 +182,16 @@ def _text(name: str, data: bytes) -> str:
     try:
         text = _checked(name, data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{_shown(name)}: byte {error.start} is not UTF-8 text") from error
+        raise ConfigError(
+            f"{_shown(name)}: byte {error.start} is not UTF-8; save it as UTF-8"
+        ) from error
     if "\0" in text:
-        raise ConfigError(f"{_shown(name)}: holds a NUL character; it is not a text file")
+        raise ConfigError(f"{_shown(name)} contains a NUL character; give a text file")
     return io.StringIO(text, newline=None).read()
 
 
 def _renamed(read: Callable[[Path], Parsed], path: Path, name: str) -> Parsed:
-    """`read(path)`; an error names the file as the user does."""
+    """`read(path)`, with the user's file name in errors."""
     try:
         return read(path)
     except ConfigError as error:

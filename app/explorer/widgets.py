@@ -1,4 +1,4 @@
-"""Widgets whose value is in the URL; a widget's key is also its key in `DEFAULTS`."""
+"""Widgets bound to the URL; a widget's key is also its key in `DEFAULTS`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def select(key: str, label: str, options: list[Any], **more: Any) -> Any:
 
 
 def segmented(key: str, label: str, options: Mapping[str, str], default: str) -> str:
-    """Buttons of which one is chosen; `options` gives each value its label."""
+    """A row of buttons to choose one of `options`, labels by value."""
     chosen = st.segmented_control(
         label,
         list(options),
@@ -38,7 +38,7 @@ def segmented(key: str, label: str, options: Mapping[str, str], default: str) ->
 
 
 def count(key: str, label: str, step: int = 1) -> None:
-    """A whole number from 1."""
+    """A whole number of at least 1."""
     st.number_input(
         label,
         min_value=1,
@@ -63,12 +63,12 @@ def text(key: str, label: str, **more: Any) -> None:
 
 
 def keep_within(key: str, options: Sequence[Any], *, fallback: Any) -> None:
-    """Choose the fallback where another choice took the widget's option away."""
+    """Select the fallback if another input has removed the widget's option."""
     if key in st.session_state and st.session_state[key] not in options:
         st.session_state[key] = fallback
 
 
 def show_message(key: str) -> None:
-    """Show an error that a callback left, once."""
+    """Show, once, an error stored by a callback."""
     if key in st.session_state:
         st.error(plain(str(st.session_state.pop(key))))

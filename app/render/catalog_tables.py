@@ -12,7 +12,7 @@ from perfmodel.units import format_bytes, format_seconds
 
 
 def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Catalog entries as a table with their sources below; a scenario as one line."""
+    """Print catalog entries as a table with their sources below, or each scenario as one line."""
     if kind == "scenarios":
         for entry in entries:
             console.print(f"{entry['name']}: ", end="")
@@ -44,7 +44,7 @@ TITLES = {
 
 
 def _entry_name(entry: Mapping[str, Any]) -> str:
-    """What an entry is called: its name, or the models of an acceptance curve."""
+    """The name of an entry, or the models of an acceptance curve."""
     if "name" in entry:
         return str(entry["name"])
     return f"{entry['target']} by {entry['draft']} ({entry['draft_policy']})"
@@ -53,7 +53,7 @@ def _entry_name(entry: Mapping[str, Any]) -> str:
 def print_matrix(
     engines: Mapping[str, str], rows: Iterable[Mapping[str, Any]], console: Console
 ) -> None:
-    """Which engine runs which draft choice, then the reasons of those that do not."""
+    """Print which draft choices each engine can run, and the reasons why it cannot run others."""
     table = plain_table("draft", "policy", *engines.values(), right=False)
     reasons: dict[str, None] = {}
     for row in rows:

@@ -1,7 +1,7 @@
-"""One HTML page of Markdown texts and Plotly figures, in one file that fetches nothing.
+"""A self-contained HTML page of Markdown texts and Plotly figures.
 
-Markdown is rendered without raw HTML, links and images, so that no text can make the page fetch
-or run anything. Text that a user wrote goes through `plain` or `code`, which keep its characters.
+Markdown is rendered without raw HTML, links and images, so no text can make the page load or run
+anything. Text from users goes through `plain` or `code`, which escape it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 
-from perfmodel import ConfigError
-
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -30,35 +28,14 @@ def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
     Parameters
     ----------
     title : str
-        Shown in the browser's tab, after the program's name.
+        Shown in the browser tab after the program's name.
     *parts : str or sequence of Figure
         Markdown, or figures to draw side by side, in the order of the page.
-
-    Raises
-    ------
-    ConfigError
-        If plotly is not installed and there is a figure.
     """
     drawn = any(not isinstance(part, str) and part for part in parts)
     body = "".join(_html(part) if isinstance(part, str) else _charts(part) for part in parts)
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), plotly=_plotly_js() if drawn else "", body=body)
-
-
-def require_plotly() -> None:
-    """Raise one line that names the extra where plotly is missing.
-
-    Raises
-    ------
-    ConfigError
-        If plotly is not installed.
-    """
-    try:
-        import plotly.offline  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "charts need plotly; install specroof with its extra: specroof[report]"
-        ) from error
 
 
 def plain(text: str) -> str:
@@ -67,19 +44,19 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as a Markdown code span, whatever backticks it holds."""
+    """Text as a Markdown code span, even if it contains backticks."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {' '.join(text.split())} {fence}"
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Lines as they stand, one Markdown list item each."""
+    """Lines as a Markdown list, escaped."""
     return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose cells hold the given texts."""
+    """A Markdown table of escaped cells."""
     lines = [header, *rows]
     head, *body = (f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines)
     return "\n".join([head, "|---" * len(header) + "|", *body])
@@ -99,14 +76,13 @@ def _renderer() -> MarkdownIt:
 
 
 def _plotly_js() -> str:
-    require_plotly()
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
 def _charts(figures: Sequence[go.Figure]) -> str:
-    """Figures under their titles, which as text wrap on a narrow screen."""
+    """Figures under their titles, which are text so that they wrap on a narrow screen."""
     elements = []
     for figure in figures:
         title = figure.layout.title.text

@@ -1,11 +1,11 @@
-"""The recommendation as one HTML file: text, tables and charts, with no request to anywhere."""
+"""The recommendation as a self-contained HTML page: text, tables and charts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from app.render.html_page import bullets, code, html_page, plain, require_plotly, table
+from app.render.html_page import bullets, code, html_page, plain, table
 from app.render.recommendation_tables import (
     PLAN_HEADER,
     UNMEASURED_HEADER,
@@ -23,19 +23,14 @@ if TYPE_CHECKING:
 
 
 def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
-    """The report's text.
+    """The page as text.
 
     Parameters
     ----------
     answer : Recommendation
-        What the charts are drawn from.
+        Source of the charts.
     result : mapping
-        Its JSON form (docs/reference/json.md), which the tables show.
-
-    Raises
-    ------
-    ConfigError
-        If plotly is not installed.
+        Its JSON form (docs/reference/json.md), the source of the tables.
     """
     scenario = result["best"]["scenario"].items()
     before = [
@@ -57,11 +52,10 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
 
 
 def _figures(answer: Recommendation) -> list[go.Figure]:
-    """The charts; none where no acceptance is known."""
+    """The charts; none if no draft's acceptance is known."""
     studied = answer.studied
     if studied is None:
         return []
-    require_plotly()
     from app import charts
 
     point = estimate(studied.scenario)
@@ -77,24 +71,27 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     parts: list[str] = []
     if result["unmeasured"]:
         parts += [
-            "## Draft choices without a measured acceptance, and the α each needs",
+            "## Drafts without a measured acceptance, and the α that each needs",
             table(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])),
         ]
     if result["sensitivities"]:
         changes = ("input", "change", "speedup from", "to")
-        parts += ["## If an input is off", table(changes, sensitivity_rows(result))]
+        parts += [
+            "## Sensitivity to errors of the inputs",
+            table(changes, sensitivity_rows(result)),
+        ]
     schedule = result["gamma_schedule"]
     if schedule:
         header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prompt_tokens"]))
         parts += [
-            "## Best γ over batch and prompt (0: decode plainly; a dot: does not fit)",
+            "## Best γ by batch and prompt (0: no speculation; a dot: does not fit)",
             table(header, schedule_rows(schedule)),
         ]
     return parts
 
 
 def origin_lines(scenario: Scenario) -> list[str]:
-    """Origin of each number of a plan, and the sources of its inputs."""
+    """The origin of each predicted number, and the sources of the inputs."""
     prediction = prediction_dict(estimate(scenario))
     gpu, acceptance = scenario.machine.gpu, prediction["acceptance"]
     return [

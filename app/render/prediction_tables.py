@@ -1,4 +1,4 @@
-"""A prediction as text tables, from its documented JSON."""
+"""A prediction as text tables, made from its JSON form (docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP_TITLES = {
 
 
 def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
-    """One prediction: scenario, step times by part, the round, speedup, memory and notes."""
+    """Print one prediction: scenario, step times by part, round, speedup, memory and notes."""
     console.print(scenario_line(prediction["scenario"]))
     console.print()
     console.print(_steps_table(prediction))
@@ -30,7 +30,7 @@ def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
 
 
 def _steps_table(prediction: Mapping[str, Any]) -> Table:
-    """Groups of parts as rows, passes as columns; each cell: time, share, what bounds it."""
+    """Groups of parts as rows and passes as columns; a cell is time, share and bound."""
     passes = prediction["breakdown"]
     table = plain_table("part", *(STEP_TITLES[name] for name in passes), right=False)
     for group in dict.fromkeys(GROUPS.values()):
@@ -97,7 +97,7 @@ def _source(acceptance: Mapping[str, Any]) -> str:
 
 def _speedup(prediction: Mapping[str, Any]) -> str:
     if prediction["speedup"] is None:
-        return "unknown: nobody has measured this draft's acceptance; give --acceptance"
+        return "unknown: this draft's acceptance has not been measured; give --acceptance"
     text = f"{prediction['speedup']:.2f}x"
     if prediction["speedup_low"] is not None:
         text += f" ({prediction['speedup_low']:.2f}-{prediction['speedup_high']:.2f})"

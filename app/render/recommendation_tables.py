@@ -1,4 +1,4 @@
-"""A recommendation as text tables, from its documented JSON."""
+"""A recommendation as text tables, made from its JSON form (docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ UNMEASURED_HEADER = ("plan", "TP", "α to break even")
 
 
 def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
-    """The sentence, the plans compared, the binding limit, and what would change the answer."""
+    """Print the answer, the compared plans, the binding limit, and what would change the answer."""
     console.print(answer["sentence"], soft_wrap=True)
     console.print()
     console.print(rows_table(PLAN_HEADER, plan_rows(answer)))
     for line in facts(answer):
         console.print(line)
     if answer["unmeasured"]:
-        console.print("\nNobody has measured the acceptance of these; α that each would need:")
+        console.print("\nDrafts without a measured acceptance, and the α that each needs:")
         console.print(rows_table(UNMEASURED_HEADER, unmeasured_rows(answer["unmeasured"])))
     if answer["sensitivities"]:
-        console.print(f"\nSpeedup of {answer['studied']['label']} if an input is off:")
+        console.print(f"\nSpeedup of {answer['studied']['label']} if an input is wrong:")
         console.print(rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
     schedule = answer["gamma_schedule"]
     if schedule:
-        console.print("\nBest γ over batch (down) and prompt tokens (across); . does not fit:")
+        console.print("\nBest γ by batch (rows) and prompt tokens (columns); a dot does not fit:")
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
         console.print(rows_table(header, schedule_rows(schedule)))
     print_notes(answer["notes"], console)
 
 
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The best plan, its rivals, and plain decoding, as cells."""
+    """Rows of the best plan, the runners-up, and plain decoding."""
     plans = [answer["best"], *answer["runners_up"]]
     if answer["without_speculation"] not in plans:
         plans.append(answer["without_speculation"])
@@ -67,7 +67,7 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def facts(answer: Mapping[str, Any]) -> list[str]:
-    """Interval, binding limit and break-evens, a line each."""
+    """Lines on the interval, the binding limit and the break-even points."""
     lines = []
     if answer["speedup_interval_90"]:
         low, high = answer["speedup_interval_90"]
@@ -79,16 +79,16 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     if binding:
         without = binding["without"]
         lines.append(
-            f"binding: {binding['name']}, costs {binding['cost_percent']:.1f} % "
+            f"binding limit: {binding['name']}, costs {binding['cost_percent']:.1f} % "
             f"(without it: {without['label']}, TP {without['scenario']['tp']})"
         )
     else:
-        lines.append("binding: no limit excludes a better plan")
+        lines.append("binding limit: none")
     studied = answer["studied"]
     if studied:
         needed = studied["break_even_acceptance"]
         lines.append(
-            f"break-even: α {'none reaches it' if needed is None else f'{needed:.2f}'}; "
+            f"break-even: {'no α' if needed is None else f'α {needed:.2f}'}; "
             f"batch {_paying_range(answer, 'break_even_batch')}; "
             f"prompt {_paying_range(answer, 'break_even_prompt_tokens')} tokens"
         )
@@ -96,7 +96,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
 
 
 def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Draft choices without a measurement, and the α that each needs."""
+    """Rows of drafts without a measured acceptance, and the α that each needs."""
     return [
         (plan["label"], str(plan["scenario"]["tp"]), f"{plan['alpha_to_break_even']:.2f}")
         for plan in unmeasured
@@ -104,7 +104,7 @@ def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
 
 
 def sensitivity_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Speedup at both ends of each input's change."""
+    """Rows of the speedup at both ends of each input's range."""
     return [
         (s["name"], s["change"], f"{s['speedup_low']:.2f}x", f"{s['speedup_high']:.2f}x")
         for s in answer["sensitivities"]
@@ -112,7 +112,7 @@ def sensitivity_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Best γ per batch and prompt length; 0 is plain decoding and "." does not fit."""
+    """Rows of the best γ per batch; 0 is plain decoding and "." does not fit."""
     return [
         (f"{batch}", *("." if gamma < 0 else f"{gamma}" for gamma in row))
         for batch, row in zip(schedule["batch"], schedule["gamma"], strict=True)
@@ -120,7 +120,7 @@ def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _paying_range(answer: Mapping[str, Any], key: str) -> str:
-    """The values at which speculation pays: from the first, to the last where there is one."""
+    """The range of values at which speculation pays."""
     first, last = answer[key], answer[f"{key}_until"]
     if first is None:
         return "none"

@@ -1,4 +1,4 @@
-"""Simulations as text tables, from their documented JSON."""
+"""Simulations as text tables, made from their JSON form (docs/reference/json.md)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ REQUESTS: dict[str, Cell] = {
 
 
 def print_simulation(result: Mapping[str, Any], console: Console) -> None:
-    """One column per run, then the gain of speculation."""
+    """Print one column per run, and the gain of speculation."""
     console.print(scenario_line(result["scenario"]))
     console.print()
     console.print(rows_table(("", *(run["label"] for run in result["runs"])), run_rows(result)))
@@ -56,12 +56,12 @@ def print_simulation(result: Mapping[str, Any], console: Console) -> None:
         console.print(gain_line(gain))
     if result["closed_form_speedup"] is not None:
         closed = result["closed_form_speedup"]
-        console.print(f"closed form, equal lengths at the stated batch: {closed:.2f}x")
+        console.print(f"closed form, for equal lengths at the given batch: {closed:.2f}x")
     print_notes(result["notes"], console)
 
 
 def run_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row per figure: its name, then its value in each run."""
+    """One row per figure: its name, and its value in each run."""
     figures = REQUESTS if result["level"] == "requests" else ROUNDS
     return [(name, *(cell(run) for run in result["runs"])) for name, cell in figures.items()]
 
@@ -74,7 +74,7 @@ def gain_line(gain: Mapping[str, Any]) -> str:
 
 
 def print_choice(choice: Mapping[str, Any], console: Console) -> None:
-    """The runs of `recommend --traffic`, best first in words."""
+    """Print the answer and the runs of `recommend --traffic`."""
     console.print(f"On this traffic: {choice['sentence']}")
     header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
     console.print(rows_table(header, [_choice_row(run) for run in choice["runs"]]))
@@ -94,7 +94,7 @@ def _choice_row(run: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _shares(counts: Mapping[str, float]) -> str:
-    """Shares of one per cent or more, largest first."""
+    """Shares of at least 1 %, largest first."""
     total = sum(counts.values()) or 1.0
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {part / total:.0%}" for name, part in ranked if part >= 0.01 * total)

@@ -15,7 +15,7 @@ from perfmodel.units import format_seconds
 
 MAX_ROWS = 40
 MAX_TABLE_ROWS = 200
-# Axes of the plan: the best over these is shown; each value of the others has its rows.
+# The table shows the best plan over these axes, for each value of the others.
 PLAN_AXES = ("draft", "draft_policy", "draft_tp")
 
 
@@ -25,14 +25,18 @@ def print_sweep(result: Sweep, console: Console) -> None:
         console.print(_table(list(result.rows())))
         return
     rows = best_rows(result)
-    console.print(f"best of {result.points:,} points at each batch and prompt; all: --csv FILE")
+    console.print(
+        f"best of {result.points:,} points at each batch and prompt; --csv FILE writes all"
+    )
     console.print(_table(rows[:MAX_TABLE_ROWS]))
     if len(rows) > MAX_TABLE_ROWS:
-        console.print(f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; use --csv FILE")
+        console.print(
+            f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; --csv FILE writes all"
+        )
 
 
 def best_rows(result: Sweep) -> list[dict[str, Any]]:
-    """The row of highest speedup per hardware, batch and prompt; infeasible ones have a reason."""
+    """The row with the highest speedup per hardware, batch and prompt, or an infeasible one."""
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for block in result.blocks:
         fixed = tuple(v for name, v in block.names.items() if name not in PLAN_AXES)

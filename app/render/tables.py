@@ -1,4 +1,4 @@
-"""Plain tables, and values as the text of a cell; shared by every printed result."""
+"""Plain tables and text cells, shared by every printed result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scenario_line(scenario: Mapping[str, Any]) -> str:
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
-    """Caveats, a line each."""
+    """Print each note on a line."""
     for note in notes:
         console.print(f"note: {note}")
 
@@ -31,7 +31,7 @@ def plain_table(*columns: str, right: bool) -> Table:
 
 
 def rows_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table of rows whose first cell is text and whose others are numbers."""
+    """A plain table of rows: the first cell is text, the others are numbers."""
     table = plain_table(*header, right=True)
     for row in rows:
         table.add_row(*row)

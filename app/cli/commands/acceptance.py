@@ -1,4 +1,4 @@
-"""`specroof calibrate acceptance ...`: measured acceptance, its reports, curves and imports."""
+"""`specroof calibrate` commands that measure, report, fit and import acceptance."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import typer
 
 from app.cli.acceptance_options import MeasureOptions, measure
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson, field_flags
-from app.cli.output import atomic_text, print_json
+from app.cli.options import AsJson, HtmlFile, field_flags, option
+from app.cli.output import print_json, write_text
 
 if TYPE_CHECKING:
     from calibration.records import RecordSet
 
 Records = Annotated[
-    list[Path], typer.Argument(metavar="RECORDS...", help="Files of acceptance records.")
+    list[Path], typer.Argument(metavar="RECORDS...", help="Records of `calibrate acceptance`.")
 ]
 
 
 @field_flags
 def measure_acceptance(*, options: MeasureOptions, as_json: AsJson = False) -> None:
-    """Measure how often drafts with a smaller KV budget are accepted, on real text."""
+    """Measure on real text how often drafts with a limited KV budget are accepted."""
     with engine_errors():
         measure(options)
     acceptance_report([options.output], as_json=as_json)
@@ -33,27 +33,16 @@ def measure_acceptance(*, options: MeasureOptions, as_json: AsJson = False) -> N
 def acceptance_report(
     records: Records,
     counted: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Counted speculative runs; repeat it.", show_default=False
-        ),
+        list[Path] | None, option("FILE", "Counted speculative runs; may be repeated.")
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
-    ] = None,
+    html: HtmlFile = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            metavar="PERCENT",
-            min=0.0,
-            help="With --counted: median error allowed, else exit 4.",
-            show_default=False,
-        ),
+        option("PERCENT", "With --counted: exit 4 if the median error exceeds this.", min=0.0),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tables of measured acceptance: budgets, positions, correlation, predicted against counted."""
+    """Print tables of measured acceptance, and compare predictions with counted runs."""
     from calibration.acceptance import acceptance_report as make_report
     from calibration.acceptance import report_dict, report_lines
     from calibration.records import read_runs
@@ -67,11 +56,9 @@ def acceptance_report(
         report = make_report(_read(records), runs)
         lines = report_lines(report)
     if html is not None:
-        from app.render.acceptance_page import acceptance_html
+        from app.render.pages import acceptance_html
 
-        page = acceptance_html(report, lines)
-        with atomic_text(html) as file:
-            file.write(page)
+        write_text(html, acceptance_html(report, lines))
     if as_json:
         print_json(report_dict(report))
     else:
@@ -82,24 +69,16 @@ def acceptance_report(
 
 def fit_acceptance(
     records: Records,
-    output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Curves for --acceptance-curve, as TOML.")
-    ],
-    gamma: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Fit the tokens per round at this gamma.")
-    ] = 4,
+    output: Annotated[Path, option("FILE", "Curves to write (TOML), for --acceptance-curve.")],
+    gamma: Annotated[int, option("N", "Gamma at which tokens per round are fitted.", min=1)] = 4,
     text: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Only these texts; repeat it.", show_default=False),
+        list[str] | None, option("NAME", "Text to fit; may be repeated. All by default.")
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The target's name, if not its folder's.", show_default=False
-        ),
+        str | None, option("NAME", "Name of the target, if not its folder's name.")
     ] = None,
 ) -> None:
-    """Fit curves of acceptance over KV budget and context to records."""
+    """Fit curves of acceptance over KV budget and context."""
     from calibration.acceptance import curves_text, fit_records
 
     command = "specroof calibrate fit-acceptance"
@@ -109,11 +88,9 @@ def fit_acceptance(
     if output.is_dir():
         for curve, free in named:
             name = f"{curve.target}--{curve.draft}--{curve.draft_policy}.toml"
-            with atomic_text(output / name) as file:
-                file.write(curves_text([(curve, free)], command=command))
+            write_text(output / name, curves_text([(curve, free)], command=command))
     else:
-        with atomic_text(output) as file:
-            file.write(curves_text(named, command=command))
+        write_text(output, curves_text(named, command=command))
     for fit in fits:
         worst = max(abs(float(miss)) for miss in fit.residual)
         print(
@@ -126,21 +103,15 @@ def import_acceptance(
     report: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Metrics of vLLM or SGLang, or records of specroof run --output."
+            metavar="FILE", help="Metrics of vLLM or SGLang, or rounds of `specroof run --output`."
         ),
     ],
     gamma: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Draft tokens per round, for SGLang's mean.",
-            show_default=False,
-        ),
+        int | None, option("N", "Draft tokens per round; needed for SGLang's mean.", min=1)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn what an engine reports into acceptance per draft position."""
+    """Convert an engine's acceptance metrics into the flag that states them."""
     from calibration.acceptance import import_acceptance as read_counters
 
     counters = read_counters(report, gamma=gamma)
@@ -156,7 +127,9 @@ def import_acceptance(
         )
         return
     rounds = "" if counters.rounds is None else f", {counters.rounds:,} rounds"
-    kind = "per position" if counters.positional else "one i.i.d. rate: a mean alone was reported"
+    kind = (
+        "per position" if counters.positional else "one i.i.d. rate, since only a mean was reported"
+    )
     print(f"{counters.engine}{rounds}, {kind}")
     flag = "--acceptance-per-position" if counters.positional else "--acceptance"
     print(f"{flag} {rates}")
@@ -172,8 +145,8 @@ def _check_tolerance(error: float | None, tolerance: float) -> None:
     from perfmodel import ConfigError, OutsideTolerance
 
     if error is None:
-        raise ConfigError("--tolerance needs counted runs that the records can predict")
+        raise ConfigError("--tolerance needs --counted runs that match the records")
     if 100 * error > tolerance:
         raise OutsideTolerance(
-            f"median error of tokens per round {100 * error:.1f} %, above {tolerance:g} %"
+            f"the median error of tokens per round is {100 * error:.1f} %, above {tolerance:g} %"
         )

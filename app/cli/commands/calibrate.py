@@ -1,4 +1,4 @@
-"""`specroof calibrate measure` and `calibrate fit`: kernel times, and the curves fitted to them."""
+"""`specroof calibrate measure` and `fit`: time kernels, and fit efficiency curves to them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,28 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson
-from app.cli.output import atomic_text, print_json, write_files
+from app.cli.options import App, AsJson, option, switch
+from app.cli.output import print_json, write_files, write_text
 
-calibrate_app = typer.Typer(
+calibrate_app = App(
     help="Measure kernels and acceptance, and fit the curves that predictions use.",
-    no_args_is_help=True,
+    epilog="Example: specroof calibrate measure --out kernels.jsonl",
 )
 
 
 @calibrate_app.command("measure")
 def measure(
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 270.0,
-    every: Annotated[int, typer.Option(metavar="N", min=1, help="One cell in so many.")] = 1,
+    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    seconds: Annotated[float, option("S", "Time limit in seconds.")] = 270.0,
+    every: Annotated[int, option("N", "Time only every Nth cell.", min=1)] = 1,
     groups: Annotated[
-        str, typer.Option(metavar="NAMES", help="Only these groups, separated by commas.")
+        str, option("NAMES", "Kernel groups to time, separated by commas; all by default.")
     ] = "",
     show: Annotated[
-        bool, typer.Option("--list", help="Print cells and estimated seconds; needs no GPU.")
+        bool, switch("--list", "List the cells and the estimated time; needs no GPU.")
     ] = False,
 ) -> None:
-    """Time this GPU's kernels into a file of records; a run that was stopped continues."""
+    """Time the kernels of this GPU; an interrupted run continues where it stopped."""
     from calibration.measure import chosen_groups, listing, measure_groups
     from perfmodel import ConfigError
 
@@ -42,7 +39,7 @@ def measure(
         print(listing(plan))
         return
     if out is None:
-        raise ConfigError("--out FILE says where the records go")
+        raise ConfigError("no output file; add --out FILE")
     with engine_errors():
         from runtime import provenance, require_gpu
 
@@ -59,41 +56,32 @@ def fit(
     records: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RECORDS...",
-            help="Records of calibrate measure, or published kernel tables.",
-            show_default=False,
+            metavar="RECORDS...", help="Records of `calibrate measure`, or published kernel tables."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to write efficiency files.")
-    ] = Path("efficiency"),
+    output: Annotated[Path, option("DIR", "Folder for the fitted catalog files.")] = Path(
+        "efficiency"
+    ),
     gpu: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Catalog name; records of calibrate measure hold it already.",
-            show_default=False,
-        ),
+        str | None, option("NAME", "GPU of the catalog; needed for tables that do not name it.")
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write charts of residuals.", show_default=False),
+        Path | None, option("FILE", "Also write a page with charts of the residuals.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit efficiency curves to records; print residuals and what was left out."""
+    """Fit efficiency curves to records, and print the errors and what could not be fitted."""
     from calibration.fit import fit_inputs
     from perfmodel import ConfigError
 
     report = fit_inputs(records, gpu=gpu)
     if not report.files:
-        raise ConfigError(f"too little to fit anything: {'; '.join(report.missing)}")
+        raise ConfigError(f"not enough records to fit anything: {'; '.join(report.missing)}")
     written = write_files(report.files, output)
     if plot:
-        from app.render.fit_page import fit_html
+        from app.render.pages import fit_html
 
-        with atomic_text(plot) as file:
-            file.write(fit_html(report))
+        write_text(plot, fit_html(report))
     if as_json:
         print_json(report.to_dict() | {"written": [str(path) for path in written]})
     else:

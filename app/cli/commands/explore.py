@@ -1,4 +1,4 @@
-"""`specroof explore`: the explorer on this machine only, under Streamlit."""
+"""`specroof explore`: start the Streamlit explorer, reachable from this machine only."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from typing import Annotated
 
 import typer
 
+from app.cli.options import option
+
 ENTRY = Path(__file__).parents[2] / "explorer" / "main.py"
 UPLOAD_MB = 1
 
 
 def explore(
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on localhost.")] = 8501,
-    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+    port: Annotated[int, option("PORT", "Port on localhost.", min=1, max=65_535)] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
-    """Open the explorer: every input as a slider, every answer as a chart, on this machine only."""
-    from perfmodel import ConfigError
-
+    """Open the explorer in a browser: inputs as widgets, predictions as charts."""
     if importlib.util.find_spec("streamlit") is None:
-        raise ConfigError(
-            "the explorer needs streamlit; install specroof with its extra: specroof[explorer]"
-        )
+        raise ModuleNotFoundError(name="streamlit")  # shown in one line, with the extra to install
     command = explorer_command(port=port, browser=browser)
     os.execv(command[0], command)  # this process becomes the server
 
 
 def explorer_command(*, port: int, browser: bool) -> list[str]:
-    """The command that serves the explorer: localhost only, no statistics, small uploads."""
+    """The command that serves the explorer on localhost, without statistics and large uploads."""
     options = {
         "server.address": "localhost",
         "server.port": port,

@@ -1,4 +1,4 @@
-"""`specroof export`: a plan as an engine's configuration, or the reason why it cannot run there."""
+"""`specroof export`: write a plan as an engine's configuration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.commands.recommend import find_recommendation
-from app.cli.options import AsJson, ScenarioFile
-from app.cli.output import atomic_text, console, print_json
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides, switch
+from app.cli.output import console, print_json, write_text
 
 if TYPE_CHECKING:
     from perfmodel.reports import ExportPlan
@@ -21,21 +21,15 @@ def export(
     context: typer.Context,
     scenario: ScenarioFile = None,
     to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENGINE", help="vllm, sglang, tensorrt-llm or specroof.", show_default=False
-        ),
+        str | None, option("ENGINE", "Target engine: vllm, sglang, tensorrt-llm or specroof.")
     ] = None,
     recommended: Annotated[
-        bool, typer.Option("--recommended", help="Export the plan that `recommend` chooses.")
+        bool, switch("--recommended", "Export the plan that `recommend` chooses.")
     ] = False,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Print which engine runs which draft choice.")
+        bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write there, not to stdout.", show_default=False),
-    ] = None,
+    output: Annotated[Path | None, option("FILE", "Write to a file instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as an engine's configuration."""
@@ -48,14 +42,14 @@ def export(
         return
     if to is None:
         raise ConfigError(
-            f"say where to: --to {', '.join(ENGINES)}; or --matrix for what each runs"
+            f"no engine named; add --to with one of {', '.join(ENGINES)}, or use --matrix to see "
+            f"what each of them can run"
         )
     if to not in ENGINES:
         raise unknown_name("engine", to, ENGINES)
     text = export_plan(engine=to, plan=_plan(context.obj, scenario, to, recommended=recommended))
     if output is not None:
-        with atomic_text(output) as file:
-            file.write(text)
+        write_text(output, text)
     if as_json:
         print_json({"engine": to, "version": ENGINES[to], "text": text})
     elif output is None:
@@ -65,9 +59,8 @@ def export(
 def _plan(
     flags: dict[str, str], scenario: str | None, engine: str, *, recommended: bool
 ) -> ExportPlan:
-    """The plan to export: as given, or as recommended."""
+    """The plan to export: the given one, or the recommended one."""
     import perfmodel
-    from app.cli.overrides import parse_overrides
     from perfmodel.reports import ExportPlan, infeasible_reason
 
     schedule = None
@@ -86,7 +79,7 @@ def _plan(
 
 
 def _print_matrix(*, as_json: bool) -> None:
-    """Print which engine runs which draft choice."""
+    """Print which draft choices each engine can run."""
     from perfmodel import parse_scenario
     from perfmodel.reports import ENGINES, ExportPlan, exportability
 

@@ -1,4 +1,4 @@
-"""`specroof calibrate fit-tables` and `fit-published`: catalog files from public measurements."""
+"""`specroof calibrate fit-tables` and `fit-published`: fit the catalog to public measurements."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-Output = Annotated[Path, typer.Option(metavar="DIR", help="Catalog to write into.")]
+from app.cli.options import option
+from app.cli.output import write_files
+
+Output = Annotated[Path, option("DIR", "Catalog folder to write to.")]
 
 
 def fit_tables(
     tables: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if they are not."),
+        Path, typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if missing.")
     ],
     output: Output,
     gpu: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Only these GPUs; repeat it.", show_default=False),
+        list[str] | None, option("NAME", "GPU to fit; may be repeated. All by default.")
     ] = None,
 ) -> None:
-    """Fit products, attention and collectives to public kernel tables; print the errors."""
-    from app.cli.output import write_files
+    """Fit GEMM, attention and collective curves to public kernel tables, and print the errors."""
     from calibration.fit import fit_public_tables
 
     for report in fit_public_tables(tables, gpu or ()):
@@ -31,8 +31,7 @@ def fit_tables(
 
 
 def fit_published(output: Output) -> None:
-    """Fit MagicDec's engine profile and the acceptance curves to published figures."""
-    from app.cli.output import write_files
+    """Fit MagicDec's engine profile and the published models' acceptance curves."""
     from calibration.acceptance import fit_published_curves
     from calibration.fit import fit_published_engine
 

@@ -1,8 +1,8 @@
-"""`specroof list`: what the catalog holds, with figures and sources; and the scenario's flags."""
+"""`specroof list`: entries of the catalog with figures and sources, and the scenario's flags."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,56 +13,50 @@ from app.cli.output import console, print_json
 if TYPE_CHECKING:
     from perfmodel import EngineProfile
 
-
-class Kind(StrEnum):
-    """What `list` can list."""
-
-    gpus = "gpus"
-    machines = "machines"
-    models = "models"
-    engines = "engines"
-    scenarios = "scenarios"
-    acceptance = "acceptance"
-    flags = "flags"
+Entries = list[dict[str, Any]]
 
 
 def list_catalog(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="gpus, machines, models, engines, scenarios, acceptance or flags."
+        ),
+    ] = "",
+    as_json: AsJson = False,
 ) -> None:
-    """List the catalog with figures and sources, or the flags that describe a scenario."""
+    """List catalog entries with figures and sources, or the flags that describe a scenario."""
+    from perfmodel import ConfigError
+
+    if kind not in LISTS:
+        problem = f"unknown list {kind!r}" if kind else "no list named"
+        raise ConfigError(f"{problem}; use one of {', '.join(LISTS)}")
     entries = LISTS[kind]()
     if as_json:
         print_json(entries)
-    elif kind is Kind.flags:
+    elif kind == "flags":
         print("\n".join(_markdown(entries)))
     else:
         from app.render.catalog_tables import print_list
 
-        print_list(kind.value, entries, console())
+        print_list(kind, entries, console())
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _attributes(entry: object, names: str) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in names.split()}
+
+
+def _gpus() -> Entries:
     from perfmodel import catalog
 
-    gpus = [catalog.gpu(name) for name in catalog.gpu_names()]
-    return [
-        {
-            "name": gpu.name,
-            "architecture": gpu.architecture,
-            "sm_count": gpu.sm_count,
-            "peak_flops": gpu.peak_flops,
-            "memory_bytes": gpu.memory_bytes,
-            "hbm_bandwidth": gpu.hbm_bandwidth,
-            "l2_bytes": gpu.l2_bytes,
-            "efficiency": gpu.efficiency,
-            "efficiency_origin": gpu.efficiency_origin,
-            "source": gpu.source,
-        }
-        for gpu in gpus
-    ]
+    shown = (
+        "name architecture sm_count peak_flops memory_bytes hbm_bandwidth l2_bytes efficiency "
+        "efficiency_origin source"
+    )
+    return [_attributes(catalog.gpu(name), shown) for name in catalog.gpu_names()]
 
 
-def _machines() -> list[dict[str, Any]]:
+def _machines() -> Entries:
     from perfmodel import catalog
 
     machines = [catalog.machine(name) for name in catalog.machine_names()]
@@ -79,29 +73,22 @@ def _machines() -> list[dict[str, Any]]:
     ]
 
 
-def _models() -> list[dict[str, Any]]:
+def _models() -> Entries:
     from perfmodel import catalog
 
-    models = [catalog.model(name) for name in catalog.model_names()]
+    shown = "name parameters layers hidden query_heads kv_heads max_context_tokens"
     return [
         {
-            "name": model.name,
-            "parameters": model.parameters,
-            "layers": model.layers,
-            "hidden": model.hidden,
-            "query_heads": model.query_heads,
-            "kv_heads": model.kv_heads,
-            "max_context_tokens": model.max_context_tokens,
+            **_attributes(model, shown),
             "kv_bytes_per_token": model.kv_bytes_per_token_per_rank(1, "bf16"),
-            "hub_id": model.hub_id,
-            "source": model.source,
+            **_attributes(model, "hub_id source"),
         }
-        for model in models
+        for model in map(catalog.model, catalog.model_names())
     ]
 
 
-def _engines() -> list[dict[str, Any]]:
-    """Each profile, and again for every GPU or architecture that has values that differ."""
+def _engines() -> Entries:
+    """Each profile, and one more entry for every GPU or architecture with other values."""
     from perfmodel import catalog
     from perfmodel.catalog.engines import engine_names, engine_profile
 
@@ -119,26 +106,19 @@ def _engines() -> list[dict[str, Any]]:
 
 
 def _engine(profile: EngineProfile, hardware: str) -> dict[str, Any]:
-    return {
-        "name": profile.name,
-        "hardware": hardware,
-        "origin": profile.origin,
-        "round_overhead_s": profile.round_overhead_s,
-        "kernel_gap_s": profile.kernel_gap_s,
-        "layer_overhead_s": profile.layer_overhead_s,
-        "all_reduce": profile.all_reduce,
-        "speedup_error": profile.speedup_error,
-        "source": profile.source,
-    }
+    figures = (
+        "origin round_overhead_s kernel_gap_s layer_overhead_s all_reduce speedup_error source"
+    )
+    return {"name": profile.name, "hardware": hardware, **_attributes(profile, figures)}
 
 
-def _scenarios() -> list[dict[str, Any]]:
+def _scenarios() -> Entries:
     from perfmodel.catalog.scenarios import scenario_names, scenario_values
 
     return [{"name": name, **scenario_values(name)} for name in scenario_names()]
 
 
-def _acceptance() -> list[dict[str, Any]]:
+def _acceptance() -> Entries:
     from perfmodel.catalog.acceptance import measured_curves
 
     return [
@@ -158,7 +138,7 @@ def _acceptance() -> list[dict[str, Any]]:
     ]
 
 
-def _flags() -> list[dict[str, Any]]:
+def _flags() -> Entries:
     from perfmodel import ScenarioInput
 
     return [
@@ -172,18 +152,18 @@ def _flags() -> list[dict[str, Any]]:
     ]
 
 
-def _markdown(flags: list[dict[str, Any]]) -> list[str]:
+def _markdown(flags: Entries) -> list[str]:
     """The flags as the table of docs/reference/commands.md."""
     rows = [f"| `{flag['flag']}` | {flag['meaning']} | {flag['default']} |" for flag in flags]
     return ["| flag | meaning | default |", "|---|---|---|", *rows]
 
 
-LISTS = {
-    Kind.gpus: _gpus,
-    Kind.machines: _machines,
-    Kind.models: _models,
-    Kind.engines: _engines,
-    Kind.scenarios: _scenarios,
-    Kind.acceptance: _acceptance,
-    Kind.flags: _flags,
+LISTS: dict[str, Callable[[], Entries]] = {
+    "gpus": _gpus,
+    "machines": _machines,
+    "models": _models,
+    "engines": _engines,
+    "scenarios": _scenarios,
+    "acceptance": _acceptance,
+    "flags": _flags,
 }

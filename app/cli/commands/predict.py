@@ -1,4 +1,4 @@
-"""`specroof predict`: one scenario as a table or JSON, or one JSON object per CSV row."""
+"""`specroof predict`: predict one scenario, or every row of a CSV file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import console, json_line, print_json
 
 
@@ -15,17 +15,16 @@ def predict(
     scenario: ScenarioFile = None,
     rows: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "CSV|-",
+            "CSV with a scenario per row (- for stdin); prints one JSON object per row. Flags "
+            "apply to every row.",
             "--from",
-            metavar="CSV|-",
-            help="One scenario per row, one JSON object per line; flags apply to every row.",
-            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict one scenario: step times, round, speedup and memory."""
-    from app.cli.overrides import parse_overrides
+    """Predict one scenario: step times, the round, speedup and memory."""
     from perfmodel import NoFeasiblePlan
 
     values = parse_overrides(scenario, context.obj)
@@ -44,7 +43,7 @@ def predict(
 
 
 def _predict_rows(base: dict[str, Any], source: str) -> None:
-    """Print one JSON object per row, in order; a bad row becomes its error, and the end is 2."""
+    """Print one JSON object per row, in order; a bad row prints its error and makes the exit 2."""
     from app.cli.csv_rows import csv_rows
     from perfmodel import ConfigError
     from perfmodel.flat_values import override
@@ -61,7 +60,7 @@ def _predict_rows(base: dict[str, Any], source: str) -> None:
         print(json_line({"row": number, **result}))
     if bad:
         name = "stdin" if source == "-" else source
-        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}")
+        raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}; see the output")
 
 
 def _prediction(values: dict[str, Any], *, origin: str = "") -> dict[str, Any]:

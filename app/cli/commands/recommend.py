@@ -1,14 +1,13 @@
-"""`specroof recommend`: search what the flags leave open, and print the answer first."""
+"""`specroof recommend`: search the values that the flags leave open, and print the best plan."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
-from app.cli.output import atomic_text, console, print_json, progress
+from app.cli.options import AsJson, HtmlFile, ScenarioFile, option, parse_overrides
+from app.cli.output import console, print_json, progress, write_text
 
 if TYPE_CHECKING:
     from perfmodel import Recommendation
@@ -18,27 +17,19 @@ def recommend(
     context: typer.Context,
     scenario: ScenarioFile = None,
     objective: Annotated[
-        str, typer.Option(metavar="throughput|latency", help="Tokens/s per GPU, or TPOT.")
+        str, option("throughput|latency", "Maximise tokens/s per GPU, or minimise TPOT.")
     ] = "throughput",
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a report with charts.", show_default=False),
-    ] = None,
+    html: HtmlFile = None,
     traffic: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recorded requests: also choose gamma for them, by simulation.",
-            show_default=False,
-        ),
+        option("FILE", "Recorded requests, for which gamma is also chosen by simulation."),
     ] = None,
     requests: Annotated[
-        int, typer.Option(metavar="N", min=1, help="With --traffic: play at most this many.")
+        int, option("N", "Most requests of --traffic to simulate.", min=1)
     ] = 20_000,
     as_json: AsJson = False,
 ) -> None:
-    """Choose draft, gamma, KV budget and TP for a workload, and say why."""
-    from app.cli.overrides import parse_overrides
+    """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import recommendation_dict
 
     flags = context.obj
@@ -52,9 +43,7 @@ def recommend(
     if html is not None:
         from app.render.html_report import report_html
 
-        text = report_html(answer, result)
-        with atomic_text(html) as file:
-            file.write(text)
+        write_text(html, report_html(answer, result))
     if as_json:
         print_json(result)
     else:
@@ -76,8 +65,8 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
 
     if answer.studied is None:
         raise perfmodel.ConfigError(
-            "no draft choice of known acceptance meets the limits; name one with --draft and "
-            "give its --acceptance"
+            "no draft with a known acceptance meets the limits; name a draft with --draft and give "
+            "its --acceptance"
         )
     studied = answer.studied.scenario
     with progress("requests") as update:
@@ -97,17 +86,16 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
 def find_recommendation(
     flags: dict[str, str], scenario: str | None, *, objective: str = "throughput"
 ) -> tuple[Recommendation, list[str]]:
-    """The recommendation, and notes on values that were given but are searched.
+    """The recommendation, and notes on given values that the search ignores.
 
     Raises
     ------
     ConfigError
-        For flags that a search cannot honour.
+        For flags that do not apply to a search.
     NoFeasiblePlan
-        If nothing meets the limits.
+        If no plan meets the limits.
     """
     from app.cli.axes import parse_axis
-    from app.cli.overrides import parse_overrides
     from perfmodel import find_plan
     from perfmodel.planning import SEVERAL
     from perfmodel.scenario_input import OBSERVED_KEYS
@@ -117,5 +105,5 @@ def find_recommendation(
     notes = []
     if "gamma" in values and "gamma" not in flags and not any(k in values for k in OBSERVED_KEYS):
         gamma = values.pop("gamma")
-        notes = [f"the scenario's gamma={gamma} was set aside: gamma is searched from 1 to 16"]
+        notes = [f"the scenario's gamma={gamma} is ignored: gamma is searched from 1 to 16"]
     return find_plan(values, objective=objective), notes

@@ -1,22 +1,32 @@
-"""`specroof run`: the engine over a folder of weights, a catalog shape or a scenario.
+"""`specroof run`: run the engine on a folder of weights, a catalog model's shape or a scenario.
 
-Flags and scenario become one `RunPlan`, a JSON file that every rank reads.
+The flags and the scenario become one `RunPlan`, a JSON file that every rank reads.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
 import sys
-from collections.abc import Callable
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson, ScenarioFile
+from app.cli.options import (
+    App,
+    AsJson,
+    Command,
+    ScenarioFile,
+    keyword,
+    option,
+    options_of,
+    parse_overrides,
+)
 
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
@@ -24,101 +34,96 @@ if TYPE_CHECKING:
 
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", help="bf16, fp16, fp32 or fp64; bf16 on a GPU, fp32 on a CPU."),
+    option("DTYPE", "bf16, fp16, fp32 or fp64. Default: bf16 on a GPU, fp32 on a CPU.", "--dtype"),
 ]
 PlanFile = Annotated[
     Path | None,
-    typer.Option(
-        "--write-plan", metavar="FILE", help="Write the run as JSON for torchrun; do not run it."
-    ),
+    option("FILE", "Write the plan for torchrun as JSON instead of running.", "--write-plan"),
 ]
 
-run_app = typer.Typer(help="Run the engine: generate, and time it.", no_args_is_help=True)
+run_app = App(
+    help="Run the engine: generate text, or time it.",
+    epilog="Example: specroof run selfspec --model llama-68m --random-weights",
+)
 
 
-def _with_plan_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every flag of `RunPlan`; it receives those that were used as `flags`."""
+class PlanCommand(Command):
+    """A command with every flag of `RunPlan`."""
+
+    def flags(self) -> tuple[Any, ...]:
+        """One flag per field of `RunPlan` that is declared as one."""
+        return _plan_options()
+
+
+@functools.cache
+def _plan_options() -> tuple[Any, ...]:
     from runtime import plan_flags
 
-    def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-        return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
+    return options_of(
+        keyword(name, _typed(hint), default) for name, (hint, default) in plan_flags().items()
+    )
 
-    def wrapper(context: typer.Context, **arguments: Any) -> None:
-        stated = {name: arguments.pop(name) for name in flags}
-        used = {
-            name: value
-            for name, value in stated.items()
-            if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        }
-        command(flags=used, **arguments)
 
-    flags = plan_flags()
-    parameters = [
-        option("context", typer.Context, inspect.Parameter.empty),
-        option("scenario", ScenarioFile),
-        *(option(name, _typed(hint), default) for name, (hint, default) in flags.items()),
-        option("dtype", DType),
-        option("write_plan", PlanFile),
-    ]
-    wrapper.__doc__ = command.__doc__
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def _typed(annotation: Any) -> Any:
-    """The annotation as typer takes it: rates arrive as text, `_rates` reads them."""
-    kind, *metadata = get_args(annotation)
-    return Annotated[str | None, *metadata] if kind == tuple[float, ...] | None else annotation
+    """The annotation as typer takes it, with a metavar; `_rates` parses rates, which are text."""
+    kind, info = get_args(annotation)
+    if kind == tuple[float, ...] | None:
+        kind = str | None
+    given = next((k for k in get_args(kind) if k is not NoneType), kind)
+    info = copy(info)
+    info.metavar = info.metavar or METAVARS.get(given)
+    return Annotated[kind, info]
 
 
-@run_app.command("baseline")
-@_with_plan_flags
-def run_baseline(**arguments: Any) -> None:
-    """Decode without speculation, one token per pass."""
-    run_mode("baseline", **arguments)
+@run_app.command(
+    "selfspec", cls=PlanCommand, help="Speculate with the target, reading part of its KV cache."
+)
+@run_app.command("standalone", cls=PlanCommand, help="Speculate with a smaller draft model.")
+@run_app.command("baseline", cls=PlanCommand, help="Decode without speculation.")
+def run_mode(
+    context: typer.Context,
+    scenario: ScenarioFile = None,
+    dtype: DType = None,
+    write_plan: PlanFile = None,
+) -> None:
+    """Launch the ranks of one run and wait for them, or only write its plan.
 
-
-@run_app.command("standalone")
-@_with_plan_flags
-def run_standalone(**arguments: Any) -> None:
-    """Speculate with a smaller model as draft."""
-    run_mode("standalone", **arguments)
-
-
-@run_app.command("selfspec")
-@_with_plan_flags
-def run_selfspec(**arguments: Any) -> None:
-    """Speculate with the target itself, reading part of its KV cache."""
-    run_mode("selfspec", **arguments)
+    Raises
+    ------
+    SpecroofError
+        For bad input, a batch whose KV cache does not fit, or a rank that failed.
+    """
+    with engine_errors():
+        plan = make_plan(str(context.command.name), context.obj, scenario, dtype)
+        if write_plan is not None:
+            plan.write(write_plan)
+        else:
+            _launch("runtime.bench.run", plan)
 
 
 @run_app.command("bench")
 def run_bench(
     model: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Catalog model, hub id or folder.")
+        list[str] | None, option("NAME", "Catalog model, hub id or folder; may be repeated.")
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="Ranks that share the model.")] = 1,
+    tp: Annotated[int, option("N", "GPUs that share the model.", min=1)] = 1,
     draft_tp: Annotated[
-        int | None, typer.Option(min=1, help="Ranks of the draft; those of --tp by default.")
+        int | None, option("N", "GPUs that share the draft. Default: --tp.", min=1)
     ] = None,
     rows: Annotated[
-        str | None,
-        typer.Option(metavar="BxL,..", help="Batch and context of each row: 32x16384,8x1304."),
+        str | None, option("BxL,..", "Batch and context of each row, such as 32x16384,8x1304.")
     ] = None,
     drafts: Annotated[
-        str | None,
-        typer.Option(metavar="GxK,..", help="Gamma and KV budget of each draft: 3x512,7x2048."),
+        str | None, option("GxK,..", "Gamma and KV budget of each draft, such as 3x512,7x2048.")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Replays of each pass.")] = 15,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON lines, one per case.")
-    ] = None,
+    repeats: Annotated[int, option("N", "Replays of each pass.")] = 15,
+    output: Annotated[Path | None, option("FILE", "Also write JSON lines, one per case.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the steps of Llama-3.1-8B and Llama-2-7B, or of other models, on this GPU."""
+    """Time steps and rounds on this GPU, by default of Llama-3.1-8B and Llama-2-7B."""
     from runtime import TablePlan, parse_pairs
 
     configs: dict[str, Any] = {}
@@ -143,14 +148,16 @@ def run_bench(
 
 @run_app.command("download")
 def run_download(
-    model: Annotated[str, typer.Argument(help="Name on the Hugging Face hub.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub model id, such as Qwen/Qwen3-0.6B.")
+    ],
+    output: Annotated[Path, option("DIR", "Folder to create.")],
     token: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable with an access token.")
+        str, option("VARIABLE", "Environment variable that holds an access token.")
     ] = "HF_TOKEN",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    revision: Annotated[str | None, option("REVISION", "Branch, tag or commit.")] = None,
 ) -> None:
-    """Download a model's config, safetensors and tokenizer; resumes where it was cut off."""
+    """Download a model's config, safetensors and tokenizer; resumes an interrupted download."""
     from runtime import download_model
 
     with engine_errors():
@@ -158,34 +165,10 @@ def run_download(
     print(f"{model}: {output}")
 
 
-def run_mode(
-    mode: str,
-    *,
-    flags: dict[str, Any],
-    scenario: str | None,
-    dtype: str | None,
-    write_plan: Path | None,
-) -> None:
-    """Launch the ranks of one run and wait, or only write its plan.
-
-    Raises
-    ------
-    SpecroofError
-        For bad input, a cache that is too small, or a rank that failed; its message in one line.
-    """
-    with engine_errors():
-        plan = make_plan(mode, flags, scenario, dtype)
-        if write_plan is not None:
-            plan.write(write_plan)
-        else:
-            _launch("runtime.bench.run", plan)
-
-
 def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
-    """The scenario's values with the flags laid over them, as one plan."""
-    from app.cli.overrides import parse_overrides
+    """The plan of a scenario's values, overridden by the flags."""
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 
@@ -197,7 +180,7 @@ def make_plan(
     if dtype is not None:
         values |= dict.fromkeys(("weight_dtype", "kv_dtype", "draft_dtype"), dtype)
     if "model" not in values:
-        raise ConfigError("--model is missing: name a folder, a catalog model, or a --scenario")
+        raise ConfigError("--model is missing; give a folder or a catalog model, or use --scenario")
     if isinstance(rates := values.get("acceptance"), str):
         values["acceptance"] = _rates(rates)
     configs: dict[str, Any] = {}
@@ -213,18 +196,20 @@ def make_plan(
     return RunPlan(mode=mode, command=_command(), configs=configs, **values)
 
 
-# Fields of a scenario that change a prediction and not what the engine executes: where it was
-# predicted, the limits to meet, and curves that the run itself measures.
+# Fields of a scenario that do not affect the engine: the predicted hardware and engine, the limits
+# and the acceptance curves.
 NOT_EXECUTED = {"gpu", "machine", "engine", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:
-    """The fields of a `RunPlan` that a scenario states; all of its fields but `NOT_EXECUTED`.
+    """The fields of a `RunPlan` given by a scenario: all but `NOT_EXECUTED`.
+
+    A baseline run ignores the draft.
 
     Raises
     ------
     ConfigError
-        If the scenario drafts in another mode. A baseline run leaves the draft out.
+        If the scenario's draft needs another mode.
     """
     from perfmodel import ConfigError
 
@@ -244,7 +229,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(
-            f"{origin}: its draft is {plan.draft!r}; run it as `specroof run {drafts}`"
+            f"{origin} has the draft {plan.draft!r}; run it as `specroof run {drafts}`"
         )
     values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
     if plan.kv_budget_tokens is not None:
@@ -255,7 +240,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
         values["draft_tp"] = plan.draft_tp
     acceptance = stated.given_acceptance(plan.gamma)
     if acceptance is not None:
-        known = acceptance.per_position  # the last one holds for every position after it
+        known = acceptance.per_position  # the last one holds for all later positions
         values["acceptance"] = tuple(known[min(i, len(known) - 1)] for i in range(plan.gamma))
     return values
 
@@ -268,7 +253,7 @@ def _model(
     only_shape: bool = True,
     tp: int = 1,
 ) -> Path:
-    """A folder as it is; a catalog model, hub id or config file goes into `configs`."""
+    """The model's folder, or the name under which its config is stored in `configs`."""
     from perfmodel import ConfigError, catalog
     from runtime import hf_config
 
@@ -276,8 +261,8 @@ def _model(
         return Path(model)
     if not only_shape:
         raise ConfigError(
-            f"--{flag} {model} is not a folder of weights; name one, or add "
-            f"--random-weights to run a catalog model's shape"
+            f"--{flag} {model} is not a folder of weights; give one, or add --random-weights to "
+            f"run a catalog model's shape"
         )
     spec = catalog.model(model)
     spec.check_tp(tp)
@@ -291,16 +276,18 @@ def _rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--acceptance {text}: must be numbers with commas between") from error
+        raise ConfigError(
+            f"--acceptance {text} is not valid; give numbers separated by commas"
+        ) from error
 
 
 def _command() -> tuple[str, ...]:
-    """What the user typed, for a report's provenance."""
+    """The command line, for provenance."""
     return ("specroof", *sys.argv[1:])
 
 
 def _launch(module: str, plan: RunPlan | TablePlan) -> None:
-    """Run the plan: here for one rank, else `module` on it, one process per rank."""
+    """Run the plan with `module`: in this process for one rank, otherwise in one per rank."""
     from runtime import launch_ranks
 
     if plan.tp == 1:

@@ -1,17 +1,14 @@
-"""`specroof simulate`: a fixed batch round by round, or requests as they arrive."""
+"""`specroof simulate`: simulate a fixed batch, or requests that arrive over time."""
 
 from __future__ import annotations
 
-import csv as csv_format
 import math
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, field_flags
-from app.cli.output import atomic_text, console, print_json, progress
+from app.cli.options import AsJson, HtmlFile, ScenarioFile, field_flags, option, parse_overrides
+from app.cli.output import console, print_json, progress, write_csv, write_text
 from app.cli.simulation_options import SimulationOptions
 
 if TYPE_CHECKING:
@@ -25,23 +22,18 @@ def simulate(
     scenario: ScenarioFile = None,
     options: SimulationOptions,
     csv: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE|-", help="Write the timeline as CSV.", show_default=False
-        ),
+        str | None, option("FILE|-", "Write the timeline as CSV (- for stdout).", "--csv")
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a page with charts.", show_default=False),
-    ] = None,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate a batch to its end, or requests as they arrive, with and without speculation."""
+    """Simulate a batch, or requests that arrive over time, with and without speculation."""
     import perfmodel
-    from app.cli.overrides import parse_overrides
 
     if csv == "-" and as_json:
-        raise perfmodel.ConfigError("--csv - and --json both print; write one of them to a file")
+        raise perfmodel.ConfigError(
+            "--csv - and --json both write to stdout; write the CSV to a file"
+        )
     values = parse_overrides(scenario, context.obj)
     stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()
@@ -51,16 +43,12 @@ def simulate(
         runs = _play_batch(base, options)
     result = _result(base, options, runs)
     if html is not None:
-        from app.render.simulation_page import simulation_html
+        from app.render.pages import simulation_html
 
-        text = simulation_html(result)
-        with atomic_text(html) as file:
-            file.write(text)
-    if csv == "-":
-        _write_csv(result, sys.stdout)
-    elif csv is not None:
-        with atomic_text(Path(csv)) as file:
-            _write_csv(result, file)
+        write_text(html, simulation_html(result))
+    if csv is not None:
+        runs = result["runs"]
+        write_csv(csv, ({"label": run["label"], **row} for run in runs for row in run["timeline"]))
     if as_json:
         print_json(result)
     elif csv != "-":
@@ -70,7 +58,7 @@ def simulate(
 
 
 def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
-    """The same requests without speculation, at the scenario's gamma, and by schedule if asked."""
+    """Simulate the same requests without speculation, at the scenario's gamma, and by schedule."""
     import perfmodel
     from perfmodel.reports import serving_dict
     from perfmodel.serving import SCHEDULE_GAMMAS, RoundTimes
@@ -89,7 +77,7 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
         choices.append((base.plan.gamma,))
     if options.schedule:
         if base.draft is None:
-            raise perfmodel.ConfigError("--schedule needs a draft, such as --draft self")
+            raise perfmodel.ConfigError("--schedule needs a draft; add one, such as --draft self")
         choices.append(SCHEDULE_GAMMAS)
     times = RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
@@ -103,7 +91,7 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
 
 
 def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, Any]]:
-    """One batch of cached prompts to its end, without speculation and at the scenario's gamma."""
+    """Simulate a batch of cached prompts, without speculation and at the scenario's gamma."""
     import numpy as np
 
     import perfmodel
@@ -112,7 +100,7 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
 
     if options.schedule or options.exact or options.requests is not None:
         raise perfmodel.ConfigError(
-            "--schedule, --exact and --requests are for arriving requests; add --rate or --traffic"
+            "--schedule, --exact and --requests need requests that arrive; add --rate or --traffic"
         )
     check_fits(perfmodel.estimate(base))
     work = base.workload
@@ -157,7 +145,7 @@ def _result(
 
 
 def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Plain over speculative: above 1 where speculation is faster."""
+    """Ratios of plain decoding to this run: above 1 where this run is faster."""
 
     def ratio(before: float | None, after: float | None) -> float | None:
         return before / after if before and after else None
@@ -171,12 +159,3 @@ def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "latency": latency,
         "makespan": ratio(plain["makespan_s"], run["makespan_s"]),
     }
-
-
-def _write_csv(result: dict[str, Any], file: TextIO) -> None:
-    """The timeline of every run, one row per interval."""
-    columns = ["label", *result["runs"][0]["timeline"][0]]
-    writer = csv_format.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    for run in result["runs"]:
-        writer.writerows({"label": run["label"], **row} for row in run["timeline"])

@@ -1,17 +1,15 @@
-"""`specroof sweep`: a grid of scenarios as a table of the best plans, CSV or JSON."""
+"""`specroof sweep`: predict a grid of scenarios as a table of the best plans, CSV or JSON."""
 
 from __future__ import annotations
 
-import csv as csv_format
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile
-from app.cli.output import atomic_text, console, json_line, progress
+from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
+from app.cli.output import console, json_line, progress, write_csv
 
 if TYPE_CHECKING:
     from perfmodel import Sweep
@@ -22,25 +20,17 @@ PROGRESS_EVERY = 10_000
 def sweep(
     context: typer.Context,
     scenario: ScenarioFile = None,
-    csv: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE|-", help="Write every point as CSV.", show_default=False
-        ),
-    ] = None,
+    csv: Annotated[str | None, option("FILE|-", "Write every point as CSV.", "--csv")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict a grid: flags take lists 1,8,64 and ranges 1:16, 4000:32000:4000, 64:4096:x2."""
+    """Predict a grid; flags take lists (1,8,64) and ranges (1:16, 4000:32000:4000, 64:4096:x2)."""
     from perfmodel import ConfigError, NoFeasiblePlan
 
     points = _sweep(context.obj, scenario)
     if csv is not None and as_json:
-        raise ConfigError("--csv and --json are two forms of the same rows; give one of them")
-    if csv == "-":
-        _write_csv(points, sys.stdout)
-    elif csv is not None:
-        with atomic_text(Path(csv)) as file:
-            _write_csv(points, file)
+        raise ConfigError("--csv and --json print the same rows; give only one of them")
+    if csv is not None:
+        write_csv(csv, _rows(points, to_terminal=csv == "-" and sys.stdout.isatty()))
     elif as_json:
         _print_json(points)
     else:
@@ -49,14 +39,13 @@ def sweep(
         print_sweep(points, console())
     if not any((block.code == 0).any() for block in points.blocks):
         reason = next(points.rows())["reason"]
-        raise NoFeasiblePlan(f"no point of the sweep is feasible; the first: {reason}")
+        raise NoFeasiblePlan(f"no point of the sweep is feasible; the first one: {reason}")
 
 
 def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
-    """The sweep that the flags ask for: every flag with more than one value is an axis."""
+    """The sweep over every flag that has a list or a range."""
     import perfmodel
     from app.cli.axes import parse_axis
-    from app.cli.overrides import parse_overrides
     from perfmodel.planning import ARRAY_AXES, LOOP_AXES
 
     values = parse_overrides(scenario, flags)
@@ -76,29 +65,19 @@ def _is_list(name: str, text: str) -> bool:
     return "," in text or (":" in text and name != "target")
 
 
-def _write_csv(points: Sweep, file: TextIO) -> None:
-    """One line per point, as it is computed."""
-    rows = _rows(points, file)
-    first = next(rows)
-    writer = csv_format.DictWriter(file, list(first), lineterminator="\n")
-    writer.writeheader()
-    writer.writerow(first)
-    writer.writerows(rows)
-
-
 def _print_json(points: Sweep) -> None:
     axes = {name: [int(v) for v in values] for name, values in points.axes.items()}
     print(f'{{"axes": {json_line(axes)}, "points": {points.points}, "rows": [')
     end = ""
-    for row in _rows(points, sys.stdout):
+    for row in _rows(points, to_terminal=sys.stdout.isatty()):
         print(end + json_line(row), end="")
         end = ",\n"
     print("\n]}")
 
 
-def _rows(points: Sweep, file: TextIO) -> Iterator[dict[str, Any]]:
-    """The rows of a sweep; a long one shows its progress, unless they go to a terminal."""
-    if points.points <= PROGRESS_EVERY or file.isatty():
+def _rows(points: Sweep, *, to_terminal: bool) -> Iterator[dict[str, Any]]:
+    """The rows of a sweep; a long one shows its progress, unless the rows go to a terminal."""
+    if points.points <= PROGRESS_EVERY or to_terminal:
         yield from points.rows()
         return
     with progress("points", points.points) as update:

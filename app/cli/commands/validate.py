@@ -1,4 +1,4 @@
-"""`specroof validate`: predictions against measurements, in sample and held out."""
+"""`specroof validate`: compare predictions with measurements, in sample and held out."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Annotated
 import typer
 
 from app.cli.engine_errors import engine_errors
-from app.cli.options import AsJson
-from app.cli.output import atomic_text, print_json
+from app.cli.options import App, AsJson, HtmlFile, option, switch
+from app.cli.output import print_json, write_text
 
-validate_app = typer.Typer(help="Compare predictions with measurements.", no_args_is_help=True)
+validate_app = App(
+    help="Compare predictions with measurements.",
+    epilog="Example: specroof validate published",
+)
 
 
 @validate_app.command("published")
 def validate_published(
     tolerance: Annotated[
-        float,
-        typer.Option(
-            metavar="PERCENT", min=0.0, help="Held-out mean absolute error allowed per phase."
-        ),
+        float, option("PERCENT", "Largest held-out mean absolute error of a phase.", min=0.0)
     ] = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Predict published step times, in sample and held out; exit 4 outside the tolerance."""
+    """Compare predictions with published step times; exit 4 if an error exceeds the tolerance."""
     from calibration.validate import report_lines
     from calibration.validate import validate_published as compare_published
     from perfmodel import OutsideTolerance
@@ -38,31 +38,27 @@ def validate_published(
         print("\n".join(report_lines(report)))
     outside = report.outside(tolerance)
     if outside:
-        raise OutsideTolerance(f"held-out mean error above {tolerance:g} %: {', '.join(outside)}")
+        raise OutsideTolerance(
+            f"held-out mean error above {tolerance:g} % for {', '.join(outside)}"
+        )
 
 
 @validate_app.command("draw")
 def validate_draw(
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")],
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the cases.")] = 0,
-    count: Annotated[
-        int, typer.Option(metavar="N", min=1, max=10_000, help="Number of cases.")
-    ] = 60,
-    choices: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Scenarios that get every gamma.")
-    ] = 5,
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="GPU of the catalog.")] = "h200",
-    tp: Annotated[
-        int, typer.Option(metavar="N", min=1, max=8, help="GPUs that share the target.")
-    ] = 1,
+    output: Annotated[Path, option("FILE", "Case file to write.")],
+    seed: Annotated[int, option("N", "Random seed.", min=0)] = 0,
+    count: Annotated[int, option("N", "Number of cases.", min=1, max=10_000)] = 60,
+    choices: Annotated[int, option("N", "Scenarios to draw with every gamma.", min=0)] = 5,
+    gpu: Annotated[str, option("NAME", "GPU of the catalog.")] = "h200",
+    tp: Annotated[int, option("N", "GPUs that share the target.", min=1, max=8)] = 1,
     memory_share: Annotated[
-        float, typer.Option(metavar="X", min=0.1, max=1.0, help="Most of the GPU's memory to fill.")
+        float, option("X", "Largest share of GPU memory to fill.", min=0.1, max=1.0)
     ] = 0.85,
     rounds: Annotated[
-        bool, typer.Option("--rounds", help="For the fit of the round's overhead instead.")
+        bool, switch("--rounds", "Draw cases for the fit of the round overhead instead.")
     ] = False,
 ) -> None:
-    """Draw cases to time on a GPU with `specroof validate run`."""
+    """Draw random cases to time on a GPU with `specroof validate run`."""
     from calibration.validate import (
         REPEATS,
         SampleOptions,
@@ -76,32 +72,32 @@ def validate_draw(
         seed=seed, count=count, choices=choices, gpu=gpu, tp=tp, memory_share=memory_share
     )
     cases = sample_rounds(options) if rounds else sample_cases(options)
-    _write(output, cases.text())
+    write_text(output, cases.text())
     seconds = expected_seconds(cases, repeats=REPEATS, gpu=options.gpu)
     pairs = len(by_pair(cases.cases))
-    print(f"{output}: {len(cases.cases)} cases of {pairs} pairs of models, about {seconds:.0f} s")
-    print(f"On a GPU: specroof validate run --cases {output} --out FILE.jsonl")
+    print(f"{output}: {len(cases.cases)} cases of {pairs} model pairs, about {seconds:.0f} s")
+    print(f"Run on a GPU: specroof validate run --cases {output} --out FILE.jsonl")
 
 
 @validate_app.command("run")
 def validate_run(
-    cases: Annotated[Path, typer.Option(metavar="FILE", help="From validate draw.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Records to write, or to continue.", show_default=False),
-    ] = None,
-    seconds: Annotated[float, typer.Option(metavar="S", help="Time to spend.")] = 360.0,
+    cases: Annotated[Path, option("FILE", "Case file of `validate draw`.")],
+    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    seconds: Annotated[float, option("S", "Time limit in seconds.")] = 360.0,
     repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Timings of a step; the median counts.")
+        int, option("N", "Timings per step, of which the median is kept.", min=1)
     ] = 15,
     parts: Annotated[
-        bool, typer.Option("--parts", help="Trace each pass by part; may slow what follows.")
+        bool, switch("--parts", "Also trace the parts of each pass; may slow down later timings.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--list", help="Print pairs of models and cases; needs no GPU.")
+        bool, switch("--list", "List the model pairs and cases; needs no GPU.")
     ] = False,
 ) -> None:
-    """Time drawn cases on this GPU; with ranks: torchrun --no-python specroof validate run."""
+    """Time drawn cases on this GPU.
+
+    For several ranks, use `torchrun --no-python specroof validate run`.
+    """
     from calibration.records import read_cases
     from calibration.validate import pair_lines, ranks_of, time_cases
     from perfmodel import ConfigError
@@ -111,7 +107,7 @@ def validate_run(
         print("\n".join(pair_lines(file)))
         return
     if out is None:
-        raise ConfigError("--out FILE says where the records go")
+        raise ConfigError("no output file; add --out FILE")
     from runtime import InputError, launch_ranks, run_rank
 
     ranks = ranks_of(file)
@@ -144,34 +140,19 @@ def validate_run(
 
 @validate_app.command("records")
 def validate_records(
-    records: Annotated[Path, typer.Argument(metavar="FILE", help="From validate run.")],
-    engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Engine profile that predicts.")
-    ] = "specroof",
+    records: Annotated[Path, typer.Argument(metavar="FILE", help="Records of `validate run`.")],
+    engine: Annotated[str, option("NAME", "Engine profile to predict with.")] = "specroof",
     curves_of: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GPU",
-            help="Carry over the curves measured on this GPU, even if the timed GPU has its own.",
-            show_default=False,
-        ),
+        str | None, option("GPU", "Predict with another GPU's kernel curves, scaled by datasheet.")
     ] = None,
     peers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CSV", help="Other tools' predictions of the same cases.", show_default=False
-        ),
+        Path | None, option("CSV", "Predictions of other tools for the same cases.")
     ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report.", show_default=False)
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write a report with charts.", show_default=False),
-    ] = None,
+    markdown: Annotated[Path | None, option("FILE", "Also write a Markdown report.")] = None,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare timed cases with their predictions; exit 4 outside the stated tolerances."""
+    """Compare predictions with timed cases; exit 4 if an error exceeds its tolerance."""
     from calibration.records import read_steps
     from calibration.validate import (
         compare,
@@ -186,19 +167,14 @@ def validate_records(
     others = read_peers(peers) if peers else None
     comparison = compare(header, timed, engine=engine, curves_of=curves_of, peers=others)
     if markdown:
-        _write(markdown, comparison_markdown(comparison))
+        write_text(markdown, comparison_markdown(comparison))
     if html:
-        from app.render.validation_page import validation_html
+        from app.render.pages import validation_html
 
-        _write(html, validation_html(comparison))
+        write_text(html, validation_html(comparison))
     if as_json:
         print_json(comparison_dict(comparison))
     else:
         print("\n".join(comparison_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_text(path) as file:
-        file.write(text)

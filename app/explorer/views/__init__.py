@@ -1,1 +1,1 @@
-"""The explorer's views: inputs, a public call, a chart."""
+"""The explorer's views, one per file."""

@@ -1,4 +1,4 @@
-"""γ and budget: the heat map with its plateau, and the acceptance behind it."""
+"""γ × budget: the speedup over both, and the acceptance that it is based on."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ def show() -> None:
     scenario = scenario_of(st.session_state["values"])
     plan, curve = scenario.plan, scenario.curve
     if plan.draft == "none":
-        st.info("There is no draft: choose one in the sidebar.")
+        st.info("There is no draft. Choose one in the sidebar.")
         return
     known = scenario.acceptance is not None or curve is not None
     if plan.policy != "full" and known:
         show_chart(charts.budget_map(scenario), "gamma_budget")
     if not known:
-        st.info("Nobody has measured this draft's acceptance: below is what it would need.")
+        st.info(
+            "This draft's acceptance has not been measured. The chart shows the α that it needs."
+        )
     show_chart(charts.acceptance_needed(scenario), "acceptance_needed")
     if plan.speculates:
         needed = float(point_of(st.session_state["values"]).break_even_alpha)
-        text = "no α reaches it" if not needed <= 1.0 else f"α of {needed:.3f}"
-        st.markdown(f"To break even at γ={plan.gamma}: **{text}**.")
+        text = "no α suffices" if not needed <= 1.0 else f"α = {needed:.3f}"
+        st.markdown(f"Needed to break even at γ={plan.gamma}: **{text}**.")
     if scenario.acceptance is not None:
         _stated(scenario.acceptance)
     elif curve is not None:
@@ -37,18 +39,18 @@ def show() -> None:
     if known:
         best = estimate(scenario, gamma=GAMMAS)
         where = int(best.speedup.argmax())
-        st.markdown(f"At this budget γ={GAMMAS[where]:.0f} is best: {best.speedup[where]:.2f}x.")
+        st.markdown(f"Best at this budget: γ={GAMMAS[where]:.0f}, {best.speedup[where]:.2f}x.")
 
 
 def _stated(acceptance: Acceptance) -> None:
-    st.markdown("**Stated acceptance by position**")
+    st.markdown("**Given acceptance by position**")
     rates = enumerate(acceptance.per_position, start=1)
     show_table([{"draft": position, "α": rate} for position, rate in rates])
 
 
 def _published(curve: AcceptanceCurve, prompt_tokens: float) -> None:
-    """α over the KV budget from a published curve, and the points that it was fitted on."""
-    st.markdown("**Acceptance by KV budget**, from the curve")
+    """Show α over KV budget from a published curve, and the points that it was fitted to."""
+    st.markdown("**Acceptance by KV budget**, from the fitted curve")
     rows = []
     budgets = [float(budget) for budget in BUDGETS if budget <= prompt_tokens]
     for budget in budgets or [prompt_tokens]:
@@ -58,7 +60,7 @@ def _published(curve: AcceptanceCurve, prompt_tokens: float) -> None:
         rows.append(row | {"low": float(low), "high": float(high)})
     show_table(rows)
     st.caption(
-        f"{curve.origin}; {len(curve.points)} published points over "
+        f"{curve.origin}; {len(curve.points)} published points from "
         f"{format_tokens(curve.context_range[0])} to {format_tokens(curve.context_range[1])} "
         f"tokens. {plain(curve.source)}"
     )

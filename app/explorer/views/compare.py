@@ -1,4 +1,4 @@
-"""Compare: up to four pinned scenarios side by side, with what differs between them."""
+"""Compare: up to four pinned scenarios side by side, and their differences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show() -> None:
             args=(here,),
             disabled=full or here in pins,
             icon=":material/keep:",
-            help=f"Up to {MAX_PINS} scenarios" if full else None,
+            help=f"At most {MAX_PINS} scenarios can be pinned" if full else None,
         )
         for number, pin in enumerate(pins, start=1):
             st.button(f"Open {number}", on_click=_open, args=(pin,), key=f"open_{number}")
@@ -40,10 +40,10 @@ def show() -> None:
             st.button("Clear", on_click=pins.clear, icon=":material/delete:")
     compared = {f"pin {i}": pin for i, pin in enumerate(pins, start=1)}
     if here not in pins:
-        compared["now"] = here
+        compared["current"] = here
     results = {name: prediction(values) for name, values in compared.items()}
     _inputs(compared)
-    st.markdown("**What they predict**")
+    st.markdown("**Predictions**")
     show_table([{"scenario": name} | _figures(result) for name, result in results.items()])
     columns = st.columns(len(MEASURES))
     for column, (title, (key, factor)) in zip(columns, MEASURES.items(), strict=True):
@@ -53,7 +53,7 @@ def show() -> None:
 
 
 def _inputs(compared: dict[str, Values]) -> None:
-    """Inputs that differ, one row each; the common ones in one line."""
+    """Show inputs that differ as rows, and the common ones on one line."""
     tables = {name: dict(values) for name, values in compared.items()}
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))
     rows, shared = [], []
@@ -66,7 +66,7 @@ def _inputs(compared: dict[str, Values]) -> None:
     if rows:
         st.markdown("**Inputs that differ**")
         show_table(rows)
-    st.caption(plain("The same in all: " + ", ".join(shared)))
+    st.caption(plain("Equal in all: " + ", ".join(shared)))
 
 
 def _figures(result: dict[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Decide: the recommendation in a sentence, its rivals, and the limit that binds."""
+"""Decide: the recommendation in a sentence, the runners-up, and the binding limit."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def show() -> None:
         charts.plan_bars(names, [c.throughput_per_gpu for c in best], "tokens/s per GPU"), "plans"
     )
     if result["unmeasured"]:
-        st.markdown("**Nobody has measured the acceptance of these; the α that each needs**")
+        st.markdown("**Drafts without a measured acceptance, and the α that each needs**")
         show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
     _lengths()
     for note in result["notes"]:
@@ -79,7 +79,7 @@ def show() -> None:
 
 
 def _numbers(answer: Recommendation) -> None:
-    """The chosen plan's figures; where none is chosen, those of plain decoding."""
+    """Show the figures of the best plan."""
     best, interval, chance = answer.best, answer.interval, answer.gain_probability
     figures: list[tuple[str, str, str | None]] = [
         ("Speedup", f"{best.speedup:.2f}x", None),
@@ -93,21 +93,21 @@ def _numbers(answer: Recommendation) -> None:
 
 
 def _nothing(message: str) -> None:
-    """No plan meets the limits: the nearest miss, and the memory by term."""
+    """Show that no plan meets the limits: the nearest miss, and the memory by term."""
     verdict("Nothing fits", message, kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
-        st.markdown(f"The plan of the sidebar: {plain(reason)}.")
+        st.markdown(f"The sidebar's plan: {plain(reason)}.")
     show_chart(charts.memory_bars(point), "memory")
     st.markdown(
-        "What would help: more GPUs, a smaller batch or shorter prompt, fp8 weights or KV cache, "
-        "or a wider limit."
+        "What could help: more GPUs, a smaller batch, a shorter prompt, fp8 weights or KV cache, "
+        "or looser limits."
     )
 
 
 def _lengths() -> None:
-    """Each prompt length of the distribution by itself."""
+    """Show the prediction for each prompt length of the distribution."""
     text = st.session_state.get("prompt_mix", "")
     if not text.strip():
         return
@@ -126,7 +126,7 @@ def _lengths() -> None:
                 "fits": bool(point.feasible),
             }
         )
-    st.markdown("**The sidebar's plan at every length of the distribution**")
+    st.markdown("**The sidebar's plan at each prompt length of the distribution**")
     show_table(rows)
 
 

@@ -1,4 +1,4 @@
-"""Deploy: the plan as each engine's configuration, what it cannot run, γ over batch."""
+"""Deploy: the plan as an engine's configuration, what each engine can run, and γ by batch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def show() -> None:
     engine = segmented("deploy_engine", "Engine", ENGINES, default="specroof")
     schedule = gamma_schedule(scenario) if scenario.plan.speculates else None
     _configuration(engine, scenario, schedule)
-    st.markdown("**What each engine can run of this plan**")
+    st.markdown("**Which engines can run this plan**")
     reasons = exportability(ExportPlan.of_scenario(scenario, engine=str(engine)))
     lines = [
-        f"- **{plain(ENGINES[name])}**: {'runs it' if why is None else plain(why)}"
+        f"- **{plain(ENGINES[name])}**: {'yes' if why is None else plain(why)}"
         for name, why in reasons.items()
     ]
     st.markdown("\n".join(lines))
@@ -39,7 +39,7 @@ def show() -> None:
 
 
 def _configuration(engine: str, scenario: Scenario, schedule: GammaSchedule | None) -> None:
-    """The text to paste, its benchmark lines apart; or the reason why there is none."""
+    """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
     plan = ExportPlan.of_scenario(scenario, engine=engine)
     if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
         ranges = schedule.ranges(scenario.workload.prompt_tokens)
@@ -63,9 +63,9 @@ def _configuration(engine: str, scenario: Scenario, schedule: GammaSchedule | No
         icon=":material/download:",
     )
     if start < len(lines):
-        st.markdown("**Benchmark command**, with this plan's acceptance whatever the weights")
+        st.markdown("**Benchmark command**, with this plan's acceptance for any weights")
         shown = [line.removeprefix("# ") for line in lines[start:]]
         st.code("\n".join(shown), language="bash", wrap_lines=True)
     elif engine == "specroof":
-        st.markdown("**Check it**")
+        st.markdown("**Check the prediction**")
         st.code("specroof predict --scenario plan.toml", language="bash")

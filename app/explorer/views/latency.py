@@ -1,4 +1,4 @@
-"""Latency and throughput: speculative and plain decoding over batch, per GPU and TP."""
+"""Latency: speed of one user against throughput, for speculative and plain decoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show() -> None:
     )
     known = _curves(scenario, wanted or [scenario.tp])
     if not known:
-        st.warning("Not even batch 1 fits on these GPUs.", icon=":material/block:")
+        st.warning("Not even a batch of 1 fits on these GPUs.", icon=":material/block:")
         return
     slo = parse_slo(state.get("slo", ""))
     figure = charts.latency_throughput(known, slo, price_per_gpu_hour=state.get("price", 0.0))
@@ -50,8 +50,8 @@ def show() -> None:
             {
                 "curve": f"{curve.label}, TP {curve.tp}",
                 "largest batch that fits": int(curve.batch[-1]),
-                "tokens/s per GPU there": f"{curve.per_gpu[-1]:,.0f}",
-                "time/token there": format_seconds(float(curve.tpot_s[-1])),
+                "tokens/s per GPU at it": f"{curve.per_gpu[-1]:,.0f}",
+                "time/token at it": format_seconds(float(curve.tpot_s[-1])),
             }
             for curve in known
         ]
@@ -59,7 +59,7 @@ def show() -> None:
 
 
 def _curves(scenario: Scenario, degrees: Sequence[int]) -> list[charts.ServingCurve]:
-    """Plain decoding and the plan at each TP, where a batch fits and the acceptance is known."""
+    """Plain decoding and the plan at each TP, if a batch fits and the acceptance is known."""
     curves = []
     for tp in degrees:
         curves.append(charts.serving_curve(replace(without_speculation(scenario), tp=tp), BATCHES))

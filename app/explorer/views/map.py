@@ -1,4 +1,4 @@
-"""Map: speedup over batch and prompt, the memory wall, winners, and a click that opens Why."""
+"""Map: the speedup or the fastest draft by batch and prompt length; a click opens Why."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def show() -> None:
     if kind == "winner":
         grids = _rivals(values, scenario)
         if not grids:
-            st.info("No draft choice of this target has a measured acceptance to compare.")
+            st.info("No draft of this target has a measured acceptance.")
             return
         figure = charts.winner_map(grids, clickable=True)
     elif not scenario.plan.speculates:
-        st.info("Without a draft there is no speedup to map: choose a draft, or a γ above 0.")
+        st.info("There is no speedup to map. Choose a draft and a γ above 0.")
         return
     elif scenario.acceptance is None and scenario.curve is None:
         st.info(
-            f"Nobody has measured the acceptance of {plain(plan_label(scenario.plan))}. "
-            "State one in the sidebar; γ × budget shows the α that it would need."
+            f"The acceptance of {plain(plan_label(scenario.plan))} has not been measured. The map "
+            "shows the α that it needs; give an acceptance in the sidebar to see the speedup."
         )
         figure = charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))
     else:
@@ -45,11 +45,11 @@ def show() -> None:
         figure = charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
     figure.update_layout(height=560)
     show_chart(figure, "speedup_map", on_select=_drill_down)
-    st.caption("Click a cell to see why it is so.")
+    st.caption("Click a cell to open it in Why.")
 
 
 def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
-    """The map of every draft choice to consider, at its default budget, where α is known."""
+    """The cells of every draft to compare, at its default budget, if its acceptance is known."""
     considered = st.session_state.get("drafts") or [
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
@@ -72,7 +72,7 @@ def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
 
 
 def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
-    """Measured speedups of the same target, GPU, TP, draft choice and engine."""
+    """Measured speedups of the same target, GPU, TP, draft and engine."""
     plan = scenario.plan
     place = (scenario.target.name, scenario.machine.gpu.name, scenario.tp, scenario.engine.name)
     return [
@@ -91,17 +91,17 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
 
 
 def _drill_down() -> None:
-    """Open Why at the clicked cell; its γ is the one that the map chose there."""
+    """Open Why at the clicked cell, with the γ that the map chose for it."""
     event: Any = st.session_state["speedup_map"]
     points = [p for p in event["selection"]["points"] if p.get("customdata") is not None]
     if not points:
         return
     cell = points[0]["customdata"]
-    # Numbers that were sent in binary form come back keyed by their index.
+    # Numbers sent in binary form come back as a dict keyed by index.
     _, batch, prompt, chosen = cell.values() if isinstance(cell, dict) else cell
     st.session_state["batch"] = int(batch)
     st.session_state["prompt_tokens"] = int(prompt)
     st.session_state["prompt_mix"] = ""
-    if not isinstance(chosen, str):  # the fastest draft's name, or the γ that the map chose
+    if not isinstance(chosen, str):  # a γ, not the name of the fastest draft
         st.session_state["gamma"] = int(chosen)
     st.session_state["view"] = "Why"

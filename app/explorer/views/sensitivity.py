@@ -1,4 +1,4 @@
-"""Sensitivity: the speedup where one input is off, and its interval over batch and γ."""
+"""Sensitivity: the speedup if one input is wrong, and its interval over batch and γ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show() -> None:
     scenario = point.scenario
     inputs = sensitivities(scenario) if scenario.plan.speculates else []
     if not inputs or not float(point.speedup) > 0:
-        st.info("There is no known speedup to vary: choose a draft and state its acceptance.")
+        st.info("The speedup is unknown. Choose a draft and give its acceptance.")
         return
     chance = probability_of_gain(scenario)
     if chance is not None:

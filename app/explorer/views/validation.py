@@ -1,4 +1,4 @@
-"""Validation: predictions beside measurements, bundled or uploaded, before and after a refit."""
+"""Validation: predictions against bundled or uploaded measurements, before and after a refit."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ def show() -> None:
         return
     groups: dict[str, list[RowError]] = {}
     if file is None:
-        st.caption("Bundled: MagicDec's tables 3a, 3b and 6, and 12 steps of one H200.")
-        groups = {"kernel curves alone": before, "with the fitted engine": shipped}
+        st.caption(
+            "Bundled measurements: MagicDec's tables 3a, 3b and 6, and 12 steps on one H200."
+        )
+        groups = {"kernel curves only": before, "with the fitted engine": shipped}
     else:
         groups = {"as shipped": shipped}
         groups |= {"engine refitted on these rows": after} if after else {}
         if not after:
             st.caption(
-                "A refit needs tokens_per_round and speculative_ms_per_token in at least 3 rows."
+                "A refit needs at least 3 rows, all of them with tokens_per_round and "
+                "speculative_ms_per_token."
             )
     show_chart(measured_scatter(after or shipped), "measured_scatter")
     show_chart(error_by_phase(groups), "error_by_phase")
@@ -59,7 +62,7 @@ def show() -> None:
 
 
 def _refitted(rows: list[PublishedRow]) -> list[RowError]:
-    """Errors after the engine is refitted on the rows; empty where they do not allow it."""
+    """Errors after the engine is refitted to the rows; empty if the rows do not suffice."""
     if len(rows) < 3 or any(row.tpot_s is None for row in rows):
         return []
     from calibration.fit import fit_rows
@@ -88,43 +91,32 @@ def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:
 
 
 def _regret(errors: list[RowError]) -> None:
-    """Speedup lost by following the prediction, where several drafts were measured."""
+    """Show the speedup lost by following the predictions, if several drafts were measured."""
     workloads = regrets(errors)
     if not workloads:
         return
-    lost = [regret.percent for regret in workloads]
+    lost = [row["regret (%)"] for row in workloads]
     right = sum(value == 0 for value in lost)
     st.markdown(
-        f"**Regret**: choosing the draft by prediction was right in {right} of {len(workloads)} "
-        f"workloads and lost {max(lost):.1f} % of the speedup at worst."
+        f"**Regret**: the draft chosen by prediction was the best in {right} of {len(workloads)} "
+        f"workloads, and lost at most {max(lost):.1f} % of the speedup."
     )
-    show_table(
-        [
-            {
-                "workload": r.workload,
-                "chosen": r.chosen,
-                "measured": f"{r.measured:.2f}x",
-                "best": f"{r.best:.2f}x",
-                "regret (%)": round(r.percent, 1),
-            }
-            for r in workloads
-        ]
-    )
+    show_table([row | {"regret (%)": round(row["regret (%)"], 1)} for row in workloads])
 
 
 def _engine_steps(errors: list[RowError]) -> None:
-    """Steps of this project's engine; no fit used them."""
-    st.markdown("**This project's engine on one H200**")
+    """Show errors of steps of specroof's engine, to which nothing was fitted."""
+    st.markdown("**The specroof engine on one H200**")
     st.caption(
-        f"{len(errors)} cases drawn by seed; the profile is fitted on single kernels, never on a "
-        "step (docs/results/accuracy.md)."
+        f"{len(errors)} randomly drawn cases, none of which was used in a fit "
+        "(docs/results/accuracy.md)."
     )
     show_chart(measured_scatter(errors), "engine_scatter")
-    show_table(_summary("fitted on kernels", errors))
+    show_table(_summary("fitted to kernels", errors))
 
 
 def _held_out(report: PublishedReport) -> None:
-    st.markdown("**Held out: the engine refitted without these rows**")
+    st.markdown("**Held out: errors of rows that the engine was refitted without**")
     rows = [
         {
             "group": group.name,
@@ -138,4 +130,4 @@ def _held_out(report: PublishedReport) -> None:
         for group in (*(g for g in report.groups if g.unseen), report.held_out)
     ]
     show_table(rows)
-    st.caption(plain("Mean absolute and (signed worst) error in percent."))
+    st.caption(plain("Mean absolute error, and signed worst error in brackets, in percent."))

@@ -1,4 +1,4 @@
-"""Why: the round as a waterfall, every part of every pass, and where each number comes from."""
+"""Why: the round as a waterfall, every part of every pass, and the origin of each number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show() -> None:
     with right:
         show_chart(charts.step_parts(point), "parts")
     show_chart(charts.roofline(point), "roofline")
-    st.markdown("**Every part of every pass**, those without arithmetic included")
+    st.markdown("**Every part of every pass**, including those without arithmetic")
     show_table(
         [
             row | {"seconds": format_seconds(float(str(row["seconds"])))}
@@ -41,7 +41,7 @@ def show() -> None:
         ],
         column_config={
             "share": st.column_config.NumberColumn("share of pass", format="percent"),
-            "share_of_roof": st.column_config.NumberColumn("of the roof", format="percent"),
+            "share_of_roof": st.column_config.NumberColumn("share of the roof", format="percent"),
             "seconds": "time",
         },
     )
@@ -61,7 +61,7 @@ def show() -> None:
 
 
 def _numbers(result: dict[str, Any]) -> None:
-    """The prediction in six figures."""
+    """Show the prediction in six figures."""
     figures: list[tuple[str, str, str | None]] = [
         (label, format_seconds(result[key]), None)
         for label, key in (("T_T", "target_step_s"), ("T_V", "verify_s"), ("T_D", "draft_step_s"))

@@ -1,4 +1,4 @@
-"""Charts say what the estimates say: tested by their data, with units, hover and words for each."""
+"""Charts show the estimates: their data, units, hover texts and alternative texts."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def figures(scenario: Scenario) -> dict[str, go.Figure]:
     return every_chart(scenario)
 
 
-def test_every_chart_has_axis_names_words_and_rows(figures: dict[str, go.Figure]) -> None:
-    unitless = {"phase", "pass", "plan", "scenario", "GPU", "input that is off"}
+def test_every_chart_has_axis_titles_alternative_text_and_rows(
+    figures: dict[str, go.Figure],
+) -> None:
+    unitless = {"phase", "pass", "plan", "scenario", "GPU", "input", "acceptance α"}
     for name, figure in figures.items():
         for title in (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text):
             assert title in unitless or "(" in title or "tokens/s" in title, (name, title)
@@ -80,7 +82,7 @@ def test_every_trace_of_data_has_numbers_on_hover(figures: dict[str, go.Figure])
                 assert "%{" in trace.hovertemplate, (name, trace.name)
 
 
-def test_rows_hold_no_nan(figures: dict[str, go.Figure]) -> None:
+def test_rows_contain_no_nan(figures: dict[str, go.Figure]) -> None:
     for name, figure in figures.items():
         for row in charts.chart_rows(figure):
             assert all(v == v for v in row.values()), name
@@ -110,7 +112,7 @@ def test_a_clickable_map_has_a_marker_on_every_known_cell(scenario: Scenario) ->
     assert len(charts.chart_rows(figure)) == grid.speedup.size
 
 
-def test_measured_points_stand_at_their_cell(scenario: Scenario) -> None:
+def test_measured_points_are_at_their_cells(scenario: Scenario) -> None:
     point = charts.MeasuredSpeedup(
         batch=64, prompt_tokens=32_000, gamma=4, speedup=1.5, source="<script>"
     )
@@ -180,10 +182,10 @@ def test_regret_is_zero_where_the_best_draft_is_predicted() -> None:
         key=lambda error: error.row.speedup,
     )
     (right,) = regrets([*others, second, best])
-    assert right.percent == 0.0 and right.best == best.row.speedup
+    assert right["regret (%)"] == 0.0 and right["best"] == f"{best.row.speedup:.2f}x"
     (wrong,) = regrets([*others, second, replace(best, errors={"speedup": -0.9})])
     lost = 1.0 - second.row.speedup / best.row.speedup
-    assert wrong.percent == pytest.approx(100.0 * lost) and lost > 0.0
+    assert wrong["regret (%)"] == pytest.approx(100.0 * lost) and lost > 0.0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bad input is one line on stderr and exit 2; what does not fit on the GPUs one line and exit 3."""
+"""Bad input prints one line and exits with 2; an infeasible scenario exits with 3."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ CASES = {
     "unknown list": (["list", "gpu"], "gpus"),
     "missing value": (["predict", "--batch"], "--batch"),
     "empty value": (["predict", "--gpu", ""], "--gpu"),
+    "blank value": (["predict", "--gpu= "], "--gpu"),
+    "empty path": (["sweep", "--csv", ""], "--csv"),
+    "empty argument": (["calibrate", "fit", ""], "argument"),
+    "no list": (["list"], "gpus"),
+    "a flag and its former name": (
+        ["predict", "--prompt-tokens", "9", "--prefix-tokens", "9"],
+        "--prefix-tokens",
+    ),
+    "an engine flag and its former name": (
+        ["run", "baseline", "--prefix-tokens=9", "--prompt-tokens=9"],
+        "--prefix-tokens",
+    ),
     "TP that does not divide": (["predict", "--tp", "3"], "tp=3"),
     "TP beyond the node": (["predict", "--tp", "16"], "tp=16"),
     "GPU against machine": (["predict", "--gpu", "l40", "--machine", "hgx-h100"], "h100-sxm"),
@@ -95,6 +107,16 @@ def test_bad_input_is_one_line_and_exit_2(
     assert out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
     assert hint in err
+
+
+@pytest.mark.parametrize("group", ["run", "calibrate", "validate"])
+def test_a_group_without_a_command_shows_its_commands_and_an_example(
+    group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([group]) == 2
+    out, err = capsys.readouterr()
+    assert "Commands" in out and f"Example: specroof {group} " in out
+    assert f"Example: specroof {group} " in err and err.count("\n") == 1
 
 
 SCENARIOS = {

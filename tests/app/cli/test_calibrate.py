@@ -1,4 +1,4 @@
-"""`specroof calibrate`: from a model and a text to a curve that predictions use."""
+"""`specroof calibrate`: from a model and a text to a curve for predictions."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ MEASURE = [
     "--output",
     "r.jsonl",
     "--kv-budget",
-    "48,64,96,128",
+    "48,64:128:32",
     "--prompt-tokens",
-    "128,256",
+    "128:256:x2",
     "--windows",
     "3",
     "--scored-tokens",
@@ -89,7 +89,9 @@ def test_a_page_with_charts(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "<table>" in page and "plotly" in page
 
 
-def test_an_import_is_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imported_acceptance_is_printed_as_a_flag(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "m.json").write_text('{"num_drafts": 10, "num_accepted_tokens_per_pos": [8, 4]}')
     assert run(["calibrate", "import-acceptance", "m.json"]) == 0
     flag = capsys.readouterr().out.splitlines()[-1]
@@ -139,9 +141,7 @@ def documented(section: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
 
 
-def test_the_document_names_the_printed_keys(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documented_keys_match_the_output(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(MEASURE) == 0
     record = read_acceptance(place / "r.jsonl").records[0]
     counted = CountedRun(

@@ -1,4 +1,4 @@
-"""docs/reference/json.md names exactly the keys that the commands print."""
+"""docs/reference/json.md lists exactly the keys that the commands print."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def documented(section: str) -> list[str]:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_documented_keys_are_the_printed_ones(
-    section: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documented_keys_match_the_output(section: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, path = SECTIONS[section]
     assert run([*arguments, "--json"]) == 0
     value: Any = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Output streams and files: complete or not at all, and one line when they cannot be written."""
+"""Output files are complete or absent, and a failure to write prints one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_that_leaves_is_no_traceback() -> None:
+def test_a_closed_pipe_prints_no_traceback() -> None:
     arguments = ["sweep", "--gamma", "1:16", "--batch", "1:200", "--draft", "self", "--csv", "-"]
     with subprocess.Popen(
         [*SPECROOF, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -90,7 +90,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_goes_to_a_terminals_stderr_alone(
+def test_progress_is_shown_only_on_a_terminals_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress("requests", 10) as update:

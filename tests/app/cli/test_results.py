@@ -1,4 +1,4 @@
-"""What the commands print and write: tables for people, JSON and CSV for programs."""
+"""The commands' tables, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_sweep_budget_defaults_belong_to_each_draft(capsys: pytest.CaptureFixtur
     assert [row["kv_budget"] for row in rows] == ["2049", "512", "0"]
 
 
-def test_sweep_masks_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_infeasible_sweep_points_have_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     axes = ["--draft", "self", "--prompt-tokens", "256,32000", "--kv-budget", "128,512"]
     axes += ["--batch", "1,4096", "--tp", "8"]
     rows = sweep_rows(printed(["sweep", *axes, "--csv", "-"], capsys))
@@ -97,7 +97,7 @@ def test_sweep_json_holds_the_csv_rows(capsys: pytest.CaptureFixture[str]) -> No
         assert a == {k: "" if v is None else str(v) for k, v in b.items()}
 
 
-def test_large_sweep_prints_the_best_of_each_batch_and_prefix(
+def test_large_sweep_prints_the_best_of_each_batch_and_prompt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     axes = ["--draft", "self", "--batch", "1,64", "--gamma", "1:16", "--kv-budget", "64:4096:x2"]
@@ -110,7 +110,7 @@ def test_large_sweep_prints_the_best_of_each_batch_and_prefix(
     assert str(len(rows)) in table
 
 
-def test_recommendation_says_the_answer_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommendation_prints_the_answer_first(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["recommend", "--scenario", "default"], capsys)
     result = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))
     assert text.splitlines()[0] == result["sentence"]
@@ -119,7 +119,9 @@ def test_recommendation_says_the_answer_first(capsys: pytest.CaptureFixture[str]
     assert low < result["studied"]["speedup"] < high
 
 
-def test_recommended_plan_predicts_what_was_promised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_predicting_the_recommended_plan_gives_the_same_figures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     best = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))["best"]
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in best["scenario"].items()]
     point = json.loads(printed(["predict", *flags, "--json"], capsys))
@@ -127,7 +129,7 @@ def test_recommended_plan_predicts_what_was_promised(capsys: pytest.CaptureFixtu
         assert point[key] == pytest.approx(best[key])
 
 
-def test_recommend_keeps_to_stated_choices(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommend_respects_given_choices(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["recommend", "--draft", "self:streamingllm", "--acceptance", "0.9"]
     arguments += ["--tp", "4,8", "--kv-budget", "256,512", "--gpu", "h100-sxm", "--json"]
     result = json.loads(printed(arguments, capsys))
@@ -143,7 +145,7 @@ def test_hopeless_drafts_are_an_answer_not_an_error(capsys: pytest.CaptureFixtur
     assert result["speculate"] is False and result["best"]["scenario"]["draft"] == "none"
 
 
-def test_a_scenarios_gamma_is_set_aside_and_said(
+def test_a_scenarios_gamma_is_ignored_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "plan.toml"
@@ -189,7 +191,9 @@ def test_exported_scenario_predicts_the_same(
     assert again == original
 
 
-def test_models_by_path_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_given_by_path_are_exported_by_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -235,7 +239,7 @@ def test_vllm_export_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "vllm serve meta-llama/Llama-3.1-8B" in text and '"num_speculative_tokens": 3' in text
 
 
-def test_matrix_refuses_self_speculation_outside_our_runtime(
+def test_matrix_refuses_self_speculation_in_other_engines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = json.loads(printed(["export", "--matrix", "--json"], capsys))["choices"]

@@ -30,7 +30,7 @@ def test_the_same_seed_prints_the_same_bytes(capsys: pytest.CaptureFixture[str])
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_equal_lengths_at_a_fixed_batch_gain_what_the_closed_form_says(
+def test_equal_lengths_at_a_fixed_batch_match_the_closed_form(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Within 5 %: caches grow here, and the closed form is at the prompt length."""
@@ -38,7 +38,7 @@ def test_equal_lengths_at_a_fixed_batch_gain_what_the_closed_form_says(
     assert result["gains"][0]["tpot"] == pytest.approx(result["closed_form_speedup"], rel=0.05)
 
 
-def test_a_trace_is_played_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_requests_of_a_trace_are_simulated(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--schedule")
     assert [r["label"] for r in result["runs"]] == ["no speculation", "gamma 4", "schedule"]
     for played in result["runs"]:
@@ -73,7 +73,7 @@ def test_an_acceptance_recording_replaces_alpha(
     assert result["runs"][1]["rounds"] == 50
 
 
-def test_recommend_for_a_traffic_names_the_best_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
     choice = result["traffic"]
     best = min(choice["runs"], key=lambda r: r["latency"]["mean_s"])

@@ -1,4 +1,4 @@
-"""Flags, scenario keys and CSV columns are one vocabulary; flags override files, cells both."""
+"""Flags, scenario keys and CSV columns share names; cells override flags, and flags files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_flag_of_an_earlier_version_still_works(capsys: pytest.CaptureFixture[
         assert former == present and present["scenario"][new] == 4000
 
 
-def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"specroof {version('specroof')}\n"
 
@@ -90,7 +90,7 @@ def test_predict_imports_neither_torch_nor_plotly_nor_pandas() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_flag_a_key_and_a_column_say_the_same(
+def test_flag_key_and_column_are_equivalent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"draft": "self", "kv_budget": 256, "gamma": 3, "tp": 8, "acceptance": 0.8}
@@ -108,7 +108,7 @@ def test_a_flag_a_key_and_a_column_say_the_same(
     assert json.loads(capsys.readouterr().out) == {"row": 1, **by_flags}
 
 
-def test_an_empty_cell_takes_the_flag_and_the_flag_takes_the_scenario(
+def test_cells_override_flags_and_flags_override_the_scenario(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.csv"
@@ -131,7 +131,7 @@ def test_rows_come_from_stdin_too() -> None:
     assert result.returncode == 0 and json.loads(result.stdout)["scenario"]["tp"] == 8
 
 
-def test_a_new_draft_drops_what_was_said_of_the_old_one() -> None:
+def test_a_new_draft_drops_the_values_of_the_old_one() -> None:
     base = {"draft": "tinyllama-1.1b", "draft_tp": 4, "gamma": 3, "acceptance": 0.7, "batch": 8}
     assert override(base, {"draft": "none"}) == {"draft": "none", "batch": 8}
     assert override(base, {"draft": "tinyllama-1.1b"}) == base
@@ -146,7 +146,7 @@ def test_another_form_of_acceptance_replaces_the_first() -> None:
 
 
 @pytest.mark.parametrize("name", scenario_names())
-def test_catalog_scenarios_hold(name: str) -> None:
+def test_catalog_scenarios_are_valid(name: str) -> None:
     values = scenario_values(name)
     assert ScenarioInput(**values).scenario().workload.batch == values["batch"]
 
@@ -173,6 +173,6 @@ def test_names_on_an_axis_keep_their_colons() -> None:
 
 
 @pytest.mark.parametrize("text", ["", ",", "1:2:3:4", "1:", "1:2:x", "2:1", "1:9:0", "1e999", "x"])
-def test_no_axis_is_guessed(text: str) -> None:
+def test_invalid_axes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_axis("batch", text)

@@ -1,4 +1,4 @@
-"""The explorer in a real headless Chromium: data in every view, one host, a URL that restores."""
+"""The explorer in a headless Chromium: data in every view, no other host, and shareable URLs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def browser() -> Iterator[Any]:
 
 
 class Watched:
-    """A page that notes console errors and requests to other hosts."""
+    """A page that records console errors and requests to other hosts."""
 
     def __init__(self, browser: Any, server: str) -> None:
         self.page = browser.new_page()
@@ -116,7 +116,7 @@ class Watched:
         self.settle()
 
     def settle(self) -> None:
-        """Wait for the end of a run of the script, once something that it drew is seen."""
+        """Wait until an element is drawn and the script has finished."""
         idle = "[data-testid=stApp][data-test-script-state=notRunning]"
         self.page.locator(idle).wait_for(timeout=60_000)
 
@@ -129,7 +129,7 @@ class Watched:
         playwright.expect(drawn).to_have_count(charts, timeout=30_000)
 
     def preset(self, name: str) -> None:
-        """Choose a preset whose target is not the default one, which shows when it is applied."""
+        """Choose a preset whose target differs from the default, and wait until it is applied."""
         self.page.get_by_role("combobox", name="Start from").click()
         self.page.get_by_role("option", name=name).click()
         target = re.compile(f"target={PRESETS[name]['target']}(&|$)")
@@ -149,7 +149,7 @@ def watched(browser: Any, server: str) -> Iterator[Watched]:
     page.page.close()
 
 
-def test_every_view_draws_what_the_command_prints_from_one_host_without_errors(
+def test_every_view_shows_the_commands_numbers_from_one_host_without_errors(
     watched: Watched, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched.open()

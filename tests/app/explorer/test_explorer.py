@@ -1,4 +1,4 @@
-"""Uploads that lie, are huge or carry markup give one message; the server is local and silent."""
+"""Invalid, huge and malicious uploads give one message; the server is local and private."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_hostile_model_is_one_message(data: bytes) -> None:
     assert_one_message(uploaded("model_file", name, data, "application/json"))
 
 
-def test_markdown_in_text_stays_text() -> None:
+def test_markdown_in_user_text_is_escaped() -> None:
     shown = plain("![x](http://evil.example) <b>$x$ :smile: [a](b) `c`")
     for char in "![]()<>$:`":
         assert f"\\{char}" in shown
@@ -216,7 +216,7 @@ def test_scenario_upload_names_the_file_not_the_server_path() -> None:
     assert "mine.toml" in str(error.value) and "/tmp" not in str(error.value)
 
 
-def test_the_server_is_local_silent_and_takes_small_uploads() -> None:
+def test_the_server_is_local_sends_no_statistics_and_limits_uploads() -> None:
     command = explorer_command(port=8501, browser=True)
     assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
     for flag in (

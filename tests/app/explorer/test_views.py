@@ -1,4 +1,4 @@
-"""Every view under AppTest: presets, edge cases, and values that equal the command line's."""
+"""Every view under AppTest: presets, edge cases, and the same values as on the command line."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_view_without_a_draft(view: str) -> None:
 
 
 @pytest.mark.parametrize("view", CHARTS)
-def test_every_view_of_a_draft_nobody_measured(view: str) -> None:
+def test_every_view_of_an_unmeasured_draft(view: str) -> None:
     at = opened(view, draft="llama-3.2-1b:full", draft_tp=8)
     assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
 
@@ -129,7 +129,7 @@ def test_the_scenario_file_predicts_the_same_on_the_command_line(
         {"draft": "none", "draft_policy": None, "kv_budget": None, "gamma": 0},
     ],
 )
-def test_values_come_back_from_the_widgets(more: dict[str, Any]) -> None:
+def test_widget_state_is_the_inverse_of_stated_values(more: dict[str, Any]) -> None:
     stated = next(iter(PRESETS.values())) | more
     values = stated_values(widget_state(stated))
     assert stated_values(widget_state(dict(values))) == values
@@ -141,7 +141,7 @@ def test_values_come_back_from_the_widgets(more: dict[str, Any]) -> None:
             assert shown == value
 
 
-def test_decide_says_what_recommend_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_decide_shows_the_answer_of_recommend(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recommend", "--scenario", "default", "--json"]) == 0
     sentence = json.loads(capsys.readouterr().out)["sentence"]
     at = opened()
@@ -159,9 +159,9 @@ def test_nothing_fits_names_the_nearest_miss_and_draws_the_memory() -> None:
     assert len(at.get("plotly_chart")) == 1
 
 
-def test_the_binding_limit_and_its_price_are_shown() -> None:
+def test_the_binding_limit_and_its_cost_are_shown() -> None:
     at = opened(slo="tpot<18ms", search_tp=True)
-    assert "binding: tpot, costs" in texts(at).replace("\\", "")
+    assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
 
 
 def test_taking_the_recommended_plan_sets_the_sidebar() -> None:
@@ -207,7 +207,7 @@ def test_a_distribution_shows_every_length() -> None:
 
 
 @pytest.mark.parametrize("text", ["x:1", "0:1", "100:-1", "100:nan", "1e999:1", "100:0", ","])
-def test_a_wrong_distribution_is_one_message(text: str) -> None:
+def test_an_invalid_distribution_is_one_message(text: str) -> None:
     with pytest.raises(ConfigError):
         prompt_mix(text)
     at = opened(prompt_mix=text)

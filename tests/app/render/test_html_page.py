@@ -1,4 +1,4 @@
-"""One page for every report: hostile text stays text, tables are tables, nothing is fetched."""
+"""HTML pages escape hostile text, render tables, and load nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_shown_as_it_stands(text: str) -> None:
+def test_hostile_text_is_shown_verbatim(text: str) -> None:
     line = " ".join(text.split())
     page = Page(html_page("t", f"# {plain(text)}", bullets([text]), code(text)))
     assert page.tags == ["body", "h1", "ul", "li", "p", "code"]

@@ -1,4 +1,4 @@
-"""The HTML report stands alone, escapes what users wrote, and its charts show the estimates."""
+"""The HTML report is self-contained, escapes user text, and its charts show the estimates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from perfmodel.speculation import GAMMAS
 
 
 class Tags(HTMLParser):
-    """Collects elements that could fetch, and all text outside scripts."""
+    """Collects elements that could load something, and the titles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def scenario() -> Scenario:
     return parse_scenario(values).scenario()
 
 
-def test_map_shows_the_best_gamma_and_masks_the_wall(scenario: Scenario) -> None:
+def test_map_shows_the_best_gamma_and_masks_what_does_not_fit(scenario: Scenario) -> None:
     heat = charts.speedup_map(scenario).data[0]
     i, j = list(charts.MAP_BATCHES).index(64), list(charts.MAP_PROMPTS).index(32_000)
     point = estimate(scenario, prompt_tokens=32_000, gamma=GAMMAS)

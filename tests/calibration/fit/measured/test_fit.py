@@ -270,7 +270,7 @@ def test_a_file_with_too_few_records_is_refused(
     path = write_records(tmp_path / "k.jsonl", gemm_cells()[:3])
     arguments = ["calibrate", "fit", str(path), f"--output={tmp_path / 'out'}"]
     assert specroof(arguments) == 2
-    assert "too little to fit anything: products: 0 matrices" in capsys.readouterr().err
+    assert "not enough records to fit anything: products: 0 matrices" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
