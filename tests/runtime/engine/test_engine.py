@@ -206,7 +206,7 @@ def test_prompts_that_cannot_be_run_are_refused(
         ({"draft": "small-snapkv"}, "for self-speculation"),
         ({"draft": "self-other"}, "unknown draft policy"),
         ({"draft": "self-full", "extra": {"rates": (0.5,)}}, "1 acceptance rates for gamma=2"),
-        ({"draft": "self-full", "extra": {"rates": (0.5, 1.5)}}, "must lie from 0 to 1"),
+        ({"draft": "self-full", "extra": {"rates": (0.5, 1.5)}}, "must be between 0 and 1"),
         ({"draft": "self-snapkv", "extra": {"snapkv_pool": 4}}, "odd number"),
     ],
 )

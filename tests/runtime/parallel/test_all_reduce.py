@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.parallel.all_reduce import ALGORITHMS, AllReduceLimits, stated_limits
+from runtime.parallel.all_reduce import ALGORITHMS, AllReduceLimits, limits_from_environment
 from runtime.parallel.groups import NO_MULTICAST, Group, connect
 
 pytestmark = pytest.mark.slow
@@ -58,13 +58,13 @@ def test_the_measured_sizes_go_where_they_were_fastest(size: int, algorithm: str
 
 def test_limits_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "0:0")
-    assert stated_limits().choose(8, BF16, 2) == "nccl"
+    assert limits_from_environment().choose(8, BF16, 2) == "nccl"
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "64:1024")
-    assert stated_limits() == AllReduceLimits(one_shot_bytes=64, two_shot_bytes=1024)
+    assert limits_from_environment() == AllReduceLimits(one_shot_bytes=64, two_shot_bytes=1024)
     for wrong in ("64", "a:b", "1:-2"):
         monkeypatch.setenv("SPECROOF_ALL_REDUCE", wrong)
         with pytest.raises(InputError, match="262144:67108864"):
-            stated_limits()
+            limits_from_environment()
 
 
 @dataclass
@@ -128,7 +128,9 @@ def test_ranks_that_cannot_share_memory_say_so_once_and_go_on() -> None:
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2  # two groups were asked for
-    assert notes[0] == "note: 2 ranks all-reduce by NCCL alone: 2 ranks, 1 of them on a host"
+    assert (
+        notes[0] == "note: 2 ranks use only NCCL for all-reduce: only 1 of 2 ranks are on this host"
+    )
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_a_rank_that_stalls_ends_the_run_with_every_position(spoil: str) -> None
 def test_a_rank_that_drafts_other_tokens_is_an_error() -> None:
     done = spoiled_run("proposal.tokens[1, 1] += 1", "60")
     assert done.returncode == 1
-    expected = "rank 1: rank 1 drafted other tokens than rank 0 (round 4, sequence 1)"
+    expected = "rank 1: rank 1 drafted different tokens than rank 0 (round 4, sequence 1)"
     assert expected in done.stderr
 
 
