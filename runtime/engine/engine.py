@@ -23,7 +23,7 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.errors import EngineError, InputError
+from runtime.errors import EngineError, InputError, OutOfPages
 from runtime.execution.draft_steps import Proposal
 from runtime.execution.eager import Passes, output_rows
 from runtime.execution.prefill import Progress, PromptJob, prefill
@@ -257,8 +257,11 @@ class Engine:
         active, last = [before.sequences[row] for row in rows], before.verdict.rows[:, 1]
         if len(rows) < len(last):
             last = last[_to_device(rows, last.device)]
-        for sequence in active:
-            self.cache.reserve(sequence.table, 1)
+        try:
+            for sequence in active:
+                self.cache.reserve(sequence.table, 1)
+        except OutOfPages:  # unless an end token that has not been read frees some
+            return None
         return self._verify_and_accept(active, last, self.drafter.propose(active, 0))
 
     def _verify_and_accept(

@@ -21,7 +21,6 @@ from torch import Tensor
 from runtime.errors import InputError
 
 Algorithm = Literal["one_shot", "two_shot", "nccl"]
-ALGORITHMS: tuple[Algorithm, ...] = ("one_shot", "two_shot", "nccl")
 LIMITS_VARIABLE = "SPECROOF_ALL_REDUCE"
 MiB = 2**20
 # What torch's kernels are compiled for; other types and numbers of ranks use NCCL.

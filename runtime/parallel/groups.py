@@ -24,7 +24,6 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import InputError
 from runtime.parallel import watchdog
 from runtime.parallel.all_reduce import (
-    Algorithm,
     AllReduceLimits,
     SharedWorkspace,
     limits_from_environment,
@@ -54,24 +53,15 @@ class Group:
     handle: Any = None
     workspace: SharedWorkspace | None = None
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Device memory of this group's workspace."""
-        return 0 if self.workspace is None else self.workspace.limits.workspace_bytes
-
-    def all_reduce(self, partial: Tensor, algorithm: Algorithm | None = None) -> Tensor:
-        """The sum of every rank's `partial`, which may be overwritten: use only the result.
-
-        `algorithm` overrides the choice by size. Without a shared workspace NCCL or gloo is always
-        used.
-        """
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """The sum of every rank's `partial`, which may be overwritten: use only the result."""
         if self.size == 1:
             return partial
         if self.workspace is not None:
             message_bytes = partial.numel() * partial.element_size()
-            chosen = algorithm or self.workspace.choose(message_bytes, partial.dtype)
-            if chosen != "nccl":
-                return self.workspace.all_reduce(partial, chosen)
+            algorithm = self.workspace.choose(message_bytes, partial.dtype)
+            if algorithm != "nccl":
+                return self.workspace.all_reduce(partial, algorithm)
         dist.all_reduce(partial, group=self.handle)
         return partial
 
@@ -146,7 +136,7 @@ def connect(
     if world != tp:
         raise InputError(f"tp={tp} needs {tp} processes, not {world}; use torchrun or --tp")
     if not 1 <= draft_tp <= tp:
-        raise InputError(f"draft_tp={draft_tp} must be from 1 to tp={tp}")
+        raise InputError(f"draft_tp={draft_tp} is not valid; use a number from 1 to tp={tp}")
     limits = limits or limits_from_environment()
     local = _local_device(device)
     if world == 1:

@@ -54,8 +54,3 @@ class Inbox:
         self.peers = torch.tensor(pointers, dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)
         dist.barrier(group.handle, device_ids=[device.index])  # all are empty before any writes
-
-    @property
-    def bytes(self) -> int:
-        """Device memory of the words."""
-        return self.words.numel() * self.words.element_size()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.parallel.all_reduce import ALGORITHMS, AllReduceLimits, limits_from_environment
+from runtime.parallel.all_reduce import AllReduceLimits, limits_from_environment
 from runtime.parallel.groups import NO_MULTICAST, Group, connect
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,8 @@ def test_a_chosen_kernel_can_hold_and_sum_its_message(
 def test_a_larger_message_never_goes_back_to_an_earlier_algorithm(one: int, other: int) -> None:
     small, large = sorted((4 * one, 4 * other + 4))
     limits = AllReduceLimits()
-    order = [ALGORITHMS.index(limits.choose(size, BF16, 2)) for size in (small or 4, large)]
+    algorithms = ("one_shot", "two_shot", "nccl")
+    order = [algorithms.index(limits.choose(size, BF16, 2)) for size in (small or 4, large)]
     assert order == sorted(order)
 
 
@@ -82,21 +83,19 @@ class Recorder:
         return 2 * partial
 
 
-def test_a_group_sums_by_size_unless_told_how() -> None:
+def test_a_group_chooses_the_algorithm_by_size() -> None:
     recorder: Any = Recorder()
     group = Group(rank=0, size=2, workspace=recorder)
     small, large = torch.ones(4, 64), torch.ones(2**18)
     assert torch.equal(group.all_reduce(small), 2 * small)
     group.all_reduce(large)
-    group.all_reduce(small, "two_shot")
-    assert recorder.asked == ["one_shot", "two_shot", "two_shot"]
-    assert group.workspace_bytes == recorder.limits.workspace_bytes
+    assert recorder.asked == ["one_shot", "two_shot"]
 
 
 def test_a_group_of_one_gives_back_what_it_was_given() -> None:
     alone, partial = Group(rank=0, size=1), torch.ones(3)
     assert alone.all_reduce(partial) is partial and alone.gather_columns(partial) is partial
-    assert alone.partial_buffer((3,), torch.float32) is None and alone.workspace_bytes == 0
+    assert alone.partial_buffer((3,), torch.float32) is None
 
 
 WITHOUT = """
