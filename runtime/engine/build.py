@@ -1,4 +1,4 @@
-"""Build an engine from a setup: weights, caches of the right size, drafter, sampler."""
+"""Build an engine from a setup: weights, caches of the right size, drafter and sampler."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class Model:
 class EngineSetup:
     """Everything that an engine needs except the prompts.
 
-    `rates` injects acceptance; `cache_pages` bounds the target's pool, which by default fits the
-    batch. `snapkv_window` and `snapkv_pool` are SnapKV's last queries and pooling width.
+    `rates` are acceptance rates to inject. `cache_pages` limits the target's pool, which by default
+    fits the batch. `snapkv_window` and `snapkv_pool` are SnapKV's observation window and pooling
+    width.
     """
 
     target: Model
@@ -77,13 +78,13 @@ class EngineSetup:
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """Prompt and new tokens of every sequence, which a cache must hold."""
+    """Prompt tokens and new tokens of every sequence, for which a cache needs room."""
 
     prompt_tokens: Sequence[int]
     new_tokens: Sequence[int]
 
     def pages(self, page_tokens: int, lookahead: int, extra_pages: int) -> int:
-        """Pages for every sequence at its longest, with `lookahead` more tokens."""
+        """Pages for all sequences at their longest, with `lookahead` more tokens each."""
         return sum(
             pages_for(prompt + new + lookahead, page_tokens) + extra_pages
             for prompt, new in zip(self.prompt_tokens, self.new_tokens, strict=True)
@@ -98,9 +99,9 @@ def build_engine(
     Raises
     ------
     InputError
-        For models, plan and sampling that cannot be combined.
+        If the models, the plan and the sampling cannot be combined.
     OutOfPages
-        If there is no memory for the caches.
+        If there is not enough memory for the caches.
     """
     _check(setup)
     target = setup.target.load(ranks.target, setup.dtype, setup.device)
@@ -242,15 +243,15 @@ def memory_message(*, batch: int, tokens: int, sequence_bytes: int, free_bytes: 
     Parameters
     ----------
     tokens : int
-        The longest that a sequence gets, lookahead included.
+        Longest length of a sequence, including lookahead.
     sequence_bytes, free_bytes : int
-        KV cache of one sequence on this rank; device memory left for all of them.
+        KV cache of one sequence on this rank; free device memory.
     """
     fits = min(free_bytes // sequence_bytes, batch - 1)
     advice = (
-        f"the largest batch that fits is {fits}; more --tp or shorter prompts fit more"
+        f"the largest batch that fits is {fits}; use it, a larger --tp or shorter prompts"
         if fits
-        else "not one sequence fits; use more --tp, a smaller model or shorter prompts"
+        else "not even one sequence fits; use a larger --tp, a smaller model or shorter prompts"
     )
     return (
         f"out of memory on the device: the KV cache of batch {batch} needs "
@@ -277,13 +278,13 @@ def _check(setup: EngineSetup) -> None:
         return
     if setup.draft is None:
         raise InputError(
-            f"the draft {plan.draft!r} has no weights; give its folder, or use random weights"
+            f"draft {plan.draft!r} has no weights; give its folder, or use random weights"
         )
     if plan.policy == "snapkv":
         raise InputError("draft policy snapkv is for self-speculation; use streamingllm or full")
     if setup.draft.config.vocab != setup.target.config.vocab:
         raise InputError(
             f"{setup.draft.config.name} has a vocabulary of {setup.draft.config.vocab}, but "
-            f"{setup.target.config.name} one of {setup.target.config.vocab}; use a draft with the "
-            f"target's tokens"
+            f"{setup.target.config.name} has {setup.target.config.vocab}; use a draft with the "
+            f"target's vocabulary"
         )

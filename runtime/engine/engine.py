@@ -23,7 +23,7 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.errors import EngineError, InputError
+from runtime.errors import EngineError, InputError, OutOfPages
 from runtime.execution.draft_steps import Proposal
 from runtime.execution.eager import Passes, output_rows
 from runtime.execution.prefill import Progress, PromptJob, prefill
@@ -37,7 +37,7 @@ _FIRST_ROUNDS = 2  # compile and capture
 
 
 def _silent(done: int, total: int) -> None:
-    """No progress shown."""
+    """Show nothing."""
 
 
 def _to_device(rows: list[int], device: torch.device) -> Tensor:
@@ -127,16 +127,17 @@ class Engine:
         prompts : list of list of int
             Tokens of each sequence; lengths may differ.
         max_new_tokens : list of int
-            The most tokens to generate for each.
+            Most tokens to generate for each sequence.
         progress : callable
-            Called with tokens done and in all as prompts are prefilled.
+            Called with the tokens prefilled so far and in total.
         on_round : callable
-            Called with every round's record as it ends.
+            Called with the record of each round when it ends.
 
         Raises
         ------
         InputError
-            For an empty prompt, a token outside the vocabulary, or nothing to generate.
+            If a prompt is empty or has a token outside the vocabulary, or there is nothing to
+            generate.
         OutOfPages
             If the pool is too small.
         """
@@ -148,7 +149,7 @@ class Engine:
     def run_to_end(
         self, *, ttft_s: float, on_round: Callable[[RoundRecord], None] = lambda record: None
     ) -> GenerationResult:
-        """All rounds of what was started; `ttft_s` is how long that took."""
+        """Run all rounds of the sequences that were started, which took `ttft_s` seconds."""
         first, round_s = time.perf_counter(), list[float]()
         while self.active:
             start = time.perf_counter()
@@ -256,8 +257,11 @@ class Engine:
         active, last = [before.sequences[row] for row in rows], before.verdict.rows[:, 1]
         if len(rows) < len(last):
             last = last[_to_device(rows, last.device)]
-        for sequence in active:
-            self.cache.reserve(sequence.table, 1)
+        try:
+            for sequence in active:
+                self.cache.reserve(sequence.table, 1)
+        except OutOfPages:  # unless an end token that has not been read frees some
+            return None
         return self._verify_and_accept(active, last, self.drafter.propose(active, 0))
 
     def _verify_and_accept(
@@ -287,11 +291,11 @@ class Engine:
         return self.passes.verify(layout, last, drafts, greedy=self.sampler.greedy)
 
     def _judge(self, proposal: Proposal, rows: Tensor) -> _Verdict:
-        """Rank 0's verdict (B, γ + 2) on every rank, and whether this one drafted otherwise.
+        """Rank 0's verdict (B, γ + 2) on every rank, and whether this rank's drafts differ.
 
-        Ranks that draft must draft the same tokens, since each reads its part of the cache by its
-        drafts: rank 0's travel with its verdict. A most likely token alone is equal on every rank,
-        since all of them choose it from the same exchanged values.
+        All ranks must draft the same tokens, since each of them has cached its own: rank 0 sends
+        its drafts with its verdict. A greedy plain step needs no comparison, since every rank
+        chooses its token from the same exchanged values.
         """
         drafts, group = proposal.tokens, self.group
         if group.size == 1 or (self.sampler.greedy and drafts.shape[1] == 0):
@@ -309,19 +313,19 @@ class Engine:
         return _Verdict(torch.cat((sent[:, : width + 1], differs.long()), dim=1), compared=True)
 
     def _read(self, verdict: _Verdict) -> list[list[int]]:
-        """The one read of the device in a round.
+        """Read the device, once per round.
 
         Raises
         ------
         EngineError
-            If this rank drafted other tokens than rank 0: caches of the ranks no longer agree.
+            If this rank drafted different tokens than rank 0, so that their caches disagree.
         """
         rows = verdict.read()
         for index, row in enumerate(rows if verdict.compared else ()):
             if row.pop():
                 raise EngineError(
-                    f"rank {self.group.rank} drafted other tokens than rank 0 (round "
-                    f"{len(self.rounds)}, sequence {index}): their sums differ; check the GPUs"
+                    f"rank {self.group.rank} drafted different tokens than rank 0 (round "
+                    f"{len(self.rounds)}, sequence {index}), so their sums differ; check the GPUs"
                 )
         return rows
 
@@ -360,4 +364,6 @@ class Engine:
             if min(prompt) < 0 or max(prompt) >= vocab:
                 raise InputError(f"prompt {index} has tokens outside the vocabulary of {vocab}")
         if not prompts or min(max_new_tokens) < 1:
-            raise InputError("nothing to generate: give a prompt, and at least one new token each")
+            raise InputError(
+                "nothing to generate; give a prompt and at least one new token for each"
+            )

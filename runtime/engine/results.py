@@ -10,7 +10,7 @@ from typing import Any
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """The smallest value that is at least as large as this share of the values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 

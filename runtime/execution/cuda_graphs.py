@@ -49,7 +49,7 @@ class Captured(Generic[_Output]):
 
 
 class GraphPasses:
-    """One decoder over one cache, on a GPU; `timer` surrounds each replay, and only the replay."""
+    """One decoder over one cache, on a GPU; `timer` surrounds each replay and nothing else."""
 
     def __init__(
         self, decoder: Decoder, backend: FlashInferAttention, *, timer: PassTimer = untimed
@@ -64,7 +64,7 @@ class GraphPasses:
         self._verify_pool: Any = torch.cuda.graph_pool_handle()
 
     def captured(self, name: str) -> Captured[Any]:
-        """The graph of the latest "draft" or "verify", its tables as that call filled them."""
+        """The graph of the latest "draft" or "verify", with its tables as that call filled them."""
         return self._latest[name]
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
@@ -121,7 +121,7 @@ class GraphPasses:
         run: Callable[[PlannedPasses], _Output],
         sampler: Sampler | None,
     ) -> Captured[_Output]:
-        """The graph for these passes, its tables filled."""
+        """The graph for these passes, with its tables filled."""
         known, batch = graphs.setdefault(key, []), len(layouts[0].kv_tokens)
         fitting = [graph for graph in known if graph.passes.tables.fits(layouts)]
         smallest = min(fitting, key=lambda graph: graph.passes.tables.batch, default=None)
@@ -145,7 +145,7 @@ class GraphPasses:
         run: Callable[[PlannedPasses], _Output],
         sampler: Sampler | None,
     ) -> Captured[_Output]:
-        """Run once, so that every kernel is built and every library ready, then record."""
+        """Run once, so that every kernel is built and every library is ready, then record."""
         stream = _capture_stream(self.backend.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -13,9 +13,9 @@ from runtime.attention.base import PassLayout
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from where a sampler asks.
+    """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from if a sampler needs them.
 
-    `drafted` (B, γ) is what this rank drafted where it verifies what it received instead.
+    `drafted` (B, γ) is set if this rank verifies drafts that it received instead of these.
     """
 
     tokens: Tensor
@@ -25,10 +25,10 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPhase:
-    """What the host has before the first of γ steps, per sequence.
+    """Host-side inputs of γ draft steps, per sequence.
 
-    The first step takes `first_tokens` (equally many of each sequence), later ones the token drawn
-    before. `cached` counts the tokens already in the pages.
+    The first step takes `first_tokens` (equally many for each sequence), every later one the token
+    drawn before it. `cached` counts the tokens already in the pages.
     """
 
     first_tokens: Sequence[Sequence[int]]

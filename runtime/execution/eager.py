@@ -1,4 +1,4 @@
-"""Run a draft phase and a verification operation by operation; `cuda_graphs` replays them."""
+"""Draft phases and verifications, run operation by operation; `cuda_graphs` replays them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class EagerPasses:
 
 
 def output_rows(decoder: Decoder, normed: Tensor, greedy: bool) -> Tensor:
-    """What a sampler reads of normed hidden states: logits, or the most likely tokens."""
+    """A sampler's input from normed hidden states: logits, or the most likely tokens."""
     return decoder.best(normed) if greedy else decoder.logits(normed)
 
 

@@ -1,4 +1,4 @@
-"""Chunked prefill: prompts of any length through passes of a bounded number of tokens."""
+"""Chunked prefill: run prompts of any length in passes of a limited number of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.attention.base import AttentionBackend, PassLayout
 from runtime.attention.paged_cache import PagedCache, PageTable
 from runtime.model.decoder import Decoder
 
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
+Progress = Callable[[int, int], None]  # tokens done, tokens in total
 
 
 @dataclass(frozen=True, slots=True)

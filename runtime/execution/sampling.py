@@ -1,7 +1,7 @@
-"""Choose tokens: greedy, sampled, or accepted at given rates; a whole round at once.
+"""Token selection for a whole round: greedy, sampled, or accepted at given rates.
 
 `verify_tokens` returns one integer tensor (sequences, γ + 2) on the device: the number of accepted
-drafts, then those drafts and the token that the target adds; columns past that are undefined. The
+drafts, then those drafts and the token that the target adds; columns after that are undefined. The
 host reads nothing else in a round.
 """
 
@@ -20,7 +20,7 @@ from runtime.kernels.rotary import compute_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen; temperature 0 is greedy, `top_k` 0 and `top_p` 1 exclude none."""
+    """How tokens are chosen; temperature 0 is greedy, `top_k` 0 and `top_p` 1 exclude nothing."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -30,8 +30,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise InputError(
-                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}: use a "
-                f"temperature and top_k of at least 0, and a top_p in (0, 1]"
+                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p} is not "
+                f"valid; use a temperature and top_k of at least 0, and a top_p in (0, 1]"
             )
 
 
@@ -45,12 +45,12 @@ class Sampler(Protocol):
 
     @property
     def draft_streams(self) -> Sequence[torch.Generator]:
-        """Random streams of `draft`, which a graph must register when it captures."""
+        """Random streams of `draft`, which a graph must register when it is captured."""
         ...
 
     @property
     def greedy(self) -> bool:
-        """Whether it reads each row's most likely token alone, instead of all logits."""
+        """Whether it needs only each row's most likely token, not all logits."""
         ...
 
     def draft(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -105,7 +105,7 @@ class StochasticSampler:
         return draw(weights, self._draft_stream), weights
 
     def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
-        """Rejection sampling of every sequence on its own."""
+        """Rejection sampling, independently for each sequence."""
         target = probabilities(rows, self.params)  # (B, γ + 1, V)
         batch, gamma = drafts.shape
         if proposed is None:  # no drafts, so the residual is p itself
@@ -127,7 +127,7 @@ class StochasticSampler:
 
 
 class InjectedSampler:
-    """Accepts at given rates, whatever the tokens are: for timing with untrained weights.
+    """Accepts at given rates, regardless of the tokens, for timing with random weights.
 
     `rates[i]` is the probability that draft i is accepted given that all before it were.
     """
@@ -136,7 +136,7 @@ class InjectedSampler:
 
     def __init__(self, rates: Sequence[float], seed: int, device: torch.device) -> None:
         if any(not 0 <= rate <= 1 for rate in rates):
-            raise InputError(f"acceptance rates {list(rates)} must lie from 0 to 1")
+            raise InputError(f"acceptance rates {list(rates)} must be between 0 and 1")
         self._rates = torch.tensor(list(rates), device=device, dtype=torch.float64)
         self.draft_streams: Sequence[torch.Generator] = ()
         self._stream = seeded(seed, device)
@@ -147,7 +147,7 @@ class InjectedSampler:
         return rows, None
 
     def verify_tokens(self, drafts: Tensor, proposed: Tensor | None, rows: Tensor) -> Tensor:
-        """Accept by chance; the token after is the target's most likely one there."""
+        """Accept at random; the token after the drafts is the target's most likely one."""
         uniform = torch.rand(
             drafts.shape, generator=self._stream, device=drafts.device, dtype=torch.float64
         )

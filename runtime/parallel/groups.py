@@ -1,7 +1,7 @@
-"""Ranks and groups: who shares the target, who shares the draft, and how they exchange tensors.
+"""Ranks and groups: which ranks share the target or the draft, and how they exchange tensors.
 
-A group of one does nothing. On a CPU ranks talk over gloo. On GPUs they talk over NCCL, and sums
-that are small enough go through memory that they share (`all_reduce`).
+A group of one rank exchanges nothing. Ranks use gloo on CPUs and NCCL on GPUs, where small sums go
+through shared memory instead (`all_reduce`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import InputError
 from runtime.parallel import watchdog
 from runtime.parallel.all_reduce import (
-    Algorithm,
     AllReduceLimits,
     SharedWorkspace,
+    limits_from_environment,
     shared_workspace,
-    stated_limits,
 )
 
-# A death shows as a closed connection at once; this only bounds honest waiting, such as for a
-# long prompt that other ranks work on.
+# A rank that dies closes its connections at once; this only bounds legitimate waiting, such as for
+# other ranks to finish a long prompt.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # A program that uses NVLink multicast can put a shared host's GPUs out of service.
 NO_MULTICAST = {
@@ -44,9 +43,9 @@ NO_MULTICAST = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The ranks that share one model; `handle` is None where it is one rank.
+    """The ranks that share one model; `handle` is None for a single rank.
 
-    `workspace` is the memory that they share on GPUs, None where there is none.
+    `workspace` is the memory that they share on GPUs, or None.
     """
 
     rank: int
@@ -54,31 +53,22 @@ class Group:
     handle: Any = None
     workspace: SharedWorkspace | None = None
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Device memory that this group's exchange holds."""
-        return 0 if self.workspace is None else self.workspace.limits.workspace_bytes
-
-    def all_reduce(self, partial: Tensor, algorithm: Algorithm | None = None) -> Tensor:
-        """The sum of every rank's `partial`: use what is returned, `partial` may hold anything.
-
-        `algorithm` overrides the choice by size; without a shared workspace it is the group's own
-        library, NCCL or gloo, whatever is asked.
-        """
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """The sum of every rank's `partial`, which may be overwritten: use only the result."""
         if self.size == 1:
             return partial
         if self.workspace is not None:
             message_bytes = partial.numel() * partial.element_size()
-            chosen = algorithm or self.workspace.choose(message_bytes, partial.dtype)
-            if chosen != "nccl":
-                return self.workspace.all_reduce(partial, chosen)
+            algorithm = self.workspace.choose(message_bytes, partial.dtype)
+            if algorithm != "nccl":
+                return self.workspace.all_reduce(partial, algorithm)
         dist.all_reduce(partial, group=self.handle)
         return partial
 
     def partial_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        """Where a product may be written so that its sum needs no copy first; None for anywhere.
+        """A place for a product that can be summed without a copy, or None if there is none.
 
-        It holds until the group's next sum.
+        It is valid until the group's next sum.
         """
         return None if self.workspace is None else self.workspace.view(shape, dtype)
 
@@ -107,7 +97,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place: in the target's group, and in the draft's where it drafts."""
+    """This process's rank in the target's group, and in the draft's if it drafts."""
 
     target: Group
     draft: Group | None
@@ -123,9 +113,9 @@ class Ranks:
 def connect(
     *, tp: int, draft_tp: int, device: str = "cpu", limits: AllReduceLimits | None = None
 ) -> Iterator[Ranks]:
-    """Join the ranks that the environment names (as torchrun sets it), or be the only one.
+    """Join the ranks that torchrun's environment variables describe, or run as the only one.
 
-    The draft's group is the first `draft_tp` of the target's `tp` ranks.
+    The draft's group consists of the first `draft_tp` of the target's `tp` ranks.
 
     Parameters
     ----------
@@ -134,113 +124,115 @@ def connect(
     device : {"cpu", "cuda"}
         gloo, or NCCL on the GPU that LOCAL_RANK names, which becomes the current one.
     limits : AllReduceLimits, optional
-        Which sums go through shared memory on GPUs; SPECROOF_ALL_REDUCE, or what was measured.
+        Which sums go through shared memory on GPUs; by default those of SPECROOF_ALL_REDUCE, or
+        measured ones.
 
     Raises
     ------
     InputError
-        If the number of processes is not `tp`, the draft asks for more than the target has, or
-        there is no such GPU.
+        If the number of processes is not `tp`, `draft_tp` exceeds it, or a GPU is missing.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world != tp:
-        raise InputError(f"tp={tp} needs {tp} processes, but {world} were started")
+        raise InputError(f"tp={tp} needs {tp} processes, not {world}; use torchrun or --tp")
     if not 1 <= draft_tp <= tp:
-        raise InputError(f"draft_tp={draft_tp} must be from 1 to tp={tp}")
-    limits = limits or stated_limits()
-    own = _own_device(device)
+        raise InputError(f"draft_tp={draft_tp} is not valid; use a number from 1 to tp={tp}")
+    limits = limits or limits_from_environment()
+    local = _local_device(device)
     if world == 1:
-        yield Ranks(target=ALONE, draft=ALONE, device=own)
+        yield Ranks(target=ALONE, draft=ALONE, device=local)
         return
-    _join(own)
+    _join(local)
     try:
-        target = _group(rank, world, dist.group.WORLD, own, limits)
+        target = _group(rank, world, dist.group.WORLD, local, limits)
         draft: Group | None = target
         if draft_tp < tp:
             # Every rank takes part in making a group, also those that are not in it.
             handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
-            draft = _group(rank, draft_tp, handle, own, limits) if rank < draft_tp else None
+            draft = _group(rank, draft_tp, handle, local, limits) if rank < draft_tp else None
         with watchdog.watched(_store_for_threads(), rank, world):
-            yield Ranks(target=target, draft=draft, device=own)
+            yield Ranks(target=target, draft=draft, device=local)
     except BaseException:
         # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
-        if own.type == "cpu":
+        if local.type == "cpu":
             dist.destroy_process_group()
         raise
-    if own.type == "cuda":
+    if local.type == "cuda":
         torch.cuda.synchronize()
-        gc.collect()  # graphs that nobody replays any more: NCCL waits for those that hold its sums
+        gc.collect()  # NCCL waits for graphs that contain its operations
     dist.destroy_process_group()
 
 
-def _own_device(device: str) -> torch.device:
-    """This rank's device, made the current one."""
+def _local_device(device: str) -> torch.device:
+    """This rank's device, which becomes the current one."""
     if device == "cpu":
         return CPU
     if device != "cuda":
-        raise InputError(f"device {device!r}: use cpu or cuda")
+        raise InputError(f"device {device!r} is not valid; use cpu or cuda")
     index = int(os.environ.get("LOCAL_RANK", "0"))
     found = torch.cuda.device_count()
     if index >= found:
-        raise InputError(f"rank {index} of this host needs GPU {index}, but it has {found}")
-    own = torch.device("cuda", index)
-    torch.cuda.set_device(own)
-    return own
+        raise InputError(f"rank {index} of this host needs GPU {index}, but the host has {found}")
+    local = torch.device("cuda", index)
+    torch.cuda.set_device(local)
+    return local
 
 
-def _join(own: torch.device) -> None:
-    """Make the process group, under keys of the store that no earlier one of this process used."""
+def _join(device: torch.device) -> None:
+    """Create the process group, under store keys that no earlier group of this process used."""
     os.environ.update(NO_MULTICAST)
     store, rank, world = _store()
     dist.init_process_group(
-        "gloo" if own.type == "cpu" else "nccl",
+        "gloo" if device.type == "cpu" else "nccl",
         store=_STORES.PrefixStore(f"specroof-{next(_joinings)}", store),
         rank=rank,
         world_size=world,
         timeout=COLLECTIVE_TIMEOUT,
-        device_id=None if own.type == "cpu" else own,
+        device_id=None if device.type == "cpu" else device,
     )
 
 
 _STORES: Any = dist  # PrefixStore and TCPStore, which torch's stubs leave out
-_joinings = itertools.count()  # every rank joins as often, so that they count alike
-_questions = itertools.count()
+_joinings = itertools.count()  # the same on every rank, since all of them join equally often
+_exchanges = itertools.count()
 
 
 def exchange_words(word: str) -> list[str]:
-    """Every rank's word, in the order of ranks, by the process's store: no group need stand.
+    """Every rank's word, in the order of ranks; needs the process's store but no process group.
 
-    Every rank that the environment names must ask, in the same order; each waits for the last.
+    All ranks must call this in the same order; each waits for the last.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return [word]
     store, rank, world = _store()
-    question = f"specroof-word-{next(_questions)}"
-    store.set(f"{question}-{rank}", word)
-    return [store.get(f"{question}-{other}").decode() for other in range(world)]
+    key = f"specroof-word-{next(_exchanges)}"
+    store.set(f"{key}-{rank}", word)
+    return [store.get(f"{key}-{other}").decode() for other in range(world)]
 
 
 @functools.cache
 def _store() -> tuple[Any, int, int]:
-    """The store that the environment names, with rank and world size: one for the process.
+    """The store that the environment describes, rank and world size; one per process.
 
-    A second one would meet the keys, or the server, that the first left behind.
+    A second store would find the keys, or the server, that the first left behind.
     """
     store, rank, world = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     return store, rank, world
 
 
 def _store_for_threads() -> Any:
-    """A connection of its own to the process's store, which may block in the first."""
+    """A separate connection to the process's store, since the first may block."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return _STORES.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
 
 
-def _group(rank: int, size: int, handle: Any, own: torch.device, limits: AllReduceLimits) -> Group:
-    """A group with what its ranks need to exchange; one rank needs nothing."""
+def _group(
+    rank: int, size: int, handle: Any, device: torch.device, limits: AllReduceLimits
+) -> Group:
+    """A group with the workspace that its ranks exchange tensors through."""
     if size == 1:
         return ALONE
-    if own.type == "cpu":
+    if device.type == "cpu":
         return Group(rank, size, handle)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    return Group(rank, size, handle, shared_workspace(handle, size, own, limits, local_ranks))
+    return Group(rank, size, handle, shared_workspace(handle, size, device, limits, local_ranks))

@@ -1,4 +1,4 @@
-"""Memory of each rank that its peers write into: what `kernels.exchange` sums through."""
+"""Memory of each rank that its peers write into, used by `kernels.exchange`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 from runtime.parallel.groups import Group
 
-TURNS = 3  # places that a row takes turns on
+TURNS = 3  # places that a row alternates between
 
 
 class Inbox:
-    """Rows of one width from every rank of a group, three places each, on a GPU.
+    """Rows of one width from every rank of a group, with three places each, on a GPU.
 
-    Every rank of the group must make it at the same point.
+    Every rank of the group must create it at the same point.
 
     Parameters
     ----------
     group : Group
-        With a workspace, which shows that its ranks can reach each other's memory.
+        Must have a workspace, which shows that its ranks can reach each other's memory.
     rows, width : int
-        The most rows of one exchange, and words a row.
+        Most rows of one exchange; words per row.
     dtype : torch.dtype
-        Of a word: int16 for 16-bit floats, int64 for keys.
+        Type of a word: int16 for 16-bit floats, int64 for keys.
     empty : int
-        The word that is never sent.
+        A word that is never sent and marks an empty place.
     """
 
     def __init__(
@@ -54,8 +54,3 @@ class Inbox:
         self.peers = torch.tensor(pointers, dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)
         dist.barrier(group.handle, device_ids=[device.index])  # all are empty before any writes
-
-    @property
-    def bytes(self) -> int:
-        """Device memory that it takes."""
-        return self.words.numel() * self.words.element_size()

@@ -1,8 +1,8 @@
-"""One process per rank on this host, by torch's elastic agent: the first failure ends them all.
+"""Start one process per rank on this host; the first failure ends all of them.
 
-The agent starts, watches and stops the ranks, as torchrun does. This module adds the outcome as one
-line and an exit code, and ranks that end with their launcher, also where that is killed. Importing
-torch in the launcher costs 1.5 s, so one rank runs without it.
+torch's elastic agent starts, watches and stops the ranks, as torchrun does. This module reports the
+outcome as one line and an exit code, and makes ranks end with their launcher even if it is killed.
+Importing torch in the launcher takes 1.5 s, so a single rank runs without a launcher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runtime.errors import EngineError, RankFailed, Terminated
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
-PATIENCE_S = 5  # within it, a death without a report is the cause of reports
+PATIENCE_S = 5  # a rank that died without a report up to this long after the first is its cause
 
 
 def launch_ranks(command: Sequence[str], ranks: int) -> None:
@@ -40,8 +40,8 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     Raises
     ------
     RankFailed
-        When a rank fails, within seconds, after all others were stopped; carries its message and,
-        for bad input, its exit code.
+        When a rank fails, after all others were stopped; has its message and, for bad input, its
+        exit code.
     Terminated
         On SIGTERM, after all ranks were stopped.
     """
@@ -66,7 +66,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
             max_restarts=0,
             monitor_interval=0.05,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGTERM",  # SIGINT raises KeyboardInterrupt as ever
+            signals_to_handle="SIGTERM",  # SIGINT still raises KeyboardInterrupt
         )
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
@@ -81,7 +81,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
 
 
 def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
-    """What went wrong first: a rank that died without a word, else the earliest message."""
+    """The first failure: a rank that died without a report, otherwise the earliest report."""
     reports = {
         rank: f.error_file_data for rank, f in failures.items() if "code" in f.error_file_data
     }
@@ -102,15 +102,15 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
     return RankFailed(who + report["message"], exit_code=report["code"])
 
 
-# ---- on the side of a rank --------------------------------------------------------------------
+# ---- inside a rank ----------------------------------------------------------------------------
 
 
 def run_rank(body: Callable[[], None]) -> int:
-    """Run one rank's work; a failure is one line on stderr, a note for the launcher, a code.
+    """Run one rank's work and return its exit code; report a failure to the launcher.
 
-    Peers that wait for this rank see its connection close and fail in turn. On GPUs they would
-    wait for good, and so would the exit of this process: it ends at once, and whoever started the
-    ranks ends them.
+    Peers that wait for this rank see its connections close and fail in turn. On GPUs they would
+    wait forever, and so would the exit of this process: it ends at once, and the launcher ends the
+    others.
     """
     _end_with_launcher()
     try:
@@ -131,19 +131,19 @@ def run_rank(body: Callable[[], None]) -> int:
 
 
 def _launcher() -> int | None:
-    """The process id of `launch_ranks` that started this rank; None under torchrun and alone."""
+    """Process id of the `launch_ranks` that started this rank; None under torchrun or alone."""
     name, _, process = os.environ.get(RUN_ID, "").partition("-")
     return int(process) if name == "specroof" else None
 
 
 def _still_connected() -> bool:
-    """Whether a process group was left standing, as NCCL's is after a failure."""
+    """Whether a process group still exists, as NCCL's does after a failure."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and bool(distributed.is_initialized())
 
 
 def _report(message: str, code: int, trace: str = "") -> int:
-    """Hand a failure to the launcher; under another one, print it."""
+    """Report a failure to `launch_ranks`; under any other launcher, print it."""
     line = " ".join(message.split())
     if _launcher() is None:
         rank = os.environ.get("RANK", "0")
@@ -159,7 +159,7 @@ def _report(message: str, code: int, trace: str = "") -> int:
 
 
 def _end_with_launcher() -> None:
-    """End soon after the launcher has: one that is killed leaves nothing behind."""
+    """End soon after the launcher does, even if it is killed."""
     launcher = _launcher()
     if launcher is None:
         return

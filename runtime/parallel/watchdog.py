@@ -1,32 +1,35 @@
-"""Ends a run in which a rank waits too long, and says where every rank stood.
+"""Ends a run in which a rank waits too long, and reports the last position of every rank.
 
 A rank that dies closes its connections, but one that stalls leaves the others inside a collective
-for good. Each rank states where it is as it goes; a thread passes that on through the ranks' store
-and keeps the last word of all others, so that a store that stalls as well takes nothing away.
+forever. Each rank records its position as it goes. A thread publishes it through the ranks' store
+and keeps the last position of every other rank, so that nothing is lost if the store stalls too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from runtime.errors import InputError
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
-STALL_S = 20.0  # a round of a run that is under way
-START_S = 1800.0  # a first round, which compiles; a chunk of a prompt; a round on a CPU
+STALL_S = 20.0  # longest round of a run that is under way
+START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
 _EVERY_S = 1.0
 
 
 class PositionStore(Protocol):
-    """What a watchdog needs of the ranks' store."""
+    """The part of the ranks' store that a watchdog uses."""
 
     def set(self, key: str, value: str) -> None: ...
     def check(self, keys: list[str]) -> bool: ...
@@ -34,37 +37,39 @@ class PositionStore(Protocol):
 
 
 def stall_limit_s(device_type: str) -> float:
-    """Seconds that a round may last: what SPECROOF_STALL_S states, or `STALL_S` on GPUs.
+    """Seconds that a round may last: SPECROOF_STALL_S if set, otherwise `STALL_S` on GPUs.
 
     Raises
     ------
     InputError
         If the variable is not a number of seconds.
     """
-    stated = os.environ.get(LIMIT_VARIABLE)
-    if not stated:
+    text = os.environ.get(LIMIT_VARIABLE)
+    if not text:
         return STALL_S if device_type == "cuda" else START_S
     try:
-        return float(stated)
+        return float(text)
     except ValueError:
-        raise InputError(f"{LIMIT_VARIABLE}={stated!r}: give a number of seconds") from None
+        raise InputError(
+            f"{LIMIT_VARIABLE}={text!r} is not a number of seconds; use a number such as 20"
+        ) from None
 
 
 @dataclass(slots=True)
 class Position:
-    """Where this rank is, since when, and how long it may stay there [s]."""
+    """What this rank is doing, since when, and how long that may take [s]."""
 
     text: str = "joining"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
-        """Go on to `text`."""
+        """Start something else."""
         self.text, self.limit_s, self.since = text, limit_s, time.monotonic()
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
-        """Be there within, then back."""
+        """Do this in the body, then return to what was being done before."""
         before = self.text, self.limit_s
         self.move(text, limit_s=limit_s)
         try:
@@ -74,15 +79,15 @@ class Position:
 
 
 HERE = Position()  # of this process
+_HOST = socket.gethostname()
 
 
-def _end(message: str) -> NoReturn:
+def _print_error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)  # the main thread waits inside a library and cannot be interrupted
 
 
 class Watchdog:
-    """Watches one rank's position and passes it on."""
+    """Watches one rank's position and publishes it."""
 
     def __init__(
         self,
@@ -91,53 +96,68 @@ class Watchdog:
         ranks: int,
         *,
         position: Position = HERE,
-        end: Callable[[str], None] = _end,
+        report: Callable[[str], None] = _print_error,
+        end: Callable[[int], None] = os._exit,  # the main thread waits and cannot be interrupted
     ) -> None:
         self.store, self.rank, self.ranks = store, rank, ranks
-        self.position, self.end = position, end
-        self.last_said = {other: "nothing heard" for other in range(ranks) if other != rank}
+        self.position, self.report, self.end = position, report, end
+        self.positions = {other: "nothing heard" for other in range(ranks) if other != rank}
+        self._processes: set[int] = set()  # of other ranks on this host
         self._stop = threading.Event()
 
     def run(self, every_s: float = _EVERY_S) -> None:
-        """Pass on and watch until stopped, or until this rank has waited too long."""
+        """Publish and watch until stopped, or until this rank has waited too long."""
         talk = threading.Thread(target=self._talk, args=(every_s,), daemon=True)
         talk.start()
         while not self._stop.wait(every_s):
             here = self.position
             waited = time.monotonic() - here.since
             if waited > here.limit_s:
-                self.end(self.report(waited))
+                self.report(self.message(waited))
+                self._continue_stopped()
+                self.end(1)
                 return
 
-    def report(self, waited_s: float) -> str:
-        """One line: who waits, and where every rank was last heard to be."""
-        said = {**self.last_said, self.rank: self.position.text}
-        places = "; ".join(f"rank {rank}: {said[rank]}" for rank in sorted(said))
+    def message(self, waited_s: float) -> str:
+        """One line: which rank waits, and the last known position of every rank."""
+        known = {**self.positions, self.rank: self.position.text}
+        places = "; ".join(f"rank {rank}: {known[rank]}" for rank in sorted(known))
         return (
-            f"rank {self.rank} has waited {waited_s:.0f} s where {self.position.limit_s:.0f} s are "
-            f"the limit (of a round: {LIMIT_VARIABLE}); last positions: {places}"
+            f"rank {self.rank} has waited {waited_s:.0f} s, more than the limit of "
+            f"{self.position.limit_s:.0f} s (set {LIMIT_VARIABLE} to change a round's); last "
+            f"positions: {places}"
         )
 
     def stop(self) -> None:
-        """No longer watch."""
+        """Stop watching."""
         self._stop.set()
 
     def _talk(self, every_s: float) -> None:
-        """Exchange positions; a store that fails or stalls leaves what was said last."""
+        """Exchange positions; if the store fails or stalls, the last ones remain."""
         while not self._stop.wait(every_s):
             try:
-                self.store.set(f"position-{self.rank}", self.position.text)
-                for other in self.last_said:
+                position = f"{_HOST} {os.getpid()} {self.position.text}"
+                self.store.set(f"position-{self.rank}", position)
+                for other in self.positions:
                     key = f"position-{other}"
                     if self.store.check([key]):
-                        self.last_said[other] = self.store.get(key).decode()
+                        host, process, text = self.store.get(key).decode().split(" ", 2)
+                        self.positions[other] = text
+                        if host == _HOST:
+                            self._processes.add(int(process))
             except RuntimeError:
                 return
+
+    def _continue_stopped(self) -> None:
+        """Let a stopped rank receive the SIGTERM of its launcher, which else waits 30 s for it."""
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGCONT)
 
 
 @contextmanager
 def watched(store: PositionStore, rank: int, ranks: int) -> Iterator[None]:
-    """Within, this rank ends the run if it waits longer than its position may last."""
+    """In the body, end the run if this rank stays at one position for too long."""
     HERE.move("joined")
     watchdog = Watchdog(store, rank, ranks)
     threading.Thread(target=watchdog.run, daemon=True).start()

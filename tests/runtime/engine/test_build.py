@@ -22,7 +22,7 @@ def test_the_message_names_the_largest_batch() -> None:
 
 def test_not_one_sequence_fits() -> None:
     message = memory_message(batch=2, tokens=1, sequence_bytes=10, free_bytes=9)
-    assert "not one sequence fits" in message
+    assert "not even one sequence fits" in message
 
 
 def test_a_batch_that_failed_is_never_said_to_fit() -> None:

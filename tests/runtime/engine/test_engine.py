@@ -15,7 +15,7 @@ from runtime.attention.base import AttentionPlan, PassLayout
 from runtime.engine.clock import PHASES
 from runtime.engine.engine import Engine
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.errors import InputError
+from runtime.errors import InputError, OutOfPages
 from runtime.execution.prefill import prompt_pieces
 
 torch.set_num_threads(1)
@@ -94,6 +94,22 @@ def test_a_plain_step_is_launched_before_the_last_one_is_read(
     assert events == ["verify", *["verify", "_read"] * 2]
     assert engine.sequences[0].generated == tokens[0][:3]
     assert engine.cache.free_pages == engine.cache.pages
+
+
+def test_a_plain_step_without_pages_waits_for_the_one_before_it() -> None:
+    """An end token in it may free some."""
+    prompts = random_prompts((9, 5), seed=2)
+    case = Case(family="qwen3", prompts=prompts, new_tokens=(6, 6))
+    engine = build(case)
+    engine.start(case.prompts, case.new_tokens)
+    taken = engine.cache.allocate(engine.cache.free_pages)
+    with pytest.raises(OutOfPages):
+        for _ in range(5):
+            engine.round()
+    assert 0 < len(engine.rounds) < 5
+    assert {len(s.generated) for s in engine.sequences} == {1 + len(engine.rounds)}
+    engine.cache.free(taken)
+    assert engine.run_to_end(ttft_s=0.0).sequences == run(case).sequences
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
@@ -206,7 +222,7 @@ def test_prompts_that_cannot_be_run_are_refused(
         ({"draft": "small-snapkv"}, "for self-speculation"),
         ({"draft": "self-other"}, "unknown draft policy"),
         ({"draft": "self-full", "extra": {"rates": (0.5,)}}, "1 acceptance rates for gamma=2"),
-        ({"draft": "self-full", "extra": {"rates": (0.5, 1.5)}}, "must lie from 0 to 1"),
+        ({"draft": "self-full", "extra": {"rates": (0.5, 1.5)}}, "must be between 0 and 1"),
         ({"draft": "self-snapkv", "extra": {"snapkv_pool": 4}}, "odd number"),
     ],
 )

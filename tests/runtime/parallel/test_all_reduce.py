@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.errors import InputError
-from runtime.parallel.all_reduce import ALGORITHMS, AllReduceLimits, stated_limits
+from runtime.parallel.all_reduce import AllReduceLimits, limits_from_environment
 from runtime.parallel.groups import NO_MULTICAST, Group, connect
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,8 @@ def test_a_chosen_kernel_can_hold_and_sum_its_message(
 def test_a_larger_message_never_goes_back_to_an_earlier_algorithm(one: int, other: int) -> None:
     small, large = sorted((4 * one, 4 * other + 4))
     limits = AllReduceLimits()
-    order = [ALGORITHMS.index(limits.choose(size, BF16, 2)) for size in (small or 4, large)]
+    algorithms = ("one_shot", "two_shot", "nccl")
+    order = [algorithms.index(limits.choose(size, BF16, 2)) for size in (small or 4, large)]
     assert order == sorted(order)
 
 
@@ -58,13 +59,13 @@ def test_the_measured_sizes_go_where_they_were_fastest(size: int, algorithm: str
 
 def test_limits_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "0:0")
-    assert stated_limits().choose(8, BF16, 2) == "nccl"
+    assert limits_from_environment().choose(8, BF16, 2) == "nccl"
     monkeypatch.setenv("SPECROOF_ALL_REDUCE", "64:1024")
-    assert stated_limits() == AllReduceLimits(one_shot_bytes=64, two_shot_bytes=1024)
+    assert limits_from_environment() == AllReduceLimits(one_shot_bytes=64, two_shot_bytes=1024)
     for wrong in ("64", "a:b", "1:-2"):
         monkeypatch.setenv("SPECROOF_ALL_REDUCE", wrong)
         with pytest.raises(InputError, match="262144:67108864"):
-            stated_limits()
+            limits_from_environment()
 
 
 @dataclass
@@ -82,21 +83,19 @@ class Recorder:
         return 2 * partial
 
 
-def test_a_group_sums_by_size_unless_told_how() -> None:
+def test_a_group_chooses_the_algorithm_by_size() -> None:
     recorder: Any = Recorder()
     group = Group(rank=0, size=2, workspace=recorder)
     small, large = torch.ones(4, 64), torch.ones(2**18)
     assert torch.equal(group.all_reduce(small), 2 * small)
     group.all_reduce(large)
-    group.all_reduce(small, "two_shot")
-    assert recorder.asked == ["one_shot", "two_shot", "two_shot"]
-    assert group.workspace_bytes == recorder.limits.workspace_bytes
+    assert recorder.asked == ["one_shot", "two_shot"]
 
 
 def test_a_group_of_one_gives_back_what_it_was_given() -> None:
     alone, partial = Group(rank=0, size=1), torch.ones(3)
     assert alone.all_reduce(partial) is partial and alone.gather_columns(partial) is partial
-    assert alone.partial_buffer((3,), torch.float32) is None and alone.workspace_bytes == 0
+    assert alone.partial_buffer((3,), torch.float32) is None
 
 
 WITHOUT = """
@@ -128,7 +127,9 @@ def test_ranks_that_cannot_share_memory_say_so_once_and_go_on() -> None:
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2  # two groups were asked for
-    assert notes[0] == "note: 2 ranks all-reduce by NCCL alone: 2 ranks, 1 of them on a host"
+    assert (
+        notes[0] == "note: 2 ranks use only NCCL for all-reduce: only 1 of 2 ranks are on this host"
+    )
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,4 +138,4 @@ def test_a_wrong_number_of_processes_is_refused(
         mode="baseline", model=folder(tmp_path / "m", FAMILIES["llama-2"]), tp=2, **FIELDS
     )
     assert run_file(Path(written(plan, tmp_path))) == 2
-    assert "tp=2 needs 2 processes, but 1 were started" in capsys.readouterr().err
+    assert "tp=2 needs 2 processes, not 1" in capsys.readouterr().err

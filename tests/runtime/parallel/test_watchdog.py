@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +76,7 @@ def test_a_rank_that_stalls_ends_the_run_with_every_position(spoil: str) -> None
 def test_a_rank_that_drafts_other_tokens_is_an_error() -> None:
     done = spoiled_run("proposal.tokens[1, 1] += 1", "60")
     assert done.returncode == 1
-    expected = "rank 1: rank 1 drafted other tokens than rank 0 (round 4, sequence 1)"
+    expected = "rank 1: rank 1 drafted different tokens than rank 0 (round 4, sequence 1)"
     assert expected in done.stderr
 
 
@@ -92,9 +94,9 @@ class Store(dict[str, str]):
 
 
 def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> None:
-    said: list[str] = []
-    store, here = Store({"position-1": "round 2: verify"}), Position()
-    watchdog = Watchdog(store, 0, 3, position=here, end=said.append)
+    said, codes = list[str](), list[int]()
+    store, here = Store({"position-1": "elsewhere 7 round 2: verify"}), Position()
+    watchdog = Watchdog(store, 0, 3, position=here, report=said.append, end=codes.append)
     with here.at("round 3", limit_s=0.2):
         assert here.limit_s == 0.2
     assert (here.text, here.limit_s) == ("joining", math.inf)
@@ -103,9 +105,26 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
     assert here.limit_s == math.inf  # a run that goes on after an error is not given up
     here.move("round 4", limit_s=0.2)
     watchdog.run(every_s=0.02)
-    assert len(said) == 1 and "rank 0 has waited" in said[0]
+    assert codes == [1] and len(said) == 1 and "rank 0 has waited" in said[0]
     assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
-    assert store["position-0"] == "round 4"
+    assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} round 4"
+
+
+def test_a_stopped_rank_of_this_host_is_continued_so_that_it_can_end() -> None:
+    stopped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        os.kill(stopped.pid, signal.SIGSTOP)
+        os.waitpid(stopped.pid, os.WUNTRACED)
+        stopped.terminate()  # as a launcher does; a stopped process does not end by it
+        with pytest.raises(subprocess.TimeoutExpired):
+            stopped.wait(0.3)
+        store = Store({"position-1": f"{socket.gethostname()} {stopped.pid} round 2: verify"})
+        here = Position()
+        here.move("round 2", limit_s=0.2)
+        Watchdog(store, 0, 2, position=here, report=print, end=bool).run(every_s=0.02)
+        assert stopped.wait(10) == -signal.SIGTERM
+    finally:
+        stopped.kill()
 
 
 def test_the_limit_of_a_round_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
