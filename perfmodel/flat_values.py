@@ -47,6 +47,8 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
+        "prefill": str(work.prefill),
+        "prefix_hit_rate": work.prefix_hit_rate,
         "weight_dtype": scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
         "engine": scenario.engine.name,

@@ -18,7 +18,7 @@ from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.gpu import Machine
-from perfmodel.specs.workload import Workload, parse_slo
+from perfmodel.specs.workload import Prefill, Workload, parse_slo
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
@@ -166,6 +166,15 @@ class ScenarioInput(BaseModel):
         "Workload", "TOKENS", "Prompt tokens per sequence, all of them cached.", 32_000
     )
     output_tokens: Count = _field("Workload", "TOKENS", "Tokens to generate per sequence.", 256)
+    prefill: Name = _field(
+        "Workload",
+        "shared|disaggregated",
+        "Where prompts are computed: in chunks on the same GPUs, or on others (not counted).",
+        "shared",
+    )
+    prefix_hit_rate: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = _field(
+        "Workload", "X", "Share of each prompt that is already in the prefix cache.", 0.0
+    )
     slo: str = _field("Workload", "LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "")
 
     @model_validator(mode="after")
@@ -249,6 +258,8 @@ class ScenarioInput(BaseModel):
                 batch=self.batch,
                 prompt_tokens=self.prompt_tokens,
                 output_tokens=self.output_tokens,
+                prefill=Prefill.of(self.prefill),
+                prefix_hit_rate=self.prefix_hit_rate,
             ),
             plan=plan,
             engine=engine_profile(self.engine, machine.gpu),

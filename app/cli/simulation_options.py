@@ -80,13 +80,15 @@ class SimulationOptions:
             prompt_cv=self.prompt_cv,
             output_cv=self.output_cv,
             eos=self.eos,
+            prefix_hit_rate=scenario.workload.prefix_hit_rate,
         )
 
     def serving(self, scenario: Scenario) -> Serving:
         """The engine's limits; the scenario's batch is the largest batch."""
         from perfmodel.serving import Serving
 
-        return Serving(max_batch=scenario.workload.batch, token_budget=self.token_budget)
+        work = scenario.workload
+        return Serving(max_batch=work.batch, token_budget=self.token_budget, prefill=work.prefill)
 
     def process(self, scenario: Scenario) -> AcceptanceProcess:
         """The acceptance process of the drafts."""

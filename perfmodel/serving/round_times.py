@@ -52,7 +52,8 @@ class RoundTimes:
         self._starts: list[float] = self.contexts.tolist()
         self._rows: dict[int, list[list[float]]] = {}
         self._bounds: dict[int, list[list[int]]] = {}
-        self._prompts, self._dense, self._per_prompt = _prefill_columns(scenario, self.max_context)
+        columns = _prefill_columns(scenario, self.max_context)
+        self._prompts, self._dense, self._per_prompt, self._selection = columns
 
     def round_seconds(self, gamma: int, batch: int, context: float) -> float:
         """Seconds of one round of `batch` sequences with a mean context of `context` tokens."""
@@ -78,6 +79,10 @@ class RoundTimes:
         """
         dense = self._at(self._dense, rows_before + take) - self._at(self._dense, rows_before)
         return dense + self._at(self._per_prompt, done + take) - self._at(self._per_prompt, done)
+
+    def selection_seconds(self, prompt: int) -> float:
+        """Seconds once per prefilled prompt in which a self-draft selects its KV."""
+        return self._at(self._selection, prompt)
 
     def seconds_by_gamma(self, gammas: ArrayLike) -> Floats:
         """Round times, of shape (γ, batch from 1, `contexts`). [s]"""
@@ -170,14 +175,18 @@ def round_bounds(point: RoundEstimate) -> Counts:
 
 def _prefill_columns(
     scenario: Scenario, longest: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Tokens, and for as many tokens the seconds of a pass's dense layers and of a prompt."""
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Tokens, and seconds for as many: dense layers of a pass, a prompt's rest, a selection."""
     # A pass may have rows of several prompts, so the grid extends beyond one context.
     tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
     step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)
     attention = np.broadcast_to(step.group_s("attention"), tokens.shape)
     dense = np.broadcast_to(step.total_s, tokens.shape) - attention
     draft = estimate_rounds(scenario, 1, tokens, 0).prefill_s - step.total_s
+    draft = np.broadcast_to(draft, tokens.shape)
+    once = draft if scenario.plan.is_self else np.zeros(tokens.shape)
     # Interpolated kernel curves may fall, but a pass with more rows is never faster.
-    per_prompt = np.maximum.accumulate(attention + draft)
-    return tokens.tolist(), np.maximum.accumulate(dense).tolist(), per_prompt.tolist()
+    per_prompt = np.maximum.accumulate(attention + draft - once)
+    columns = (tokens, np.maximum.accumulate(dense), per_prompt, once)
+    first, second, third, fourth = (column.tolist() for column in columns)
+    return first, second, third, fourth

@@ -22,7 +22,7 @@ from perfmodel.serving.batch import Batch, ExactBatch, Policy, PooledBatch, Requ
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.stats import ServingStats
 from perfmodel.serving.traffic import RequestChunk, Traffic
-from perfmodel.specs.workload import SLO
+from perfmodel.specs.workload import SLO, Prefill
 
 # Share of the cache that is reserved at admission for growth (vLLM's watermark).
 KV_WATERMARK = 0.01
@@ -30,10 +30,14 @@ KV_WATERMARK = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """Limits of the scheduler: sequences per batch and tokens per pass."""
+    """Limits of the scheduler: sequences per batch and tokens per pass, and where prefill runs.
+
+    If prefill is disaggregated, a prompt is cached when its request is admitted, at no time.
+    """
 
     max_batch: int
     token_budget: int = 8192
+    prefill: Prefill = Prefill.SHARED
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
@@ -99,6 +103,7 @@ class RequestLoop:
         serving, process, seed = simulation.serving, simulation.process, simulation.seed
         serving.check_gamma(max(gammas))
         self.times, self.serving, self.stats = times, serving, ServingStats(simulation.slo)
+        self.hit_rate = simulation.traffic.prefix_hit_rate
         self.policy, self.lookahead = policy, max(gammas) + 1
         self.capacity = times.kv_capacity(max(gammas))
         self.longest = min(self.capacity - self.lookahead, times.max_context)
@@ -154,9 +159,12 @@ class RequestLoop:
             if self._cached() + request.cached + margin > self.capacity and busy:
                 return
             self._take()
-            request.prefilled = 0
-            self.prefilling.append(request)
             self.prefill_tokens += request.cached
+            if self.serving.prefill is Prefill.DISAGGREGATED:
+                self._start([request])
+                continue
+            request.prefilled = int(self.hit_rate * request.prompt)
+            self.prefilling.append(request)
 
     def _take(self) -> None:
         if self.preempted:
@@ -203,6 +211,7 @@ class RequestLoop:
             rows, left = rows + take, left - take
             if request.prefilled < request.cached:
                 break
+            extra_s += self.times.selection_seconds(request.prefilled)
             ready.append(self.prefilling.popleft())
         seconds = extra_s
         if running:

@@ -55,6 +55,8 @@ class Traffic:
         Mean lengths [tokens], and coefficients of variation (lognormal; 0 for equal lengths).
     eos : float
         Probability that a token ends its sequence before the output length. [1]
+    prefix_hit_rate : float
+        Share of each prompt that is already in the prefix cache. [1]
     """
 
     requests: int | None = 1000
@@ -68,6 +70,7 @@ class Traffic:
     prompt_cv: float = 0.0
     output_cv: float = 0.0
     eos: float = 0.0
+    prefix_hit_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.arrivals not in list(TrafficShape):
@@ -85,6 +88,10 @@ class Traffic:
         for name in ("prompt_cv", "output_cv"):
             if not 0.0 <= getattr(self, name) <= 100.0:
                 raise ConfigError(f"{name}={getattr(self, name):g} is not valid; use 0 to 100")
+        if not 0.0 <= self.prefix_hit_rate < 1.0:
+            raise ConfigError(
+                f"prefix_hit_rate={self.prefix_hit_rate:g} is not valid; use 0 to below 1"
+            )
         if not 0.0 <= self.eos < 1.0:
             raise ConfigError(
                 f"eos={self.eos:g} is not valid; use a probability of at least 0 and below 1"

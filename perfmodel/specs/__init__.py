@@ -5,7 +5,7 @@ from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
-from perfmodel.specs.workload import SLO, Workload, parse_slo
+from perfmodel.specs.workload import SLO, Prefill, Workload, parse_slo
 
 __all__ = [
     "DTYPE_BYTES",
@@ -17,6 +17,7 @@ __all__ = [
     "Machine",
     "ModelSpec",
     "Origin",
+    "Prefill",
     "Workload",
     "parse_slo",
 ]

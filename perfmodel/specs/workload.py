@@ -5,19 +5,43 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from perfmodel.errors import ConfigError
 
 
+class Prefill(StrEnum):
+    """Where prompts are computed."""
+
+    SHARED = "shared"  # chunked, in the passes that decode
+    DISAGGREGATED = "disaggregated"  # on other GPUs, which are not counted
+
+    @classmethod
+    def of(cls, name: str) -> Prefill:
+        """The value with that name; `ConfigError` if there is none."""
+        if name not in list(cls):
+            raise ConfigError(f"unknown prefill {name!r}. Use one of {', '.join(cls)}.")
+        return cls(name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A fixed batch of sequences with equally long prompts and outputs."""
+    """Concurrent requests with equally long prompts and outputs.
+
+    `prefix_hit_rate` is the share of a prompt that is already in the prefix cache.
+    """
 
     batch: int
     prompt_tokens: int
     output_tokens: int = 256
+    prefill: Prefill = Prefill.SHARED
+    prefix_hit_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.prefix_hit_rate < 1.0:
+            raise ConfigError(
+                f"prefix_hit_rate={self.prefix_hit_rate!r} is not valid; use 0 to below 1"
+            )
         for field in ("batch", "prompt_tokens", "output_tokens"):
             value = getattr(self, field)
             if isinstance(value, bool) or not math.isfinite(value) or value < 1 or value % 1:

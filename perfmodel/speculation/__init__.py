@@ -9,6 +9,7 @@ from perfmodel.speculation.break_even import (
     gamma_schedule,
 )
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
@@ -24,12 +25,14 @@ __all__ = [
     "Interval",
     "RoundEstimate",
     "Sensitivity",
+    "ServiceEstimate",
     "break_even_batch",
     "break_even_context",
     "estimate",
     "gamma_schedule",
     "probability_of_gain",
     "sensitivities",
+    "service",
     "speedup_interval",
     "target_rank",
     "without_speculation",

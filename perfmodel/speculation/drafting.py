@@ -126,13 +126,37 @@ def draft_cost(
     engine whose rounds all have the same shape therefore gives two tokens to the first of γ steps,
     and T_D = ((γ - 1) T(1) + T(2)) / γ.
     """
-    plan = scenario.plan
-    if plan.draft == "none" or scenario.draft is None:
+    drafter, rank = _drafter(scenario)
+    if rank is None:
         return None
-    drafter = DRAFTERS[("self" if plan.is_self else "model", plan.policy)]
-    rank = Rank.of_scenario(scenario, scenario.draft, tp=scenario.draft_tp, is_draft=True)
     step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
     if drafter.has_own_cache and scenario.engine.draft_refeeds:
         first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
         step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(step, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))
+
+
+def draft_start_s(
+    scenario: Scenario, prompt_tokens: Floats, cached_tokens: Floats, kv_budget_tokens: Floats
+) -> Floats:
+    """Seconds once per request if the prefix cache has `cached_tokens` of the prompt. [s]
+
+    A standalone draft has these tokens in its cache too; a self-draft selects and copies its KV
+    anew for every request.
+    """
+    drafter, rank = _drafter(scenario)
+    if rank is None:
+        return np.zeros(())
+    whole = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
+    if not drafter.has_own_cache:
+        return whole
+    before = drafter.start_s(rank, np.maximum(cached_tokens, 1.0), kv_budget_tokens)
+    return whole - np.where(cached_tokens > 0.0, before, 0.0)
+
+
+def _drafter(scenario: Scenario) -> tuple[Drafter, Rank | None]:
+    plan = scenario.plan
+    if plan.draft == "none" or scenario.draft is None:
+        return Drafter(), None
+    rank = Rank.of_scenario(scenario, scenario.draft, tp=scenario.draft_tp, is_draft=True)
+    return DRAFTERS[("self" if plan.is_self else "model", plan.policy)], rank

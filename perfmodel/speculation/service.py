@@ -1,0 +1,220 @@
+"""`service`: throughput, TPOT and TTFT of a deployment, with the time that prompts take.
+
+B = `batch` requests are in the system all the time: whenever one finishes, the next one starts (a
+closed loop, or a saturated server with B slots). A request has p prompt tokens to compute, and
+n = output_tokens - 1 tokens to decode after the first, which its prefill yields, in R rounds.
+
+If prompts share the GPUs (chunked prefill), every pass decodes one round of the running sequences
+and fills the token budget C with prompt tokens. In units of passes, this is a closed queue:
+requests alternate between R passes of decoding and a prefill server. A prompt needs
+K = p / (C - s·(γ+1)) passes, rounded up to k if no other prompt shares the last one; s sequences
+run meanwhile. An arriving request waits for those that it finds and half a service of the first
+(mean-value analysis for a fixed service time, Reiser 1979, with Schweitzer's estimate of the queue
+that one request less would leave), so with y = K·(B - 1) its W passes of waiting and prefill are
+
+    W = (k + y - R + sqrt((R + k - y)^2 + 2·y·K)) / 2
+
+and x = B / (R + W) requests finish per pass. With P, the time that a prompt adds to its passes:
+
+    running per pass   d = x·R           decoding time   D = R·T_round(d) + s·P
+    throughput   X = 1 / (P + T_round(d) / x)    TPOT = D / n    TTFT = B / X - D
+
+If prefill is disaggregated, W = P = 0: the decoding pool alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Bools, Floats
+from perfmodel.passes.forward import prefill_pass
+from perfmodel.scenario import Scenario
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation.drafting import draft_start_s
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ServiceEstimate:
+    """Steady state of a deployment; arrays broadcast to one shape.
+
+    NaN where acceptance is unknown. `decode` is the prediction for decoding alone at the whole
+    batch, with its memory and feasibility.
+    """
+
+    decode: RoundEstimate
+    batch: Floats  # requests in the system
+    prefill_s: Floats  # machine time per request that its prompt takes
+    decode_s: Floats  # from the first to the last token of a request
+    requests_per_s: Floats
+    output_tokens: int
+
+    @property
+    def tokens_per_s(self) -> Floats:
+        """Output tokens per second of all requests."""
+        return self.requests_per_s * self.output_tokens
+
+    @property
+    def prefill_share(self) -> Floats:
+        """Share of the machine's time that prompts take. [1]"""
+        return self.requests_per_s * self.prefill_s
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Mean time per output token after the first, of one request. [s]"""
+        return self.decode_s / max(self.output_tokens - 1, 1)
+
+    @property
+    def running(self) -> Floats:
+        """Sequences that decode, on average over time."""
+        return self.requests_per_s * self.decode_s
+
+    @property
+    def ttft_s(self) -> Floats:
+        """Mean time from the start of a request to its first token. [s]"""
+        if self.decode.scenario.workload.prefill is Prefill.DISAGGREGATED:
+            return self.decode.ttft_s
+        return self.batch / self.requests_per_s - self.decode_s
+
+    @property
+    def feasible(self) -> Bools:
+        """Whether the plan is valid and fits in memory with the whole batch at full length."""
+        return self.decode.feasible
+
+
+def service(
+    scenario: Scenario,
+    *,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+    gamma: ArrayLike | None = None,
+    kv_budget_tokens: ArrayLike | None = None,
+    round_factor: float = 1.0,
+) -> ServiceEstimate:
+    """Predict the steady state of a scenario's deployment, at one point or over a grid.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Its workload has output length, prefix-cache hits and where prefill runs, and the defaults
+        of the arguments below.
+    batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
+        Requests in the system; prompt tokens; drafts per round; tokens that a draft may read. [1]
+    round_factor : float
+        Multiplies the time of a round, to see the effect of an error of the step times.
+    """
+    plan, work = scenario.plan, scenario.workload
+    whole = np.asarray(work.batch if batch is None else batch, float)
+    prompt = np.asarray(work.prompt_tokens if prompt_tokens is None else prompt_tokens, float)
+    drafts = np.asarray(plan.gamma if gamma is None else gamma, float)
+    stated = plan.kv_budget_tokens or 0 if kv_budget_tokens is None else kv_budget_tokens
+    budget = np.asarray(stated, float)
+    decode = estimate(
+        scenario, batch=whole, prompt_tokens=prompt, gamma=drafts, kv_budget_tokens=budget
+    )
+    rounds = mean_rounds(decode, work.output_tokens - 1)
+    computed = prompt - np.floor(work.prefix_hit_rate * prompt)
+    shared = work.prefill is Prefill.SHARED
+    queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
+    running = whole * rounds / (rounds + queue.passes)
+    middle = estimate(
+        scenario,
+        batch=np.maximum(running, 1.0),
+        prompt_tokens=prompt + 0.5 * (work.output_tokens - 1),
+        gamma=drafts,
+        kv_budget_tokens=budget,
+    )
+    round_s = round_factor * middle.round_s
+    prompt_s: Floats = np.zeros(())
+    if shared:
+        rows = queue.beside * (drafts + 1.0)
+        prompt_s = _prompt_s(scenario, prompt, computed, rows, queue.together)
+        prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
+    # With less than one running sequence, some passes have none.
+    rounds_s = (rounds + queue.passes) / whole * np.minimum(running, 1.0) * round_s
+    return ServiceEstimate(
+        decode=decode,
+        batch=whole,
+        prefill_s=prompt_s,
+        decode_s=rounds * round_s + queue.beside * prompt_s,
+        requests_per_s=1.0 / (prompt_s + rounds_s),
+        output_tokens=work.output_tokens,
+    )
+
+
+def mean_rounds(point: RoundEstimate, tokens: int) -> Floats:
+    """Mean rounds until a sequence has `tokens` more tokens; NaN where acceptance is unknown.
+
+    Notes
+    -----
+    Renewal theory: the last round overshoots by (E[t²] - E[t]) / 2 E[t] tokens on average, where t
+    is the number of tokens of a round (Feller, vol. 2, section XI.3).
+    """
+    if tokens <= 0:
+        return np.zeros(np.shape(point.tokens_per_round))
+    given = point.scenario.acceptance
+    reach = np.ones(np.broadcast_shapes(np.shape(point.alpha), np.shape(point.gamma)))
+    mean, square = np.ones_like(reach), np.ones_like(reach)
+    for position in range(int(np.max(point.gamma))):
+        if given is None:
+            rate = point.alpha
+        else:
+            rate = np.asarray(given.per_position[min(position, len(given.per_position) - 1)])
+        reach = np.where(position < point.gamma, reach * rate, 0.0)
+        mean, square = mean + reach, square + (2 * position + 3) * reach
+    expected = (tokens + 0.5 * (square / mean - 1.0)) / mean
+    return np.asarray(np.maximum(expected, np.ceil(tokens / (point.gamma + 1.0))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    passes: Floats  # W, waiting and prefill of one request
+    beside: Floats  # s, sequences that run in a pass with a prompt
+    together: Floats  # prompts in a pass with at least one
+
+
+def _no_queue(batch: Floats) -> _Queue:
+    return _Queue(np.zeros(()), batch, np.ones(()))
+
+
+def _queue(
+    scenario: Scenario, batch: Floats, gamma: Floats, rounds: Floats, computed: Floats
+) -> _Queue:
+    """The prefill server; see the module docstring."""
+    chunk, beside = float(scenario.engine.prefill_chunk_tokens), batch - 1.0
+    passes = np.ones(())
+    for _ in range(3):  # the room in a pass hardly depends on the running sequences
+        service = computed / np.maximum(chunk - beside * (gamma + 1.0), 1.0)
+        alone = np.ceil(service)
+        others = service * (batch - 1.0)
+        root = np.sqrt((rounds + alone - others) ** 2 + 2.0 * others * service)
+        passes = np.maximum(0.5 * (alone + others - rounds + root), 1.0)
+        rate = batch / (rounds + passes)
+        busy = np.minimum(rate * alone, 1.0)
+        beside = np.maximum(batch - rate * passes / busy, 0.0)
+    return _Queue(passes, beside, np.clip(rate / busy, 1.0, np.maximum(1.0 / service, 1.0)))
+
+
+def _prompt_s(
+    scenario: Scenario, prompt: Floats, computed: Floats, rows: Floats, together: Floats
+) -> Floats:
+    """Seconds that the target's prefill of one prompt adds to passes that decode `rows` tokens."""
+    rank, chunk = target_rank(scenario), float(scenario.engine.prefill_chunk_tokens)
+
+    def dense(tokens: Floats) -> Floats:
+        step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
+        return (step.total_s - step.group_s("attention")) * np.minimum(tokens, 1.0)
+
+    def attention(tokens: Floats) -> Floats:
+        step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
+        return step.group_s("attention") * np.minimum(tokens, 1.0)
+
+    room = np.maximum(chunk - rows, 1.0)
+    full = np.floor(computed / room)
+    last = np.minimum((computed - full * room) * together, room)
+    dense_s = full * (dense(rows + room) - dense(rows))
+    dense_s = dense_s + (dense(rows + last) - dense(rows)) / together
+    return np.asarray(dense_s + attention(prompt) - attention(prompt - computed))

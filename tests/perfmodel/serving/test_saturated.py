@@ -1,0 +1,127 @@
+"""The closed form of a saturated service agrees with the request simulator."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import a_scenario
+
+from perfmodel import ConfigError, Scenario, Simulation, Traffic, estimate, simulate_requests
+from perfmodel.serving import RoundTimes, Serving, scenario_acceptance
+from perfmodel.speculation import service, without_speculation
+
+REQUESTS, SCENARIOS = 3000, 100
+OUTPUT_CV = 0.4  # with equal lengths the simulated requests would run in lockstep
+MODEL_ERROR = 0.03
+
+
+def drawn(rng: random.Random) -> Scenario:
+    """A random scenario that fits in memory, with short and long prompts and outputs."""
+    while True:
+        draft = rng.choice(["none", "self", "self", "llama-3.2-1b"])
+        values: dict[str, Any] = {
+            "gpu": rng.choice(["h100-sxm", "a100-sxm-80gb", "h200"]),
+            "tp": rng.choice([1, 2, 4, 8]),
+            "batch": rng.choice([1, 2, 4, 8, 16, 32, 48, 64, 96, 128]),
+            "prompt_tokens": int(10 ** rng.uniform(2.3, 4.9)),
+            "output_tokens": int(10 ** rng.uniform(1.2, 3.0)),
+            "prefix_hit_rate": rng.choice([0.0, 0.0, 0.5, 0.9]),
+            "prefill": rng.choice(["shared"] * 5 + ["disaggregated"]),
+            "draft": draft,
+        }
+        if draft != "none":
+            policies = ["streamingllm", "snapkv" if draft == "self" else "full"]
+            values |= {"draft_policy": rng.choice(policies), "gamma": rng.randint(1, 7)}
+            values |= {"acceptance": rng.choice([0.6, 0.75, 0.9])}
+            if values["draft_policy"] != "full":
+                values["kv_budget"] = min(rng.choice([256, 1024]), values["prompt_tokens"] // 2)
+        try:
+            scenario = a_scenario(**values)
+            if bool(estimate(scenario).feasible):
+                return scenario
+        except ConfigError:  # such as a TP that does not split the draft
+            continue
+
+
+def simulated(scenario: Scenario, seed: int) -> tuple[float, float]:
+    """Tokens per second of a saturated simulation without its start and end, and the error of it.
+
+    The error is the standard error of the mean, from the means of 12 consecutive batches.
+    """
+    work = scenario.workload
+    traffic = Traffic(
+        requests=REQUESTS,
+        arrivals="at-once",
+        prompt_tokens=work.prompt_tokens,
+        output_tokens=work.output_tokens,
+        output_cv=OUTPUT_CV,
+        prefix_hit_rate=work.prefix_hit_rate,
+    )
+    simulation = Simulation(
+        traffic=traffic,
+        serving=Serving(max_batch=work.batch, prefill=work.prefill),
+        process=scenario_acceptance(scenario),
+        seed=seed,
+    )
+    run = simulate_requests(
+        scenario,
+        simulation,
+        times=RoundTimes(
+            scenario if scenario.plan.speculates else without_speculation(scenario),
+            max_batch=work.batch,
+            max_context_tokens=work.prompt_tokens + 10 * work.output_tokens + 64,
+        ),
+    )
+    finished = run.stats.finished[np.argsort(run.stats.finished[:, 3], kind="stable")]
+    steady = finished[len(finished) // 10 : 9 * len(finished) // 10]
+    edges = np.linspace(0, len(steady) - 1, 13).astype(int)
+    seconds = np.diff(steady[edges, 3])
+    tokens = np.diff(np.cumsum(steady[:, 5])[edges])
+    rate = tokens.sum() / seconds.sum()
+    error = np.std(tokens / seconds, ddof=1) / np.sqrt(len(tokens))
+    return float(rate), float(error)
+
+
+def test_throughput_agrees_with_the_simulator_over_drawn_scenarios() -> None:
+    """Within 3 % and three standard errors of the simulation."""
+    rng, errors = random.Random(16), []
+    for seed in range(SCENARIOS):
+        scenario = drawn(rng)
+        rate, error = simulated(scenario, seed)
+        miss = abs(float(service(scenario).tokens_per_s) / rate - 1.0)
+        assert miss <= MODEL_ERROR + 3.0 * error / rate, (scenario, miss, error / rate)
+        errors.append(miss)
+    assert np.median(errors) < 0.01
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_tpot_and_ttft_agree_with_the_simulator(batch: int) -> None:
+    """At one request nothing queues; at 8, TPOT includes the prompts of other requests."""
+    scenario = a_scenario(
+        gpu="h100-sxm", tp=4, batch=batch, prompt_tokens=20_000, output_tokens=300,
+        draft="self", draft_policy="snapkv", kv_budget=1024, gamma=3, acceptance=0.8,
+    )  # fmt: skip
+    work, result = scenario.workload, service(scenario)
+    traffic = Traffic(
+        requests=2000, arrivals="at-once", prompt_tokens=20_000, output_tokens=300, output_cv=0.3
+    )
+    run = simulate_requests(
+        scenario,
+        Simulation(
+            traffic=traffic,
+            serving=Serving(max_batch=work.batch),
+            process=scenario_acceptance(scenario),
+        ),
+    )
+    finished = run.stats.finished[200:-200]
+    decoding = float(np.sum(finished[:, 3] - finished[:, 2]))
+    tpot = decoding / float(np.sum(finished[:, 5] - 1))
+    assert float(result.tpot_s) == pytest.approx(tpot, rel=0.05)
+    if batch == 1:
+        assert float(result.ttft_s) == pytest.approx(float(result.prefill_s), rel=1e-6)
+        assert float(result.tpot_s) == pytest.approx(float(estimate(scenario).tpot_s), rel=0.02)
+    else:
+        assert float(result.tpot_s) > 1.2 * float(estimate(scenario).tpot_s)
