@@ -121,7 +121,9 @@ except PackageNotFoundError:  # a source tree that is not installed
 SCENARIO_FIELDS = tuple(ScenarioInput.model_fields)
 # Fields of `Traffic`, except for the lengths, which the scenario provides.
 TRAFFIC_FIELDS = tuple(
-    f.name for f in fields(Traffic) if f.name not in ("prompt_tokens", "output_tokens")
+    f.name
+    for f in fields(Traffic)
+    if f.name not in ("prompt_tokens", "output_tokens", "prefix_hit_rate")
 )
 
 # Accepted first arguments: the name of a target model, values by name, a scenario, or a result.
@@ -175,7 +177,13 @@ def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
 
 
 def recommend(
-    target: Base = "llama-3.1-8b", *, objective: str = "throughput", **values: Any
+    target: Base = "llama-3.1-8b",
+    *,
+    objective: str = "throughput",
+    rate: float | None = None,
+    price_per_hour: float | None = None,
+    acceptance_budget: int | None = None,
+    **values: Any,
 ) -> Recommendation:
     """Search drafts, TP, KV budget and γ for the best plan; `.sentence` is the answer.
 
@@ -185,7 +193,10 @@ def recommend(
         As for `predict`. `tp`, `draft` and `kv_budget` may be lists, and are searched if not
         given. `slo` sets limits, such as "ttft<2s; tpot<25ms; memory<90%".
     objective : str
-        "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
+        "throughput" (tokens/s per GPU) or "latency" (TPOT) of the service, prompts included.
+    rate, price_per_hour, acceptance_budget
+        Requests per second to serve, price of a GPU hour, and the KV budget at which a given
+        acceptance was measured.
 
     Raises
     ------
@@ -194,7 +205,13 @@ def recommend(
     NoFeasiblePlan
         If no plan meets the limits.
     """
-    return find_plan(override(_values(target, {}), values), objective=objective)
+    return find_plan(
+        override(_values(target, {}), values),
+        objective=objective,
+        rate=rate,
+        price_per_hour=price_per_hour,
+        acceptance_budget=acceptance_budget,
+    )
 
 
 def simulate(
@@ -237,10 +254,12 @@ def simulate(
     )
     stated = parse_scenario(override(_values(target, {}), values))
     scenario = stated.scenario()
-    lengths = {k: getattr(scenario.workload, k) for k in ("prompt_tokens", "output_tokens")}
+    work = scenario.workload
+    shared = ("prompt_tokens", "output_tokens", "prefix_hit_rate")
+    lengths = {k: getattr(work, k) for k in shared}
     simulation = Simulation(
         traffic=Traffic(**lengths, **drawn),
-        serving=Serving(max_batch=scenario.workload.batch, token_budget=token_budget),
+        serving=Serving(max_batch=work.batch, token_budget=token_budget, prefill=work.prefill),
         process=scenario_acceptance(scenario),
         slo=parse_slo(stated.slo),
         seed=seed,

@@ -26,8 +26,9 @@ from app.explorer.state import (
 from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload, scenario_upload
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
-from perfmodel.planning import OBJECTIVES, draft_choices
+from perfmodel.planning import draft_choices
 from perfmodel.specs import DTYPE_BYTES
+from perfmodel.speculation import OBJECTIVES
 from perfmodel.units import format_bytes, format_seconds
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)

@@ -15,7 +15,7 @@ from typing import Any
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.catalog.scenarios import scenario_names, scenario_values
-from perfmodel.planning import OBJECTIVES
+from perfmodel.speculation import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
 

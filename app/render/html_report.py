@@ -34,7 +34,8 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
     """
     scenario = result["best"]["scenario"].items()
     before = [
-        f"# {plain(result['sentence'])}",
+        f"# {plain(result['answer'])}",
+        f"{plain(result['prefill'])} {plain(result['evidence']['sentence'])}",
         " ".join(code(f"{key} = {value}") for key, value in scenario),
         "## Plans",
         table(PLAN_HEADER, plan_rows(result)),
@@ -63,7 +64,7 @@ def _figures(answer: Recommendation) -> list[go.Figure]:
     figures.append(charts.step_parts(point))
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))
-    figures.append(charts.tornado(answer.sensitivities, studied.speedup))
+    figures.append(charts.tornado(answer.sensitivities, studied.gain))
     return figures
 
 
@@ -75,7 +76,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
             table(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])),
         ]
     if result["sensitivities"]:
-        changes = ("input", "change", "speedup from", "to")
+        changes = ("input", "change", "gain from", "to")
         parts += [
             "## Sensitivity to errors of the inputs",
             table(changes, sensitivity_rows(result)),
@@ -84,7 +85,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     if schedule:
         header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prompt_tokens"]))
         parts += [
-            "## Best γ by batch and prompt (0: no speculation; a dot: does not fit)",
+            "## Best γ by batch and prompt (0: no clear gain; a dot: does not fit)",
             table(header, schedule_rows(schedule)),
         ]
     return parts

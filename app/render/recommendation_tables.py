@@ -7,26 +7,17 @@ from typing import Any
 
 from rich.console import Console
 
-from app.render.tables import number_text, print_notes, rows_table
+from app.render.tables import print_notes, rows_table
 from perfmodel.units import format_chance, format_seconds, format_tokens
 
-PLAN_HEADER = (
-    "plan",
-    "TP",
-    "draft TP",
-    "speedup",
-    "time/token",
-    "tokens/s/GPU",
-    "TTFT",
-    "tok/round",
-    "memory",
-)
+PLAN_HEADER = ("plan", "TP", "gain", "time/token", "tokens/s/GPU", "decode only", "α", "memory")
 UNMEASURED_HEADER = ("plan", "TP", "α to break even")
 
 
 def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     """Print the answer, the compared plans, the binding limit, and what would change the answer."""
-    console.print(answer["sentence"], soft_wrap=True)
+    for line in (answer["answer"], answer["prefill"], answer["evidence"]["sentence"]):
+        console.print(line, soft_wrap=True)
     console.print()
     console.print(rows_table(PLAN_HEADER, plan_rows(answer)))
     for line in facts(answer):
@@ -35,11 +26,14 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
         console.print("\nDrafts without a measured acceptance, and the α that each needs:")
         console.print(rows_table(UNMEASURED_HEADER, unmeasured_rows(answer["unmeasured"])))
     if answer["sensitivities"]:
-        console.print(f"\nSpeedup of {answer['studied']['label']} if an input is wrong:")
+        console.print(f"\nGain of {answer['studied']['label']} if an input is wrong:")
         console.print(rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
     schedule = answer["gamma_schedule"]
     if schedule:
-        console.print("\nBest γ by batch (rows) and prompt tokens (columns); a dot does not fit:")
+        console.print(
+            "\nBest γ by batch (rows) and prompt tokens (columns); 0: no clear gain; "
+            "a dot does not fit:"
+        )
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
         console.print(rows_table(header, schedule_rows(schedule)))
     print_notes(answer["notes"], console)
@@ -53,13 +47,12 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             plan["label"],
-            str(plan["scenario"]["tp"]),
-            str(plan["scenario"].get("draft_tp", "")),
-            f"{plan['speedup']:.2f}x",
+            _tps(plan["scenario"]),
+            f"{plan['gain']:.2f}x",
             format_seconds(plan["tpot_s"]),
             f"{plan['throughput_per_gpu']:,.0f}",
-            format_seconds(plan["ttft_s"]),
-            number_text(plan["tokens_per_round"]),
+            f"{plan['decode_speedup']:.2f}x",
+            _acceptance(plan),
             f"{plan['memory_fraction']:.0%}",
         )
         for plan in plans
@@ -67,14 +60,15 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def facts(answer: Mapping[str, Any]) -> list[str]:
-    """Lines on the interval, the binding limit and the break-even points."""
+    """Lines on the interval, capacity, cost, the binding limit and the break-even points."""
     lines = []
-    if answer["speedup_interval_90"]:
-        low, high = answer["speedup_interval_90"]
+    if answer["gain_interval_90"]:
+        low, high = answer["gain_interval_90"]
         lines.append(
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
-            f"P(speedup > 1): {format_chance(answer['gain_probability'])}"
+            f"P(gain > 1): {format_chance(answer['gain_probability'])}"
         )
+    lines += [_fastest(answer), *_sizes(answer)]
     binding = answer["binding"]
     if binding:
         without = binding["without"]
@@ -84,21 +78,80 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         )
     else:
         lines.append("binding limit: none")
-    studied = answer["studied"]
-    if studied:
-        needed = studied["break_even_acceptance"]
+    if answer["studied"]:
+        needed = answer["break_even_acceptance"]
         lines.append(
-            f"break-even: {'no α' if needed is None else f'α {needed:.2f}'}; "
-            f"batch {_paying_range(answer, 'break_even_batch')}; "
-            f"prompt {_paying_range(answer, 'break_even_prompt_tokens')} tokens"
+            f"break-even α: {'none' if needed is None else f'{needed:.2f}'}; clear gain by batch: "
+            f"{_paying_range(answer, 'break_even_batch')}; by prompt tokens: "
+            f"{_paying_range(answer, 'break_even_prompt_tokens')}"
+        )
+    return [line for line in lines if line]
+
+
+def _fastest(answer: Mapping[str, Any]) -> str:
+    """Why a runner-up with a higher throughput was not chosen; empty if there is none."""
+    best, faster = answer["best"], answer["runners_up"][:1]
+    key, sign = ("tpot_s", 1) if answer["objective"] == "latency" else ("throughput_per_gpu", -1)
+    if not faster or sign * faster[0][key] >= sign * best[key]:
+        return ""
+    ratio = (best[key] / faster[0][key]) ** sign
+    return (
+        f"fastest: {faster[0]['label']}, TP {faster[0]['scenario']['tp']}, by {ratio - 1:.0%}; "
+        f"that is within the error, and {best['label']} has fewer parts"
+    )
+
+
+def _sizes(answer: Mapping[str, Any]) -> list[str]:
+    """Largest concurrency, cost, and the GPUs that a rate needs."""
+    lines = []
+    capacity = answer["capacity"]
+    if capacity:
+        lines.append(
+            f"largest concurrency within the limits: {capacity['concurrency']:,} requests per "
+            f"replica of TP {capacity['tp']} ({capacity['requests_per_s']:.3g} requests/s, "
+            f"{format_seconds(capacity['tpot_s'])} per token, first token after "
+            f"{format_seconds(capacity['ttft_s'])})"
+        )
+    if answer["best"]["cost_per_million_tokens"] is not None:
+        plain = answer["without_speculation"]["cost_per_million_tokens"]
+        lines.append(
+            f"cost per million output tokens: {answer['best']['cost_per_million_tokens']:.3g} "
+            f"(without speculation: {plain:.3g})"
+        )
+    fleet, plain_fleet = answer["fleet"], answer["fleet_without_speculation"]
+    if fleet:
+        replica = fleet["replica"]
+        other = "does not meet the limits" if not plain_fleet else f"{plain_fleet['gpus']} GPUs"
+        lines.append(
+            f"fewest GPUs for {fleet['rate']:g} requests/s: {fleet['gpus']}, as {fleet['replicas']}"
+            f" x TP {replica['tp']} with {replica['label']}, each at most "
+            f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; without "
+            f"speculation: {other})"
         )
     return lines
+
+
+def _tps(scenario: Mapping[str, Any]) -> str:
+    """The TP of the target, and that of a draft model if it differs."""
+    draft = scenario.get("draft_tp", scenario["tp"])
+    return f"{scenario['tp']}" if draft == scenario["tp"] else f"{scenario['tp']}/{draft}"
+
+
+def _acceptance(plan: Mapping[str, Any]) -> str:
+    """α and its origin."""
+    if plan["acceptance"] is None:
+        return ""
+    return f"{plan['acceptance']['alpha']:.2f} {plan['acceptance_origin']}"
 
 
 def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of drafts without a measured acceptance, and the α that each needs."""
     return [
-        (plan["label"], str(plan["scenario"]["tp"]), f"{plan['alpha_to_break_even']:.2f}")
+        (
+            plan["label"],
+            str(plan["scenario"]["tp"]),
+            "none" if plan["alpha_to_break_even"] is None else f"{plan['alpha_to_break_even']:.2f}",
+        )
         for plan in unmeasured
     ]
 
@@ -106,7 +159,7 @@ def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
 def sensitivity_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of the speedup at both ends of each input's range."""
     return [
-        (s["name"], s["change"], f"{s['speedup_low']:.2f}x", f"{s['speedup_high']:.2f}x")
+        (s["name"], s["change"], f"{s['gain_low']:.2f}x", f"{s['gain_high']:.2f}x")
         for s in answer["sensitivities"]
     ]
 

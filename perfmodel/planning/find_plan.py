@@ -8,12 +8,13 @@ power of two of TP that splits the target on one node.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfmodel.errors import ConfigError
 from perfmodel.planning.recommend import Recommendation, recommend
-from perfmodel.planning.search import draft_choices, search
+from perfmodel.planning.search import BUDGETS, draft_choices, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.workload import parse_slo
@@ -21,12 +22,21 @@ from perfmodel.specs.workload import parse_slo
 POLICIES_OF_SELF = ("streamingllm", "snapkv")
 POLICIES_OF_MODEL = ("streamingllm", "full")
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
+# Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
+CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
 SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
 
 
-def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Recommendation:
+def find_plan(
+    values: Mapping[str, Any],
+    *,
+    objective: str = "throughput",
+    rate: float | None = None,
+    price_per_hour: float | None = None,
+    acceptance_budget: int | None = None,
+) -> Recommendation:
     """The best draft, TP, KV budget and γ for a scenario.
 
     Raises `ConfigError` if the values are not valid for a search. Raises `NoFeasiblePlan` if no
@@ -39,6 +49,12 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
         An acceptance may only be given for a single draft choice.
     objective : str
         "throughput" or "latency", see `search`.
+    rate : float, optional
+        Requests per second to serve. Without a given batch, the concurrency is searched too. [1/s]
+    price_per_hour : float, optional
+        Price of a GPU hour, in any currency.
+    acceptance_budget : int, optional
+        KV budget at which a given acceptance was measured. [tokens]
     """
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
@@ -49,6 +65,11 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)
+    for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
+        if value is not None and not (math.isfinite(value) and value > 0.0):
+            raise ConfigError(f"{name}={value:g} must be a positive number")
+    budgets = _budgets(given, plain.prompt_tokens, choices)
+    _check_acceptance_budget(given, choices, budgets, acceptance_budget)
     degrees = _tps(given, plain)
     candidates = search(
         _base(given, choices, degrees[-1]),
@@ -56,10 +77,12 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
         slo=parse_slo(plain.slo),
         choices=choices,
         tps=degrees,
+        batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
+        measured_budget=acceptance_budget,
         **_draft_tps(given),
-        **_budgets(given, plain.prompt_tokens, choices),
+        **budgets,
     )
-    return recommend(candidates)
+    return recommend(candidates, rate=rate, price_per_hour=price_per_hour)
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:
@@ -91,6 +114,11 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
             raise ConfigError("recommend always includes plain decoding; leave draft none out")
         defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
+        if draft == "self" and stated == "full":
+            raise ConfigError(
+                "a self-draft that reads the whole cache is the target itself and gains nothing; "
+                "use policy streamingllm or snapkv"
+            )
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
 
@@ -109,6 +137,28 @@ def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> No
     if "draft_tp" in values and len({draft for draft, _ in choices}) > 1:
         raise ConfigError(
             f"draft_tp applies to one draft, but several are compared ({named}); select one"
+        )
+
+
+def _check_acceptance_budget(
+    values: Mapping[str, Any],
+    choices: list[Choice],
+    budgets: Mapping[str, list[int]],
+    measured: int | None,
+) -> None:
+    """Refuse an acceptance at an unknown KV budget if several budgets are compared."""
+    given = [key for key in ACCEPTANCE_KEYS if key in values]
+    if measured is not None and (not given or choices[0][1] == "full"):
+        raise ConfigError(
+            "acceptance_budget needs a given acceptance and a draft with a KV budget; leave it out"
+        )
+    if measured is not None and measured < 1:
+        raise ConfigError(f"acceptance_budget={measured} must be at least 1")
+    several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != "full"
+    if given and several and measured is None:
+        raise ConfigError(
+            f"{given[0]} falls with the KV budget, and several budgets are compared; state the "
+            f"budget at which it was measured (acceptance_budget), or one kv_budget"
         )
 
 
@@ -166,5 +216,10 @@ def _budgets(
     if max(budgets) > prompt_tokens:
         raise ConfigError(
             f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; use less"
+        )
+    if min(budgets) == prompt_tokens and all(draft == "self" for draft, _ in choices):
+        raise ConfigError(
+            f"with kv_budget={prompt_tokens} a self-draft reads the whole cache and gains nothing; "
+            f"use less"
         )
     return {"budgets": budgets}

@@ -1,27 +1,49 @@
-"""`Recommendation`: the best plan, its binding limit, break-even points and sensitivities."""
+"""`Recommendation`: the best plan, its evidence, binding limit, break-even points and capacity.
+
+A plan is recommended only if its gain is clear, that is, if the whole 90 % interval is above 1, or
+if only speculation meets the limits. Within the error of the fastest plan, one with fewer parts is
+preferred: plain decoding, then a self-draft with StreamingLLM, with SnapKV, then a draft model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from html import escape
 
 from perfmodel.display import html_table, number_range
 from perfmodel.errors import NoFeasiblePlan
+from perfmodel.planning.capacity import Capacity, Fleet, capacity, fleets
 from perfmodel.planning.search import Candidate, Search, Unmeasured
-from perfmodel.specs.workload import SLO
+from perfmodel.scenario import Scenario
+from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
     BreakEven,
+    Evidence,
     GammaSchedule,
     Interval,
+    Rule,
     Sensitivity,
+    break_even_alpha,
     break_even_batch,
     break_even_context,
+    evidence,
     gamma_schedule,
-    probability_of_gain,
+    interval_probability,
     sensitivities,
+    service_gain,
     speedup_interval,
 )
 from perfmodel.units import format_seconds
+
+
+class Verdict(StrEnum):
+    """The kind of answer."""
+
+    SPECULATE = "speculate"
+    NO_CLEAR_GAIN = "no clear gain"
+    DO_NOT_SPECULATE = "do not speculate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,28 +60,37 @@ class Recommendation:
     """The best plan and its explanation."""
 
     objective: str
+    verdict: Verdict
     best: Candidate
     plain: Candidate  # the best plan without speculation
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
-    interval: Interval | None
+    studied: Candidate | None  # the plan to which the following fields apply
+    advantage: Interval | None  # over the best plan without speculation, at any TP
+    interval: Interval | None  # of the gain over plain decoding at the same TP
+    decode_interval: Interval | None  # of the speedup of decoding alone
     gain_probability: float | None
-    binding: Binding | None
-    studied: Candidate | None  # the plan to which interval, break-even points and schedule apply
+    alpha_to_break_even: float | None
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
     sensitivities: tuple[Sensitivity, ...]
+    evidence: Evidence  # of the studied plan, or of plain decoding
+    binding: Binding | None
+    capacity: Capacity | None  # of the best plan, on one replica
+    fleet: Fleet | None  # if a rate of requests was given
+    plain_fleet: Fleet | None
+    price_per_hour: float | None  # of one GPU
 
     def __repr__(self) -> str:
-        return f"Recommendation({self.sentence!r})"
+        return f"Recommendation({self.answer!r})"
 
     def _repr_html_(self) -> str:
         rows = [
-            (c.label, c.scenario.tp, number_range(c.speedup), format_seconds(c.tpot_s))
+            (c.label, c.scenario.tp, number_range(c.gain), format_seconds(c.tpot_s))
             for c in dict.fromkeys((self.best, self.plain, *self.runners_up))
         ]
-        table = html_table(rows, header=("plan", "TP", "speedup", "TPOT"))
+        table = html_table(rows, header=("plan", "TP", "gain", "TPOT"))
         return f"<p>{escape(self.sentence)}</p>{table}"
 
     @property
@@ -69,31 +100,70 @@ class Recommendation:
 
     @property
     def sentence(self) -> str:
-        """The answer in one sentence."""
+        """The answer, what prompts take, and the evidence."""
+        return f"{self.answer} {self.prefill} {self.evidence.sentence}"
+
+    @property
+    def prefill(self) -> str:
+        """What the prompts take, and the figure of decoding alone."""
+        shown = self.studied or self.best
+        alone = f"{format_seconds(shown.decode_tpot_s)} per token"
+        if shown.scenario.plan.speculates:
+            alone = f"{shown.decode_speedup:.2f}x, {alone}"
+        if shown.scenario.workload.prefill is Prefill.DISAGGREGATED:
+            return "Prompts are computed on other GPUs, which are not counted."
+        return (
+            f"Prompts take {shown.prefill_share:.0%} of the GPU time; decoding alone would be "
+            f"{alone}."
+        )
+
+    def cost_per_million_tokens(self, candidate: Candidate) -> float | None:
+        """Price of a million output tokens, in the currency of the price of a GPU hour."""
+        if self.price_per_hour is None:
+            return None
+        return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6
+
+    @property
+    def answer(self) -> str:
+        """The verdict and its figures in one sentence."""
+        return f"{self._answer()}."
+
+    def _answer(self) -> str:
         if self.speculates:
-            tp = self.best.scenario.tp
-            return f"{self.best.label}, TP {tp}: {self._gain()}; {self._where()}."
-        if self.studied is None:
-            return f"Do not speculate: {self._unknown()}."
-        draft = f"the best draft ({self.studied.label}) gives {self.studied.speedup:.2f}x"
-        if self.studied.speedup > 1.0:
-            plain, other = self.best.scenario.tp, self.studied.scenario.tp
-            return (
-                f"Do not speculate: {draft} on TP {other}, "
-                f"but plain decoding on TP {plain} serves more per GPU."
-            )
-        return f"Do not speculate: {draft}; {self._where()}."
+            why = self._where()
+            if not self._is_clear():
+                why = "without speculation, the limits are not met on as many GPUs"
+            return f"{self.best.label}, TP {self.best.scenario.tp}: {self._gain()}; {why}"
+        if self.studied is None or self.interval is None:
+            return f"Do not speculate: {self._unknown()}"
+        tp, plain_tp = self.studied.scenario.tp, self.best.scenario.tp
+        draft = f"the best draft ({self.studied.label}, TP {tp}) gives {self._gain()}"
+        if tp != plain_tp:
+            draft += f", but plain decoding on TP {plain_tp} serves as much per GPU"
+            return f"{self._start()}: {draft}"
+        return f"{self._start()}: {draft}; {self._where()}"
+
+    def _start(self) -> str:
+        return "No clear gain" if self.verdict is Verdict.NO_CLEAR_GAIN else "Do not speculate"
+
+    def _is_clear(self) -> bool:
+        return self.interval is not None and self.interval.low > 1.0
 
     def _gain(self) -> str:
-        text = f"{self.best.speedup:.2f}x"
+        shown, what = self.studied or self.best, "throughput"
+        if self.objective == "latency":
+            what = "the speed per token"
+        text = f"{shown.gain:.2f}x"
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
-        return f"{text}, {format_seconds(self.best.tpot_s)} per token"
+        return f"{text} {what}, {format_seconds(shown.tpot_s)} per token"
 
     def _unknown(self) -> str:
         if not self.unmeasured:
             return "no draft choice meets the limits"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
+        if least.alpha_to_break_even > 1.0:
+            return "no draft choice would pay at any acceptance"
         return (
             f"the acceptance of the draft choices is unknown; {least.candidate.label} would pay "
             f"from α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
@@ -102,7 +172,7 @@ class Recommendation:
     def _where(self) -> str:
         if self.batch is None or self.studied is None:
             return "nothing to compare"
-        pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it pays"
+        pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it clearly pays"
         first, last = self.batch.from_value, self.batch.until
         if first is None:
             return f"{pays} at no batch that fits"
@@ -111,33 +181,107 @@ class Recommendation:
         return f"{pays} at every batch that fits" if last is None else f"{pays} up to batch {last}"
 
 
-def recommend(result: Search) -> Recommendation:
+def recommend(
+    result: Search, *, rate: float | None = None, price_per_hour: float | None = None
+) -> Recommendation:
     """Choose the best candidate of a search and explain the choice.
 
     Raises `NoFeasiblePlan` if no candidate meets the limits.
+
+    Parameters
+    ----------
+    result : Search
+        The candidates, their objective and the limits.
+    rate : float, optional
+        Requests per second, for which the fewest GPUs are found. [1/s]
+    price_per_hour : float, optional
+        Price of one GPU hour, in any currency.
     """
     ranked = result.ranked()
     if not ranked:
         raise NoFeasiblePlan(_nearest_miss(result))
-    best = ranked[0]
-    plain = [c for c in ranked if not c.scenario.plan.speculates]
     drafts = [c for c in ranked if c.scenario.plan.speculates]
+    plain = next((c for c in ranked if not c.scenario.plan.speculates), None)
+    best = _choose(result, drafts, plain)
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
+    reference = plain or _plain_of(result)
+    sized = fleets(result, rate) if rate else []
+    rule = Rule(objective=result.objective, limits=result.slo)
+    at, advantage, interval = None, None, None
+    if studied is not None:
+        at = studied.scenario
+        interval = gain_interval(studied, result.objective)
+        advantage = _advantage(result, studied, reference)
     return Recommendation(
         objective=result.objective,
+        verdict=_verdict(best, advantage),
         best=best,
-        plain=plain[0] if plain else _plain_of(result),
-        runners_up=_one_per_choice(ranked[1:], skip=best),
+        plain=reference,
+        runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
-        interval=speedup_interval(studied.scenario) if studied else None,
-        gain_probability=probability_of_gain(studied.scenario) if studied else None,
-        binding=_binding(result, best),
         studied=studied,
-        batch=break_even_batch(studied.scenario) if studied else None,
-        context=break_even_context(studied.scenario) if studied else None,
-        schedule=gamma_schedule(studied.scenario) if studied else None,
-        sensitivities=tuple(sensitivities(studied.scenario)) if studied else (),
+        advantage=advantage,
+        interval=interval,
+        decode_interval=speedup_interval(at) if at else None,
+        gain_probability=interval_probability(interval, at) if interval and at else None,
+        alpha_to_break_even=break_even_alpha(at, objective=result.objective) if at else None,
+        batch=break_even_batch(at, rule) if at else None,
+        context=break_even_context(at, rule) if at else None,
+        schedule=gamma_schedule(at, rule) if at else None,
+        sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
+        evidence=evidence(at or best.scenario),
+        binding=_binding(result, ranked[0]),
+        capacity=capacity(best, result.slo),
+        fleet=sized[0] if sized else None,
+        plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
+        price_per_hour=price_per_hour,
     )
+
+
+def _gain_of(result: Search) -> Callable[[Scenario], float]:
+    return lambda scenario: float(service_gain(scenario, objective=result.objective).value)
+
+
+def gain_interval(candidate: Candidate, objective: str) -> Interval:
+    """The gain of a candidate over plain decoding at the same TP, with its 90 % interval."""
+    gain = service_gain(candidate.scenario, objective=objective)
+    return Interval(low=float(gain.low), value=float(gain.value), high=float(gain.high))
+
+
+def _advantage(result: Search, candidate: Candidate, plain: Candidate) -> Interval:
+    """The gain over a plain plan at any TP; its relative error is that of the gain at one TP."""
+    interval = gain_interval(candidate, result.objective)
+    ratio = result.cost(plain) / result.cost(candidate)
+    low, high = ratio * interval.low / interval.value, ratio * interval.high / interval.value
+    return Interval(low=low, value=ratio, high=high)
+
+
+def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
+    """The fastest plan, or one with fewer parts that is as fast within the error."""
+    if not drafts:
+        assert plain is not None
+        return plain
+    fastest = drafts[0]
+    if plain is not None and _advantage(result, fastest, plain).low <= 1.0:
+        return plain
+    interval = gain_interval(fastest, result.objective)
+    slowest = result.cost(fastest) * interval.value / interval.low
+    best: dict[int, Candidate] = {}
+    for candidate in drafts:
+        best.setdefault(candidate.parts, candidate)
+    for _, candidate in sorted(best.items()):
+        pays = plain is None or _advantage(result, candidate, plain).low > 1.0
+        if result.cost(candidate) <= slowest and pays:
+            return candidate
+    return fastest
+
+
+def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
+    if best.scenario.plan.speculates:
+        return Verdict.SPECULATE
+    if advantage is not None and advantage.value > 1.0:
+        return Verdict.NO_CLEAR_GAIN
+    return Verdict.DO_NOT_SPECULATE
 
 
 def _plain_of(result: Search) -> Candidate:
@@ -159,7 +303,7 @@ def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candid
 
 
 def _binding(result: Search, best: Candidate) -> Binding | None:
-    """The limit whose removal would improve the objective the most."""
+    """The limit whose removal would improve the best cost the most."""
     slo, options = result.slo, []
     relaxed = {
         "ttft": replace(slo, ttft_s=None),
@@ -193,7 +337,11 @@ def _nearest_miss(result: Search) -> str:
     }
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     work = nearest.scenario.workload
+    sized = [capacity(c, result.slo) for c in result.candidates if c.parts == 0]
+    most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)
+    plain = f"No speculation, TP {most.candidate.scenario.tp}" if most else ""
+    fewer = f"; {plain}, meets them at up to {most.concurrency} requests" if most else ""
     return (
         f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
-        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}"
+        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}"
     )

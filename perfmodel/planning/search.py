@@ -1,38 +1,49 @@
-"""`search`: rank every draft choice, γ, KV budget and TP of a scenario under an SLO."""
+"""`search`: rank every draft choice, γ, KV budget and TP of a service under an SLO."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from perfmodel import catalog
-from perfmodel._typing import Floats
+from perfmodel._typing import Bools, Floats
+from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
-from perfmodel.speculation.break_even import GAMMAS
-from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
+from perfmodel.speculation.break_even import break_even_alpha, within
+from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, cost_s, plateau
+from perfmodel.speculation.round import without_speculation
+from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.units import format_seconds
 
 BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-OBJECTIVES = ("throughput", "latency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One evaluated plan; `speedup` is relative to plain decoding at the same TP."""
+    """One evaluated plan.
+
+    Times and rates are those of the service: with the prompts, if they share the GPUs. `gain` is
+    its improvement of the objective over plain decoding at the same TP and concurrency. Decoding
+    alone has the fields `decode_*`, and `decode_speedup` is the one that `predict` states.
+    """
 
     scenario: Scenario
-    speedup: float
+    gain: float
     tpot_s: float
     ttft_s: float
+    requests_per_s: float
+    prefill_share: float
+    decode_speedup: float
+    decode_tpot_s: float
     tokens_per_round: float
-    break_even_alpha: float
     memory_fraction: float
     fits: bool
 
@@ -40,20 +51,35 @@ class Candidate:
         values = {
             "plan": repr(self.label),
             "tp": self.scenario.tp,
-            "speedup": number_range(self.speedup),
+            "gain": number_range(self.gain),
             "tpot": format_seconds(self.tpot_s),
         }
         return one_line("Candidate", values)
 
     @property
     def throughput_per_gpu(self) -> float:
-        """Tokens per second of the whole batch, per GPU of the target."""
-        return self.scenario.workload.batch / self.tpot_s / self.scenario.tp
+        """Output tokens per second of all requests, per GPU of the target."""
+        return self.requests_per_s * self.scenario.workload.output_tokens / self.scenario.tp
+
+    @property
+    def decode_throughput_per_gpu(self) -> float:
+        """The same if the batch did nothing but decode."""
+        return self.scenario.workload.batch / self.decode_tpot_s / self.scenario.tp
 
     @property
     def label(self) -> str:
         """The plan in words: "Self-speculation, StreamingLLM 512, γ=4"."""
         return plan_label(self.scenario.plan)
+
+    @property
+    def parts(self) -> int:
+        """What the plan adds to plain decoding: nothing, a view, a selected cache, or a model."""
+        plan = self.scenario.plan
+        if not plan.speculates:
+            return 0
+        if not plan.is_self:
+            return 3
+        return 2 if plan.policy is DraftPolicy.SNAPKV else 1
 
     def violation(self, slo: SLO) -> dict[str, float]:
         """Value over limit, for every limit that is exceeded, including memory capacity."""
@@ -79,7 +105,8 @@ class Search:
 
     objective: str
     slo: SLO
-    # For each draft choice, TP and budget: the best γ within the memory limit, and the best γ.
+    # For each draft choice, TP and budget: the best γ (and batch) within all limits, within memory,
+    # and without limits.
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
 
@@ -88,7 +115,7 @@ class Search:
         return sorted((c for c in self.candidates if not c.violation(self.slo)), key=self.cost)
 
     def cost(self, candidate: Candidate) -> float:
-        """The minimised quantity: GPU seconds per token, or seconds per token."""
+        """The minimised quantity: GPU seconds per token, or seconds per token of a sequence."""
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu
@@ -113,6 +140,8 @@ def search(
     tps: Sequence[int] | None = None,
     draft_tps: Sequence[int] = (1, 2, 4, 8, 16),
     budgets: Sequence[int] = BUDGETS,
+    batches: Sequence[int] | None = None,
+    measured_budget: int | None = None,
 ) -> Search:
     """Evaluate every draft choice, budget, γ from 1 to 16, and TP of a scenario.
 
@@ -122,7 +151,7 @@ def search(
         Machine, target, workload and engine; an acceptance applies only to the scenario's draft
         and policy.
     objective : str
-        "throughput" (tokens/s per GPU at the given batch) or "latency" (TPOT).
+        "throughput" (tokens/s per GPU) or "latency" (TPOT) of the service.
     slo : SLO, optional
         Limits, in addition to the memory capacity.
     choices : sequence of (draft, policy), optional
@@ -134,6 +163,11 @@ def search(
         draft are skipped.
     budgets : sequence of int
         KV budgets; those that exceed the context are skipped. [tokens]
+    batches : sequence of int, optional
+        Concurrent requests to choose from; by default the scenario's.
+    measured_budget : int, optional
+        KV budget at which the scenario's acceptance was measured; at other budgets it follows the
+        shape of the draft's acceptance curve. [tokens]
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
@@ -141,16 +175,23 @@ def search(
     for tp in degrees:
         scenario.target.check_tp(tp)
     chosen = choices if choices is not None else draft_choices(scenario)
-    measured = [_plain(scenario, tp) for tp in degrees]
-    unmeasured: list[Candidate] = []
-    for variant in _variants(scenario, chosen, degrees, draft_tps, budgets):
-        known, best = _evaluate(variant, limit=min(limits.memory_fraction or 1.0, 1.0))
-        (measured if known else unmeasured).extend(best)
+    batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
+    plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
+    measured = [c for tp in degrees for c in _best(plain[tp], plain[tp], objective, limits)]
+    unmeasured: list[tuple[float, Candidate]] = []
+    for variant in _variants(scenario, chosen, degrees, draft_tps, budgets, measured_budget):
+        result = service(variant, batch=batch, gamma=GAMMAS)
+        best = _best(result, plain[variant.tp], objective, limits)
+        if variant.acceptance is not None or variant.curve is not None:
+            measured.extend(best)
+        else:
+            least = float(np.min(result.decode.break_even_alpha))
+            unmeasured.extend((least, candidate) for candidate in best if candidate.fits)
     return Search(
         objective=objective,
         slo=limits,
         candidates=tuple(measured),
-        unmeasured=tuple(_least_alpha(unmeasured)),
+        unmeasured=tuple(_least_alpha(unmeasured, objective)),
     )
 
 
@@ -173,18 +214,22 @@ def _variants(
     tps: Sequence[int],
     draft_tps: Sequence[int],
     budgets: Sequence[int],
+    measured_budget: int | None,
 ) -> Iterator[Scenario]:
-    """One scenario per draft choice, TP, draft TP and budget; γ is an array in `estimate`."""
+    """One scenario per draft choice, TP, draft TP and budget; γ is an array in `service`."""
     context = scenario.workload.prompt_tokens
     for named, policy in choices:
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
+        # A self-draft that reads its target's whole cache is the target.
+        most = context - 1 if draft == "self" else context
+        allowed: list[int | None] = [b for b in budgets if b <= most]
+        if policy == DraftPolicy.FULL:
+            allowed = [] if draft == "self" else [None]
         is_same = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
-        given = scenario.acceptance if is_same else None
-        fitting: list[int | None] = [b for b in budgets if b <= context]
         for tp in tps:
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):
-                for budget in [None] if policy == "full" else fitting:
+                for budget in allowed:
                     plan = DraftPlan(
                         draft=draft,
                         policy=DraftPolicy.of(policy),
@@ -192,7 +237,49 @@ def _variants(
                         kv_budget_tokens=budget,
                         draft_tp=draft_tp,
                     )
-                    yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
+                    given = scenario.acceptance if is_same else None
+                    varied = replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
+                    if given is not None and budget is not None and measured_budget is not None:
+                        at_budget = scaled_acceptance(varied, measured_budget)
+                        varied = replace(varied, acceptance=at_budget)
+                    yield varied
+
+
+def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
+    """The given acceptance at the scenario's KV budget, if it was measured at another one.
+
+    The loss 1 - α scales as that of the draft's acceptance curve. Its 90 % interval widens with the
+    distance of the budgets as the curve's does. Raises `ConfigError` if there is no curve.
+    """
+    given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
+    assert given is not None and plan.kv_budget_tokens is not None
+    if plan.kv_budget_tokens == measured_budget:
+        return given
+    if curve is None:
+        raise ConfigError(
+            f"how the acceptance of {plan.draft} with {plan.policy} depends on the KV budget was "
+            f"never measured; search only the measured budget with --kv-budget {measured_budget}"
+        )
+    context = scenario.workload.prompt_tokens
+    losses = [
+        1.0 - float(curve.alpha(kv_budget_tokens=min(b, context), context_tokens=context))
+        for b in (plan.kv_budget_tokens, measured_budget)
+    ]
+    factor = losses[0] / losses[1] if losses[1] > 0.0 else 1.0
+    distance = abs(math.log(plan.kv_budget_tokens / measured_budget))
+    spread = math.exp(1.645 * curve.sigma_budget * distance)
+    alpha, low, high = (
+        max(0.0, 1.0 - (1.0 - value) * factor * wider)
+        for value, wider in ((given.alpha, 1.0), (given.low, spread), (given.high, 1.0 / spread))
+    )
+    lender = "" if curve.origin == "fitted" else f" of {curve.source.split(',')[0]}"
+    return Acceptance.from_alpha(
+        alpha,
+        low=low,
+        high=high,
+        source=f"{given.alpha:g} as given for budget {measured_budget:,}, carried to "
+        f"{plan.kv_budget_tokens:,} along the curve{lender}",
+    )
 
 
 def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:
@@ -201,47 +288,62 @@ def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -
     return [n for n in draft_tps if n <= tp and spec.splits_over(n)]
 
 
-def _evaluate(scenario: Scenario, *, limit: float) -> tuple[bool, list[Candidate]]:
-    """Whether acceptance is known, and the best γ with and without the memory limit."""
-    known = scenario.acceptance is not None or scenario.curve is not None
-    point = estimate(scenario, gamma=GAMMAS)
-    cost = point.tpot_s if known else point.break_even_alpha
-    fits = np.broadcast_to(point.memory.fraction <= limit, np.shape(cost))
-    within = int(np.argmin(np.where(fits, cost, np.inf))) if np.any(fits) else None
-    best = dict.fromkeys(i for i in (within, int(np.argmin(cost))) if i is not None)
-    return known, [_candidate(point, index) for index in best]
+def _plain_service(scenario: Scenario, tp: int, batch: Floats) -> ServiceEstimate:
+    plain = replace(without_speculation(scenario), tp=tp)
+    return service(plain, batch=batch, gamma=np.zeros(1))
 
 
-def _candidate(point: RoundEstimate, index: int) -> Candidate:
-    def at(values: Floats) -> float:
-        return float(np.broadcast_to(values, np.shape(point.gamma))[index])
+def _best(
+    result: ServiceEstimate, plain: ServiceEstimate, objective: str, limits: SLO
+) -> list[Candidate]:
+    """The best (batch, γ) within all limits, within memory, and without limits."""
+    cost = cost_s(result, objective)
+    gain = cost_s(plain, objective) / cost
+    if np.all(np.isnan(cost)):
+        cost = np.asarray(result.decode.break_even_alpha)
+    in_memory = within(result, SLO(memory_fraction=limits.memory_fraction))
+    masks = (within(result, limits), in_memory, np.ones(cost.shape, bool))
+    places = [_place(np.where(mask, cost, np.inf)) for mask in masks if np.any(mask)]
+    return [_candidate(result, gain, place) for place in dict.fromkeys(places)]
 
-    gamma = int(point.gamma[index])
-    plan = replace(point.scenario.plan, gamma=gamma)
+
+def _place(cost: Floats) -> tuple[int, int]:
+    """The smallest batch, then the smallest γ, on the plateau of the lowest cost."""
+    row = int(plateau(np.min(cost, axis=-1)))
+    return row, int(plateau(cost[row]))
+
+
+def _candidate(result: ServiceEstimate, gain: Floats, place: tuple[int, int]) -> Candidate:
+    decode, shape = result.decode, np.shape(gain)
+
+    def at(values: Floats | Bools) -> float:
+        return float(np.broadcast_to(values, shape)[place])
+
+    plan = replace(decode.scenario.plan, gamma=int(at(decode.gamma)))
+    work = replace(decode.scenario.workload, batch=int(at(result.batch)))
     return Candidate(
-        scenario=replace(point.scenario, plan=plan),
-        speedup=at(point.speedup),
-        tpot_s=at(point.tpot_s),
-        ttft_s=at(point.ttft_s),
-        tokens_per_round=at(point.tokens_per_round),
-        break_even_alpha=at(point.break_even_alpha),
-        memory_fraction=at(point.memory.fraction),
-        fits=bool(np.broadcast_to(point.memory.fits, np.shape(point.gamma))[index]),
+        scenario=replace(decode.scenario, plan=plan, workload=work),
+        gain=at(gain),
+        tpot_s=at(result.tpot_s),
+        ttft_s=at(result.ttft_s),
+        requests_per_s=at(result.requests_per_s),
+        prefill_share=at(result.prefill_share),
+        decode_speedup=at(decode.speedup),
+        decode_tpot_s=at(decode.tpot_s),
+        tokens_per_round=at(decode.tokens_per_round),
+        memory_fraction=at(decode.memory.fraction),
+        fits=bool(at(result.feasible)),
     )
 
 
-def _plain(scenario: Scenario, tp: int) -> Candidate:
-    plain = replace(without_speculation(scenario), tp=tp)
-    return _candidate(estimate(plain, gamma=np.zeros(1)), 0)
-
-
-def _least_alpha(candidates: list[Candidate]) -> list[Unmeasured]:
-    """For each draft choice, the plan that breaks even at the lowest α."""
-    best: dict[tuple[str, str], Candidate] = {}
-    for candidate in candidates:
+def _least_alpha(candidates: list[tuple[float, Candidate]], objective: str) -> Iterator[Unmeasured]:
+    """For each draft choice, the plan that would break even at the lowest α if it only decoded."""
+    best: dict[tuple[str, str], tuple[float, Candidate]] = {}
+    for least, candidate in candidates:
         plan = candidate.scenario.plan
-        key, alpha = (plan.draft, plan.policy), candidate.break_even_alpha
-        lowest = best[key].break_even_alpha if key in best else np.inf
-        if candidate.fits and alpha < lowest:
-            best[key] = candidate
-    return [Unmeasured(candidate=c, alpha_to_break_even=c.break_even_alpha) for c in best.values()]
+        key = (plan.draft, plan.policy)
+        if key not in best or least < best[key][0]:
+            best[key] = (least, candidate)
+    for _, candidate in best.values():
+        alpha = break_even_alpha(candidate.scenario, objective=objective)
+        yield Unmeasured(candidate=candidate, alpha_to_break_even=alpha)

@@ -12,11 +12,12 @@ from perfmodel.errors import DoesNotFit
 from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS
+from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommend import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate
-from perfmodel.speculation.uncertainty import speedup_interval
+from perfmodel.speculation.uncertainty import Interval, alpha_interval, speedup_interval
 
 
 def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
@@ -142,35 +143,63 @@ def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:
     }
 
 
-def candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    """One plan of a recommendation."""
+def candidate_dict(candidate: Candidate, cost: float | None = None) -> dict[str, Any]:
+    """One plan of a recommendation; `cost` is the price of a million output tokens."""
+    scenario = candidate.scenario
+    alphas = alpha_interval(scenario)
+    origin, source = acceptance_origin(scenario)
     return {
-        "label": plan_label(candidate.scenario.plan),
-        "speedup": _number(candidate.speedup),
+        "label": plan_label(scenario.plan),
+        "gain": _number(candidate.gain),
         "tpot_s": _number(candidate.tpot_s),
-        "ttft_s": candidate.ttft_s,
-        "tokens_per_round": _number(candidate.tokens_per_round),
+        "ttft_s": _number(candidate.ttft_s),
+        "requests_per_s": _number(candidate.requests_per_s),
         "throughput_per_gpu": _number(candidate.throughput_per_gpu),
-        "break_even_acceptance": _number(candidate.break_even_alpha),
+        "prefill_share": _number(candidate.prefill_share),
+        "cost_per_million_tokens": None if cost is None else _number(cost),
+        "decode_speedup": _number(candidate.decode_speedup),
+        "decode_tpot_s": _number(candidate.decode_tpot_s),
+        "decode_throughput_per_gpu": _number(candidate.decode_throughput_per_gpu),
+        "tokens_per_round": _number(candidate.tokens_per_round),
+        "acceptance": None
+        if alphas is None or not scenario.plan.speculates
+        else dict(zip(("low", "alpha", "high"), alphas, strict=True)),
+        "acceptance_origin": origin,
+        "acceptance_source": source,
         "memory_fraction": candidate.memory_fraction,
-        "scenario": scenario_dict(candidate.scenario),
+        "scenario": scenario_dict(scenario),
     }
 
 
 def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
     """A recommendation and its explanation."""
-    interval, binding, schedule = answer.interval, answer.binding, answer.schedule
+    binding, schedule = answer.binding, answer.schedule
+
+    def plan(candidate: Candidate) -> dict[str, Any]:
+        return candidate_dict(candidate, answer.cost_per_million_tokens(candidate))
+
     return {
         "sentence": answer.sentence,
+        "answer": answer.answer,
+        "prefill": answer.prefill,
+        "verdict": str(answer.verdict),
         "speculate": answer.speculates,
         "objective": answer.objective,
-        "best": candidate_dict(answer.best),
-        "without_speculation": candidate_dict(answer.plain),
-        "speedup_interval_90": None if interval is None else [interval.low, interval.high],
+        "evidence": {
+            "sentence": answer.evidence.sentence,
+            "acceptance": answer.evidence.acceptance,
+            "engine": answer.evidence.engine,
+            "extrapolated": list(answer.evidence.extrapolated),
+        },
+        "best": plan(answer.best),
+        "without_speculation": plan(answer.plain),
+        "gain_interval_90": _ends(answer.interval),
+        "advantage_interval_90": _ends(answer.advantage),
+        "decode_speedup_interval_90": _ends(answer.decode_interval),
         "gain_probability": answer.gain_probability,
-        "runners_up": [candidate_dict(c) for c in answer.runners_up],
+        "runners_up": [plan(c) for c in answer.runners_up],
         "unmeasured": [
-            {"alpha_to_break_even": u.alpha_to_break_even, **candidate_dict(u.candidate)}
+            {"alpha_to_break_even": _number(u.alpha_to_break_even), **plan(u.candidate)}
             for u in answer.unmeasured
         ],
         "binding": None
@@ -178,9 +207,17 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         else {
             "name": binding.name,
             "cost_percent": binding.cost_percent,
-            "without": candidate_dict(binding.without),
+            "without": plan(binding.without),
         },
-        "studied": None if answer.studied is None else candidate_dict(answer.studied),
+        "capacity": None if answer.capacity is None else capacity_dict(answer.capacity),
+        "fleet": None if answer.fleet is None else fleet_dict(answer.fleet),
+        "fleet_without_speculation": None
+        if answer.plain_fleet is None
+        else fleet_dict(answer.plain_fleet),
+        "studied": None if answer.studied is None else plan(answer.studied),
+        "break_even_acceptance": _number(
+            math.nan if answer.alpha_to_break_even is None else answer.alpha_to_break_even
+        ),
         "break_even_batch": None if answer.batch is None else answer.batch.from_value,
         "break_even_batch_until": None if answer.batch is None else answer.batch.until,
         "break_even_prompt_tokens": None if answer.context is None else answer.context.from_value,
@@ -193,11 +230,39 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             "gamma": [list(row) for row in schedule.gamma],
         },
         "sensitivities": [
-            {"name": s.name, "change": s.change, "speedup_low": s.low, "speedup_high": s.high}
+            {"name": s.name, "change": s.change, "gain_low": s.low, "gain_high": s.high}
             for s in answer.sensitivities
         ],
         "notes": list(answer.best.scenario.notes),
     }
+
+
+def capacity_dict(capacity: Capacity) -> dict[str, Any]:
+    """The largest concurrency of a plan within the limits."""
+    return {
+        "label": capacity.candidate.label,
+        "tp": capacity.candidate.scenario.tp,
+        "concurrency": capacity.concurrency,
+        "requests_per_s": capacity.requests_per_s,
+        "tpot_s": capacity.tpot_s,
+        "ttft_s": capacity.ttft_s,
+    }
+
+
+def fleet_dict(fleet: Fleet) -> dict[str, Any]:
+    """The GPUs that serve a rate of requests."""
+    return {
+        "rate": fleet.rate,
+        "gpus": fleet.gpus,
+        "replicas": fleet.replicas,
+        "load": fleet.load,
+        "replica": capacity_dict(fleet.capacity),
+        "scenario": scenario_dict(fleet.capacity.candidate.scenario),
+    }
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 def _number(value: Any) -> float | None:

@@ -1,18 +1,26 @@
-"""Time and tokens of a speculative round, when speculation pays, and how certain that is."""
+"""Time and tokens of a round, the service that rounds make, when it pays, how certain that is."""
 
 from perfmodel.speculation.break_even import (
-    GAMMAS,
+    BestGain,
     BreakEven,
     GammaSchedule,
+    Rule,
+    best_gain,
+    break_even_alpha,
     break_even_batch,
     break_even_context,
     gamma_schedule,
+    within,
 )
+from perfmodel.speculation.evidence import Evidence, evidence
+from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, service_gain
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
+    acceptance_is_weak,
+    interval_probability,
     probability_of_gain,
     sensitivities,
     speedup_interval,
@@ -20,20 +28,32 @@ from perfmodel.speculation.uncertainty import (
 
 __all__ = [
     "GAMMAS",
+    "OBJECTIVES",
+    "BestGain",
     "BreakEven",
+    "Evidence",
+    "Gain",
     "GammaSchedule",
     "Interval",
     "RoundEstimate",
+    "Rule",
     "Sensitivity",
     "ServiceEstimate",
+    "acceptance_is_weak",
+    "best_gain",
+    "break_even_alpha",
     "break_even_batch",
     "break_even_context",
     "estimate",
+    "evidence",
     "gamma_schedule",
+    "interval_probability",
     "probability_of_gain",
     "sensitivities",
     "service",
+    "service_gain",
     "speedup_interval",
     "target_rank",
+    "within",
     "without_speculation",
 ]

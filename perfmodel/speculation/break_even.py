@@ -1,33 +1,66 @@
-"""Where speculation pays: break-even batch and context, and the best γ over batch and context."""
+"""Where speculation clearly pays: break-even batch and context, and γ over batch and context.
+
+It pays where the whole 90 % interval of its gain is above 1, at the best γ within the limits: the
+rule by which a plan is recommended.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from perfmodel._typing import Floats
+from perfmodel._typing import Bools, Floats
+from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
+from perfmodel.specs.workload import SLO
+from perfmodel.speculation.gain import (
+    GAMMAS,
+    PLATEAU,
+    Gain,
+    cost_s,
+    plateau,
+    reads_own_cache,
+    service_gain,
+)
 from perfmodel.speculation.round import estimate, without_speculation
+from perfmodel.speculation.service import ServiceEstimate, service
 
-GAMMAS = np.arange(1, 17, dtype=float)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """The last contiguous range of values at which speculation pays.
+class Rule:
+    """By what a gain is judged: the objective ("throughput" or "latency"), and limits of plans."""
 
-    `lowest` is the smallest value tried. `from_value` is None if speculation never pays. `until` is
-    None if it pays up to the largest value that was tried and fits; otherwise it is the end of the
-    range, as large batches may be bound by compute.
+    objective: str = "throughput"
+    limits: SLO = field(default_factory=SLO)
+
+
+DEFAULT_RULE = Rule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """The contiguous range of values at which speculation clearly pays.
+
+    It is the range that contains the scenario's value if speculation pays there, and otherwise the
+    last one. `lowest` is the smallest value tried. `from_value` is None if speculation never pays.
+    `until` is None if it pays up to the largest value that was tried and fits; otherwise it is the
+    end of the range, as large batches may be bound by compute.
     """
 
     axis: str
     lowest: int
     from_value: int | None
     until: int | None
+
+    def contains(self, value: int) -> bool:
+        """Whether speculation pays at a value that fits."""
+        if self.from_value is None or value < self.from_value:
+            return False
+        return self.until is None or value <= self.until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,82 +86,166 @@ class GammaSchedule:
         return tuple(ranges)
 
 
-def best_speedup(
-    scenario: Scenario, *, batch: Floats, prompt_tokens: Floats
-) -> tuple[Floats, Floats]:
-    """The speedup at the best γ, and that γ, over arrays of batch and context.
+@dataclass(frozen=True, eq=False, slots=True)
+class BestGain:
+    """The gain at the best γ of each point, and that γ; NaN and -1 where no γ is possible."""
+
+    gain: Gain
+    gamma: Floats
+    plain_allowed: Bools  # where plain decoding meets the limits
+    near: Bools  # (..., γ): which γ are within 1 % of the best
+
+    @property
+    def possible(self) -> Bools:
+        """Where some γ fits in memory, meets the limits, and drafts with less than the target."""
+        return np.asarray(self.gamma > 0)
+
+    @property
+    def pays(self) -> Bools:
+        """Where the gain is clear, or only speculation meets the limits."""
+        return self.possible & (self.gain.is_clear | ~self.plain_allowed)
+
+
+def best_gain(
+    scenario: Scenario,
+    rule: Rule = DEFAULT_RULE,
+    *,
+    batch: Floats,
+    prompt_tokens: Floats,
+    gammas: Floats = GAMMAS,
+) -> BestGain:
+    """The gain of the scenario's draft at the best γ, over arrays of batch and context.
 
     Parameters
     ----------
+    rule : Rule
+        Objective, and limits in addition to the memory capacity.
     batch, prompt_tokens : array, mutually broadcastable
-        Sequences; prompt tokens. [1]
-
-    Returns
-    -------
-    speedup, gamma : array
-        -inf and -1 where no γ fits.
+        Requests in the system; prompt tokens. [1]
+    gammas : array (γ,)
+        The drafts per round to choose from.
     """
     batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prompt)
-    point = estimate(
+    result = service(
         scenario,
         batch=batch[..., None],
         prompt_tokens=prompt[..., None],
-        gamma=GAMMAS,
+        gamma=gammas,
         kv_budget_tokens=budget[..., None],
     )
-    speedup = np.where(point.feasible & ~np.isnan(point.speedup), point.speedup, -np.inf)
-    best = np.argmax(speedup, axis=-1)
-    at_best = np.take_along_axis(speedup, best[..., None], axis=-1)[..., 0]
-    return at_best, np.where(np.isfinite(at_best), GAMMAS[best], -1)
+    cost = cost_s(result, rule.objective)
+    allowed = within(result, rule.limits) & ~np.isnan(cost)
+    allowed = allowed & ~reads_own_cache(scenario, prompt, budget)[..., None]
+    bounded = np.where(allowed, cost, np.inf)
+    index = plateau(bounded)
+    near = allowed & (bounded <= np.min(bounded, axis=-1, keepdims=True) * (1.0 + PLATEAU))
+    possible = np.any(allowed, axis=-1)
+    gain = service_gain(
+        scenario,
+        objective=rule.objective,
+        batch=batch,
+        prompt_tokens=prompt,
+        gamma=gammas[index],
+        kv_budget_tokens=budget,
+    )
+    low, value, high = (np.where(possible, g, np.nan) for g in (gain.low, gain.value, gain.high))
+    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
+    chosen = np.where(possible, gammas[index], -1.0)
+    return BestGain(Gain(low, value, high), chosen, within(plain, rule.limits), near)
 
 
-def break_even_batch(scenario: Scenario) -> BreakEven:
+def within(result: ServiceEstimate, limits: SLO) -> Bools:
+    """Where a service fits in memory and meets its limits."""
+    fits = result.feasible & (result.decode.memory.fraction <= (limits.memory_fraction or 1.0))
+    if limits.tpot_s is not None:
+        fits = fits & (result.tpot_s <= limits.tpot_s)
+    if limits.ttft_s is not None:
+        fits = fits & (result.ttft_s <= limits.ttft_s)
+    return np.asarray(fits)
+
+
+def break_even_batch(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
     """The batches at which the scenario's draft choice pays at its context and the best γ.
 
     Every batch up to 256 is tried, then steps of less than 4 % up to the scenario's batch.
     """
+    asked = scenario.workload.batch
     values = np.arange(1.0, 257.0)
-    if scenario.workload.batch > 256:
-        beyond = np.geomspace(256, scenario.workload.batch, 200).round()
-        values = np.unique(np.concatenate([values, beyond]))
-    speedup, _ = best_speedup(
-        scenario, batch=values, prompt_tokens=np.asarray(float(scenario.workload.prompt_tokens))
-    )
-    return _paying_range("batch", values, speedup)
+    if asked > 256:
+        values = np.unique(np.concatenate([values, np.geomspace(256, asked, 200).round()]))
+    prompt = np.asarray(float(scenario.workload.prompt_tokens))
+    best = best_gain(scenario, rule, batch=values, prompt_tokens=prompt)
+    return _paying_range("batch", values, best, asked)
 
 
-def break_even_context(scenario: Scenario) -> BreakEven:
+def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
     """The contexts at which the scenario's draft choice pays at its batch and the best γ."""
-    lowest = 256.0
-    last = float(max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens))
-    values = np.unique(np.geomspace(lowest, last, 200).round())
-    speedup, _ = best_speedup(
-        scenario, batch=np.asarray(float(scenario.workload.batch)), prompt_tokens=values
-    )
-    return _paying_range("prompt_tokens", values, speedup)
+    asked = scenario.workload.prompt_tokens
+    last = float(max(scenario.target.max_context_tokens, asked))
+    values = np.unique(np.append(np.geomspace(256.0, last, 200).round(), asked))
+    batch = np.asarray(float(scenario.workload.batch))
+    best = best_gain(scenario, rule, batch=batch, prompt_tokens=values)
+    return _paying_range("prompt_tokens", values, best, asked)
 
 
-def gamma_schedule(scenario: Scenario) -> GammaSchedule:
-    """The best γ of the scenario's draft choice over powers of two of batch and context."""
-    batch = np.array(BATCHES, float)[:, None]
-    speedup, gamma = best_speedup(scenario, batch=batch, prompt_tokens=np.array(CONTEXTS, float))
-    plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=np.array(CONTEXTS))
+def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedule:
+    """The best γ of the scenario's draft choice over powers of two of batch and context.
+
+    Among the γ within 1 % of the best, it is the one that does not fall as the context grows.
+    """
+    batch, context = np.array(BATCHES, float)[:, None], np.array(CONTEXTS, float)
+    best = best_gain(scenario, rule, batch=batch, prompt_tokens=context)
+    plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
     # If only the draft does not fit, plain decoding is chosen.
-    chosen = np.where(speedup > 1.0, gamma, np.where(plain.feasible, 0, -1)).astype(int)
+    otherwise = np.where(plain.feasible, 0, -1)
+    chosen = np.where(best.pays, _steady(best), otherwise).astype(int)
     return GammaSchedule(
         batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
     )
 
 
-def _paying_range(axis: str, values: Floats, speedup: Floats) -> BreakEven:
-    fits = np.isfinite(speedup)
-    tried, pays = values[fits], speedup[fits] > 1.0
+def _steady(best: BestGain) -> Floats:
+    """The γ of each point: per row the smallest good one that is not below its left neighbour's."""
+    chosen = best.gamma.copy()
+    for row, near in zip(chosen, best.near, strict=True):
+        before = 0.0
+        for column in np.flatnonzero(row > 0):
+            good = GAMMAS[near[column]]
+            above = good[good >= before]
+            row[column] = before = above[0] if above.size else good[0]
+    return chosen
+
+
+def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> float:
+    """The i.i.d. α at which the gain of the scenario's plan is 1; inf if no α reaches it."""
+    plain = float(cost_s(service(without_speculation(scenario)), objective))
+
+    def loses(alpha: float) -> bool:
+        given = replace(scenario, acceptance=Acceptance.from_alpha(alpha))
+        return float(cost_s(service(given), objective)) > plain
+
+    if not loses(0.0):
+        return 0.0
+    if loses(1.0):
+        return float("inf")
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if loses(middle) else (low, middle)
+    return high
+
+
+def _paying_range(axis: str, values: Floats, best: BestGain, asked: int) -> BreakEven:
+    tried, pays = values[best.possible], best.pays[best.possible]
     lowest = int(values[0])
     if not np.any(pays):
         return BreakEven(axis=axis, lowest=lowest, from_value=None, until=None)
-    last = int(np.flatnonzero(pays)[-1])
-    losses = np.flatnonzero(~pays[:last])
-    first = int(losses[-1]) + 1 if len(losses) else 0
+    here = np.flatnonzero((tried == asked) & pays)
+    inside = int(here[0]) if here.size else int(np.flatnonzero(pays)[-1])
+    before = np.flatnonzero(~pays[:inside])
+    after = np.flatnonzero(~pays[inside:])
+    first = int(before[-1]) + 1 if before.size else 0
+    last = inside + int(after[0]) - 1 if after.size else len(tried) - 1
     until = None if last == len(tried) - 1 else int(tried[last])
     return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)

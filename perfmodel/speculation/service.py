@@ -24,6 +24,7 @@ If prefill is disaggregated, W = P = 0: the decoding pool alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,7 @@ def service(
     prompt_tokens: ArrayLike | None = None,
     gamma: ArrayLike | None = None,
     kv_budget_tokens: ArrayLike | None = None,
+    alpha_shift: ArrayLike = 0.0,
     round_factor: float = 1.0,
 ) -> ServiceEstimate:
     """Predict the steady state of a scenario's deployment, at one point or over a grid.
@@ -103,8 +105,10 @@ def service(
         of the arguments below.
     batch, prompt_tokens, gamma, kv_budget_tokens : float or array, mutually broadcastable
         Requests in the system; prompt tokens; drafts per round; tokens that a draft may read. [1]
+    alpha_shift : float or array
+        Is added to α at every position, within 0 and 1.
     round_factor : float
-        Multiplies the time of a round, to see the effect of an error of the step times.
+        Multiplies the time of a round.
     """
     plan, work = scenario.plan, scenario.workload
     whole = np.asarray(work.batch if batch is None else batch, float)
@@ -115,7 +119,9 @@ def service(
     decode = estimate(
         scenario, batch=whole, prompt_tokens=prompt, gamma=drafts, kv_budget_tokens=budget
     )
-    rounds = mean_rounds(decode, work.output_tokens - 1)
+    drawn = mean_rounds(decode, work.output_tokens - 1, alpha_shift)
+    known = ~np.isnan(drawn)
+    rounds = np.where(known, drawn, float(work.output_tokens))
     computed = prompt - np.floor(work.prefix_hit_rate * prompt)
     shared = work.prefill is Prefill.SHARED
     queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
@@ -131,7 +137,7 @@ def service(
     prompt_s: Floats = np.zeros(())
     if shared:
         rows = queue.beside * (drafts + 1.0)
-        prompt_s = _prompt_s(scenario, prompt, computed, rows, queue.together)
+        prompt_s = _prompt_s(scenario, prompt, computed, rows, queue)
         prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
     # With less than one running sequence, some passes have none.
     rounds_s = (rounds + queue.passes) / whole * np.minimum(running, 1.0) * round_s
@@ -139,13 +145,13 @@ def service(
         decode=decode,
         batch=whole,
         prefill_s=prompt_s,
-        decode_s=rounds * round_s + queue.beside * prompt_s,
-        requests_per_s=1.0 / (prompt_s + rounds_s),
+        decode_s=np.where(known, rounds * round_s + queue.beside * prompt_s, np.nan),
+        requests_per_s=np.where(known, 1.0 / (prompt_s + rounds_s), np.nan),
         output_tokens=work.output_tokens,
     )
 
 
-def mean_rounds(point: RoundEstimate, tokens: int) -> Floats:
+def mean_rounds(point: RoundEstimate, tokens: int, alpha_shift: ArrayLike = 0.0) -> Floats:
     """Mean rounds until a sequence has `tokens` more tokens; NaN where acceptance is unknown.
 
     Notes
@@ -155,15 +161,16 @@ def mean_rounds(point: RoundEstimate, tokens: int) -> Floats:
     """
     if tokens <= 0:
         return np.zeros(np.shape(point.tokens_per_round))
-    given = point.scenario.acceptance
-    reach = np.ones(np.broadcast_shapes(np.shape(point.alpha), np.shape(point.gamma)))
+    given, shift = point.scenario.acceptance, np.asarray(alpha_shift, float)
+    shape = np.broadcast_shapes(shift.shape, np.shape(point.alpha), np.shape(point.gamma))
+    reach = np.ones(shape)
     mean, square = np.ones_like(reach), np.ones_like(reach)
     for position in range(int(np.max(point.gamma))):
         if given is None:
             rate = point.alpha
         else:
             rate = np.asarray(given.per_position[min(position, len(given.per_position) - 1)])
-        reach = np.where(position < point.gamma, reach * rate, 0.0)
+        reach = np.where(position < point.gamma, reach * np.clip(rate + shift, 0.0, 1.0), 0.0)
         mean, square = mean + reach, square + (2 * position + 3) * reach
     expected = (tokens + 0.5 * (square / mean - 1.0)) / mean
     return np.asarray(np.maximum(expected, np.ceil(tokens / (point.gamma + 1.0))))
@@ -173,11 +180,12 @@ def mean_rounds(point: RoundEstimate, tokens: int) -> Floats:
 class _Queue:
     passes: Floats  # W, waiting and prefill of one request
     beside: Floats  # s, sequences that run in a pass with a prompt
-    together: Floats  # prompts in a pass with at least one
+    rate: Floats  # x, requests per pass
+    load: Floats  # share of the token budget of all passes that prompts use
 
 
 def _no_queue(batch: Floats) -> _Queue:
-    return _Queue(np.zeros(()), batch, np.ones(()))
+    return _Queue(np.zeros(()), batch, np.zeros(()), np.zeros(()))
 
 
 def _queue(
@@ -195,26 +203,41 @@ def _queue(
         rate = batch / (rounds + passes)
         busy = np.minimum(rate * alone, 1.0)
         beside = np.maximum(batch - rate * passes / busy, 0.0)
-    return _Queue(passes, beside, np.clip(rate / busy, 1.0, np.maximum(1.0 / service, 1.0)))
+    return _Queue(passes, beside, rate, np.minimum(rate * service, 1.0))
+
+
+# Nodes and weights of the Gauss-Hermite rule of three points, for a standard normal variable.
+_NODES = ((-math.sqrt(3.0), 1.0 / 6.0), (0.0, 2.0 / 3.0), (math.sqrt(3.0), 1.0 / 6.0))
 
 
 def _prompt_s(
-    scenario: Scenario, prompt: Floats, computed: Floats, rows: Floats, together: Floats
+    scenario: Scenario, prompt: Floats, computed: Floats, rows: Floats, queue: _Queue
 ) -> Floats:
-    """Seconds that the target's prefill of one prompt adds to passes that decode `rows` tokens."""
+    """Seconds that the target's prefill of one prompt adds to passes that decode `rows` tokens.
+
+    A pass costs less per token the more prompts share it. A prompt shares its last pass with those
+    that wait, or that arrive in the same pass: a Poisson number with mean x, here by quadrature.
+    """
     rank, chunk = target_rank(scenario), float(scenario.engine.prefill_chunk_tokens)
 
-    def dense(tokens: Floats) -> Floats:
+    def step_s(tokens: Floats, *, attention: bool) -> Floats:
         step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
-        return (step.total_s - step.group_s("attention")) * np.minimum(tokens, 1.0)
-
-    def attention(tokens: Floats) -> Floats:
-        step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
-        return step.group_s("attention") * np.minimum(tokens, 1.0)
+        part = step.group_s("attention")
+        return (part if attention else step.total_s - part) * np.minimum(tokens, 1.0)
 
     room = np.maximum(chunk - rows, 1.0)
+    before = step_s(rows, attention=False)
+    whole = step_s(rows + room, attention=False) - before
     full = np.floor(computed / room)
-    last = np.minimum((computed - full * room) * together, room)
-    dense_s = full * (dense(rows + room) - dense(rows))
-    dense_s = dense_s + (dense(rows + last) - dense(rows)) / together
-    return np.asarray(dense_s + attention(prompt) - attention(prompt - computed))
+    last = computed - full * room
+    alone: Floats = np.zeros(())
+    for node, weight in _NODES:
+        sharing = np.maximum(1.0 + queue.rate + node * np.sqrt(queue.rate), 1.0)
+        sharing = np.where(full > 0.0, 1.0, sharing)
+        filled = np.minimum(last * sharing, room)
+        share = last / np.maximum(filled, 1.0)
+        alone = alone + weight * share * (step_s(rows + filled, attention=False) - before)
+    waits = np.where(full > 0.0, queue.load, 0.0)
+    dense_s = full * whole + (1.0 - waits) * alone + waits * last / room * whole
+    read = step_s(prompt, attention=True) - step_s(prompt - computed, attention=True)
+    return np.asarray(dense_s + read)

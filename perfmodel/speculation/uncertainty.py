@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -10,8 +11,11 @@ import numpy as np
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.specs.labels import Origin
+from perfmodel.speculation.round import estimate
 from perfmodel.units import Z90
+
+WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
         return None
-    low, middle, high = (_speedup_at(scenario, alpha) for alpha in alphas)
+    low, middle, high = (decode_speedup(_at_alpha(scenario, alpha)) for alpha in alphas)
     model = Z90 * relative_error(scenario)
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
@@ -68,13 +72,46 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
 
 
 def probability_of_gain(scenario: Scenario) -> float | None:
-    """P(speedup > 1), assuming a log-normal distribution on each side of the prediction."""
+    """P(decode speedup > 1); None as for `speedup_interval`."""
     interval = speedup_interval(scenario)
-    if interval is None:
-        return None
+    return None if interval is None else interval_probability(interval, scenario)
+
+
+def interval_probability(interval: Interval, scenario: Scenario) -> float:
+    """P(gain > 1), assuming a log-normal distribution on each side of the prediction.
+
+    At most 95 % if `acceptance_is_weak`: the interval does not cover that such a curve may not
+    apply to this plan at all.
+    """
     edge = interval.low if interval.value > 1 else interval.high
     spread = abs(math.log(interval.value / edge)) / Z90
-    return 0.5 * math.erfc(-math.log(interval.value) / (spread * math.sqrt(2)))
+    if spread == 0.0:
+        chance = 0.5 * (1.0 + np.sign(interval.value - 1.0))
+    else:
+        chance = 0.5 * math.erfc(-math.log(interval.value) / (spread * math.sqrt(2)))
+    return min(float(chance), WEAK_EVIDENCE) if acceptance_is_weak(scenario) else float(chance)
+
+
+def acceptance_is_weak(scenario: Scenario) -> bool:
+    """Whether α is borrowed, rests on one point, or is used outside the measured range."""
+    curve = scenario.curve
+    if scenario.acceptance is not None:
+        return scenario.acceptance.origin == Origin.BORROWED
+    if curve is None or curve.origin == Origin.IDENTITY:
+        return False
+    is_thin = curve.origin == Origin.BORROWED or len(curve.points) == 1
+    return is_thin or acceptance_is_extrapolated(scenario)
+
+
+def acceptance_is_extrapolated(scenario: Scenario) -> bool:
+    """Whether budget or context lie outside the measured range of the acceptance curve."""
+    curve, budget = scenario.curve, scenario.plan.kv_budget_tokens
+    if scenario.acceptance is not None or curve is None or not scenario.plan.speculates:
+        return False
+    low, high = curve.context_range
+    if not low <= scenario.workload.prompt_tokens <= high:
+        return True
+    return budget is not None and not curve.budget_range[0] <= budget <= curve.budget_range[1]
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -88,16 +125,23 @@ def relative_error(scenario: Scenario) -> float:
     return factor * scenario.engine.speedup_error
 
 
-def sensitivities(scenario: Scenario) -> list[Sensitivity]:
-    """The speedup when α, bandwidth efficiency, compute efficiency or overheads change."""
+def decode_speedup(scenario: Scenario) -> float:
+    """The speedup of decoding alone, as `estimate` predicts it."""
+    return float(estimate(scenario).speedup)
+
+
+def sensitivities(
+    scenario: Scenario, gain: Callable[[Scenario], float] = decode_speedup
+) -> list[Sensitivity]:
+    """The gain when α, bandwidth efficiency, compute efficiency or overheads change."""
     results = []
     alphas = alpha_interval(scenario)
     if alphas is not None:
         shifts = [float(np.clip(alphas[1] + delta, 0.0, 1.0)) for delta in (-0.05, 0.05)]
-        low, high = (_speedup_at(scenario, alpha) for alpha in shifts)
+        low, high = (gain(_at_alpha(scenario, alpha)) for alpha in shifts)
         results.append(Sensitivity(name="acceptance", change="±0.05", low=low, high=high))
     for name, change, worse, better in _hardware_changes(scenario):
-        low, high = (float(estimate(s).speedup) for s in (worse, better))
+        low, high = gain(worse), gain(better)
         results.append(Sensitivity(name=name, change=change, low=low, high=high))
     return results
 
@@ -131,9 +175,7 @@ _OVERHEADS = tuple(
 )
 
 
-def _speedup_at(scenario: Scenario, alpha: float) -> float:
-    """The speedup with the scenario's acceptance shifted to mean `alpha`."""
+def _at_alpha(scenario: Scenario, alpha: float) -> Scenario:
+    """The scenario with its acceptance shifted to mean `alpha`."""
     given = scenario.acceptance or Acceptance.from_alpha(alpha)
-    moved = given.shifted(alpha - given.alpha)
-    point: RoundEstimate = estimate(replace(scenario, acceptance=moved))
-    return float(point.speedup)
+    return replace(scenario, acceptance=given.shifted(alpha - given.alpha))

@@ -19,6 +19,19 @@ def recommend(
     objective: Annotated[
         str, option("throughput|latency", "Maximise tokens/s per GPU, or minimise TPOT.")
     ] = "throughput",
+    rate: Annotated[
+        float | None,
+        option(
+            "RPS", "Requests per second to serve: find the fewest GPUs, and the batch if not given."
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, option("PRICE", "Price of a GPU hour, for the cost per million tokens.")
+    ] = None,
+    acceptance_budget: Annotated[
+        int | None,
+        option("TOKENS", "KV budget at which the given acceptance was measured.", min=1),
+    ] = None,
     html: HtmlFile = None,
     traffic: Annotated[
         str | None,
@@ -33,7 +46,14 @@ def recommend(
     from perfmodel import recommendation_dict
 
     flags = context.obj
-    answer, notes = find_recommendation(flags, scenario, objective=objective)
+    answer, notes = find_recommendation(
+        flags,
+        scenario,
+        objective=objective,
+        rate=rate,
+        price_per_hour=price,
+        acceptance_budget=acceptance_budget,
+    )
     result = recommendation_dict(answer)
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
@@ -84,9 +104,11 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
 
 
 def find_recommendation(
-    flags: dict[str, str], scenario: str | None, *, objective: str = "throughput"
+    flags: dict[str, str], scenario: str | None, **options: Any
 ) -> tuple[Recommendation, list[str]]:
     """The recommendation, and notes on given values that the search ignores.
+
+    `options` are those of `perfmodel.find_plan`.
 
     Raises
     ------
@@ -106,4 +128,4 @@ def find_recommendation(
     if "gamma" in values and "gamma" not in flags and not any(k in values for k in OBSERVED_KEYS):
         gamma = values.pop("gamma")
         notes = [f"the scenario's gamma={gamma} is ignored: gamma is searched from 1 to 16"]
-    return find_plan(values, objective=objective), notes
+    return find_plan(values, **options), notes

@@ -50,7 +50,7 @@ def show() -> None:
         return
     result = recommendation_dict(answer)
     verdict(
-        "Speculate" if answer.speculates else "Decode plainly",
+        str(answer.verdict).capitalize(),
         answer.sentence,
         kind="gain" if answer.speculates else "plain",
     )
@@ -82,13 +82,13 @@ def _numbers(answer: Recommendation) -> None:
     """Show the figures of the best plan."""
     best, interval, chance = answer.best, answer.interval, answer.gain_probability
     figures: list[tuple[str, str, str | None]] = [
-        ("Speedup", f"{best.speedup:.2f}x", None),
+        ("Gain", f"{best.gain:.2f}x", None),
         ("Time per token", format_seconds(best.tpot_s), None),
         ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", None),
     ]
     if interval is not None and chance is not None and answer.studied is not None:
         span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
-        figures.append(("P(speedup > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
+        figures.append(("P(gain > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
     show_metrics(figures)
 
 

@@ -69,7 +69,7 @@ def test_report_escapes_user_text() -> None:
     evil = "<img src=x onerror=alert(1)>"
     assert answer.studied is not None
     result = recommendation_dict(answer)
-    result["best"]["label"] = result["sentence"] = evil
+    result["best"]["label"] = result["answer"] = evil
     result["best"]["scenario"]["target"] = evil
     result["notes"] = [evil]
     text = report_html(answer, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from strategies import a_scenario
 from perfmodel import ConfigError, find_plan, recommendation_dict
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
+from perfmodel.specs import parse_slo
+from perfmodel.speculation import service, within
 
 SMALL: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 16, "prompt_tokens": 8000}
 
@@ -60,7 +63,10 @@ def test_a_draft_without_a_policy_is_compared_under_every_policy() -> None:
     "values, message",
     [
         ({"gamma": 3}, "recommend chooses gamma;"),
-        ({"tokens_per_round": 2.5, "draft": "self:snapkv"}, "needs the gamma"),
+        ({"tokens_per_round": 2.5, "draft": "self:snapkv", "kv_budget": 512}, "needs the gamma"),
+        ({"acceptance": 0.85, "draft": "self:snapkv"}, "state the budget at which it was measured"),
+        ({"draft": "self:full"}, "reads the whole cache is the target itself"),
+        ({"draft": "self", "kv_budget": 8000}, "reads the whole cache and gains nothing"),
         ({"draft_policy": "snapkv"}, "draft_policy needs a draft"),
         ({"draft": ["none"]}, "leave draft none out"),
         ({"draft": []}, "draft is empty"),
@@ -76,3 +82,47 @@ def test_values_that_a_search_cannot_use_are_refused(values: dict[str, Any], mes
     with pytest.raises(ConfigError, match=message) as refused:
         find_plan(SMALL | values)
     assert "\n" not in str(refused.value)
+
+
+def test_options_that_are_not_valid_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rate=-1 must be a positive number"):
+        find_plan(SMALL, rate=-1.0)
+    with pytest.raises(ConfigError, match="acceptance_budget needs a given acceptance"):
+        find_plan(SMALL, acceptance_budget=512)
+
+
+def test_an_acceptance_at_a_measured_budget_is_not_held_while_the_budget_shrinks() -> None:
+    """Without the budget, the smallest one always won, as its draft costs least."""
+    values = {"target": "llama-3.1-8b", "gpu": "h100-sxm", "tp": 4, "batch": 32}
+    values |= {"draft": "self:snapkv", "acceptance": 0.85, "prefill": "disaggregated"}
+    answer = find_plan(values, acceptance_budget=2049)
+    plan = answer.best.scenario.plan
+    assert plan.kv_budget_tokens is not None and plan.kv_budget_tokens >= 512
+    assert "0.85 as given for budget 2,049, carried to" in answer.sentence
+
+
+def test_a_rate_finds_the_fewest_gpus_and_their_concurrency() -> None:
+    values = {"gpu": "h100-sxm", "prompt_tokens": 8000, "output_tokens": 500, "slo": "tpot<50ms"}
+    small, large = (find_plan(values, rate=rate, price_per_hour=2.0) for rate in (1.0, 20.0))
+    for answer, rate in ((small, 1.0), (large, 20.0)):
+        fleet = answer.fleet
+        assert fleet is not None and fleet.rate == rate
+        assert fleet.gpus == fleet.replicas * fleet.capacity.candidate.scenario.tp
+        assert 0.0 < fleet.load <= 1.0
+        assert fleet.capacity.tpot_s <= 0.05
+        assert rate > (fleet.replicas - 1) * fleet.capacity.requests_per_s
+        assert answer.plain_fleet is None or fleet.gpus <= answer.plain_fleet.gpus
+        cost = answer.cost_per_million_tokens(answer.best)
+        assert cost == pytest.approx(2.0 / 3600 / answer.best.throughput_per_gpu * 1e6)
+    assert large.fleet is not None and small.fleet is not None
+    assert large.fleet.gpus > small.fleet.gpus
+
+
+def test_the_largest_concurrency_is_the_last_that_meets_the_limits() -> None:
+    answer = find_plan(SMALL | {"tp": 4, "slo": "tpot<60ms; ttft<8s"})
+    found = answer.capacity
+    assert found is not None
+    for batch, expected in ((found.concurrency, True), (round(1.1 * found.concurrency), False)):
+        work = replace(answer.best.scenario.workload, batch=batch)
+        point = service(replace(answer.best.scenario, workload=work))
+        assert bool(within(point, parse_slo("tpot<60ms; ttft<8s"))) is expected

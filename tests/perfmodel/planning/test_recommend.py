@@ -18,11 +18,14 @@ from perfmodel import (
     recommendation_dict,
 )
 from perfmodel.catalog.scenarios import read_scenario
-from perfmodel.planning.recommend import recommend
+from perfmodel.planning.recommend import gain_interval, recommend
 from perfmodel.planning.search import search
 from perfmodel.specs import parse_slo
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
+
+
+APART: dict[str, Any] = {"prefill": "disaggregated"}
 
 
 def answer(slo: SLO | None = None, choices: Any = None, **values: Any) -> Recommendation:
@@ -34,7 +37,7 @@ def answer(slo: SLO | None = None, choices: Any = None, **values: Any) -> Recomm
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Recommendation]:
-    """One recommendation for each scenario of the catalog, over the TP degrees of its node."""
+    """One recommendation for each scenario of the catalog, decoding alone, over TP degrees."""
     result = {}
     names = (
         "default",
@@ -44,7 +47,7 @@ def answers() -> dict[str, Recommendation]:
         "llama-3.1-70b-8xh100",
     )
     for name in names:
-        values = read_scenario(str(SCENARIOS / f"{name}.toml"))
+        values = read_scenario(str(SCENARIOS / f"{name}.toml")) | APART
         stated = parse_scenario(values)
         tps = [values["tp"]] if "tp" in values else [1, 2, 4, 8]
         draft = values.get("draft")
@@ -61,10 +64,10 @@ def test_at_long_contexts_and_large_batches_it_speculates(
     answers: dict[str, Recommendation], name: str
 ) -> None:
     result = answers[name]
-    assert result.speculates and result.best.speedup > 1.2
-    assert result.best.fits and result.plain.speedup == 1.0
+    assert result.speculates and result.best.gain > 1.2
+    assert result.best.fits and result.plain.gain == 1.0
     assert result.interval is not None
-    assert result.interval.low < result.best.speedup < result.interval.high
+    assert 1.0 < result.interval.low < result.best.gain < result.interval.high
     pattern = (
         r"^(Self-speculation|Draft [\w.-]+), \w+ \d+, γ=\d+, TP \d: \d\.\d\dx \(\d\.\d\d-\d\.\d\d\)"
     )
@@ -92,7 +95,7 @@ def test_the_runners_up_are_the_best_of_every_other_choice_in_order(
     assert ("none", "full") in names
     best = result.best.scenario.plan
     assert (best.draft, best.policy) not in names
-    rates = [result.best.throughput_per_gpu, *(c.throughput_per_gpu for c in result.runners_up)]
+    rates = [c.throughput_per_gpu for c in result.runners_up]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -102,30 +105,79 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
     for result in answers.values():
         values = recommendation_dict(result)["best"]["scenario"]
         point = estimate(parse_scenario(values).scenario())
-        assert float(point.tpot_s) == pytest.approx(result.best.tpot_s, rel=1e-12)
+        assert float(point.tpot_s) == pytest.approx(result.best.decode_tpot_s, rel=1e-12)
         assert bool(point.feasible)
+
+
+# ---- the simpler plan -------------------------------------------------------------------------
+
+
+def test_within_the_error_a_plan_with_fewer_parts_is_preferred(
+    answers: dict[str, Recommendation],
+) -> None:
+    seen = 0
+    for result in answers.values():
+        if not result.speculates or result.interval is None:
+            continue
+        drafts = [c for c in (result.best, *result.runners_up) if c.parts]
+        fastest = max(drafts, key=lambda c: c.throughput_per_gpu)
+        low = gain_interval(fastest, "throughput").low / fastest.gain
+        if fastest.parts > result.best.parts:
+            seen += 1
+        assert result.best.throughput_per_gpu >= low * fastest.throughput_per_gpu
+        for simpler in (c for c in drafts if c.parts < result.best.parts):
+            assert simpler.throughput_per_gpu < low * fastest.throughput_per_gpu
+    assert seen
+
+
+def test_a_gain_within_the_error_is_no_clear_gain() -> None:
+    result = answer(gpu="h100-sxm", tp=8, batch=1, choices=[("self", "streamingllm")], **APART)
+    assert result.interval is not None and result.studied is not None
+    assert result.interval.low < 1.0 < result.studied.gain
+    assert result.verdict == "no clear gain" and not result.speculates
+    assert result.sentence.startswith(
+        f"No clear gain: the best draft ({result.studied.label}, TP 8"
+    )
+    assert result.batch is not None and not result.batch.contains(1)
+
+
+def test_borrowed_acceptance_is_named_and_never_almost_certain() -> None:
+    result = answer(target="qwen3-32b", tp=4, batch=32, prompt_tokens=20_000, **APART)
+    assert result.gain_probability is not None and result.gain_probability <= 0.95
+    assert "borrowed from llama-3.1-8b and never measured on qwen3-32b" in result.sentence
+    assert "engine specroof measured on h100-sxm" in result.sentence
+    assert "extrapolated: " in result.sentence and "acceptance" in result.evidence.extrapolated
+
+
+def test_the_sentence_states_what_prompts_take_and_the_gain_of_decoding_alone() -> None:
+    result = answer(gpu="a100-sxm-80gb", tp=4, batch=64)
+    assert result.studied is not None
+    share = result.studied.prefill_share
+    assert share > 0.8 and f"Prompts take {share:.0%} of the GPU time" in result.sentence
+    assert f"decoding alone would be {result.studied.decode_speedup:.2f}x" in result.sentence
+    assert result.studied.decode_speedup > 1.4 > 1.1 > result.studied.gain
 
 
 # ---- do not speculate -------------------------------------------------------------------------
 
 
 def test_if_the_best_draft_is_slower_the_sentence_says_so() -> None:
-    """Batch 1 at 512 tokens: weights bound both passes, and a self-draft reads them as well."""
-    short = {"batch": 1, "prompt_tokens": 512, "engine": "ideal"}
+    """Batch 1 at 513 tokens: weights bound both passes, and a self-draft reads them as well."""
+    short = {"batch": 1, "prompt_tokens": 513, "engine": "ideal"}
     result = answer(choices=[("self", "streamingllm")], **short)
     assert not result.speculates and result.studied is not None
-    assert result.studied.speedup < 1.0
+    assert result.studied.gain < 1.0 and result.verdict == "do not speculate"
     assert result.sentence.startswith("Do not speculate: the best draft (Self-speculation")
-    assert f"gives {result.studied.speedup:.2f}x" in result.sentence
-    assert result.best.tpot_s == float(estimate(a_scenario(**short)).tpot_s)
+    assert f"gives {result.studied.gain:.2f}x" in result.sentence
+    assert result.best.decode_tpot_s == float(estimate(a_scenario(**short)).tpot_s)
 
 
 def test_the_sentence_states_the_break_even_batch() -> None:
-    result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")])
+    result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")], **APART)
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.sentence.endswith(
-        f"at 32,000 tokens it pays from batch {result.batch.from_value}."
+    assert result.answer.endswith(
+        f"at 32,000 tokens it clearly pays from batch {result.batch.from_value}."
     )
 
 
@@ -134,26 +186,25 @@ def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
     result = answer(
         batch=1, prompt_tokens=512, gpu="l40", choices=[("llama-3.2-1b", "streamingllm")]
     )
-    assert result.speculates and result.best.speedup > 1.3
+    assert result.speculates and result.best.gain > 1.3
     assert result.batch is not None and result.batch.until is not None
     assert "at no batch" not in result.sentence
-    assert f"it pays up to batch {result.batch.until}" in result.sentence
+    assert f"it clearly pays up to batch {result.batch.until}" in result.sentence
 
 
 # ---- limits -----------------------------------------------------------------------------------
 
 
-def test_a_limit_that_excludes_the_best_is_named_with_what_it_costs() -> None:
-    free = answer(batch=64, tp=8, gpu="a100-sxm-80gb")
-    best_s = free.best.tpot_s
-    chosen = [(free.best.scenario.plan.draft, free.best.scenario.plan.policy)]
-    slower = SLO(ttft_s=0.999 * free.best.ttft_s)
-    bound = answer(slower, batch=64, tp=8, gpu="a100-sxm-80gb")
-    assert free.binding is None
+def test_a_limit_that_excludes_the_fastest_is_named_with_what_it_costs() -> None:
+    plans = search(a_scenario(batch=64, tp=8, gpu="a100-sxm-80gb", **APART))
+    fastest = plans.ranked()[0]
+    assert recommend(plans).binding is None
+    slower = SLO(ttft_s=0.9999 * fastest.ttft_s)
+    limited = search(a_scenario(batch=64, tp=8, gpu="a100-sxm-80gb", **APART), slo=slower)
+    bound = recommend(limited)
     assert bound.binding is not None and bound.binding.name == "ttft"
-    assert bound.binding.without.tpot_s == best_s
-    assert (bound.best.scenario.plan.draft, bound.best.scenario.plan.policy) not in chosen
-    cost = 100.0 * (bound.best.tpot_s / best_s - 1.0)
+    assert bound.binding.without.tpot_s == fastest.tpot_s
+    cost = 100.0 * (limited.ranked()[0].tpot_s / fastest.tpot_s - 1.0)
     assert bound.binding.cost_percent == pytest.approx(cost, rel=1e-9)
     assert cost > 0.0
 
@@ -182,19 +233,21 @@ def test_if_nothing_fits_the_closest_plan_is_named() -> None:
 
 
 def test_if_no_plan_is_fast_enough_the_closest_one_states_its_miss() -> None:
-    fastest = answer(batch=16, tp=8).best
-    limit = fastest.tpot_s / 2
+    """And the concurrency at which plain decoding would meet the limits."""
+    plans = search(a_scenario(batch=16, tp=8))
+    fastest = min(plans.candidates, key=lambda c: c.tpot_s)
     with pytest.raises(NoFeasiblePlan, match=r"the closest is .*tpot .*x the limit\)") as raised:
-        answer(SLO(tpot_s=limit), batch=16, tp=8)
-    assert fastest.label in str(raised.value)
+        answer(SLO(tpot_s=fastest.tpot_s / 2), batch=16, tp=8)
     assert "(2.00x the limit)" in str(raised.value)
+    assert re.search(r"No speculation, TP 8, meets them at up to \d+ requests", str(raised.value))
 
 
 def test_limits_that_only_plain_decoding_meets() -> None:
     """Limits that only plain decoding meets leave no draft to study."""
     plain = estimate(a_scenario(batch=16, tp=8))
-    result = answer(SLO(ttft_s=float(plain.ttft_s)), batch=16, tp=8, choices=[("self", "snapkv")])
+    slo = SLO(ttft_s=float(plain.ttft_s))
+    result = answer(slo, batch=16, tp=8, choices=[("self", "snapkv")], **APART)
     assert not result.speculates and result.studied is None
     assert result.batch is result.context is result.schedule is result.interval is None
     assert result.sensitivities == ()
-    assert result.sentence == "Do not speculate: no draft choice meets the limits."
+    assert result.answer == "Do not speculate: no draft choice meets the limits."

@@ -153,6 +153,8 @@ def test_a_specroof_scenario_states_the_plan_in_the_keys_of_the_command_line() -
         "batch": 64,
         "prompt_tokens": 32000,
         "output_tokens": 256,
+        "prefill": "shared",
+        "prefix_hit_rate": 0.0,
         "acceptance_per_position": [0.9, 0.8],
         "weight_dtype": "bf16",
         "kv_dtype": "bf16",

@@ -12,6 +12,7 @@ from strategies import a_scenario
 from perfmodel import ConfigError, Scenario, Simulation, Traffic, estimate, simulate_requests
 from perfmodel.serving import RoundTimes, Serving, scenario_acceptance
 from perfmodel.speculation import service, without_speculation
+from perfmodel.speculation.gain import CLOSED_FORM_ERROR
 
 REQUESTS, SCENARIOS = 3000, 100
 OUTPUT_CV = 0.4  # with equal lengths the simulated requests would run in lockstep
@@ -95,6 +96,7 @@ def test_throughput_agrees_with_the_simulator_over_drawn_scenarios() -> None:
         assert miss <= MODEL_ERROR + 3.0 * error / rate, (scenario, miss, error / rate)
         errors.append(miss)
     assert np.median(errors) < 0.01
+    assert np.sqrt(np.mean(np.square(errors))) < CLOSED_FORM_ERROR
 
 
 @pytest.mark.parametrize("batch", [1, 8])

@@ -8,58 +8,82 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import a_scenario
+from strategies import a_scenario, with_acceptance
 
 from perfmodel import Scenario, estimate, without_speculation
-from perfmodel.speculation import break_even_batch, break_even_context, gamma_schedule
+from perfmodel.speculation import (
+    best_gain,
+    break_even_alpha,
+    break_even_batch,
+    break_even_context,
+    gamma_schedule,
+    service,
+    service_gain,
+)
 
+# Decoding alone, on a pool of its own.
+APART: dict[str, Any] = {"prefill": "disaggregated"}
 LONG: dict[str, Any] = {
     "draft": "self", "gpu": "h100-sxm", "tp": 4, "prompt_tokens": 32_000, "engine": "magicdec",
 }  # fmt: skip
 SHORT: dict[str, Any] = {"draft": "llama-3.2-1b", "gpu": "l40", "prompt_tokens": 512}
 SCHEDULED = (
-    {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"},
+    {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec", **APART},
     {"draft": "llama-3.2-1b", "draft_policy": "streamingllm", "gpu": "l40s", "tp": 8},
-    {"draft": "self", "draft_policy": "full", "gpu": "h200"},
-    {"draft": "self", "draft_policy": "snapkv", "kv_budget": 16_384, "gpu": "l40", "tp": 2},
+    {
+        "draft": "self",
+        "draft_policy": "snapkv",
+        "kv_budget": 16_384,
+        "gpu": "l40",
+        "tp": 2,
+        **APART,
+    },
 )
 
 
-def best(scenario: Scenario, batch: float, context: float) -> tuple[float, int]:
-    """Speedup and γ of the best plan that fits, one prediction at a time; NaN where none does."""
+def best(scenario: Scenario, batch: float, context: float) -> tuple[bool, int]:
+    """Whether the gain is clear at the best γ, and that γ, one service at a time; -1 if none is.
+
+    The best γ is the smallest within 1 % of the highest throughput.
+    """
     work = replace(scenario.workload, batch=int(batch), prompt_tokens=int(context))
     budget = scenario.plan.kv_budget_tokens
     if budget is not None:
         budget = min(budget, int(context))
-    result = (float("nan"), -1)
+    rates, plans = {}, {}
     for gamma in range(1, 17):
         plan = replace(scenario.plan, gamma=gamma, kv_budget_tokens=budget)
-        point = estimate(replace(scenario, workload=work, plan=plan))
-        if point.feasible and not float(point.speedup) <= result[0]:
-            result = (float(point.speedup), gamma)
-    return result
+        plans[gamma] = replace(scenario, workload=work, plan=plan)
+        result = service(plans[gamma])
+        whole = plan.is_self and budget is not None and budget >= context
+        if bool(result.feasible) and not whole:
+            rates[gamma] = float(result.requests_per_s)
+    if not rates:
+        return False, -1
+    gamma = min(g for g, rate in rates.items() if rate * 1.01 >= max(rates.values()))
+    return bool(service_gain(plans[gamma]).is_clear), gamma
 
 
 def test_speculation_pays_from_the_break_even_batch() -> None:
-    scenario = a_scenario(**LONG, batch=64)
+    scenario = a_scenario(**LONG, **APART, batch=64)
     result = break_even_batch(scenario)
     assert result.from_value is not None and result.from_value > result.lowest == 1
-    assert result.until is None
+    assert result.until is None and result.contains(64)
     at = scenario.workload.prompt_tokens
-    assert best(scenario, result.from_value, at)[0] > 1.0
-    assert best(scenario, result.from_value - 1, at)[0] <= 1.0
+    assert best(scenario, result.from_value, at)[0]
+    assert not best(scenario, result.from_value - 1, at)[0]
     for batch in (2 * result.from_value, 64):
-        assert best(scenario, batch, at)[0] > 1.0
+        assert best(scenario, batch, at)[0]
 
 
 def test_speculation_pays_from_the_break_even_context() -> None:
     """Contexts are looked at in steps of about 3 %."""
-    scenario = a_scenario(**LONG, batch=16)
+    scenario = a_scenario(**LONG, **APART, batch=16)
     result = break_even_context(scenario)
     assert result.from_value is not None and result.from_value > result.lowest
-    assert best(scenario, 16, result.from_value)[0] > 1.0
-    assert best(scenario, 16, result.from_value / 1.04)[0] <= 1.0
-    assert best(scenario, 16, 2 * result.from_value)[0] > 1.0
+    assert best(scenario, 16, result.from_value)[0]
+    assert not best(scenario, 16, result.from_value / 1.04)[0]
+    assert best(scenario, 16, 2 * result.from_value)[0]
 
 
 def test_speculation_that_pays_only_at_small_batches_has_an_end() -> None:
@@ -68,25 +92,42 @@ def test_speculation_that_pays_only_at_small_batches_has_an_end() -> None:
     result = break_even_batch(scenario)
     assert result.from_value == 1
     assert result.until is not None and 1 <= result.until < 256
-    assert best(scenario, 1, 512)[0] > 1.0
-    assert best(scenario, result.until, 512)[0] > 1.0
-    assert best(scenario, result.until + 1, 512)[0] <= 1.0
+    assert best(scenario, 1, 512)[0]
+    assert best(scenario, result.until, 512)[0]
+    assert not best(scenario, result.until + 1, 512)[0]
+
+
+def test_prompts_on_the_same_gpus_raise_the_break_even_batch() -> None:
+    shared, apart = (break_even_batch(a_scenario(**LONG, **p, batch=64)) for p in ({}, APART))
+    assert shared.from_value is not None and apart.from_value is not None
+    assert shared.from_value > apart.from_value
 
 
 def test_speculation_that_never_pays_has_no_break_even() -> None:
-    """A draft as dear as the target, in an engine without an overhead that drafting would save."""
-    scenario = a_scenario(draft="self", draft_policy="full", batch=8, engine="ideal")
+    """A draft that reads the whole cache of its own target is not a plan."""
+    scenario = a_scenario(draft="self", draft_policy="full", batch=8)
     assert break_even_batch(scenario).from_value is None
     assert break_even_context(scenario).from_value is None
+    schedule = gamma_schedule(scenario)
+    assert {gamma for row in schedule.gamma for gamma in row} <= {0, -1}
 
 
 def test_speculation_that_always_pays_starts_at_the_lowest_value() -> None:
     scenario = a_scenario(
         target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
-        prompt_tokens=16_000, batch=64,
+        prompt_tokens=16_000, batch=64, **APART,
     )  # fmt: skip
     result = break_even_batch(scenario)
     assert (result.from_value, result.lowest, result.until) == (1, 1, None)
+
+
+@pytest.mark.parametrize("prefill", ["shared", "disaggregated"])
+def test_the_gain_at_the_break_even_alpha_is_one(prefill: str) -> None:
+    scenario = a_scenario(**LONG, batch=64, gamma=3, prefill=prefill)
+    alpha = break_even_alpha(scenario)
+    assert 0.0 < alpha < 1.0
+    gain = service_gain(with_acceptance(scenario, alpha)).value
+    assert float(gain) == pytest.approx(1.0, abs=1e-5)
 
 
 # ---- the γ schedule ---------------------------------------------------------------------------
@@ -101,8 +142,11 @@ def test_every_entry_of_the_schedule_is_the_best_gamma_of_a_direct_loop(
     seen = set()
     for row, batch in list(enumerate(schedule.batches))[::3]:
         for column, context in list(enumerate(schedule.contexts))[::2]:
-            speedup, gamma = best(scenario, batch, context)
-            if not speedup > 1.0:
+            pays, gamma = best(scenario, batch, context)
+            if pays and schedule.gamma[row][column] > gamma:  # not below that of its left neighbour
+                assert schedule.gamma[row][column] == schedule.gamma[row][column - 1]
+                continue
+            if not pays:
                 plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
                 gamma = 0 if plain.feasible else -1
             assert schedule.gamma[row][column] == gamma, (batch, context)
@@ -136,7 +180,30 @@ def test_ranges_are_those_of_the_nearest_context() -> None:
 
 
 def test_the_schedule_speculates_more_as_context_grows_at_a_large_batch() -> None:
-    schedule = gamma_schedule(a_scenario(**LONG))
+    schedule = gamma_schedule(a_scenario(**LONG, **APART))
     row = np.array(schedule.gamma[schedule.batches.index(32)])
     fitting = row[row >= 0]
     assert fitting[0] == 0 and fitting[-1] >= 2
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s"])
+@pytest.mark.parametrize(
+    "draft",
+    [
+        {"draft": "self", "kv_budget": 512},
+        {"draft": "self", "draft_policy": "snapkv", "kv_budget": 2048},
+        {"draft": "llama-3.2-1b", "kv_budget": 512, "draft_tp": 1},
+    ],
+)
+def test_where_only_decoding_counts_a_longer_context_never_needs_fewer_drafts(
+    gpu: str, draft: dict[str, Any]
+) -> None:
+    """As long as the draft fits in memory, and α is the same at every context."""
+    for engine, tp in (("specroof", 1), ("magicdec", 2), ("plain-graph", 8)):
+        scenario = a_scenario(**draft, **APART, gpu=gpu, engine=engine, tp=tp, acceptance=0.8)
+        schedule = gamma_schedule(scenario)
+        grid = {"batch": np.array(schedule.batches, float)[:, None]}
+        fits = best_gain(scenario, **grid, prompt_tokens=np.array(schedule.contexts, float))
+        for row, possible in zip(schedule.gamma, fits.possible, strict=True):
+            gammas = list(np.array(row)[possible])
+            assert gammas == sorted(gammas)

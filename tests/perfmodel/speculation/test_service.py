@@ -17,8 +17,8 @@ from perfmodel.speculation import service, without_speculation
 from perfmodel.speculation.service import mean_rounds
 
 SELF: dict[str, Any] = {
-    "draft": "self", "draft_policy": "snapkv", "kv_budget": 1024, "gamma": 5, "gpu": "a100-sxm-80gb",
-    "tp": 4, "batch": 64, "acceptance": 0.85,
+    "draft": "self", "draft_policy": "snapkv", "kv_budget": 1024, "gamma": 5,
+    "gpu": "a100-sxm-80gb", "tp": 4, "batch": 64, "acceptance": 0.85,
 }  # fmt: skip
 
 

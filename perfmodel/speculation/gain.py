@@ -1,0 +1,137 @@
+"""`service_gain`: what speculation gains a service, with its 90 % interval, over arrays.
+
+The gain is the ratio to plain decoding of the same requests on the same GPUs: of the throughput, or
+of the time per token. Two independent errors add in quadrature, as logarithms and on each side: the
+interval of α, and the error of the ratio of step times (`uncertainty.relative_error`), with that of
+the closed form if prompts share the GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Bools, Floats
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation.round import without_speculation
+from perfmodel.speculation.service import ServiceEstimate, service
+from perfmodel.speculation.uncertainty import relative_error
+from perfmodel.units import Z90
+
+OBJECTIVES = ("throughput", "latency")
+GAMMAS = np.arange(1, 17, dtype=float)
+# γ beyond the first that is within 1 % of the best is not worth its drafts.
+PLATEAU = 0.01
+# Standard error of the ratio of two throughputs of `service`, each of which differs from the
+# request simulator by an rms of 1 % (tests/perfmodel/serving/test_saturated.py).
+CLOSED_FORM_ERROR = 0.014
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Gain:
+    """A gain over plain decoding and its 90 % interval; arrays broadcast to one shape."""
+
+    low: Floats
+    value: Floats
+    high: Floats
+
+    @property
+    def is_clear(self) -> Bools:
+        """Whether the whole interval is above 1."""
+        return np.asarray(self.low > 1.0)
+
+
+def cost_s(result: ServiceEstimate, objective: str) -> Floats:
+    """The minimised quantity: machine seconds per request, or seconds per token of a sequence."""
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+    return result.tpot_s if objective == "latency" else 1.0 / result.requests_per_s
+
+
+def service_gain(
+    scenario: Scenario,
+    *,
+    objective: str = "throughput",
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+    gamma: ArrayLike | None = None,
+    kv_budget_tokens: ArrayLike | None = None,
+) -> Gain:
+    """The gain of a scenario's draft at one point or over a grid; NaN where α is unknown.
+
+    Parameters
+    ----------
+    scenario, batch, prompt_tokens, gamma, kv_budget_tokens
+        As for `service`.
+    objective : str
+        "throughput" (requests per second) or "latency" (time per token of a sequence).
+    """
+    plain = cost_s(
+        service(without_speculation(scenario), batch=batch, prompt_tokens=prompt_tokens), objective
+    )
+
+    def gain(alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0) -> Floats:
+        result = service(
+            scenario,
+            batch=batch,
+            prompt_tokens=prompt_tokens,
+            gamma=gamma,
+            kv_budget_tokens=kv_budget_tokens,
+            alpha_shift=alpha_shift,
+            round_factor=round_factor,
+        )
+        return plain / cost_s(result, objective)
+
+    value = gain()
+    below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
+    error = math.exp(Z90 * relative_error(scenario))
+
+    def distance(other: Floats) -> Floats:
+        return np.log(value / other)
+
+    shared = scenario.workload.prefill is Prefill.SHARED
+    closed = Z90 * CLOSED_FORM_ERROR if shared else 0.0
+
+    def width(other_alpha: Floats, other_factor: float) -> Floats:
+        by_alpha = distance(gain(alpha_shift=other_alpha))
+        by_time = distance(gain(round_factor=other_factor))
+        return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + closed**2))
+
+    down, up = width(below, error), width(above, 1.0 / error)
+    return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
+
+
+def alpha_shifts(
+    scenario: Scenario, prompt_tokens: ArrayLike | None, kv_budget_tokens: ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """The ends of the 90 % interval of α, relative to α; 0 if there is no interval."""
+    given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
+    if given is not None:
+        return np.asarray(given.low - given.alpha), np.asarray(given.high - given.alpha)
+    if curve is None:
+        return np.zeros(()), np.zeros(())
+    context = np.asarray(
+        scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens, float
+    )
+    budget = plan.kv_budget_tokens if kv_budget_tokens is None else kv_budget_tokens
+    read = context if plan.policy == "full" else np.asarray(budget, float)
+    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=context)
+    low, high = curve.interval(kv_budget_tokens=read, context_tokens=context)
+    return low - alpha, high - alpha
+
+
+def plateau(cost: Floats) -> Floats:
+    """Index along the last axis of the first cost within 1 % of the lowest."""
+    lowest = np.min(cost, axis=-1, keepdims=True)
+    return np.asarray(np.argmax(cost <= lowest * (1.0 + PLATEAU), axis=-1))
+
+
+def reads_own_cache(scenario: Scenario, prompt_tokens: ArrayLike, budget: ArrayLike) -> Bools:
+    """Where a self-draft would read its target's whole cache, and so be the target."""
+    whole = scenario.plan.policy == "full"
+    return np.asarray(scenario.plan.is_self & (whole | (np.asarray(budget) >= prompt_tokens)))

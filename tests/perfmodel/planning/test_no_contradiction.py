@@ -1,0 +1,120 @@
+"""Sentence, table, schedule and JSON of a recommendation do not contradict one another."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfmodel import ConfigError, NoFeasiblePlan, Recommendation, find_plan, recommendation_dict
+from perfmodel.specs import parse_slo
+from perfmodel.speculation import Rule, best_gain
+
+GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "l40", "b200")
+TARGETS = ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "llama-2-7b-32k", "mistral-7b-v0.3")
+
+
+def drawn(rng: random.Random) -> tuple[dict[str, Any], str]:
+    """Values and objective of a random search that takes a fraction of a second."""
+    batch = rng.choice([1, 2, 4, 8, 16, 32, 64, 128, 256, round(2 ** rng.uniform(0, 8))])
+    prompt = rng.choice([1024, 4096, 32_768, 512, round(2 ** rng.uniform(8, 16.5))])
+    values: dict[str, Any] = {
+        "target": rng.choice(TARGETS), "gpu": rng.choice(GPUS), "tp": rng.choice(["4", "8", "2,8"]),
+        "batch": batch, "prompt_tokens": prompt, "output_tokens": rng.choice([64, 256, 2000]),
+        "draft": rng.choice(["self", "self:snapkv", "self:streamingllm"]),
+        "kv_budget": rng.choice(["64,512,2048", "256", "1024,4096"]),
+        "engine": rng.choice(["specroof", "magicdec", "ideal"]),
+        "prefill": rng.choice(["shared", "disaggregated"]),
+        "prefix_hit_rate": rng.choice([0.0, 0.5, 0.95]),
+    }  # fmt: skip
+    if rng.random() < 0.3:
+        values["slo"] = rng.choice(["tpot<30ms", "tpot<100ms; ttft<20s", "memory<80%"])
+    return values, rng.choice(["throughput", "throughput", "latency"])
+
+
+def answers(count: int, seed: int) -> list[tuple[dict[str, Any], Recommendation]]:
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        values, objective = drawn(rng)
+        try:
+            found.append((values, find_plan(values, objective=objective)))
+        except (ConfigError, NoFeasiblePlan):
+            continue
+    return found
+
+
+def check(values: dict[str, Any], answer: Recommendation) -> None:
+    work, studied = answer.best.scenario.workload, answer.studied
+    result = recommendation_dict(answer)
+    speculates = answer.verdict == "speculate"
+    # One verdict in the flag, the best plan and the sentence.
+    assert result["speculate"] is speculates is answer.best.scenario.plan.speculates
+    start = answer.sentence.split(":")[0]
+    assert start.startswith(answer.best.label) if speculates else start in (
+        "No clear gain", "Do not speculate"
+    )  # fmt: skip
+    assert (start == "No clear gain") == (answer.verdict == "no clear gain")
+    if studied is None:
+        return
+    assert answer.interval is not None and answer.advantage is not None
+    assert answer.batch is not None and answer.context is not None and answer.schedule is not None
+    # The headline's figures are those of the table, and the interval those of the verdict.
+    assert answer.interval.value == pytest.approx(studied.gain, rel=1e-9)
+    assert f"{studied.gain:.2f}x" in answer.answer
+    same_tp = studied.scenario.tp == answer.plain.scenario.tp
+    plain_meets = not answer.plain.violation(parse_slo(values.get("slo", "")))
+    if speculates:
+        assert answer.advantage.low > 1.0 or not plain_meets
+    else:
+        assert answer.advantage.low <= 1.0 and plain_meets
+        # "no clear gain" is for plans that are faster, but not clearly.
+        assert (answer.verdict == "no clear gain") == (answer.advantage.value > 1.0)
+    # The ranges of the sentence and the JSON hold the asked point if and only if it pays.
+    if same_tp or speculates:
+        assert answer.batch.contains(work.batch) == speculates
+        assert answer.context.contains(work.prompt_tokens) == speculates
+        ranges = re.search(r"clearly pays (.*?)\.", answer.answer)
+        if ranges and "no batch" not in ranges[1]:
+            first, last = answer.batch.from_value, answer.batch.until
+            assert first is not None
+            stated = [int(word) for word in re.findall(r"\d+", ranges[1])]
+            assert set(stated) <= {first, last}
+    # The map: one point at a time, and the schedule's cell if the point is one of its cells.
+    rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
+    at = {
+        "batch": np.array(float(work.batch)),
+        "prompt_tokens": np.array(float(work.prompt_tokens)),
+    }
+    cell = best_gain(studied.scenario, rule, **at)
+    if same_tp or speculates:
+        assert bool(cell.pays) == speculates
+        assert float(cell.gamma) == studied.scenario.plan.gamma
+    schedule = answer.schedule
+    if work.batch in schedule.batches and work.prompt_tokens in schedule.contexts:
+        row = schedule.batches.index(work.batch)
+        gamma = schedule.gamma[row][schedule.contexts.index(work.prompt_tokens)]
+        if same_tp or speculates:
+            assert (gamma > 0) == speculates
+    # A gain is never almost certain on weak evidence, and a self-draft never the whole target.
+    budget = studied.scenario.plan.kv_budget_tokens
+    assert budget is not None and budget < work.prompt_tokens
+    assert answer.gain_probability is not None
+    if result["studied"]["acceptance_origin"] == "borrowed":
+        assert answer.gain_probability <= 0.95 and "borrowed from" in answer.sentence
+
+
+def test_drawn_recommendations_do_not_contradict_themselves() -> None:
+    verdicts = set()
+    for values, answer in answers(50, seed=3):
+        check(values, answer)
+        verdicts.add(str(answer.verdict))
+    assert verdicts == {"speculate", "no clear gain", "do not speculate"}
+
+
+@pytest.mark.slow
+def test_two_thousand_recommendations_do_not_contradict_themselves() -> None:
+    for values, answer in answers(2000, seed=4):
+        check(values, answer)
