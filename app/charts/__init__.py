@@ -13,6 +13,7 @@ from app.charts.latency import latency_throughput as latency_throughput
 from app.charts.latency import serving_curve as serving_curve
 from app.charts.maps import MAP_BATCHES as MAP_BATCHES
 from app.charts.maps import MAP_PROMPTS as MAP_PROMPTS
+from app.charts.maps import gain_grid as gain_grid
 from app.charts.maps import needed_map as needed_map
 from app.charts.maps import speedup_grid as speedup_grid
 from app.charts.maps import speedup_map as speedup_map

@@ -21,7 +21,7 @@ class SpeedupGrid:
     """Best speedup, and its γ, over batch (rows) and prompt length (columns).
 
     `speedup` is NaN where the plan does not fit in memory (`fits` is False) or its acceptance is
-    unknown.
+    unknown. `low` is the lower end of its 90 % interval, if known. `title` says what it is.
     """
 
     scenario: Scenario
@@ -30,6 +30,8 @@ class SpeedupGrid:
     speedup: Array
     gamma: Array
     fits: NDArray[np.bool_]
+    low: Array | None = None
+    title: str = "Speedup of decoding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

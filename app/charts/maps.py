@@ -23,9 +23,9 @@ from app.charts.cells import (
     short_label,
     speedup_range,
 )
-from perfmodel import RoundEstimate, Scenario, estimate
+from perfmodel import RoundEstimate, Scenario, estimate, without_speculation
 from perfmodel.planning import plan_label
-from perfmodel.speculation import GAMMAS
+from perfmodel.speculation import GAMMAS, Rule, best_gain
 from perfmodel.units import format_tokens
 
 MAP_BATCHES = np.unique([n * 2.0**k for k in range(9) for n in (1, 1.5) if n * 2.0**k % 1 == 0])
@@ -53,6 +53,23 @@ def speedup_grid(
     )
 
 
+def gain_grid(scenario: Scenario, rule: Rule) -> SpeedupGrid:
+    """The gain of the service at the best γ within the limits, and where it is clear."""
+    batch, prompt = MAP_BATCHES[:, None], MAP_PROMPTS[None, :]
+    best = best_gain(scenario, rule, batch=batch, prompt_tokens=prompt)
+    plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
+    return SpeedupGrid(
+        scenario,
+        MAP_BATCHES,
+        MAP_PROMPTS,
+        best.gain.value,
+        best.gamma,
+        best.possible | plain.feasible,
+        low=best.gain.low,
+        title="Gain in throughput" if rule.objective == "throughput" else "Gain in time per token",
+    )
+
+
 def _estimate_grid(
     scenario: Scenario, batches: Array, prompts: Array, gammas: Array
 ) -> tuple[RoundEstimate, Array]:
@@ -77,14 +94,15 @@ def speedup_map(
 ) -> go.Figure:
     """Speedup over batch and prompt length, at the best γ of each cell.
 
-    Colour is log2 of the speedup, centred on 1x; the line is break-even; hatched cells do not fit
-    on the GPUs. The star is the scenario, and circles are measurements. `clickable` makes the cells
-    selectable.
+    Colour is log2 of the speedup, centred on 1x; the line is break-even, or the edge of a clear
+    gain if the grid has intervals; hatched cells do not fit on the GPUs. The star is the scenario,
+    and circles are measurements. `clickable` makes the cells selectable.
     """
     grid = grid or speedup_grid(scenario)
     figure = heatmap(grid.speedup, *cell_data(grid), hover=CELL_HOVER)
-    if np.any(grid.speedup < 1.0) and np.any(grid.speedup > 1.0):
-        figure.add_trace(contour(np.log2(grid.speedup), 0.0, "break-even"))
+    edge, line = (grid.speedup, "break-even") if grid.low is None else (grid.low, "clear gain")
+    if np.any(edge < 1.0) and np.any(edge > 1.0):
+        figure.add_trace(contour(np.log2(edge), 0.0, line))
     return finish_map(
         figure,
         scenario,
@@ -93,7 +111,7 @@ def speedup_map(
         grid.fits,
         measured=measured,
         clickable=clickable,
-        title="Speedup by batch and prompt length (line: break-even; hatched: does not fit)",
+        title=f"{grid.title} by batch and prompt length (line: {line}; hatched: does not fit)",
         alt=f"Heat map of {escape(plan_label(scenario.plan))}: {speedup_range(grid.speedup)} "
         f"over batch {grid.batches[0]:.0f} to {grid.batches[-1]:.0f} and prompt "
         f"{format_tokens(grid.prompts[0])} to {format_tokens(grid.prompts[-1])} tokens; "

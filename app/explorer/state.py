@@ -164,7 +164,7 @@ def command_text(values: Values, command: str = "predict") -> str:
 def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dict[str, str]:
     """Flags of `specroof recommend` for the same target, machine, workload and limits.
 
-    If an acceptance is given, only its draft is searched.
+    If an acceptance is given, only its draft and KV budget are searched.
     """
     stated = dict(values)
     keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
@@ -173,6 +173,7 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     chosen = list(drafts)
     if acceptance and stated["draft"] != "none":
         chosen = [f"{stated['draft']}:{stated['draft_policy']}"]
+        flags |= {"kv_budget": str(stated["kv_budget"])} if "kv_budget" in stated else {}
     if chosen:
         flags["draft"] = ",".join(chosen)
     if acceptance:

@@ -60,7 +60,8 @@ def _figures(answer: Recommendation) -> list[go.Figure]:
     from app import charts
 
     point = estimate(studied.scenario)
-    figures = [charts.speedup_map(studied.scenario), charts.round_waterfall(point)]
+    grid = charts.gain_grid(studied.scenario, answer.rule)
+    figures = [charts.speedup_map(studied.scenario, grid), charts.round_waterfall(point)]
     figures.append(charts.step_parts(point))
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))

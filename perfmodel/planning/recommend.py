@@ -59,7 +59,7 @@ class Binding:
 class Recommendation:
     """The best plan and its explanation."""
 
-    objective: str
+    rule: Rule  # the objective and the limits
     verdict: Verdict
     best: Candidate
     plain: Candidate  # the best plan without speculation
@@ -92,6 +92,11 @@ class Recommendation:
         ]
         table = html_table(rows, header=("plan", "TP", "gain", "TPOT"))
         return f"<p>{escape(self.sentence)}</p>{table}"
+
+    @property
+    def objective(self) -> str:
+        """What was maximised: "throughput" or "latency"."""
+        return self.rule.objective
 
     @property
     def speculates(self) -> bool:
@@ -213,7 +218,7 @@ def recommend(
         interval = gain_interval(studied, result.objective)
         advantage = _advantage(result, studied, reference)
     return Recommendation(
-        objective=result.objective,
+        rule=rule,
         verdict=_verdict(best, advantage),
         best=best,
         plain=reference,

@@ -277,6 +277,7 @@ def _shape(block: Block) -> tuple[int, ...]:
 def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[str, Any]]:
     shape, point = _shape(block), block.estimate
     code = np.broadcast_to(block.code, shape)
+    origin, measured_on = _origins(block)
     columns = {} if point is None else {k: np.broadcast_to(f(point), shape) for k, f in RESULTS}
     for index in places:
         place = {
@@ -288,7 +289,32 @@ def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[s
         for name, values in columns.items():
             value = float(values[index])
             results[name] = value if math.isfinite(value) else None
-        yield {**block.names, **place, **results, "feasible": not reason, "reason": reason}
+        evidence = {"acceptance_origin": origin, "engine_measured_on": measured_on}
+        yield {
+            **block.names,
+            **place,
+            **results,
+            **evidence,
+            "feasible": not reason,
+            "reason": reason,
+        }
+
+
+def _origins(block: Block) -> tuple[str, str]:
+    """Origin of α (with the lender of a borrowed curve), and the GPU that the engine ran on."""
+    scenario = block.scenario
+    if scenario is None:
+        return "", ""
+    measured_on = scenario.engine.measured_on or f"{scenario.engine.origin} overheads"
+    if scenario.plan.draft == "none":
+        return "none", measured_on
+    if scenario.acceptance is not None:
+        return str(scenario.acceptance.origin), measured_on
+    curve = scenario.curve
+    if curve is None:
+        return "unknown", measured_on
+    lender = f": {curve.source.removeprefix('borrowed from ').split(',')[0]}"
+    return f"{curve.origin}{lender if curve.origin == 'borrowed' else ''}", measured_on
 
 
 # The result columns of a row, computed from an estimate.
@@ -298,6 +324,7 @@ RESULTS: tuple[tuple[str, Callable[[RoundEstimate], Floats]], ...] = (
     ("draft_step_s", lambda point: point.draft_step_s),
     ("overhead_s", lambda point: point.overhead_s),
     ("round_s", lambda point: point.round_s),
+    ("alpha", lambda point: np.where(point.gamma > 0, point.alpha, np.nan)),
     ("tokens_per_round", lambda point: point.tokens_per_round),
     ("tpot_s", lambda point: point.tpot_s),
     ("plain_tpot_s", lambda point: point.plain_tpot_s),

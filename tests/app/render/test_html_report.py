@@ -17,7 +17,7 @@ from app.cli.main import run
 from app.render.html_report import report_html
 from perfmodel import Acceptance, Scenario, estimate, parse_scenario, recommendation_dict
 from perfmodel.planning import BUDGETS
-from perfmodel.speculation import GAMMAS
+from perfmodel.speculation import GAMMAS, best_gain
 
 
 class Tags(HTMLParser):
@@ -142,3 +142,34 @@ def test_stacked_parts_sum_to_the_steps(scenario: Scenario) -> None:
 def test_budget_map_leaves_out_budgets_over_the_context(scenario: Scenario) -> None:
     short = replace(scenario, workload=replace(scenario.workload, prompt_tokens=1000))
     assert len(charts.budget_map(short).data[0].z[0]) == sum(b <= 1000 for b in BUDGETS)
+
+
+def test_the_map_of_the_report_agrees_with_the_schedule() -> None:
+    """The same gain, and a clear gain on the same side of the line."""
+    answer, _ = find_recommendation(
+        {"draft": "self:snapkv", "tp": "8", "prefix_hit_rate": "0.9"}, None
+    )
+    assert answer.studied is not None and answer.schedule is not None
+    grid = charts.gain_grid(answer.studied.scenario, answer.rule)
+    assert grid.low is not None
+    seen = set()
+    for row, batch in enumerate(answer.schedule.batches):
+        at = np.flatnonzero(grid.batches == batch)
+        cells = best_gain(
+            answer.studied.scenario,
+            answer.rule,
+            batch=np.array(float(batch)),
+            prompt_tokens=grid.prompts,
+        )
+        for i in at:
+            np.testing.assert_allclose(grid.speedup[i], cells.gain.value, rtol=1e-12)
+            assert np.array_equal(grid.low[i] > 1.0, cells.pays)
+        seen |= {gamma > 0 for gamma in answer.schedule.gamma[row]}
+    assert seen == {True, False}
+    names = {trace.name for trace in charts.speedup_map(answer.studied.scenario, grid).data}
+    assert "clear gain" in names and "break-even" not in names
+
+
+def test_the_report_states_the_evidence(report: str) -> None:
+    text = report[: report.index("<table")]
+    assert "Prompts take" in text and "Based on α" in text and "measured on" in text
