@@ -56,7 +56,10 @@ def print_simulation(result: Mapping[str, Any], console: Console) -> None:
         console.print(gain_line(gain))
     if result["closed_form_speedup"] is not None:
         closed = result["closed_form_speedup"]
-        console.print(f"closed form, for equal lengths at the given batch: {closed:.2f}x")
+        what = "time per token, for equal lengths at the given batch"
+        if result["level"] == "requests":
+            what = "throughput of a saturated service with the mean lengths"
+        console.print(f"closed form: {closed:.2f}x {what}")
     print_notes(result["notes"], console)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,9 +130,9 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
 def _result(
     base: Scenario, options: SimulationOptions, runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    from perfmodel import estimate, scenario_dict
+    from perfmodel import scenario_dict
 
-    closed = float(estimate(base).speedup) if base.plan.speculates else math.nan
+    closed = _closed_form(base, options, runs[0]) if base.plan.speculates else math.nan
     return {
         "level": "requests" if options.plays_requests else "rounds",
         "runs": runs,
@@ -142,6 +143,25 @@ def _result(
         "scenario": scenario_dict(base),
         "notes": list(base.notes),
     }
+
+
+def _closed_form(base: Scenario, options: SimulationOptions, run: dict[str, Any]) -> float:
+    """The predicted gain: of a saturated service with the mean lengths, or of a batch."""
+    from perfmodel import estimate
+    from perfmodel.speculation import service_gain
+
+    if not options.plays_requests:
+        return float(estimate(base).speedup)
+    lengths = {
+        name: max(1, round(run[name] / run["requests"]))
+        for name in ("prompt_tokens", "output_tokens")
+    }
+    budget = base.plan.kv_budget_tokens
+    plan = base.plan
+    if budget is not None:
+        plan = replace(plan, kv_budget_tokens=min(budget, lengths["prompt_tokens"]))
+    work = replace(base.workload, **lengths)
+    return float(service_gain(replace(base, workload=work, plan=plan)).value)
 
 
 def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
