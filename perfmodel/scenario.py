@@ -113,16 +113,8 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: efficiencies of {gpu.efficiency}, "
                 f"peaks of its own datasheet"
             )
-        if self.machine.link.kind == "pcie" and self.tp > 2:
-            ring = (
-                "as a ring at a pair's rate"
-                if gpu.efficiency_origin != Origin.FITTED
-                else "measured"
-            )
-            notes.append(
-                f"all-reduce over PCIe among {self.tp} GPUs ({ring}) differs widely between nodes: "
-                f"check yours with nccl-tests"
-            )
+        if note := self._link_note():
+            notes.append(note)
         kernels = self.engine.attention_kernels
         if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
             notes.append(
@@ -132,3 +124,21 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _link_note(self) -> str:
+        """What the time of sums over the ranks rests on, where that is not this very machine."""
+        link, gpu, exchange = self.machine.link, self.machine.gpu, self.kernels.collectives.exchange
+        if self.tp == 1 or link.ring_hop_s is not None:
+            return ""
+        if link.kind == "pcie" and self.tp > 2:
+            how = f"those of {gpu.efficiency} on a node of its own wiring"
+            return (
+                f"all-reduce over PCIe among {self.tp} GPUs ({how}) differs up to sevenfold between "
+                f"nodes: measure yours with nccl-tests and state ring_hop and ring_bandwidth"
+            )
+        if self.engine.all_reduce == "exchange" and exchange and exchange.error_at(self.tp):
+            return (
+                f"sums among {self.tp} GPUs are extrapolated from those of two, with a standard "
+                f"error of {exchange.error:.0%} of their time"
+            )
+        return ""

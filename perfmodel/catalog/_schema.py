@@ -33,7 +33,7 @@ from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.hf_config import one_line, shown
 from perfmodel.specs.labels import Origin
-from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
+from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP, US
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _Row = TypeVar("_Row")
@@ -118,6 +118,10 @@ class Size(Figure):
 
 class Bandwidth(Figure):
     units = {"GB/s": GB, "TB/s": TB}
+
+
+class Duration(Figure):
+    units = {"us": US}
 
 
 class Compute(Figure):

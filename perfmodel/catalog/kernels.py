@@ -15,7 +15,7 @@ from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
-from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, MeasuredTimes
+from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.gemm import GemmCurve, OwnProducts, Waves
 from perfmodel.specs.engine import EngineProfile
@@ -204,6 +204,9 @@ def _own_products(own: _OwnTable, where: str) -> OwnProducts:
 def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> CollectiveCurve:
     """The curve of a parsed `collectives.toml`; errors as `attention_curve`, and falling times."""
     body = {key: value for key, value in entries.items() if key != "residuals"}
+    if "exchange" in body:
+        units = {"_s": ("_us", US), "_s_per_byte": ("_us_per_KiB", US / 1024), "_bytes": ("_KiB", 1024.0)}
+        body["exchange"] = build(Exchange, body["exchange"], f"{where}: exchange", units)
     for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
         body[kind] = build_rows(
             row, body.get(kind, ()), f"{where}: {kind}", {"seconds": ("time_us", US)}

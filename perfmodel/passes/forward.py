@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
+from perfmodel.kernels.collectives import ring_seconds
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.units import Z90
 
 ACTIVATION_BYTES = 2.0  # bf16
 _ZERO = np.zeros(())
@@ -39,11 +41,9 @@ class Rank:
         return self.engine.kernel_origin(self.machine.gpu)
 
     @property
-    def all_reduce(self) -> str:
-        """The engine's all-reduce; a plain ring on PCIe nodes whose wiring was not measured."""
-        measured = self.machine.gpu.efficiency_origin == Origin.FITTED
-        unmeasured = self.machine.link.kind == "pcie" and not measured
-        return "ring" if unmeasured else self.engine.all_reduce
+    def exchanges(self) -> bool:
+        """Whether sums over ranks are part of the norms' kernels."""
+        return self.engine.all_reduce == "exchange" and self.curves.collectives.exchange is not None
 
 
 def forward_pass(
@@ -254,6 +254,8 @@ def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     factor = engine.sampling_factor * engine.activation_factor
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
+    if rank.tp > 1 and engine.rank_choice_factor:
+        seconds = engine.rank_choice_s + engine.rank_choice_factor * memory_s
     origin = _small_origin(engine)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
@@ -281,22 +283,55 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         return []
     curve, link = rank.curves.collectives, rank.machine.link
     message = ACTIVATION_BYTES * rank.spec.hidden * rows
-    reduce_s = curve.all_reduce_seconds(
-        message_bytes=message,
-        ranks=rank.tp,
-        algorithm=rank.all_reduce,
-        link_bandwidth=link.bandwidth,
-    )
-    passes = 2 * rank.spec.layers
+    passes = 2 * rank.spec.layers + (1 if rank.exchanges else 0)  # the embedding's rows too
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
-    parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
+    seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
+    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic)]
     if rank.engine.vocab_parallel:
         best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
         gather_s = curve.all_gather_seconds(
             message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
         )
+        if rank.exchanges and curve.exchange is not None:
+            gather_s = np.asarray(curve.exchange.gather_s)
         parts.append(_link_part(rank, "gather", gather_s, best))
     return parts
+
+
+def _sum_seconds(rank: Rank, message: Floats) -> Floats:
+    """One all-reduce: by the machine's own figures where it states them, else by the curves."""
+    link = rank.machine.link
+    if link.ring_hop_s is not None and link.ring_bandwidth is not None:
+        return ring_seconds(message, rank.tp, hop_s=link.ring_hop_s, rate=link.ring_bandwidth)
+    return rank.curves.collectives.all_reduce_seconds(
+        message_bytes=message,
+        ranks=rank.tp,
+        algorithm=rank.engine.all_reduce,
+        link_bandwidth=link.bandwidth,
+        row_bytes=ACTIVATION_BYTES * rank.spec.hidden,
+    )
+
+
+def sum_error(rank: Rank, rows: Floats) -> float:
+    """Standard error of the time of a sum over ranks, in its logarithm, by which it is unknown.
+
+    On PCIe machines that state no figures of their own, the time lies anywhere between what the
+    measured node takes and a ring at the rate of two cards; an exchange among a number of ranks
+    that was not measured is extrapolated.
+    """
+    curve, link = rank.curves.collectives, rank.machine.link
+    if rank.tp == 1 or link.ring_hop_s is not None:
+        return 0.0
+    measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
+    if link.kind == "pcie" and rank.tp > 2 and not measured:
+        message = ACTIVATION_BYTES * rank.spec.hidden * rows
+        ring = curve.all_reduce_seconds(
+            message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
+        )
+        return float(np.max(np.abs(np.log(_sum_seconds(rank, message) / ring)))) / Z90
+    if rank.exchanges and curve.exchange is not None:
+        return curve.exchange.error_at(rank.tp)
+    return 0.0
 
 
 def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
@@ -306,13 +341,13 @@ def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) ->
         _ZERO,
         traffic_bytes / rank.machine.link.bandwidth,
         Bound.LINK,
-        rank.origin,
+        Origin.EXTRAPOLATED if sum_error(rank, np.ones(())) else rank.origin,
     )
 
 
 def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     engine, layers = rank.engine, rank.spec.layers
-    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
+    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 and not rank.exchanges else 0
     kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
     per_layer = engine.layer_overhead_s + engine.layer_overhead_per_sequence_s * batch
     launch = kernels * engine.kernel_gap_s + layers * per_layer

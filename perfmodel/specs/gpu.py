@@ -41,15 +41,23 @@ class GPU:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """How the GPUs of one machine reach each other."""
+    """How the GPUs of one machine reach each other.
+
+    A machine whose all-reduce was measured states the latency of one hop of a ring and the rate of
+    one GPU around it; both, or neither.
+    """
 
     kind: str  # "nvlink", "pcie" or "infinity-fabric"
     bandwidth: float  # bytes/s of one GPU, one direction: half the figure on the box
     source: str
+    ring_hop_s: float | None = None
+    ring_bandwidth: float | None = None  # bytes/s
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0:
             raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive")
+        if (self.ring_hop_s is None) != (self.ring_bandwidth is None):
+            raise ConfigError("a link has only one of ring_hop and ring_bandwidth; state both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
-from calibration.fit.measured.collectives import fit_collectives, missing_collectives
+from calibration.fit.measured.collectives import (
+    choice_time,
+    fit_collectives,
+    missing_collectives,
+    rank_gap,
+)
 from calibration.fit.measured.engine import (
     fit_engine,
     profile_text,
@@ -36,11 +41,11 @@ def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> Fi
     report = FitReport(gpu=gpu.name, source=records.source)
     gemm = _gemm(records, gpu, report)
     attention = _attention(records, gpu, report)
-    _collectives(records, gpu, report)
+    between_ranks = _collectives(records, gpu, report)
     if attention is None:
         report.missing.append("engine: needs attention measured on this GPU")
     else:
-        _engine(records, steps, gemm, attention, gpu, report)
+        _engine(records, steps, gemm, attention, gpu, report, between_ranks)
     return report
 
 
@@ -76,14 +81,20 @@ def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> Attention
     return fit.curve
 
 
-def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> None:
-    reduces = records.of("all_reduce")
-    if clause := missing_collectives(reduces):
+def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> dict[str, float]:
+    """The profile's values for several ranks; none where no sum was timed."""
+    if clause := missing_collectives(records):
         report.missing.append(clause)
-        return
-    text, errors = fit_collectives(reduces, gpu, source=records.source)
+        return {}
+    text, errors, exchange = fit_collectives(records, gpu)
     report.files[f"efficiency/{gpu.name}/collectives-specroof.toml"] = text
     report.errors.append(errors)
+    values: dict[str, float] = {}
+    if exchange is not None and (gap := rank_gap(records, exchange, gpu)) is not None:
+        values["sum_gap_s"] = gap
+    if choice := choice_time(records, gpu):
+        values["rank_choice_s"], values["rank_choice_factor"] = choice
+    return values
 
 
 def _engine(
@@ -93,8 +104,10 @@ def _engine(
     attention: AttentionCurve,
     gpu: GPU,
     report: FitReport,
+    between_ranks: Mapping[str, float],
 ) -> None:
     engine = fit_engine(records, gemm, attention, gpu)
+    engine.values.update(between_ranks)
     steps = [with_sampling(step, engine.values, gpu) for step in steps]
     overhead, rounds = round_overhead(steps), round_overhead_errors(steps)
     if not overhead:
