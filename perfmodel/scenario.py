@@ -133,12 +133,16 @@ class Scenario:
         if link.kind == "pcie" and self.tp > 2:
             how = f"those of {gpu.efficiency} on a node of its own wiring"
             return (
-                f"all-reduce over PCIe among {self.tp} GPUs ({how}) differs up to sevenfold between "
-                f"nodes: measure yours with nccl-tests and state ring_hop and ring_bandwidth"
+                f"all-reduce over PCIe among {self.tp} GPUs ({how}) differs up to sevenfold "
+                f"between nodes: measure yours with nccl-tests and state ring_hop and "
+                f"ring_bandwidth"
             )
-        if self.engine.all_reduce == "exchange" and exchange and exchange.error_at(self.tp):
+        used = self.engine.all_reduce == "exchange" and link.kind == "nvlink"
+        if used and exchange is not None and self.tp not in exchange.measured_ranks:
+            known = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
             return (
-                f"sums among {self.tp} GPUs are extrapolated from those of two, with a standard "
-                f"error of {exchange.error:.0%} of their time"
+                f"sums among {self.tp} GPUs are extrapolated"
+                f"{f' from those among {known}' if known else ''}; their standard error is "
+                f"{exchange.error:.0%}"
             )
         return ""

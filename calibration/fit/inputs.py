@@ -17,7 +17,7 @@ from calibration.fit.tables.gpus import GPUS
 from calibration.fit.third_party import read_nccl_tests, read_vidur
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
-from calibration.records.steps import StepRecord, read_steps
+from calibration.records.steps import PASS_END, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -45,7 +45,10 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
-    steps = [step for path in lines if path not in kernels for step in _steps(path)]
+    timed = [read_steps(path) for path in lines if path not in kernels]
+    to_tokens = {
+        s.case.id for header, steps in timed if PASS_END.items() <= header.items() for s in steps
+    }
     measured = read_kernel_records(kernels, gpu) if kernels else None
     if measured is not None:
         gpu = measured.gpu
@@ -55,7 +58,11 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     assert gpu is not None
     headers = measured.headers if measured else ()
     records = [*(measured.records if measured else ()), *others]
-    return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+    return fit_measured(
+        KernelRecords(gpu=gpu, headers=headers, records=records),
+        [step for _, steps in timed for step in steps],
+        to_tokens=to_tokens,
+    )
 
 
 def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitReport]:
@@ -74,10 +81,6 @@ def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitRep
 def _holds_steps(path: Path) -> bool:
     """Whether a file's records are of whole steps."""
     return any("case" in line.value for line in read_lines(path))
-
-
-def _steps(path: Path) -> list[StepRecord]:
-    return read_steps(path)[1]
 
 
 def _others(path: Path, gpu: str | None) -> list[KernelRecord]:

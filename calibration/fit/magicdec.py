@@ -288,7 +288,7 @@ def fit_ring(row: PublishedRow) -> tuple[float, float]:
         point = estimate(replace(scenario, machine=machine))
         assert point.draft_step is not None
         steps = (point.target_step, point.verify, point.draft_step)
-        return np.log([float(step.total_s) for step in steps]) - np.log(published)
+        return np.asarray(np.log([float(step.total_s) for step in steps]) - np.log(published))
 
     hop_s, rate = np.exp(least_squares(misfit, np.log([10e-6, 10e9])).x)
     return float(hop_s), float(rate)

@@ -94,7 +94,10 @@ class RankBench(Bench):
             return lambda i: ops.best(logits, cell["ranks"] * cell["vocab"])
         if op == "sum_add_norm":
             weights = self.slots(hidden, cell["k"])
-            x, residual = self.normal(cell["tokens"], cell["k"]), self.normal(cell["tokens"], hidden)
+            x, residual = (
+                self.normal(cell["tokens"], cell["k"]),
+                self.normal(cell["tokens"], hidden),
+            )
             norm = self.normal(hidden)
             return lambda i: ops.sum_add_norm(
                 ops.partial(x, weights[i % len(weights)]), residual, norm, EPSILON
@@ -189,4 +192,6 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
             if log is not None:
                 log.append(record)
             show_status(f"{total - len(left):,} of {total:,} cells")
-    return f"{total - len(left)} cells timed, {len(left)} left; exchanged sums are off by {error:.2g}"
+    return (
+        f"{total - len(left)} cells timed, {len(left)} left; exchanged sums are off by {error:.2g}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -69,14 +70,14 @@ def efficiency(
     attention = _table(kernels, "attention")
     if library != "vllm":
         attention |= _table(kernels, f"attention-{library}")
+    gemm = gemm_curve(_with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm")
     curves = Efficiency(
         name=kernels,
-        gemm=gemm_curve(
-            _with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"
-        ),
+        gemm=gemm,
+        gemm_of_ranks=_gemm_of_ranks(gemm, kernels, linear_kernels),
         attention=attention_curve(attention, f"efficiency/{kernels}/attention-{library}"),
         collectives=collective_curve(
-            _with_measured(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
+            _collectives(name, linear_kernels), f"efficiency/{name}/collectives"
         ),
     )
     return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
@@ -103,6 +104,22 @@ def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
     """The GPU's table, with the keys replaced that were measured with an engine's kernels."""
     file = f"{kind}-{kernels}"
     return _table(name, kind) | (_table(name, file) if file in _files_of(name) else {})
+
+
+def _collectives(name: str, kernels: str) -> dict[str, Any]:
+    """As `_with_measured`; the exchange of a GPU where none was timed is that of its architecture.
+
+    It depends on the link's rate, which the machine states, and on the multiprocessors.
+    """
+    entries = _with_measured(name, "collectives", kernels)
+    if "exchange" in entries or kernels == "library":
+        return entries
+    for other in names("efficiency"):
+        same = catalog.gpu(other).architecture == catalog.gpu(name).architecture
+        found = _with_measured(other, "collectives", kernels).get("exchange") if same else None
+        if found:
+            return entries | {"exchange": found | {"measured_ranks": []}}
+    return entries
 
 
 # ---- attention --------------------------------------------------------------------------------
@@ -201,11 +218,25 @@ def _own_products(own: _OwnTable, where: str) -> OwnProducts:
     return build(OwnProducts, made, where)
 
 
+def _gemm_of_ranks(gemm: GemmCurve, name: str, kernels: str) -> GemmCurve:
+    """The curve with the matrices that were timed on ranks, too."""
+    file = f"gemm-{kernels}-ranks"
+    if file not in _files_of(name) or gemm.own is None:
+        return gemm
+    where = f"efficiency/{name}/{file}"
+    more = _own_products(read(_OwnTable, _table(name, file).get("own", {}), where), where)
+    return replace(gemm, own=gemm.own.joined(more))
+
+
 def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> CollectiveCurve:
     """The curve of a parsed `collectives.toml`; errors as `attention_curve`, and falling times."""
     body = {key: value for key, value in entries.items() if key != "residuals"}
     if "exchange" in body:
-        units = {"_s": ("_us", US), "_s_per_byte": ("_us_per_KiB", US / 1024), "_bytes": ("_KiB", 1024.0)}
+        units = {
+            "_s": ("_us", US),
+            "_s_per_byte": ("_us_per_KiB", US / 1024),
+            "_bytes": ("_KiB", 1024.0),
+        }
         body["exchange"] = build(Exchange, body["exchange"], f"{where}: exchange", units)
     for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
         body[kind] = build_rows(

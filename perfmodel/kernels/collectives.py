@@ -71,37 +71,39 @@ class Exchange:
     """A sum inside the kernel of residual and norm: what it takes beyond that kernel without peers.
 
     Every rank writes each row into every peer's memory and waits for theirs. A block handles one
-    row: writing and reading it takes time by its width, for each peer. Among more than two ranks
-    these overlap by an unknown share; half is assumed, and `error` spans all and none.
+    row: writing and reading it takes time by its width, for each peer. Where several peers send to
+    one at a time, their links carry less.
     """
 
-    latency_s: float  # one way over the link
-    row_s_per_byte: float  # of one peer
-    link_efficiency: float
+    latency_s: float  # one way over the link, of the first peer
+    peer_latency_s: float  # of every further peer
+    row_s_per_byte: float  # of each peer
+    link_efficiency: float  # with one peer
+    link_efficiency_of_many: float  # with more
     most_bytes: float  # of a message between two ranks; (n-1)^2 times less among n
     gather_s: float  # that the choice of tokens takes beyond one without peers
     measured_ranks: Floats = field(repr=False)
-    error: float  # standard error at other rank counts, as a fraction
+    error: float  # standard error of the logarithm of a time at other rank counts
 
     def __post_init__(self) -> None:
-        if not min(self.most_bytes, self.link_efficiency) > 0:
-            raise ConfigError("exchange: most_bytes and link_efficiency must be positive")
+        if not min(self.most_bytes, self.link_efficiency, self.link_efficiency_of_many) > 0:
+            raise ConfigError("exchange: most_bytes and both efficiencies must be positive")
 
     def at(
         self, message_bytes: Floats, row_bytes: float, ranks: int, link_bandwidth: float
     ) -> Floats:
         """Seconds among `ranks` > 1 GPUs whose links carry `link_bandwidth` one way. [bytes/s]"""
         peers = ranks - 1
-        row_s = self.row_s_per_byte * row_bytes * (peers + 1) / 2
-        sent_s = peers * message_bytes / (link_bandwidth * self.link_efficiency)
-        return np.asarray(self.latency_s + row_s + sent_s)
+        share = self.link_efficiency if peers == 1 else self.link_efficiency_of_many
+        per_peer = self.row_s_per_byte * row_bytes + message_bytes / (link_bandwidth * share)
+        return np.asarray(self.latency_s + (peers - 1) * self.peer_latency_s + peers * per_peer)
 
     def largest_bytes(self, ranks: int) -> float:
         """The largest message among `ranks` GPUs; a larger one is summed by another algorithm."""
         return self.most_bytes / (ranks - 1) ** 2
 
     def error_at(self, ranks: int) -> float:
-        """Standard error of a sum beyond what the profile's error holds: 0 where measured."""
+        """Standard error of the logarithm of a sum's time; 0 at rank counts that were measured."""
         return 0.0 if ranks == 1 or np.any(self.measured_ranks == ranks) else self.error
 
 

@@ -12,10 +12,14 @@ from perfmodel.specs.gpu import GPU
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
-    """Kernel times as fitted fractions of a GPU's peaks; each curve says where it was measured."""
+    """Kernel times as fitted fractions of a GPU's peaks; each curve says where it was measured.
+
+    `gemm_of_ranks` serves ranks that share a model: it also holds matrices of such ranks.
+    """
 
     name: str
     gemm: GemmCurve
+    gemm_of_ranks: GemmCurve
     attention: AttentionCurve
     collectives: CollectiveCurve
 
@@ -28,7 +32,14 @@ class Efficiency:
         share of the bandwidth: what it has in flight and how long that takes are its core's
         (Little's law).
         """
-        gemm = self.gemm
-        if gemm.waves is not None:
-            gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
-        return replace(self, gemm=gemm, attention=replace(self.attention, sm_count=gpu.sm_count))
+
+        def products(gemm: GemmCurve) -> GemmCurve:
+            waves = gemm.waves and replace(gemm.waves, sm_count=gpu.sm_count)
+            return replace(gemm, waves=waves)
+
+        return replace(
+            self,
+            gemm=products(self.gemm),
+            gemm_of_ranks=products(self.gemm_of_ranks),
+            attention=replace(self.attention, sm_count=gpu.sm_count),
+        )

@@ -62,6 +62,17 @@ class OwnProducts:
         if not np.all(np.isfinite(self.log_ratio)):
             raise ConfigError("[own]: every ratio must be positive")
 
+    def joined(self, other: OwnProducts) -> OwnProducts:
+        """These matrices and those of `other`, whose row counts must be the same."""
+        if not np.array_equal(self.m_knots, other.m_knots):
+            raise ConfigError("[own]: matrices of two files differ in their row counts")
+        return OwnProducts(
+            m_knots=self.m_knots,
+            log_n=np.concatenate([self.log_n, other.log_n]),
+            log_k=np.concatenate([self.log_k, other.log_k]),
+            log_ratio=np.concatenate([self.log_ratio, other.log_ratio]),
+        )
+
     def timed(self, n: int, k: int) -> bool:
         """Whether this very matrix was timed."""
         return bool(np.any(np.isclose(self.log_n, np.log(n)) & np.isclose(self.log_k, np.log(k))))

@@ -43,7 +43,9 @@ class Rank:
     @property
     def exchanges(self) -> bool:
         """Whether sums over ranks are part of the norms' kernels."""
-        return self.engine.all_reduce == "exchange" and self.curves.collectives.exchange is not None
+        curve = self.curves.collectives
+        linked = self.machine.link.kind == curve.link_kind
+        return linked and self.engine.all_reduce == "exchange" and curve.exchange is not None
 
 
 def forward_pass(
@@ -137,7 +139,8 @@ def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
 
 
 def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    gpu, curve = rank.machine.gpu, rank.curves.gemm
+    gpu = rank.machine.gpu
+    curve = rank.curves.gemm if rank.tp == 1 else rank.curves.gemm_of_ranks
     weight_bytes = dtype_bytes(rank.weight_dtype)
     parts = []
     for name, (n, k, count) in linear_shapes(rank).items():
@@ -282,7 +285,7 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     if rank.tp == 1:
         return []
     curve, link = rank.curves.collectives, rank.machine.link
-    message = ACTIVATION_BYTES * rank.spec.hidden * rows
+    message = _message(rank, rows)
     passes = 2 * rank.spec.layers + (1 if rank.exchanges else 0)  # the embedding's rows too
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
@@ -303,10 +306,11 @@ def _sum_seconds(rank: Rank, message: Floats) -> Floats:
     link = rank.machine.link
     if link.ring_hop_s is not None and link.ring_bandwidth is not None:
         return ring_seconds(message, rank.tp, hop_s=link.ring_hop_s, rate=link.ring_bandwidth)
+    chosen = rank.engine.all_reduce
     return rank.curves.collectives.all_reduce_seconds(
         message_bytes=message,
         ranks=rank.tp,
-        algorithm=rank.engine.all_reduce,
+        algorithm=chosen if rank.exchanges or chosen != "exchange" else "best",
         link_bandwidth=link.bandwidth,
         row_bytes=ACTIVATION_BYTES * rank.spec.hidden,
     )
@@ -322,9 +326,9 @@ def sum_error(rank: Rank, rows: Floats) -> float:
     curve, link = rank.curves.collectives, rank.machine.link
     if rank.tp == 1 or link.ring_hop_s is not None:
         return 0.0
+    message = _message(rank, rows)
     measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
     if link.kind == "pcie" and rank.tp > 2 and not measured:
-        message = ACTIVATION_BYTES * rank.spec.hidden * rows
         ring = curve.all_reduce_seconds(
             message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
         )
@@ -332,6 +336,10 @@ def sum_error(rank: Rank, rows: Floats) -> float:
     if rank.exchanges and curve.exchange is not None:
         return curve.exchange.error_at(rank.tp)
     return 0.0
+
+
+def _message(rank: Rank, rows: Floats) -> Floats:
+    return np.asarray(ACTIVATION_BYTES * rank.spec.hidden * rows)
 
 
 def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:

@@ -49,6 +49,9 @@ class EngineProfile:
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, made before the first
+    rank_round_overhead_s: float = 0.0  # what these three grow by where several ranks share a model
+    rank_round_overhead_per_sequence_s: float = 0.0
+    rank_round_overhead_per_draft_s: float = 0.0
     plain_pays_overhead: bool = False  # a plain step pays these as a round of one draft
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
@@ -63,6 +66,15 @@ class EngineProfile:
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
+
+    def round_overheads(self, tp: int) -> tuple[float, float, float]:
+        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft."""
+        several = float(tp > 1)
+        return (
+            self.round_overhead_s + several * self.rank_round_overhead_s,
+            self.round_overhead_per_sequence_s + several * self.rank_round_overhead_per_sequence_s,
+            self.round_overhead_per_draft_s + several * self.rank_round_overhead_per_draft_s,
+        )
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with other coefficients, by field name."""

@@ -140,7 +140,9 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
 
 # Times that the engine adds to its kernels; the walk over the vocabulary is one of the kernels.
 _OVERHEADS = tuple(
-    f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
+    f.name
+    for f in fields(EngineProfile)
+    if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
 )
 
 

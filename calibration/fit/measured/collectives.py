@@ -9,7 +9,8 @@ than the same chains without peers.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -29,8 +30,8 @@ from calibration.fit.tables.collective_fit import (
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.toml_file import significant
 from perfmodel import GPU, catalog
-from perfmodel.kernels.collectives import Exchange
-from perfmodel.units import US, Z90
+from perfmodel.kernels import Exchange
+from perfmodel.units import US
 
 CUSTOM_SHOTS = ("one_shot", "two_shot")
 LEAST_SIZES = 4
@@ -38,8 +39,19 @@ LEAST_SUMS = 20  # chains timed with and without peers
 EXCHANGE_BYTES = 8.0 * 2**20  # runtime.kernels.ops.SUM_BYTES: the largest between two ranks
 ELEMENT_BYTES = 2.0
 HUBER = 0.1  # relative error beyond which a chain counts less
-MANY_RANKS = 8  # whose row time bounds the error of an extrapolation
 Chain = tuple[int, int, int]  # tokens, hidden, depth of the product
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchanged:
+    """One chain of a product and a fused sum, and what it takes longer than without peers."""
+
+    ranks: int
+    tokens: int
+    row_bytes: float
+    extra_s: float
+    chain_s: float
 
 
 def missing_collectives(records: KernelRecords) -> str | None:
@@ -62,6 +74,7 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
     text = (path / "collectives.toml").read_text(encoding="utf-8")
     table: dict[str, Any] = tomllib.loads(text)
     table.pop("residuals", None)
+    public_error = one_shot_error(table)
     errors = Errors("sums over ranks", regions=lambda cell: (f"{cell['ranks']} ranks",))
     left: list[dict[str, Any]] = []
     for (algorithm, ranks), times in _series(records.of("all_reduce")).items():
@@ -70,20 +83,23 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
         size, raw = np.array(list(times), float), np.array(list(times.values()))
         time = monotone(unspiked(raw))
         entry = measured_entry("all_reduce", algorithm, ranks, size, time)
-        same = ("operation", "algorithm", "ranks")
-        table["measured"] = [entry] + [
-            e for e in table["measured"] if any(e[k] != entry[k] for k in same)
-        ]
+        table["measured"] = _with_entry(table, entry)
         rows = list(leave_one_out("all_reduce", algorithm, ranks, size, raw, time))
         left += rows
         for row in rows:
             errors.add("size out", {"ranks": ranks}, row["error"])
-    exchange = _fit_exchange(records, gpu, one_shot_error(table), errors)
+    timed = {ranks for _, ranks in _series(records.of("all_reduce"))}
+    for ranks in _chains(records).keys() - timed - {1}:
+        if (beyond := _beyond(records, table, ranks)) is not None:
+            table["measured"] = _with_entry(table, beyond)
+    exchange = _fit_exchange(records, gpu, public_error, errors)
     if exchange is not None:
         table["exchange"] = {
             "latency_us": significant(exchange.latency_s / US, 4),
+            "peer_latency_us": significant(exchange.peer_latency_s / US, 4),
             "row_us_per_KiB": significant(exchange.row_s_per_byte * 1024 / US, 4),
             "link_efficiency": round(exchange.link_efficiency, 4),
+            "link_efficiency_of_many": round(exchange.link_efficiency_of_many, 4),
             "most_KiB": round(exchange.most_bytes / 1024),
             "gather_us": significant(exchange.gather_s / US, 4),
             "measured_ranks": [int(n) for n in exchange.measured_ranks],
@@ -138,63 +154,112 @@ def choice_time(records: KernelRecords, gpu: GPU) -> tuple[float, float] | None:
 def _fit_exchange(
     records: KernelRecords, gpu: GPU, public_error: float, errors: Errors
 ) -> Exchange | None:
-    """Latency, time of a row and link efficiency, by robust least squares on relative errors."""
-    from scipy.optimize import least_squares
+    """The exchange among all rank counts timed, and the errors of its times.
 
-    link = catalog.default_machine(gpu.name).link.bandwidth
-    chains = _chains(records)
-    rows = [
-        (ranks, tokens, hidden, seconds - chains[1][tokens, hidden, depth], seconds)
-        for ranks, timed in chains.items()
-        for (tokens, hidden, depth), seconds in timed.items()
-        if ranks > 1 and (tokens, hidden, depth) in chains.get(1, {})
-    ]
-    most = EXCHANGE_BYTES
-    rows = [r for r in rows if ELEMENT_BYTES * r[1] * r[2] <= most / (r[0] - 1) ** 2]
+    What it errs by at other rank counts is how far the largest count timed is from what the others
+    predict; with two ranks alone, how far one-shot sums of the public table are.
+    """
+    rows = _exchanged(records)
     if len(rows) < LEAST_SUMS:
         return None
-    counts = np.array(sorted({r[0] for r in rows}), float)
-    ranks, tokens, hidden, extra, whole = np.array(rows, float).T
-    peers, row_bytes = ranks - 1, ELEMENT_BYTES * hidden
-
-    def predicted(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        sent = peers * tokens * row_bytes / (link * x[2])
-        return np.asarray(x[0] * US + x[1] * US * row_bytes / 1024 * (peers + 1) / 2 + sent)
-
-    solved = least_squares(
-        lambda x: predicted(x) / extra - 1.0,
-        [1.0, 0.1, 0.8],
-        bounds=(0.0, [np.inf, np.inf, 1.0]),
-        loss="huber",
-        f_scale=HUBER,
-    ).x
-    for count, error, share in zip(ranks, predicted(solved) - extra, whole, strict=True):
-        errors.add("exchange, of the chain", {"ranks": int(count)}, float(error / share))
-    for count, error, time in zip(ranks, predicted(solved) - extra, extra, strict=True):
-        errors.add("exchange alone", {"ranks": int(count)}, float(error / time))
-    return Exchange(
-        latency_s=float(solved[0]) * US,
-        row_s_per_byte=float(solved[1]) * US / 1024,
-        link_efficiency=float(solved[2]),
-        most_bytes=most,
-        gather_s=_gather(records),
-        measured_ranks=counts,
-        error=float(np.hypot(public_error, _row_span(solved, gpu))),
-    )
+    gather, fitted = _gather(records), _exchange_of(rows, gpu)
+    counts = sorted({row.ranks for row in rows})
+    for row in rows:
+        off = _seconds_of(fitted, row, gpu) - row.extra_s
+        errors.add("exchange, of the chain", {"ranks": row.ranks}, off / row.chain_s)
+        errors.add("exchange alone", {"ranks": row.ranks}, off / row.extra_s)
+    error = public_error
+    if len(counts) > 1:
+        fewer = _exchange_of([row for row in rows if row.ranks < counts[-1]], gpu)
+        most = [row for row in rows if row.ranks == counts[-1]]
+        ahead = [_seconds_of(fewer, row, gpu) / row.extra_s for row in most]
+        for row, ratio in zip(most, ahead, strict=True):
+            errors.add("exchange, rank count out", {"ranks": row.ranks}, ratio - 1.0)
+        error = float(np.sqrt(np.mean(np.log(ahead) ** 2)))
+    return replace(fitted, gather_s=gather, measured_ranks=np.array(counts, float), error=error)
 
 
-def _row_span(values: NDArray[np.float64], gpu: GPU) -> float:
-    """Standard error by the share of the row times that overlaps: 90 % span all and none.
+def _exchange_of(rows: Sequence[Exchanged], gpu: GPU) -> Exchange:
+    """By robust least squares on relative errors; many peers as one where none was timed."""
+    from scipy.optimize import least_squares
 
-    Of one row of 8 KiB among `MANY_RANKS`.
+    def exchange(x: NDArray[np.float64]) -> Exchange:
+        return Exchange(
+            latency_s=float(x[0]) * US,
+            row_s_per_byte=float(x[1]) * US / 1024,
+            link_efficiency=float(x[2]),
+            peer_latency_s=float(x[3]) * US if several else 0.0,
+            link_efficiency_of_many=float(x[4]) if several else float(x[2]),
+            most_bytes=EXCHANGE_BYTES,
+            gather_s=0.0,
+            measured_ranks=np.empty(0),
+            error=0.0,
+        )
+
+    def misfit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = exchange(x)
+        return np.array([_seconds_of(found, row, gpu) / row.extra_s - 1.0 for row in rows])
+
+    several = any(row.ranks > 2 for row in rows)
+    start = [1.0, 0.1, 0.8, 0.1, 0.8][: 5 if several else 3]
+    highest = [np.inf, np.inf, 1.0, np.inf, 1.0][: len(start)]
+    solved = least_squares(misfit, start, bounds=(1e-3, highest), loss="huber", f_scale=HUBER)
+    return exchange(solved.x)
+
+
+def _seconds_of(exchange: Exchange, row: Exchanged, gpu: GPU) -> float:
+    link = catalog.default_machine(gpu.name).link.bandwidth
+    message = np.asarray(row.tokens * row.row_bytes)
+    return float(exchange.at(message, row.row_bytes, row.ranks, link))
+
+
+def _exchanged(records: KernelRecords, *, beyond: bool = False) -> list[Exchanged]:
+    """Chains timed with and without peers whose message is exchanged, or is too large for that."""
+    chains, rows = _chains(records), []
+    for ranks, timed in chains.items():
+        for (tokens, hidden, depth), seconds in timed.items():
+            alone = chains.get((1 if ranks > 1 else 0), {}).get((tokens, hidden, depth))
+            row_bytes = ELEMENT_BYTES * hidden
+            larger = tokens * row_bytes > EXCHANGE_BYTES / max(1, ranks - 1) ** 2
+            if alone is not None and larger == beyond:
+                rows.append(
+                    Exchanged(
+                        ranks=ranks,
+                        tokens=tokens,
+                        row_bytes=row_bytes,
+                        extra_s=seconds - alone,
+                        chain_s=seconds,
+                    )
+                )
+    return rows
+
+
+def _beyond(records: KernelRecords, table: Mapping[str, Any], ranks: int) -> Entry | None:
+    """The "custom" entry of `ranks` whose sums were timed in chains alone.
+
+    Up to the largest exchange the table's times stay; beyond it, what the chains took longer.
     """
-    link, row = catalog.default_machine(gpu.name).link.bandwidth, 8192.0
-    peers = MANY_RANKS - 1
-    sent = peers * row / (link * values[2])
-    least, most = (
-        values[0] * US + values[1] * US * row / 1024 * times + sent for times in (1, peers)
-    )
-    return float(np.log(most / least) / 2 / Z90)
+    longer: dict[float, list[float]] = {}
+    for row in _exchanged(records, beyond=True):
+        if row.ranks == ranks:
+            longer.setdefault(row.tokens * row.row_bytes, []).append(row.extra_s)
+    known = [e for e in table["measured"] if _names(e) == ("all_reduce", "custom", ranks)]
+    if len(longer) < LEAST_SIZES or not known:
+        return None
+    old = zip(known[0]["message_bytes"], known[0]["time_us"], strict=True)
+    times = {float(size): float(us) * US for size, us in old if size < min(longer)}
+    times |= {size: float(np.median(of_size)) for size, of_size in sorted(longer.items())}
+    time = monotone(np.array(list(times.values())))
+    return measured_entry("all_reduce", "custom", ranks, np.array(list(times)), time)
+
+
+def _with_entry(table: Mapping[str, Any], entry: Entry) -> list[Entry]:
+    """The measured entries, one of them replaced."""
+    return [entry] + [e for e in table["measured"] if _names(e) != _names(entry)]
+
+
+def _names(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["operation"], entry["algorithm"], entry["ranks"]
 
 
 def _chains(records: KernelRecords) -> dict[int, dict[Chain, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
@@ -13,14 +13,21 @@ from calibration.fit.measured.collectives import (
     rank_gap,
 )
 from calibration.fit.measured.engine import (
+    ProfileFit,
     fit_engine,
     profile_text,
+    rank_round_overhead,
     round_overhead,
     round_overhead_errors,
     speedup_error,
     with_sampling,
 )
-from calibration.fit.measured.gemm import fit_gemm, gemm_records, missing_gemm
+from calibration.fit.measured.gemm import (
+    fit_gemm,
+    gemm_records,
+    missing_gemm,
+    rank_products,
+)
 from calibration.fit.report import FitReport
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
@@ -29,13 +36,20 @@ from perfmodel.catalog.kernels import efficiency
 from perfmodel.kernels import AttentionCurve, GemmCurve
 
 
-def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> FitReport:
+def fit_measured(
+    records: KernelRecords,
+    steps: Sequence[StepRecord] = (),
+    *,
+    to_tokens: Collection[str] = (),
+) -> FitReport:
     """Fit everything that the records suffice for; the rest is named in `missing`.
 
     Parameters
     ----------
     steps : sequence of StepRecord
         Timed rounds of cases that validation does not use: for the round overhead alone.
+    to_tokens : collection of str
+        Ids of the cases whose verification was timed up to its tokens; others end at logits.
     """
     gpu = catalog.gpu(records.gpu)
     report = FitReport(gpu=gpu.name, source=records.source)
@@ -45,17 +59,30 @@ def fit_measured(records: KernelRecords, steps: Sequence[StepRecord] = ()) -> Fi
     if attention is None:
         report.missing.append("engine: needs attention measured on this GPU")
     else:
-        _engine(records, steps, gemm, attention, gpu, report, between_ranks)
+        engine = fit_engine(records, gemm, attention, gpu)
+        engine.values.update(between_ranks)
+        timed = [
+            step if step.case.id in to_tokens else with_sampling(step, engine.values, gpu)
+            for step in steps
+        ]
+        _engine(engine, timed, records, gpu, report)
     return report
 
 
 def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
     """The fitted curve, or the public one where there are too few records."""
-    table, products = efficiency(gpu.efficiency).gemm, gemm_records(records)
+    table = efficiency(gpu.efficiency).gemm
+    products, of_ranks = rank_products(gemm_records(records))
+    about = {"source": records.source, "command": records.command}
+    if missing_gemm(of_ranks) is None:
+        fit = fit_gemm(of_ranks, table, gpu, **about)
+        report.files[f"efficiency/{gpu.name}/gemm-specroof-ranks.toml"] = fit.toml()
+        fit.errors.name = "products of ranks that share a model"
+        report.errors.append(fit.errors)
     if clause := missing_gemm(products):
         report.missing.append(clause)
         return table
-    fit = fit_gemm(products, table, gpu, source=records.source, command=records.command)
+    fit = fit_gemm(products, table, gpu, **about)
     report.files[f"efficiency/{gpu.name}/gemm-specroof.toml"] = fit.toml()
     report.errors.append(fit.errors)
     return fit.curve
@@ -98,26 +125,25 @@ def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> dict[st
 
 
 def _engine(
-    records: KernelRecords,
+    engine: ProfileFit,
     steps: Sequence[StepRecord],
-    gemm: GemmCurve,
-    attention: AttentionCurve,
+    records: KernelRecords,
     gpu: GPU,
     report: FitReport,
-    between_ranks: Mapping[str, float],
 ) -> None:
-    engine = fit_engine(records, gemm, attention, gpu)
-    engine.values.update(between_ranks)
-    steps = [with_sampling(step, engine.values, gpu) for step in steps]
-    overhead, rounds = round_overhead(steps), round_overhead_errors(steps)
+    alone = [step for step in steps if step.case.tp == 1]
+    shared = [step for step in steps if step.case.tp > 1]
+    overhead, rounds = round_overhead(alone), round_overhead_errors(alone)
     if not overhead:
         engine.missing.append("round overhead: no timed rounds were given; the profile's stays")
-    engine.values.update(overhead)
+    engine.values.update(overhead | rank_round_overhead(shared, overhead))
     if (error := speedup_error(engine.errors, rounds)) is not None:
         engine.values["speedup_error"] = error
     report.missing += engine.missing
     report.parameters = dict(engine.values)
     report.errors += [engine.errors, rounds] if overhead else [engine.errors]
+    if shared:
+        report.errors.append(round_overhead_errors(shared, "round overhead of several ranks"))
     shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
     report.files["engines/specroof.toml"] = profile_text(
         shipped.read_text(encoding="utf-8"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
+from calibration.measure.grid import gemm_shapes
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
@@ -74,6 +75,16 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     return (
         f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
         f"{LEAST_SHAPES} are needed"
+    )
+
+
+def rank_products(records: Sequence[KernelRecord]) -> tuple[list[KernelRecord], list[KernelRecord]]:
+    """The records of whole models' matrices, and of those that only ranks sharing one have."""
+    whole = set(gemm_shapes())
+    split = [(r["n"], r["k"]) not in whole for r in records]
+    return (
+        [r for r, of_rank in zip(records, split, strict=True) if not of_rank],
+        [r for r, of_rank in zip(records, split, strict=True) if of_rank],
     )
 
 
