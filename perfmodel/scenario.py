@@ -9,6 +9,7 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError
+from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
@@ -61,8 +62,14 @@ class Scenario:
 
     @property
     def kernels(self) -> Efficiency:
-        """The kernel curves of this engine on this GPU."""
-        return curves_for(self.engine, self.machine.gpu)
+        """The kernel curves of this engine on this machine's GPUs and link."""
+        return curves_for(self.engine, self.machine.gpu, self.machine.link.kind)
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """How this engine sums over these ranks inside other kernels; None where it does not."""
+        curve, kind = self.kernels.collectives, self.machine.link.kind
+        return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
 
     @property
     def curve(self) -> AcceptanceCurve | None:
@@ -127,18 +134,16 @@ class Scenario:
 
     def _link_note(self) -> str:
         """What the time of sums over the ranks rests on, where that is not this very machine."""
-        link, gpu, exchange = self.machine.link, self.machine.gpu, self.kernels.collectives.exchange
+        link, exchange = self.machine.link, self.exchange
         if self.tp == 1 or link.ring_hop_s is not None:
             return ""
         if link.kind == "pcie" and self.tp > 2:
-            how = f"those of {gpu.efficiency} on a node of its own wiring"
             return (
-                f"all-reduce over PCIe among {self.tp} GPUs ({how}) differs up to sevenfold "
-                f"between nodes: measure yours with nccl-tests and state ring_hop and "
-                f"ring_bandwidth"
+                f"sums among {self.tp} GPUs over PCIe are those of one node of L40S; nodes differ "
+                f"up to tenfold: measure yours with nccl-tests and state ring_hop and "
+                f"ring_bandwidth of its link"
             )
-        used = self.engine.all_reduce == "exchange" and link.kind == "nvlink"
-        if used and exchange is not None and self.tp not in exchange.measured_ranks:
+        if exchange is not None and exchange.error_at(self.tp):
             known = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
             return (
                 f"sums among {self.tp} GPUs are extrapolated"

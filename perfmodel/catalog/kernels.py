@@ -27,10 +27,23 @@ from perfmodel.units import GB, US
 _ATTENTION_LIKE = {"specroof": "flashinfer"}
 
 
-def curves_for(engine: EngineProfile, gpu: GPU) -> Efficiency:
-    """The kernel curves of an engine on a GPU."""
+def curves_for(engine: EngineProfile, gpu: GPU, link_kind: str) -> Efficiency:
+    """The kernel curves of an engine on a GPU.
+
+    Cards on PCIe whose own curves were measured over NVLink take the sums of those on PCIe.
+    """
     kernels = (engine.attention_kernels, engine.linear_kernels)
-    return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+    curves = efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+    if link_kind == "pcie" != curves.collectives.link_kind:
+        return replace(curves, collectives=_pcie_collectives())
+    return curves
+
+
+@cache
+def _pcie_collectives() -> CollectiveCurve:
+    """Of the one GPU whose collectives were measured over PCIe."""
+    name = next(n for n in names("efficiency") if _table(n, "collectives")["link_kind"] == "pcie")
+    return efficiency(name).collectives
 
 
 @cache

@@ -82,6 +82,7 @@ class Exchange:
     link_efficiency_of_many: float  # with more
     most_bytes: float  # of a message between two ranks; (n-1)^2 times less among n
     gather_s: float  # that the choice of tokens takes beyond one without peers
+    buffer_bytes: float  # that larger sums of a group go through
     measured_ranks: Floats = field(repr=False)
     error: float  # standard error of the logarithm of a time at other rank counts
 
@@ -101,6 +102,10 @@ class Exchange:
     def largest_bytes(self, ranks: int) -> float:
         """The largest message among `ranks` GPUs; a larger one is summed by another algorithm."""
         return self.most_bytes / (ranks - 1) ** 2
+
+    def inbox_bytes(self, ranks: int) -> float:
+        """Device memory of a rank for one model: each rank's rows, at three places in turn."""
+        return 3.0 * ranks * self.largest_bytes(ranks)
 
     def error_at(self, ranks: int) -> float:
         """Standard error of the logarithm of a sum's time; 0 at rank counts that were measured."""
@@ -179,6 +184,10 @@ class CollectiveCurve:
     ) -> Floats:
         """Seconds of one NCCL all-gather; `message_bytes` is the gathered tensor, all ranks'."""
         return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
+
+    def exchange_over(self, link_kind: str, algorithm: str) -> Exchange | None:
+        """The exchange, if the engine sums so and the GPUs are linked as those it was timed on."""
+        return self.exchange if (link_kind, algorithm) == (self.link_kind, "exchange") else None
 
     def _ring_seconds(self, size: Floats, ranks: int, link_bandwidth: float) -> Floats:
         """The latency measured at this rank count, and 2(n-1)/n of the message at a pair's rate.

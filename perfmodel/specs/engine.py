@@ -53,6 +53,7 @@ class EngineProfile:
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
     plain_pays_overhead: bool = False  # a plain step pays these as a round of one draft
+    is_bound: bool = False  # no engine is to be faster: on a GPU without curves, by its bandwidth
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens

@@ -37,6 +37,7 @@ CUSTOM_SHOTS = ("one_shot", "two_shot")
 LEAST_SIZES = 4
 LEAST_SUMS = 20  # chains timed with and without peers
 EXCHANGE_BYTES = 8.0 * 2**20  # runtime.kernels.ops.SUM_BYTES: the largest between two ranks
+BUFFER_BYTES = 64.0 * 2**20  # runtime.parallel.all_reduce.AllReduceLimits.workspace_bytes
 ELEMENT_BYTES = 2.0
 HUBER = 0.1  # relative error beyond which a chain counts less
 Chain = tuple[int, int, int]  # tokens, hidden, depth of the product
@@ -101,6 +102,7 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
             "link_efficiency": round(exchange.link_efficiency, 4),
             "link_efficiency_of_many": round(exchange.link_efficiency_of_many, 4),
             "most_KiB": round(exchange.most_bytes / 1024),
+            "buffer_KiB": round(exchange.buffer_bytes / 1024),
             "gather_us": significant(exchange.gather_s / US, 4),
             "measured_ranks": [int(n) for n in exchange.measured_ranks],
             "error": round(exchange.error, 3),
@@ -191,6 +193,7 @@ def _exchange_of(rows: Sequence[Exchanged], gpu: GPU) -> Exchange:
             peer_latency_s=float(x[3]) * US if several else 0.0,
             link_efficiency_of_many=float(x[4]) if several else float(x[2]),
             most_bytes=EXCHANGE_BYTES,
+            buffer_bytes=BUFFER_BYTES,
             gather_s=0.0,
             measured_ranks=np.empty(0),
             error=0.0,
