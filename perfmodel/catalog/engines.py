@@ -32,7 +32,8 @@ def engine_profile(
 
     Where the engine was not measured on the GPU, the values of one of its architecture are
     transferred: of the one whose kernel tables serve it, if it is among them, else of the first in
-    the file. Their curves go with them (`measured_on`).
+    the file. Their curves go with them (`measured_on`). What several ranks add is that of the first
+    measured GPU of its architecture, where the GPU has none of its own.
 
     Parameters
     ----------
@@ -58,10 +59,19 @@ def engine_profile(
     if measured is None:
         values |= per_architecture.get(gpu.architecture, {})
     else:
-        values |= per_gpu[measured] | {"measured_on": measured}
+        values |= _of_ranks(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
         if measured != gpu.name:
             values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)
+
+
+def _of_ranks(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
+    """What several ranks add, by the first GPU of this architecture where that was measured."""
+    for name, part in per_gpu.items():
+        found = {key: part[key] for key in part if key.startswith(("rank_", "sum_"))}
+        if found and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
+            return found
+    return {}
 
 
 def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:
