@@ -278,7 +278,7 @@ def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     factor = engine.sampling_factor * engine.activation_factor
     walk_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, walk_s) + kernels * engine.kernel_latency_s
-    if rank.tp > 1 and engine.rank_choice_factor:
+    if rank.tp > 1 and engine.rank_choice_s:
         seconds = engine.rank_choice_s + engine.rank_choice_factor * memory_s
     origin = _small_origin(engine)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)

@@ -37,8 +37,8 @@ class EngineProfile:
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange": in the norm's kernel
     sum_gap_s: float = 0.0  # of a sum over ranks, beyond one that follows a product alone
-    rank_choice_s: float = 0.0  # of choosing tokens from the columns of one of several ranks,
-    rank_choice_factor: float = 0.0  # and this on the logits' bytes; 0: as without peers
+    rank_choice_s: float = 0.0  # of choosing tokens on one of several ranks; 0: as on one alone
+    rank_choice_factor: float = 1.0  # on the bytes of its logits there
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle between two kernels of a graph

@@ -81,7 +81,7 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
 def rank_products(records: Sequence[KernelRecord]) -> tuple[list[KernelRecord], list[KernelRecord]]:
     """The records of whole models' matrices, and of those that only ranks sharing one have."""
     whole = set(gemm_shapes())
-    split = [(r["n"], r["k"]) not in whole for r in records]
+    split = [r["path"] == "runtime" and (r["n"], r["k"]) not in whole for r in records]
     return (
         [r for r, of_rank in zip(records, split, strict=True) if not of_rank],
         [r for r, of_rank in zip(records, split, strict=True) if of_rank],

@@ -52,6 +52,12 @@ class PlainOps:
         cache[0][slots.long()], cache[1][slots.long()] = key, value
         return query
 
+    def partial(self, x: Any, weight: Any) -> Any:
+        return self.linear(x, weight)
+
+    def sum_add_norm(self, x: Any, residual: Any, weight: Any, epsilon: float) -> tuple[Any, Any]:
+        return self.add_norm(x, residual, weight, epsilon)
+
     def silu_mul(self, gate_up: Any) -> Any:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -170,7 +176,7 @@ class CachingGraph:
     def __init__(self, cuda: CachingDevice) -> None:
         self.cuda, self.held = cuda, 0.0
 
-    def capture_begin(self) -> None:
+    def capture_begin(self, capture_error_mode: str = "global") -> None:
         self.cuda.capturing = self
 
     def capture_end(self) -> None:

@@ -148,7 +148,7 @@ def test_the_fit_mirrors_what_the_runtime_exchanges() -> None:
     from runtime.parallel.all_reduce import AllReduceLimits
     from runtime.parallel.inbox import TURNS
 
-    assert EXCHANGE_BYTES == SUM_BYTES and BUFFER_BYTES == AllReduceLimits().workspace_bytes
+    assert EXCHANGE_BYTES == SUM_BYTES and AllReduceLimits().workspace_bytes == BUFFER_BYTES
     assert TRUTH.inbox_bytes(2) == TURNS * 2 * SUM_BYTES
 
 
