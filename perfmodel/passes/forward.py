@@ -55,11 +55,12 @@ class Rank:
             return gpu.hbm_bandwidth
         return max(gpu.curves_bandwidth, BOUND_GAIN * gpu.hbm_bandwidth)
 
-    def bounded(self, seconds: Floats, memory_s: Floats) -> Floats:
-        """A part's time; a bound is at least its bytes at `BOUND_SHARE` of the bandwidth."""
-        if not self.engine.is_bound or self.machine.gpu.curves_bandwidth is None:
+    def bounded(self, seconds: Floats, moved_bytes: Floats) -> Floats:
+        """A kernel's time; a bound is at least its bytes at `BOUND_SHARE` of the bandwidth."""
+        gpu = self.machine.gpu
+        if not self.engine.is_bound or gpu.curves_bandwidth is None:
             return seconds
-        return np.maximum(seconds, memory_s / BOUND_SHARE)
+        return np.maximum(seconds, moved_bytes / (BOUND_SHARE * gpu.hbm_bandwidth))
 
     @property
     def exchange(self) -> Exchange | None:
@@ -174,13 +175,13 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
             hbm_bandwidth=rank.hbm_bandwidth,
             weight_bytes_per_element=element,
         )
-        memory_s = (element * n * k + ACTIVATION_BYTES * m * (n + k)) / gpu.hbm_bandwidth
+        traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
                 name,
-                count * rank.engine.linear_factor * rank.bounded(seconds, memory_s),
+                count * rank.engine.linear_factor * rank.bounded(seconds, traffic_bytes),
                 count * 2.0 * m * n * k / gpu.peak_flops,
-                count * memory_s,
+                count * traffic_bytes / gpu.hbm_bandwidth,
                 Bound.WEIGHTS,
                 rank.origin if element == 2.0 else Origin.EXTRAPOLATED,
                 partial(curve.in_range, m=m, n=n, k=k),
@@ -211,12 +212,11 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
     factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
-    memory_s = kv_bytes / gpu.hbm_bandwidth
     return Part(
         "attention",
-        factor * rank.bounded(spec.layers * seconds, memory_s),
+        spec.layers * factor * rank.bounded(seconds, kv_bytes / spec.layers),
         spec.layers * flops / gpu.peak_flops,
-        memory_s,
+        kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
         rank.origin,
         partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
