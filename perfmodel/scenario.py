@@ -140,8 +140,7 @@ class Scenario:
         if link.kind == "pcie" and self.tp > 2:
             return (
                 f"sums among {self.tp} GPUs over PCIe are those of one node of L40S; nodes differ "
-                f"up to tenfold: measure yours with nccl-tests and state ring_hop and "
-                f"ring_bandwidth of its link"
+                f"up to tenfold: measure yours with nccl-tests and state ring_hop_us and ring_gb_s"
             )
         if exchange is not None and exchange.error_at(self.tp):
             known = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
