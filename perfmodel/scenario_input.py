@@ -147,13 +147,13 @@ class ScenarioInput(BaseModel):
     ring_hop_us: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
         "Machine",
         "US",
-        "Latency of one hop of an all-reduce over its ring, in microseconds (PCIe).",
+        "Latency of one hop of an all-reduce around a ring, in microseconds (PCIe).",
         otherwise="the machine's, or the tables of its GPU",
     )
     ring_gb_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
         "Machine",
         "GB/S",
-        "Rate of one GPU around that ring, the bus bandwidth of nccl-tests.",
+        "Rate of one GPU around that ring, in GB/s (10^9 bytes).",
         otherwise="the machine's, or the tables of its GPU",
     )
     tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallel).", 1)
