@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from perfmodel import catalog
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS
+from perfmodel.units import GB, US
 
+RING_KEYS = ("ring_hop_us", "ring_gb_s")
 # When the value of a key changes, these keys are dropped too, because they depended on it.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
-    "gpu": ("machine",),
-    "machine": ("gpu",),
+    "gpu": ("machine", *RING_KEYS),
+    "machine": ("gpu", *RING_KEYS),
     "target": ACCEPTANCE_KEYS,
     "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS),
     "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
@@ -51,6 +54,12 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "kv_dtype": scenario.kv_dtype,
         "engine": scenario.engine.name,
     }
+    link = scenario.machine.link
+    if link.ring_hop_s and link.ring_bandwidth and link != catalog.machine(values["machine"]).link:
+        values |= {
+            "ring_hop_us": round(link.ring_hop_s / US, 9),
+            "ring_gb_s": round(link.ring_bandwidth / GB, 9),
+        }
     if given is not None:
         rates = list(given.per_position)
         key = "acceptance" if len(rates) == 1 else "acceptance_per_position"

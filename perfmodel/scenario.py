@@ -9,6 +9,7 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError
+from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
@@ -61,8 +62,14 @@ class Scenario:
 
     @property
     def kernels(self) -> Efficiency:
-        """The kernel curves of the engine on the GPU."""
-        return curves_for(self.engine, self.machine.gpu)
+        """The kernel curves of the engine on the GPUs and the link of the machine."""
+        return curves_for(self.engine, self.machine.gpu, self.machine.link.kind)
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The form of the target's sums inside norm kernels; None if there are no such sums."""
+        curve, kind = self.kernels.collectives, self.machine.link.kind
+        return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
 
     @property
     def curve(self) -> AcceptanceCurve | None:
@@ -114,13 +121,8 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
-        if self.machine.link.kind == "pcie" and self.tp > 2:
-            fitted = gpu.efficiency_origin == Origin.FITTED
-            how = "measured" if fitted else "modelled as a ring at the rate of two GPUs"
-            notes.append(
-                f"all-reduce over PCIe among {self.tp} GPUs ({how}) varies widely between nodes: "
-                f"check yours with nccl-tests"
-            )
+        if note := self._link_note():
+            notes.append(note)
         kernels = self.engine.attention_kernels
         if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
             notes.append(
@@ -130,3 +132,22 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _link_note(self) -> str:
+        """What the time of sums over the ranks rests on, where that is not this very machine."""
+        link, exchange = self.machine.link, self.exchange
+        if self.tp == 1 or link.ring_hop_s is not None:
+            return ""
+        if link.kind == "pcie" and self.tp > 2:
+            return (
+                f"sums among {self.tp} GPUs over PCIe are those of one node of L40S; nodes differ "
+                f"up to tenfold: measure yours with nccl-tests and state ring_hop_us and ring_gb_s"
+            )
+        if exchange is not None and exchange.error_at(self.tp):
+            known = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
+            return (
+                f"sums among {self.tp} GPUs are extrapolated"
+                f"{f' from those among {known}' if known else ''}; their standard error is "
+                f"{exchange.error:.0%}"
+            )
+        return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +20,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
+from perfmodel.units import GB, US
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
@@ -145,6 +147,18 @@ class ScenarioInput(BaseModel):
     )
     gpu: Name = _field("Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm")
     machine: Name | None = _field("Machine", "NAME", "Machine from the catalog, instead of --gpu.")
+    ring_hop_us: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+        "Machine",
+        "US",
+        "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
+        otherwise="the machine's, or the tables of its GPU",
+    )
+    ring_gb_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+        "Machine",
+        "GB/S",
+        "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
+        otherwise="the machine's, or the tables of its GPU",
+    )
     tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
     draft_tp: Count | None = _field(
         "Machine",
@@ -215,7 +229,16 @@ class ScenarioInput(BaseModel):
         return None
 
     def _machine(self) -> Machine:
-        """The machine; `gpu` may be stated too if it is the same."""
+        """The machine, with the ring of the input; `gpu` may be stated too if it is the same."""
+        if (self.ring_hop_us is None) != (self.ring_gb_s is None):
+            raise ConfigError("ring_hop_us and ring_gb_s must be given together; add the other one")
+        machine = self._catalog_machine()
+        if self.ring_hop_us is None or self.ring_gb_s is None:
+            return machine
+        hop_s, rate = self.ring_hop_us * US, self.ring_gb_s * GB
+        return replace(machine, link=replace(machine.link, ring_hop_s=hop_s, ring_bandwidth=rate))
+
+    def _catalog_machine(self) -> Machine:
         if self.machine is None:
             return catalog.default_machine(self.gpu)
         machine = catalog.machine(self.machine)

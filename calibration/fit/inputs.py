@@ -16,7 +16,7 @@ from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecords, read_kernel_records
-from calibration.records.steps import read_steps
+from calibration.records.steps import PASS_END, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -44,7 +44,10 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
-    steps = [step for path in lines if path not in kernels for step in read_steps(path)[1]]
+    timed = [read_steps(path) for path in lines if path not in kernels]
+    to_tokens = {
+        s.case.id for header, steps in timed if PASS_END.items() <= header.items() for s in steps
+    }
     measured = read_kernel_records(kernels, gpu) if kernels else None
     gpu = measured.gpu if measured else gpu
     records = list(measured.records) if measured else []
@@ -56,7 +59,11 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     if gpu is None or not records:
         raise RecordError("the files hold timed rounds but no kernel record; add kernel records")
     headers = measured.headers if measured else ()
-    return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+    return fit_measured(
+        KernelRecords(gpu=gpu, headers=headers, records=records),
+        [step for _, steps in timed for step in steps],
+        to_tokens=to_tokens,
+    )
 
 
 def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitReport]:

@@ -32,7 +32,7 @@ from pydantic import (
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, fault_reason, printable, shown, unknown_name
 from perfmodel.specs.labels import Origin
-from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
+from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP, US
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _Row = TypeVar("_Row")
@@ -117,6 +117,10 @@ class Size(Figure):
 
 class Bandwidth(Figure):
     units = {"GB/s": GB, "TB/s": TB}
+
+
+class Duration(Figure):
+    units = {"us": US}
 
 
 class Compute(Figure):

@@ -33,7 +33,8 @@ def engine_profile(
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
     GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
-    with an unknown key, or if the engine was not measured on `curves_of`.
+    with an unknown key, or if the engine was not measured on `curves_of`. Overheads of several
+    ranks may come from another GPU: the first of the same architecture that has them.
 
     Parameters
     ----------
@@ -53,10 +54,19 @@ def engine_profile(
     if measured is None:
         values |= per_architecture.get(gpu.architecture, {})
     else:
-        values |= per_gpu[measured] | {"measured_on": measured}
+        values |= _of_ranks(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
         if measured != gpu.name:
             values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)
+
+
+def _of_ranks(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
+    """What several ranks add, by the first GPU of this architecture where that was measured."""
+    for name, part in per_gpu.items():
+        found = {key: part[key] for key in part if key.startswith(("rank_", "sum_"))}
+        if found and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
+            return found
+    return {}
 
 
 def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:

@@ -3,7 +3,8 @@
 Measured times are interpolated in ln(bytes) at the measured rank counts and in ln(ranks) between
 them; larger messages move at the rate of the largest. Rank counts outside the tables take the
 physical form: latency + bytes x traffic / (link bandwidth x efficiency), traffic 2(n-1)/n for an
-all-reduce and (n-1)/n for an all-gather.
+all-reduce and (n-1)/n for an all-gather. An `Exchange`, in which every rank sends its whole message
+to every peer, has traffic n-1.
 """
 
 from __future__ import annotations
@@ -66,6 +67,52 @@ class AlphaBeta:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Exchange:
+    """A sum inside the kernel of residual and norm: what it takes beyond that kernel without peers.
+
+    Every rank writes each row into every peer's memory and waits for theirs. A block handles one
+    row: writing and reading it takes time by its width, for each peer. Where several peers send to
+    one at a time, their links carry less.
+    """
+
+    latency_s: float  # one way over the link, of the first peer
+    peer_latency_s: float  # of every further peer
+    row_s_per_byte: float  # of each peer
+    link_efficiency: float  # with one peer
+    link_efficiency_of_many: float  # with more
+    most_bytes: float  # of a message between two ranks; (n-1)^2 times less among n
+    gather_s: float  # that the choice of tokens takes beyond one without peers
+    buffer_bytes: float  # that larger sums of a group go through
+    measured_ranks: Floats = field(repr=False)
+    error: float  # standard error of the logarithm of a time at other rank counts
+
+    def __post_init__(self) -> None:
+        if not min(self.most_bytes, self.link_efficiency, self.link_efficiency_of_many) > 0:
+            raise ConfigError("exchange: most_bytes and both efficiencies must be positive")
+
+    def at(
+        self, message_bytes: Floats, row_bytes: float, ranks: int, link_bandwidth: float
+    ) -> Floats:
+        """Seconds among `ranks` > 1 GPUs whose links carry `link_bandwidth` one way. [bytes/s]"""
+        peers = ranks - 1
+        share = self.link_efficiency if peers == 1 else self.link_efficiency_of_many
+        per_peer = self.row_s_per_byte * row_bytes + message_bytes / (link_bandwidth * share)
+        return np.asarray(self.latency_s + (peers - 1) * self.peer_latency_s + peers * per_peer)
+
+    def largest_bytes(self, ranks: int) -> float:
+        """The largest message among `ranks` GPUs; a larger one is summed by another algorithm."""
+        return self.most_bytes / (ranks - 1) ** 2
+
+    def inbox_bytes(self, ranks: int) -> float:
+        """Device memory of a rank for one model: each rank's rows, at three places in turn."""
+        return 3.0 * ranks * self.largest_bytes(ranks)
+
+    def error_at(self, ranks: int) -> float:
+        """Standard error of the logarithm of a sum's time; 0 at rank counts that were measured."""
+        return 0.0 if ranks == 1 or np.any(self.measured_ranks == ranks) else self.error
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CollectiveCurve:
     """Collectives of one GPU and wiring. `link_bandwidth` is that of the measured machine."""
 
@@ -74,6 +121,7 @@ class CollectiveCurve:
     link_bandwidth: float  # bytes/s, one direction
     measured: tuple[MeasuredTimes, ...] = field(repr=False)
     alpha_beta: tuple[AlphaBeta, ...] = field(repr=False)
+    exchange: Exchange | None = None
 
     def all_reduce_seconds(
         self,
@@ -82,6 +130,7 @@ class CollectiveCurve:
         ranks: int,
         algorithm: str = "best",
         link_bandwidth: float,
+        row_bytes: float = 0.0,
     ) -> Floats:
         """Seconds of one all-reduce of `message_bytes` (each rank's whole tensor) among `ranks`.
 
@@ -93,17 +142,29 @@ class CollectiveCurve:
         algorithm : str
             "nccl"; "custom", vLLM's one- and two-shot kernels inside a CUDA graph, which hand over
             to NCCL from 8 MB; "custom_eager", the same launched eagerly; "best", the faster of
-            "nccl" and "custom"; "ring", NCCL where every link is as good as that of two GPUs.
+            "nccl" and "custom"; "exchange", the engine's fused sum where it is known and the
+            message small enough, else as "best"; "ring", NCCL where every link is as good as that
+            of two GPUs.
         link_bandwidth : float
             Of one GPU, one direction. Where it differs from the measured machine's, the time above
             the latency scales with it. [bytes/s]
+        row_bytes : float
+            Of one row of the message; only an exchange depends on it.
 
         Raises
         ------
         ConfigError
             If the algorithm is unknown or the ranks are not a positive whole number.
         """
-        if algorithm == "best":
+        if algorithm == "exchange" and self.exchange is not None and ranks > 1:
+            size = np.asarray(message_bytes, float)
+            most = self.exchange.largest_bytes(ranks)
+            fused = self.exchange.at(np.minimum(size, most), row_bytes, ranks, link_bandwidth)
+            alone = self.all_reduce_seconds(
+                message_bytes=size, ranks=ranks, link_bandwidth=link_bandwidth
+            )
+            return np.where(size <= most, fused, np.maximum(fused, alone))
+        if algorithm in ("best", "exchange"):
             names = [n for n in ("nccl", "custom") if self._has("all_reduce", n)]
             times = [
                 self._seconds("all_reduce", n, message_bytes, ranks, link_bandwidth) for n in names
@@ -124,11 +185,15 @@ class CollectiveCurve:
         """Seconds of one NCCL all-gather; `message_bytes` is the gathered tensor, all ranks'."""
         return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
 
+    def exchange_over(self, link_kind: str, algorithm: str) -> Exchange | None:
+        """The exchange, if the engine sums so and the GPUs are linked as those it was timed on."""
+        return self.exchange if (link_kind, algorithm) == (self.link_kind, "exchange") else None
+
     def _ring_seconds(self, size: Floats, ranks: int, link_bandwidth: float) -> Floats:
         """The latency measured at this rank count, and 2(n-1)/n of the message at a pair's rate.
 
-        For nodes whose wiring was not measured: how several PCIe cards share switches and sockets
-        differs from node to node far more than what two of them reach.
+        The best that PCIe cards could do if they shared neither switch nor socket: the other end of
+        what a node of unknown wiring may take.
         """
         if ranks == 1:
             return np.zeros_like(size)
@@ -167,6 +232,15 @@ class CollectiveCurve:
             if (form.operation, form.algorithm) == (operation, algorithm):
                 return form.at(size, ranks, link_bandwidth)
         raise ConfigError(f"no {operation} times for algorithm {algorithm!r} in {self.source}")
+
+
+def ring_seconds(message_bytes: ArrayLike, ranks: int, *, hop_s: float, rate: float) -> Floats:
+    """Seconds of a ring all-reduce: 2(n-1) hops, and 2(n-1)/n of the message at `rate`. [bytes/s]
+
+    Source: Thakur et al. 2005, section 4 (reduce-scatter, then all-gather).
+    """
+    steps = 2.0 * (ranks - 1)
+    return np.asarray(steps * hop_s + steps / ranks * np.asarray(message_bytes, float) / rate)
 
 
 def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:

@@ -25,7 +25,7 @@ class MemoryEstimate:
     draft_kv: Floats
     lookahead_kv: Floats  # slots for γ drafts, which may be rolled back
     activations: Floats
-    reserved: Floats  # the engine's reserve and workspace
+    reserved: Floats  # the engine's reserve and workspace, and the buffers of sums over ranks
     capacity: float
 
     @property
@@ -90,7 +90,9 @@ def memory_estimate(
         draft_kv=batch * draft_tokens * draft_per_token,
         lookahead_kv=batch * gamma * per_token,
         activations=_activation_bytes(scenario, batch, prompt, gamma),
-        reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
+        reserved=np.asarray(
+            engine.reserved_bytes + engine.workspace_bytes + _exchange_bytes(scenario)
+        ),
         capacity=scenario.machine.gpu.memory_bytes,
     )
 
@@ -142,6 +144,19 @@ def _draft_terms(
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
         cached = np.minimum(cached, budget + np.maximum(piece, gamma))
     return weights, per_token, cached
+
+
+def _exchange_bytes(scenario: Scenario) -> float:
+    """What peers write their sums into: an inbox per model, and a buffer per group of ranks."""
+    exchange = scenario.exchange
+    if exchange is None:
+        return 0.0
+    groups = [scenario.tp]
+    total = exchange.inbox_bytes(scenario.tp)
+    if scenario.draft is not None and not scenario.plan.is_self and scenario.draft_tp > 1:
+        groups.append(scenario.draft_tp)
+        total += exchange.inbox_bytes(scenario.draft_tp)
+    return total + exchange.buffer_bytes * len(set(groups))
 
 
 def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:

@@ -34,7 +34,10 @@ class EngineProfile:
     sampling_factor: float = 1.0  # for the logits, times activation_factor
     sampling_column_s: float = 0.0  # of one column of one row; several rows run in parallel
     comm_factor: float = 1.0
-    all_reduce: str = "best"  # "nccl", "custom" or "best"
+    all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange": in the norm's kernel
+    sum_gap_s: float = 0.0  # of a sum over ranks, beyond one that follows a product alone
+    rank_choice_s: float = 0.0  # of choosing tokens on one of several ranks; 0: as on one alone
+    rank_choice_factor: float = 1.0  # on the bytes of its logits there
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle time between two kernels of a graph
@@ -45,7 +48,11 @@ class EngineProfile:
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, filled before the first step
+    rank_round_overhead_s: float = 0.0  # added to these three if several ranks share a model
+    rank_round_overhead_per_sequence_s: float = 0.0
+    rank_round_overhead_per_draft_s: float = 0.0
     plain_pays_overhead: bool = False  # also added to plain steps, as for one draft
+    is_bound: bool = False  # a bound for all engines, also on GPUs that borrow their curves
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target
     draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens
@@ -59,6 +66,15 @@ class EngineProfile:
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
+
+    def round_overheads(self, tp: int) -> tuple[float, float, float]:
+        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft."""
+        several = float(tp > 1)
+        return (
+            self.round_overhead_s + several * self.rank_round_overhead_s,
+            self.round_overhead_per_sequence_s + several * self.rank_round_overhead_per_sequence_s,
+            self.round_overhead_per_draft_s + several * self.rank_round_overhead_per_draft_s,
+        )
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""

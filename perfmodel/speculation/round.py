@@ -175,9 +175,10 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
+    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp)
+    each = fixed + per_sequence * b
     # Filling the tables of a plain step is not hidden by a draft step.
-    tables = each + engine.round_overhead_per_draft_s
+    tables = each + per_draft
     plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prompt)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
@@ -187,7 +188,7 @@ def estimate(
         target_step=step,
         verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
+        overhead_s=np.where(g > 0, each + per_draft * g, plain),
         plain_overhead_s=plain,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.passes.forward import sum_error
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 from perfmodel.units import Z90
 
 
@@ -54,14 +55,15 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
 
     Notes
     -----
-    Two independent errors add in quadrature, as logarithms and on each side: the interval of α,
-    mapped through Ω, and the error of the step-time ratio, `relative_error`.
+    Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
+    through Ω; the error of the step-time ratio, `relative_error`; and the error of sums over ranks
+    that were not measured.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
         return None
     low, middle, high = (_speedup_at(scenario, alpha) for alpha in alphas)
-    model = Z90 * relative_error(scenario)
+    model = Z90 * math.hypot(relative_error(scenario), _link_error(scenario))
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
@@ -86,6 +88,16 @@ def relative_error(scenario: Scenario) -> float:
     fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
     factor = 1.0 if fitted else 3.0
     return factor * scenario.engine.speedup_error
+
+
+def _link_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) from sums over ranks that are off by their standard error."""
+    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
+    if not error:
+        return 0.0
+    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
+    point = estimate(replace(scenario, engine=slower))
+    return abs(math.log(float(point.speedup) / float(estimate(scenario).speedup)))
 
 
 def sensitivities(scenario: Scenario) -> list[Sensitivity]:
@@ -127,7 +139,9 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
 
 # The engine's overheads; `sampling_column_s` is the time of a kernel.
 _OVERHEADS = tuple(
-    f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
+    f.name
+    for f in fields(EngineProfile)
+    if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
 )
 
 

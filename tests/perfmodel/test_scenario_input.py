@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from strategies import DRAFTS, a_scenario, scenarios
 
-from perfmodel import ConfigError, Scenario, ScenarioInput, parse_scenario, scenario_dict
+from perfmodel import ConfigError, Scenario, ScenarioInput, estimate, parse_scenario, scenario_dict
 from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.flat_values import override
 
 SELF = {"draft": "self"}
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -260,3 +261,20 @@ def test_a_former_key_name_is_accepted_unless_the_current_one_is_given_too() -> 
     assert parse_scenario({"prefix_tokens": 4_000}) == parse_scenario({"prompt_tokens": 4_000})
     with pytest.raises(ConfigError, match="former name of prompt_tokens"):
         parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})
+
+
+def test_a_ring_is_an_input_of_the_machine() -> None:
+    """Eight L4 on PCIe: 14 hops of 8 us and 14/8 of a message at 12 GB/s, twice a layer."""
+    stated = {"gpu": "l4", "tp": 8, "batch": 4, "ring_hop_us": 8.0, "ring_gb_s": 12.0}
+    scenario = parse_scenario(stated).scenario()
+    step = estimate(scenario).target_step
+    message = 4 * scenario.target.hidden * 2.0
+    seconds = 64 * (14 * 8e-6 + 1.75 * message / 12e9)
+    assert float(step.part("all_reduce").seconds) == pytest.approx(seconds)
+    again = parse_scenario(scenario_dict(scenario)).scenario()
+    assert again.machine.link == scenario.machine.link
+    assert "ring_hop_us" not in scenario_dict(parse_scenario({"gpu": "l40", "tp": 8}).scenario())
+    moved = override(scenario_dict(scenario), {"gpu": "h100-sxm"})
+    assert "ring_hop_us" not in moved and "ring_gb_s" not in moved
+    with pytest.raises(ConfigError, match="state both"):
+        parse_scenario({"gpu": "l4", "ring_hop_us": 8.0}).scenario()

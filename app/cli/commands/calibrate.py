@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,9 @@ def measure(
     groups: Annotated[
         str, option("NAMES", "Kernel groups to time, separated by commas; all by default.")
     ] = "",
+    tp: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Time sums over N GPUs instead of kernels.")
+    ] = 1,
     show: Annotated[
         bool, switch("--list", "List the cells and the estimated time; needs no GPU.")
     ] = False,
@@ -33,6 +37,10 @@ def measure(
     """Time the kernels of this GPU; an interrupted run continues where it stopped."""
     from calibration.measure import chosen_groups, listing, measure_groups
     from perfmodel import ConfigError
+
+    if tp > 1:
+        _measure_ranks(out, seconds, tp)
+        return
 
     plan = chosen_groups([name for name in groups.split(",") if name], every=every)
     if show:
@@ -49,6 +57,35 @@ def measure(
             print(measure_groups(out, seconds, plan, header))
         except OSError as error:
             raise ConfigError(str(error)) from error
+
+
+def _measure_ranks(out: Path | None, seconds: float, tp: int) -> None:
+    """One process per GPU, by this command or by torchrun."""
+    from calibration.measure import measure_ranks
+    from perfmodel import ConfigError
+
+    if out is None:
+        raise ConfigError("--out FILE says where the records go")
+    with engine_errors():
+        from runtime import InputError, launch_ranks, provenance, require_gpu, run_rank
+
+        require_gpu("timing sums over GPUs")
+        if "RANK" not in os.environ:
+            launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], tp)
+            return
+
+        def time_rank() -> None:
+            header = provenance(["specroof", *sys.argv[1:]])
+            try:
+                summary = measure_ranks(out, seconds, header, ranks=tp)
+            except (ConfigError, OSError) as error:
+                raise InputError(str(error)) from error
+            if os.environ["RANK"] == "0":
+                print(summary)
+
+        code = run_rank(time_rank)
+    if code:
+        raise typer.Exit(code)
 
 
 @calibrate_app.command("fit")

@@ -230,6 +230,19 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
     return dict(zip(ROUND_FIELDS, map(float, solved.x), strict=True))
 
 
+def rank_round_overhead(
+    steps: Sequence[StepRecord], alone: Mapping[str, float]
+) -> dict[str, float]:
+    """What rounds of several ranks add to the overheads `alone` of one rank's; none negative.
+
+    The hosts of all ranks reach a round's passes at different times, and the last counts.
+    """
+    values = round_overhead(steps)
+    if not values:
+        return {}
+    return {f"rank_{n}": max(0.0, value - alone.get(n, 0.0)) for n, value in values.items()}
+
+
 def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> StepRecord:
     """The record with sampling added to its verification time, as the model counts it.
 
@@ -246,9 +259,9 @@ def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> St
     return replace(step, verify_s=step.verify_s + seconds)
 
 
-def round_overhead_errors(steps: Sequence[StepRecord]) -> Errors:
+def round_overhead_errors(steps: Sequence[StepRecord], name: str = "round overhead") -> Errors:
     """Errors relative to the round, in sample and with each round left out in turn."""
-    errors = Errors("round overhead", regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
+    errors = Errors(name, regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     for index, step in enumerate(rounds):
         over, matrix, seconds = round_terms([step])

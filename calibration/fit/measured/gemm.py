@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
+from calibration.measure.grid import gemm_shapes
 from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
@@ -68,6 +69,16 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
         f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
         f"{LEAST_SHAPES} are needed"
     )
+
+
+def split_by_rank(records: Sequence[KernelRecord]) -> tuple[list[KernelRecord], list[KernelRecord]]:
+    """The records of whole models' matrices, and of those that only tensor-parallel ranks have."""
+    whole: list[KernelRecord] = []
+    of_ranks: list[KernelRecord] = []
+    shapes = set(gemm_shapes())
+    for record in records:
+        (whole if (record["n"], record["k"]) in shapes else of_ranks).append(record)
+    return whole, of_ranks
 
 
 def fit_gemm(

@@ -29,6 +29,7 @@ ELEMENT_BYTES = 2.0  # half, bf16
 RANKS = (2, 4, 8)
 SMALL_BYTES = 1024.0  # latency is read here and below
 LARGE_BYTES = 64e6  # rate is read here and above
+ONE_SHOT_BYTES = 256.0 * 1024  # vLLM sums up to eight ranks in one shot up to here
 SERIES = (
     ("all_reduce", "nccl"),
     ("all_gather", "nccl"),
@@ -142,6 +143,33 @@ def _alpha_beta(
     }
 
 
+def one_shot_error(table: Mapping[str, Any]) -> float:
+    """Rms error, in logarithms, of one-shot sums at four and eight ranks, predicted from two.
+
+    One-shot moves the message to every peer, as an exchange does: latency + (n-1) x bytes / rate.
+    Both are fitted to two ranks of a catalog table; sizes up to `ONE_SHOT_BYTES` count.
+    """
+    times = {
+        entry["ranks"]: _one_shot_rows(entry)
+        for entry in table["measured"]
+        if (entry["operation"], entry["algorithm"]) == ("all_reduce", "custom")
+    }
+    size, seconds = times[2]
+    slope, latency = np.polyfit(size, seconds, 1)
+    misfit = [
+        np.log((latency + (ranks - 1) * slope * size) / seconds)
+        for ranks, (size, seconds) in times.items()
+        if ranks > 2
+    ]
+    return float(np.sqrt(np.mean(np.concatenate(misfit) ** 2)))
+
+
+def _one_shot_rows(entry: Mapping[str, Any]) -> tuple[Array, Array]:
+    size, seconds = np.array(entry["message_bytes"], float), np.array(entry["time_us"], float)
+    inside = size <= ONE_SHOT_BYTES
+    return size[inside], seconds[inside]
+
+
 def measured_entry(
     operation: str, algorithm: str, ranks: int, size: Array, time: Array
 ) -> dict[str, Any]:
@@ -168,7 +196,10 @@ def catalog_text(gpu: str, table: Mapping[str, Any], errors: pd.DataFrame) -> st
         kind: [{k: compact(v, 12) for k, v in entry.items()} for entry in table[kind]]
         for kind in ("alpha_beta", "measured")
     }
-    return toml_text({**plain, "residuals": residuals, **entries}, header=HEADER.format(gpu=gpu))
+    exchange = {"exchange": table["exchange"]} if "exchange" in table else {}
+    return toml_text(
+        {**plain, **exchange, "residuals": residuals, **entries}, header=HEADER.format(gpu=gpu)
+    )
 
 
 def report_lines(errors: pd.DataFrame) -> list[str]:

@@ -149,3 +149,26 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
         assert ends[0] <= speedup * (1 + 1e-12) and speedup <= ends[1] * (1 + 1e-12)
     assert result["acceptance"].low < result["acceptance"].high
     assert result["engine overhead"].low < result["engine overhead"].high
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # sums measured; extrapolated
+        ({"gpu": "l40", "tp": 8}, {"gpu": "l4", "tp": 8}),  # its own ring; none stated
+    ],
+)
+def test_sums_that_were_not_measured_widen_the_interval_and_say_so(
+    known: dict[str, Any], unknown: dict[str, Any]
+) -> None:
+    common = SELF | {"engine": "specroof", "batch": 8, "prompt_tokens": 4096, "kv_budget": 512}
+    one, other = a_scenario(**common | known), a_scenario(**common | unknown)
+
+    def beyond(scenario: Any) -> float:
+        """The width over that of the profile's error alone."""
+        alone = replace(scenario, engine=scenario.engine.changed(comm_factor=1e-9))
+        return width(scenario) / width(alone)
+
+    assert beyond(other) > beyond(one)
+    assert not any("sums among" in note for note in one.notes)
+    assert any("sums among" in note for note in other.notes)
