@@ -67,7 +67,7 @@ class Scenario:
 
     @property
     def exchange(self) -> Exchange | None:
-        """The form of the target's sums inside norm kernels; None if there are no such sums."""
+        """The target's all-reduce inside norm kernels; None if there is none."""
         curve, kind = self.kernels.collectives, self.machine.link.kind
         return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
 
@@ -134,20 +134,21 @@ class Scenario:
         return tuple(notes)
 
     def _link_note(self) -> str:
-        """What the time of sums over the ranks rests on, where that is not this very machine."""
+        """A warning if all-reduces were not measured on such a machine; "" otherwise."""
         link, exchange = self.machine.link, self.exchange
         if self.tp == 1 or link.ring_hop_s is not None:
             return ""
         if link.kind == "pcie" and self.tp > 2:
             return (
-                f"sums among {self.tp} GPUs over PCIe are those of one node of L40S; nodes differ "
-                f"up to tenfold: measure yours with nccl-tests and state ring_hop_us and ring_gb_s"
+                f"all-reduce over PCIe among {self.tp} GPUs is taken from one node of L40S; other "
+                f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
+                f"ring_gb_s"
             )
         if exchange is not None and exchange.error_at(self.tp):
-            known = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
+            counts = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
+            source = f"from {counts} GPUs" if counts else "from another GPU"
             return (
-                f"sums among {self.tp} GPUs are extrapolated"
-                f"{f' from those among {known}' if known else ''}; their standard error is "
+                f"all-reduce among {self.tp} GPUs is extrapolated {source}; its standard error is "
                 f"{exchange.error:.0%}"
             )
         return ""

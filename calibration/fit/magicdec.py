@@ -258,7 +258,7 @@ def fit_published_engine() -> tuple[dict[str, str], list[str]]:
     return {"engines/magicdec.toml": text}, ["engine magicdec", *report_lines(fits)]
 
 
-# Table 1 of the paper, 8xL40 (PCIe): what its machine's all-reduce takes is fitted to this row.
+# Table 1 of the paper, 8xL40 (PCIe). The all-reduce of this machine is fitted to this row.
 L40_ROW = PublishedRow(
     table="T1",
     engine="magicdec",
@@ -278,16 +278,15 @@ L40_ROW = PublishedRow(
 
 
 def fit_ring(row: PublishedRow) -> tuple[float, float]:
-    """(Latency of a hop [s], rate of one GPU [bytes/s]) of a ring, by least squares on one row.
+    """(Hop latency [s], rate of one GPU [bytes/s]) of a ring, by least squares on one row.
 
-    The engine's profile and the kernels' curves stay, so the three phases of the row, which differ
-    in bytes and in attention, determine the two.
+    The engine profile and the kernel curves are fixed. The three phases of the row move different
+    numbers of bytes, so they determine both values.
     """
     published = np.array([row.target_step_s, row.verify_s, row.draft_step_s], float)
 
     def misfit(x: Array) -> Array:
         hop_s, rate = np.exp(x)
-
         scenario = predict_row(row).scenario
         link = replace(scenario.machine.link, ring_hop_s=hop_s, ring_bandwidth=rate)
         machine = replace(scenario.machine, link=link)

@@ -1,10 +1,10 @@
-"""Sums over the GPUs of this machine as a step makes them, and the kernels of a rank around them.
+"""Time all-reduces between the GPUs of this machine as they occur in a step, and decoder layers.
 
-`specroof calibrate measure --tp N` starts a process per GPU. Each times the same cells in CUDA
-graphs that all ranks enter together; a record holds the slowest rank's time. A product always comes
-before a sum, so that a rank's wait for slower peers is part of the sum's time. The same chains are
-also timed on one rank without peers (`ranks` 1): the difference is what the exchange costs.
-Multicast is never used: it can put a shared host's GPUs out of service.
+`specroof calibrate measure --tp N` starts one process per GPU. All ranks time the same cells in
+CUDA graphs that they start together, and a record has the time of the slowest rank. Each fused
+all-reduce follows a GEMM, so its time includes the wait for slower peers. The same kernels are also
+timed without peers (`ranks` 1); the difference is the cost of the exchange. Multicast is never
+used, because it can put a shared host's GPUs out of service.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_ERROR = 0.05  # of a sum of bf16 values, relative
 
 
 def cells(ranks: int) -> list[Cell]:
-    """Sums after products, whole layers, the choice of tokens, and bare all-reduces."""
+    """Fused all-reduces after GEMMs, whole layers, sampling, and all-reduces alone."""
     plan: list[Cell] = []
     for count in (1, ranks):
         for (hidden, k), tokens in itertools.product(_sum_shapes(ranks), ROWS):
@@ -52,7 +52,7 @@ def cells(ranks: int) -> list[Cell]:
 
 
 def _sum_shapes(ranks: int) -> list[tuple[int, int]]:
-    """(hidden, depth on one rank) of the products that are summed: out of attention and MLP."""
+    """(hidden, inputs on one rank) of the row-parallel GEMMs: attention output and MLP down."""
     shapes = set()
     for model in MODELS:
         heads, _, dim = heads_of(model, ranks)
@@ -61,7 +61,7 @@ def _sum_shapes(ranks: int) -> list[tuple[int, int]]:
 
 
 class RankBench(Bench):
-    """One rank's buffers, and the kernels that exchange with its group."""
+    """The buffers of one rank, and kernels that exchange data with its group."""
 
     def __init__(self, group: Any) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class RankBench(Bench):
         self.word = self.normal(1, 64)
 
     def kernels_for(self, ranks: int, hidden: int) -> RuntimeKernels:
-        """The runtime's kernels of one rank alone, or of this group with inboxes for `hidden`."""
+        """The runtime's kernels, for one rank or for the group with inboxes of width `hidden`."""
         from runtime.parallel.groups import ALONE
 
         at = (ranks, hidden if ranks > 1 else 0)
@@ -82,7 +82,7 @@ class RankBench(Bench):
         return self._kernels[at]
 
     def call_of(self, cell: Cell) -> Callable[[int], Any]:
-        """The i-th call of a cell's graph."""
+        """The i-th call of a cell's graph, on different weights for each i."""
         op = cell["op"]
         if op == "all_reduce":
             return self.all_reduce_call(cell)
@@ -105,31 +105,41 @@ class RankBench(Bench):
         return self.layer_call(cell | {"op": "layer"})
 
     def all_reduce_call(self, cell: Cell) -> Callable[[int], Any]:
-        """A sum of ones by one algorithm, checked before it is timed."""
-        elements, group = cell["message_bytes"] // 2, self.group
-        place = group.partial_buffer((elements,), self.torch.bfloat16)
-        alone = cell["algorithm"] == "nccl" or place is None
-        x = self.empty(elements) if alone else place
+        """An all-reduce with one algorithm; its sum is checked before it is timed."""
+        elements, group, algorithm = cell["message_bytes"] // 2, self.group, cell["algorithm"]
+        if algorithm == "nccl":
+            x = self.empty(elements)
+        else:
+            x = group.workspace.view((elements,), self.torch.bfloat16)
+
+        def reduced() -> Any:
+            if algorithm != "nccl":
+                return group.workspace.all_reduce(x, algorithm)
+            self.distributed.all_reduce(x, group=group.handle)
+            return x
+
         x.fill_(float(group.rank + 1))
-        sums = group.all_reduce(x, cell["algorithm"]).float()
+        sums = reduced().float()
         expected = group.size * (group.size + 1) / 2
         error = float((sums - expected).abs().max()) / expected
         if not error < MOST_ERROR:
-            raise RuntimeError(f"{cell['algorithm']} sums to {float(sums[0])}, not {expected}")
-        x.zero_()  # sums of sums must not overflow
-        return lambda i: group.all_reduce(x, cell["algorithm"])
+            raise RuntimeError(f"{algorithm} sums to {float(sums[0])}, not {expected}")
+        x.zero_()  # repeated sums must not overflow
+        return lambda i: reduced()
 
     def check_exchange(self) -> float:
-        """Relative error of one exchanged sum, residual and norm against NCCL and float64."""
+        """Relative error of a fused all-reduce, residual and norm against NCCL in float64."""
         torch, hidden = self.torch, MODELS[0].hidden
         ops = self.kernels_for(self.group.size, hidden).ops
         x, norm = self.normal(33, hidden) * (1 + self.group.rank), self.normal(hidden)
-        found, total = ops.sum_add_norm(x.clone(), None, norm, EPSILON)
+        normed, total = ops.sum_add_norm(x.clone(), None, norm, EPSILON)
         wide = x.double()
         self.distributed.all_reduce(wide, group=self.group.handle)
         expected = wide * (wide.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * norm.double()
         torch.cuda.synchronize()
-        errors = [(a.double() - b).norm() / b.norm() for a, b in ((total, wide), (found, expected))]
+        errors = [
+            (a.double() - b).norm() / b.norm() for a, b in ((total, wide), (normed, expected))
+        ]
         return float(max(errors))
 
     def measure(self, cell: Cell) -> TimedCell:
@@ -137,11 +147,11 @@ class RankBench(Bench):
         calls = calls_per_graph(cell)
         times = self.time_graph(self.call_of(cell), calls)
         if cell["op"] == "rank_layer":
-            self.pool.normal_()  # what the layers wrote is not what a cache holds
+            self.pool.normal_()  # layers overwrite their caches, and constant values run faster
         return timed(cell, times, calls)
 
     def time_graph(self, call: Callable[[int], Any], calls: int) -> list[float]:
-        """Seconds per call of replays that the ranks enter together; the slowest rank's."""
+        """Seconds per call of replays that all ranks start together, on the slowest rank."""
         torch, meet = self.torch, self.kernels_for(self.group.size, MODELS[0].hidden).ops
         events = [self.events() for _ in range(REPEATS)]
         with self.captured(call, calls) as graph:
@@ -161,10 +171,15 @@ class RankBench(Bench):
 
 
 def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks: int) -> str:
-    """Time every cell on every rank until done or out of time; the first rank writes.
+    """Time all cells until done or out of time, and return a summary; rank 0 writes the records.
 
-    Run on each of `ranks` processes. An error on one rank ends the run: a rank that went on alone
-    would leave the others waiting.
+    Every one of the `ranks` processes must call this. An error on one rank ends the run, because
+    the others would wait for it.
+
+    Raises
+    ------
+    EngineError
+        If the GPUs cannot read each other's memory, or if an exchanged sum is wrong.
     """
     from runtime import exchange_words, show_status
     from runtime.errors import EngineError
@@ -178,20 +193,20 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
             log, done = open_log(out, header)
             stack.enter_context(log)
         left = [cell for cell in cells(ranks) if key(cell) not in done]
-        kept = set(exchange_words("\n".join(map(key, left)))[0].split("\n"))
-        left = [cell for cell in cells(ranks) if key(cell) in kept]
+        of_root = set(exchange_words("\n".join(map(key, left)))[0].split("\n"))
+        left = [cell for cell in cells(ranks) if key(cell) in of_root]
         bench = RankBench(place.target)
         if place.target.workspace is None and place.device.type == "cuda":
-            raise EngineError("these GPUs cannot read each other's memory; time sums by nccl-tests")
+            raise EngineError(
+                "these GPUs cannot read each other's memory; time all-reduces with nccl-tests"
+            )
         error = bench.check_exchange()
         if not error < MOST_ERROR:
-            raise EngineError(f"the exchanged sum is off by {error:.2g}")
+            raise EngineError(f"wrong sum: the exchange between the GPUs is off by {error:.2g}")
         total = len(left)
         while left and exchange_words(str(time.monotonic() < deadline))[0] == str(True):
             record = bench.measure(left.pop(0))
             if log is not None:
                 log.append(record)
             show_status(f"{total - len(left):,} of {total:,} cells")
-    return (
-        f"{total - len(left)} cells timed, {len(left)} left; exchanged sums are off by {error:.2g}"
-    )
+    return f"{total - len(left)} cells timed, {len(left)} left; error of exchanged sums {error:.2g}"

@@ -61,9 +61,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "attention_between": _ATTENTION,
     "prefill_attention": _ATTENTION,
     "layer": (*_ATTENTION, "hidden", "ffn"),
-    "rank_layer": (*_ATTENTION, "hidden", "ffn", "ranks"),  # of `ranks` GPUs, or one without peers
-    "sum_add_norm": ("ranks", "tokens", "hidden", "k"),  # after the product that it sums
-    "best": ("ranks", "tokens", "vocab"),  # the most likely token; `vocab` columns on a rank
+    "rank_layer": (*_ATTENTION, "hidden", "ffn", "ranks"),  # ranks 1: without peers
+    "sum_add_norm": ("ranks", "tokens", "hidden", "k"),  # including the GEMM before it
+    "best": ("ranks", "tokens", "vocab"),  # argmax over ranks; `vocab` columns per rank
     "gemm": ("path", "m", "n", "k"),
     "gemm_sustained": ("path", "m", "n", "k"),
     "add_norm": ("tokens", "hidden"),

@@ -54,18 +54,18 @@ def engine_profile(
     if measured is None:
         values |= per_architecture.get(gpu.architecture, {})
     else:
-        values |= _of_ranks(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
+        values |= _rank_overheads(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
         if measured != gpu.name:
             values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)
 
 
-def _of_ranks(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
-    """What several ranks add, by the first GPU of this architecture where that was measured."""
-    for name, part in per_gpu.items():
-        found = {key: part[key] for key in part if key.startswith(("rank_", "sum_"))}
-        if found and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
-            return found
+def _rank_overheads(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
+    """Overheads of several ranks, from the first GPU of the same architecture that has them."""
+    for name, section in per_gpu.items():
+        values = {key: section[key] for key in section if key.startswith(("rank_", "sum_"))}
+        if values and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
+            return values
     return {}
 
 

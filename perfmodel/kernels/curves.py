@@ -32,13 +32,13 @@ class Efficiency:
         bandwidth, because its bytes in flight and their latency depend on the core (Little's law).
         """
 
-        def products(gemm: GemmCurve) -> GemmCurve:
+        def transferred(gemm: GemmCurve) -> GemmCurve:
             waves = gemm.waves and replace(gemm.waves, sm_count=gpu.sm_count)
             return replace(gemm, waves=waves)
 
         return replace(
             self,
-            gemm=products(self.gemm),
-            gemm_of_ranks=products(self.gemm_of_ranks),
+            gemm=transferred(self.gemm),
+            gemm_of_ranks=transferred(self.gemm_of_ranks),
             attention=replace(self.attention, sm_count=gpu.sm_count),
         )

@@ -21,8 +21,8 @@ from perfmodel.specs.model import ModelSpec, dtype_bytes
 from perfmodel.units import Z90
 
 ACTIVATION_BYTES = 2.0  # bf16
-# Products and attention of the four measured GPUs reach up to 0.92 of the datasheet's bandwidth and
-# between 0.80 and 0.92 at their best; a bound for another GPU leaves room above both.
+# The best GEMMs and attention of the four measured GPUs reach 0.80 to 0.92 of the datasheet's
+# bandwidth. A bound for another GPU must be above both ends.
 BOUND_SHARE, BOUND_GAIN = 0.95, 1.1
 _ZERO = np.zeros(())
 
@@ -80,7 +80,7 @@ class Rank:
 
     @property
     def exchange(self) -> Exchange | None:
-        """The form of sums over ranks inside norm kernels; None if the engine has none."""
+        """The all-reduce inside norm kernels; None if the engine has none on this machine."""
         kind = self.machine.link.kind
         return self.curves.collectives.exchange_over(kind, self.engine.all_reduce)
 
@@ -323,7 +323,7 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         return []
     curve, link = rank.curves.collectives, rank.machine.link
     message = _message(rank, rows)
-    passes = 2 * rank.spec.layers + (rank.exchange is not None)  # the embedding's rows too
+    passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
     parts = [_link_part(rank, "all_reduce", seconds, passes * traffic)]
@@ -339,7 +339,7 @@ def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
 
 
 def _sum_seconds(rank: Rank, message: Floats) -> Floats:
-    """One all-reduce: by the machine's own figures where it states them, else by the curves."""
+    """One all-reduce, with the ring of the machine if it has one, otherwise with the curves."""
     link = rank.machine.link
     if link.ring_hop_s is not None and link.ring_bandwidth is not None:
         return ring_seconds(message, rank.tp, hop_s=link.ring_hop_s, rate=link.ring_bandwidth)
@@ -356,11 +356,11 @@ def _sum_seconds(rank: Rank, message: Floats) -> Floats:
 
 
 def sum_error(rank: Rank, rows: Floats) -> float:
-    """Standard error of the time of a sum over ranks, in its logarithm, by which it is unknown.
+    """Standard error of ln(time of an all-reduce); 0 if it was measured.
 
-    On PCIe machines that state no figures of their own, the time lies anywhere between what the
-    measured node takes and a ring at the rate of two cards; an exchange among a number of ranks
-    that was not measured is extrapolated.
+    On PCIe machines without values of a ring, the time is between that of the measured node and
+    that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
+    were not measured.
     """
     curve, link = rank.curves.collectives, rank.machine.link
     if rank.tp == 1 or link.ring_hop_s is not None:

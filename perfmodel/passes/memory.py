@@ -25,7 +25,7 @@ class MemoryEstimate:
     draft_kv: Floats
     lookahead_kv: Floats  # slots for γ drafts, which may be rolled back
     activations: Floats
-    reserved: Floats  # the engine's reserve and workspace, and the buffers of sums over ranks
+    reserved: Floats  # the engine's reserve and workspace, and all-reduce buffers
     capacity: float
 
     @property
@@ -147,7 +147,7 @@ def _draft_terms(
 
 
 def _exchange_bytes(scenario: Scenario) -> float:
-    """What peers write their sums into: an inbox per model, and a buffer per group of ranks."""
+    """Memory that peers write to: one inbox per model and one buffer per group of ranks."""
     exchange = scenario.exchange
     if exchange is None:
         return 0.0

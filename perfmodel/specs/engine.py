@@ -34,10 +34,10 @@ class EngineProfile:
     sampling_factor: float = 1.0  # for the logits, times activation_factor
     sampling_column_s: float = 0.0  # of one column of one row; several rows run in parallel
     comm_factor: float = 1.0
-    all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange": in the norm's kernel
-    sum_gap_s: float = 0.0  # of a sum over ranks, beyond one that follows a product alone
-    rank_choice_s: float = 0.0  # of choosing tokens on one of several ranks; 0: as on one alone
-    rank_choice_factor: float = 1.0  # on the bytes of its logits there
+    all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange" (in the norm kernel)
+    sum_gap_s: float = 0.0  # added per all-reduce in a layer, compared with one after a GEMM
+    rank_choice_s: float = 0.0  # of sampling on each of several ranks; 0: as on one rank
+    rank_choice_factor: float = 1.0  # for the bytes of the logits there
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle time between two kernels of a graph

@@ -30,7 +30,7 @@ class GPU:
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
-    curves_bandwidth: float | None = None  # bytes/s of the GPU whose curves serve, if another
+    curves_bandwidth: float | None = None  # HBM bandwidth of the GPU that lends its curves
 
     def __post_init__(self) -> None:
         for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):
@@ -44,20 +44,20 @@ class GPU:
 class Link:
     """The interconnect between the GPUs of one machine.
 
-    The values of a ring are given for machines whose all-reduce was measured; both or neither.
+    `ring_hop_s` and `ring_bandwidth` are set if the ring all-reduce of the machine is known.
     """
 
     kind: str  # "nvlink", "pcie" or "infinity-fabric"
     bandwidth: float  # bytes/s per GPU and direction, half the usual figure
     source: str
     ring_hop_s: float | None = None
-    ring_bandwidth: float | None = None  # bytes/s
+    ring_bandwidth: float | None = None  # bytes/s of one GPU
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0:
             raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive")
         if (self.ring_hop_s is None) != (self.ring_bandwidth is None):
-            raise ConfigError("a link has only one of ring_hop and ring_bandwidth; state both")
+            raise ConfigError("ring_hop and ring_bandwidth of a link must be given together")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,8 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     Notes
     -----
     Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
-    through Ω; the error of the step-time ratio, `relative_error`; and the error of sums over ranks
-    that were not measured.
+    through Ω; the error of the step-time ratio, `relative_error`; and the error of all-reduces that
+    were not measured.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
@@ -91,7 +91,7 @@ def relative_error(scenario: Scenario) -> float:
 
 
 def _link_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) from sums over ranks that are off by their standard error."""
+    """Standard error of ln(speedup) that follows from that of all-reduces."""
     error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
     if not error:
         return 0.0
@@ -137,7 +137,7 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     ]
 
 
-# The engine's overheads; `sampling_column_s` is the time of a kernel.
+# The engine's overheads; the two excluded fields are times of kernels.
 _OVERHEADS = tuple(
     f.name
     for f in fields(EngineProfile)

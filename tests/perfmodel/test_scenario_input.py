@@ -263,8 +263,8 @@ def test_a_former_key_name_is_accepted_unless_the_current_one_is_given_too() -> 
         parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})
 
 
-def test_a_ring_is_an_input_of_the_machine() -> None:
-    """Eight L4 on PCIe: 14 hops of 8 us and 14/8 of a message at 12 GB/s, twice a layer."""
+def test_the_ring_of_the_machine_is_an_input() -> None:
+    """Eight L4 on PCIe: 14 hops of 8 us and 14/8 of a message at 12 GB/s, twice per layer."""
     stated = {"gpu": "l4", "tp": 8, "batch": 4, "ring_hop_us": 8.0, "ring_gb_s": 12.0}
     scenario = parse_scenario(stated).scenario()
     step = estimate(scenario).target_step
@@ -276,5 +276,5 @@ def test_a_ring_is_an_input_of_the_machine() -> None:
     assert "ring_hop_us" not in scenario_dict(parse_scenario({"gpu": "l40", "tp": 8}).scenario())
     moved = override(scenario_dict(scenario), {"gpu": "h100-sxm"})
     assert "ring_hop_us" not in moved and "ring_gb_s" not in moved
-    with pytest.raises(ConfigError, match="state both"):
+    with pytest.raises(ConfigError, match="must be given together"):
         parse_scenario({"gpu": "l4", "ring_hop_us": 8.0}).scenario()

@@ -27,9 +27,7 @@ def measure(
     groups: Annotated[
         str, option("NAMES", "Kernel groups to time, separated by commas; all by default.")
     ] = "",
-    tp: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Time sums over N GPUs instead of kernels.")
-    ] = 1,
+    tp: Annotated[int, option("N", "Time all-reduces over N GPUs instead of kernels.", min=1)] = 1,
     show: Annotated[
         bool, switch("--list", "List the cells and the estimated time; needs no GPU.")
     ] = False,
@@ -60,16 +58,16 @@ def measure(
 
 
 def _measure_ranks(out: Path | None, seconds: float, tp: int) -> None:
-    """One process per GPU, by this command or by torchrun."""
+    """Time all-reduces in one process per GPU, started here or by torchrun."""
     from calibration.measure import measure_ranks
     from perfmodel import ConfigError
 
     if out is None:
-        raise ConfigError("--out FILE says where the records go")
+        raise ConfigError("no output file; add --out FILE")
     with engine_errors():
         from runtime import InputError, launch_ranks, provenance, require_gpu, run_rank
 
-        require_gpu("timing sums over GPUs")
+        require_gpu("timing all-reduces")
         if "RANK" not in os.environ:
             launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], tp)
             return

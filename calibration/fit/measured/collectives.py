@@ -1,9 +1,9 @@
-"""Sums measured between the GPUs of one machine: `collectives-specroof.toml`.
+"""Fit all-reduces measured between the GPUs of one machine: `collectives-specroof.toml`.
 
-All-reduce entries of the GPU's public table stay where nothing was timed. "custom" is the faster of
-one-shot and two-shot at each size, as the runtime chooses. The exchange, which the runtime makes in
-the kernel of residual and norm, is fitted to what chains of a product and that kernel take longer
-than the same chains without peers.
+Entries of the GPU's public table are kept if nothing was timed for them. "custom" is the faster of
+one-shot and two-shot at each size, like the runtime's choice. The exchange is the runtime's
+all-reduce inside the residual and norm kernel. It is fitted to the difference between the times of
+chains (a GEMM followed by that kernel) with and without peers.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from perfmodel.units import US
 
 CUSTOM_SHOTS = ("one_shot", "two_shot")
 LEAST_SIZES = 4
-LEAST_SUMS = 20  # chains timed with and without peers
-EXCHANGE_BYTES = 8.0 * 2**20  # runtime.kernels.ops.SUM_BYTES: the largest between two ranks
+LEAST_CHAINS = 20  # timed with and without peers
+EXCHANGE_BYTES = 8.0 * 2**20  # runtime.kernels.ops.SUM_BYTES: largest message of two ranks
 BUFFER_BYTES = 64.0 * 2**20  # runtime.parallel.all_reduce.AllReduceLimits.workspace_bytes
 ELEMENT_BYTES = 2.0
-HUBER = 0.1  # relative error beyond which a chain counts less
-Chain = tuple[int, int, int]  # tokens, hidden, depth of the product
+HUBER = 0.1  # relative error beyond which a chain has less weight
+Chain = tuple[int, int, int]  # tokens, hidden, inputs of the GEMM
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchanged:
-    """One chain of a product and a fused sum, and what it takes longer than without peers."""
+    """The time of one chain, and how much longer it takes than without peers."""
 
     ranks: int
     tokens: int
@@ -56,10 +56,10 @@ class Exchanged:
 
 
 def missing_collectives(records: KernelRecords) -> str | None:
-    """What is missing for a fit, in a clause; None where there is enough."""
+    """What is missing for a fit, as a clause; None if the records suffice."""
     reduces = records.of("all_reduce")
     if not reduces:
-        return "all-reduce: no record (one GPU); the public table stays"
+        return "all-reduce: no record (one GPU); the public table is kept"
     most = max(len(sizes) for sizes in _series(reduces).values())
     if most < LEAST_SIZES:
         return f"all-reduce: {most} message sizes; {LEAST_SIZES} are needed"
@@ -67,7 +67,7 @@ def missing_collectives(records: KernelRecords) -> str | None:
 
 
 def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exchange | None]:
-    """The catalog file, the errors of a size left out and of the exchange, and the exchange.
+    """The catalog file, the errors of left-out sizes and of the exchange, and the exchange.
 
     `missing_collectives` must have returned None.
     """
@@ -76,7 +76,7 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
     table: dict[str, Any] = tomllib.loads(text)
     table.pop("residuals", None)
     public_error = one_shot_error(table)
-    errors = Errors("sums over ranks", regions=lambda cell: (f"{cell['ranks']} ranks",))
+    errors = Errors("all-reduce", regions=lambda cell: (f"{cell['ranks']} ranks",))
     left: list[dict[str, Any]] = []
     for (algorithm, ranks), times in _series(records.of("all_reduce")).items():
         if len(times) < LEAST_SIZES:
@@ -91,8 +91,8 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
             errors.add("size out", {"ranks": ranks}, row["error"])
     timed = {ranks for _, ranks in _series(records.of("all_reduce"))}
     for ranks in _chains(records).keys() - timed - {1}:
-        if (beyond := _beyond(records, table, ranks)) is not None:
-            table["measured"] = _with_entry(table, beyond)
+        if (large := _large_messages(records, table, ranks)) is not None:
+            table["measured"] = _with_entry(table, large)
     exchange = _fit_exchange(records, gpu, public_error, errors)
     if exchange is not None:
         table["exchange"] = {
@@ -113,9 +113,10 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
 
 
 def rank_gap(records: KernelRecords, exchange: Exchange, gpu: GPU) -> float | None:
-    """Seconds of a sum in a whole layer beyond the same sum after a product; None without layers.
+    """Seconds that an all-reduce takes longer in a layer than in a chain; None without layers.
 
-    The median over layers, whose two sums take half of what the layer takes longer with peers.
+    The median over layers. A layer has two all-reduces, so each takes half of the time that the
+    layer takes longer with peers.
     """
     link = catalog.default_machine(gpu.name).link.bandwidth
     layers: dict[tuple[Any, ...], dict[int, float]] = {}
@@ -135,7 +136,7 @@ def rank_gap(records: KernelRecords, exchange: Exchange, gpu: GPU) -> float | No
 
 
 def choice_time(records: KernelRecords, gpu: GPU) -> tuple[float, float] | None:
-    """(Latency [s], time over that of the logits' bytes at full rate) of a rank's best tokens."""
+    """(Latency [s], time over that of the logits' bytes at full rate) of sampling on one rank."""
     from scipy.optimize import least_squares
 
     alone = [r for r in records.of("best") if r["ranks"] == 1]
@@ -156,33 +157,36 @@ def choice_time(records: KernelRecords, gpu: GPU) -> tuple[float, float] | None:
 def _fit_exchange(
     records: KernelRecords, gpu: GPU, public_error: float, errors: Errors
 ) -> Exchange | None:
-    """The exchange among all rank counts timed, and the errors of its times.
+    """The exchange fitted to all numbers of ranks; adds its errors to `errors`.
 
-    What it errs by at other rank counts is how far the largest count timed is from what the others
-    predict; with two ranks alone, how far one-shot sums of the public table are.
+    Its error at other numbers of ranks is that of predicting the largest timed number from the
+    others, or `public_error` if only one number was timed.
     """
     rows = _exchanged(records)
-    if len(rows) < LEAST_SUMS:
+    if len(rows) < LEAST_CHAINS:
         return None
     gather, fitted = _gather(records), _exchange_of(rows, gpu)
     counts = sorted({row.ranks for row in rows})
     for row in rows:
         off = _seconds_of(fitted, row, gpu) - row.extra_s
-        errors.add("exchange, of the chain", {"ranks": row.ranks}, off / row.chain_s)
+        errors.add("exchange in chain", {"ranks": row.ranks}, off / row.chain_s)
         errors.add("exchange alone", {"ranks": row.ranks}, off / row.extra_s)
     error = public_error
     if len(counts) > 1:
         fewer = _exchange_of([row for row in rows if row.ranks < counts[-1]], gpu)
-        most = [row for row in rows if row.ranks == counts[-1]]
-        ahead = [_seconds_of(fewer, row, gpu) / row.extra_s for row in most]
-        for row, ratio in zip(most, ahead, strict=True):
-            errors.add("exchange, rank count out", {"ranks": row.ranks}, ratio - 1.0)
-        error = float(np.sqrt(np.mean(np.log(ahead) ** 2)))
+        left_out = [row for row in rows if row.ranks == counts[-1]]
+        ratios = [_seconds_of(fewer, row, gpu) / row.extra_s for row in left_out]
+        for row, ratio in zip(left_out, ratios, strict=True):
+            errors.add("ranks left out", {"ranks": row.ranks}, ratio - 1.0)
+        error = float(np.sqrt(np.mean(np.log(ratios) ** 2)))
     return replace(fitted, gather_s=gather, measured_ranks=np.array(counts, float), error=error)
 
 
 def _exchange_of(rows: Sequence[Exchanged], gpu: GPU) -> Exchange:
-    """By robust least squares on relative errors; many peers as one where none was timed."""
+    """An exchange by robust least squares on relative errors.
+
+    If only two ranks were timed, additional peers are assumed to behave like the first.
+    """
     from scipy.optimize import least_squares
 
     def exchange(x: NDArray[np.float64]) -> Exchange:
@@ -200,8 +204,8 @@ def _exchange_of(rows: Sequence[Exchanged], gpu: GPU) -> Exchange:
         )
 
     def misfit(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = exchange(x)
-        return np.array([_seconds_of(found, row, gpu) / row.extra_s - 1.0 for row in rows])
+        trial = exchange(x)
+        return np.array([_seconds_of(trial, row, gpu) / row.extra_s - 1.0 for row in rows])
 
     several = any(row.ranks > 2 for row in rows)
     start = [1.0, 0.1, 0.8, 0.1, 0.8][: 5 if several else 3]
@@ -216,15 +220,15 @@ def _seconds_of(exchange: Exchange, row: Exchanged, gpu: GPU) -> float:
     return float(exchange.at(message, row.row_bytes, row.ranks, link))
 
 
-def _exchanged(records: KernelRecords, *, beyond: bool = False) -> list[Exchanged]:
-    """Chains timed with and without peers whose message is exchanged, or is too large for that."""
+def _exchanged(records: KernelRecords, *, too_large: bool = False) -> list[Exchanged]:
+    """Chains timed with and without peers whose message is exchanged, or is too large for it."""
     chains, rows = _chains(records), []
     for ranks, timed in chains.items():
         for (tokens, hidden, depth), seconds in timed.items():
             alone = chains.get((1 if ranks > 1 else 0), {}).get((tokens, hidden, depth))
             row_bytes = ELEMENT_BYTES * hidden
             larger = tokens * row_bytes > EXCHANGE_BYTES / max(1, ranks - 1) ** 2
-            if alone is not None and larger == beyond:
+            if alone is not None and larger == too_large:
                 rows.append(
                     Exchanged(
                         ranks=ranks,
@@ -237,13 +241,14 @@ def _exchanged(records: KernelRecords, *, beyond: bool = False) -> list[Exchange
     return rows
 
 
-def _beyond(records: KernelRecords, table: Mapping[str, Any], ranks: int) -> Entry | None:
-    """The "custom" entry of `ranks` whose sums were timed in chains alone.
+def _large_messages(records: KernelRecords, table: Mapping[str, Any], ranks: int) -> Entry | None:
+    """The "custom" entry for `ranks` if all-reduces were only timed in chains.
 
-    Up to the largest exchange the table's times stay; beyond it, what the chains took longer.
+    The table's times are kept up to the largest exchange; larger messages take the time that the
+    chains took longer with peers.
     """
     longer: dict[float, list[float]] = {}
-    for row in _exchanged(records, beyond=True):
+    for row in _exchanged(records, too_large=True):
         if row.ranks == ranks:
             longer.setdefault(row.tokens * row.row_bytes, []).append(row.extra_s)
     known = [e for e in table["measured"] if _names(e) == ("all_reduce", "custom", ranks)]
@@ -257,7 +262,7 @@ def _beyond(records: KernelRecords, table: Mapping[str, Any], ranks: int) -> Ent
 
 
 def _with_entry(table: Mapping[str, Any], entry: Entry) -> list[Entry]:
-    """The measured entries, one of them replaced."""
+    """The measured entries, with one of them replaced or added."""
     return [entry] + [e for e in table["measured"] if _names(e) != _names(entry)]
 
 
@@ -266,7 +271,7 @@ def _names(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _chains(records: KernelRecords) -> dict[int, dict[Chain, float]]:
-    """Seconds of each chain of a product, a sum, residual and norm, per number of ranks."""
+    """Seconds of each chain, by number of ranks."""
     chains: dict[int, dict[Chain, float]] = {}
     for r in records.of("sum_add_norm"):
         chains.setdefault(r["ranks"], {})[r["tokens"], r["hidden"], r["k"]] = r.seconds
@@ -274,7 +279,7 @@ def _chains(records: KernelRecords) -> dict[int, dict[Chain, float]]:
 
 
 def _gather(records: KernelRecords) -> float:
-    """Seconds that the choice of tokens takes longer with peers than without: the median."""
+    """Median of the seconds that sampling takes longer with peers than without."""
     times: dict[tuple[int, int], dict[int, float]] = {}
     for r in records.of("best"):
         times.setdefault((r["tokens"], r["vocab"]), {})[r["ranks"]] = r.seconds
@@ -283,7 +288,7 @@ def _gather(records: KernelRecords) -> float:
 
 
 def _series(records: Sequence[KernelRecord]) -> dict[tuple[str, int], dict[float, float]]:
-    """Seconds by rising message size, per (algorithm name of the curve, ranks)."""
+    """Seconds by increasing message size, for each (algorithm of the curve, ranks)."""
     series: dict[tuple[str, int], dict[float, float]] = {}
     for r in records:
         algorithm = "custom" if r["algorithm"] in CUSTOM_SHOTS else str(r["algorithm"])

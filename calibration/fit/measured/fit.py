@@ -37,25 +37,25 @@ def fit_measured(
     *,
     to_tokens: Collection[str] = (),
 ) -> FitReport:
-    """Fit everything that the records suffice for; the rest is named in `missing`.
+    """Fit everything for which there are enough records; `missing` of the report lists the rest.
 
     Parameters
     ----------
     steps : sequence of StepRecord
-        Timed rounds of cases that validation does not use: for the round overhead alone.
+        Timed rounds of cases that validation does not use, only for the round overhead.
     to_tokens : collection of str
-        Ids of the cases whose verification was timed up to its tokens; others end at logits.
+        Ids of cases whose verification time includes sampling; it is added to the others.
     """
     gpu = catalog.gpu(records.gpu)
     report = FitReport(gpu=gpu.name, source=records.source)
     gemm = _gemm(records, gpu, report)
     attention = _attention(records, gpu, report)
-    between_ranks = _collectives(records, gpu, report)
+    of_ranks = _collectives(records, gpu, report)
     if attention is None:
         report.missing.append("engine: needs attention measured on this GPU")
     else:
         engine = fit_engine(records, gemm, attention, gpu)
-        engine.values.update(between_ranks)
+        engine.values.update(of_ranks)
         timed = [
             step if step.case.id in to_tokens else with_sampling(step, engine.values, gpu)
             for step in steps
@@ -65,7 +65,7 @@ def fit_measured(
 
 
 def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
-    """The fitted curve, or the public one where there are too few records."""
+    """The fitted curve, or the public one if there are too few records."""
     table = efficiency(gpu.efficiency).gemm
     whole, of_ranks = split_by_rank(records.of("gemm", path="runtime"))
     about = {"source": records.source, "command": records.command}
@@ -89,7 +89,7 @@ def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> Attention
         report.missing.append(clause)
         return None
     if not prefill:
-        report.missing.append("prefill: no chunk was timed; the public table stays")
+        report.missing.append("prefill: no chunk was timed; the public table is kept")
     fit = fit_attention(
         cells,
         efficiency(gpu.efficiency).attention,
@@ -104,7 +104,7 @@ def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> Attention
 
 
 def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> dict[str, float]:
-    """The profile's values for several ranks; none where no sum was timed."""
+    """The profile's values for several ranks; empty if no all-reduce was timed."""
     if clause := missing_collectives(records):
         report.missing.append(clause)
         return {}
@@ -130,7 +130,9 @@ def _engine(
     shared = [step for step in steps if step.case.tp > 1]
     overhead, rounds = round_overhead(alone), round_overhead_errors(alone)
     if not overhead:
-        engine.missing.append("round overhead: no timed rounds were given; the profile's stays")
+        engine.missing.append(
+            "round overhead: no timed rounds were given; the profile's value is kept"
+        )
     engine.values.update(overhead | rank_round_overhead(shared, overhead))
     if (error := speedup_error(engine.errors, rounds)) is not None:
         engine.values["speedup_error"] = error

@@ -66,7 +66,7 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     if len(enough) >= LEAST_SHAPES:
         return None
     return (
-        f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
+        f"GEMMs: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
         f"{LEAST_SHAPES} are needed"
     )
 
@@ -101,11 +101,13 @@ def fit_gemm(
     shapes = list(by_shape)
     knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
     ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
-    fitted = _products(shapes, knots, ratios)
+    fitted = _measured_ratios(shapes, knots, ratios)
     curve = replace(table, measured=fitted)
-    errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
+    errors = Errors("GEMMs", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
     for index, (shape, rows) in enumerate(by_shape.items()):
-        others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
+        others = _measured_ratios(
+            [s for s in shapes if s != shape], knots, np.delete(ratios, index, 0)
+        )
         without = replace(table, measured=others)
         for m, seconds in rows.items():
             cell = {"m": m, "n": shape[0], "k": shape[1]}
@@ -165,7 +167,9 @@ def spikes(log_seconds: Array) -> NDArray[np.bool_]:
     return spike
 
 
-def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> MeasuredRatios:
+def _measured_ratios(
+    shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array
+) -> MeasuredRatios:
     sides = np.array(shapes, float)
     return MeasuredRatios(
         m_knots=knots, log_n=np.log(sides[:, 0]), log_k=np.log(sides[:, 1]), log_ratio=ratios

@@ -1,11 +1,12 @@
 """Collective times from aiconfigurator's tables: `collectives.toml`.
 
-`message_size` in both source tables counts elements, not bytes. NCCL's half rows at n elements take
-as long as its int8 rows at 2n (A100, two ranks, all-gather: 38.1 us at 2^20 half, 38.3 us at 2^21
-int8), and the half all-reduce of 2^27 elements matches nccl-tests' 2^28 bytes (8xH200: 1.05
-against 1.08 ms). vLLM's rows equal NCCL's at the same message_size from 2^22 on, where 8 MB hands
-over to NCCL: elements too. An all-gather's size is the gathered tensor: read as one rank's
-share, eight A100s would move 1.6 TB/s over 0.3 TB/s links.
+`message_size` in both source tables is in elements, not bytes. NCCL's rows for n elements of type
+half take as long as those for 2n of int8 (A100, two ranks, all-gather: 38.1 us at 2^20 half, 38.3
+us at 2^21 int8), and the all-reduce of 2^27 elements of type half takes as long as 2^28 bytes in
+nccl-tests (8xH200: 1.05 against 1.08 ms). vLLM's rows also count elements: they equal NCCL's from
+2^22 elements (8 MB) on, where vLLM switches to NCCL. The size of an all-gather is that of the
+gathered tensor; if it were the share of one rank, eight A100s would move 1.6 TB/s over links of
+0.3 TB/s.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ Array = NDArray[np.float64]
 
 ELEMENT_BYTES = 2.0  # half, bf16
 RANKS = (2, 4, 8)
-SMALL_BYTES = 1024.0  # latency is read here and below
-LARGE_BYTES = 64e6  # rate is read here and above
-ONE_SHOT_BYTES = 256.0 * 1024  # vLLM sums up to eight ranks in one shot up to here
+SMALL_BYTES = 1024.0  # messages up to this size determine the latency
+LARGE_BYTES = 64e6  # messages from this size on determine the rate
+ONE_SHOT_BYTES = 256.0 * 1024  # largest message for which vLLM uses one-shot with eight ranks
 SERIES = (
     ("all_reduce", "nccl"),
     ("all_gather", "nccl"),
@@ -40,7 +41,7 @@ HEADER = """\
 Collective times between the GPUs of one node, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/collectives.py.
 message_bytes of an all_gather: the gathered tensor. custom: vLLM's one- and two-shot all-reduce
-in a CUDA graph, NCCL from 8 MB; custom_eager: the same launched eagerly.
+in a CUDA graph, NCCL from 8 MB; custom_eager: the same without a graph.
 """
 
 
@@ -63,14 +64,14 @@ def read_times(data: Path, gpu: MeasuredGpu, operation: str, algorithm: str) -> 
 
 
 def monotone(seconds: Array) -> Array:
-    """Midway, in logarithms, between the running maximum and the running minimum from the right."""
+    """Non-decreasing times: the geometric mean of the running maximum and the reverse minimum."""
     up = np.maximum.accumulate(seconds)
     down = np.minimum.accumulate(seconds[::-1])[::-1]
     return np.asarray(np.sqrt(up * down))
 
 
 def unspiked(seconds: Array) -> Array:
-    """A time over 1.5x both its neighbours is a timing accident; it takes their mean."""
+    """Times longer than both neighbours by 1.5x replaced by the geometric mean of these."""
     out = seconds.copy()
     left, mid, right = seconds[:-2], seconds[1:-1], seconds[2:]
     out[1:-1] = np.where(mid > 1.5 * np.maximum(left, right), np.sqrt(left * right), mid)
@@ -78,7 +79,7 @@ def unspiked(seconds: Array) -> Array:
 
 
 def fit_collective_tables(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The catalog table of one GPU and its leave-one-size-out errors."""
+    """The catalog table of one GPU, and its errors with each size left out."""
     measured, forms, errors = [], [], []
     for operation, algorithm in SERIES:
         frame = read_times(data, gpu, operation, algorithm)
@@ -107,7 +108,7 @@ def fit_collective_tables(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, Any],
 def leave_one_out(
     operation: str, algorithm: str, ranks: int, size: Array, raw: Array, time: Array
 ) -> Iterator[dict[str, Any]]:
-    """Each inner size predicted from a table without it, against the raw measurement."""
+    """Errors of predicting each size, except the ends, from a table without it."""
     for i in range(1, len(size) - 1):
         table = MeasuredTimes(
             operation=operation,
@@ -144,10 +145,10 @@ def _alpha_beta(
 
 
 def one_shot_error(table: Mapping[str, Any]) -> float:
-    """Rms error, in logarithms, of one-shot sums at four and eight ranks, predicted from two.
+    """Rms error of ln(time) when one-shot all-reduces on more ranks are predicted from two.
 
-    One-shot moves the message to every peer, as an exchange does: latency + (n-1) x bytes / rate.
-    Both are fitted to two ranks of a catalog table; sizes up to `ONE_SHOT_BYTES` count.
+    Like an exchange, one-shot sends the message to every peer: latency + (n-1) x bytes / rate. Both
+    values are fitted to two ranks of a catalog table, for sizes up to `ONE_SHOT_BYTES`.
     """
     times = {
         entry["ranks"]: _one_shot_rows(entry)
@@ -166,14 +167,14 @@ def one_shot_error(table: Mapping[str, Any]) -> float:
 
 def _one_shot_rows(entry: Mapping[str, Any]) -> tuple[Array, Array]:
     size, seconds = np.array(entry["message_bytes"], float), np.array(entry["time_us"], float)
-    inside = size <= ONE_SHOT_BYTES
-    return size[inside], seconds[inside]
+    one_shot = size <= ONE_SHOT_BYTES
+    return size[one_shot], seconds[one_shot]
 
 
 def measured_entry(
     operation: str, algorithm: str, ranks: int, size: Array, time: Array
 ) -> dict[str, Any]:
-    """An entry of `[[measured]]`: sizes in bytes, times [s] written in us."""
+    """An entry of `[[measured]]`, with `size` in bytes and `time` in seconds."""
     return {
         "operation": operation,
         "algorithm": algorithm,
@@ -184,7 +185,7 @@ def measured_entry(
 
 
 def catalog_text(gpu: str, table: Mapping[str, Any], errors: pd.DataFrame) -> str:
-    """The catalog file of a table, with the errors of sizes left out."""
+    """The catalog file of a table, with the errors of left-out sizes."""
     residuals = {}
     for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
         size = part.error.abs() * 100
@@ -203,7 +204,7 @@ def catalog_text(gpu: str, table: Mapping[str, Any], errors: pd.DataFrame) -> st
 
 
 def report_lines(errors: pd.DataFrame) -> list[str]:
-    """The errors as text: a line per operation and algorithm, each inner size left out."""
+    """The errors as text, one line per operation and algorithm."""
     lines = ["collectives, a size left out, |error| %, median / p90 / worst"]
     for (operation, algorithm), part in errors.groupby(["operation", "algorithm"]):
         size = part.error.abs() * 100

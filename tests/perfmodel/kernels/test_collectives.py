@@ -158,7 +158,7 @@ def broken(change: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [("unknown", "unknown key 'latency_us'"), ("falls", "never fall"), ("length", "times")],
+    [("unknown", "unknown key 'latency_us'"), ("falls", "must not decrease"), ("length", "times")],
 )
 def test_a_bad_table_is_refused(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -183,14 +183,14 @@ def test_a_ring_of_two_is_a_pair_and_a_longer_one_takes_longer(name: str) -> Non
     assert np.all(CURVES[name].all_reduce_seconds(ranks=8, algorithm="ring", **at) > pair)
 
 
-# ---- sums inside other kernels, and a machine's own ring ----------------------------------------
+# ---- all-reduce inside norm kernels, and rings ----------------------------------------
 
 FUSED = efficiency("h200", "specroof", "specroof").collectives
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([2, 3, 4, 8]), st.floats(1, 1e9), st.floats(1, 4), st.floats(1, 4))
-def test_an_exchange_never_falls_with_bytes_nor_rises_with_the_link(
+def test_an_exchange_takes_longer_for_more_bytes_and_less_on_faster_links(
     n: int, size: float, more: float, faster: float
 ) -> None:
     def fused(message: float, link: float) -> float:
@@ -202,7 +202,7 @@ def test_an_exchange_never_falls_with_bytes_nor_rises_with_the_link(
     assert fused(size, 450e9 * faster) <= fused(size, 450e9) * (1 + 1e-12)
 
 
-def test_a_large_message_is_summed_by_another_algorithm() -> None:
+def test_large_messages_use_another_algorithm() -> None:
     assert FUSED.exchange is not None
     assert FUSED.exchange.largest_bytes(2) == 9 * FUSED.exchange.largest_bytes(4) == 8 * 2**20
     size = np.array([2.0**20, 2.0**25])
@@ -214,20 +214,20 @@ def test_a_large_message_is_summed_by_another_algorithm() -> None:
         assert (fused[0] < 0.5 * best[0]) == (n == 2)
 
 
-def test_without_an_exchange_the_best_of_the_others_is_taken() -> None:
+def test_without_an_exchange_the_best_algorithm_is_used() -> None:
     call = {"message_bytes": 1e5, "ranks": 4, "link_bandwidth": LINKS["a100-sxm-80gb"]}
     curve = CURVES["a100-sxm-80gb"]
     fused = curve.all_reduce_seconds(algorithm="exchange", **call)
     assert fused == curve.all_reduce_seconds(algorithm="best", **call)
 
 
-def test_an_exchange_is_of_the_gpus_links_and_engine_alone() -> None:
+def test_an_exchange_needs_its_kind_of_link_and_engine() -> None:
     assert FUSED.exchange_over("nvlink", "exchange") is FUSED.exchange
     assert FUSED.exchange_over("pcie", "exchange") is None
     assert FUSED.exchange_over("nvlink", "nccl") is None
 
 
-def test_a_gpu_of_the_same_architecture_takes_the_exchange_as_extrapolated() -> None:
+def test_a_gpu_of_the_same_architecture_uses_an_extrapolated_exchange() -> None:
     own = efficiency("h100-sxm", "specroof", "specroof").collectives.exchange
     assert own is not None and FUSED.exchange is not None
     assert own.latency_s == FUSED.exchange.latency_s
@@ -235,8 +235,8 @@ def test_a_gpu_of_the_same_architecture_takes_the_exchange_as_extrapolated() -> 
     assert efficiency("a100-sxm-80gb", "specroof", "specroof").collectives.exchange is None
 
 
-def test_a_ring_takes_its_hops_and_its_share_of_the_message() -> None:
-    """Eight cards: 14 hops, and 14/8 of the message at the rate of one."""
+def test_the_time_of_a_ring() -> None:
+    """Eight cards: 14 hops, and 14/8 of the message at the rate of one card."""
     seconds = ring_seconds(np.array([0.0, 8e6]), 8, hop_s=5e-6, rate=10e9)
     np.testing.assert_allclose(seconds, [70e-6, 70e-6 + 1.4e-3])
     assert ring_seconds(1e6, 1, hop_s=5e-6, rate=10e9) == 0.0

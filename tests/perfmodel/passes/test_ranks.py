@@ -1,4 +1,4 @@
-"""Several ranks: sums in the norms' kernels, ranks' own matrices, inboxes, and bounds."""
+"""Several ranks: all-reduce in norm kernels, matrices of ranks, inboxes, and bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perfmodel.units import MIB
 BORROWED = [name for name in catalog.gpu_names() if catalog.gpu(name).curves_bandwidth]
 
 
-def test_a_step_of_two_ranks_has_a_sum_for_every_norm_and_no_kernels_between() -> None:
+def test_a_step_of_two_ranks_has_one_all_reduce_per_norm_and_no_other_kernels() -> None:
     point = estimate(a_scenario(gpu="h200", engine="specroof", tp=2, batch=32))
     rank = target_rank(point.scenario)
     assert rank.exchange is not None
@@ -29,7 +29,7 @@ def test_a_step_of_two_ranks_has_a_sum_for_every_norm_and_no_kernels_between() -
     assert point.target_step.part("launch").seconds == alone.part("launch").seconds
 
 
-def test_extrapolated_sums_make_the_step_extrapolated() -> None:
+def test_an_extrapolated_all_reduce_makes_the_step_extrapolated() -> None:
     origins = {
         tp: estimate(a_scenario(gpu="h200", engine="specroof", tp=tp, batch=8)).target_step.origin
         for tp in (1, 2, 4, 8)
@@ -39,7 +39,7 @@ def test_extrapolated_sums_make_the_step_extrapolated() -> None:
     }  # fmt: skip
 
 
-def test_a_matrix_that_was_timed_on_ranks_counts_only_there() -> None:
+def test_matrices_timed_on_ranks_only_affect_ranks() -> None:
     curves = a_scenario(gpu="h200", engine="specroof").kernels
     rates = {"peak_flops": 989e12, "hbm_bandwidth": 4.8e12}
     at = {"m": 32, "n": 4096, "k": 5504} | rates
@@ -48,7 +48,7 @@ def test_a_matrix_that_was_timed_on_ranks_counts_only_there() -> None:
     assert curves.gemm_of_ranks.seconds(**whole) == pytest.approx(curves.gemm.seconds(**whole))
 
 
-def test_inboxes_count_once_for_a_model_and_buffers_once_for_a_group() -> None:
+def test_memory_has_one_inbox_per_model_and_one_buffer_per_group() -> None:
     def reserved(**changes: object) -> float:
         point = estimate(a_scenario(**{"gpu": "h200", "engine": "specroof"} | changes))
         return float(point.memory.reserved) / MIB
@@ -63,10 +63,10 @@ def test_inboxes_count_once_for_a_model_and_buffers_once_for_a_group() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(BORROWED), st.sampled_from([1, 8, 64]), st.sampled_from([128, 8192]))
-def test_ideal_is_a_bound_on_a_gpu_with_the_curves_of_another(
+def test_ideal_is_a_bound_on_gpus_that_borrow_their_curves(
     gpu: str, batch: int, context: int
 ) -> None:
-    """Never slower than other engines' kernels, nor faster than the datasheet's bandwidth."""
+    """It is never slower than the kernels of another engine or faster than the datasheet."""
     common = {"gpu": gpu, "batch": batch, "prompt_tokens": context}
     ideal = estimate(a_scenario(**common, engine="ideal")).target_step
     other = estimate(a_scenario(**common, engine="plain-graph")).target_step
@@ -77,8 +77,8 @@ def test_ideal_is_a_bound_on_a_gpu_with_the_curves_of_another(
         assert float(part.seconds) >= float(part.memory_s)
 
 
-def test_like_cores_keep_on_a_slower_memory_what_they_streamed() -> None:
-    """An A100 of 40 GB has the cores of one of 80 GB, and three quarters of its bandwidth."""
+def test_equal_cores_read_almost_as_fast_from_a_slower_memory() -> None:
+    """An A100 40 GB has the cores of the A100 80 GB and three quarters of its bandwidth."""
 
     def step(gpu: str) -> float:
         return float(estimate(a_scenario(gpu=gpu, engine="ideal", batch=1)).target_step.total_s)
@@ -86,7 +86,7 @@ def test_like_cores_keep_on_a_slower_memory_what_they_streamed() -> None:
     assert step("a100-sxm-80gb") < step("a100-sxm-40gb") < 1.1 * step("a100-sxm-80gb")
 
 
-def test_rounds_of_several_ranks_take_longer_between_their_passes() -> None:
+def test_rounds_of_several_ranks_have_more_overhead() -> None:
     profile = engine_profile("specroof", catalog.gpu("h200"))
     one, two = profile.round_overheads(1), profile.round_overheads(2)
     assert all(more > less for more, less in zip(two, one, strict=True))

@@ -154,21 +154,21 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
 @pytest.mark.parametrize(
     ("known", "unknown"),
     [
-        ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # sums measured; extrapolated
-        ({"gpu": "l40", "tp": 8}, {"gpu": "l4", "tp": 8}),  # its own ring; none stated
+        ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # measured; extrapolated
+        ({"gpu": "l40", "tp": 8}, {"gpu": "l4", "tp": 8}),  # with and without a known ring
     ],
 )
-def test_sums_that_were_not_measured_widen_the_interval_and_say_so(
+def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
     known: dict[str, Any], unknown: dict[str, Any]
 ) -> None:
     common = SELF | {"engine": "specroof", "batch": 8, "prompt_tokens": 4096, "kv_budget": 512}
     one, other = a_scenario(**common | known), a_scenario(**common | unknown)
 
     def beyond(scenario: Any) -> float:
-        """The width over that of the profile's error alone."""
+        """Width over the width without the error of all-reduces."""
         alone = replace(scenario, engine=scenario.engine.changed(comm_factor=1e-9))
         return width(scenario) / width(alone)
 
     assert beyond(other) > beyond(one)
-    assert not any("sums among" in note for note in one.notes)
-    assert any("sums among" in note for note in other.notes)
+    assert not any("all-reduce" in note for note in one.notes)
+    assert any("all-reduce" in note for note in other.notes)

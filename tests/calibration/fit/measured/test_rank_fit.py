@@ -1,4 +1,4 @@
-"""Sums over ranks are found again from times that a known exchange made, and match the records."""
+"""Fits of several ranks recover a known exchange and match the committed records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ GAP, CHOICE_S, CHOICE_FACTOR = 0.3e-6, 1.5e-6, 2.0
 
 
 def seconds(cell: dict[str, Any]) -> float:
-    """A time by the known exchange; what ranks share with one rank alone is arbitrary."""
+    """Time of a cell with the known exchange; the time without peers is arbitrary."""
     ranks, op = cell["ranks"], cell["op"]
     if op == "all_reduce":
         return 8e-6 + cell["message_bytes"] / 250e9
@@ -83,7 +83,7 @@ def made_records() -> Callable[..., KernelRecords]:
     return make
 
 
-def test_every_cell_of_ranks_has_the_parameters_of_its_operation() -> None:
+def test_every_cell_has_the_parameters_of_its_operation() -> None:
     for ranks in (2, 4, 8):
         plan = cells(ranks)
         assert len({key(cell) for cell in plan}) == len(plan)
@@ -91,7 +91,7 @@ def test_every_cell_of_ranks_has_the_parameters_of_its_operation() -> None:
         assert {cell["ranks"] for cell in plan} == {1, ranks}
 
 
-def test_a_known_exchange_is_found_again(records: Callable[..., KernelRecords]) -> None:
+def test_the_fit_recovers_a_known_exchange(records: Callable[..., KernelRecords]) -> None:
     made = records(2, 4)
     _, errors, found = fit_collectives(made, GPU)
     assert found is not None
@@ -101,12 +101,12 @@ def test_a_known_exchange_is_found_again(records: Callable[..., KernelRecords]) 
     assert found.link_efficiency_of_many == pytest.approx(0.7, rel=0.01)
     assert list(found.measured_ranks) == [2, 4]
     assert errors.figures("exchange alone")["worst_percent"] < 1.0
-    assert errors.figures("exchange, rank count out", "4 ranks")["cells"] > 20
+    assert errors.figures("ranks left out", "4 ranks")["cells"] > 20
     assert rank_gap(made, found, GPU) == pytest.approx(GAP, rel=0.1)
     assert choice_time(made, GPU) == pytest.approx((CHOICE_S, CHOICE_FACTOR), rel=0.01)
 
 
-def test_other_rank_counts_are_extrapolated_with_the_error_of_such_an_extrapolation(
+def test_the_stated_error_is_that_of_extrapolating_to_more_ranks(
     records: Callable[..., KernelRecords],
 ) -> None:
     _, _, two = fit_collectives(records(2), GPU)
@@ -118,8 +118,8 @@ def test_other_rank_counts_are_extrapolated_with_the_error_of_such_an_extrapolat
     assert four.error_at(8) == four.error > 0.0 == four.error_at(4) == four.error_at(2)
 
 
-def test_one_shot_sums_of_the_public_table_are_predicted_from_two_ranks() -> None:
-    """Latency and (n-1) messages over the link: within a tenth at four and eight ranks."""
+def test_one_shot_times_of_the_public_table_are_predicted_from_two_ranks() -> None:
+    """Latency and (n-1) messages: within 10 % at four and eight ranks."""
     curve = efficiency("h200").collectives
     table = {
         "measured": [
@@ -136,13 +136,13 @@ def test_one_shot_sums_of_the_public_table_are_predicted_from_two_ranks() -> Non
     assert 0.0 < one_shot_error(table) < 0.1
 
 
-def test_products_of_ranks_are_told_from_whole_models() -> None:
+def test_gemms_of_ranks_and_of_whole_models_are_separated() -> None:
     records = read_kernel_records([MEASURED / "kernels-h200-tp2-products.jsonl"])
     whole, of_ranks = split_by_rank(records.of("gemm"))
     assert not whole and len(of_ranks) == 1298
 
 
-def test_the_fit_mirrors_what_the_runtime_exchanges() -> None:
+def test_the_limits_equal_those_of_the_runtime() -> None:
     pytest.importorskip("torch")
     from runtime.kernels.ops import SUM_BYTES
     from runtime.parallel.all_reduce import AllReduceLimits
@@ -152,19 +152,19 @@ def test_the_fit_mirrors_what_the_runtime_exchanges() -> None:
     assert TRUTH.inbox_bytes(2) == TURNS * 2 * SUM_BYTES
 
 
-def test_the_machine_of_the_l40_states_what_one_published_row_gives() -> None:
+def test_the_ring_of_the_l40_machine_is_the_fit_to_one_published_row() -> None:
     link = catalog.machine("8xl40").link
     assert (link.ring_hop_s, link.ring_bandwidth) == pytest.approx(fit_ring(L40_ROW), rel=2e-3)
     errors = row_error(L40_ROW, predict_row(L40_ROW)).errors
     assert max(map(abs, errors.values())) < 0.07
 
 
-BLIND = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
+HELD_OUT = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
 
 
-@pytest.mark.parametrize("name", BLIND)
-def test_two_gpus_are_predicted_as_the_results_say(name: str) -> None:
-    """Cases drawn before the fit, whose times were never fitted on; docs/results/accuracy.md."""
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_errors_on_two_gpus_are_those_in_the_documents(name: str) -> None:
+    """These times were never used in a fit; docs/results/accuracy.md has the errors."""
     header, steps = read_steps(MEASURED / f"{name}.jsonl")
     found = compare(header, steps)
     worst = {"target_step_s": 1.7, "verify_s": 2.6, "draft_step_s": 3.7, "speedup": 2.9}
@@ -173,7 +173,7 @@ def test_two_gpus_are_predicted_as_the_results_say(name: str) -> None:
     assert found.coverage >= 0.85
 
 
-def test_the_fitted_exchange_is_the_catalogs() -> None:
+def test_the_catalog_has_the_fitted_exchange() -> None:
     names = ("sums-of-ranks-h200-tp2", "sums-of-ranks-h200-tp4")
     records = read_kernel_records([MEASURED / f"{name}.jsonl" for name in names])
     _, _, found = fit_collectives(records, GPU)
