@@ -15,9 +15,6 @@ class EngineProfile:
     Times are in seconds, sizes in bytes. `origin` is "assumed", "fitted", "measured" or, if the
     values of `measured_on` are transferred to another GPU, "extrapolated". Factors multiply fitted
     kernel times; at 1 the engine's kernels take the time in the kernel tables.
-
-    If `plain_pays_overhead` is true, T_T is the time of a step's kernels, to which plain decoding
-    adds the overheads of a round with one draft. Otherwise T_T is the whole step.
     """
 
     name: str
@@ -51,7 +48,6 @@ class EngineProfile:
     rank_round_overhead_s: float = 0.0  # added to these three if several ranks share a model
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
-    plain_pays_overhead: bool = False  # also added to plain steps, as for one draft
     is_bound: bool = False  # a bound for all engines, also on GPUs that borrow their curves
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target

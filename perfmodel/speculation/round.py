@@ -43,8 +43,7 @@ class RoundEstimate:
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
-    overhead_s: Floats  # per round; at γ = 0, per plain step
-    plain_overhead_s: Floats  # added to T_T in plain decoding
+    overhead_s: Floats  # per round; 0 at γ = 0
     prefill_s: Floats  # one request; target and draft, including any KV selection
     tokens_per_round: Floats
     alpha: Floats  # mean over positions; NaN where unknown
@@ -101,8 +100,8 @@ class RoundEstimate:
 
     @property
     def plain_tpot_s(self) -> Floats:
-        """TPOT of plain decoding: T_T plus the engine's overhead, if any. [s]"""
-        return self.target_step.total_s + self.plain_overhead_s
+        """TPOT of plain decoding: T_T. [s]"""
+        return self.target_step.total_s
 
     @property
     def round_s(self) -> Floats:
@@ -174,12 +173,7 @@ def estimate(
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
-    engine = scenario.engine
-    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp)
-    each = fixed + per_sequence * b
-    # Filling the tables of a plain step is not hidden by a draft step.
-    tables = each + per_draft
-    plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
+    fixed, per_sequence, per_draft = scenario.engine.round_overheads(scenario.tp)
     step = forward_pass(target, batch=b, context_tokens=prompt)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
@@ -188,8 +182,7 @@ def estimate(
         target_step=step,
         verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, each + per_draft * g, plain),
-        plain_overhead_s=plain,
+        overhead_s=np.where(g > 0, fixed + per_sequence * b + per_draft * g, 0.0),
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),
         tokens_per_round=tokens,

@@ -105,33 +105,13 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
     assert after.target_step.total_s == before.target_step.total_s
 
 
-def test_plain_steps_include_overheads_if_the_profile_says_so() -> None:
-    scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4, acceptance=0.8)
-    engine = replace(
-        scenario.engine,
-        round_overhead_s=1e-3,
-        round_overhead_per_sequence_s=1e-5,
-        round_overhead_per_draft_s=1e-4,
-    )
-    whole = replace(scenario, engine=engine)
-    kernels = replace(scenario, engine=replace(engine, plain_pays_overhead=True))
-    for gamma in (0, 4):
-        before, after = (estimate(s, gamma=gamma) for s in (whole, kernels))
-        assert float(before.plain_tpot_s) == float(before.target_step.total_s)
-        assert float(after.plain_tpot_s - before.plain_tpot_s) == pytest.approx(1.2e-3, rel=1e-9)
-        assert after.target_step.total_s == before.target_step.total_s
-        assert after.verify.total_s == before.verify.total_s
-        if gamma:
-            assert float(after.round_s) == float(before.round_s)
-            assert float(after.speedup) > float(before.speedup)
-        else:
-            assert float(after.tpot_s) == float(after.plain_tpot_s)
-            assert float(after.overhead_s) == pytest.approx(1.2e-3, rel=1e-12)
-
-
-def test_only_the_specroof_profile_adds_overheads_to_plain_steps() -> None:
-    paying = {name for name in engine_names() if engine_profile(name).plain_pays_overhead}
-    assert paying == {"specroof"}
+def test_a_plain_step_has_no_round_overhead() -> None:
+    for engine in engine_names():
+        scenario = a_scenario(engine=engine, draft="self", gamma=4, acceptance=0.8)
+        plain, speculative = estimate(scenario, gamma=0), estimate(scenario)
+        assert float(plain.overhead_s) == 0.0
+        assert float(plain.tpot_s) == float(speculative.plain_tpot_s)
+        assert float(plain.tpot_s) == float(plain.target_step.total_s)
 
 
 def test_a_draft_step_has_the_host_time_of_the_draft() -> None:
