@@ -37,9 +37,10 @@ def measure(
     from perfmodel import ConfigError
 
     if tp > 1:
+        if groups or every > 1 or show:
+            raise ConfigError("--tp times a fixed list of cells; drop --groups, --every and --list")
         _measure_ranks(out, seconds, tp)
         return
-
     plan = chosen_groups([name for name in groups.split(",") if name], every=every)
     if show:
         print(listing(plan))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import calibration
+from app.cli.main import run
 from calibration.measure.bench import Bench
 from calibration.measure.collectives import cells as rank_cells
 from calibration.measure.grid import (
@@ -255,6 +256,14 @@ def test_an_unknown_group_is_named() -> None:
     assert len(chosen_groups()) > 5
     with pytest.raises(ConfigError, match="unknown group 'gem'"):
         chosen_groups(["layer", "gem"])
+
+
+@pytest.mark.parametrize("flags", [["--list"], ["--groups=gemm"], ["--every=2"]])
+def test_flags_of_the_kernel_grid_are_refused_with_several_gpus(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["calibrate", "measure", "--tp=2", *flags]) == 2
+    assert "--tp times a fixed list of cells" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
