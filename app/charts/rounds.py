@@ -67,11 +67,14 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
 
 def _phases(point: RoundEstimate) -> list[tuple[str, float, float, str]]:
     """Name, duration, start and colour of each bar. [s]"""
+    plain = (
+        "host per plain step" if float(point.plain_overhead_s) > 0 else PASS_LABELS["target_step"]
+    )
     drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
     overhead = float(point.overhead_s)
     result = GAIN if float(point.speedup) > 1.0 else LOSS
     return [
-        (PASS_LABELS["target_step"], float(point.plain_tpot_s), 0.0, ROUND_COLOURS["plain"]),
+        (plain, float(point.plain_tpot_s), 0.0, ROUND_COLOURS["plain"]),
         ("γ·T_D drafts", drafts, 0.0, ROUND_COLOURS["draft"]),
         (PASS_LABELS["verify"], verify, drafts, ROUND_COLOURS["verify"]),
         ("overhead", overhead, drafts + verify, ROUND_COLOURS["other"]),

@@ -18,12 +18,12 @@ from perfmodel.speculation import target_rank
 def bench_scenario(
     case: Case, *, gpu: str, engine: str = "specroof", curves_of: str | None = None
 ) -> Scenario:
-    """The scenario of a case as `StepBench` times it, with its chunks of prefill."""
+    """The scenario of a case as `StepBench` times it, where a plain step is one graph replay."""
     scenario = case_scenario(case, gpu=gpu, engine=engine)
     profile = scenario.engine
     if curves_of:
         profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
-    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS)
+    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS, plain_runs_ahead=False)
     return replace(scenario, engine=timed)
 
 

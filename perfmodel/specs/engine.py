@@ -15,6 +15,10 @@ class EngineProfile:
     Times are in seconds, sizes in bytes. `origin` is "assumed", "fitted", "measured" or, if the
     values of `measured_on` are transferred to another GPU, "extrapolated". Factors multiply fitted
     kernel times; at 1 the engine's kernels take the time in the kernel tables.
+
+    If `plain_runs_ahead` is true, the host prepares a plain step while the GPU runs the one before:
+    a step takes T_T or the host's work, whichever is longer. That work is taken to be the overhead
+    of a round with one draft. Otherwise T_T is the whole plain step.
     """
 
     name: str
@@ -48,6 +52,7 @@ class EngineProfile:
     rank_round_overhead_s: float = 0.0  # added to these three if several ranks share a model
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
+    plain_runs_ahead: bool = False
     is_bound: bool = False  # a bound for all engines, also on GPUs that borrow their curves
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target

@@ -43,7 +43,8 @@ class RoundEstimate:
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
-    overhead_s: Floats  # per round; 0 at γ = 0
+    overhead_s: Floats  # per round; at γ = 0, per plain step
+    plain_overhead_s: Floats  # time of a plain step beyond T_T
     prefill_s: Floats  # one request; target and draft, including any KV selection
     tokens_per_round: Floats
     alpha: Floats  # mean over positions; NaN where unknown
@@ -100,8 +101,8 @@ class RoundEstimate:
 
     @property
     def plain_tpot_s(self) -> Floats:
-        """TPOT of plain decoding: T_T. [s]"""
-        return self.target_step.total_s
+        """TPOT of plain decoding: T_T, or the host's work per step if that takes longer. [s]"""
+        return self.target_step.total_s + self.plain_overhead_s
 
     @property
     def round_s(self) -> Floats:
@@ -174,7 +175,10 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     fixed, per_sequence, per_draft = scenario.engine.round_overheads(scenario.tp)
+    overhead = fixed + per_sequence * b + per_draft * np.maximum(g, 1.0)
     step = forward_pass(target, batch=b, context_tokens=prompt)
+    host = fixed + per_sequence * b + per_draft if scenario.engine.plain_runs_ahead else 0.0
+    plain_overhead = np.maximum(host - step.total_s, 0.0)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
@@ -182,7 +186,8 @@ def estimate(
         target_step=step,
         verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, fixed + per_sequence * b + per_draft * g, 0.0),
+        overhead_s=np.where(g > 0, overhead, plain_overhead),
+        plain_overhead_s=plain_overhead,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),
         tokens_per_round=tokens,

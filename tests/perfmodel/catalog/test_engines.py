@@ -105,13 +105,18 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
     assert after.target_step.total_s == before.target_step.total_s
 
 
-def test_a_plain_step_has_no_round_overhead() -> None:
-    for engine in engine_names():
-        scenario = a_scenario(engine=engine, draft="self", gamma=4, acceptance=0.8)
-        plain, speculative = estimate(scenario, gamma=0), estimate(scenario)
-        assert float(plain.overhead_s) == 0.0
-        assert float(plain.tpot_s) == float(speculative.plain_tpot_s)
-        assert float(plain.tpot_s) == float(plain.target_step.total_s)
+@pytest.mark.parametrize("host_s", [1e-6, 1.0])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_plain_step_hides_the_host_behind_the_gpu(host_s: float, ahead: bool) -> None:
+    scenario = a_scenario(engine="ideal", draft="self", gamma=4, acceptance=0.8)
+    engine = replace(scenario.engine, round_overhead_s=host_s, plain_runs_ahead=ahead)
+    scenario = replace(scenario, engine=engine)
+    plain, speculative = estimate(scenario, gamma=0), estimate(scenario)
+    step = float(plain.target_step.total_s)
+    assert 1e-6 < step < 1.0
+    assert float(plain.tpot_s) == float(speculative.plain_tpot_s)
+    assert float(plain.tpot_s) == pytest.approx(max(step, host_s) if ahead else step, rel=1e-12)
+    assert float(speculative.overhead_s) == host_s
 
 
 def test_a_draft_step_has_the_host_time_of_the_draft() -> None:
