@@ -10,7 +10,7 @@ import numpy as np
 from perfmodel import catalog
 from perfmodel._typing import Floats
 from perfmodel.display import number_range, one_line
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
@@ -136,7 +136,7 @@ def search(
         KV budgets; those that exceed the context are skipped. [tokens]
     """
     if objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+        raise ConfigError(f"unknown objective {objective!r}; use {either(OBJECTIVES)}")
     degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 
 MAX_GAMMA = 64  # most drafts per round in a plan
 
@@ -30,7 +30,7 @@ class DraftPolicy(StrEnum):
     def of(cls, name: str) -> DraftPolicy:
         """The policy with that name; `ConfigError` if there is none."""
         if name not in [policy.value for policy in cls]:
-            raise ConfigError(f"unknown draft policy {name!r}. Use one of {', '.join(cls)}.")
+            raise ConfigError(f"unknown draft policy {name!r}; use {either(cls)}")
         return cls(name)
 
 

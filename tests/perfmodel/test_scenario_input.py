@@ -14,14 +14,14 @@ from perfmodel.catalog.scenarios import read_scenario
 
 SELF = {"draft": "self"}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"gpu": "h100"}, "unknown GPU 'h100'. Nearest: h200, h100-sxm, h100-nvl."),
+    ({"gpu": "h100"}, "unknown GPU 'h100'; did you mean h200, h100-sxm or h100-nvl"),
     ({"gpu": "x" * 600}, "at most 512 characters"),
-    ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'. Nearest: "),
-    ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'. Nearest: llama-3.1-8b"),
+    ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'; did you mean "),
+    ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'; did you mean llama-3.1-8b"),
     ({"target": "llama\n3"}, "unknown model"),
-    ({"draft": "tinylama"}, "unknown model 'tinylama'. Nearest: tinyllama-1.1b,"),
-    ({"engine": "specrof"}, "unknown engine 'specrof'. Nearest: specroof."),
-    ({"gama": 3}, "unknown key 'gama'. Nearest: gamma."),
+    ({"draft": "tinylama"}, "unknown model 'tinylama'; did you mean tinyllama-1.1b,"),
+    ({"engine": "specrof"}, "unknown engine 'specrof'; did you mean specroof"),
+    ({"gama": 3}, "unknown key 'gama'; did you mean gamma"),
     ({"tp": 3}, "tp=3 does not fit llama-3.1-8b: 32 query heads, 8 KV heads"),
     ({"tp": 16}, "tp=16 exceeds the 8 GPUs of hgx-h100"),
     ({"tp": 0}, "tp=0 is not valid: it must be at least 1"),
@@ -47,18 +47,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokens_per_round": 0.5} | SELF, "tokens_per_round=0.5 is not possible at gamma=4"),
     (
         {"acceptance": 0.5, "tokens_per_round": 2} | SELF,
-        "acceptance and tokens_per_round both state the acceptance; give only one of them",
+        "acceptance and tokens_per_round each state the acceptance; give only one of them",
     ),
     (
         {"acceptance": 0.5, "acceptance_per_position": "0.5"} | SELF,
-        "acceptance and acceptance_per_position both state the acceptance",
+        "acceptance and acceptance_per_position each state the acceptance",
     ),
     ({"kv_budget": 64_000} | SELF, "kv_budget=64000 exceeds the context of 32000 tokens"),
     ({"kv_budget": 0} | SELF, "kv_budget=0 is not valid: "),
     ({"gamma": -1} | SELF, "gamma=-1 is not valid: it must be at least 0"),
     ({"gamma": 65} | SELF, "gamma=65 exceeds 64 drafts per round"),
     ({"gamma": 3}, "gamma=3 needs a draft; give one or use gamma=0"),
-    ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'. Use one of full"),
+    ({"draft_policy": "window"} | SELF, "unknown draft policy 'window'; use full"),
     (
         {"draft": "llama-3.2-1b", "draft_policy": "snapkv"},
         "draft policy snapkv is not available for the standalone draft 'llama-3.2-1b'",
@@ -66,8 +66,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"draft": "llama-3.2-1b", "draft_tp": 4, "tp": 2}, "draft_tp=4 exceeds tp=2"),
     ({"draft": "tinyllama-1.1b", "draft_tp": 3, "tp": 4}, "tp=3 does not fit tinyllama-1.1b"),
     ({"draft_tp": 2, "tp": 4} | SELF, "draft_tp=2 differs from tp=4; a self-draft runs"),
-    ({"weight_dtype": "fp7"}, "unknown dtype 'fp7'. Use one of bf16"),
-    ({"kv_dtype": "int2"}, "unknown dtype 'int2'. Use one of bf16"),
+    ({"weight_dtype": "fp7"}, "unknown dtype 'fp7'; use bf16"),
+    ({"kv_dtype": "int2"}, "unknown dtype 'int2'; use bf16"),
     ({"slo": "tpot<fast"}, "SLO term 'tpot<fast' is not valid"),
     ({"gpu": "l40", "machine": "dgx-a100-80gb"}, "gpu='l40' contradicts machine='dgx-a100-80gb'"),
 ]

@@ -65,7 +65,7 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     if len(enough) >= LEAST_SHAPES:
         return None
     return (
-        f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
+        f"GEMM: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
         f"{LEAST_SHAPES} are needed"
     )
 
@@ -92,7 +92,7 @@ def fit_gemm(
     ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
     fitted = _products(shapes, knots, ratios)
     curve = replace(table, measured=fitted)
-    errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
+    errors = Errors("GEMM", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
     for index, (shape, rows) in enumerate(by_shape.items()):
         others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
         without = replace(table, measured=others)

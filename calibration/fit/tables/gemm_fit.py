@@ -55,7 +55,7 @@ WHOLE_WAVES = ("ampere", "ada")
 
 
 def waves_of(gpu: GPU) -> Waves | None:
-    """The waves of tiles in which this GPU computes products; None if it splits the last wave."""
+    """The waves of tiles in which this GPU computes GEMMs; None if it splits the last wave."""
     if gpu.architecture not in WHOLE_WAVES:
         return None
     return Waves(sm_count=gpu.sm_count, tile_rows=128, tile_columns=256, from_m=512)
@@ -134,13 +134,13 @@ def fit_gemm_table(measured: GemmTable, gpu: GPU) -> GemmFit:
     matrices = int(np.isfinite(measured.seconds).any(axis=0).sum())
     if matrices < LEAST_MATRICES:
         raise RecordError(
-            f"products: the table has {matrices} matrices with n and k of {SMALLEST_SIDE} or more; "
+            f"GEMM: the table has {matrices} matrices with n and k of {SMALLEST_SIDE} or more; "
             f"at least {LEAST_MATRICES} are needed"
         )
     floor = cold_floor(measured, hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes)
     if not 0.0 < floor.memory_efficiency <= 1.0:
         raise RecordError(
-            f"products: weights would be read at {floor.memory_efficiency:.2f} times the HBM "
+            f"GEMM: weights would be read at {floor.memory_efficiency:.2f} times the HBM "
             f"bandwidth of {gpu.name}; the table is from another GPU"
         )
     warm = warm_cells(measured, floor, gpu.hbm_bandwidth)
@@ -212,7 +212,7 @@ def _provenance(name: str, fit: GemmFit, gpu: GPU) -> dict[str, str | float]:
 def report_line(fit: GemmFit) -> str:
     """The number of cells used, and the share of cells that were read from L2."""
     return (
-        f"products: {np.isfinite(fit.table.seconds).sum():,} cells used; "
+        f"GEMM: {np.isfinite(fit.table.seconds).sum():,} cells used; "
         f"{100.0 * fit.warm_share:.1f} % of the cells with m up to {DECODE_ROWS:g} were read from "
         f"L2 and dropped"
     )

@@ -83,7 +83,7 @@ CASES = {
     "recommend a given gamma": (["recommend", "--gamma", "3"], "gamma"),
     "one acceptance for all drafts": (["recommend", "--acceptance", "0.8"], "self:snapkv"),
     "nothing to recommend": (["recommend", "--draft", "none"], "draft none"),
-    "unknown objective": (["recommend", "--objective", "cheap"], "throughput, latency"),
+    "unknown objective": (["recommend", "--objective", "cheap"], "throughput or latency"),
     "recommend over context": (["recommend", "--kv-budget", "99999"], "99999"),
     "export nowhere": (["export", "--tp", "8"], "--to"),
     "export to the unknown": (["export", "--to", "vlm"], "vllm"),

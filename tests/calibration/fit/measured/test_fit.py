@@ -239,18 +239,18 @@ def test_a_fit_is_robust_to_outliers(tmp_path: Path) -> None:
 
 def test_leave_out_errors_are_reported_by_region(fitted: FitReport) -> None:
     table = {errors.name: errors.to_dict() for errors in fitted.errors}
-    assert set(table["products"]) == {"in sample", "matrix out", "cell out"}
+    assert set(table["GEMM"]) == {"in sample", "matrix out", "cell out"}
     assert {"in sample", "a fifth out"} == set(table["attention"])
     assert any(region.startswith("KV ") for region in table["attention"]["in sample"])
     text = "\n".join(fitted.lines())
-    assert "products, |error| %" in text and "rows 17-64" in text
+    assert "GEMM, |error| %" in text and "rows 17-64" in text
 
 
 @pytest.mark.parametrize(
     ("keep", "missing"),
     [
         (lambda c: c["op"] != "attention", "attention: no record"),
-        (lambda c: c["op"] == "attention", "products: 0 matrices"),
+        (lambda c: c["op"] == "attention", "GEMM: 0 matrices"),
         (lambda c: c["op"] != "layer", "layers: 0 records"),
         (lambda c: c["op"] not in ("add_norm", "place", "silu_mul"), "small kernels: 0 records"),
         (lambda c: c["op"] != "gemm_sustained", "sustained clock"),
@@ -270,7 +270,7 @@ def test_a_file_with_too_few_records_is_refused(
     path = write_records(tmp_path / "k.jsonl", gemm_cells()[:3])
     arguments = ["calibrate", "fit", str(path), f"--output={tmp_path / 'out'}"]
     assert specroof(arguments) == 2
-    assert "not enough records to fit anything: products: 0 matrices" in capsys.readouterr().err
+    assert "not enough records to fit anything: GEMM: 0 matrices" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -284,7 +284,7 @@ def test_the_command_writes_its_files_and_charts(
     printed = capsys.readouterr().out
     assert "not fitted: attention: no record" in printed
     assert sorted(p.name for p in out.rglob("*.toml")) == ["gemm-specroof.toml"]
-    assert "Errors of products by region" in page.read_text()
+    assert "Errors of GEMM by region" in page.read_text()
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
