@@ -98,7 +98,7 @@ _LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less 
 
 
 def fault_reason(fault: Mapping[str, Any]) -> str:
-    """What one entry of pydantic's `ValidationError.errors()` asks for: "must be at least 1"."""
+    """The rule that one of pydantic's `ValidationError.errors()` states: "must be at least 1"."""
     kind, context = fault["type"], fault.get("ctx", {})
     if kind in _REASONS:
         return _REASONS[kind]

@@ -1,4 +1,4 @@
-"""Tell the inputs of `calibrate fit` apart, read them, and fit them.
+"""Recognise, read and fit the input files of `calibrate fit`.
 
 JSON lines are kernel records (`calibrate measure`) or step records (`validate run`). A folder holds
 aiconfigurator's tables of one GPU or of several. Any other file is the output of nccl-tests.

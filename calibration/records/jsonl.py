@@ -123,7 +123,7 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
         except RecordError as error:
             raise RecordError(f"{place}: the file is cut off; remove this line") from error
     if not lines or lines[0].header is None:
-        raise RecordError(f"{path}, line 1: not a file of records, which starts with a header")
+        raise RecordError(f"{path}, line 1: there is no header, so this is not a file of records")
     return lines
 
 

@@ -126,8 +126,8 @@ class CollectiveCurve:
     def _ring_seconds(self, size: Floats, ranks: int, link_bandwidth: float) -> Floats:
         """The latency measured at this rank count, and 2(n-1)/n of the message at a pair's rate.
 
-        For nodes whose wiring was not measured: how several PCIe cards share switches and sockets
-        differs from node to node far more than what two of them reach.
+        For nodes whose wiring was not measured. Nodes differ in how PCIe cards share switches and
+        sockets far more than in the rate between two cards.
         """
         if ranks == 1:
             return np.zeros_like(size)

@@ -88,7 +88,7 @@ class Search:
         return sorted((c for c in self.candidates if not c.violation(self.slo)), key=self.cost)
 
     def cost(self, candidate: Candidate) -> float:
-        """The minimised quantity: GPU seconds per token, or seconds per token."""
+        """The quantity to minimise: GPU seconds per token, or seconds per token."""
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu

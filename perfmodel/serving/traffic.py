@@ -123,7 +123,7 @@ class Traffic:
             times = np.array(arrivals, float) if all(timed) else None
             yield times, np.array(prompts, np.int64), np.array(outputs, np.int64)
         if empty:
-            raise ConfigError(f"{self.path}: contains no requests")
+            raise ConfigError(f"{self.path} contains no requests")
 
 
 def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Counts:

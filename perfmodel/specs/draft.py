@@ -12,7 +12,7 @@ MAX_GAMMA = 64  # most drafts per round in a plan
 
 
 class DraftKind(StrEnum):
-    """What proposes the draft tokens."""
+    """The kind of model that proposes the draft tokens."""
 
     NONE = "none"
     SELF = "self"  # the target model
@@ -58,7 +58,9 @@ class DraftPlan:
             self, "policy", DraftPolicy.of(self.policy)
         )  # a plain string is accepted
         if self.kind is DraftKind.NONE and self.gamma:
-            raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
+            raise ConfigError(
+                f"gamma={self.gamma} needs a draft; add one, such as draft self, or use gamma=0"
+            )
         if self.policy is DraftPolicy.SNAPKV and self.kind is DraftKind.MODEL:
             raise ConfigError(
                 f"draft policy snapkv is not available for the standalone draft {self.draft!r}; "

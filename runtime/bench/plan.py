@@ -35,7 +35,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "flo
 
 
 class JsonPlan:
-    """Base of dataclasses that are passed to the ranks in a JSON file."""
+    """Base class of dataclasses that are passed to the ranks in a JSON file."""
 
     __slots__ = ()
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
