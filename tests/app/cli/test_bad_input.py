@@ -85,6 +85,12 @@ CASES = {
     "nothing to recommend": (["recommend", "--draft", "none"], "draft none"),
     "unknown objective": (["recommend", "--objective", "cheap"], "throughput or latency"),
     "recommend over context": (["recommend", "--kv-budget", "99999"], "99999"),
+    "word as a number": (["explore", "--port", "x"], "--port 'x' is not valid"),
+    "number below its least": (["simulate", "--seed", "-1"], "--seed '-1' is not valid"),
+    "missing option": (["validate", "draw"], "`specroof validate draw --help`"),
+    "unknown option": (["predict", "--frm", "x"], "--from"),
+    "unknown command": (["validate", "all"], "`specroof validate --help`"),
+    "negative spread": (["simulate", "--tp", "8", "--prompt-cv", "-1"], "prompt_cv=-1"),
     "export nowhere": (["export", "--tp", "8"], "--to"),
     "export to the unknown": (["export", "--to", "vlm"], "vllm"),
     "export of a self-draft": (
