@@ -89,7 +89,7 @@ CASES = {
     "number below its least": (["simulate", "--seed", "-1"], "--seed '-1' is not valid"),
     "missing option": (["validate", "draw"], "`specroof validate draw --help`"),
     "unknown option": (["predict", "--frm", "x"], "--from"),
-    "unknown command": (["validate", "all"], "`specroof validate --help`"),
+    "unknown subcommand": (["validate", "all"], "`specroof validate --help`"),
     "negative spread": (["simulate", "--tp", "8", "--prompt-cv", "-1"], "prompt_cv=-1"),
     "export nowhere": (["export", "--tp", "8"], "--to"),
     "export to the unknown": (["export", "--to", "vlm"], "vllm"),
