@@ -44,8 +44,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the closest names that do."""
     names = sorted(known)
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(names)}."
-    return ConfigError(f"unknown {kind} {name!r}. {hint}")
+    hint = f"did you mean {either(near)}?" if near else f"use one of {', '.join(names)}"
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def either(words: Iterable[str]) -> str:
+    """Alternatives as text: "a, b or c"."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def os_reason(error: OSError) -> str:
+    """Why a file cannot be used, as the end of a sentence: "no such file or directory"."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def shown(value: object) -> str:
@@ -86,7 +98,7 @@ _LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less 
 
 
 def fault_reason(fault: Mapping[str, Any]) -> str:
-    """What one entry of pydantic's `ValidationError.errors()` asks for: "must be at least 1"."""
+    """The rule that one of pydantic's `ValidationError.errors()` states: "must be at least 1"."""
     kind, context = fault["type"], fault.get("ctx", {})
     if kind in _REASONS:
         return _REASONS[kind]

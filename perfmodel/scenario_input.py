@@ -128,7 +128,7 @@ class ScenarioInput(BaseModel):
     accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
         "X",
-        "Accepted over proposed draft tokens at the given gamma, 0 to 1 (vLLM's acceptance rate).",
+        "Share of draft tokens accepted at the given gamma, 0 to 1 (vLLM's acceptance rate).",
     )
     accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
@@ -180,14 +180,14 @@ class ScenarioInput(BaseModel):
         "Workload", "TOKENS", "Prompt tokens per sequence, all of them cached.", 32_000
     )
     output_tokens: Count = _field("Workload", "TOKENS", "Tokens to generate per sequence.", 256)
-    slo: str = _field("Workload", "LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "")
+    slo: str = _field("Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', "")
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:
         stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ValueError(
-                f"{' and '.join(stated)} both state the acceptance; give only one of them"
+                f"{' and '.join(stated)} each state the acceptance; give only one of them"
             )
         return self
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.errors import InputError
+from runtime.errors import InputError, os_reason
 
 
 class Rule(NamedTuple):
@@ -158,7 +158,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
             raise ValueError(f"longer than {MAX_CONFIG_BYTES:,} bytes")
         fields = json.loads(text.decode(), object_pairs_hook=distinct, parse_constant=refuse)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{file} cannot be read: {os_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file} is not valid JSON in UTF-8 ({one_line(error)}); use the model's config.json"

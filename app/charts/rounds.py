@@ -124,7 +124,7 @@ def step_parts(point: RoundEstimate) -> go.Figure:
 
 
 def roofline(point: RoundEstimate) -> go.Figure:
-    """Arithmetic intensity and achieved FLOP/s of every op that computes, under the GPU's roof."""
+    """Arithmetic intensity and achieved FLOP/s of every operation, under the GPU's roof."""
     gpu = point.scenario.machine.gpu
     ridge = gpu.peak_flops / gpu.hbm_bandwidth
     steps = passes(point)

@@ -93,7 +93,7 @@ def specroof(
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="specroof", standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
         return 130
     except MemoryError as error:
@@ -117,9 +117,20 @@ def run(arguments: list[str]) -> int:
 def _usage_line(error: Any) -> str:
     """The message of a usage error; a group without a command has printed its help already."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        command = error.ctx.command
-        return f"`specroof {command.name}` needs a command. {command.epilog}"
-    return str(error.format_message())
+        return f"`{error.ctx.command_path}` needs a command. {error.ctx.command.epilog}"
+    if hasattr(error.__cause__, "errors"):  # pydantic's error for the type of a parameter
+        from perfmodel.errors import fault_reason, shown
+
+        (fault, *_), (name, *_) = error.__cause__.errors(), error.param.opts
+        return f"{name} {shown(fault['input'])} is not valid: it {fault_reason(fault)}"
+    if possible := getattr(error, "possibilities", None):
+        from perfmodel.errors import either
+
+        return f"no such option {error.option_name}; did you mean {either(possible)}?"
+    text = str(error.format_message()).rstrip(".").removeprefix("Got ")
+    if error.ctx is not None and ";" not in text:
+        text += f"; see `{error.ctx.command_path} --help`"
+    return text[:1].lower() + text[1:]
 
 
 def _fail(message: str, code: int) -> int:

@@ -166,7 +166,7 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
     former = [flag_name(old) for old in _former_names(name)]
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
     if searched:
-        words.append("Searched." if name == "gamma" else "Searched if not given.")
+        words.append("Always searched." if name == "gamma" else "Searched if not given.")
     elif default := default_text(field):
         words.append(f"Default: {default}.")
     panel = str(shown["panel"])

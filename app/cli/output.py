@@ -83,14 +83,15 @@ def atomic_text(path: Path) -> Iterator[TextIO]:
         If the file cannot be written.
     """
     from perfmodel import ConfigError
+    from perfmodel.errors import os_reason
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
+            raise IsADirectoryError("it is a folder")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be written: {os_reason(error)}") from error
     part = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:

@@ -22,9 +22,9 @@ class SimulationOptions:
         None
     )
     rate: Annotated[float | None, option("RPS", "Mean arrival rate of random requests.")] = None
-    arrivals: Annotated[str, option("KIND", "Arrivals: poisson, bursty, regular or at-once.")] = (
-        "poisson"
-    )
+    arrivals: Annotated[
+        str, option("KIND", "Arrival process: poisson, bursty, regular or at-once.")
+    ] = "poisson"
     burst_factor: Annotated[
         float, option("X", "Bursty: ratio of the high arrival rate to the low one.")
     ] = 8.0
@@ -46,12 +46,17 @@ class SimulationOptions:
         str | None,
         option("FILE", "File with the accepted draft tokens of each round, one per line."),
     ] = None
-    token_budget: Annotated[int, option("TOKENS", "Most tokens per pass, prompts included.")] = 8192
+    token_budget: Annotated[
+        int, option("TOKENS", "Maximum tokens per pass, including prompts.")
+    ] = 8192
     finished: Annotated[
-        str, option("compaction|padding|graphs", "Fixed batch: how finished sequences are handled.")
+        str, option("compaction|padding|graphs", "Fixed batch: what happens to finished sequences.")
     ] = "compaction"
     schedule: Annotated[
-        bool, switch("--schedule", "Also simulate gamma chosen per round, by batch and context.")
+        bool,
+        switch(
+            "--schedule", "Also simulate with gamma chosen in every round, by batch and context."
+        ),
     ] = False
     exact: Annotated[bool, switch("--exact", "Simulate every round of every request; slower.")] = (
         False

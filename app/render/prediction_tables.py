@@ -107,7 +107,7 @@ def _speedup(prediction: Mapping[str, Any]) -> str:
 def _memory_line(prediction: Mapping[str, Any]) -> str:
     memory = prediction["memory"]
     terms = ", ".join(
-        f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}"
+        f"{name.removesuffix('_bytes').replace('_', ' ').replace('kv', 'KV')} {format_bytes(value)}"
         for name, value in memory.items()
         if value and name not in ("total_bytes", "capacity_bytes")
     )

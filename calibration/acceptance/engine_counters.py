@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel import Acceptance, ConfigError
+from perfmodel.errors import os_reason
 from perfmodel.specs import Origin
 
 MAX_BYTES = 50_000_000
@@ -121,7 +122,7 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from error
     if len(raw) > MAX_BYTES:

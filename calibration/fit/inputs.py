@@ -1,4 +1,4 @@
-"""Tell the inputs of `calibrate fit` apart, read them, and fit them.
+"""Recognise, read and fit the input files of `calibrate fit`.
 
 JSON lines are kernel records (`calibrate measure`) or step records (`validate run`). A folder holds
 aiconfigurator's tables of one GPU or of several. Any other file is the output of nccl-tests.
@@ -35,7 +35,10 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     folders = [path for path in paths if path.is_dir()]
     if folders:
         if len(paths) > 1:
-            raise RecordError(f"{folders[0]}: a folder of tables is fitted alone; give only it")
+            raise RecordError(
+                f"{folders[0]} is a folder of tables, which must be the only input; "
+                f"remove the others"
+            )
         return fit_tables(folders[0], gpu)
     if gpu is not None:
         try:
@@ -54,10 +57,10 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     for path in paths:
         if path not in lines:
             if gpu is None:
-                raise RecordError(f"{path}: does not say which GPU it is from; add --gpu NAME")
+                raise RecordError(f"{path} does not name its GPU; add --gpu NAME")
             records += read_nccl_tests(path, catalog.gpu(gpu))
     if gpu is None or not records:
-        raise RecordError("the files hold timed rounds but no kernel record; add kernel records")
+        raise RecordError("the files have timed rounds but no kernel records; add kernel records")
     headers = measured.headers if measured else ()
     return fit_measured(
         KernelRecords(gpu=gpu, headers=headers, records=records),

@@ -45,11 +45,11 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
             records.append(checked(cell, _seconds(time, place), gpu, place))
     if not records:
         raise RecordError(
-            f"{path}: not a file of `specroof calibrate measure` and not the output of nccl-tests"
+            f"{path} is neither a file of `specroof calibrate measure` nor the output of nccl-tests"
         )
     if ranks < 2:
         raise RecordError(
-            f"{path}: lists {ranks} ranks (lines '#  Rank N ...'); at least 2 are needed"
+            f"{path} lists {ranks} ranks (lines '#  Rank N ...'), but at least 2 are needed"
         )
     return records
 
@@ -59,7 +59,7 @@ def _ranks(text: str, path: Path) -> int:
     ranks = re.findall(r"^#\s+Rank\s+(\d+)", text, re.M)
     if len(set(ranks)) < len(ranks):
         raise RecordError(
-            f"{path}: lists rank {max(ranks, key=ranks.count)} more than once, as nccl-tests does "
+            f"{path} lists rank {max(ranks, key=ranks.count)} more than once, as nccl-tests does "
             f"when it is built without MPI and runs once per GPU; build it with MPI=1"
         )
     return len(ranks)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.units import US
 
 ALGORITHMS = ("nccl", "custom", "custom_eager")
@@ -174,8 +174,7 @@ class CollectiveCurve:
             return self._ring_seconds(np.asarray(message_bytes, float), ranks, link_bandwidth)
         if algorithm not in ALGORITHMS:
             raise ConfigError(
-                f"unknown all-reduce algorithm {algorithm!r}. "
-                f"Use best, ring, {', '.join(ALGORITHMS)}."
+                f"unknown all-reduce algorithm {algorithm!r}; use best, ring, {either(ALGORITHMS)}"
             )
         return self._seconds("all_reduce", algorithm, message_bytes, ranks, link_bandwidth)
 

@@ -28,7 +28,7 @@ class Efficiency:
 
         Efficiencies and latencies are kept. Total throughput follows the bandwidth and FLOP/s of
         the other datasheet when the curves are evaluated; waves and split KV follow its number of
-        multiprocessors. A block of attention keeps its time per token rather than its share of the
+        multiprocessors. An attention block keeps its time per token rather than its share of the
         bandwidth, because its bytes in flight and their latency depend on the core (Little's law).
         """
 

@@ -44,14 +44,15 @@ class MemoryEstimate:
         return self.total <= self.capacity
 
     def account(self) -> str:
-        """One point as one line: bytes needed, bytes available, and the terms of the need."""
+        """Why one point does not fit: bytes needed, bytes available, and the terms of the sum."""
         terms = ", ".join(
-            f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
+            f"{name.replace('_', ' ').replace('kv', 'KV')} "
+            f"{format_bytes(float(getattr(self, name)))}"
             for name in TERMS
             if float(getattr(self, name)) > 0
         )
         need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
-        return f"needs {need} per GPU, and {capacity} are available: {terms}"
+        return f"the scenario needs {need} per GPU, but only {capacity} are available: {terms}"
 
 
 TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")

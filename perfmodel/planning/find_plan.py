@@ -88,7 +88,7 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
     for term in _several(values, "draft"):
         draft, _, in_term = str(term).partition(":")
         if draft == "none":
-            raise ConfigError("recommend always includes plain decoding; leave draft none out")
+            raise ConfigError("recommend always considers plain decoding; leave out draft none")
         defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
@@ -143,7 +143,8 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
     if not degrees:
         raise ConfigError(
-            f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; use fewer"
+            f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "
+            f"use a smaller draft_tp"
         )
     return degrees
 
@@ -165,6 +166,7 @@ def _budgets(
     budgets = _counts(values, "kv_budget")
     if max(budgets) > prompt_tokens:
         raise ConfigError(
-            f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; use less"
+            f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; "
+            f"use a smaller budget"
         )
     return {"budgets": budgets}

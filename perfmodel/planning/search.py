@@ -10,7 +10,7 @@ import numpy as np
 from perfmodel import catalog
 from perfmodel._typing import Floats
 from perfmodel.display import number_range, one_line
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
@@ -88,7 +88,7 @@ class Search:
         return sorted((c for c in self.candidates if not c.violation(self.slo)), key=self.cost)
 
     def cost(self, candidate: Candidate) -> float:
-        """The minimised quantity: GPU seconds per token, or seconds per token."""
+        """The quantity to minimise: GPU seconds per token, or seconds per token."""
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu
@@ -136,7 +136,7 @@ def search(
         KV budgets; those that exceed the context are skipped. [tokens]
     """
     if objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+        raise ConfigError(f"unknown objective {objective!r}; use {either(OBJECTIVES)}")
     degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)

@@ -37,7 +37,7 @@ MAX_POINTS = 50_000_000
 FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
 REASONS = {
     FEASIBLE: "",
-    NO_MEMORY: "memory: does not fit the GPUs",
+    NO_MEMORY: "does not fit in GPU memory",
     BUDGET_OVER_CONTEXT: "kv_budget exceeds the context",
 }
 
@@ -174,7 +174,7 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
     known = ARRAY_AXES + LOOP_AXES
     for name, values in axes.items():
         if name not in known:
-            raise ConfigError(f"unknown sweep axis {name!r}. Known: {', '.join(known)}.")
+            raise ConfigError(f"{name!r} cannot be swept; the axes are {', '.join(known)}")
         if not len(values):
             raise ConfigError(f"sweep axis {name} has no values; give at least one")
     points = int(np.prod([float(len(values)) for values in axes.values()] or [1.0]))

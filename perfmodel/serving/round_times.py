@@ -103,8 +103,8 @@ class RoundTimes:
         free = memory.capacity - float(np.max(others + memory.reserved)) - fixed
         if free < per_token:
             raise DoesNotFit(
-                f"no memory is left for the KV cache on {self.scenario.machine.gpu.name} at "
-                f"max_batch={self.max_batch}; use more GPUs or a smaller batch"
+                f"the weights and {self.max_batch} sequences leave no memory for the KV cache on "
+                f"{self.scenario.machine.gpu.name}; use more GPUs or a smaller batch"
             )
         return int(free / per_token)
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, os_reason
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 ARRIVALS = {"arrival_s": 1.0, "TIMESTAMP": 1.0, "timestamp": 1e-3}
@@ -46,7 +46,8 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
             arrival -= first
             if arrival < last:
                 raise ConfigError(
-                    f"{path}: line {number}: earlier than the previous line; sort the trace by time"
+                    f"{path}: line {number} is earlier than the previous line; "
+                    f"sort the trace by time"
                 )
             last = arrival
         yield arrival, prompt, output
@@ -64,7 +65,7 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
         except ValueError as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not counts:
-        raise ConfigError(f"{path}: has no rounds; write the accepted drafts of one round per line")
+        raise ConfigError(f"{path} has no rounds; write the accepted drafts of one round per line")
     return tuple(counts)
 
 
@@ -76,11 +77,11 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ConfigError(
-                    f"{path}: line {number}: not a JSON object; write one request per line"
+                    f"{path}: line {number} is not a JSON object; write one request per line"
                 ) from error
             if not isinstance(value, dict):
                 raise ConfigError(
-                    f"{path}: line {number}: not a JSON object; write one request per line"
+                    f"{path}: line {number} is not a JSON object; write one request per line"
                 )
             yield number, value
         return
@@ -91,7 +92,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             header = values
         elif len(values) != len(header):
             raise ConfigError(
-                f"{path}: line {number}: has {len(values)} cells; the header has {len(header)}"
+                f"{path}: line {number} has {len(values)} cells, but the header has {len(header)}"
             )
         else:
             yield number, dict(zip(header, values, strict=True))
@@ -108,14 +109,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
 
 
 def _request(cells: dict[str, Any]) -> Row:
     if "conversations" in cells:
         return None, *_conversation(cells["conversations"])
-    prompt = _count("prompt", _first(cells, PROMPTS), least=1)
-    output = _count("output", _first(cells, OUTPUTS), least=1)
+    prompt = _count("prompt_tokens", _first(cells, PROMPTS), least=1)
+    output = _count("output_tokens", _first(cells, OUTPUTS), least=1)
     key = next((name for name in ARRIVALS if name in cells), None)
     return None if key is None else _seconds(cells[key]) * ARRIVALS[key], prompt, output
 
@@ -137,7 +138,10 @@ def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _count(what: str, value: Any, *, least: int) -> int:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not (least <= number <= MAX_TOKENS) or number % 1:
         raise ValueError(f"{what}={str(value)[:40]!r} is not a whole number of at least {least}")
     return int(number)
@@ -146,13 +150,16 @@ def _count(what: str, value: Any, *, least: int) -> int:
 def _seconds(value: Any) -> float:
     """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
-    if ":" not in text:
+    try:
+        if ":" in text:
+            moment = datetime.fromisoformat(text)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"arrival {text!r} is not a time")
-        return number
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"arrival time {text[:40]!r} is not a number of seconds or a date")
+    return number
 
 
 def _why(error: Exception) -> str:

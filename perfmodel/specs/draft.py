@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 
 MAX_GAMMA = 64  # most drafts per round in a plan
 
 
 class DraftKind(StrEnum):
-    """What proposes the draft tokens."""
+    """The kind of model that proposes the draft tokens."""
 
     NONE = "none"
     SELF = "self"  # the target model
@@ -30,7 +30,7 @@ class DraftPolicy(StrEnum):
     def of(cls, name: str) -> DraftPolicy:
         """The policy with that name; `ConfigError` if there is none."""
         if name not in [policy.value for policy in cls]:
-            raise ConfigError(f"unknown draft policy {name!r}. Use one of {', '.join(cls)}.")
+            raise ConfigError(f"unknown draft policy {name!r}; use {either(cls)}")
         return cls(name)
 
 
@@ -58,7 +58,9 @@ class DraftPlan:
             self, "policy", DraftPolicy.of(self.policy)
         )  # a plain string is accepted
         if self.kind is DraftKind.NONE and self.gamma:
-            raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
+            raise ConfigError(
+                f"gamma={self.gamma} needs a draft; add one, such as draft self, or use gamma=0"
+            )
         if self.policy is DraftPolicy.SNAPKV and self.kind is DraftKind.MODEL:
             raise ConfigError(
                 f"draft policy snapkv is not available for the standalone draft {self.draft!r}; "

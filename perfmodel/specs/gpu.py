@@ -75,5 +75,5 @@ class Machine:
         if tp > self.gpus_per_node:
             raise ConfigError(
                 f"tp={tp} exceeds the {self.gpus_per_node} GPUs of {self.name}; "
-                f"use tp of at most {self.gpus_per_node}"
+                f"use a tp of at most {self.gpus_per_node}"
             )

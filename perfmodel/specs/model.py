@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 
 DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
@@ -65,7 +65,7 @@ class ModelSpec:
             raise ConfigError(
                 f"tp={tp} does not fit {self.name}: {self.query_heads} query heads, "
                 f"{self.kv_heads} KV heads and an MLP of width {self.ffn_hidden} do not split "
-                f"over {tp} ranks. Use one of {', '.join(map(str, valid))}."
+                f"over {tp} ranks; use {either(map(str, valid))}"
             )
 
     def splits_over(self, tp: int) -> bool:
@@ -115,5 +115,5 @@ class ModelSpec:
 def dtype_bytes(dtype: str) -> float:
     """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPE_BYTES`."""
     if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"unknown dtype {dtype!r}. Use one of {', '.join(DTYPE_BYTES)}.")
+        raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPE_BYTES)}")
     return DTYPE_BYTES[dtype]

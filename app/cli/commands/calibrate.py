@@ -21,7 +21,7 @@ calibrate_app = App(
 
 @calibrate_app.command("measure")
 def measure(
-    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    out: Annotated[Path | None, option("FILE", "File of records to write or continue.")] = None,
     seconds: Annotated[float, option("S", "Time limit in seconds.")] = 270.0,
     every: Annotated[int, option("N", "Time only every Nth cell.", min=1)] = 1,
     groups: Annotated[
@@ -99,14 +99,14 @@ def fit(
         "efficiency"
     ),
     gpu: Annotated[
-        str | None, option("NAME", "GPU of the catalog; needed for tables that do not name it.")
+        str | None, option("NAME", "GPU from the catalog; needed if the input does not name it.")
     ] = None,
     plot: Annotated[
         Path | None, option("FILE", "Also write a page with charts of the residuals.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit efficiency curves to records, and print the errors and what could not be fitted."""
+    """Fit efficiency curves to records, and print their errors and what could not be fitted."""
     from calibration.fit import fit_inputs
     from perfmodel import ConfigError
 

@@ -38,7 +38,7 @@ DType = Annotated[
 ]
 PlanFile = Annotated[
     Path | None,
-    option("FILE", "Write the plan for torchrun as JSON instead of running.", "--write-plan"),
+    option("FILE", "Instead of running, write the plan as JSON for torchrun.", "--write-plan"),
 ]
 
 run_app = App(
@@ -78,9 +78,7 @@ def _typed(annotation: Any) -> Any:
     return Annotated[kind, info]
 
 
-@run_app.command(
-    "selfspec", cls=PlanCommand, help="Speculate with the target, reading part of its KV cache."
-)
+@run_app.command("selfspec", cls=PlanCommand, help="Speculate with the target as its own draft.")
 @run_app.command("standalone", cls=PlanCommand, help="Speculate with a smaller draft model.")
 @run_app.command("baseline", cls=PlanCommand, help="Decode without speculation.")
 def run_mode(
@@ -119,11 +117,11 @@ def run_bench(
     drafts: Annotated[
         str | None, option("GxK,..", "Gamma and KV budget of each draft, such as 3x512,7x2048.")
     ] = None,
-    repeats: Annotated[int, option("N", "Replays of each pass.")] = 15,
+    repeats: Annotated[int, option("N", "Timed replays of each pass.")] = 15,
     output: Annotated[Path | None, option("FILE", "Also write JSON lines, one per case.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time steps and rounds on this GPU, by default of Llama-3.1-8B and Llama-2-7B."""
+    """Time the steps and rounds of models on this GPU, by default Llama-3.1-8B and Llama-2-7B."""
     from runtime import TablePlan, parse_pairs
 
     configs: dict[str, Any] = {}
@@ -157,7 +155,7 @@ def run_download(
     ] = "HF_TOKEN",
     revision: Annotated[str | None, option("REVISION", "Branch, tag or commit.")] = None,
 ) -> None:
-    """Download a model's config, safetensors and tokenizer; resumes an interrupted download."""
+    """Download a model's config, safetensors and tokenizer, or resume an interrupted download."""
     from runtime import download_model
 
     with engine_errors():

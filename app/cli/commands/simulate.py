@@ -100,15 +100,16 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
 
     if options.schedule or options.exact or options.requests is not None:
         raise perfmodel.ConfigError(
-            "--schedule, --exact and --requests need requests that arrive; add --rate or --traffic"
+            "--schedule, --exact and --requests need requests that arrive over time; add --rate or "
+            "--traffic"
         )
     check_fits(perfmodel.estimate(base))
     work = base.workload
     rng = np.random.default_rng([options.seed, 0])
     prompt = lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
     output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
+    options.stream(base)  # checks the spreads and the probability
     if options.eos:
-        options.stream(base)  # checks the probability
         output = np.minimum(output, rng.geometric(options.eos, work.batch))
     runs = []
     for gamma in dict.fromkeys((0, base.plan.gamma)):

@@ -1,8 +1,8 @@
 """Fit the runtime's GEMM times as ratios to the GPU's table: `gemm-specroof.toml`.
 
 There is one ratio for each matrix shape and row count. Spikes are removed, and times are levelled
-so that they never fall as rows grow. Other shapes are interpolated; the errors of this come from
-leaving one shape out.
+so that they never fall as the number of rows grows. Other shapes are interpolated; the error of
+that is found by leaving one shape out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fit aiconfigurator's tables of one GPU: products, attention and collectives as catalog files."""
+"""Fit aiconfigurator's tables of one GPU: GEMMs, attention and collectives as catalog files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     measured = GPUS.get(gpu) if gpu else by_folder.get(folder.name)
     if measured is None:
         raise RecordError(
-            f"{folder}: has no tables of {gpu or 'a supported GPU'}; use --gpu with one of "
+            f"{folder} has no tables of {gpu or 'a supported GPU'}; use --gpu with one of "
             f"{', '.join(GPUS)}"
         )
     data = folder.parent if folder.name == measured.folder else folder

@@ -55,7 +55,7 @@ WHOLE_WAVES = ("ampere", "ada")
 
 
 def waves_of(gpu: GPU) -> Waves | None:
-    """The waves of tiles in which this GPU computes products; None if it splits the last wave."""
+    """The waves of tiles in which this GPU computes GEMMs; None if it splits the last wave."""
     if gpu.architecture not in WHOLE_WAVES:
         return None
     return Waves(sm_count=gpu.sm_count, tile_rows=128, tile_columns=256, from_m=512)
