@@ -8,9 +8,9 @@ from typing import Any
 
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table
-from perfmodel.catalog._schema import build
+from perfmodel.catalog._schema import build, build_rows
 from perfmodel.errors import ConfigError, unknown_name
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
@@ -81,4 +81,5 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
     ConfigError
         If a key is unknown, missing or of the wrong type; `file` names the file in the message.
     """
-    return build(EngineProfile, entries, file, _UNITS)
+    hosts = build_rows(HostCosts, entries.get("host", ()), f"{file}: host", _UNITS)
+    return build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)

@@ -21,6 +21,7 @@ GROUPS = {
     "gate_up_proj": "linear",
     "down_proj": "linear",
     "lm_head": "linear",
+    "fusion_proj": "linear",
     "attention": "attention",
     "kv_selection": "attention",
     "all_reduce": "comm",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from perfmodel.errors import ConfigError
+from perfmodel.specs.draft_methods import METHODS, DraftMethod
 
 MAX_GAMMA = 64  # drafts per round that a plan may ask for
 
@@ -17,6 +18,7 @@ class DraftKind(StrEnum):
     NONE = "none"
     SELF = "self"
     MODEL = "model"  # a standalone model, by its name
+    METHOD = "method"  # a draft that engines build in, one of `METHODS`
 
 
 class DraftPolicy(StrEnum):
@@ -38,8 +40,9 @@ class DraftPolicy(StrEnum):
 class DraftPlan:
     """One way to draft.
 
-    `draft` is "none", "self" or a model's catalog name; `kv_budget_tokens` is what a draft may
-    read of each sequence, sink and recent window included, and None for policy "full".
+    `draft` is "none", "self", one of `METHODS` or a model's catalog name; `kv_budget_tokens` is
+    what a draft may read of each sequence, sink and recent window included, and None for policy
+    "full".
     """
 
     draft: str = "none"
@@ -61,6 +64,11 @@ class DraftPlan:
                 f"draft policy snapkv does not go with the standalone draft {self.draft!r}; "
                 f"use streamingllm or full, or draft self"
             )
+        if self.method is not None and self.policy is not DraftPolicy.FULL:
+            raise ConfigError(
+                f"draft policy {self.policy} does not go with the draft {self.draft!r}, which "
+                f"has no KV budget; use full"
+            )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
         needs_budget = self.policy is not DraftPolicy.FULL and self.kind is not DraftKind.NONE
@@ -73,8 +81,15 @@ class DraftPlan:
 
     @property
     def kind(self) -> DraftKind:
-        """No draft, the target itself, or a standalone model."""
+        """No draft, the target itself, a built-in method, or a standalone model."""
+        if self.draft in METHODS:
+            return DraftKind.METHOD
         return DraftKind(self.draft) if self.draft in ("none", "self") else DraftKind.MODEL
+
+    @property
+    def method(self) -> DraftMethod | None:
+        """The built-in method that drafts; None for models and self-drafts."""
+        return METHODS.get(self.draft)
 
     @property
     def is_self(self) -> bool:

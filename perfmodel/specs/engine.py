@@ -9,6 +9,25 @@ from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostCosts:
+    """Host time of one way to decode, in seconds.
+
+    `method` is "plain", "draft" (a standalone model) or one of `draft_methods.METHODS`. The host
+    first spends `step_s` and `sequence_s` per sequence on scheduling, inputs and outputs. If
+    `overlapped` it does so while the GPU still runs the step before, else the GPU waits. Then it
+    launches the passes; the GPU waits for launches that take longer than the passes themselves.
+    """
+
+    method: str
+    overlapped: bool = False
+    step_s: float = 0.0  # per step or round
+    sequence_s: float = 0.0  # per sequence
+    draft_step_s: float = 0.0  # to launch one draft step
+    draft_layer_s: float = 0.0  # to launch one layer of a draft step that has no full CUDA graph
+    lookup_token_s: float = 0.0  # per sequence and token of context searched for a draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfile:
     """Overheads, kernel choices and memory habits of one engine on one GPU.
 
@@ -29,6 +48,7 @@ class EngineProfile:
     linear_kernels: str = "library"  # which dense layers: the GPU's library's, or "specroof"
     attention_factor: float = 1.0  # on attention over the whole cache
     draft_attention_factor: float = 1.0  # on attention over a draft's small cache
+    verify_attention_factor: float = 1.0  # also on attention of passes over several query tokens
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s that sustained clocks leave
     activation_factor: float = 1.0  # on bytes that small kernels move, over one pass at full rate
@@ -50,6 +70,10 @@ class EngineProfile:
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the target's own pages
     draft_refeeds: bool = False  # a standalone draft's first step reads a round's last two tokens
+    draft_reads_round: bool = False  # a draft's first step reads all tokens of the last round
+    host: tuple[HostCosts, ...] = ()  # host time by method; () where the fields above hold it
+    graph_tokens: float = 0.0  # tokens up to which passes replay CUDA graphs; 0: no limit
+    eager_layer_s: float = 0.0  # host time to launch one layer without a graph
     prefill_chunk_tokens: int = 8192  # rows of one pass over prompts (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # what libraries allocate for themselves
@@ -60,6 +84,11 @@ class EngineProfile:
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
+
+    def host_costs(self, method: str) -> HostCosts | None:
+        """Host costs of a method, or else of plain decoding; None if the profile has neither."""
+        by_method = {costs.method: costs for costs in self.host}
+        return by_method.get(method, by_method.get("plain"))
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with other coefficients, by field name."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft_methods import DraftMethod, MethodKind
 
 Array = NDArray[np.float64]
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
@@ -34,7 +35,12 @@ class Drafter:
         return None
 
     def step(
-        self, rank: Rank, batch: Array, prompt_tokens: Array, budget: Array, new_tokens: int = 1
+        self,
+        rank: Rank,
+        batch: Array,
+        prompt_tokens: Array,
+        budget: Array,
+        new_tokens: ArrayLike = 1,
     ) -> StepTime:
         """Time of one draft step of the batch, with `new_tokens` input tokens per sequence."""
         return forward_pass(
@@ -111,12 +117,22 @@ def _copy_s(rank: Rank, tokens: Array) -> Array:
     return 2.0 * size / rank.machine.gpu.hbm_bandwidth
 
 
+class Head(Drafter):
+    """A head on the target's last layer, with a KV cache of its own layer."""
+
+    has_own_cache = True
+
+    def start_s(self, rank: Rank, prompt_tokens: Array, budget: Array) -> Array:
+        return prefill_pass(rank, batch=1, prompt_tokens=prompt_tokens).total_s
+
+
 DRAFTERS: dict[tuple[str, str], Drafter] = {
     ("self", "full"): FullCache(),
     ("self", "streamingllm"): SelfStreaming(),
     ("self", "snapkv"): SelfSnapKV(),
     ("model", "full"): StandaloneFull(),
     ("model", "streamingllm"): StandaloneStreaming(),
+    ("method", "full"): Head(),
 }
 
 
@@ -134,12 +150,14 @@ def draft_cost(
     -----
     After a fully accepted round a standalone draft's cache lacks the last but one token. An engine
     whose rounds all have one shape therefore feeds two tokens to the first of γ steps:
-    T_D = ((γ - 1) T(1) + T(2)) / γ.
+    T_D = ((γ - 1) T(1) + T(2)) / γ. A head first reads the γ+1 tokens that were verified, since its
+    inputs are the target's hidden states of them; an engine that pads rounds to γ+1 tokens feeds a
+    standalone draft γ+2. A one-pass draft reads γ+1 tokens once: T_D = T(γ+1) / γ.
     """
     plan = scenario.plan
     if plan.draft == "none" or scenario.draft is None:
         return None
-    drafter = DRAFTERS[("self" if plan.is_self else "model", plan.policy)]
+    drafter = DRAFTERS[(plan.kind, plan.policy)]
     rank = Rank(
         machine=scenario.machine,
         spec=scenario.draft,
@@ -150,11 +168,48 @@ def draft_cost(
         kv_dtype=scenario.kv_dtype,
         is_draft=True,
     )
-    step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
-    if drafter.has_own_cache and scenario.engine.draft_refeeds:
-        first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
-        step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
     return DraftCost(
-        step=step,
+        step=_mean_step(drafter, rank, plan.method, batch, prompt_tokens, gamma, kv_budget_tokens),
         start_s=drafter.start_s(rank, prompt_tokens, kv_budget_tokens),
+    )
+
+
+def _mean_step(
+    drafter: Drafter,
+    rank: Rank,
+    method: DraftMethod | None,
+    batch: Array,
+    prompt_tokens: Array,
+    gamma: Array,
+    budget: Array,
+) -> StepTime:
+    """T_D, the mean over the γ steps of a round; see the notes of `draft_cost`."""
+    share = 1.0 / np.maximum(gamma, 1.0)
+    if method is not None and method.kind is MethodKind.ONE_PASS:
+        once = drafter.step(rank, batch, prompt_tokens, budget, new_tokens=gamma + 1.0)
+        return weighted_mean(once, _emptied(once), share=share)
+    step = drafter.step(rank, batch, prompt_tokens, budget)
+    if not drafter.has_own_cache:
+        return step
+    if method is not None:
+        first_tokens: Array | float = gamma + 1.0
+    elif rank.engine.draft_reads_round:
+        first_tokens = gamma + 2.0
+    elif rank.engine.draft_refeeds:
+        first_tokens = 2.0
+    else:
+        return step
+    first = drafter.step(rank, batch, prompt_tokens, budget, new_tokens=first_tokens)
+    later = _emptied(step, "fusion_proj") if method is not None and method.fuses_once else step
+    return weighted_mean(first, later, share=share)
+
+
+def _emptied(step: StepTime, name: str | None = None) -> StepTime:
+    """The step with the named part, or every part, taking no time."""
+    none = np.zeros(())
+    return StepTime(
+        tuple(
+            replace(p, seconds=none, compute_s=none, memory_s=none) if name in (None, p.name) else p
+            for p in step.parts
+        )
     )

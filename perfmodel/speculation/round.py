@@ -27,6 +27,7 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
+from perfmodel.speculation.host import host_wait_s, method_of
 
 Array = NDArray[np.float64]
 
@@ -183,14 +184,25 @@ def estimate(
     tables = each + engine.round_overhead_per_draft_s
     plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prefix)
+    verify = forward_pass(target, batch=b, context_tokens=prefix, query_tokens=g + 1.0)
+    round_overhead = each + engine.round_overhead_per_draft_s * g
+    if engine.host:
+        at = {"batch": b, "prompt_tokens": prefix}
+        plain = plain + host_wait_s(
+            scenario, **at, gamma=np.zeros(()), passes_s=step.total_s, method="plain"
+        )
+        passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
+        round_overhead = round_overhead + host_wait_s(
+            scenario, **at, gamma=g, passes_s=passes, method=method_of(scenario)
+        )
     alpha, tokens = _acceptance(scenario, prefix, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
-        verify=forward_pass(target, batch=b, context_tokens=prefix, query_tokens=g + 1.0),
+        verify=verify,
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
+        overhead_s=np.where(g > 0, round_overhead, plain),
         plain_overhead_s=plain,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prefix).total_s
         + (draft.start_s if draft else 0.0),

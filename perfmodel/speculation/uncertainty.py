@@ -9,7 +9,7 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import Z90
 
@@ -113,7 +113,11 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     def on_engine(factor: float) -> Scenario:
         engine = scenario.engine
         scaled = {f: getattr(engine, f) * factor for f in _OVERHEADS}
-        return replace(scenario, engine=replace(engine, **scaled))
+        host = tuple(
+            replace(costs, **{f: getattr(costs, f) * factor for f in _HOST_COSTS})
+            for costs in engine.host
+        )
+        return replace(scenario, engine=replace(engine, **scaled, host=host))
 
     return [
         (
@@ -131,6 +135,7 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
 _OVERHEADS = tuple(
     f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
 )
+_HOST_COSTS = tuple(f.name for f in fields(HostCosts) if f.name.endswith("_s"))
 
 
 def _speedup_at(scenario: Scenario, alpha: float) -> float:
