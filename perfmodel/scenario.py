@@ -103,7 +103,12 @@ class Scenario:
                 f"must use its target's tokenizer"
             )
         measured_on = self.engine.measured_on
-        if measured_on and measured_on != gpu.name:
+        if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:
+            notes.append(
+                f"engine {self.engine.name} was not measured on {gpu.name}: host times and factors "
+                f"are those of {measured_on}"
+            )
+        elif measured_on and measured_on != gpu.name:
             notes.append(
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on}, with bandwidth, FLOP/s and multiprocessors of its own datasheet"

@@ -5,6 +5,7 @@ from .plan import Plan as Plan
 from .plan import PlanOptions as PlanOptions
 from .plan import plan_run as plan_run
 from .records import EngineRecords as EngineRecords
+from .records import catalog_gpu as catalog_gpu
 from .records import joined as joined
 from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report

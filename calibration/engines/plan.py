@@ -17,6 +17,7 @@ from itertools import islice
 
 from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError, RoundEstimate, Scenario, catalog, estimate, parse_scenario
+from perfmodel.specs import METHODS as DRAFT_METHODS
 
 BATCH = (1, 128)
 CONTEXT = (1024, 65_536)
@@ -49,6 +50,12 @@ class PlanOptions:
     batch: tuple[int, int] = BATCH
     context: tuple[int, int] = CONTEXT
     start_s: float = START_S
+    served: bool = False  # a server runs already: one method and one γ, and no start
+
+    @property
+    def start_cost_s(self) -> float:
+        """Expected seconds of one engine start."""
+        return 0.0 if self.served else self.start_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Expected duration of the run."""
-        starts = len(self.setups) * self.options.start_s
+        starts = len(self.setups) * self.options.start_cost_s
         return starts + sum(point_seconds(point, self.options) for point in self.points)
 
     def lines(self) -> list[str]:
@@ -96,6 +103,8 @@ def plan_run(options: PlanOptions) -> Plan:
         If the time allows no two starts, an option is out of range, or nothing fits the memory.
     """
     _check(options)
+    if options.served:
+        return _plan(options, 1)
     least = len(options.targets) + 1
     most = max(least, int(60.0 * options.minutes / options.start_s))
     for starts in range(most, least, -1):
@@ -110,10 +119,10 @@ def _plan(options: PlanOptions, starts: int) -> Plan:
     rng = random.Random(options.seed)
     setups = _setups(options, starts, rng)
     workloads = {
-        target: _workloads(options, target, [s for s in setups if s.target == target], rng)
+        target: _workloads(options, target, [s for s in setups if s.target == target])
         for target in options.targets
     }
-    left = 60.0 * options.minutes - len(setups) * options.start_s
+    left = 60.0 * options.minutes - len(setups) * options.start_cost_s
     points: dict[Setup, list[Point]] = {setup: [] for setup in setups}
     for index in range(max(map(len, workloads.values()))):
         row = [
@@ -182,6 +191,17 @@ def default_draft(target: str) -> str:
 def _check(options: PlanOptions) -> None:
     if not options.targets:
         raise ConfigError("give at least one target")
+    known = ("draft", *DRAFT_METHODS, *(("plain",) if options.served else ()))
+    unknown = [method for method in options.methods if method not in known]
+    if unknown or not options.methods:
+        named = repr(unknown[0]) if unknown else "none"
+        raise ConfigError(f"method {named} is not known; use some of {', '.join(known)}")
+    single = (options.targets, options.methods, options.gammas)
+    if options.served and any(len(values) != 1 for values in single):
+        raise ConfigError(
+            "a running server serves one target by one method; give --target, --method and --gamma "
+            "one value each (--method plain for plain decoding)"
+        )
     if not 0.0 <= options.hold_back < 1.0:
         raise ConfigError(f"hold_back={options.hold_back!r} must be from 0 to below 1")
     if any(gamma < 1 for gamma in options.gammas) or not options.gammas:
@@ -189,7 +209,7 @@ def _check(options: PlanOptions) -> None:
     for low, high in (options.batch, options.context):
         if not 1 <= low <= high:
             raise ConfigError(f"{low} to {high} is not a range of positive numbers")
-    if 60.0 * options.minutes < 2 * options.start_s * len(options.targets):
+    if not options.served and 60.0 * options.minutes < 2 * options.start_s * len(options.targets):
         raise ConfigError(
             f"{options.minutes:g} minutes do not suffice for two starts of {options.start_s:.0f} s "
             f"per target; raise --minutes"
@@ -198,6 +218,10 @@ def _check(options: PlanOptions) -> None:
 
 def _setups(options: PlanOptions, starts: int, rng: random.Random) -> list[Setup]:
     """Plain decoding of each target, then methods in turn."""
+    if options.served:
+        method, gamma = options.methods[0], options.gammas[0]
+        gamma = 0 if method == "plain" else gamma
+        return [_setup(options, options.targets[0], method, gamma)]
     plain = [
         Setup(target=target, method="plain", gamma=0, tp=options.tp) for target in options.targets
     ]
@@ -211,14 +235,12 @@ def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
     for turn in range(len(set(options.gammas))):
         for method in options.methods:
             for target in options.targets:
-                draft = (options.draft or default_draft(target)) if method == "draft" else ""
-                yield Setup(
-                    target=target,
-                    method=method,
-                    gamma=orders[method][turn],
-                    draft=draft,
-                    tp=options.tp,
-                )
+                yield _setup(options, target, method, orders[method][turn])
+
+
+def _setup(options: PlanOptions, target: str, method: str, gamma: int) -> Setup:
+    draft = (options.draft or default_draft(target)) if method == "draft" else ""
+    return Setup(target=target, method=method, gamma=gamma, draft=draft, tp=options.tp)
 
 
 def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:
@@ -233,9 +255,10 @@ def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:
 
 
 def _workloads(
-    options: PlanOptions, target: str, setups: Sequence[Setup], rng: random.Random
+    options: PlanOptions, target: str, setups: Sequence[Setup]
 ) -> list[tuple[int, int, bool]]:
     """(batch, prompt, held back), most useful first; each fits under every setup of the target."""
+    rng = random.Random(f"{options.seed} {target}")  # the same, whichever setups are planned
     places = _spread(MOST_WORKLOADS, rng)
     batches = [_between(options.batch, x) for x, _ in places]
     prompts = [_between(options.context, y) for _, y in places]

@@ -192,12 +192,17 @@ def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> En
     return EngineRecords(
         engine=str(head["engine"]),
         version=str(head["version"]),
-        gpu=GPU_NAMES.get(str(head["gpu"]), str(head["gpu"])),
+        gpu=str(head.get("gpu_name") or catalog_gpu(str(head["gpu"])) or head["gpu"]),
         headers=tuple(headers),
         points=tuple(points),
         starts=tuple(found["start"]),
         failed=tuple(found["failed"]),
     )
+
+
+def catalog_gpu(device: str) -> str:
+    """The catalog name of a device as nvidia-smi names it; "" where the catalog has none."""
+    return GPU_NAMES.get(device, "")
 
 
 def joined(fitted: EngineRecords, check: EngineRecords) -> EngineRecords:

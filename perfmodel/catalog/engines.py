@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from perfmodel import catalog
-from perfmodel.catalog._files import names, table
+from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.engine import EngineProfile, HostCosts
@@ -24,11 +24,13 @@ def engine_names() -> list[str]:
     return list(names("engines"))
 
 
-@cache
 def engine_profile(
     name: str, gpu: GPU | None = None, *, curves_of: str | None = None
 ) -> EngineProfile:
     """The profile `name`, with the values it holds for this GPU, or for none in particular.
+
+    A name without its version, such as "vllm", stands for the newest one; a name that ends in
+    .toml is the path of a profile, as `specroof calibrate engine` writes it.
 
     Where the engine was not measured on the GPU, the values of one of its architecture are
     transferred: of the one whose kernel tables serve it, if it is among them, else of the first in
@@ -45,13 +47,40 @@ def engine_profile(
         For an unknown engine, a file with an unknown key, or a GPU of `curves_of` on which the
         engine was not measured.
     """
-    if name not in engine_names():
+    if name.endswith(".toml"):
+        return _for_gpu(user_table(name, "an engine profile"), name, gpu, curves_of)
+    return _catalog_profile(_newest(name), gpu, curves_of)
+
+
+@cache
+def _catalog_profile(name: str, gpu: GPU | None, curves_of: str | None) -> EngineProfile:
+    return _for_gpu(table("engines", name), f"engines/{name}.toml", gpu, curves_of)
+
+
+def _newest(name: str) -> str:
+    """The catalog's name of an engine that is given with its version, or without it."""
+    if name in engine_names():
+        return name
+    versions = {
+        other: tuple(int(part) for part in version.split("."))
+        for other in engine_names()
+        for base, _, version in [other.rpartition("-")]
+        if base == name and version.replace(".", "").isdecimal()
+    }
+    if not versions:
         raise unknown_name("engine", name, engine_names())
-    values, where = table("engines", name), f"engines/{name}.toml"
+    return max(versions, key=lambda other: versions[other])
+
+
+def _for_gpu(
+    values: dict[str, Any], where: str, gpu: GPU | None, curves_of: str | None
+) -> EngineProfile:
+    """The profile of a file's entries on a GPU."""
     per_gpu, per_architecture = values.pop("gpu", {}), values.pop("architecture", {})
     if curves_of is not None and curves_of not in per_gpu:
         known = ", ".join(per_gpu) or "none"
-        raise ConfigError(f"engine {name} was not measured on {curves_of!r}; measured: {known}")
+        engine = values.get("name", where)
+        raise ConfigError(f"engine {engine} was not measured on {curves_of!r}; measured: {known}")
     if gpu is None:
         return profile_from_table(values, file=where)
     measured = curves_of or _nearest_measured(gpu, list(per_gpu))

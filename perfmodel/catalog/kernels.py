@@ -29,7 +29,8 @@ _ATTENTION_LIKE = {"specroof": "flashinfer"}
 def curves_for(engine: EngineProfile, gpu: GPU) -> Efficiency:
     """The kernel curves of an engine on a GPU."""
     kernels = (engine.attention_kernels, engine.linear_kernels)
-    return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+    measured_on = engine.measured_on if engine.has_own_kernels else ""
+    return efficiency(gpu.efficiency, *kernels, measured_on, gpu.name)
 
 
 @cache

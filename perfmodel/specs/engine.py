@@ -79,6 +79,11 @@ class EngineProfile:
     workspace_bytes: float = 0.0  # what libraries allocate for themselves
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
 
+    @property
+    def has_own_kernels(self) -> bool:
+        """Whether the engine's kernels are its own, timed with it, and not a library's."""
+        return "specroof" in (self.attention_kernels, self.linear_kernels)
+
     def kernel_origin(self, gpu: GPU) -> Origin:
         """Whether kernel times are "fitted" on this very GPU or "extrapolated" from another."""
         if self.measured_on:
