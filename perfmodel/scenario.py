@@ -129,7 +129,8 @@ class Scenario:
                 f"check yours with nccl-tests"
             )
         kernels = self.engine.attention_kernels
-        if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
+        curves = self.kernels.name
+        if measured_attention(curves, kernels) == "flashinfer":
             notes.append(
                 "attention: vLLM's measured kernels with FlashInfer's scheduling rules, which were "
                 "checked on one H200 only"

@@ -80,18 +80,34 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
 def conditional_rates(gamma: Floats, tokens: Floats) -> list[float]:
     """The rate of each position up to the largest γ; see the module.
 
-    A gain that noise makes negative counts as none, and a rate above 1 as 1.
+    The chance to reach a position cannot rise with the position. Gains that rise by noise are
+    averaged with their neighbours (isotonic regression), which keeps the length at the largest γ.
     """
+    steps = np.diff(np.concatenate([[0.0], gamma]))
+    gains = _falling(np.diff(np.concatenate([[1.0], tokens])) / steps, steps) * steps
     rates: list[float] = []
-    reached, before, position = 1.0, 1.0, 0
-    for depth, length in zip(gamma, tokens, strict=True):
-        steps = int(depth) - position
-        gain = max(0.0, float(length) - before) / reached if reached > 0 else 0.0
-        rate = min(1.0, float(alpha_for_tokens_per_round(1.0 + min(gain, steps), steps)))
-        rates += [rate] * steps
-        reached *= rate**steps
-        before, position = max(before, float(length)), int(depth)
+    reached = 1.0
+    for gain, count in zip(gains, steps.astype(int), strict=True):
+        share = gain / reached if reached > 0 else 0.0
+        share = min(max(share, 0.0), float(count))
+        rate = min(1.0, float(alpha_for_tokens_per_round(1.0 + share, count)))
+        rates += [rate] * count
+        reached *= rate**count
     return rates
+
+
+def _falling(values: Floats, weights: Floats) -> Floats:
+    """The non-increasing values nearest to these: neighbours that rise are pooled."""
+    blocks: list[list[float]] = []  # mean, weight, number of values
+    for value, weight in zip(values, weights, strict=True):
+        blocks.append([float(value), float(weight), 1])
+        while len(blocks) > 1 and blocks[-1][0] > blocks[-2][0]:
+            mean, heavy, number = blocks.pop()
+            last = blocks[-1]
+            last[0] = (last[0] * last[1] + mean * heavy) / (last[1] + heavy)
+            last[1] += heavy
+            last[2] += number
+    return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])
 
 
 def _pooled(curves: list[LengthCurve], origin: Origin, source: str) -> Acceptance:
