@@ -15,5 +15,5 @@ from .report import report_lines as report_lines
 from .run import run_plan as run_plan
 from .server import Server as Server
 from .server import ServerAdapter as ServerAdapter
-from .vllm import engine_facts as engine_facts
-from .vllm import start as start
+from .vllm_process import engine_facts as engine_facts
+from .vllm_process import start as start

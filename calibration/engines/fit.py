@@ -9,7 +9,7 @@ priors keep a term that the points cannot tell from others near what it is witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,16 @@ from calibration.engines.records import EngineRecords, PointRecord, Setup
 from perfmodel import ConfigError, EngineProfile, Scenario, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, Origin
+from perfmodel.speculation import host_wait_s
 
 Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one point
 OUTLIER = 3.0  # measurement errors beyond which a residual counts less
 LEAST_POINTS = 4
+SWEEPS = 3  # of search and descent, at most
+SCANNED = 8  # starts over a launch's range
+LAUNCHES = ("draft_step_s", "draft_layer_s", "eager_layer_s")
 DEFAULT_RESERVED_BYTES = 8e9  # where the engine does not report how much cache it has
 
 
@@ -63,6 +67,29 @@ class Group:
             records=tuple(records),
             batch=np.array([float(r.point.batch) for r in records]),
             context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
+        )
+
+    @property
+    def method(self) -> str:
+        """How the setup drafts."""
+        return self.records[0].point.setup.method
+
+    @property
+    def measured_s(self) -> Array:
+        """Measured seconds of each record's step or round."""
+        return np.array([r.seconds for r in self.records])
+
+    def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
+        """Predicted seconds beyond each record's passes."""
+        scenario = replace(self.scenario, engine=profile)
+        gamma = np.asarray(float(scenario.plan.gamma))
+        return host_wait_s(
+            scenario,
+            batch=self.batch,
+            prompt_tokens=self.context_tokens,
+            gamma=gamma,
+            passes_s=passes_s,
+            method=self.method,
         )
 
     def seconds(self, profile: EngineProfile) -> Array:
@@ -105,9 +132,8 @@ def fit_profile(records: EngineRecords) -> EngineFit:
     base = base_profile(records)
     terms = terms_of(fitted, base)
     groups = grouped(fitted, records.gpu)
-    measured = np.array([r.seconds for group in groups for r in group.records])
-    values = _solve(terms, lambda x: predicted(_with(base, terms, x), groups), measured)
-    profile = _with(base, terms, values)
+    values = _solve(terms, base, groups)
+    profile, measured = _with(base, terms, values), _measured(groups)
     residual = np.log(predicted(profile, groups) / measured)
     return EngineFit(
         profile=profile,
@@ -237,27 +263,74 @@ def _unresolved(
     return found
 
 
-def _solve(terms: Sequence[Term], predict: Any, measured: Array) -> Array:
-    """Bounded robust least squares from two starts; the better answer."""
+def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) -> Array:
+    """Bounded robust least squares over all terms, each time after a search of the host's.
+
+    Time that hides behind longer time has no gradient, so descent alone would leave it hidden.
+    """
+    x, cost = np.array([t.start for t in terms]), np.inf
+    for _ in range(SWEEPS):
+        for method in dict.fromkeys(t.method for t in terms if t.field.endswith("_s")):
+            x = _host_search(x, terms, method, base, groups)
+        x, now = _descend(
+            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups)
+        )
+        if now > 0.99 * cost:
+            break
+        cost = now
+    return x
+
+
+def _host_search(
+    x: Array, terms: Sequence[Term], method: str, base: EngineProfile, groups: Sequence[Group]
+) -> Array:
+    """The values with one method's host terms at their best, the passes' time held fixed.
+
+    Descents start from launches of several lengths, shorter and longer than the passes.
+    """
+    own = [i for i, t in enumerate(terms) if t.method == method and t.field.endswith("_s")]
+    chosen = [group for group in groups if method in ("", group.method)]
+    passes = [group.seconds(replace(_with(base, terms, x), host=())) for group in chosen]
+
+    def predict(values: Array) -> Array:
+        moved = x.copy()
+        moved[own] = values
+        profile = _with(base, terms, moved)
+        pairs = zip(chosen, passes, strict=True)
+        return np.concatenate([s + group.waits(profile, s) for group, s in pairs])
+
+    starts = [x[own]]
+    for place, index in enumerate(own):
+        if terms[index].field in LAUNCHES:
+            for value in np.geomspace(1e-3, 0.9, SCANNED) * terms[index].high:
+                starts.append(x[own])
+                starts[-1][place] = value
+    measured, mine = _measured(chosen), [terms[i] for i in own]
+    answers = [_descend(start, mine, predict, measured) for start in starts]
+    best = x.copy()
+    best[own] = min(answers, key=lambda answer: answer[1])[0]
+    return best
+
+
+def _descend(
+    start: Array, terms: Sequence[Term], predict: Callable[[Array], Array], measured: Array
+) -> tuple[Array, float]:
+    """Values and cost of a bounded robust least-squares fit with the terms' priors."""
     from scipy.optimize import least_squares
 
-    prior, width = (np.array([getattr(t, name) for t in terms]) for name in ("prior", "width"))
-    bounds = np.array([t.low for t in terms]), np.array([t.high for t in terms])
+    prior, width, low, high = (
+        np.array([getattr(t, name) for t in terms]) for name in ("prior", "width", "low", "high")
+    )
 
     def residuals(x: Array) -> Array:
         errors = np.log(predict(x) / measured) / MEASUREMENT_ERROR
-        robust = (
-            OUTLIER
-            * np.sign(errors)
-            * np.sqrt(2.0 * (np.sqrt(1.0 + (errors / OUTLIER) ** 2) - 1.0))
-        )
-        return np.concatenate([robust, (x - prior) / width])
+        robust = np.sqrt(2.0 * (np.sqrt(1.0 + (errors / OUTLIER) ** 2) - 1.0))
+        return np.concatenate([OUTLIER * np.sign(errors) * robust, (x - prior) / width])
 
-    answers = [
-        least_squares(residuals, start, bounds=bounds, x_scale=width, xtol=1e-12, ftol=1e-12)
-        for start in (
-            np.array([t.start for t in terms]),
-            np.array([t.start if t.prior else 10.0 * t.start for t in terms]),
-        )
-    ]
-    return np.asarray(min(answers, key=lambda a: float(a.cost)).x)
+    inside = np.clip(start, low + 1e-9 * (high - low), high)
+    solved = least_squares(residuals, inside, bounds=(low, high), x_scale=width)
+    return np.asarray(solved.x), float(solved.cost)
+
+
+def _measured(groups: Sequence[Group]) -> Array:
+    return np.concatenate([group.measured_s for group in groups])

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from calibration.engines.records import Point, Setup
@@ -27,7 +28,7 @@ SHORT_ROUNDS, LONG_ROUNDS, REPEATS = 8, 56, 3
 START_S = 110.0  # one H200: 75 to 120 s
 POINT_OVERHEAD_S = 0.5
 LEAST_POINTS = 7  # per setup
-MOST_WORKLOADS = 32
+MOST_WORKLOADS = 24
 R2 = (0.7548776662466927, 0.5698402909980532)  # powers of 1/1.3247..., the plastic number
 PAGE = 16  # prompts are whole pages, so that all but the last page of one is found in the cache
 MODEL_ENGINE = "ideal"  # whose predictions size the plan
@@ -141,10 +142,9 @@ def _plan(options: PlanOptions, starts: int) -> Plan:
 
 def point_seconds(point: Point, options: PlanOptions) -> float:
     """Expected seconds to time a point: prefill, then the repeats of both output lengths."""
-    estimated = _estimate(point.setup, options, point.batch, point.prompt_tokens)
+    _, prefill_s, round_s = _cost(point.setup, options.gpu, point.batch, point.prompt_tokens)
     rounds = REPEATS * (SHORT_ROUNDS + LONG_ROUNDS)
-    prefill = point.batch * float(estimated.prefill_s)
-    return POINT_OVERHEAD_S + prefill + rounds * float(estimated.round_s)
+    return POINT_OVERHEAD_S + point.batch * prefill_s + rounds * round_s
 
 
 def point_scenario(setup: Setup, *, gpu: str, engine: str, batch: int, prompt: int) -> Scenario:
@@ -314,10 +314,13 @@ def _held_back(count: int, share: float, rng: random.Random) -> set[int]:
 
 
 def _fits(setup: Setup, options: PlanOptions, batch: int, prompt: int) -> bool:
-    return bool(_estimate(setup, options, batch, prompt).memory.fraction <= options.memory_share)
+    return _cost(setup, options.gpu, batch, prompt)[0] <= options.memory_share
 
 
-def _estimate(setup: Setup, options: PlanOptions, batch: int, prompt: int) -> RoundEstimate:
-    return estimate(
-        point_scenario(setup, gpu=options.gpu, engine=MODEL_ENGINE, batch=batch, prompt=prompt)
+@cache
+def _cost(setup: Setup, gpu: str, batch: int, prompt: int) -> tuple[float, float, float]:
+    """Share of the memory; seconds to prefill one prompt, and of a step or round."""
+    point: RoundEstimate = estimate(
+        point_scenario(setup, gpu=gpu, engine=MODEL_ENGINE, batch=batch, prompt=prompt)
     )
+    return float(point.memory.fraction), float(point.prefill_s), float(point.round_s)

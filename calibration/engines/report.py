@@ -133,7 +133,9 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         general = {"name": report.name, **values, "origin": "assumed"}
         header = f"{NOTE}\nValues of a GPU that was not measured; [gpu.NAME] overrides them."
         shipped = toml_text(general, header=header)
-    return with_table(shipped, "gpu", report.gpu, values, note=NOTE)
+    hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
+    note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
+    return with_table(shipped, "gpu", report.gpu, values, note=note)
 
 
 def speedup_error(report: EngineReport) -> float:

@@ -24,7 +24,7 @@ MOST_POINT_S = 600.0
 
 
 class Adapter(Protocol):
-    """A process that times points; `vllm.Process` is one."""
+    """A process that times points; `vllm_process.Process` is one."""
 
     def lines(self) -> list[dict[str, Any]]: ...
     def stop(self) -> None: ...

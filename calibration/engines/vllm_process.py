@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -177,7 +178,10 @@ def start(python: str, setup: Setup, points: Sequence[Point], folder: Path) -> P
     files = {kind: folder / f"{name}.{kind}" for kind in ("json", "jsonl", "log")}
     files["json"].write_text(json.dumps(job(setup, points, folder)), encoding="utf-8")
     files["jsonl"].write_text("", encoding="utf-8")
-    command = [python, str(SCRIPT), str(files["json"]), str(files["jsonl"])]
+    # A copy, so that no module beside the script comes before the engine's of the same name.
+    script = folder / SCRIPT.name
+    shutil.copyfile(SCRIPT, script)
+    command = [python, str(script), str(files["json"]), str(files["jsonl"])]
     with files["log"].open("w", encoding="utf-8") as log:
         try:
             process = subprocess.Popen(
