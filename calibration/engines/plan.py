@@ -173,19 +173,22 @@ def default_draft(target: str) -> str:
     ConfigError
         If the catalog has none.
     """
+    names = _draft_names(target)
+    if not names:
+        raise ConfigError(f"the catalog has no draft model for {target}; name one with --draft")
+    return names[0]
+
+
+def _draft_names(target: str) -> list[str]:
+    """Catalog models that can draft for a target, smallest first."""
     spec = catalog.model(target)
     models = [catalog.model(name) for name in catalog.model_names()]
-    smaller = [
+    fitting = [
         m
         for m in models
         if m.tokenizer and m.tokenizer == spec.tokenizer and 3 * m.parameters < spec.parameters
     ]
-    if not smaller:
-        raise ConfigError(
-            f"the catalog has no draft model for {target}; name one with --draft, or leave method "
-            f"draft out"
-        )
-    return min(smaller, key=lambda m: m.parameters).name
+    return [m.name for m in sorted(fitting, key=lambda m: m.parameters)]
 
 
 def _check(options: PlanOptions) -> None:
@@ -235,6 +238,8 @@ def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
     for turn in range(len(set(options.gammas))):
         for method in options.methods:
             for target in options.targets:
+                if method == "draft" and not (options.draft or _draft_names(target)):
+                    continue
                 yield _setup(options, target, method, orders[method][turn])
 
 

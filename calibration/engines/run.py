@@ -57,7 +57,8 @@ def run_plan(
     start : callable
         Starts an adapter for a setup and some of its points.
     deadline : float, optional
-        `time.monotonic()` after which no point is begun; by default there is none.
+        `time.monotonic()` at which the run ends, the point in work unfinished; and no engine is
+        started that could not be up by then. By default there is none.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def run_plan(
         work = _Run(plan, log, done, show, deadline)
         for setup in plan.setups:
             left = [point for point in plan.of(setup) if point.id not in work.done]
-            if left and not work.out_of_time:
+            if left and work.has_time_to_start:
                 work.time_setup(setup, left, start)
     return work.report()
 
@@ -93,6 +94,12 @@ class _Run:
     @property
     def out_of_time(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def has_time_to_start(self) -> bool:
+        """Whether an engine that starts now would have time for a point."""
+        start_s = self.plan.options.start_cost_s
+        return self.deadline is None or time.monotonic() + start_s < self.deadline
 
     def time_setup(self, setup: Setup, points: Sequence[Point], start: Start) -> None:
         """Start an engine and take its results until it has ended or time is out."""
@@ -152,7 +159,7 @@ class _Run:
         total = len(self.plan.points)
         held = sum(point.id in self.done for point in self.plan.points)
         lines = [*self.failed, f"{held} of {total} points timed"]
-        if self.out_of_time and held < total:
+        if held + len(self.failed) < total:
             lines.append("time is out; run the same command again for the rest")
         return lines
 

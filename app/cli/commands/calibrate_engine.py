@@ -44,9 +44,11 @@ class EngineOptions:
     context: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Prompt tokens to draw.")] = (
         "1024:65536"
     )
-    minutes: Annotated[
-        float, typer.Option(metavar="MIN", min=0.0, help="Time to plan for and to spend.")
-    ] = 15.0
+    minutes: Annotated[float, typer.Option(metavar="MIN", min=0.0, help="Time to plan for.")] = 15.0
+    stop_after: Annotated[
+        float | None,
+        typer.Option(metavar="MIN", min=0.0, help="Time to spend in this call; all by default."),
+    ] = None
     seed: Annotated[int, typer.Option(metavar="N", help="Another seed is another plan.")] = 0
     hold_back: Annotated[
         float, typer.Option(metavar="SHARE", help="Workloads that validate and are never fitted.")
@@ -184,7 +186,8 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
             if bar is not None:
                 bar(done, label=label)
 
-        deadline = time.monotonic() + 60.0 * options.minutes
+        spend = options.minutes if options.stop_after is None else options.stop_after
+        deadline = time.monotonic() + 60.0 * spend
         return run_plan(plan, out, header, begin, show=show, deadline=deadline)
 
 

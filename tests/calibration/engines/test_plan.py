@@ -87,6 +87,13 @@ def test_each_target_is_decoded_plainly_first() -> None:
         assert next(s for s in setups if s.target == target).method == "plain"
 
 
+def test_a_target_without_a_draft_model_is_measured_by_the_other_methods() -> None:
+    targets = ("llama-3.1-8b", "llama-3.2-1b")
+    setups = plan_run(replace(H200, targets=targets, minutes=24)).setups
+    assert {s.target for s in setups if s.method == "draft"} == {"llama-3.1-8b"}
+    assert {s.method for s in setups if s.target == "llama-3.2-1b"} >= {"plain", "eagle3"}
+
+
 def test_a_running_server_has_one_setup_and_no_start() -> None:
     options = replace(H200, served=True, methods=("eagle3",), gammas=(3,), minutes=2)
     served = plan_run(options)
