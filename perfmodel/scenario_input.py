@@ -90,8 +90,7 @@ class ScenarioInput(BaseModel):
     draft: Name = _field(
         "Models",
         "MODEL|self|none",
-        "Draft model; self drafts with the target, none does not draft. Or a draft that engines "
-        "build in: eagle3, mtp, p-eagle, dflash, ngram or suffix.",
+        "Draft model, self, none, or built-in: eagle3, mtp, p-eagle, dflash, ngram, suffix.",
         "none",
     )
     draft_policy: Name | None = _field(
@@ -153,7 +152,7 @@ class ScenarioInput(BaseModel):
         otherwise="the value of --tp",
     )
     engine: Name = _field(
-        "Machine", "NAME", "Engine profile: time outside the kernels.", "specroof"
+        "Machine", "NAME", "Engine profile: catalog name, or path of a TOML file.", "specroof"
     )
     weight_dtype: Name = _field(
         "Machine", "DTYPE", "Storage of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"

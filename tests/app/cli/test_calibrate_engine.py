@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from calibration_fakes import documented_keys
 from engine_samples import HEADER, a_plan, records_of
 from fake_vllm import write_fake_vllm
 
@@ -37,6 +38,7 @@ def test_records_become_a_profile_that_predicts(
     profile = tmp_path / "engines" / "vllm-0.26.toml"
     assert code == 0 and answer["outside_tolerance"] == []
     assert answer["written"] == [str(profile)]
+    assert list(answer) == documented_keys("calibrate: engine")
     predict = ["predict", "--gpu", "h200", "--engine", str(profile), "--draft", "eagle3", "--json"]
     assert run([*predict, "--gamma", "3", "--batch", "8", "--prompt-tokens", "4096"]) == 0
     point = json.loads(capsys.readouterr().out)
