@@ -7,6 +7,7 @@ from typing import Any
 
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS
+from perfmodel.specs.labels import Origin
 
 # A key that overrides another value also drops the keys that depended on that value.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
@@ -34,9 +35,10 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the vocabulary of the command line; None values are left out."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
     draft = scenario.draft
+    by_name = draft is None or plan.is_self or plan.method is not None
     values: dict[str, Any] = {
         "target": scenario.target.reference,
-        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
+        "draft": plan.draft if by_name or draft is None else draft.reference,
         "draft_policy": None if plan.draft == "none" else plan.policy,
         "kv_budget": plan.kv_budget_tokens,
         "gamma": plan.gamma,
@@ -51,7 +53,7 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "kv_dtype": scenario.kv_dtype,
         "engine": scenario.engine.name,
     }
-    if given is not None:
+    if given is not None and (plan.method is None or given.origin == Origin.GIVEN):
         rates = list(given.per_position)
         key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
         values[key] = rates[0] if len(rates) == 1 else rates

@@ -16,6 +16,7 @@ import numpy as np
 from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.reports.export import ExportPlan
+from perfmodel.specs.draft_methods import METHODS
 
 ENGINES = {
     "vllm": "vLLM 0.24.0",
@@ -62,6 +63,8 @@ def exportability(plan: ExportPlan) -> dict[str, str | None]:
 
 
 def _obstacle(engine: str, plan: ExportPlan) -> str | None:
+    if plan.draft in METHODS:
+        return f"configurations of the built-in draft {plan.draft} are not written yet."
     if engine == "specroof":
         return None
     if not plan.target_hub_id:

@@ -86,7 +86,7 @@ class ExportPlan:
         return cls(
             target=scenario.target.reference,
             target_hub_id=scenario.target.hub_id or scenario.target.source,
-            draft=plan.draft if draft is None or plan.is_self else draft.reference,
+            draft=plan.draft if draft is None or plan.is_self or plan.method else draft.reference,
             draft_hub_id=None if draft is None else draft.hub_id or draft.source,
             draft_policy=plan.policy,
             kv_budget_tokens=plan.kv_budget_tokens,

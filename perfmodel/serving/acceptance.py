@@ -126,7 +126,7 @@ def scenario_acceptance(
         If the scenario speculates and its acceptance is unknown, or the spread is more than its α
         allows.
     """
-    if recorded or scenario.draft is None:
+    if recorded or scenario.plan.draft == "none":
         return AcceptanceProcess(recorded=recorded)
     given = scenario.acceptance or _of_curve(scenario)
     return AcceptanceProcess(per_position=given.per_position, spread=spread)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import TARGETS, a_scenario
 
-from perfmodel import ConfigError, DraftPlan, catalog, estimate
+from app.cli.main import run
+from perfmodel import ConfigError, DraftPlan, catalog, estimate, parse_scenario, scenario_dict
 from perfmodel.passes.forward import Rank, forward_pass, linear_shapes
-from perfmodel.specs import METHODS, MethodKind
+from perfmodel.planning.search import search
+from perfmodel.specs import METHODS, HostCosts, MethodKind
 from perfmodel.specs.draft_methods import dflash_draft, eagle3_head, mtp_head
 from perfmodel.speculation import target_rank
 
@@ -124,3 +126,36 @@ def test_a_head_of_every_tp_of_the_target_is_priced() -> None:
         for tp in (1, 2, 4)
     ]
     assert times[0] > times[1] > times[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_built_in_draft_is_stated_by_its_name_and_read_back(name: str) -> None:
+    stated = scenario_dict(a_scenario(draft=name, gamma=3))
+    assert stated["draft"] == name and "acceptance_per_position" not in stated
+    again = parse_scenario(stated).scenario()
+    assert again == a_scenario(draft=name, gamma=3)
+    assert scenario_dict(a_scenario(draft=name, gamma=3, acceptance=0.6))["acceptance"] == 0.6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_built_in_draft_is_simulated_and_not_exported(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--draft", name, "--gamma", "3", "--acceptance", "0.7", "--batch", "4"]
+    work += ["--prompt-tokens", "2000"]
+    assert run(["simulate", *work, "--requests", "5", "--rate", "1", "--json"]) == 0
+    capsys.readouterr()
+    for engine in ("vllm", "specroof"):
+        assert run(["export", *work, "--to", engine]) == 2
+        assert f"built-in draft {name} are not written yet" in capsys.readouterr().err
+
+
+def test_a_search_lists_the_built_in_drafts_of_an_engine_that_has_them() -> None:
+    scenario = a_scenario(engine="ideal", gpu="h200", batch=8, prompt_tokens=8192)
+    host = tuple(HostCosts(method=m) for m in ("plain", "draft", "eagle3", "ngram"))
+    served = replace(scenario, engine=replace(scenario.engine, host=host))
+    found = search(served)
+    plans = {c.scenario.plan.draft: c for c in found.candidates}
+    assert plans["eagle3"].label.startswith("EAGLE-3, γ=") and plans["eagle3"].speedup > 1
+    assert [u.candidate.scenario.plan.draft for u in found.unmeasured].count("ngram") == 1
+    assert "eagle3" not in {c.scenario.plan.draft for c in search(scenario).candidates}
