@@ -61,6 +61,8 @@ def records_of(
         linear_factor=1.07,
         attention_factor=0.94,
         verify_attention_factor=1.2,
+        layer_overhead_s=6e-6,
+        compute_factor=0.87,
         host=TRUE_HOSTS,
     )
     groups = grouped(blank.points, "h200")

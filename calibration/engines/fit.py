@@ -1,10 +1,11 @@
 """Fit the few terms of an engine profile to measured steps; the GPU's kernel curves are fixed.
 
 The terms are those of `EngineProfile`: factors on dense layers, attention and attention of a
-verification; and by method (`HostCosts`) host time per step, per sequence, per draft step or layer,
-per token searched. Every residual is the logarithm of predicted over measured seconds; the
-predictions are `perfmodel.estimate`'s, so that a fitted profile predicts what the fit saw. Weak
-priors keep a term that the points cannot tell from others near what it is without evidence.
+verification, time between a layer's kernels, the sustained clock; and by method (`HostCosts`) host
+time per step, per sequence, per draft step or layer, per token searched. Every residual is the
+logarithm of predicted over measured seconds; the predictions are `perfmodel.estimate`'s, so that a
+fitted profile predicts what the fit saw. Weak priors keep a term that the points cannot tell from
+others near what it is without evidence.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ OUTLIER = 3.0  # measurement errors beyond which a residual counts less
 LEAST_POINTS = 4
 SWEEPS = 3  # of search and descent, at most
 SCANNED = 8  # starts over a launch's range
+COMPUTE_TOKENS = 256  # of a pass, from which its products feel the clock
 LAUNCHES = ("draft_step_s", "draft_layer_s", "eager_layer_s")
 DEFAULT_RESERVED_BYTES = 8e9  # where the engine does not report how much cache it has
 
@@ -45,6 +47,11 @@ class Term:
     low: float = 0.0
     high: float
     start: float
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is time of the host, which may hide behind the GPU's."""
+        return bool(self.method) or self.field == "eager_layer_s"
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -105,6 +112,12 @@ def _factor(field: str) -> Term:
 
 def _host(field: str, method: str, width: float, start: float) -> Term:
     return Term(field=field, method=method, prior=0.0, width=width, high=20.0 * width, start=start)
+
+
+# Time between the kernels of a layer: gaps in a graph, small kernels' latencies.
+LAYER_OVERHEAD = Term(field="layer_overhead_s", prior=4e-6, width=4e-6, high=100e-6, start=4e-6)
+# Share of the peak FLOP/s that clocks under load leave; the runtime's fits gave 0.86 and 0.91.
+SUSTAINED_CLOCK = Term(field="compute_factor", prior=0.9, width=0.06, low=0.5, high=1.0, start=0.9)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -184,9 +197,14 @@ def reserved_bytes(records: EngineRecords) -> float:
 
 def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     """The terms that these points can tell."""
-    terms = [_factor("linear_factor"), _factor("attention_factor")]
+    terms = [_factor("linear_factor"), _factor("attention_factor"), LAYER_OVERHEAD]
     if any(r.point.setup.gamma for r in points):
         terms.append(_factor("verify_attention_factor"))
+    tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
+    if max(tokens) >= COMPUTE_TOKENS:
+        terms.append(SUSTAINED_CLOCK)
+    if base.graph_tokens and max(tokens) > base.graph_tokens:
+        terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
     for method in dict.fromkeys(r.point.setup.method for r in points):
         terms += [_host("step_s", method, 2e-3, 2e-4), _host("sequence_s", method, 2e-5, 1e-6)]
         setups = {r.point.setup for r in points if r.point.setup.method == method}
@@ -198,10 +216,6 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
         if method == "draft" and len({catalog.model(s.draft).layers for s in setups}) > 1:
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
-    tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
-    if base.graph_tokens and max(tokens) > base.graph_tokens:
-        term = _host("eager_layer_s", "", 5e-4, 5e-5)
-        terms.append(term)
     return terms
 
 
@@ -270,7 +284,7 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
     """
     x, cost = np.array([t.start for t in terms]), np.inf
     for _ in range(SWEEPS):
-        for method in dict.fromkeys(t.method for t in terms if t.field.endswith("_s")):
+        for method in dict.fromkeys(t.method for t in terms if t.is_host):
             x = _host_search(x, terms, method, base, groups)
         x, now = _descend(
             x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups)
@@ -288,7 +302,7 @@ def _host_search(
 
     Descents start from launches of several lengths, shorter and longer than the passes.
     """
-    own = [i for i, t in enumerate(terms) if t.method == method and t.field.endswith("_s")]
+    own = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
     chosen = [group for group in groups if method in ("", group.method)]
     passes = [group.seconds(replace(_with(base, terms, x), host=())) for group in chosen]
 

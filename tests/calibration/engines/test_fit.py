@@ -150,4 +150,5 @@ def test_only_terms_that_the_points_can_tell_are_fitted(
 ) -> None:
     plain = [r for r in known[0].points if r.point.setup.method == "plain"]
     names = [term.field for term in terms_of(plain, fit.profile)]
-    assert names == ["linear_factor", "attention_factor", "step_s", "sequence_s"]
+    factors = ["linear_factor", "attention_factor", "layer_overhead_s"]
+    assert names == [*factors, "step_s", "sequence_s"]
