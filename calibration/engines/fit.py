@@ -210,9 +210,9 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
         setups = {r.point.setup for r in points if r.point.setup.method == method}
         if method == "draft":
             terms.append(_host("draft_layer_s", method, 5e-4, 5e-5))
-        elif method in ("ngram", "suffix"):
+        elif method == "ngram":
             terms.append(_host("lookup_token_s", method, 1e-7, 1e-9))
-        elif method != "plain":
+        elif method not in ("plain", "suffix"):
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
         if method == "draft" and len({catalog.model(s.draft).layers for s in setups}) > 1:
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
