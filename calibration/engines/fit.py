@@ -252,13 +252,13 @@ def _with(base: EngineProfile, terms: Sequence[Term], values: Array) -> EnginePr
     fields = {t.field: float(v) for t, v in zip(terms, values, strict=True) if not t.method}
     hosts = []
     for costs in base.host:
-        own: dict[str, Any] = {
+        fitted: dict[str, Any] = {
             t.field: float(v)
             for t, v in zip(terms, values, strict=True)
             if t.method == costs.method
         }
-        if own:
-            hosts.append(replace(costs, **own))
+        if fitted:
+            hosts.append(replace(costs, **fitted))
     return replace(base, host=tuple(hosts), **fields)  # type: ignore[arg-type]
 
 
@@ -302,27 +302,27 @@ def _host_search(
 
     Descents start from launches of several lengths, shorter and longer than the passes.
     """
-    own = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
+    searched = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
     chosen = [group for group in groups if method in ("", group.method)]
     passes = [group.seconds(replace(_with(base, terms, x), host=())) for group in chosen]
 
     def predict(values: Array) -> Array:
         moved = x.copy()
-        moved[own] = values
+        moved[searched] = values
         profile = _with(base, terms, moved)
         pairs = zip(chosen, passes, strict=True)
         return np.concatenate([s + group.waits(profile, s) for group, s in pairs])
 
-    starts = [x[own]]
-    for place, index in enumerate(own):
+    starts = [x[searched]]
+    for place, index in enumerate(searched):
         if terms[index].field in LAUNCHES:
             for value in np.geomspace(1e-3, 0.9, SCANNED) * terms[index].high:
-                starts.append(x[own])
+                starts.append(x[searched])
                 starts[-1][place] = value
-    measured, mine = _measured(chosen), [terms[i] for i in own]
-    answers = [_descend(start, mine, predict, measured) for start in starts]
+    measured, host_terms = _measured(chosen), [terms[i] for i in searched]
+    answers = [_descend(start, host_terms, predict, measured) for start in starts]
     best = x.copy()
-    best[own] = min(answers, key=lambda answer: answer[1])[0]
+    best[searched] = min(answers, key=lambda answer: answer[1])[0]
     return best
 
 

@@ -43,7 +43,7 @@ class Setup:
 
     @property
     def key(self) -> str:
-        """The setup as a part of ids."""
+        """Identifier of the setup."""
         return f"{self.target}/{self.method}-{self.draft or 'none'}-{self.gamma}/tp{self.tp}"
 
 
@@ -58,12 +58,12 @@ class Point:
 
     @property
     def id(self) -> str:
-        """What finds the point again in a file."""
+        """Identifier of the point in a file."""
         return f"{self.setup.key}/{self.batch}x{self.prompt_tokens}"
 
     @property
     def workload(self) -> tuple[str, int, int, int]:
-        """Target, TP, batch and prompt: what points of different methods have in common."""
+        """Target, TP, batch and prompt, which points of different methods share."""
         return self.setup.target, self.setup.tp, self.batch, self.prompt_tokens
 
 
@@ -105,10 +105,10 @@ class FailedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
-    """One start of an engine: how long it took, and what the engine chose for itself.
+    """One start of an engine: how long it took, and the settings that it chose.
 
     `facts` may hold `async_scheduling`, `graph_tokens` (the largest captured batch of tokens),
-    `graph_mode`, `kv_cache_tokens` and whatever else tells settings apart.
+    `kv_cache_blocks`, `block_tokens` and other settings that the engine chose.
     """
 
     op: Literal["start"] = "start"

@@ -19,7 +19,7 @@ from perfmodel import ConfigError
 
 SAME_RUN = ("engine", "version", "gpu", "driver", "torch")  # constant within a file
 POLL_S = 0.2
-MOST_START_S = 900.0  # an engine that says nothing for so long has hung
+MOST_START_S = 900.0  # without a line for so long, an engine hangs
 MOST_POINT_S = 600.0
 
 

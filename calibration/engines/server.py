@@ -3,8 +3,8 @@
 Requests of one batch are sent together to `/v1/completions` with token ids as prompts, once for a
 few tokens and once for more. `/metrics` is read before and after each: the drafts accepted between
 them give the rounds, and the inter-token latency (one per sequence and round in vLLM) the seconds.
-Where a server reports no such latency, the difference of the two durations stands for it. Nobody
-else may use the server meanwhile.
+Where a server reports no such latency, the difference of the two durations is used instead. The
+server must not serve anybody else meanwhile.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ class ServerAdapter:
         self._server, self._setup, self._left = server, setup, list(points)
         self._model = server.model()
         self._prompts = Prompts(max(point.prompt_tokens for point in points))
-        self._told = False
+        self._announced = False
 
     def lines(self) -> list[dict[str, Any]]:
         """The next result, as `run.run_plan` reads it."""
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             return [{"start": 0.0, "facts": {"model": self._model, "url": self._server.url}}]
         if not self._left:
             return []
@@ -128,7 +128,7 @@ class ServerAdapter:
     @property
     def ended(self) -> bool:
         """Whether every point was tried."""
-        return self._told and not self._left
+        return self._announced and not self._left
 
     @property
     def failure(self) -> str:
@@ -136,7 +136,7 @@ class ServerAdapter:
         return ""
 
     def stop(self) -> None:
-        """Leave the server as it is."""
+        """Do nothing: the server was not started here."""
 
     def _time(self, point: Point) -> dict[str, Any]:
         per_round = self._setup.gamma + 1

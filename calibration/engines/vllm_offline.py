@@ -1,4 +1,4 @@
-"""Time vLLM's decoding steps in a process of its own: `python vllm_offline.py JOB.json OUT.jsonl`.
+"""Time vLLM's decoding steps in a separate process: `python vllm_offline.py JOB.json OUT.jsonl`.
 
 Run by `specroof calibrate engine` under the user's Python; it needs vLLM and the standard library
 only. JOB holds the arguments of `vllm.LLM`, how many rounds to time, and the points; OUT gets one
@@ -44,7 +44,7 @@ def main(job_path: str, out_path: str) -> None:
             began = time.perf_counter()
             try:
                 result = time_point(llm, prompts, point, job)
-            except Exception as error:  # the engine's own: reported, and the next point is tried
+            except Exception as error:  # any error of the engine: report it, try the next point
                 result = {"error": f"{type(error).__name__}: {error}"}
             _write(out, {"id": point["id"], "wall_s": time.perf_counter() - began, **result})
 
@@ -90,7 +90,7 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
 
 
 def facts(llm: Any) -> dict[str, Any]:
-    """What the engine chose for itself, as far as it tells; missing entries are left out."""
+    """Settings that the engine chose, as far as it reports them; others are left out."""
     import torch
     import vllm
 

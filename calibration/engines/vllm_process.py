@@ -28,7 +28,7 @@ STOP_S = 20.0  # for an engine to end by itself
 MARGIN_TOKENS = 64  # beyond prompt and output in max_model_len
 NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 METHOD_NAMES = {"draft": "draft_model"}  # vLLM's name of a method, where it differs
-SUPPORTED = ("draft", "eagle3", "ngram")  # methods that need no weights of their own kind
+SUPPORTED = ("draft", "eagle3", "ngram")  # methods that run with random weights
 
 
 def engine_facts(python: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class LengthCurve:
 
     target: str
     method: str
-    draft: str  # the head's name, "" where it is the target's own or unnamed
+    draft: str  # the head's name, "" where it is part of the target or unnamed
     task: str
     source: str
     gamma: Floats
@@ -63,9 +63,9 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     curves = [c for c in _curves() if c.method == method]
     if not curves:
         return None
-    own = [c for c in curves if c.target == target]
-    if own:
-        group = max(_by_group(own).values(), key=lambda g: (len(g), _mean_length(g)))
+    published = [c for c in curves if c.target == target]
+    if published:
+        group = max(_by_group(published).values(), key=lambda g: (len(g), _mean_length(g)))
         head = f"{group[0].draft}, " if group[0].draft else ""
         tasks = ", ".join(c.task for c in group)
         return _pooled(group, Origin.MEASURED, f"{group[0].source}: {head}{tasks}")

@@ -3,8 +3,8 @@
 With the GPU's time t = γ·T_D + T_V, host time h before the first launch, and l to launch all passes
 of the round, the passes end max(t, l) after the first launch, since launches run ahead of the GPU:
 
-    round = h + max(t, l)        host and GPU in turn
-    round = max(t, h + l)        host beside the GPU (asynchronous scheduling)
+    round = h + max(t, l)        host and GPU in turn (synchronous scheduling)
+    round = max(t, h + l)        host in parallel with the GPU (asynchronous scheduling)
 
 A pass within a captured CUDA graph is one launch, counted in h. A draft step without a full graph
 costs a launch per step and layer; a pass of more tokens than any graph holds, one per layer.
