@@ -28,6 +28,7 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
+from perfmodel.speculation.host import host_wait_s, method_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -181,14 +182,21 @@ def estimate(
     tables = each + per_draft
     plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
     step = forward_pass(target, batch=b, context_tokens=prompt)
+    verify = forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0)
+    round_overhead = each + per_draft * g
+    if engine.host:
+        passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
+        method = method_of(scenario)
+        plain = plain + host_wait_s(scenario, "plain", b, prompt, np.zeros(()), step.total_s)
+        round_overhead = round_overhead + host_wait_s(scenario, method, b, prompt, g, passes)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
-        verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
+        verify=verify,
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, each + per_draft * g, plain),
+        overhead_s=np.where(g > 0, round_overhead, plain),
         plain_overhead_s=plain,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),
