@@ -1,4 +1,4 @@
-"""Records of an engine whose every step is known, since a profile predicts it."""
+"""Records of an engine with known step times, which are predictions of a profile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def a_plan(minutes: float = 19.0, seed: int = 0) -> Plan:
 def records_of(
     plan: Plan, noise: Callable[[int], float] = lambda index: 1.0
 ) -> tuple[EngineRecords, EngineProfile]:
-    """Records whose times a known profile gives, each times `noise`; and that profile."""
+    """Records with times predicted by a known profile, multiplied by `noise`; and the profile."""
     points = [
         PointRecord(
             point=point,

@@ -1,7 +1,7 @@
-"""A stand-in for vLLM's public interface, whose clock is simulated: same calls, known step times.
+"""A fake of vLLM's public interface with a simulated clock, hence with known step times.
 
-Written into a folder as the package `vllm`, it runs under the adapter script in its own process.
-A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence; a prefill one per token.
+It is written to a folder as the package `vllm`, and the adapter script imports it in a subprocess.
+A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a prefill 1 ms per token.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class cuda:
 
 
 def write_fake_vllm(folder: Path) -> Path:
-    """The folder to put on PYTHONPATH: the fake package, a fake torch, and their versions."""
+    """Write the fake package, a fake torch and their versions; return the folder for PYTHONPATH."""
     for name, source in {
         "vllm": f"ROUND_MS, SEQUENCE_MS = {ROUND_MS}, {SEQUENCE_MS}\n{SOURCE}",
         "torch": TORCH,

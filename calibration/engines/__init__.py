@@ -1,4 +1,4 @@
-"""Measure a serving engine, fit its profile, and validate it on points held back."""
+"""Measure a serving engine, fit its profile, and validate it on points that were held back."""
 
 import lazy_loader
 

@@ -1,11 +1,11 @@
-"""Fit the few terms of an engine profile to measured steps; the GPU's kernel curves are fixed.
+"""Fit the terms of an engine profile to measured steps; the GPU's kernel curves stay fixed.
 
-The terms are those of `EngineProfile`: factors on dense layers, attention and attention of a
-verification, time between a layer's kernels, the sustained clock; and by method (`HostCosts`) host
-time per step, per sequence, per draft step or layer, per token searched. Every residual is the
-logarithm of predicted over measured seconds; the predictions are `perfmodel.estimate`'s, so that a
-fitted profile predicts what the fit saw. Weak priors keep a term that the points cannot tell from
-others near what it is without evidence.
+The terms are fields of `EngineProfile` (factors for dense layers, attention and attention in
+verification, the time between a layer's kernels, the sustained clock) and, per method, fields of
+`HostCosts` (host time per step, sequence, draft step or layer, and searched token). A residual is
+the logarithm of predicted over measured seconds. Predictions come from `perfmodel.estimate`, so
+a fitted profile predicts exactly what the fit computed. Weak priors keep terms that the points do
+not determine near their expected values.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from perfmodel.speculation import host_wait_s
 Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one point
-OUTLIER = 3.0  # measurement errors beyond which a residual counts less
+OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
-SWEEPS = 3  # of search and descent, at most
-SCANNED = 8  # starts over a launch's range
-COMPUTE_TOKENS = 256  # of a pass, from which its products feel the clock
+SWEEPS = 3  # most rounds of search and descent
+SCANNED = 8  # starting values over the range of a launch term
+COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
 LAUNCHES = ("draft_step_s", "draft_layer_s", "eager_layer_s")
-DEFAULT_RESERVED_BYTES = 8e9  # where the engine does not report how much cache it has
+DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One fitted number: its prior mean and standard deviation, its bounds and its scale."""
+    """One fitted number: mean and standard deviation of its prior, bounds, and starting value."""
 
     field: str  # of EngineProfile, or of the method's HostCosts
     method: str = ""
@@ -50,13 +50,13 @@ class Term:
 
     @property
     def is_host(self) -> bool:
-        """Whether it is time of the host, which may hide behind the GPU's."""
+        """Whether it is host time, which GPU time may hide."""
         return bool(self.method) or self.field == "eager_layer_s"
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Group:
-    """Records of one setup as arrays, and the scenario that predicts them."""
+    """The records of one setup as arrays, and the scenario that predicts them."""
 
     scenario: Scenario
     records: tuple[PointRecord, ...]
@@ -65,7 +65,7 @@ class Group:
 
     @classmethod
     def of(cls, setup: Setup, records: Sequence[PointRecord], gpu: str) -> Group:
-        """The group of a setup's records on a GPU of the catalog."""
+        """The group of a setup's records on a catalog GPU."""
         first = records[0].point
         return cls(
             scenario=point_scenario(
@@ -78,22 +78,22 @@ class Group:
 
     @property
     def method(self) -> str:
-        """How the setup drafts."""
+        """The decoding method of the setup."""
         return self.records[0].point.setup.method
 
     @property
     def measured_s(self) -> Array:
-        """Measured seconds of each record's step or round."""
+        """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
 
     def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
-        """Predicted seconds beyond each record's passes."""
+        """Predicted seconds in addition to the passes, per record."""
         scenario = replace(self.scenario, engine=profile)
         gamma = np.asarray(float(scenario.plan.gamma))
         return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
 
     def seconds(self, profile: EngineProfile) -> Array:
-        """Predicted seconds of each record's step or round."""
+        """Predicted seconds of a step or round, per record."""
         scenario = replace(self.scenario, engine=profile)
         point = estimate(scenario, batch=self.batch, prompt_tokens=self.context_tokens)
         return np.asarray(np.broadcast_to(point.round_s, self.batch.shape), dtype=np.float64)
@@ -107,15 +107,15 @@ def _host(field: str, method: str, width: float, start: float) -> Term:
     return Term(field=field, method=method, prior=0.0, width=width, high=20.0 * width, start=start)
 
 
-# Time between the kernels of a layer: gaps in a graph, small kernels' latencies.
+# Time between the kernels of a layer: gaps in a graph, latencies of small kernels.
 LAYER_OVERHEAD = Term(field="layer_overhead_s", prior=4e-6, width=4e-6, high=100e-6, start=4e-6)
-# Share of the peak FLOP/s that clocks under load leave; the runtime's fits gave 0.86 and 0.91.
+# Share of the peak FLOP/s at clocks under load; fits of the runtime gave 0.86 and 0.91.
 SUSTAINED_CLOCK = Term(field="compute_factor", prior=0.9, width=0.06, low=0.5, high=1.0, start=0.9)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class EngineFit:
-    """A fitted profile, the terms that were fitted, and what could not be."""
+    """A fitted profile, the fitted terms, and what could not be fitted."""
 
     profile: EngineProfile
     terms: tuple[Term, ...]
@@ -123,16 +123,13 @@ class EngineFit:
     rms_percent: float
     points: int
     missing: tuple[str, ...] = ()
-    unresolved: tuple[Term, ...] = ()  # those that no point depends on, as host time that is hidden
+    unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
 
 
 def fit_profile(records: EngineRecords) -> EngineFit:
-    """The profile that fits the points which are not held back.
+    """Fit a profile to the points that are not held back.
 
-    Raises
-    ------
-    ConfigError
-        If there are too few points, or none of plain decoding.
+    Raises `ConfigError` if there are too few points of plain decoding.
     """
     fitted, missing = _usable(records)
     base = base_profile(records)
@@ -153,7 +150,7 @@ def fit_profile(records: EngineRecords) -> EngineFit:
 
 
 def base_profile(records: EngineRecords) -> EngineProfile:
-    """The profile before the fit: kernel curves, and what the engine reported of itself."""
+    """The profile before the fit: kernel curves, and the settings that the engine reported."""
     gpu = catalog.gpu(records.gpu)
     methods = dict.fromkeys(r.point.setup.method for r in records.points)
     hosts = tuple(
@@ -177,7 +174,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
 
 
 def reserved_bytes(records: EngineRecords) -> float:
-    """Memory that neither weights nor cache take, by the cache that the engine reported."""
+    """Memory used by neither weights nor KV cache, from the cache size that the engine reported."""
     for start in records.starts:
         blocks, size = start.facts.get("kv_cache_blocks"), start.facts.get("block_tokens")
         if start.setup.method == "plain" and blocks and size:
@@ -189,7 +186,7 @@ def reserved_bytes(records: EngineRecords) -> float:
 
 
 def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
-    """The terms that these points can tell."""
+    """The terms that these points can determine."""
     terms = [_factor("linear_factor"), _factor("attention_factor"), LAYER_OVERHEAD]
     if any(r.point.setup.gamma for r in points):
         terms.append(_factor("verify_attention_factor"))
@@ -213,12 +210,12 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
 
 
 def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
-    """Predicted seconds of a step or round for every record, in the order of the groups."""
+    """Predicted seconds of a step or round per record, in the order of the groups."""
     return np.concatenate([group.seconds(profile) for group in groups])
 
 
 def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
-    """The records by setup; those of one setup are predicted in one call."""
+    """The records grouped by setup; each group is predicted in one call."""
     by_setup: dict[Setup, list[PointRecord]] = {}
     for record in records:
         by_setup.setdefault(record.point.setup, []).append(record)
@@ -226,22 +223,22 @@ def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
 
 
 def _usable(records: EngineRecords) -> tuple[list[PointRecord], list[str]]:
-    """The points to fit; methods with too few of them are left out and named."""
+    """The points to fit, and a message for each method that has too few of them."""
     by_method: dict[str, list[PointRecord]] = {}
     for record in records.fitted:
         by_method.setdefault(record.point.setup.method, []).append(record)
     if len(by_method.get("plain", ())) < LEAST_POINTS:
         raise ConfigError(
-            f"{len(by_method.get('plain', ()))} points of plain decoding; a fit needs "
-            f"{LEAST_POINTS} that are not held back"
+            f"{len(by_method.get('plain', ()))} points of plain decoding are too few: a fit needs "
+            f"{LEAST_POINTS} that are not held back; measure more with --out"
         )
     few = {m: len(rows) for m, rows in by_method.items() if len(rows) < LEAST_POINTS}
-    missing = [f"{method}: {n} points; {LEAST_POINTS} are needed" for method, n in few.items()]
+    missing = [f"{method}: {n} points, but {LEAST_POINTS} are needed" for method, n in few.items()]
     return [r for m, rows in by_method.items() if m not in few for r in rows], missing
 
 
 def _with(base: EngineProfile, terms: Sequence[Term], values: Array) -> EngineProfile:
-    """The profile with the terms in place; methods that none of them is of are left out."""
+    """The profile with the values of the terms, without methods that have no term."""
     fields = {t.field: float(v) for t, v in zip(terms, values, strict=True) if not t.method}
     hosts = []
     for costs in base.host:
@@ -258,22 +255,22 @@ def _with(base: EngineProfile, terms: Sequence[Term], values: Array) -> EnginePr
 def _unresolved(
     terms: Sequence[Term], values: Array, base: EngineProfile, groups: Sequence[Group]
 ) -> list[Term]:
-    """Terms whose prior width moves no prediction by half of a measurement's error."""
+    """Terms whose prior width changes every prediction by less than half a measurement error."""
     at = predicted(_with(base, terms, values), groups)
-    found = []
+    unresolved = []
     for index, term in enumerate(terms):
         moved = values.copy()
         moved[index] += 0.1 * term.width
         change = np.abs(np.log(predicted(_with(base, terms, moved), groups) / at))
         if 10.0 * float(change.max()) < 0.5 * MEASUREMENT_ERROR:
-            found.append(term)
-    return found
+            unresolved.append(term)
+    return unresolved
 
 
 def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) -> Array:
-    """Bounded robust least squares over all terms, each time after a search of the host's.
+    """Bounded robust least squares over all terms, each time after a search over host terms.
 
-    Time that hides behind longer time has no gradient, so descent alone would leave it hidden.
+    Host time that GPU time hides has no gradient, so descent alone would not find it.
     """
     x, cost = np.array([t.start for t in terms]), np.inf
     for _ in range(SWEEPS):
@@ -291,9 +288,9 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
 def _host_search(
     x: Array, terms: Sequence[Term], method: str, base: EngineProfile, groups: Sequence[Group]
 ) -> Array:
-    """The values with one method's host terms at their best, the passes' time held fixed.
+    """The values with the best host terms of one method, for fixed times of the passes.
 
-    Descents start from launches of several lengths, shorter and longer than the passes.
+    Descents start from several launch times, shorter and longer than the passes.
     """
     searched = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
     chosen = [group for group in groups if method in ("", group.method)]
@@ -313,16 +310,16 @@ def _host_search(
                 starts.append(x[searched])
                 starts[-1][place] = value
     measured, host_terms = _measured(chosen), [terms[i] for i in searched]
-    answers = [_descend(start, host_terms, predict, measured) for start in starts]
+    solutions = [_descend(start, host_terms, predict, measured) for start in starts]
     best = x.copy()
-    best[searched] = min(answers, key=lambda answer: answer[1])[0]
+    best[searched] = min(solutions, key=lambda solution: solution[1])[0]
     return best
 
 
 def _descend(
     start: Array, terms: Sequence[Term], predict: Callable[[Array], Array], measured: Array
 ) -> tuple[Array, float]:
-    """Values and cost of a bounded robust least-squares fit with the terms' priors."""
+    """Values and cost of a bounded robust least-squares fit with the priors of the terms."""
     from scipy.optimize import least_squares
 
     prior, width, low, high = (

@@ -1,10 +1,10 @@
-"""Plan a run: which setups an engine is started with, and which workloads each of them times.
+"""Plan a run: the setups with which an engine is started, and the workloads to time in each.
 
-An engine takes one to two minutes to start, a point a few seconds. The plan therefore starts few
-setups: plain decoding of each target, then methods in turn with a γ each, as many as the time
-allows. Workloads (batch and context) are spread over their logarithms (Latin hypercube) and the
-same for every setup of a target, so that a method's speedup is measured and not predicted. A share
-of the workloads is held back from the fit, in all setups alike.
+An engine takes one to two minutes to start, and a point takes a few seconds. The plan therefore
+starts few setups: plain decoding of each target, then one γ per method in turn, as many as the time
+allows. Workloads (batch and context) are spread evenly over their logarithms. All setups of a
+target time the same workloads, so that the speedup of a method is measured, not predicted. A share
+of the workloads is held back from the fit, the same ones in all setups.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ POINT_OVERHEAD_S = 0.5
 LEAST_POINTS = 7  # per setup
 MOST_WORKLOADS = 24
 R2 = (0.7548776662466927, 0.5698402909980532)  # powers of 1/1.3247..., the plastic number
-PAGE = 16  # prompts are whole pages, so that all but the last page of one is found in the cache
-MODEL_ENGINE = "ideal"  # whose predictions size the plan
+PAGE = 16  # tokens; prompts are whole pages, so that the prefix cache holds all but their last page
+MODEL_ENGINE = "ideal"  # its predictions determine which points fit the time and the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What to plan for; the same options give the same plan."""
+    """The options of a plan; equal options give equal plans."""
 
     gpu: str
     targets: tuple[str, ...] = ("llama-3.1-8b",)
     methods: tuple[str, ...] = METHODS
     gammas: tuple[int, ...] = GAMMAS
-    draft: str = ""  # a standalone draft; by default the smallest of the target's tokenizer
+    draft: str = ""  # a standalone draft; by default the smallest with the target's tokenizer
     tp: int = 1
     minutes: float = 15.0
     seed: int = 0
@@ -51,7 +51,7 @@ class PlanOptions:
     batch: tuple[int, int] = BATCH
     context: tuple[int, int] = CONTEXT
     start_s: float = START_S
-    served: bool = False  # a server runs already: one method and one γ, and no start
+    served: bool = False  # use a running server: one method, one γ, no engine start
 
     @property
     def start_cost_s(self) -> float:
@@ -61,18 +61,18 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Points in the order in which they are timed; those of one setup follow one another."""
+    """Points in the order in which they are timed, grouped by setup."""
 
     options: PlanOptions
     points: tuple[Point, ...]
 
     @property
     def setups(self) -> list[Setup]:
-        """The engine's starts, in order."""
+        """The setup of every engine start, in order."""
         return list(dict.fromkeys(point.setup for point in self.points))
 
     def of(self, setup: Setup) -> list[Point]:
-        """The points of one start."""
+        """The points of one setup."""
         return [point for point in self.points if point.setup == setup]
 
     @property
@@ -86,22 +86,20 @@ class Plan:
         lines = []
         for setup in self.setups:
             points = self.of(setup)
-            kept = sum(point.held_back for point in points)
+            held_back = sum(point.held_back for point in points)
             spent = sum(point_seconds(point, self.options) for point in points)
             lines.append(
-                f"{setup.label:36} {len(points):3} points, {kept} held back, {spent:5.0f} s"
+                f"{setup.label:36} {len(points):3} points, {held_back} held back, {spent:5.0f} s"
             )
         minutes = self.seconds / 60.0
         return [*lines, f"{len(self.points)} points in {len(lines)} starts, {minutes:.0f} minutes"]
 
 
 def plan_run(options: PlanOptions) -> Plan:
-    """The plan of a run within the time of its options.
+    """The plan of a run that takes no longer than its options allow.
 
-    Raises
-    ------
-    ConfigError
-        If the time allows no two starts, an option is out of range, or nothing fits the memory.
+    Raises `ConfigError` if the time is too short for two starts, an option is out of range, or
+    fewer than two workloads fit in memory.
     """
     _check(options)
     if options.served:
@@ -116,7 +114,7 @@ def plan_run(options: PlanOptions) -> Plan:
 
 
 def _plan(options: PlanOptions, starts: int) -> Plan:
-    """The plan of so many starts: `LEAST_POINTS` each, and more while the time allows."""
+    """The plan with a number of starts: `LEAST_POINTS` each, and more while time is left."""
     rng = random.Random(options.seed)
     setups = _setups(options, starts, rng)
     workloads = {
@@ -141,14 +139,14 @@ def _plan(options: PlanOptions, starts: int) -> Plan:
 
 
 def point_seconds(point: Point, options: PlanOptions) -> float:
-    """Expected seconds to time a point: prefill, then the repeats of both output lengths."""
+    """Expected seconds to time a point: prefill, then repeated runs of both output lengths."""
     _, prefill_s, round_s = _cost(point.setup, options.gpu, point.batch, point.prompt_tokens)
     rounds = REPEATS * (SHORT_ROUNDS + LONG_ROUNDS)
     return POINT_OVERHEAD_S + point.batch * prefill_s + rounds * round_s
 
 
 def point_scenario(setup: Setup, *, gpu: str, engine: str, batch: int, prompt: int) -> Scenario:
-    """The scenario that predicts a setup at one workload."""
+    """The scenario that predicts a setup under one workload."""
     draft = {"plain": "none", "draft": setup.draft}.get(setup.method, setup.method)
     values = {
         "target": setup.target,
@@ -166,16 +164,13 @@ def point_scenario(setup: Setup, *, gpu: str, engine: str, batch: int, prompt: i
 
 
 def default_draft(target: str) -> str:
-    """The smallest catalog model of a target's tokenizer, at most a third of its size.
+    """The smallest catalog model with a target's tokenizer and less than a third of its size.
 
-    Raises
-    ------
-    ConfigError
-        If the catalog has none.
+    Raises `ConfigError` if the catalog has none.
     """
     names = _draft_names(target)
     if not names:
-        raise ConfigError(f"the catalog has no draft model for {target}; name one with --draft")
+        raise ConfigError(f"the catalog has no draft model for {target}; give one with --draft")
     return names[0]
 
 
@@ -193,29 +188,31 @@ def _draft_names(target: str) -> list[str]:
 
 def _check(options: PlanOptions) -> None:
     if not options.targets:
-        raise ConfigError("give at least one target")
+        raise ConfigError("no target is given; give at least one")
     known = ("draft", *DRAFT_METHODS, *(("plain",) if options.served else ()))
     unknown = [method for method in options.methods if method not in known]
     if unknown or not options.methods:
-        named = repr(unknown[0]) if unknown else "none"
-        raise ConfigError(f"method {named} is not known; use some of {', '.join(known)}")
+        problem = f"unknown method {unknown[0]!r}" if unknown else "no method is given"
+        raise ConfigError(f"{problem}; use one or more of {', '.join(known)}")
     single = (options.targets, options.methods, options.gammas)
     if options.served and any(len(values) != 1 for values in single):
         raise ConfigError(
-            "a running server serves one target by one method; give --target, --method and --gamma "
-            "one value each (--method plain for plain decoding)"
+            "a running server has one target, method and gamma; give --target, --method and "
+            "--gamma one value each (--method plain for plain decoding)"
         )
     if not 0.0 <= options.hold_back < 1.0:
-        raise ConfigError(f"hold_back={options.hold_back!r} must be from 0 to below 1")
+        raise ConfigError(f"hold_back={options.hold_back!r} must be at least 0 and less than 1")
     if any(gamma < 1 for gamma in options.gammas) or not options.gammas:
-        raise ConfigError("gammas must be whole numbers of at least 1")
+        raise ConfigError(f"gammas {list(options.gammas)} must be whole numbers of at least 1")
     for low, high in (options.batch, options.context):
         if not 1 <= low <= high:
-            raise ConfigError(f"{low} to {high} is not a range of positive numbers")
+            raise ConfigError(
+                f"{low}:{high} is not a valid range; give LOW:HIGH with 1 <= LOW <= HIGH"
+            )
     if not options.served and 60.0 * options.minutes < 2 * options.start_s * len(options.targets):
         raise ConfigError(
-            f"{options.minutes:g} minutes do not suffice for two starts of {options.start_s:.0f} s "
-            f"per target; raise --minutes"
+            f"{options.minutes:g} minutes are too short for two starts of {options.start_s:.0f} s "
+            f"per target; increase --minutes"
         )
 
 
@@ -233,7 +230,7 @@ def _setups(options: PlanOptions, starts: int, rng: random.Random) -> list[Setup
 
 
 def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
-    """Every method and γ of every target: methods take turns, each with its γ in spread order."""
+    """Every method, γ and target; methods alternate, each with its γ in spread order."""
     orders = {method: _spread_order(options.gammas, rng) for method in options.methods}
     for turn in range(len(set(options.gammas))):
         for method in options.methods:
@@ -249,7 +246,7 @@ def _setup(options: PlanOptions, target: str, method: str, gamma: int) -> Setup:
 
 
 def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:
-    """The γ in random order, but each next one as far as possible from those before."""
+    """The γ in an order in which each is as far as possible from the earlier ones."""
     left = list(dict.fromkeys(gammas))
     order = [left.pop(rng.randrange(len(left)))]
     while left:
@@ -262,33 +259,33 @@ def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:
 def _workloads(
     options: PlanOptions, target: str, setups: Sequence[Setup]
 ) -> list[tuple[int, int, bool]]:
-    """(batch, prompt, held back), most useful first; each fits under every setup of the target."""
-    rng = random.Random(f"{options.seed} {target}")  # the same, whichever setups are planned
+    """(batch, prompt, held back) of workloads that fit in memory under all setups of the target."""
+    rng = random.Random(f"{options.seed} {target}")  # does not depend on the planned setups
     places = _spread(MOST_WORKLOADS, rng)
     batches = [_between(options.batch, x) for x, _ in places]
     prompts = [_between(options.context, y) for _, y in places]
-    found: list[tuple[int, int]] = []
+    workloads: list[tuple[int, int]] = []
     for batch, prompt in zip(batches, prompts, strict=True):
         fitting = _shrunk(options, setups, batch, prompt)
-        if fitting is not None and fitting not in found:
-            found.append(fitting)
-    if len(found) < 2:
+        if fitting is not None and fitting not in workloads:
+            workloads.append(fitting)
+    if len(workloads) < 2:
         raise ConfigError(
-            f"no two workloads of {target} fit {options.memory_share:.0%} of {options.gpu} with "
-            f"{', '.join(s.label for s in setups)}; lower --context or --batch"
+            f"fewer than two workloads fit in {options.memory_share:.0%} of the memory of "
+            f"{options.gpu} with {', '.join(s.label for s in setups)}; reduce --context or --batch"
         )
-    kept = _held_back(len(found), options.hold_back, rng)
-    return [(batch, prompt, index in kept) for index, (batch, prompt) in enumerate(found)]
+    held_back = _held_back(len(workloads), options.hold_back, rng)
+    return [(batch, prompt, index in held_back) for index, (batch, prompt) in enumerate(workloads)]
 
 
 def _spread(count: int, rng: random.Random) -> list[tuple[float, float]]:
-    """Points of the unit square, any first few of which are spread evenly (Roberts' R2)."""
+    """A sequence in the unit square, evenly spread at every length (Roberts' R2)."""
     start = rng.random(), rng.random()
     return [((start[0] + i * R2[0]) % 1.0, (start[1] + i * R2[1]) % 1.0) for i in range(count)]
 
 
 def _between(span: tuple[int, int], place: float) -> int:
-    """The log-uniform value at a place from 0 to 1 of a range."""
+    """The value at a place from 0 to 1 of a logarithmic range."""
     low, high = (math.log(edge) for edge in span)
     return round(math.exp(low + (high - low) * place))
 
@@ -296,7 +293,7 @@ def _between(span: tuple[int, int], place: float) -> int:
 def _shrunk(
     options: PlanOptions, setups: Sequence[Setup], batch: int, prompt: int
 ) -> tuple[int, int] | None:
-    """The workload with its batch lowered until every setup holds it; None if that never is."""
+    """The workload with the largest batch that fits every setup; None if no batch fits."""
     prompt = max(PAGE, prompt // PAGE * PAGE)
     while batch >= options.batch[0]:
         if all(_fits(setup, options, batch, prompt) for setup in setups):
@@ -306,7 +303,7 @@ def _shrunk(
 
 
 def _held_back(count: int, share: float, rng: random.Random) -> set[int]:
-    """Indices of held-back workloads: a share of every few in a row, the first two never."""
+    """Indices of held-back workloads: one of every few in a row, but not the first two."""
     if not share:
         return set()
     block = max(2, round(1.0 / share))
@@ -324,7 +321,7 @@ def _fits(setup: Setup, options: PlanOptions, batch: int, prompt: int) -> bool:
 
 @cache
 def _cost(setup: Setup, gpu: str, batch: int, prompt: int) -> tuple[float, float, float]:
-    """Share of the memory; seconds to prefill one prompt, and of a step or round."""
+    """Share of the memory, seconds to prefill one prompt, and seconds of a step or round."""
     point: RoundEstimate = estimate(
         point_scenario(setup, gpu=gpu, engine=MODEL_ENGINE, batch=batch, prompt=prompt)
     )

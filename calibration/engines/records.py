@@ -1,7 +1,7 @@
-"""What `specroof calibrate engine` measures: points, and one record per point, start or failure.
+"""Measurements of `specroof calibrate engine`: one record per point, engine start or failure.
 
-A point is one workload under one way to decode. Its record holds the seconds of one engine step: of
-a plain decoding step at γ = 0, else of a round of γ drafts and their verification.
+A point is one workload under one setup of the engine. Its record has the seconds of a plain
+decoding step (γ = 0), or of a round of γ drafts and their verification.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What one engine process serves: a target, and how it drafts.
+    """How one engine process is started: a target, and how to draft for it.
 
     `method` is "plain", "draft" (the model `draft`) or a built-in method such as "eagle3".
     """
@@ -49,7 +49,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One workload to time under one setup; a `held_back` one validates and is never fitted."""
+    """One workload to time under one setup; if `held_back`, it is used only for validation."""
 
     setup: Setup
     batch: Count
@@ -63,7 +63,7 @@ class Point:
 
     @property
     def workload(self) -> tuple[str, int, int, int]:
-        """Target, TP, batch and prompt, which points of different methods share."""
+        """Target, TP, batch and prompt tokens, which points of different methods share."""
         return self.setup.target, self.setup.tp, self.batch, self.prompt_tokens
 
 
@@ -71,10 +71,10 @@ class Point:
 class PointRecord:
     """One timed point.
 
-    `seconds` is the median of `all_seconds`, each the difference of two runs of different output
-    lengths over the `rounds` that they differ by, so that prefill and ramps cancel.
-    `context_tokens` is the mean length of a sequence over these rounds. `latency_s` is the engine's
-    own mean inter-token latency over the same rounds, 0 where it reports none: a check.
+    `seconds` is the median of `all_seconds`. Each of these is the difference in time between two
+    runs of different output lengths, divided by their difference in `rounds`, so that prefill and
+    ramps cancel. `context_tokens` is the mean length of a sequence over these rounds. `latency_s`
+    is the mean inter-token latency that the engine reports for them, or 0; it serves as a check.
     """
 
     op: Literal["engine-point"] = "engine-point"
@@ -90,7 +90,7 @@ class PointRecord:
 
     @property
     def spread(self) -> float:
-        """Largest minus smallest repeat, over the median."""
+        """Range of the repeats, relative to the median."""
         return (max(self.all_seconds) - min(self.all_seconds)) / self.seconds
 
 
@@ -105,7 +105,7 @@ class FailedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
-    """One start of an engine: how long it took, and the settings that it chose.
+    """One start of an engine: its duration, and the settings that the engine chose.
 
     `facts` may hold `async_scheduling`, `graph_tokens` (the largest captured batch of tokens),
     `kv_cache_blocks`, `block_tokens` and other settings that the engine chose.
@@ -119,7 +119,7 @@ class StartRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecords:
-    """Every record of one engine, version and GPU."""
+    """All records of one engine, version and GPU."""
 
     engine: str
     version: str
@@ -131,50 +131,47 @@ class EngineRecords:
 
     @property
     def name(self) -> str:
-        """The profile's name: engine, major and minor version."""
+        """The name of the profile: engine, major and minor version."""
         return f"{self.engine}-{'.'.join(self.version.split('.')[:2])}"
 
     @property
     def source(self) -> str:
-        """Engine, machine, versions and date in a line, from the first header."""
+        """Number of points, engine, GPU, versions and date, from the first header."""
         head = dict(self.headers[0])
         head["date"] = str(head.get("time", ""))[:10]
         names = ("driver", "cuda", "torch", "date", "commit")
         rest = [f"{name} {head[name]}" for name in names if head.get(name)]
-        how = f"{self.engine} {self.version} on {head.get('gpu')}"
-        return ", ".join([f"{len(self.points)} points measured with {how}", *rest])
+        engine = f"{self.engine} {self.version} on {head.get('gpu')}"
+        return ", ".join([f"{len(self.points)} points measured with {engine}", *rest])
 
     @property
     def fitted(self) -> list[PointRecord]:
-        """Records that a fit may see."""
+        """Records that are fitted."""
         return [r for r in self.points if not r.point.held_back]
 
     @property
     def held_back(self) -> list[PointRecord]:
-        """Records kept for validation."""
+        """Records that are used only for validation."""
         return [r for r in self.points if r.point.held_back]
 
     def facts(self, method: str) -> dict[str, Any]:
-        """What the engine reported at the first start of a method that has a record."""
+        """Settings that the engine reported at its first start with a method; {} if unknown."""
         return next((dict(s.facts) for s in self.starts if s.setup.method == method), {})
 
 
 def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> EngineRecords:
-    """Records of one engine, version and GPU.
+    """Read the records of one engine, version and GPU.
+
+    Raises `RecordError`, with the line number, for a line that is not a record, for an engine,
+    version or GPU that differs from the first file, or if no point was timed.
 
     Parameters
     ----------
     held_back : bool
-        Keep every point back from the fit, whatever its record says.
-
-    Raises
-    ------
-    RecordError
-        With the line number: a line that is not a record, another engine, version or GPU than in
-        the first file, or files without a timed point.
+        Hold back every point from the fit.
     """
     headers: list[Mapping[str, Any]] = []
-    found: dict[str, list[Any]] = {"engine-point": [], "start": [], "failed": []}
+    records: dict[str, list[Any]] = {"engine-point": [], "start": [], "failed": []}
     for path in paths:
         first, *lines = read_lines(path)
         header = first.header or {}
@@ -182,12 +179,14 @@ def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> En
         for line in lines:
             if line.header is None:
                 record = _record(line)
-                found[record.op].append(record)
-    if not headers or not found["engine-point"]:
-        raise RecordError("no timed point in what was given; run specroof calibrate engine first")
-    points = _latest(found["engine-point"])
+                records[record.op].append(record)
+    if not headers or not records["engine-point"]:
+        raise RecordError(
+            "the records have no timed point; measure some with specroof calibrate engine --out"
+        )
+    points = _latest(records["engine-point"])
     if held_back:
-        points = [_kept_back(record) for record in points]
+        points = [_hold_back(record) for record in points]
     head = headers[0]
     return EngineRecords(
         engine=str(head["engine"]),
@@ -195,57 +194,55 @@ def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> En
         gpu=str(head.get("gpu_name") or catalog_gpu(str(head["gpu"])) or head["gpu"]),
         headers=tuple(headers),
         points=tuple(points),
-        starts=tuple(found["start"]),
-        failed=tuple(found["failed"]),
+        starts=tuple(records["start"]),
+        failed=tuple(records["failed"]),
     )
 
 
 def catalog_gpu(device: str) -> str:
-    """The catalog name of a device as nvidia-smi names it; "" where the catalog has none."""
+    """The catalog name of a device as named by nvidia-smi; "" if the catalog has none."""
     return GPU_NAMES.get(device, "")
 
 
 def joined(fitted: EngineRecords, check: EngineRecords) -> EngineRecords:
-    """Both sets of records as one; those of `check` are held back.
+    """Both sets of records in one, with those of `check` held back.
 
-    Raises
-    ------
-    RecordError
-        If they are of different engines, versions or GPUs.
+    Raises `RecordError` if they are from different engines, versions or GPUs.
     """
     for name in ("engine", "version", "gpu"):
         if getattr(fitted, name) != getattr(check, name):
             raise RecordError(
-                f"records of {name} {getattr(check, name)} cannot check a profile of "
-                f"{getattr(fitted, name)}"
+                f"records of {name} {getattr(check, name)} cannot validate a profile of "
+                f"{getattr(fitted, name)}; give records of the same {name}"
             )
     return EngineRecords(
         engine=fitted.engine,
         version=fitted.version,
         gpu=fitted.gpu,
         headers=fitted.headers,
-        points=(*fitted.points, *(_kept_back(r) for r in check.points)),
+        points=(*fitted.points, *(_hold_back(r) for r in check.points)),
         starts=(*fitted.starts, *check.starts),
         failed=(*fitted.failed, *check.failed),
     )
 
 
-def _kept_back(record: PointRecord) -> PointRecord:
+def _hold_back(record: PointRecord) -> PointRecord:
     return replace(record, point=replace(record.point, held_back=True))
 
 
 def _latest(records: Sequence[PointRecord]) -> list[PointRecord]:
-    """One record per point: the last one where a point was timed again."""
+    """One record per point: the last one if it was timed several times."""
     return list({record.point.id: record for record in records}.values())
 
 
 def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     for key in ("engine", "version", "gpu"):
         if not header.get(key):
-            raise RecordError(f"{place}: the header lacks {key!r}")
+            raise RecordError(f"{place}: the header does not state {key!r}")
         if header[key] != first[key]:
             raise RecordError(
-                f"{place}: {key} {header[key]!r} after {first[key]!r}; fit one at a time"
+                f"{place}: {key} {header[key]!r} differs from {first[key]!r} in the first file; "
+                f"fit each of them separately"
             )
     return header
 

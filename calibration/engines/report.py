@@ -1,8 +1,8 @@
-"""Errors of a fitted engine profile on the points held back, and the profile as a catalog file.
+"""Errors of a fitted engine profile on held-back points, and the profile as a catalog file.
 
-Besides times, decisions are judged: at a few acceptances, whether a way to draft beats plain
-decoding, and how much slower the way that the profile would choose is than the fastest measured one
-(regret). Both use the workloads that were timed under several setups.
+Besides times, decisions are validated for a few values of α: whether a draft method is faster than
+plain decoding, and how much slower the method with the best prediction is than the method with
+the best measurement (regret). Both use the workloads that were timed under several setups.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from perfmodel.units import GB, US
 
 Array = NDArray[np.float64]
 
-ALPHAS = (0.6, 0.7, 0.8, 0.9)  # at which decisions are judged
-NEAR_TIE = 0.03  # a speedup this close to 1 may come out either way
+ALPHAS = (0.6, 0.7, 0.8, 0.9)  # for which decisions are validated
+NEAR_TIE = 0.03  # speedups this close to 1 do not count as a decision
 TOLERANCES = {"plain": 3.0, "rounds": 5.0, "worst": 15.0, "regret": 2.0}  # percent
 NOTE = "Written by `specroof calibrate engine`."
-LEAST_SPEEDUP_ERROR = 0.02  # of the profile's, however well a few points fit
+LEAST_SPEEDUP_ERROR = 0.02  # lower bound of a profile's `speedup_error`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointError:
-    """A record and what the profile predicts for it."""
+    """A record, and the profile's prediction of it."""
 
     record: PointRecord
     predicted_s: float
 
     @property
     def percent(self) -> float:
-        """Predicted over measured, as a signed percentage."""
+        """The signed error in percent of the measured time."""
         return 100.0 * (self.predicted_s / self.record.seconds - 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One way to draft at one workload and acceptance: measured and predicted speedup."""
+    """Measured and predicted speedup of one setup under one workload and α."""
 
     record: PointRecord
     alpha: float
@@ -59,13 +59,13 @@ class Decision:
 
     @property
     def sign_right(self) -> bool:
-        """Whether both speedups lie on the same side of 1."""
+        """Whether both speedups are on the same side of 1."""
         return (self.measured > 1.0) == (self.predicted > 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
-    """What a fit predicts of fitted and of held-back points."""
+    """A fit and its errors on fitted and held-back points."""
 
     name: str
     gpu: str
@@ -74,35 +74,37 @@ class EngineReport:
     fitted: tuple[PointError, ...]
     held_back: tuple[PointError, ...]
     decisions: tuple[Decision, ...]
-    regrets: tuple[float, ...]  # of each held-back workload and acceptance, 0 for the best choice
+    regrets: tuple[float, ...]  # per held-back workload and α; 0 if the best setup was chosen
 
     @property
     def figures(self) -> dict[str, float]:
-        """Percentages that the tolerances are of; those without a point are left out."""
+        """The percentages that have tolerances, without those that have no point."""
         plain = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma == 0]
         rounds = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma > 0]
-        found = {
+        figures = {
             "plain": float(np.median(plain)) if plain else None,
             "rounds": float(np.median(rounds)) if rounds else None,
             "worst": max([*plain, *rounds], default=None),
             "regret": 100.0 * max(self.regrets, default=0.0) if self.regrets else None,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in figures.items() if value is not None}
 
     @property
     def outside(self) -> list[str]:
-        """What exceeds its tolerance, as clauses; empty if nothing does."""
+        """What exceeds its tolerance, as clauses."""
         over = [
             f"{name} {value:.1f} % exceeds {TOLERANCES[name]:g} %"
             for name, value in self.figures.items()
             if value > TOLERANCES[name]
         ]
         wrong = [d for d in self.decisions if not d.is_near_tie and not d.sign_right]
-        return over + ([f"{len(wrong)} signs of a speedup are wrong"] if wrong else [])
+        return over + (
+            [f"{len(wrong)} speedups are predicted on the wrong side of 1"] if wrong else []
+        )
 
 
 def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
-    """Errors of a fit on the records that it saw and on those that it did not."""
+    """Errors of a fit on its fitted and held-back records."""
     methods = {costs.method for costs in fit.profile.host}
     of_fit = [r for r in records.points if r.point.setup.method in methods]
     fitted = _errors([r for r in of_fit if not r.point.held_back], fit, records.gpu)
@@ -121,17 +123,17 @@ def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
 
 
 def profile_text(report: EngineReport, shipped: str | None = None) -> str:
-    """The catalog file of the profile, keys with units; only `[gpu.NAME]` of a shipped one changes.
+    """The catalog file of the profile, whose keys state their units.
 
     Parameters
     ----------
     shipped : str, optional
-        The file's text where there is one already, with the values of other GPUs.
+        The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
     values = _values(report.fit.profile) | {"speedup_error": speedup_error(report)}
     if shipped is None:
         general = {"name": report.name, **values, "origin": "assumed"}
-        header = f"{NOTE}\nValues of a GPU that was not measured; [gpu.NAME] overrides them."
+        header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
         shipped = toml_text(general, header=header)
     hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
     note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
@@ -139,7 +141,7 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
 
 
 def speedup_error(report: EngineReport) -> float:
-    """Standard error of a predicted speedup: the held-back points' error, of a step and a round."""
+    """Standard error of a predicted speedup, which combines the errors of a step and a round."""
     errors = [np.log(e.predicted_s / e.record.seconds) for e in report.held_back or report.fitted]
     each = float(np.sqrt(np.mean(np.square(errors))))
     return significant(max(LEAST_SPEEDUP_ERROR, np.sqrt(2.0) * each), 3)
@@ -169,10 +171,12 @@ def report_lines(report: EngineReport) -> list[str]:
     judged = [d for d in report.decisions if not d.is_near_tie]
     if judged:
         right = sum(d.sign_right for d in judged)
-        lines.append(f"sign of the speedup: {right} of {len(judged)} right")
+        lines.append(f"speedups predicted on the right side of 1: {right} of {len(judged)}")
     if report.regrets:
         worst_regret = 100.0 * max(report.regrets)
-        lines.append(f"regret of the chosen method and γ: worst {worst_regret:.1f} %")
+        lines.append(
+            f"regret of choosing the method and γ by prediction: worst {worst_regret:.1f} %"
+        )
     return lines
 
 
@@ -210,7 +214,7 @@ def _errors(records: Sequence[PointRecord], fit: EngineFit, gpu: str) -> list[Po
 
 
 def _judged(errors: Sequence[PointError]) -> tuple[list[Decision], list[float]]:
-    """Decisions at every workload with a plain step, and the regret of the choice at each."""
+    """Decisions and regrets for every workload that was timed with and without drafts."""
     by_workload: dict[tuple[str, int, int, int], list[PointError]] = {}
     for error in errors:
         by_workload.setdefault(error.record.point.workload, []).append(error)
@@ -237,16 +241,16 @@ def _judged(errors: Sequence[PointError]) -> tuple[list[Decision], list[float]]:
 
 
 def _tpot(seconds: float, error: PointError, alpha: float) -> float:
-    """Seconds per token of a round at an acceptance."""
+    """Seconds per token of a step or round at α."""
     gamma = error.record.point.setup.gamma
     return seconds / float(tokens_per_round_iid(alpha, gamma))
 
 
 def _by_method(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
-    found: dict[str, list[PointError]] = {}
+    by_method: dict[str, list[PointError]] = {}
     for error in errors:
-        found.setdefault(error.record.point.setup.method, []).append(error)
-    return found
+        by_method.setdefault(error.record.point.setup.method, []).append(error)
+    return by_method
 
 
 def _error_dict(error: PointError) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def _error_dict(error: PointError) -> dict[str, Any]:
 
 
 def _values(profile: EngineProfile) -> dict[str, Any]:
-    """The fields that differ from a profile's defaults, with the units of the catalog's keys."""
+    """The fields that differ from their defaults, by catalog key and in its unit."""
     plain = {f.name: f.default for f in fields(EngineProfile)}
     shown: dict[str, Any] = {}
     for name in (f.name for f in fields(EngineProfile)):

@@ -1,7 +1,7 @@
-"""Run a plan: one engine process per setup, each point appended to a file as it comes.
+"""Run a plan: start one engine process per setup, and append each point to a file once timed.
 
-A file is resumed: points that it holds are not timed again, and a setup whose points are all there
-is not started. A point that fails is recorded with its reason, and tried again by the next run.
+An existing file is continued: its points are not timed again, and a setup without remaining points
+is not started. A point that fails is recorded with the reason; the next run tries it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from perfmodel import ConfigError
 
 SAME_RUN = ("engine", "version", "gpu", "driver", "torch")  # constant within a file
 POLL_S = 0.2
-MOST_START_S = 900.0  # without a line for so long, an engine hangs
+MOST_START_S = 900.0  # an engine without output for this long is considered stuck
 MOST_POINT_S = 600.0
 
 
@@ -36,7 +36,7 @@ class Adapter(Protocol):
 
 
 Start = Callable[[Setup, Sequence[Point]], Adapter]
-Show = Callable[[int, str], None]  # points done, and what is being done
+Show = Callable[[int, str], None]  # number of points done, and the current activity
 
 
 def run_plan(
@@ -48,24 +48,21 @@ def run_plan(
     show: Show = lambda done, label: None,
     deadline: float | None = None,
 ) -> list[str]:
-    """Time the points of a plan that `out` does not hold; what failed or is left, as lines.
+    """Time the points of a plan that are not in `out`; return lines on failed and remaining points.
+
+    Raises `RecordError` if `out` cannot be written or has records of another engine, version or
+    GPU, and `ConfigError` if the first engine does not start. If a later engine does not start,
+    its points are recorded as failed.
 
     Parameters
     ----------
     header : mapping
-        Of a new file; an existing one must be of the same engine, version, GPU and software.
+        Header of a new file; an existing file must have the same engine, versions and GPU.
     start : callable
         Starts an adapter for a setup and some of its points.
     deadline : float, optional
-        `time.monotonic()` at which the run ends, the point in work unfinished; and no engine is
-        started that could not be up by then. By default there is none.
-
-    Raises
-    ------
-    RecordError
-        If `out` cannot be written, or holds records of another engine, version or GPU.
-    ConfigError
-        If the first engine does not start; later ones that do not are recorded as failures.
+        Value of `time.monotonic()` at which the run ends, even in the middle of a point. An engine
+        is not started if it could not be ready by then. By default there is no deadline.
     """
     with RecordLog(out, header, same=SAME_RUN) as log:
         done = {
@@ -82,7 +79,7 @@ def run_plan(
 
 
 class _Run:
-    """The state of one run: what is done, and what failed."""
+    """The state of one run: timed and failed points."""
 
     def __init__(
         self, plan: Plan, log: RecordLog, done: set[str], show: Show, deadline: float | None
@@ -97,12 +94,12 @@ class _Run:
 
     @property
     def has_time_to_start(self) -> bool:
-        """Whether an engine that starts now would have time for a point."""
+        """Whether an engine that is started now would be ready before the deadline."""
         start_s = self.plan.options.start_cost_s
         return self.deadline is None or time.monotonic() + start_s < self.deadline
 
     def time_setup(self, setup: Setup, points: Sequence[Point], start: Start) -> None:
-        """Start an engine and take its results until it has ended or time is out."""
+        """Start an engine and record its results until it has ended or the deadline has passed."""
         self.show(len(self.done), f"starting {setup.label}")
         left = {point.id: point for point in points}
         adapter, started = start(setup, points), False
@@ -116,7 +113,9 @@ class _Run:
                 if (ended and not lines) or self.out_of_time:
                     break
                 if time.monotonic() - heard > (MOST_POINT_S if started else MOST_START_S):
-                    raise ConfigError(f"{setup.label}: the engine has said nothing for too long")
+                    raise ConfigError(
+                        f"{setup.label}: the engine has stopped responding; run the command again"
+                    )
                 if not lines:
                     time.sleep(POLL_S)
         finally:
@@ -129,7 +128,7 @@ class _Run:
                 self._fail(point, why)
 
     def _take(self, line: dict[str, Any], setup: Setup, left: dict[str, Point]) -> bool:
-        """Record one line of the adapter; whether it says that the engine has started."""
+        """Record one line of the adapter; return whether it reports that the engine has started."""
         if "start" in line:
             self.log.append(
                 StartRecord(setup=setup, seconds=line["start"], facts=line.get("facts", {}))
@@ -155,26 +154,23 @@ class _Run:
         self.failed.append(f"failed: {point.id}: {reason}")
 
     def report(self) -> list[str]:
-        """One line per failure, and how many points are there."""
+        """One line per failure, and the number of timed points."""
         total = len(self.plan.points)
-        held = sum(point.id in self.done for point in self.plan.points)
-        lines = [*self.failed, f"{held} of {total} points timed"]
-        if held + len(self.failed) < total:
-            lines.append("time is out; run the same command again for the rest")
+        timed = sum(point.id in self.done for point in self.plan.points)
+        lines = [*self.failed, f"{timed} of {total} points timed"]
+        if timed + len(self.failed) < total:
+            lines.append("the time is over; run the same command again for the remaining points")
         return lines
 
 
 def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
-    """The record of an adapter's result.
+    """The record of a result from an adapter.
 
-    Raises
-    ------
-    ConfigError
-        If a time is not positive, as when a run was disturbed.
+    Raises `ConfigError` if the median time is not positive, which happens if a run was disturbed.
     """
     seconds = tuple(float(s) for s in line["all_seconds"])
     if not seconds or median(seconds) <= 0:
-        raise ConfigError(f"{point.id}: {list(seconds)} are not times of a step; run it again")
+        raise ConfigError(f"{point.id}: {list(seconds)} are not valid step times; run it again")
     return PointRecord(
         point=point,
         seconds=median(seconds),

@@ -1,10 +1,10 @@
 """Time the decoding steps of a running OpenAI-compatible server through its public endpoints.
 
-Requests of one batch are sent together to `/v1/completions` with token ids as prompts, once for a
-few tokens and once for more. `/metrics` is read before and after each: the drafts accepted between
-them give the rounds, and the inter-token latency (one per sequence and round in vLLM) the seconds.
-Where a server reports no such latency, the difference of the two durations is used instead. The
-server must not serve anybody else meanwhile.
+The requests of a batch are sent together to `/v1/completions` with token ids as prompts, once for a
+few tokens and once for more. `/metrics` is read before and after each batch: the number of accepted
+drafts yields the rounds, and the inter-token latency (one per sequence and round in vLLM) yields
+the seconds. If a server does not report this latency, the difference in duration is used instead.
+The server must not process other requests meanwhile.
 """
 
 from __future__ import annotations
@@ -23,59 +23,58 @@ from calibration.engines.records import Point, Setup
 from calibration.engines.vllm_offline import Prompts
 from perfmodel import ConfigError
 
-REQUEST_S = 600.0  # a request that takes longer has failed
-# What is read of a page of metrics, by the names that vLLM and SGLang give it.
+REQUEST_S = 600.0  # timeout of a request
+# The metrics that are read, by their names in vLLM.
 COUNTERS = {
     "accepted": ("vllm:spec_decode_num_accepted_tokens_total",),
     "drafts": ("vllm:spec_decode_num_drafts_total",),
     "latency_sum": ("vllm:inter_token_latency_seconds_sum",),
     "latency_count": ("vllm:inter_token_latency_seconds_count",),
 }
-ACCEPT_LENGTH = "sglang:spec_accept_length"  # a gauge: mean tokens per round, the target's included
+ACCEPT_LENGTH = (
+    "sglang:spec_accept_length"  # a gauge: mean tokens per round, including the target's
+)
 _SAMPLE = re.compile(r"^([\w:]+)(?:\{[^}]*\})?\s+([-+.\deE]+)\s*$", re.M)
 
 
 class Server:
-    """A server's endpoints.
+    """The endpoints of a server.
 
-    Raises
-    ------
-    ConfigError
-        From every method: if the server cannot be reached, or refuses a request.
+    Every method raises `ConfigError` if the server cannot be reached or refuses a request.
     """
 
     def __init__(self, url: str) -> None:
         base = url.rstrip("/").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
-            raise ConfigError(f"--url {url!r} must begin with http:// or https://")
+            raise ConfigError(f"--url {url!r} is not valid; it must begin with http:// or https://")
         self.url = base
 
     def model(self) -> str:
         """The name of the served model."""
         models = json.loads(self._read("/v1/models")).get("data") or []
         if not models:
-            raise ConfigError(f"{self.url} serves no model")
+            raise ConfigError(f"{self.url} serves no model; start the server with one")
         return str(models[0]["id"])
 
     def version(self) -> str:
-        """vLLM's version; "" where the server does not say."""
+        """The version of vLLM; "" if the server does not report it."""
         try:
             return str(json.loads(self._read("/version")).get("version", ""))
         except (ConfigError, ValueError, AttributeError):
             return ""
 
     def counters(self) -> dict[str, float]:
-        """Those of `COUNTERS` that the server reports, engines summed, and the accept length."""
+        """Values of `COUNTERS`, summed over engines, and the accept length, as far as reported."""
         seen: dict[str, float] = {}
         for name, value in _SAMPLE.findall(self._read("/metrics")):
             seen[name] = seen.get(name, 0.0) + float(value)
-        found = {
+        values = {
             key: seen[name] for key, names in COUNTERS.items() for name in names if name in seen
         }
-        return found | ({"accept_length": seen[ACCEPT_LENGTH]} if ACCEPT_LENGTH in seen else {})
+        return values | ({"accept_length": seen[ACCEPT_LENGTH]} if ACCEPT_LENGTH in seen else {})
 
     def complete(self, model: str, prompt: Sequence[int], tokens: int) -> int:
-        """Generate so many tokens after a prompt of token ids; how many came back."""
+        """Generate a number of tokens after a prompt of token ids; return how many came back."""
         body = {
             "model": model,
             "prompt": list(prompt),
@@ -84,8 +83,8 @@ class Server:
             "ignore_eos": True,
             "temperature": 0.0,
         }
-        answer = json.loads(self._read("/v1/completions", body))
-        return int(answer["usage"]["completion_tokens"])
+        response = json.loads(self._read("/v1/completions", body))
+        return int(response["usage"]["completion_tokens"])
 
     def _read(self, path: str, body: dict[str, Any] | None = None) -> str:
         data = None if body is None else json.dumps(body).encode()
@@ -93,17 +92,19 @@ class Server:
             self.url + path, data=data, headers={"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_S) as answer:
-                return str(answer.read().decode("utf-8"))
+            with urllib.request.urlopen(request, timeout=REQUEST_S) as response:
+                return str(response.read().decode("utf-8"))
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode("utf-8", "replace")
-            raise ConfigError(f"{self.url}{path}: status {error.code}: {said}") from error
+            reason = error.read(300).decode("utf-8", "replace")
+            raise ConfigError(f"{self.url}{path}: status {error.code}: {reason}") from error
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.url}{path}: no answer ({error}); is it running?") from error
+            raise ConfigError(
+                f"{self.url}{path} does not respond ({error}); check that the server is running"
+            ) from error
 
 
 class ServerAdapter:
-    """Times points of one setup on a running server, one at each call of `lines`."""
+    """An adapter that times points of one setup on a running server, one per call of `lines`."""
 
     def __init__(self, server: Server, setup: Setup, points: Sequence[Point]) -> None:
         self._server, self._setup, self._left = server, setup, list(points)
@@ -112,7 +113,7 @@ class ServerAdapter:
         self._announced = False
 
     def lines(self) -> list[dict[str, Any]]:
-        """The next result, as `run.run_plan` reads it."""
+        """The next result, in the format that `run.run_plan` reads."""
         if not self._announced:
             self._announced = True
             return [{"start": 0.0, "facts": {"model": self._model, "url": self._server.url}}]
@@ -132,11 +133,11 @@ class ServerAdapter:
 
     @property
     def failure(self) -> str:
-        """A server does not end by itself: ""."""
+        """Always "", since a server does not end by itself."""
         return ""
 
     def stop(self) -> None:
-        """Do nothing: the server was not started here."""
+        """Do nothing, since the server was not started here."""
 
     def _time(self, point: Point) -> dict[str, Any]:
         per_round = self._setup.gamma + 1
@@ -156,24 +157,26 @@ class ServerAdapter:
         }
 
     def _batch(self, point: Point, tokens: int) -> dict[str, float]:
-        """Duration of a batch of requests, and what was counted meanwhile."""
+        """Duration of a batch of requests, and the increase of the counters."""
         prompts = [self._prompts.get(i, point.prompt_tokens) for i in range(point.batch)]
         before, began = self._server.counters(), time.perf_counter()
         with ThreadPoolExecutor(point.batch) as pool:
             got = list(pool.map(lambda p: self._server.complete(self._model, p, tokens), prompts))
         seconds, after = time.perf_counter() - began, self._server.counters()
         if set(got) != {tokens}:
-            raise ConfigError(f"{min(got)} tokens came back instead of {tokens}")
+            raise ConfigError(f"the server returned {min(got)} tokens instead of {tokens}")
         counted = {name: after[name] - before.get(name, 0.0) for name in after}
         if "accept_length" in after:
             counted["accept_length"] = after["accept_length"]
         if self._setup.gamma and not counted.get("drafts") and "accept_length" not in counted:
-            raise ConfigError("the server counted no drafts; does it speculate?")
+            raise ConfigError(
+                "the server counted no drafts; start it with speculation, or use --method plain"
+            )
         return {"seconds": seconds, "tokens": float(tokens), **counted}
 
 
 def _rounds(run: dict[str, float], batch: int) -> float:
-    """Rounds per sequence, the prefill's token left out."""
+    """Rounds per sequence, excluding the token of the prefill."""
     after_prefill = run["tokens"] - 1.0
     if "accepted" in run:
         return after_prefill - run["accepted"] / batch
@@ -181,7 +184,7 @@ def _rounds(run: dict[str, float], batch: int) -> float:
 
 
 def _step_s(short: dict[str, float], long: dict[str, float], rounds: float) -> float:
-    """Seconds per round: by the server's latency, else by the difference of the durations."""
+    """Seconds per round, from the server's latency or else from the difference in duration."""
     return _latency(short, long) or (long["seconds"] - short["seconds"]) / rounds
 
 

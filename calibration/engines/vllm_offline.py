@@ -1,15 +1,15 @@
 """Time vLLM's decoding steps in a separate process: `python vllm_offline.py JOB.json OUT.jsonl`.
 
-Run by `specroof calibrate engine` under the user's Python; it needs vLLM and the standard library
-only. JOB holds the arguments of `vllm.LLM`, how many rounds to time, and the points; OUT gets one
-JSON line when the engine has started and one per point.
+`specroof calibrate engine` runs this script with the user's Python. It only needs vLLM and the
+standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to time, and the points.
+OUT receives one JSON line when the engine has started, and one per point.
 
 A point generates from distinct prompts twice, with a few rounds and with more, so that the
-difference holds steady rounds only. Prompts are shared between points and repeats, so that all but
-the first prefill come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that
-n-gram look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so
-that all sequences stay of one length. Rounds are counted by vLLM's counters, not assumed: each
-yields one token of the target and the accepted drafts.
+difference contains only steady rounds. Points and repeats share prompts, so that all prefills but
+the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that n-gram
+look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so that
+all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
+accepted drafts and one token of the target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_
 
 
 def main(job_path: str, out_path: str) -> None:
-    """Start the engine of a job and time its points; a point that fails is reported as such."""
+    """Start the engine of a job and time its points; an error of a point becomes its result."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("flashinfer") is None:
@@ -50,7 +50,7 @@ def main(job_path: str, out_path: str) -> None:
 
 
 class Prompts:
-    """Distinct prompts by number; a shorter one is the beginning of the longer."""
+    """Distinct prompts by number; a shorter prompt is a prefix of the longer one."""
 
     def __init__(self, longest: int) -> None:
         self._longest, self._tokens = longest, dict[int, list[int]]()
@@ -65,7 +65,7 @@ class Prompts:
 
 
 def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
-    """Seconds per round of one point, from runs of two output lengths."""
+    """Seconds per round of one point, from runs with two output lengths."""
     batch, prompt_tokens = point["batch"], point["prompt_tokens"]
     per_round = job["tokens_per_round"]
     short, long = (rounds * per_round for rounds in (job["short_rounds"], job["long_rounds"]))
@@ -90,13 +90,13 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
 
 
 def facts(llm: Any) -> dict[str, Any]:
-    """Settings that the engine chose, as far as it reports them; others are left out."""
+    """Settings that the engine chose, as far as it reports them."""
     import torch
     import vllm
 
-    found: dict[str, Any] = {"vllm": vllm.__version__, "torch": str(torch.__version__)}
+    settings: dict[str, Any] = {"vllm": vllm.__version__, "torch": str(torch.__version__)}
     if torch.cuda.is_available():
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        settings |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     config = getattr(getattr(llm, "llm_engine", None), "vllm_config", None)
     for name, path in {
         "async_scheduling": "scheduler_config.async_scheduling",
@@ -114,22 +114,22 @@ def facts(llm: Any) -> dict[str, Any]:
         for part in path.split("."):
             value = getattr(value, part, None)
         if value is not None:
-            found[name] = value if isinstance(value, bool | int | float) else str(value)
-    return found
+            settings[name] = value if isinstance(value, bool | int | float) else str(value)
+    return settings
 
 
 def counters(llm: Any) -> dict[str, float]:
-    """Accepted drafts, and sum and number of inter-token latencies (one per sequence and step)."""
-    found = {"accepted": 0.0, "latency_sum": 0.0, "latency_count": 0.0, "drafts": 0.0}
+    """Drafts, accepted drafts, and sum and number of inter-token latencies."""
+    values = {"accepted": 0.0, "latency_sum": 0.0, "latency_count": 0.0, "drafts": 0.0}
     for metric in llm.get_metrics():
         if metric.name == "vllm:spec_decode_num_accepted_tokens":
-            found["accepted"] += metric.value
+            values["accepted"] += metric.value
         elif metric.name == "vllm:spec_decode_num_drafts":
-            found["drafts"] += metric.value
+            values["drafts"] += metric.value
         elif metric.name == "vllm:inter_token_latency_seconds":
-            found["latency_sum"] += metric.sum
-            found["latency_count"] += metric.count
-    return found
+            values["latency_sum"] += metric.sum
+            values["latency_count"] += metric.count
+    return values
 
 
 def _engine(arguments: dict[str, Any]) -> Any:
@@ -139,7 +139,7 @@ def _engine(arguments: dict[str, Any]) -> Any:
 
 
 def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str, float]:
-    """Seconds to generate so many tokens for every request, and what was counted meanwhile."""
+    """Seconds to generate `tokens` tokens per request, and the increase of the counters."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(
@@ -152,23 +152,23 @@ def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str
     after = counters(llm)
     got = sum(len(o.outputs[0].token_ids) for o in outputs)
     if got != len(requests) * tokens:
-        raise RuntimeError(f"{got} tokens came back, not {len(requests) * tokens}")
+        raise RuntimeError(f"the engine returned {got} tokens instead of {len(requests) * tokens}")
     counted = {name: after[name] - before[name] for name in after}
     return {"seconds": seconds, "tokens": float(tokens), **counted}
 
 
 def _rounds(run: dict[str, float], batch: int, per_round: int) -> float:
-    """Rounds per sequence of a run, the prefill's token left out."""
+    """Rounds per sequence of a run, excluding the token of the prefill."""
     after_prefill = run["tokens"] - 1.0
     if per_round == 1:
         return after_prefill
     if not run["drafts"]:
-        raise RuntimeError("the engine drafted nothing, or does not count its drafts")
+        raise RuntimeError("the engine counted no drafts")
     return after_prefill - run["accepted"] / batch
 
 
 def _mean_latency(short: dict[str, float], long: dict[str, float]) -> float:
-    """Mean inter-token latency of the steps that the longer run has more; 0 if none was counted."""
+    """Mean inter-token latency of the additional steps of the longer run; 0 if not counted."""
     steps = long["latency_count"] - short["latency_count"]
     return (long["latency_sum"] - short["latency_sum"]) / steps if steps > 0 else 0.0
 

@@ -1,7 +1,7 @@
-"""Start vLLM's adapter script for one setup: model folders, engine arguments, the subprocess.
+"""Start the vLLM adapter script for one setup: model folders, engine arguments, the subprocess.
 
-Weights are random (`load_format="dummy"`): an engine needs a model's `config.json` only, which is
-written from the catalog, so that no hub is reached. Whatever bears on speed is left at vLLM's
+Weights are random (`load_format="dummy"`), so an engine only needs the `config.json` of a model,
+which is written from the catalog; nothing is downloaded. Options that affect speed keep vLLM's
 defaults.
 """
 
@@ -25,19 +25,16 @@ from perfmodel.specs import METHODS, ModelSpec
 
 SCRIPT = Path(__file__).with_name("vllm_offline.py")
 STOP_S = 20.0  # for an engine to end by itself
-MARGIN_TOKENS = 64  # beyond prompt and output in max_model_len
+MARGIN_TOKENS = 64  # in max_model_len, in addition to prompt and output
 NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
-METHOD_NAMES = {"draft": "draft_model"}  # vLLM's name of a method, where it differs
+METHOD_NAMES = {"draft": "draft_model"}  # names in vLLM that differ
 SUPPORTED = ("draft", "eagle3", "ngram")  # methods that run with random weights
 
 
 def engine_facts(python: str) -> dict[str, Any]:
-    """Version of the vLLM that a Python has, of its torch, and the GPU, for a file's header.
+    """Versions of vLLM and torch in a Python environment, and the GPU, for the header of a file.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such Python, or it has no vLLM.
+    Raises `ConfigError` if this Python does not exist or does not have vLLM.
     """
     script = (
         "import json; from importlib.metadata import version as v; "
@@ -46,14 +43,16 @@ def engine_facts(python: str) -> dict[str, Any]:
     try:
         done = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{python}: cannot be run ({error})") from error
+        raise ConfigError(
+            f"{python} cannot be run ({error}); give the Python that has vLLM with --python"
+        ) from error
     if done.returncode:
-        raise ConfigError(f"{python} has no vLLM; name the Python that runs it with --python")
+        raise ConfigError(f"{python} does not have vLLM; give the Python that has it with --python")
     return {"engine": "vllm", **json.loads(done.stdout), **gpu_facts()}
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Name and driver of the first GPU, as nvidia-smi prints them; empty where there is none."""
+    """Name and driver of the first GPU, as printed by nvidia-smi; empty without a GPU."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -63,12 +62,9 @@ def gpu_facts() -> dict[str, Any]:
 
 
 def engine_arguments(setup: Setup, points: Sequence[Point], folder: Path) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM` for a setup that can hold its points.
+    """Keyword arguments of `vllm.LLM` for a setup, with room for its points.
 
-    Raises
-    ------
-    ConfigError
-        If the method cannot be started with random weights.
+    Raises `ConfigError` if the method cannot be started with random weights.
     """
     room = (LONG_ROUNDS + 1) * (setup.gamma + 1) + MARGIN_TOKENS
     arguments = {
@@ -84,18 +80,15 @@ def engine_arguments(setup: Setup, points: Sequence[Point], folder: Path) -> dic
 
 
 def speculative_config(setup: Setup, folder: Path) -> dict[str, Any] | None:
-    """vLLM's speculative configuration of a setup, every draft accepted; None for plain decoding.
+    """vLLM's speculative configuration, which accepts every draft; None for plain decoding.
 
-    Raises
-    ------
-    ConfigError
-        If the method cannot be started with random weights.
+    Raises `ConfigError` if the method cannot be started with random weights.
     """
     if setup.method == "plain":
         return None
     if setup.method not in SUPPORTED:
         raise ConfigError(
-            f"method {setup.method} cannot be started with random weights; use one of "
+            f"method {setup.method!r} cannot be started with random weights; use one of "
             f"{', '.join(SUPPORTED)}, or measure a running server with --url"
         )
     config: dict[str, Any] = {
@@ -114,7 +107,7 @@ def speculative_config(setup: Setup, folder: Path) -> dict[str, Any] | None:
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """A folder with the `config.json` of a catalog model, or the user's own folder."""
+    """A folder with the `config.json` of a catalog model; `name` itself if it is a folder."""
     if Path(name).is_dir():
         return Path(name)
     return _written(folder / name, model_config(name))
@@ -128,7 +121,7 @@ def head_folder(target: str, method: str, folder: Path) -> Path:
 
 
 def eagle3_config(make: Any, target: str) -> dict[str, Any]:
-    """The Hugging Face config of an EAGLE-3 head, whose sizes are those of the target."""
+    """The Hugging Face config of the EAGLE-3 head of a target."""
     spec = catalog.model(target)
     head: ModelSpec = make(spec)
     return {
@@ -152,7 +145,7 @@ def eagle3_config(make: Any, target: str) -> dict[str, Any]:
 
 
 def job(setup: Setup, points: Sequence[Point], folder: Path) -> dict[str, Any]:
-    """What the adapter script reads; see its module docstring."""
+    """The input of the adapter script, described in its module docstring."""
     return {
         "engine": engine_arguments(setup, points, folder),
         "tokens_per_round": setup.gamma + 1,
@@ -166,19 +159,16 @@ def job(setup: Setup, points: Sequence[Point], folder: Path) -> dict[str, Any]:
 
 
 def start(python: str, setup: Setup, points: Sequence[Point], folder: Path) -> Process:
-    """Start the adapter for a setup; `folder` gets its model folders, job, output and log.
+    """Start the adapter for a setup; its model folders, job, output and log are put in `folder`.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such Python.
+    Raises `ConfigError` if this Python does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = setup.key.replace("/", "-")
     files = {kind: folder / f"{name}.{kind}" for kind in ("json", "jsonl", "log")}
     files["json"].write_text(json.dumps(job(setup, points, folder)), encoding="utf-8")
     files["jsonl"].write_text("", encoding="utf-8")
-    # A copy, so that no module beside the script comes before the engine's of the same name.
+    # A copy, so that modules in the folder of the script do not shadow those of the engine.
     script = folder / SCRIPT.name
     shutil.copyfile(SCRIPT, script)
     command = [python, str(script), str(files["json"]), str(files["jsonl"])]
@@ -188,18 +178,21 @@ def start(python: str, setup: Setup, points: Sequence[Point], folder: Path) -> P
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
-            raise ConfigError(f"{python}: cannot be run ({error.strerror or error})") from error
+            raise ConfigError(
+                f"{python} cannot be run ({error.strerror or error}); give the Python that has "
+                f"vLLM with --python"
+            ) from error
     return Process(process, files["jsonl"], files["log"])
 
 
 class Process:
-    """A running adapter: its new output lines, and how it ended."""
+    """A running adapter: its new output lines, and the reason of a failure."""
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path, log: Path) -> None:
         self._process, self._out, self._log, self._read = process, out, log, 0
 
     def lines(self) -> list[dict[str, Any]]:
-        """Whole lines written since the last call."""
+        """The complete lines that were written since the last call."""
         with self._out.open("rb") as file:
             file.seek(self._read)
             whole, end, _ = file.read().rpartition(b"\n")
@@ -213,17 +206,17 @@ class Process:
 
     @property
     def failure(self) -> str:
-        """The last line that looks like an error, or the last one at all; "" after success."""
+        """The last line of the log with an error, or its last line; "" after success."""
         if self._process.returncode == 0:
             return ""
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        errors = [line for line in said if "Error" in line]
-        reason = (errors or said or [f"exit code {self._process.returncode}"])[-1]
-        return f"{reason} (all of it in {self._log})"
+        lines = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in lines if "Error" in line]
+        reason = (errors or lines or [f"exit code {self._process.returncode}"])[-1]
+        return f"{reason} (full log: {self._log})"
 
     def stop(self) -> None:
-        """End the process and those that it started, and wait until it has ended."""
+        """Stop the process and its children, and wait until it has ended."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, sign)

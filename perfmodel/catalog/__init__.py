@@ -211,7 +211,7 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
 
 
 def model_config(name_or_hub_id: str) -> dict[str, Any]:
-    """The `config.json` of a catalog model; errors as `model`."""
+    """The `config.json` of a catalog model; errors as in `model`."""
     name = model(name_or_hub_id).name
     if name not in model_names():
         raise unknown_name("model", printable(name_or_hub_id), model_names())

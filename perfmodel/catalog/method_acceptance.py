@@ -1,8 +1,8 @@
-"""Acceptance of built-in drafts (EAGLE-3, MTP) from published mean lengths over γ.
+"""Acceptance of built-in drafts (EAGLE-3, MTP) from published tokens per round at several γ.
 
-Mean lengths Ω at γ_1 < γ_2 < ... give conditional rates position by position: the gain from γ_k to
-γ_(k+1) is the chance to reach position γ_k times a + a² + ... over the positions between, with a
-rate a that is taken to be constant between two published γ.
+Tokens per round Ω at γ_1 < γ_2 < ... determine conditional rates per position. The gain of γ_(k+1)
+over γ_k is the probability that γ_k drafts are accepted, times a + a² + ... over the positions in
+between, where the rate a is assumed to be constant between two published γ.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from perfmodel.specs.labels import Origin
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LengthCurve:
-    """Published mean tokens per round of one draft on one task, over rising γ."""
+    """Published mean tokens per round of one draft on one task, for ascending γ."""
 
     target: str
     method: str
-    draft: str  # the head's name, "" where it is part of the target or unnamed
+    draft: str  # name of the head; "" if it is part of the target or has no name
     task: str
     source: str
     gamma: Floats
@@ -35,30 +35,29 @@ class LengthCurve:
     def __post_init__(self) -> None:
         gamma, tokens = self.gamma, self.tokens_per_round
         if gamma.shape != tokens.shape or np.any(np.diff(gamma) <= 0) or gamma[0] < 1:
-            raise ConfigError("gamma must rise from 1, with one tokens_per_round each")
+            raise ConfigError(
+                "gamma must ascend from at least 1, with one value of tokens_per_round for each"
+            )
         if np.any(tokens < 1.0) or np.any(tokens > gamma + 1.0):
-            raise ConfigError("tokens_per_round must lie between 1 and gamma+1")
+            raise ConfigError("tokens_per_round must be from 1 to gamma+1")
 
     @property
     def group(self) -> tuple[str, str]:
-        """Target and head: curves of one group differ by task only."""
+        """Target and head; curves of one group differ only in the task."""
         return self.target, self.draft
 
 
 def method_acceptance(target: str, method: str) -> Acceptance | None:
-    """The acceptance of a built-in draft, or None where nothing was published for the method.
+    """The acceptance of a built-in draft, or None if none was published for the method.
+
+    It is the mean over the published tasks of the target, with their range as interval. If a target
+    has several heads, the one with the most tasks is used, then the one with the longest rounds.
+    Other targets get the mean over all published heads, with origin "borrowed" and their range.
 
     Parameters
     ----------
     target, method : str
-        Catalog name of the target; name of the method as in `specs.draft_methods`.
-
-    Returns
-    -------
-    Acceptance or None
-        Mean rates over the published tasks of this target, with the range over tasks as interval;
-        for other targets the mean over all published heads, with origin "borrowed" and their range.
-        Of several heads of a target the one with the most tasks, then the longest rounds.
+        Catalog name of the target, and name of the method in `specs.draft_methods`.
     """
     curves = [c for c in _curves() if c.method == method]
     if not curves:
@@ -73,15 +72,15 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     return _pooled(
         [_group_mean(group) for group in _by_group(curves).values()],
         Origin.BORROWED,
-        f"mean of published {method} drafts, none of them for {target}: {targets}",
+        f"mean of the published {method} drafts for {targets}; none is published for {target}",
     )
 
 
 def conditional_rates(gamma: Floats, tokens: Floats) -> list[float]:
-    """The rate of each position up to the largest γ; see the module.
+    """The conditional rate of each position up to the largest γ.
 
-    The chance to reach a position cannot rise with the position. Gains that rise by noise are
-    averaged with their neighbours (isotonic regression), which keeps the length at the largest γ.
+    Gains cannot rise with the position. Gains that rise because of noise are averaged with their
+    neighbours (isotonic regression), which preserves the tokens per round at the largest γ.
     """
     steps = np.diff(np.concatenate([[0.0], gamma]))
     gains = _falling(np.diff(np.concatenate([[1.0], tokens])) / steps, steps) * steps
@@ -97,21 +96,21 @@ def conditional_rates(gamma: Floats, tokens: Floats) -> list[float]:
 
 
 def _falling(values: Floats, weights: Floats) -> Floats:
-    """The non-increasing values nearest to these: neighbours that rise are pooled."""
+    """The closest non-increasing values, by pooling neighbours that rise."""
     blocks: list[list[float]] = []  # mean, weight, number of values
     for value, weight in zip(values, weights, strict=True):
         blocks.append([float(value), float(weight), 1])
         while len(blocks) > 1 and blocks[-1][0] > blocks[-2][0]:
-            mean, heavy, number = blocks.pop()
+            mean, pooled, number = blocks.pop()
             last = blocks[-1]
-            last[0] = (last[0] * last[1] + mean * heavy) / (last[1] + heavy)
-            last[1] += heavy
+            last[0] = (last[0] * last[1] + mean * pooled) / (last[1] + pooled)
+            last[1] += pooled
             last[2] += number
     return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])
 
 
 def _pooled(curves: list[LengthCurve], origin: Origin, source: str) -> Acceptance:
-    """Rates of the mean lengths, or mean rates where γ differ; the range of the curves' means."""
+    """Rates of the mean curve, or mean rates if the γ differ, with the range over the curves."""
     depth = int(max(c.gamma[-1] for c in curves))
     rates = []
     for curve in curves:
@@ -129,7 +128,7 @@ def _pooled(curves: list[LengthCurve], origin: Origin, source: str) -> Acceptanc
 
 
 def _group_mean(group: list[LengthCurve]) -> LengthCurve:
-    """One curve of a head: the mean over its tasks."""
+    """The mean curve of a head over its tasks."""
     common = [c for c in group if np.array_equal(c.gamma, group[0].gamma)]
     mean = np.mean([c.tokens_per_round for c in common], axis=0)
     return replace(group[0], task="all", tokens_per_round=mean)
@@ -150,7 +149,7 @@ def _by_group(curves: list[LengthCurve]) -> dict[tuple[str, str], list[LengthCur
 def _curves() -> tuple[LengthCurve, ...]:
     where = "draft_methods/published.toml"
     rows = table("draft_methods", "published").get("curves", ())
-    # An empty head name is allowed here, which text of the catalog's schema is not.
+    # The schema does not allow empty text, but a head may have no name.
     named = [{**row, "draft": row.get("draft") or "-"} for row in rows]
     return tuple(
         replace(curve, draft="" if curve.draft == "-" else curve.draft)

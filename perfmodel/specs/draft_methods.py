@@ -1,10 +1,10 @@
-"""Drafts that serving engines build in: heads on the target, one-pass drafts, and look-ups.
+"""Built-in drafts of serving engines: heads on the target, one-pass drafts, and look-ups.
 
-A head is one decoder layer of the target's width. Each step reads the last token's embedding and a
-hidden state, so either its QKV projection is twice as wide (EAGLE-3) or a projection of both comes
-first (MTP). An EAGLE-3 head fuses three hidden states of the target by a projection once per round,
-and its LM head covers a draft vocabulary. Steps are chained: each reads the hidden state of the one
-before.
+A head is one decoder layer with the target's width. Each step reads the embedding of the last token
+and a hidden state. Either its QKV projection takes both and is twice as wide (EAGLE-3), or they are
+projected to one hidden state first (MTP). An EAGLE-3 head fuses three hidden states of the target
+with a projection once per round, and its LM head covers a smaller vocabulary. Steps are chained:
+each reads the hidden state of the previous one.
 
 References
 ----------
@@ -21,27 +21,27 @@ from enum import StrEnum
 
 from perfmodel.specs.model import ModelSpec
 
-EAGLE3_VOCAB = 32_000  # tokens that an EAGLE-3 head can draft
-EAGLE3_STATES = 3  # hidden states of the target that it fuses
-DFLASH_LAYERS = 5  # assumed; a draft's own config.json states it
+EAGLE3_VOCAB = 32_000  # vocabulary of an EAGLE-3 head
+EAGLE3_STATES = 3  # number of fused hidden states of the target
+DFLASH_LAYERS = 5  # assumed; the config.json of a draft states it
 
 
 class MethodKind(StrEnum):
     """How a method drafts γ tokens."""
 
-    HEAD = "head"  # by γ chained steps of a head
-    ONE_PASS = "one-pass"  # by one forward pass for all γ
-    LOOKUP = "lookup"  # without a model, by looking up earlier text
+    HEAD = "head"  # γ chained steps of a head
+    ONE_PASS = "one-pass"  # one forward pass for all γ tokens
+    LOOKUP = "lookup"  # look-up in earlier text, without a model
 
 
 def eagle3_head(target: ModelSpec) -> ModelSpec:
-    """The EAGLE-3 head of a target; it shares the target's embedding."""
+    """The EAGLE-3 head of a target, which shares the target's embedding."""
     return replace(
         target,
         name=f"{target.name} EAGLE-3 head",
         layers=1,
         vocab=min(EAGLE3_VOCAB, target.vocab),
-        tied_embeddings=True,  # its LM head is the only vocabulary matrix that it stores
+        tied_embeddings=True,  # it stores only one vocabulary matrix, the LM head
         qkv_inputs=2,
         fusion_inputs=EAGLE3_STATES,
         hub_id="",
@@ -50,7 +50,7 @@ def eagle3_head(target: ModelSpec) -> ModelSpec:
 
 
 def mtp_head(target: ModelSpec) -> ModelSpec:
-    """One multi-token-prediction layer of a target, with an LM head over its whole vocabulary."""
+    """One multi-token-prediction layer of a target, with an LM head over the full vocabulary."""
     return replace(
         target,
         name=f"{target.name} MTP head",
@@ -63,7 +63,7 @@ def mtp_head(target: ModelSpec) -> ModelSpec:
 
 
 def dflash_draft(target: ModelSpec) -> ModelSpec:
-    """A block-diffusion draft of five layers that uses the target's embedding and LM head."""
+    """A block-diffusion draft with five layers, which uses the target's embedding and LM head."""
     return replace(
         target,
         name=f"{target.name} DFlash draft",
@@ -77,13 +77,13 @@ def dflash_draft(target: ModelSpec) -> ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftMethod:
-    """One built-in draft: how it drafts, and the shape of its model; None for look-ups."""
+    """A built-in draft; `spec` returns its model for a target, and is None for look-ups."""
 
     name: str
     label: str
     kind: MethodKind
     spec: Callable[[ModelSpec], ModelSpec] | None = None
-    fuses_once: bool = False  # its projection runs once per round, not at every step
+    fuses_once: bool = False  # the fusion projection runs once per round instead of every step
 
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""`specroof calibrate engine`: measure a serving engine, fit its profile, validate it."""
+"""`specroof calibrate engine`: measure a serving engine, fit its profile, and validate it."""
 
 from __future__ import annotations
 
@@ -19,54 +19,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Flags of the measurement."""
+    """The flags of a measurement."""
 
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Records to write, or to continue.")
+        Path | None, typer.Option(metavar="FILE", help="File of records to write or continue.")
     ] = None
     gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="GPU of the catalog; the one found by default.")
+        str, typer.Option(metavar="NAME", help="GPU from the catalog (default: this machine's).")
     ] = ""
     target: Annotated[str, typer.Option(metavar="MODELS", help="Targets, separated by commas.")] = (
         "llama-3.1-8b"
     )
     method: Annotated[
-        str, typer.Option(metavar="NAMES", help="Ways to draft, separated by commas.")
+        str, typer.Option(metavar="NAMES", help="Draft methods, separated by commas.")
     ] = "draft,eagle3,ngram"
-    gamma: Annotated[str, typer.Option(metavar="N,..", help="Drafts per round to draw from.")] = (
+    gamma: Annotated[str, typer.Option(metavar="N,..", help="Drafts per round to choose from.")] = (
         "1,2,3,4,5"
     )
     draft: Annotated[
-        str, typer.Option(metavar="MODEL", help="Draft model; a small one of the target's family.")
+        str, typer.Option(metavar="MODEL", help="Draft model (default: the smallest that matches).")
     ] = ""
     tp: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs that share the target.")] = 1
-    batch: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Batches to draw.")] = "1:128"
-    context: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Prompt tokens to draw.")] = (
+    batch: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Range of batch sizes.")] = "1:128"
+    context: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Range of prompt tokens.")] = (
         "1024:65536"
     )
-    minutes: Annotated[float, typer.Option(metavar="MIN", min=0.0, help="Time to plan for.")] = 15.0
+    minutes: Annotated[
+        float, typer.Option(metavar="MIN", min=0.0, help="Duration of the plan.")
+    ] = 15.0
     stop_after: Annotated[
         float | None,
-        typer.Option(metavar="MIN", min=0.0, help="Time to spend in this call; all by default."),
+        typer.Option(metavar="MIN", min=0.0, help="Time limit of this call (default: --minutes)."),
     ] = None
-    seed: Annotated[int, typer.Option(metavar="N", help="Another seed is another plan.")] = 0
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the plan.")] = 0
     hold_back: Annotated[
-        float, typer.Option(metavar="SHARE", help="Workloads that validate and are never fitted.")
+        float, typer.Option(metavar="SHARE", help="Share of workloads used only for validation.")
     ] = 0.3
     python: Annotated[
-        str, typer.Option(metavar="PATH", help="The Python that has the engine; this one if empty.")
+        str, typer.Option(metavar="PATH", help="Python that has the engine (default: this one).")
     ] = ""
     url: Annotated[
-        str, typer.Option(metavar="URL", help="A running server to measure, with /metrics.")
+        str, typer.Option(metavar="URL", help="Running server to measure; it needs /metrics.")
     ] = ""
-    engine: Annotated[str, typer.Option(metavar="NAME", help="With --url: the engine's name.")] = (
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Name of the engine, with --url.")] = (
         "vllm"
     )
     engine_version: Annotated[
-        str, typer.Option(metavar="VERSION", help="With --url: its version, if it does not say.")
+        str, typer.Option(metavar="VERSION", help="Its version, if the server does not report it.")
     ] = ""
     show: Annotated[
-        bool, typer.Option("--list", help="Print the plan and its duration; needs no GPU.")
+        bool, typer.Option("--list", help="Print the plan and its duration (without a GPU).")
     ] = False
 
 
@@ -74,24 +76,25 @@ class EngineOptions:
 def calibrate_engine(
     records: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RECORDS...", help="More records to fit.", show_default=False),
+        typer.Argument(metavar="RECORDS...", help="Existing records to fit.", show_default=False),
     ] = None,
     *,
     options: EngineOptions,
     check: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Records to validate with only; repeat it.", show_default=False
+            metavar="FILE", help="Records used only for validation; repeatable.", show_default=False
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to write engines/NAME-VERSION.toml.")
+        Path,
+        typer.Option(metavar="DIR", help="Folder in which to write engines/NAME-VERSION.toml."),
     ] = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Measure a serving engine on this machine's GPUs, fit its profile, and validate it.
 
-    Without --out, records that were measured before are fitted.
+    Without --out, existing records are fitted.
     """
     from calibration.engines import joined, read_engine_records
     from perfmodel import ConfigError
@@ -105,7 +108,7 @@ def calibrate_engine(
             print(line, file=sys.stderr)
         paths.append(options.out)
     if not paths:
-        raise ConfigError("--out FILE says where the records go; or give records to fit")
+        raise ConfigError("nothing to fit; give --out FILE to measure, or files of records")
     data = read_engine_records(paths)
     if check:
         data = joined(data, read_engine_records(check, held_back=True))
@@ -113,7 +116,7 @@ def calibrate_engine(
 
 
 def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
-    """Fit and validate; write the profile, and print the errors."""
+    """Fit a profile, write it, and print its errors."""
     from calibration.engines import (
         engine_report,
         fit_profile,
@@ -137,7 +140,7 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
 
 
 def _measure(options: EngineOptions, out: Path) -> list[str]:
-    """Run the plan into a file of records; what failed or is left."""
+    """Run the plan into a file of records; return lines on failed and remaining points."""
     from calibration.engines import (
         Server,
         ServerAdapter,
@@ -154,7 +157,9 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         server = Server(options.url)
         version = options.engine_version or server.version()
         if not version or not options.gpu:
-            raise ConfigError("--url needs --gpu, and --engine-version where the server has none")
+            raise ConfigError(
+                "--url needs --gpu, and --engine-version if the server does not report it; add them"
+            )
         header = {"engine": options.engine, "version": version, "gpu": options.gpu}
 
         def begin(setup: Any, points: Any) -> Any:
@@ -164,14 +169,18 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         python = options.python or sys.executable
         header = engine_facts(python)
         if "gpu" not in header:
-            raise ConfigError("measuring an engine needs a GPU; nvidia-smi shows none")
+            raise ConfigError(
+                "nvidia-smi finds no GPU; use a machine with one, or measure a server with --url"
+            )
 
         def begin(setup: Any, points: Any) -> Any:
             return start(python, setup, points, out.with_suffix(".work"))
 
     gpu = options.gpu or catalog_gpu(header["gpu"])
     if not gpu:
-        raise ConfigError(f"the GPU {header['gpu']!r} is not in the catalog; name one with --gpu")
+        raise ConfigError(
+            f"GPU {header['gpu']!r} is not in the catalog; give a similar one with --gpu"
+        )
     plan = _plan(options, gpu)
     header |= {
         "gpu_name": gpu,
@@ -223,7 +232,7 @@ def _words(text: str) -> list[str]:
 def _range(name: str, text: str) -> tuple[int, int]:
     values = _numbers(name, text, ":")
     if len(values) not in (1, 2):
-        raise _bad(name, text, "one number, or LOW:HIGH")
+        raise _bad(name, text, "a number, or LOW:HIGH")
     return values[0], values[-1]
 
 

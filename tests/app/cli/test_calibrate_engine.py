@@ -1,4 +1,4 @@
-"""`specroof calibrate engine` from the plan to the profile, against a stand-in for vLLM."""
+"""`specroof calibrate engine` from plan to profile, against a fake vLLM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_plan_is_listed_without_a_gpu(capsys: pytest.CaptureFixture[str]) ->
     assert "llama-3.1-8b, plain" in out and out.splitlines()[-1].endswith("minutes")
 
 
-def test_records_become_a_profile_that_predicts(
+def test_a_profile_is_fitted_to_records_and_used_to_predict(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(["calibrate", "engine", str(records), "--output", str(tmp_path), "--json"])
@@ -45,7 +45,7 @@ def test_records_become_a_profile_that_predicts(
     assert point["overhead_s"] > 0 and point["acceptance"]["origin"] == "measured"
 
 
-def test_records_of_another_seed_only_check(
+def test_records_of_another_seed_are_used_for_validation(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = records_of(a_plan(minutes=12.0, seed=5), lambda index: 1.5)[0]
@@ -75,10 +75,10 @@ def test_an_engine_is_measured_and_fitted_in_one_command(
             *("--output", str(tmp_path)),
         ]
     )
-    printed, said = capsys.readouterr()
+    printed, error = capsys.readouterr()
     header = json.loads(out.read_text().splitlines()[0])["header"]
-    assert code in (0, 4)  # the stand-in's step is of no real GPU
-    assert ("exceeds" in said) == (code == 4)
+    assert code in (0, 4)  # the step times of the fake are not those of an H200
+    assert ("exceeds" in error) == (code == 4)
     assert (header["gpu"], header["gpu_name"], header["version"]) == (
         "NVIDIA H200",
         "h200",
@@ -91,16 +91,16 @@ def test_an_engine_is_measured_and_fitted_in_one_command(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--out FILE says where"),
+        ([], "nothing to fit"),
         (["--list", "--batch", "1:2:3"], "--batch '1:2:3' is not valid"),
         (["--list", "--gamma", "few"], "--gamma 'few' is not valid"),
-        (["--list", "--method", "medusa"], "'medusa' is not known"),
+        (["--list", "--method", "medusa"], "unknown method 'medusa'"),
         (["--out", "a.jsonl", "--python", "/nonexistent"], "cannot be run"),
         (["--out", "a.jsonl", "--url", "localhost"], "must begin with http"),
         (["missing.jsonl"], "missing.jsonl"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(
+def test_invalid_input_is_a_one_line_error_with_exit_code_2(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""The fit of an engine's profile: known terms come back, and held-back points are never seen."""
+"""The fit of an engine profile: known terms are recovered, and held-back points are not used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def fit(known: tuple[EngineRecords, EngineProfile]) -> EngineFit:
     return fit_profile(known[0])
 
 
-def test_known_terms_come_back(known: tuple[EngineRecords, EngineProfile], fit: EngineFit) -> None:
+def test_known_terms_are_recovered(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
     true = known[1]
     assert fit.rms_percent < 0.2
     for name in ("linear_factor", "attention_factor", "verify_attention_factor"):
@@ -42,7 +44,7 @@ def test_known_terms_come_back(known: tuple[EngineRecords, EngineProfile], fit: 
     assert eagle is not None and eagle.draft_step_s == pytest.approx(3e-3, rel=0.05)
 
 
-def test_points_that_the_fit_has_not_seen_are_predicted(
+def test_held_back_points_are_predicted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
     report = engine_report(known[0], fit)
@@ -55,7 +57,7 @@ def test_points_that_the_fit_has_not_seen_are_predicted(
 def test_held_back_points_are_never_fitted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
-    """However wrong they are, the fit is the same to the last digit; the report is not."""
+    """Wrong held-back times change the report, but not a digit of the fit."""
     records = known[0]
     spoilt = replace(
         records,
@@ -68,7 +70,7 @@ def test_held_back_points_are_never_fitted(
     assert "exceeds" in "; ".join(engine_report(spoilt, again).outside)
 
 
-def test_noise_of_two_percent_moves_no_factor_far(
+def test_noise_of_two_percent_changes_factors_little(
     known: tuple[EngineRecords, EngineProfile],
 ) -> None:
     rng = random.Random(5)
@@ -79,7 +81,7 @@ def test_noise_of_two_percent_moves_no_factor_far(
     assert np.median([abs(e.percent) for e in report.held_back]) < 3.0
 
 
-def test_host_time_that_hides_behind_the_gpu_is_named_as_unresolved(fit: EngineFit) -> None:
+def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:
     hidden = {(term.method, term.field) for term in fit.unresolved}
     assert ("plain", "step_s") in hidden
     assert ("draft", "draft_layer_s") not in hidden and ("", "linear_factor") not in hidden
@@ -105,7 +107,7 @@ def test_the_written_profile_is_the_fitted_one(
     assert other_gpu.origin == "assumed" and other_gpu.measured_on == ""
 
 
-def test_another_gpu_s_values_stay_when_one_is_written_again(
+def test_writing_one_gpu_preserves_the_values_of_others(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
     report = engine_report(known[0], fit)
@@ -115,7 +117,7 @@ def test_another_gpu_s_values_stay_when_one_is_written_again(
     assert profile_text(replace(report, gpu="h100-sxm"), both) == both
 
 
-def test_the_report_says_what_was_fitted_and_how_well(
+def test_the_report_lists_terms_and_errors(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
     report = engine_report(known[0], fit)
@@ -138,14 +140,14 @@ def test_memory_that_is_neither_weights_nor_cache_is_reserved(
     assert reserved_bytes(records) == pytest.approx(expected)
 
 
-def test_a_fit_needs_plain_steps(known: tuple[EngineRecords, EngineProfile]) -> None:
+def test_a_fit_needs_points_of_plain_decoding(known: tuple[EngineRecords, EngineProfile]) -> None:
     records = known[0]
     without = [r for r in records.points if r.point.setup.method != "plain"]
     with pytest.raises(ConfigError, match="plain decoding"):
         fit_profile(replace(records, points=tuple(without)))
 
 
-def test_only_terms_that_the_points_can_tell_are_fitted(
+def test_only_terms_that_the_points_determine_are_fitted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
     plain = [r for r in known[0].points if r.point.setup.method == "plain"]

@@ -1,4 +1,4 @@
-"""The adapter's arguments against vLLM's own checks, where vLLM is installed; no GPU is needed."""
+"""The arguments of the adapter pass vLLM's checks, if vLLM is installed; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def all_arguments(folder: Path) -> list[dict[str, Any]]:
     return [engine_arguments(setup, plan.of(setup), folder) for setup in plan.setups]
 
 
-def test_the_engine_takes_every_argument_and_reads_every_target(tmp_path: Path) -> None:
+def test_vllm_accepts_every_argument_and_target(tmp_path: Path) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     for arguments in all_arguments(tmp_path):
@@ -29,7 +29,7 @@ def test_the_engine_takes_every_argument_and_reads_every_target(tmp_path: Path) 
         assert config.max_model_len == arguments["max_model_len"]
 
 
-def test_the_speculative_configuration_has_known_keys_and_rates_that_resolve(
+def test_vllm_accepts_the_speculative_configuration(
     tmp_path: Path,
 ) -> None:
     from vllm.config.speculative import SpeculativeConfig
@@ -44,14 +44,14 @@ def test_the_speculative_configuration_has_known_keys_and_rates_that_resolve(
             assert resolve(gamma, rates, None) == rates
 
 
-def test_the_head_s_architecture_is_one_that_vllm_has() -> None:
+def test_vllm_has_the_architecture_of_the_head() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
 
     (architecture,) = eagle3_config(eagle3_head, "llama-3.1-8b")["architectures"]
     assert architecture in ModelRegistry.get_supported_archs()
 
 
-def test_sampling_is_what_the_script_asks_for() -> None:
+def test_vllm_accepts_the_sampling_parameters() -> None:
     from vllm import LLM, SamplingParams
 
     made = SamplingParams(

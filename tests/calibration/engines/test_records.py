@@ -1,4 +1,4 @@
-"""Files of engine records: what is written is read back, and another engine's is refused."""
+"""Files of engine records: reading returns what was written; mixed engines are refused."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_records_are_read_as_they_were_written(known: EngineRecords, tmp_path: P
     assert read.facts("plain")["async_scheduling"] is True and read.facts("mtp") == {}
 
 
-def test_a_point_that_was_timed_again_counts_once_with_its_last_time(
-    known: EngineRecords, tmp_path: Path
-) -> None:
+def test_the_last_record_of_a_point_is_used(known: EngineRecords, tmp_path: Path) -> None:
     first = known.points[0]
     again = PointRecord(**{f: getattr(first, f) for f in first.__slots__} | {"seconds": 9.0})  # type: ignore[attr-defined]
     path = tmp_path / "a.jsonl"
@@ -54,7 +52,7 @@ def test_a_point_that_was_timed_again_counts_once_with_its_last_time(
     assert next(r for r in read.points if r.point.id == first.point.id).seconds == 9.0
 
 
-def test_records_to_check_with_are_all_held_back(known: EngineRecords, tmp_path: Path) -> None:
+def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", known)
     check = read_engine_records([path], held_back=True)
     assert not check.fitted and len(check.held_back) == len(known.points)
@@ -66,9 +64,9 @@ def test_records_to_check_with_are_all_held_back(known: EngineRecords, tmp_path:
 @pytest.mark.parametrize(
     "header, message",
     [
-        ({"version": "0.27.0"}, "'0.27.0' after '0.26.0'"),
-        ({"gpu": "NVIDIA L40S"}, "fit one at a time"),
-        ({"engine": ""}, "lacks 'engine'"),
+        ({"version": "0.27.0"}, "'0.27.0' differs from '0.26.0'"),
+        ({"gpu": "NVIDIA L40S"}, "fit each of them separately"),
+        ({"engine": ""}, "does not state 'engine'"),
     ],
 )
 def test_files_of_several_engines_are_refused(
@@ -79,7 +77,7 @@ def test_files_of_several_engines_are_refused(
         read_engine_records(paths)
 
 
-def test_a_foreign_line_is_refused_with_its_number(tmp_path: Path) -> None:
+def test_an_unknown_line_is_refused_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_records(path, HEADER, [{"op": "gemm", "seconds": 1.0}])
     with pytest.raises(RecordError, match=r"a\.jsonl, line 2: unknown operation 'gemm'"):

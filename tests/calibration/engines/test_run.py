@@ -1,4 +1,4 @@
-"""Runs of a plan against a stand-in for vLLM: resumed, failing, and timed as the stand-in ticks."""
+"""Runs of a plan against a fake vLLM: times, continued runs, and failures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def results(records: EngineRecords) -> dict[str, tuple[float, ...]]:
     return {r.point.id: (r.seconds, r.context_tokens, r.tokens_per_round) for r in records.points}
 
 
-def test_every_point_takes_what_the_stand_in_takes(fake: Path, plan: Plan) -> None:
+def test_every_point_has_the_time_of_the_fake(fake: Path, plan: Plan) -> None:
     seen: list[tuple[int, str]] = []
     lines = measured(fake, plan, show=lambda done, label: seen.append((done, label)))
     assert lines == [f"{len(plan.points)} of {len(plan.points)} points timed"]
@@ -66,7 +66,7 @@ def test_every_point_takes_what_the_stand_in_takes(fake: Path, plan: Plan) -> No
     assert seen[-1][0] == len(plan.points)
 
 
-def test_a_resumed_run_equals_one_that_was_not_interrupted(fake: Path, plan: Plan) -> None:
+def test_a_continued_run_equals_an_uninterrupted_one(fake: Path, plan: Plan) -> None:
     measured(fake, plan)
     whole = (fake / "a.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     points = [line for line in whole if '"engine-point"' in line]
@@ -82,7 +82,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(fake: Path, plan: Pla
     assert read_engine_records([fake / "b.jsonl"]) == again  # nothing is left, nothing is started
 
 
-def test_a_point_that_fails_is_recorded_and_tried_again_by_the_next_run(
+def test_a_failed_point_is_recorded_and_tried_again_by_the_next_run(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = plan.points[0].batch
@@ -97,15 +97,15 @@ def test_a_point_that_fails_is_recorded_and_tried_again_by_the_next_run(
     assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points)
 
 
-def test_an_engine_that_does_not_start_at_all_ends_the_run(
+def test_a_run_ends_if_the_first_engine_does_not_start(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM_REFUSES", "0")
-    with pytest.raises(ConfigError, match=r"did not start: RuntimeError: no such luck \(all of"):
+    with pytest.raises(ConfigError, match=r"did not start: RuntimeError: no such luck \(full log"):
         measured(fake, plan)
 
 
-def test_a_method_that_does_not_start_costs_its_own_points_only(
+def test_if_one_method_does_not_start_the_others_are_measured(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = plan.setups[1]
@@ -116,17 +116,17 @@ def test_a_method_that_does_not_start_costs_its_own_points_only(
     assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points) - len(same)
 
 
-def test_no_engine_is_started_that_would_not_be_up_before_the_deadline(
+def test_an_engine_that_would_start_after_the_deadline_is_not_started(
     fake: Path, plan: Plan
 ) -> None:
     lines = measured(fake, plan, deadline=time.monotonic() + plan.options.start_s - 1.0)
     assert lines == [
         f"0 of {len(plan.points)} points timed",
-        "time is out; run the same command again for the rest",
+        "the time is over; run the same command again for the remaining points",
     ]
 
 
-def test_the_script_is_what_imports_vllm_and_nothing_else_does() -> None:
+def test_only_the_adapter_script_imports_vllm() -> None:
     script = (
         "import calibration.engines.run, calibration.engines.vllm_process, sys; print(*sys.modules)"
     )
@@ -136,7 +136,7 @@ def test_the_script_is_what_imports_vllm_and_nothing_else_does() -> None:
     assert not {"vllm", "torch"} & set(done.stdout.split())
 
 
-def test_a_job_states_defaults_but_for_what_the_measurement_needs(tmp_path: Path) -> None:
+def test_a_job_only_states_the_options_that_the_measurement_needs(tmp_path: Path) -> None:
     setup = Setup(target="llama-3.1-8b", method="draft", gamma=3, draft="llama-3.2-1b", tp=2)
     point = Point(setup=setup, batch=8, prompt_tokens=4096)
     engine = vllm.job(setup, [point], tmp_path)["engine"]
@@ -162,7 +162,7 @@ def test_a_job_states_defaults_but_for_what_the_measurement_needs(tmp_path: Path
     assert config["num_hidden_layers"] == 32 and config["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_the_head_s_config_is_read_back_as_the_head_that_is_priced(tmp_path: Path) -> None:
+def test_the_config_of_a_head_describes_the_head_that_is_priced(tmp_path: Path) -> None:
     folder = vllm.head_folder("qwen2.5-7b", "eagle3", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     target = catalog.model("qwen2.5-7b")
@@ -175,13 +175,13 @@ def test_the_head_s_config_is_read_back_as_the_head_that_is_priced(tmp_path: Pat
         assert getattr(read, name) == getattr(head, name)
 
 
-def test_a_method_without_a_head_of_random_weights_is_refused(tmp_path: Path) -> None:
+def test_a_method_that_cannot_run_with_random_weights_is_refused(tmp_path: Path) -> None:
     setup = Setup(target="llama-3.1-8b", method="mtp", gamma=1)
     with pytest.raises(ConfigError, match="measure a running server with --url"):
         vllm.speculative_config(setup, tmp_path)
 
 
-def test_the_version_is_asked_of_the_python_that_has_the_engine(fake: Path, tmp_path: Path) -> None:
+def test_versions_are_read_from_the_given_python(fake: Path, tmp_path: Path) -> None:
     facts = vllm.engine_facts(sys.executable)
     assert (facts["engine"], facts["version"], facts["torch"]) == ("vllm", "0.26.0", "2.11.0")
     with pytest.raises(ConfigError, match="cannot be run"):
@@ -190,7 +190,7 @@ def test_the_version_is_asked_of_the_python_that_has_the_engine(fake: Path, tmp_
 
 def test_a_python_without_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(ConfigError, match="name the Python that runs it"):
+    with pytest.raises(ConfigError, match="give the Python that has it"):
         vllm.engine_facts(sys.executable)
 
 

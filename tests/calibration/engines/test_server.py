@@ -1,4 +1,4 @@
-"""A running server is timed through its public endpoints; the server here is a simulated one."""
+"""A running server is timed through its public endpoints, here those of a fake server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "h200", "gpu_name": "h20
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Serves one model; a sequence's round takes `step_s` and yields `accepted` + 1 tokens."""
+    """Serves one model; each round takes `step_s` and yields `accepted` + 1 tokens."""
 
     step_s, gamma, accepted = 0.004, 3, 2
     daemon_threads = True
@@ -74,11 +74,11 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(bodies.get(self.path))
 
     def do_POST(self) -> None:
-        asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert asked["model"] == "m" and asked["ignore_eos"] and asked["temperature"] == 0.0
-        assert all(isinstance(token, int) for token in asked["prompt"])
-        self.server.complete(asked["max_tokens"])
-        self._answer(json.dumps({"usage": {"completion_tokens": asked["max_tokens"]}}))
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["model"] == "m" and body["ignore_eos"] and body["temperature"] == 0.0
+        assert all(isinstance(token, int) for token in body["prompt"])
+        self.server.complete(body["max_tokens"])
+        self._answer(json.dumps({"usage": {"completion_tokens": body["max_tokens"]}}))
 
     def _answer(self, body: str | None) -> None:
         self.send_response(404 if body is None else 200)
@@ -116,7 +116,7 @@ def test_rounds_come_from_the_counters_and_seconds_from_the_latency(served: Fake
     assert line["rounds"] == pytest.approx((56 - 8) * 4 / 3)
 
 
-def test_without_a_latency_the_durations_difference_stands_for_it() -> None:
+def test_without_latencies_the_difference_in_duration_is_used() -> None:
     server = FakeServer(counts_latency=False)
     line = timed(server, a_point())
     server.shutdown()
@@ -124,14 +124,14 @@ def test_without_a_latency_the_durations_difference_stands_for_it() -> None:
     assert line["latency_s"] == 0.0
 
 
-def test_sglang_s_accept_length_gives_the_rounds() -> None:
+def test_the_accept_length_of_sglang_yields_the_rounds() -> None:
     server = FakeServer(counts_latency=False, sglang=True)
     line = timed(server, a_point())
     server.shutdown()
     assert line["tokens_per_round"] == pytest.approx(3.0)
 
 
-def test_a_plan_runs_into_a_file_as_offline_ones_do(served: FakeServer, tmp_path: Path) -> None:
+def test_a_plan_for_a_server_writes_a_file_of_records(served: FakeServer, tmp_path: Path) -> None:
     options = PlanOptions(
         gpu="h200",
         methods=("eagle3",),
@@ -154,17 +154,17 @@ def test_a_plan_runs_into_a_file_as_offline_ones_do(served: FakeServer, tmp_path
     assert records.gpu == "h200"
 
 
-def test_a_server_that_does_not_speculate_is_found_out(served: FakeServer) -> None:
+def test_a_server_without_speculation_is_refused(served: FakeServer) -> None:
     served.complete = lambda tokens: None  # type: ignore[method-assign]
-    assert "does it speculate" in timed(served, a_point())["error"]
+    assert "counted no drafts" in timed(served, a_point())["error"]
 
 
-def test_the_server_is_asked_for_its_version(served: FakeServer) -> None:
+def test_the_version_is_read_from_the_server(served: FakeServer) -> None:
     assert Server(served.url + "/v1/").version() == "0.26.0"
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="is it running"):
+def test_a_missing_server_is_a_one_line_error() -> None:
+    with pytest.raises(ConfigError, match="does not respond"):
         Server("http://127.0.0.1:9").model()
     with pytest.raises(ConfigError, match="must begin with http"):
         Server("localhost:8000")

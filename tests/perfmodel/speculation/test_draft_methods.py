@@ -1,4 +1,4 @@
-"""Drafts that engines build in: what their heads hold, and what a round of them costs."""
+"""Built-in drafts: the parameters of their heads, and the cost of a round."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_head_of_llama_has_the_parameters_of_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_heads_layer_is_one_of_the_targets_but_for_its_wider_input(target: str) -> None:
+def test_the_layer_of_a_head_is_that_of_the_target_with_a_wider_input(target: str) -> None:
     spec = catalog.model(target)
     shapes = linear_shapes(head_rank(target))
     plain = linear_shapes(replace(head_rank(target), spec=spec))
@@ -53,7 +53,9 @@ def test_a_heads_layer_is_one_of_the_targets_but_for_its_wider_input(target: str
 
 @settings(max_examples=20)
 @given(st.integers(1, 8), st.sampled_from((1, 8, 64)))
-def test_eagle_steps_are_one_over_the_round_and_then_one_token_each(gamma: int, batch: int) -> None:
+def test_the_first_eagle_step_reads_the_round_and_later_ones_one_token(
+    gamma: int, batch: int
+) -> None:
     """γ·T_D = T(γ+1 tokens, with the fusion) + (γ - 1) T(one token, without it)."""
     work = {"batch": batch, "prompt_tokens": 8192}
     scenario = a_scenario(engine="ideal", gpu="h200", draft="eagle3", gamma=gamma, **work)
@@ -72,13 +74,13 @@ def test_eagle_steps_are_one_over_the_round_and_then_one_token_each(gamma: int, 
 
 
 @pytest.mark.parametrize("method", ["p-eagle", "dflash"])
-def test_a_one_pass_draft_costs_one_pass_whatever_gamma(method: str) -> None:
+def test_a_one_pass_draft_costs_one_pass_at_every_gamma(method: str) -> None:
     scenario = a_scenario(engine="ideal", gpu="h200", draft=method, gamma=2, prompt_tokens=8192)
     totals = estimate(scenario, gamma=np.array([1.0, 4.0, 8.0]), batch=1).draft_total_s
     assert float(np.max(totals)) < 1.2 * float(np.min(totals))
 
 
-def test_an_eagle_head_is_cheaper_than_a_draft_model_and_an_mtp_head_dearer_than_it() -> None:
+def test_draft_time_rises_from_eagle_head_to_mtp_head_to_draft_model() -> None:
     times = {
         name: float(
             estimate(
@@ -101,7 +103,7 @@ def test_a_heads_cache_and_weights_count_in_memory(name: str) -> None:
     assert float(point.memory.lookahead_kv) > 0
 
 
-def test_heads_share_the_target_s_attention_shape_and_hold_one_layer_of_cache() -> None:
+def test_heads_have_the_attention_of_the_target_and_one_layer_of_cache() -> None:
     spec = catalog.model("qwen3-32b")
     for make, layers in ((eagle3_head, 1), (mtp_head, 1), (dflash_draft, 5)):
         head = make(spec)
@@ -111,7 +113,7 @@ def test_heads_share_the_target_s_attention_shape_and_hold_one_layer_of_cache() 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_built_in_draft_has_no_budget_and_no_ranks_of_its_own(name: str) -> None:
+def test_a_built_in_draft_has_neither_a_budget_nor_a_draft_tp(name: str) -> None:
     with pytest.raises(ConfigError, match="no KV budget"):
         DraftPlan(draft=name, policy="streamingllm", gamma=2, kv_budget_tokens=512)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="leave kv_budget out"):
@@ -120,7 +122,7 @@ def test_a_built_in_draft_has_no_budget_and_no_ranks_of_its_own(name: str) -> No
         a_scenario(draft=name, tp=4, draft_tp=1)
 
 
-def test_a_head_of_every_tp_of_the_target_is_priced() -> None:
+def test_a_head_is_priced_at_every_tp_of_the_target() -> None:
     times = [
         float(estimate(a_scenario(draft="eagle3", tp=tp, gamma=3)).draft_total_s)
         for tp in (1, 2, 4)
@@ -129,7 +131,7 @@ def test_a_head_of_every_tp_of_the_target_is_priced() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_built_in_draft_is_stated_by_its_name_and_read_back(name: str) -> None:
+def test_a_built_in_draft_survives_a_round_trip_by_name(name: str) -> None:
     stated = scenario_dict(a_scenario(draft=name, gamma=3))
     assert stated["draft"] == name and "acceptance_per_position" not in stated
     again = parse_scenario(stated).scenario()
@@ -150,7 +152,7 @@ def test_a_built_in_draft_is_simulated_and_not_exported(
         assert f"does not support the built-in draft {name} yet" in capsys.readouterr().err
 
 
-def test_a_search_lists_the_built_in_drafts_of_an_engine_that_has_them() -> None:
+def test_a_search_includes_the_built_in_drafts_of_the_engine() -> None:
     scenario = a_scenario(engine="ideal", gpu="h200", batch=8, prompt_tokens=8192)
     host = tuple(HostCosts(method=m) for m in ("plain", "draft", "eagle3", "ngram"))
     served = replace(scenario, engine=replace(scenario.engine, host=host))

@@ -1,4 +1,4 @@
-"""Host time of a serving engine: before the first launch, and launches that outlast the GPU."""
+"""Host time of a serving engine: before the first launch, and launches longer than the passes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_profile_without_host_costs_adds_nothing() -> None:
 
 
 @given(st.floats(0, 5e-3), st.floats(0, 1e-4))
-def test_host_and_gpu_in_turn_add_up(step_s: float, sequence_s: float) -> None:
+def test_without_overlap_host_and_gpu_time_add_up(step_s: float, sequence_s: float) -> None:
     costs = HostCosts(method="draft", step_s=step_s, sequence_s=sequence_s)
     point = estimate(with_host(costs, **DRAFT, **WORK))
     assert float(point.round_s) == pytest.approx(passes_s(point) + step_s + 8 * sequence_s)
 
 
 @given(st.floats(0, 50e-3))
-def test_beside_the_gpu_the_longer_of_the_two_counts(step_s: float) -> None:
+def test_with_overlap_the_longer_of_host_and_gpu_time_counts(step_s: float) -> None:
     costs = HostCosts(method="draft", overlapped=True, step_s=step_s)
     point = estimate(with_host(costs, **DRAFT, **WORK))
     assert float(point.round_s) == pytest.approx(max(passes_s(point), step_s))
@@ -61,7 +61,7 @@ def test_launches_of_an_eager_draft_run_ahead_of_the_verification(
     assert float(point.round_s) == pytest.approx(step_s + max(passes_s(point), 48 * layer_s))
 
 
-def test_a_draft_step_costs_one_launch_of_its_own() -> None:
+def test_each_draft_step_costs_one_launch() -> None:
     costs = HostCosts(method="eagle3", draft_step_s=20e-3)
     point = estimate(with_host(costs, draft="eagle3", gamma=4, **WORK))
     assert float(point.round_s) == pytest.approx(80e-3)
@@ -73,13 +73,13 @@ def test_a_one_pass_draft_is_launched_once() -> None:
     assert float(point.round_s) == pytest.approx(20e-3)
 
 
-def test_an_unlisted_method_pays_what_plain_decoding_pays() -> None:
+def test_an_unlisted_method_has_the_costs_of_plain_decoding() -> None:
     costs = HostCosts(method="plain", step_s=2e-3)
     point = estimate(with_host(costs, **DRAFT, **WORK))
     assert float(point.overhead_s) == pytest.approx(2e-3) == float(point.plain_overhead_s)
 
 
-def test_a_look_up_costs_host_time_over_batch_and_context_and_no_gpu_time() -> None:
+def test_a_look_up_costs_only_host_time_per_sequence_and_context_token() -> None:
     costs = HostCosts(method="ngram", lookup_token_s=1e-8)
     point = estimate(with_host(costs, draft="ngram", gamma=3, acceptance=0.5, **WORK))
     assert float(point.draft_step_s) == 0.0
