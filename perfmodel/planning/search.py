@@ -187,7 +187,7 @@ def _variants(
     context = scenario.workload.prompt_tokens
     for named, policy in choices:
         if named in METHODS:
-            yield from _method_variants(scenario, named, tps)
+            yield from _method_variants(scenario, named, policy, tps)
             continue
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
@@ -207,9 +207,12 @@ def _variants(
                     yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
 
 
-def _method_variants(scenario: Scenario, name: str, tps: Sequence[int]) -> Iterator[Scenario]:
+def _method_variants(
+    scenario: Scenario, name: str, policy: str, tps: Sequence[int]
+) -> Iterator[Scenario]:
     """One scenario per TP of a built-in draft."""
-    method, plan = METHODS[name], DraftPlan(draft=name, gamma=1)
+    method = METHODS[name]
+    plan = DraftPlan(draft=name, policy=DraftPolicy.of(policy), gamma=1)
     given = scenario.acceptance if scenario.plan.draft == name else None
     acceptance = given or method_acceptance(scenario.target.name, name)
     spec = method.spec(scenario.target) if method.spec else None

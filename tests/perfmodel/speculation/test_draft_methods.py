@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from strategies import TARGETS, a_scenario
 
 from app.cli.main import run
-from perfmodel import ConfigError, DraftPlan, catalog, estimate, parse_scenario, scenario_dict
+from perfmodel import (
+    ConfigError,
+    DraftPlan,
+    catalog,
+    estimate,
+    find_plan,
+    parse_scenario,
+    scenario_dict,
+    sweep,
+)
 from perfmodel.passes.forward import Rank, forward_pass, linear_shapes
 from perfmodel.planning.search import search
 from perfmodel.specs import METHODS, HostCosts, MethodKind
@@ -156,8 +166,39 @@ def test_a_search_includes_the_built_in_drafts_of_the_engine() -> None:
     scenario = a_scenario(engine="ideal", gpu="h200", batch=8, prompt_tokens=8192)
     host = tuple(HostCosts(method=m) for m in ("plain", "draft", "eagle3", "ngram"))
     served = replace(scenario, engine=replace(scenario.engine, host=host))
-    found = search(served)
-    plans = {c.scenario.plan.draft: c for c in found.candidates}
+    result = search(served)
+    plans = {c.scenario.plan.draft: c for c in result.candidates}
     assert plans["eagle3"].label.startswith("EAGLE-3, γ=") and plans["eagle3"].speedup > 1
-    assert [u.candidate.scenario.plan.draft for u in found.unmeasured].count("ngram") == 1
+    assert [u.candidate.scenario.plan.draft for u in result.unmeasured].count("ngram") == 1
     assert "eagle3" not in {c.scenario.plan.draft for c in search(scenario).candidates}
+
+
+WORK = {"gpu": "h200", "batch": 8, "prompt_tokens": 8192, "tp": 1}
+
+
+def test_recommend_finds_the_gamma_of_a_built_in_draft() -> None:
+    best = find_plan({**WORK, "draft": "eagle3"}).best
+    gamma = best.scenario.plan.gamma
+    assert best.scenario.plan.draft == "eagle3" and best.speedup > 1
+    for other in (gamma - 1, gamma + 1):
+        point = estimate(parse_scenario({**WORK, "draft": "eagle3", "gamma": other}).scenario())
+        assert float(point.speedup) <= best.speedup
+    with pytest.raises(ConfigError, match="use policy full"):
+        find_plan({**WORK, "draft": "eagle3:snapkv,self"})
+
+
+def test_a_sweep_over_drafts_ignores_the_kv_budget_of_built_in_drafts() -> None:
+    swept = sweep(WORK, {"draft": ["self", "eagle3"], "kv_budget": [128, 512]})
+    self_draft, head = swept.blocks
+    assert self_draft.estimate is not None and self_draft.estimate.speedup.size == 2
+    expected = estimate(parse_scenario({**WORK, "draft": "eagle3"}).scenario()).speedup
+    assert head.estimate is not None and head.estimate.speedup.item() == float(expected)
+
+
+def test_the_engine_refuses_to_run_a_built_in_draft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scenario.toml"
+    file.write_text('draft = "eagle3"\n', encoding="utf-8")
+    assert run(["run", "standalone", "--scenario", str(file)]) == 2
+    assert "built-in draft 'eagle3', which this engine does not support" in capsys.readouterr().err
