@@ -110,7 +110,12 @@ class Scenario:
                 f"must use its target's tokenizer"
             )
         measured_on = self.engine.measured_on
-        if measured_on and measured_on != gpu.name:
+        if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:
+            notes.append(
+                f"engine {self.engine.name} was not measured on {gpu.name}: host times and factors "
+                f"are those of {measured_on}"
+            )
+        elif measured_on and measured_on != gpu.name:
             notes.append(
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
@@ -124,7 +129,8 @@ class Scenario:
         if note := self._link_note():
             notes.append(note)
         kernels = self.engine.attention_kernels
-        if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
+        curves = self.kernels.name
+        if measured_attention(curves, kernels) == "flashinfer":
             notes.append(
                 "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
                 "checked on one H200 only"

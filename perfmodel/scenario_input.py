@@ -14,10 +14,12 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog._schema import fault_line
 from perfmodel.catalog.acceptance import read_acceptance_curves
 from perfmodel.catalog.engines import engine_profile
+from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
 from perfmodel.units import GB, US
@@ -93,7 +95,7 @@ class ScenarioInput(BaseModel):
     draft: Name = _field(
         "Models",
         "MODEL|self|none",
-        'Draft model; "self" drafts with the target, "none" decodes without a draft.',
+        'Draft model, "self" (the target), "none", or eagle3, mtp, p-eagle, dflash, ngram, suffix.',
         "none",
     )
     draft_policy: Name | None = _field(
@@ -167,7 +169,7 @@ class ScenarioInput(BaseModel):
         otherwise="the value of --tp",
     )
     engine: Name = _field(
-        "Machine", "NAME", "Engine profile: the overheads of an inference engine.", "specroof"
+        "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
     weight_dtype: Name = _field(
         "Machine", "DTYPE", "Storage type of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
@@ -197,6 +199,8 @@ class ScenarioInput(BaseModel):
         if self.draft == "none":
             return DraftPlan(gamma=self.gamma or 0)
         draft = self.draft
+        if draft in METHODS:
+            return self._method_plan()
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
@@ -212,6 +216,24 @@ class ScenarioInput(BaseModel):
             draft_tp = self.draft_tp or self.tp
         return DraftPlan(
             draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
+        )
+
+    def _method_plan(self) -> DraftPlan:
+        """The plan of a built-in draft, which runs on the target's ranks."""
+        if self.draft_tp not in (None, self.tp):
+            raise ConfigError(
+                f"draft_tp={self.draft_tp} differs from tp={self.tp}; the built-in draft "
+                f"{self.draft} runs on the target's ranks, so leave draft_tp out"
+            )
+        if self.kv_budget is not None:
+            raise ConfigError(
+                f"kv_budget={self.kv_budget} is not available for the built-in draft {self.draft}, "
+                f"which has no KV budget; leave kv_budget out"
+            )
+        return DraftPlan(
+            draft=self.draft,
+            policy=DraftPolicy.of(self.draft_policy or DraftPolicy.FULL),
+            gamma=DEFAULT_GAMMA if self.gamma is None else self.gamma,
         )
 
     def given_acceptance(self, gamma: int) -> Acceptance | None:
@@ -257,8 +279,12 @@ class ScenarioInput(BaseModel):
         plan = self.plan()
         target = catalog.model(self.target)
         machine = self._machine()
+        acceptance = self.given_acceptance(plan.gamma)
         if plan.draft == "none":
             draft = None
+        elif plan.method is not None:
+            draft = plan.method.spec(target) if plan.method.spec else None
+            acceptance = acceptance or method_acceptance(target.name, plan.draft)
         else:
             draft = target if plan.is_self else catalog.model(self.draft)
         parse_slo(self.slo)
@@ -278,7 +304,7 @@ class ScenarioInput(BaseModel):
             tp=self.tp,
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
-            acceptance=self.given_acceptance(plan.gamma),
+            acceptance=acceptance,
             user_curves=curves,
         )
 

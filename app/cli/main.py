@@ -23,6 +23,7 @@ from app.cli.commands.acceptance import (
     measure_acceptance,
 )
 from app.cli.commands.calibrate import calibrate_app
+from app.cli.commands.calibrate_engine import calibrate_engine
 from app.cli.commands.explore import explore
 from app.cli.commands.export import export
 from app.cli.commands.fit_catalog import fit_published, fit_tables
@@ -60,6 +61,7 @@ for command in (predict, sweep, simulate, recommend, export):
     app.command(cls=ScenarioCommand)(command)
 app.command("list")(list_catalog)
 app.command()(explore)
+calibrate_app.command("engine")(calibrate_engine)
 calibrate_app.command("fit-tables")(fit_tables)
 calibrate_app.command("fit-published")(fit_published)
 calibrate_app.command("acceptance")(measure_acceptance)

@@ -210,6 +210,15 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
     )
 
 
+def model_config(name_or_hub_id: str) -> dict[str, Any]:
+    """The `config.json` of a catalog model; errors as in `model`."""
+    name = model(name_or_hub_id).name
+    if name not in model_names():
+        raise unknown_name("model", printable(name_or_hub_id), model_names())
+    file = read(_ModelFile, table("models", name), f"models/{name}.toml")
+    return file.config | dict.fromkeys(file.null_fields)
+
+
 @cache
 def _model(name: str) -> ModelSpec:
     return model_from_toml(text("models", name), where=f"models/{name}.toml")

@@ -33,7 +33,8 @@ def curves_for(engine: EngineProfile, gpu: GPU, link_kind: str) -> Efficiency:
     PCIe cards whose curves were measured over NVLink use the collectives of the measured PCIe GPU.
     """
     kernels = (engine.attention_kernels, engine.linear_kernels)
-    curves = efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+    measured_on = engine.measured_on if engine.has_own_kernels else ""
+    curves = efficiency(gpu.efficiency, *kernels, measured_on, gpu.name)
     if link_kind == "pcie" != curves.collectives.link_kind:
         return replace(curves, collectives=_pcie_collectives())
     return curves

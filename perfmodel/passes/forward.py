@@ -166,13 +166,17 @@ def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
     spec, tp = rank.spec, rank.tp
     heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
     vocab = spec.padded_vocab_per_rank(tp) if rank.engine.vocab_parallel else spec.vocab
-    return {
-        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, spec.hidden, spec.layers),
+    qkv_inputs = spec.qkv_inputs * spec.hidden
+    shapes = {
+        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, qkv_inputs, spec.layers),
         "o_proj": (spec.hidden, heads * spec.head_dim, spec.layers),
         "gate_up_proj": (2 * spec.ffn_hidden // tp, spec.hidden, spec.layers),
         "down_proj": (spec.hidden, spec.ffn_hidden // tp, spec.layers),
         "lm_head": (vocab, spec.hidden, 1),
     }
+    if spec.fusion_inputs:
+        shapes["fusion_proj"] = (spec.hidden, spec.fusion_inputs * spec.hidden, 1)
+    return shapes
 
 
 def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
@@ -225,7 +229,11 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
         kv_bytes_per_element=element,
     )
     engine = rank.engine
-    factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
+    factor: Floats | float = (
+        engine.attention_factor if whole_cache else engine.draft_attention_factor
+    )
+    if engine.verify_attention_factor != 1.0:
+        factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
     return Part(

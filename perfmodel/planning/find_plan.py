@@ -2,8 +2,8 @@
 
 The keys are those of `ScenarioInput`; `tp`, `draft` and `kv_budget` may have several values. A
 draft may include a policy, as in `self:snapkv`; otherwise all its policies are compared. By default
-the search tries self-speculation and every smaller model with the target's tokenizer, at every
-power of two of TP that splits the target on one node.
+the search tries self-speculation, every smaller model with the target's tokenizer, and the built-in
+drafts of the engine profile, at every power of two of TP that splits the target on one node.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from perfmodel.planning.recommend import Recommendation, recommend
 from perfmodel.planning.search import draft_choices, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = ("streamingllm", "snapkv")
 POLICIES_OF_MODEL = ("streamingllm", "full")
+POLICIES_OF_METHOD = ("full",)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
 
@@ -89,7 +91,10 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
         draft, _, in_term = str(term).partition(":")
         if draft == "none":
             raise ConfigError("recommend always considers plain decoding; leave out draft none")
-        defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
+        if draft in METHODS:
+            defaults: tuple[str, ...] = POLICIES_OF_METHOD
+        else:
+            defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
@@ -117,7 +122,8 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
-        fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": 1}
+        budget = None if draft in METHODS else 1
+        fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": budget}
         fixed["draft_tp"] = None if draft == "self" else values.get("draft_tp")
     observed = [key for key in OBSERVED_KEYS if key in values]
     if observed:

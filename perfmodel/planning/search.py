@@ -9,10 +9,12 @@ import numpy as np
 
 from perfmodel import catalog
 from perfmodel._typing import Floats
+from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import GAMMAS
@@ -98,6 +100,8 @@ def plan_label(plan: DraftPlan) -> str:
     """A draft plan in words."""
     if not plan.speculates:
         return "No speculation"
+    if plan.method is not None:
+        return f"{plan.method.label}, γ={plan.gamma}"
     who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
     policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
     budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens}"
@@ -155,7 +159,11 @@ def search(
 
 
 def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
-    """Self-speculation and every smaller catalog model with the same tokenizer, by policy."""
+    """Draft choices as (draft, policy).
+
+    Self-speculation, every smaller catalog model with the same tokenizer, and the built-in drafts
+    whose host costs the engine profile states.
+    """
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
     smaller = [
@@ -164,7 +172,8 @@ def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
         if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
     ]
     standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
-    return [("self", "streamingllm"), ("self", "snapkv"), *standalone]
+    built_in = [(c.method, "full") for c in scenario.engine.host if c.method in METHODS]
+    return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 
 def _variants(
@@ -177,6 +186,9 @@ def _variants(
     """One scenario per draft choice, TP, draft TP and budget; γ is an array in `estimate`."""
     context = scenario.workload.prompt_tokens
     for named, policy in choices:
+        if named in METHODS:
+            yield from _method_variants(scenario, named, policy, tps)
+            continue
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
         is_same = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
@@ -193,6 +205,19 @@ def _variants(
                         draft_tp=draft_tp,
                     )
                     yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=given)
+
+
+def _method_variants(
+    scenario: Scenario, name: str, policy: str, tps: Sequence[int]
+) -> Iterator[Scenario]:
+    """One scenario per TP of a built-in draft."""
+    method = METHODS[name]
+    plan = DraftPlan(draft=name, policy=DraftPolicy.of(policy), gamma=1)
+    given = scenario.acceptance if scenario.plan.draft == name else None
+    acceptance = given or method_acceptance(scenario.target.name, name)
+    spec = method.spec(scenario.target) if method.spec else None
+    for tp in tps:
+        yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=acceptance)
 
 
 def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:

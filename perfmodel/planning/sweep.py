@@ -20,6 +20,7 @@ from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.model import dtype_bytes
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import format_seconds
@@ -190,7 +191,7 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
         engine_profile(str(name))
     for choice in axes.get("draft", ()):
         draft, _, policy = str(choice).partition(":")
-        if draft not in ("self", "none"):
+        if draft not in ("self", "none", *METHODS):
             catalog.model(draft)
         if policy:
             DraftPolicy.of(policy)
@@ -209,6 +210,8 @@ def _block(
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
+    if names.get("draft") in METHODS:  # a built-in draft has no KV budget
+        values.pop("kv_budget", None)
     # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1

@@ -142,7 +142,7 @@ def estimate_rounds(
     scenario: Scenario, batch: ArrayLike, contexts: ArrayLike, gamma: ArrayLike
 ) -> RoundEstimate:
     """`estimate()` for rounds in which a draft reads its budget or the context, if shorter."""
-    if np.any(np.asarray(gamma) > 0) and scenario.draft is None:
+    if np.any(np.asarray(gamma) > 0) and scenario.plan.draft == "none":
         raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
     return estimate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from perfmodel.errors import ConfigError, either
+from perfmodel.specs.draft_methods import METHODS, DraftMethod
 
 MAX_GAMMA = 64  # most drafts per round in a plan
 
@@ -17,6 +18,7 @@ class DraftKind(StrEnum):
     NONE = "none"
     SELF = "self"  # the target model
     MODEL = "model"  # a standalone model, given by its name
+    METHOD = "method"  # a built-in draft of serving engines, one of `METHODS`
 
 
 class DraftPolicy(StrEnum):
@@ -38,9 +40,9 @@ class DraftPolicy(StrEnum):
 class DraftPlan:
     """One way to draft.
 
-    `draft` is "none", "self" or a model's catalog name. `kv_budget_tokens` is the number of cached
-    tokens that a draft may read per sequence, including sink and recent window; it is None for
-    policy "full".
+    `draft` is "none", "self", one of `METHODS`, or a model's catalog name. `kv_budget_tokens` is
+    the number of cached tokens that a draft may read per sequence, including sink and recent
+    window; it is None for policy "full".
     """
 
     draft: str = "none"
@@ -66,6 +68,11 @@ class DraftPlan:
                 f"draft policy snapkv is not available for the standalone draft {self.draft!r}; "
                 f"use policy streamingllm or full, or draft self"
             )
+        if self.method is not None and self.policy is not DraftPolicy.FULL:
+            raise ConfigError(
+                f"draft policy {self.policy} is not available for the built-in draft "
+                f"{self.draft!r}, which has no KV budget; use policy full"
+            )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
         needs_budget = self.policy is not DraftPolicy.FULL and self.kind is not DraftKind.NONE
@@ -78,8 +85,15 @@ class DraftPlan:
 
     @property
     def kind(self) -> DraftKind:
-        """Whether the draft is none, the target itself, or a standalone model."""
+        """Whether the draft is none, the target itself, a built-in method, or a model."""
+        if self.draft in METHODS:
+            return DraftKind.METHOD
         return DraftKind(self.draft) if self.draft in ("none", "self") else DraftKind.MODEL
+
+    @property
+    def method(self) -> DraftMethod | None:
+        """The built-in draft; None for models and self-drafts."""
+        return METHODS.get(self.draft)
 
     @property
     def is_self(self) -> bool:

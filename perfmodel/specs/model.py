@@ -32,6 +32,8 @@ class ModelSpec:
     qk_norm: bool = False
     sliding_window_tokens: int | None = None
     rope_theta: float = 10_000.0
+    qkv_inputs: int = 1  # input width of the QKV projection over `hidden`; 2 in an EAGLE-3 head
+    fusion_inputs: int = 0  # the same of a draft head's fusion projection; 0 without one
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""
@@ -89,13 +91,14 @@ class ModelSpec:
         """Parameters stored by one rank: sharded layers, replicated norms and KV heads."""
         heads = self.query_heads_per_rank(tp)
         qkv = (heads + 2 * self.kv_heads_per_rank(tp)) * self.head_dim
-        linear = self.hidden * qkv + heads * self.head_dim * self.hidden
+        linear = self.qkv_inputs * self.hidden * qkv + heads * self.head_dim * self.hidden
         linear += 3 * self.hidden * self.ffn_hidden // tp
         small = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         small += qkv if self.qkv_bias else 0
         vocabulary = self.padded_vocab_per_rank(tp) * self.hidden
         vocabulary *= 1 if self.tied_embeddings else 2
-        return self.layers * (linear + small) + vocabulary + self.hidden
+        fusion = self.fusion_inputs * self.hidden**2  # each rank stores all of it
+        return self.layers * (linear + small) + vocabulary + self.hidden + fusion
 
     def padded_vocab_per_rank(self, tp: int) -> int:
         """Vocabulary rows on one rank, rounded up."""

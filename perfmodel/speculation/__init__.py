@@ -8,6 +8,7 @@ from perfmodel.speculation.break_even import (
     break_even_context,
     gamma_schedule,
 )
+from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.uncertainty import (
     Interval,
@@ -28,6 +29,7 @@ __all__ = [
     "break_even_context",
     "estimate",
     "gamma_schedule",
+    "host_wait_s",
     "probability_of_gain",
     "sensitivities",
     "speedup_interval",

@@ -28,6 +28,7 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
+from perfmodel.speculation.host import host_wait_s, method_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -174,17 +175,26 @@ def estimate(
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
-    fixed, per_sequence, per_draft = scenario.engine.round_overheads(scenario.tp)
+    engine = scenario.engine
+    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp)
     overhead = fixed + per_sequence * b + per_draft * np.maximum(g, 1.0)
     step = forward_pass(target, batch=b, context_tokens=prompt)
-    host = fixed + per_sequence * b + per_draft if scenario.engine.plain_runs_ahead else 0.0
+    host = fixed + per_sequence * b + per_draft if engine.plain_runs_ahead else 0.0
     plain_overhead = np.maximum(host - step.total_s, 0.0)
+    verify = forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0)
+    if engine.host:
+        passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
+        method = method_of(scenario)
+        plain_overhead = plain_overhead + host_wait_s(
+            scenario, "plain", b, prompt, np.zeros(()), step.total_s
+        )
+        overhead = overhead + host_wait_s(scenario, method, b, prompt, g, passes)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
-        verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
+        verify=verify,
         draft_step=draft.step if draft else None,
         overhead_s=np.where(g > 0, overhead, plain_overhead),
         plain_overhead_s=plain_overhead,

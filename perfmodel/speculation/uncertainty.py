@@ -10,7 +10,7 @@ import numpy as np
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.passes.forward import sum_error
 from perfmodel.scenario import Scenario
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 from perfmodel.units import Z90
 
@@ -123,7 +123,11 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     def on_engine(factor: float) -> Scenario:
         engine = scenario.engine
         scaled = {f: getattr(engine, f) * factor for f in _OVERHEADS}
-        return replace(scenario, engine=replace(engine, **scaled))
+        host = tuple(
+            replace(costs, **{f: getattr(costs, f) * factor for f in _HOST_COSTS})
+            for costs in engine.host
+        )
+        return replace(scenario, engine=replace(engine, **scaled, host=host))
 
     return [
         (
@@ -143,6 +147,7 @@ _OVERHEADS = tuple(
     for f in fields(EngineProfile)
     if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
 )
+_HOST_COSTS = tuple(f.name for f in fields(HostCosts) if f.name.endswith("_s"))
 
 
 def _speedup_at(scenario: Scenario, alpha: float) -> float:

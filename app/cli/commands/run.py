@@ -207,7 +207,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     Raises
     ------
     ConfigError
-        If the scenario's draft needs another mode.
+        If the engine does not support the scenario's draft, or it needs another mode.
     """
     from perfmodel import ConfigError
 
@@ -224,6 +224,11 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     }
     if mode == "baseline":
         return values
+    if plan.method is not None:
+        raise ConfigError(
+            f"{origin} has the built-in draft {plan.draft!r}, which this engine does not support; "
+            f"use another draft"
+        )
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(

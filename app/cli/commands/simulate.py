@@ -76,7 +76,7 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
     if base.plan.speculates:
         choices.append((base.plan.gamma,))
     if options.schedule:
-        if base.draft is None:
+        if base.plan.draft == "none":
             raise perfmodel.ConfigError("--schedule needs a draft; add one, such as --draft self")
         choices.append(SCHEDULE_GAMMAS)
     times = RoundTimes(base, max_batch=simulation.serving.max_batch)
