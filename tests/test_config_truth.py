@@ -226,6 +226,17 @@ REFUSED = {
     "tied, a text": case(tie_word_embeddings="false"),
     "tied, null": case(tie_word_embeddings=None),
     "end token, a text": case(eos_token_id="2"),
+    "begin token, a text": case(bos_token_id="1"),
+    "padding token, a list": case("qwen3", pad_token_id=[0]),
+    "dropout, a text": case("mistral", attention_dropout="a"),
+    "dropout null": case("qwen2", attention_dropout=None),
+    "initializer_range, an integer": case(initializer_range=1),
+    "use_cache null": case(use_cache=None),
+    "labels, a text": case(num_labels="x"),
+    "labels without numbers": case(id2label={"a": 1}),
+    "pretraining_tp, a text": case(pretraining_tp="x"),
+    **{f"{name} is not a field": case(**{name: {}})
+       for name in ("attribute_map", "to_dict", "__class__")},
     "no such dtype": case(torch_dtype="bf16"),
     "dtype of 8 bits": case(dtype="float8_e4m3fn"),
 }  # fmt: skip
