@@ -125,7 +125,7 @@ class _Decoder(_Strict):
     # These have no effect here, but transformers refuses wrong types.
     bos_token_id: int | None = None
     pad_token_id: int | None = None
-    attention_dropout: float = 0.0
+    attention_dropout: float | None = 0.0
     initializer_range: Annotated[float, BeforeValidator(_with_a_point)] = 0.02
     use_cache: bool = True
     num_labels: int = 2
@@ -145,15 +145,16 @@ class _Llama(_Decoder):
 
     sliding_window: None = None
     pretraining_tp: int | None = 1
-    attention_dropout: float | None = 0.0
 
 
 class _Mistral(_Decoder):
+    attention_dropout: float = 0.0
     num_key_value_heads: Count = 8
     sliding_window: Count | None = 4096
 
 
 class _Qwen2(_Decoder):
+    attention_dropout: float = 0.0
     num_key_value_heads: Count | None = 32
     head_dim: Count = _ABSENT
     sliding_window: Count | None = 4096
