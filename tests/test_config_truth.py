@@ -1,8 +1,8 @@
-"""One truth about `config.json`: what `predict` reads `run` reads, and both are transformers'.
+"""`predict` and `run` interpret a `config.json` in the same way as transformers.
 
-Every case is written to a folder and read three times: by `AutoConfig` as a tiny random model, by
-`perfmodel` and by `runtime`. Either shapes, bytes, end tokens and logits are equal, or both refuse
-in one line.
+Each case is written to a folder and read three times: by `AutoConfig` as a tiny random model, by
+`perfmodel` and by `runtime`. Either shapes, bytes, end tokens and logits are equal, or both
+packages refuse the config with a one-line error.
 """
 
 from __future__ import annotations

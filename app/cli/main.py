@@ -50,6 +50,8 @@ EXTRAS = {
     "markdown_it": "report",
     "streamlit": "explorer",
 }
+# A flag of scenarios and the flag of `specroof run` with the same meaning.
+SAME_FLAGS = {"--output-tokens": {"--gen-tokens"}, "--gen-tokens": {"--output-tokens"}}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = App(
@@ -125,7 +127,7 @@ def _usage_line(error: Any) -> str:
 
         (fault, *_), (name, *_) = error.__cause__.errors(), error.param.opts
         return f"{name} {shown(fault['input'])} is not valid: it {fault_reason(fault)}"
-    if possible := getattr(error, "possibilities", None):
+    if possible := _similar_flags(error):
         from perfmodel.errors import either
 
         return f"no such option {error.option_name}; did you mean {either(possible)}?"
@@ -133,6 +135,15 @@ def _usage_line(error: Any) -> str:
     if error.ctx is not None and ";" not in text:
         text += f"; see `{error.ctx.command_path} --help`"
     return text[:1].lower() + text[1:]
+
+
+def _similar_flags(error: Any) -> list[str]:
+    """Flags that may be meant by one that does not exist; empty for other errors."""
+    similar = getattr(error, "possibilities", None) or []
+    if similar and error.ctx is not None:
+        flags = {name for param in error.ctx.command.get_params(error.ctx) for name in param.opts}
+        similar = sorted(flags & SAME_FLAGS.get(error.option_name, set())) or similar
+    return list(similar)
 
 
 def _fail(message: str, code: int) -> int:

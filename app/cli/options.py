@@ -117,9 +117,14 @@ class ScenarioCommand(Command):
 
 
 def _without_type(params: list[Any]) -> list[Any]:
-    """Hide the type of flags that take no value, and defaults of None, in the help."""
+    """Hide defaults of None and the Python types of arguments and of flags without a value."""
     for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
+        if param.param_type_name == "argument":
+            name = param.metavar if param.required else f"[{param.metavar}]"
+            usage = name if param.nargs == 1 else f"{name}..."
+            param.get_usage_pieces = lambda _ctx, usage=usage: [usage]
+            param.display_type_rich = lambda _ctx=None, **_: None
+        elif param.is_flag and param.metavar is None:
             param.metavar = ""
         if param.default is None:
             param.show_default = False

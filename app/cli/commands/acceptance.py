@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calibration.records import RecordSet
 
 Records = Annotated[
-    list[Path], typer.Argument(metavar="RECORDS...", help="Records of `calibrate acceptance`.")
+    list[Path], typer.Argument(metavar="RECORDS", help="Records of `calibrate acceptance`.")
 ]
 
 

@@ -92,7 +92,7 @@ def fit(
     records: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RECORDS...", help="Records of `calibrate measure`, or published kernel tables."
+            metavar="RECORDS", help="Records of `calibrate measure`, or published kernel tables."
         ),
     ],
     output: Annotated[Path, option("DIR", "Folder for the fitted catalog files.")] = Path(

@@ -76,7 +76,7 @@ class EngineOptions:
 def calibrate_engine(
     records: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RECORDS...", help="Existing records to fit.", show_default=False),
+        typer.Argument(metavar="RECORDS", help="Existing records to fit.", show_default=False),
     ] = None,
     *,
     options: EngineOptions,

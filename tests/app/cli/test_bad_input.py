@@ -18,6 +18,14 @@ CASES = {
     "unknown dtype": (["predict", "--kv-dtype", "fp3"], "fp8"),
     "unknown policy": (["predict", "--draft", "self", "--draft-policy", "h2o"], "snapkv"),
     "unknown flag": (["predict", "--kv-bugdet", "64"], "--kv-budget"),
+    "a scenario's flag with another name in run": (
+        ["run", "selfspec", "--output-tokens", "4"],
+        "did you mean --gen-tokens?",
+    ),
+    "run's flag with another name in scenarios": (
+        ["predict", "--gen-tokens", "4"],
+        "did you mean --output-tokens?",
+    ),
     "unknown command": (["predikt"], "predikt"),
     "unknown list": (["list", "gpu"], "gpus"),
     "missing value": (["predict", "--batch"], "--batch"),
