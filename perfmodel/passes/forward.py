@@ -2,87 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.kernels.collectives import Exchange, ring_seconds
-from perfmodel.kernels.curves import Efficiency
+from perfmodel.passes.communication import comm_parts
 from perfmodel.passes.parts import Part, StepTime
-from perfmodel.scenario import Scenario
+from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Bound, Origin
-from perfmodel.specs.model import ModelSpec, dtype_bytes
-from perfmodel.units import Z90
+from perfmodel.specs.model import dtype_bytes
 
-ACTIVATION_BYTES = 2.0  # bf16
-# The best GEMMs and attention of the four measured GPUs reach 0.80 to 0.92 of the datasheet's
-# bandwidth. A bound for another GPU allows a share of 0.95, and 1.1 times the curves' share.
-BOUND_SHARE, BOUND_GAIN = 0.95, 1.1
 _ZERO = np.zeros(())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
-
-    machine: Machine
-    spec: ModelSpec
-    engine: EngineProfile
-    curves: Efficiency
-    tp: int = 1
-    weight_dtype: str = "bf16"
-    kv_dtype: str = "bf16"
-    is_draft: bool = False
-
-    @classmethod
-    def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
-        """The shard of a scenario's target or draft."""
-        return cls(
-            machine=scenario.machine,
-            spec=spec,
-            engine=scenario.engine,
-            curves=scenario.kernels,
-            tp=tp,
-            weight_dtype=scenario.weight_dtype,
-            kv_dtype=scenario.kv_dtype,
-            is_draft=is_draft,
-        )
-
-    @property
-    def origin(self) -> Origin:
-        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
-        return self.engine.kernel_origin(self.machine.gpu)
-
-    @property
-    def hbm_bandwidth(self) -> float:
-        """The bandwidth at which the curves are evaluated. [bytes/s]
-
-        The bytes that a core keeps in flight limit its read rate (Little's law), so the same cores
-        use a larger share of a slower memory. A bound assumes their full rate.
-        """
-        gpu = self.machine.gpu
-        if not self.engine.is_bound or gpu.curves_bandwidth is None:
-            return gpu.hbm_bandwidth
-        return max(gpu.curves_bandwidth, BOUND_GAIN * gpu.hbm_bandwidth)
-
-    def bounded(self, seconds: Floats, moved_bytes: Floats) -> Floats:
-        """`seconds`; in a bound, at least the time of the bytes at the highest bandwidth."""
-        gpu = self.machine.gpu
-        if not self.engine.is_bound or gpu.curves_bandwidth is None:
-            return seconds
-        return np.maximum(seconds, moved_bytes / (BOUND_SHARE * gpu.hbm_bandwidth))
-
-    @property
-    def exchange(self) -> Exchange | None:
-        """The all-reduce inside norm kernels; None if the engine has none on this machine."""
-        kind = self.machine.link.kind
-        return self.curves.collectives.exchange_over(kind, self.engine.all_reduce)
 
 
 def forward_pass(
@@ -128,7 +61,7 @@ def forward_pass(
             *_linear_parts(rank, rows, head_rows=heads),
             _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
             *_elementwise_parts(rank, rows, head_rows=heads),
-            *_comm_parts(rank, rows, head_rows=heads),
+            *comm_parts(rank, rows, head_rows=heads),
             *_overhead_parts(rank, batch),
         )
     )
@@ -152,7 +85,7 @@ def prefill_pass(
             *_linear_parts(rank, rows, head_rows=batch),
             _prefill_attention(rank, batch, prompt, cached),
             *_elementwise_parts(rank, rows, head_rows=batch),
-            *_comm_parts(rank, rows, head_rows=batch),
+            *comm_parts(rank, rows, head_rows=batch),
             *_overhead_parts(rank, batch),
         )
     )
@@ -322,80 +255,7 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floa
     return Part(name, seconds, _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
-# ---- communication and overhead ---------------------------------------------------------------
-
-
-def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """Two all-reduces per layer, and the gather of each rank's best token if the head is split."""
-    if rank.tp == 1:
-        return []
-    curve, link = rank.curves.collectives, rank.machine.link
-    message = _message(rank, rows)
-    passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
-    traffic = 2.0 * (rank.tp - 1) / rank.tp * message
-    seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
-    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic)]
-    if rank.engine.vocab_parallel:
-        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
-        gather_s = curve.all_gather_seconds(
-            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
-        )
-        if rank.exchange is not None:
-            gather_s = np.asarray(rank.exchange.gather_s)
-        parts.append(_link_part(rank, "gather", gather_s, best))
-    return parts
-
-
-def _sum_seconds(rank: Rank, message: Floats) -> Floats:
-    """One all-reduce, with the ring of the machine if it has one, otherwise with the curves."""
-    link = rank.machine.link
-    if link.ring_hop_s is not None and link.ring_bandwidth is not None:
-        return ring_seconds(message, rank.tp, hop_s=link.ring_hop_s, rate=link.ring_bandwidth)
-    chosen = rank.engine.all_reduce
-    if chosen == "exchange" and rank.exchange is None:
-        chosen = "best"
-    return rank.curves.collectives.all_reduce_seconds(
-        message_bytes=message,
-        ranks=rank.tp,
-        algorithm=chosen,
-        link_bandwidth=link.bandwidth,
-        row_bytes=ACTIVATION_BYTES * rank.spec.hidden,
-    )
-
-
-def sum_error(rank: Rank, rows: Floats) -> float:
-    """Standard error of ln(time of an all-reduce); 0 if it was measured.
-
-    On PCIe machines without values of a ring, the time is between that of the measured node and
-    that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
-    were not measured.
-    """
-    curve, link = rank.curves.collectives, rank.machine.link
-    if rank.tp == 1 or link.ring_hop_s is not None:
-        return 0.0
-    message = _message(rank, rows)
-    measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
-    if link.kind == "pcie" and rank.tp > 2 and not measured:
-        ring = curve.all_reduce_seconds(
-            message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
-        )
-        return float(np.max(np.abs(np.log(_sum_seconds(rank, message) / ring)))) / Z90
-    return 0.0 if rank.exchange is None else rank.exchange.error_at(rank.tp)
-
-
-def _message(rank: Rank, rows: Floats) -> Floats:
-    return np.asarray(ACTIVATION_BYTES * rank.spec.hidden * rows)
-
-
-def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
-    return Part(
-        name,
-        rank.engine.comm_factor * seconds,
-        _ZERO,
-        traffic_bytes / rank.machine.link.bandwidth,
-        Bound.LINK,
-        Origin.EXTRAPOLATED if sum_error(rank, np.ones(())) else rank.origin,
-    )
+# ---- overhead -----------------------------------------------------------------------------------
 
 
 def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
-from perfmodel.passes.forward import ACTIVATION_BYTES
+from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.model import ModelSpec, dtype_bytes

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 

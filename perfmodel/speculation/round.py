@@ -22,9 +22,10 @@ from perfmodel.acceptance.tokens import (
     tokens_per_round_iid,
 )
 from perfmodel.display import html_table, number_range, one_line, seconds_range
-from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, memory_estimate
 from perfmodel.passes.parts import StepTime
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
-from perfmodel.passes.forward import sum_error
+from perfmodel.passes.communication import sum_error
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank

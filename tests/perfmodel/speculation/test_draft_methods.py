@@ -22,7 +22,8 @@ from perfmodel import (
     scenario_dict,
     sweep,
 )
-from perfmodel.passes.forward import Rank, forward_pass, linear_shapes
+from perfmodel.passes.forward import forward_pass, linear_shapes
+from perfmodel.passes.rank import Rank
 from perfmodel.planning.search import search
 from perfmodel.specs import METHODS, HostCosts, MethodKind
 from perfmodel.specs.draft_methods import dflash_draft, eagle3_head, mtp_head

@@ -22,8 +22,8 @@ from strategies import (
 from perfmodel import Scenario, StepTime, estimate, without_speculation
 from perfmodel._typing import Floats
 from perfmodel.acceptance import tokens_per_round_iid
-from perfmodel.passes.forward import Rank
 from perfmodel.passes.parts import GROUPS, Part
+from perfmodel.passes.rank import Rank
 from perfmodel.speculation.drafting import DRAFTERS, Drafter
 
 FEW = settings(max_examples=40, deadline=None)
