@@ -103,11 +103,14 @@ def import_acceptance(
     report: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Metrics of vLLM or SGLang, or rounds of `specroof run --output`."
+            metavar="FILE",
+            help="Metrics, log or benchmark result of vLLM, SGLang, TensorRT-LLM or llama.cpp, or "
+            "rounds of `specroof run --output`.",
         ),
     ],
     gamma: Annotated[
-        int | None, option("N", "Draft tokens per round; needed for SGLang's mean.", min=1)
+        int | None,
+        option("N", "Draft tokens per round; needed if only a mean was reported.", min=1),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
