@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from calibration.records.jsonl import RecordError
@@ -45,6 +46,29 @@ GPUS = {
 }
 
 
+_SOURCE = ("device", "framework", "version", "kernel_source", "latency")
+_ATTENTION = (
+    *_SOURCE,
+    "batch_size",
+    "isl",
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "kv_cache_dtype",
+    "step",
+)
+# Columns that are read from each table.
+COLUMNS = {
+    "gemm": (*_SOURCE, "gemm_dtype", "m", "n", "k"),
+    "generation_attention": _ATTENTION,
+    "context_attention": _ATTENTION,
+    "custom_allreduce": (*_SOURCE, "num_gpus", "message_size", "backend"),
+    "nccl": (*_SOURCE, "op_name", "nccl_dtype", "num_gpus", "message_size"),
+}
+TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_name", "nccl_dtype")
+ZERO_COLUMNS = ("step",)  # columns that may be 0
+
+
 def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
     """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM."""
     folder = data / gpu.folder
@@ -62,10 +86,39 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
-    """Read a table; a `RecordError` if it is missing or was measured on another GPU."""
+    """Read a table; a `RecordError` if it is missing, unreadable or was measured on another GPU."""
     path = table_path(data, gpu, table)
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise RecordError(f"{path}: not a readable Parquet file: {reason[:120]}") from error
     for device in frame.get("device", pd.Series(dtype=str)).unique():
         if GPU_NAMES.get(device) != gpu.name:
             raise RecordError(f"{path}: measured on {device}, not on {gpu.name}")
     return frame
+
+
+def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
+    """Raise a `RecordError` if a column is missing, or a time or size is not positive."""
+    frame, path = read_table(data, gpu, table), table_path(data, gpu, table)
+    if missing := [name for name in COLUMNS[table] if name not in frame]:
+        raise RecordError(f"{path}: has no column {', '.join(missing)}; use aiconfigurator's table")
+    if frame.empty:
+        raise RecordError(f"{path}: has no rows")
+    for name in COLUMNS[table]:
+        if name not in TEXT_COLUMNS:
+            _check_numbers(frame[name], path, zero=name in ZERO_COLUMNS)
+
+
+def _check_numbers(column: pd.Series, path: Path, *, zero: bool) -> None:
+    if not pd.api.types.is_numeric_dtype(column):
+        raise RecordError(f"{path}: column {column.name} is not numeric")
+    values = column.to_numpy(float)
+    good = np.isfinite(values) & ((values >= 0) if zero else (values > 0))
+    if not good.all():
+        row = int(np.argmin(good))
+        raise RecordError(
+            f"{path}: row {row + 1}: {column.name}={values[row]:g} must be "
+            f"{'at least 0' if zero else 'positive'}"
+        )
