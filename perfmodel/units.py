@@ -15,11 +15,13 @@ MS, US = 1e-3, 1e-6
 Z90 = NormalDist().inv_cdf(0.95)  # half-width of a 90 % interval in standard deviations
 
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[+-]?(\d{1,3}(_\d{3})+|\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE
+)
 
 
 def parse_number(text: str) -> float:
-    """A finite number in ASCII digits, such as 32000, 0.5 or 1e-3; without separators.
+    """A finite number in ASCII digits, such as 32000, 32_000, 0.5 or 1e-3.
 
     Raises `ValueError` for any other text, also for what `float` takes: "1_0", "nan", "\uff18".
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +77,9 @@ class Command(TyperCommand):
             given = [name for name in param.opts if name in words]
             if len(given) > 1:
                 ctx.fail(f"{given[1]} is the former name of {given[0]}; give only {given[0]}")
-        return super().parse_args(ctx, args)
+        rest: list[str] = super().parse_args(ctx, list(args))
+        _check_numbers(ctx, self.get_params(ctx), args)
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Check the output files, then run the callback."""
@@ -87,6 +89,22 @@ class Command(TyperCommand):
             sources = {name: ctx.get_parameter_source(name) for name in values}
             ctx.obj = {n: value for n, value in values.items() if sources[n].name == "COMMANDLINE"}
         return super().invoke(ctx)
+
+
+def _check_numbers(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
+    """Refuse values of numeric flags that Python takes but people do not mean: nan, inf, 1_0."""
+    kinds = {param.name: type(ctx.params.get(param.name)) for param in params}
+    numeric = {name for p in params if kinds[p.name] in (int, float) for name in p.opts}
+    for flag, value in pairwise([*args, ""]):
+        if flag not in numeric:
+            flag, _, value = flag.partition("=")
+        if flag in numeric and value:
+            from perfmodel.units import parse_number
+
+            try:
+                parse_number(value)
+            except ValueError:
+                ctx.fail(f"{flag} {value[:40]!r} is not a number; use digits such as 32 or 0.5")
 
 
 def check_outputs(values: Mapping[str, Any]) -> None:

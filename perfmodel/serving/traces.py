@@ -261,7 +261,9 @@ def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 def _count(what: str, value: Any, *, least: int) -> int:
     number = _as_number(what, value)
-    if not (least <= number <= MAX_TOKENS) or number % 1:
+    if number > MAX_TOKENS:
+        raise ValueError(f"{what}={str(value)[:40]!r} is too large; at most {MAX_TOKENS:,}")
+    if number < least or number % 1:
         raise ValueError(f"{what}={str(value)[:40]!r} is not a whole number of at least {least}")
     return int(number)
 

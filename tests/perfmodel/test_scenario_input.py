@@ -14,7 +14,7 @@ from perfmodel.catalog.scenarios import read_scenario
 
 SELF = {"draft": "self"}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"gpu": "h100"}, "unknown GPU 'h100'. Nearest: h200, h100-sxm, h100-nvl."),
+    ({"gpu": "h100"}, "unknown GPU 'h100'. Nearest: h100-sxm, h100-nvl"),
     ({"gpu": "x" * 600}, "at most 512 characters"),
     ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'. Nearest: "),
     ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'. Nearest: llama-3.1-8b"),
@@ -260,3 +260,40 @@ def test_a_former_key_name_is_accepted_unless_the_current_one_is_given_too() -> 
     assert parse_scenario({"prefix_tokens": 4_000}) == parse_scenario({"prompt_tokens": 4_000})
     with pytest.raises(ConfigError, match="former name of prompt_tokens"):
         parse_scenario({"prefix_tokens": 4_000, "prompt_tokens": 5_000})
+
+
+@pytest.mark.parametrize(
+    "text", ["８", "٣", "1_0", "1_0000", "0x8", "1e999", "nan", "inf", "1,000", "--8"]
+)
+@pytest.mark.parametrize("key", ["batch", "acceptance", "tokens_per_round", "gamma"])
+def test_only_plain_numbers_are_numbers(key: str, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_scenario({"draft": "self", key: text})
+    assert key in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "rates", ["0.9,,0.8", "0.9,", ",", "0.9,nan", "0.9,1.5", "0.9," * 20_000 + "0.9"]
+)
+def test_rates_per_position_are_a_list_of_rates(rates: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        stated = parse_scenario({"draft": "self", "acceptance_per_position": rates})
+        stated.scenario()
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "values", [{"acceptance": 0.8}, {"acceptance_per_position": "0.8"}, {"kv_budget": 64}]
+)
+def test_values_of_a_draft_need_a_draft(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        parse_scenario(values).scenario()
+    parse_scenario({"draft": "self", **values}).scenario()
+
+
+@pytest.mark.parametrize("name", ["a100", "A100", "h100", "L4", "mi300"])
+def test_names_that_begin_so_are_the_nearest(name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_scenario({"gpu": name + "x" * (name == "L4")}).scenario()
+    first = str(error.value).partition("Nearest: ")[2].split(", ")[0]
+    assert first.startswith(name.lower())
