@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 # Parameters that name files to write, and suffixes of the files that are read from a folder.
 OUTPUTS = ("csv", "html", "output", "out", "markdown", "plot", "write_plan")
+# What to begin with, for commands whose default scenario does not fit on one GPU.
+BEGIN = {
+    "predict": "--draft self --tp 8",
+    "sweep": "--draft self --tp 8 --batch 1,8,64",
+    "simulate": "--draft self --tp 8 --rate 1",
+}
 READ_IN_FOLDERS = (".json", ".safetensors", ".parquet")
 
 
@@ -83,7 +89,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Check the output files, then run the callback."""
-        check_outputs(ctx.params)
+        folders = {param.name for param in self.get_params(ctx) if param.metavar == "DIR"}
+        check_outputs({n: value for n, value in ctx.params.items() if n not in folders})
         if flags := self.flags():
             values = {flag.name: ctx.params.pop(flag.name) for flag in flags}
             sources = {name: ctx.get_parameter_source(name) for name in values}
@@ -200,6 +207,18 @@ class ScenarioCommand(Command):
 
     Its `context.obj` holds the texts as typed; `perfmodel.parse_scenario` checks them.
     """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the callback; if it was given no flags and nothing fits, say how to begin."""
+        from perfmodel import SpecroofError
+
+        given = any(ctx.get_parameter_source(name).name == "COMMANDLINE" for name in ctx.params)
+        try:
+            return super().invoke(ctx)
+        except SpecroofError as error:
+            if not given and self.name in BEGIN:
+                error.args = (f"{error}; begin with `specroof {self.name} {BEGIN[self.name]}`",)
+            raise
 
     def flags(self) -> tuple[Any, ...]:
         """One flag per field; `recommend` searches some of them, which have no default there."""

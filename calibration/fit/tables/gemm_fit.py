@@ -19,7 +19,7 @@ from calibration.fit.tables.gemm_tables import (
     level_in_m,
     warm_cells,
 )
-from calibration.fit.tables.gpus import GPUS
+from calibration.fit.tables.gpus import GPUS, LEAST_MATRICES
 from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, fields_of, toml_text
 from perfmodel import GPU
@@ -33,7 +33,6 @@ M_KNOTS = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 81, 96, 112, 128, 129, 16
            256, 257, 384, 512, 513, 768, 769, 1024, 1025, 1280, 1536, 1792, 2048, 2049, 2560, 3072,
            3584, 4096, 8192, 16384, 32768)  # fmt: skip
 
-LEAST_MATRICES = 16  # four n by four k
 LEAST_ROW_COUNTS = 6
 LEAST_EFFICIENCY = 0.05  # of reading large weights; a lower one is a time in another unit
 HEADER = """\

@@ -65,6 +65,7 @@ COLUMNS = {
     "custom_allreduce": (*_SOURCE, "num_gpus", "message_size", "backend"),
     "nccl": (*_SOURCE, "op_name", "nccl_dtype", "num_gpus", "message_size"),
 }
+LEAST_MATRICES = 16  # four n by four k
 TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_name", "nccl_dtype")
 ZERO_COLUMNS = ("step",)  # columns that may be 0
 
@@ -87,25 +88,47 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     """Read a table; a `RecordError` if it is missing, unreadable or was measured on another GPU."""
-    path = table_path(data, gpu, table)
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise RecordError(f"{path}: not a readable Parquet file: {reason[:120]}") from error
-    for device in frame.get("device", pd.Series(dtype=str)).unique():
-        if GPU_NAMES.get(device) != gpu.name:
-            raise RecordError(f"{path}: measured on {device}, not on {gpu.name}")
+    frame = _read(data, gpu, table)
+    if fault := _other_device(frame, gpu):
+        raise RecordError(f"{table_path(data, gpu, table)}: {fault}")
     return frame
 
 
+def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
+    path = table_path(data, gpu, table)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise RecordError(f"{path}: not a readable Parquet file: {reason[:120]}") from error
+
+
+def _other_device(frame: pd.DataFrame, gpu: MeasuredGpu) -> str:
+    """What is wrong with the device column, or "" if it is of this GPU."""
+    for device in frame.get("device", pd.Series(dtype=str)).unique():
+        if GPU_NAMES.get(device) != gpu.name:
+            return f"measured on {device}, not on {gpu.name}"
+    return ""
+
+
 def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
-    """Raise a `RecordError` if a column is missing, or a time or size is not positive."""
-    frame, path = read_table(data, gpu, table), table_path(data, gpu, table)
+    """Raise a `RecordError` if a table cannot be fitted.
+
+    It is from another GPU, has too few matrices, lacks a column, or has a time or size that is not
+    positive.
+    """
+    frame, path = _read(data, gpu, table), table_path(data, gpu, table)
+    faults = [_other_device(frame, gpu)]
     if missing := [name for name in COLUMNS[table] if name not in frame]:
-        raise RecordError(f"{path}: has no column {', '.join(missing)}; use aiconfigurator's table")
-    if frame.empty:
-        raise RecordError(f"{path}: has no rows")
+        faults.append(f"has no column {', '.join(missing)}; use aiconfigurator's table")
+    elif frame.empty:
+        faults.append("has no rows")
+    elif table == "gemm":
+        matrices = len(frame[["n", "k"]].drop_duplicates())
+        if matrices < LEAST_MATRICES:
+            faults.append(f"has {matrices} matrices; at least {LEAST_MATRICES} are needed")
+    if any(faults):
+        raise RecordError(f"{path}: {'; '.join(filter(None, faults))}")
     for name in COLUMNS[table]:
         if name not in TEXT_COLUMNS:
             _check_numbers(frame[name], path, zero=name in ZERO_COLUMNS)

@@ -282,3 +282,14 @@ def test_what_would_be_misread_or_ignored_is_refused_in_a_short_line(
     assert run(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 300
+
+
+@pytest.mark.parametrize(
+    "command", ["predict", "sweep", "simulate", "export", "list", "run", "calibrate", "validate"]
+)
+def test_a_command_alone_says_how_to_begin(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command]) in (2, 3)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and ("specroof " in err or "one of" in err)
