@@ -90,7 +90,7 @@ def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     """Read a table; a `RecordError` if it is missing, unreadable or was measured on another GPU."""
     frame = _read(data, gpu, table)
     if fault := _other_device(frame, gpu):
-        raise RecordError(f"{table_path(data, gpu, table)}: {fault}")
+        raise RecordError(f"{table_path(data, gpu, table)} {fault}")
     return frame
 
 
@@ -107,7 +107,7 @@ def _other_device(frame: pd.DataFrame, gpu: MeasuredGpu) -> str:
     """What is wrong with the device column, or "" if it names this GPU."""
     for device in frame.get("device", pd.Series(dtype=str)).unique():
         if GPU_NAMES.get(device) != gpu.name:
-            return f"the table was measured on {device}, not on {gpu.name}"
+            return f"was measured on {device}, not on {gpu.name}"
     return ""
 
 
@@ -120,17 +120,15 @@ def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
     frame, path = _read(data, gpu, table), table_path(data, gpu, table)
     faults = [_other_device(frame, gpu)]
     if missing := [name for name in COLUMNS[table] if name not in frame]:
-        faults.append(f"the table has no column {', '.join(missing)}; use aiconfigurator's table")
+        faults.append(f"has no column {', '.join(missing)}; use aiconfigurator's table")
     elif frame.empty:
-        faults.append("the table has no rows")
+        faults.append("has no rows")
     elif table == "gemm":
         matrices = len(frame[["n", "k"]].drop_duplicates())
         if matrices < LEAST_MATRICES:
-            faults.append(
-                f"the table has {matrices} matrices; at least {LEAST_MATRICES} are needed"
-            )
+            faults.append(f"has {matrices} matrices, but at least {LEAST_MATRICES} are needed")
     if any(faults):
-        raise RecordError(f"{path}: {'; '.join(filter(None, faults))}")
+        raise RecordError(f"{path} {', and '.join(filter(None, faults))}")
     for name in COLUMNS[table]:
         if name not in TEXT_COLUMNS:
             _check_numbers(frame[name], path, zero=name in ZERO_COLUMNS)
