@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 _MAX_SHOWN = 60
+_MAX_LISTED = 120
 
 
 class SpecroofError(Exception):
@@ -43,8 +45,14 @@ class OutsideTolerance(SpecroofError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the closest names that do."""
     names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    hint = f"did you mean {either(near)}?" if near else f"use one of {', '.join(names)}"
+    wanted = name.lower()
+    longer = [one for one in names if one.startswith(wanted)] if len(wanted) > 1 else []
+    near = get_close_matches(wanted, longer, n=4, cutoff=0.0)
+    near += [one for one in get_close_matches(wanted, names, n=3, cutoff=0.4) if one not in near]
+    if near:
+        hint = f"did you mean {either(near[:4])}?"
+    else:
+        hint = f"use one of {textwrap.shorten(', '.join(names), _MAX_LISTED, placeholder=' ...')}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
 
 
@@ -67,7 +75,8 @@ def shown(value: object) -> str:
         return f"{kind} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a whole number of {value.bit_length()} bits"
-    return printable(repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value))
+    text = repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value)
+    return printable(text, limit=_MAX_SHOWN)
 
 
 def printable(text: str, *, limit: int = 2 * _MAX_SHOWN) -> str:

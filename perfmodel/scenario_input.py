@@ -18,11 +18,11 @@ from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.draft import MAX_GAMMA, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Workload, parse_slo
-from perfmodel.units import GB, US
+from perfmodel.units import GB, US, parse_number
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
@@ -30,6 +30,8 @@ DEFAULT_GAMMA = 4
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
+# Values that describe a draft, apart from those that another draft policy or plan may leave unused.
+NEEDS_DRAFT = ("kv_budget", *ACCEPTANCE_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -38,7 +40,7 @@ def _whole(value: Any) -> Any:
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
         try:
-            value = float(value)
+            value = parse_number(value)
         except ValueError:
             raise ValueError("must be a whole number such as 32000") from None
     if isinstance(value, float):
@@ -51,16 +53,25 @@ def _whole(value: Any) -> Any:
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
+    if isinstance(value, str):
+        try:
+            return parse_number(value)
+        except ValueError:
+            raise ValueError("must be a finite number such as 0.8") from None
     return value
 
 
 def _rates(value: Any) -> Any:
+    """Rates of the draft positions; text is a list such as "0.8,0.7"."""
+    rates = value
     if isinstance(value, str):
         try:
-            return tuple(float(part) for part in value.split(",") if part.strip())
+            rates = tuple(parse_number(part) for part in value.split(","))
         except ValueError:
             raise ValueError("must be a list of numbers such as 0.8,0.7") from None
-    return value
+    if isinstance(rates, list | tuple) and len(rates) > MAX_GAMMA:
+        raise ValueError(f"has {len(rates):,} positions; give at most {MAX_GAMMA}")
+    return rates
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
@@ -197,6 +208,9 @@ class ScenarioInput(BaseModel):
         """The draft plan, with defaults that depend on the draft."""
         policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         if self.draft == "none":
+            for name in NEEDS_DRAFT:
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} needs a draft; add one, such as draft=self")
             return DraftPlan(gamma=self.gamma or 0)
         draft = self.draft
         if draft in METHODS:

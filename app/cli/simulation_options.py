@@ -68,6 +68,25 @@ class SimulationOptions:
         """Whether requests arrive over time; otherwise one batch is decoded to its end."""
         return self.traffic is not None or self.rate is not None
 
+    def check(self) -> None:
+        """Raise a `ConfigError` for a flag that would have no effect."""
+        from perfmodel import ConfigError
+        from perfmodel.serving import trace_rows
+
+        if not self.plays_requests and self.arrivals != "poisson":
+            raise ConfigError("--arrivals has no effect on a fixed batch; add --rate or --traffic")
+        if self.plays_requests and self.finished != "compaction":
+            raise ConfigError(
+                "--finished only applies to a fixed batch; remove --rate and --traffic"
+            )
+        if self.traffic is None:
+            return
+        timed = next(trace_rows(self.traffic), (None,))[0] is not None
+        if timed and (self.rate is not None or self.arrivals != "poisson"):
+            raise ConfigError(
+                f"{self.traffic} already has arrival times; remove --rate and --arrivals"
+            )
+
     def stream(self, scenario: Scenario) -> Traffic:
         """The requests: recorded ones, or random ones around the scenario's lengths."""
         from perfmodel import Traffic

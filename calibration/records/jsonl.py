@@ -26,6 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, shown
+from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
 
@@ -136,15 +137,11 @@ def write_records(path: Path, header: Mapping[str, Any], records: Iterable[objec
         If the file cannot be written.
     """
     content = "".join([encode({"header": dict(header)}), *map(encode, records)]).encode()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-        part.replace(path)
-    except OSError as error:
-        raise RecordError(f"{path} cannot be written: {os_reason(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with output_file(path) as file:
+            file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    except ConfigError as error:
+        raise RecordError(str(error)) from error
 
 
 class RecordLog:
@@ -169,6 +166,10 @@ class RecordLog:
         if path.suffix == ".gz":
             raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
         try:
+            if path.exists() and not path.is_file():  # a device or FIFO, which is opened once
+                self._file = path.open("w", encoding="utf-8")
+                self.append({"header": dict(header)})
+                return
             if path.is_file() and path.stat().st_size:
                 self._resume(json.loads(json.dumps(header)), same)
             else:

@@ -47,7 +47,7 @@ def user_table(path: str | Path, kind: str) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; check that it is {kind}")
     try:
-        return parse_toml(data.decode("utf-8"), str(path))
+        return parse_toml(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

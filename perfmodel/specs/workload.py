@@ -55,6 +55,10 @@ def parse_slo(text: str) -> SLO:
                 f"SLO term {term!r} has the wrong unit; use % for memory, s, ms or us for times"
             )
         key = "memory_fraction" if what == "memory" else f"{what}_s"
+        if key in limits:
+            raise ConfigError(f"SLO term {term!r} limits {what} a second time; give one limit")
+        if unit == "%" and value > 100:
+            raise ConfigError(f"SLO term {term!r} is not valid; use at most 100%")
         limits[key] = value * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 0.01}[unit]
     return SLO(**limits)
 

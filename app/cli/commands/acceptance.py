@@ -105,12 +105,14 @@ def import_acceptance(
     report: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Metrics of vLLM or SGLang, or rounds of `specroof run --output`."
+            metavar="FILE",
+            help="Metrics, log or benchmark result of vLLM, SGLang, TensorRT-LLM or llama.cpp, or "
+            "rounds of `specroof run --output`.",
         ),
     ],
     gamma: Annotated[
         int | None,
-        option("N", "Draft tokens per round; needed for SGLang, which reports only a mean.", min=1),
+        option("N", "Draft tokens per round; needed if the report only has a mean.", min=1),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ The flags and the scenario become one `RunPlan`, a JSON file that every rank rea
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from copy import copy
 from importlib import import_module
@@ -27,6 +28,7 @@ from app.cli.options import (
     options_of,
     parse_overrides,
 )
+from app.cli.output import write_text
 
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
@@ -97,7 +99,7 @@ def run_mode(
     with engine_errors():
         plan = make_plan(str(context.command.name), context.obj, scenario, dtype)
         if write_plan is not None:
-            plan.write(write_plan)
+            write_text(write_plan, json.dumps(plan.as_dict(), indent=1) + "\n")
         else:
             _launch("runtime.bench.run", plan)
 

@@ -34,6 +34,7 @@ def simulate(
         raise perfmodel.ConfigError(
             "--csv - and --json both write to stdout; write the CSV to a file"
         )
+    options.check()
     values = parse_overrides(scenario, context.obj)
     stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
+from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, significant, toml_text
 from perfmodel.kernels import MeasuredTimes
 from perfmodel.units import GB, MS, US
@@ -28,6 +29,8 @@ Array = NDArray[np.float64]
 
 ELEMENT_BYTES = 2.0  # half, bf16
 RANKS = (2, 4, 8)
+LEAST_SIZES = 4  # message sizes that are required for each number of ranks
+PLAUSIBLE = (0.01, 2.0)  # link efficiency; above 1 if the switches do the additions
 SMALL_BYTES = 1024.0  # messages up to this size determine the latency
 LARGE_BYTES = 64e6  # messages from this size on determine the rate
 ONE_SHOT_BYTES = 256.0 * 1024  # largest message for which vLLM uses one-shot with eight ranks
@@ -54,13 +57,24 @@ def read_times(data: Path, gpu: MeasuredGpu, operation: str, algorithm: str) -> 
         frame = read_table(data, gpu, "custom_allreduce")
         mode = {"custom": "vllm_graph", "custom_eager": "vllm_eager"}[algorithm]
         frame = frame[frame.backend == mode]
-    return pd.DataFrame(
+    rows = pd.DataFrame(
         {
             "ranks": frame.num_gpus,
             "message_bytes": frame.message_size * ELEMENT_BYTES,
             "seconds": frame.latency * MS,
         }
     ).sort_values(["ranks", "message_bytes"])
+    few = rows.groupby("ranks").message_bytes.nunique().reindex(RANKS, fill_value=0)
+    if few.min() < LEAST_SIZES or not (
+        rows[rows.ranks == RANKS[0]].message_bytes.min() <= SMALL_BYTES
+        and rows.message_bytes.max() >= LARGE_BYTES
+    ):
+        found = ", ".join(f"{count} over {ranks}" for ranks, count in few.items())
+        raise RecordError(
+            f"{operation} ({algorithm}): the table has too few message sizes ({found} ranks); at "
+            f"least {LEAST_SIZES} each are needed, from {SMALL_BYTES:g} to {LARGE_BYTES:g} bytes"
+        )
+    return rows
 
 
 def monotone(seconds: Array) -> Array:
@@ -134,13 +148,19 @@ def _alpha_beta(
     large = frame[frame.message_bytes >= LARGE_BYTES]
     passes = 2.0 if operation == "all_reduce" else 1.0
     traffic = passes * (large.ranks - 1) / large.ranks * large.message_bytes
+    efficiency = float((traffic / large.seconds).median() / gpu.link.bandwidth)
+    if not PLAUSIBLE[0] <= efficiency <= PLAUSIBLE[1]:
+        raise RecordError(
+            f"{operation} ({algorithm}): large messages would use {efficiency:.3g} times the link "
+            f"bandwidth of {gpu.name}; the table is from another machine, or not in ms"
+        )
     slope = np.polyfit(small.index.to_numpy(float) - 2, small.to_numpy(), 1)[0]
     return {
         "operation": operation,
         "algorithm": algorithm,
         "latency_us": round(float(small.loc[2]), 2),
         "latency_per_rank_us": round(max(float(slope), 0.0), 3),
-        "link_efficiency": round(float((traffic / large.seconds).median() / gpu.link.bandwidth), 4),
+        "link_efficiency": round(efficiency, 4),
     }
 
 

@@ -45,7 +45,7 @@ def log(path: Path, **change: Any) -> RecordLog:
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
 def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "new" / name
+    path = tmp_path / name
     write_records(path, HEADER, [FIRST, SECOND])
     first, *lines = read_lines(path)
     assert first.header == HEADER

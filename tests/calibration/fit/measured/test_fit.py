@@ -301,8 +301,7 @@ NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)
 
 def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
     sizes = [8192 * 4**i for i in range(7)]
-    rows = [f"{s:12} {s // 2:12}  half  sum  -1  {10 + s / 3e5:.2f}  1 1 0 9.9 1 1 0"
-            for s in sizes]  # fmt: skip
+    rows = [nccl_row(size) for size in sizes]
     path = tmp_path / "nccl.txt"
     path.write_text(NCCL + "\n".join(rows) + "\n# Avg bus bandwidth : 1\n")
     report = fit_inputs([path], gpu="h200")
@@ -320,16 +319,21 @@ def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
         fit_inputs([path])
 
 
+def nccl_row(size: int) -> str:
+    time = 10 + size / 3e5
+    rate = f"{size / time / 1e3:.2f}"  # GB/s; of two ranks both bandwidths are the same
+    return f"{size} {size // 4} float sum -1 {time:.2f} {rate} {rate} 0 9.9 1 1 0"
+
+
 def nccl_rows(count: int) -> str:
-    sizes = [65536 * 4**i for i in range(count)]
-    return "\n".join(f"{s} {s // 4} float sum -1 {10 + s / 3e5:.2f} 1 1 0 9.9 1 1 0" for s in sizes)
+    return "\n".join(nccl_row(65536 * 4**i) for i in range(count))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("# Collective test starting: all_gather_perf\n" + NCCL + nccl_rows(5), "all_gather_perf"),
-        (NCCL + nccl_rows(5).replace(" sum ", " none "), "redop is none"),
+        (NCCL + nccl_rows(5).replace(" sum ", " none "), "not an all-reduce"),
         (NCCL.replace("Rank  1", "Rank  0") + nccl_rows(5), "rank 0 more than once"),
     ],
 )
