@@ -16,7 +16,6 @@ from app.cli.commands.calibrate import calibrate_app
 from app.cli.commands.calibrate_engine import calibrate_engine
 from app.cli.commands.explore import explore
 from app.cli.commands.export import export
-from app.cli.commands.fit_catalog import fit_published, fit_tables
 from app.cli.commands.listing import list_catalog
 from app.cli.commands.predict import predict
 from app.cli.commands.recommend import recommend
@@ -36,8 +35,6 @@ for command in (predict, sweep, simulate, recommend, export):
 app.command("list")(list_catalog)
 app.command()(explore)
 calibrate_app.command("engine")(calibrate_engine)
-calibrate_app.command("fit-tables")(fit_tables)
-calibrate_app.command("fit-published")(fit_published)
 calibrate_app.command("acceptance")(measure_acceptance)
 for report in (acceptance_report, fit_acceptance, import_acceptance):
     calibrate_app.command()(report)

@@ -1,4 +1,4 @@
-"""`specroof calibrate measure` and `fit`: time kernels, and fit efficiency curves to them."""
+"""`specroof calibrate measure`, `fit`, `fit-tables` and `fit-published`: from times to curves."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ calibrate_app = App(
     help="Measure kernels and acceptance, and fit the curves that predictions use.",
     epilog="Example: specroof calibrate measure --out kernels.jsonl",
 )
+Output = Annotated[Path, option("DIR", "Catalog folder to write to.")]
 
 
 @calibrate_app.command("measure")
@@ -122,3 +123,33 @@ def fit(
         print_json(report.to_dict() | {"written": [str(path) for path in written]})
     else:
         print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]))
+
+
+@calibrate_app.command("fit-tables")
+def fit_tables(
+    tables: Annotated[
+        Path, typer.Argument(metavar="DIR", help="aiconfigurator's tables; downloaded if missing.")
+    ],
+    output: Output,
+    gpu: Annotated[
+        list[str] | None, option("NAME", "GPU to fit; may be repeated. All by default.")
+    ] = None,
+) -> None:
+    """Fit GEMM, attention and collective curves to public kernel tables, and print the errors."""
+    from calibration.fit import fit_public_tables
+
+    for report in fit_public_tables(tables, gpu or ()):
+        written = write_files(report.files, output)
+        print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]), flush=True)
+
+
+@calibrate_app.command("fit-published")
+def fit_published(output: Output) -> None:
+    """Fit MagicDec's engine profile and the published models' acceptance curves."""
+    from calibration.acceptance import fit_published_curves
+    from calibration.fit import fit_published_engine
+
+    files, lines = fit_published_engine()
+    curve_files, curve_lines = fit_published_curves()
+    written = write_files(files | curve_files, output)
+    print("\n".join([*lines, *curve_lines, *(f"wrote {path}" for path in written)]))
