@@ -36,6 +36,7 @@ def test_the_commands_of_the_readme_print_what_it_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     program, *arguments = shlex.split(command)
     assert program == "specroof" and run(arguments) == 0
     printed = capsys.readouterr().out

@@ -198,7 +198,7 @@ def make_plan(
 
 # Fields of a scenario that do not affect the engine: the predicted hardware and engine, the limits
 # and the acceptance curves.
-NOT_EXECUTED = {"gpu", "machine", "engine", "slo", "acceptance_curve"}
+NOT_EXECUTED = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def test_signals_end_it_quietly(tmp_path: Path, delay_s: float, number: signal.S
         assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode in (128 + number, -number, 0)  # 0: it was already finished
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
-    if process.returncode:
-        assert (tmp_path / "x.csv").read_text() == "old"
+    text = (tmp_path / "x.csv").read_text()  # complete if the signal came after the last row
+    assert (text == "old" and process.returncode) or text.count("\n") == 1 + 2000 * 17
 
 
 TRAFFIC = "arrival_s,prompt_tokens,output_tokens\n0,100,10\n"

@@ -45,6 +45,8 @@ CHANGES: dict[str, Any] = {
     "gamma": 2,
     "gpu": "a100-sxm-80gb",
     "machine": "dgx-a100-80gb",
+    "ring_hop_us": 5.0,
+    "ring_gb_s": 10.0,
     "tp": 8,
     "draft_tp": 1,
     "batch": 3,
