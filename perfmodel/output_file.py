@@ -78,7 +78,9 @@ def _status(path: str | Path) -> os.stat_result | None:
     except FileNotFoundError:
         folder = os.path.dirname(os.path.realpath(path))
         if not os.path.isdir(folder):
-            raise _cannot_write(path, f"there is no folder {folder}; create it first") from None
+            raise _cannot_write(
+                path, f"the folder {folder} does not exist; create it first"
+            ) from None
         return None
     except ValueError as error:  # a null byte in the name
         raise _cannot_write(path, str(error)) from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "h200", "gpu_name": "h20
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Serves one model; each round takes `step_s` and yields `accepted` + 1 tokens."""
+    """Serves one model; four requests share a round, of `step_s` on a clock of its own."""
 
     step_s, gamma, accepted = 0.004, 3, 2
     daemon_threads = True
@@ -30,7 +30,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self, *, counts_latency: bool = True, sglang: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock, self.counts_latency, self.sglang = threading.Lock(), counts_latency, sglang
-        self.rounds, self.taken = 0, 0
+        self.rounds, self.taken, self.now_s = 0, 0, 0.0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -39,9 +39,8 @@ class FakeServer(ThreadingHTTPServer):
 
     def complete(self, tokens: int) -> None:
         rounds = -(-(tokens - 1) // (self.accepted + 1))
-        if not self.counts_latency:
-            time.sleep(rounds * self.step_s / 4)
         with self.lock:
+            self.now_s += rounds * self.step_s / 4
             self.rounds += rounds
             self.taken += tokens - 1 - rounds
 
@@ -116,11 +115,15 @@ def test_rounds_come_from_the_counters_and_seconds_from_the_latency(served: Fake
     assert line["rounds"] == pytest.approx((56 - 8) * 4 / 3)
 
 
-def test_without_latencies_the_difference_in_duration_is_used() -> None:
+def test_without_latencies_the_difference_in_duration_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = FakeServer(counts_latency=False)
+    clock = SimpleNamespace(perf_counter=lambda: server.now_s)
+    monkeypatch.setattr("calibration.engines.server.time", clock)
     line = timed(server, a_point())
     server.shutdown()
-    assert sorted(line["all_seconds"])[1] == pytest.approx(0.004 / 4, rel=0.5)
+    assert line["all_seconds"] == pytest.approx([0.004] * 3)
     assert line["latency_s"] == 0.0
 
 
