@@ -7,9 +7,10 @@ REPORT := .venv/.report
 EXPLORER := .venv/.explorer
 ALL := .venv/.all
 
-.PHONY: recommend explore test quick soak check setup clean
+.PHONY: recommend explore test quick soak fuzz check setup clean
 
 recommend: $(REPORT)
+	@mkdir -p report
 	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --html report/recommendation.html
 	@echo "Report with charts: report/recommendation.html"
 
@@ -27,6 +28,11 @@ quick: $(ALL)
 TOKENS ?= 100000
 soak: $(ALL)
 	$(BIN)/python tests/soak/lossless.py --tokens $(TOKENS)
+
+# Mutated files and flags; each must end with one line and exit code 0, 2 or 3.
+INPUTS ?= 1000000
+fuzz: $(ALL)
+	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/app/cli/test_fuzz.py -q
 
 check: $(ALL)
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
-"""Explorer in a headless Chromium: `python benchmarks/bench_explorer.py` prints the figures.
+"""Start and redraw times of the explorer in a headless Chromium.
 
-Start: from `specroof explore` to a recommendation on the page, with the browser running and its
-cache warm. Redraw: from a slider's key press until the browser holds the chart of the new value,
-on the 64 x 64 map, every value new to the server's cache.
+`python benchmarks/bench_explorer.py` prints two times. Start: from `specroof explore` until the
+page shows a recommendation, with the browser already running and its cache warm. Redraw: from a key
+press on a slider until the browser shows the 64 x 64 map for the new value, which is never in the
+server's cache.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WATCH = """() => {
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
@@ -57,7 +58,7 @@ def serve() -> subprocess.Popen[bytes]:
 
 
 def start_seconds(page: Any) -> tuple[subprocess.Popen[bytes], float, float]:
-    """The server, seconds from its start to a usable page, and those of the page alone."""
+    """The server, the seconds from its start to a usable page, and those of the page alone."""
     begin = time.perf_counter()
     process = serve()
     while True:
@@ -97,7 +98,7 @@ def redraw_seconds(page: Any) -> list[float]:
 
 
 def main() -> None:
-    """Print both figures; the first start only warms the browser."""
+    """Print both times; the first start only warms the browser up."""
     with sync_playwright() as play:
         chromium = play.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]

@@ -1,4 +1,4 @@
-"""Speed and memory: `python benchmarks/bench_perfmodel.py` prints the figures."""
+"""Speed and memory of predictions and sweeps: `python benchmarks/bench_perfmodel.py`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sweep_seconds() -> tuple[float, int, float]:
 
 
 def predict_seconds(runs: int = 300) -> float:
-    """Median seconds of one prediction, each of a scenario not seen before."""
+    """Median seconds of one prediction, each of a new scenario."""
     times = []
     for i in range(runs):
         values = BASE | {"draft": "self", "kv_budget": 512, "gamma": 4, "batch": 8 + i}
@@ -58,7 +58,7 @@ def predict_seconds(runs: int = 300) -> float:
 
 
 def main() -> None:
-    """Print both figures; the first sweep also fills the caches."""
+    """Print the results; the first sweep also fills the caches."""
     for label in ("first", "second"):
         seconds, points, best = sweep_seconds()
         print(f"{label} sweep: {points:,} points in {seconds:.2f} s, best speedup {best:.2f}x")

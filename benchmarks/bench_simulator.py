@@ -1,4 +1,4 @@
-"""A million requests at 8B scale: `python benchmarks/bench_simulator.py [REQUESTS]`."""
+"""Simulate a million requests to an 8B model: `python benchmarks/bench_simulator.py [REQUESTS]`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAFFIC = {
 
 
 def play(requests: int, gammas: tuple[int, ...]) -> None:
-    """Print seconds, rounds, and the peak memory of this process so far."""
+    """Simulate, and print seconds, rounds, and the peak memory of this process so far."""
     scenario = pm.parse_scenario(SCENARIO).scenario()
     start, start_cpu = time.perf_counter(), time.process_time()
     run = pm.simulate_requests(
@@ -51,7 +51,7 @@ def play(requests: int, gammas: tuple[int, ...]) -> None:
 
 
 def main() -> None:
-    """A tenth first, to show how memory grows; then all, at one γ and plainly."""
+    """Run a tenth, to show how memory grows, then all with a fixed γ and with plain decoding."""
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     for count, gammas in ((requests // 10, (3,)), (requests, (3,)), (requests, (0,))):
         play(count, gammas)

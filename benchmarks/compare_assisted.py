@@ -1,14 +1,14 @@
-"""Tokens per second of transformers' assisted generation and of this engine, side by side.
+"""Compare tokens per second of transformers' assisted generation and of this engine.
 
     python benchmarks/compare_assisted.py --model DIR --draft DIR --input book.txt --device cuda
     python benchmarks/compare_assisted.py --random tiny            # seeded weights, any machine
 
-Batch 1, greedy, the same weights, prompt and number of tokens for both. transformers runs plainly
-and with an assistant model; the engine plainly, with the same model as standalone draft, and as its
-own draft over a StreamingLLM cache. transformers chooses how many drafts a round has, or is held
-to --gamma. Without --draft the assistant is the target itself. Both sides are timed without the
-prompt: of transformers' time that of one token is taken off. Results come at the end, on stdout;
-each way's figure as it is found on stderr, if that is a terminal.
+Both decode one sequence greedily, with the same weights, prompt and number of tokens. transformers
+runs plain decoding and assisted generation; the engine runs plain decoding, the assistant as a
+standalone draft, and self-speculation over a StreamingLLM cache. transformers chooses the number of
+drafts per round, unless --gamma fixes it. Without --draft, the target is also the assistant. Times
+exclude the prompt; for transformers, the time of generating one token is subtracted. The results
+are printed at the end, and as they arrive on stderr if that is a terminal.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))  # `runtime` lies beside this folder, installed or
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A seeded target, whose first `draft_layers` layers alone are the draft.
+    """A target with seeded weights, whose first `draft_layers` layers are the draft.
 
-    Later layers add little (`damping`) to what the first ones say, so that the two often agree,
-    as trained models do and independent random ones never would.
+    Later layers change the result only a little (`damping`), so the two often agree, as trained
+    models do and independent random ones would not.
     """
 
     layers: int
@@ -59,7 +59,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One way's tokens, and the seconds that all but the first of them took."""
+    """Tokens of one method, and the seconds for all of them but the first."""
 
     who: str
     tokens: list[int]
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def tokens_per_s(self) -> float:
-        """Decoded tokens a second."""
+        """Decoded tokens per second."""
         return (len(self.tokens) - 1) / self.decode_s
 
 
@@ -76,7 +76,7 @@ class Outcome:
 
 
 def assisted(options: argparse.Namespace, folders: list[Path], prompt: list[int]) -> list[Outcome]:
-    """transformers, plainly and with the assistant."""
+    """transformers, with plain decoding and with the assistant."""
     import torch
     import transformers
 
@@ -115,7 +115,7 @@ def assisted(options: argparse.Namespace, folders: list[Path], prompt: list[int]
 
 
 def _timed(who: str, generate: Callable[[int], list[int]], options: argparse.Namespace) -> Outcome:
-    """Best of the repeats for all tokens, less the best for one token."""
+    """The shortest time for all tokens, minus the shortest for one token."""
     generate(2)  # warm
     first = min(_seconds(lambda: generate(1), options.device)[0] for _ in range(options.repeats))
     runs = [
@@ -132,7 +132,7 @@ def _found(outcome: Outcome) -> Outcome:
 
 
 def _say(line: str) -> None:
-    """Progress, on a terminal only."""
+    """Print progress if stderr is a terminal."""
     if sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)
 
@@ -151,7 +151,7 @@ def _seconds(work: Callable[[], list[int]], device: str) -> tuple[float, list[in
 
 
 def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) -> list[Outcome]:
-    """This engine: plainly, with the standalone draft, and as its own draft."""
+    """This engine: plain decoding, with a standalone draft, and with self-speculation."""
     import torch
 
     from runtime import ALONE, BatchShape, EngineSetup, Model, Ranks, build_engine, read_config
@@ -195,7 +195,7 @@ def ours(options: argparse.Namespace, folders: list[Path], prompt: list[int]) ->
 
 
 def seeded_folders(scratch: Path, shape: Shape, options: argparse.Namespace) -> list[Path]:
-    """Target and draft of seeded weights, as transformers saves them."""
+    """Target and draft with seeded weights, as transformers saves them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -226,7 +226,7 @@ def seeded_folders(scratch: Path, shape: Shape, options: argparse.Namespace) -> 
 
 
 def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
-    """The prompt's tokens: of the text, or seeded random ones."""
+    """The tokens of the prompt: from the text, or random ones."""
     from runtime import read_config
     from runtime.model.prompts import TextTokenizer, random_prompts, read_prompts
 
@@ -239,7 +239,7 @@ def read_prompt(options: argparse.Namespace, folder: Path) -> list[int]:
 
 
 def compare(options: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:
-    """Both sides on the same prompt, and whether their tokens agree."""
+    """Run both engines on the same prompt, and check whether their tokens agree."""
     from runtime.bench.provenance import provenance
 
     prompt = read_prompt(options, folders[0])
@@ -267,10 +267,10 @@ def main() -> int:
     """Compare, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="Folder of config.json and safetensors.")
-    source.add_argument("--random", choices=SHAPES, help="Seeded weights of this shape.")
-    parser.add_argument("--draft", type=Path, help="The smaller model; the target if left.")
-    parser.add_argument("--input", type=Path, help="Text; random tokens without it.")
+    source.add_argument("--model", type=Path, help="Folder with config.json and safetensors.")
+    source.add_argument("--random", choices=SHAPES, help="Use random weights of this shape.")
+    parser.add_argument("--draft", type=Path, help="Draft model. Default: the target.")
+    parser.add_argument("--input", type=Path, help="Text file. Default: random tokens.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--prefix-tokens", type=int, default=256)

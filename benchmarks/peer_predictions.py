@@ -1,14 +1,14 @@
 """Predict the cases of a validation run with other tools, for `specroof validate records --peers`.
 
-Run it in a virtual environment of its own, outside the repository:
+Run it in a separate virtual environment, outside the repository:
 
     python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
     PYTHONPATH=. peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv
 
-It needs the case files and the catalog's datasheets. Every peer gets the same shapes, batch and
-cached tokens: T_T over the context, T_D over the draft's KV budget with the draft's shape, T_V as
-the peer itself prices it (an empty cell where it cannot). A tool that is not installed is left
-out, and said so.
+It needs the case files and the catalog's datasheets. Every tool gets the same shapes, batch and
+cached tokens: the context for T_T, and the draft's shape and KV budget for T_D. T_V is the tool's
+prediction of a verification, and empty if it has none. Tools that are not installed are left out,
+with a message.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm"}  # of aiconfigurator
 
 
 def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
-    """Seconds of a decode step by aiconfigurator's tables of vLLM 0.24.0."""
+    """Seconds of a decode step from aiconfigurator's tables for vLLM 0.24.0."""
     from aiconfigurator_core.sdk import common, config
     from aiconfigurator_core.sdk.backends.factory import get_backend
     from aiconfigurator_core.sdk.models import get_model
@@ -69,7 +69,7 @@ def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
 
 
 def genz_system(gpu: str) -> dict[str, Any]:
-    """GenZ's description of a GPU of the catalog: TFLOP/s, GB, GB/s, and GB/s of links one way."""
+    """GenZ's description of a catalog GPU: TFLOP/s, GB, GB/s, and one-way GB/s of its link."""
     sheet, link = catalog.gpu(gpu), catalog.default_machine(gpu).link
     assert sheet.datasheet_memory_bytes is not None  # every file of the catalog states it
     return {
@@ -82,7 +82,7 @@ def genz_system(gpu: str) -> dict[str, Any]:
 
 
 def genz(models: dict[str, Any], gpu: str) -> Step:
-    """Seconds of a decode step by GenZ's roofline at full efficiency; it prices no verification."""
+    """Seconds of a decode step from GenZ's roofline at full efficiency; it has no verification."""
     from GenZ import decode_moddeling
     from GenZ.Models.default_models import ModelConfig
 
@@ -118,7 +118,7 @@ def genz(models: dict[str, Any], gpu: str) -> Step:
 
 
 def hf_config(shape: dict[str, Any]) -> dict[str, Any]:
-    """A config.json of a Llama, or of a Qwen2 where the projections have biases."""
+    """The config.json of a Llama model, or of a Qwen2 model if the projections have biases."""
     qwen = shape["qkv_bias"]
     return {
         "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"],
@@ -158,7 +158,7 @@ PEERS = {
 
 
 def main() -> int:
-    """Write one line per peer and case; say on stderr what is not installed or fails."""
+    """Write one line per tool and case; report on stderr what is not installed or fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)

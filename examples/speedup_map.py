@@ -29,12 +29,22 @@ PLAN = {
 
 def main(path: Path) -> None:
     """Write the map to `path`, as HTML or SVG depending on its suffix."""
-    figure = charts.speedup_map(specroof.predict("llama-3.1-8b", **PLAN).scenario)
+    grid = speedups()
+    figure = charts.speedup_map(grid.scenario, grid)
     figure.update_layout(
         title_text="Llama-3.1-8B on one H100: speedup of self-speculation (line: break-even)"
     )
     html = figure.to_html(include_plotlyjs=True, default_width=WIDTH, default_height=HEIGHT)
-    path.write_text(html if path.suffix == ".html" else svg_of(html))
+    if path.suffix == ".svg":
+        desc = f"<desc>{' '.join(f'{value:.2f}' for value in grid.speedup.flat)}</desc>"
+        path.write_text(svg_of(html).replace("</svg>", f"{desc}</svg>"))
+    else:
+        path.write_text(html)
+
+
+def speedups() -> charts.SpeedupGrid:
+    """The speedups that the map shows."""
+    return charts.speedup_grid(specroof.predict("llama-3.1-8b", **PLAN).scenario)
 
 
 def svg_of(html: str) -> str:

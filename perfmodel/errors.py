@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 _MAX_SHOWN = 60
+_MAX_LISTED = 120
 
 
 class SpecroofError(Exception):
@@ -43,9 +45,27 @@ class OutsideTolerance(SpecroofError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the closest names that do."""
     names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(names)}."
-    return ConfigError(f"unknown {kind} {name!r}. {hint}")
+    wanted = name.lower()
+    longer = [one for one in names if one.startswith(wanted)] if len(wanted) > 1 else []
+    near = get_close_matches(wanted, longer, n=4, cutoff=0.0)
+    near += [one for one in get_close_matches(wanted, names, n=3, cutoff=0.4) if one not in near]
+    if near:
+        hint = f"did you mean {either(near[:4])}?"
+    else:
+        hint = f"use one of {textwrap.shorten(', '.join(names), _MAX_LISTED, placeholder=' ...')}"
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def either(words: Iterable[str]) -> str:
+    """Alternatives as text: "a, b or c"."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def os_reason(error: OSError) -> str:
+    """Why a file cannot be used, as the end of a sentence: "no such file or directory"."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def shown(value: object) -> str:
@@ -55,7 +75,8 @@ def shown(value: object) -> str:
         return f"{kind} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a whole number of {value.bit_length()} bits"
-    return printable(repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value))
+    text = repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value)
+    return printable(text, limit=_MAX_SHOWN)
 
 
 def printable(text: str, *, limit: int = 2 * _MAX_SHOWN) -> str:
@@ -86,7 +107,7 @@ _LIMITS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less 
 
 
 def fault_reason(fault: Mapping[str, Any]) -> str:
-    """What one entry of pydantic's `ValidationError.errors()` asks for: "must be at least 1"."""
+    """The rule that one of pydantic's `ValidationError.errors()` states: "must be at least 1"."""
     kind, context = fault["type"], fault.get("ctx", {})
     if kind in _REASONS:
         return _REASONS[kind]

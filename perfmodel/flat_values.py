@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from perfmodel import catalog
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS
+from perfmodel.specs.labels import Origin
+from perfmodel.units import GB, US
 
+RING_KEYS = ("ring_hop_us", "ring_gb_s")
 # When the value of a key changes, these keys are dropped too, because they depended on it.
 SUPERSEDES: dict[str, tuple[str, ...]] = {
-    "gpu": ("machine",),
-    "machine": ("gpu",),
+    "gpu": ("machine", *RING_KEYS),
+    "machine": ("gpu", *RING_KEYS),
     "target": ACCEPTANCE_KEYS,
     "draft": ("draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS),
     "draft_policy": ("kv_budget", *ACCEPTANCE_KEYS),
@@ -34,9 +38,10 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the keys of the command line, omitting values that are None."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
     draft = scenario.draft
+    by_name = draft is None or plan.is_self or plan.method is not None
     values: dict[str, Any] = {
         "target": scenario.target.reference,
-        "draft": plan.draft if draft is None or plan.is_self else draft.reference,
+        "draft": plan.draft if by_name or draft is None else draft.reference,
         "draft_policy": None if plan.draft == "none" else plan.policy,
         "kv_budget": plan.kv_budget_tokens,
         "gamma": plan.gamma,
@@ -53,7 +58,14 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "kv_dtype": scenario.kv_dtype,
         "engine": scenario.engine.name,
     }
-    if given is not None:
+    link = scenario.machine.link
+    if link.ring_hop_s and link.ring_bandwidth and link != catalog.machine(values["machine"]).link:
+        values |= {
+            "ring_hop_us": round(link.ring_hop_s / US, 9),
+            "ring_gb_s": round(link.ring_bandwidth / GB, 9),
+        }
+    # The published acceptance of a built-in draft is looked up again from the draft's name.
+    if given is not None and (plan.method is None or given.origin == Origin.GIVEN):
         rates = list(given.per_position)
         key = "acceptance" if len(rates) == 1 else "acceptance_per_position"
         values[key] = rates[0] if len(rates) == 1 else rates

@@ -9,6 +9,7 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError
+from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
@@ -61,8 +62,14 @@ class Scenario:
 
     @property
     def kernels(self) -> Efficiency:
-        """The kernel curves of the engine on the GPU."""
-        return curves_for(self.engine, self.machine.gpu)
+        """The kernel curves of the engine on the GPUs and the link of the machine."""
+        return curves_for(self.engine, self.machine.gpu, self.machine.link.kind)
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The target's all-reduce inside norm kernels; None if there is none."""
+        curve, kind = self.kernels.collectives, self.machine.link.kind
+        return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
 
     @property
     def curve(self) -> AcceptanceCurve | None:
@@ -103,7 +110,12 @@ class Scenario:
                 f"must use its target's tokenizer"
             )
         measured_on = self.engine.measured_on
-        if measured_on and measured_on != gpu.name:
+        if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:
+            notes.append(
+                f"engine {self.engine.name} was not measured on {gpu.name}: host times and factors "
+                f"are those of {measured_on}"
+            )
+        elif measured_on and measured_on != gpu.name:
             notes.append(
                 f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
                 f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
@@ -114,15 +126,11 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
-        if self.machine.link.kind == "pcie" and self.tp > 2:
-            fitted = gpu.efficiency_origin == Origin.FITTED
-            how = "measured" if fitted else "modelled as a ring at the rate of two GPUs"
-            notes.append(
-                f"all-reduce over PCIe among {self.tp} GPUs ({how}) varies widely between nodes: "
-                f"check yours with nccl-tests"
-            )
+        if note := self._link_note():
+            notes.append(note)
         kernels = self.engine.attention_kernels
-        if measured_attention(measured_on or gpu.efficiency, kernels) == "flashinfer":
+        curves = self.kernels.name
+        if measured_attention(curves, kernels) == "flashinfer":
             notes.append(
                 "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
                 "checked on one H200 only"
@@ -130,3 +138,23 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _link_note(self) -> str:
+        """A warning if all-reduces were not measured on such a machine; "" otherwise."""
+        link, exchange = self.machine.link, self.exchange
+        if self.tp == 1 or link.ring_hop_s is not None:
+            return ""
+        if link.kind == "pcie" and self.tp > 2:
+            return (
+                f"all-reduce over PCIe among {self.tp} GPUs is taken from one node of L40S; other "
+                f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
+                f"ring_gb_s"
+            )
+        if exchange is not None and exchange.error_at(self.tp):
+            counts = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
+            source = f"from {counts} GPUs" if counts else "from another GPU"
+            return (
+                f"all-reduce among {self.tp} GPUs is extrapolated {source}; its standard error is "
+                f"{exchange.error:.0%}"
+            )
+        return ""

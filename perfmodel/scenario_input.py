@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -13,12 +14,15 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog._schema import fault_line
 from perfmodel.catalog.acceptance import read_acceptance_curves
 from perfmodel.catalog.engines import engine_profile
+from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.draft import MAX_GAMMA, DraftPlan, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.workload import Prefill, Workload, parse_slo
+from perfmodel.units import GB, US, parse_number
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
@@ -26,6 +30,8 @@ DEFAULT_GAMMA = 4
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
+# Values that describe a draft, apart from those that another draft policy or plan may leave unused.
+NEEDS_DRAFT = ("kv_budget", *ACCEPTANCE_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -34,7 +40,7 @@ def _whole(value: Any) -> Any:
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
         try:
-            value = float(value)
+            value = parse_number(value)
         except ValueError:
             raise ValueError("must be a whole number such as 32000") from None
     if isinstance(value, float):
@@ -47,16 +53,25 @@ def _whole(value: Any) -> Any:
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
+    if isinstance(value, str):
+        try:
+            return parse_number(value)
+        except ValueError:
+            raise ValueError("must be a finite number such as 0.8") from None
     return value
 
 
 def _rates(value: Any) -> Any:
+    """Rates of the draft positions; text is a list such as "0.8,0.7"."""
+    rates = value
     if isinstance(value, str):
         try:
-            return tuple(float(part) for part in value.split(",") if part.strip())
+            rates = tuple(parse_number(part) for part in value.split(","))
         except ValueError:
             raise ValueError("must be a list of numbers such as 0.8,0.7") from None
-    return value
+    if isinstance(rates, list | tuple) and len(rates) > MAX_GAMMA:
+        raise ValueError(f"has {len(rates):,} positions; give at most {MAX_GAMMA}")
+    return rates
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
@@ -91,7 +106,7 @@ class ScenarioInput(BaseModel):
     draft: Name = _field(
         "Models",
         "MODEL|self|none",
-        'Draft model; "self" drafts with the target, "none" decodes without a draft.',
+        'Draft model, "self" (the target), "none", or eagle3, mtp, p-eagle, dflash, ngram, suffix.',
         "none",
     )
     draft_policy: Name | None = _field(
@@ -126,7 +141,7 @@ class ScenarioInput(BaseModel):
     accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
         "X",
-        "Accepted over proposed draft tokens at the given gamma, 0 to 1 (vLLM's acceptance rate).",
+        "Share of draft tokens accepted at the given gamma, 0 to 1 (vLLM's acceptance rate).",
     )
     accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = _field(
         "Acceptance",
@@ -145,6 +160,18 @@ class ScenarioInput(BaseModel):
     )
     gpu: Name = _field("Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm")
     machine: Name | None = _field("Machine", "NAME", "Machine from the catalog, instead of --gpu.")
+    ring_hop_us: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+        "Machine",
+        "US",
+        "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
+        otherwise="the machine's, or the tables of its GPU",
+    )
+    ring_gb_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+        "Machine",
+        "GB/S",
+        "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
+        otherwise="the machine's, or the tables of its GPU",
+    )
     tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
     draft_tp: Count | None = _field(
         "Machine",
@@ -153,7 +180,7 @@ class ScenarioInput(BaseModel):
         otherwise="the value of --tp",
     )
     engine: Name = _field(
-        "Machine", "NAME", "Engine profile: the overheads of an inference engine.", "specroof"
+        "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
     weight_dtype: Name = _field(
         "Machine", "DTYPE", "Storage type of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
@@ -175,14 +202,14 @@ class ScenarioInput(BaseModel):
     prefix_hit_rate: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = _field(
         "Workload", "X", "Share of each prompt that is already in the prefix cache.", 0.0
     )
-    slo: str = _field("Workload", "LIMITS", 'Limits such as "ttft<2s; tpot<25ms; memory<90%".', "")
+    slo: str = _field("Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', "")
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:
         stated = [name for name in ACCEPTANCE_KEYS if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ValueError(
-                f"{' and '.join(stated)} both state the acceptance; give only one of them"
+                f"{' and '.join(stated)} each state the acceptance; give only one of them"
             )
         return self
 
@@ -190,8 +217,13 @@ class ScenarioInput(BaseModel):
         """The draft plan, with defaults that depend on the draft."""
         policy = DraftPolicy.of(self.draft_policy or DraftPolicy.STREAMINGLLM)
         if self.draft == "none":
+            for name in NEEDS_DRAFT:
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} needs a draft; add one, such as draft=self")
             return DraftPlan(gamma=self.gamma or 0)
         draft = self.draft
+        if draft in METHODS:
+            return self._method_plan()
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
@@ -209,6 +241,24 @@ class ScenarioInput(BaseModel):
             draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
         )
 
+    def _method_plan(self) -> DraftPlan:
+        """The plan of a built-in draft, which runs on the target's ranks."""
+        if self.draft_tp not in (None, self.tp):
+            raise ConfigError(
+                f"draft_tp={self.draft_tp} differs from tp={self.tp}; the built-in draft "
+                f"{self.draft} runs on the target's ranks, so leave draft_tp out"
+            )
+        if self.kv_budget is not None:
+            raise ConfigError(
+                f"kv_budget={self.kv_budget} is not available for the built-in draft {self.draft}, "
+                f"which has no KV budget; leave kv_budget out"
+            )
+        return DraftPlan(
+            draft=self.draft,
+            policy=DraftPolicy.of(self.draft_policy or DraftPolicy.FULL),
+            gamma=DEFAULT_GAMMA if self.gamma is None else self.gamma,
+        )
+
     def given_acceptance(self, gamma: int) -> Acceptance | None:
         """The stated acceptance, or None."""
         if self.acceptance is not None:
@@ -224,7 +274,16 @@ class ScenarioInput(BaseModel):
         return None
 
     def _machine(self) -> Machine:
-        """The machine; `gpu` may be stated too if it is the same."""
+        """The machine, with the ring of the input; `gpu` may be stated too if it is the same."""
+        if (self.ring_hop_us is None) != (self.ring_gb_s is None):
+            raise ConfigError("ring_hop_us and ring_gb_s must be given together; add the other one")
+        machine = self._catalog_machine()
+        if self.ring_hop_us is None or self.ring_gb_s is None:
+            return machine
+        hop_s, rate = self.ring_hop_us * US, self.ring_gb_s * GB
+        return replace(machine, link=replace(machine.link, ring_hop_s=hop_s, ring_bandwidth=rate))
+
+    def _catalog_machine(self) -> Machine:
         if self.machine is None:
             return catalog.default_machine(self.gpu)
         machine = catalog.machine(self.machine)
@@ -243,8 +302,12 @@ class ScenarioInput(BaseModel):
         plan = self.plan()
         target = catalog.model(self.target)
         machine = self._machine()
+        acceptance = self.given_acceptance(plan.gamma)
         if plan.draft == "none":
             draft = None
+        elif plan.method is not None:
+            draft = plan.method.spec(target) if plan.method.spec else None
+            acceptance = acceptance or method_acceptance(target.name, plan.draft)
         else:
             draft = target if plan.is_self else catalog.model(self.draft)
         parse_slo(self.slo)
@@ -266,7 +329,7 @@ class ScenarioInput(BaseModel):
             tp=self.tp,
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
-            acceptance=self.given_acceptance(plan.gamma),
+            acceptance=acceptance,
             user_curves=curves,
         )
 

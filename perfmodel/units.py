@@ -5,6 +5,7 @@ All other modules calculate in SI units; prefixes are defined only here.
 
 from __future__ import annotations
 
+import re
 from statistics import NormalDist
 
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
@@ -12,6 +13,22 @@ KIB, MIB, GIB = 2.0**10, 2.0**20, 2.0**30
 TFLOP = 1e12
 MS, US = 1e-3, 1e-6
 Z90 = NormalDist().inv_cdf(0.95)  # half-width of a 90 % interval in standard deviations
+
+
+_NUMBER = re.compile(
+    r"[+-]?(\d{1,3}(_\d{3})+|\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE
+)
+
+
+def parse_number(text: str) -> float:
+    """A finite number in ASCII digits, such as 32000, 32_000, 0.5 or 1e-3.
+
+    Raises `ValueError` for any other text, also for what `float` takes: "1_0", "nan", "\uff18".
+    """
+    value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
+    if abs(value) <= 1e300:
+        return value
+    raise ValueError(f"{text[:40]!r} is not a number")
 
 
 def format_seconds(seconds: float) -> str:

@@ -6,12 +6,13 @@ wrong type or out of range, even if the installed transformers accepts it.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.errors import InputError
+from runtime.errors import InputError, os_reason
 
 
 class Rule(NamedTuple):
@@ -152,13 +153,15 @@ def read_json_object(file: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not a JSON number")
 
     try:
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
         with file.open("rb") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"longer than {MAX_CONFIG_BYTES:,} bytes")
         fields = json.loads(text.decode(), object_pairs_hook=distinct, parse_constant=refuse)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{file} cannot be read: {os_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file} is not valid JSON in UTF-8 ({one_line(error)}); use the model's config.json"
@@ -181,6 +184,9 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
         raise _refusal(name, "model_type", kind, f"use one of {', '.join(FAMILIES)}")
     if fields.get("architectures") not in (None, [FAMILIES[kind]]):
         raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")
+    for field in fields:
+        if field in ("attribute_map", "to_dict") or field.startswith("__"):
+            raise _refusal(name, field, fields[field], "it is not a field of a config; remove it")
     for field in REFUSED_FIELDS:
         if field in fields and not _changes_nothing(field, fields[field]):
             raise _refusal(

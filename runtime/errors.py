@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def os_reason(error: OSError) -> str:
+    """Why a file cannot be used, as the end of a sentence: "no such file or directory"."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
 class EngineError(Exception):
     """Base class of expected failures."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from perfmodel import Acceptance, EngineProfile, Machine, Scenario, parse_scenario
-from perfmodel.passes.forward import Rank
+from perfmodel.passes.rank import Rank
 from perfmodel.speculation import target_rank
 
 MEASURED_GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")

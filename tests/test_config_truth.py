@@ -1,8 +1,8 @@
-"""One truth about `config.json`: what `predict` reads `run` reads, and both are transformers'.
+"""`predict` and `run` interpret a `config.json` in the same way as transformers.
 
-Every case is written to a folder and read three times: by `AutoConfig` as a tiny random model, by
-`perfmodel` and by `runtime`. Either shapes, bytes, end tokens and logits are equal, or both refuse
-in one line.
+Each case is written to a folder and read three times: by `AutoConfig` as a tiny random model, by
+`perfmodel` and by `runtime`. Either shapes, bytes, end tokens and logits are equal, or both
+packages refuse the config with a one-line error.
 """
 
 from __future__ import annotations
@@ -226,6 +226,17 @@ REFUSED = {
     "tied, a text": case(tie_word_embeddings="false"),
     "tied, null": case(tie_word_embeddings=None),
     "end token, a text": case(eos_token_id="2"),
+    "begin token, a text": case(bos_token_id="1"),
+    "padding token, a list": case("qwen3", pad_token_id=[0]),
+    "dropout, a text": case("mistral", attention_dropout="a"),
+    "dropout null": case("qwen2", attention_dropout=None),
+    "initializer_range, an integer": case(initializer_range=1),
+    "use_cache null": case(use_cache=None),
+    "labels, a text": case(num_labels="x"),
+    "labels without numbers": case(id2label={"a": 1}),
+    "pretraining_tp, a text": case(pretraining_tp="x"),
+    **{f"{name} is not a field": case(**{name: {}})
+       for name in ("attribute_map", "to_dict", "__class__")},
     "no such dtype": case(torch_dtype="bf16"),
     "dtype of 8 bits": case(dtype="float8_e4m3fn"),
 }  # fmt: skip

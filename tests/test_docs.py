@@ -1,37 +1,60 @@
-"""The README's commands run and print the documented output."""
+"""The README's commands and Python print the documented output, and its picture is up to date."""
 
 from __future__ import annotations
 
+import doctest
 import re
+import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# "..." stands for omitted lines; long lines are wrapped.
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def readme_commands() -> list[str]:
+def readme_commands() -> list[tuple[str, str]]:
+    """Each command after a `$` prompt, and the output shown below it."""
     blocks = re.findall(r"```\n(.*?)```", README, flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("specroof ")]
+    text = "".join(blocks).replace("\\\n", " ")
+    shown = [part.partition("\n") for part in re.split(r"^\$ ", text, flags=re.M)[1:]]
+    return [(command, output) for command, _, output in shown]
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_runs(
+@pytest.mark.parametrize(("command", "output"), readme_commands())
+def test_the_commands_of_the_readme_print_what_it_shows(
     command: str,
+    output: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(shlex.split(command)[1:]) == 0
-    assert capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "120")
+    program, *arguments = shlex.split(command)
+    assert program == "specroof" and run(arguments) == 0
+    printed = capsys.readouterr().out
+    assert output and doctest.OutputChecker().check_output(output, printed, FLAGS), printed
 
 
-def test_the_readme_prints_todays_recommendation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recommend", "--scenario", "default", "--tp", "1,2,4,8"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] in README
+def test_the_python_of_the_readme_prints_what_it_shows() -> None:
+    pytest.importorskip("pandas")
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    test = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", None)
+    outcome = doctest.DocTestRunner(optionflags=FLAGS).run(test)
+    assert outcome.attempted >= 4 and outcome.failed == 0
+
+
+def test_the_picture_of_the_readme_shows_todays_speedups() -> None:
+    """`python examples/speedup_map.py docs/speedup-map.svg` redraws it."""
+    pytest.importorskip("plotly")
+    (text,) = re.findall("<desc>(.*?)</desc>", (ROOT / "docs" / "speedup-map.svg").read_text())
+    drawn = np.array([float(value) for value in text.split()])
+    today = runpy.run_path(str(ROOT / "examples" / "speedup_map.py"))["speedups"]().speedup
+    np.testing.assert_allclose(drawn, today.ravel(), atol=0.0051)

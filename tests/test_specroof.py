@@ -112,7 +112,7 @@ def test_a_plan_is_exported_and_read_back(point: RoundEstimate) -> None:
     "function, values, message",
     [
         (specroof.predict, {"gpu": "h1000"}, "unknown GPU 'h1000'"),
-        (specroof.predict, {"gama": 3}, "unknown key 'gama'. Nearest: gamma"),
+        (specroof.predict, {"gama": 3}, "unknown key 'gama'; did you mean gamma"),
         (specroof.predict, {"batch": 0}, "batch"),
         (specroof.sweep, {"batch": []}, "sweep axis batch has no values"),
         (specroof.sweep, {"output_tokens": [1, 2]}, "output_tokens"),

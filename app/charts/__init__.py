@@ -1,4 +1,4 @@
-"""Plotly figures as pure functions of estimates; every axis carries its unit."""
+"""Plotly figures as pure functions of estimates; every axis states its unit."""
 
 from app.charts.bars import compare_bars as compare_bars
 from app.charts.bars import memory_bars as memory_bars

@@ -67,7 +67,9 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
 
 def _phases(point: RoundEstimate) -> list[tuple[str, float, float, str]]:
     """Name, duration, start and colour of each bar. [s]"""
-    plain = "T_T + overhead" if float(point.plain_overhead_s) else PASS_LABELS["target_step"]
+    plain = (
+        "host per plain step" if float(point.plain_overhead_s) > 0 else PASS_LABELS["target_step"]
+    )
     drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
     overhead = float(point.overhead_s)
     result = GAIN if float(point.speedup) > 1.0 else LOSS
@@ -122,7 +124,7 @@ def step_parts(point: RoundEstimate) -> go.Figure:
 
 
 def roofline(point: RoundEstimate) -> go.Figure:
-    """Arithmetic intensity and achieved FLOP/s of every op that computes, under the GPU's roof."""
+    """Arithmetic intensity and achieved FLOP/s of every operation, under the GPU's roof."""
     gpu = point.scenario.machine.gpu
     ridge = gpu.peak_flops / gpu.hbm_bandwidth
     steps = passes(point)

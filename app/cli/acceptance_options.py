@@ -48,7 +48,7 @@ class MeasureOptions:
         ),
     ] = "2048"
     draft_model: Annotated[
-        Path | None, option("DIR", "Draft model; the target itself by default.")
+        Path | None, option("DIR", "Draft model. Default: the target itself.")
     ] = None
     windows: Annotated[int, option("N", "Windows per text and prompt length.", min=1)] = 16
     gamma: Annotated[int, option("N", "Draft tokens per round.", min=1)] = 16
@@ -58,16 +58,20 @@ class MeasureOptions:
     temperature: Annotated[float, option("T", "Sampling temperature of both models.")] = 1.0
     sink: Annotated[str, option("N,N", "StreamingLLM: number of sink tokens.")] = "16"
     snapkv_window: Annotated[
-        str, option("N,N", "SnapKV: number of last prompt queries observed.")
+        str, option("N,N", "SnapKV: number of last prompt tokens whose attention is used.")
     ] = "32"
-    snapkv_pool: Annotated[str, option("N,N", "SnapKV: pooling width; odd.")] = "1"
+    snapkv_pool: Annotated[str, option("N,N", "SnapKV: odd pooling width.")] = "1"
     positions: Annotated[
-        str, option("absolute|relative", "StreamingLLM: position in the text, or in the cache.")
+        str,
+        option("absolute|relative", "StreamingLLM: positions in the text or in the cache."),
     ] = "absolute"
     page_tokens: Annotated[int, option("N", "Tokens per page of the KV cache.", min=1)] = 16
     device: Annotated[str, option("cpu|cuda", "Device to run on.")] = "cpu"
     dtype: Annotated[
-        str | None, option("DTYPE", "Default: float32 on a CPU, bfloat16 on a GPU.")
+        str | None,
+        option(
+            "DTYPE", "Type of weights and KV cache. Default: float32 on a CPU, bfloat16 on a GPU."
+        ),
     ] = None
 
 

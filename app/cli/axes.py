@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from perfmodel import ConfigError
+from perfmodel.units import parse_number
 
 NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "draft_tp")
 MAX_VALUES = 10_000
@@ -42,9 +43,9 @@ def parse_numbers(name: str, text: str) -> list[int]:
 
 
 def _terms(name: str, text: str) -> list[str]:
-    terms = [term.strip() for term in text.split(",") if term.strip()]
-    if not terms:
-        raise ConfigError(f"{name}={text!r} has no values; give at least one")
+    terms = [term.strip() for term in text.split(",")]
+    if not all(terms):
+        raise ConfigError(f"{name}={_shown(text)} has an empty value; remove the extra comma")
     return list(dict.fromkeys(terms))
 
 
@@ -94,7 +95,7 @@ def _integer(name: str, text: str, term: str) -> int:
 
 def _number(name: str, text: str, term: str) -> float:
     try:
-        value = float(text)
+        value = parse_number(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -6,11 +6,11 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from perfmodel import ConfigError, ScenarioInput
 from perfmodel.catalog.scenarios import FORMER_NAMES
+from perfmodel.errors import os_reason, printable, unknown_name
 
 MAX_CSV_BYTES = 10_000_000
 
@@ -57,7 +57,8 @@ def _text(source: str, name: str) -> str:
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be read: {error}") from error
+        why = os_reason(error) if isinstance(error, OSError) else error
+        raise ConfigError(f"{name} cannot be read: {why}") from error
     if len(data) > MAX_CSV_BYTES:
         raise ConfigError(f"{name} is larger than {MAX_CSV_BYTES:,} bytes; split it")
     try:
@@ -77,11 +78,7 @@ def _header(cells: list[str], name: str) -> list[str]:
     columns = list(ScenarioInput.model_fields)
     for column in header:
         if column not in columns:
-            near = get_close_matches(column, columns, n=3, cutoff=0.4)
-            known = ", ".join(near or columns)
-            raise ConfigError(
-                f"{name}: unknown column {column[:80]!r}. {'Nearest' if near else 'Known'}: {known}"
-            )
+            raise ConfigError(f"{name}: {unknown_name('column', printable(column), columns)}")
         if header.count(column) > 1:
             raise ConfigError(f"{name}: column {column!r} appears twice; remove one")
     return header

@@ -1,8 +1,9 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
-Commands are assembled here from `app.cli.commands`, one file each. Only typer is imported before a
-command runs, so `--help` is instant and `predict` works without torch. Exit codes: 0 success,
-1 internal error, 2 usage or bad input, 3 infeasible, 4 outside tolerance, 130 interrupted.
+This module only imports the standard library, so that an interrupt ends the program quietly from
+the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal error,
+2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,28 +13,11 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from contextlib import suppress
 
-import typer
-
-from app.cli.commands.acceptance import (
-    acceptance_report,
-    fit_acceptance,
-    import_acceptance,
-    measure_acceptance,
-)
-from app.cli.commands.calibrate import calibrate_app
-from app.cli.commands.explore import explore
-from app.cli.commands.export import export
-from app.cli.commands.fit_catalog import fit_published, fit_tables
-from app.cli.commands.listing import list_catalog
-from app.cli.commands.predict import predict
-from app.cli.commands.recommend import recommend
-from app.cli.commands.run import run_app
-from app.cli.commands.simulate import simulate
-from app.cli.commands.sweep import sweep
-from app.cli.commands.validate import validate_app
-from app.cli.options import App, ScenarioCommand
+TYPE_CHECKING = False  # as in typing, which takes as long to import as all the others
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 # The extra that installs each optional package.
 EXTRAS = {
@@ -49,56 +33,24 @@ EXTRAS = {
     "markdown_it": "report",
     "streamlit": "explorer",
 }
+# A flag of scenarios and the flag of `specroof run` with the same meaning.
+SAME_FLAGS = {"--output-tokens": {"--gen-tokens"}, "--gen-tokens": {"--output-tokens"}}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-app = App(
-    name="specroof",
-    pretty_exceptions_enable=False,
-    epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
-)
-for command in (predict, sweep, simulate, recommend, export):
-    app.command(cls=ScenarioCommand)(command)
-app.command("list")(list_catalog)
-app.command()(explore)
-calibrate_app.command("fit-tables")(fit_tables)
-calibrate_app.command("fit-published")(fit_published)
-calibrate_app.command("acceptance")(measure_acceptance)
-for report in (acceptance_report, fit_acceptance, import_acceptance):
-    calibrate_app.command()(report)
-app.add_typer(calibrate_app, name="calibrate")
-app.add_typer(validate_app, name="validate")
-app.add_typer(run_app, name="run")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"specroof {version('specroof')}")
-        raise typer.Exit
-
-
-@app.callback()
-def specroof(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-) -> None:
-    """Will speculative decoding pay for your long-context LLM?"""
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; an expected error is one line on stderr."""
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
-    except (typer.Abort, KeyboardInterrupt):  # which of the two depends on Typer's version
+        from app.cli.application import app
+
+        return int(app(arguments, prog_name="specroof", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
         return 130
     except MemoryError as error:
         return _fail(f"out of memory: {error}; use fewer points, requests or sequences", 2)
     except Exception as error:
+        if _Interrupts.seen or type(error).__name__ == "Abort":  # made from a KeyboardInterrupt
+            return 130
         if hasattr(error, "format_message"):  # a usage error found by typer
             return _fail(_usage_line(error), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
@@ -117,28 +69,104 @@ def run(arguments: list[str]) -> int:
 def _usage_line(error: Any) -> str:
     """The message of a usage error; a group without a command has printed its help already."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        command = error.ctx.command
-        return f"`specroof {command.name}` needs a command. {command.epilog}"
-    return str(error.format_message())
+        return f"`{error.ctx.command_path}` needs a command. {error.ctx.command.epilog}"
+    if hasattr(error.__cause__, "errors"):  # pydantic's error for the type of a parameter
+        from perfmodel.errors import fault_reason, shown
+
+        (fault, *_), (name, *_) = error.__cause__.errors(), error.param.opts
+        return f"{name} {shown(fault['input'])} is not valid: it {fault_reason(fault)}"
+    if possible := _similar_flags(error):
+        from perfmodel.errors import either
+
+        return f"no such option {error.option_name}; did you mean {either(possible)}?"
+    text = str(error.format_message()).rstrip(".").removeprefix("Got ")
+    if error.ctx is not None and ";" not in text:
+        text += f"; see `{error.ctx.command_path} --help`"
+    return text[:1].lower() + text[1:]
+
+
+def _similar_flags(error: Any) -> list[str]:
+    """Flags that may be meant by one that does not exist; empty for other errors."""
+    similar = getattr(error, "possibilities", None) or []
+    if similar and error.ctx is not None:
+        flags = {name for param in error.ctx.command.get_params(error.ctx) for name in param.opts}
+        similar = sorted(flags & SAME_FLAGS.get(error.option_name, set())) or similar
+    return list(similar)
 
 
 def _fail(message: str, code: int) -> int:
     """Print the message on one line, without control characters."""
     line = " ".join(message.split())
-    print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    with suppress(OSError):  # if stderr cannot be written, the exit code still tells
+        print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
+
+
+class _Interrupts:
+    """Ctrl-C ends the program with exit code 130 and without a traceback, whenever it comes."""
+
+    seen = False
+
+    @classmethod
+    def exit_at_once(cls, *_: object) -> NoReturn:
+        """While nothing has to be cleaned up: at the start and at the end."""
+        os._exit(130)
+
+    @classmethod
+    def clean_up(cls, *_: object) -> NoReturn:
+        """While a command runs. A library may turn the exception into one of its own."""
+        cls.seen = True
+        raise KeyboardInterrupt
+
+    @classmethod
+    def unraisable(cls, event: Any) -> None:
+        """An interrupt in a destructor or callback, which Python would print and ignore."""
+        if issubclass(event.exc_type, KeyboardInterrupt):
+            cls.exit_at_once()
+        sys.__unraisablehook__(event)
+
+    @staticmethod
+    def handle(handler: Any) -> None:
+        """Set the handler, unless the parent process chose to ignore interrupts."""
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    """End on SIGTERM and SIGHUP with their exit code, so that unfinished files are removed."""
+    sys.exit(128 + number)
+
+
+def _open_streams() -> None:
+    """Connect closed standard streams to the null device, so that no file takes their place."""
+    for handle, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            if name != "stdout":
+                stream = io.TextIOWrapper(io.FileIO(handle, "w" if handle else "r", closefd=False))
+                setattr(sys, name, stream)
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")  # gamma and alpha on an ASCII terminal
 
 
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
+    _Interrupts.handle(_Interrupts.exit_at_once)
+    sys.unraisablehook = _Interrupts.unraisable
     # End without a message when the reader closes the pipe, as in `specroof sweep ... | head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _open_streams()
     if sys.stdout is None:
         sys.exit(_fail("stdout is closed, so there is nowhere to print", 2))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # gamma and alpha on an ASCII terminal
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+    _Interrupts.handle(_Interrupts.clean_up)
     code = run(sys.argv[1:] or ["--help"])
+    _Interrupts.handle(_Interrupts.exit_at_once)
     try:
         sys.stdout.flush()
     except OSError as error:

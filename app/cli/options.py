@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,16 @@ from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+
+# Parameters that name files to write, and suffixes of the files that are read from a folder.
+OUTPUTS = ("csv", "html", "output", "out", "markdown", "plot", "write_plan")
+# What to begin with, for commands whose default scenario does not fit on one GPU.
+BEGIN = {
+    "predict": "--draft self --tp 8",
+    "sweep": "--draft self --tp 8 --batch 1,8,64",
+    "simulate": "--draft self --tp 8 --rate 1",
+}
+READ_IN_FOLDERS = (".json", ".safetensors", ".parquet")
 
 
 def option(metavar: str, text: str, *names: str, **limits: Any) -> Any:
@@ -73,15 +83,104 @@ class Command(TyperCommand):
             given = [name for name in param.opts if name in words]
             if len(given) > 1:
                 ctx.fail(f"{given[1]} is the former name of {given[0]}; give only {given[0]}")
-        return super().parse_args(ctx, args)
+        rest: list[str] = super().parse_args(ctx, list(args))
+        _check_numbers(ctx, self.get_params(ctx), args)
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the callback."""
+        """Check the output files, then run the callback."""
+        folders = {param.name for param in self.get_params(ctx) if param.metavar == "DIR"}
+        check_outputs({n: value for n, value in ctx.params.items() if n not in folders})
         if flags := self.flags():
             values = {flag.name: ctx.params.pop(flag.name) for flag in flags}
             sources = {name: ctx.get_parameter_source(name) for name in values}
             ctx.obj = {n: value for n, value in values.items() if sources[n].name == "COMMANDLINE"}
         return super().invoke(ctx)
+
+
+def _check_numbers(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
+    """Refuse values of numeric flags that Python accepts but nobody means: nan, inf, 1_0."""
+    kinds = {param.name: type(ctx.params.get(param.name)) for param in params}
+    numeric = {name for p in params if kinds[p.name] in (int, float) for name in p.opts}
+    for flag, value in pairwise([*args, ""]):
+        if flag not in numeric:
+            flag, _, value = flag.partition("=")
+        if flag in numeric and value:
+            from perfmodel.units import parse_number
+
+            try:
+                parse_number(value)
+            except ValueError:
+                ctx.fail(f"{flag} {value[:40]!r} is not a number; use digits such as 32 or 0.5")
+
+
+def check_outputs(values: Mapping[str, Any]) -> None:
+    """Refuse an output that cannot be written, or that is an input or another output.
+
+    `values` are a command's parameters by name; those named in `OUTPUTS` are files to write.
+
+    Raises
+    ------
+    ConfigError
+        With the flag's name.
+    """
+    outputs = {n: Path(v) for n, v in values.items() if n in OUTPUTS and v and str(v) != "-"}
+    if not outputs:
+        return
+    from perfmodel import ConfigError
+    from perfmodel.output_file import check_writable
+
+    others = list(_paths({n: v for n, v in values.items() if n not in outputs}))
+    for name, output in outputs.items():
+        if _is_folder(output):
+            continue
+        for other in others:
+            if _same(output, other):
+                raise ConfigError(
+                    f"{flag_name(name)} {output} would overwrite {other}, which the command reads; "
+                    f"choose another file"
+                )
+        if any(_same(output, other) for n, other in outputs.items() if n != name):
+            raise ConfigError(
+                f"two outputs would be written to {output}; choose a different file for each"
+            )
+        check_writable(output)
+
+
+def _paths(values: Mapping[str, Any]) -> Iterator[Path]:
+    """Existing files that the values name, and the weights and tables of folders."""
+    from perfmodel import ConfigError
+    from perfmodel.catalog.scenarios import scenario_values
+
+    for name, value in values.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            try:
+                path = Path(one) if isinstance(one, str | Path) else None
+                if path is not None and path.is_file():
+                    yield path
+                    if name == "scenario":
+                        yield from _paths(scenario_values(str(path)))
+                elif path is not None and path.is_dir():
+                    yield from (file for file in path.iterdir() if file.suffix in READ_IN_FOLDERS)
+            except (ConfigError, OSError, ValueError):  # reported by the command itself
+                continue
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same regular file, existing or not."""
+    try:
+        if one.exists() and other.exists():
+            return one.is_file() and one.samefile(other)
+        return one.resolve() == other.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 class Group(TyperGroup):
@@ -111,15 +210,32 @@ class ScenarioCommand(Command):
     Its `context.obj` holds the texts as typed; `perfmodel.parse_scenario` checks them.
     """
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the callback; if it was given no flags and nothing fits, say how to begin."""
+        from perfmodel import SpecroofError
+
+        given = any(ctx.get_parameter_source(name).name == "COMMANDLINE" for name in ctx.params)
+        try:
+            return super().invoke(ctx)
+        except SpecroofError as error:
+            if not given and self.name in BEGIN:
+                error.args = (f"{error}; begin with `specroof {self.name} {BEGIN[self.name]}`",)
+            raise
+
     def flags(self) -> tuple[Any, ...]:
         """One flag per field; `recommend` searches some of them, which have no default there."""
         return scenario_options(searches=self.name == "recommend")
 
 
 def _without_type(params: list[Any]) -> list[Any]:
-    """Hide the type of flags that take no value, and defaults of None, in the help."""
+    """Hide defaults of None and the Python types of arguments and of flags without a value."""
     for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
+        if param.param_type_name == "argument":
+            name = param.metavar if param.required else f"[{param.metavar}]"
+            usage = name if param.nargs == 1 else f"{name}..."
+            param.get_usage_pieces = lambda _ctx, usage=usage: [usage]
+            param.display_type_rich = lambda _ctx=None, **_: None
+        elif param.is_flag and param.metavar is None:
             param.metavar = ""
         if param.default is None:
             param.show_default = False
@@ -166,7 +282,7 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
     former = [flag_name(old) for old in _former_names(name)]
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
     if searched:
-        words.append("Searched." if name == "gamma" else "Searched if not given.")
+        words.append("Always searched." if name == "gamma" else "Searched if not given.")
     elif default := default_text(field):
         words.append(f"Default: {default}.")
     panel = str(shown["panel"])

@@ -1,4 +1,4 @@
-"""Output: results on stdout, progress on stderr, and files written atomically."""
+"""Output: results on stdout, progress on stderr, and files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import csv
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+LEAST_COLUMNS = 40
 
 
 def json_line(value: Any) -> str:
@@ -28,10 +30,13 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Console:
-    """The console that prints tables; 120 columns wide if stdout is not a terminal."""
+    """The console that prints tables, as wide as COLUMNS, the terminal, or else 120."""
     from rich.console import Console
 
+    columns = os.environ.get("COLUMNS", "")
     width = None if sys.stdout.isatty() else 120
+    if columns.isascii() and columns.isdigit() and int(columns):
+        width = max(int(columns), LEAST_COLUMNS)
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
@@ -73,59 +78,44 @@ def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
         yield update
 
 
-@contextmanager
-def atomic_text(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only once it is complete; creates missing folders.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be written.
-    """
-    from perfmodel import ConfigError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            yield file
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears once it is complete."""
-    with atomic_text(path) as file:
+    """Write a file; see `perfmodel.output_file`."""
+    from perfmodel.output_file import output_text
+
+    with output_text(path) as file:
         file.write(text)
 
 
 def write_csv(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows with the same keys as CSV, to stdout if the path is `-`."""
+    """Write rows with the same keys as CSV, to stdout if the path is `-`; without rows, nothing."""
+    from perfmodel.output_file import output_text
+
     rows = iter(rows)
-    first = next(rows)
-    with nullcontext(sys.stdout) if path == "-" else atomic_text(Path(path)) as file:
-        writer = csv.DictWriter(file, list(first), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(first)
-        writer.writerows(rows)
+    first = next(rows, None)
+    with nullcontext(sys.stdout) if path == "-" else output_text(path) as file:
+        if first is not None:
+            writer = csv.DictWriter(file, list(first), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(rows)
 
 
 def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
-    """Write texts under `folder` by their relative paths; returns the files' paths."""
+    """Write texts under `folder` by their relative paths; returns the files' paths.
+
+    Creates the folder and those inside it, but not the one that contains it.
+    """
+    from perfmodel import ConfigError
+    from perfmodel.errors import os_reason
+
+    try:
+        folder.mkdir(exist_ok=True)
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be created: {os_reason(error)}") from error
+    except ValueError as error:  # a null byte in the name
+        raise ConfigError(f"{folder} cannot be created: {error}") from error
     for name, text in files.items():
         write_text(folder / name, text)
     return [folder / name for name in files]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

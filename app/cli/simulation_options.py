@@ -22,9 +22,9 @@ class SimulationOptions:
         None
     )
     rate: Annotated[float | None, option("RPS", "Mean arrival rate of random requests.")] = None
-    arrivals: Annotated[str, option("KIND", "Arrivals: poisson, bursty, regular or at-once.")] = (
-        "poisson"
-    )
+    arrivals: Annotated[
+        str, option("KIND", "Arrival process: poisson, bursty, regular or at-once.")
+    ] = "poisson"
     burst_factor: Annotated[
         float, option("X", "Bursty: ratio of the high arrival rate to the low one.")
     ] = 8.0
@@ -46,12 +46,17 @@ class SimulationOptions:
         str | None,
         option("FILE", "File with the accepted draft tokens of each round, one per line."),
     ] = None
-    token_budget: Annotated[int, option("TOKENS", "Most tokens per pass, prompts included.")] = 8192
+    token_budget: Annotated[
+        int, option("TOKENS", "Maximum tokens per pass, including prompts.")
+    ] = 8192
     finished: Annotated[
-        str, option("compaction|padding|graphs", "Fixed batch: how finished sequences are handled.")
+        str, option("compaction|padding|graphs", "Fixed batch: what happens to finished sequences.")
     ] = "compaction"
     schedule: Annotated[
-        bool, switch("--schedule", "Also simulate gamma chosen per round, by batch and context.")
+        bool,
+        switch(
+            "--schedule", "Also simulate with gamma chosen in every round, by batch and context."
+        ),
     ] = False
     exact: Annotated[bool, switch("--exact", "Simulate every round of every request; slower.")] = (
         False
@@ -62,6 +67,25 @@ class SimulationOptions:
     def plays_requests(self) -> bool:
         """Whether requests arrive over time; otherwise one batch is decoded to its end."""
         return self.traffic is not None or self.rate is not None
+
+    def check(self) -> None:
+        """Raise a `ConfigError` for a flag that would have no effect."""
+        from perfmodel import ConfigError
+        from perfmodel.serving import trace_rows
+
+        if not self.plays_requests and self.arrivals != "poisson":
+            raise ConfigError("--arrivals has no effect on a fixed batch; add --rate or --traffic")
+        if self.plays_requests and self.finished != "compaction":
+            raise ConfigError(
+                "--finished only applies to a fixed batch; remove --rate and --traffic"
+            )
+        if self.traffic is None:
+            return
+        timed = next(trace_rows(self.traffic), (None,))[0] is not None
+        if timed and (self.rate is not None or self.arrivals != "poisson"):
+            raise ConfigError(
+                f"{self.traffic} already has arrival times; remove --rate and --arrivals"
+            )
 
     def stream(self, scenario: Scenario) -> Traffic:
         """The requests: recorded ones, or random ones around the scenario's lengths."""

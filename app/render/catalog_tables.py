@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.render.tables import plain_table, scenario_line
+from app.render.tables import plain_table, print_table, scenario_line
 from perfmodel.units import format_bytes, format_seconds
 
 
@@ -22,7 +22,7 @@ def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console
     table = plain_table(*(TITLES.get(c, c.replace("_", " ")) for c in columns), right=False)
     for entry in entries:
         table.add_row(*(_cell(key, entry[key]) for key in columns))
-    console.print(table)
+    print_table(table, console)
     console.print("\nsources")
     for source in dict.fromkeys(str(entry["source"]) for entry in entries):
         names = dict.fromkeys(_entry_name(e) for e in entries if e["source"] == source)
@@ -62,7 +62,7 @@ def print_matrix(
         for engine, reason in row["reasons"].items():
             if reason:
                 reasons[f"{engine}, draft {row['draft']} {row['draft_policy']}: {reason}"] = None
-    console.print(table)
+    print_table(table, console)
     for line in reasons:
         console.print(line)
 

@@ -8,7 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.render.tables import number_text, plain_table, print_notes, scenario_line, seconds_text
+from app.render.tables import (
+    number_text,
+    plain_table,
+    print_notes,
+    print_table,
+    scenario_line,
+    seconds_text,
+)
 from perfmodel.passes import GROUPS
 from perfmodel.units import format_bytes, format_seconds
 
@@ -23,8 +30,8 @@ def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
     """Print one prediction: scenario, step times by part, round, speedup, memory and notes."""
     console.print(scenario_line(prediction["scenario"]))
     console.print()
-    console.print(_steps_table(prediction))
-    console.print(_round_table(prediction))
+    print_table(_steps_table(prediction), console)
+    print_table(_round_table(prediction), console)
     console.print(_memory_line(prediction))
     print_notes(prediction["notes"], console)
 
@@ -107,7 +114,7 @@ def _speedup(prediction: Mapping[str, Any]) -> str:
 def _memory_line(prediction: Mapping[str, Any]) -> str:
     memory = prediction["memory"]
     terms = ", ".join(
-        f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}"
+        f"{name.removesuffix('_bytes').replace('_', ' ').replace('kv', 'KV')} {format_bytes(value)}"
         for name, value in memory.items()
         if value and name not in ("total_bytes", "capacity_bytes")
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.render.tables import print_notes, rows_table
+from app.render.tables import print_notes, print_table, rows_table
 from perfmodel.units import format_chance, format_seconds, format_tokens
 
 PLAN_HEADER = ("plan", "TP", "gain", "time/token", "tokens/s/GPU", "decode only", "α", "memory")
@@ -19,15 +19,17 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     for line in (answer["answer"], answer["prefill"], answer["evidence"]["sentence"]):
         console.print(line, soft_wrap=True)
     console.print()
-    console.print(rows_table(PLAN_HEADER, plan_rows(answer)))
+    print_table(rows_table(PLAN_HEADER, plan_rows(answer)), console)
     for line in facts(answer):
         console.print(line)
     if answer["unmeasured"]:
         console.print("\nDrafts without a measured acceptance, and the α that each needs:")
-        console.print(rows_table(UNMEASURED_HEADER, unmeasured_rows(answer["unmeasured"])))
+        print_table(rows_table(UNMEASURED_HEADER, unmeasured_rows(answer["unmeasured"])), console)
     if answer["sensitivities"]:
         console.print(f"\nGain of {answer['studied']['label']} if an input is wrong:")
-        console.print(rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)))
+        print_table(
+            rows_table(("input", "change", "from", "to"), sensitivity_rows(answer)), console
+        )
     schedule = answer["gamma_schedule"]
     if schedule:
         console.print(
@@ -35,7 +37,7 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
             "a dot does not fit:"
         )
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
-        console.print(rows_table(header, schedule_rows(schedule)))
+        print_table(rows_table(header, schedule_rows(schedule)), console)
     print_notes(answer["notes"], console)
 
 

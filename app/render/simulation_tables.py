@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from app.render.tables import print_notes, rows_table, scenario_line
+from app.render.tables import print_notes, print_table, rows_table, scenario_line
 from perfmodel.units import format_seconds
 
 Cell = Callable[[Mapping[str, Any]], str]
@@ -51,7 +51,9 @@ def print_simulation(result: Mapping[str, Any], console: Console) -> None:
     """Print one column per run, and the gain of speculation."""
     console.print(scenario_line(result["scenario"]))
     console.print()
-    console.print(rows_table(("", *(run["label"] for run in result["runs"])), run_rows(result)))
+    print_table(
+        rows_table(("", *(run["label"] for run in result["runs"])), run_rows(result)), console
+    )
     for gain in result["gains"]:
         console.print(gain_line(gain))
     if result["closed_form_speedup"] is not None:
@@ -80,7 +82,7 @@ def print_choice(choice: Mapping[str, Any], console: Console) -> None:
     """Print the answer and the runs of `recommend --traffic`."""
     console.print(f"On this traffic: {choice['sentence']}")
     header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
-    console.print(rows_table(header, [_choice_row(run) for run in choice["runs"]]))
+    print_table(rows_table(header, [_choice_row(run) for run in choice["runs"]]), console)
 
 
 def _choice_row(run: Mapping[str, Any]) -> Sequence[str]:

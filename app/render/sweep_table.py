@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from app.render.tables import print_table
 from perfmodel import Sweep
 from perfmodel.planning import Block
 from perfmodel.units import format_seconds
@@ -22,13 +23,13 @@ PLAN_AXES = ("draft", "draft_policy", "draft_tp")
 def print_sweep(result: Sweep, console: Console) -> None:
     """Print a sweep as a table."""
     if result.points <= MAX_ROWS:
-        console.print(_table(list(result.rows())))
+        print_table(_table(list(result.rows())), console)
         return
     rows = best_rows(result)
     console.print(
         f"best of {result.points:,} points at each batch and prompt; --csv FILE writes all"
     )
-    console.print(_table(rows[:MAX_TABLE_ROWS]))
+    print_table(_table(rows[:MAX_TABLE_ROWS]), console)
     if len(rows) > MAX_TABLE_ROWS:
         console.print(
             f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; --csv FILE writes all"

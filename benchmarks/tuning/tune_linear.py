@@ -1,10 +1,10 @@
-"""Time the few-row product of `runtime.kernels.triton_ops` in many tilings beside cuBLAS, on a GPU.
+"""Compare tilings of `split_linear` (`runtime.kernels.triton_ops`) with cuBLAS on a GPU.
 
     python benchmarks/tuning/tune_linear.py --out FILE.jsonl --seconds 110
 
-Weights come cold from a pool of 12 GB, many products in one CUDA graph, the L2 swept before each
-replay; medians of three replays, microseconds a product. `runtime/kernels/ops.py` has its
-tiling rule from such a file.
+Times are medians of three replays, in microseconds per GEMM. Each replay is a CUDA graph of many
+GEMMs whose weights come from a pool of 12 GB; the L2 cache is swept before it, so weights are cold.
+The tiling rule in `runtime/kernels/ops.py` is based on such a file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tilings(block_rows: int) -> Iterator[Tiling]:
 
 
 def microseconds(call: Callable[[int], Any], calls: int, sweep: torch.Tensor) -> float:
-    """Median time of one of `calls` calls in a graph."""
+    """Median time per call in a graph of `calls` calls."""
     with torch.cuda.stream(torch.cuda.Stream()):
         call(0)
     torch.cuda.synchronize()
@@ -68,7 +68,7 @@ def microseconds(call: Callable[[int], Any], calls: int, sweep: torch.Tensor) ->
 
 
 def measure(rows: int, weights: torch.Tensor, sweep: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """A record for every tiling of one product; `weights` (copies, columns, depth)."""
+    """Yield a record for every tiling of one GEMM; `weights` is (copies, columns, depth)."""
     from runtime.kernels.triton_ops import split_linear
 
     copies, columns, depth = weights.shape
@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=110.0)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("error: timing products needs a GPU; this machine shows none", file=sys.stderr)
+        print("error: timing GEMMs needs a GPU, but this machine has none", file=sys.stderr)
         return 2
     torch.manual_seed(0)
     deadline = time.monotonic() + options.seconds

@@ -1,11 +1,11 @@
-"""Time one attention call with its KV cut into more and fewer ranges, and not cut, on a GPU.
+"""Time attention calls on a GPU, with the KV unsplit and split into various numbers of ranges.
 
     python benchmarks/tuning/tune_splits.py --out FILE.jsonl --seconds 30
 
-KV comes cold, one call a cache, many calls in one CUDA graph, the L2 swept before each replay;
-medians of seven replays. The time is for measuring alone: building FlashInfer's kernels, where
-they are not in its cache, comes before. `runtime.attention.split_kv` has its constants from such a
-file: calibration/measured/split-kv-h200.jsonl.gz.
+Times are medians of seven replays. Each replay is a CUDA graph of many calls on different caches;
+the L2 cache is swept before it, so the KV is cold. `--seconds` limits the measurement and does not
+include the time to build FlashInfer's kernels. The constants of `runtime.attention.split_kv` were
+fitted to such a file, calibration/measured/split-kv-h200.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ BATCHES = (1, 2, 4, 8, 16, 24, 33, 34, 48, 64, 96, 128, 192, 256)
 KV_TOKENS = (128, 256, 512, 1024, 2048, 4096, 16384)
 QUERY_TOKENS = (1, 2, 4, 9)
 KV_BYTES = 20e9
-MOST_FILL = 4.0  # blocks over what the GPU holds, beyond which nothing is cut
+MOST_FILL = 4.0  # value of `fill` beyond which KV is never split
 
 
 def grid_of(cell: Cell, num_sms: int) -> BlockGrid:
-    """The blocks of a cell by the runtime's own rule."""
+    """The blocks of a cell according to the runtime's rule."""
     batch = cell["batch"]
     return BlockGrid.of(
         np.full(batch, cell["query_tokens"], dtype=np.int32),
@@ -58,18 +58,18 @@ def grid_of(cell: Cell, num_sms: int) -> BlockGrid:
 
 
 def tiles_of(cell: Cell, grid: BlockGrid) -> int:
-    """Tiles of query rows of a KV head, over all sequences."""
+    """Tiles of query rows per KV head, over all sequences."""
     return int(cell["batch"] * -(-cell["query_tokens"] * grid.group // grid.tile_rows))
 
 
 def fill(cell: Cell, num_sms: int) -> float:
-    """Blocks without a split over those that the GPU holds side by side."""
+    """Blocks without a split, divided by those that the GPU runs concurrently."""
     tiles = tiles_of(cell, grid_of(cell, num_sms))
     return tiles * int(cell["kv_heads"]) / (BLOCKS_PER_SM * num_sms)
 
 
 def cells(num_sms: int) -> list[Cell]:
-    """All that fit, those where a split may or may not pay first, others among them."""
+    """All cells that fit, roughly ordered by how uncertain it is that a split pays."""
     found = []
     for model, batch, kv, queries in itertools.product(MODELS, BATCHES, KV_TOKENS, QUERY_TOKENS):
         heads = heads_of(model)
@@ -85,7 +85,7 @@ def cells(num_sms: int) -> list[Cell]:
 
 
 def ranges_to_try(cell: Cell, num_sms: int) -> list[int]:
-    """None, few, a quarter, half and all of the ranges that fill the GPU, as its KV allows."""
+    """1 to 3 ranges, and a quarter, half and all of those that fill the GPU, as KV allows."""
     longest = max(1, int(cell["kv_tokens"]) // LEAST_RANGE_TOKENS)
     full = max(1, int(1.0 / fill(cell, num_sms)))
     asked = {1, 2, 3, full // 4, full // 2, full}
@@ -94,7 +94,7 @@ def ranges_to_try(cell: Cell, num_sms: int) -> list[int]:
 
 @contextlib.contextmanager
 def forced(ranges: int, tiles: int) -> Iterator[None]:
-    """While this lasts, every grid has room for just so many ranges a sequence."""
+    """Within this context, every grid has room for exactly `ranges` ranges per sequence."""
     rule = BlockGrid.of
 
     def of(*args: Any, **named: Any) -> BlockGrid:
@@ -110,7 +110,7 @@ def attend(plan: Any, q: Any, caches: int, i: int) -> Any:
 
 
 def measure(bench: Bench, cell: Cell, num_sms: int) -> Iterator[dict[str, Any]]:
-    """A record for each count of ranges."""
+    """Yield a record for each number of ranges."""
     chosen = grid_of(cell, num_sms)
     tiles, batch = tiles_of(cell, chosen), int(cell["batch"])
     pages = np.full(batch, -(-cell["kv_tokens"] // PAGE), dtype=np.int32)
@@ -140,7 +140,7 @@ def measure(bench: Bench, cell: Cell, num_sms: int) -> Iterator[dict[str, Any]]:
 
 
 def header(torch: Any) -> dict[str, Any]:
-    """Where the records come from."""
+    """The header of the file: GPU, versions, commit and command."""
     return {
         "op": "split_tuning", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
         "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
@@ -157,7 +157,7 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        print("error: timing attention needs a GPU; this machine shows none", file=sys.stderr)
+        print("error: timing attention needs a GPU, but this machine has none", file=sys.stderr)
         return 2
     bench, first = Bench(), header(torch)
     for dim in (64, 128):  # builds the kernels

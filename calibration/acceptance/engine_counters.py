@@ -3,8 +3,7 @@
 - vLLM counts rounds and the rounds that accepted each position (/metrics, its JSON forms, the
   result of `vllm bench serve`), or logs rates per position ("SpecDecoding metrics"). `specroof run
   --output` lists the accepted drafts of every round. Both give one rate per position.
-- SGLang's log, /metrics and server info only give the mean tokens per round. With the γ of the
-  engine, which the user must state, it gives one i.i.d. α for all positions.
+- Other reports only have a mean, from which `engine_means` derives one rate for all positions.
 
 Rates per position are conditional: P(accepted | all previous drafts were accepted). The counters do
 not determine them if the number of drafts varies between rounds; this is an error.
@@ -14,65 +13,52 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfmodel import Acceptance, ConfigError
-from perfmodel.specs import Origin
+from calibration.acceptance.engine_means import (
+    NUMBER,
+    SHORT_ROUNDS,
+    Imported,
+    check_one_model,
+    labels_of,
+    mean_acceptance,
+    share,
+    totals,
+)
+from perfmodel import ConfigError
+from perfmodel.errors import os_reason
 
 MAX_BYTES = 50_000_000
-SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)"
 _SAMPLE = re.compile(
-    rf"^vllm:spec_decode_(\w+?)(?:_total)?(?:\{{([^}}\n]*)\}})?[ \t]+{_NUMBER}\b", re.M | re.I
+    rf"^vllm:spec_decode_(\w+?)(?:_total)?(?:\{{([^}}\n]*)\}})?[ \t]+{NUMBER}\b", re.M | re.I
 )
-_LABEL = re.compile(r'(\w+)="([^"\n]*)"')
 _LOG = re.compile(
-    rf"SpecDecoding metrics:.*?\bAccepted: {_NUMBER} tokens, Drafted: {_NUMBER} tokens, "
+    rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
     r"Per-position acceptance rate: ([0-9., ]*[0-9])"
-)
-_SGLANG = re.compile(
-    rf"(?:accept len:|sglang:spec_accept_length(?:\{{[^}}\n]*\}})?|"
-    rf'"?avg_spec_accept_length"?\s*[:=])\s*{_NUMBER}',
-    re.I,
 )
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
     "num_draft_tokens": "spec_decode_draft_tokens",
+    "num_accepted_tokens": "spec_decode_accepted_tokens",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """Acceptance rates from an engine.
-
-    `rounds` is None if the source does not state it. `positional` is False if only a mean is known,
-    so that all positions have the same rate.
-    """
-
-    per_position: tuple[float, ...]
-    engine: str
-    rounds: int | None
-    positional: bool
-
-    def acceptance(self) -> Acceptance:
-        """The rates as a measured `Acceptance`."""
-        rounds = "" if self.rounds is None else f" over {self.rounds:,} rounds"
-        return Acceptance.from_per_position(
-            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{rounds}"
-        )
 
 
 @dataclass(slots=True)
 class _Counters:
-    """Rounds, drafted tokens (None if not reported), and rounds that accepted each position."""
+    """Rounds, drafted tokens (None if not reported), and rounds that accepted each position.
+
+    `accepted_tokens` is only used if the positions are not known.
+    """
 
     rounds: float = 0.0
     draft_tokens: float | None = None
     accepted: tuple[float, ...] = ()
+    accepted_tokens: float | None = None
 
     def add(self, other: _Counters) -> None:
         self.rounds += other.rounds
@@ -80,13 +66,23 @@ class _Counters:
         self.accepted = tuple(one + two for one, two in pairs)
         if other.draft_tokens is not None:
             self.draft_tokens = (self.draft_tokens or 0.0) + other.draft_tokens
+        if other.accepted_tokens is not None:
+            self.accepted_tokens = (self.accepted_tokens or 0.0) + other.accepted_tokens
+
+    def mean(self, name: str, gamma: int | None) -> Imported:
+        """One rate for all positions, from totals; V0 does not even count rounds."""
+        assert self.draft_tokens is not None and self.accepted_tokens is not None
+        counts = (self.draft_tokens, self.accepted_tokens)
+        if not self.rounds and any(counts):
+            return share(counts[1], counts[0], "vLLM V0", name, gamma)
+        return totals(self.rounds, *counts, engine="vLLM", name=name, gamma=gamma)
 
     def imported(self, name: str) -> Imported:
         """The rates per position; an error if the number of drafts per round varies."""
         if not self.rounds and not any(self.accepted):
             raise ConfigError(
-                f"{name}: all counters are 0, so no token was drafted yet; read the counters again "
-                f"after some requests"
+                f"{name}: all counters are 0, so no token has been drafted yet; read the counters "
+                f"again after some requests"
             )
         rates = conditional_rates(self.rounds, self.accepted, name)
         most = self.rounds * len(rates)
@@ -108,7 +104,7 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
     path : Path
         Text, JSON or JSON lines.
     gamma : int, optional
-        Draft tokens per round; required for SGLang.
+        Draft tokens per round; required if the file only has a mean.
 
     Raises
     ------
@@ -119,9 +115,9 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from error
     if len(raw) > MAX_BYTES:
@@ -138,22 +134,20 @@ def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Impor
     if rounds:
         return _run_records(rounds, name)
     if (counters := _vllm_json(values, name)) is not None:
-        return counters.imported(name)
+        return counters.imported(name) if counters.accepted else counters.mean(name, gamma)
     if _LOG.search(text):
         return _vllm_log(text).imported(name)
     if _SAMPLE.search(text):
-        return vllm_metrics(text, name)
-    lengths = [float(length) for length in _SGLANG.findall(text)]
-    if lengths:
-        return _mean_length(lengths, name, gamma)
+        return vllm_metrics(text, name, gamma=gamma)
+    if (found := mean_acceptance(text, values, name, gamma)) is not None:
+        return found
     raise ConfigError(
-        f"{name}: no acceptance counters found; give vLLM's spec_decode counters per position "
-        f"(text or JSON), its SpecDecoding log lines, SGLang's accept length, or the output of "
-        f"`specroof run --output`"
+        f"{name}: no acceptance counters found; give a metrics page, log or benchmark result of "
+        f"vLLM, SGLang, TensorRT-LLM or llama.cpp, or the output of `specroof run --output`"
     )
 
 
-def vllm_metrics(text: str, name: str) -> Imported:
+def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read vLLM's /metrics page, summed over engines.
 
     If the text holds several scrapes of the page, the rates are those between the first and the
@@ -167,40 +161,27 @@ def vllm_metrics(text: str, name: str) -> Imported:
     series: dict[tuple[str, str], list[float]] = {}
     for counter, labels, value in _SAMPLE.findall(text):
         series.setdefault((counter.lower(), labels), []).append(float(value))
-    labelled = (dict(_LABEL.findall(labels)) for _, labels in series)
-    models = {labels["model_name"] for labels in labelled if "model_name" in labels}
-    if len(models) > 1:
-        raise ConfigError(
-            f"{name}: the counters belong to several models, {', '.join(sorted(models))}; keep "
-            f"those of one model"
-        )
-    totals: dict[str, float] = {}
+    check_one_model((labels_of(labels) for _, labels in series), name)
+    sums: dict[str, float] = {}
     counts: dict[int, float] = {}
     for (counter, labels), scrapes in series.items():
         value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
-        position = dict(_LABEL.findall(labels)).get("position", "")
+        position = labels_of(labels).get("position", "")
         if counter == "num_accepted_tokens_per_pos" and position.isdecimal():
             counts[int(position)] = counts.get(int(position), 0.0) + value
         else:
-            totals[counter] = totals.get(counter, 0.0) + value
-    if not counts and "num_drafts" not in totals and totals.get("num_draft_tokens"):
-        raise _without_positions(totals, name)
-    if "num_drafts" not in totals or not counts or sorted(counts) != list(range(len(counts))):
+            sums[counter] = sums.get(counter, 0.0) + value
+    drafts, drafted = sums.get("num_drafts"), sums.get("num_draft_tokens")
+    if not counts and drafted and "num_accepted_tokens" in sums:
+        known = _Counters(drafts or 0.0, drafted, (), sums["num_accepted_tokens"])
+        return known.mean(name, gamma)
+    if drafts is None or not counts or sorted(counts) != list(range(len(counts))):
         raise ConfigError(
             f"{name}: counters are missing; the page must have vllm:spec_decode_num_drafts_total "
             f"and vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
-    return _Counters(totals["num_drafts"], totals.get("num_draft_tokens"), accepted).imported(name)
-
-
-def _without_positions(totals: dict[str, float], name: str) -> ConfigError:
-    """The error for vLLM V0, which only counts accepted and drafted tokens."""
-    share = totals.get("num_accepted_tokens", 0.0) / totals["num_draft_tokens"]
-    return ConfigError(
-        f"{name}: vLLM V0 does not count accepted tokens per position; use --accepted-fraction "
-        f"{share:.3f}, the accepted share of all drafted tokens, with the engine's --gamma"
-    )
+    return _Counters(drafts, drafted, accepted).imported(name)
 
 
 def _vllm_log(text: str) -> _Counters:
@@ -220,7 +201,7 @@ def conditional_rates(drafts: float, accepted: Sequence[float], name: str) -> tu
     `drafts` is the number of rounds, `accepted` the number of rounds that accepted each position.
     """
     reached = [float(drafts), *map(float, accepted)]
-    if not drafts > 0 or not accepted or min(reached) < 0:
+    if not drafts > 0 or not accepted or not all(0 <= count < math.inf for count in reached):
         raise ConfigError(f"{name}: counters must be positive, with at least one draft position")
     pairs = list(itertools.pairwise(reached))
     if any(after > before for before, after in pairs):
@@ -255,27 +236,6 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
     return Imported(per_position=rates, engine="specroof", rounds=len(accepted), positional=True)
 
 
-def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Imported:
-    """One rate from the mean of SGLang's accept lengths, which include the target's token.
-
-    A length of 0 comes from a rank without requests.
-    """
-    lengths = [length for length in lengths if length > 0]
-    if not lengths:
-        raise ConfigError(
-            f"{name}: every accept length is 0, so no round was run yet; read it again after some "
-            f"requests"
-        )
-    if gamma is None:
-        raise ConfigError(
-            f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
-            f"draft tokens per round to convert it to one i.i.d. acceptance"
-        )
-    mean = sum(lengths) / len(lengths)
-    rates = Acceptance.from_tokens_per_round(mean, gamma).per_position
-    return Imported(per_position=rates, engine="SGLang", rounds=None, positional=False)
-
-
 def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
     """Counters in any of vLLM's JSON forms, summed over engines; None if there are none."""
     total = _Counters()
@@ -285,9 +245,11 @@ def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
                 _number(entry, "num_drafts") or 0.0,
                 _number(entry, "num_draft_tokens"),
                 _accepted(entry, name),
+                _number(entry, "num_accepted_tokens"),
             )
         )
-    return total if total.accepted else None
+    known = None not in (total.draft_tokens, total.accepted_tokens)
+    return total if total.accepted or known else None
 
 
 def _number(entry: dict[str, Any], counter: str) -> float | None:

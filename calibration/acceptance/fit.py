@@ -300,7 +300,7 @@ def curves_text(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, comman
     """
     header = f"Written by `{command}`; the formula is in perfmodel/acceptance/curve.py."
     for curve, free in fits:
-        header += f"\n{curve.draft_policy}, fitted on these points: {', '.join(free)}."
+        header += f"\n{curve.draft_policy}, fitted to these points: {', '.join(free)}."
     tables = [_curve_table(curve) for curve, _ in fits]
     return toml_text(tables[0] if len(tables) == 1 else {"curves": tables}, header=header)
 

@@ -1,11 +1,11 @@
 """Fit the catalog's acceptance curves of published measurements.
 
 The points are in the catalog (`perfmodel/catalog/acceptance`), each with its citation. The order of
-the fits matters, since a curve takes the exponents that its points do not determine from earlier
-fits. The context exponent comes from MagicDec's self-drafts (4K to 100K tokens at one budget). The
-budget exponent is the mean of two models: SmolLM2-135M (four budgets and two texts with one prompt
-each) and Llama-2-7B (512 tokens in MagicDec, 4,096 in TriForce). SmolLM2's catalog files come from
-`specroof calibrate fit-acceptance` and many more windows.
+the fits matters: an exponent that a curve's points do not determine comes from an earlier fit. The
+context exponent comes from MagicDec's self-drafts (4K to 100K tokens at one budget). The budget
+exponent is the mean of two models: SmolLM2-135M (four budgets and two texts with one prompt each)
+and Llama-2-7B (512 tokens in MagicDec, 4,096 in TriForce). The catalog files of SmolLM2-135M come
+from `specroof calibrate fit-acceptance`, with many more windows.
 """
 
 from __future__ import annotations

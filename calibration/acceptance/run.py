@@ -29,6 +29,7 @@ from runtime import (
     read_config,
     source_commit,
 )
+from runtime.errors import os_reason
 
 Tokens = NDArray[np.int32]
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EngineSetup)}
@@ -90,7 +91,7 @@ def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
         raw = file.read_bytes()
         text = raw.decode("utf-8")
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{file} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: byte {error.start} is not UTF-8 text") from error
     tokens = np.array(tokenizer.encode(text), dtype=np.int32)

@@ -8,6 +8,7 @@ run as sequences of one pass whose page tables share the pages of the context, t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ class Task:
                 f"scored_tokens={self.scored_tokens} is not a multiple of gamma={self.gamma}; "
                 f"use whole rounds"
             )
-        if not self.temperature > 0:
+        if not 1e-5 <= self.temperature < math.inf:  # lower ones overflow
             raise InputError(
-                "temperature must be above 0; greedy agreement is measured at every temperature"
+                "temperature must be at least 1e-5; greedy agreement is measured at every one"
             )
 
     @property

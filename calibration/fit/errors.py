@@ -1,4 +1,4 @@
-"""Relative errors of a fit by region and by what was left out, as figures and as text."""
+"""Relative errors of a fit, by region and by held-out part, as numbers and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell the inputs of `calibrate fit` apart, read them, and fit them.
+"""Recognise, read and fit the input files of `calibrate fit`.
 
 JSON lines are kernel records (`calibrate measure`) or step records (`validate run`). A folder holds
 aiconfigurator's tables of one GPU or of several. Any other file is the output of nccl-tests.
@@ -16,7 +16,7 @@ from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecords, read_kernel_records
-from calibration.records.steps import read_steps
+from calibration.records.steps import PASS_END, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -35,7 +35,10 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     folders = [path for path in paths if path.is_dir()]
     if folders:
         if len(paths) > 1:
-            raise RecordError(f"{folders[0]}: a folder of tables is fitted alone; give only it")
+            raise RecordError(
+                f"{folders[0]} is a folder of tables, which must be the only input; "
+                f"remove the others"
+            )
         return fit_tables(folders[0], gpu)
     if gpu is not None:
         try:
@@ -44,19 +47,26 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
-    steps = [step for path in lines if path not in kernels for step in read_steps(path)[1]]
+    timed = [read_steps(path) for path in lines if path not in kernels]
+    to_tokens = {
+        s.case.id for header, steps in timed if PASS_END.items() <= header.items() for s in steps
+    }
     measured = read_kernel_records(kernels, gpu) if kernels else None
     gpu = measured.gpu if measured else gpu
     records = list(measured.records) if measured else []
     for path in paths:
         if path not in lines:
             if gpu is None:
-                raise RecordError(f"{path}: does not say which GPU it is from; add --gpu NAME")
+                raise RecordError(f"{path} does not name its GPU; add --gpu NAME")
             records += read_nccl_tests(path, catalog.gpu(gpu))
     if gpu is None or not records:
-        raise RecordError("the files hold timed rounds but no kernel record; add kernel records")
+        raise RecordError("the files have timed rounds but no kernel records; add kernel records")
     headers = measured.headers if measured else ()
-    return fit_measured(KernelRecords(gpu=gpu, headers=headers, records=records), steps)
+    return fit_measured(
+        KernelRecords(gpu=gpu, headers=headers, records=records),
+        [step for _, steps in timed for step in steps],
+        to_tokens=to_tokens,
+    )
 
 
 def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitReport]:

@@ -6,11 +6,11 @@ The kernel curves of the GPUs are kept fixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
+from scipy.optimize import least_squares, lsq_linear
 
 from calibration.records.published import (
     PHASES,
@@ -21,7 +21,7 @@ from calibration.records.published import (
     row_error,
 )
 from calibration.records.toml_file import toml_text
-from perfmodel import EngineProfile, StepTime, catalog
+from perfmodel import EngineProfile, StepTime, catalog, estimate
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
@@ -256,3 +256,44 @@ def fit_published_engine() -> tuple[dict[str, str], list[str]]:
     left_out = [e.errors["speedup"] for split in splits(rows) for e in held_out_errors(split)]
     text = profile_text(fits, float(np.std(left_out)))
     return {"engines/magicdec.toml": text}, ["engine magicdec", *report_lines(fits)]
+
+
+# Table 1 of the paper, 8xL40 (PCIe). The all-reduce of this machine is fitted to this row.
+L40_ROW = PublishedRow(
+    table="T1",
+    engine="magicdec",
+    gpu="l40",
+    target="llama-2-7b-32k",
+    tp=8,
+    batch=32,
+    prompt_tokens=8000,
+    draft="self",
+    draft_policy="streamingllm",
+    kv_budget=512,
+    gamma=2,
+    target_step_s=35.13e-3,
+    verify_s=42.02e-3,
+    draft_step_s=29.06e-3 / 2,
+)
+
+
+def fit_ring(row: PublishedRow) -> tuple[float, float]:
+    """(Hop latency [s], rate of one GPU [bytes/s]) of a ring, by least squares on one row.
+
+    The engine profile and the kernel curves are fixed. The three phases of the row move different
+    numbers of bytes, so they determine both values.
+    """
+    published = np.array([row.target_step_s, row.verify_s, row.draft_step_s], float)
+
+    def misfit(x: Array) -> Array:
+        hop_s, rate = np.exp(x)
+        scenario = predict_row(row).scenario
+        link = replace(scenario.machine.link, ring_hop_s=hop_s, ring_bandwidth=rate)
+        machine = replace(scenario.machine, link=link)
+        point = estimate(replace(scenario, machine=machine))
+        assert point.draft_step is not None
+        steps = (point.target_step, point.verify, point.draft_step)
+        return np.asarray(np.log([float(step.total_s) for step in steps]) - np.log(published))
+
+    hop_s, rate = np.exp(least_squares(misfit, np.log([10e-6, 10e9])).x)
+    return float(hop_s), float(rate)

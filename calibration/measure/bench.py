@@ -18,7 +18,7 @@ def attention_error(bench: Bench, new: int) -> float:
     torch, cell = bench.torch, attention_cell((8, 2, 128), 2, 500, new)
     cache = bench.caches(cell)[:1]
     plan = bench.kernels.plan(cell, cache)
-    indices = plan.pages.long().view(2, -1)
+    indices = plan.tables.pages.long().view(2, -1)
     q = bench.normal(2 * new, 8, 128)
     out = plan.attend(0, q).double().view(2, new, 8, 128)
     key, value = (

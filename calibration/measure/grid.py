@@ -142,8 +142,8 @@ def sustained_cells() -> list[Cell]:
     return [cell | {"op": "gemm_sustained"} for cell in cells]
 
 
-def layer_cells() -> list[Cell]:
-    """All kernels of a decoder layer in sequence, to measure the gaps between kernels."""
+def layer_cells(tp: int = 1) -> list[Cell]:
+    """All kernels of one rank's decoder layer in sequence, to measure the gaps between kernels."""
     cells = []
     points = (
         (1, 1, 2048),
@@ -158,8 +158,8 @@ def layer_cells() -> list[Cell]:
     )
     for model in MODELS:
         for batch, query_tokens, kv_tokens in points:
-            cell = attention_cell(heads_of(model), batch, kv_tokens, query_tokens)
-            cell = {**cell, "op": "layer", "hidden": model.hidden, "ffn": model.ffn_hidden}
+            cell = attention_cell(heads_of(model, tp), batch, kv_tokens, query_tokens)
+            cell = {**cell, "op": "layer", "hidden": model.hidden, "ffn": model.ffn_hidden // tp}
             cells += _fitting([cell], model)
     return cells
 

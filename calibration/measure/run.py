@@ -1,8 +1,8 @@
 """Time the kernels of a decode pass in isolation, as the input of `calibrate fit`.
 
-`specroof calibrate measure` writes a header (GPU, driver, versions, commit, command), one record
-per cell of the grid (see measure/timer.py). Cells that are already in the file are skipped, so that
-an interrupted run continues. Listing the grid does not need torch; a run needs torch, flashinfer,
+`specroof calibrate measure` writes a header (GPU, driver, versions, commit, command) and one record
+per cell of the grid (see measure/timer.py). Cells that are already in the file are skipped, so an
+interrupted run can be resumed. Listing the grid does not need torch; a run needs torch, flashinfer,
 nvcc (the first use compiles kernels) and a GPU.
 """
 

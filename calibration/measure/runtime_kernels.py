@@ -11,6 +11,7 @@ from calibration.records.cells import PAGE, Cell, attention_cell
 from runtime.attention.base import PassLayout
 from runtime.attention.flashinfer_backend import FlashInferAttention
 from runtime.kernels.ops import ops_for
+from runtime.parallel.groups import ALONE, Group
 
 EPSILON = 1e-5  # of RMSNorm
 
@@ -39,9 +40,9 @@ class Frequencies:
 class RuntimeKernels:
     """GEMMs, norms, rotary with KV append, activation and attention of the runtime."""
 
-    def __init__(self, torch: Any, device: Any) -> None:
+    def __init__(self, torch: Any, device: Any, group: Group = ALONE, hidden: int = 0) -> None:
         self.torch, self.device = torch, device
-        self.ops = ops_for(torch.bfloat16, device)
+        self.ops = ops_for(torch.bfloat16, device, group, hidden)
 
     def plan(self, cell: Cell, storage: Any) -> Any:
         """The attention plan of a cell with shuffled pages."""
@@ -70,16 +71,16 @@ class RuntimeKernels:
     def layer(
         self, weights: tuple[Any, ...], norm: Any, place: Callable[[Any, Any, Any], Any]
     ) -> Callable[..., Any]:
-        """All kernels of a decoder layer without its all-reduces, as a function of its rows."""
+        """All kernels of a decoder layer with its two all-reduces, as a function of its rows."""
         qkv_w, o_w, up_w, down_w = weights
         ops = self.ops
 
         def run(x: Any, residual: Any, cache: tuple[Any, ...], attend: Callable[[Any], Any]) -> Any:
-            normed, _ = ops.add_norm(x, residual, norm, EPSILON)
+            normed, _ = ops.sum_add_norm(x, residual, norm, EPSILON)
             query = place(ops.linear(normed, qkv_w), *cache)
             mixed = attend(query).flatten(1)
-            normed, _ = ops.add_norm(ops.linear(mixed, o_w), residual, norm, EPSILON)
-            return ops.linear(ops.silu_mul(ops.linear(normed, up_w)), down_w)
+            normed, _ = ops.sum_add_norm(ops.partial(mixed, o_w), residual, norm, EPSILON)
+            return ops.partial(ops.silu_mul(ops.linear(normed, up_w)), down_w)
 
         return run
 

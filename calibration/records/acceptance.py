@@ -91,7 +91,7 @@ class Record:
     `variance` and `lags` are mean squares and mean products (`LAGS` tokens apart) of the overlap
     about the mean of the window. `renewal` describes consecutive rounds for several γ; older
     records lack it. `read_tokens` is the mean number of tokens that the draft read before a round,
-    `nll` the target's mean negative log-likelihood of the scored text in nats.
+    and `nll` the target's mean negative log-likelihood of the scored text in nats.
     """
 
     window: Window

@@ -10,6 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 OVER_CACHE = ("attention", "attention_between")
+LAYERS = ("layer", "rank_layer")
 PAGE = 16
 Count = Annotated[int, Field(gt=0)]
 
@@ -60,6 +61,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "attention_between": _ATTENTION,
     "prefill_attention": _ATTENTION,
     "layer": (*_ATTENTION, "hidden", "ffn"),
+    "rank_layer": (*_ATTENTION, "hidden", "ffn", "ranks"),  # ranks 1: without peers
+    "sum_add_norm": ("ranks", "tokens", "hidden", "k"),  # including the GEMM before it
+    "best": ("ranks", "tokens", "vocab"),  # argmax over ranks; `vocab` columns per rank
     "gemm": ("path", "m", "n", "k"),
     "gemm_sustained": ("path", "m", "n", "k"),
     "add_norm": ("tokens", "hidden"),
@@ -102,18 +106,20 @@ def attention_cell(
 
 def bytes_moved(cell: Cell) -> float:
     """Bytes that must come from HBM (KV and weights); 0 for operations whose data may be in L2."""
-    if cell["op"] in (*OVER_CACHE, "layer", "prefill_attention"):
+    if cell["op"] in (*OVER_CACHE, *LAYERS, "prefill_attention"):
         tokens = cell["batch"] * cell["kv_tokens"]
         kv = 4 * tokens * cell["kv_heads"] * cell["head_dim"]
         return float(kv + sum(2 * n * k for n, k in layer_matrices(cell)))
     if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["n"] * cell["k"])
+    if cell["op"] == "sum_add_norm":
+        return float(2 * cell["hidden"] * cell["k"])
     return float(cell["bytes"]) if cell["op"] == "hbm" else 0.0
 
 
 def layer_matrices(cell: Cell) -> list[tuple[int, int]]:
-    """(N, K) of the four projections of a "layer" cell; empty for other cells."""
-    if cell["op"] != "layer":
+    """(N, K) of the four projections of a layer; empty for other cells."""
+    if cell["op"] not in LAYERS:
         return []
     width, hidden = cell["query_heads"] * cell["head_dim"], cell["hidden"]
     kv_width, ffn = cell["kv_heads"] * cell["head_dim"], cell["ffn"]
@@ -124,7 +130,9 @@ def flops(cell: Cell) -> float:
     """Floating-point operations of GEMMs and attention; 0 for other operations."""
     if cell["op"] in ("gemm", "gemm_sustained"):
         return float(2 * cell["m"] * cell["n"] * cell["k"])
-    if cell["op"] in (*OVER_CACHE, "layer"):
+    if cell["op"] == "sum_add_norm":
+        return float(2 * cell["tokens"] * cell["hidden"] * cell["k"])
+    if cell["op"] in (*OVER_CACHE, *LAYERS):
         rows = cell["batch"] * cell["query_tokens"]
         pairs = 4 * rows * cell["kv_tokens"] * cell["query_heads"] * cell["head_dim"]
         return float(pairs + sum(2 * rows * n * k for n, k in layer_matrices(cell)))

@@ -25,6 +25,8 @@ from typing import Any, Self, TextIO, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
+from perfmodel.errors import fault_reason, os_reason, shown
+from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
 
@@ -89,9 +91,11 @@ def read_text(path: Path) -> str:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RecordError(f"{path}: cannot be read ({why})") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} cannot be read: byte {error.start} is not UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        why = os_reason(error) if isinstance(error, OSError) else error
+        raise RecordError(f"{path} cannot be read: {why}") from error
     if len(raw) > MAX_BYTES:
         raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split the file")
     return text
@@ -120,7 +124,7 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
         except RecordError as error:
             raise RecordError(f"{place}: the file is cut off; remove this line") from error
     if not lines or lines[0].header is None:
-        raise RecordError(f"{path}, line 1: not a file of records, which starts with a header")
+        raise RecordError(f"{path}, line 1: there is no header, so this is not a file of records")
     return lines
 
 
@@ -133,15 +137,11 @@ def write_records(path: Path, header: Mapping[str, Any], records: Iterable[objec
         If the file cannot be written.
     """
     content = "".join([encode({"header": dict(header)}), *map(encode, records)]).encode()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-        part.replace(path)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with output_file(path) as file:
+            file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    except ConfigError as error:
+        raise RecordError(str(error)) from error
 
 
 class RecordLog:
@@ -166,13 +166,17 @@ class RecordLog:
         if path.suffix == ".gz":
             raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
         try:
+            if path.exists() and not path.is_file():  # a device or FIFO, which is opened once
+                self._file = path.open("w", encoding="utf-8")
+                self.append({"header": dict(header)})
+                return
             if path.is_file() and path.stat().st_size:
                 self._resume(json.loads(json.dumps(header)), same)
             else:
                 write_records(path, header, ())
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise RecordError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise RecordError(f"{path} cannot be written: {os_reason(error)}") from error
 
     def append(self, record: object) -> None:
         """Write one record and flush it to disk."""
@@ -213,9 +217,9 @@ def _line(text: str, place: str) -> Line:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{place}: not JSON") from error
+        raise RecordError(f"{place}: this is not valid JSON") from error
     if not isinstance(value, dict):
-        raise RecordError(f"{place}: not a JSON object")
+        raise RecordError(f"{place}: this is not a JSON object")
     return Line(place, text, value)
 
 
@@ -234,4 +238,6 @@ def _fault(error: ValidationError) -> str:
         return f"unknown key {key!r}"
     if first["type"] in ("missing", "missing_argument"):
         return f"missing key {key!r}"
-    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == "json_invalid":
+        return "this is not valid JSON"
+    return f"{key}={shown(first['input'])} is not valid: it {fault_reason(first)}"

@@ -2,10 +2,10 @@
 
 cuBLAS adds a workspace of 32 MiB for every stream it ever ran on. The runtime tries a graph on the
 stream that will capture it, which is the same for all graphs. In records whose header lacks
-`TRIALS` each graph was tried on a new stream. Torch takes these streams from a pool in turn, so a
+`TRIALS`, each graph was tried on a new stream. Torch takes these streams from a pool in turn, so a
 process that captured many graphs ended up with a workspace on each of them.
 
-Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams a pool) and
+Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams per pool) and
 `aten/src/ATen/cuda/CublasHandlePool.cpp` (32 MiB on Hopper); runtime/execution/cuda_graphs.py.
 """
 

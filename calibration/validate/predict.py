@@ -23,7 +23,7 @@ def bench_scenario(
     profile = scenario.engine
     if curves_of:
         profile = engine_profile(engine, scenario.machine.gpu, curves_of=curves_of)
-    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS, plain_pays_overhead=False)
+    timed = profile.changed(prefill_chunk_tokens=CHUNK_TOKENS, plain_runs_ahead=False)
     return replace(scenario, engine=timed)
 
 

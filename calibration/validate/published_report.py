@@ -27,7 +27,7 @@ TARGET_WORST_PERCENT = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationGroup:
-    """Errors of one group of rows; `unseen` if the engine was not fitted on them."""
+    """Errors of one group of rows; `unseen` if the engine was not fitted to them."""
 
     name: str
     unseen: bool

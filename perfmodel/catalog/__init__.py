@@ -19,6 +19,7 @@ from perfmodel.catalog._schema import (
     Bandwidth,
     Compute,
     Count,
+    Duration,
     Figure,
     Size,
     Table,
@@ -96,6 +97,7 @@ def gpu_from_toml(content: str, *, where: str) -> GPU:
         efficiency=curves.of,
         efficiency_origin=curves.origin,
         efficiency_reason=curves.reason,
+        curves_bandwidth=None if curves.of == file.name else gpu(curves.of).hbm_bandwidth,
         source="; ".join(dict.fromkeys(sources)),
     )
 
@@ -121,6 +123,8 @@ def machine_names() -> tuple[str, ...]:
 class _LinkTable(Table):
     kind: Literal["nvlink", "pcie", "infinity-fabric"]
     bandwidth: Bandwidth
+    ring_hop: Duration | None = None
+    ring_bandwidth: Bandwidth | None = None
 
 
 class _MachineFile(Table):
@@ -133,11 +137,18 @@ class _MachineFile(Table):
 def machine_from_toml(content: str, *, where: str) -> Machine:
     """A machine from the content of its catalog file; errors as in `gpu_from_toml`."""
     file = read(_MachineFile, parse_toml(content, where), where)
-    bandwidth = file.link.bandwidth
+    link, hop, rate = file.link, file.link.ring_hop, file.link.ring_bandwidth
+    sources = (figure.source for figure in (link.bandwidth, hop, rate) if figure is not None)
     return Machine(
         name=file.name,
         gpu=gpu(file.gpu),
-        link=Link(kind=file.link.kind, bandwidth=bandwidth.si, source=bandwidth.source),
+        link=Link(
+            kind=link.kind,
+            bandwidth=link.bandwidth.si,
+            source="; ".join(dict.fromkeys(sources)),
+            ring_hop_s=None if hop is None else hop.si,
+            ring_bandwidth=None if rate is None else rate.si,
+        ),
         gpus_per_node=int(file.gpus_per_node.si),
         source=file.gpus_per_node.source,
     )
@@ -197,6 +208,15 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
         tokenizer=file.tokenizer,
         source=file.source,
     )
+
+
+def model_config(name_or_hub_id: str) -> dict[str, Any]:
+    """The `config.json` of a catalog model; errors as in `model`."""
+    name = model(name_or_hub_id).name
+    if name not in model_names():
+        raise unknown_name("model", printable(name_or_hub_id), model_names())
+    file = read(_ModelFile, table("models", name), f"models/{name}.toml")
+    return file.config | dict.fromkeys(file.null_fields)
 
 
 @cache

@@ -7,7 +7,7 @@ from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
-from perfmodel.errors import ConfigError, printable, shown
+from perfmodel.errors import ConfigError, os_reason, printable, shown
 
 MAX_CONFIG_BYTES = 1_000_000
 # Files next to config.json in which quantised checkpoints state their format.
@@ -51,7 +51,7 @@ def _read_text(path: Path, where: str) -> str:
         with file.open("rb") as stream:
             content = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{where} cannot be read: {os_reason(error)}") from error
     if len(content) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{where}: too large for a config.json (over {MAX_CONFIG_BYTES:,} bytes)")
     if content.startswith(BOM_UTF8):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.catalog._schema import parse_toml
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, os_reason
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -41,13 +41,13 @@ def user_table(path: str | Path, kind: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
     except ValueError as error:  # the path contains a null byte
-        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
+        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; check that it is {kind}")
     try:
-        return parse_toml(data.decode("utf-8"), str(path))
+        return parse_toml(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

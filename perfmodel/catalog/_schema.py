@@ -9,6 +9,7 @@ A table that fills a dataclass takes its schema from that dataclass (`build`).
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -32,7 +33,7 @@ from pydantic import (
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, fault_reason, printable, shown, unknown_name
 from perfmodel.specs.labels import Origin
-from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP
+from perfmodel.units import GB, GIB, MB, MIB, TB, TFLOP, US
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 _Row = TypeVar("_Row")
@@ -119,6 +120,10 @@ class Bandwidth(Figure):
     units = {"GB/s": GB, "TB/s": TB}
 
 
+class Duration(Figure):
+    units = {"us": US}
+
+
 class Compute(Figure):
     units = {"TFLOP/s": TFLOP}
 
@@ -137,15 +142,23 @@ class Count(Figure):
 # ---- reading ----------------------------------------------------------------------------------
 
 
+MAX_DOTS = 200
+
+
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The entries of a TOML document.
 
     Raises `ConfigError` if `text` is malformed or nested too deeply; `where` is the file named in
     the message.
     """
+    # A dotted key takes time that is quadratic in its parts, and no file has such keys.
+    if any(part.count(".") > MAX_DOTS for part in re.split(r"[=,{}\[\]\n]", text)):
+        raise ConfigError(f"{where}: not valid TOML: a key has more than {MAX_DOTS} parts")
     try:
         return tomllib.loads(text)
     except ValueError as error:  # malformed, or a number with thousands of digits
+        if "set_int_max_str_digits" in str(error):
+            raise ConfigError(f"{where}: a number has too many digits") from error
         raise ConfigError(f"{where}: not valid TOML: {printable(str(error))}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error

@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 from perfmodel import catalog
-from perfmodel.catalog._files import names, table
-from perfmodel.catalog._schema import build
+from perfmodel.catalog._files import names, table, user_table
+from perfmodel.catalog._schema import build, build_rows
 from perfmodel.errors import ConfigError, unknown_name
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
@@ -24,39 +24,78 @@ def engine_names() -> list[str]:
     return list(names("engines"))
 
 
-@cache
 def engine_profile(
     name: str, gpu: GPU | None = None, *, curves_of: str | None = None
 ) -> EngineProfile:
     """The profile `name` with its values for `gpu`, or with its general values.
 
+    `name` without a version, such as "vllm", selects the newest version in the catalog. A name that
+    ends in .toml is the path of a profile, such as one written by `specroof calibrate engine`.
+
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
     GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
-    with an unknown key, or if the engine was not measured on `curves_of`.
+    with an unknown key, or if the engine was not measured on `curves_of`. Overheads of several
+    ranks may come from another GPU: the first of the same architecture that has them.
 
     Parameters
     ----------
     curves_of : str, optional
         The measured GPU to transfer from, even if `gpu` was measured too.
     """
-    if name not in engine_names():
+    if name.endswith(".toml"):
+        return _for_gpu(user_table(name, "an engine profile"), name, gpu, curves_of)
+    return _catalog_profile(_newest(name), gpu, curves_of)
+
+
+@cache
+def _catalog_profile(name: str, gpu: GPU | None, curves_of: str | None) -> EngineProfile:
+    return _for_gpu(table("engines", name), f"engines/{name}.toml", gpu, curves_of)
+
+
+def _newest(name: str) -> str:
+    """The catalog name of an engine, with the newest version if `name` has none."""
+    if name in engine_names():
+        return name
+    versions = {
+        other: tuple(int(part) for part in version.split("."))
+        for other in engine_names()
+        for base, _, version in [other.rpartition("-")]
+        if base == name and version.replace(".", "").isdecimal()
+    }
+    if not versions:
         raise unknown_name("engine", name, engine_names())
-    values, where = table("engines", name), f"engines/{name}.toml"
+    return max(versions, key=lambda other: versions[other])
+
+
+def _for_gpu(
+    values: dict[str, Any], where: str, gpu: GPU | None, curves_of: str | None
+) -> EngineProfile:
+    """The profile on a GPU from the entries of a file."""
     per_gpu, per_architecture = values.pop("gpu", {}), values.pop("architecture", {})
     if curves_of is not None and curves_of not in per_gpu:
         known = ", ".join(per_gpu) or "none"
-        raise ConfigError(f"engine {name} was not measured on {curves_of!r}; use one of {known}")
+        engine = values.get("name", where)
+        raise ConfigError(f"engine {engine} was not measured on {curves_of!r}; use one of {known}")
     if gpu is None:
         return profile_from_table(values, file=where)
     measured = curves_of or _nearest_measured(gpu, list(per_gpu))
     if measured is None:
         values |= per_architecture.get(gpu.architecture, {})
     else:
-        values |= per_gpu[measured] | {"measured_on": measured}
+        values |= _rank_overheads(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
         if measured != gpu.name:
             values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)
+
+
+def _rank_overheads(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
+    """Overheads of several ranks, from the first GPU of the same architecture that has them."""
+    for name, section in per_gpu.items():
+        values = {key: section[key] for key in section if key.startswith(("rank_", "sum_"))}
+        if values and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
+            return values
+    return {}
 
 
 def _nearest_measured(gpu: GPU, measured: list[str]) -> str | None:
@@ -73,4 +112,5 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
 
     A `ConfigError` names `file` and the key that is unknown, missing or of the wrong type.
     """
-    return build(EngineProfile, entries, file, _UNITS)
+    hosts = build_rows(HostCosts, entries.get("host", ()), f"{file}: host", _UNITS)
+    return build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
-from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, MeasuredTimes
+from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves
 from perfmodel.specs.engine import EngineProfile
@@ -26,10 +27,24 @@ from perfmodel.units import GB, US
 _ATTENTION_LIKE = {"specroof": "flashinfer"}
 
 
-def curves_for(engine: EngineProfile, gpu: GPU) -> Efficiency:
-    """The kernel curves of an engine on a GPU."""
+def curves_for(engine: EngineProfile, gpu: GPU, link_kind: str) -> Efficiency:
+    """The kernel curves of an engine on a GPU.
+
+    PCIe cards whose curves were measured over NVLink use the collectives of the measured PCIe GPU.
+    """
     kernels = (engine.attention_kernels, engine.linear_kernels)
-    return efficiency(gpu.efficiency, *kernels, engine.measured_on, gpu.name)
+    measured_on = engine.measured_on if engine.has_own_kernels else ""
+    curves = efficiency(gpu.efficiency, *kernels, measured_on, gpu.name)
+    if link_kind == "pcie" != curves.collectives.link_kind:
+        return replace(curves, collectives=_pcie_collectives())
+    return curves
+
+
+@cache
+def _pcie_collectives() -> CollectiveCurve:
+    """The collectives of the only GPU that was measured over PCIe."""
+    name = next(n for n in names("efficiency") if _table(n, "collectives")["link_kind"] == "pcie")
+    return efficiency(name).collectives
 
 
 @cache
@@ -64,14 +79,14 @@ def efficiency(
     attention = _table(kernels, "attention")
     if library != "vllm":
         attention |= _table(kernels, f"attention-{library}")
+    gemm = gemm_curve(_with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm")
     curves = Efficiency(
         name=kernels,
-        gemm=gemm_curve(
-            _with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm"
-        ),
+        gemm=gemm,
+        gemm_of_ranks=_gemm_of_ranks(gemm, kernels, linear_kernels),
         attention=attention_curve(attention, f"efficiency/{kernels}/attention-{library}"),
         collectives=collective_curve(
-            _with_measured(name, "collectives", linear_kernels), f"efficiency/{name}/collectives"
+            _collectives(name, linear_kernels), f"efficiency/{name}/collectives"
         ),
     )
     return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
@@ -98,6 +113,22 @@ def _with_measured(name: str, kind: str, kernels: str) -> dict[str, Any]:
     """The GPU's table, in which keys measured with an engine's kernels replace the library's."""
     file = f"{kind}-{kernels}"
     return _table(name, kind) | (_table(name, file) if file in _files_of(name) else {})
+
+
+def _collectives(name: str, kernels: str) -> dict[str, Any]:
+    """Like `_with_measured`; a GPU without a measured exchange uses that of its architecture.
+
+    An exchange depends on the link bandwidth, which the machine states, and on multiprocessors.
+    """
+    entries = _with_measured(name, "collectives", kernels)
+    if "exchange" in entries or kernels == "library":
+        return entries
+    for other in names("efficiency"):
+        same = catalog.gpu(other).architecture == catalog.gpu(name).architecture
+        exchange = _with_measured(other, "collectives", kernels).get("exchange") if same else None
+        if exchange:
+            return entries | {"exchange": exchange | {"measured_ranks": []}}
+    return entries
 
 
 # ---- attention --------------------------------------------------------------------------------
@@ -198,9 +229,25 @@ def _measured_ratios(entries: Mapping[str, Any], where: str) -> MeasuredRatios:
     return build(MeasuredRatios, made, where)
 
 
+def _gemm_of_ranks(gemm: GemmCurve, name: str, kernels: str) -> GemmCurve:
+    """The curve with the matrices of tensor-parallel ranks added, if they were timed."""
+    file = f"gemm-{kernels}-ranks"
+    if file not in _files_of(name) or gemm.measured is None:
+        return gemm
+    ranks = _measured_ratios(_table(name, file).get("measured", {}), f"efficiency/{name}/{file}")
+    return replace(gemm, measured=gemm.measured.joined(ranks))
+
+
 def collective_curve(entries: Mapping[str, Any], where: str = "collectives") -> CollectiveCurve:
     """The curve of a parsed `collectives.toml`; errors as in `attention_curve`."""
     body = {key: value for key, value in entries.items() if key != "residuals"}
+    if "exchange" in body:
+        units = {
+            "_s": ("_us", US),
+            "_s_per_byte": ("_us_per_KiB", US / 1024),
+            "_bytes": ("_KiB", 1024.0),
+        }
+        body["exchange"] = build(Exchange, body["exchange"], f"{where}: exchange", units)
     for kind, row in (("measured", MeasuredTimes), ("alpha_beta", AlphaBeta)):
         body[kind] = build_rows(
             row, body.get(kind, ()), f"{where}: {kind}", {"seconds": ("time_us", US)}

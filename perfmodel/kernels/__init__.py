@@ -10,7 +10,7 @@ from perfmodel.kernels.attention_split import (
     SplitKV,
     tile_index,
 )
-from perfmodel.kernels.collectives import MeasuredTimes
+from perfmodel.kernels.collectives import Exchange, MeasuredTimes
 from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "AttentionCurve",
     "BlockTable",
     "DecodeTable",
+    "Exchange",
     "GemmCurve",
     "LibraryAttention",
     "MeasuredRatios",

@@ -1,8 +1,8 @@
 """`AttentionCurve`: the time of attention in one layer on one rank, from fitted tables.
 
 Its two subclasses model decode, verify and draft attention over a cache for two kinds of kernels:
-`attention_library.LibraryAttention` and `attention_scheduled.ScheduledAttention`. Prefill, modelled
-here, takes the smooth maximum of its FLOPs at a measured share of the peak, and of its bytes.
+`attention_library.LibraryAttention` and `attention_scheduled.ScheduledAttention`. Prefill takes the
+smooth maximum of the times for its FLOPs, at a measured share of the peak, and for its bytes.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class LibraryAttention(AttentionCurve):
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
 
     def padded_rows(self, rows: ArrayLike) -> Floats:
-        """Packed rows, rounded up to a tile or to several of the largest tiles."""
+        """Packed rows, rounded up to a tile or to a multiple of the largest tile."""
         rows, largest = np.asarray(rows, float), self.row_tiles[-1]
         index = np.minimum(np.searchsorted(self.row_tiles, rows), len(self.row_tiles) - 1)
         many = np.ceil(rows / largest) * largest

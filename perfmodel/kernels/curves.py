@@ -12,10 +12,14 @@ from perfmodel.specs.gpu import GPU
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
-    """Kernel times as fitted fractions of a GPU's peaks; each curve states its source."""
+    """Kernel times as fitted fractions of a GPU's peaks; each curve states its source.
+
+    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank.
+    """
 
     name: str
     gemm: GemmCurve
+    gemm_of_ranks: GemmCurve
     attention: AttentionCurve
     collectives: CollectiveCurve
 
@@ -24,10 +28,17 @@ class Efficiency:
 
         Efficiencies and latencies are kept. Total throughput follows the bandwidth and FLOP/s of
         the other datasheet when the curves are evaluated; waves and split KV follow its number of
-        multiprocessors. A block of attention keeps its time per token rather than its share of the
+        multiprocessors. An attention block keeps its time per token rather than its share of the
         bandwidth, because its bytes in flight and their latency depend on the core (Little's law).
         """
-        gemm = self.gemm
-        if gemm.waves is not None:
-            gemm = replace(gemm, waves=replace(gemm.waves, sm_count=gpu.sm_count))
-        return replace(self, gemm=gemm, attention=replace(self.attention, sm_count=gpu.sm_count))
+
+        def transferred(gemm: GemmCurve) -> GemmCurve:
+            waves = gemm.waves and replace(gemm.waves, sm_count=gpu.sm_count)
+            return replace(gemm, waves=waves)
+
+        return replace(
+            self,
+            gemm=transferred(self.gemm),
+            gemm_of_ranks=transferred(self.gemm_of_ranks),
+            attention=replace(self.attention, sm_count=gpu.sm_count),
+        )

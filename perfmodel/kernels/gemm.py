@@ -64,6 +64,17 @@ class MeasuredRatios:
         if not np.all(np.isfinite(self.log_ratio)):
             raise ConfigError("time_over_table_per_10000 must be positive everywhere")
 
+    def joined(self, other: MeasuredRatios) -> MeasuredRatios:
+        """The matrices of both; a `ConfigError` if their row counts differ."""
+        if not np.array_equal(self.m_knots, other.m_knots):
+            raise ConfigError("[measured]: m must be the same in gemm and gemm-ranks files")
+        return MeasuredRatios(
+            m_knots=self.m_knots,
+            log_n=np.concatenate([self.log_n, other.log_n]),
+            log_k=np.concatenate([self.log_k, other.log_k]),
+            log_ratio=np.concatenate([self.log_ratio, other.log_ratio]),
+        )
+
     def timed(self, n: int, k: int) -> bool:
         """Whether this matrix was timed."""
         return bool(np.any(np.isclose(self.log_n, np.log(n)) & np.isclose(self.log_k, np.log(k))))

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.kernels.curves import Efficiency
+from perfmodel.passes.communication import comm_parts
 from perfmodel.passes.parts import Part, StepTime
-from perfmodel.scenario import Scenario
+from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Bound, Origin
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.model import dtype_bytes
 
-ACTIVATION_BYTES = 2.0  # bf16
 _ZERO = np.zeros(())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
-    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
-
-    machine: Machine
-    spec: ModelSpec
-    engine: EngineProfile
-    curves: Efficiency
-    tp: int = 1
-    weight_dtype: str = "bf16"
-    kv_dtype: str = "bf16"
-    is_draft: bool = False
-
-    @classmethod
-    def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
-        """The shard of a scenario's target or draft."""
-        return cls(
-            machine=scenario.machine,
-            spec=spec,
-            engine=scenario.engine,
-            curves=scenario.kernels,
-            tp=tp,
-            weight_dtype=scenario.weight_dtype,
-            kv_dtype=scenario.kv_dtype,
-            is_draft=is_draft,
-        )
-
-    @property
-    def origin(self) -> Origin:
-        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
-        return self.engine.kernel_origin(self.machine.gpu)
-
-    @property
-    def all_reduce(self) -> str:
-        """The engine's all-reduce, or a plain ring on PCIe nodes that were not measured."""
-        measured = self.machine.gpu.efficiency_origin == Origin.FITTED
-        unmeasured = self.machine.link.kind == "pcie" and not measured
-        return "ring" if unmeasured else self.engine.all_reduce
 
 
 def forward_pass(
@@ -105,7 +61,7 @@ def forward_pass(
             *_linear_parts(rank, rows, head_rows=heads),
             _attention(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
             *_elementwise_parts(rank, rows, head_rows=heads),
-            *_comm_parts(rank, rows, head_rows=heads),
+            *comm_parts(rank, rows, head_rows=heads),
             *_overhead_parts(rank, batch),
         )
     )
@@ -129,7 +85,7 @@ def prefill_pass(
             *_linear_parts(rank, rows, head_rows=batch),
             _prefill_attention(rank, batch, prompt, cached),
             *_elementwise_parts(rank, rows, head_rows=batch),
-            *_comm_parts(rank, rows, head_rows=batch),
+            *comm_parts(rank, rows, head_rows=batch),
             *_overhead_parts(rank, batch),
         )
     )
@@ -143,17 +99,22 @@ def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
     spec, tp = rank.spec, rank.tp
     heads, kv_heads = spec.query_heads_per_rank(tp), spec.kv_heads_per_rank(tp)
     vocab = spec.padded_vocab_per_rank(tp) if rank.engine.vocab_parallel else spec.vocab
-    return {
-        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, spec.hidden, spec.layers),
+    qkv_inputs = spec.qkv_inputs * spec.hidden
+    shapes = {
+        "qkv_proj": ((heads + 2 * kv_heads) * spec.head_dim, qkv_inputs, spec.layers),
         "o_proj": (spec.hidden, heads * spec.head_dim, spec.layers),
         "gate_up_proj": (2 * spec.ffn_hidden // tp, spec.hidden, spec.layers),
         "down_proj": (spec.hidden, spec.ffn_hidden // tp, spec.layers),
         "lm_head": (vocab, spec.hidden, 1),
     }
+    if spec.fusion_inputs:
+        shapes["fusion_proj"] = (spec.hidden, spec.fusion_inputs * spec.hidden, 1)
+    return shapes
 
 
 def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    gpu, curve = rank.machine.gpu, rank.curves.gemm
+    gpu = rank.machine.gpu
+    curve = rank.curves.gemm if rank.tp == 1 else rank.curves.gemm_of_ranks
     weight_bytes = dtype_bytes(rank.weight_dtype)
     parts = []
     for name, (n, k, count) in linear_shapes(rank).items():
@@ -164,14 +125,14 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
             n=n,
             k=k,
             peak_flops=rank.engine.compute_factor * gpu.peak_flops,
-            hbm_bandwidth=gpu.hbm_bandwidth,
+            hbm_bandwidth=rank.hbm_bandwidth,
             weight_bytes_per_element=element,
         )
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
                 name,
-                count * rank.engine.linear_factor * seconds,
+                count * rank.engine.linear_factor * rank.bounded(seconds, traffic_bytes),
                 count * 2.0 * m * n * k / gpu.peak_flops,
                 count * traffic_bytes / gpu.hbm_bandwidth,
                 Bound.WEIGHTS,
@@ -197,16 +158,20 @@ def _attention(rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_ca
         query_tokens=query,
         **shape,
         peak_flops=gpu.peak_flops,
-        hbm_bandwidth=gpu.hbm_bandwidth,
+        hbm_bandwidth=rank.hbm_bandwidth,
         kv_bytes_per_element=element,
     )
     engine = rank.engine
-    factor = engine.attention_factor if whole_cache else engine.draft_attention_factor
+    factor: Floats | float = (
+        engine.attention_factor if whole_cache else engine.draft_attention_factor
+    )
+    if engine.verify_attention_factor != 1.0:
+        factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype)
     return Part(
         "attention",
-        spec.layers * factor * seconds,
+        spec.layers * factor * rank.bounded(seconds, kv_bytes / spec.layers),
         spec.layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
@@ -270,6 +235,8 @@ def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     factor = engine.sampling_factor * engine.activation_factor
     row_s = engine.sampling_column_s * vocab
     seconds = np.maximum(factor * memory_s, row_s) + kernels * engine.kernel_latency_s
+    if rank.tp > 1 and engine.rank_choice_s:
+        seconds = engine.rank_choice_s + engine.rank_choice_factor * memory_s
     origin = _small_origin(engine)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
@@ -288,47 +255,12 @@ def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floa
     return Part(name, seconds, _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
-# ---- communication and overhead ---------------------------------------------------------------
-
-
-def _comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """Two all-reduces per layer, and the gather of each rank's best token if the head is split."""
-    if rank.tp == 1:
-        return []
-    curve, link = rank.curves.collectives, rank.machine.link
-    message = ACTIVATION_BYTES * rank.spec.hidden * rows
-    reduce_s = curve.all_reduce_seconds(
-        message_bytes=message,
-        ranks=rank.tp,
-        algorithm=rank.all_reduce,
-        link_bandwidth=link.bandwidth,
-    )
-    passes = 2 * rank.spec.layers
-    traffic = 2.0 * (rank.tp - 1) / rank.tp * message
-    parts = [_link_part(rank, "all_reduce", passes * reduce_s, passes * traffic)]
-    if rank.engine.vocab_parallel:
-        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
-        gather_s = curve.all_gather_seconds(
-            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
-        )
-        parts.append(_link_part(rank, "gather", gather_s, best))
-    return parts
-
-
-def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
-    return Part(
-        name,
-        rank.engine.comm_factor * seconds,
-        _ZERO,
-        traffic_bytes / rank.machine.link.bandwidth,
-        Bound.LINK,
-        rank.origin,
-    )
+# ---- overhead -----------------------------------------------------------------------------------
 
 
 def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     engine, layers = rank.engine, rank.spec.layers
-    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 else 0
+    gemms, attention, reduces = 4, 1, 2 if rank.tp > 1 and rank.exchange is None else 0
     kernels = layers * (engine.kernels_per_layer + gemms + attention + reduces) + 4
     per_layer = engine.layer_overhead_s + engine.layer_overhead_per_sequence_s * batch
     launch = kernels * engine.kernel_gap_s + layers * per_layer

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
-from perfmodel.passes.forward import ACTIVATION_BYTES
+from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.model import ModelSpec, dtype_bytes
@@ -25,7 +25,7 @@ class MemoryEstimate:
     draft_kv: Floats
     lookahead_kv: Floats  # slots for γ drafts, which may be rolled back
     activations: Floats
-    reserved: Floats  # the engine's reserve and workspace
+    reserved: Floats  # the engine's reserve and workspace, and all-reduce buffers
     capacity: float
 
     @property
@@ -44,14 +44,15 @@ class MemoryEstimate:
         return self.total <= self.capacity
 
     def account(self) -> str:
-        """One point as one line: bytes needed, bytes available, and the terms of the need."""
+        """Why one point does not fit: bytes needed, bytes available, and the terms of the sum."""
         terms = ", ".join(
-            f"{name.replace('_', ' ')} {format_bytes(float(getattr(self, name)))}"
+            f"{name.replace('_', ' ').replace('kv', 'KV')} "
+            f"{format_bytes(float(getattr(self, name)))}"
             for name in TERMS
             if float(getattr(self, name)) > 0
         )
         need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
-        return f"needs {need} per GPU, and {capacity} are available: {terms}"
+        return f"the scenario needs {need} per GPU, but only {capacity} are available: {terms}"
 
 
 TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")
@@ -90,7 +91,9 @@ def memory_estimate(
         draft_kv=batch * draft_tokens * draft_per_token,
         lookahead_kv=batch * gamma * per_token,
         activations=_activation_bytes(scenario, batch, prompt, gamma),
-        reserved=np.asarray(engine.reserved_bytes + engine.workspace_bytes),
+        reserved=np.asarray(
+            engine.reserved_bytes + engine.workspace_bytes + _exchange_bytes(scenario)
+        ),
         capacity=scenario.machine.gpu.memory_bytes,
     )
 
@@ -142,6 +145,19 @@ def _draft_terms(
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
         cached = np.minimum(cached, budget + np.maximum(piece, gamma))
     return weights, per_token, cached
+
+
+def _exchange_bytes(scenario: Scenario) -> float:
+    """Memory that peers write to: one inbox per model and one buffer per group of ranks."""
+    exchange = scenario.exchange
+    if exchange is None:
+        return 0.0
+    groups = [scenario.tp]
+    total = exchange.inbox_bytes(scenario.tp)
+    if scenario.draft is not None and not scenario.plan.is_self and scenario.draft_tp > 1:
+        groups.append(scenario.draft_tp)
+        total += exchange.inbox_bytes(scenario.draft_tp)
+    return total + exchange.buffer_bytes * len(set(groups))
 
 
 def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:

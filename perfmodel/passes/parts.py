@@ -16,7 +16,7 @@ from perfmodel.specs.labels import Bound, Origin
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
 # The group of each part, as shown in reports.
 _PARTS = {
-    "linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"),
+    "linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "fusion_proj"),
     "attention": ("attention", "kv_selection"),
     "comm": ("all_reduce", "gather"),
     "elementwise": ("embedding", "norm", "rotary", "activation", "sampling"),

@@ -2,8 +2,8 @@
 
 The keys are those of `ScenarioInput`; `tp`, `draft` and `kv_budget` may have several values. A
 draft may include a policy, as in `self:snapkv`; otherwise all its policies are compared. By default
-the search tries self-speculation and every smaller model with the target's tokenizer, at every
-power of two of TP that splits the target on one node.
+the search tries self-speculation, every smaller model with the target's tokenizer, and the built-in
+drafts of the engine profile, at every power of two of TP that splits the target on one node.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from perfmodel.planning.recommend import Recommendation, recommend
 from perfmodel.planning.search import BUDGETS, draft_choices, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = ("streamingllm", "snapkv")
 POLICIES_OF_MODEL = ("streamingllm", "full")
+POLICIES_OF_METHOD = ("full",)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
@@ -111,8 +113,11 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
     for term in _several(values, "draft"):
         draft, _, in_term = str(term).partition(":")
         if draft == "none":
-            raise ConfigError("recommend always includes plain decoding; leave draft none out")
-        defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
+            raise ConfigError("recommend always considers plain decoding; leave out draft none")
+        if draft in METHODS:
+            defaults: tuple[str, ...] = POLICIES_OF_METHOD
+        else:
+            defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
         if draft == "self" and stated == "full":
             raise ConfigError(
@@ -167,7 +172,8 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
-        fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": 1}
+        budget = None if draft in METHODS else 1
+        fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": budget}
         fixed["draft_tp"] = None if draft == "self" else values.get("draft_tp")
     observed = [key for key in OBSERVED_KEYS if key in values]
     if observed:
@@ -193,7 +199,8 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
     if not degrees:
         raise ConfigError(
-            f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; use fewer"
+            f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "
+            f"use a smaller draft_tp"
         )
     return degrees
 
@@ -215,7 +222,8 @@ def _budgets(
     budgets = _counts(values, "kv_budget")
     if max(budgets) > prompt_tokens:
         raise ConfigError(
-            f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; use less"
+            f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; "
+            f"use a smaller budget"
         )
     if min(budgets) == prompt_tokens and all(draft == "self" for draft, _ in choices):
         raise ConfigError(

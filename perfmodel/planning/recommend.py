@@ -2,7 +2,8 @@
 
 A plan is recommended only if its gain is clear, that is, if the whole 90 % interval is above 1, or
 if only speculation meets the limits. Within the error of the fastest plan, one with fewer parts is
-preferred: plain decoding, then a self-draft with StreamingLLM, with SnapKV, then a draft model.
+preferred: plain decoding, a look-up or a self-draft with StreamingLLM, one with SnapKV, a built-in
+draft with weights, then a draft model.
 """
 
 from __future__ import annotations

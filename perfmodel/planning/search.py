@@ -11,10 +11,12 @@ import numpy as np
 from perfmodel import catalog
 from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.display import number_range, one_line
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import break_even_alpha, within
@@ -73,12 +75,18 @@ class Candidate:
 
     @property
     def parts(self) -> int:
-        """What the plan adds to plain decoding: nothing, a view, a selected cache, or a model."""
+        """What the plan adds to plain decoding, from nothing (0) to a model (4).
+
+        1 is a look-up or a view of the target's cache, 2 a copy of selected KV, and 3 a built-in
+        draft with weights.
+        """
         plan = self.scenario.plan
         if not plan.speculates:
             return 0
+        if plan.method is not None:
+            return 1 if plan.method.kind is MethodKind.LOOKUP else 3
         if not plan.is_self:
-            return 3
+            return 4
         return 2 if plan.policy is DraftPolicy.SNAPKV else 1
 
     def violation(self, slo: SLO) -> dict[str, float]:
@@ -115,7 +123,7 @@ class Search:
         return sorted((c for c in self.candidates if not c.violation(self.slo)), key=self.cost)
 
     def cost(self, candidate: Candidate) -> float:
-        """The minimised quantity: GPU seconds per token, or seconds per token of a sequence."""
+        """The quantity to minimise: GPU seconds per token, or seconds per token of a sequence."""
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu
@@ -125,6 +133,8 @@ def plan_label(plan: DraftPlan) -> str:
     """A draft plan in words."""
     if not plan.speculates:
         return "No speculation"
+    if plan.method is not None:
+        return f"{plan.method.label}, γ={plan.gamma}"
     who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
     policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
     budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens}"
@@ -170,7 +180,7 @@ def search(
         shape of the draft's acceptance curve. [tokens]
     """
     if objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+        raise ConfigError(f"unknown objective {objective!r}; use {either(OBJECTIVES)}")
     degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)
@@ -196,7 +206,11 @@ def search(
 
 
 def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
-    """Self-speculation and every smaller catalog model with the same tokenizer, by policy."""
+    """Draft choices as (draft, policy).
+
+    Self-speculation, every smaller catalog model with the same tokenizer, and the built-in drafts
+    whose host costs the engine profile states.
+    """
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
     smaller = [
@@ -205,7 +219,8 @@ def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
         if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
     ]
     standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
-    return [("self", "streamingllm"), ("self", "snapkv"), *standalone]
+    built_in = [(c.method, "full") for c in scenario.engine.host if c.method in METHODS]
+    return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 
 def _variants(
@@ -219,6 +234,9 @@ def _variants(
     """One scenario per draft choice, TP, draft TP and budget; γ is an array in `service`."""
     context = scenario.workload.prompt_tokens
     for named, policy in choices:
+        if named in METHODS:
+            yield from _method_variants(scenario, named, policy, tps)
+            continue
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
         # A self-draft that reads its target's whole cache is the target.
@@ -280,6 +298,19 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         source=f"{given.alpha:g} as given for budget {measured_budget:,}, carried to "
         f"{plan.kv_budget_tokens:,} along the curve{lender}",
     )
+
+
+def _method_variants(
+    scenario: Scenario, name: str, policy: str, tps: Sequence[int]
+) -> Iterator[Scenario]:
+    """One scenario per TP of a built-in draft."""
+    method = METHODS[name]
+    plan = DraftPlan(draft=name, policy=DraftPolicy.of(policy), gamma=1)
+    given = scenario.acceptance if scenario.plan.draft == name else None
+    acceptance = given or method_acceptance(scenario.target.name, name)
+    spec = method.spec(scenario.target) if method.spec else None
+    for tp in tps:
+        yield replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=acceptance)
 
 
 def _draft_tps(spec: ModelSpec, draft: str, tp: int, draft_tps: Sequence[int]) -> list[int | None]:

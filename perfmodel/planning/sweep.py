@@ -20,6 +20,7 @@ from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.model import dtype_bytes
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import format_seconds
@@ -37,7 +38,7 @@ MAX_POINTS = 50_000_000
 FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
 REASONS = {
     FEASIBLE: "",
-    NO_MEMORY: "memory: does not fit the GPUs",
+    NO_MEMORY: "does not fit in GPU memory",
     BUDGET_OVER_CONTEXT: "kv_budget exceeds the context",
 }
 
@@ -174,7 +175,7 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
     known = ARRAY_AXES + LOOP_AXES
     for name, values in axes.items():
         if name not in known:
-            raise ConfigError(f"unknown sweep axis {name!r}. Known: {', '.join(known)}.")
+            raise ConfigError(f"{name!r} cannot be swept; the axes are {', '.join(known)}")
         if not len(values):
             raise ConfigError(f"sweep axis {name} has no values; give at least one")
     points = int(np.prod([float(len(values)) for values in axes.values()] or [1.0]))
@@ -190,7 +191,7 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
         engine_profile(str(name))
     for choice in axes.get("draft", ()):
         draft, _, policy = str(choice).partition(":")
-        if draft not in ("self", "none"):
+        if draft not in ("self", "none", *METHODS):
             catalog.model(draft)
         if policy:
             DraftPolicy.of(policy)
@@ -209,6 +210,8 @@ def _block(
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
+    if names.get("draft") in METHODS:  # a built-in draft has no KV budget
+        values.pop("kv_budget", None)
     # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1

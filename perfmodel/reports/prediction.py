@@ -56,7 +56,7 @@ def infeasible_reason(point: RoundEstimate) -> str:
     if bool(point.memory.fits):
         return ""
     best = largest_batch(point.scenario)
-    fits = f"the largest batch that fits is {best}" if best else "not even batch 1 fits"
+    fits = f"the largest batch that fits is {best}" if best else "not even a batch of 1 fits"
     return f"{point.memory.account()}; {fits}"
 
 

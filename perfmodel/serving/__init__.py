@@ -6,7 +6,7 @@ from perfmodel.serving.fixed_batch import simulate_batch
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
-from perfmodel.serving.traces import recorded_acceptance
+from perfmodel.serving.traces import recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import Traffic, lengths
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "scenario_acceptance",
     "simulate_batch",
     "simulate_requests",
+    "trace_rows",
 ]

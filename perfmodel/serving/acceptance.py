@@ -120,7 +120,7 @@ def scenario_acceptance(
 
     Raises `ConfigError` if the scenario's acceptance is unknown, or does not allow the spread.
     """
-    if recorded or scenario.draft is None:
+    if recorded or scenario.plan.draft == "none":
         return AcceptanceProcess(recorded=recorded)
     if scenario.acceptance is not None:
         return AcceptanceProcess(per_position=scenario.acceptance.per_position, spread=spread)

@@ -34,7 +34,7 @@ class TrafficChoice:
         return min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
 
     def cost(self, run: ServingRun) -> tuple[float, float]:
-        """The minimised quantity: requests that miss the limits, then mean latency in seconds."""
+        """The quantity to minimise: requests that miss the limits, then mean latency in seconds."""
         missed = run.stats.requests - run.stats.good if self.objective == "goodput" else 0
         return (missed + run.stats.refused, run.stats.latency.mean_s)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from perfmodel._typing import Bools, Counts, Floats
 from perfmodel.display import one_line
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.serving.acceptance import AcceptanceProcess
 from perfmodel.serving.ragged_rounds import graph_rows, ragged_round_seconds
@@ -115,7 +115,7 @@ def simulate_batch(
     if np.min(prompt_tokens) < 1 or np.min(output_tokens) < 1:
         raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
     if finished not in list(Finished):
-        raise ConfigError(f"unknown finished {finished!r}. Use one of {', '.join(Finished)}.")
+        raise ConfigError(f"finished={str(finished)!r} is not valid; use {either(Finished)}")
     if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
         raise ConfigError(f"rounds={rounds} is not valid; use 1 to {MAX_ROUNDS:,}")
     rng = np.random.default_rng([seed, 1])

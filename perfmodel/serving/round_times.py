@@ -108,8 +108,8 @@ class RoundTimes:
         free = memory.capacity - float(np.max(others + memory.reserved)) - fixed
         if free < per_token:
             raise DoesNotFit(
-                f"no memory is left for the KV cache on {self.scenario.machine.gpu.name} at "
-                f"max_batch={self.max_batch}; use more GPUs or a smaller batch"
+                f"the weights and {self.max_batch} sequences leave no memory for the KV cache on "
+                f"{self.scenario.machine.gpu.name}; use more GPUs or a smaller batch"
             )
         return int(free / per_token)
 
@@ -147,7 +147,7 @@ def estimate_rounds(
     scenario: Scenario, batch: ArrayLike, contexts: ArrayLike, gamma: ArrayLike
 ) -> RoundEstimate:
     """`estimate()` for rounds in which a draft reads its budget or the context, if shorter."""
-    if np.any(np.asarray(gamma) > 0) and scenario.draft is None:
+    if np.any(np.asarray(gamma) > 0) and scenario.plan.draft == "none":
         raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
     budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
     return estimate(

@@ -122,7 +122,7 @@ class RequestLoop:
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Simulate all requests; `progress` is sometimes called with the number finished."""
+        """Simulate all requests, now and then calling `progress` with the number finished."""
         reported = 0
         while True:
             self._admit()

@@ -90,7 +90,7 @@ def simulate_requests(
         One γ is fixed. Of several, each round uses the γ with the least time per token at its batch
         and mean context. By default the scenario's γ.
     progress : callable, optional
-        Sometimes called with the number of finished requests.
+        Called from time to time with the number of finished requests.
     times : RoundTimes, optional
         Tables for this scenario and batch limit, if they exist already.
     """

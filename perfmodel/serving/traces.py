@@ -1,27 +1,53 @@
-"""Read recorded traffic from CSV and JSON-lines files, line by line.
+"""Read recorded traffic from CSV and JSON files, request by request.
 
-The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published traces: Azure's LLM
-inference traces (`TIMESTAMP, ContextTokens, GeneratedTokens`, Patel et al. 2024), Mooncake's
-(`timestamp` in milliseconds, `input_length, output_length`, Qin et al. 2024), and ShareGPT's
-`conversations`, one per line, without arrivals and with four characters counted as a token.
+The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published traces:
+
+- Azure (Patel et al. 2024): `TIMESTAMP` (date and time), `ContextTokens, GeneratedTokens`
+- BurstGPT (Wang et al. 2024): `Timestamp` in seconds, `Request tokens, Response tokens`
+- Splitwise (Patel et al. 2024): `arrival_timestamp` in seconds, `prompt_size, token_size`
+- Vidur (Agrawal et al. 2024): `arrived_at` in seconds, `num_prefill_tokens, num_decode_tokens`
+- Mooncake (Qin et al. 2024): `timestamp` in milliseconds, `input_length, output_length, hash_ids`
+- Qwen-Bailian (Wang et al. 2025): as Mooncake, but with `chat_id` and `timestamp` in seconds
+- ShareGPT: `conversations` without arrivals, with four characters counted as a token
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
+import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, os_reason, shown
+from perfmodel.units import parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
-ARRIVALS = {"arrival_s": 1.0, "TIMESTAMP": 1.0, "timestamp": 1e-3}
-PROMPTS = ("prompt_tokens", "ContextTokens", "input_length")
-OUTPUTS = ("output_tokens", "GeneratedTokens", "output_length")
+IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
+PROMPTS = (
+    "prompt_tokens",
+    "ContextTokens",
+    "input_length",
+    "Request tokens",
+    "prompt_size",
+    "num_prefill_tokens",
+)
+OUTPUTS = (
+    "output_tokens",
+    "GeneratedTokens",
+    "output_length",
+    "Response tokens",
+    "token_size",
+    "num_decode_tokens",
+)
+BAILIAN = ("chat_id", "parent_chat_id", "turn")
+ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
+MAX_CHARACTERS = 50_000_000  # of one request in a JSON array
 MAX_TOKENS = 100_000_000
 
 Row = tuple[float | None, int, int]
@@ -30,23 +56,27 @@ Row = tuple[float | None, int, int]
 def trace_rows(path: str | Path) -> Iterator[Row]:
     """Each request as (arrival in seconds from the first, or None; prompt tokens; output tokens).
 
+    Skips conversations without a question and an answer, and failed requests of BurstGPT.
     Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
     arrivals are not in order; the message has the line number.
     """
     path = Path(path)
     first: float | None = None
     last = -math.inf
-    for number, cells in _cells(path):
+    for place, cells in _cells(path):
         try:
-            arrival, prompt, output = _request(cells)
+            request = _request(cells)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{path}: line {number}: {_why(error)}") from error
+            raise ConfigError(f"{path}: {place}: {_why(error)}") from error
+        if request is None:
+            continue
+        arrival, prompt, output = request
         if arrival is not None:
             first = arrival if first is None else first
             arrival -= first
             if arrival < last:
                 raise ConfigError(
-                    f"{path}: line {number}: earlier than the previous line; sort the trace by time"
+                    f"{path}: {place} is earlier than the previous one; sort the trace by time"
                 )
             last = arrival
         yield arrival, prompt, output
@@ -64,42 +94,103 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
         except ValueError as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not counts:
-        raise ConfigError(f"{path}: has no rounds; write the accepted drafts of one round per line")
+        raise ConfigError(f"{path} has no rounds; write the accepted drafts of one round per line")
     return tuple(counts)
 
 
-def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _cells(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place of each request in the file, and its values by column or key."""
     lines = _lines(path)
-    if path.suffix in (".jsonl", ".json"):
-        for number, line in lines:
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(
-                    f"{path}: line {number}: not a JSON object; write one request per line"
-                ) from error
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{path}: line {number}: not a JSON object; write one request per line"
-                )
-            yield number, value
+    number, first = next(lines, (0, ""))
+    if first.startswith("["):
+        rows: Iterator[tuple[str, Any]] = _array(path, _joined(first, lines))
+    elif first.startswith("{") or path.suffix in (".jsonl", ".json"):
+        rows = _json_lines(path, itertools.chain([(number, first)] if number else [], lines))
+    else:
+        yield from _csv_rows(path, first, lines)
         return
-    header: list[str] | None = None
-    for number, line in lines:
-        values = [cell.strip() for cell in next(csv.reader([line]))]
-        if header is None:
-            header = values
-        elif len(values) != len(header):
+    for place, value in rows:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {place} is not a JSON object; write one per request")
+        yield place, value
+
+
+def _joined(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    yield first
+    for _, line in lines:
+        yield "\n" + line
+
+
+def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """The items of one JSON array, without holding all of it in memory."""
+    decoder = json.JSONDecoder()
+    text, at, number, more = next(lines), 1, 1, True
+    tried = 0  # a longer text is decoded only once it has doubled, so the time stays linear
+    while True:
+        while text[at : at + 1] in (" ", "\t", "\n", "\r", ","):
+            at += 1
+        if text[at : at + 1] == "]":
+            return
+        if at < len(text) and (not more or len(text) - at >= 2 * tried):
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                if not more or len(text) - at > MAX_CHARACTERS:
+                    raise ConfigError(
+                        f"{path}: item {number} is not valid JSON; write an array of objects, or "
+                        f"one object per line"
+                    ) from error
+                tried = len(text) - at
+            else:
+                yield f"item {number}", value
+                number, tried = number + 1, 0
+                continue
+        elif not more:
             raise ConfigError(
-                f"{path}: line {number}: has {len(values)} cells; the header has {len(header)}"
+                f"{path}: the array ends before item {number}; the file may be cut off"
             )
-        else:
-            yield number, dict(zip(header, values, strict=True))
+        line = next(lines, None)
+        more = line is not None
+        text, at = text[at:] + (line or ""), 0
+
+
+def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
+    for number, line in lines:
+        try:
+            yield f"line {number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{path}: line {number} is not a JSON object; write one request per line, or one "
+                f"array of all requests"
+            ) from error
+
+
+def _csv_rows(
+    path: Path, first: str, lines: Iterator[tuple[int, str]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    header = _csv_cells(f"{path}: line 1", first)
+    if len(set(header)) < len(header):
+        raise ConfigError(f"{path}: line 1 names a column twice; remove one of them")
+    for number, line in lines:
+        values = _csv_cells(f"{path}: line {number}", line)
+        if len(values) != len(header):
+            raise ConfigError(
+                f"{path}: line {number} has {len(values)} cells, but the header has {len(header)}"
+            )
+        yield f"line {number}", dict(zip(header, values, strict=True))
+
+
+def _csv_cells(place: str, line: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise ConfigError(f"{place} is not valid CSV: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.strip()
@@ -108,25 +199,62 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
+    except (EOFError, zlib.error, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def _request(cells: dict[str, Any]) -> Row:
+def _request(cells: dict[str, Any]) -> Row | None:
+    """The request in these cells, or None if it has no answer."""
     if "conversations" in cells:
-        return None, *_conversation(cells["conversations"])
-    prompt = _count("prompt", _first(cells, PROMPTS), least=1)
-    output = _count("output", _first(cells, OUTPUTS), least=1)
-    key = next((name for name in ARRIVALS if name in cells), None)
-    return None if key is None else _seconds(cells[key]) * ARRIVALS[key], prompt, output
+        found = _conversation(cells["conversations"])
+        return None if found is None else (None, *found)
+    prompt, output = _first(cells, PROMPTS), _first(cells, OUTPUTS)
+    if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
+        return None  # BurstGPT includes requests that failed
+    lengths = _count("prompt_tokens", prompt, least=1), _count("output_tokens", output, least=1)
+    return _arrival_s(cells), *lengths
 
 
-def _conversation(turns: Any) -> tuple[int, int]:
-    """Tokens of the first question and of its answer."""
-    texts = [str(turn["value"]) for turn in turns[:2]]
-    if len(texts) < 2:
-        raise ValueError("a conversation needs a question and an answer")
-    question, answer = (max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts)
-    return question, answer
+def _arrival_s(cells: dict[str, Any]) -> float | None:
+    for name in IN_SECONDS:
+        if name in cells:
+            return _seconds(cells[name])
+    if "TIMESTAMP" in cells:
+        if ":" not in str(cells["TIMESTAMP"]):
+            raise ValueError(
+                "TIMESTAMP is not a date and time; rename a column in seconds to arrival_s"
+            )
+        return _seconds(cells["TIMESTAMP"])
+    if "timestamp" not in cells:
+        return None
+    arrival = _seconds(cells["timestamp"])
+    if ":" in str(cells["timestamp"]) or any(name in cells for name in BAILIAN):
+        return arrival
+    if "hash_ids" not in cells:
+        raise ValueError(
+            "the unit of timestamp is unknown: it is ms with hash_ids (Mooncake) and s with "
+            "chat_id (Bailian); rename a column in seconds to arrival_s"
+        )
+    return 1e-3 * arrival
+
+
+def _conversation(turns: Any) -> tuple[int, int] | None:
+    """Tokens of the first question that is followed by an answer, and of the answer."""
+    if not isinstance(turns, list):
+        raise ValueError("conversations is not a list of turns")
+    for question, answer in itertools.pairwise(turns):
+        roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
+        if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):
+            return _text_tokens(question), _text_tokens(answer)
+    return None
+
+
+def _text_tokens(turn: dict[str, Any]) -> int:
+    text = turn["value"] if "value" in turn else turn["content"]
+    if not isinstance(text, str):
+        raise ValueError("the value of a turn is not text")
+    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
 def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -137,21 +265,34 @@ def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _count(what: str, value: Any, *, least: int) -> int:
-    number = float(value)
-    if not (least <= number <= MAX_TOKENS) or number % 1:
+    number = _as_number(what, value)
+    if number > MAX_TOKENS:
+        raise ValueError(f"{what}={str(value)[:40]!r} is larger than {MAX_TOKENS:,}")
+    if number < least or number % 1:
         raise ValueError(f"{what}={str(value)[:40]!r} is not a whole number of at least {least}")
     return int(number)
+
+
+def _as_number(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{what}={shown(value)} is not a number")
+    try:
+        return parse_number(str(value))
+    except ValueError:
+        raise ValueError(f"{what}={str(value)[:40]!r} is not a number") from None
 
 
 def _seconds(value: Any) -> float:
     """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
-    if ":" not in text:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(f"arrival {text!r} is not a time")
-        return number
-    moment = datetime.fromisoformat(text)
+    try:
+        if ":" not in text:
+            return _as_number("arrival", value)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"arrival time {shown(value)} is not a number of seconds or a date"
+        ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

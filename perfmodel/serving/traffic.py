@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 
 from perfmodel._typing import Counts, Floats
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.serving.traces import trace_rows
 
 CHUNK = 8192
@@ -75,10 +75,10 @@ class Traffic:
     def __post_init__(self) -> None:
         if self.arrivals not in list(TrafficShape):
             raise ConfigError(
-                f"unknown arrivals {self.arrivals!r}. Use one of {', '.join(TrafficShape)}."
+                f"arrivals={str(self.arrivals)!r} is not valid; use {either(TrafficShape)}"
             )
         if self.requests is None and self.path is None:
-            raise ConfigError("drawn traffic needs a number of requests; give requests")
+            raise ConfigError("random traffic needs a number of requests; add requests")
         if self.requests is not None and self.requests < 1:
             raise ConfigError(f"requests={self.requests} must be at least 1")
         for name in ("rate", "burst_s", "burst_factor"):
@@ -124,12 +124,13 @@ class Traffic:
             timed = [arrival is not None for arrival in arrivals]
             if any(timed) and not all(timed):
                 raise ConfigError(
-                    f"{self.path}: only some requests have an arrival; give all or none"
+                    f"{self.path}: only some requests have an arrival time; give it for all "
+                    f"of them or for none"
                 )
             times = np.array(arrivals, float) if all(timed) else None
             yield times, np.array(prompts, np.int64), np.array(outputs, np.int64)
         if empty:
-            raise ConfigError(f"{self.path}: contains no requests")
+            raise ConfigError(f"{self.path} contains no requests")
 
 
 def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Counts:

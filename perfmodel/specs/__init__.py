@@ -1,7 +1,8 @@
 """Immutable descriptions of a GPU, a model, a workload, a draft and an engine."""
 
 from perfmodel.specs.draft import DraftPlan
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
@@ -10,11 +11,15 @@ from perfmodel.specs.workload import SLO, Prefill, Workload, parse_slo
 __all__ = [
     "DTYPE_BYTES",
     "GPU",
+    "METHODS",
     "SLO",
+    "DraftMethod",
     "DraftPlan",
     "EngineProfile",
+    "HostCosts",
     "Link",
     "Machine",
+    "MethodKind",
     "ModelSpec",
     "Origin",
     "Prefill",

@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
+from perfmodel.specs.draft_methods import METHODS, DraftMethod
 
 MAX_GAMMA = 64  # most drafts per round in a plan
 
 
 class DraftKind(StrEnum):
-    """What proposes the draft tokens."""
+    """The kind of model that proposes the draft tokens."""
 
     NONE = "none"
     SELF = "self"  # the target model
     MODEL = "model"  # a standalone model, given by its name
+    METHOD = "method"  # a built-in draft of serving engines, one of `METHODS`
 
 
 class DraftPolicy(StrEnum):
@@ -30,7 +32,7 @@ class DraftPolicy(StrEnum):
     def of(cls, name: str) -> DraftPolicy:
         """The policy with that name; `ConfigError` if there is none."""
         if name not in [policy.value for policy in cls]:
-            raise ConfigError(f"unknown draft policy {name!r}. Use one of {', '.join(cls)}.")
+            raise ConfigError(f"unknown draft policy {name!r}; use {either(cls)}")
         return cls(name)
 
 
@@ -38,9 +40,9 @@ class DraftPolicy(StrEnum):
 class DraftPlan:
     """One way to draft.
 
-    `draft` is "none", "self" or a model's catalog name. `kv_budget_tokens` is the number of cached
-    tokens that a draft may read per sequence, including sink and recent window; it is None for
-    policy "full".
+    `draft` is "none", "self", one of `METHODS`, or a model's catalog name. `kv_budget_tokens` is
+    the number of cached tokens that a draft may read per sequence, including sink and recent
+    window; it is None for policy "full".
     """
 
     draft: str = "none"
@@ -58,11 +60,18 @@ class DraftPlan:
             self, "policy", DraftPolicy.of(self.policy)
         )  # a plain string is accepted
         if self.kind is DraftKind.NONE and self.gamma:
-            raise ConfigError(f"gamma={self.gamma} needs a draft; give one or use gamma=0")
+            raise ConfigError(
+                f"gamma={self.gamma} needs a draft; add one, such as draft self, or use gamma=0"
+            )
         if self.policy is DraftPolicy.SNAPKV and self.kind is DraftKind.MODEL:
             raise ConfigError(
                 f"draft policy snapkv is not available for the standalone draft {self.draft!r}; "
                 f"use policy streamingllm or full, or draft self"
+            )
+        if self.method is not None and self.policy is not DraftPolicy.FULL:
+            raise ConfigError(
+                f"draft policy {self.policy} is not available for the built-in draft "
+                f"{self.draft!r}, which has no KV budget; use policy full"
             )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
@@ -76,8 +85,15 @@ class DraftPlan:
 
     @property
     def kind(self) -> DraftKind:
-        """Whether the draft is none, the target itself, or a standalone model."""
+        """Whether the draft is none, the target itself, a built-in method, or a model."""
+        if self.draft in METHODS:
+            return DraftKind.METHOD
         return DraftKind(self.draft) if self.draft in ("none", "self") else DraftKind.MODEL
+
+    @property
+    def method(self) -> DraftMethod | None:
+        """The built-in draft; None for models and self-drafts."""
+        return METHODS.get(self.draft)
 
     @property
     def is_self(self) -> bool:

@@ -9,6 +9,25 @@ from perfmodel.specs.labels import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostCosts:
+    """Host time of one decoding method, in seconds.
+
+    `method` is "plain", "draft" (a standalone model) or one of `draft_methods.METHODS`. The host
+    first spends `step_s`, plus `sequence_s` per sequence, on scheduling, inputs and outputs. If
+    `overlapped` is true, the GPU runs the previous step in the meantime; otherwise it waits. Then
+    the host launches the passes, and the GPU waits if launching takes longer than the passes.
+    """
+
+    method: str
+    overlapped: bool = False
+    step_s: float = 0.0  # per step or round
+    sequence_s: float = 0.0  # per sequence
+    draft_step_s: float = 0.0  # to launch one draft step
+    draft_layer_s: float = 0.0  # to launch one layer of a draft step without a full CUDA graph
+    lookup_token_s: float = 0.0  # per sequence and context token that is searched for a draft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProfile:
     """Overheads, kernel choices and memory use of one engine on one GPU.
 
@@ -16,25 +35,30 @@ class EngineProfile:
     values of `measured_on` are transferred to another GPU, "extrapolated". Factors multiply fitted
     kernel times; at 1 the engine's kernels take the time in the kernel tables.
 
-    If `plain_pays_overhead` is true, T_T is the time of a step's kernels, to which plain decoding
-    adds the overheads of a round with one draft. Otherwise T_T is the whole step.
+    If `plain_runs_ahead` is true, the host prepares a plain step while the GPU runs the one before:
+    a step takes T_T or the host's work, whichever is longer. That work is taken to be the overhead
+    of a round with one draft. Otherwise T_T is the whole plain step.
     """
 
     name: str
     origin: Origin
     source: str
-    measured_on: str = ""  # the GPU on which the engine's kernels were timed; "" for none
+    measured_on: str = ""  # the GPU on which the engine was timed; "" for none
     attention_kernels: str = "vllm"  # the library whose attention curve is used
     linear_kernels: str = "library"  # "library" (of the GPU) or "specroof"
     attention_factor: float = 1.0  # for attention over the whole cache
     draft_attention_factor: float = 1.0  # for attention over a draft's small cache
+    verify_attention_factor: float = 1.0  # for passes over several query tokens, in addition
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
     activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate
     sampling_factor: float = 1.0  # for the logits, times activation_factor
     sampling_column_s: float = 0.0  # of one column of one row; several rows run in parallel
     comm_factor: float = 1.0
-    all_reduce: str = "best"  # "nccl", "custom" or "best"
+    all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange" (in the norm kernel)
+    sum_gap_s: float = 0.0  # added per all-reduce in a layer, compared with one after a GEMM
+    rank_choice_s: float = 0.0  # of sampling on each of several ranks; 0: as on one rank
+    rank_choice_factor: float = 1.0  # for the bytes of the logits there
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle time between two kernels of a graph
@@ -45,20 +69,47 @@ class EngineProfile:
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, filled before the first step
-    plain_pays_overhead: bool = False  # also added to plain steps, as for one draft
+    rank_round_overhead_s: float = 0.0  # added to these three if several ranks share a model
+    rank_round_overhead_per_sequence_s: float = 0.0
+    rank_round_overhead_per_draft_s: float = 0.0
+    plain_runs_ahead: bool = False
+    is_bound: bool = False  # a bound for all engines, also on GPUs that borrow their curves
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target
     draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens
+    draft_reads_round: bool = False  # it processes as many tokens as a padded round
+    host: tuple[HostCosts, ...] = ()  # host time by method; () if the fields above include it
+    graph_tokens: float = 0.0  # most tokens of a pass that replays a CUDA graph; 0: no limit
+    eager_layer_s: float = 0.0  # host time to launch one layer without a graph
     prefill_chunk_tokens: int = 8192  # rows of one prefill pass (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # allocated by libraries
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
+
+    @property
+    def has_own_kernels(self) -> bool:
+        """Whether the engine has kernels that were timed with it, instead of a library's."""
+        return "specroof" in (self.attention_kernels, self.linear_kernels)
 
     def kernel_origin(self, gpu: GPU) -> Origin:
         """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
+
+    def round_overheads(self, tp: int) -> tuple[float, float, float]:
+        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft."""
+        several = float(tp > 1)
+        return (
+            self.round_overhead_s + several * self.rank_round_overhead_s,
+            self.round_overhead_per_sequence_s + several * self.rank_round_overhead_per_sequence_s,
+            self.round_overhead_per_draft_s + several * self.rank_round_overhead_per_draft_s,
+        )
+
+    def host_costs(self, method: str) -> HostCosts | None:
+        """Host costs of a method, or else of plain decoding; None if the profile has neither."""
+        by_method = {costs.method: costs for costs in self.host}
+        return by_method.get(method, by_method.get("plain"))
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""

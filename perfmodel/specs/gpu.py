@@ -30,6 +30,7 @@ class GPU:
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
+    curves_bandwidth: float | None = None  # HBM bandwidth of the GPU that lends its curves
 
     def __post_init__(self) -> None:
         for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):
@@ -41,15 +42,22 @@ class GPU:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """The interconnect between the GPUs of one machine."""
+    """The interconnect between the GPUs of one machine.
+
+    `ring_hop_s` and `ring_bandwidth` are set if the ring all-reduce of the machine is known.
+    """
 
     kind: str  # "nvlink", "pcie" or "infinity-fabric"
     bandwidth: float  # bytes/s per GPU and direction, half the usual figure
     source: str
+    ring_hop_s: float | None = None
+    ring_bandwidth: float | None = None  # bytes/s of one GPU
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0:
             raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive")
+        if (self.ring_hop_s is None) != (self.ring_bandwidth is None):
+            raise ConfigError("ring_hop and ring_bandwidth of a link must be given together")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,5 +75,5 @@ class Machine:
         if tp > self.gpus_per_node:
             raise ConfigError(
                 f"tp={tp} exceeds the {self.gpus_per_node} GPUs of {self.name}; "
-                f"use tp of at most {self.gpus_per_node}"
+                f"use a tp of at most {self.gpus_per_node}"
             )

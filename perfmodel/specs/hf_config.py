@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from perfmodel.errors import ConfigError, fault_reason, printable, shown
 from perfmodel.specs.model import ModelSpec
@@ -60,6 +60,12 @@ RopeKind = Literal["default", "linear", "llama3", "yarn"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 _ABSENT: Any = None  # the default of a field that may be left out but not written as null
+
+
+def _with_a_point(value: object) -> object:
+    if not isinstance(value, float):
+        raise ValueError("must be a number with a decimal point")
+    return value
 
 
 class _Strict(BaseModel):
@@ -116,6 +122,14 @@ class _Decoder(_Strict):
     torch_dtype: Dtype | None = None
     dtype: Dtype | None = None
     eos_token_id: int | list[int] | None = None
+    # These have no effect here, but transformers refuses wrong types.
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    attention_dropout: float | None = 0.0
+    initializer_range: Annotated[float, BeforeValidator(_with_a_point)] = 0.02
+    use_cache: bool = True
+    num_labels: int = 2
+    id2label: dict[Annotated[str, Field(pattern=r"^-?\d+$")], Any] | None = None
 
     @property
     def window(self) -> int | None:
@@ -130,14 +144,17 @@ class _Llama(_Decoder):
     """Llama has no sliding window; a stated one is refused because engines disagree about it."""
 
     sliding_window: None = None
+    pretraining_tp: int | None = 1
 
 
 class _Mistral(_Decoder):
+    attention_dropout: float = 0.0
     num_key_value_heads: Count = 8
     sliding_window: Count | None = 4096
 
 
 class _Qwen2(_Decoder):
+    attention_dropout: float = 0.0
     num_key_value_heads: Count | None = 32
     head_dim: Count = _ABSENT
     sliding_window: Count | None = 4096
@@ -180,6 +197,9 @@ def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")
     family = _family(config, name)
+    for field in config:
+        if field in ("attribute_map", "to_dict") or field.startswith("__"):
+            raise ConfigError(f"{name}: {shown(field)} is not a field of a config; remove it")
     for field, instead in REFUSED_FIELDS.items():
         if not _has_no_effect(field, config.get(field)):
             raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")

@@ -11,7 +11,7 @@ class Origin(StrEnum):
     DATASHEET = "datasheet"
     MEASURED = "measured"
     FITTED = "fitted"
-    EXTRAPOLATED = "extrapolated"  # fitted on other hardware, or outside the measured range
+    EXTRAPOLATED = "extrapolated"  # fitted to other hardware, or outside the measured range
     ASSUMED = "assumed"
     GIVEN = "given"  # by the user
     BORROWED = "borrowed"  # measured with another target model

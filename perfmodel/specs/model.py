@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 
 DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
@@ -32,6 +32,8 @@ class ModelSpec:
     qk_norm: bool = False
     sliding_window_tokens: int | None = None
     rope_theta: float = 10_000.0
+    qkv_inputs: int = 1  # input width of the QKV projection over `hidden`; 2 in an EAGLE-3 head
+    fusion_inputs: int = 0  # the same of a draft head's fusion projection; 0 without one
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""
@@ -65,7 +67,7 @@ class ModelSpec:
             raise ConfigError(
                 f"tp={tp} does not fit {self.name}: {self.query_heads} query heads, "
                 f"{self.kv_heads} KV heads and an MLP of width {self.ffn_hidden} do not split "
-                f"over {tp} ranks. Use one of {', '.join(map(str, valid))}."
+                f"over {tp} ranks; use {either(map(str, valid))}"
             )
 
     def splits_over(self, tp: int) -> bool:
@@ -89,13 +91,14 @@ class ModelSpec:
         """Parameters stored by one rank: sharded layers, replicated norms and KV heads."""
         heads = self.query_heads_per_rank(tp)
         qkv = (heads + 2 * self.kv_heads_per_rank(tp)) * self.head_dim
-        linear = self.hidden * qkv + heads * self.head_dim * self.hidden
+        linear = self.qkv_inputs * self.hidden * qkv + heads * self.head_dim * self.hidden
         linear += 3 * self.hidden * self.ffn_hidden // tp
         small = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         small += qkv if self.qkv_bias else 0
         vocabulary = self.padded_vocab_per_rank(tp) * self.hidden
         vocabulary *= 1 if self.tied_embeddings else 2
-        return self.layers * (linear + small) + vocabulary + self.hidden
+        fusion = self.fusion_inputs * self.hidden**2  # each rank stores all of it
+        return self.layers * (linear + small) + vocabulary + self.hidden + fusion
 
     def padded_vocab_per_rank(self, tp: int) -> int:
         """Vocabulary rows on one rank, rounded up."""
@@ -115,5 +118,5 @@ class ModelSpec:
 def dtype_bytes(dtype: str) -> float:
     """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPE_BYTES`."""
     if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"unknown dtype {dtype!r}. Use one of {', '.join(DTYPE_BYTES)}.")
+        raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPE_BYTES)}")
     return DTYPE_BYTES[dtype]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 
 
 class Prefill(StrEnum):
@@ -20,7 +20,7 @@ class Prefill(StrEnum):
     def of(cls, name: str) -> Prefill:
         """The value with that name; `ConfigError` if there is none."""
         if name not in list(cls):
-            raise ConfigError(f"unknown prefill {name!r}. Use one of {', '.join(cls)}.")
+            raise ConfigError(f"unknown prefill {name!r}; use {either(cls)}")
         return cls(name)
 
 
@@ -79,6 +79,10 @@ def parse_slo(text: str) -> SLO:
                 f"SLO term {term!r} has the wrong unit; use % for memory, s, ms or us for times"
             )
         key = "memory_fraction" if what == "memory" else f"{what}_s"
+        if key in limits:
+            raise ConfigError(f"SLO term {term!r} limits {what} a second time; give one limit")
+        if unit == "%" and value > 100:
+            raise ConfigError(f"SLO term {term!r} is not valid; use at most 100%")
         limits[key] = value * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "%": 0.01}[unit]
     return SLO(**limits)
 

@@ -14,6 +14,7 @@ from perfmodel.speculation.break_even import (
 )
 from perfmodel.speculation.evidence import Evidence, evidence
 from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, service_gain
+from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.uncertainty import (
@@ -47,6 +48,7 @@ __all__ = [
     "estimate",
     "evidence",
     "gamma_schedule",
+    "host_wait_s",
     "interval_probability",
     "probability_of_gain",
     "sensitivities",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft_methods import MethodKind
 
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
 SNAPKV_WINDOW_TOKENS = 32
@@ -24,9 +28,9 @@ class DraftCost:
 
 
 class Drafter:
-    """Base class of draft methods, which reads the whole cache and costs nothing to start.
+    """Base class of drafters, which reads the whole cache and costs nothing to start.
 
-    To add a method (n-gram, EAGLE), override `step` and `start_s` and add it to `DRAFTERS`.
+    To add a drafter, override `step` and `start_s` and add it to `DRAFTERS`.
     """
 
     has_own_cache = False
@@ -39,7 +43,12 @@ class Drafter:
         return np.minimum(budget, prompt_tokens) if self.budgeted else prompt_tokens
 
     def step(
-        self, rank: Rank, batch: Floats, prompt_tokens: Floats, budget: Floats, new_tokens: int = 1
+        self,
+        rank: Rank,
+        batch: Floats,
+        prompt_tokens: Floats,
+        budget: Floats,
+        new_tokens: ArrayLike = 1,
     ) -> StepTime:
         """Time of one draft step of the batch, with `new_tokens` input tokens per sequence."""
         return forward_pass(
@@ -57,7 +66,7 @@ class Drafter:
 
 
 class Standalone(Drafter):
-    """A small model with a KV cache, into which it prefills the prompt or a budget of it."""
+    """A small model or a head, which prefills the prompt, or a budget of it, into its KV cache."""
 
     has_own_cache = True
 
@@ -102,6 +111,7 @@ DRAFTERS: dict[tuple[str, str], Drafter] = {
     ("self", "snapkv"): SelfSnapKV(budgeted=True),
     ("model", "full"): Standalone(),
     ("model", "streamingllm"): Standalone(budgeted=True),
+    ("method", "full"): Standalone(),
 }
 
 
@@ -124,16 +134,26 @@ def draft_cost(
     -----
     After a fully accepted round, the cache of a standalone draft lacks the last draft token. An
     engine whose rounds all have the same shape therefore gives two tokens to the first of γ steps,
-    and T_D = ((γ - 1) T(1) + T(2)) / γ.
+    and T_D = ((γ - 1) T(1) + T(2)) / γ. An engine that pads rounds to γ+1 tokens gives it γ+2. A
+    head's first step reads the target's hidden states of the γ+1 tokens that were verified. A
+    one-pass draft reads γ+1 tokens once per round: T_D = T(γ+1) / γ.
     """
     drafter, rank = _drafter(scenario)
     if rank is None:
         return None
-    step = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens)
-    if drafter.has_own_cache and scenario.engine.draft_refeeds:
-        first = drafter.step(rank, batch, prompt_tokens, kv_budget_tokens, new_tokens=2)
-        step = weighted_mean(first, step, share=1.0 / np.maximum(gamma, 1.0))
-    return DraftCost(step, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))
+    step = partial(drafter.step, rank, batch, prompt_tokens, kv_budget_tokens)
+    share, method = 1.0 / np.maximum(gamma, 1.0), scenario.plan.method
+    if method is not None and method.kind is MethodKind.ONE_PASS:
+        first = step(new_tokens=gamma + 1.0)
+        mean = weighted_mean(first, _without_time(first), share=share)
+    elif drafter.has_own_cache and (tokens := _first_tokens(scenario, gamma)) is not None:
+        later = step()
+        if method is not None and method.fuses_once:
+            later = _without_time(later, "fusion_proj")
+        mean = weighted_mean(step(new_tokens=tokens), later, share=share)
+    else:
+        mean = step()
+    return DraftCost(mean, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))
 
 
 def draft_start_s(
@@ -141,8 +161,8 @@ def draft_start_s(
 ) -> Floats:
     """Seconds once per request if the prefix cache has `cached_tokens` of the prompt. [s]
 
-    A standalone draft has these tokens in its cache too; a self-draft selects and copies its KV
-    anew for every request.
+    The cache of a standalone draft or a head has these tokens too; a self-draft selects and copies
+    its KV anew for every request.
     """
     drafter, rank = _drafter(scenario)
     if rank is None:
@@ -155,8 +175,29 @@ def draft_start_s(
 
 
 def _drafter(scenario: Scenario) -> tuple[Drafter, Rank | None]:
+    """The drafter and its rank, which is None without a draft model, as for a look-up."""
     plan = scenario.plan
     if plan.draft == "none" or scenario.draft is None:
         return Drafter(), None
     rank = Rank.of_scenario(scenario, scenario.draft, tp=scenario.draft_tp, is_draft=True)
-    return DRAFTERS[("self" if plan.is_self else "model", plan.policy)], rank
+    return DRAFTERS[(plan.kind, plan.policy)], rank
+
+
+def _first_tokens(scenario: Scenario, gamma: Floats) -> Floats | float | None:
+    """Input tokens per sequence of a round's first draft step; None if it is like the others."""
+    if scenario.plan.method is not None:
+        return gamma + 1.0
+    if scenario.engine.draft_reads_round:
+        return gamma + 2.0
+    return 2.0 if scenario.engine.draft_refeeds else None
+
+
+def _without_time(step: StepTime, name: str | None = None) -> StepTime:
+    """The step with no time in the named part, or in any part if `name` is None."""
+    zero = np.zeros(())
+    return StepTime(
+        tuple(
+            replace(p, seconds=zero, compute_s=zero, memory_s=zero) if name in (None, p.name) else p
+            for p in step.parts
+        )
+    )

@@ -47,7 +47,8 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
     if not plan.speculates:
         return "no acceptance"
     if given is not None:
-        return f"α {given.alpha:.2f} ({given.source or 'as given'})"
+        origin = "" if given.origin == Origin.GIVEN else f"{given.origin} "
+        return f"{origin}α {given.alpha:.2f} ({given.source or 'as given'})"
     if curve is None:
         return "an unknown acceptance"
     if curve.origin == Origin.IDENTITY:

@@ -2,8 +2,8 @@
 
 The gain is the ratio to plain decoding of the same requests on the same GPUs: of the throughput, or
 of the time per token. Two independent errors add in quadrature, as logarithms and on each side: the
-interval of α, and the error of the ratio of step times (`uncertainty.relative_error`), with that of
-the closed form if prompts share the GPUs.
+interval of α, and the error of the ratio of step times at the scenario's batch and γ
+(`uncertainty.ratio_error`), with that of the closed form if prompts share the GPUs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.uncertainty import relative_error
+from perfmodel.speculation.uncertainty import ratio_error
 from perfmodel.units import Z90
 
 OBJECTIVES = ("throughput", "latency")
@@ -49,7 +49,7 @@ class Gain:
 def cost_s(result: ServiceEstimate, objective: str) -> Floats:
     """The minimised quantity: machine seconds per request, or seconds per token of a sequence."""
     if objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {objective!r}. Use one of {', '.join(OBJECTIVES)}.")
+        raise ConfigError(f"unknown objective {objective!r}; use {either(OBJECTIVES)}")
     return result.tpot_s if objective == "latency" else 1.0 / result.requests_per_s
 
 
@@ -89,7 +89,7 @@ def service_gain(
 
     value = gain()
     below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
-    error = math.exp(Z90 * relative_error(scenario))
+    error = math.exp(Z90 * ratio_error(scenario))
 
     def distance(other: Floats) -> Floats:
         return np.log(value / other)

@@ -22,12 +22,14 @@ from perfmodel.acceptance.tokens import (
     tokens_per_round_iid,
 )
 from perfmodel.display import html_table, number_range, one_line, seconds_range
-from perfmodel.passes.forward import Rank, forward_pass, prefill_pass
+from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, memory_estimate
 from perfmodel.passes.parts import StepTime
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation.drafting import draft_cost
+from perfmodel.speculation.host import host_wait_s, method_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,7 +46,7 @@ class RoundEstimate:
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
     overhead_s: Floats  # per round; at γ = 0, per plain step
-    plain_overhead_s: Floats  # added to T_T in plain decoding
+    plain_overhead_s: Floats  # time of a plain step beyond T_T
     prefill_s: Floats  # one request; target and draft, including any KV selection
     tokens_per_round: Floats
     alpha: Floats  # mean over positions; NaN where unknown
@@ -101,7 +103,7 @@ class RoundEstimate:
 
     @property
     def plain_tpot_s(self) -> Floats:
-        """TPOT of plain decoding: T_T plus the engine's overhead, if any. [s]"""
+        """TPOT of plain decoding: T_T, or the host's work per step if that takes longer. [s]"""
         return self.target_step.total_s + self.plain_overhead_s
 
     @property
@@ -175,20 +177,28 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    each = engine.round_overhead_s + engine.round_overhead_per_sequence_s * b
-    # Filling the tables of a plain step is not hidden by a draft step.
-    tables = each + engine.round_overhead_per_draft_s
-    plain = tables if engine.plain_pays_overhead else np.zeros_like(b)
+    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp)
+    overhead = fixed + per_sequence * b + per_draft * np.maximum(g, 1.0)
     step = forward_pass(target, batch=b, context_tokens=prompt)
+    host = fixed + per_sequence * b + per_draft if engine.plain_runs_ahead else 0.0
+    plain_overhead = np.maximum(host - step.total_s, 0.0)
+    verify = forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0)
+    if engine.host:
+        passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
+        method = method_of(scenario)
+        plain_overhead = plain_overhead + host_wait_s(
+            scenario, "plain", b, prompt, np.zeros(()), step.total_s
+        )
+        overhead = overhead + host_wait_s(scenario, method, b, prompt, g, passes)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
-        verify=forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0),
+        verify=verify,
         draft_step=draft.step if draft else None,
-        overhead_s=np.where(g > 0, each + engine.round_overhead_per_draft_s * g, plain),
-        plain_overhead_s=plain,
+        overhead_s=np.where(g > 0, overhead, plain_overhead),
+        plain_overhead_s=plain_overhead,
         prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
         + (draft.start_s if draft else 0.0),
         tokens_per_round=tokens,

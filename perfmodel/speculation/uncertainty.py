@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.passes.communication import sum_error
 from perfmodel.scenario import Scenario
-from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
-from perfmodel.speculation.round import estimate
+from perfmodel.speculation.round import estimate, target_rank
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
@@ -58,14 +59,15 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
 
     Notes
     -----
-    Two independent errors add in quadrature, as logarithms and on each side: the interval of α,
-    mapped through Ω, and the error of the step-time ratio, `relative_error`.
+    Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
+    through Ω; the error of the step-time ratio, `relative_error`; and the error of all-reduces that
+    were not measured.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
         return None
     low, middle, high = (decode_speedup(_at_alpha(scenario, alpha)) for alpha in alphas)
-    model = Z90 * relative_error(scenario)
+    model = Z90 * ratio_error(scenario)
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
@@ -125,6 +127,21 @@ def relative_error(scenario: Scenario) -> float:
     return factor * scenario.engine.speedup_error
 
 
+def ratio_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) from step times: `relative_error`, and that of all-reduces."""
+    return math.hypot(relative_error(scenario), _link_error(scenario))
+
+
+def _link_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) that follows from that of all-reduces."""
+    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
+    if not error:
+        return 0.0
+    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
+    point = estimate(replace(scenario, engine=slower))
+    return abs(math.log(float(point.speedup) / float(estimate(scenario).speedup)))
+
+
 def decode_speedup(scenario: Scenario) -> float:
     """The speedup of decoding alone, as `estimate` predicts it."""
     return float(estimate(scenario).speedup)
@@ -155,7 +172,11 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     def on_engine(factor: float) -> Scenario:
         engine = scenario.engine
         scaled = {f: getattr(engine, f) * factor for f in _OVERHEADS}
-        return replace(scenario, engine=replace(engine, **scaled))
+        host = tuple(
+            replace(costs, **{f: getattr(costs, f) * factor for f in _HOST_COSTS})
+            for costs in engine.host
+        )
+        return replace(scenario, engine=replace(engine, **scaled, host=host))
 
     return [
         (
@@ -169,10 +190,13 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     ]
 
 
-# The engine's overheads; `sampling_column_s` is the time of a kernel.
+# The engine's overheads; the two excluded fields are times of kernels.
 _OVERHEADS = tuple(
-    f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_column_s"
+    f.name
+    for f in fields(EngineProfile)
+    if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
 )
+_HOST_COSTS = tuple(f.name for f in fields(HostCosts) if f.name.endswith("_s"))
 
 
 def _at_alpha(scenario: Scenario, alpha: float) -> Scenario:

@@ -100,7 +100,7 @@ class PagedCache:
         """
         if count > len(self._free):
             raise OutOfPages(
-                f"the KV cache is out of pages: {count:,} more are needed, and "
+                f"the KV cache is out of pages: {count:,} more are needed, but only "
                 f"{len(self._free):,} of {self.pages:,} pages of {self.page_tokens} tokens are "
                 f"free; use a smaller batch, shorter sequences or more pages"
             )

@@ -35,10 +35,10 @@ def start_without_prefill(
 def warm_up(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int], *, prompt: bool
 ) -> None:
-    """Compile kernels and capture graphs for this batch; nothing of it remains but those.
+    """Compile kernels and capture graphs for this batch, and leave no other trace.
 
-    Runs a few rounds over whatever the cache holds, and before them, with `prompt`, one chunk of
-    prefill.
+    Runs a few rounds over the present contents of the cache, with `prompt` after a prefill of one
+    chunk.
     """
     sampler, end_tokens = engine.sampler, engine.eos_tokens
     states = [stream.get_state() for stream in sampler.streams]
@@ -57,7 +57,7 @@ def warm_up(
 
 
 def _place(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> None:
-    """Give these sequences their pages, and to the drafter what it keeps of them."""
+    """Allocate pages for these sequences, in the target's cache and in the drafter's."""
     engine.rounds = []
     engine.sequences = [
         SequenceState(index, [*prompt, prompt[-1]], len(prompt), most)

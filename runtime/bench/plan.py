@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
 
-from runtime.errors import InputError
+from runtime.errors import InputError, os_reason
 
 if typing.TYPE_CHECKING:
     from runtime.config import DecoderConfig
@@ -35,7 +35,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "flo
 
 
 class JsonPlan:
-    """Base of dataclasses that are passed to the ranks in a JSON file."""
+    """Base class of dataclasses that are passed to the ranks in a JSON file."""
 
     __slots__ = ()
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -60,7 +60,7 @@ class JsonPlan:
             partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
             partial.replace(file)
         except OSError as error:
-            raise InputError(f"{file}: cannot be written ({error.strerror})") from error
+            raise InputError(f"{file} cannot be written: {os_reason(error)}") from error
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -76,14 +76,24 @@ class JsonPlan:
         try:
             return TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
         except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+            raise InputError(f"{file} cannot be read: {os_reason(error)}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"])
             raise InputError(
-                f"{file} is not a valid plan: {where}{first['msg']}; write one with "
+                f"{file} is not a valid plan: {_fault(error.errors()[0])}; write one with "
                 f"`specroof run MODE ... --write-plan FILE`"
             ) from error
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a field, such as "gamma should be a valid integer"."""
+    name, text = ".".join(str(part) for part in fault["loc"]), str(fault["msg"])
+    if fault["type"] == "json_invalid":
+        return "it is not JSON"
+    if fault["type"].startswith("missing"):
+        return f"{name} is missing"
+    if text.startswith("Input should "):
+        return f"{name} {text.removeprefix('Input ')}"
+    return f"{name} is not a field"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +132,19 @@ class RunPlan(JsonPlan):
     model: Annotated[
         Path, Option(help="Folder with config.json and safetensors, or a catalog model's name.")
     ]
-    draft: Annotated[Path | None, Option(help="Draft model (mode standalone).")] = None
+    draft: Annotated[Path | None, Option(help="Draft model, for `run standalone`.")] = None
     random_weights: Annotated[
-        bool, Option("--random-weights", help="Use seeded weights; only config.json is read.")
+        bool, Option("--random-weights", help="Use random weights; only config.json is read.")
     ] = False
     device: Annotated[
-        str, Option(metavar="|".join(DEVICES), help="auto uses a GPU if there is one.")
+        str,
+        Option(
+            metavar="|".join(DEVICES), help="Device to run on; auto uses a GPU if there is one."
+        ),
     ] = "auto"
     tp: Annotated[int, Option(min=1, help="Tensor-parallel ranks of the target.")] = 1
     draft_tp: Annotated[
-        int | None, Option(min=1, help="Tensor-parallel ranks of the draft; default: --tp.")
+        int | None, Option(min=1, help="Tensor-parallel ranks of the draft. Default: --tp.")
     ] = None
 
     batch: Annotated[int, Option(min=1, help="Sequences decoded together.")] = 1
@@ -146,35 +159,49 @@ class RunPlan(JsonPlan):
     ] = 1024
     gen_tokens: Annotated[int, Option(min=1, help="New tokens per sequence.")] = 64
     input: Annotated[
-        Path | None, Option(help="Text, .jsonl or a folder of books; default: random tokens.")
+        Path | None,
+        Option(help="Text file, .jsonl file or folder of books. Default: random tokens."),
     ] = None
     chat: Annotated[
         bool, Option("--chat", help="Apply the chat template to each prompt of --input.")
     ] = False
-    ignore_eos: Annotated[bool, Option("--ignore-eos", help="Do not stop at end tokens.")] = False
-    skip_prefill: Annotated[
-        bool, Option("--skip-prefill", help="Use random keys and values, to time rounds only.")
+    ignore_eos: Annotated[
+        bool, Option("--ignore-eos", help="Do not stop at end-of-sequence tokens.")
     ] = False
-    temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0
-    top_k: Annotated[int, Option(min=0, help="Sample from the K likeliest tokens; 0: all.")] = 0
+    skip_prefill: Annotated[
+        bool,
+        Option(
+            "--skip-prefill", help="Start from random keys and values, to time only the rounds."
+        ),
+    ] = False
+    temperature: Annotated[float, Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0
+    top_k: Annotated[
+        int, Option(min=0, help="Sample from the N likeliest tokens; 0 means all.")
+    ] = 0
     top_p: Annotated[
-        float, Option(help="Sample from the likeliest tokens with this total probability.")
+        float, Option(help="Sample from the likeliest tokens that together have this probability.")
     ] = 1.0
     seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
 
-    gamma: Annotated[int, Option(min=1, help="Drafted tokens per round.")] = 4
+    gamma: Annotated[int, Option(min=1, help="Draft tokens per round.")] = 4
     draft_policy: Annotated[
-        str, Option(metavar="|".join(POLICIES), help="Cached tokens that the draft reads.")
+        str, Option(metavar="|".join(POLICIES), help="Which cached tokens the draft reads.")
     ] = "streamingllm"
-    kv_budget: Annotated[int, Option(min=1, help="Most cached tokens that the draft reads.")] = 512
-    sink: Annotated[int, Option(min=1, help="First tokens that StreamingLLM always reads.")] = 16
+    kv_budget: Annotated[
+        int, Option(min=1, help="Maximum number of cached tokens that the draft reads.")
+    ] = 512
+    sink: Annotated[
+        int, Option(min=1, help="StreamingLLM: number of first tokens that are always read.")
+    ] = 16
     snapkv_window: Annotated[
-        int, Option(min=1, help="Last prompt tokens, by whose attention SnapKV chooses.")
+        int, Option(min=1, help="SnapKV: number of last prompt tokens whose attention is used.")
     ] = 32
-    snapkv_pool: Annotated[int, Option(min=1, help="Width of SnapKV's pooling window, odd.")] = 1
+    snapkv_pool: Annotated[
+        int, Option(min=1, help="SnapKV: width of the pooling window; an odd number.")
+    ] = 1
     acceptance: Annotated[
         tuple[float, ...] | None,
-        Option(metavar="R,R,...", help="Simulate these acceptance rates per position, for timing."),
+        Option(metavar="R,R,...", help="For timing: accept drafts at these rates per position."),
     ] = None
 
     compile: Annotated[
@@ -182,21 +209,23 @@ class RunPlan(JsonPlan):
     ] = True
     chunk_tokens: Annotated[
         int | None,
-        Option(min=1, help="Most prompt tokens per pass; default: 8192, or 512 on a CPU."),
+        Option(min=1, help="Maximum prompt tokens per pass. Default: 8192, or 512 on a CPU."),
     ] = None
     page_tokens: Annotated[int, Option(min=1, help="Tokens per page of the KV cache.")] = 16
     cache_pages: Annotated[
         int | None,
-        Option(min=1, help="Pages in the target's KV cache; default: enough for the batch."),
+        Option(min=1, help="Pages in the target's KV cache. Default: enough for the batch."),
     ] = None
     threads: Annotated[int, Option(min=1, help="CPU threads per rank.")] = 1
     check: Annotated[
-        bool, Option("--check", help="Also decode without a draft; fail if the tokens differ.")
+        bool, Option("--check", help="Also decode without a draft, and fail if the tokens differ.")
     ] = False
     print_output: Annotated[bool, Option("--print-output", help="Print the generated text.")] = (
         False
     )
-    json: Annotated[bool, Option("--json", help="Print JSON with provenance.")] = False
+    json: Annotated[bool, Option("--json", help="Print the report as JSON, with provenance.")] = (
+        False
+    )
     output: Annotated[
         Path | None, Option(metavar="FILE", help="Write one JSON line after each round.")
     ] = None

@@ -81,4 +81,4 @@ def _processor() -> str:
 def require_gpu(what: str) -> None:
     """Raise `InputError` on a machine without a GPU; `what` names the feature that needs one."""
     if not torch.cuda.is_available():
-        raise InputError(f"{what} needs a GPU, and this machine has none; use one with a GPU")
+        raise InputError(f"{what} needs a GPU, but this machine has none; use a machine with one")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
 from runtime.bench.progress import show_status
-from runtime.errors import EngineError, InputError
+from runtime.errors import EngineError, InputError, os_reason
 from runtime.parallel.launch import launch_ranks, run_rank
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the launcher does not need it
@@ -254,7 +254,7 @@ def open_log(path: Path) -> TextIO:
         return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror}); use another --output"
+            f"{path} cannot be written: {os_reason(error)}; use another --output"
         ) from error
 
 
@@ -307,8 +307,12 @@ def _print(plan: RunPlan, report: dict[str, Any]) -> None:
 
 def main() -> int:
     """Run the plan named on the command line; return the exit code."""
-    if len(sys.argv) != 2:
-        print("error: expected one plan; use python -m runtime.bench PLAN.json", file=sys.stderr)
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(
+            "error: one plan is needed; run python -m runtime.bench PLAN.json, with a file from "
+            "specroof run MODE ... --write-plan PLAN.json",
+            file=sys.stderr,
+        )
         return 2
     return run_file(Path(sys.argv[1]))
 

@@ -84,7 +84,7 @@ def prompt_scores(query: Tensor, keys: Tensor, pool_tokens: int) -> Tensor:
 def kept_tokens(scores: Tensor, count: int, forced: range) -> Tensor:
     """The `count` tokens that each head keeps, in order of position: (KV heads, count).
 
-    Every head keeps the tokens in `forced`, and those with the highest scores besides.
+    Every head keeps the tokens in `forced` and, of the others, those with the highest scores.
     """
     best = scores.topk(count - len(forced), dim=-1).indices
     always = torch.arange(forced.start, forced.stop, device=scores.device)
@@ -100,7 +100,7 @@ def gather_pages(
     tail_start: int,
     pool_tokens: int,
 ) -> list[int]:
-    """Copy the kept tokens before `tail_start`, per layer and head, to new pages; return those.
+    """Copy the kept tokens before `tail_start`, per layer and head, to new pages; return the pages.
 
     Parameters
     ----------

@@ -86,8 +86,8 @@ def whole_sink_pages(budget_tokens: int, sink_tokens: int, page_tokens: int) -> 
     least = (pages + 1) * page_tokens
     if budget_tokens < least:
         raise InputError(
-            f"kv_budget={budget_tokens} is too small: a sink of {sink_tokens} tokens takes {pages} "
-            f"pages of {page_tokens} tokens, and the window takes at least one; use {least} or more"
+            f"kv_budget={budget_tokens} is too small for a sink of {sink_tokens} tokens and a "
+            f"window of at least one page of {page_tokens} tokens; use {least} or more"
         )
     return pages
 

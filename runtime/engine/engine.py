@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
+from runtime.engine.verdict import Launched, Verdict, to_device
 from runtime.errors import EngineError, InputError, OutOfPages
 from runtime.execution.draft_steps import Proposal
 from runtime.execution.eager import Passes, output_rows
@@ -38,41 +38,6 @@ _FIRST_ROUNDS = 2  # compile and capture
 
 def _silent(done: int, total: int) -> None:
     """Show nothing."""
-
-
-def _to_device(rows: list[int], device: torch.device) -> Tensor:
-    """Copied without waiting for the device."""
-    host = torch.tensor(rows, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
-
-
-class _Verdict:
-    """A round's verdict on its way to the host; `compared` if its last column compares ranks."""
-
-    def __init__(self, rows: Tensor, *, compared: bool) -> None:
-        self.rows, self.compared = rows, compared
-        self._host, self._copied = rows, None
-        if rows.is_cuda:
-            self._host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-            self._host.copy_(rows, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def read(self) -> list[list[int]]:
-        """The rows, as soon as the device has written them."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        rows: list[list[int]] = self._host.tolist()
-        return rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """A round that the device works on: its sequences, its verdict, the cached tokens it reads."""
-
-    sequences: list[SequenceState]
-    verdict: _Verdict
-    read_tokens: int
 
 
 class Engine:
@@ -99,7 +64,7 @@ class Engine:
         self.clock = clock or HostClock()
         self.sequences: list[SequenceState] = []
         self.rounds: list[RoundRecord] = []
-        self._ahead: _Launched | None = None
+        self._ahead: Launched | None = None
 
     @property
     def group(self) -> Group:
@@ -236,7 +201,7 @@ class Engine:
             self._ahead = None  # only sequences that met an end token
         return record
 
-    def _launch(self, active: list[SequenceState]) -> _Launched:
+    def _launch(self, active: list[SequenceState]) -> Launched:
         """Draft and verify from tokens that the host has."""
         for sequence in active:
             self.cache.reserve(sequence.table, self.gamma + 1)
@@ -245,7 +210,7 @@ class Engine:
         last = [sequence.tokens[-1] for sequence in active]
         return self._verify_and_accept(active, last, proposal)
 
-    def _launch_after(self, before: _Launched) -> _Launched | None:
+    def _launch_after(self, before: Launched) -> Launched | None:
         """The plain step after one that has not been read, from the tokens on the device."""
         rows = [
             row
@@ -256,7 +221,7 @@ class Engine:
             return None
         active, last = [before.sequences[row] for row in rows], before.verdict.rows[:, 1]
         if len(rows) < len(last):
-            last = last[_to_device(rows, last.device)]
+            last = last[to_device(rows, last.device)]
         try:
             for sequence in active:
                 self.cache.reserve(sequence.table, 1)
@@ -266,7 +231,7 @@ class Engine:
 
     def _verify_and_accept(
         self, active: list[SequenceState], last: Sequence[int] | Tensor, proposal: Proposal
-    ) -> _Launched:
+    ) -> Launched:
         HERE.text = f"round {len(self.rounds)}: verify"
         rows = self.verify(active, last, proposal.tokens)
         read = sum(sequence.table.tokens for sequence in active)
@@ -275,7 +240,7 @@ class Engine:
         if self.gamma == 0:
             for sequence in active:  # nothing will be rolled back
                 sequence.table.tokens += 1
-        return _Launched(active, verdict, read)
+        return Launched(active, verdict, read)
 
     def verify(
         self, active: Sequence[SequenceState], last: Sequence[int] | Tensor, drafts: Tensor
@@ -290,7 +255,7 @@ class Engine:
         )
         return self.passes.verify(layout, last, drafts, greedy=self.sampler.greedy)
 
-    def _judge(self, proposal: Proposal, rows: Tensor) -> _Verdict:
+    def _judge(self, proposal: Proposal, rows: Tensor) -> Verdict:
         """Rank 0's verdict (B, γ + 2) on every rank, and whether this rank's drafts differ.
 
         All ranks must draft the same tokens, since each of them has cached its own: rank 0 sends
@@ -300,7 +265,7 @@ class Engine:
         drafts, group = proposal.tokens, self.group
         if group.size == 1 or (self.sampler.greedy and drafts.shape[1] == 0):
             verdict = self.sampler.verify_tokens(drafts, proposal.probabilities, rows)
-            return _Verdict(verdict, compared=False)
+            return Verdict(verdict, compared=False)
         batch, width = rows.shape[:2]
         if group.rank == 0:
             verdict = self.sampler.verify_tokens(drafts, proposal.probabilities, rows)
@@ -310,9 +275,9 @@ class Engine:
         sent = group.broadcast(sent)
         drafted = drafts if proposal.drafted is None else proposal.drafted
         differs = (sent[:, width + 1 :] != drafted).any(1, keepdim=True)
-        return _Verdict(torch.cat((sent[:, : width + 1], differs.long()), dim=1), compared=True)
+        return Verdict(torch.cat((sent[:, : width + 1], differs.long()), dim=1), compared=True)
 
-    def _read(self, verdict: _Verdict) -> list[list[int]]:
+    def _read(self, verdict: Verdict) -> list[list[int]]:
         """Read the device, once per round.
 
         Raises
@@ -329,7 +294,7 @@ class Engine:
                 )
         return rows
 
-    def _commit(self, launched: _Launched, verdict: list[list[int]]) -> RoundRecord:
+    def _commit(self, launched: Launched, verdict: list[list[int]]) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
         counts, kept = [], []
         for sequence, (accepted, *tokens) in zip(launched.sequences, verdict, strict=True):

@@ -17,6 +17,9 @@ from torch import Tensor
 from runtime.errors import InputError
 from runtime.kernels.rotary import compute_dtype
 
+# Lower temperatures are greedy, as in vLLM: logits divided by them could overflow.
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -28,7 +31,7 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise InputError(
                 f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p} is not "
                 f"valid; use a temperature and top_k of at least 0, and a top_p in (0, 1]"
@@ -161,10 +164,12 @@ class InjectedSampler:
 def sampler_for(
     params: SamplingParams, rates: Sequence[float] | None, device: torch.device
 ) -> Sampler:
-    """Injected if rates are given, greedy at temperature 0, else stochastic."""
+    """Injected if rates are given, greedy below `LEAST_TEMPERATURE`, else stochastic."""
     if rates is not None:
         return InjectedSampler(rates, params.seed, device)
-    return StochasticSampler(params, device) if params.temperature else GreedySampler()
+    if params.temperature < LEAST_TEMPERATURE:
+        return GreedySampler()
+    return StochasticSampler(params, device)
 
 
 # ---- parts ----------------------------------------------------------------------------------

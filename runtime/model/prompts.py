@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.config_fields import one_line
-from runtime.errors import InputError
+from runtime.errors import InputError, os_reason
 
 Messages = Sequence[dict[str, Any]]
 
@@ -167,7 +167,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8"

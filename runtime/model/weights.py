@@ -17,7 +17,7 @@ from torch import Tensor
 
 from runtime.config import DecoderConfig
 from runtime.config_fields import one_line
-from runtime.errors import InputError
+from runtime.errors import InputError, OutOfMemory
 from runtime.model.layers import DecoderWeights, LayerWeights
 from runtime.parallel.groups import Group
 
@@ -50,7 +50,13 @@ class RandomWeights:
         # Hashed, because a CPU generator uses only the low 32 bits of its seed.
         generator.manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         wide = torch.float32 if self.dtype == torch.float64 else self.dtype
-        full = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
+        try:
+            full = torch.randn(shape, generator=generator, dtype=wide, device=self.device)
+        except RuntimeError as error:  # torch.OutOfMemoryError on GPUs
+            raise OutOfMemory(
+                f"out of memory: the weight {name} with shape {shape} does not fit on "
+                f"{self.device}; use a smaller model or more GPUs"
+            ) from error
         if len(shape) == 1:
             full = 0.1 * full + (1.0 if name.endswith("norm.weight") else 0.0)
         else:

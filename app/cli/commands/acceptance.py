@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calibration.records import RecordSet
 
 Records = Annotated[
-    list[Path], typer.Argument(metavar="RECORDS...", help="Records of `calibrate acceptance`.")
+    list[Path], typer.Argument(metavar="RECORDS", help="Records of `calibrate acceptance`.")
 ]
 
 
@@ -70,12 +70,14 @@ def acceptance_report(
 def fit_acceptance(
     records: Records,
     output: Annotated[Path, option("FILE", "Curves to write (TOML), for --acceptance-curve.")],
-    gamma: Annotated[int, option("N", "Gamma at which tokens per round are fitted.", min=1)] = 4,
+    gamma: Annotated[
+        int, option("N", "Gamma at which the tokens per round are fitted.", min=1)
+    ] = 4,
     text: Annotated[
         list[str] | None, option("NAME", "Text to fit; may be repeated. All by default.")
     ] = None,
     target: Annotated[
-        str | None, option("NAME", "Name of the target, if not its folder's name.")
+        str | None, option("NAME", "Name of the target. Default: its folder's name.")
     ] = None,
 ) -> None:
     """Fit curves of acceptance over KV budget and context."""
@@ -103,15 +105,18 @@ def import_acceptance(
     report: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Metrics of vLLM or SGLang, or rounds of `specroof run --output`."
+            metavar="FILE",
+            help="Metrics, log or benchmark result of vLLM, SGLang, TensorRT-LLM or llama.cpp, or "
+            "rounds of `specroof run --output`.",
         ),
     ],
     gamma: Annotated[
-        int | None, option("N", "Draft tokens per round; needed for SGLang's mean.", min=1)
+        int | None,
+        option("N", "Draft tokens per round; needed if the report only has a mean.", min=1),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert an engine's acceptance metrics into the flag that states them."""
+    """Convert an engine's acceptance metrics to a flag for the other commands."""
     from calibration.acceptance import import_acceptance as read_counters
 
     counters = read_counters(report, gamma=gamma)

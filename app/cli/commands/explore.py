@@ -28,7 +28,7 @@ def explore(
 
 
 def explorer_command(*, port: int, browser: bool) -> list[str]:
-    """The command that serves the explorer on localhost, without statistics and large uploads."""
+    """The command that serves the explorer on localhost, without usage statistics."""
     options = {
         "server.address": "localhost",
         "server.port": port,

@@ -21,7 +21,7 @@ def export(
     context: typer.Context,
     scenario: ScenarioFile = None,
     to: Annotated[
-        str | None, option("ENGINE", "Target engine: vllm, sglang, tensorrt-llm or specroof.")
+        str | None, option("ENGINE", "Engine to export to: vllm, sglang, tensorrt-llm or specroof.")
     ] = None,
     recommended: Annotated[
         bool, switch("--recommended", "Export the plan that `recommend` chooses.")
@@ -29,7 +29,7 @@ def export(
     matrix: Annotated[
         bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
-    output: Annotated[Path | None, option("FILE", "Write to a file instead of stdout.")] = None,
+    output: Annotated[Path | None, option("FILE", "Write to this file instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as an engine's configuration."""

@@ -20,7 +20,8 @@ def list_catalog(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="gpus, machines, models, engines, scenarios, acceptance or flags."
+            metavar="KIND",
+            help="What to list: gpus, machines, models, engines, scenarios, acceptance or flags.",
         ),
     ] = "",
     as_json: AsJson = False,
@@ -29,7 +30,7 @@ def list_catalog(
     from perfmodel import ConfigError
 
     if kind not in LISTS:
-        problem = f"unknown list {kind!r}" if kind else "no list named"
+        problem = f"KIND {kind!r} is not valid" if kind else "KIND is missing"
         raise ConfigError(f"{problem}; use one of {', '.join(LISTS)}")
     entries = LISTS[kind]()
     if as_json:

@@ -35,10 +35,10 @@ def recommend(
     html: HtmlFile = None,
     traffic: Annotated[
         str | None,
-        option("FILE", "Recorded requests, for which gamma is also chosen by simulation."),
+        option("FILE", "Recorded requests; gamma is also chosen for them by simulation."),
     ] = None,
     requests: Annotated[
-        int, option("N", "Most requests of --traffic to simulate.", min=1)
+        int, option("N", "Maximum number of --traffic requests to simulate.", min=1)
     ] = 20_000,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ The flags and the scenario become one `RunPlan`, a JSON file that every rank rea
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from copy import copy
 from importlib import import_module
@@ -27,6 +28,7 @@ from app.cli.options import (
     options_of,
     parse_overrides,
 )
+from app.cli.output import write_text
 
 if TYPE_CHECKING:
     from perfmodel import ScenarioInput
@@ -38,7 +40,7 @@ DType = Annotated[
 ]
 PlanFile = Annotated[
     Path | None,
-    option("FILE", "Write the plan for torchrun as JSON instead of running.", "--write-plan"),
+    option("FILE", "Instead of running, write the plan as JSON for torchrun.", "--write-plan"),
 ]
 
 run_app = App(
@@ -78,9 +80,7 @@ def _typed(annotation: Any) -> Any:
     return Annotated[kind, info]
 
 
-@run_app.command(
-    "selfspec", cls=PlanCommand, help="Speculate with the target, reading part of its KV cache."
-)
+@run_app.command("selfspec", cls=PlanCommand, help="Speculate with the target as its own draft.")
 @run_app.command("standalone", cls=PlanCommand, help="Speculate with a smaller draft model.")
 @run_app.command("baseline", cls=PlanCommand, help="Decode without speculation.")
 def run_mode(
@@ -99,7 +99,7 @@ def run_mode(
     with engine_errors():
         plan = make_plan(str(context.command.name), context.obj, scenario, dtype)
         if write_plan is not None:
-            plan.write(write_plan)
+            write_text(write_plan, json.dumps(plan.as_dict(), indent=1) + "\n")
         else:
             _launch("runtime.bench.run", plan)
 
@@ -119,11 +119,11 @@ def run_bench(
     drafts: Annotated[
         str | None, option("GxK,..", "Gamma and KV budget of each draft, such as 3x512,7x2048.")
     ] = None,
-    repeats: Annotated[int, option("N", "Replays of each pass.")] = 15,
+    repeats: Annotated[int, option("N", "Timed replays of each pass.")] = 15,
     output: Annotated[Path | None, option("FILE", "Also write JSON lines, one per case.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time steps and rounds on this GPU, by default of Llama-3.1-8B and Llama-2-7B."""
+    """Time the steps and rounds of models on this GPU, by default Llama-3.1-8B and Llama-2-7B."""
     from runtime import TablePlan, parse_pairs
 
     configs: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def run_download(
     ] = "HF_TOKEN",
     revision: Annotated[str | None, option("REVISION", "Branch, tag or commit.")] = None,
 ) -> None:
-    """Download a model's config, safetensors and tokenizer; resumes an interrupted download."""
+    """Download a model's config, safetensors and tokenizer, or resume an interrupted download."""
     from runtime import download_model
 
     with engine_errors():
@@ -198,7 +198,7 @@ def make_plan(
 
 # Fields of a scenario that do not affect the engine: the predicted hardware and engine, the limits
 # and the acceptance curves.
-NOT_EXECUTED = {"gpu", "machine", "engine", "slo", "acceptance_curve"}
+NOT_EXECUTED = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     Raises
     ------
     ConfigError
-        If the scenario's draft needs another mode.
+        If the engine does not support the scenario's draft, or it needs another mode.
     """
     from perfmodel import ConfigError
 
@@ -226,6 +226,11 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     }
     if mode == "baseline":
         return values
+    if plan.method is not None:
+        raise ConfigError(
+            f"{origin} has the built-in draft {plan.draft!r}, which this engine does not support; "
+            f"use another draft"
+        )
     drafts = {"none": "baseline", "self": "selfspec"}.get(plan.draft, "standalone")
     if drafts != mode:
         raise ConfigError(

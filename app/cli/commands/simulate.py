@@ -35,6 +35,7 @@ def simulate(
         raise perfmodel.ConfigError(
             "--csv - and --json both write to stdout; write the CSV to a file"
         )
+    options.check()
     values = parse_overrides(scenario, context.obj)
     stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()
@@ -77,7 +78,7 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
     if base.plan.speculates:
         choices.append((base.plan.gamma,))
     if options.schedule:
-        if base.draft is None:
+        if base.plan.draft == "none":
             raise perfmodel.ConfigError("--schedule needs a draft; add one, such as --draft self")
         choices.append(SCHEDULE_GAMMAS)
     times = RoundTimes(base, max_batch=simulation.serving.max_batch)
@@ -101,15 +102,16 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
 
     if options.schedule or options.exact or options.requests is not None:
         raise perfmodel.ConfigError(
-            "--schedule, --exact and --requests need requests that arrive; add --rate or --traffic"
+            "--schedule, --exact and --requests need requests that arrive over time; add --rate or "
+            "--traffic"
         )
     check_fits(perfmodel.estimate(base))
     work = base.workload
     rng = np.random.default_rng([options.seed, 0])
     prompt = lengths(rng, work.prompt_tokens, options.prompt_cv, work.batch)
     output = lengths(rng, work.output_tokens, options.output_cv, work.batch)
+    options.stream(base)  # checks the spreads and the probability
     if options.eos:
-        options.stream(base)  # checks the probability
         output = np.minimum(output, rng.geometric(options.eos, work.batch))
     runs = []
     for gamma in dict.fromkeys((0, base.plan.gamma)):

@@ -39,7 +39,7 @@ def sweep(
         print_sweep(points, console())
     if not any((block.code == 0).any() for block in points.blocks):
         reason = next(points.rows())["reason"]
-        raise NoFeasiblePlan(f"no point of the sweep is feasible; the first one: {reason}")
+        raise NoFeasiblePlan(f"no point of the sweep is feasible (first point: {reason})")
 
 
 def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:

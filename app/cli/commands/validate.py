@@ -22,7 +22,8 @@ validate_app = App(
 @validate_app.command("published")
 def validate_published(
     tolerance: Annotated[
-        float, option("PERCENT", "Largest held-out mean absolute error of a phase.", min=0.0)
+        float,
+        option("PERCENT", "Maximum mean absolute error of a phase on held-out rows.", min=0.0),
     ] = 5.0,
     as_json: AsJson = False,
 ) -> None:
@@ -48,14 +49,16 @@ def validate_draw(
     output: Annotated[Path, option("FILE", "Case file to write.")],
     seed: Annotated[int, option("N", "Random seed.", min=0)] = 0,
     count: Annotated[int, option("N", "Number of cases.", min=1, max=10_000)] = 60,
-    choices: Annotated[int, option("N", "Scenarios to draw with every gamma.", min=0)] = 5,
-    gpu: Annotated[str, option("NAME", "GPU of the catalog.")] = "h200",
+    choices: Annotated[
+        int, option("N", "Number of scenarios to draw with every gamma.", min=0)
+    ] = 5,
+    gpu: Annotated[str, option("NAME", "GPU from the catalog.")] = "h200",
     tp: Annotated[int, option("N", "GPUs that share the target.", min=1, max=8)] = 1,
     memory_share: Annotated[
-        float, option("X", "Largest share of GPU memory to fill.", min=0.1, max=1.0)
+        float, option("X", "Maximum share of GPU memory to fill.", min=0.1, max=1.0)
     ] = 0.85,
     rounds: Annotated[
-        bool, switch("--rounds", "Draw cases for the fit of the round overhead instead.")
+        bool, switch("--rounds", "Instead, draw cases for fitting the round overhead.")
     ] = False,
 ) -> None:
     """Draw random cases to time on a GPU with `specroof validate run`."""
@@ -82,11 +85,9 @@ def validate_draw(
 @validate_app.command("run")
 def validate_run(
     cases: Annotated[Path, option("FILE", "Case file of `validate draw`.")],
-    out: Annotated[Path | None, option("FILE", "File of records to write or to continue.")] = None,
+    out: Annotated[Path | None, option("FILE", "File of records to write or continue.")] = None,
     seconds: Annotated[float, option("S", "Time limit in seconds.")] = 360.0,
-    repeats: Annotated[
-        int, option("N", "Timings per step, of which the median is kept.", min=1)
-    ] = 15,
+    repeats: Annotated[int, option("N", "Timings per step; the median is recorded.", min=1)] = 15,
     parts: Annotated[
         bool, switch("--parts", "Also trace the parts of each pass; may slow down later timings.")
     ] = False,

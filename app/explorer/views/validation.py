@@ -45,7 +45,7 @@ def show() -> None:
         groups = {"kernel curves only": before, "with the fitted engine": shipped}
     else:
         groups = {"as shipped": shipped}
-        groups |= {"engine refitted on these rows": after} if after else {}
+        groups |= {"engine refitted to these rows": after} if after else {}
         if not after:
             st.caption(
                 "A refit needs at least 3 rows, all of them with tokens_per_round and "

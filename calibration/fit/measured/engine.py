@@ -1,7 +1,7 @@
-"""The `specroof` engine profile from microbenchmarks: `engines/specroof.toml`.
+"""Fit the `specroof` engine profile to microbenchmarks: `engines/specroof.toml`.
 
-Small kernels, the gap between kernels, and the sustained clock come from kernel timings; the round
-overhead from timed rounds of cases that validation does not use.
+Small kernels, the gap between kernels, and the sustained clock are fitted to kernel timings. The
+round overhead is fitted to timed rounds of cases that validation does not use.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
-SMALL_KERNELS = 4  # a layer: two norms, rotary with append, activation
-BIG_KERNELS = 5  # a layer: four products, attention
+SMALL_KERNELS = 4  # per layer: two norms, rotary with append, activation
+BIG_KERNELS = 5  # per layer: four GEMMs, attention
 LEAST_SMALL, LEAST_LAYERS, LEAST_ROUNDS = 8, 5, 5  # records
 ROUND_FIELDS = (
     "round_overhead_s",
@@ -41,8 +41,8 @@ ATTENTION_FIELDS = (
     "head_dim",
 )
 ELEMENT_BYTES = 2.0
-ROUND_SCATTER = 0.01  # of a round: scatter of its host time
-HUBER = 0.05  # relative error beyond which a record counts less
+ROUND_SCATTER = 0.01  # scatter of the host time, relative to the round
+HUBER = 0.05  # relative error beyond which a record has less weight
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def fit_engine(
         missing.append("sampling: no record of op argmax")
     sustained = _sustained_share(records)
     if sustained is None:
-        missing.append("sustained clock: no product timed both briefly and for long")
+        missing.append("sustained clock: no GEMM was timed both briefly and for long")
     else:
         values["compute_factor"] = sustained
     layers = records.of("layer")
@@ -96,7 +96,7 @@ def fit_engine(
 
 
 def elements(cell: KernelRecord) -> float:
-    """Elements that a small kernel moves, as the model counts them."""
+    """Elements that a small kernel moves according to the model."""
     tokens = float(cell["tokens"])
     if cell.op == "add_norm":
         return 4.0 * tokens * float(cell["hidden"])
@@ -143,7 +143,7 @@ def _sampling(
 
 
 def _sustained_share(records: KernelRecords) -> float | None:
-    """Speed of products that run long over their speed in a short burst; at most 1."""
+    """Speed of GEMMs in long runs over their speed in short ones; at most 1."""
     brief = {(r["m"], r["n"], r["k"]): r.seconds for r in records.of("gemm", path="runtime")}
     pairs = [
         brief[shape] / r.seconds
@@ -163,8 +163,8 @@ def _between_kernels(
 ) -> dict[str, float]:
     """The gap between kernels: (layer - sum of its kernels) / number of kernels.
 
-    Where a layer takes less than its kernels, launches overlap: then the small kernels' latency is
-    lowered instead, and the gap is 0.
+    If a layer takes less time than its kernels, launches overlap. The latency of small kernels is
+    then reduced instead, and the gap is 0.
     """
     parts = np.array([layer_parts(r, values, gemm, attention, gpu) for r in layers])
     seconds = np.array([r.seconds for r in layers])
@@ -201,12 +201,12 @@ def layer_parts(
 
 
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, and per draft step; none negative.
+    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, and per draft step, at least 0.
 
-    The device waits for the verdict's copy to the host, the pages and tokens of each sequence, and
-    the tables of all draft steps; verification's tables are filled while the drafts run. Errors are
-    relative to the round, since long rounds scatter by more; beyond `ROUND_SCATTER` the loss is
-    linear, so that a delayed round does not distort the rest.
+    The device waits for the copy of the accepted tokens to the host, for the pages and tokens of
+    each sequence, and for the tables of all draft steps. The tables of verification are filled
+    during the draft steps. Errors are relative to the round, because long rounds scatter more;
+    beyond `ROUND_SCATTER` the loss is linear, so that delayed rounds do not distort the fit.
     """
     from scipy.optimize import least_squares, lsq_linear
 
@@ -230,8 +230,28 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
     return dict(zip(ROUND_FIELDS, map(float, solved.x), strict=True))
 
 
+def rank_round_overhead(
+    steps: Sequence[StepRecord], alone: Mapping[str, float]
+) -> dict[str, float]:
+    """The differences between the round overheads of several ranks and those of one, at least 0.
+
+    Ranks start the passes of a round at different times, and every pass waits for the last rank.
+
+    Parameters
+    ----------
+    steps : sequence of StepRecord
+        Timed rounds of several ranks.
+    alone : mapping of str to float
+        `round_overhead` of one rank. [s]
+    """
+    values = round_overhead(steps)
+    if not values:
+        return {}
+    return {f"rank_{n}": max(0.0, value - alone.get(n, 0.0)) for n, value in values.items()}
+
+
 def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> StepRecord:
-    """The record with sampling added to its verification time, as the model counts it.
+    """The record with the modelled time of sampling added to its verification time.
 
     The runtime samples after the pass that was timed.
     """
@@ -246,9 +266,9 @@ def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> St
     return replace(step, verify_s=step.verify_s + seconds)
 
 
-def round_overhead_errors(steps: Sequence[StepRecord]) -> Errors:
+def round_overhead_errors(steps: Sequence[StepRecord], name: str = "round overhead") -> Errors:
     """Errors relative to the round, in sample and with each round left out in turn."""
-    errors = Errors("round overhead", regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
+    errors = Errors(name, regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     for index, step in enumerate(rounds):
         over, matrix, seconds = round_terms([step])
@@ -284,7 +304,7 @@ def round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
 
 
 def profile_text(shipped: str, fit: ProfileFit, source: str, gpu: str) -> str:
-    """The engine's catalog file with the fitted values in `[gpu.NAME]`; the rest of it stays."""
+    """The engine's catalog file with the fitted values in `[gpu.NAME]`; the rest is unchanged."""
     section: dict[str, str | float] = {"origin": "fitted", "source": source}
     for name, value in fit.values.items():
         if name.endswith("_s"):

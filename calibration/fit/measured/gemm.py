@@ -1,8 +1,8 @@
 """Fit the runtime's GEMM times as ratios to the GPU's table: `gemm-specroof.toml`.
 
 There is one ratio for each matrix shape and row count. Spikes are removed, and times are levelled
-so that they never fall as rows grow. Other shapes are interpolated; the errors of this come from
-leaving one shape out.
+so that they never fall as the number of rows grows. Other shapes are interpolated; the error of
+that is found by leaving one shape out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
 from calibration.fit.tables.gemm_tables import level_in_m
+from calibration.measure.grid import gemm_shapes
 from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text
 from perfmodel import GPU
@@ -65,9 +66,19 @@ def missing_gemm(records: Sequence[KernelRecord]) -> str | None:
     if len(enough) >= LEAST_SHAPES:
         return None
     return (
-        f"products: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
+        f"GEMMs: {len(enough)} matrices with {LEAST_ROWS} row counts or more; "
         f"{LEAST_SHAPES} are needed"
     )
+
+
+def split_by_rank(records: Sequence[KernelRecord]) -> tuple[list[KernelRecord], list[KernelRecord]]:
+    """The records of whole models' matrices, and of those that only tensor-parallel ranks have."""
+    whole: list[KernelRecord] = []
+    of_ranks: list[KernelRecord] = []
+    shapes = set(gemm_shapes())
+    for record in records:
+        (whole if (record["n"], record["k"]) in shapes else of_ranks).append(record)
+    return whole, of_ranks
 
 
 def fit_gemm(
@@ -90,11 +101,13 @@ def fit_gemm(
     shapes = list(by_shape)
     knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
     ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
-    fitted = _products(shapes, knots, ratios)
+    fitted = _measured_ratios(shapes, knots, ratios)
     curve = replace(table, measured=fitted)
-    errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
+    errors = Errors("GEMMs", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
     for index, (shape, rows) in enumerate(by_shape.items()):
-        others = _products([s for s in shapes if s != shape], knots, np.delete(ratios, index, 0))
+        others = _measured_ratios(
+            [s for s in shapes if s != shape], knots, np.delete(ratios, index, 0)
+        )
         without = replace(table, measured=others)
         for m, seconds in rows.items():
             cell = {"m": m, "n": shape[0], "k": shape[1]}
@@ -154,7 +167,9 @@ def spikes(log_seconds: Array) -> NDArray[np.bool_]:
     return spike
 
 
-def _products(shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array) -> MeasuredRatios:
+def _measured_ratios(
+    shapes: Sequence[tuple[int, int]], knots: Array, ratios: Array
+) -> MeasuredRatios:
     sides = np.array(shapes, float)
     return MeasuredRatios(
         m_knots=knots, log_n=np.log(sides[:, 0]), log_k=np.log(sides[:, 1]), log_ratio=ratios

@@ -1,4 +1,4 @@
-"""Residuals of the physical form as a table over knots, and errors of cells left out of it.
+"""Residuals of the physical form as a table over knots, and errors of cells held out of it.
 
 The columns of a frame of cells are group, units, tokens, kv_heads, `residual` (ln(time / form)),
 `base_s`, `regroup_s`, `cold_s` and `stray`.

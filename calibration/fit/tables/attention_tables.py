@@ -14,9 +14,13 @@ import numpy as np
 import pandas as pd
 
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
+from calibration.records.jsonl import RecordError
 from perfmodel.units import MS
 
 HEAD_DIMS = (64, 128)
+LEAST_CELLS = 40  # per head dimension: eight parameters, and a table of residuals
+# The highest rate of any cell as a share of the datasheet's; times in another unit are outside.
+PLAUSIBLE = (0.05, 1.05)
 
 
 def read_decode(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
@@ -56,6 +60,30 @@ def read_prefill(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
     """Prefill cells: batch, query_heads, kv_heads, head_dim, new_tokens, measured_s."""
     frame = _read(data, gpu, "context_attention")
     return frame.rename(columns={"isl": "new_tokens"})
+
+
+def check_cells(data: Path, gpu: MeasuredGpu) -> None:
+    """Raise a `RecordError` if there are too few cells, or faster ones than the GPU allows."""
+    decode, prefill = read_decode(data, gpu), read_prefill(data, gpu)
+    for table, frame in (("generation_attention", decode), ("context_attention", prefill)):
+        cells = frame.groupby("head_dim").size()
+        if not len(cells) or cells.min() < LEAST_CELLS:
+            raise RecordError(
+                f"attention: {table} has {cells.min() if len(cells) else 0} bf16 rows of a head "
+                f"dimension without a window; at least {LEAST_CELLS} are needed"
+            )
+    cold = decode[decode.kv_bytes > 4.0 * gpu.sheet.l2_bytes]  # hardly any of it in L2
+    flops = 2.0 * prefill.batch * prefill.query_heads * prefill.head_dim * prefill.new_tokens**2.0
+    for what, rate, peak in (
+        ("HBM bandwidth", cold.kv_bytes / cold.measured_s, gpu.sheet.hbm_bandwidth),
+        ("peak FLOP/s", flops / prefill.measured_s, gpu.sheet.peak_flops),
+    ):
+        share = rate.max() / peak
+        if len(rate) and not PLAUSIBLE[0] <= share <= PLAUSIBLE[1]:
+            raise RecordError(
+                f"attention: the fastest row reaches {share:.3g} times the {what} of {gpu.name}; "
+                f"the table is from another GPU, or not in ms"
+            )
 
 
 def kernel_source(data: Path, gpu: MeasuredGpu) -> str:

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from calibration.records.jsonl import RecordError
+from perfmodel.errors import os_reason
 
 PACKAGE = "aiconfigurator-core==0.12.0"
 WHEEL_SHA256 = "aadc4aad0a00bf8a61c477c62bef43de479849c3aa0b1c3078068e08309eccc4"
@@ -70,4 +71,7 @@ def fetch(out: Path) -> None:
             raise RecordError(
                 f"{PACKAGE}: pip cannot download it; use a folder that has its tables already"
             )
-        extract(wheels[0], out)
+        try:
+            extract(wheels[0], out)
+        except OSError as error:
+            raise RecordError(f"{out} cannot be written: {os_reason(error)}") from error

@@ -1,4 +1,4 @@
-"""Fit aiconfigurator's tables of one GPU: products, attention and collectives as catalog files."""
+"""Fit aiconfigurator's tables of one GPU: GEMMs, attention and collectives as catalog files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from pathlib import Path
 
 from calibration.fit.report import FitReport
 from calibration.fit.tables import attention_errors, attention_fit, collective_fit, gemm_fit
-from calibration.fit.tables.attention_tables import read_prefill
+from calibration.fit.tables.attention_tables import check_cells, read_prefill
 from calibration.fit.tables.fetch import TABLES, fetch
 from calibration.fit.tables.gemm_leave_out import leave_out_errors
 from calibration.fit.tables.gemm_tables import gemm_table
-from calibration.fit.tables.gpus import GPUS, MeasuredGpu, read_table, table_path
+from calibration.fit.tables.gpus import (
+    GPUS,
+    MeasuredGpu,
+    check_table,
+    read_table,
+    table_path,
+)
 from calibration.records.jsonl import RecordError
 
 
@@ -33,12 +39,14 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     measured = GPUS.get(gpu) if gpu else by_folder.get(folder.name)
     if measured is None:
         raise RecordError(
-            f"{folder}: has no tables of {gpu or 'a supported GPU'}; use --gpu with one of "
+            f"{folder} has no tables of {gpu or 'a supported GPU'}; use --gpu with one of "
             f"{', '.join(GPUS)}"
         )
     data = folder.parent if folder.name == measured.folder else folder
     for table in TABLES:
         table_path(data, measured, table)
+    for table in TABLES:
+        check_table(data, measured, table)
     report = FitReport(gpu=measured.name, source=f"aiconfigurator's tables, {measured.folder}")
     _gemm(data, measured, report)
     _attention(data, measured, report)
@@ -64,6 +72,7 @@ def _gemm(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
 
 
 def _attention(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
+    check_cells(data, gpu)
     curve, fits = attention_fit.fit_attention_tables(data, gpu)
     decode = attention_errors.decode_errors(curve, fits, gpu)
     prefill = attention_errors.prefill_errors(curve, read_prefill(data, gpu), gpu)

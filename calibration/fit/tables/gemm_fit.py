@@ -19,7 +19,7 @@ from calibration.fit.tables.gemm_tables import (
     level_in_m,
     warm_cells,
 )
-from calibration.fit.tables.gpus import GPUS
+from calibration.fit.tables.gpus import GPUS, LEAST_MATRICES
 from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, fields_of, toml_text
 from perfmodel import GPU
@@ -33,7 +33,8 @@ M_KNOTS = (1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 81, 96, 112, 128, 129, 16
            256, 257, 384, 512, 513, 768, 769, 1024, 1025, 1280, 1536, 1792, 2048, 2049, 2560, 3072,
            3584, 4096, 8192, 16384, 32768)  # fmt: skip
 
-LEAST_MATRICES = 16  # four n by four k
+LEAST_ROW_COUNTS = 6
+LEAST_EFFICIENCY = 0.05  # of reading large weights; a lower one is a time in another unit
 HEADER = """\
 GEMM times, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/gemm.py.
@@ -55,7 +56,7 @@ WHOLE_WAVES = ("ampere", "ada")
 
 
 def waves_of(gpu: GPU) -> Waves | None:
-    """The waves of tiles in which this GPU computes products; None if it splits the last wave."""
+    """The waves of tiles in which this GPU computes GEMMs; None if it splits the last wave."""
     if gpu.architecture not in WHOLE_WAVES:
         return None
     return Waves(sm_count=gpu.sm_count, tile_rows=128, tile_columns=256, from_m=512)
@@ -131,23 +132,28 @@ def fit_gemm_table(measured: GemmTable, gpu: GPU) -> GemmFit:
     RecordError
         If there are too few matrices, or times that are impossible on the GPU.
     """
-    matrices = int(np.isfinite(measured.seconds).any(axis=0).sum())
+    matrices = int((np.isfinite(measured.seconds).sum(axis=0) >= LEAST_ROW_COUNTS).sum())
     if matrices < LEAST_MATRICES:
         raise RecordError(
-            f"products: the table has {matrices} matrices with n and k of {SMALLEST_SIDE} or more; "
-            f"at least {LEAST_MATRICES} are needed"
+            f"GEMMs: the table has {matrices} matrices with n and k of {SMALLEST_SIDE} or more and "
+            f"at least {LEAST_ROW_COUNTS} values of m; at least {LEAST_MATRICES} are needed"
         )
     floor = cold_floor(measured, hbm_bandwidth=gpu.hbm_bandwidth, l2_bytes=gpu.l2_bytes)
-    if not 0.0 < floor.memory_efficiency <= 1.0:
+    if not LEAST_EFFICIENCY <= floor.memory_efficiency <= 1.0:
         raise RecordError(
-            f"products: weights would be read at {floor.memory_efficiency:.2f} times the HBM "
-            f"bandwidth of {gpu.name}; the table is from another GPU"
+            f"GEMMs: weights would be read at {floor.memory_efficiency:.3g} times the HBM "
+            f"bandwidth of {gpu.name}; the table is from another GPU, or not in ms"
         )
     warm = warm_cells(measured, floor, gpu.hbm_bandwidth)
     table = measured.without(warm)
     base = fit_base(table, gpu)
     log_base = np.log(base.seconds(table, gpu))
     filled = fill(np.log(table.seconds) - log_base, (table.m, table.n, table.k))
+    if not np.isfinite(filled).all():
+        raise RecordError(
+            "GEMMs: some matrices have no neighbour to be filled from; the table needs more "
+            "combinations of m, n and k"
+        )
     levelled = np.apply_along_axis(level_in_m, 0, filled + log_base, table.m)
     return GemmFit(
         table=table,
@@ -212,7 +218,7 @@ def _provenance(name: str, fit: GemmFit, gpu: GPU) -> dict[str, str | float]:
 def report_line(fit: GemmFit) -> str:
     """The number of cells used, and the share of cells that were read from L2."""
     return (
-        f"products: {np.isfinite(fit.table.seconds).sum():,} cells used; "
+        f"GEMMs: {np.isfinite(fit.table.seconds).sum():,} cells used; "
         f"{100.0 * fit.warm_share:.1f} % of the cells with m up to {DECODE_ROWS:g} were read from "
         f"L2 and dropped"
     )

@@ -32,7 +32,7 @@ def scored(table: GemmTable) -> BoolArray:
 
 def leave_out_errors(table: GemmTable, log_multiplier: FloatArray, log_base: FloatArray) -> Errors:
     """Errors by what was left out, over the scored cells of a levelled table (M, N, K)."""
-    errors = Errors("products", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
+    errors = Errors("GEMMs", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
     for way, predicted in predictions(table, log_multiplier, log_base).items():
         error = np.exp(predicted + log_base) / table.seconds - 1.0
         for i, j, q in zip(*np.nonzero(scored(table) & np.isfinite(error)), strict=True):

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from calibration.records.jsonl import RecordError
@@ -45,6 +46,30 @@ GPUS = {
 }
 
 
+_SOURCE = ("device", "framework", "version", "kernel_source", "latency")
+_ATTENTION = (
+    *_SOURCE,
+    "batch_size",
+    "isl",
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "kv_cache_dtype",
+    "step",
+)
+# Columns that are read from each table.
+COLUMNS = {
+    "gemm": (*_SOURCE, "gemm_dtype", "m", "n", "k"),
+    "generation_attention": _ATTENTION,
+    "context_attention": _ATTENTION,
+    "custom_allreduce": (*_SOURCE, "num_gpus", "message_size", "backend"),
+    "nccl": (*_SOURCE, "op_name", "nccl_dtype", "num_gpus", "message_size"),
+}
+LEAST_MATRICES = 16  # four n by four k
+TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_name", "nccl_dtype")
+ZERO_COLUMNS = ("step",)  # columns that may be 0
+
+
 def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
     """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM."""
     folder = data / gpu.folder
@@ -62,10 +87,61 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
-    """Read a table; a `RecordError` if it is missing or was measured on another GPU."""
+    """Read a table; a `RecordError` if it is missing, unreadable or was measured on another GPU."""
+    frame = _read(data, gpu, table)
+    if fault := _other_device(frame, gpu):
+        raise RecordError(f"{table_path(data, gpu, table)} {fault}")
+    return frame
+
+
+def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     path = table_path(data, gpu, table)
-    frame = pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise RecordError(f"{path} cannot be read as Parquet: {reason[:120]}") from error
+
+
+def _other_device(frame: pd.DataFrame, gpu: MeasuredGpu) -> str:
+    """What is wrong with the device column, or "" if it names this GPU."""
     for device in frame.get("device", pd.Series(dtype=str)).unique():
         if GPU_NAMES.get(device) != gpu.name:
-            raise RecordError(f"{path}: measured on {device}, not on {gpu.name}")
-    return frame
+            return f"was measured on {device}, not on {gpu.name}"
+    return ""
+
+
+def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
+    """Raise a `RecordError` if a table cannot be fitted.
+
+    It is from another GPU, has too few matrices, lacks a column, or has a time or size that is not
+    positive.
+    """
+    frame, path = _read(data, gpu, table), table_path(data, gpu, table)
+    faults = [_other_device(frame, gpu)]
+    if missing := [name for name in COLUMNS[table] if name not in frame]:
+        faults.append(f"has no column {', '.join(missing)}; use aiconfigurator's table")
+    elif frame.empty:
+        faults.append("has no rows")
+    elif table == "gemm":
+        matrices = len(frame[["n", "k"]].drop_duplicates())
+        if matrices < LEAST_MATRICES:
+            faults.append(f"has {matrices} matrices, but at least {LEAST_MATRICES} are needed")
+    if any(faults):
+        raise RecordError(f"{path} {', and '.join(filter(None, faults))}")
+    for name in COLUMNS[table]:
+        if name not in TEXT_COLUMNS:
+            _check_numbers(frame[name], path, zero=name in ZERO_COLUMNS)
+
+
+def _check_numbers(column: pd.Series, path: Path, *, zero: bool) -> None:
+    if not pd.api.types.is_numeric_dtype(column):
+        raise RecordError(f"{path}: column {column.name} is not numeric")
+    values = column.to_numpy(float)
+    good = np.isfinite(values) & ((values >= 0) if zero else (values > 0))
+    if not good.all():
+        row = int(np.argmin(good))
+        raise RecordError(
+            f"{path}: row {row + 1}: {column.name}={values[row]:g} must be "
+            f"{'at least 0' if zero else 'positive'}"
+        )

@@ -18,6 +18,14 @@ CASES = {
     "unknown dtype": (["predict", "--kv-dtype", "fp3"], "fp8"),
     "unknown policy": (["predict", "--draft", "self", "--draft-policy", "h2o"], "snapkv"),
     "unknown flag": (["predict", "--kv-bugdet", "64"], "--kv-budget"),
+    "a scenario's flag with another name in run": (
+        ["run", "selfspec", "--output-tokens", "4"],
+        "did you mean --gen-tokens?",
+    ),
+    "run's flag with another name in scenarios": (
+        ["predict", "--gen-tokens", "4"],
+        "did you mean --output-tokens?",
+    ),
     "unknown command": (["predikt"], "predikt"),
     "unknown list": (["list", "gpu"], "gpus"),
     "missing value": (["predict", "--batch"], "--batch"),
@@ -83,8 +91,14 @@ CASES = {
     "recommend a given gamma": (["recommend", "--gamma", "3"], "gamma"),
     "one acceptance for all drafts": (["recommend", "--acceptance", "0.8"], "self:snapkv"),
     "nothing to recommend": (["recommend", "--draft", "none"], "draft none"),
-    "unknown objective": (["recommend", "--objective", "cheap"], "throughput, latency"),
+    "unknown objective": (["recommend", "--objective", "cheap"], "throughput or latency"),
     "recommend over context": (["recommend", "--kv-budget", "99999"], "99999"),
+    "word as a number": (["explore", "--port", "x"], "--port 'x' is not valid"),
+    "number below its least": (["simulate", "--seed", "-1"], "--seed '-1' is not valid"),
+    "missing option": (["validate", "draw"], "`specroof validate draw --help`"),
+    "unknown option": (["predict", "--frm", "x"], "--from"),
+    "unknown subcommand": (["validate", "all"], "`specroof validate --help`"),
+    "negative spread": (["simulate", "--tp", "8", "--prompt-cv", "-1"], "prompt_cv=-1"),
     "export nowhere": (["export", "--tp", "8"], "--to"),
     "export to the unknown": (["export", "--to", "vlm"], "vllm"),
     "export of a self-draft": (
@@ -247,3 +261,49 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("perfmodel.prediction_dict", interrupted)
     assert run(["predict"]) == 130
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate", "--tp", "8", "--arrivals", "bursty"],
+        ["simulate", "--tp", "8", "--rate", "2", "--finished", "padding"],
+        ["simulate", "--tp", "8", "--traffic", "timed.csv", "--rate", "2"],
+        ["simulate", "--tp", "8", "--rate", "1_0"],
+        ["simulate", "--tp", "8", "--rate=nan"],
+        ["simulate", "--tp", "8", "--rate", "2", "--requests", "\uff15"],
+        ["calibrate", "measure", "--seconds", "nan", "--list"],
+        ["validate", "published", "--tolerance", "inf"],
+        ["sweep", "--tp", "8", "--batch", "1,,2"],
+        ["sweep", "--tp", "8", "--batch", "1,"],
+        ["sweep", "--tp", "8", "--batch", "\uff18,9"],
+        ["sweep", "--tp", "8", "--kv-budget", "64:4096:x2"],
+        ["recommend", "--tp", "8", "--slo", "tpot<1ms; tpot<30ms"],
+        ["recommend", "--tp", "8", "--slo", "memory<900%"],
+        ["predict", "--tp", "8", "--acceptance", "0.8"],
+        ["predict", "--target", "x" * 100],
+    ],
+    ids=" ".join,
+)
+def test_what_would_be_misread_or_ignored_is_refused_in_a_short_line(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("timed.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,100,10\n")
+    assert run(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 300
+
+
+@pytest.mark.parametrize(
+    "command", ["predict", "sweep", "simulate", "export", "list", "run", "calibrate", "validate"]
+)
+def test_a_command_alone_says_how_to_begin(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command]) in (2, 3)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and ("specroof " in err or "one of" in err)

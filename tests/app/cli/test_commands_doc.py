@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from app.cli.main import app, run
+from app.cli.application import app
+from app.cli.main import run
 from app.cli.simulation_options import SimulationOptions
 
 pytestmark = pytest.mark.slow

@@ -7,23 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from app.cli.main import run
-from app.cli.output import atomic_text, progress
+from app.cli.output import progress
 
 SPECROOF = [sys.executable, "-m", "app.cli.main"]
-
-
-def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_text(path) as file:
-        file.write("half of the ne")
-        raise ZeroDivisionError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_closed_pipe_prints_no_traceback() -> None:
@@ -59,6 +51,126 @@ def test_a_closed_stdout_is_one_line() -> None:
     result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_closed_streams_do_not_change_the_outcome() -> None:
+    for closed in ("2>&-", "0<&-", "0<&- 2>&-"):
+        command = " ".join([*SPECROOF, "predict", "--tp", "8", "--json", closed])
+        result = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
+        assert result.returncode == 0 and result.stdout.startswith(b"{")
+        command = " ".join([*SPECROOF, "predict", "--tp", "800", closed])
+        result = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
+        assert result.returncode == 2 and result.stdout == b""
+
+
+@pytest.mark.parametrize("delay_s", [0.2, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_it_quietly(tmp_path: Path, delay_s: float, number: signal.Signals) -> None:
+    (tmp_path / "x.csv").write_text("old")
+    axes = ["--batch", "1:2000", "--gamma", "0:16", "--draft", "self", "--tp", "8"]
+    with subprocess.Popen(
+        [*SPECROOF, "sweep", *axes, "--csv", str(tmp_path / "x.csv")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        time.sleep(delay_s)
+        process.send_signal(number)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode in (128 + number, -number, 0)  # 0: it was already finished
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+    text = (tmp_path / "x.csv").read_text()  # complete if the signal came after the last row
+    assert (text == "old" and process.returncode) or text.count("\n") == 1 + 2000 * 17
+
+
+TRAFFIC = "arrival_s,prompt_tokens,output_tokens\n0,100,10\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "--to", "specroof", "--scenario", "s.toml", "--output", "s.toml"],
+        ["sweep", "--scenario", "s.toml", "--batch", "1,2", "--csv", "s.toml"],
+        ["sweep", "--scenario", "s.toml", "--batch", "1,2", "--csv", "link"],
+        ["sweep", "--scenario", "link", "--batch", "1,2", "--csv", "./s.toml"],
+        ["sweep", "--scenario", "model.toml", "--batch", "1,2", "--csv", "config.json"],
+        ["sweep", "--target", ".", "--batch", "1,2", "--csv", "config.json"],
+        ["simulate", "--tp", "8", "--traffic", "t.csv", "--csv", "t.csv"],
+        ["simulate", "--tp", "8", "--traffic", "t.csv", "--html", "t.csv"],
+        ["recommend", "--tp", "8", "--traffic", "t.csv", "--html", "t.csv"],
+        ["simulate", "--tp", "8", "--csv", "same", "--html", "same"],
+        ["calibrate", "fit", "t.csv", "--plot", "t.csv"],
+    ],
+    ids=" ".join,
+)
+def test_an_input_is_never_overwritten(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"s.toml": "tp = 8\n", "t.csv": TRAFFIC, "config.json": "{}"}
+    for name, text in (files | {"model.toml": 'target = "config.json"'}).items():
+        Path(name).write_text(text)
+    Path("link").symlink_to("s.toml")
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {name: Path(name).read_text() for name in files} == files and not Path("same").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--tp", "8", "--csv"],
+        ["simulate", "--tp", "8", "--csv"],
+        ["simulate", "--tp", "8", "--html"],
+        ["recommend", "--tp", "8", "--html"],
+        ["export", "--tp", "8", "--to", "specroof", "--output"],
+        ["validate", "draw", "--output"],
+        ["calibrate", "fit-published", "--output"],
+        ["run", "baseline", "--model", "llama-68m", "--random-weights", "--write-plan"],
+    ],
+    ids=" ".join,
+)
+def test_folders_are_not_invented(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, str(tmp_path / "a" / "b")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recommend", "--scenario", "default", "--tp", "4"],
+        ["predict", "--tp", "8", "--draft", "self"],
+        ["sweep", "--tp", "8", "--draft", "self:snapkv,qwen3-8b:full", "--batch", "1,64"],
+        ["simulate", "--tp", "8", "--draft", "self", "--rate", "2", "--requests", "9"],
+        ["list", "models"],
+        ["list", "gpus"],
+        ["list", "engines"],
+        ["list", "acceptance"],
+    ],
+    ids=" ".join,
+)
+def test_no_cell_is_cut_at_any_width(
+    arguments: list[str],
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def words(width: int) -> tuple[list[str], set[str]]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        run(arguments)
+        text = capsys.readouterr().out
+        return text.partition("sources\n")[0].splitlines(), set(text.split())
+
+    lines, narrow = words(columns)
+    assert "…" not in "".join(lines)
+    assert narrow == words(500)[1]
+    if arguments[0] != "recommend":  # its sentence is one line, to be copied
+        assert max(map(len, lines)) <= columns
 
 
 def test_an_ascii_terminal_gets_the_table() -> None:

@@ -88,7 +88,7 @@ def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[
         (["--rate", "-1"], "rate"),
         (["--rate", "1", "--arrivals", "never"], "never"),
         (["--rate", "1", "--token-budget", "10"], "budget"),
-        (["--finished", "never"], "compaction, padding, graphs"),
+        (["--finished", "never"], "compaction, padding or graphs"),
         (["--acceptance-spread", "0.9"], "0.9"),
         (["--rate", "1", "--eos", "1.5"], "1.5"),
         (["--rate", "1", "--csv", "-", "--json"], "--csv -"),

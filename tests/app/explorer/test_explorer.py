@@ -181,7 +181,7 @@ def test_a_refit_shows_before_and_after() -> None:
     at = uploaded("measurements", "golden.csv", GOLDEN, "text/csv", "Validation")
     assert not at.exception and not at.error
     summary = next(f.value for f in at.dataframe if "mean absolute" in f.value.columns)
-    assert set(summary["prediction"]) == {"as shipped", "engine refitted on these rows"}
+    assert set(summary["prediction"]) == {"as shipped", "engine refitted to these rows"}
 
 
 def test_vllm_counters_become_conditional_acceptance() -> None:

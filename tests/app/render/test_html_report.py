@@ -43,7 +43,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path: Path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    path: Path = tmp_path_factory.mktemp("report") / "report.html"
     assert run(["recommend", "--scenario", "default", "--html", str(path)]) == 0
     return path.read_text(encoding="utf-8")
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calibration.acceptance.engine_counters import import_acceptance, parse_acceptance
 from perfmodel import Acceptance, ConfigError
@@ -149,14 +151,110 @@ def test_sglangs_mean_needs_gamma_and_becomes_one_rate(line: str) -> None:
         parse_acceptance(line, "f")
 
 
+SPEC_DECODING_STATS = (
+    '{"iter": 1, "specDecodingStats": {"numRequestsWithDraftTokens": 10, "numDraftTokens": 40, '
+    '"numAcceptedTokens": 24, "acceptanceLength": 3.4}}\n{"iter": 2, "specDecodingStats": null}\n'
+    '{"iter": 3, "specDecodingStats": {"numRequestsWithDraftTokens": 10, "numDraftTokens": 40, '
+    '"numAcceptedTokens": 16, "acceptanceLength": 2.6}}\n'
+)
+LLAMA_SERVER = (
+    "slot print_timing: id 0 | draft acceptance rate = 0.60000 (   24 accepted /    40 generated)\n"
+    "slot print_timing: id 1 | draft acceptance rate = 0.40000 (   16 accepted /    40 generated)\n"
+)
+LLAMA_TOOL = "n_draft   = 4\nn_predict = 80\nn_drafted = 80\nn_accept  = 40\naccept    = 50.000%\n"
+V0 = (
+    'vllm:spec_decode_num_accepted_tokens_total{model_name="m"} 40.0\n'
+    'vllm:spec_decode_num_draft_tokens_total{model_name="m"} 80.0\n'
+)
+BENCH = (
+    '{"spec_decode_num_drafts": 20, "spec_decode_draft_tokens": 80, '
+    '"spec_decode_accepted_tokens": 40, "spec_decode_acceptance_rate": 50.0}'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "engine", "has_gamma"),
+    [
+        (SPEC_DECODING_STATS, "TensorRT-LLM", True),
+        ("[" + ",".join(SPEC_DECODING_STATS.splitlines()) + "]", "TensorRT-LLM", True),
+        (LLAMA_SERVER, "llama.cpp", False),
+        (LLAMA_TOOL, "llama.cpp", True),
+        (V0, "vLLM V0", False),
+        (V0 + "vllm:spec_decode_num_drafts_total 20", "vLLM", True),
+        (BENCH, "vLLM", True),
+        ('{"backend": "sglang", "accept_length": 3.0, "completed": 80}', "SGLang", False),
+        ('sglang:spec_accept_length{model_name="m"} 9\n' * 2
+         + 'sglang:spec_accept_length{model_name="m"} 3.0', "SGLang", False),
+    ],
+)  # fmt: skip
+def test_totals_become_one_rate(text: str, engine: str, has_gamma: bool) -> None:
+    """Half of four drafts per round are accepted in each of these reports."""
+    found = parse_acceptance(text, "f", gamma=4)
+    assert (found.engine, found.positional, len(found.per_position)) == (engine, False, 1)
+    rate = Acceptance.from_per_position(found.per_position)
+    assert float(tokens_per_round(rate, 4)) == pytest.approx(3.0)
+    if has_gamma:
+        assert parse_acceptance(text, "f") == found
+    else:
+        with pytest.raises(ConfigError, match="--gamma"):
+            parse_acceptance(text, "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SPEC_DECODING_STATS.replace('"numDraftTokens": 40', '"numDraftTokens": 35'),
+        SPEC_DECODING_STATS.replace('"numAcceptedTokens": 24', '"numAcceptedTokens": -24'),
+        SPEC_DECODING_STATS.replace('"numAcceptedTokens": 24', '"numAcceptedTokens": 240'),
+        SPEC_DECODING_STATS.replace("numAcceptedTokens", "accepted"),
+        BENCH.replace('"spec_decode_draft_tokens": 80', '"spec_decode_draft_tokens": 70'),
+        BENCH.replace('"spec_decode_num_drafts": 20', '"spec_decode_num_drafts": 16'),
+        LLAMA_SERVER.replace("24", "240"),
+        V0.replace("40.0", "90.0"),
+        'sglang:spec_accept_length{model_name="a"} 3\nsglang:spec_accept_length{model_name="b"} 3',
+        '{"num_drafts": 5, "num_accepted_tokens_per_pos": [NaN]}',
+        '{"num_drafts": Infinity, "num_accepted_tokens_per_pos": [1]}',
+    ],
+)
+def test_totals_that_contradict_each_other_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_acceptance(text, "f", gamma=4)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from(
+            ["num_drafts", "vllm:spec_decode_num_drafts"]
+        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+            st.sampled_from(
+                ["num_drafts", "num_draft_tokens", "num_accepted_tokens", "name", "value", "values",
+                 "num_accepted_tokens_per_pos", "specDecodingStats", "numDraftTokens", "metrics",
+                 "numAcceptedTokens", "numRequestsWithDraftTokens", "round", "gamma", "accepted",
+                 "accept_length", "spec_decode_per_position_acceptance_rates"]
+            ),
+            inner,
+            max_size=4,
+        ),
+        max_leaves=12,
+    )
+)  # fmt: skip
+def test_any_json_gives_rates_or_is_refused(value: object) -> None:
+    try:
+        found = parse_acceptance(json.dumps(value), "f", gamma=4)
+    except ConfigError:
+        return
+    assert all(0 <= rate <= 1 for rate in found.per_position)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "no acceptance counters"),
         ("hello", "no acceptance counters"),
         ("{broken", "no acceptance counters"),
-        (page(0, [0, 0], draft_tokens=0), "no token was drafted yet"),
-        ("accept len: 0.0", "no round was run yet"),
+        (page(0, [0, 0], draft_tokens=0), "no token has been drafted yet"),
+        ("accept len: 0.0", "no round has been run yet"),
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from calibration.measure.bench import Bench
+from calibration.measure.collectives import RankBench, cells
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
 from calibration.measure.timer import SPARE_BYTES
 from calibration.records.cells import Cell, layer_matrices
 from perfmodel import ModelSpec
+from runtime import ALONE
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,12 @@ class PlainOps:
         query, key, value = qkv.view(len(qkv), -1, dim).split([query_heads, kv_heads, kv_heads], 1)
         cache[0][slots.long()], cache[1][slots.long()] = key, value
         return query
+
+    def partial(self, x: Any, weight: Any) -> Any:
+        return self.linear(x, weight)
+
+    def sum_add_norm(self, x: Any, residual: Any, weight: Any, epsilon: float) -> tuple[Any, Any]:
+        return self.add_norm(x, residual, weight, epsilon)
 
     def silu_mul(self, gate_up: Any) -> Any:
         gate, up = gate_up.chunk(2, dim=-1)
@@ -155,13 +163,44 @@ def test_compile_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     PlainKernels().compile([1, 5])
 
 
+class SmallRanks(RankBench):
+    """A single rank on the CPU."""
+
+    def __init__(self) -> None:
+        self.torch, self.device, self.group = torch, torch.device("cpu"), ALONE
+        self.pool = torch.zeros(32_000_000, dtype=torch.bfloat16)
+        self.distributed = SimpleNamespace(all_reduce=lambda x, group: None)
+
+    def kernels_for(self, ranks: int, hidden: int) -> RuntimeKernels:
+        kernels = PlainKernels()
+        kernels.ops.best = lambda part, vocab: part[:, :vocab].argmax(-1)  # type: ignore[method-assign]
+        return kernels
+
+
+@pytest.mark.parametrize("op", ["sum_add_norm", "rank_layer", "best", "all_reduce"])
+def test_every_operation_of_several_ranks_runs(op: str) -> None:
+    cell = next(cell for cell in cells(2) if cell["op"] == op)
+    call = SmallRanks().call_of(shrunk(cell | ({"k": 64} if op == "sum_add_norm" else {})))
+    for i in range(3):
+        call(i)
+    assert len(SEEN) == (3 if op == "rank_layer" else 0)
+
+
+def test_a_wrong_sum_is_refused() -> None:
+    bench = SmallRanks()
+    cell = next(cell for cell in cells(2) if cell["op"] == "all_reduce")
+    bench.group = SimpleNamespace(rank=1, size=2, handle=None)
+    with pytest.raises(RuntimeError, match=r"sums to 2.0, not 3.0"):
+        bench.all_reduce_call(cell)
+
+
 class CachingGraph:
     """A graph whose pool the allocator keeps after the graph is gone."""
 
     def __init__(self, cuda: CachingDevice) -> None:
         self.cuda, self.held = cuda, 0.0
 
-    def capture_begin(self) -> None:
+    def capture_begin(self, capture_error_mode: str = "global") -> None:
         self.cuda.capturing = self
 
     def capture_end(self) -> None:

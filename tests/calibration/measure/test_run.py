@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import calibration
+from app.cli.main import run
 from calibration.measure.bench import Bench
+from calibration.measure.collectives import cells as rank_cells
 from calibration.measure.grid import (
     BATCHES,
     MEMORY_BYTES,
@@ -43,6 +45,7 @@ from calibration.measure.run import (
     pick,
 )
 from calibration.records.cells import (
+    FIELDS,
     Cell,
     attention_cell,
     bytes_moved,
@@ -59,7 +62,9 @@ from perfmodel.kernels import TILE_ROWS
 # Dense bf16 of the H100 SXM's and H200 SXM's datasheets.
 PEAK_FLOPS = 989e12
 LARGEST_L2_BYTES = 60e6  # an H200's
-MEASURED = sorted((Path(calibration.__file__).parent / "measured").glob("kernels-*.jsonl"))
+FOLDER = Path(calibration.__file__).parent / "measured"
+KERNELS = sorted(FOLDER.glob("kernels-*.jsonl"))
+SUMS = sorted(FOLDER.glob("sums-of-ranks-*.jsonl"))
 ALL_CELLS = [cell for group in groups() for cell in group.cells]
 HEADER = {
     "gpu": "NVIDIA H200",
@@ -253,6 +258,14 @@ def test_an_unknown_group_is_named() -> None:
         chosen_groups(["layer", "gem"])
 
 
+@pytest.mark.parametrize("flags", [["--list"], ["--groups=gemm"], ["--every=2"]])
+def test_flags_of_the_kernel_grid_are_refused_with_several_gpus(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["calibrate", "measure", "--tp=2", *flags]) == 2
+    assert "--tp times a fixed list of cells" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
 def test_seconds_must_be_positive(tmp_path: Path, seconds: float) -> None:
     with pytest.raises(BenchError, match="is not a positive time"):
@@ -285,12 +298,38 @@ def test_the_grid_is_listed_without_torch_flashinfer_or_a_gpu() -> None:
     assert listed == {g.name for g in groups()} | {"total"}
 
 
-@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*KERNELS, *SUMS], ids=lambda path: path.stem)
 def test_committed_records_are_possible_and_name_their_machine(path: Path) -> None:
     header, *lines = read_lines(path)
-    asked = {"gpu", "driver", "cuda", "torch", "flashinfer", "date", "command"}
-    assert asked <= set(header.header or ())
-    assert len(lines) > 1000
-    for value in (line.value for line in lines if line.value["op"] != "clocks"):
-        assert value["unit"] == "s" and value["repeats"] >= 5
-    assert len(read_kernel_records([path]).records) == len(lines) - 1
+    new_names = {"flashinfer": "flashinfer-python", "date": "time"}  # older files have the old ones
+    names = {new_names.get(name, name) for name in header.header or ()}
+    assert {"gpu", "driver", "cuda", "torch", "flashinfer-python", "time", "command"} <= names
+    cells = [line.value for line in lines if line.value["op"] != "clocks"]
+    assert all(cell["unit"] == "s" and cell["repeats"] >= 5 for cell in cells)
+    assert len(read_kernel_records([path]).records) == len(cells)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_committed_records_have_every_coarse_cell_of_their_groups(path: Path) -> None:
+    """Coarse cells are timed first, so without one of them the run was cut short."""
+    recorded = {_parameters(record.cell) for record in read_kernel_records([path]).records}
+    groups_recorded = 0
+    for group in groups():
+        cells = {_parameters(cell): cell for cell in group.cells}
+        if cells.keys() & recorded:
+            groups_recorded += 1
+            has_coarse_grid = group.cells[0]["op"] in ("gemm", "attention")
+            coarse = {k for k, c in cells.items() if has_coarse_grid and is_coarse(c)}
+            assert coarse <= recorded
+    assert groups_recorded
+
+
+def test_the_committed_sums_of_two_ranks_are_complete() -> None:
+    recorded = read_kernel_records([FOLDER / "sums-of-ranks-h200-tp2.jsonl"]).records
+    assert {_parameters(record.cell) for record in recorded} == set(map(_parameters, rank_cells(2)))
+
+
+def _parameters(cell: Cell) -> tuple[Any, ...]:
+    """What identifies a cell; older records have additional keys."""
+    values: dict[str, Any] = dict(cell)
+    return (cell["op"], *(values[name] for name in FIELDS[cell["op"]]))

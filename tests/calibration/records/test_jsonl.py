@@ -45,7 +45,7 @@ def log(path: Path, **change: Any) -> RecordLog:
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
 def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "new" / name
+    path = tmp_path / name
     write_records(path, HEADER, [FIRST, SECOND])
     first, *lines = read_lines(path)
     assert first.header == HEADER
@@ -88,12 +88,12 @@ def test_a_file_of_another_measurement_is_not_appended_to(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1: not a file of records"),
-        (b"hello\n", "line 1: not JSON"),
-        (b'{"a": 1}\n', "line 1: not a file of records"),
-        (b"[1]\n", "line 1: not a JSON object"),
+        (b"", "line 1: .*not a file of records"),
+        (b"hello\n", "line 1: .*JSON"),
+        (b'{"a": 1}\n', "line 1: .*not a file of records"),
+        (b"[1]\n", "line 1: .*JSON object"),
         (b"\xff\xfe\n", "cannot be read"),
-        (b'{"header": {}}\n{"a"\n{}\n', "line 2: not JSON"),
+        (b'{"header": {}}\n{"a"\n{}\n', "line 2: .*JSON"),
         (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off"),
     ],
 )
@@ -137,8 +137,8 @@ def test_large_files_are_refused_after_decompression(
         ('{"inner": {"name": "a", "y": 1}, "seconds": []}', "unknown key 'inner.y'"),
         ('{"inner": {}, "seconds": []}', "missing key 'inner.name'"),
         ('{"inner": {"name": "a"}}', "missing key 'seconds'"),
-        ('{"inner": {"name": "a"}, "seconds": [1, "2"]}', r"seconds\.1='2': .*number"),
-        ('{"inner": {"name": "a", "budget": 1.5}, "seconds": []}', r"inner\.budget=1\.5: "),
+        ('{"inner": {"name": "a"}, "seconds": [1, "2"]}', r"seconds\.1='2' .*number"),
+        ('{"inner": {"name": "a", "budget": 1.5}, "seconds": []}', r"inner\.budget=1\.5 "),
     ],
 )
 def test_a_record_with_a_wrong_key_or_type_is_refused_by_name(text: str, message: str) -> None:

@@ -86,7 +86,7 @@ def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) 
     assert "prefill_s" not in compare(*read_steps(path)).spreads()
     lines[1] |= {"prefill_tokens": 512, "prefill_s": -1.0}
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
-    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0: input should be greater"):
+    with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0 "):
         read_steps(path)
 
 
@@ -215,15 +215,15 @@ def good_lines(cases: CaseFile, tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001: input should be greater"),
-        ({"verify_s": None}, "line 2: verify_s=None: "),
-        ({"verify_s": 0.0}, r"line 2: verify_s=0\.0: "),
+        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001 .* greater"),
+        ({"verify_s": None}, "line 2: verify_s=None "),
+        ({"verify_s": 0.0}, r"line 2: verify_s=0\.0 "),
         ({"draft_step_s": "fast"}, "line 2: draft_step_s='fast'"),
         ({"round_s": True}, "line 2: round_s=True"),
-        ({"unit": "ms"}, "line 2: unit='ms': "),
-        ({"unit": None}, "line 2: unit=None: "),
+        ({"unit": "ms"}, "line 2: unit='ms' "),
+        ({"unit": None}, "line 2: unit=None "),
         ({"case": {"id": "x"}}, r"line 2: missing key 'case\.scenario'"),
-        ({"case": None}, "line 2: case=None: "),
+        ({"case": None}, "line 2: case=None "),
     ],
 )
 def test_a_bad_record_is_refused_with_its_line(
@@ -242,12 +242,12 @@ def test_a_file_of_two_gpus_or_none_or_cut_off_is_refused(cases: CaseFile, tmp_p
     other = json.dumps({"header": HEADER | {"gpu": "NVIDIA H100 80GB HBM3"}})
     for text, message in (
         (f"{header}\n{record}\n{other}\n", "line 3: GPU 'NVIDIA H100 80GB HBM3' after"),
-        (f"{record}\n", "line 1: not a file of records"),
+        (f"{record}\n", "line 1: .*not a file of records"),
         (f"{header}\n{record}\n{record}\n", "line 3: case s3-000 is recorded twice"),
         (header.replace("NVIDIA H200", "Abacus") + f"\n{record}\n", "bad.jsonl, line 1: GPU 'Abac"),
         (f"{header}\n", "has no record"),
         (f"{header}\n{record[:-20]}", "line 2: the file is cut off"),
-        (f"{header}\nplain\n{record}\n", "line 2: not JSON"),
+        (f"{header}\nplain\n{record}\n", "line 2: .*JSON"),
     ):
         path.write_text(text)
         with pytest.raises(RecordError, match=message):

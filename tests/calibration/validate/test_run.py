@@ -62,6 +62,10 @@ def test_a_seed_determines_the_cases(cases: CaseFile) -> None:
     assert not {c.label for c in other.cases} & {c.label for c in cases.cases}
 
 
+def two_ranks(seed: int, gpu: str) -> CaseFile:
+    return sample_cases(SampleOptions(seed=seed, count=24, choices=2, gpu=gpu, tp=2))
+
+
 @pytest.mark.parametrize(
     ("name", "cases"),
     [
@@ -76,6 +80,13 @@ def test_a_seed_determines_the_cases(cases: CaseFile) -> None:
             "cases-h100-rounds-seed1004.json",
             lambda: sample_rounds(SampleOptions(seed=1004, count=12, gpu="h100-sxm")),
         ),
+        ("cases-h200-tp2-seed2114.json", lambda: two_ranks(2114, "h200")),
+        ("cases-h200-tp2-seed2115.json", lambda: two_ranks(2115, "h100-sxm")),
+        ("cases-h100-tp2-seed2117.json", lambda: two_ranks(2117, "h100-sxm")),
+        (
+            "cases-h200-tp2-rounds-seed2116.json",
+            lambda: sample_rounds(SampleOptions(seed=2116, count=12, tp=2)),
+        ),
     ],
 )
 def test_the_committed_cases_were_drawn_and_not_chosen(
@@ -83,7 +94,7 @@ def test_the_committed_cases_were_drawn_and_not_chosen(
 ) -> None:
     committed = Path(calibration.__file__).parent / "measured" / name
     assert read_cases(committed).cases == cases().cases
-    shapes = json.loads(committed.read_text())["models"]
+    shapes = json.loads(committed.read_text()).get("models", {})
     for name, shape in shapes.items():  # older files hold the shapes that were timed
         spec = catalog.model(name)
         stated = {field: getattr(spec, field) for field in shape}
@@ -134,8 +145,8 @@ def test_a_case_file_reads_back(cases: CaseFile, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 0}, r"cases\.0\.batch=0: "),
-        ({"tp": True}, r"cases\.0\.tp=True: "),
+        ({"batch": 0}, r"cases\.0\.batch=0 "),
+        ({"tp": True}, r"cases\.0\.tp=True "),
         ({"plan": {"draft": "self"}}, r"missing key 'cases\.0\.plan\.policy'"),
         ({"colour": 1}, r"unknown key 'cases\.0\.colour'"),
         ({"id": "s7-001"}, "two cases have the same id"),

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfmodel
-from perfmodel.catalog.kernels import collective_curve
+from perfmodel.catalog.kernels import collective_curve, efficiency
 from perfmodel.errors import ConfigError
+from perfmodel.kernels.collectives import ring_seconds
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 LINKS = {"a100-sxm-80gb": 300e9, "h100-sxm": 450e9, "h200": 450e9, "l40s": 32e9}
@@ -157,7 +158,7 @@ def broken(change: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [("unknown", "unknown key 'latency_us'"), ("falls", "never fall"), ("length", "times")],
+    [("unknown", "unknown key 'latency_us'"), ("falls", "must not decrease"), ("length", "times")],
 )
 def test_a_bad_table_is_refused(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -168,7 +169,7 @@ def test_a_bad_call_is_refused() -> None:
     call = {"message_bytes": 1.0, "link_bandwidth": 1e9}
     with pytest.raises(ConfigError, match="positive whole number"):
         CURVES["h200"].all_reduce_seconds(ranks=0, **call)
-    with pytest.raises(ConfigError, match="Use best, ring, nccl"):
+    with pytest.raises(ConfigError, match=r"tree.* best, ring, nccl"):
         CURVES["h200"].all_reduce_seconds(ranks=2, algorithm="tree", **call)
 
 
@@ -180,3 +181,62 @@ def test_a_ring_of_two_is_a_pair_and_a_longer_one_takes_longer(name: str) -> Non
     measured = CURVES[name].all_reduce_seconds(ranks=2, algorithm="nccl", **at)
     np.testing.assert_allclose(pair, measured)
     assert np.all(CURVES[name].all_reduce_seconds(ranks=8, algorithm="ring", **at) > pair)
+
+
+# ---- all-reduce inside norm kernels, and rings ----------------------------------------
+
+FUSED = efficiency("h200", "specroof", "specroof").collectives
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([2, 3, 4, 8]), st.floats(1, 1e9), st.floats(1, 4), st.floats(1, 4))
+def test_an_exchange_takes_longer_for_more_bytes_and_less_on_faster_links(
+    n: int, size: float, more: float, faster: float
+) -> None:
+    def fused(message: float, link: float) -> float:
+        return float(FUSED.all_reduce_seconds(
+            message_bytes=message, ranks=n, algorithm="exchange", link_bandwidth=link, row_bytes=8e3
+        ))  # fmt: skip
+
+    assert fused(size * more, 450e9) >= fused(size, 450e9) * (1 - 1e-12)
+    assert fused(size, 450e9 * faster) <= fused(size, 450e9) * (1 + 1e-12)
+
+
+def test_large_messages_use_another_algorithm() -> None:
+    assert FUSED.exchange is not None
+    assert FUSED.exchange.largest_bytes(2) == 9 * FUSED.exchange.largest_bytes(4) == 8 * 2**20
+    size = np.array([2.0**20, 2.0**25])
+    for n in (2, 4):
+        call = {"message_bytes": size, "ranks": n, "link_bandwidth": 450e9}
+        best = FUSED.all_reduce_seconds(algorithm="best", **call)
+        fused = FUSED.all_reduce_seconds(algorithm="exchange", row_bytes=8192.0, **call)
+        assert fused[1] == best[1]
+        assert (fused[0] < 0.5 * best[0]) == (n == 2)
+
+
+def test_without_an_exchange_the_best_algorithm_is_used() -> None:
+    call = {"message_bytes": 1e5, "ranks": 4, "link_bandwidth": LINKS["a100-sxm-80gb"]}
+    curve = CURVES["a100-sxm-80gb"]
+    fused = curve.all_reduce_seconds(algorithm="exchange", **call)
+    assert fused == curve.all_reduce_seconds(algorithm="best", **call)
+
+
+def test_an_exchange_needs_its_kind_of_link_and_engine() -> None:
+    assert FUSED.exchange_over("nvlink", "exchange") is FUSED.exchange
+    assert FUSED.exchange_over("pcie", "exchange") is None
+    assert FUSED.exchange_over("nvlink", "nccl") is None
+
+
+def test_a_gpu_of_the_same_architecture_uses_an_extrapolated_exchange() -> None:
+    own = efficiency("h100-sxm", "specroof", "specroof").collectives.exchange
+    assert own is not None and FUSED.exchange is not None
+    assert own.latency_s == FUSED.exchange.latency_s
+    assert own.error_at(2) > 0.0 == FUSED.exchange.error_at(2)
+    assert efficiency("a100-sxm-80gb", "specroof", "specroof").collectives.exchange is None
+
+
+def test_the_time_of_a_ring() -> None:
+    """Eight cards: 14 hops, and 14/8 of the message at the rate of one card."""
+    seconds = ring_seconds(np.array([0.0, 8e6]), 8, hop_s=5e-6, rate=10e9)
+    np.testing.assert_allclose(seconds, [70e-6, 70e-6 + 1.4e-3])
+    assert ring_seconds(1e6, 1, hop_s=5e-6, rate=10e9) == 0.0

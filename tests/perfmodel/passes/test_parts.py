@@ -8,7 +8,8 @@ from strategies import ENGINES, GPUS, a_scenario
 
 from perfmodel import StepTime
 from perfmodel.passes import GROUPS, Part, prefill_pass
-from perfmodel.passes.forward import Rank, forward_pass
+from perfmodel.passes.forward import forward_pass
+from perfmodel.passes.rank import Rank
 from perfmodel.speculation import target_rank
 
 ZERO, TRUE = np.zeros(()), np.ones((), bool)

@@ -68,7 +68,7 @@ def test_a_draft_without_a_policy_is_compared_under_every_policy() -> None:
         ({"draft": "self:full"}, "reads the whole cache is the target itself"),
         ({"draft": "self", "kv_budget": 8000}, "reads the whole cache and gains nothing"),
         ({"draft_policy": "snapkv"}, "draft_policy needs a draft"),
-        ({"draft": ["none"]}, "leave draft none out"),
+        ({"draft": ["none"]}, "draft none"),
         ({"draft": []}, "draft is empty"),
         ({"acceptance": 0.8, "draft": "self"}, "acceptance applies to one draft choice"),
         ({"draft": "self,llama-3.2-1b", "draft_tp": 1}, "draft_tp applies to one draft"),

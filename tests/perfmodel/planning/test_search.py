@@ -258,7 +258,7 @@ def test_a_violation_is_the_value_over_its_limit() -> None:
 
 
 def test_an_unknown_objective_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"unknown objective 'cost'\. Use one of throughput"):
+    with pytest.raises(ConfigError, match=r"unknown objective 'cost'; use throughput"):
         search(a_scenario(), objective="cost")
 
 

@@ -99,9 +99,9 @@ def test_points_that_do_not_fit_are_never_the_best() -> None:
     assert np.isnan(shown).ravel().tolist() == [False, True, True]
     assert np.nanargmax(shown) == 0
     for row in masked(result):
-        assert row["reason"] == "memory: does not fit the GPUs"
+        assert row["reason"] == "does not fit in GPU memory"
         point = predicted(row, BASE)
-        assert infeasible_reason(point).startswith("needs ")
+        assert " per GPU" in infeasible_reason(point)
         with pytest.raises(DoesNotFit, match="largest batch that fits"):
             check_fits(point)
 
@@ -155,14 +155,14 @@ def test_the_shape_is_that_of_the_array_axes_in_their_order() -> None:
 @pytest.mark.parametrize(
     "axes, message",
     [
-        ({"colour": [1]}, "unknown sweep axis 'colour'. Known: batch"),
+        ({"colour": [1]}, "'colour' cannot be swept; the axes are batch"),
         ({"batch": []}, "sweep axis batch has no values"),
         ({"batch": [1, 0]}, "batch is not valid: use whole numbers of at least 1"),
         ({"batch": [1, float("nan")]}, "batch is not valid"),
         ({"gamma": [1, 2.5]}, "gamma is not valid: use whole numbers of at least 0"),
         ({"gamma": [1, 65]}, "gamma is not valid: use at most 64"),
         ({"gpu": ["h100-sxm", "h1000"]}, "unknown GPU 'h1000'"),
-        ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'. Nearest: ideal"),
+        ({"engine": ["ideal", "idle"]}, "unknown engine 'idle'; did you mean ideal"),
         ({"draft": ["self:window"]}, "unknown draft policy 'window'"),
         ({"kv_dtype": ["bf16", "fp7"]}, "unknown dtype 'fp7'"),
         ({"batch": range(1, 10_001), "prompt_tokens": range(1, 10_001)}, "exceed 50,000,000"),

@@ -113,7 +113,7 @@ def test_the_forms_of_acceptance_are_distinguished() -> None:
 def test_an_infeasible_prediction_says_why_and_still_has_its_times() -> None:
     result = predict(target="llama-3.1-70b", tp=1)
     assert result["feasible"] is False
-    assert result["reason"].startswith("needs ") and "not even batch 1 fits" in result["reason"]
+    assert " per GPU" in result["reason"] and "not even a batch of 1 fits" in result["reason"]
     assert result["target_step_s"] > 0
     fitting = predict(batch=8)
     assert fitting["reason"] == "" and fitting["feasible"] is True

@@ -77,5 +77,5 @@ def test_capacity_agrees_with_the_memory_estimate() -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(DoesNotFit, match="no memory is left for the KV cache"):
+    with pytest.raises(DoesNotFit, match="no memory for the KV cache"):
         RoundTimes(a_scenario(target="llama-3.1-70b"), max_batch=4).kv_capacity(0)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perfmodel import ConfigError, Traffic
 from perfmodel.serving import lengths, recorded_acceptance
@@ -22,11 +28,37 @@ MOONCAKE = (
     '{"timestamp": 0, "input_length": 374, "output_length": 44, "hash_ids": [1]}\n'
     '{"timestamp": 4314.579, "input_length": 396, "output_length": 109, "hash_ids": [2]}\n'
 )
+BAILIAN = MOONCAKE.replace("4314.579", "4.314579").replace('"hash_ids"', '"chat_id": 7, "hash_ids"')
+BURSTGPT = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,374,44,418,Conversation log\n6,ChatGPT,80,0,80,API log\n"
+    "9.314579,GPT-4,396,109,505,Conversation log\n"
+)
+SPLITWISE = (
+    "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n"
+    "0,2,0,0.0,1,374,44\n1,2,0,4.314579,1,396,109\n"
+)
+VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,374,44\n4.314579,396,109\n"
+ARRAY = "[\n" + MOONCAKE.replace("}\n{", "},\n{") + "]\n"
 OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.314579,396,109\n"
 
 
 @pytest.mark.parametrize(
-    "name, text", [("a.csv", AZURE), ("b.csv", AZURE_2024), ("m.jsonl", MOONCAKE), ("o.csv", OWN)]
+    "name, text",
+    [
+        ("a.csv", AZURE),
+        ("b.csv", AZURE_2024),
+        ("m.jsonl", MOONCAKE),
+        ("m.json", ARRAY),
+        ("m.json", ARRAY.replace("\n", "")),
+        ("m", MOONCAKE),
+        ("m.jsonl", BAILIAN),
+        ("burst.csv", BURSTGPT),
+        ("s.csv", SPLITWISE),
+        ("v.csv", VIDUR),
+        ("o.csv", OWN),
+        ("o.csv", "\ufeff" + OWN.replace("\n", "\r\n")),
+    ],
 )
 def test_every_trace_format_gives_the_same_requests(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
@@ -49,15 +81,82 @@ def test_sharegpt_conversations_are_counted_in_characters_and_arrivals_drawn(
     assert np.all(np.diff(chunk.arrival_s) > 0)
 
 
+def turns(*texts: str, start: str = "human") -> str:
+    """A ShareGPT conversation in which the speakers take turns."""
+    speakers = ["human", "gpt"] if start == "human" else ["gpt", "human"]
+    said = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
+    return json.dumps({"id": "x", "conversations": said})
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_the_first_question_with_an_answer_counts(tmp_path: Path, array: bool) -> None:
+    rows = [
+        turns("12345678", "1234"),
+        turns(),
+        turns("a question without an answer"),
+        turns("an answer that no one asked for", "12345678", "1234", start="gpt"),
+        json.dumps({"conversations": [{"from": "system", "value": "be kind"}]}),
+    ]
+    path = tmp_path / "s.json"
+    path.write_text("[\n" + ",\n".join(rows) + "\n]" if array else "\n".join(rows))
+    assert list(trace_rows(path)) == [(None, 2, 1)] * 2
+
+
+def test_a_compressed_trace_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "o.csv.gz"
+    path.write_bytes(gzip.compress(OWN.encode()))
+    assert [row[1:] for row in trace_rows(path)] == [(374, 44), (396, 109)]
+    path.write_bytes(gzip.compress(OWN.encode())[:-20])
+    with pytest.raises(ConfigError):
+        list(trace_rows(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"timestamp": 30.5, "input_length": 1, "output_length": 1}',
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n12,1,1",
+        "arrival_s,prompt_tokens,output_tokens\n0,1_0,1",
+        "arrival_s,prompt_tokens,output_tokens\n0,\uff18,1",
+        "arrival_s,prompt_tokens,output_tokens\n0,1e9,1",
+        "arrival_s,arrival_s,prompt_tokens,output_tokens\n0,0,1,1",
+        '{"arrival_s": 0, "prompt_tokens": true, "output_tokens": 1}',
+        '{"arrival_s": 0, "prompt_tokens": [1], "output_tokens": 1}',
+        '{"arrival_s": 0, "prompt_tokens": NaN, "output_tokens": 1}',
+        '{"conversations": "hello"}',
+        '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": 3}]}',
+        '[{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}, 3]',
+        '[{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}',
+        "[" * 100_000,
+        "x" * 200_000 + ",y\n1,2",
+    ],
+)
+def test_what_cannot_be_understood_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "trace"
+    path.write_text(text + "\n")
+    with pytest.raises(ConfigError) as error:
+        list(trace_rows(path))
+    assert len(str(error.value)) - len(str(path)) < 200
+
+
+@given(st.text() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
+def test_any_text_is_a_trace_or_refused(text: str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        with suppress(ConfigError):
+            list(trace_rows(path))
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
         ("arrival_s,prompt_tokens,output_tokens\n0,1,1\n0,x,1\n", "line 3: .*x"),
-        ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: earlier than"),
+        ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3 is earlier"),
         ("arrival_s,prompt_tokens\n0,1\n", "no column output_tokens"),
         ("arrival_s,prompt_tokens,output_tokens\n0,0,1\n", "at least 1"),
-        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "has 2 cells; the header has 3"),
-        ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "not a time"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "2 cells, .* 3"),
+        ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "line 2: .*nan"),
         ("arrival_s,prompt_tokens,output_tokens\n", "no requests"),
     ],
 )

@@ -1,6 +1,6 @@
-"""How a refusal reads, what a scaling makes of the context, and files that are no config.
+"""Errors for unsupported or invalid configs, and the context length after RoPE scaling.
 
-That the model is transformers' is held by `tests/test_config_truth.py`.
+`tests/test_config_truth.py` compares the resulting models with transformers.
 """
 
 import json

@@ -65,7 +65,7 @@ def test_any_split_model_is_complete_over_its_ranks(spec: ModelSpec, tp: int) ->
 
 def test_an_invalid_tp_is_refused_with_the_valid_ones() -> None:
     spec = catalog.model("qwen2.5-7b")
-    with pytest.raises(ConfigError, match=r"28 query heads.*Use one of 1, 2, 4\."):
+    with pytest.raises(ConfigError, match=r"28 query heads.*use 1, 2 or 4"):
         spec.check_tp(8)
     spec.check_tp(4)
 
@@ -100,7 +100,7 @@ def test_weights_and_kv_scale_with_their_dtype(dtype: str) -> None:
 
 
 def test_an_unknown_dtype_is_refused_with_those_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown dtype 'fp64'\. Use one of bf16, fp16, fp8"):
+    with pytest.raises(ConfigError, match=r"'fp64'.* bf16, fp16, fp8"):
         dtype_bytes("fp64")
 
 
@@ -114,6 +114,6 @@ def test_a_size_must_be_a_positive_whole_number(value: object) -> None:
 
 
 def test_query_heads_must_be_a_multiple_of_kv_heads() -> None:
-    with pytest.raises(ConfigError, match="10 query heads do not divide evenly among 4 KV heads"):
+    with pytest.raises(ConfigError, match=r"\b10\b.*\b4\b"):
         ModelSpec(name="m", layers=1, hidden=8, query_heads=10, kv_heads=4, head_dim=8,
                   ffn_hidden=8, vocab=8, max_context_tokens=8)  # fmt: skip

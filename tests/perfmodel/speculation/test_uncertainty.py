@@ -149,3 +149,26 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
         assert ends[0] <= speedup * (1 + 1e-12) and speedup <= ends[1] * (1 + 1e-12)
     assert result["acceptance"].low < result["acceptance"].high
     assert result["engine overhead"].low < result["engine overhead"].high
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # measured; extrapolated
+        ({"gpu": "l40", "tp": 8}, {"gpu": "l4", "tp": 8}),  # with and without a known ring
+    ],
+)
+def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
+    known: dict[str, Any], unknown: dict[str, Any]
+) -> None:
+    common = SELF | {"engine": "specroof", "batch": 8, "prompt_tokens": 4096, "kv_budget": 512}
+    one, other = a_scenario(**common | known), a_scenario(**common | unknown)
+
+    def beyond(scenario: Any) -> float:
+        """Width over the width without the error of all-reduces."""
+        alone = replace(scenario, engine=scenario.engine.changed(comm_factor=1e-9))
+        return width(scenario) / width(alone)
+
+    assert beyond(other) > beyond(one)
+    assert not any("all-reduce" in note for note in one.notes)
+    assert any("all-reduce" in note for note in other.notes)

@@ -54,7 +54,7 @@ def test_every_page_belongs_to_one_sequence(page_tokens: int, steps: list[tuple[
 def test_a_full_cache_reports_what_is_needed_and_free() -> None:
     pool, table = cache(5, 4), PageTable()
     pool.reserve(table, 9)
-    with pytest.raises(OutOfPages, match="4 more are needed, and 2 of 5 pages of 4 tokens"):
+    with pytest.raises(OutOfPages, match=r"4 more are needed.* 2 of 5 pages of 4 tokens"):
         pool.reserve(table, 25)
     assert pool.free_pages == 2
 

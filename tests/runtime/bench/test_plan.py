@@ -45,6 +45,8 @@ CHANGES: dict[str, Any] = {
     "gamma": 2,
     "gpu": "a100-sxm-80gb",
     "machine": "dgx-a100-80gb",
+    "ring_hop_us": 5.0,
+    "ring_gb_s": 10.0,
     "tp": 8,
     "draft_tp": 1,
     "batch": 3,
@@ -80,7 +82,7 @@ def test_a_written_table_plan_reads_back_unchanged(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"gama": 3}, "gama"),
-        ({"gamma": "3"}, "gamma: Input should be a valid integer"),
+        ({"gamma": "3"}, "gamma should be"),
         ({"gamma": 0}, "--gamma 0 is not valid; use 1 or more"),
         ({"mode": "fast"}, "use one of baseline, standalone, selfspec"),
         ({"draft_policy": "some"}, "use one of full, streamingllm, snapkv"),
@@ -106,7 +108,7 @@ def test_a_file_that_is_not_a_plan_is_refused_in_one_line(text: str, tmp_path: P
     with pytest.raises(InputError, match=r"is not a valid plan: .*--write-plan") as caught:
         RunPlan.read(tmp_path / "plan.json")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         RunPlan.read(tmp_path / "absent.json")
 
 
@@ -133,7 +135,8 @@ def test_anything_but_one_plan_is_refused_in_one_line(words: list[str]) -> None:
         [sys.executable, "-m", "runtime.bench", *words], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: expected one plan; use python -m runtime.bench PLAN.json\n"
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "python -m runtime.bench PLAN.json" in done.stderr
 
 
 def test_dtypes_of_a_scenario_reach_the_plan() -> None:

@@ -1,4 +1,4 @@
-"""Split sizes of products of few rows, and the likeliest token over ranks, on a CPU."""
+"""Split-K sizes for products with few rows, and argmax over a padded vocabulary, on the CPU."""
 
 from __future__ import annotations
 

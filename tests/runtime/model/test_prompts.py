@@ -34,7 +34,7 @@ def test_a_text_is_cut_into_prompts(tokenizer: TextTokenizer, tmp_path: Path) ->
     file.write_text(words(0, 25))
     prompts = read_prompts(file, batch=2, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
     assert prompts == [list(range(10)), list(range(10, 20))]
-    with pytest.raises(InputError, match="has 2 prompts of 10 tokens, too few for a batch of 3"):
+    with pytest.raises(InputError, match=r"\b2\b.*\b10\b.*\b3\b"):
         read_prompts(file, batch=3, prompt_tokens=10, tokenizer=tokenizer, vocab=VOCAB)
 
 

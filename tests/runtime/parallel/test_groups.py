@@ -1,4 +1,4 @@
-"""Two processes over gloo say what one says, however they are started."""
+"""Two gloo processes generate the same tokens as one, however they are started."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def launched(plan: RunPlan, path: Path) -> list[list[int]]:
         ("qwen3", {"mode": "standalone", "draft_policy": "full"}),
     ],
 )
-def test_tp_2_says_what_tp_1_says(
+def test_tp_2_generates_the_same_tokens_as_tp_1(
     family: str, fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = {"model": folder(tmp_path / "target", FAMILIES[family])}
@@ -96,7 +96,7 @@ def test_sampling_with_two_ranks_repeats_that_of_one(
     assert launched(replace(plan, tp=2), tmp_path) == alone
 
 
-def test_torchrun_with_two_nodes_says_what_one_process_says(
+def test_torchrun_with_two_nodes_generates_the_same_tokens_as_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = folder(tmp_path / "target", FAMILIES["llama-2"])

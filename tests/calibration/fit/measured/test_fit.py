@@ -239,18 +239,18 @@ def test_a_fit_is_robust_to_outliers(tmp_path: Path) -> None:
 
 def test_leave_out_errors_are_reported_by_region(fitted: FitReport) -> None:
     table = {errors.name: errors.to_dict() for errors in fitted.errors}
-    assert set(table["products"]) == {"in sample", "matrix out", "cell out"}
+    assert set(table["GEMMs"]) == {"in sample", "matrix out", "cell out"}
     assert {"in sample", "a fifth out"} == set(table["attention"])
     assert any(region.startswith("KV ") for region in table["attention"]["in sample"])
     text = "\n".join(fitted.lines())
-    assert "products, |error| %" in text and "rows 17-64" in text
+    assert "GEMMs, |error| %" in text and "rows 17-64" in text
 
 
 @pytest.mark.parametrize(
     ("keep", "missing"),
     [
         (lambda c: c["op"] != "attention", "attention: no record"),
-        (lambda c: c["op"] == "attention", "products: 0 matrices"),
+        (lambda c: c["op"] == "attention", "GEMMs: 0 matrices"),
         (lambda c: c["op"] != "layer", "layers: 0 records"),
         (lambda c: c["op"] not in ("add_norm", "place", "silu_mul"), "small kernels: 0 records"),
         (lambda c: c["op"] != "gemm_sustained", "sustained clock"),
@@ -270,7 +270,7 @@ def test_a_file_with_too_few_records_is_refused(
     path = write_records(tmp_path / "k.jsonl", gemm_cells()[:3])
     arguments = ["calibrate", "fit", str(path), f"--output={tmp_path / 'out'}"]
     assert specroof(arguments) == 2
-    assert "not enough records to fit anything: products: 0 matrices" in capsys.readouterr().err
+    assert "not enough records to fit anything: GEMMs: 0 matrices" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -284,7 +284,7 @@ def test_the_command_writes_its_files_and_charts(
     printed = capsys.readouterr().out
     assert "not fitted: attention: no record" in printed
     assert sorted(p.name for p in out.rglob("*.toml")) == ["gemm-specroof.toml"]
-    assert "Errors of products by region" in page.read_text()
+    assert "Errors of GEMMs by region" in page.read_text()
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
@@ -301,8 +301,7 @@ NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)
 
 def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
     sizes = [8192 * 4**i for i in range(7)]
-    rows = [f"{s:12} {s // 2:12}  half  sum  -1  {10 + s / 3e5:.2f}  1 1 0 9.9 1 1 0"
-            for s in sizes]  # fmt: skip
+    rows = [nccl_row(size) for size in sizes]
     path = tmp_path / "nccl.txt"
     path.write_text(NCCL + "\n".join(rows) + "\n# Avg bus bandwidth : 1\n")
     report = fit_inputs([path], gpu="h200")
@@ -320,16 +319,21 @@ def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
         fit_inputs([path])
 
 
+def nccl_row(size: int) -> str:
+    time = 10 + size / 3e5
+    rate = f"{size / time / 1e3:.2f}"  # GB/s; of two ranks both bandwidths are the same
+    return f"{size} {size // 4} float sum -1 {time:.2f} {rate} {rate} 0 9.9 1 1 0"
+
+
 def nccl_rows(count: int) -> str:
-    sizes = [65536 * 4**i for i in range(count)]
-    return "\n".join(f"{s} {s // 4} float sum -1 {10 + s / 3e5:.2f} 1 1 0 9.9 1 1 0" for s in sizes)
+    return "\n".join(nccl_row(65536 * 4**i) for i in range(count))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("# Collective test starting: all_gather_perf\n" + NCCL + nccl_rows(5), "all_gather_perf"),
-        (NCCL + nccl_rows(5).replace(" sum ", " none "), "redop is none"),
+        (NCCL + nccl_rows(5).replace(" sum ", " none "), "not an all-reduce"),
         (NCCL.replace("Rank  1", "Rank  0") + nccl_rows(5), "rank 0 more than once"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from calibration.fit.tables.gpus import GPUS, read_table
+from calibration.fit.tables.gpus import COLUMNS, GPUS, TEXT_COLUMNS, check_table, read_table
 from calibration.records.jsonl import RecordError
 
 GPU = GPUS["h200"]
@@ -37,3 +37,49 @@ def test_a_missing_table_and_one_of_another_device_are_refused(tmp_path: Path) -
     write(tmp_path / GPU.folder / "gemm.parquet", device="NVIDIA B200")
     with pytest.raises(RecordError, match="measured on NVIDIA B200, not on h200"):
         read_table(tmp_path, GPU, "gemm")
+
+
+@pytest.mark.parametrize("table", sorted(COLUMNS))
+@pytest.mark.parametrize(
+    "fault", ["none", "no rows", "no column", "text", "negative", "zero", "nan", "junk", "device"]
+)
+def test_a_table_is_checked_before_it_is_fitted(tmp_path: Path, table: str, fault: str) -> None:
+    numbers = [1.0 + i for i in range(20)]
+    values: dict[str, list[object]] = {name: ["bfloat16"] * 20 for name in TEXT_COLUMNS}
+    values |= {name: [*numbers] for name in COLUMNS[table] if name not in TEXT_COLUMNS}
+    frame = pd.DataFrame(values | {"device": ["NVIDIA H200"] * 20})
+    path = tmp_path / GPU.folder / f"{table}.parquet"
+    path.parent.mkdir()
+    wrong: dict[str, object] = {"text": "x", "negative": -1.0, "zero": 0.0, "nan": float("nan")}
+    if fault == "no rows":
+        frame = frame.iloc[:0]
+    elif fault == "no column":
+        frame = frame.drop(columns="latency")
+    elif fault == "device":
+        frame = frame.assign(device=["NVIDIA H200"] * 19 + ["NVIDIA B200"])
+    elif fault in wrong:
+        frame["latency"] = frame["latency"].astype(object)
+        frame.loc[1, "latency"] = wrong[fault]
+        frame["latency"] = frame["latency"] if fault == "text" else frame["latency"].astype(float)
+        frame = frame.astype({"latency": str}) if fault == "text" else frame
+    frame.to_parquet(path)
+    if fault == "junk":
+        path.write_bytes(path.read_bytes()[:40])
+    if fault == "none":
+        check_table(tmp_path, GPU, table)
+        return
+    with pytest.raises(RecordError) as error:
+        check_table(tmp_path, GPU, table)
+    assert "\n" not in str(error.value)
+    if fault in ("negative", "zero", "nan"):
+        assert "row 2" in str(error.value)
+
+
+def test_few_matrices_are_reported_with_the_device(tmp_path: Path) -> None:
+    values = {name: ["bfloat16"] * 3 for name in TEXT_COLUMNS}
+    sizes = {name: [1.0, 2.0, 3.0] for name in COLUMNS["gemm"] if name not in TEXT_COLUMNS}
+    path = tmp_path / GPU.folder / "gemm.parquet"
+    path.parent.mkdir()
+    pd.DataFrame({**values, **sizes, "device": ["NVIDIA B200"] * 3}).to_parquet(path)
+    with pytest.raises(RecordError, match=r"NVIDIA B200.* 3 matrices"):
+        check_table(tmp_path, GPU, "gemm")

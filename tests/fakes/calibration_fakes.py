@@ -19,7 +19,7 @@ from runtime import StepTimes
 
 def documented_keys(section: str) -> list[str]:
     """The keys that docs/reference/json.md lists under a heading, in their order."""
-    text = (Path(__file__).parents[1] / "docs/reference/json.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
     body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
     return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
 

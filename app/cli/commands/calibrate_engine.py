@@ -1,0 +1,249 @@
+"""`specroof calibrate engine`: measure a serving engine, fit its profile, and validate it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.options import AsJson, field_flags
+from app.cli.output import print_json, progress, write_files
+
+if TYPE_CHECKING:
+    from calibration.engines import EngineRecords, Plan, PlanOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """The flags of a measurement."""
+
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of records to write or continue.")
+    ] = None
+    gpu: Annotated[
+        str, typer.Option(metavar="NAME", help="GPU from the catalog (default: this machine's).")
+    ] = ""
+    target: Annotated[str, typer.Option(metavar="MODELS", help="Targets, separated by commas.")] = (
+        "llama-3.1-8b"
+    )
+    method: Annotated[
+        str, typer.Option(metavar="NAMES", help="Draft methods, separated by commas.")
+    ] = "draft,eagle3,ngram"
+    gamma: Annotated[str, typer.Option(metavar="N,..", help="Drafts per round to choose from.")] = (
+        "1,2,3,4,5"
+    )
+    draft: Annotated[
+        str, typer.Option(metavar="MODEL", help="Draft model (default: the smallest that matches).")
+    ] = ""
+    tp: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs that share the target.")] = 1
+    batch: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Range of batch sizes.")] = "1:128"
+    context: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Range of prompt tokens.")] = (
+        "1024:65536"
+    )
+    minutes: Annotated[
+        float, typer.Option(metavar="MIN", min=0.0, help="Duration of the plan.")
+    ] = 15.0
+    stop_after: Annotated[
+        float | None,
+        typer.Option(metavar="MIN", min=0.0, help="Time limit of this call (default: --minutes)."),
+    ] = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the plan.")] = 0
+    hold_back: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of workloads used only for validation.")
+    ] = 0.3
+    python: Annotated[
+        str, typer.Option(metavar="PATH", help="Python that has the engine (default: this one).")
+    ] = ""
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Running server to measure; it needs /metrics.")
+    ] = ""
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Name of the engine, with --url.")] = (
+        "vllm"
+    )
+    engine_version: Annotated[
+        str, typer.Option(metavar="VERSION", help="Its version, if the server does not report it.")
+    ] = ""
+    show: Annotated[
+        bool, typer.Option("--list", help="Print the plan and its duration (without a GPU).")
+    ] = False
+
+
+@field_flags
+def calibrate_engine(
+    records: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RECORDS", help="Existing records to fit.", show_default=False),
+    ] = None,
+    *,
+    options: EngineOptions,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Records used only for validation; repeatable.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder in which to write engines/NAME-VERSION.toml."),
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Measure a serving engine on this machine's GPUs, fit its profile, and validate it.
+
+    Without --out, existing records are fitted.
+    """
+    from calibration.engines import joined, read_engine_records
+    from perfmodel import ConfigError
+
+    if options.show:
+        print("\n".join(_plan(options, options.gpu or "h200").lines()))
+        return
+    paths = list(records or ())
+    if options.out is not None:
+        for line in _measure(options, options.out):
+            print(line, file=sys.stderr)
+        paths.append(options.out)
+    if not paths:
+        raise ConfigError("nothing to fit; give --out FILE to measure, or files of records")
+    data = read_engine_records(paths)
+    if check:
+        data = joined(data, read_engine_records(check, held_back=True))
+    _fit(data, output, as_json=as_json)
+
+
+def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
+    """Fit a profile, write it, and print its errors."""
+    from calibration.engines import (
+        engine_report,
+        fit_profile,
+        profile_text,
+        report_dict,
+        report_lines,
+    )
+    from perfmodel import OutsideTolerance
+
+    report = engine_report(data, fit_profile(data))
+    name = f"engines/{report.name}.toml"
+    present = output / name
+    shipped = present.read_text(encoding="utf-8") if present.is_file() else None
+    written = write_files({name: profile_text(report, shipped)}, output)
+    if as_json:
+        print_json(report_dict(report) | {"written": [str(path) for path in written]})
+    else:
+        print("\n".join([*report_lines(report), *(f"wrote {path}" for path in written)]))
+    if report.outside:
+        raise OutsideTolerance("; ".join(report.outside))
+
+
+def _measure(options: EngineOptions, out: Path) -> list[str]:
+    """Run the plan into a file of records; return lines on failed and remaining points."""
+    from calibration.engines import (
+        Server,
+        ServerAdapter,
+        catalog_gpu,
+        engine_facts,
+        run_plan,
+        start,
+    )
+    from perfmodel import ConfigError
+    from runtime.bench.provenance import source_commit
+
+    header: dict[str, Any]
+    if options.url:
+        server = Server(options.url)
+        version = options.engine_version or server.version()
+        if not version or not options.gpu:
+            raise ConfigError(
+                "--url needs --gpu, and --engine-version if the server does not report it; add them"
+            )
+        header = {"engine": options.engine, "version": version, "gpu": options.gpu}
+
+        def begin(setup: Any, points: Any) -> Any:
+            return ServerAdapter(server, setup, points)
+
+    else:
+        python = options.python or sys.executable
+        header = engine_facts(python)
+        if "gpu" not in header:
+            raise ConfigError(
+                "nvidia-smi finds no GPU; use a machine with one, or measure a server with --url"
+            )
+
+        def begin(setup: Any, points: Any) -> Any:
+            return start(python, setup, points, out.with_suffix(".work"))
+
+    gpu = options.gpu or catalog_gpu(header["gpu"])
+    if not gpu:
+        raise ConfigError(
+            f"GPU {header['gpu']!r} is not in the catalog; give a similar one with --gpu"
+        )
+    plan = _plan(options, gpu)
+    header |= {
+        "gpu_name": gpu,
+        "command": ["specroof", *sys.argv[1:]],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": source_commit(),
+        "seed": options.seed,
+    }
+    with progress("starting", len(plan.points)) as bar:
+
+        def show(done: int, label: str) -> None:
+            if bar is not None:
+                bar(done, label=label)
+
+        spend = options.minutes if options.stop_after is None else options.stop_after
+        deadline = time.monotonic() + 60.0 * spend
+        return run_plan(plan, out, header, begin, show=show, deadline=deadline)
+
+
+def _plan(options: EngineOptions, gpu: str) -> Plan:
+    from calibration.engines import plan_run
+
+    return plan_run(_plan_options(options, gpu))
+
+
+def _plan_options(options: EngineOptions, gpu: str) -> PlanOptions:
+    from calibration.engines import PlanOptions
+
+    return PlanOptions(
+        gpu=gpu,
+        targets=tuple(_words(options.target)),
+        methods=tuple(_words(options.method)),
+        gammas=tuple(_numbers("gamma", options.gamma, ",")),
+        draft=options.draft,
+        tp=options.tp,
+        minutes=options.minutes,
+        seed=options.seed,
+        hold_back=options.hold_back,
+        batch=_range("batch", options.batch),
+        context=_range("context", options.context),
+        served=bool(options.url),
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _range(name: str, text: str) -> tuple[int, int]:
+    values = _numbers(name, text, ":")
+    if len(values) not in (1, 2):
+        raise _bad(name, text, "a number, or LOW:HIGH")
+    return values[0], values[-1]
+
+
+def _numbers(name: str, text: str, between: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(between)]
+    except ValueError:
+        raise _bad(name, text, f"whole numbers separated by {between!r}") from None
+
+
+def _bad(name: str, text: str, wanted: str) -> Exception:
+    from perfmodel import ConfigError
+
+    return ConfigError(f"--{name} {text!r} is not valid; give {wanted}")

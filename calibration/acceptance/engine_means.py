@@ -1,0 +1,178 @@
+"""Acceptance from reports that have no rate per position: only a mean, or totals.
+
+- SGLang: mean tokens per round, in its log, on its /metrics page, in its server info, and in the
+  result of its `bench_serving`.
+- TensorRT-LLM: `specDecodingStats` of every iteration.
+- llama.cpp: accepted and generated drafts, in the log of its server and of `llama-speculative`.
+- vLLM: accepted and drafted tokens of V0, and of results without positions.
+
+Each becomes one i.i.d. α for all positions at γ, which the report states or the user must.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perfmodel import Acceptance, ConfigError
+from perfmodel.specs import Origin
+
+NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)"
+SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
+_LABEL = re.compile(r'(\w+)="([^"\n]*)"')
+_SGLANG_PAGE = re.compile(
+    rf"^sglang:spec_accept_length(?:\{{([^}}\n]*)\}})?[ \t]+{NUMBER}", re.M | re.I
+)
+_SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
+_LLAMA_SERVER = re.compile(
+    r"draft acceptance(?: rate)? = .*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
+)
+_LLAMA_TOOL = re.compile(
+    r"^n_draft\s*= (\d+)$.*?^n_drafted\s*= (\d+)$.*?^n_accept\s*= (\d+)$", re.M | re.S
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """Acceptance rates from an engine.
+
+    `rounds` is None if the source does not state it. `positional` is False if only a mean is known,
+    so that all positions have the same rate.
+    """
+
+    per_position: tuple[float, ...]
+    engine: str
+    rounds: int | None
+    positional: bool
+
+    def acceptance(self) -> Acceptance:
+        """The rates as a measured `Acceptance`."""
+        rounds = "" if self.rounds is None else f" over {self.rounds:,} rounds"
+        return Acceptance.from_per_position(
+            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{rounds}"
+        )
+
+
+def labels_of(text: str) -> dict[str, str]:
+    """The labels of a series on a Prometheus page."""
+    return dict(_LABEL.findall(text))
+
+
+def check_one_model(labels: Iterator[dict[str, str]], name: str) -> None:
+    """Raise a `ConfigError` if the series belong to several models."""
+    models = {one["model_name"] for one in labels if "model_name" in one}
+    if len(models) > 1:
+        raise ConfigError(
+            f"{name}: the counters belong to several models, {', '.join(sorted(models))}; keep "
+            f"those of one model"
+        )
+
+
+def mean_acceptance(
+    text: str, values: Sequence[Any], name: str, gamma: int | None
+) -> Imported | None:
+    """The rate in a report of SGLang, TensorRT-LLM or llama.cpp; None if it is from none of them.
+
+    `values` are the JSON values in the text, `gamma` is the engine's draft tokens per round.
+    """
+    if stats := list(_iterations(values)):
+        return _tensorrt_llm(stats, name, gamma)
+    if pairs := _LLAMA_SERVER.findall(text):
+        accepted, drafted = (sum(int(pair[i]) for pair in pairs) for i in (0, 1))
+        return share(accepted, drafted, "llama.cpp", name, gamma)
+    if runs := _LLAMA_TOOL.findall(text):
+        drafts = {int(run[0]) for run in runs}
+        accepted, drafted = (sum(int(run[i]) for run in runs) for i in (2, 1))
+        only = gamma or (drafts.pop() if len(drafts) == 1 else None)
+        return share(accepted, drafted, "llama.cpp", name, only)
+    if series := _SGLANG_PAGE.findall(text):
+        check_one_model((labels_of(labels) for labels, _ in series), name)
+        last = {labels: float(value) for labels, value in series}  # of several scrapes
+        return _mean_length(list(last.values()), name, gamma)
+    if lengths := [float(length) for length in _SGLANG.findall(text)]:
+        return _mean_length(lengths, name, gamma)
+    return None
+
+
+def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | None) -> Imported:
+    """One rate from the accepted share of all drafted tokens."""
+    if not drafted:
+        raise ConfigError(f"{name}: no token has been drafted yet; read the counters again later")
+    if accepted > drafted:
+        raise ConfigError(f"{name}: more tokens were accepted than drafted, which is impossible")
+    fraction = accepted / drafted
+    if gamma is None:
+        raise ConfigError(
+            f"{name}: {engine} does not count accepted tokens per position; use "
+            f"--accepted-fraction {fraction:.3f}, the accepted share of all drafted tokens, with "
+            f"the engine's --gamma"
+        )
+    rates = Acceptance.from_accepted_fraction(fraction, gamma).per_position
+    return Imported(per_position=rates, engine=engine, rounds=None, positional=False)
+
+
+def totals(
+    rounds: float, drafted: float, accepted: float, engine: str, name: str, gamma: int | None
+) -> Imported:
+    """One rate from the numbers of rounds, drafted and accepted tokens, which imply γ."""
+    if not rounds or not drafted:
+        raise ConfigError(f"{name}: no token has been drafted yet; read the counters again later")
+    mean = drafted / rounds
+    drafts = max(1, round(mean))
+    if abs(mean - drafts) > SHORT_ROUNDS * drafts:
+        raise ConfigError(
+            f"{name}: the number of draft tokens varies, {mean:.2f} per round on average, so the "
+            f"counters do not determine acceptance; run the engine with a fixed number"
+        )
+    if gamma is not None and gamma != drafts:
+        raise ConfigError(
+            f"{name}: --gamma {gamma} contradicts the {drafts} drafts per round in the report"
+        )
+    found = share(accepted, drafted, engine, name, drafts)
+    return Imported(
+        per_position=found.per_position, engine=engine, rounds=int(rounds), positional=False
+    )
+
+
+def _iterations(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The `specDecodingStats` objects of TensorRT-LLM in lists and objects."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _iterations(value)
+        elif isinstance(value, dict) and isinstance(value.get("specDecodingStats"), dict):
+            yield value["specDecodingStats"]
+
+
+def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None) -> Imported:
+    keys = ("numRequestsWithDraftTokens", "numDraftTokens", "numAcceptedTokens")
+    sums: list[float] = []
+    for key in keys:
+        counts = [one.get(key) for one in stats]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
+        sums.append(float(sum(count for count in counts if count)))
+    rounds, drafted, accepted = sums
+    return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
+
+
+def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Imported:
+    """One rate from the mean of SGLang's accept lengths, which include the target's token.
+
+    A length of 0 comes from a rank without requests.
+    """
+    lengths = [length for length in lengths if length > 0]
+    if not lengths:
+        raise ConfigError(
+            f"{name}: every accept length is 0, so no round has been run yet; read it again after "
+            f"some requests"
+        )
+    if gamma is None:
+        raise ConfigError(
+            f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
+            f"draft tokens per round to convert it to one i.i.d. acceptance"
+        )
+    mean = sum(lengths) / len(lengths)
+    rates = Acceptance.from_tokens_per_round(mean, gamma).per_position
+    return Imported(per_position=rates, engine="SGLang", rounds=None, positional=False)

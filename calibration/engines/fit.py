@@ -1,0 +1,340 @@
+"""Fit the terms of an engine profile to measured steps; the GPU's kernel curves stay fixed.
+
+The terms are fields of `EngineProfile` (factors for dense layers, attention and attention in
+verification, the time between a layer's kernels, the sustained clock) and, per method, fields of
+`HostCosts` (host time per step, sequence, draft step or layer, and searched token). A residual is
+the logarithm of predicted over measured seconds. Predictions come from `perfmodel.estimate`, so
+a fitted profile predicts exactly what the fit computed. Weak priors keep terms that the points do
+not determine near their expected values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.engines.plan import point_scenario
+from calibration.engines.records import EngineRecords, PointRecord, Setup
+from perfmodel import ConfigError, EngineProfile, Scenario, catalog, estimate
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.specs import HostCosts, Origin
+from perfmodel.speculation import host_wait_s
+
+Array = NDArray[np.float64]
+
+MEASUREMENT_ERROR = 0.02  # relative, of one point
+OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
+LEAST_POINTS = 4
+SWEEPS = 3  # most rounds of search and descent
+SCANNED = 8  # starting values over the range of a launch term
+COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
+LAUNCHES = ("draft_step_s", "draft_layer_s", "eager_layer_s")
+DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One fitted number: mean and standard deviation of its prior, bounds, and starting value."""
+
+    field: str  # of EngineProfile, or of the method's HostCosts
+    method: str = ""
+    prior: float
+    width: float
+    low: float = 0.0
+    high: float
+    start: float
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is host time, which GPU time may hide."""
+        return bool(self.method) or self.field == "eager_layer_s"
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Group:
+    """The records of one setup as arrays, and the scenario that predicts them."""
+
+    scenario: Scenario
+    records: tuple[PointRecord, ...]
+    batch: Array
+    context_tokens: Array
+
+    @classmethod
+    def of(cls, setup: Setup, records: Sequence[PointRecord], gpu: str) -> Group:
+        """The group of a setup's records on a catalog GPU."""
+        first = records[0].point
+        return cls(
+            scenario=point_scenario(
+                setup, gpu=gpu, engine="ideal", batch=first.batch, prompt=first.prompt_tokens
+            ),
+            records=tuple(records),
+            batch=np.array([float(r.point.batch) for r in records]),
+            context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
+        )
+
+    @property
+    def method(self) -> str:
+        """The decoding method of the setup."""
+        return self.records[0].point.setup.method
+
+    @property
+    def measured_s(self) -> Array:
+        """Measured seconds of a step or round, per record."""
+        return np.array([r.seconds for r in self.records])
+
+    def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
+        """Predicted seconds in addition to the passes, per record."""
+        scenario = replace(self.scenario, engine=profile)
+        gamma = np.asarray(float(scenario.plan.gamma))
+        return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
+
+    def seconds(self, profile: EngineProfile) -> Array:
+        """Predicted seconds of a step or round, per record."""
+        scenario = replace(self.scenario, engine=profile)
+        point = estimate(scenario, batch=self.batch, prompt_tokens=self.context_tokens)
+        return np.asarray(np.broadcast_to(point.round_s, self.batch.shape), dtype=np.float64)
+
+
+def _factor(field: str) -> Term:
+    return Term(field=field, prior=1.0, width=0.15, low=0.3, high=3.0, start=1.0)
+
+
+def _host(field: str, method: str, width: float, start: float) -> Term:
+    return Term(field=field, method=method, prior=0.0, width=width, high=20.0 * width, start=start)
+
+
+# Time between the kernels of a layer: gaps in a graph, latencies of small kernels.
+LAYER_OVERHEAD = Term(field="layer_overhead_s", prior=4e-6, width=4e-6, high=100e-6, start=4e-6)
+# Share of the peak FLOP/s at clocks under load; fits of the runtime gave 0.86 and 0.91.
+SUSTAINED_CLOCK = Term(field="compute_factor", prior=0.9, width=0.06, low=0.5, high=1.0, start=0.9)
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class EngineFit:
+    """A fitted profile, the fitted terms, and what could not be fitted."""
+
+    profile: EngineProfile
+    terms: tuple[Term, ...]
+    values: tuple[float, ...]
+    rms_percent: float
+    points: int
+    missing: tuple[str, ...] = ()
+    unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
+
+
+def fit_profile(records: EngineRecords) -> EngineFit:
+    """Fit a profile to the points that are not held back.
+
+    Raises `ConfigError` if there are too few points of plain decoding.
+    """
+    fitted, missing = _usable(records)
+    base = base_profile(records)
+    terms = terms_of(fitted, base)
+    groups = grouped(fitted, records.gpu)
+    values = _solve(terms, base, groups)
+    profile, measured = _with(base, terms, values), _measured(groups)
+    residual = np.log(predicted(profile, groups) / measured)
+    return EngineFit(
+        profile=profile,
+        terms=tuple(terms),
+        values=tuple(map(float, values)),
+        rms_percent=100.0 * float(np.sqrt(np.mean(residual**2))),
+        points=len(measured),
+        missing=tuple(missing),
+        unresolved=tuple(_unresolved(terms, values, base, groups)),
+    )
+
+
+def base_profile(records: EngineRecords) -> EngineProfile:
+    """The profile before the fit: kernel curves, and the settings that the engine reported."""
+    gpu = catalog.gpu(records.gpu)
+    methods = dict.fromkeys(r.point.setup.method for r in records.points)
+    hosts = tuple(
+        HostCosts(method=method, overlapped=bool(records.facts(method).get("async_scheduling")))
+        for method in methods
+    )
+    plain = records.facts("plain")
+    return replace(
+        engine_profile("ideal", gpu),
+        name=records.name,
+        origin=Origin.FITTED,
+        source=records.source,
+        attention_kernels="vllm",
+        streamingllm_is_view=False,
+        draft_reads_round=True,
+        graph_tokens=float(plain.get("graph_tokens", 0)),
+        prefill_chunk_tokens=int(plain.get("max_num_batched_tokens", 8192)),
+        reserved_bytes=reserved_bytes(records),
+        host=hosts,
+    )
+
+
+def reserved_bytes(records: EngineRecords) -> float:
+    """Memory used by neither weights nor KV cache, from the cache size that the engine reported."""
+    for start in records.starts:
+        blocks, size = start.facts.get("kv_cache_blocks"), start.facts.get("block_tokens")
+        if start.setup.method == "plain" and blocks and size:
+            spec, tp = catalog.model(start.setup.target), start.setup.tp
+            cache = blocks * float(size) * spec.kv_bytes_per_token_per_rank(tp)
+            rest = catalog.gpu(records.gpu).memory_bytes - cache - spec.weight_bytes_per_rank(tp)
+            return float(max(0.0, rest))
+    return DEFAULT_RESERVED_BYTES
+
+
+def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
+    """The terms that these points can determine."""
+    terms = [_factor("linear_factor"), _factor("attention_factor"), LAYER_OVERHEAD]
+    if any(r.point.setup.gamma for r in points):
+        terms.append(_factor("verify_attention_factor"))
+    tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
+    if max(tokens) >= COMPUTE_TOKENS:
+        terms.append(SUSTAINED_CLOCK)
+    if base.graph_tokens and max(tokens) > base.graph_tokens:
+        terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
+    for method in dict.fromkeys(r.point.setup.method for r in points):
+        terms += [_host("step_s", method, 2e-3, 2e-4), _host("sequence_s", method, 2e-5, 1e-6)]
+        setups = {r.point.setup for r in points if r.point.setup.method == method}
+        if method == "draft":
+            terms.append(_host("draft_layer_s", method, 5e-4, 5e-5))
+        elif method == "ngram":
+            terms.append(_host("lookup_token_s", method, 1e-7, 1e-9))
+        elif method not in ("plain", "suffix"):
+            terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
+        if method == "draft" and len({catalog.model(s.draft).layers for s in setups}) > 1:
+            terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
+    return terms
+
+
+def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
+    """Predicted seconds of a step or round per record, in the order of the groups."""
+    return np.concatenate([group.seconds(profile) for group in groups])
+
+
+def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
+    """The records grouped by setup; each group is predicted in one call."""
+    by_setup: dict[Setup, list[PointRecord]] = {}
+    for record in records:
+        by_setup.setdefault(record.point.setup, []).append(record)
+    return [Group.of(setup, rows, gpu) for setup, rows in by_setup.items()]
+
+
+def _usable(records: EngineRecords) -> tuple[list[PointRecord], list[str]]:
+    """The points to fit, and a message for each method that has too few of them."""
+    by_method: dict[str, list[PointRecord]] = {}
+    for record in records.fitted:
+        by_method.setdefault(record.point.setup.method, []).append(record)
+    if len(by_method.get("plain", ())) < LEAST_POINTS:
+        raise ConfigError(
+            f"{len(by_method.get('plain', ()))} points of plain decoding are too few: a fit needs "
+            f"{LEAST_POINTS} that are not held back; measure more with --out"
+        )
+    few = {m: len(rows) for m, rows in by_method.items() if len(rows) < LEAST_POINTS}
+    missing = [f"{method}: {n} points, but {LEAST_POINTS} are needed" for method, n in few.items()]
+    return [r for m, rows in by_method.items() if m not in few for r in rows], missing
+
+
+def _with(base: EngineProfile, terms: Sequence[Term], values: Array) -> EngineProfile:
+    """The profile with the values of the terms, without methods that have no term."""
+    fields = {t.field: float(v) for t, v in zip(terms, values, strict=True) if not t.method}
+    hosts = []
+    for costs in base.host:
+        fitted: dict[str, Any] = {
+            t.field: float(v)
+            for t, v in zip(terms, values, strict=True)
+            if t.method == costs.method
+        }
+        if fitted:
+            hosts.append(replace(costs, **fitted))
+    return replace(base, host=tuple(hosts), **fields)  # type: ignore[arg-type]
+
+
+def _unresolved(
+    terms: Sequence[Term], values: Array, base: EngineProfile, groups: Sequence[Group]
+) -> list[Term]:
+    """Terms whose prior width changes every prediction by less than half a measurement error."""
+    at = predicted(_with(base, terms, values), groups)
+    unresolved = []
+    for index, term in enumerate(terms):
+        moved = values.copy()
+        moved[index] += 0.1 * term.width
+        change = np.abs(np.log(predicted(_with(base, terms, moved), groups) / at))
+        if 10.0 * float(change.max()) < 0.5 * MEASUREMENT_ERROR:
+            unresolved.append(term)
+    return unresolved
+
+
+def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) -> Array:
+    """Bounded robust least squares over all terms, each time after a search over host terms.
+
+    Host time that GPU time hides has no gradient, so descent alone would not find it.
+    """
+    x, cost = np.array([t.start for t in terms]), np.inf
+    for _ in range(SWEEPS):
+        for method in dict.fromkeys(t.method for t in terms if t.is_host):
+            x = _host_search(x, terms, method, base, groups)
+        x, now = _descend(
+            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups)
+        )
+        if now > 0.99 * cost:
+            break
+        cost = now
+    return x
+
+
+def _host_search(
+    x: Array, terms: Sequence[Term], method: str, base: EngineProfile, groups: Sequence[Group]
+) -> Array:
+    """The values with the best host terms of one method, for fixed times of the passes.
+
+    Descents start from several launch times, shorter and longer than the passes.
+    """
+    searched = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
+    chosen = [group for group in groups if method in ("", group.method)]
+    passes = [group.seconds(replace(_with(base, terms, x), host=())) for group in chosen]
+
+    def predict(values: Array) -> Array:
+        moved = x.copy()
+        moved[searched] = values
+        profile = _with(base, terms, moved)
+        pairs = zip(chosen, passes, strict=True)
+        return np.concatenate([s + group.waits(profile, s) for group, s in pairs])
+
+    starts = [x[searched]]
+    for place, index in enumerate(searched):
+        if terms[index].field in LAUNCHES:
+            for value in np.geomspace(1e-3, 0.9, SCANNED) * terms[index].high:
+                starts.append(x[searched])
+                starts[-1][place] = value
+    measured, host_terms = _measured(chosen), [terms[i] for i in searched]
+    solutions = [_descend(start, host_terms, predict, measured) for start in starts]
+    best = x.copy()
+    best[searched] = min(solutions, key=lambda solution: solution[1])[0]
+    return best
+
+
+def _descend(
+    start: Array, terms: Sequence[Term], predict: Callable[[Array], Array], measured: Array
+) -> tuple[Array, float]:
+    """Values and cost of a bounded robust least-squares fit with the priors of the terms."""
+    from scipy.optimize import least_squares
+
+    prior, width, low, high = (
+        np.array([getattr(t, name) for t in terms]) for name in ("prior", "width", "low", "high")
+    )
+
+    def residuals(x: Array) -> Array:
+        errors = np.log(predict(x) / measured) / MEASUREMENT_ERROR
+        robust = np.sqrt(2.0 * (np.sqrt(1.0 + (errors / OUTLIER) ** 2) - 1.0))
+        return np.concatenate([OUTLIER * np.sign(errors) * robust, (x - prior) / width])
+
+    inside = np.clip(start, low + 1e-9 * (high - low), high)
+    solved = least_squares(residuals, inside, bounds=(low, high), x_scale=width)
+    return np.asarray(solved.x), float(solved.cost)
+
+
+def _measured(groups: Sequence[Group]) -> Array:
+    return np.concatenate([group.measured_s for group in groups])

@@ -1,0 +1,299 @@
+"""Errors of a fitted engine profile on held-back points, and the profile as a catalog file.
+
+Besides times, decisions are validated for a few values of α: whether a draft method is faster than
+plain decoding, and how much slower the method with the best prediction is than the method with
+the best measurement (regret). Both use the workloads that were timed under several setups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.engines.fit import EngineFit, grouped, predicted
+from calibration.engines.records import EngineRecords, PointRecord
+from calibration.records.toml_file import significant, toml_text, with_table
+from perfmodel.acceptance import tokens_per_round_iid
+from perfmodel.specs import EngineProfile, HostCosts
+from perfmodel.units import GB, US
+
+Array = NDArray[np.float64]
+
+ALPHAS = (0.6, 0.7, 0.8, 0.9)  # for which decisions are validated
+NEAR_TIE = 0.03  # speedups this close to 1 do not count as a decision
+TOLERANCES = {"plain": 3.0, "rounds": 5.0, "worst": 15.0, "regret": 2.0}  # percent
+NOTE = "Written by `specroof calibrate engine`."
+LEAST_SPEEDUP_ERROR = 0.02  # lower bound of a profile's `speedup_error`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointError:
+    """A record, and the profile's prediction of it."""
+
+    record: PointRecord
+    predicted_s: float
+
+    @property
+    def percent(self) -> float:
+        """The signed error in percent of the measured time."""
+        return 100.0 * (self.predicted_s / self.record.seconds - 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Measured and predicted speedup of one setup under one workload and α."""
+
+    record: PointRecord
+    alpha: float
+    measured: float
+    predicted: float
+
+    @property
+    def is_near_tie(self) -> bool:
+        """Whether the measured speedup is too close to 1 for its sign to count."""
+        return abs(self.measured - 1.0) < NEAR_TIE
+
+    @property
+    def sign_right(self) -> bool:
+        """Whether both speedups are on the same side of 1."""
+        return (self.measured > 1.0) == (self.predicted > 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """A fit and its errors on fitted and held-back points."""
+
+    name: str
+    gpu: str
+    source: str
+    fit: EngineFit
+    fitted: tuple[PointError, ...]
+    held_back: tuple[PointError, ...]
+    decisions: tuple[Decision, ...]
+    regrets: tuple[float, ...]  # per held-back workload and α; 0 if the best setup was chosen
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The percentages that have tolerances, without those that have no point."""
+        plain = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma == 0]
+        rounds = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma > 0]
+        figures = {
+            "plain": float(np.median(plain)) if plain else None,
+            "rounds": float(np.median(rounds)) if rounds else None,
+            "worst": max([*plain, *rounds], default=None),
+            "regret": 100.0 * max(self.regrets, default=0.0) if self.regrets else None,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+    @property
+    def outside(self) -> list[str]:
+        """What exceeds its tolerance, as clauses."""
+        over = [
+            f"{name} {value:.1f} % exceeds {TOLERANCES[name]:g} %"
+            for name, value in self.figures.items()
+            if value > TOLERANCES[name]
+        ]
+        wrong = [d for d in self.decisions if not d.is_near_tie and not d.sign_right]
+        return over + (
+            [f"{len(wrong)} speedups are predicted on the wrong side of 1"] if wrong else []
+        )
+
+
+def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
+    """Errors of a fit on its fitted and held-back records."""
+    methods = {costs.method for costs in fit.profile.host}
+    of_fit = [r for r in records.points if r.point.setup.method in methods]
+    fitted = _errors([r for r in of_fit if not r.point.held_back], fit, records.gpu)
+    held_back = _errors([r for r in of_fit if r.point.held_back], fit, records.gpu)
+    decisions, regrets = _judged(held_back)
+    return EngineReport(
+        name=records.name,
+        gpu=records.gpu,
+        source=records.source,
+        fit=fit,
+        fitted=tuple(fitted),
+        held_back=tuple(held_back),
+        decisions=tuple(decisions),
+        regrets=tuple(regrets),
+    )
+
+
+def profile_text(report: EngineReport, shipped: str | None = None) -> str:
+    """The catalog file of the profile, whose keys state their units.
+
+    Parameters
+    ----------
+    shipped : str, optional
+        The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
+    """
+    values = _values(report.fit.profile) | {"speedup_error": speedup_error(report)}
+    if shipped is None:
+        general = {"name": report.name, **values, "origin": "assumed"}
+        header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
+        shipped = toml_text(general, header=header)
+    hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
+    note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
+    return with_table(shipped, "gpu", report.gpu, values, note=note)
+
+
+def speedup_error(report: EngineReport) -> float:
+    """Standard error of a predicted speedup, which combines the errors of a step and a round."""
+    errors = [np.log(e.predicted_s / e.record.seconds) for e in report.held_back or report.fitted]
+    each = float(np.sqrt(np.mean(np.square(errors))))
+    return significant(max(LEAST_SPEEDUP_ERROR, np.sqrt(2.0) * each), 3)
+
+
+def report_lines(report: EngineReport) -> list[str]:
+    """The fit and its errors as text."""
+    fit = report.fit
+    lines = [
+        f"{report.name} on {report.gpu}: {fit.points} points fitted, rms {fit.rms_percent:.1f} %, "
+        f"{len(report.held_back)} held back",
+        *(f"not fitted: {clause}" for clause in fit.missing),
+    ]
+    for term, value in zip(fit.terms, fit.values, strict=True):
+        shown = f"{value / US:.3f} µs" if term.field.endswith("_s") else f"{value:.3f}"
+        hidden = " (not resolved: no point depends on it)" if term in fit.unresolved else ""
+        lines.append(f"  {f'{term.method} ' if term.method else ''}{term.field}: {shown}{hidden}")
+    for name, errors in (("fitted", report.fitted), ("held back", report.held_back)):
+        for method, rows in _by_method(errors).items():
+            percents = np.array([e.percent for e in rows])
+            worst = float(percents[np.argmax(np.abs(percents))])
+            median = float(np.median(np.abs(percents)))
+            lines.append(
+                f"{name:9} {method:8} {len(rows):3} points: median {median:.1f} % "
+                f"(worst {worst:+.1f})"
+            )
+    judged = [d for d in report.decisions if not d.is_near_tie]
+    if judged:
+        right = sum(d.sign_right for d in judged)
+        lines.append(f"speedups predicted on the right side of 1: {right} of {len(judged)}")
+    if report.regrets:
+        worst_regret = 100.0 * max(report.regrets)
+        lines.append(
+            f"regret of choosing the method and γ by prediction: worst {worst_regret:.1f} %"
+        )
+    return lines
+
+
+def report_dict(report: EngineReport) -> dict[str, Any]:
+    """The report as plain data."""
+    return {
+        "engine": report.name,
+        "gpu": report.gpu,
+        "source": report.source,
+        "terms": [
+            {
+                "field": t.field,
+                "method": t.method,
+                "value": v,
+                "resolved": t not in report.fit.unresolved,
+            }
+            for t, v in zip(report.fit.terms, report.fit.values, strict=True)
+        ],
+        "fitted": [_error_dict(e) for e in report.fitted],
+        "held_back": [_error_dict(e) for e in report.held_back],
+        "figures_percent": report.figures,
+        "signs_right": sum(d.sign_right for d in report.decisions if not d.is_near_tie),
+        "signs": sum(not d.is_near_tie for d in report.decisions),
+        "outside_tolerance": report.outside,
+    }
+
+
+def _errors(records: Sequence[PointRecord], fit: EngineFit, gpu: str) -> list[PointError]:
+    if not records:
+        return []
+    groups = grouped(records, gpu)
+    seconds = predicted(fit.profile, groups)
+    rows = [record for group in groups for record in group.records]
+    return [PointError(record=r, predicted_s=float(s)) for r, s in zip(rows, seconds, strict=True)]
+
+
+def _judged(errors: Sequence[PointError]) -> tuple[list[Decision], list[float]]:
+    """Decisions and regrets for every workload that was timed with and without drafts."""
+    by_workload: dict[tuple[str, int, int, int], list[PointError]] = {}
+    for error in errors:
+        by_workload.setdefault(error.record.point.workload, []).append(error)
+    decisions, regrets = [], []
+    for rows in by_workload.values():
+        plain = next((e for e in rows if e.record.point.setup.gamma == 0), None)
+        drafts = [e for e in rows if e.record.point.setup.gamma > 0]
+        if plain is None or not drafts:
+            continue
+        for alpha in ALPHAS:
+            decisions += [
+                Decision(
+                    record=e.record,
+                    alpha=alpha,
+                    measured=plain.record.seconds / _tpot(e.record.seconds, e, alpha),
+                    predicted=plain.predicted_s / _tpot(e.predicted_s, e, alpha),
+                )
+                for e in drafts
+            ]
+            measured = {id(e): _tpot(e.record.seconds, e, alpha) for e in rows}
+            chosen = min(rows, key=lambda e: _tpot(e.predicted_s, e, alpha))
+            regrets.append(measured[id(chosen)] / min(measured.values()) - 1.0)
+    return decisions, regrets
+
+
+def _tpot(seconds: float, error: PointError, alpha: float) -> float:
+    """Seconds per token of a step or round at α."""
+    gamma = error.record.point.setup.gamma
+    return seconds / float(tokens_per_round_iid(alpha, gamma))
+
+
+def _by_method(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
+    by_method: dict[str, list[PointError]] = {}
+    for error in errors:
+        by_method.setdefault(error.record.point.setup.method, []).append(error)
+    return by_method
+
+
+def _error_dict(error: PointError) -> dict[str, Any]:
+    record = error.record
+    return {
+        "id": record.point.id,
+        "method": record.point.setup.method,
+        "gamma": record.point.setup.gamma,
+        "batch": record.point.batch,
+        "context_tokens": record.context_tokens,
+        "measured_s": record.seconds,
+        "predicted_s": error.predicted_s,
+        "error_percent": error.percent,
+    }
+
+
+def _values(profile: EngineProfile) -> dict[str, Any]:
+    """The fields that differ from their defaults, by catalog key and in its unit."""
+    plain = {f.name: f.default for f in fields(EngineProfile)}
+    shown: dict[str, Any] = {}
+    for name in (f.name for f in fields(EngineProfile)):
+        value = getattr(profile, name)
+        if name in ("name", "measured_on", "host", "speedup_error") or value == plain[name]:
+            continue
+        shown |= _keyed(name, value)
+    shown["reserved_GB"] = significant(profile.reserved_bytes / GB, 4)
+    shown["host"] = [
+        {
+            key: value
+            for f in fields(HostCosts)
+            if f.name == "method" or getattr(costs, f.name) != f.default
+            for key, value in _keyed(f.name, getattr(costs, f.name)).items()
+        }
+        for costs in profile.host
+    ]
+    return shown
+
+
+def _keyed(name: str, value: Any) -> dict[str, Any]:
+    if name.endswith("_s"):
+        return {f"{name.removesuffix('_s')}_us": significant(value / US, 5)}
+    if name.endswith("_bytes"):
+        return {f"{name.removesuffix('_bytes')}_GB": significant(value / GB, 4)}
+    if isinstance(value, float):
+        return {name: significant(value, 5)}
+    return {name: str(value) if isinstance(value, str) else value}

@@ -1,0 +1,195 @@
+"""Time the decoding steps of a running OpenAI-compatible server through its public endpoints.
+
+The requests of a batch are sent together to `/v1/completions` with token ids as prompts, once for a
+few tokens and once for more. `/metrics` is read before and after each batch: the number of accepted
+drafts yields the rounds, and the inter-token latency (one per sequence and round in vLLM) yields
+the seconds. If a server does not report this latency, the difference in duration is used instead.
+The server must not process other requests meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from calibration.engines.plan import LONG_ROUNDS, REPEATS, SHORT_ROUNDS
+from calibration.engines.records import Point, Setup
+from calibration.engines.vllm_offline import Prompts
+from perfmodel import ConfigError
+
+REQUEST_S = 600.0  # timeout of a request
+# The metrics that are read, by their names in vLLM.
+COUNTERS = {
+    "accepted": ("vllm:spec_decode_num_accepted_tokens_total",),
+    "drafts": ("vllm:spec_decode_num_drafts_total",),
+    "latency_sum": ("vllm:inter_token_latency_seconds_sum",),
+    "latency_count": ("vllm:inter_token_latency_seconds_count",),
+}
+ACCEPT_LENGTH = (
+    "sglang:spec_accept_length"  # a gauge: mean tokens per round, including the target's
+)
+_SAMPLE = re.compile(r"^([\w:]+)(?:\{[^}]*\})?\s+([-+.\deE]+)\s*$", re.M)
+
+
+class Server:
+    """The endpoints of a server.
+
+    Every method raises `ConfigError` if the server cannot be reached or refuses a request.
+    """
+
+    def __init__(self, url: str) -> None:
+        base = url.rstrip("/").removesuffix("/v1")
+        if not base.startswith(("http://", "https://")):
+            raise ConfigError(f"--url {url!r} is not valid; it must begin with http:// or https://")
+        self.url = base
+
+    def model(self) -> str:
+        """The name of the served model."""
+        models = json.loads(self._read("/v1/models")).get("data") or []
+        if not models:
+            raise ConfigError(f"{self.url} serves no model; start the server with one")
+        return str(models[0]["id"])
+
+    def version(self) -> str:
+        """The version of vLLM; "" if the server does not report it."""
+        try:
+            return str(json.loads(self._read("/version")).get("version", ""))
+        except (ConfigError, ValueError, AttributeError):
+            return ""
+
+    def counters(self) -> dict[str, float]:
+        """Values of `COUNTERS`, summed over engines, and the accept length, as far as reported."""
+        seen: dict[str, float] = {}
+        for name, value in _SAMPLE.findall(self._read("/metrics")):
+            seen[name] = seen.get(name, 0.0) + float(value)
+        values = {
+            key: seen[name] for key, names in COUNTERS.items() for name in names if name in seen
+        }
+        return values | ({"accept_length": seen[ACCEPT_LENGTH]} if ACCEPT_LENGTH in seen else {})
+
+    def complete(self, model: str, prompt: Sequence[int], tokens: int) -> int:
+        """Generate a number of tokens after a prompt of token ids; return how many came back."""
+        body = {
+            "model": model,
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "min_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0.0,
+        }
+        response = json.loads(self._read("/v1/completions", body))
+        return int(response["usage"]["completion_tokens"])
+
+    def _read(self, path: str, body: dict[str, Any] | None = None) -> str:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data=data, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_S) as response:
+                return str(response.read().decode("utf-8"))
+        except urllib.error.HTTPError as error:
+            reason = error.read(300).decode("utf-8", "replace")
+            raise ConfigError(f"{self.url}{path}: status {error.code}: {reason}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.url}{path} does not respond ({error}); check that the server is running"
+            ) from error
+
+
+class ServerAdapter:
+    """An adapter that times points of one setup on a running server, one per call of `lines`."""
+
+    def __init__(self, server: Server, setup: Setup, points: Sequence[Point]) -> None:
+        self._server, self._setup, self._left = server, setup, list(points)
+        self._model = server.model()
+        self._prompts = Prompts(max(point.prompt_tokens for point in points))
+        self._announced = False
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The next result, in the format that `run.run_plan` reads."""
+        if not self._announced:
+            self._announced = True
+            return [{"start": 0.0, "facts": {"model": self._model, "url": self._server.url}}]
+        if not self._left:
+            return []
+        point, began = self._left.pop(0), time.perf_counter()
+        try:
+            result = self._time(point)
+        except ConfigError as error:
+            result = {"error": str(error)}
+        return [{"id": point.id, "wall_s": time.perf_counter() - began, **result}]
+
+    @property
+    def ended(self) -> bool:
+        """Whether every point was tried."""
+        return self._announced and not self._left
+
+    @property
+    def failure(self) -> str:
+        """Always "", since a server does not end by itself."""
+        return ""
+
+    def stop(self) -> None:
+        """Do nothing, since the server was not started here."""
+
+    def _time(self, point: Point) -> dict[str, Any]:
+        per_round = self._setup.gamma + 1
+        short, long = SHORT_ROUNDS * per_round, LONG_ROUNDS * per_round
+        prefill = self._batch(point, per_round)
+        runs = [(self._batch(point, short), self._batch(point, long)) for _ in range(REPEATS)]
+        gained = [_rounds(b, point.batch) - _rounds(a, point.batch) for a, b in runs]
+        return {
+            "all_seconds": [
+                _step_s(a, b, rounds) for (a, b), rounds in zip(runs, gained, strict=True)
+            ],
+            "rounds": sum(gained) / len(gained),
+            "context_tokens": point.prompt_tokens + (short + long) / 2.0,
+            "tokens_per_round": (long - short) * len(gained) / sum(gained),
+            "latency_s": max(0.0, _latency(*runs[-1])),
+            "prefill_s": prefill["seconds"],
+        }
+
+    def _batch(self, point: Point, tokens: int) -> dict[str, float]:
+        """Duration of a batch of requests, and the increase of the counters."""
+        prompts = [self._prompts.get(i, point.prompt_tokens) for i in range(point.batch)]
+        before, began = self._server.counters(), time.perf_counter()
+        with ThreadPoolExecutor(point.batch) as pool:
+            got = list(pool.map(lambda p: self._server.complete(self._model, p, tokens), prompts))
+        seconds, after = time.perf_counter() - began, self._server.counters()
+        if set(got) != {tokens}:
+            raise ConfigError(f"the server returned {min(got)} tokens instead of {tokens}")
+        counted = {name: after[name] - before.get(name, 0.0) for name in after}
+        if "accept_length" in after:
+            counted["accept_length"] = after["accept_length"]
+        if self._setup.gamma and not counted.get("drafts") and "accept_length" not in counted:
+            raise ConfigError(
+                "the server counted no drafts; start it with speculation, or use --method plain"
+            )
+        return {"seconds": seconds, "tokens": float(tokens), **counted}
+
+
+def _rounds(run: dict[str, float], batch: int) -> float:
+    """Rounds per sequence, excluding the token of the prefill."""
+    after_prefill = run["tokens"] - 1.0
+    if "accepted" in run:
+        return after_prefill - run["accepted"] / batch
+    return after_prefill / max(1.0, run.get("accept_length", 1.0))
+
+
+def _step_s(short: dict[str, float], long: dict[str, float], rounds: float) -> float:
+    """Seconds per round, from the server's latency or else from the difference in duration."""
+    return _latency(short, long) or (long["seconds"] - short["seconds"]) / rounds
+
+
+def _latency(short: dict[str, float], long: dict[str, float]) -> float:
+    steps = long.get("latency_count", 0.0) - short.get("latency_count", 0.0)
+    if steps <= 0:
+        return 0.0
+    return (long["latency_sum"] - short["latency_sum"]) / steps

@@ -1,0 +1,182 @@
+"""Time vLLM's decoding steps in a separate process: `python vllm_offline.py JOB.json OUT.jsonl`.
+
+`specroof calibrate engine` runs this script with the user's Python. It only needs vLLM and the
+standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to time, and the points.
+OUT receives one JSON line when the engine has started, and one per point.
+
+A point generates from distinct prompts twice, with a few rounds and with more, so that the
+difference contains only steady rounds. Points and repeats share prompts, so that all prefills but
+the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that n-gram
+look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so that
+all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
+accepted drafts and one token of the target.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import sys
+import time
+from typing import Any
+
+PERIOD_TOKENS = 97
+FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of any vocabulary
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+def main(job_path: str, out_path: str) -> None:
+    """Start the engine of a job and time its points; an error of a point becomes its result."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if importlib.util.find_spec("flashinfer") is None:
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    with open(out_path, "a", encoding="utf-8") as out:
+        started = time.perf_counter()
+        llm = _engine(job["engine"])
+        _write(out, {"start": time.perf_counter() - started, "facts": facts(llm)})
+        prompts = Prompts(max(point["prompt_tokens"] for point in job["points"]))
+        for point in job["points"]:
+            began = time.perf_counter()
+            try:
+                result = time_point(llm, prompts, point, job)
+            except Exception as error:  # any error of the engine: report it, try the next point
+                result = {"error": f"{type(error).__name__}: {error}"}
+            _write(out, {"id": point["id"], "wall_s": time.perf_counter() - began, **result})
+
+
+class Prompts:
+    """Distinct prompts by number; a shorter prompt is a prefix of the longer one."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest, self._tokens = longest, dict[int, list[int]]()
+
+    def get(self, number: int, tokens: int) -> list[int]:
+        """The first tokens of a prompt."""
+        if number not in self._tokens:
+            rng = random.Random(number)
+            period = [rng.randrange(FIRST_TOKEN, LAST_TOKEN) for _ in range(PERIOD_TOKENS)]
+            self._tokens[number] = (period * (self._longest // PERIOD_TOKENS + 1))[: self._longest]
+        return self._tokens[number][:tokens]
+
+
+def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
+    """Seconds per round of one point, from runs with two output lengths."""
+    batch, prompt_tokens = point["batch"], point["prompt_tokens"]
+    per_round = job["tokens_per_round"]
+    short, long = (rounds * per_round for rounds in (job["short_rounds"], job["long_rounds"]))
+    requests = [{"prompt_token_ids": prompts.get(i, prompt_tokens)} for i in range(batch)]
+    prefill_s = _generate(llm, requests, per_round)["seconds"]
+    runs = [
+        (_generate(llm, requests, short), _generate(llm, requests, long))
+        for _ in range(job["repeats"])
+    ]
+    rounds = [_rounds(b, batch, per_round) - _rounds(a, batch, per_round) for a, b in runs]
+    latencies = [_mean_latency(a, b) for a, b in runs]
+    return {
+        "all_seconds": [
+            (b["seconds"] - a["seconds"]) / r for (a, b), r in zip(runs, rounds, strict=True)
+        ],
+        "rounds": sum(rounds) / len(rounds),
+        "context_tokens": prompt_tokens + (short + long) / 2.0,
+        "tokens_per_round": (long - short) * len(rounds) / sum(rounds),
+        "latency_s": sorted(latencies)[len(latencies) // 2],
+        "prefill_s": prefill_s,
+    }
+
+
+def facts(llm: Any) -> dict[str, Any]:
+    """Settings that the engine chose, as far as it reports them."""
+    import torch
+    import vllm
+
+    settings: dict[str, Any] = {"vllm": vllm.__version__, "torch": str(torch.__version__)}
+    if torch.cuda.is_available():
+        settings |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    config = getattr(getattr(llm, "llm_engine", None), "vllm_config", None)
+    for name, path in {
+        "async_scheduling": "scheduler_config.async_scheduling",
+        "max_num_seqs": "scheduler_config.max_num_seqs",
+        "max_num_batched_tokens": "scheduler_config.max_num_batched_tokens",
+        "graph_tokens": "compilation_config.max_cudagraph_capture_size",
+        "graph_mode": "compilation_config.cudagraph_mode",
+        "gpu_memory_utilization": "cache_config.gpu_memory_utilization",
+        "kv_cache_blocks": "cache_config.num_gpu_blocks",
+        "block_tokens": "cache_config.block_size",
+        "v2_model_runner": "use_v2_model_runner",
+        "cascade_attention_off": "model_config.disable_cascade_attn",
+    }.items():
+        value = config
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        if value is not None:
+            settings[name] = value if isinstance(value, bool | int | float) else str(value)
+    return settings
+
+
+def counters(llm: Any) -> dict[str, float]:
+    """Drafts, accepted drafts, and sum and number of inter-token latencies."""
+    values = {"accepted": 0.0, "latency_sum": 0.0, "latency_count": 0.0, "drafts": 0.0}
+    for metric in llm.get_metrics():
+        if metric.name == "vllm:spec_decode_num_accepted_tokens":
+            values["accepted"] += metric.value
+        elif metric.name == "vllm:spec_decode_num_drafts":
+            values["drafts"] += metric.value
+        elif metric.name == "vllm:inter_token_latency_seconds":
+            values["latency_sum"] += metric.sum
+            values["latency_count"] += metric.count
+    return values
+
+
+def _engine(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    return LLM(**arguments)
+
+
+def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str, float]:
+    """Seconds to generate `tokens` tokens per request, and the increase of the counters."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False
+    )
+    before = counters(llm)
+    began = time.perf_counter()
+    outputs = llm.generate(requests, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    after = counters(llm)
+    got = sum(len(o.outputs[0].token_ids) for o in outputs)
+    if got != len(requests) * tokens:
+        raise RuntimeError(f"the engine returned {got} tokens instead of {len(requests) * tokens}")
+    counted = {name: after[name] - before[name] for name in after}
+    return {"seconds": seconds, "tokens": float(tokens), **counted}
+
+
+def _rounds(run: dict[str, float], batch: int, per_round: int) -> float:
+    """Rounds per sequence of a run, excluding the token of the prefill."""
+    after_prefill = run["tokens"] - 1.0
+    if per_round == 1:
+        return after_prefill
+    if not run["drafts"]:
+        raise RuntimeError("the engine counted no drafts")
+    return after_prefill - run["accepted"] / batch
+
+
+def _mean_latency(short: dict[str, float], long: dict[str, float]) -> float:
+    """Mean inter-token latency of the additional steps of the longer run; 0 if not counted."""
+    steps = long["latency_count"] - short["latency_count"]
+    return (long["latency_sum"] - short["latency_sum"]) / steps if steps > 0 else 0.0
+
+
+def _write(out: Any, line: dict[str, Any]) -> None:
+    out.write(json.dumps(line) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

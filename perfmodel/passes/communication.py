@@ -1,0 +1,85 @@
+"""The time of a pass between ranks: all-reduces, and the gather of the best tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perfmodel._typing import Floats
+from perfmodel.kernels.collectives import ring_seconds
+from perfmodel.passes.parts import Part
+from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
+from perfmodel.specs.labels import Bound, Origin
+from perfmodel.units import Z90
+
+
+def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
+    """Two all-reduces per layer, and the gather of each rank's best token if the head is split."""
+    if rank.tp == 1:
+        return []
+    curve, link = rank.curves.collectives, rank.machine.link
+    message = _message(rank, rows)
+    passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
+    traffic = 2.0 * (rank.tp - 1) / rank.tp * message
+    seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
+    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic)]
+    if rank.engine.vocab_parallel:
+        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
+        gather_s = curve.all_gather_seconds(
+            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
+        )
+        if rank.exchange is not None:
+            gather_s = np.asarray(rank.exchange.gather_s)
+        parts.append(_link_part(rank, "gather", gather_s, best))
+    return parts
+
+
+def _sum_seconds(rank: Rank, message: Floats) -> Floats:
+    """One all-reduce, with the ring of the machine if it has one, otherwise with the curves."""
+    link = rank.machine.link
+    if link.ring_hop_s is not None and link.ring_bandwidth is not None:
+        return ring_seconds(message, rank.tp, hop_s=link.ring_hop_s, rate=link.ring_bandwidth)
+    chosen = rank.engine.all_reduce
+    if chosen == "exchange" and rank.exchange is None:
+        chosen = "best"
+    return rank.curves.collectives.all_reduce_seconds(
+        message_bytes=message,
+        ranks=rank.tp,
+        algorithm=chosen,
+        link_bandwidth=link.bandwidth,
+        row_bytes=ACTIVATION_BYTES * rank.spec.hidden,
+    )
+
+
+def sum_error(rank: Rank, rows: Floats) -> float:
+    """Standard error of ln(time of an all-reduce); 0 if it was measured.
+
+    On PCIe machines without values of a ring, the time is between that of the measured node and
+    that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
+    were not measured.
+    """
+    curve, link = rank.curves.collectives, rank.machine.link
+    if rank.tp == 1 or link.ring_hop_s is not None:
+        return 0.0
+    message = _message(rank, rows)
+    measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
+    if link.kind == "pcie" and rank.tp > 2 and not measured:
+        ring = curve.all_reduce_seconds(
+            message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
+        )
+        return float(np.max(np.abs(np.log(_sum_seconds(rank, message) / ring)))) / Z90
+    return 0.0 if rank.exchange is None else rank.exchange.error_at(rank.tp)
+
+
+def _message(rank: Rank, rows: Floats) -> Floats:
+    return np.asarray(ACTIVATION_BYTES * rank.spec.hidden * rows)
+
+
+def _link_part(rank: Rank, name: str, seconds: Floats, traffic_bytes: Floats) -> Part:
+    return Part(
+        name,
+        rank.engine.comm_factor * seconds,
+        np.zeros(()),
+        traffic_bytes / rank.machine.link.bandwidth,
+        Bound.LINK,
+        Origin.EXTRAPOLATED if sum_error(rank, np.ones(())) else rank.origin,
+    )

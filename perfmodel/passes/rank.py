@@ -1,0 +1,80 @@
+"""The shard of a model on one rank, with the curves that price its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from perfmodel._typing import Floats
+from perfmodel.kernels.collectives import Exchange
+from perfmodel.kernels.curves import Efficiency
+from perfmodel.scenario import Scenario
+from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import ModelSpec
+
+ACTIVATION_BYTES = 2.0  # bf16
+# The best GEMMs and attention of the four measured GPUs reach 0.80 to 0.92 of the datasheet's
+# bandwidth. A bound for another GPU allows a share of 0.95, and 1.1 times the curves' share.
+BOUND_SHARE, BOUND_GAIN = 0.95, 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
+
+    machine: Machine
+    spec: ModelSpec
+    engine: EngineProfile
+    curves: Efficiency
+    tp: int = 1
+    weight_dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    is_draft: bool = False
+
+    @classmethod
+    def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
+        """The shard of a scenario's target or draft."""
+        return cls(
+            machine=scenario.machine,
+            spec=spec,
+            engine=scenario.engine,
+            curves=scenario.kernels,
+            tp=tp,
+            weight_dtype=scenario.weight_dtype,
+            kv_dtype=scenario.kv_dtype,
+            is_draft=is_draft,
+        )
+
+    @property
+    def origin(self) -> Origin:
+        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
+        return self.engine.kernel_origin(self.machine.gpu)
+
+    @property
+    def hbm_bandwidth(self) -> float:
+        """The bandwidth at which the curves are evaluated. [bytes/s]
+
+        The bytes that a core keeps in flight limit its read rate (Little's law), so the same cores
+        use a larger share of a slower memory. A bound assumes their full rate.
+        """
+        gpu = self.machine.gpu
+        if not self.engine.is_bound or gpu.curves_bandwidth is None:
+            return gpu.hbm_bandwidth
+        return max(gpu.curves_bandwidth, BOUND_GAIN * gpu.hbm_bandwidth)
+
+    def bounded(self, seconds: Floats, moved_bytes: Floats) -> Floats:
+        """`seconds`; in a bound, at least the time of the bytes at the highest bandwidth."""
+        gpu = self.machine.gpu
+        if not self.engine.is_bound or gpu.curves_bandwidth is None:
+            return seconds
+        return np.maximum(seconds, moved_bytes / (BOUND_SHARE * gpu.hbm_bandwidth))
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The all-reduce inside norm kernels; None if the engine has none on this machine."""
+        kind = self.machine.link.kind
+        return self.curves.collectives.exchange_over(kind, self.engine.all_reduce)

@@ -1,0 +1,72 @@
+"""Time per round for which the GPU waits for the host of a serving engine.
+
+Let t = γ·T_D + T_V be the GPU time of a round, h the host time before its first launch, and l the
+time to launch all of its passes. Launches run ahead of the GPU, so the passes end max(t, l) after
+the first launch:
+
+    round = h + max(t, l)        the host and the GPU take turns (synchronous scheduling)
+    round = max(t, h + l)        the host works in parallel with the GPU (asynchronous scheduling)
+
+A pass that is a CUDA graph is a single launch, which h includes. A draft step without a full graph
+costs one launch per step and layer, and a pass with more tokens than any graph one per layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Floats
+from perfmodel.scenario import Scenario
+from perfmodel.specs.draft_methods import MethodKind
+from perfmodel.specs.engine import HostCosts
+
+
+def host_wait_s(
+    scenario: Scenario,
+    method: str,
+    batch: Floats,
+    prompt_tokens: Floats,
+    gamma: Floats,
+    passes_s: Floats,
+) -> Floats:
+    """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
+
+    Parameters
+    ----------
+    method : str
+        A decoding method of `HostCosts.method`.
+    batch, prompt_tokens, gamma, passes_s : array, mutually broadcastable
+        Sequences; context of each; drafts per round [1]; γ·T_D + T_V [s].
+    """
+    costs = scenario.engine.host_costs(method)
+    if costs is None:
+        return np.zeros(())
+    before = costs.step_s + costs.sequence_s * batch
+    if costs.lookup_token_s:
+        before = before + costs.lookup_token_s * batch * prompt_tokens
+    launches = _launches_s(scenario, costs, batch, gamma)
+    if costs.overlapped:
+        return np.asarray(np.maximum(before + launches - passes_s, 0.0))
+    return np.asarray(before + np.maximum(launches - passes_s, 0.0))
+
+
+def method_of(scenario: Scenario) -> str:
+    """The name of the scenario's decoding method in `HostCosts.method`."""
+    plan = scenario.plan
+    if plan.method is not None:
+        return plan.draft
+    return "plain" if plan.draft == "none" else "draft"
+
+
+def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: ArrayLike) -> Floats:
+    engine, draft, method = scenario.engine, scenario.draft, scenario.plan.method
+    per_step = costs.draft_step_s + costs.draft_layer_s * (draft.layers if draft else 0)
+    steps = np.asarray(gamma, float)
+    if method is not None and method.kind is MethodKind.ONE_PASS:
+        steps = np.minimum(steps, 1.0)
+    total = steps * per_step
+    if engine.graph_tokens and engine.eager_layer_s:
+        eager = batch * (np.asarray(gamma) + 1.0) > engine.graph_tokens
+        total = total + np.where(eager, engine.eager_layer_s * scenario.target.layers, 0.0)
+    return np.asarray(total)

@@ -1,0 +1,156 @@
+"""The fit of an engine profile: known terms are recovered, and held-back points are not used."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_samples import a_plan, records_of
+
+from calibration.engines.fit import EngineFit, fit_profile, reserved_bytes, terms_of
+from calibration.engines.records import EngineRecords, StartRecord
+from calibration.engines.report import engine_report, profile_text, report_dict, report_lines
+from perfmodel import ConfigError, EngineProfile, catalog
+from perfmodel.catalog.engines import engine_profile
+
+
+@pytest.fixture(scope="module")
+def known() -> tuple[EngineRecords, EngineProfile]:
+    return records_of(a_plan())
+
+
+@pytest.fixture(scope="module")
+def fit(known: tuple[EngineRecords, EngineProfile]) -> EngineFit:
+    return fit_profile(known[0])
+
+
+def test_known_terms_are_recovered(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    true = known[1]
+    assert fit.rms_percent < 0.2
+    for name in ("linear_factor", "attention_factor", "verify_attention_factor"):
+        assert getattr(fit.profile, name) == pytest.approx(getattr(true, name), rel=0.02)
+    for costs in true.host:
+        if costs.method != "plain":  # whose host time is hidden behind the GPU
+            found = fit.profile.host_costs(costs.method)
+            assert found is not None
+            assert found.step_s == pytest.approx(costs.step_s, rel=0.1)
+    draft, eagle = fit.profile.host_costs("draft"), fit.profile.host_costs("eagle3")
+    assert draft is not None and draft.draft_layer_s == pytest.approx(4e-4, rel=0.05)
+    assert eagle is not None and eagle.draft_step_s == pytest.approx(3e-3, rel=0.05)
+
+
+def test_held_back_points_are_predicted(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    report = engine_report(known[0], fit)
+    assert len(report.held_back) == len(known[0].held_back) > 0
+    assert max(abs(e.percent) for e in report.held_back) < 1.0
+    assert not report.outside and max(report.regrets) < 1e-3
+    assert all(d.sign_right for d in report.decisions if not d.is_near_tie)
+
+
+def test_held_back_points_are_never_fitted(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    """Wrong held-back times change the report, but not a digit of the fit."""
+    records = known[0]
+    spoilt = replace(
+        records,
+        points=tuple(
+            replace(r, seconds=3.0 * r.seconds) if r.point.held_back else r for r in records.points
+        ),
+    )
+    again = fit_profile(spoilt)
+    assert again.values == fit.values
+    assert "exceeds" in "; ".join(engine_report(spoilt, again).outside)
+
+
+def test_noise_of_two_percent_changes_factors_little(
+    known: tuple[EngineRecords, EngineProfile],
+) -> None:
+    rng = random.Random(5)
+    noisy, true = records_of(a_plan(), lambda index: float(np.exp(rng.gauss(0.0, 0.02))))
+    found = fit_profile(noisy)
+    assert found.profile.linear_factor == pytest.approx(true.linear_factor, rel=0.06)
+    report = engine_report(noisy, found)
+    assert np.median([abs(e.percent) for e in report.held_back]) < 3.0
+
+
+def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:
+    hidden = {(term.method, term.field) for term in fit.unresolved}
+    assert ("plain", "step_s") in hidden
+    assert ("draft", "draft_layer_s") not in hidden and ("", "linear_factor") not in hidden
+
+
+def test_the_written_profile_is_the_fitted_one(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit, tmp_path: Path
+) -> None:
+    report = engine_report(known[0], fit)
+    path = tmp_path / "vllm-0.26.toml"
+    path.write_text(profile_text(report), encoding="utf-8")
+    read = engine_profile(str(path), catalog.gpu("h200"))
+    assert (read.name, read.origin, read.measured_on) == ("vllm-0.26", "fitted", "h200")
+    assert f"{len(known[0].points)} points measured with vllm 0.26.0 on NVIDIA H200" in read.source
+    assert read.linear_factor == pytest.approx(fit.profile.linear_factor, rel=1e-4)
+    assert len(read.host) == len(fit.profile.host)
+    for one, other in zip(read.host, fit.profile.host, strict=True):
+        assert (one.method, one.overlapped) == (other.method, other.overlapped)
+        assert one.step_s == pytest.approx(other.step_s, rel=1e-4)
+    borrowed = engine_profile(str(path), catalog.gpu("h100-sxm"))
+    assert borrowed.origin == "extrapolated" and borrowed.measured_on == "h200"
+    other_gpu = engine_profile(str(path), catalog.gpu("a100-sxm-80gb"))
+    assert other_gpu.origin == "assumed" and other_gpu.measured_on == ""
+
+
+def test_writing_one_gpu_preserves_the_values_of_others(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    report = engine_report(known[0], fit)
+    first = profile_text(report)
+    both = profile_text(replace(report, gpu="h100-sxm"), first)
+    assert "[gpu.h200]" in both and "[gpu.h100-sxm]" in both
+    assert profile_text(replace(report, gpu="h100-sxm"), both) == both
+
+
+def test_the_report_lists_terms_and_errors(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    report = engine_report(known[0], fit)
+    text = "\n".join(report_lines(report))
+    assert f"{len(known[0].fitted)} points fitted" in text
+    assert f"{len(known[0].held_back)} held back" in text
+    assert "draft draft_layer_s: " in text and "not resolved" in text
+    assert report_dict(report)["outside_tolerance"] == []
+
+
+def test_memory_that_is_neither_weights_nor_cache_is_reserved(
+    known: tuple[EngineRecords, EngineProfile],
+) -> None:
+    setup = known[0].starts[0].setup
+    facts = {"kv_cache_blocks": 50_000, "block_tokens": 16}
+    records = replace(known[0], starts=(StartRecord(setup=setup, seconds=1.0, facts=facts),))
+    spec, gpu = catalog.model("llama-3.1-8b"), catalog.gpu("h200")
+    cache = 50_000 * 16 * spec.kv_bytes_per_token_per_rank(1)
+    expected = gpu.memory_bytes - cache - spec.weight_bytes_per_rank(1)
+    assert reserved_bytes(records) == pytest.approx(expected)
+
+
+def test_a_fit_needs_points_of_plain_decoding(known: tuple[EngineRecords, EngineProfile]) -> None:
+    records = known[0]
+    without = [r for r in records.points if r.point.setup.method != "plain"]
+    with pytest.raises(ConfigError, match="plain decoding"):
+        fit_profile(replace(records, points=tuple(without)))
+
+
+def test_only_terms_that_the_points_determine_are_fitted(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    plain = [r for r in known[0].points if r.point.setup.method == "plain"]
+    names = [term.field for term in terms_of(plain, fit.profile)]
+    factors = ["linear_factor", "attention_factor", "layer_overhead_s"]
+    assert names == [*factors, "step_s", "sequence_s"]

@@ -1,0 +1,91 @@
+"""Files of engine records: reading returns what was written; mixed engines are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_samples import HEADER, a_plan, records_of
+
+from calibration.engines.records import (
+    EngineRecords,
+    FailedPoint,
+    PointRecord,
+    joined,
+    read_engine_records,
+)
+from calibration.records.jsonl import RecordError, write_records
+
+
+@pytest.fixture(scope="module")
+def known() -> EngineRecords:
+    return records_of(a_plan(minutes=12.0))[0]
+
+
+def written(path: Path, known: EngineRecords, **header: Any) -> Path:
+    failed = FailedPoint(point=known.points[0].point, reason="out of memory")
+    write_records(path, HEADER | header, [*known.starts, failed, *known.points])
+    return path
+
+
+def test_records_are_read_as_they_were_written(known: EngineRecords, tmp_path: Path) -> None:
+    read = read_engine_records([written(tmp_path / "a.jsonl", known)])
+    assert (read.points, read.starts) == (known.points, known.starts)
+    assert (read.engine, read.version, read.gpu, read.name) == (
+        "vllm",
+        "0.26.0",
+        "h200",
+        "vllm-0.26",
+    )
+    assert read.failed[0].reason == "out of memory"
+    assert read.facts("plain")["async_scheduling"] is True and read.facts("mtp") == {}
+
+
+def test_the_last_record_of_a_point_is_used(known: EngineRecords, tmp_path: Path) -> None:
+    first = known.points[0]
+    again = PointRecord(**{f: getattr(first, f) for f in first.__slots__} | {"seconds": 9.0})  # type: ignore[attr-defined]
+    path = tmp_path / "a.jsonl"
+    write_records(path, HEADER, [*known.points, again])
+    read = read_engine_records([path])
+    assert len(read.points) == len(known.points)
+    assert next(r for r in read.points if r.point.id == first.point.id).seconds == 9.0
+
+
+def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", known)
+    check = read_engine_records([path], held_back=True)
+    assert not check.fitted and len(check.held_back) == len(known.points)
+    both = joined(known, check)
+    assert len(both.fitted) == len(known.fitted)
+    assert len(both.held_back) == len(known.held_back) + len(known.points)
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ({"version": "0.27.0"}, "'0.27.0' differs from '0.26.0'"),
+        ({"gpu": "NVIDIA L40S"}, "fit each of them separately"),
+        ({"engine": ""}, "does not state 'engine'"),
+    ],
+)
+def test_files_of_several_engines_are_refused(
+    known: EngineRecords, tmp_path: Path, header: dict[str, str], message: str
+) -> None:
+    paths = [written(tmp_path / "a.jsonl", known), written(tmp_path / "b.jsonl", known, **header)]
+    with pytest.raises(RecordError, match=message):
+        read_engine_records(paths)
+
+
+def test_an_unknown_line_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_records(path, HEADER, [{"op": "gemm", "seconds": 1.0}])
+    with pytest.raises(RecordError, match=r"a\.jsonl, line 2: unknown operation 'gemm'"):
+        read_engine_records([path])
+
+
+def test_a_file_without_a_timed_point_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_records(path, HEADER, [])
+    with pytest.raises(RecordError, match="no timed point"):
+        read_engine_records([path])

@@ -1,0 +1,203 @@
+"""Runs of a plan against a fake vLLM: times, continued runs, and failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_vllm import ROUND_MS, SEQUENCE_MS, write_fake_vllm
+
+from calibration.engines import vllm_process as vllm
+from calibration.engines.plan import Plan, PlanOptions, plan_run
+from calibration.engines.records import EngineRecords, Point, Setup, read_engine_records
+from calibration.engines.run import run_plan
+from perfmodel import ConfigError, catalog
+from perfmodel.specs.draft_methods import eagle3_head
+
+HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "NVIDIA H200", "torch": "2.11.0"}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_run(PlanOptions(gpu="h200", minutes=10, context=(1024, 4096), start_s=60.0))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(write_fake_vllm(tmp_path / "site")))
+    return tmp_path
+
+
+def measured(fake: Path, plan: Plan, name: str = "a.jsonl", **options: Any) -> list[str]:
+    def start(setup: Setup, points: Sequence[Point]) -> vllm.Process:
+        return vllm.start(sys.executable, setup, points, fake / "work")
+
+    return run_plan(plan, fake / name, HEADER, start, **options)
+
+
+def results(records: EngineRecords) -> dict[str, tuple[float, ...]]:
+    return {r.point.id: (r.seconds, r.context_tokens, r.tokens_per_round) for r in records.points}
+
+
+def test_every_point_has_the_time_of_the_fake(fake: Path, plan: Plan) -> None:
+    seen: list[tuple[int, str]] = []
+    lines = measured(fake, plan, show=lambda done, label: seen.append((done, label)))
+    assert lines == [f"{len(plan.points)} of {len(plan.points)} points timed"]
+    records = read_engine_records([fake / "a.jsonl"])
+    assert [r.point for r in records.points] == list(plan.points)
+    for record in records.points:
+        step_s = (ROUND_MS + SEQUENCE_MS * record.point.batch) / 1e3
+        gamma = record.point.setup.gamma
+        assert record.seconds == pytest.approx(step_s, rel=1e-6)
+        assert record.latency_s == pytest.approx(step_s, rel=1e-6)
+        assert record.tokens_per_round == pytest.approx(gamma + 1)
+        assert record.context_tokens == record.point.prompt_tokens + 32 * (gamma + 1)
+        assert record.spread < 1e-6
+    assert [s.setup for s in records.starts] == plan.setups
+    assert records.facts("plain")["async_scheduling"] is True
+    assert records.facts("draft") == records.facts("eagle3") | {"async_scheduling": False}
+    assert seen[-1][0] == len(plan.points)
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(fake: Path, plan: Plan) -> None:
+    measured(fake, plan)
+    whole = (fake / "a.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    points = [line for line in whole if '"engine-point"' in line]
+    # As if killed while the tenth point was being written.
+    (fake / "b.jsonl").write_text("".join(whole[:1] + points[:9]) + points[9][:40])
+    measured(fake, plan, "b.jsonl")
+    first, again = (read_engine_records([fake / name]) for name in ("a.jsonl", "b.jsonl"))
+    assert list(results(again)) == list(results(first))
+    for point, values in results(first).items():
+        assert results(again)[point] == pytest.approx(values)
+    assert len(again.starts) == len(plan.setups) - 9 // len(plan.of(plan.setups[0]))
+    measured(fake, plan, "b.jsonl")
+    assert read_engine_records([fake / "b.jsonl"]) == again  # nothing is left, nothing is started
+
+
+def test_a_failed_point_is_recorded_and_tried_again_by_the_next_run(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = plan.points[0].batch
+    failing = [p for p in plan.points if p.batch == batch]
+    monkeypatch.setenv("FAKE_VLLM_FAILS", str(batch))
+    lines = measured(fake, plan)
+    assert len(lines) == len(failing) + 1 and "out of luck at this batch" in lines[0]
+    records = read_engine_records([fake / "a.jsonl"])
+    assert [f.point for f in records.failed] == failing
+    monkeypatch.delenv("FAKE_VLLM_FAILS")
+    measured(fake, plan)
+    assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points)
+
+
+def test_a_run_ends_if_the_first_engine_does_not_start(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_REFUSES", "0")
+    with pytest.raises(ConfigError, match=r"did not start: RuntimeError: no such luck \(full log"):
+        measured(fake, plan)
+
+
+def test_if_one_method_does_not_start_the_others_are_measured(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = plan.setups[1]
+    same = [p for p in plan.points if p.setup.gamma == refused.gamma]
+    monkeypatch.setenv("FAKE_VLLM_REFUSES", str(refused.gamma))
+    lines = measured(fake, plan)
+    assert len(lines) == len(same) + 1
+    assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points) - len(same)
+
+
+def test_an_engine_that_would_start_after_the_deadline_is_not_started(
+    fake: Path, plan: Plan
+) -> None:
+    lines = measured(fake, plan, deadline=time.monotonic() + plan.options.start_s - 1.0)
+    assert lines == [
+        f"0 of {len(plan.points)} points timed",
+        "the time is over; run the same command again for the remaining points",
+    ]
+
+
+def test_only_the_adapter_script_imports_vllm() -> None:
+    script = (
+        "import calibration.engines.run, calibration.engines.vllm_process, sys; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not {"vllm", "torch"} & set(done.stdout.split())
+
+
+def test_a_job_only_states_the_options_that_the_measurement_needs(tmp_path: Path) -> None:
+    setup = Setup(target="llama-3.1-8b", method="draft", gamma=3, draft="llama-3.2-1b", tp=2)
+    point = Point(setup=setup, batch=8, prompt_tokens=4096)
+    engine = vllm.job(setup, [point], tmp_path)["engine"]
+    assert set(engine) == {
+        "model",
+        "load_format",
+        "skip_tokenizer_init",
+        "max_model_len",
+        "tensor_parallel_size",
+        "disable_log_stats",
+        "speculative_config",
+    }
+    assert engine["max_model_len"] > 4096 + 57 * 4 and engine["tensor_parallel_size"] == 2
+    assert engine["speculative_config"] == {
+        "method": "draft_model",
+        "model": str(tmp_path / "llama-3.2-1b"),
+        "num_speculative_tokens": 3,
+        "rejection_sample_method": "synthetic",
+        "synthetic_acceptance_rates": [1.0, 1.0, 1.0],
+        "draft_tensor_parallel_size": 2,
+    }
+    config = json.loads((tmp_path / "llama-3.1-8b" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 32 and config["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_the_config_of_a_head_describes_the_head_that_is_priced(tmp_path: Path) -> None:
+    folder = vllm.head_folder("qwen2.5-7b", "eagle3", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    target = catalog.model("qwen2.5-7b")
+    assert config["draft_vocab_size"] == 32_000 and config["vocab_size"] == target.vocab
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    plain = {"architectures": ["LlamaForCausalLM"], "vocab_size": config["draft_vocab_size"]}
+    (folder / "config.json").write_text(json.dumps(config | plain))
+    read, head = catalog.model(str(folder)), eagle3_head(target)
+    for name in ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden", "vocab"):
+        assert getattr(read, name) == getattr(head, name)
+
+
+def test_a_method_that_cannot_run_with_random_weights_is_refused(tmp_path: Path) -> None:
+    setup = Setup(target="llama-3.1-8b", method="mtp", gamma=1)
+    with pytest.raises(ConfigError, match="measure a running server with --url"):
+        vllm.speculative_config(setup, tmp_path)
+
+
+def test_versions_are_read_from_the_given_python(fake: Path, tmp_path: Path) -> None:
+    facts = vllm.engine_facts(sys.executable)
+    assert (facts["engine"], facts["version"], facts["torch"]) == ("vllm", "0.26.0", "2.11.0")
+    with pytest.raises(ConfigError, match="cannot be run"):
+        vllm.engine_facts(str(tmp_path / "python"))
+
+
+def test_a_python_without_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match="give the Python that has it"):
+        vllm.engine_facts(sys.executable)
+
+
+def test_a_stopped_adapter_leaves_no_process_behind(fake: Path, plan: Plan) -> None:
+    setup = plan.setups[0]
+    process = vllm.start(sys.executable, setup, plan.of(setup), fake / "work")
+    process.stop()
+    assert process.ended
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process._process.pid, 0)

@@ -1,0 +1,173 @@
+"""A running server is timed through its public endpoints, here those of a fake server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from calibration.engines.plan import PlanOptions, plan_run
+from calibration.engines.records import Point, Setup, read_engine_records
+from calibration.engines.run import run_plan
+from calibration.engines.server import Server, ServerAdapter
+from perfmodel import ConfigError
+
+HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "h200", "gpu_name": "h200"}
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Serves one model; four requests share a round, of `step_s` on a clock of its own."""
+
+    step_s, gamma, accepted = 0.004, 3, 2
+    daemon_threads = True
+
+    def __init__(self, *, counts_latency: bool = True, sglang: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock, self.counts_latency, self.sglang = threading.Lock(), counts_latency, sglang
+        self.rounds, self.taken, self.now_s = 0, 0, 0.0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def complete(self, tokens: int) -> None:
+        rounds = -(-(tokens - 1) // (self.accepted + 1))
+        with self.lock:
+            self.now_s += rounds * self.step_s / 4
+            self.rounds += rounds
+            self.taken += tokens - 1 - rounds
+
+    def metrics(self) -> str:
+        if self.sglang:
+            return f'sglang:spec_accept_length{{model="m"}} {self.accepted + 1}\n'
+        lines = ["# HELP vllm:spec_decode_num_drafts_total rounds"]
+        values = {
+            "spec_decode_num_drafts_total": self.rounds,
+            "spec_decode_num_accepted_tokens_total": self.taken,
+        }
+        if self.counts_latency:
+            values |= {
+                "inter_token_latency_seconds_sum": self.rounds * self.step_s,
+                "inter_token_latency_seconds_count": self.rounds,
+            }
+        lines += [f'vllm:{n}{{engine="0",model_name="m"}} {v}' for n, v in values.items()]
+        return "\n".join(lines) + "\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_GET(self) -> None:
+        bodies = {
+            "/v1/models": json.dumps({"data": [{"id": "m"}]}),
+            "/version": json.dumps({"version": "0.26.0"}),
+            "/metrics": self.server.metrics(),
+        }
+        self._answer(bodies.get(self.path))
+
+    def do_POST(self) -> None:
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["model"] == "m" and body["ignore_eos"] and body["temperature"] == 0.0
+        assert all(isinstance(token, int) for token in body["prompt"])
+        self.server.complete(body["max_tokens"])
+        self._answer(json.dumps({"usage": {"completion_tokens": body["max_tokens"]}}))
+
+    def _answer(self, body: str | None) -> None:
+        self.send_response(404 if body is None else 200)
+        self.end_headers()
+        self.wfile.write((body or "nothing here").encode())
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.shutdown()
+
+
+def a_point(gamma: int = 3, batch: int = 4) -> Point:
+    method = "eagle3" if gamma else "plain"
+    setup = Setup(target="llama-3.1-8b", method=method, gamma=gamma)
+    return Point(setup=setup, batch=batch, prompt_tokens=1024)
+
+
+def timed(server: FakeServer, point: Point) -> dict[str, Any]:
+    adapter = ServerAdapter(Server(server.url), point.setup, [point])
+    (start,), (line,) = adapter.lines(), adapter.lines()
+    assert start["facts"]["model"] == "m" and adapter.ended and not adapter.lines()
+    return line
+
+
+def test_rounds_come_from_the_counters_and_seconds_from_the_latency(served: FakeServer) -> None:
+    line = timed(served, a_point())
+    assert line["all_seconds"] == pytest.approx([0.004] * 3)
+    assert line["tokens_per_round"] == pytest.approx(3.0)
+    assert line["rounds"] == pytest.approx((56 - 8) * 4 / 3)
+
+
+def test_without_latencies_the_difference_in_duration_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = FakeServer(counts_latency=False)
+    clock = SimpleNamespace(perf_counter=lambda: server.now_s)
+    monkeypatch.setattr("calibration.engines.server.time", clock)
+    line = timed(server, a_point())
+    server.shutdown()
+    assert line["all_seconds"] == pytest.approx([0.004] * 3)
+    assert line["latency_s"] == 0.0
+
+
+def test_the_accept_length_of_sglang_yields_the_rounds() -> None:
+    server = FakeServer(counts_latency=False, sglang=True)
+    line = timed(server, a_point())
+    server.shutdown()
+    assert line["tokens_per_round"] == pytest.approx(3.0)
+
+
+def test_a_plan_for_a_server_writes_a_file_of_records(served: FakeServer, tmp_path: Path) -> None:
+    options = PlanOptions(
+        gpu="h200",
+        methods=("eagle3",),
+        gammas=(3,),
+        served=True,
+        minutes=1.0,
+        batch=(1, 8),
+        context=(1024, 2048),
+    )
+    plan, server = plan_run(options), Server(served.url)
+    lines = run_plan(
+        plan,
+        tmp_path / "a.jsonl",
+        HEADER,
+        lambda setup, points: ServerAdapter(server, setup, points),
+    )
+    assert lines == [f"{len(plan.points)} of {len(plan.points)} points timed"]
+    records = read_engine_records([tmp_path / "a.jsonl"])
+    assert [r.point for r in records.points] == list(plan.points)
+    assert records.gpu == "h200"
+
+
+def test_a_server_without_speculation_is_refused(served: FakeServer) -> None:
+    served.complete = lambda tokens: None  # type: ignore[method-assign]
+    assert "counted no drafts" in timed(served, a_point())["error"]
+
+
+def test_the_version_is_read_from_the_server(served: FakeServer) -> None:
+    assert Server(served.url + "/v1/").version() == "0.26.0"
+
+
+def test_a_missing_server_is_a_one_line_error() -> None:
+    with pytest.raises(ConfigError, match="does not respond"):
+        Server("http://127.0.0.1:9").model()
+    with pytest.raises(ConfigError, match="must begin with http"):
+        Server("localhost:8000")

@@ -1,0 +1,89 @@
+"""The output of nccl-tests is read by its header, and refused unless it is of one all-reduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calibration.fit.nccl_tests import read_nccl_tests
+from calibration.records.jsonl import RecordError
+from perfmodel import catalog
+
+SIZES = {65536: 20.0, 1048576: 30.0, 16777216: 100.0, 268435456: 1000.0}
+
+
+def output(
+    *,
+    ranks: int = 8,
+    name: str | None = "all_reduce_perf",
+    redop: str = "sum",
+    root: str | None = "-1",
+    factor: float | None = None,
+    hosts: int = 1,
+    device: str = "NVIDIA H100 80GB HBM3",
+    scale: float = 1.0,
+) -> str:
+    """A run of nccl-tests; `factor` is bus over algorithm bandwidth, `scale` that of the times."""
+    factor = 2 * (ranks - 1) / max(ranks, 1) if factor is None else factor
+    lines = [] if name is None else [f"# Collective test starting: {name}"]
+    lines += ["# nThread 1 nGpus 8 minBytes 65536", "# Using devices"]
+    lines += [
+        f"#  Rank {i:2} Group  0 Pid {300 + i} on host{i % hosts} device {i:2} [0x{i}0] {device}"
+        for i in range(ranks)
+    ]
+    half = "time   algbw   busbw  #wrong"
+    lines.append(f"# size count type redop {'' if root is None else 'root'} {half} {half}")
+    lines.append("#  (B) (elements)   (us)  (GB/s)  (GB/s)    (us)  (GB/s)  (GB/s)")
+    for size, time in SIZES.items():
+        rate = size / time / 1e3
+        half = f"{time * scale:.2f} {rate:.2f} {rate * factor:.2f}"
+        lines.append(f" {size} {size // 4} float {redop} {root or ''} {half} 0 {half} N/A")
+    return "\n".join([*lines, "# Out of bounds values : 0 OK", ""])
+
+
+def read(tmp_path: Path, text: str, gpu: str = "h100-sxm") -> dict[int, float]:
+    path = tmp_path / "run.txt"
+    path.write_text(text)
+    return {r["message_bytes"]: r.seconds for r in read_nccl_tests(path, catalog.gpu(gpu))}
+
+
+@pytest.mark.parametrize("root", ["-1", None])
+@pytest.mark.parametrize("name", ["all_reduce_perf", None])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_times_are_read_by_the_header(
+    tmp_path: Path, root: str | None, name: str | None, ranks: int
+) -> None:
+    found = read(tmp_path, output(root=root, name=name, ranks=ranks))
+    assert found == pytest.approx({size: 1e-6 * time for size, time in SIZES.items()})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        output(name="all_gather_perf", redop="none", factor=7 / 8),
+        output(name=None, redop="none", factor=7 / 8),
+        output(name=None, factor=7 / 8),  # reduce-scatter
+        output(name=None, ranks=2, root="0", factor=1.0),  # reduce
+        output(hosts=2),
+        output(ranks=1),
+        output(ranks=0),
+        output() + output(),
+        output(device="NVIDIA H200"),
+        output(scale=1e-3),  # ms
+        output().replace("(us)", "(ms)"),
+        output(factor=20.0),
+        output(root=None).replace("time   algbw", "algbw   time"),
+        output().replace("algbw", "bandwidth"),
+        output().replace("N/A\n", "\n").replace(" 0 20.00", " 3 20.00"),  # wrong results
+        output().replace("20.00", "nan"),
+        output().replace("20.00", "-20.0"),
+        output().replace(" 65536", " 1048576"),
+        "hello",
+        "",
+    ],
+)
+def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecordError) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value)

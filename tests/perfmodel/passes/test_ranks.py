@@ -1,0 +1,96 @@
+"""Several ranks: all-reduce in norm kernels, matrices of ranks, inboxes, and bounds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import a_scenario
+
+from perfmodel import catalog, estimate
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.specs.labels import Origin
+from perfmodel.speculation import target_rank
+from perfmodel.units import MIB
+
+BORROWED = [name for name in catalog.gpu_names() if catalog.gpu(name).curves_bandwidth]
+
+
+def test_a_step_of_two_ranks_has_one_all_reduce_per_norm_and_no_other_kernels() -> None:
+    point = estimate(a_scenario(gpu="h200", engine="specroof", tp=2, batch=32))
+    rank = target_rank(point.scenario)
+    assert rank.exchange is not None
+    message = 2.0 * 32 * point.scenario.target.hidden
+    one = rank.exchange.at(message, 2.0 * point.scenario.target.hidden, 2, 450e9)
+    sums = 2 * point.scenario.target.layers + 1
+    expected = sums * (float(one) + rank.engine.sum_gap_s)
+    assert float(point.target_step.part("all_reduce").seconds) == pytest.approx(expected)
+    alone = estimate(a_scenario(gpu="h200", engine="specroof", batch=32)).target_step
+    assert point.target_step.part("launch").seconds == alone.part("launch").seconds
+
+
+def test_an_extrapolated_all_reduce_makes_the_step_extrapolated() -> None:
+    origins = {
+        tp: estimate(a_scenario(gpu="h200", engine="specroof", tp=tp, batch=8)).target_step.origin
+        for tp in (1, 2, 4, 8)
+    }
+    assert origins == {
+        1: Origin.FITTED, 2: Origin.FITTED, 4: Origin.FITTED, 8: Origin.EXTRAPOLATED
+    }  # fmt: skip
+
+
+def test_matrices_timed_on_ranks_only_affect_ranks() -> None:
+    curves = a_scenario(gpu="h200", engine="specroof").kernels
+    rates = {"peak_flops": 989e12, "hbm_bandwidth": 4.8e12}
+    at = {"m": 32, "n": 4096, "k": 5504} | rates
+    assert curves.gemm_of_ranks.seconds(**at) > 1.05 * curves.gemm.seconds(**at)
+    whole = {"m": 32, "n": 4096, "k": 14336} | rates
+    assert curves.gemm_of_ranks.seconds(**whole) == pytest.approx(curves.gemm.seconds(**whole))
+
+
+def test_memory_has_one_inbox_per_model_and_one_buffer_per_group() -> None:
+    def reserved(**changes: object) -> float:
+        point = estimate(a_scenario(**{"gpu": "h200", "engine": "specroof"} | changes))
+        return float(point.memory.reserved) / MIB
+
+    alone = reserved()
+    assert reserved(tp=2) - alone == pytest.approx(48 + 64)
+    standalone = {"draft": "llama-3.2-1b", "acceptance": 0.8}
+    assert reserved(tp=2, **standalone) - alone == pytest.approx(2 * 48 + 64)
+    assert reserved(tp=2, draft_tp=1, **standalone) - alone == pytest.approx(48 + 64)
+    assert reserved(tp=2, gpu="a100-sxm-80gb") == reserved(gpu="a100-sxm-80gb")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(BORROWED), st.sampled_from([1, 8, 64]), st.sampled_from([128, 8192]))
+def test_ideal_is_a_bound_on_gpus_that_borrow_their_curves(
+    gpu: str, batch: int, context: int
+) -> None:
+    """It is never slower than the kernels of another engine or faster than the datasheet."""
+    common = {"gpu": gpu, "batch": batch, "prompt_tokens": context}
+    ideal = estimate(a_scenario(**common, engine="ideal")).target_step
+    other = estimate(a_scenario(**common, engine="plain-graph")).target_step
+    for name in ("gate_up_proj", "down_proj", "lm_head", "attention"):
+        part = ideal.part(name)
+        factor = 0.9302 if name == "attention" else 1.0  # plain-graph's on attention
+        assert float(part.seconds) <= float(other.part(name).seconds) / factor * (1 + 1e-9)
+        assert float(part.seconds) >= float(part.memory_s)
+
+
+def test_equal_cores_read_almost_as_fast_from_a_slower_memory() -> None:
+    """An A100 40 GB has the cores of the A100 80 GB and three quarters of its bandwidth."""
+
+    def step(gpu: str) -> float:
+        return float(estimate(a_scenario(gpu=gpu, engine="ideal", batch=1)).target_step.total_s)
+
+    assert step("a100-sxm-80gb") < step("a100-sxm-40gb") < 1.1 * step("a100-sxm-80gb")
+
+
+def test_rounds_of_several_ranks_have_more_overhead() -> None:
+    profile = engine_profile("specroof", catalog.gpu("h200"))
+    one, two = profile.round_overheads(1), profile.round_overheads(2)
+    assert all(more > less for more, less in zip(two, one, strict=True))
+    assert profile.round_overheads(4) == two
+    borrowed = engine_profile("specroof", catalog.gpu("h100-sxm"))
+    assert borrowed.rank_round_overhead_s == profile.rank_round_overhead_s
+    assert borrowed.round_overhead_s != profile.round_overhead_s

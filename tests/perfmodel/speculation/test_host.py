@@ -1,0 +1,108 @@
+"""Host time of a serving engine: before the first launch, and launches longer than the passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import a_scenario
+
+from perfmodel import RoundEstimate, Scenario, estimate
+from perfmodel.specs import HostCosts
+
+
+def with_host(*costs: HostCosts, **values: Any) -> Scenario:
+    profile = {
+        name: values.pop(name) for name in ("graph_tokens", "eager_layer_s") if name in values
+    }
+    scenario = a_scenario(engine="ideal", gpu="h200", **values)
+    return replace(scenario, engine=replace(scenario.engine, host=costs, **profile))
+
+
+def passes_s(point: RoundEstimate) -> float:
+    return float(point.draft_total_s + point.verify.total_s)
+
+
+DRAFT = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3, "acceptance": 0.8}
+WORK = {"batch": 8, "prompt_tokens": 4096}
+
+
+def test_a_profile_without_host_costs_adds_nothing() -> None:
+    point = estimate(with_host(**DRAFT, **WORK))
+    assert float(point.overhead_s) == 0.0 == float(point.plain_overhead_s)
+
+
+@given(st.floats(0, 5e-3), st.floats(0, 1e-4))
+def test_without_overlap_host_and_gpu_time_add_up(step_s: float, sequence_s: float) -> None:
+    costs = HostCosts(method="draft", step_s=step_s, sequence_s=sequence_s)
+    point = estimate(with_host(costs, **DRAFT, **WORK))
+    assert float(point.round_s) == pytest.approx(passes_s(point) + step_s + 8 * sequence_s)
+
+
+@given(st.floats(0, 50e-3))
+def test_with_overlap_the_longer_of_host_and_gpu_time_counts(step_s: float) -> None:
+    costs = HostCosts(method="draft", overlapped=True, step_s=step_s)
+    point = estimate(with_host(costs, **DRAFT, **WORK))
+    assert float(point.round_s) == pytest.approx(max(passes_s(point), step_s))
+
+
+@given(st.floats(0, 2e-3), st.booleans())
+def test_launches_of_an_eager_draft_run_ahead_of_the_verification(
+    layer_s: float, both: bool
+) -> None:
+    """γ=3 of a draft of 16 layers: 48 layers are launched while the GPU verifies."""
+    step_s = 1e-3 if both else 0.0
+    costs = HostCosts(method="draft", step_s=step_s, draft_layer_s=layer_s)
+    point = estimate(with_host(costs, **DRAFT, **WORK))
+    assert float(point.round_s) == pytest.approx(step_s + max(passes_s(point), 48 * layer_s))
+
+
+def test_each_draft_step_costs_one_launch() -> None:
+    costs = HostCosts(method="eagle3", draft_step_s=20e-3)
+    point = estimate(with_host(costs, draft="eagle3", gamma=4, **WORK))
+    assert float(point.round_s) == pytest.approx(80e-3)
+
+
+def test_a_one_pass_draft_is_launched_once() -> None:
+    costs = HostCosts(method="p-eagle", draft_step_s=20e-3)
+    point = estimate(with_host(costs, draft="p-eagle", gamma=4, acceptance=0.8, **WORK))
+    assert float(point.round_s) == pytest.approx(20e-3)
+
+
+def test_an_unlisted_method_has_the_costs_of_plain_decoding() -> None:
+    costs = HostCosts(method="plain", step_s=2e-3)
+    point = estimate(with_host(costs, **DRAFT, **WORK))
+    assert float(point.overhead_s) == pytest.approx(2e-3) == float(point.plain_overhead_s)
+
+
+def test_a_look_up_costs_only_host_time_per_sequence_and_context_token() -> None:
+    costs = HostCosts(method="ngram", lookup_token_s=1e-8)
+    point = estimate(with_host(costs, draft="ngram", gamma=3, acceptance=0.5, **WORK))
+    assert float(point.draft_step_s) == 0.0
+    assert float(point.overhead_s) == pytest.approx(1e-8 * 8 * 4096)
+
+
+@pytest.mark.parametrize("batch, eager", [(128, False), (129, True)])
+def test_a_pass_above_the_largest_graph_is_launched_layer_by_layer(batch: int, eager: bool) -> None:
+    costs = HostCosts(method="draft")
+    scenario = with_host(
+        costs, graph_tokens=512.0, eager_layer_s=10e-3, **DRAFT, batch=batch, prompt_tokens=1024
+    )
+    point = estimate(scenario)
+    launches = 32 * 10e-3 if eager else 0.0
+    assert float(point.round_s) == pytest.approx(max(passes_s(point), launches))
+
+
+def test_a_grid_equals_its_points() -> None:
+    costs = HostCosts(method="draft", step_s=1e-3, sequence_s=1e-5, draft_layer_s=3e-4)
+    scenario = with_host(costs, HostCosts(method="plain", overlapped=True, step_s=4e-3), **DRAFT)
+    batch, gamma = np.array([[1.0], [64.0]]), np.array([0.0, 1.0, 4.0])
+    grid = estimate(scenario, batch=batch, gamma=gamma, prompt_tokens=4096)
+    for i, b in enumerate(batch[:, 0]):
+        for j, g in enumerate(gamma):
+            one = estimate(scenario, batch=b, gamma=g, prompt_tokens=4096)
+            assert grid.round_s[i, j] == pytest.approx(float(one.round_s))
