@@ -131,14 +131,14 @@ def test_within_the_error_a_plan_with_fewer_parts_is_preferred(
 
 
 def test_a_gain_within_the_error_is_no_clear_gain() -> None:
-    result = answer(gpu="h100-sxm", tp=8, batch=1, choices=[("self", "streamingllm")], **APART)
+    result = answer(gpu="h100-sxm", tp=8, batch=8, choices=[("self", "streamingllm")], **APART)
     assert result.interval is not None and result.studied is not None
     assert result.interval.low < 1.0 < result.studied.gain
     assert result.verdict == "no clear gain" and not result.speculates
     assert result.sentence.startswith(
         f"No clear gain: the best draft ({result.studied.label}, TP 8"
     )
-    assert result.batch is not None and not result.batch.contains(1)
+    assert result.batch is not None and not result.batch.contains(8)
 
 
 def test_borrowed_acceptance_is_named_and_never_almost_certain() -> None:
