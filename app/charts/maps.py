@@ -66,7 +66,7 @@ def gain_grid(scenario: Scenario, rule: Rule) -> SpeedupGrid:
         best.gamma,
         best.possible | plain.feasible,
         low=best.gain.low,
-        title="Gain in throughput" if rule.objective == "throughput" else "Gain in time per token",
+        title="Gain in throughput" if rule.objective == "throughput" else "Gain in speed per token",
     )
 
 

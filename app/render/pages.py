@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from app.render.html_page import code, html_page, plain, table
-from app.render.simulation_tables import gain_line, run_rows
+from app.render.simulation_tables import closed_form_line, gain_line, run_rows, workload_line
 from app.render.tables import scenario_line
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def simulation_html(result: Mapping[str, Any]) -> str:
 
     gains = [plain(gain_line(gain)) for gain in result["gains"]]
     labels = [run["label"] for run in result["runs"]]
-    text = ["# Simulation", code(scenario_line(result["scenario"])), *gains]
-    text.append(table(("", *labels), run_rows(result)))
+    text = ["# Simulation", code(scenario_line(result["scenario"]))]
+    if result["workload"] is not None:
+        text.append(plain(workload_line(result["workload"])))
+    text += [*gains, plain(closed_form_line(result)), table(("", *labels), run_rows(result))]
     return html_page("simulation", "\n\n".join(text), [timeline(result)])
 
 

@@ -18,13 +18,13 @@ def _time(key: str, figure: str) -> Cell:
 
 
 def _times(key: str) -> Cell:
-    return lambda run: " / ".join(_time(key, q)(run) for q in ("mean_s", "p50_s", "p99_s"))
+    return lambda run: " / ".join(_time(key, q)(run) for q in ("p50_s", "p90_s", "p99_s"))
 
 
 SHARED: dict[str, Cell] = {
     "makespan": lambda run: format_seconds(run["makespan_s"]),
     "tokens/s": lambda run: f"{run['throughput_tokens_per_s']:,.0f}",
-    "TPOT mean / p50 / p99": _times("tpot"),
+    "TPOT p50 / p90 / p99": _times("tpot"),
     "rounds": lambda run: f"{run['rounds']:,}",
     "rounds bound by": lambda run: _shares(run["rounds_by_bound"]),
 }
@@ -36,8 +36,8 @@ ROUNDS: dict[str, Cell] = {
 }
 REQUESTS: dict[str, Cell] = {
     "requests (refused)": lambda run: f"{run['requests']:,} ({run['refused']:,})",
-    "TTFT mean / p50 / p99": _times("ttft"),
-    "end to end mean / p50 / p99": _times("latency"),
+    "TTFT p50 / p90 / p99": _times("ttft"),
+    "end to end p50 / p90 / p99": _times("latency"),
     **SHARED,
     "goodput": lambda run: f"{run['goodput_rps']:.3g}/s ({run['good_share']:.1%})",
     "busy, mean batch": lambda run: f"{run['busy_share']:.1%}, {run['mean_batch']:.1f}",
@@ -50,19 +50,46 @@ REQUESTS: dict[str, Cell] = {
 def print_simulation(result: Mapping[str, Any], console: Console) -> None:
     """Print one column per run, and the gain of speculation."""
     console.print(scenario_line(result["scenario"]))
+    if result["workload"] is not None:
+        console.print(workload_line(result["workload"]))
     console.print()
     print_table(
         rows_table(("", *(run["label"] for run in result["runs"])), run_rows(result)), console
     )
     for gain in result["gains"]:
         console.print(gain_line(gain))
-    if result["closed_form_speedup"] is not None:
-        closed = result["closed_form_speedup"]
-        what = "time per token, for equal lengths at the given batch"
-        if result["level"] == "requests":
-            what = "throughput of a saturated service with the mean lengths"
-        console.print(f"closed form: {closed:.2f}x {what}")
+    if line := closed_form_line(result):
+        console.print(line)
     print_notes(result["notes"], console)
+
+
+def workload_line(workload: Mapping[str, Any]) -> str:
+    """The requests in words: their number, rate, lengths and prefix-cache hits."""
+
+    def tokens(key: str) -> str:
+        mean, p50, p99 = (f"{workload[key][name]:,.0f}" for name in ("mean", "p50", "p99"))
+        return f"{mean} tokens on average (p50 {p50}, p99 {p99})"
+
+    rate = workload["rate_rps"]
+    when = "at once" if rate is None else f"at {rate:.3g}/s"
+    return (
+        f"{workload['requests']:,} requests {when}; prompts of {tokens('prompt_tokens')}, outputs "
+        f"of {tokens('output_tokens')}; {workload['prefix_hit_share']:.0%} of the prompt tokens "
+        f"are in the prefix cache"
+    )
+
+
+def closed_form_line(result: Mapping[str, Any]) -> str:
+    """What the closed form predicts for this scenario; "" if it predicts nothing."""
+    gain, rates = result["closed_form_speedup"], result["saturated_rps"]
+    if result["level"] == "rounds":
+        if gain is None:
+            return ""
+        return f"closed form: {gain:.2f}x time per token, for equal lengths at the given batch"
+    plain = f"{rates[0]:.3g} requests/s without speculation"
+    if gain is not None:
+        plain = f"{gain:.2f}x throughput: {rates[1]:.3g} requests/s, {plain}"
+    return f"closed form of a saturated service with the mean lengths: {plain}"
 
 
 def run_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

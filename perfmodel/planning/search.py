@@ -33,8 +33,8 @@ class Candidate:
     """One evaluated plan.
 
     Times and rates are those of the service: with the prompts, if they share the GPUs. `gain` is
-    its improvement of the objective over plain decoding at the same TP and concurrency. Decoding
-    alone has the fields `decode_*`, and `decode_speedup` is the one that `predict` states.
+    its improvement of the objective over plain decoding at the same TP and concurrency. The fields
+    `decode_*` are those of decoding alone, as in `predict`.
     """
 
     scenario: Scenario

@@ -8,7 +8,12 @@ from perfmodel.reports.prediction import (
     prediction_dict,
     recommendation_dict,
 )
-from perfmodel.reports.simulation import batch_dict, choice_dict, serving_dict
+from perfmodel.reports.simulation import (
+    batch_dict,
+    choice_dict,
+    serving_dict,
+    workload_dict,
+)
 
 __all__ = [
     "ENGINES",
@@ -22,4 +27,5 @@ __all__ = [
     "prediction_dict",
     "recommendation_dict",
     "serving_dict",
+    "workload_dict",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from perfmodel.serving.choose_gamma import TrafficChoice
 from perfmodel.serving.fixed_batch import FixedBatchRun
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.simulate import ServingRun
-from perfmodel.serving.stats import QUANTILES, Durations
+from perfmodel.serving.stats import QUANTILES, RECORD, Durations, ServingStats
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
@@ -45,6 +47,22 @@ def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
     }
     if timeline:
         result["timeline"] = stats.timeline.rows(stats.makespan_s)
+    return result
+
+
+def workload_dict(stats: ServingStats) -> dict[str, Any]:
+    """What the finished requests ask for: their rate, lengths and prefix-cache hits."""
+    arrival = stats.finished[:, RECORD.index("arrival_s")]
+    span = float(arrival.max() - arrival.min())
+    result: dict[str, Any] = {
+        "requests": stats.requests,
+        "rate_rps": (stats.requests - 1) / span if span else None,
+        "prefix_hit_share": stats.prefix_hit_tokens / stats.prompt_tokens,
+    }
+    for name in ("prompt_tokens", "output_tokens"):
+        tokens = stats.finished[:, RECORD.index(name)]
+        quantiles = {f"p{round(100 * q)}": float(np.quantile(tokens, q)) for q in QUANTILES}
+        result[name] = {"mean": float(tokens.mean()), **quantiles}
     return result
 
 

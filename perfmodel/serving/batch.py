@@ -32,9 +32,12 @@ class Request:
     output: int
     trait: float
     rounds: tuple[int, ...]  # rounds to finish, for each γ of the policy
+    blocks: tuple[int, ...] = ()  # ids of the prompt's blocks, if its prefixes are recorded
+    block_tokens: int = 0
     cached: float = field(init=False)  # tokens to cache before it decodes (again)
     left: float = field(init=False)  # tokens still to decode
     prefilled: int = 0
+    prefix_hits: int = 0  # tokens of the prompt that were in the prefix cache at admission
     slope: float = 0.0  # tokens per unit of progress; 0 until it first decodes
     progress_due: float = 0.0  # progress at which it finishes
     rounds_done: int = 0  # only counted in `ExactBatch`

@@ -4,7 +4,8 @@ Each pass decodes one round of every running sequence and uses the rest of the t
 prompts, in order of admission. The last pass of a prefill also yields the first token. A request is
 admitted when its prompt fits in the free cache. When the cache is full, the request that was
 admitted last is preempted and later prefilled again with all its tokens, as in vLLM with
-recomputation (Kwon et al. 2023, arXiv 2309.06180, section 4.5).
+recomputation (Kwon et al. 2023, arXiv 2309.06180, section 4.5). If the trace records the blocks of
+prompts, the leading blocks that are in the prefix cache at admission are not computed again.
 """
 
 from __future__ import annotations
@@ -82,6 +83,31 @@ class Simulation:
     exact: bool = False
 
 
+class PrefixCache:
+    """The ids of prompt blocks in a KV cache of `capacity` tokens, dropped as in vLLM.
+
+    The least recently used block is dropped first, and of one prompt the last block first. Blocks
+    count from the admission of their first request; those of running requests may be dropped too.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._blocks: dict[int, None] = {}  # the most recently used one is last
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def hit_tokens(self, blocks: tuple[int, ...], block_tokens: int) -> int:
+        """Tokens in the leading blocks that are cached; then all `blocks` are."""
+        hits = next((i for i, b in enumerate(blocks) if b not in self._blocks), len(blocks))
+        for block in reversed(blocks):
+            self._blocks.pop(block, None)
+            self._blocks[block] = None
+        while len(self._blocks) * block_tokens > self._capacity:
+            del self._blocks[next(iter(self._blocks))]
+        return hits * block_tokens
+
+
 class RequestLoop:
     """The state of one simulation, which `run` completes.
 
@@ -107,6 +133,7 @@ class RequestLoop:
         self.policy, self.lookahead = policy, max(gammas) + 1
         self.capacity = times.kv_capacity(max(gammas))
         self.longest = min(self.capacity - self.lookahead, times.max_context)
+        self.prefixes = PrefixCache(self.capacity)
         self._tokens = {gamma: process.mean_tokens(gamma) for gamma in gammas}
         self.now, self.prefill_tokens, self.finished = 0.0, 0.0, 0
         self.prefilling: deque[Request] = deque()
@@ -160,11 +187,18 @@ class RequestLoop:
                 return
             self._take()
             self.prefill_tokens += request.cached
+            request.prefilled = request.prefix_hits = self._prefix_hits(request)
             if self.serving.prefill is Prefill.DISAGGREGATED:
                 self._start([request])
-                continue
-            request.prefilled = int(self.hit_rate * request.prompt)
-            self.prefilling.append(request)
+            else:
+                self.prefilling.append(request)
+
+    def _prefix_hits(self, request: Request) -> int:
+        """Prompt tokens that are not computed; the last one always is, as it yields a token."""
+        if not request.blocks:
+            return int(self.hit_rate * request.prompt)
+        cached = self.prefixes.hit_tokens(request.blocks, request.block_tokens)
+        return min(cached, request.prompt - 1)
 
     def _take(self) -> None:
         if self.preempted:
@@ -292,8 +326,9 @@ def _requests(
         rounds = [process.rounds_to_finish(rng, gamma, traits, left).tolist() for gamma in gammas]
         per_request = list(zip(*rounds, strict=True)) if rounds else [()] * left.size
         columns = (chunk.arrival_s, chunk.prompt_tokens, chunk.output_tokens, traits)
-        for arrival, prompt, output, trait, needed in zip(
-            *(column.tolist() for column in columns), per_request, strict=True
+        blocks = chunk.blocks or [()] * left.size
+        for arrival, prompt, output, trait, needed, ids in zip(
+            *(column.tolist() for column in columns), per_request, blocks, strict=True
         ):
-            yield Request(index, arrival, prompt, output, trait, needed)
+            yield Request(index, arrival, prompt, output, trait, needed, ids, chunk.block_tokens)
             index += 1

@@ -84,7 +84,7 @@ class ServingStats:
         self.slo = slo
         self.timeline = Timeline()
         self.requests = self.good = self.refused = self.preemptions = 0
-        self.prompt_tokens = self.output_tokens = 0
+        self.prompt_tokens = self.output_tokens = self.prefix_hit_tokens = 0
         self.rounds = self.passes = 0
         self.rounds_by_bound = [0] * len(BOUNDS)
         self.busy_s = self.batch_s = self.kv_s = self.most_kv = self.makespan_s = 0.0
@@ -125,6 +125,7 @@ class ServingStats:
             (r.index, r.arrival_s, r.first_token_s, r.finish_s, r.prompt, r.output)
         )
         self.requests += 1
+        self.prefix_hit_tokens += r.prefix_hits
 
     def close(self, now_s: float) -> None:
         """Compute durations at the end of the simulation."""

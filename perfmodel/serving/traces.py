@@ -6,13 +6,16 @@ The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published
 - BurstGPT (Wang et al. 2024): `Timestamp` in seconds, `Request tokens, Response tokens`
 - Splitwise (Patel et al. 2024): `arrival_timestamp` in seconds, `prompt_size, token_size`
 - Vidur (Agrawal et al. 2024): `arrived_at` in seconds, `num_prefill_tokens, num_decode_tokens`
-- Mooncake (Qin et al. 2024): `timestamp` in milliseconds, `input_length, output_length, hash_ids`
-- Qwen-Bailian (Wang et al. 2025): as Mooncake, but with `chat_id` and `timestamp` in seconds
+- Mooncake (Qin et al. 2024): `timestamp` in milliseconds, `input_length, output_length`, and
+  `hash_ids`, one for each block of 512 prompt tokens
+- Qwen-Bailian (Wang et al. 2025): as Mooncake, but with `chat_id`, `timestamp` in seconds, and
+  blocks of 16 tokens
 - ShareGPT: `conversations` without arrivals, with four characters counted as a token
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -22,7 +25,7 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, os_reason, shown
 from perfmodel.units import parse_number
@@ -46,15 +49,28 @@ OUTPUTS = (
     "num_decode_tokens",
 )
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
+MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
 MAX_CHARACTERS = 50_000_000  # of one request in a JSON array
 MAX_TOKENS = 100_000_000
 
-Row = tuple[float | None, int, int]
+
+class Row(NamedTuple):
+    """One recorded request; arrivals are in seconds from the first one, or None.
+
+    Requests whose `blocks` start with the same ids have the same prompt in these blocks, each of
+    which has `block_tokens` tokens.
+    """
+
+    arrival_s: float | None
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
 
 
 def trace_rows(path: str | Path) -> Iterator[Row]:
-    """Each request as (arrival in seconds from the first, or None; prompt tokens; output tokens).
+    """The requests of a trace, one by one.
 
     Skips conversations without a question and an answer, and failed requests of BurstGPT.
     Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
@@ -70,7 +86,7 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
             raise ConfigError(f"{path}: {place}: {_why(error)}") from error
         if request is None:
             continue
-        arrival, prompt, output = request
+        arrival = request.arrival_s
         if arrival is not None:
             first = arrival if first is None else first
             arrival -= first
@@ -79,7 +95,7 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
                     f"{path}: {place} is earlier than the previous one; sort the trace by time"
                 )
             last = arrival
-        yield arrival, prompt, output
+        yield request._replace(arrival_s=arrival)
 
 
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
@@ -208,12 +224,30 @@ def _request(cells: dict[str, Any]) -> Row | None:
     """The request in these cells, or None if it has no answer."""
     if "conversations" in cells:
         found = _conversation(cells["conversations"])
-        return None if found is None else (None, *found)
+        return None if found is None else Row(None, *found)
     prompt, output = _first(cells, PROMPTS), _first(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
         return None  # BurstGPT includes requests that failed
     lengths = _count("prompt_tokens", prompt, least=1), _count("output_tokens", output, least=1)
-    return _arrival_s(cells), *lengths
+    block = BAILIAN_BLOCK if any(name in cells for name in BAILIAN) else MOONCAKE_BLOCK
+    ids = _blocks(cells, lengths[0], block)
+    return Row(_arrival_s(cells), *lengths, ids, block if ids else 0)
+
+
+def _blocks(cells: dict[str, Any], prompt: int, block: int) -> tuple[int, ...]:
+    """The ids of a prompt's blocks; () if the trace has none."""
+    ids = cells.get("hash_ids", ())
+    if isinstance(ids, str):  # a cell of a CSV file
+        with contextlib.suppress(ValueError, RecursionError):
+            ids = json.loads(ids or "[]")
+    if not isinstance(ids, list | tuple) or not all(type(number) is int for number in ids):
+        raise ValueError(f"hash_ids={shown(ids)} is not a list of whole numbers")
+    if len(ids) > math.ceil(prompt / block):
+        raise ValueError(
+            f"hash_ids has {len(ids):,} blocks, but a prompt of {prompt:,} tokens has at most "
+            f"{math.ceil(prompt / block):,} blocks of {block} tokens"
+        )
+    return tuple(ids)
 
 
 def _arrival_s(cells: dict[str, Any]) -> float | None:

@@ -15,6 +15,8 @@ from perfmodel.errors import ConfigError, either
 from perfmodel.serving.traces import trace_rows
 
 CHUNK = 8192
+Blocks = tuple[tuple[int, ...], ...] | None
+_Source = tuple[Floats | None, Counts, Counts, Blocks, int]
 
 
 class TrafficShape(StrEnum):
@@ -28,11 +30,16 @@ class TrafficShape(StrEnum):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RequestChunk:
-    """Consecutive requests: non-decreasing arrivals in seconds, prompts and outputs in tokens."""
+    """Consecutive requests: non-decreasing arrivals in seconds, prompts and outputs in tokens.
+
+    `blocks` are ids of each prompt's blocks of `block_tokens` tokens, or None if they are unknown.
+    """
 
     arrival_s: Floats
     prompt_tokens: Counts
     output_tokens: Counts
+    blocks: Blocks = None
+    block_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,8 @@ class Traffic:
     eos : float
         Probability that a token ends its sequence before the output length. [1]
     prefix_hit_rate : float
-        Share of each prompt that is already in the prefix cache. [1]
+        Share of each prompt that is already in the prefix cache; only for requests whose prefixes
+        are not recorded. [1]
     """
 
     requests: int | None = 1000
@@ -102,25 +110,25 @@ class Traffic:
         rng = np.random.default_rng([seed, 0])
         clock = _Clock(self, rng)
         source = self._drawn(rng) if self.path is None else self._recorded()
-        for arrival, prompt, output in source:
+        for arrival, prompt, output, blocks, block_tokens in source:
             ends = rng.geometric(self.eos, output.size) if self.eos else output
             drawn = clock.next(output.size) if arrival is None else arrival
-            yield RequestChunk(drawn, prompt, np.minimum(output, ends))
+            yield RequestChunk(drawn, prompt, np.minimum(output, ends), blocks, block_tokens)
 
-    def _drawn(self, rng: np.random.Generator) -> Iterator[tuple[None, Counts, Counts]]:
+    def _drawn(self, rng: np.random.Generator) -> Iterator[_Source]:
         assert self.requests is not None
         for start in range(0, self.requests, CHUNK):
             size = min(CHUNK, self.requests - start)
             prompt = lengths(rng, self.prompt_tokens, self.prompt_cv, size)
-            yield None, prompt, lengths(rng, self.output_tokens, self.output_cv, size)
+            yield None, prompt, lengths(rng, self.output_tokens, self.output_cv, size), None, 0
 
-    def _recorded(self) -> Iterator[tuple[Floats | None, Counts, Counts]]:
+    def _recorded(self) -> Iterator[_Source]:
         assert self.path is not None
         rows = itertools.islice(trace_rows(self.path), self.requests)
         empty = True
         while block := list(itertools.islice(rows, CHUNK)):
             empty = False
-            arrivals, prompts, outputs = zip(*block, strict=True)
+            arrivals, prompts, outputs, blocks, sizes = zip(*block, strict=True)
             timed = [arrival is not None for arrival in arrivals]
             if any(timed) and not all(timed):
                 raise ConfigError(
@@ -128,7 +136,16 @@ class Traffic:
                     f"of them or for none"
                 )
             times = np.array(arrivals, float) if all(timed) else None
-            yield times, np.array(prompts, np.int64), np.array(outputs, np.int64)
+            lengths = np.array(prompts, np.int64), np.array(outputs, np.int64)
+            if not any(blocks):
+                yield times, *lengths, None, 0
+                continue
+            if self.prefix_hit_rate:
+                raise ConfigError(
+                    f"{self.path} records the prefixes that requests share (hash_ids); remove "
+                    f"prefix_hit_rate={self.prefix_hit_rate:g}"
+                )
+            yield times, *lengths, blocks, max(sizes)
         if empty:
             raise ConfigError(f"{self.path} contains no requests")
 

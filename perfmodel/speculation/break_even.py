@@ -32,7 +32,7 @@ CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """By what a gain is judged: the objective ("throughput" or "latency"), and limits of plans."""
+    """How a gain is judged: the objective ("throughput" or "latency"), and limits of plans."""
 
     objective: str = "throughput"
     limits: SLO = field(default_factory=SLO)

@@ -16,7 +16,7 @@ from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
 class Evidence:
     """Origin of α, of the engine profile, and what lies outside the measured range."""
 
-    acceptance: str
+    acceptance: str  # "" without speculation
     engine: str
     extrapolated: tuple[str, ...]  # step times, and "acceptance"
 
@@ -25,7 +25,8 @@ class Evidence:
         """The evidence as one sentence."""
         outside = ", ".join(self.extrapolated)
         tail = f"extrapolated: {outside}" if outside else "nothing is extrapolated"
-        return f"Based on {self.acceptance}, and {self.engine}; {tail}."
+        bases = " and ".join(filter(None, (self.acceptance, self.engine)))
+        return f"Based on {bases}; {tail}."
 
 
 def evidence(scenario: Scenario) -> Evidence:
@@ -45,7 +46,7 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
     """α and where it comes from."""
     plan, given, curve = scenario.plan, scenario.acceptance, scenario.curve
     if not plan.speculates:
-        return "no acceptance"
+        return ""
     if given is not None:
         origin = "" if given.origin == Origin.GIVEN else f"{given.origin} "
         return f"{origin}α {given.alpha:.2f} ({given.source or 'as given'})"
@@ -81,6 +82,6 @@ def _engine(scenario: Scenario) -> str:
     if engine.measured_on == gpu.name:
         return f"{name} measured on {gpu.name}"
     if engine.measured_on:
-        return f"{name} measured on {engine.measured_on} and scaled to {gpu.name}"
+        return f"{name} measured on {engine.measured_on}, not on {gpu.name}"
     kernels = "" if gpu.efficiency == gpu.name else f" and the kernels of {gpu.efficiency}"
     return f"{name} with {engine.origin} overheads{kernels}, not measured on {gpu.name}"

@@ -89,12 +89,15 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
             "its --acceptance"
         )
     studied = answer.studied.scenario
+    work = studied.workload
     with progress("requests") as update:
         choice = choose_for_traffic(
             studied,
             perfmodel.Simulation(
-                traffic=perfmodel.Traffic(requests=requests, path=path),
-                serving=Serving(max_batch=studied.workload.batch),
+                traffic=perfmodel.Traffic(
+                    requests=requests, path=path, prefix_hit_rate=work.prefix_hit_rate
+                ),
+                serving=Serving(max_batch=work.batch, prefill=work.prefill),
                 process=scenario_acceptance(studied),
                 slo=parse_slo(slo),
             ),

@@ -39,11 +39,12 @@ def simulate(
     values = parse_overrides(scenario, context.obj)
     stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()
+    workload = None
     if options.plays_requests:
-        runs = _play_requests(base, stated.slo, options)
+        runs, workload = _play_requests(base, stated.slo, options)
     else:
         runs = _play_batch(base, options)
-    result = _result(base, options, runs)
+    result = _result(base, options, runs, workload)
     if html is not None:
         from app.render.pages import simulation_html
 
@@ -59,10 +60,15 @@ def simulate(
         print_simulation(result, console())
 
 
-def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list[dict[str, Any]]:
-    """Simulate the same requests without speculation, at the scenario's gamma, and by schedule."""
+def _play_requests(
+    base: Scenario, slo: str, options: SimulationOptions
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Simulate the same requests without speculation, at the scenario's gamma, and by schedule.
+
+    Returns the runs, and what the requests ask for.
+    """
     import perfmodel
-    from perfmodel.reports import serving_dict
+    from perfmodel.reports import serving_dict, workload_dict
     from perfmodel.serving import SCHEDULE_GAMMAS, RoundTimes
     from perfmodel.specs import parse_slo
 
@@ -88,8 +94,8 @@ def _play_requests(base: Scenario, slo: str, options: SimulationOptions) -> list
             run = perfmodel.simulate_requests(
                 base, simulation, gammas=gammas, progress=update, times=times
             )
-        runs.append(serving_dict(run))
-    return runs
+        runs.append(run)
+    return [serving_dict(run) for run in runs], workload_dict(runs[0].stats)
 
 
 def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, Any]]:
@@ -130,16 +136,26 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
 
 
 def _result(
-    base: Scenario, options: SimulationOptions, runs: list[dict[str, Any]]
+    base: Scenario,
+    options: SimulationOptions,
+    runs: list[dict[str, Any]],
+    workload: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    from perfmodel import scenario_dict
+    from perfmodel import estimate, scenario_dict
 
-    closed = _closed_form(base, options, runs[0]) if base.plan.speculates else math.nan
+    if workload is not None:
+        saturated, closed = _saturated(base, workload, options.token_budget)
+    else:
+        speedup = float(estimate(base).speedup)
+        known = base.plan.speculates and math.isfinite(speedup)
+        saturated, closed = None, speedup if known else None
     return {
         "level": "requests" if options.plays_requests else "rounds",
+        "workload": workload,
         "runs": runs,
         "gains": [_gain(runs[0], run) for run in runs[1:]],
-        "closed_form_speedup": closed if math.isfinite(closed) else None,
+        "saturated_rps": saturated,
+        "closed_form_speedup": closed,
         "seed": options.seed,
         "exact": options.exact or not options.plays_requests,
         "scenario": scenario_dict(base),
@@ -147,23 +163,37 @@ def _result(
     }
 
 
-def _closed_form(base: Scenario, options: SimulationOptions, run: dict[str, Any]) -> float:
-    """The predicted gain: of a saturated service with the mean lengths, or of a batch."""
-    from perfmodel import estimate
-    from perfmodel.speculation import service_gain
+def _saturated(
+    base: Scenario, workload: dict[str, Any], token_budget: int
+) -> tuple[list[float], float | None]:
+    """The closed form for requests with the mean lengths and hits of these.
 
-    if not options.plays_requests:
-        return float(estimate(base).speedup)
-    lengths = {
-        name: max(1, round(run[name] / run["requests"]))
-        for name in ("prompt_tokens", "output_tokens")
-    }
+    Returns the requests per second that a saturated service finishes without speculation and with
+    the scenario's plan, and their ratio, which is None without a plan or a known acceptance.
+    """
+    from perfmodel import without_speculation
+    from perfmodel.speculation import service
+
+    prompt, output = (
+        max(1, round(workload[name]["mean"])) for name in ("prompt_tokens", "output_tokens")
+    )
     budget = base.plan.kv_budget_tokens
-    plan = base.plan
-    if budget is not None:
-        plan = replace(plan, kv_budget_tokens=min(budget, lengths["prompt_tokens"]))
-    work = replace(base.workload, **lengths)
-    return float(service_gain(replace(base, workload=work, plan=plan)).value)
+    scenario = replace(
+        base,
+        workload=replace(
+            base.workload,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            prefix_hit_rate=workload["prefix_hit_share"],
+        ),
+        plan=replace(base.plan, kv_budget_tokens=None if budget is None else min(budget, prompt)),
+        engine=base.engine.changed(prefill_chunk_tokens=token_budget),
+    )
+    rates = [float(service(without_speculation(scenario)).requests_per_s)]
+    if base.plan.speculates:
+        rates.append(float(service(scenario).requests_per_s))
+    known = [rate for rate in rates if math.isfinite(rate)]
+    return known, known[1] / known[0] if len(known) > 1 else None
 
 
 def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,36 @@ def test_all_requests_of_a_trace_are_simulated(capsys: pytest.CaptureFixture[str
         assert (played["requests"], played["output_tokens"]) == (3, 620)
 
 
+def test_the_requests_are_described_and_the_prefixes_that_they_share_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    line = '{{"timestamp": {}, "input_length": {}, "output_length": 100, "hash_ids": {}}}\n'
+    path.write_text(line.format(0, 1024, [1, 2]) + line.format(2000, 3072, [1, 2, 3, 4, 5, 6]))
+    result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
+    work = result["workload"]
+    assert (work["requests"], work["rate_rps"], work["prompt_tokens"]["mean"]) == (2, 0.5, 2048)
+    assert work["prefix_hit_share"] == 1024 / 4096 and work["output_tokens"]["p99"] == 100
+    assert run(["simulate", *SPECULATING, "--traffic", str(path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "2 requests at 0.5/s; prompts of 2,048 tokens on average (p50 2,048" in text
+    assert "25% of the prompt tokens are in the prefix cache" in text
+
+
+def test_the_closed_form_is_that_of_the_simulated_requests(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prompts of a tenth of the scenario's length, and a small token budget, at saturation."""
+    flags = [*SPECULATING, "--batch", "16", "--prompt-tokens", "3200", "--rate", "1000"]
+    flags += ["--output-cv", "0.4", "--requests", "1500", "--token-budget", "1024"]
+    result = result_of(capsys, "simulate", *flags, "--prefix-hit-rate", "0.5")
+    assert result["workload"]["prefix_hit_share"] == 0.5
+    for played, rate in zip(result["runs"], result["saturated_rps"], strict=True):
+        assert played["requests_per_s"] == pytest.approx(rate, rel=0.05)
+    plain, fast = result["saturated_rps"]
+    assert result["closed_form_speedup"] == pytest.approx(fast / plain)
+
+
 def test_padding_costs_what_compaction_saves(capsys: pytest.CaptureFixture[str]) -> None:
     spans = [
         result_of(capsys, "simulate", *SPECULATING, "--output-cv", "1", "--finished", how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from perfmodel.serving import (
     choose_for_traffic,
     scenario_acceptance,
 )
+from perfmodel.serving.scheduler import PrefixCache
 from perfmodel.serving.simulate import best_gammas
 
 SELF: dict[str, Any] = {"draft": "self", "kv_budget": 512, "acceptance": 0.8, "gamma": 3}
@@ -73,6 +75,59 @@ def test_requests_are_complete_and_causal(
     assert np.all(np.diff(first) >= 0)  # nobody overtakes before the first token
     assert run.stats.busy_s <= run.stats.makespan_s * (1 + 1e-12)
     assert run.stats.most_kv <= 1.0
+
+
+def recorded(path: Path, prompts: list[tuple[int, list[int]]], apart_ms: int = 60_000) -> Traffic:
+    """A trace in Mooncake's format: prompt tokens and the ids of their blocks."""
+    rows = [
+        {"timestamp": i * apart_ms, "input_length": tokens, "output_length": 9, "hash_ids": ids}
+        for i, (tokens, ids) in enumerate(prompts)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Traffic(requests=None, path=str(path))
+
+
+def test_recorded_prefixes_save_as_much_time_as_the_same_hit_rate(tmp_path: Path) -> None:
+    """The second prompt shares two of four blocks; a whole repetition computes its last token."""
+    scenario = a_scenario(**SELF)
+    blocks = [[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 5, 6], [7, 2, 5, 6]]
+    run, rows = play(scenario, recorded(tmp_path / "t", [(2048, ids) for ids in blocks]))
+    ttft = rows[:, 2] - rows[:, 1]
+    for row, hits in enumerate((0.0, 0.5, 2047 / 2048, 0.0)):
+        traffic = Traffic(requests=1, prompt_tokens=2048, output_tokens=9, prefix_hit_rate=hits)
+        _, alone = play(scenario, traffic)
+        assert ttft[row] == pytest.approx(alone[0, 2] - alone[0, 1], rel=1e-9)
+    assert run.stats.prefix_hit_tokens == 1024 + 2047
+
+
+def test_the_least_recently_used_block_is_dropped_first() -> None:
+    """And of one prompt the last block, as the others are useless without the first."""
+    cache = PrefixCache(4 * 16)
+    assert cache.hit_tokens((1, 2, 3), 16) == 0
+    assert cache.hit_tokens((4,), 16) == 0
+    assert cache.hit_tokens((1, 2), 16) == 32
+    assert cache.hit_tokens((5,), 16) == 0  # drops 3
+    assert cache.hit_tokens((1, 2, 3), 16) == 32  # drops 4
+    assert cache.hit_tokens((4,), 16) == 0
+    assert PrefixCache(15).hit_tokens((1,), 16) == 0
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=30),
+    capacity=st.integers(0, 200),
+)
+def test_hits_are_leading_blocks_and_the_cache_keeps_its_capacity(
+    prompts: list[list[int]], capacity: int
+) -> None:
+    cache, seen = PrefixCache(capacity), set[int]()
+    for prompt in prompts:
+        hits = cache.hit_tokens(tuple(prompt), 16)
+        assert hits % 16 == 0 and set(prompt[: hits // 16]) <= seen
+        assert len(cache) * 16 <= capacity
+        if capacity >= 160:  # all ten blocks fit
+            first_new = next((i for i, b in enumerate(prompt) if b not in seen), len(prompt))
+            assert hits == 16 * first_new
+        seen |= set(prompt)
 
 
 @pytest.mark.parametrize("exact", [False, True])
