@@ -7,6 +7,8 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from strategies import a_scenario
 
 from perfmodel import (
@@ -19,7 +21,7 @@ from perfmodel import (
 )
 from perfmodel.catalog.scenarios import read_scenario
 from perfmodel.planning.recommend import gain_interval, recommend
-from perfmodel.planning.search import search
+from perfmodel.planning.search import Candidate, search
 from perfmodel.specs import parse_slo
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
@@ -128,6 +130,45 @@ def test_within_the_error_a_plan_with_fewer_parts_is_preferred(
         for simpler in (c for c in drafts if c.parts < result.best.parts):
             assert simpler.throughput_per_gpu < low * fastest.throughput_per_gpu
     assert seen
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    gpu=st.sampled_from(("h100-sxm", "a100-sxm-80gb", "h200", "l40s")),
+    batch=st.integers(1, 128),
+    prompt=st.integers(2000, 60_000),
+    output=st.sampled_from((64, 500, 4000)),
+    prefill=st.sampled_from(("shared", "disaggregated")),
+    objective=st.sampled_from(("throughput", "latency")),
+)
+def test_no_simpler_plan_is_as_good_within_the_error(
+    gpu: str, batch: int, prompt: int, output: int, prefill: str, objective: str
+) -> None:
+    """The chosen plan is within the error of the fastest, and no such plan has fewer parts."""
+    scenario = a_scenario(
+        gpu=gpu, tp=4, batch=batch, prompt_tokens=prompt, output_tokens=output, prefill=prefill
+    )
+    choices = [("self", "streamingllm"), ("self", "snapkv"), ("llama-3.2-1b", "streamingllm")]
+    result = search(scenario, objective=objective, choices=choices, budgets=(256, 1024))
+    ranked = result.ranked()
+    assume(ranked)
+    best = recommend(result).best
+
+    def gain_over(other: Candidate, candidate: Candidate) -> float:
+        """The lower end of the interval of the gain of `candidate` over `other`."""
+        interval = gain_interval(candidate, objective)
+        return result.cost(other) / result.cost(candidate) * interval.low / interval.value
+
+    (plain,) = (c for c in ranked if not c.parts)  # it fits wherever a draft does
+    fastest = min(ranked, key=result.cost)
+    clear = [c for c in ranked if c.parts and gain_over(plain, c) > 1.0]
+    as_good = [c for c in clear if gain_over(c, fastest) <= 1.0]
+    if fastest not in clear:
+        assert best is plain
+    else:
+        assert best in as_good
+        assert best.parts == min(c.parts for c in as_good)
+        assert result.cost(best) == min(result.cost(c) for c in as_good if c.parts == best.parts)
 
 
 def test_a_gain_within_the_error_is_no_clear_gain() -> None:

@@ -13,7 +13,7 @@ from strategies import a_scenario
 
 from perfmodel import Acceptance, Interval, Scenario, estimate, speedup_interval
 from perfmodel.catalog.acceptance import acceptance_curve
-from perfmodel.speculation import probability_of_gain, sensitivities
+from perfmodel.speculation import probability_of_gain, sensitivities, service_gain
 from perfmodel.speculation.uncertainty import alpha_interval, relative_error
 
 SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8}
@@ -149,6 +149,19 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
         assert ends[0] <= speedup * (1 + 1e-12) and speedup <= ends[1] * (1 + 1e-12)
     assert result["acceptance"].low < result["acceptance"].high
     assert result["engine overhead"].low < result["engine overhead"].high
+
+
+@pytest.mark.parametrize("gpu, tp", [("h100-sxm", 8), ("h200", 2), ("l40", 8)])
+def test_the_gain_of_a_decoding_pool_has_the_interval_of_the_speedup(gpu: str, tp: int) -> None:
+    """Also where all-reduces were not measured; the contexts differ by half the output."""
+    scenario = a_scenario(
+        gpu=gpu, tp=tp, draft="self", kv_budget=512, gamma=3, batch=16, prompt_tokens=16_000,
+        prefill="disaggregated", output_tokens=32,
+    )  # fmt: skip
+    decode, gain = interval(scenario), service_gain(scenario)
+    for end in ("low", "high"):
+        distance = np.log(getattr(decode, end) / decode.value)
+        assert np.log(getattr(gain, end) / gain.value) == pytest.approx(distance, rel=0.1)
 
 
 @pytest.mark.parametrize(
