@@ -151,7 +151,7 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
     assert result["engine overhead"].low < result["engine overhead"].high
 
 
-@pytest.mark.parametrize("gpu, tp", [("h100-sxm", 8), ("h200", 2), ("l40", 8)])
+@pytest.mark.parametrize("gpu, tp", [("h200", 2), ("h200", 8), ("l4", 8)])
 def test_the_gain_of_a_decoding_pool_has_the_interval_of_the_speedup(gpu: str, tp: int) -> None:
     """Also where all-reduces were not measured; the contexts differ by half the output."""
     scenario = a_scenario(
