@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol
 
 from runtime.errors import InputError
@@ -26,6 +28,8 @@ from runtime.errors import InputError
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
 STALL_S = 20.0  # longest round of a run that is under way
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
+POSITION_FILE = "position"
+_FILE_BYTES = 80
 _EVERY_S = 1.0
 STORE_TIMEOUT = timedelta(seconds=10)  # of one call of the store
 
@@ -64,10 +68,18 @@ class Position:
     text: str = "joining"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
+    _file: mmap.mmap | None = None
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
         """Start something else."""
-        self.text, self.limit_s, self.since = text, limit_s, time.monotonic()
+        self.limit_s, self.since = limit_s, time.monotonic()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Name the part of the present work that comes next."""
+        self.text = text
+        if self._file is not None:
+            self._file[:] = text.encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
@@ -76,8 +88,26 @@ class Position:
         self.move(text, limit_s=limit_s)
         try:
             yield
-        finally:
-            self.move(before[0], limit_s=before[1])
+        except BaseException:
+            self.text, self.limit_s = before  # the file still names where the error was raised
+            raise
+        self.move(before[0], limit_s=before[1])
+
+    def write_to(self, path: Path) -> None:
+        """From now on, also write to this file, which remains if the process is killed."""
+        path.write_bytes(b" " * _FILE_BYTES)
+        with path.open("r+b") as file:
+            self._file = mmap.mmap(file.fileno(), _FILE_BYTES)
+        self.note(self.text)
+
+
+def last_positions(folder: Path) -> str:
+    """What each rank was doing, from the files in one folder per rank; empty if there are none."""
+    texts = {
+        int(path.parent.name): path.read_text("utf-8", errors="replace").strip()
+        for path in folder.rglob(POSITION_FILE)
+    }
+    return "; ".join(f"rank {rank}: {texts[rank]}" for rank in sorted(texts))
 
 
 HERE = Position()  # of this process
