@@ -171,8 +171,7 @@ def _saturated(
     Returns the requests per second that a saturated service finishes without speculation and with
     the scenario's plan, and their ratio, which is None without a plan or a known acceptance.
     """
-    from perfmodel import without_speculation
-    from perfmodel.speculation import service
+    from perfmodel import speculation, without_speculation
 
     prompt, output = (
         max(1, round(workload[name]["mean"])) for name in ("prompt_tokens", "output_tokens")
@@ -189,9 +188,9 @@ def _saturated(
         plan=replace(base.plan, kv_budget_tokens=None if budget is None else min(budget, prompt)),
         engine=base.engine.changed(prefill_chunk_tokens=token_budget),
     )
-    rates = [float(service(without_speculation(scenario)).requests_per_s)]
+    rates = [float(speculation.service(without_speculation(scenario)).requests_per_s)]
     if base.plan.speculates:
-        rates.append(float(service(scenario).requests_per_s))
+        rates.append(float(speculation.service(scenario).requests_per_s))
     known = [rate for rate in rates if math.isfinite(rate)]
     return known, known[1] / known[0] if len(known) > 1 else None
 
