@@ -22,6 +22,7 @@ from .engine.build import build_engine as build_engine
 from .engine.engine import Engine as Engine
 from .errors import EngineError as EngineError
 from .errors import InputError as InputError
+from .errors import RankFailed as RankFailed
 from .execution.sampling import SamplingParams as SamplingParams
 from .model.decoder import Decoder as Decoder
 from .model.download import download_model as download_model

@@ -114,24 +114,23 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
 def run_rank(body: Callable[[], None]) -> int:
     """Run one rank's work and return its exit code; report a failure to the launcher.
 
-    Peers that wait for this rank see its connections close and fail in turn. On GPUs they would
-    wait forever, and so would the exit of this process: it ends at once, and the launcher ends the
-    others.
+    One of several ranks does not return: its process ends here. After a failure on GPUs, the exit
+    of an interpreter would wait for peers forever; after a success on CPUs, a thread of gloo that
+    still holds a tensor would abort it. Peers that wait for this rank see its connections close.
     """
     if _launcher() is not None:
         _end_with_launcher()
         HERE.write_to(Path(os.environ[FAILURE_FILE]).with_name(POSITION_FILE))
     try:
         body()
+        code = 0
     except KeyboardInterrupt:
         code = 130
     except EngineError as error:
         code = _report(str(error), error.exit_code)
     except Exception as error:
         code = _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-    else:
-        return 0
-    if _still_connected():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -144,18 +143,12 @@ def _launcher() -> int | None:
     return int(process) if name == "specroof" else None
 
 
-def _still_connected() -> bool:
-    """Whether a process group still exists, as NCCL's does after a failure."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and bool(distributed.is_initialized())
-
-
 def _report(message: str, code: int, trace: str = "") -> int:
     """Report a failure to `launch_ranks`; under any other launcher, print it."""
     line = " ".join(message.split())
     if _launcher() is None:
-        rank = os.environ.get("RANK", "0")
-        print(f"{trace}error: rank {rank}: {line}", file=sys.stderr, flush=True)
+        who = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"{trace}error: {who}{line}", file=sys.stderr, flush=True)
         return code
     file = Path(os.environ[FAILURE_FILE])
     now = time.time_ns()

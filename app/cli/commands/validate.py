@@ -109,34 +109,30 @@ def validate_run(
         return
     if out is None:
         raise ConfigError("no output file; add --out FILE")
-    from runtime import InputError, launch_ranks, run_rank
+    from runtime import InputError, RankFailed, launch_ranks, run_rank
 
     ranks = ranks_of(file)
     with engine_errors():
         if ranks > 1 and "RANK" not in os.environ:
             launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], ranks)
             return
-        outcome: list[tuple[str, int]] = []
 
         def time_rank() -> None:
             command = ["specroof", *sys.argv[1:]]
             try:
-                outcome.append(
-                    time_cases(
-                        file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
-                    )
+                summary, failed = time_cases(
+                    file, out, command=command, seconds=seconds, repeats=repeats, parts=parts
                 )
             except ConfigError as error:
                 raise InputError(str(error)) from error
+            if os.environ.get("RANK", "0") == "0":
+                print(summary)
+            if failed:
+                raise RankFailed(f"{failed} cases failed", exit_code=4)
 
         code = run_rank(time_rank)
     if code:
         raise typer.Exit(code)
-    summary, failed = outcome[0]
-    if os.environ.get("RANK", "0") == "0":
-        print(summary)
-    if failed:
-        raise typer.Exit(4)
 
 
 @validate_app.command("records")
