@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError, either
-
-DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+from perfmodel.specs.dtypes import DTYPE_BYTES as DTYPE_BYTES
+from perfmodel.specs.dtypes import dtype_bytes as dtype_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +113,3 @@ class ModelSpec:
         return (
             2.0 * self.layers * self.kv_heads_per_rank(tp) * self.head_dim * dtype_bytes(kv_dtype)
         )
-
-
-def dtype_bytes(dtype: str) -> float:
-    """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPE_BYTES`."""
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPE_BYTES)}")
-    return DTYPE_BYTES[dtype]

@@ -27,6 +27,30 @@ VERSIONS = {
     "h100_sxm": ("0.24.0", "0.24.0", "2.29.2"),
     "h200_sxm": ("0.24.0", "0.24.0", "2.29.2"),
     "l40s": ("0.24.0", "0.14.0", "2.27.3"),
+    "b200_sxm": ("0.24.0", "0.24.0", "2.29.2"),
+}
+# Tables that not all GPUs have: the folder of the engine and version that they were measured with.
+_RECENT = {
+    "gemm_trtllm": "gemm/trtllm/1.3.0rc20/gemm",
+    "moe": "moe/vllm/0.24.0/moe",
+    "generation_mla": "mla/trtllm/1.3.0rc20/generation_mla",
+    "context_mla": "mla/trtllm/1.3.0rc20/context_mla",
+}
+MORE_TABLES = {
+    "a100_sxm": {
+        "gemm_trtllm": "gemm/trtllm/1.0.0/gemm",
+        "moe": "moe/sglang/0.5.10/moe",
+        "generation_mla": "mla/trtllm/1.0.0/generation_mla",
+        "context_mla": "mla/trtllm/1.0.0/context_mla",
+    },
+    "h100_sxm": _RECENT,
+    "h200_sxm": _RECENT,
+    "l40s": _RECENT
+    | {
+        "generation_mla": "mla/trtllm/1.0.0/generation_mla",
+        "context_mla": "mla/trtllm/1.0.0/context_mla",
+    },
+    "b200_sxm": _RECENT | {"gemm_sglang": "gemm/sglang/0.5.14/gemm"},
 }
 
 
@@ -40,10 +64,9 @@ def members(gpu: str) -> dict[str, str]:
         f"comm/vllm/{custom}",
         f"comm/nccl/{nccl}",
     )
-    return {
-        table: f"{_ROOT}/{gpu}/{folder}/{table}_perf.parquet"
-        for table, folder in zip(TABLES, folders, strict=True)
-    }
+    paths = {table: f"{folder}/{table}" for table, folder in zip(TABLES, folders, strict=True)}
+    paths |= MORE_TABLES[gpu]
+    return {table: f"{_ROOT}/{gpu}/{path}_perf.parquet" for table, path in paths.items()}
 
 
 def extract(wheel: Path, out: Path) -> None:

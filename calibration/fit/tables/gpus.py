@@ -42,6 +42,7 @@ GPUS = {
         MeasuredGpu(name="h100-sxm", folder="h100_sxm", blocks_per_sm=1, split_min_group=1),
         MeasuredGpu(name="h200", folder="h200_sxm", blocks_per_sm=1, split_min_group=1),
         MeasuredGpu(name="l40s", folder="l40s", blocks_per_sm=1, split_min_group=2),
+        MeasuredGpu(name="b200", folder="b200_sxm", blocks_per_sm=1, split_min_group=1),
     )
 }
 
@@ -84,6 +85,11 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
             f"with `specroof calibrate fit-tables DIR`"
         )
     return max(nested, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
+
+
+def has_table(data: Path, gpu: MeasuredGpu, table: str) -> bool:
+    """Whether a table that not all GPUs have is there, as `<gpu>/<table>.parquet`."""
+    return (data / gpu.folder / f"{table}.parquet").is_file()
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
