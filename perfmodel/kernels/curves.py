@@ -2,19 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+from perfmodel._typing import Bools, Floats
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.kernels.collectives import CollectiveCurve
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.specs.gpu import GPU
 
 
+class ExpertsCurve(Protocol):
+    """Measured times of the fused kernel of routed experts, with permutation and combination."""
+
+    def seconds(
+        self,
+        *,
+        tokens: Floats,
+        touched: Floats,
+        hidden: int,
+        inter: int,
+        top_k: float,
+        peak_flops: float,
+        hbm_bandwidth: float,
+        weight_bytes_per_element: float,
+    ) -> Floats:
+        """Seconds of one layer on one rank; arguments as in `passes.experts`."""
+        ...
+
+    def in_range(
+        self, *, tokens: Floats, touched: Floats, hidden: int, inter: int, top_k: float
+    ) -> Bools:
+        """Whether each point is inside the measured range."""
+        ...
+
+
+class LatentCurve(Protocol):
+    """Measured times of latent attention in one layer, without projections."""
+
+    def seconds(
+        self,
+        *,
+        batch: Floats,
+        kv_tokens: Floats,
+        query_tokens: Floats,
+        heads: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """Seconds over a latent cache, with absorbed up-projections."""
+        ...
+
+    def in_range(
+        self, *, batch: Floats, kv_tokens: Floats, query_tokens: Floats, heads: int
+    ) -> Bools:
+        """Whether each point is inside the measured range."""
+        ...
+
+    def prefill_seconds(
+        self,
+        *,
+        batch: Floats,
+        new_tokens: Floats,
+        cached_tokens: Floats,
+        heads: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """Seconds of causal attention with keys and values of full width."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
     """Kernel times as fitted fractions of a GPU's peaks; each curve states its source.
 
-    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank.
+    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank. `experts` has curves by
+    weight type and `latent` by KV type.
     """
 
     name: str
@@ -22,6 +87,8 @@ class Efficiency:
     gemm_of_ranks: GemmCurve
     attention: AttentionCurve
     collectives: CollectiveCurve
+    experts: Mapping[str, ExpertsCurve] = field(default_factory=dict)
+    latent: Mapping[str, LatentCurve] = field(default_factory=dict)
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.

@@ -109,7 +109,7 @@ def _calls(scenario: Scenario, gamma: int) -> list[AttentionCall]:
         AttentionCall(
             query_tokens=queries,
             query_heads=spec.query_heads_per_rank(tp),
-            kv_heads=spec.kv_heads_per_rank(tp),
+            kv_heads=1 if spec.latent else spec.kv_heads_per_rank(tp),
             head_dim=spec.head_dim,
             sm_count=scenario.machine.gpu.sm_count,
         )
