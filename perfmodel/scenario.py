@@ -125,6 +125,7 @@ class Scenario:
                 f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
+        notes += self._layer_notes()
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
@@ -159,6 +160,33 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _layer_notes(self) -> list[str]:
+        """Warnings about a target that no engine of this project has run."""
+        target, curves = self.target, self.kernels
+        notes = []
+        if target.family:
+            notes.append(
+                f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
+                f"measured step supports this prediction"
+            )
+        assumed = [
+            name
+            for name, is_assumed in (
+                ("experts", target.experts and self.weight_dtype not in curves.experts),
+                ("latent attention", target.latent and self.kv_dtype not in curves.latent),
+                ("linear attention", target.linear),
+            )
+            if is_assumed
+        ]
+        if assumed:
+            notes.append(
+                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: they "
+                f"take the bytes and FLOPs of the layer at the efficiency of dense layers"
+            )
+        if target.experts:
+            notes.append("tokens are assumed to choose experts uniformly and independently")
+        return notes
 
     def _link_note(self) -> str:
         """A warning if all-reduces were not measured on such a machine; "" otherwise."""

@@ -109,7 +109,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
             batch=batch,
             prompt_tokens=scenario.workload.prompt_tokens,
             gamma=scenario.plan.gamma,
-            kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
+            kv_budget_tokens=scenario.plan.budget_at(scenario.workload.prompt_tokens),
         )
         return bool(estimate.fits)
 

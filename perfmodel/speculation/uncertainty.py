@@ -42,9 +42,10 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
     plan, curve = scenario.plan, scenario.curve
     if curve is None:
         return None
+    context = scenario.workload.prompt_tokens
     at = {
-        "kv_budget_tokens": plan.kv_budget_tokens or scenario.workload.prompt_tokens,
-        "context_tokens": scenario.workload.prompt_tokens,
+        "kv_budget_tokens": float(plan.budget_at(context)) or context,
+        "context_tokens": context,
     }
     low, high = curve.interval(**at)
     return float(low), float(curve.alpha(**at)), float(high)
