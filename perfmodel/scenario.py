@@ -8,7 +8,7 @@ from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
@@ -36,6 +36,7 @@ class Scenario:
     plan: DraftPlan
     engine: EngineProfile
     tp: int = 1
+    ep: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     acceptance: Acceptance | None = None
@@ -44,6 +45,7 @@ class Scenario:
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
+        self._check_ep()
         for dtype in (self.weight_dtype, self.kv_dtype):
             dtype_bytes(dtype)
         if self.draft is not None:
@@ -59,6 +61,10 @@ class Scenario:
     def draft_tp(self) -> int:
         """Ranks of the draft; a self-draft runs on the target's ranks."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
+
+    def ep_of(self, spec: ModelSpec, tp: int) -> int:
+        """Groups of ranks that share the experts of the target or of a draft on `tp` ranks."""
+        return self.ep if spec.experts is not None and tp == self.tp else 1
 
     @property
     def kernels(self) -> Efficiency:
@@ -79,6 +85,21 @@ class Scenario:
     def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
         """The acceptance curve of another draft choice, or None if it was not measured."""
         return acceptance_curve(self.target.name, draft, policy, self.user_curves)
+
+    def _check_ep(self) -> None:
+        experts = self.target.experts
+        if experts is None and self.ep > 1:
+            raise ConfigError(
+                f"ep={self.ep} needs a mixture of experts, but {self.target.name} is dense; "
+                f"leave ep out"
+            )
+        if experts is None or experts.splits_over(self.tp, self.ep):
+            return
+        valid = [str(ep) for ep in range(1, self.tp + 1) if experts.splits_over(self.tp, ep)]
+        raise ConfigError(
+            f"ep={self.ep} does not fit {self.target.name} at tp={self.tp}: {experts.count} experts "
+            f"of width {experts.width} do not split; use ep={either(valid)}"
+        )
 
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
@@ -104,6 +125,7 @@ class Scenario:
                 f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
+        notes += self._layer_notes()
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
@@ -138,6 +160,33 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _layer_notes(self) -> list[str]:
+        """Warnings about a target that no engine of this project has run."""
+        target, curves = self.target, self.kernels
+        notes = []
+        if target.family:
+            notes.append(
+                f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
+                f"measured step supports this prediction"
+            )
+        assumed = [
+            name
+            for name, is_assumed in (
+                ("experts", target.experts and self.weight_dtype not in curves.experts),
+                ("latent attention", target.latent and self.kv_dtype not in curves.latent),
+                ("linear attention", target.linear),
+            )
+            if is_assumed
+        ]
+        if assumed:
+            notes.append(
+                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: they "
+                f"take the bytes and FLOPs of the layer at the efficiency of dense layers"
+            )
+        if target.experts:
+            notes.append("tokens are assumed to choose experts uniformly and independently")
+        return notes
 
     def _link_note(self) -> str:
         """A warning if all-reduces were not measured on such a machine; "" otherwise."""

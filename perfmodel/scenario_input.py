@@ -27,6 +27,7 @@ from perfmodel.units import GB, US, parse_number
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
+MAX_COUNT = 1 << 40
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
@@ -74,7 +75,26 @@ def _rates(value: Any) -> Any:
     return rates
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
+def _budget(value: Any) -> Any:
+    """A number of tokens, or a share of the context such as "5%"."""
+    if not (isinstance(value, str) and value.strip().endswith("%")):
+        tokens = _whole(value)
+        if not isinstance(tokens, int):
+            raise ValueError("must be a whole number such as 512, or a share such as 5%")
+        if not 1 <= tokens <= MAX_COUNT:
+            raise ValueError(f"must be from 1 to {MAX_COUNT:,}")
+        return tokens
+    try:
+        share = parse_number(value.strip().removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:
+        raise ValueError("must be a number of tokens, or a share of the context such as 5%")
+    return f"{share:.10g}%"
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Budget = Annotated[int | str, BeforeValidator(_budget)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -115,10 +135,11 @@ class ScenarioInput(BaseModel):
         "KV cache of the draft: full, streamingllm, or snapkv (only for draft self).",
         otherwise="streamingllm",
     )
-    kv_budget: Count | None = _field(
+    kv_budget: Budget | None = _field(
         "Models",
-        "TOKENS",
-        "Cached tokens that a draft reads per sequence, including sink and window.",
+        "TOKENS|SHARE",
+        "Cached tokens that a draft reads per sequence, including sink and window, or a share of "
+        "the context such as 5%.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
     gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
@@ -173,6 +194,9 @@ class ScenarioInput(BaseModel):
         otherwise="the machine's, or the tables of its GPU",
     )
     tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
+    ep: Count = _field(
+        "Machine", "N", "Groups of these GPUs that share the experts (expert parallelism).", 1
+    )
     draft_tp: Count | None = _field(
         "Machine",
         "N",
@@ -218,19 +242,33 @@ class ScenarioInput(BaseModel):
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
-        budget = self.kv_budget
+        budget, share = self.kv_budget, None
         if policy is DraftPolicy.FULL:
             budget = None
         elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
+        if isinstance(budget, str):
+            budget, share = None, parse_number(budget.removesuffix("%")) / 100.0
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
         # A self-draft always runs on the target's ranks.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
         if draft != "self":
             draft_tp = self.draft_tp or self.tp
         return DraftPlan(
-            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
+            draft=draft,
+            policy=policy,
+            gamma=gamma,
+            kv_budget_tokens=budget,
+            kv_budget_share=share,
+            draft_tp=draft_tp,
         )
+
+    def budget_tokens(self, context_tokens: int) -> int:
+        """The stated `kv_budget` at a context. [tokens]"""
+        if isinstance(self.kv_budget, str):
+            share = parse_number(self.kv_budget.removesuffix("%")) / 100.0
+            return max(round(share * context_tokens), 1)
+        return self.kv_budget or 0
 
     def _method_plan(self) -> DraftPlan:
         """The plan of a built-in draft, which runs on the target's ranks."""
@@ -316,6 +354,7 @@ class ScenarioInput(BaseModel):
             plan=plan,
             engine=engine_profile(self.engine, machine.gpu),
             tp=self.tp,
+            ep=self.ep,
             weight_dtype=self.weight_dtype,
             kv_dtype=self.kv_dtype,
             acceptance=acceptance,

@@ -84,12 +84,14 @@ def memory_estimate(
     per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
     length = prompt + scenario.workload.output_tokens
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
+    # Verification keeps the states of linear layers after every token.
+    state = spec.state_bytes_per_rank(tp)
     return MemoryEstimate(
         weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
-        target_kv=batch * _cached_tokens(spec, length) * per_token,
+        target_kv=batch * (spec.cached_tokens(length) * per_token + state),
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
-        lookahead_kv=batch * gamma * per_token,
+        lookahead_kv=batch * gamma * (per_token + state),
         activations=_activation_bytes(scenario, batch, prompt, gamma),
         reserved=np.asarray(
             engine.reserved_bytes + engine.workspace_bytes + _exchange_bytes(scenario)
@@ -107,7 +109,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
             batch=batch,
             prompt_tokens=scenario.workload.prompt_tokens,
             gamma=scenario.plan.gamma,
-            kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
+            kv_budget_tokens=scenario.plan.budget_at(scenario.workload.prompt_tokens),
         )
         return bool(estimate.fits)
 
@@ -139,7 +141,7 @@ def _draft_terms(
         )
         return 0.0, per_token, none if shares_pages else budget + gamma
     weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
-    cached = _cached_tokens(draft, length) + gamma
+    cached = draft.cached_tokens(length) + gamma
     if plan.policy is not DraftPolicy.FULL:
         # A chunk of the prompt is added before the tokens that it displaces are removed.
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
@@ -160,12 +162,6 @@ def _exchange_bytes(scenario: Scenario) -> float:
     return total + exchange.buffer_bytes * len(set(groups))
 
 
-def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:
-    """Tokens cached per sequence, at most the sliding window."""
-    window = spec.sliding_window_tokens
-    return length if window is None else np.minimum(length, window)
-
-
 def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: Floats) -> Floats:
     """Live tensors of the largest pass: a chunk of prompts, or a verification and its logits.
 
@@ -182,9 +178,13 @@ def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: 
 
 def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """The peak of a layer: residual, norm, outputs of attention and of the previous layer, and the
-    gate, up and product of the MLP."""
+    gate, up and product of the MLP, or these and two copies of the input for each expert."""
     spec = scenario.target
-    width = 4 * spec.hidden + 3 * spec.ffn_hidden / scenario.tp
+    mlp = 3 * spec.ffn_hidden / scenario.tp if spec.dense_layers else 0.0
+    if (experts := spec.experts) is not None:
+        routed = experts.top_k * (2 * spec.hidden + 3 * experts.width / scenario.tp)
+        mlp = max(mlp, routed + 3 * experts.shared_width / scenario.tp)
+    width = 4 * spec.hidden + mlp
     return np.asarray(ACTIVATION_BYTES * rows * width)
 
 

@@ -31,6 +31,7 @@ class Rank:
     engine: EngineProfile
     curves: Efficiency
     tp: int = 1
+    ep: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     is_draft: bool = False
@@ -44,6 +45,7 @@ class Rank:
             engine=scenario.engine,
             curves=scenario.kernels,
             tp=tp,
+            ep=scenario.ep_of(spec, tp),
             weight_dtype=scenario.weight_dtype,
             kv_dtype=scenario.kv_dtype,
             is_draft=is_draft,
@@ -53,6 +55,21 @@ class Rank:
     def origin(self) -> Origin:
         """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         return self.engine.kernel_origin(self.machine.gpu)
+
+    @property
+    def expert_dtype(self) -> str:
+        """Storage type of the routed experts."""
+        return self.weight_dtype
+
+    @property
+    def assumes_layers(self) -> bool:
+        """Whether layers without measured kernels are priced by a roofline."""
+        spec, curves = self.spec, self.curves
+        return (
+            (spec.experts is not None and self.expert_dtype not in curves.experts)
+            or (spec.latent is not None and self.kv_dtype not in curves.latent)
+            or spec.linear is not None
+        )
 
     @property
     def hbm_bandwidth(self) -> float:

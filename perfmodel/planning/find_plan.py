@@ -169,7 +169,8 @@ def _budgets(
         return {}
     if all(policy == "full" for _, policy in choices):
         raise ConfigError("kv_budget has no effect with draft policy full; leave it out")
-    budgets = _counts(values, "kv_budget")
+    stated = [parse_scenario({"kv_budget": value}) for value in _several(values, "kv_budget")]
+    budgets = [one.budget_tokens(prompt_tokens) for one in stated]
     if max(budgets) > prompt_tokens:
         raise ConfigError(
             f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; "

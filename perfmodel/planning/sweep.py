@@ -159,6 +159,9 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
             f"{observed[0]} applies to one gamma; to sweep gamma, give acceptance instead"
         )
     loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
+    if any("%" in str(budget) for budget in axes.get("kv_budget", ())):  # depends on the context
+        loops["kv_budget"] = list(axes["kv_budget"])
+        axes = {name: values for name, values in axes.items() if name != "kv_budget"}
     blocks = [
         _block(stated, dict(zip(loops, values, strict=True)), axes)
         for values in itertools.product(*loops.values())
@@ -236,7 +239,7 @@ def _block(
         batch=_along(swept, "batch"),
         prompt_tokens=_along(swept, "prompt_tokens"),
         gamma=_along(swept, "gamma"),
-        kv_budget_tokens=_along(swept, "kv_budget"),
+        kv_budget_tokens=_along(swept, "kv_budget") if plan.kv_budget_share is None else None,
     )
     return Block(names, swept, scenario, point, "")
 
@@ -286,6 +289,8 @@ def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[s
             name: int(values[i])
             for (name, values), i in zip(block.axes.items(), index, strict=True)
         }
+        if block.scenario is not None and block.scenario.plan.kv_budget_share is not None:
+            place["kv_budget"] = int(block.scenario.plan.budget_at(place["prompt_tokens"]))
         reason = REASONS.get(int(code[index]), block.reason)
         results: dict[str, float | None] = {name: None for name, _ in RESULTS}
         for name, values in columns.items():

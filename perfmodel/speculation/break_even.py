@@ -69,7 +69,7 @@ def best_speedup(
         -inf and -1 where no γ fits.
     """
     batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
-    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prompt)
+    budget = scenario.plan.budget_at(prompt)
     point = estimate(
         scenario,
         batch=batch[..., None],

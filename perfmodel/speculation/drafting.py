@@ -90,7 +90,7 @@ class SelfSnapKV(Drafter):
     def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
         spec, gpu = rank.spec, rank.machine.gpu
         heads = spec.query_heads_per_rank(rank.tp)
-        scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.layers
+        scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.cached_layers
         flops_s = 2.0 * scores * spec.head_dim / gpu.peak_flops
         # Scores in fp32 are written, read by softmax, written, and read by pooling and top-k.
         score_bytes = 4.0 * 4.0 * scores

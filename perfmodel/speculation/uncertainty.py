@@ -42,9 +42,10 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
     plan, curve = scenario.plan, scenario.curve
     if curve is None:
         return None
+    context = scenario.workload.prompt_tokens
     at = {
-        "kv_budget_tokens": plan.kv_budget_tokens or scenario.workload.prompt_tokens,
-        "context_tokens": scenario.workload.prompt_tokens,
+        "kv_budget_tokens": float(plan.budget_at(context)) or context,
+        "context_tokens": context,
     }
     low, high = curve.interval(**at)
     return float(low), float(curve.alpha(**at)), float(high)
@@ -83,10 +84,12 @@ def relative_error(scenario: Scenario) -> float:
     """Standard error of the step-time ratio in the predicted speedup, as a fraction.
 
     It is the engine profile's error in held-out validation if kernels were measured on this GPU,
-    and three times that error if they were extrapolated from another.
+    and three times that error if they were extrapolated from another. It is three times as large
+    again if experts, latent attention or linear attention are priced without measurements.
     """
     fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
     factor = 1.0 if fitted else 3.0
+    factor *= 3.0 if target_rank(scenario).assumes_layers else 1.0
     return factor * scenario.engine.speedup_error
 
 

@@ -237,8 +237,8 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
             f"{origin} has the draft {plan.draft!r}; run it as `specroof run {drafts}`"
         )
     values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
-    if plan.kv_budget_tokens is not None:
-        values["kv_budget"] = plan.kv_budget_tokens
+    if plan.budget_text:
+        values["kv_budget"] = int(plan.budget_at(stated.prompt_tokens))
     if plan.draft != "self":
         values["draft"] = plan.draft
     if plan.draft_tp is not None:
