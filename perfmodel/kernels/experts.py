@@ -130,5 +130,5 @@ class ExpertsCurve:
 def _rows(tokens: ArrayLike, touched: ArrayLike, top_k: float) -> tuple[Floats, Floats]:
     """Rows of all experts together, and experts with rows; neither is below one expert's row."""
     rows = np.asarray(tokens, float) * top_k
-    touched = np.minimum(np.maximum(np.asarray(touched, float), 1e-3), np.maximum(rows, 1e-3))
-    return np.maximum(rows, touched), touched
+    read = np.minimum(np.maximum(np.asarray(touched, float), 1e-3), np.maximum(rows, 1e-3))
+    return np.maximum(rows, read), read

@@ -206,14 +206,11 @@ def _gemm_curve(rank: Rank, dtype: str) -> tuple[GemmCurve, float, Origin]:
 
 
 def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
-    """The time with the rank's KV type over that of its bytes alone, and its origin.
-
-    It was only measured for fp8, and with the kernels of libraries.
-    """
+    """The time with the rank's KV type over that of its bytes alone, and its origin."""
     if rank.kv_dtype in UNQUANTISED:
         return 1.0, rank.origin
     table = rank.curves.kv_fp8
-    if rank.kv_dtype != "fp8" or table is None or rank.curves.attention.counts_new_tokens:
+    if table is None or not rank.has_kv_curve:
         return 1.0, Origin.EXTRAPOLATED
     return table.factor(units, kv), rank.origin
 

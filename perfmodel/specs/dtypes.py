@@ -9,6 +9,7 @@ computes in them, and other GPUs use them weight-only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfmodel.errors import ConfigError, either
 
@@ -42,6 +43,14 @@ DTYPES = {
 }
 DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
 UNQUANTISED = ("bf16", "fp16")
+
+
+class StoredTypes(NamedTuple):
+    """Storage types of a model: dense layers, routed experts and KV cache."""
+
+    weights: str
+    experts: str
+    kv: str
 
 
 def dtype_bytes(dtype: str) -> float:

@@ -48,6 +48,9 @@ class ModelSpec:
     linear: LinearAttention | None = None
     local: LocalAttention | None = None
     more_parameters: int = 0  # biases and norms that no other field counts; every rank stores them
+    weight_dtype: str = ""  # storage types of the checkpoint; "" if not quantised
+    expert_dtype: str = ""
+    kv_dtype: str = ""
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.passes.communication import sum_error
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
@@ -84,11 +85,17 @@ def relative_error(scenario: Scenario) -> float:
     """Standard error of the step-time ratio in the predicted speedup, as a fraction.
 
     It is the engine profile's error in held-out validation if kernels were measured on this GPU,
-    and three times that error if they were extrapolated from another. It is three times as large
+    and three times that error if they were extrapolated from another, or from another storage type
+    of weights or KV. It is three times as large
     again if experts, latent attention or linear attention are priced without measurements.
     """
     fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
-    factor = 1.0 if fitted else 3.0
+    ranks = [target_rank(scenario)]
+    if scenario.draft is not None:
+        tp = scenario.draft_tp
+        ranks.append(Rank.of_scenario(scenario, scenario.draft, tp=tp, is_draft=True))
+    known = fitted and not any(rank.assumes_types for rank in ranks)
+    factor = 1.0 if known else 3.0
     factor *= 3.0 if target_rank(scenario).assumes_layers else 1.0
     return factor * scenario.engine.speedup_error
 
