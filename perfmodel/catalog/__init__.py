@@ -217,7 +217,7 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
     """A model from its catalog file; errors as in `gpu_from_toml` and `model_spec`."""
     file = read(_ModelFile, parse_toml(content, where), where)
     return replace(
-        model_spec(file.fields, name=file.name),
+        _model_spec(file.fields, file.name),
         hub_id=file.hub_ids[0],
         tokenizer=file.tokenizer,
         source=file.source,
