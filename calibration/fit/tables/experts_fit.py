@@ -24,7 +24,7 @@ from calibration.fit.tables.correction import (
     held_out,
     predict,
 )
-from calibration.fit.tables.gpus import MeasuredGpu, read_table
+from calibration.fit.tables.gpus import MeasuredGpu, has_table, read_table
 from calibration.records.toml_file import compact, significant, toml_text
 from perfmodel.kernels import ExpertsCurve, LogTable
 from perfmodel.specs.dtypes import DTYPES
@@ -63,10 +63,10 @@ loads, priced with the expected number of experts of random routing.
 """
 
 
-def read_cells(data: Path, gpu: MeasuredGpu, dtype: str) -> pd.DataFrame:
+def read_cells(data: Path, gpu: MeasuredGpu, dtype: str, table: str = "moe") -> pd.DataFrame:
     """Cells of one weight type: tokens, hidden, inter, top_k, experts, model, balanced, seconds,
     and the columns of `AXES`; the fastest kernel of each cell."""
-    frame = read_table(data, gpu, "moe")
+    frame = read_table(data, gpu, table)
     frame = frame[frame.moe_dtype == TYPES[dtype]]
     frame = frame[~frame.kernel_source.str.contains(APPROXIMATED)]
     frame = frame[(frame.hidden_size != NO_GATE_HIDDEN) & (frame.topk != NO_GATE_TOP_K)]
@@ -115,6 +115,9 @@ def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
         problem = problem_of(dtype, gpu)
         fitted = fit(problem, balanced)
         errors = _errors(dtype, problem, fitted, cells)
+        if has_table(data, gpu, "moe_later"):
+            later = read_cells(data, gpu, dtype, "moe_later")
+            _add_later(errors, problem, fitted, later[later.balanced])
         formats.append(_entry(dtype, fitted, balanced, errors))
         reports.append(errors)
     source = (
@@ -165,11 +168,21 @@ def _errors(dtype: str, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -
     for law in sorted(others.law.unique()):
         ways[law.replace("_", " ")] = in_sample.where(cells.law == law)
 
-    def regions(cell: Mapping[str, Any]) -> tuple[str]:
-        few = cell["tokens"] <= FEW_TOKENS
-        return (f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-",)
+    return errors_of(f"experts in {dtype}", cells, ways, _regions)
 
-    return errors_of(f"experts in {dtype}", cells, ways, regions)
+
+def _regions(cell: Mapping[str, Any]) -> tuple[str]:
+    few = cell["tokens"] <= FEW_TOKENS
+    return (f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-",)
+
+
+def _add_later(errors: Errors, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> None:
+    """Errors for the kernels of a later version, which the curve was not fitted to."""
+    if cells.empty:
+        return
+    values = predict(problem, fitted, cells) / cells.seconds - 1.0
+    for cell, error in zip(cells.to_dict("records"), values, strict=True):
+        errors.add("later kernels", {str(k): v for k, v in cell.items()}, float(error))
 
 
 def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> dict[str, Any]:

@@ -44,11 +44,12 @@ class Format:
     table: str
     name: str
 
-    def read(self, data: Path, gpu: MeasuredGpu) -> GemmTable | None:
-        """The measured times; None if this GPU has none."""
-        if not has_table(data, gpu, self.table):
+    def read(self, data: Path, gpu: MeasuredGpu, *, later: bool = False) -> GemmTable | None:
+        """The measured times, or those of a later version; None if this GPU has none."""
+        file = f"{self.table}_later" if later else self.table
+        if not has_table(data, gpu, file):
             return None
-        rows = read_table(data, gpu, self.table)
+        rows = read_table(data, gpu, file)
         if not (rows["gemm_dtype"] == self.name).any():
             return None
         kind = DTYPES[self.dtype]
@@ -78,6 +79,8 @@ def fit_formats(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, str], list[Erro
             continue
         fit = fit_gemm_table(on_knots(table), gpu.sheet)
         errors = knot_errors(kind.dtype, fit, table, gpu)
+        if (later := kind.read(data, gpu, later=True)) is not None:
+            add_later(errors, fit, later, gpu)
         text = catalog_text(gpu.name, fit, errors, gpu.sheet, source=kind.table, scope=SCOPE)
         files[file] = text
         reports.append(errors)
@@ -103,24 +106,39 @@ def _part(table: GemmTable, kept: list[BoolArray]) -> GemmTable:
 def knot_errors(dtype: str, fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> Errors:
     """Errors on the knots, and for cells with n and k, or m, between the knots."""
     errors = Errors(f"GEMMs in {dtype}", lambda c: (m_band(c["m"]), size_band(c)))
-    error = _seconds(fit, table, gpu) / table.seconds - 1.0
-    sheet = gpu.sheet
-    floor = cold_floor(table, hbm_bandwidth=sheet.hbm_bandwidth, l2_bytes=sheet.l2_bytes)
-    error[warm_cells(table, floor, sheet.hbm_bandwidth)] = np.nan
+    error = _error(fit, table, gpu)
     on_m = np.isin(table.m, fit.table.m)[:, None, None]
     on_n = np.isin(table.n, fit.table.n)[None, :, None]
     on_k = np.isin(table.k, fit.table.k)[None, None, :]
-    scored = (table.m <= LARGEST_SCORED_M)[:, None, None] & np.isfinite(error)
     ways = {
         "on knots": on_m & on_n & on_k,
         "n and k between knots": on_m & ~on_n & ~on_k,
         "m between knots": ~on_m & on_n & on_k,
     }
     for way, cells in ways.items():
-        for i, j, q in zip(*np.nonzero(cells & scored), strict=True):
-            cell = {"m": table.m[i], "n": table.n[j], "k": table.k[q]}
-            errors.add(way, cell, float(error[i, j, q]))
+        _add(errors, way, table, np.where(cells, error, np.nan))
     return errors
+
+
+def add_later(errors: Errors, fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> None:
+    """Errors for the kernels of a later version, which the curve was not fitted to."""
+    _add(errors, "later kernels", table, _error(fit, table, gpu))
+
+
+def _error(fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> FloatArray:
+    """Relative error of each cell that counts; NaN for the others."""
+    sheet = gpu.sheet
+    error = _seconds(fit, table, gpu) / table.seconds - 1.0
+    floor = cold_floor(table, hbm_bandwidth=sheet.hbm_bandwidth, l2_bytes=sheet.l2_bytes)
+    error[warm_cells(table, floor, sheet.hbm_bandwidth)] = np.nan
+    error[table.m > LARGEST_SCORED_M] = np.nan
+    return error
+
+
+def _add(errors: Errors, way: str, table: GemmTable, error: FloatArray) -> None:
+    for i, j, q in zip(*np.nonzero(np.isfinite(error)), strict=True):
+        cell = {"m": table.m[i], "n": table.n[j], "k": table.k[q]}
+        errors.add(way, cell, float(error[i, j, q]))
 
 
 def _seconds(fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> FloatArray:
