@@ -94,7 +94,8 @@ class RoundTimes:
             batch=self.max_batch,
             prompt_tokens=np.array([0.5, 1.0]) * longest - 1.0,
             gamma=gamma,
-            kv_budget_tokens=plan.kv_budget_tokens or plan.budget_at(np.array([0.5, 1.0]) * longest),
+            kv_budget_tokens=plan.kv_budget_tokens
+            or plan.budget_at(np.array([0.5, 1.0]) * longest),
         )
         caches = np.broadcast_to(memory.target_kv + memory.draft_kv, (2,)) / self.max_batch
         per_token = float(caches[1] - caches[0]) / (0.5 * longest)
