@@ -149,8 +149,8 @@ class Scenario:
             return
         valid = [str(ep) for ep in range(1, self.tp + 1) if experts.splits_over(self.tp, ep)]
         raise ConfigError(
-            f"ep={self.ep} does not fit {self.target.name} at tp={self.tp}: {experts.count} experts "
-            f"of width {experts.width} do not split; use ep={either(valid)}"
+            f"ep={self.ep} does not fit {self.target.name} at tp={self.tp}: {experts.count} "
+            f"experts of width {experts.width} do not split; use ep={either(valid)}"
         )
 
     def _check_lengths(self) -> None:

@@ -264,8 +264,8 @@ class ScenarioInput(BaseModel):
             budget = None
         elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
-        if isinstance(budget, str):
-            budget, share = None, parse_number(budget.removesuffix("%")) / 100.0
+        elif isinstance(budget, str):
+            budget, share = None, self._budget_share()
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
         # A self-draft always runs on the target's ranks.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
@@ -283,9 +283,11 @@ class ScenarioInput(BaseModel):
     def budget_tokens(self, context_tokens: int) -> int:
         """The stated `kv_budget` at a context. [tokens]"""
         if isinstance(self.kv_budget, str):
-            share = parse_number(self.kv_budget.removesuffix("%")) / 100.0
-            return max(round(share * context_tokens), 1)
+            return max(round(self._budget_share() * context_tokens), 1)
         return self.kv_budget or 0
+
+    def _budget_share(self) -> float:
+        return float(str(self.kv_budget).removesuffix("%")) / 100.0
 
     def _method_plan(self) -> DraftPlan:
         """The plan of a built-in draft, which runs on the target's ranks."""

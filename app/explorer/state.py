@@ -123,7 +123,8 @@ def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
     }
     if plan.draft != "none":
         state |= {"gamma": plan.gamma, "draft_tp": scenario.draft_tp}
-        state |= {"kv_budget": plan.kv_budget_tokens} if plan.kv_budget_tokens else {}
+        budget = int(plan.budget_at(work.prompt_tokens))
+        state |= {"kv_budget": budget} if plan.budget_text else {}
         state |= _acceptance_state(stated)
     return state
 

@@ -7,6 +7,7 @@ efficiencies of the dense layers, and are marked "assumed".
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def latent_attention(
     curve = rank.latent_curve
     if curve is None:
         return _roofline(rank, "latent_attention", layers, flops, kv_bytes)
-    at = {"batch": batch, "kv_tokens": kv, "query_tokens": query, "heads": heads}
+    at: dict[str, Any] = {"batch": batch, "kv_tokens": kv, "query_tokens": query, "heads": heads}
     gpu = rank.machine.gpu
     seconds = curve.seconds(**at, peak_flops=gpu.peak_flops, hbm_bandwidth=rank.hbm_bandwidth)
     return Part(

@@ -2,13 +2,14 @@
 
 A pass reads each expert that at least one of its tokens is routed to (`Experts.read`). A verified
 batch has γ+1 times as many tokens as a plain step and reads more experts, so T_V exceeds T_T until
-both read all of them (MoESD: Huang et al. 2025, arXiv 2505.19645). Kernels without measurements take
-the time of a dense layer that has the weights of the experts read and as many rows as each of them.
+both read all of them (MoESD: Huang et al. 2025, arXiv 2505.19645). Without measurements, a kernel
+takes the time of a dense layer with the weights of the experts read and the rows of one expert.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     touched = np.maximum(experts.read(rows) / rank.ep, 1.0)
     pairs = rows * local_k  # of tokens and experts, on this rank
     element = dtype_bytes(rank.expert_dtype)
-    peaks = {
+    peaks: dict[str, Any] = {
         "peak_flops": rank.engine.compute_factor * gpu.peak_flops,
         "hbm_bandwidth": rank.hbm_bandwidth,
         "weight_bytes_per_element": element,
@@ -54,7 +55,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         seconds = _as_dense(dense, pairs, touched, most, 2 * width, hidden, peaks)
         seconds = seconds + _as_dense(dense, pairs, touched, most, hidden, width, peaks)
     else:
-        shape = {"hidden": hidden, "inter": width, "top_k": local_k}
+        shape: dict[str, Any] = {"hidden": hidden, "inter": width, "top_k": local_k}
         seconds = curve.seconds(tokens=rows, touched=touched, **shape, **peaks)
         inside = partial(curve.in_range, tokens=rows, touched=touched, **shape)
     traffic = element * 3.0 * touched * hidden * width
@@ -77,7 +78,7 @@ def _as_dense(
     most: int,
     outputs: int,
     inputs: int,
-    peaks: dict[str, float],
+    peaks: dict[str, Any],
 ) -> Floats:
     """A dense layer with the weights of `touched` experts, interpolated in ln(touched).
 

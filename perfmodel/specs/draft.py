@@ -99,8 +99,8 @@ class DraftPlan:
         """Cached tokens that a draft reads per sequence, 0 for policy "full". [tokens]"""
         context = np.asarray(context_tokens, float)
         if self.kv_budget_share is not None:
-            return np.maximum(np.round(self.kv_budget_share * context), 1.0)
-        return np.minimum(self.kv_budget_tokens or 0, context)
+            return np.asarray(np.maximum(np.round(self.kv_budget_share * context), 1.0))
+        return np.asarray(np.minimum(self.kv_budget_tokens or 0, context))
 
     @property
     def budget_text(self) -> str:

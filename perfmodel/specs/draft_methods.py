@@ -4,8 +4,8 @@ A head is one decoder layer with the target's width. Each step reads the embeddi
 and a hidden state. Either its QKV projection takes both and is twice as wide (EAGLE-3), or they are
 projected to one hidden state first (MTP). An EAGLE-3 head fuses three hidden states of the target
 with a projection once per round, and its LM head covers a smaller vocabulary. Steps are chained:
-each reads the hidden state of the previous one. An MTP head has the experts and the latent attention
-of its target; the other drafts are dense, with grouped-query attention to the whole context.
+each reads the hidden state of the previous one. An MTP head has the experts and the latent
+attention of its target. The other drafts are dense, with grouped-query attention to all tokens.
 
 References
 ----------
@@ -54,8 +54,8 @@ def _dense(target: ModelSpec) -> ModelSpec:
         spec = replace(spec, ffn_hidden=max(spec.ffn_hidden, MLP_OVER_HIDDEN * spec.hidden))
     if target.latent is not None:
         heads = spec.hidden // HEAD_DIM
-        shape = {"query_heads": heads, "kv_heads": min(KV_HEADS, heads), "head_dim": HEAD_DIM}
-        spec = replace(spec, **shape)
+        kv_heads = min(KV_HEADS, heads)
+        spec = replace(spec, query_heads=heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
     return spec
 
 

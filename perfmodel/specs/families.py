@@ -52,7 +52,7 @@ class _Text(Strict):
     max_position_embeddings: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
-    hidden_act: Literal["silu"] = "silu"
+    hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     rope_scaling: _Rope | None = None
@@ -125,9 +125,8 @@ class _Windowed(_Text):
         if self.layer_types is not None:
             return list(self.layer_types)
         step = self.sliding_window_pattern
-        window, full = "sliding_attention", "full_attention"
         return [
-            full if step > 1 and (i + 1) % step == 0 else window
+            "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
             for i in range(self.num_hidden_layers)
         ]
 
@@ -145,7 +144,7 @@ class _Windowed(_Text):
         return replace(spec, local=LocalAttention(layers=layers, window_tokens=window))
 
 
-# ---- dense families ---------------------------------------------------------------------------
+# ---- dense families -----------------------------------------------------------------------------
 
 
 class _Phi3(_Windowed):
@@ -218,7 +217,6 @@ class _Gemma3(_Windowed):
     max_position_embeddings: Count = 131_072
     num_key_value_heads: Count | None = 4
     head_dim: Count = 256
-    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     hidden_activation: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: float | None = 256
@@ -492,7 +490,7 @@ def _with_experts(spec: ModelSpec, *, layers: int, **experts: Any) -> ModelSpec:
     return replace(spec, experts=Experts(layers=layers, **experts) if layers else None)
 
 
-# ---- which family ---------------------------------------------------------------------------------
+# ---- which family -------------------------------------------------------------------------------
 
 _FAMILIES: dict[str, type[_Text]] = {
     "mixtral": _Mixtral,

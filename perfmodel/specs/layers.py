@@ -1,7 +1,7 @@
 """Layers other than dense multi-head or grouped-query ones, and what each of them stores.
 
-Mixtures of experts: Shazeer et al. 2017, arXiv 1701.06538. Latent attention (MLA): DeepSeek-V2, arXiv
-2405.04434. Gated delta networks: Yang et al. 2024, arXiv 2412.06464.
+Mixtures of experts: Shazeer et al. 2017, arXiv 1701.06538. Latent attention (MLA): DeepSeek-V2,
+arXiv 2405.04434. Gated delta networks: Yang et al. 2024, arXiv 2412.06464.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Experts:
     def read(self, tokens: ArrayLike) -> Floats:
         """Expected number of distinct experts that `tokens` tokens are routed to, in one layer.
 
-        E (1 - (1 - k/E)^n), for n tokens that each choose k of E experts uniformly. A skewed
-        routing reads fewer (Huang et al. 2023, arXiv 2303.06182, section 4).
+        E (1 - (1 - k/E)^n), for n tokens that each choose k of E experts uniformly (MoESD: Huang
+        et al. 2025, arXiv 2505.19645). A skewed routing reads fewer.
         """
         tokens = np.asarray(tokens, float)
         if self.top_k >= self.count:
