@@ -51,9 +51,9 @@ class ExpertsCurve:
         *,
         tokens: ArrayLike,
         touched: ArrayLike,
-        hidden: int,
-        inter: float,
-        top_k: float,
+        hidden: ArrayLike,
+        inter: ArrayLike,
+        top_k: ArrayLike,
         peak_flops: float,
         hbm_bandwidth: float,
         weight_bytes_per_element: float,
@@ -65,9 +65,9 @@ class ExpertsCurve:
         tokens, touched : float or array, mutually broadcastable
             Rows of the pass; distinct experts of the rank with at least one row, which may be an
             expected number. [1]
-        hidden, inter : float
+        hidden, inter : float or array
             Width of the model, and that of one expert on this rank.
-        top_k : float
+        top_k : float or array
             Experts per token that this rank computes, on average.
         peak_flops, hbm_bandwidth : float
             Datasheet peaks; FLOP/s are those of dense bf16. [FLOP/s, bytes/s]
@@ -77,19 +77,29 @@ class ExpertsCurve:
         Returns
         -------
         array of the broadcast shape [s]
+            Non-decreasing in the rows per expert: at least the time at each smaller knot.
         """
-        rows, touched = _rows(tokens, touched, top_k)
-        base = self.base_seconds(
-            rows,
-            touched,
-            hidden,
-            inter,
-            peak_flops=peak_flops,
-            hbm_bandwidth=hbm_bandwidth,
-            weight_bytes_per_element=weight_bytes_per_element,
-        )
-        matrix = np.asarray(float(hidden) * inter)
-        return np.asarray(base * self.correction.factor(rows / touched, touched, matrix))
+        rows, read = _rows(tokens, touched, top_k)
+        matrix = np.asarray(hidden, float) * np.asarray(inter, float)
+
+        def at(rows_each: Floats) -> Floats:
+            base = self.base_seconds(
+                rows_each * read,
+                read,
+                hidden,
+                inter,
+                peak_flops=peak_flops,
+                hbm_bandwidth=hbm_bandwidth,
+                weight_bytes_per_element=weight_bytes_per_element,
+            )
+            return np.asarray(base * self.correction.factor(rows_each, read, matrix))
+
+        rows_each = rows / read
+        least = at(rows_each)
+        for knot in self.correction.knots[0]:
+            if np.any(rows_each > knot):
+                least = np.maximum(least, at(np.minimum(rows_each, knot)))
+        return least
 
     def base_seconds(
         self,
@@ -116,19 +126,25 @@ class ExpertsCurve:
         return np.asarray(self.kernel_latency_s + activations + joined)
 
     def in_range(
-        self, *, tokens: ArrayLike, touched: ArrayLike, hidden: int, inter: float, top_k: float
+        self,
+        *,
+        tokens: ArrayLike,
+        touched: ArrayLike,
+        hidden: ArrayLike,
+        inter: ArrayLike,
+        top_k: ArrayLike,
     ) -> Bools:
         """Whether each point is inside the measured range; arguments as in `seconds`."""
         rows, touched = _rows(tokens, touched, top_k)
-        points = (rows / touched, touched, np.asarray(float(hidden) * inter))
+        points = (rows / touched, touched, np.asarray(hidden, float) * np.asarray(inter, float))
         inside = [
             (x >= k[0]) & (x <= k[-1]) for x, k in zip(points, self.correction.knots, strict=True)
         ]
         return np.asarray(inside[0] & inside[1] & inside[2])
 
 
-def _rows(tokens: ArrayLike, touched: ArrayLike, top_k: float) -> tuple[Floats, Floats]:
+def _rows(tokens: ArrayLike, touched: ArrayLike, top_k: ArrayLike) -> tuple[Floats, Floats]:
     """Rows of all experts together, and experts with rows; neither is below one expert's row."""
-    rows = np.asarray(tokens, float) * top_k
+    rows = np.asarray(tokens, float) * np.asarray(top_k, float)
     read = np.minimum(np.maximum(np.asarray(touched, float), 1e-3), np.maximum(rows, 1e-3))
     return np.maximum(rows, read), read

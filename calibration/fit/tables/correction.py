@@ -30,13 +30,15 @@ class Problem:
     """Cells with a column `seconds`, a form, and the axes of its correction.
 
     `parameters` are (start, lower, upper) by name; `axes` are knots by column; `smoothness` is the
-    weight of a difference between neighbouring knots, relative to one cell.
+    weight of a difference between neighbouring knots, relative to one cell. `curve` are the seconds
+    of the finished curve, if they differ from form times correction.
     """
 
     form: Form
     parameters: Mapping[str, tuple[float, float, float]]
     axes: Mapping[str, Sequence[float]]
     smoothness: float
+    curve: Callable[[Fitted, pd.DataFrame], Array] | None = None
 
     @property
     def knots(self) -> tuple[Array, ...]:
@@ -92,6 +94,8 @@ def smooth_table(problem: Problem, cells: pd.DataFrame, base: Array) -> LogTable
 
 def predict(problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Array:
     """Seconds of each cell."""
+    if problem.curve is not None:
+        return problem.curve(fitted, cells)
     factor = fitted.table.factor(*(cells[name].to_numpy(float) for name in problem.axes))
     return np.asarray(problem.form(fitted.values, cells) * factor)
 

@@ -8,6 +8,7 @@ test the curve: they are priced with the expected number of experts of random ro
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,19 @@ def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
             weight_bytes_per_element=DTYPES[dtype].bytes,
         )
 
-    return Problem(form=seconds, parameters=PARAMETERS, axes=AXES, smoothness=SMOOTHNESS)
+    def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
+        curve = replace(_curve(dtype, fitted.values), correction=fitted.table)
+        columns = ("tokens", "touched", "hidden", "inter", "top_k")
+        return curve.seconds(
+            **{name: cells[name].to_numpy(float) for name in columns},
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
+            weight_bytes_per_element=DTYPES[dtype].bytes,
+        )
+
+    return Problem(
+        form=seconds, parameters=PARAMETERS, axes=AXES, smoothness=SMOOTHNESS, curve=finished
+    )
 
 
 def _curve(dtype: str, values: Mapping[str, float]) -> ExpertsCurve:
