@@ -20,7 +20,7 @@ from calibration.fit.tables import (
     latent_fit,
 )
 from calibration.fit.tables.attention_tables import check_cells, read_prefill
-from calibration.fit.tables.fetch import MORE_TABLES, TABLES, fetch
+from calibration.fit.tables.fetch import MORE_TABLES, TABLES, fetch, later_members
 from calibration.fit.tables.gemm_leave_out import leave_out_errors
 from calibration.fit.tables.gemm_tables import gemm_table
 from calibration.fit.tables.gpus import (
@@ -76,7 +76,11 @@ def fetch_missing(folder: Path) -> None:
     paths = [
         folder / gpu.folder / f"{table}.parquet"
         for gpu in GPUS.values()
-        for table in (*TABLES, *MORE_TABLES[gpu.folder])
+        for table in (
+            *TABLES,
+            *MORE_TABLES[gpu.folder],
+            *later_members().get(gpu.folder, ()),
+        )
     ]
     if not all(path.is_file() for path in paths):
         fetch(folder)
@@ -113,6 +117,9 @@ def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
 
 def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     """Fit the tables that not all folders have, or note that they are missing."""
+    for table in (*MORE_TABLES[gpu.folder], *later_members().get(gpu.folder, ())):
+        if has_table(data, gpu, table):
+            check_table(data, gpu, table)
     _add(report, *fit_formats(data, gpu))
     fits = {
         "experts": (("moe",), experts_fit.fit_experts),

@@ -74,7 +74,7 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
     ],
 )
 def test_a_format_without_kernels_is_refused_in_one_line(stated: Any) -> None:
-    with pytest.raises(ConfigError, match="^m: quantization_config") as caught:
+    with pytest.raises(ConfigError, match=r"^m: quantization_config") as caught:
         without_quantisation({"quantization_config": stated}, "m")
     assert str(caught.value).isprintable()
 
