@@ -212,7 +212,6 @@ class ScenarioInput(BaseModel):
         "DTYPE",
         "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
         "bf16",
-        otherwise="that of a quantised checkpoint",
     )
     kv_dtype: Name = _field(
         "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"

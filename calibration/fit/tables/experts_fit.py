@@ -28,7 +28,7 @@ from calibration.fit.tables.correction import (
 from calibration.fit.tables.gpus import MeasuredGpu, has_table, read_table
 from calibration.records.toml_file import compact, significant, toml_text
 from perfmodel.kernels import ExpertsCurve, LogTable
-from perfmodel.specs.dtypes import DTYPES
+from perfmodel.specs import DTYPES
 from perfmodel.units import MS, US
 
 TYPES = {  # names of the tables

@@ -26,7 +26,7 @@ from calibration.fit.tables.correction import (
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
 from calibration.records.toml_file import compact, significant, toml_text
 from perfmodel.kernels import LatentCurve, LogTable
-from perfmodel.specs.dtypes import DTYPES
+from perfmodel.specs import DTYPES
 from perfmodel.units import MS, US
 
 TYPES = {"bf16": "bfloat16", "fp8": "fp8"}

@@ -25,7 +25,7 @@ from calibration.fit.tables.gemm_tables import (
 )
 from calibration.fit.tables.gpus import MeasuredGpu, has_table, read_table
 from perfmodel.kernels import GemmCurve
-from perfmodel.specs.dtypes import DTYPES
+from perfmodel.specs import DTYPES
 
 M_KNOTS = (1, 4, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 SIDE_KNOTS = (256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
