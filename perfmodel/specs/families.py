@@ -21,6 +21,7 @@ from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, Lo
 from perfmodel.specs.model import ModelSpec
 
 Whole = Annotated[int, Field(ge=0, le=10_000)]
+Size = Annotated[int, Field(ge=0, le=10**9)]
 Layers = Annotated[int, Field(ge=1, le=10_000)]
 Kind = Literal["full_attention", "sliding_attention", "chunked_attention", "linear_attention"]
 _MISSING: Any = None  # the default of a field that may be left out but not written as null
@@ -283,7 +284,7 @@ class _Sparse(_Text):
     moe_intermediate_size: Count
     decoder_sparse_step: Layers = 1
     mlp_only_layers: list[Whole] | None = None
-    shared_expert_intermediate_size: int = 0
+    shared_expert_intermediate_size: Size = 0
     use_sliding_window: Literal[False] = False
     sliding_window: Count | None = None
 
@@ -311,7 +312,7 @@ class _Qwen2Moe(_Sparse):
     num_experts: Count = 60
     num_experts_per_tok: Count = 4
     moe_intermediate_size: Count = 1408
-    shared_expert_intermediate_size: int = 5632
+    shared_expert_intermediate_size: Size = 5632
     attention_bias: Literal[True] = True
     qkv_bias: Literal[True] = True
 
@@ -333,7 +334,7 @@ class _Qwen3Next(_Sparse):
     num_experts: Count = 512
     num_experts_per_tok: Count = 10
     moe_intermediate_size: Count = 512
-    shared_expert_intermediate_size: int = 512
+    shared_expert_intermediate_size: Size = 512
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 0.25
     full_attention_interval: Layers = 4
     layer_types: list[Literal["full_attention", "linear_attention"]] | None = None
@@ -349,6 +350,8 @@ class _Qwen3Next(_Sparse):
             "linear_attention" if (i + 1) % step else "full_attention" for i in range(spec.layers)
         ]
         layers = self.of_kind(name, list(self.layer_types or kinds), "linear_attention")
+        if layers == spec.layers:
+            raise ConfigError(f"{name}: layer_types has no full_attention; at least one is needed")
         linear = LinearAttention(
             layers=layers,
             key_heads=self.linear_num_key_heads,
