@@ -80,8 +80,8 @@ def _model() -> str | None:
         type="json",
         key="model_file",
         max_upload_size=UPLOAD_MB,
-        help="A dense model of the Llama, Mistral or Qwen family. It stays on this machine and is "
-        "not part of the URL.",
+        help="The config.json of a supported model. It stays on this machine and is not part of "
+        "the URL.",
     )
     if file is None:
         return None

@@ -8,7 +8,7 @@ takes the time of a dense layer with the weights of the experts read and the row
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,9 @@ def _as_dense(
     It has `touched * outputs` columns and `pairs / touched` rows. With one expert it is that of the
     dense curve.
     """
-    sizes = np.unique(np.geomspace(1, most, SIZES).round())
-    rows = pairs / touched
+    sizes, rows = _sizes(most), pairs / touched
+    first = np.searchsorted(sizes, np.min(touched), side="right") - 1
+    sizes = sizes[first : np.searchsorted(sizes, np.max(touched)) + 1]
     times = [curve.seconds(m=rows, n=int(size) * outputs, k=inputs, **peaks) for size in sizes]
     if len(sizes) == 1:
         return times[0]
@@ -96,6 +97,12 @@ def _as_dense(
     low = np.take_along_axis(stacked, below[None], axis=0)[0]
     high = np.take_along_axis(stacked, below[None] + 1, axis=0)[0]
     return np.asarray(np.exp(low + (high - low) * (place - below)))
+
+
+@lru_cache(maxsize=256)
+def _sizes(most: int) -> Floats:
+    """Numbers of experts from 1 to `most`, evenly spaced in their logarithm."""
+    return np.unique(np.geomspace(1, most, SIZES).round())
 
 
 def _permutation(rank: Rank, experts: Experts, rows: Floats) -> Part:

@@ -46,7 +46,7 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
     plain = parse_scenario(
-        {key: v for key, v in given.items() if key not in SEARCHED + ACCEPTANCE_KEYS}
+        {key: v for key, v in given.items() if key not in (*SEARCHED, "ep", *ACCEPTANCE_KEYS)}
     )
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
@@ -147,6 +147,9 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     least = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp or 1
     most = scenario.machine.gpus_per_node
     degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
+    if (experts := scenario.target.experts) is not None:
+        ep = parse_scenario({"ep": values.get("ep")}).ep
+        degrees = [n for n in degrees if experts.splits_over(n, ep)] or [most]
     if not degrees:
         raise ConfigError(
             f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "

@@ -66,6 +66,8 @@ def _obstacle(engine: str, plan: ExportPlan) -> str | None:
         return "export does not support a draft in other storage types than its target yet."
     if engine == "specroof":
         return None
+    if plan.scenario.ep > 1:
+        return "export does not support expert parallelism yet; use ep=1."
     if not plan.target_id:
         name = plan.scenario.target.name
         return f"the hub id of {name} is not known; give the target by its hub id or path."

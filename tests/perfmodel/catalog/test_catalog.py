@@ -110,7 +110,7 @@ def test_the_figures_of_a_gpu_agree_with_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", catalog.gpu_names())
 def test_efficiencies_are_fitted_only_where_kernels_were_measured(name: str) -> None:
     gpu = catalog.gpu(name)
-    measured = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")
+    measured = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200")
     assert gpu.efficiency in measured and gpu.efficiency_reason
     assert (gpu.efficiency_origin == "fitted") == (name in measured)
 

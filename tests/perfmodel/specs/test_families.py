@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
+from perfmodel.specs.families import _READ_SOMEWHERE as READ
 from perfmodel.specs.families import MODEL_TYPES, model_spec
 from perfmodel.specs.layers import LocalAttention
 
@@ -265,6 +269,7 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("mixtral", num_local_experts=0), "num_local_experts"
     yield case("glm4_moe", num_experts_per_tok="8"), "num_experts_per_tok"
     yield case("gemma3_text", layer_types=[FULL]), "layer_types"
+    yield case("qwen3_next", layer_types=[LINEAR] * 6), "full_attention"
     yield case("gemma3_text", layer_types=[CHUNKED] * 6), "layer_types"
     yield case("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"
     yield case("ministral", layer_types=[SLIDING] * 6, sliding_window=None), "sliding_window"
@@ -286,6 +291,29 @@ def test_what_changes_the_mathematics_is_refused_by_name(
     with pytest.raises(ConfigError, match=named) as caught:
         model_spec(config, name="mine")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.integers(0, 64) | st.text(max_size=9)
+    | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.integers(0, 9), max_size=6)
+    | st.lists(st.sampled_from([FULL, SLIDING, CHUNKED, LINEAR]), min_size=6, max_size=6)
+    | st.dictionaries(st.sampled_from(["type", "factor", "rope_type"]), st.just("yarn"))
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([name for name in CASES if "multimodal" not in name]), st.data())
+def test_any_value_of_any_field_gives_a_model_or_one_line(name: str, data: st.DataObject) -> None:
+    fields = sorted({field for config in CASES.values() for field in config} | set(READ))
+    drawn = data.draw(st.dictionaries(st.sampled_from(fields), SCALARS, max_size=3))
+    try:
+        spec = model_spec(CASES[name] | drawn, name="mine")
+    except ConfigError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+        return
+    assert spec.parameters >= spec.active_parameters > 0
+    assert spec.kv_bytes_per_token_per_rank(1) >= 0
+    assert float(spec.cached_tokens(np.asarray(100.0))) <= 100.0
 
 
 # ---- tensor parallelism -------------------------------------------------------------------------
