@@ -200,6 +200,7 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
+        notes += self._type_notes()
         if note := self._link_note():
             notes.append(note)
         kernels = self.engine.attention_kernels
@@ -239,6 +240,17 @@ class Scenario:
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
         return notes
+
+    def _type_notes(self) -> list[str]:
+        """A note for each storage type without measured kernels."""
+        gpu, quantised = self.machine.gpu.name, self.kernels.quantised
+        weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
+        unknown = [name for name in weights if name in quantised and not quantised[name].measured]
+        return [
+            f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
+            f"type or GPU are used, and the interval is wider"
+            for name in unknown
+        ]
 
     def _link_note(self) -> str:
         """A warning if all-reduces were not measured on such a machine; "" otherwise."""

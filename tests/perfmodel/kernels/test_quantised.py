@@ -97,3 +97,12 @@ def test_fp8_curves_are_monotone_in_rows() -> None:
         for dtype in types:
             times = [seconds(gpu, dtype, m, 4096, 4096) for m in np.geomspace(1, 16384, 60)]
             assert np.all(np.diff(times) >= 0), (gpu, dtype)
+
+
+def test_a_type_without_measured_kernels_has_a_note() -> None:
+    def notes(dtype: str) -> str:
+        values = {"gpu": "h100-sxm", "engine": "ideal", "weight_dtype": dtype}
+        return " ".join(parse_scenario(values).scenario().notes)
+
+    assert "int4 weights were not measured on h100-sxm" in notes("int4")
+    assert "weights were not measured" not in notes("fp8") + notes("bf16")
