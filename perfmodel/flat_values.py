@@ -53,8 +53,11 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
-        "weight_dtype": scenario.weight_dtype,
+        # Stating a type for the weights would override that of the checkpoint's experts.
+        "weight_dtype": None if scenario.expert_dtype else scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
+        "draft_dtype": scenario.draft_dtype or None,
+        "draft_kv_dtype": scenario.draft_kv_dtype or None,
         "engine": scenario.engine.name,
     }
     link = scenario.machine.link

@@ -11,11 +11,12 @@ from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan
+from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Workload
 
 
@@ -27,6 +28,9 @@ class Scenario:
     `acceptance` is the user's value for this plan. If it is None, the acceptance curve of the draft
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
+
+    `expert_dtype` is "" if routed experts are stored like the other weights. `draft_dtype` and
+    `draft_kv_dtype` are "" if a draft has the target's types, or a model those of its checkpoint.
     """
 
     machine: Machine
@@ -39,6 +43,9 @@ class Scenario:
     ep: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    expert_dtype: str = ""
+    draft_dtype: str = ""
+    draft_kv_dtype: str = ""
     acceptance: Acceptance | None = None
     user_curves: tuple[AcceptanceCurve, ...] = ()
 
@@ -46,8 +53,10 @@ class Scenario:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
         self._check_ep()
-        for dtype in (self.weight_dtype, self.kv_dtype):
-            dtype_bytes(dtype)
+        for types in (self.target_types, self.draft_types):
+            dtype_bytes(types.weights)
+            dtype_bytes(types.experts)
+            check_kv_dtype(types.kv)
         if self.draft is not None:
             self.draft.check_tp(self.draft_tp)
             if self.draft_tp > self.tp:
@@ -82,8 +91,51 @@ class Scenario:
         """The acceptance curve of this draft choice, or None if it was not measured."""
         return self.curve_of(self.plan.draft, self.plan.policy)
 
+    @property
+    def target_types(self) -> StoredTypes:
+        """The storage types of the target."""
+        experts = self.expert_dtype or self.weight_dtype
+        return StoredTypes(weights=self.weight_dtype, experts=experts, kv=self.kv_dtype)
+
+    @property
+    def draft_types(self) -> StoredTypes:
+        """The storage types of the draft; those of the target without a draft."""
+        target, kv = self.target_types, self.draft_kv_dtype or self.kv_dtype
+        if self.draft_dtype:
+            weights = experts = self.draft_dtype
+        else:
+            weights, experts = target.weights, target.experts
+        if self.plan.kind is DraftKind.MODEL and self.draft is not None:
+            experts = self.draft.expert_dtype or weights
+        return StoredTypes(weights=weights, experts=experts, kv=kv)
+
+    @property
+    def draft_is_quantised(self) -> bool:
+        """Whether the draft is stored in other types than those with which α was measured."""
+        target, draft = self.target_types, self.draft_types
+        if self.plan.is_self:
+            return draft != target
+        return self.draft_dtype not in ("", target.weights, *UNQUANTISED) or draft.kv != target.kv
+
+    @property
+    def draft_copies_kv(self) -> bool:
+        """Whether a self-draft has a copy of the cache in another type.
+
+        An int4 draft of an int8 cache reads the upper halves of its elements (QuantSpec, arXiv
+        2502.10424).
+        """
+        types = (self.kv_dtype, self.draft_types.kv)
+        return self.plan.is_self and types[0] != types[1] and types != ("int8", "int4")
+
     def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
-        """The acceptance curve of another draft choice, or None if it was not measured."""
+        """The acceptance curve of another draft choice, or None if it was not measured.
+
+        Only a user's curve can be that of a draft in other storage types.
+        """
+        if self.draft_is_quantised:
+            wanted = (self.target.name, draft, policy)
+            found = (c for c in self.user_curves if (c.target, c.draft, c.draft_policy) == wanted)
+            return next(found, None)
         return acceptance_curve(self.target.name, draft, policy, self.user_curves)
 
     def _check_ep(self) -> None:

@@ -18,9 +18,10 @@ from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import MAX_GAMMA, DraftPlan, DraftPolicy
+from perfmodel.specs.draft import MAX_GAMMA, DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Workload, parse_slo
 from perfmodel.units import GB, US, parse_number
 
@@ -32,7 +33,7 @@ MAX_COUNT = 1 << 40
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 # Values that describe a draft, apart from those that another draft policy or plan may leave unused.
-NEEDS_DRAFT = ("kv_budget", *ACCEPTANCE_KEYS)
+NEEDS_DRAFT = ("kv_budget", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -207,10 +208,25 @@ class ScenarioInput(BaseModel):
         "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
     weight_dtype: Name = _field(
-        "Machine", "DTYPE", "Storage type of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
+        "Machine",
+        "DTYPE",
+        "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
+        "bf16",
     )
     kv_dtype: Name = _field(
         "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
+    )
+    draft_dtype: Name | None = _field(
+        "Machine",
+        "DTYPE",
+        "Storage type of the draft's weights, such as int4 for a quantised self-draft.",
+        otherwise="that of the target, or of the draft's checkpoint",
+    )
+    draft_kv_dtype: Name | None = _field(
+        "Machine",
+        "DTYPE",
+        "Storage type of the draft's KV cache.",
+        otherwise="that of the target",
     )
     batch: Count = _field("Workload", "N", "Sequences decoded together.", 64)
     prompt_tokens: Count = _field(
@@ -325,6 +341,23 @@ class ScenarioInput(BaseModel):
             )
         return machine
 
+    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, str]:
+        """Storage types: stated, or else those of the checkpoints."""
+        stated = self.model_fields_set
+        weights = self.weight_dtype if "weight_dtype" in stated else target.weight_dtype or "bf16"
+        of_draft = self.draft_dtype or ""
+        if draft is not None and plan.kind is DraftKind.MODEL and not of_draft:
+            of_draft = draft.weight_dtype
+            if not of_draft and weights != self.weight_dtype:
+                of_draft = "bf16"  # the target's checkpoint is quantised, but not the draft's
+        return {
+            "weight_dtype": weights,
+            "expert_dtype": "" if "weight_dtype" in stated else target.expert_dtype,
+            "kv_dtype": self.kv_dtype if "kv_dtype" in stated else target.kv_dtype or "bf16",
+            "draft_dtype": of_draft,
+            "draft_kv_dtype": self.draft_kv_dtype or "",
+        }
+
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
@@ -357,8 +390,7 @@ class ScenarioInput(BaseModel):
             engine=engine_profile(self.engine, machine.gpu),
             tp=self.tp,
             ep=self.ep,
-            weight_dtype=self.weight_dtype,
-            kv_dtype=self.kv_dtype,
+            **self._types(target, draft, plan),
             acceptance=acceptance,
             user_curves=curves,
         )

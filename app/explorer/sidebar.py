@@ -27,7 +27,7 @@ from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload, scenario_upload
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import OBJECTIVES, draft_choices
-from perfmodel.specs import DTYPE_BYTES
+from perfmodel.specs import DTYPES
 from perfmodel.units import format_bytes, format_seconds
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
@@ -154,8 +154,9 @@ def _outcome(uploaded: str | None) -> Values | None:
     """Draw the engine section, files and the command; the page shows errors at its top."""
     with st.expander("Engine and efficiencies"):
         widgets.select("engine", "Engine profile", engine_names())
-        widgets.select("weight_dtype", "Weights", list(DTYPE_BYTES))
-        widgets.select("kv_dtype", "KV cache", list(DTYPE_BYTES))
+        widgets.select("weight_dtype", "Weights", list(DTYPES))
+        kv_types = [name for name, dtype in DTYPES.items() if dtype.for_kv]
+        widgets.select("kv_dtype", "KV cache", kv_types)
         place = st.container()
     state = {key: st.session_state[key] for key in DEFAULTS if key in st.session_state}
     try:

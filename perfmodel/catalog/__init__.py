@@ -6,6 +6,7 @@ needed. Other models are read from their `config.json`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from perfmodel.specs.families import model_spec
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.quantisation import without_quantisation
 
 # ---- GPUs -----------------------------------------------------------------------------------
 
@@ -179,7 +181,7 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
         config = read_hf_config(path)
         folder = path.parent if path.name == "config.json" else path
         name = printable(folder.resolve().name.removesuffix(".json"))
-        return replace(model_spec(config, name=name), source=printable(wanted))
+        return replace(_model_spec(config, name), source=printable(wanted))
     raise unknown_name("model", printable(wanted), model_names())
 
 
@@ -215,10 +217,27 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
     """A model from its catalog file; errors as in `gpu_from_toml` and `model_spec`."""
     file = read(_ModelFile, parse_toml(content, where), where)
     return replace(
-        model_spec(file.fields, name=file.name),
+        _model_spec(file.fields, file.name),
         hub_id=file.hub_ids[0],
         tokenizer=file.tokenizer,
         source=file.source,
+    )
+
+
+def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
+    """The spec of a config, with the storage types of its checkpoint."""
+    rest, stored = without_quantisation(config, name)
+    spec = model_spec(rest, name=name)
+    if stored.experts and not stored.weights and spec.experts is None:
+        raise ConfigError(
+            f"{name}: a dense model with unquantised attention is not supported; use a checkpoint "
+            f"that is quantised in all layers"
+        )
+    return replace(
+        spec,
+        weight_dtype=stored.weights,
+        expert_dtype=stored.experts if spec.experts else "",
+        kv_dtype=stored.kv,
     )
 
 

@@ -4,82 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from perfmodel._typing import Bools, Floats
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.kernels.collectives import CollectiveCurve
+from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve
+from perfmodel.kernels.interpolate import LogTable
+from perfmodel.kernels.latent import LatentCurve
 from perfmodel.specs.gpu import GPU
 
 
-class ExpertsCurve(Protocol):
-    """Measured times of the fused kernel of routed experts, with permutation and combination."""
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class QuantisedGemm:
+    """The GEMM curve of a weight type, and the peak of its kernels over that of bf16.
 
-    def seconds(
-        self,
-        *,
-        tokens: Floats,
-        touched: Floats,
-        hidden: int,
-        inter: int,
-        top_k: float,
-        peak_flops: float,
-        hbm_bandwidth: float,
-        weight_bytes_per_element: float,
-    ) -> Floats:
-        """Seconds of one layer on one rank; arguments as in `passes.experts`."""
-        ...
+    `measured` is False if the curve is that of another type or GPU.
+    """
 
-    def in_range(
-        self, *, tokens: Floats, touched: Floats, hidden: int, inter: int, top_k: float
-    ) -> Bools:
-        """Whether each point is inside the measured range."""
-        ...
-
-
-class LatentCurve(Protocol):
-    """Measured times of latent attention in one layer, without projections."""
-
-    def seconds(
-        self,
-        *,
-        batch: Floats,
-        kv_tokens: Floats,
-        query_tokens: Floats,
-        heads: int,
-        peak_flops: float,
-        hbm_bandwidth: float,
-    ) -> Floats:
-        """Seconds over a latent cache, with absorbed up-projections."""
-        ...
-
-    def in_range(
-        self, *, batch: Floats, kv_tokens: Floats, query_tokens: Floats, heads: int
-    ) -> Bools:
-        """Whether each point is inside the measured range."""
-        ...
-
-    def prefill_seconds(
-        self,
-        *,
-        batch: Floats,
-        new_tokens: Floats,
-        cached_tokens: Floats,
-        heads: int,
-        peak_flops: float,
-        hbm_bandwidth: float,
-    ) -> Floats:
-        """Seconds of causal attention with keys and values of full width."""
-        ...
+    curve: GemmCurve
+    peak_ratio: float
+    measured: bool
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
     """Kernel times as fitted fractions of a GPU's peaks; each curve states its source.
 
-    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank. `experts` has curves by
-    weight type and `latent` by KV type.
+    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank. `quantised` and `experts`
+    are by weight type, `latent` by KV type. `kv_fp8` is the correction of decode attention with an
+    fp8 cache over (batch x KV heads, KV tokens).
     """
 
     name: str
@@ -87,8 +40,10 @@ class Efficiency:
     gemm_of_ranks: GemmCurve
     attention: AttentionCurve
     collectives: CollectiveCurve
+    quantised: Mapping[str, QuantisedGemm] = field(default_factory=dict)
     experts: Mapping[str, ExpertsCurve] = field(default_factory=dict)
     latent: Mapping[str, LatentCurve] = field(default_factory=dict)
+    kv_fp8: LogTable | None = None
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.
@@ -107,5 +62,9 @@ class Efficiency:
             self,
             gemm=transferred(self.gemm),
             gemm_of_ranks=transferred(self.gemm_of_ranks),
+            quantised={
+                dtype: replace(one, curve=transferred(one.curve))
+                for dtype, one in self.quantised.items()
+            },
             attention=replace(self.attention, sm_count=gpu.sm_count),
         )

@@ -31,7 +31,7 @@ def latent_attention(
     heads, layers = rank.spec.query_heads_per_rank(rank.tp), rank.spec.cached_layers
     flops = 2.0 * batch * query * kv * heads * (2.0 * latent.kv_rank + latent.rope_dim)
     kv_bytes = batch * kv * latent.width * dtype_bytes(rank.kv_dtype)
-    curve = rank.curves.latent.get(rank.kv_dtype)
+    curve = rank.latent_curve
     if curve is None:
         return _roofline(rank, "latent_attention", layers, flops, kv_bytes)
     at: dict[str, Any] = {"batch": batch, "kv_tokens": kv, "query_tokens": query, "heads": heads}
@@ -55,7 +55,7 @@ def latent_prefill(
     spec, gpu = rank.spec, rank.machine.gpu
     heads, layers = spec.query_heads_per_rank(rank.tp), spec.cached_layers
     peaks = {"peak_flops": gpu.peak_flops, "hbm_bandwidth": gpu.hbm_bandwidth}
-    curve, width = rank.curves.latent.get(rank.kv_dtype), latent.query_dim + latent.value_dim
+    curve, width = rank.latent_curve, latent.query_dim + latent.value_dim
     if curve is None:  # the dense curve at the mean width of keys and values
         seconds = rank.curves.attention.prefill_seconds(
             batch=batch,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
+from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.passes.attention_kinds import (
     latent_attention,
     latent_prefill,
@@ -19,9 +20,10 @@ from perfmodel.passes.communication import comm_parts
 from perfmodel.passes.experts import PERMUTE_KERNELS, expert_parts
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
+from perfmodel.specs.dtypes import UNQUANTISED, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.labels import Bound, Origin
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 
 _ZERO = np.zeros(())
 
@@ -157,17 +159,17 @@ def _mlp_shapes(spec: ModelSpec, tp: int) -> dict[str, tuple[int, int, int]]:
 
 def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     gpu = rank.machine.gpu
-    curve = rank.curves.gemm if rank.tp == 1 else rank.curves.gemm_of_ranks
-    weight_bytes = dtype_bytes(rank.weight_dtype)
     parts = []
     for name, (n, k, count) in linear_shapes(rank).items():
         m = head_rows if name == "lm_head" else rows
-        element = ACTIVATION_BYTES if name in ("lm_head", "router") else weight_bytes
+        dtype = "bf16" if name in ("lm_head", "router") else rank.weight_dtype
+        curve, peak_ratio, origin = _gemm_curve(rank, dtype)
+        element = dtype_bytes(dtype)
         seconds = curve.seconds(
             m=m,
             n=n,
             k=k,
-            peak_flops=rank.engine.compute_factor * gpu.peak_flops,
+            peak_flops=rank.engine.compute_factor * peak_ratio * gpu.peak_flops,
             hbm_bandwidth=rank.hbm_bandwidth,
             weight_bytes_per_element=element,
         )
@@ -176,17 +178,41 @@ def _linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
             Part(
                 name,
                 count * rank.engine.linear_factor * rank.bounded(seconds, traffic_bytes),
-                count * 2.0 * m * n * k / gpu.peak_flops,
+                count * 2.0 * m * n * k / (peak_ratio * gpu.peak_flops),
                 count * traffic_bytes / gpu.hbm_bandwidth,
                 Bound.WEIGHTS,
-                rank.origin if element == 2.0 else Origin.EXTRAPOLATED,
+                origin,
                 partial(curve.in_range, m=m, n=n, k=k),
             )
         )
     return parts
 
 
+def _gemm_curve(rank: Rank, dtype: str) -> tuple[GemmCurve, float, Origin]:
+    """The GEMM curve of a weight type, its peak FLOP/s over that of bf16, and its origin.
+
+    Quantised GEMMs were only measured with the kernels of libraries.
+    """
+    curves = rank.curves
+    if dtype in UNQUANTISED:
+        return (curves.gemm if rank.tp == 1 else curves.gemm_of_ranks), 1.0, rank.origin
+    quantised = curves.quantised[dtype]
+    measured = quantised.measured and rank.engine.linear_kernels == "library"
+    origin = rank.origin if measured else Origin.EXTRAPOLATED
+    return quantised.curve, quantised.peak_ratio, origin
+
+
 # ---- attention --------------------------------------------------------------------------------
+
+
+def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
+    """The time with the rank's KV type over that of its bytes alone, and its origin."""
+    if rank.kv_dtype in UNQUANTISED:
+        return 1.0, rank.origin
+    table = rank.curves.kv_fp8
+    if table is None or not rank.has_kv_curve:
+        return 1.0, Origin.EXTRAPOLATED
+    return table.factor(units, kv), rank.origin
 
 
 def _attention_parts(
@@ -224,6 +250,8 @@ def _attention(
         hbm_bandwidth=rank.hbm_bandwidth,
         kv_bytes_per_element=element,
     )
+    ratio, origin = _kv_factor(rank, batch * kv_heads, kv)
+    seconds = seconds * ratio
     engine = rank.engine
     factor: Floats | float = (
         engine.attention_factor if whole_cache else engine.draft_attention_factor
@@ -239,7 +267,7 @@ def _attention(
         layers * flops / gpu.peak_flops,
         kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
-        rank.origin,
+        origin,
         partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
     )
 

@@ -11,7 +11,8 @@ from perfmodel._typing import Bools, Floats
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.dtypes import StoredTypes, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 from perfmodel.units import format_bytes
 
 
@@ -87,7 +88,7 @@ def memory_estimate(
     # Verification keeps the states of linear layers after every token.
     state = spec.state_bytes_per_rank(tp)
     return MemoryEstimate(
-        weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
+        weights=np.asarray(_weight_bytes(spec, tp, scenario.target_types)),
         target_kv=batch * (spec.cached_tokens(length) * per_token + state),
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
@@ -120,11 +121,13 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
     return low
 
 
-def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
-    """Layers in their storage type; embedding and LM head are always in bf16."""
+def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes) -> float:
+    """Layers in their storage types; embedding and LM head are always in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
-    return layers * dtype_bytes(weight_dtype) + vocabulary * ACTIVATION_BYTES
+    experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
+    dense = (layers - experts) * dtype_bytes(types.weights)
+    return dense + experts * dtype_bytes(types.experts) + vocabulary * ACTIVATION_BYTES
 
 
 def _draft_terms(
@@ -134,13 +137,18 @@ def _draft_terms(
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
     if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
-    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
+    types = scenario.draft_types
+    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, types.kv)
+    weights = _weight_bytes(draft, scenario.draft_tp, types)
     if plan.is_self:
-        shares_pages = plan.policy is DraftPolicy.FULL or (
-            plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view
+        shares_weights = types._replace(kv=scenario.kv_dtype) == scenario.target_types
+        full = plan.policy is DraftPolicy.FULL
+        shares_pages = not scenario.draft_copies_kv and (
+            full
+            or (plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view)
         )
-        return 0.0, per_token, none if shares_pages else budget + gamma
-    weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
+        tokens = draft.cached_tokens(length) + gamma if full else budget + gamma
+        return (0.0 if shares_weights else weights), per_token, none if shares_pages else tokens
     cached = draft.cached_tokens(length) + gamma
     if plan.policy is not DraftPolicy.FULL:
         # A chunk of the prompt is added before the tokens that it displaces are removed.

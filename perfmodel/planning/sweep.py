@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 # Axes that broadcast in one call, in the order of the result's dimensions.
 ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
 # Axes that need one call per value, as they are names or change the shapes of matrices.
-LOOP_AXES = ("gpu", "engine", "tp", "draft", "draft_policy", "draft_tp", "weight_dtype", "kv_dtype")
+LOOP_AXES = (
+    "gpu",
+    "engine",
+    "tp",
+    "draft",
+    "draft_policy",
+    "draft_tp",
+    "weight_dtype",
+    "kv_dtype",
+    "draft_dtype",
+    "draft_kv_dtype",
+)
 MAX_POINTS = 50_000_000
 
 FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
@@ -200,8 +211,9 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
             DraftPolicy.of(policy)
     for policy in axes.get("draft_policy", ()):
         DraftPolicy.of(str(policy))
-    for dtype in (*axes.get("weight_dtype", ()), *axes.get("kv_dtype", ())):
-        dtype_bytes(str(dtype))
+    for key in LOOP_AXES:
+        for dtype in axes.get(key, ()) if key.endswith("_dtype") else ():
+            dtype_bytes(str(dtype))
 
 
 def _block(
@@ -244,7 +256,16 @@ def _block(
     return Block(names, swept, scenario, point, "")
 
 
-_DRAFT_KEYS = ("draft", "draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS)
+_DRAFT_KEYS = (
+    "draft",
+    "draft_policy",
+    "kv_budget",
+    "gamma",
+    "draft_tp",
+    "draft_dtype",
+    "draft_kv_dtype",
+    *ACCEPTANCE_KEYS,
+)
 
 
 def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Floats:

@@ -62,6 +62,8 @@ def exportability(plan: ExportPlan) -> dict[str, str | None]:
 def _obstacle(engine: str, plan: ExportPlan) -> str | None:
     if method := plan.scenario.plan.method:
         return f"export does not support the built-in draft {method.name} yet; use another draft."
+    if plan.most_drafts and plan.scenario.draft_is_quantised:
+        return "export does not support a draft in other storage types than its target yet."
     if engine == "specroof":
         return None
     if plan.scenario.ep > 1:

@@ -8,9 +8,9 @@ import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, either
+from perfmodel.specs.dtypes import DTYPE_BYTES as DTYPE_BYTES
+from perfmodel.specs.dtypes import dtype_bytes as dtype_bytes
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
-
-DTYPE_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,9 @@ class ModelSpec:
     linear: LinearAttention | None = None
     local: LocalAttention | None = None
     more_parameters: int = 0  # biases and norms that no other field counts; every rank stores them
+    weight_dtype: str = ""  # storage types of the checkpoint; "" if not quantised
+    expert_dtype: str = ""
+    kv_dtype: str = ""
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""
@@ -190,10 +193,3 @@ class ModelSpec:
     def state_bytes_per_rank(self, tp: int) -> float:
         """Bytes per sequence on one rank that do not depend on its length."""
         return 0.0 if self.linear is None else self.linear.state_bytes(tp)
-
-
-def dtype_bytes(dtype: str) -> float:
-    """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPE_BYTES`."""
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPE_BYTES)}")
-    return DTYPE_BYTES[dtype]

@@ -13,6 +13,7 @@ from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import MethodKind
 
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
@@ -155,7 +156,10 @@ def draft_cost(
         mean = weighted_mean(step(new_tokens=tokens), later, share=share)
     else:
         mean = step()
-    return DraftCost(mean, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))
+    start_s = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
+    if scenario.draft_copies_kv and plan.policy is DraftPolicy.FULL:
+        start_s = start_s + _copy_s(rank, prompt_tokens)
+    return DraftCost(mean, start_s)
 
 
 def _first_tokens(scenario: Scenario, gamma: Floats) -> Floats | float | None:

@@ -222,7 +222,7 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
         "gen_tokens": stated.output_tokens,
         "weight_dtype": stated.weight_dtype,
         "kv_dtype": stated.kv_dtype,
-        "draft_dtype": stated.weight_dtype,
+        "draft_dtype": stated.draft_dtype or stated.weight_dtype,
     }
     if mode == "baseline":
         return values
