@@ -14,12 +14,12 @@ MIXTURE, DENSE = "qwen3-30b-a3b", "llama-3.2-3b"  # 3.4 and 3.2 billion active p
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1000, 4000, 16_000, 64_000)
 H100, H200 = {"gpu": "h100-sxm"}, {"gpu": "h200"}
 TARGETS: list[tuple[str, dict[str, Any], str]] = [
-    ("deepseek-v3", H200 | {"tp": 8, "weight_dtype": "fp8"}, "mtp"),
-    ("deepseek-v3", H200 | {"tp": 8, "weight_dtype": "fp8"}, "eagle3"),
-    ("deepseek-v3", H200 | {"tp": 8, "ep": 8, "weight_dtype": "fp8"}, "mtp"),
+    ("deepseek-v3", H200 | {"tp": 8}, "mtp"),
+    ("deepseek-v3", H200 | {"tp": 8}, "eagle3"),
+    ("deepseek-v3", H200 | {"tp": 8, "ep": 8}, "mtp"),
     ("qwen3-30b-a3b", H100 | {"tp": 1}, "eagle3"),
     ("qwen3-30b-a3b", H100 | {"tp": 4}, "eagle3"),
-    ("gpt-oss-120b", H100 | {"tp": 1, "weight_dtype": "int4"}, "eagle3"),
+    ("gpt-oss-120b", H100 | {"tp": 1}, "eagle3"),
     ("gpt-oss-120b", H100 | {"tp": 4}, "eagle3"),
     ("gemma-3-27b", H100 | {"tp": 1}, "eagle3"),
     ("gemma-3-27b", H100 | {"tp": 1}, "self"),
@@ -69,19 +69,20 @@ def break_even() -> list[str]:
 def targets() -> list[str]:
     """T_T, T_V and the α at which drafts break even, of models without an engine behind them."""
     columns = "T_T (ms)", "T_V/T_T", "T_D (ms)", "α to break even", "memory"
-    lines = header("target", "GPUs", "draft, γ", "batch", *columns)
+    lines = header("target", "GPUs", "weights, experts", "draft, γ", "batch", *columns)
     for target, values, draft in TARGETS:
         for batch, gamma in ((1, 3), (32, 1), (32, 3)):
             at = {**values, "batch": batch, "prompt_tokens": 8000, "draft": draft, "gamma": gamma}
             point = specroof.predict(target, **at, acceptance=0.7)
+            types = point.scenario.target_types
             gpus = f"{values['tp']} x {values['gpu'].split('-')[0].upper()}"
             gpus += f", EP {values['ep']}" if "ep" in values else ""
-            gpus += f", {values['weight_dtype']}" if "weight_dtype" in values else ""
             ratio = float(point.verify.total_s / point.target_step.total_s)
             lines.append(
                 row(
                     target,
                     gpus,
+                    f"{types.weights}, {types.experts}" if types.experts else types.weights,
                     f"{draft}, {gamma}",
                     batch,
                     f"{1e3 * float(point.target_step.total_s):.2f}",

@@ -50,6 +50,7 @@ def _quantised(name: str, types: tuple[str, ...], wanted: str) -> QuantisedGemm:
 
 
 class _Format(Table):
+    kernels: Text
     dtype: Text
     peak_ratio: Number
     kernel_latency_us: Number
@@ -89,7 +90,7 @@ def _experts(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCurve]:
             compute_efficiency=one.compute_efficiency,
             activation_efficiency=one.activation_efficiency,
             overlap_exponent=one.overlap_exponent,
-            source=file.source,
+            source=f"{file.source}, {one.kernels}",
             correction=LogTable((one.rows_each, one.touched, one.matrix), one.correction),
         )
         for one in file.format

@@ -41,6 +41,9 @@ TYPES = {  # names of the tables
 }
 # Nemotron's experts have no gate, and Kimi-K3's rows use another activation than the model's.
 NO_GATE_HIDDEN, NO_GATE_TOP_K, APPROXIMATED = 2688, 22, "situ_as_silu"
+NO_GATE_KERNEL = "nongated"
+# On Hopper, vLLM 0.24's kernel for fp8 with a scale per tensor takes four times as long as bf16.
+OTHER_TABLES = {"fp8": "moe_trtllm"}
 LEAST_CELLS, FEW_TOKENS = 200, 64
 AXES = {
     "rows_each": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048),
@@ -68,6 +71,7 @@ def read_cells(data: Path, gpu: MeasuredGpu, dtype: str, table: str = "moe") -> 
     """Cells of one weight type: tokens, hidden, inter, top_k, experts, model, balanced, seconds,
     and the columns of `AXES`; the fastest kernel of each cell."""
     frame = read_table(data, gpu, table)
+    frame = frame[~frame.kernel_source.str.contains(NO_GATE_KERNEL)]
     frame = frame[frame.moe_dtype == TYPES[dtype]]
     frame = frame[~frame.kernel_source.str.contains(APPROXIMATED)]
     frame = frame[(frame.hidden_size != NO_GATE_HIDDEN) & (frame.topk != NO_GATE_TOP_K)]
@@ -107,24 +111,25 @@ def read_cells(data: Path, gpu: MeasuredGpu, dtype: str, table: str = "moe") -> 
 def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
     """The catalog file of one GPU, and the errors of each weight type."""
     formats, reports = [], []
-    versions = read_table(data, gpu, "moe").iloc[0]
+    device = str(read_table(data, gpu, "moe").device.iloc[0])
     for dtype in TYPES:
-        cells = read_cells(data, gpu, dtype)
+        other = OTHER_TABLES.get(dtype, "moe")
+        table = other if has_table(data, gpu, other) else "moe"
+        cells = read_cells(data, gpu, dtype, table)
         balanced = cells[cells.balanced]
         if len(balanced) < LEAST_CELLS:
             continue
         problem = problem_of(dtype, gpu)
         fitted = fit(problem, balanced)
         errors = _errors(dtype, problem, fitted, cells)
-        if has_table(data, gpu, "moe_later"):
-            later = read_cells(data, gpu, dtype, "moe_later")
+        if has_table(data, gpu, f"{table}_later"):
+            later = read_cells(data, gpu, dtype, f"{table}_later")
             _add_later(errors, problem, fitted, later[later.balanced])
-        formats.append(_entry(dtype, fitted, balanced, errors))
+        versions = read_table(data, gpu, table).iloc[0]
+        kernels = f"{versions.framework} {versions.version}"
+        formats.append({"kernels": kernels} | _entry(dtype, fitted, balanced, errors))
         reports.append(errors)
-    source = (
-        f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {versions.framework} {versions.version}, "
-        f"{versions.device}"
-    )
+    source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {device}"
     values = {"source": source, "format": formats}
     return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports
 

@@ -44,6 +44,7 @@ _RECENT = {
     "generation_mla": "mla/trtllm/1.3.0rc20/generation_mla",
     "context_mla": "mla/trtllm/1.3.0rc20/context_mla",
 }
+_HOPPER = {"moe_trtllm": "moe/trtllm/1.3.0rc20/moe"}
 MORE_TABLES = {
     "a100_sxm": {
         "gemm_trtllm": "gemm/trtllm/1.0.0/gemm",
@@ -51,8 +52,8 @@ MORE_TABLES = {
         "generation_mla": "mla/trtllm/1.0.0/generation_mla",
         "context_mla": "mla/trtllm/1.0.0/context_mla",
     },
-    "h100_sxm": _RECENT,
-    "h200_sxm": _RECENT,
+    "h100_sxm": _RECENT | _HOPPER,
+    "h200_sxm": _RECENT | _HOPPER,
     "l40s": _RECENT
     | {
         "generation_mla": "mla/trtllm/1.0.0/generation_mla",

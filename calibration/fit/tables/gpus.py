@@ -60,23 +60,25 @@ _ATTENTION = (
 )
 _GEMM = (*_SOURCE, "gemm_dtype", "m", "n", "k")
 _MLA = (*_SOURCE, "kv_cache_dtype", "num_heads", "batch_size")
+_MOE = (
+    *_SOURCE,
+    "moe_dtype",
+    "distribution",
+    "num_tokens",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "num_experts",
+    "moe_tp_size",
+    "moe_ep_size",
+)
 # Columns that are read from each table.
 COLUMNS = {
     "gemm": _GEMM,
     "gemm_trtllm": _GEMM,
     "gemm_sglang": _GEMM,
-    "moe": (
-        *_SOURCE,
-        "moe_dtype",
-        "distribution",
-        "num_tokens",
-        "hidden_size",
-        "inter_size",
-        "topk",
-        "num_experts",
-        "moe_tp_size",
-        "moe_ep_size",
-    ),
+    "moe": _MOE,
+    "moe_trtllm": _MOE,
     "generation_mla": (*_MLA, "step"),
     "context_mla": (*_MLA, "isl"),
     "generation_attention": _ATTENTION,
