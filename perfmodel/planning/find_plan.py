@@ -23,6 +23,7 @@ POLICIES_OF_SELF = ("streamingllm", "snapkv")
 POLICIES_OF_MODEL = ("streamingllm", "full")
 POLICIES_OF_METHOD = ("full",)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
+_NOT_PLAIN = (*SEARCHED, "ep", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
@@ -45,9 +46,7 @@ def find_plan(values: Mapping[str, Any], *, objective: str = "throughput") -> Re
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
-    plain = parse_scenario(
-        {key: v for key, v in given.items() if key not in (*SEARCHED, "ep", *ACCEPTANCE_KEYS)}
-    )
+    plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)

@@ -226,6 +226,11 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     }
     if mode == "baseline":
         return values
+    if stated.draft_kv_dtype not in (None, stated.kv_dtype):
+        raise ConfigError(
+            f"{origin} has draft_kv_dtype={stated.draft_kv_dtype}, which differs from kv_dtype; this "
+            f"engine has one type of KV cache"
+        )
     if plan.method is not None:
         raise ConfigError(
             f"{origin} has the built-in draft {plan.draft!r}, which this engine does not support; "

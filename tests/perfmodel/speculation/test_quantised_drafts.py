@@ -2,7 +2,7 @@
 
 import pytest
 
-from perfmodel import ConfigError, estimate, parse_scenario
+from perfmodel import ConfigError, estimate, find_plan, parse_scenario
 from perfmodel.flat_values import scenario_dict
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.uncertainty import relative_error
@@ -67,6 +67,13 @@ def test_the_types_of_a_draft_survive_being_written() -> None:
     stated = scenario(draft_dtype="int4", draft_kv_dtype="fp8")
     again = parse_scenario(scenario_dict(stated)).scenario()
     assert again.draft_types == stated.draft_types
+
+
+def test_recommend_lists_a_quantised_self_draft_with_the_acceptance_that_it_needs() -> None:
+    values = {key: value for key, value in SELF.items() if key not in ("draft_policy", "gamma")}
+    found = find_plan(values | {"draft": "self:full", "draft_dtype": "int4", "tp": 1})
+    needed = [one for one in found.unmeasured if one.candidate.scenario.draft_dtype == "int4"]
+    assert needed and all(0.3 < one.alpha_to_break_even < 1.0 for one in needed)
 
 
 def test_a_cache_cannot_have_a_type_of_weights_only() -> None:
