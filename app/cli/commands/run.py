@@ -228,8 +228,8 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
         return values
     if stated.draft_kv_dtype not in (None, stated.kv_dtype):
         raise ConfigError(
-            f"{origin} has draft_kv_dtype={stated.draft_kv_dtype}, which differs from kv_dtype; this "
-            f"engine has one type of KV cache"
+            f"{origin} has draft_kv_dtype={stated.draft_kv_dtype}, which differs from kv_dtype; "
+            f"this engine has one type of KV cache"
         )
     if plan.method is not None:
         raise ConfigError(
