@@ -8,14 +8,15 @@ from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan
+from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Workload
 
 
@@ -27,6 +28,9 @@ class Scenario:
     `acceptance` is the user's value for this plan. If it is None, the acceptance curve of the draft
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
+
+    `expert_dtype` is "" if routed experts are stored like the other weights. `draft_dtype` and
+    `draft_kv_dtype` are "" if a draft has the target's types, or a model those of its checkpoint.
     """
 
     machine: Machine
@@ -36,16 +40,23 @@ class Scenario:
     plan: DraftPlan
     engine: EngineProfile
     tp: int = 1
+    ep: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    expert_dtype: str = ""
+    draft_dtype: str = ""
+    draft_kv_dtype: str = ""
     acceptance: Acceptance | None = None
     user_curves: tuple[AcceptanceCurve, ...] = ()
 
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
-        for dtype in (self.weight_dtype, self.kv_dtype):
-            dtype_bytes(dtype)
+        self._check_ep()
+        for types in (self.target_types, self.draft_types):
+            dtype_bytes(types.weights)
+            dtype_bytes(types.experts)
+            check_kv_dtype(types.kv)
         if self.draft is not None:
             self.draft.check_tp(self.draft_tp)
             if self.draft_tp > self.tp:
@@ -59,6 +70,10 @@ class Scenario:
     def draft_tp(self) -> int:
         """Ranks of the draft; a self-draft runs on the target's ranks."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
+
+    def ep_of(self, spec: ModelSpec, tp: int) -> int:
+        """Groups of ranks that share the experts of the target or of a draft on `tp` ranks."""
+        return self.ep if spec.experts is not None and tp == self.tp else 1
 
     @property
     def kernels(self) -> Efficiency:
@@ -76,9 +91,67 @@ class Scenario:
         """The acceptance curve of this draft choice, or None if it was not measured."""
         return self.curve_of(self.plan.draft, self.plan.policy)
 
+    @property
+    def target_types(self) -> StoredTypes:
+        """The storage types of the target."""
+        experts = self.expert_dtype or self.weight_dtype
+        return StoredTypes(weights=self.weight_dtype, experts=experts, kv=self.kv_dtype)
+
+    @property
+    def draft_types(self) -> StoredTypes:
+        """The storage types of the draft; those of the target without a draft."""
+        target, kv = self.target_types, self.draft_kv_dtype or self.kv_dtype
+        if self.draft_dtype:
+            weights = experts = self.draft_dtype
+        else:
+            weights, experts = target.weights, target.experts
+        if self.plan.kind is DraftKind.MODEL and self.draft is not None:
+            experts = self.draft.expert_dtype or weights
+        return StoredTypes(weights=weights, experts=experts, kv=kv)
+
+    @property
+    def draft_is_quantised(self) -> bool:
+        """Whether the draft is stored in other types than those with which α was measured."""
+        target, draft = self.target_types, self.draft_types
+        if self.plan.is_self:
+            return draft != target
+        return self.draft_dtype not in ("", target.weights, *UNQUANTISED) or draft.kv != target.kv
+
+    @property
+    def draft_copies_kv(self) -> bool:
+        """Whether a self-draft has a copy of the cache in another type.
+
+        An int4 draft of an int8 cache reads the upper halves of its elements (QuantSpec, arXiv
+        2502.10424).
+        """
+        types = (self.kv_dtype, self.draft_types.kv)
+        return self.plan.is_self and types[0] != types[1] and types != ("int8", "int4")
+
     def curve_of(self, draft: str, policy: str) -> AcceptanceCurve | None:
-        """The acceptance curve of another draft choice, or None if it was not measured."""
+        """The acceptance curve of another draft choice, or None if it was not measured.
+
+        Only a user's curve can be that of a draft in other storage types.
+        """
+        if self.draft_is_quantised:
+            wanted = (self.target.name, draft, policy)
+            found = (c for c in self.user_curves if (c.target, c.draft, c.draft_policy) == wanted)
+            return next(found, None)
         return acceptance_curve(self.target.name, draft, policy, self.user_curves)
+
+    def _check_ep(self) -> None:
+        experts = self.target.experts
+        if experts is None and self.ep > 1:
+            raise ConfigError(
+                f"ep={self.ep} needs a mixture of experts, but {self.target.name} is dense; "
+                f"leave ep out"
+            )
+        if experts is None or experts.splits_over(self.tp, self.ep):
+            return
+        valid = [str(ep) for ep in range(1, self.tp + 1) if experts.splits_over(self.tp, ep)]
+        raise ConfigError(
+            f"ep={self.ep} does not fit {self.target.name} at tp={self.tp}: {experts.count} "
+            f"experts of width {experts.width} do not split; use ep={either(valid)}"
+        )
 
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
@@ -104,6 +177,7 @@ class Scenario:
                 f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
+        notes += self._layer_notes()
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
@@ -126,6 +200,7 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
+        notes += self._type_notes()
         if note := self._link_note():
             notes.append(note)
         kernels = self.engine.attention_kernels
@@ -138,6 +213,44 @@ class Scenario:
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
+
+    def _layer_notes(self) -> list[str]:
+        """Warnings about a target that no engine of this project has run."""
+        target, curves = self.target, self.kernels
+        notes = []
+        if target.family:
+            notes.append(
+                f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
+                f"measured step supports this prediction"
+            )
+        assumed = [
+            name
+            for name, is_assumed in (
+                ("experts", target.experts and self.weight_dtype not in curves.experts),
+                ("latent attention", target.latent and self.kv_dtype not in curves.latent),
+                ("linear attention", target.linear),
+            )
+            if is_assumed
+        ]
+        if assumed:
+            notes.append(
+                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: they "
+                f"take the bytes and FLOPs of the layer at the efficiency of dense layers"
+            )
+        if target.experts:
+            notes.append("tokens are assumed to choose experts uniformly and independently")
+        return notes
+
+    def _type_notes(self) -> list[str]:
+        """A note for each storage type without measured kernels."""
+        gpu, quantised = self.machine.gpu.name, self.kernels.quantised
+        weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
+        unknown = [name for name in weights if name in quantised and not quantised[name].measured]
+        return [
+            f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
+            f"type or GPU are used, and the interval is wider"
+            for name in unknown
+        ]
 
     def _link_note(self) -> str:
         """A warning if all-reduces were not measured on such a machine; "" otherwise."""

@@ -18,20 +18,22 @@ from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import MAX_GAMMA, DraftPlan, DraftPolicy
+from perfmodel.specs.draft import MAX_GAMMA, DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Prefill, Workload, parse_slo
 from perfmodel.units import GB, US, parse_number
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
+MAX_COUNT = 1 << 40
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 # Values that describe a draft, apart from those that another draft policy or plan may leave unused.
-NEEDS_DRAFT = ("kv_budget", *ACCEPTANCE_KEYS)
+NEEDS_DRAFT = ("kv_budget", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 
 
 def _whole(value: Any) -> Any:
@@ -74,7 +76,26 @@ def _rates(value: Any) -> Any:
     return rates
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1 << 40)]
+def _budget(value: Any) -> Any:
+    """A number of tokens, or a share of the context such as "5%"."""
+    if not (isinstance(value, str) and value.strip().endswith("%")):
+        tokens = _whole(value)
+        if not isinstance(tokens, int):
+            raise ValueError("must be a whole number such as 512, or a share such as 5%")
+        if not 1 <= tokens <= MAX_COUNT:
+            raise ValueError(f"must be from 1 to {MAX_COUNT:,}")
+        return tokens
+    try:
+        share = parse_number(value.strip().removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:
+        raise ValueError("must be a number of tokens, or a share of the context such as 5%")
+    return f"{share:.10g}%"
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
+Budget = Annotated[int | str, BeforeValidator(_budget)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -115,10 +136,11 @@ class ScenarioInput(BaseModel):
         "KV cache of the draft: full, streamingllm, or snapkv (only for draft self).",
         otherwise="streamingllm",
     )
-    kv_budget: Count | None = _field(
+    kv_budget: Budget | None = _field(
         "Models",
-        "TOKENS",
-        "Cached tokens that a draft reads per sequence, including sink and window.",
+        "TOKENS|SHARE",
+        "Cached tokens that a draft reads per sequence, including sink and window, or a share of "
+        "the context such as 5%.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
     gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
@@ -173,6 +195,9 @@ class ScenarioInput(BaseModel):
         otherwise="the machine's, or the tables of its GPU",
     )
     tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
+    ep: Count = _field(
+        "Machine", "N", "Groups of these GPUs that share the experts (expert parallelism).", 1
+    )
     draft_tp: Count | None = _field(
         "Machine",
         "N",
@@ -183,10 +208,25 @@ class ScenarioInput(BaseModel):
         "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
     weight_dtype: Name = _field(
-        "Machine", "DTYPE", "Storage type of the weights: bf16, fp16, fp8, int8 or int4.", "bf16"
+        "Machine",
+        "DTYPE",
+        "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
+        "bf16",
     )
     kv_dtype: Name = _field(
         "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
+    )
+    draft_dtype: Name | None = _field(
+        "Machine",
+        "DTYPE",
+        "Storage type of the draft's weights, such as int4 for a quantised self-draft.",
+        otherwise="that of the target, or of the draft's checkpoint",
+    )
+    draft_kv_dtype: Name | None = _field(
+        "Machine",
+        "DTYPE",
+        "Storage type of the draft's KV cache.",
+        otherwise="that of the target",
     )
     batch: Count = _field("Workload", "N", "Sequences decoded together.", 64)
     prompt_tokens: Count = _field(
@@ -227,19 +267,35 @@ class ScenarioInput(BaseModel):
         if draft != "self":
             name = catalog.model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
-        budget = self.kv_budget
+        budget, share = self.kv_budget, None
         if policy is DraftPolicy.FULL:
             budget = None
         elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
+        elif isinstance(budget, str):
+            budget, share = None, self._budget_share()
         gamma = DEFAULT_GAMMA if self.gamma is None else self.gamma
         # A self-draft always runs on the target's ranks.
         draft_tp = None if draft == "self" and self.draft_tp == self.tp else self.draft_tp
         if draft != "self":
             draft_tp = self.draft_tp or self.tp
         return DraftPlan(
-            draft=draft, policy=policy, gamma=gamma, kv_budget_tokens=budget, draft_tp=draft_tp
+            draft=draft,
+            policy=policy,
+            gamma=gamma,
+            kv_budget_tokens=budget,
+            kv_budget_share=share,
+            draft_tp=draft_tp,
         )
+
+    def budget_tokens(self, context_tokens: int) -> int:
+        """The stated `kv_budget` at a context. [tokens]"""
+        if isinstance(self.kv_budget, str):
+            return max(round(self._budget_share() * context_tokens), 1)
+        return self.kv_budget or 0
+
+    def _budget_share(self) -> float:
+        return float(str(self.kv_budget).removesuffix("%")) / 100.0
 
     def _method_plan(self) -> DraftPlan:
         """The plan of a built-in draft, which runs on the target's ranks."""
@@ -294,6 +350,23 @@ class ScenarioInput(BaseModel):
             )
         return machine
 
+    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, str]:
+        """Storage types: stated, or else those of the checkpoints."""
+        stated = self.model_fields_set
+        weights = self.weight_dtype if "weight_dtype" in stated else target.weight_dtype or "bf16"
+        of_draft = self.draft_dtype or ""
+        if draft is not None and plan.kind is DraftKind.MODEL and not of_draft:
+            of_draft = draft.weight_dtype
+            if not of_draft and weights != self.weight_dtype:
+                of_draft = "bf16"  # the target's checkpoint is quantised, but not the draft's
+        return {
+            "weight_dtype": weights,
+            "expert_dtype": "" if "weight_dtype" in stated else target.expert_dtype,
+            "kv_dtype": self.kv_dtype if "kv_dtype" in stated else target.kv_dtype or "bf16",
+            "draft_dtype": of_draft,
+            "draft_kv_dtype": self.draft_kv_dtype or "",
+        }
+
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
@@ -327,8 +400,8 @@ class ScenarioInput(BaseModel):
             plan=plan,
             engine=engine_profile(self.engine, machine.gpu),
             tp=self.tp,
-            weight_dtype=self.weight_dtype,
-            kv_dtype=self.kv_dtype,
+            ep=self.ep,
+            **self._types(target, draft, plan),
             acceptance=acceptance,
             user_curves=curves,
         )

@@ -113,6 +113,11 @@ def config_of_shape(shape: ModelShape) -> DecoderConfig:
     """The decoder of a shape, for random weights; rotary frequencies are not scaled."""
     if isinstance(shape, DecoderConfig):
         return shape
+    if family := getattr(shape, "family", ""):
+        raise InputError(
+            f"{shape.name} has model_type {family}, which this engine does not run: predictions of "
+            f"it have no engine behind them; use one of {', '.join(FAMILIES)}"
+        )
     names = [field.name for field in fields(DecoderConfig) if hasattr(shape, field.name)]
     return DecoderConfig(**{name: getattr(shape, name) for name in names})
 

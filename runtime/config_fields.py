@@ -181,7 +181,13 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     """
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise _refusal(name, "model_type", kind, f"use one of {', '.join(FAMILIES)}")
+        raise _refusal(
+            name,
+            "model_type",
+            kind,
+            f"predictions of such a model have no engine behind them; use one of "
+            f"{', '.join(FAMILIES)}",
+        )
     if fields.get("architectures") not in (None, [FAMILIES[kind]]):
         raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")
     for field in fields:

@@ -51,6 +51,14 @@ def test_the_python_of_the_readme_prints_what_it_shows() -> None:
     assert outcome.attempted >= 4 and outcome.failed == 0
 
 
+def test_the_page_on_architectures_shows_todays_tables() -> None:
+    """`python examples/architectures.py` prints them."""
+    page = (ROOT / "docs" / "results" / "architectures.md").read_text(encoding="utf-8")
+    tables = runpy.run_path(str(ROOT / "examples" / "architectures.py"))["tables"]()
+    for table in tables.split("\n\n"):
+        assert table in page
+
+
 def test_the_picture_of_the_readme_shows_todays_speedups() -> None:
     """`python examples/speedup_map.py docs/speedup-map.svg` redraws it."""
     pytest.importorskip("plotly")

@@ -17,6 +17,7 @@ DIVERGING = [[0.0, LOSS], [0.25, "#c2a5cf"], [0.5, NEUTRAL], [0.75, "#a6dba0"], 
 WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
 PART_COLOURS = {
     "linear": "#4477aa",
+    "experts": "#66ccee",
     "attention": "#ee6677",
     "comm": "#228833",
     "elementwise": "#ccbb44",

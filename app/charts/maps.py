@@ -80,7 +80,7 @@ def _estimate_grid(
         batch=batches[:, None, None],
         prompt_tokens=prompt,
         gamma=gammas,
-        kv_budget_tokens=np.minimum(scenario.plan.kv_budget_tokens or 0, prompt),
+        kv_budget_tokens=scenario.plan.budget_at(prompt),
     )
     return point, np.broadcast_to(point.feasible, (len(batches), len(prompts), len(gammas)))
 

@@ -114,6 +114,8 @@ def step_parts(point: RoundEstimate) -> go.Figure:
             )
         )
     for group, colour in PART_COLOURS.items():  # one legend entry per group
+        if group == "experts" and "experts" not in names:
+            continue
         figure.add_trace(go.Bar(x=[None], y=[None], name=group, marker_color=colour))
     order = {"categoryorder": "array", "categoryarray": list(steps), "autorange": "reversed"}
     figure.update_layout(barmode="stack", yaxis=order)
@@ -212,4 +214,6 @@ def _op(part: Part, ridge: float, peak_flops: float) -> tuple[str, float, float,
 def _group_shares(step: StepTime) -> str:
     total = float(step.total_s)
     shares = {g: float(step.group_s(g)) / total for g in dict.fromkeys(GROUPS.values())}
+    if not shares["experts"]:
+        del shares["experts"]
     return f"{format_seconds(total)}: " + ", ".join(f"{g} {s:.0%}" for g, s in shares.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from perfmodel import ConfigError
 from perfmodel.units import parse_number
@@ -11,14 +12,22 @@ NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "draft_tp")
 MAX_VALUES = 10_000
 
 
-def parse_axis(name: str, text: str) -> list[int] | list[str]:
+def parse_axis(name: str, text: str) -> list[Any]:
     """The distinct values of an axis, in the order given: numbers on `NUMBER_AXES`, else text.
+
+    KV budgets may also be shares of the context, such as `5%`, which stay text.
 
     Raises
     ------
     ConfigError
         As for `parse_numbers`.
     """
+    if name == "kv_budget" and "%" in text:
+        return [
+            value
+            for term in _terms(name, text)
+            for value in ([term] if term.endswith("%") else parse_numbers(name, term))
+        ]
     return parse_numbers(name, text) if name in NUMBER_AXES else _terms(name, text)
 
 

@@ -27,7 +27,7 @@ from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload, scenario_upload
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
-from perfmodel.specs import DTYPE_BYTES
+from perfmodel.specs import DTYPES
 from perfmodel.speculation import OBJECTIVES
 from perfmodel.units import format_bytes, format_seconds
 
@@ -81,8 +81,8 @@ def _model() -> str | None:
         type="json",
         key="model_file",
         max_upload_size=UPLOAD_MB,
-        help="A dense model of the Llama, Mistral or Qwen family. It stays on this machine and is "
-        "not part of the URL.",
+        help="The config.json of a supported model. It stays on this machine and is not part of "
+        "the URL.",
     )
     if file is None:
         return None
@@ -155,8 +155,9 @@ def _outcome(uploaded: str | None) -> Values | None:
     """Draw the engine section, files and the command; the page shows errors at its top."""
     with st.expander("Engine and efficiencies"):
         widgets.select("engine", "Engine profile", engine_names())
-        widgets.select("weight_dtype", "Weights", list(DTYPE_BYTES))
-        widgets.select("kv_dtype", "KV cache", list(DTYPE_BYTES))
+        widgets.select("weight_dtype", "Weights", list(DTYPES))
+        kv_types = [name for name, dtype in DTYPES.items() if dtype.for_kv]
+        widgets.select("kv_dtype", "KV cache", kv_types)
         place = st.container()
     state = {key: st.session_state[key] for key in DEFAULTS if key in st.session_state}
     try:

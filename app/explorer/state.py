@@ -82,6 +82,8 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     if have["acceptance_curve"].strip():
         values["acceptance_curve"] = have["acceptance_curve"].strip()
     values |= {key: have[key] for key in ("engine", "weight_dtype", "kv_dtype")}
+    if values["weight_dtype"] == "bf16" and catalog.model(values["target"]).expert_dtype:
+        del values["weight_dtype"]  # stating it would override the checkpoint's experts
     if have["slo"].strip():
         values["slo"] = have["slo"].strip()
     return tuple(values.items())
@@ -123,7 +125,8 @@ def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
     }
     if plan.draft != "none":
         state |= {"gamma": plan.gamma, "draft_tp": scenario.draft_tp}
-        state |= {"kv_budget": plan.kv_budget_tokens} if plan.kv_budget_tokens else {}
+        budget = int(plan.budget_at(work.prompt_tokens))
+        state |= {"kv_budget": budget} if plan.budget_text else {}
         state |= _acceptance_state(stated)
     return state
 
@@ -168,7 +171,8 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     """
     stated = dict(values)
     keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
-    flags = {key: str(stated[key]) for key in (*keys, "weight_dtype", "kv_dtype")}
+    types = [key for key in ("weight_dtype", "kv_dtype") if key in stated]
+    flags = {key: str(stated[key]) for key in (*keys, *types)}
     acceptance = next((key for key in ACCEPTANCE_KEYS if key in stated), None)
     chosen = list(drafts)
     if acceptance and stated["draft"] != "none":

@@ -38,6 +38,7 @@ TITLES = {
     "l2_bytes": "L2",
     "efficiency": "curves of",
     "efficiency_origin": "origin",
+    "active_parameters": "active",
     "kv_bytes_per_token": "KV/token",
     "max_context_tokens": "context",
 }
@@ -78,6 +79,6 @@ def _cell(key: str, value: Any) -> str:
         return format_seconds(value)
     if isinstance(value, list):
         return " to ".join(f"{item:,.0f}" for item in dict.fromkeys(value))
-    if key in ("parameters", "max_context_tokens"):
+    if key in ("parameters", "active_parameters", "max_context_tokens"):
         return f"{value:,}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

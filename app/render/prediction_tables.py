@@ -31,6 +31,8 @@ def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
     console.print(scenario_line(prediction["scenario"]))
     console.print()
     print_table(_steps_table(prediction), console)
+    if "experts" in prediction:
+        console.print(prediction["experts"]["reason"] + "\n")
     print_table(_round_table(prediction), console)
     console.print(_memory_line(prediction))
     print_notes(prediction["notes"], console)

@@ -18,6 +18,7 @@ GPU_NAMES = {
     "NVIDIA H100 80GB HBM3": "h100-sxm",
     "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb",
     "NVIDIA L40S": "l40s",
+    "NVIDIA B200": "b200",
 }
 
 

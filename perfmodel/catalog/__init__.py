@@ -1,11 +1,12 @@
 """The catalog: GPUs, machines and models, read from the TOML files in its folders.
 
 Every figure in it has a unit and a source (`_schema.py`). Each file is read once, when it is first
-needed. Other dense models are read from their `config.json`.
+needed. Other models are read from their `config.json`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,10 +29,11 @@ from perfmodel.catalog._schema import (
     read,
 )
 from perfmodel.errors import ConfigError, printable, shown, unknown_name
+from perfmodel.specs.families import model_spec
 from perfmodel.specs.gpu import GPU, Link, Machine
-from perfmodel.specs.hf_config import from_hf_config
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.quantisation import without_quantisation
 
 # ---- GPUs -----------------------------------------------------------------------------------
 
@@ -179,7 +181,7 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
         config = read_hf_config(path)
         folder = path.parent if path.name == "config.json" else path
         name = printable(folder.resolve().name.removesuffix(".json"))
-        return replace(from_hf_config(config, name=name), source=printable(wanted))
+        return replace(_model_spec(config, name), source=printable(wanted))
     raise unknown_name("model", printable(wanted), model_names())
 
 
@@ -198,15 +200,44 @@ class _ModelFile(Table):
     ] = ()  # fields of `config` that are null, which TOML cannot express
     config: dict[str, Any]  # the model's `config.json`
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the model's `config.json`, with the null ones."""
+        fields = dict(self.config)
+        for path in self.null_fields:
+            parent, _, field = path.rpartition(".")
+            if parent:
+                fields[parent] = {**fields[parent], field: None}
+            else:
+                fields[field] = None
+        return fields
+
 
 def model_from_toml(content: str, *, where: str) -> ModelSpec:
-    """A model from its catalog file; errors as in `gpu_from_toml` and `from_hf_config`."""
+    """A model from its catalog file; errors as in `gpu_from_toml` and `model_spec`."""
     file = read(_ModelFile, parse_toml(content, where), where)
     return replace(
-        from_hf_config(file.config | dict.fromkeys(file.null_fields), name=file.name),
+        _model_spec(file.fields, file.name),
         hub_id=file.hub_ids[0],
         tokenizer=file.tokenizer,
         source=file.source,
+    )
+
+
+def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
+    """The spec of a config, with the storage types of its checkpoint."""
+    rest, stored = without_quantisation(config, name)
+    spec = model_spec(rest, name=name)
+    if stored.experts and not stored.weights and spec.experts is None:
+        raise ConfigError(
+            f"{name}: a dense model with unquantised attention is not supported; use a checkpoint "
+            f"that is quantised in all layers"
+        )
+    return replace(
+        spec,
+        weight_dtype=stored.weights,
+        expert_dtype=stored.experts if spec.experts else "",
+        kv_dtype=stored.kv,
     )
 
 
@@ -215,8 +246,7 @@ def model_config(name_or_hub_id: str) -> dict[str, Any]:
     name = model(name_or_hub_id).name
     if name not in model_names():
         raise unknown_name("model", printable(name_or_hub_id), model_names())
-    file = read(_ModelFile, table("models", name), f"models/{name}.toml")
-    return file.config | dict.fromkeys(file.null_fields)
+    return read(_ModelFile, table("models", name), f"models/{name}.toml").fields
 
 
 @cache

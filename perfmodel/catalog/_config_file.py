@@ -11,7 +11,11 @@ from perfmodel.errors import ConfigError, os_reason, printable, shown
 
 MAX_CONFIG_BYTES = 1_000_000
 # Files next to config.json in which quantised checkpoints state their format.
-QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+QUANTIZATION_FILES = {  # and the method that each implies
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:
@@ -22,7 +26,18 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     in UTF-8 without byte order mark, with distinct keys and finite numbers.
     """
     where = printable(str(path))
-    text = _read_text(path, where)
+    config = _parse(_read_text(path, where), where)
+    folder = path if path.is_dir() else path.parent
+    for name, method in QUANTIZATION_FILES.items():
+        file = folder / name
+        if file.is_file() and (path.is_dir() or path.name == "config.json"):
+            place = printable(str(file))
+            stated = _parse(_read_text(file, place), place)
+            config.setdefault("quantization_config", {"quant_method": method} | stated)
+    return config
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         config = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -36,10 +51,6 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{where}: a config.json must be an object of fields, not {shown(config)}"
         )
-    folder = path if path.is_dir() else path.parent
-    for file in QUANTIZATION_FILES:
-        if (folder / file).is_file() and (path.is_dir() or path.name == "config.json"):
-            config["quantization_config"] = f"from {file}"
     return config
 
 

@@ -7,18 +7,23 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table
-from perfmodel.catalog._schema import Knots, Number, Numbers, Table, Text, build, build_rows, read
+from perfmodel.catalog._schema import build, build_rows
+from perfmodel.catalog.gemm_files import gemm_curve, measured_ratios
+from perfmodel.catalog.quantised_kernels import (
+    experts_curves,
+    kv_fp8_table,
+    latent_curves,
+    quantised_gemms,
+)
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves
+from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import GPU
 from perfmodel.units import GB, US
@@ -88,6 +93,10 @@ def efficiency(
         collectives=collective_curve(
             _collectives(name, linear_kernels), f"efficiency/{name}/collectives"
         ),
+        quantised=quantised_gemms(kernels),
+        experts=experts_curves(kernels),
+        latent=latent_curves(kernels),
+        kv_fp8=kv_fp8_table(kernels),
     )
     return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
 
@@ -160,73 +169,7 @@ def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> Att
     )
 
 
-# ---- dense layers -----------------------------------------------------------------------------
-
-
-class _GemmSource(Table):
-    dataset: Text
-    licence: Text
-    device: Text
-    kernel_library: Text
-    kernel_version: Text
-    dtype: Text
-
-
-class _GemmTable(Table):
-    m: Knots
-    n: Knots
-    k: Knots
-    time_over_roofline_per_mille: Numbers  # one row per (n, k), n-major; one column per m
-
-
-class _MeasuredTable(Table):
-    source: Text
-    command: Text
-    median_percent: Number
-    p90_percent: Number
-    m: Knots
-    shapes: Numbers  # (n, k)
-    time_over_table_per_10000: Numbers  # one row per shape, one column per m
-
-
-def gemm_curve(entries: Mapping[str, Any], where: str = "gemm") -> GemmCurve:
-    """The curve of a parsed `gemm.toml`; errors as in `attention_curve`."""
-    parts = ("source", "table", "waves", "measured", "own")
-    source, table, waves, measured, former = (entries.get(part) for part in parts)
-    measured = measured or former  # files of earlier versions have [own]
-    about = read(_GemmSource, source or {}, f"{where}: source")
-    grid = read(_GemmTable, table or {}, f"{where}: table")
-    per_mille, shape = grid.time_over_roofline_per_mille, (grid.n.size * grid.k.size, grid.m.size)
-    if per_mille.shape != shape or not np.all(per_mille > 0):
-        raise ConfigError(
-            f"{where}: table.time_over_roofline_per_mille needs {shape[0]} rows of {shape[1]} "
-            f"positive numbers, one per (n, k) and m; its shape is {per_mille.shape}"
-        )
-    cube = per_mille.reshape(grid.n.size, grid.k.size, grid.m.size)
-    known = {key: entries[key] for key in entries if key not in (*parts, "fit", "residuals")}
-    made = {
-        "m_knots": grid.m,
-        "n_knots": grid.n,
-        "k_knots": grid.k,
-        "log_multiplier": np.moveaxis(np.log(cube / 1000.0), -1, 0),
-        "source": f"{about.dataset}, {about.device}, {about.kernel_library}",
-        "waves": waves and build(Waves, waves, f"{where}: waves"),
-        "measured": measured and _measured_ratios(measured, f"{where}: measured"),
-    }
-    return build(GemmCurve, known | made, where, {"latency_s": ("latency_us", US)})
-
-
-def _measured_ratios(entries: Mapping[str, Any], where: str) -> MeasuredRatios:
-    table = read(_MeasuredTable, entries, where)
-    shapes = table.shapes.reshape(-1, 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        made = {
-            "m_knots": table.m,
-            "log_n": np.log(shapes[:, 0]),
-            "log_k": np.log(shapes[:, 1]),
-            "log_ratio": np.log(table.time_over_table_per_10000 / 1e4),
-        }
-    return build(MeasuredRatios, made, where)
+# ---- dense layers of ranks, collectives -------------------------------------------------------
 
 
 def _gemm_of_ranks(gemm: GemmCurve, name: str, kernels: str) -> GemmCurve:
@@ -234,7 +177,7 @@ def _gemm_of_ranks(gemm: GemmCurve, name: str, kernels: str) -> GemmCurve:
     file = f"gemm-{kernels}-ranks"
     if file not in _files_of(name) or gemm.measured is None:
         return gemm
-    ranks = _measured_ratios(_table(name, file).get("measured", {}), f"efficiency/{name}/{file}")
+    ranks = measured_ratios(_table(name, file).get("measured", {}), f"efficiency/{name}/{file}")
     return replace(gemm, measured=gemm.measured.joined(ranks))
 
 

@@ -11,7 +11,10 @@ from perfmodel.kernels.attention_split import (
     tile_index,
 )
 from perfmodel.kernels.collectives import Exchange, MeasuredTimes
+from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
+from perfmodel.kernels.interpolate import LogTable
+from perfmodel.kernels.latent import LatentCurve
 
 __all__ = [
     "BLOCKS_PER_SM",
@@ -21,8 +24,11 @@ __all__ = [
     "BlockTable",
     "DecodeTable",
     "Exchange",
+    "ExpertsCurve",
     "GemmCurve",
+    "LatentCurve",
     "LibraryAttention",
+    "LogTable",
     "MeasuredRatios",
     "MeasuredTimes",
     "PrefillTable",

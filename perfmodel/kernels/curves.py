@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from perfmodel.kernels.attention import AttentionCurve
 from perfmodel.kernels.collectives import CollectiveCurve
+from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve
+from perfmodel.kernels.interpolate import LogTable
+from perfmodel.kernels.latent import LatentCurve
 from perfmodel.specs.gpu import GPU
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class QuantisedGemm:
+    """The GEMM curve of a weight type, and the peak of its kernels over that of bf16.
+
+    `measured` is False if the curve is that of another type or GPU.
+    """
+
+    curve: GemmCurve
+    peak_ratio: float
+    measured: bool
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Efficiency:
     """Kernel times as fitted fractions of a GPU's peaks; each curve states its source.
 
-    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank.
+    `gemm_of_ranks` also contains the matrices of a tensor-parallel rank. `quantised` and `experts`
+    are by weight type, `latent` by KV type. `kv_fp8` is the correction of decode attention with an
+    fp8 cache over (batch x KV heads, KV tokens).
     """
 
     name: str
@@ -22,6 +40,10 @@ class Efficiency:
     gemm_of_ranks: GemmCurve
     attention: AttentionCurve
     collectives: CollectiveCurve
+    quantised: Mapping[str, QuantisedGemm] = field(default_factory=dict)
+    experts: Mapping[str, ExpertsCurve] = field(default_factory=dict)
+    latent: Mapping[str, LatentCurve] = field(default_factory=dict)
+    kv_fp8: LogTable | None = None
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.
@@ -40,5 +62,9 @@ class Efficiency:
             self,
             gemm=transferred(self.gemm),
             gemm_of_ranks=transferred(self.gemm_of_ranks),
+            quantised={
+                dtype: replace(one, curve=transferred(one.curve))
+                for dtype, one in self.quantised.items()
+            },
             attention=replace(self.attention, sm_count=gpu.sm_count),
         )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from perfmodel._typing import Floats, Ints
+from perfmodel.errors import ConfigError
 
 
 def locate(x: Floats, knots: Floats) -> tuple[Ints, Floats, Floats]:
@@ -39,3 +44,38 @@ def bilinear(
     low = flat[start] * (1.0 - wk) + flat[start + 1] * wk
     high = flat[start + columns] * (1.0 - wk) + flat[start + columns + 1] * wk
     return np.asarray(low + (high - low) * wu)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LogTable:
+    """A correction in logarithms over one to four axes: `values[i, j, ...]` at knots on each axis.
+
+    It is interpolated linearly in the logarithms of the coordinates and constant outside the knots.
+    """
+
+    knots: tuple[Floats, ...]
+    values: Floats
+
+    def __post_init__(self) -> None:
+        shape = tuple(axis.size for axis in self.knots)
+        if self.values.shape != shape:
+            raise ConfigError(f"a table has shape {self.values.shape}; its knots need {shape}")
+
+    def factor(self, *coordinates: Floats) -> Floats:
+        """exp(value) at the coordinates, one broadcastable array per axis."""
+        total = np.zeros(np.broadcast_shapes(*(np.shape(x) for x in coordinates)))
+        for index, weight in self.corners(*coordinates):
+            total = total + weight * self.values.reshape(-1)[index]
+        return np.asarray(np.exp(total))
+
+    def corners(self, *coordinates: Floats) -> Iterator[tuple[Ints, Floats]]:
+        """Flat index and weight of each knot around the points."""
+        places = [
+            locate(np.asarray(x, float), k) for x, k in zip(coordinates, self.knots, strict=True)
+        ]
+        for right in itertools.product((0, 1), repeat=len(places)):
+            index, weight = np.zeros((), int), np.ones(())
+            for (left, share, _), side, axis in zip(places, right, self.knots, strict=True):
+                index = index * axis.size + left + side
+                weight = weight * (share if side else 1.0 - share)
+            yield np.asarray(index), np.asarray(weight)

@@ -6,6 +6,7 @@ import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.kernels.collectives import ring_seconds
+from perfmodel.passes.experts import all_to_all
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
 from perfmodel.specs.labels import Bound, Origin
@@ -13,15 +14,21 @@ from perfmodel.units import Z90
 
 
 def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """Two all-reduces per layer, and the gather of each rank's best token if the head is split."""
+    """Two all-reduces per layer, and the gather of each rank's best token if the head is split.
+
+    A layer with expert parallelism has one: it is a reduce-scatter before the experts and an
+    all-gather after them, and tokens move between the ranks by two all-to-alls.
+    """
     if rank.tp == 1:
         return []
     curve, link = rank.curves.collectives, rank.machine.link
     message = _message(rank, rows)
     passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
+    if rank.spec.experts is not None and rank.ep > 1:
+        passes -= rank.spec.experts.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
-    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic)]
+    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic), *all_to_all(rank, rows)]
     if rank.engine.vocab_parallel:
         best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
         gather_s = curve.all_gather_seconds(

@@ -11,7 +11,8 @@ from perfmodel._typing import Bools, Floats
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
-from perfmodel.specs.model import ModelSpec, dtype_bytes
+from perfmodel.specs.dtypes import StoredTypes, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 from perfmodel.units import format_bytes
 
 
@@ -84,12 +85,14 @@ def memory_estimate(
     per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
     length = prompt + scenario.workload.output_tokens
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
+    # Verification keeps the states of linear layers after every token.
+    state = spec.state_bytes_per_rank(tp)
     return MemoryEstimate(
-        weights=np.asarray(_weight_bytes(spec, tp, scenario.weight_dtype)),
-        target_kv=batch * _cached_tokens(spec, length) * per_token,
+        weights=np.asarray(_weight_bytes(spec, tp, scenario.target_types)),
+        target_kv=batch * (spec.cached_tokens(length) * per_token + state),
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
-        lookahead_kv=batch * gamma * per_token,
+        lookahead_kv=batch * gamma * (per_token + state),
         activations=_activation_bytes(scenario, batch, prompt, gamma),
         reserved=np.asarray(
             engine.reserved_bytes + engine.workspace_bytes + _exchange_bytes(scenario)
@@ -107,7 +110,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
             batch=batch,
             prompt_tokens=scenario.workload.prompt_tokens,
             gamma=scenario.plan.gamma,
-            kv_budget_tokens=scenario.plan.kv_budget_tokens or 0,
+            kv_budget_tokens=scenario.plan.budget_at(scenario.workload.prompt_tokens),
         )
         return bool(estimate.fits)
 
@@ -118,11 +121,13 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
     return low
 
 
-def _weight_bytes(spec: ModelSpec, tp: int, weight_dtype: str) -> float:
-    """Layers in their storage type; embedding and LM head are always in bf16."""
+def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes) -> float:
+    """Layers in their storage types; embedding and LM head are always in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
-    return layers * dtype_bytes(weight_dtype) + vocabulary * ACTIVATION_BYTES
+    experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
+    dense = (layers - experts) * dtype_bytes(types.weights)
+    return dense + experts * dtype_bytes(types.experts) + vocabulary * ACTIVATION_BYTES
 
 
 def _draft_terms(
@@ -132,14 +137,19 @@ def _draft_terms(
     plan, draft, none = scenario.plan, scenario.draft, np.zeros(())
     if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
-    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, scenario.kv_dtype)
+    types = scenario.draft_types
+    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, types.kv)
+    weights = _weight_bytes(draft, scenario.draft_tp, types)
     if plan.is_self:
-        shares_pages = plan.policy is DraftPolicy.FULL or (
-            plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view
+        shares_weights = types._replace(kv=scenario.kv_dtype) == scenario.target_types
+        full = plan.policy is DraftPolicy.FULL
+        shares_pages = not scenario.draft_copies_kv and (
+            full
+            or (plan.policy is DraftPolicy.STREAMINGLLM and scenario.engine.streamingllm_is_view)
         )
-        return 0.0, per_token, none if shares_pages else budget + gamma
-    weights = _weight_bytes(draft, scenario.draft_tp, scenario.weight_dtype)
-    cached = _cached_tokens(draft, length) + gamma
+        tokens = draft.cached_tokens(length) + gamma if full else budget + gamma
+        return (0.0 if shares_weights else weights), per_token, none if shares_pages else tokens
+    cached = draft.cached_tokens(length) + gamma
     if plan.policy is not DraftPolicy.FULL:
         # A chunk of the prompt is added before the tokens that it displaces are removed.
         piece = np.minimum(scenario.engine.prefill_chunk_tokens, budget)
@@ -160,12 +170,6 @@ def _exchange_bytes(scenario: Scenario) -> float:
     return total + exchange.buffer_bytes * len(set(groups))
 
 
-def _cached_tokens(spec: ModelSpec, length: Floats) -> Floats:
-    """Tokens cached per sequence, at most the sliding window."""
-    window = spec.sliding_window_tokens
-    return length if window is None else np.minimum(length, window)
-
-
 def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: Floats) -> Floats:
     """Live tensors of the largest pass: a chunk of prompts, or a verification and its logits.
 
@@ -182,9 +186,13 @@ def _activation_bytes(scenario: Scenario, batch: Floats, prompt: Floats, gamma: 
 
 def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """The peak of a layer: residual, norm, outputs of attention and of the previous layer, and the
-    gate, up and product of the MLP."""
+    gate, up and product of the MLP, or these and two copies of the input for each expert."""
     spec = scenario.target
-    width = 4 * spec.hidden + 3 * spec.ffn_hidden / scenario.tp
+    mlp = 3 * spec.ffn_hidden / scenario.tp if spec.dense_layers else 0.0
+    if (experts := spec.experts) is not None:
+        routed = experts.top_k * (2 * spec.hidden + 3 * experts.width / scenario.tp)
+        mlp = max(mlp, routed + 3 * experts.shared_width / scenario.tp)
+    width = 4 * spec.hidden + mlp
     return np.asarray(ACTIVATION_BYTES * rows * width)
 
 

@@ -16,12 +16,19 @@ from perfmodel.specs.labels import Bound, Origin
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
 # The group of each part, as shown in reports.
 _PARTS = {
-    "linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head", "fusion_proj"),
-    "attention": ("attention", "kv_selection"),
-    "comm": ("all_reduce", "gather"),
+    "linear": (
+        "qkv_proj", "qkv_down_proj", "q_up_proj", "k_absorb", "v_absorb", "o_proj",
+        "linear_in_proj", "linear_out_proj", "gate_up_proj", "down_proj", "router",
+        "shared_gate_up_proj", "shared_down_proj", "lm_head", "fusion_proj",
+    ),
+    "experts": ("experts", "permute"),
+    "attention": (
+        "attention", "windowed_attention", "latent_attention", "linear_attention", "kv_selection",
+    ),
+    "comm": ("all_reduce", "all_to_all", "gather"),
     "elementwise": ("embedding", "norm", "rotary", "activation", "sampling"),
     "overhead": ("launch", "host"),
-}
+}  # fmt: skip
 GROUPS = {part: group for group, parts in _PARTS.items() for part in parts}
 
 
@@ -71,7 +78,7 @@ class StepTime:
         return _sum([part.seconds for part in self.parts])
 
     def group_s(self, group: str) -> Floats:
-        """Seconds of one group: "linear", "attention", "comm", "elementwise" or "overhead"."""
+        """Seconds of one group of `GROUPS`, such as "linear" or "attention"."""
         return _sum([part.seconds for part in self.parts if GROUPS[part.name] == group])
 
     def __repr__(self) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 from perfmodel._typing import Floats
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
+from perfmodel.kernels.latent import LATENT, ROTARY, LatentCurve
 from perfmodel.scenario import Scenario
+from perfmodel.specs.dtypes import UNQUANTISED
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
@@ -31,21 +33,26 @@ class Rank:
     engine: EngineProfile
     curves: Efficiency
     tp: int = 1
+    ep: int = 1
     weight_dtype: str = "bf16"
+    expert_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     is_draft: bool = False
 
     @classmethod
     def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
         """The shard of a scenario's target or draft."""
+        types = scenario.draft_types if is_draft else scenario.target_types
         return cls(
             machine=scenario.machine,
             spec=spec,
             engine=scenario.engine,
             curves=scenario.kernels,
             tp=tp,
-            weight_dtype=scenario.weight_dtype,
-            kv_dtype=scenario.kv_dtype,
+            ep=scenario.ep_of(spec, tp),
+            weight_dtype=types.weights,
+            expert_dtype=types.experts,
+            kv_dtype=types.kv,
             is_draft=is_draft,
         )
 
@@ -53,6 +60,43 @@ class Rank:
     def origin(self) -> Origin:
         """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         return self.engine.kernel_origin(self.machine.gpu)
+
+    @property
+    def assumes_layers(self) -> bool:
+        """Whether layers without measured kernels are priced by a roofline."""
+        spec, curves = self.spec, self.curves
+        return (
+            (spec.experts is not None and self.expert_dtype not in curves.experts)
+            or (spec.latent is not None and self.latent_curve is None)
+            or spec.linear is not None
+        )
+
+    @property
+    def latent_curve(self) -> LatentCurve | None:
+        """Measured times of latent attention; None for other widths than the measured one."""
+        latent = self.spec.latent
+        if latent is None or (latent.kv_rank, latent.rope_dim) != (LATENT, ROTARY):
+            return None
+        return self.curves.latent.get(self.kv_dtype)
+
+    @property
+    def assumes_types(self) -> bool:
+        """Whether weights or KV are in a type whose kernels were not measured on this GPU."""
+        weights, kv = self.weight_dtype, self.kv_dtype
+        library = self.engine.linear_kernels == "library"
+        measured = weights in UNQUANTISED or (library and self.curves.quantised[weights].measured)
+        return not (measured and (kv in UNQUANTISED or self.has_kv_curve))
+
+    @property
+    def has_kv_curve(self) -> bool:
+        """Whether attention was measured with the rank's quantised KV type.
+
+        It was only measured for fp8, and with the kernels of libraries.
+        """
+        if self.spec.latent is not None:
+            return self.latent_curve is not None
+        scheduled = self.curves.attention.counts_new_tokens
+        return self.kv_dtype == "fp8" and self.curves.kv_fp8 is not None and not scheduled
 
     @property
     def hbm_bandwidth(self) -> float:

@@ -26,6 +26,7 @@ POLICIES_OF_METHOD = ("full",)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
+_NOT_PLAIN = (*SEARCHED, "ep", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
@@ -61,9 +62,7 @@ def find_plan(
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
-    plain = parse_scenario(
-        {key: v for key, v in given.items() if key not in SEARCHED + ACCEPTANCE_KEYS}
-    )
+    plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)
@@ -197,6 +196,9 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     least = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp or 1
     most = scenario.machine.gpus_per_node
     degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
+    if (experts := scenario.target.experts) is not None:
+        ep = parse_scenario({"ep": values.get("ep")}).ep
+        degrees = [n for n in degrees if experts.splits_over(n, ep)] or [most]
     if not degrees:
         raise ConfigError(
             f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "
@@ -219,7 +221,8 @@ def _budgets(
         return {}
     if all(policy == "full" for _, policy in choices):
         raise ConfigError("kv_budget has no effect with draft policy full; leave it out")
-    budgets = _counts(values, "kv_budget")
+    stated = [parse_scenario({"kv_budget": value}) for value in _several(values, "kv_budget")]
+    budgets = [one.budget_tokens(prompt_tokens) for one in stated]
     if max(budgets) > prompt_tokens:
         raise ConfigError(
             f"kv_budget={max(budgets)} exceeds the context of {prompt_tokens} tokens; "

@@ -137,7 +137,7 @@ def plan_label(plan: DraftPlan) -> str:
         return f"{plan.method.label}, γ={plan.gamma}"
     who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
     policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
-    budget = "" if plan.kv_budget_tokens is None else f" {plan.kv_budget_tokens}"
+    budget = plan.budget_text and f" {plan.budget_text}"
     return f"{who}, {policy}{budget}, γ={plan.gamma}"
 
 

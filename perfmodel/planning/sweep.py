@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 # Axes that broadcast in one call, in the order of the result's dimensions.
 ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
 # Axes that need one call per value, as they are names or change the shapes of matrices.
-LOOP_AXES = ("gpu", "engine", "tp", "draft", "draft_policy", "draft_tp", "weight_dtype", "kv_dtype")
+LOOP_AXES = (
+    "gpu",
+    "engine",
+    "tp",
+    "draft",
+    "draft_policy",
+    "draft_tp",
+    "weight_dtype",
+    "kv_dtype",
+    "draft_dtype",
+    "draft_kv_dtype",
+)
 MAX_POINTS = 50_000_000
 
 FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
@@ -159,6 +170,9 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
             f"{observed[0]} applies to one gamma; to sweep gamma, give acceptance instead"
         )
     loops = {name: list(axes[name]) for name in LOOP_AXES if name in axes}
+    if any("%" in str(budget) for budget in axes.get("kv_budget", ())):  # depends on the context
+        loops["kv_budget"] = list(axes["kv_budget"])
+        axes = {name: values for name, values in axes.items() if name != "kv_budget"}
     blocks = [
         _block(stated, dict(zip(loops, values, strict=True)), axes)
         for values in itertools.product(*loops.values())
@@ -197,8 +211,9 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
             DraftPolicy.of(policy)
     for policy in axes.get("draft_policy", ()):
         DraftPolicy.of(str(policy))
-    for dtype in (*axes.get("weight_dtype", ()), *axes.get("kv_dtype", ())):
-        dtype_bytes(str(dtype))
+    for key in LOOP_AXES:
+        for dtype in axes.get(key, ()) if key.endswith("_dtype") else ():
+            dtype_bytes(str(dtype))
 
 
 def _block(
@@ -236,12 +251,21 @@ def _block(
         batch=_along(swept, "batch"),
         prompt_tokens=_along(swept, "prompt_tokens"),
         gamma=_along(swept, "gamma"),
-        kv_budget_tokens=_along(swept, "kv_budget"),
+        kv_budget_tokens=_along(swept, "kv_budget") if plan.kv_budget_share is None else None,
     )
     return Block(names, swept, scenario, point, "")
 
 
-_DRAFT_KEYS = ("draft", "draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS)
+_DRAFT_KEYS = (
+    "draft",
+    "draft_policy",
+    "kv_budget",
+    "gamma",
+    "draft_tp",
+    "draft_dtype",
+    "draft_kv_dtype",
+    *ACCEPTANCE_KEYS,
+)
 
 
 def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) -> Floats:
@@ -287,6 +311,8 @@ def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[s
             name: int(values[i])
             for (name, values), i in zip(block.axes.items(), index, strict=True)
         }
+        if block.scenario is not None and block.scenario.plan.kv_budget_share is not None:
+            place["kv_budget"] = int(block.scenario.plan.budget_at(place["prompt_tokens"]))
         reason = REASONS.get(int(code[index]), block.reason)
         results: dict[str, float | None] = {name: None for name, _ in RESULTS}
         for name, values in columns.items():

@@ -62,8 +62,12 @@ def exportability(plan: ExportPlan) -> dict[str, str | None]:
 def _obstacle(engine: str, plan: ExportPlan) -> str | None:
     if method := plan.scenario.plan.method:
         return f"export does not support the built-in draft {method.name} yet; use another draft."
+    if plan.most_drafts and plan.scenario.draft_is_quantised:
+        return "export does not support a draft in other storage types than its target yet."
     if engine == "specroof":
         return None
+    if plan.scenario.ep > 1:
+        return "export does not support expert parallelism yet; use ep=1."
     if not plan.target_id:
         name = plan.scenario.target.name
         return f"the hub id of {name} is not known; give the target by its hub id or path."

@@ -47,7 +47,35 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "acceptance": acceptance_dict(point),
         "memory": memory_dict(point),
         "breakdown": breakdown_dict(point),
+        **({"experts": experts_dict(point)} if scenario.target.experts else {}),
         "notes": list(scenario.notes),
+    }
+
+
+def experts_dict(point: RoundEstimate) -> dict[str, Any]:
+    """The experts that each pass of a mixture reads, and what that adds to T_V."""
+    experts, gamma = point.scenario.target.experts, float(point.gamma)
+    assert experts is not None
+    batch = point.scenario.workload.batch
+    plain, verified = (float(experts.read(batch * tokens)) for tokens in (1.0, gamma + 1.0))
+    steps = (point.target_step, point.verify)
+    totals = [float(step.total_s) for step in steps]
+    added = totals[1] - totals[0]
+    of_experts = float(steps[1].group_s("experts") - steps[0].group_s("experts"))
+    reason = f"{plain:.0f} of {experts.count} experts are read per layer in a plain step"
+    if gamma:
+        reason += f", {verified:.0f} in a verification: T_V/T_T is {totals[1] / totals[0]:.2f}"
+        if added > 0:
+            share = min(max(of_experts / added, 0.0), 1.0)
+            reason += f", and experts account for {share:.0%} of what T_V adds"
+    return {
+        "layers": experts.layers,
+        "experts": experts.count,
+        "per_token": experts.top_k,
+        "read_by_target_step": plain,
+        "read_by_verify": verified,
+        "verify_over_target_step": totals[1] / totals[0],
+        "reason": reason,
     }
 
 

@@ -86,7 +86,7 @@ def _factors(
 ) -> tuple[Floats, Floats]:
     """Factors of unequal caches and idle rows, for attention of the target and the drafts."""
     calls = _calls(scenario, gamma)
-    budget = scenario.plan.kv_budget_tokens
+    plan = scenario.plan
     factors = np.ones((2, len(contexts)))
     for index, (lengths, on, empty) in enumerate(zip(contexts, takes_part, idle, strict=True)):
         same = index % ROUNDS_PER_FACTOR and empty == idle[index - 1]
@@ -94,7 +94,7 @@ def _factors(
             factors[:, index] = factors[:, index - 1]
             continue
         cached = lengths[on].astype(float)
-        drafted = cached if budget is None else np.minimum(cached, budget)
+        drafted = plan.budget_at(cached) if plan.budget_text else cached
         for row, (call, tokens) in enumerate(zip(calls, (cached, drafted), strict=False)):
             factors[row, index] = call.ragged_factor(tokens + call.query_tokens, int(empty))
     return factors[0], factors[1]
@@ -109,7 +109,7 @@ def _calls(scenario: Scenario, gamma: int) -> list[AttentionCall]:
         AttentionCall(
             query_tokens=queries,
             query_heads=spec.query_heads_per_rank(tp),
-            kv_heads=spec.kv_heads_per_rank(tp),
+            kv_heads=1 if spec.latent else spec.kv_heads_per_rank(tp),
             head_dim=spec.head_dim,
             sm_count=scenario.machine.gpu.sm_count,
         )

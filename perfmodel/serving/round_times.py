@@ -99,7 +99,8 @@ class RoundTimes:
             batch=self.max_batch,
             prompt_tokens=np.array([0.5, 1.0]) * longest - 1.0,
             gamma=gamma,
-            kv_budget_tokens=plan.kv_budget_tokens or 0,
+            kv_budget_tokens=plan.kv_budget_tokens
+            or plan.budget_at(np.array([0.5, 1.0]) * longest),
         )
         caches = np.broadcast_to(memory.target_kv + memory.draft_kv, (2,)) / self.max_batch
         per_token = float(caches[1] - caches[0]) / (0.5 * longest)
@@ -149,7 +150,7 @@ def estimate_rounds(
     """`estimate()` for rounds in which a draft reads its budget or the context, if shorter."""
     if np.any(np.asarray(gamma) > 0) and scenario.plan.draft == "none":
         raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
-    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, contexts)
+    budget = scenario.plan.budget_at(contexts)
     return estimate(
         scenario, batch=batch, prompt_tokens=contexts, gamma=gamma, kv_budget_tokens=budget
     )

@@ -2,14 +2,15 @@
 
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
+from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
-from perfmodel.specs.model import DTYPE_BYTES, ModelSpec
+from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO, Prefill, Workload, parse_slo
 
 __all__ = [
-    "DTYPE_BYTES",
+    "DTYPES",
     "GPU",
     "METHODS",
     "SLO",

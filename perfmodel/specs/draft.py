@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, either
 from perfmodel.specs.draft_methods import METHODS, DraftMethod
 
@@ -42,13 +46,15 @@ class DraftPlan:
 
     `draft` is "none", "self", one of `METHODS`, or a model's catalog name. `kv_budget_tokens` is
     the number of cached tokens that a draft may read per sequence, including sink and recent
-    window; it is None for policy "full".
+    window; it is None for policy "full". `kv_budget_share` states it as a share of the context
+    instead, so that it grows with the context.
     """
 
     draft: str = "none"
     policy: DraftPolicy = DraftPolicy.FULL
     gamma: int = 0
     kv_budget_tokens: int | None = None
+    kv_budget_share: float | None = None
     sink_tokens: int = 16
     draft_tp: int | None = None
 
@@ -75,13 +81,33 @@ class DraftPlan:
             )
         if self.kv_budget_tokens is not None:
             _whole("kv_budget", self.kv_budget_tokens, low=1)
+        share = self.kv_budget_share
+        if share is not None and (self.kv_budget_tokens is not None or not 0 < share <= 1):
+            raise ConfigError(
+                f"kv_budget={self.budget_text} is not valid; use a share of the context of at most "
+                f"100%, such as 5%, or a number of tokens"
+            )
         needs_budget = self.policy is not DraftPolicy.FULL and self.kind is not DraftKind.NONE
-        if needs_budget and self.kv_budget_tokens is None:
+        if needs_budget and self.kv_budget_tokens is None and share is None:
             raise ConfigError(
                 f"draft policy {self.policy} needs kv_budget, the tokens that a draft may read"
             )
         if self.draft_tp is not None:
             _whole("draft_tp", self.draft_tp, low=1)
+
+    def budget_at(self, context_tokens: ArrayLike) -> Floats:
+        """Cached tokens that a draft reads per sequence, 0 for policy "full". [tokens]"""
+        context = np.asarray(context_tokens, float)
+        if self.kv_budget_share is not None:
+            return np.asarray(np.maximum(np.round(self.kv_budget_share * context), 1.0))
+        return np.asarray(np.minimum(self.kv_budget_tokens or 0, context))
+
+    @property
+    def budget_text(self) -> str:
+        """The KV budget as a user states it, "512" or "5%"; "" without one."""
+        if self.kv_budget_share is not None:
+            return f"{100.0 * self.kv_budget_share:.10g}%"
+        return "" if self.kv_budget_tokens is None else str(self.kv_budget_tokens)
 
     @property
     def kind(self) -> DraftKind:

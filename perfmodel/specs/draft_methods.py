@@ -4,7 +4,8 @@ A head is one decoder layer with the target's width. Each step reads the embeddi
 and a hidden state. Either its QKV projection takes both and is twice as wide (EAGLE-3), or they are
 projected to one hidden state first (MTP). An EAGLE-3 head fuses three hidden states of the target
 with a projection once per round, and its LM head covers a smaller vocabulary. Steps are chained:
-each reads the hidden state of the previous one.
+each reads the hidden state of the previous one. An MTP head has the experts and the latent
+attention of its target. The other drafts are dense, with grouped-query attention to all tokens.
 
 References
 ----------
@@ -24,6 +25,8 @@ from perfmodel.specs.model import ModelSpec
 EAGLE3_VOCAB = 32_000  # vocabulary of an EAGLE-3 head
 EAGLE3_STATES = 3  # number of fused hidden states of the target
 DFLASH_LAYERS = 5  # assumed; the config.json of a draft states it
+# Assumed for drafts of targets without dense layers or without heads that a draft could copy.
+MLP_OVER_HIDDEN, HEAD_DIM, KV_HEADS = 3, 128, 8
 
 
 class MethodKind(StrEnum):
@@ -34,12 +37,33 @@ class MethodKind(StrEnum):
     LOOKUP = "lookup"  # look-up in earlier text, without a model
 
 
+def _dense(target: ModelSpec) -> ModelSpec:
+    """A decoder of one dense layer with the target's width."""
+    spec = replace(
+        target,
+        layers=1,
+        experts=None,
+        latent=None,
+        linear=None,
+        local=None,
+        norms_per_layer=2,
+        attention_gate=False,
+        more_parameters=0,
+    )
+    if target.experts is not None:
+        spec = replace(spec, ffn_hidden=max(spec.ffn_hidden, MLP_OVER_HIDDEN * spec.hidden))
+    if target.latent is not None:
+        heads = spec.hidden // HEAD_DIM
+        kv_heads = min(KV_HEADS, heads)
+        spec = replace(spec, query_heads=heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    return spec
+
+
 def eagle3_head(target: ModelSpec) -> ModelSpec:
     """The EAGLE-3 head of a target, which shares the target's embedding."""
     return replace(
-        target,
+        _dense(target),
         name=f"{target.name} EAGLE-3 head",
-        layers=1,
         vocab=min(EAGLE3_VOCAB, target.vocab),
         tied_embeddings=True,  # it stores only one vocabulary matrix, the LM head
         qkv_inputs=2,
@@ -55,6 +79,10 @@ def mtp_head(target: ModelSpec) -> ModelSpec:
         target,
         name=f"{target.name} MTP head",
         layers=1,
+        experts=target.experts and replace(target.experts, layers=1),
+        linear=None,
+        local=None,
+        more_parameters=0,
         tied_embeddings=True,
         fusion_inputs=2,
         hub_id="",
@@ -65,7 +93,7 @@ def mtp_head(target: ModelSpec) -> ModelSpec:
 def dflash_draft(target: ModelSpec) -> ModelSpec:
     """A block-diffusion draft with five layers, which uses the target's embedding and LM head."""
     return replace(
-        target,
+        _dense(target),
         name=f"{target.name} DFlash draft",
         layers=DFLASH_LAYERS,
         tied_embeddings=True,

@@ -8,7 +8,7 @@ follows the same rules; `tests/test_config_truth.py` checks both against transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -68,11 +68,13 @@ def _with_a_point(value: object) -> object:
     return value
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Fields without conversion of types."""
+
     model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 
 
-class _Rope(_Strict):
+class _Rope(Strict):
     """`rope_scaling` in transformers 4, `rope_parameters` in transformers 5."""
 
     model_config = ConfigDict(extra="forbid")
@@ -97,7 +99,7 @@ class _Rope(_Strict):
         return self.rope_type or self.type or "default"
 
 
-class _Decoder(_Strict):
+class _Decoder(Strict):
     """The fields that the four configuration classes share, with their defaults."""
 
     num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
@@ -182,7 +184,12 @@ _FAMILIES: dict[str, tuple[type[_Decoder], str]] = {
 }
 
 
-def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
+MODEL_TYPES = tuple(_FAMILIES)
+
+
+def from_hf_config(
+    config: Mapping[str, Any], *, name: str, model_types: Sequence[str] = MODEL_TYPES
+) -> ModelSpec:
     """Return the spec of the model that transformers would build from `config`.
 
     Raises `ConfigError` if a field is missing, malformed or not supported.
@@ -193,20 +200,18 @@ def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
         The parsed `config.json`; its `model_type` is llama, mistral, qwen2 or qwen3.
     name : str
         The model's name in messages and reports.
+    model_types : sequence of str, optional
+        The model types that a message about another one lists.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")
-    family = _family(config, name)
-    for field in config:
-        if field in ("attribute_map", "to_dict") or field.startswith("__"):
-            raise ConfigError(f"{name}: {shown(field)} is not a field of a config; remove it")
-    for field, instead in REFUSED_FIELDS.items():
-        if not _has_no_effect(field, config.get(field)):
-            raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")
+    family = _family(config, name, ", ".join(model_types))
+    check_names(config, name)
+    check_refused(config, name)
     try:
         fields = family.model_validate(dict(config))
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_first_fault(error)}") from error
+        raise ConfigError(f"{name}: {first_fault(error)}") from error
     query_heads = fields.num_attention_heads
     return ModelSpec(
         name=name,
@@ -227,8 +232,21 @@ def from_hf_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     )
 
 
-def _family(config: Mapping[str, Any], name: str) -> type[_Decoder]:
-    supported = ", ".join(_FAMILIES)
+def check_names(config: Mapping[str, Any], name: str) -> None:
+    """Raise a `ConfigError` if a field has the name of an attribute of configuration classes."""
+    for field in config:
+        if field in ("attribute_map", "to_dict") or field.startswith("__"):
+            raise ConfigError(f"{name}: {shown(field)} is not a field of a config; remove it")
+
+
+def check_refused(config: Mapping[str, Any], name: str, read: Collection[str] = ()) -> None:
+    """Raise a `ConfigError` if a refused field has an effect and is not among those `read`."""
+    for field, instead in REFUSED_FIELDS.items():
+        if field not in read and not has_no_effect(field, config.get(field)):
+            raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")
+
+
+def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decoder]:
     if "model_type" not in config:
         raise ConfigError(f"{name}: model_type is missing; use one of {supported}")
     model_type = config["model_type"]
@@ -248,7 +266,8 @@ def _family(config: Mapping[str, Any], name: str) -> type[_Decoder]:
     return family
 
 
-def _has_no_effect(field: str, value: object) -> bool:
+def has_no_effect(field: str, value: object) -> bool:
+    """Whether a refused field with this value changes nothing."""
     if value is None or field.endswith("_config"):
         return value is None
     if field in NEUTRAL_AT_ONE:
@@ -256,7 +275,7 @@ def _has_no_effect(field: str, value: object) -> bool:
     return value is False or value == 0
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first fault, with the field's name and value."""
     fault = error.errors(include_url=False)[0]
     field = " ".join(part for part in fault["loc"][:2] if isinstance(part, str))

@@ -126,7 +126,7 @@ def best_gain(
         The drafts per round to choose from.
     """
     batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
-    budget = np.minimum(scenario.plan.kv_budget_tokens or 0, prompt)
+    budget = scenario.plan.budget_at(prompt)
     result = service(
         scenario,
         batch=batch[..., None],

@@ -13,6 +13,7 @@ from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import StepTime, weighted_mean
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import MethodKind
 
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
@@ -90,7 +91,7 @@ class SelfSnapKV(Drafter):
     def start_s(self, rank: Rank, prompt_tokens: Floats, budget: Floats) -> Floats:
         spec, gpu = rank.spec, rank.machine.gpu
         heads = spec.query_heads_per_rank(rank.tp)
-        scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.layers
+        scores = SNAPKV_WINDOW_TOKENS * prompt_tokens * heads * spec.cached_layers
         flops_s = 2.0 * scores * spec.head_dim / gpu.peak_flops
         # Scores in fp32 are written, read by softmax, written, and read by pooling and top-k.
         score_bytes = 4.0 * 4.0 * scores
@@ -153,7 +154,7 @@ def draft_cost(
         mean = weighted_mean(step(new_tokens=tokens), later, share=share)
     else:
         mean = step()
-    return DraftCost(mean, drafter.start_s(rank, prompt_tokens, kv_budget_tokens))
+    return DraftCost(mean, _start_s(scenario, prompt_tokens, kv_budget_tokens))
 
 
 def draft_start_s(
@@ -167,11 +168,21 @@ def draft_start_s(
     drafter, rank = _drafter(scenario)
     if rank is None:
         return np.zeros(())
-    whole = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
+    whole = _start_s(scenario, prompt_tokens, kv_budget_tokens)
     if not drafter.has_own_cache:
         return whole
     before = drafter.start_s(rank, np.maximum(cached_tokens, 1.0), kv_budget_tokens)
     return whole - np.where(cached_tokens > 0.0, before, 0.0)
+
+
+def _start_s(scenario: Scenario, prompt_tokens: Floats, kv_budget_tokens: Floats) -> Floats:
+    """Seconds once per request, with the copy of a cache that is stored in another type."""
+    drafter, rank = _drafter(scenario)
+    assert rank is not None
+    start_s = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
+    if scenario.draft_copies_kv and scenario.plan.policy is DraftPolicy.FULL:
+        start_s = start_s + _copy_s(rank, prompt_tokens)
+    return start_s
 
 
 def _drafter(scenario: Scenario) -> tuple[Drafter, Rank | None]:

@@ -66,7 +66,7 @@ def _points(scenario: Scenario) -> str:
     assert curve is not None
     count = len(curve.points)
     where = f"{_range(curve.context_range)} tokens"
-    if scenario.plan.kv_budget_tokens is not None:
+    if scenario.plan.budget_text:
         where += f", budget {_range(curve.budget_range)}"
     return f"{'one point' if count == 1 else f'{count} points'} at {where}"
 

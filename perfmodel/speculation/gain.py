@@ -118,7 +118,7 @@ def alpha_shifts(
     context = np.asarray(
         scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens, float
     )
-    budget = plan.kv_budget_tokens if kv_budget_tokens is None else kv_budget_tokens
+    budget = plan.budget_at(context) if kv_budget_tokens is None else kv_budget_tokens
     read = context if plan.policy == "full" else np.asarray(budget, float)
     alpha = curve.alpha(kv_budget_tokens=read, context_tokens=context)
     low, high = curve.interval(kv_budget_tokens=read, context_tokens=context)

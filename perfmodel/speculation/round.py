@@ -173,6 +173,8 @@ def estimate(
     b = _array(batch, work.batch)
     prompt = _array(prompt_tokens, work.prompt_tokens)
     g = _array(gamma, plan.gamma)
+    if kv_budget_tokens is None and plan.kv_budget_share is not None:
+        kv_budget_tokens = plan.budget_at(prompt)
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
@@ -223,6 +225,7 @@ def without_speculation(scenario: Scenario) -> Scenario:
         gamma=0,
         policy=DraftPolicy.FULL,
         kv_budget_tokens=None,
+        kv_budget_share=None,
         draft_tp=None,
     )
     return replace(scenario, plan=plan, draft=None, acceptance=None)

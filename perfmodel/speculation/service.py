@@ -114,7 +114,7 @@ def service(
     whole = np.asarray(work.batch if batch is None else batch, float)
     prompt = np.asarray(work.prompt_tokens if prompt_tokens is None else prompt_tokens, float)
     drafts = np.asarray(plan.gamma if gamma is None else gamma, float)
-    stated = plan.kv_budget_tokens or 0 if kv_budget_tokens is None else kv_budget_tokens
+    stated = plan.budget_at(prompt) if kv_budget_tokens is None else kv_budget_tokens
     budget = np.asarray(stated, float)
     decode = estimate(
         scenario, batch=whole, prompt_tokens=prompt, gamma=drafts, kv_budget_tokens=budget

@@ -77,7 +77,9 @@ def _machines() -> Entries:
 def _models() -> Entries:
     from perfmodel import catalog
 
-    shown = "name parameters layers hidden query_heads kv_heads max_context_tokens"
+    shown = (
+        "name parameters active_parameters layers hidden query_heads kv_heads max_context_tokens"
+    )
     return [
         {
             **_attributes(model, shown),

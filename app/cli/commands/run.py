@@ -222,10 +222,15 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
         "gen_tokens": stated.output_tokens,
         "weight_dtype": stated.weight_dtype,
         "kv_dtype": stated.kv_dtype,
-        "draft_dtype": stated.weight_dtype,
+        "draft_dtype": stated.draft_dtype or stated.weight_dtype,
     }
     if mode == "baseline":
         return values
+    if stated.draft_kv_dtype not in (None, stated.kv_dtype):
+        raise ConfigError(
+            f"{origin} has draft_kv_dtype={stated.draft_kv_dtype}, which differs from kv_dtype; "
+            f"this engine has one type of KV cache"
+        )
     if plan.method is not None:
         raise ConfigError(
             f"{origin} has the built-in draft {plan.draft!r}, which this engine does not support; "
@@ -237,8 +242,8 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
             f"{origin} has the draft {plan.draft!r}; run it as `specroof run {drafts}`"
         )
     values |= {"gamma": plan.gamma, "draft_policy": plan.policy, "sink": plan.sink_tokens}
-    if plan.kv_budget_tokens is not None:
-        values["kv_budget"] = plan.kv_budget_tokens
+    if plan.budget_text:
+        values["kv_budget"] = int(plan.budget_at(stated.prompt_tokens))
     if plan.draft != "self":
         values["draft"] = plan.draft
     if plan.draft_tp is not None:

@@ -1,22 +1,38 @@
-"""Fit aiconfigurator's tables of one GPU: GEMMs, attention and collectives as catalog files."""
+"""Fit aiconfigurator's tables of one GPU as catalog files.
+
+GEMMs, attention and collectives in bf16 are required. Tables of quantised GEMMs, experts, latent
+attention and fp8 caches are fitted if they are there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from calibration.fit.errors import Errors
 from calibration.fit.report import FitReport
-from calibration.fit.tables import attention_errors, attention_fit, collective_fit, gemm_fit
+from calibration.fit.tables import (
+    attention_errors,
+    attention_fit,
+    collective_fit,
+    experts_fit,
+    gemm_fit,
+    latent_fit,
+)
 from calibration.fit.tables.attention_tables import check_cells, read_prefill
-from calibration.fit.tables.fetch import TABLES, fetch
+from calibration.fit.tables.fetch import MORE_TABLES, TABLES, fetch, later_members
 from calibration.fit.tables.gemm_leave_out import leave_out_errors
 from calibration.fit.tables.gemm_tables import gemm_table
 from calibration.fit.tables.gpus import (
     GPUS,
     MeasuredGpu,
     check_table,
+    has_table,
     read_table,
     table_path,
 )
+from calibration.fit.tables.kv_fp8_fit import fit_kv_fp8
+from calibration.fit.tables.quantised_gemm_fit import fit_formats
 from calibration.records.jsonl import RecordError
 
 
@@ -51,12 +67,21 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     _gemm(data, measured, report)
     _attention(data, measured, report)
     _collectives(data, measured, report)
+    _optional(data, measured, report)
     return report
 
 
 def fetch_missing(folder: Path) -> None:
     """Download the tables into `folder` if any is missing."""
-    paths = [folder / g.folder / f"{table}.parquet" for g in GPUS.values() for table in TABLES]
+    paths = [
+        folder / gpu.folder / f"{table}.parquet"
+        for gpu in GPUS.values()
+        for table in (
+            *TABLES,
+            *MORE_TABLES[gpu.folder],
+            *later_members().get(gpu.folder, ()),
+        )
+    ]
     if not all(path.is_file() for path in paths):
         fetch(folder)
 
@@ -80,6 +105,7 @@ def _attention(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = attention_fit.catalog_text(gpu.name, curve, figures)
     report.files[f"efficiency/{gpu.name}/attention.toml"] = text
     report.errors += [decode, prefill]
+    _add(report, *fit_kv_fp8(data, gpu, curve))
 
 
 def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
@@ -87,3 +113,26 @@ def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = collective_fit.catalog_text(gpu.name, table, left_out)
     report.files[f"efficiency/{gpu.name}/collectives.toml"] = text
     report.notes += collective_fit.report_lines(left_out)
+
+
+def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
+    """Fit the tables that not all folders have, or note that they are missing."""
+    for table in (*MORE_TABLES[gpu.folder], *later_members().get(gpu.folder, ())):
+        if has_table(data, gpu, table):
+            check_table(data, gpu, table)
+    _add(report, *fit_formats(data, gpu))
+    fits = {
+        "experts": (("moe",), experts_fit.fit_experts),
+        "latent": (("generation_mla", "context_mla"), latent_fit.fit_latent),
+    }
+    for name, (tables, fit) in fits.items():
+        if missing := [table for table in tables if not has_table(data, gpu, table)]:
+            report.missing.append(f"{name}: no table {' or '.join(missing)}")
+            continue
+        text, errors = fit(data, gpu)
+        _add(report, {f"efficiency/{gpu.name}/{name}.toml": text}, errors)
+
+
+def _add(report: FitReport, files: Mapping[str, str], errors: Iterable[Errors]) -> None:
+    report.files |= files
+    report.errors += errors

@@ -79,8 +79,9 @@ class Base:
             table.k[None, None, :],
             kernel_latency_s=self.kernel_latency_s,
             memory_rate=gpu.hbm_bandwidth * self.memory_efficiency,
-            compute_rate=gpu.peak_flops * self.compute_efficiency,
+            compute_rate=table.peak_ratio * gpu.peak_flops * self.compute_efficiency,
             overlap_exponent=self.overlap_exponent,
+            weight_bytes_per_element=table.element_bytes,
             waves=waves_of(gpu),
         )
 
@@ -165,7 +166,15 @@ def fit_gemm_table(measured: GemmTable, gpu: GPU) -> GemmFit:
     )
 
 
-def catalog_text(name: str, fit: GemmFit, errors: Errors, gpu: GPU) -> str:
+def catalog_text(
+    name: str,
+    fit: GemmFit,
+    errors: Errors,
+    gpu: GPU,
+    *,
+    source: str = "gemm",
+    scope: str = SCOPE,
+) -> str:
     """The catalog file of a fit: parameters, provenance, errors, and table of multipliers."""
     at_knots = np.isin(fit.table.m, M_KNOTS)
     per_mille = np.rint(1000.0 * np.exp(fit.log_multiplier[at_knots])).astype(int)
@@ -176,9 +185,9 @@ def catalog_text(name: str, fit: GemmFit, errors: Errors, gpu: GPU) -> str:
         "compute_efficiency": round(fit.base.compute_efficiency, 4),
         "overlap_exponent": round(fit.base.overlap_exponent, 4),
         **({} if waves is None else {"waves": fields_of(waves)}),
-        "source": _source(name, fit.table),
+        "source": _source(name, fit.table, source),
         "fit": _provenance(name, fit, gpu),
-        "residuals": {"scope": SCOPE, **errors.flat()},
+        "residuals": {"scope": scope, **errors.flat()},
         "table": {
             "m": compact(fit.table.m[at_knots], 12),
             "n": compact(fit.table.n, 12),
@@ -191,14 +200,14 @@ def catalog_text(name: str, fit: GemmFit, errors: Errors, gpu: GPU) -> str:
     return toml_text(values, header=HEADER.format(gpu=name))
 
 
-def _source(name: str, table: GemmTable) -> dict[str, str]:
+def _source(name: str, table: GemmTable, file: str) -> dict[str, str]:
     return {
-        "dataset": f"PyPI aiconfigurator-core 0.12.0, {GPUS[name].folder}/gemm.parquet",
+        "dataset": f"PyPI aiconfigurator-core 0.12.0, {GPUS[name].folder}/{file}.parquet",
         "licence": "Apache-2.0",
         "device": table.device,
         "kernel_library": table.kernel_library,
         "kernel_version": table.kernel_version,
-        "dtype": "bfloat16",
+        "dtype": table.dtype,
     }
 
 

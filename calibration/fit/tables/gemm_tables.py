@@ -19,7 +19,10 @@ WARM_MARGIN = 0.03  # relative noise of a cell at the cold floor
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GemmTable:
-    """Measured times of `(m, k) x (k, n)` products in bf16; NaN for cells without a time."""
+    """Measured times of `(m, k) x (k, n)` products; NaN for cells without a time.
+
+    The weights take `element_bytes` each, and the peak is `peak_ratio` times that of bf16.
+    """
 
     m: FloatArray  # (M,)
     n: FloatArray  # (N,)
@@ -28,11 +31,14 @@ class GemmTable:
     device: str
     kernel_library: str
     kernel_version: str
+    dtype: str = "bfloat16"
+    element_bytes: float = 2.0
+    peak_ratio: float = 1.0
 
     @property
     def weight_bytes(self) -> FloatArray:
         """Size of each weight matrix, (1, N, K). [bytes]"""
-        return np.asarray(2.0 * self.n[None, :, None] * self.k[None, None, :])
+        return np.asarray(self.element_bytes * self.n[None, :, None] * self.k[None, None, :])
 
     def without(self, cells: BoolArray) -> GemmTable:
         """The table with NaN in these cells; `cells` broadcasts to (M, N, K)."""
@@ -51,9 +57,15 @@ class ColdFloor:
         return self.launch_s + weight_bytes / (self.memory_efficiency * hbm_bandwidth)
 
 
-def gemm_table(rows: pd.DataFrame) -> GemmTable:
-    """The bf16 rows of aiconfigurator's table "gemm" for matrices with n and k from 128."""
-    rows = rows[rows["gemm_dtype"] == "bfloat16"]
+def gemm_table(
+    rows: pd.DataFrame,
+    dtype: str = "bfloat16",
+    *,
+    element_bytes: float = 2.0,
+    peak_ratio: float = 1.0,
+) -> GemmTable:
+    """The rows of one type in aiconfigurator's table "gemm", for matrices with n and k from 128."""
+    rows = rows[rows["gemm_dtype"] == dtype]
     rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
     m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
     seconds = np.full((m.size, n.size, k.size), np.nan)
@@ -70,6 +82,9 @@ def gemm_table(rows: pd.DataFrame) -> GemmTable:
         device=str(rows["device"].iloc[0]),
         kernel_library=f"{rows['framework'].iloc[0]}, {rows['kernel_source'].iloc[0]}",
         kernel_version=str(rows["version"].iloc[0]),
+        dtype=dtype,
+        element_bytes=element_bytes,
+        peak_ratio=peak_ratio,
     )
 
 

@@ -42,6 +42,7 @@ GPUS = {
         MeasuredGpu(name="h100-sxm", folder="h100_sxm", blocks_per_sm=1, split_min_group=1),
         MeasuredGpu(name="h200", folder="h200_sxm", blocks_per_sm=1, split_min_group=1),
         MeasuredGpu(name="l40s", folder="l40s", blocks_per_sm=1, split_min_group=2),
+        MeasuredGpu(name="b200", folder="b200_sxm", blocks_per_sm=1, split_min_group=1),
     )
 }
 
@@ -57,16 +58,37 @@ _ATTENTION = (
     "kv_cache_dtype",
     "step",
 )
+_GEMM = (*_SOURCE, "gemm_dtype", "m", "n", "k")
+_MLA = (*_SOURCE, "kv_cache_dtype", "num_heads", "batch_size")
+_MOE = (
+    *_SOURCE,
+    "moe_dtype",
+    "distribution",
+    "num_tokens",
+    "hidden_size",
+    "inter_size",
+    "topk",
+    "num_experts",
+    "moe_tp_size",
+    "moe_ep_size",
+)
 # Columns that are read from each table.
 COLUMNS = {
-    "gemm": (*_SOURCE, "gemm_dtype", "m", "n", "k"),
+    "gemm": _GEMM,
+    "gemm_trtllm": _GEMM,
+    "gemm_sglang": _GEMM,
+    "moe": _MOE,
+    "moe_trtllm": _MOE,
+    "generation_mla": (*_MLA, "step"),
+    "context_mla": (*_MLA, "isl"),
     "generation_attention": _ATTENTION,
     "context_attention": _ATTENTION,
     "custom_allreduce": (*_SOURCE, "num_gpus", "message_size", "backend"),
     "nccl": (*_SOURCE, "op_name", "nccl_dtype", "num_gpus", "message_size"),
 }
 LEAST_MATRICES = 16  # four n by four k
-TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_name", "nccl_dtype")
+TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_name", "nccl_dtype",
+                "moe_dtype", "distribution")  # fmt: skip
 ZERO_COLUMNS = ("step",)  # columns that may be 0
 
 
@@ -84,6 +106,11 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
             f"with `specroof calibrate fit-tables DIR`"
         )
     return max(nested, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
+
+
+def has_table(data: Path, gpu: MeasuredGpu, table: str) -> bool:
+    """Whether a table that not all GPUs have is there, as `<gpu>/<table>.parquet`."""
+    return (data / gpu.folder / f"{table}.parquet").is_file()
 
 
 def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
@@ -119,7 +146,8 @@ def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
     """
     frame, path = _read(data, gpu, table), table_path(data, gpu, table)
     faults = [_other_device(frame, gpu)]
-    if missing := [name for name in COLUMNS[table] if name not in frame]:
+    columns = COLUMNS[table.removesuffix("_later")]
+    if missing := [name for name in columns if name not in frame]:
         faults.append(f"has no column {', '.join(missing)}; use aiconfigurator's table")
     elif frame.empty:
         faults.append("has no rows")
@@ -129,7 +157,7 @@ def check_table(data: Path, gpu: MeasuredGpu, table: str) -> None:
             faults.append(f"has {matrices} matrices, but at least {LEAST_MATRICES} are needed")
     if any(faults):
         raise RecordError(f"{path} {', and '.join(filter(None, faults))}")
-    for name in COLUMNS[table]:
+    for name in columns:
         if name not in TEXT_COLUMNS:
             _check_numbers(frame[name], path, zero=name in ZERO_COLUMNS)
 

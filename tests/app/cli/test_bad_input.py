@@ -64,6 +64,15 @@ CASES = {
         ["predict", "--draft", "self", "--gamma", "3", "--tokens-per-round", "4.5"],
         "gamma=3",
     ),
+    "budget over the whole context": (
+        ["predict", "--draft", "self", "--kv-budget", "120%"],
+        "share of the context",
+    ),
+    "experts of a dense model": (["predict", "--ep", "2", "--tp", "2"], "dense"),
+    "experts on the engine": (
+        ["run", "baseline", "--model", "qwen3-30b-a3b", "--random-weights"],
+        "no engine behind them",
+    ),
     "budget over context": (["predict", "--draft", "self", "--kv-budget", "64000"], "32000"),
     "gamma without a draft": (["predict", "--gamma", "3"], "gamma=3"),
     "gamma too large": (["predict", "--draft", "self", "--gamma", "65"], "64"),

@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "predict": (["predict", *SPECULATING], []),
     "predict: acceptance": (["predict", *SPECULATING], ["acceptance"]),
     "predict: memory": (["predict", *SPECULATING], ["memory"]),
+    "predict: experts": (["predict", *SPECULATING, "--target", "qwen3-30b-a3b"], ["experts"]),
     "predict: breakdown": (["predict", *SPECULATING], ["breakdown", "verify", "attention"]),
     "sweep": (["sweep", "--batch", "1,2"], []),
     "sweep: row": (["sweep", "--batch", "1,2"], ["rows", 0]),

@@ -24,7 +24,7 @@ from app.explorer.state import (
     toml_text,
     widget_state,
 )
-from perfmodel import ConfigError
+from perfmodel import ConfigError, parse_scenario
 from perfmodel.units import format_seconds
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
@@ -115,6 +115,13 @@ def test_the_scenario_file_predicts_the_same_on_the_command_line(
     from_file = capsys.readouterr().out
     assert run([*shlex.split(command_text(values))[1:], "--json"]) == 0
     assert capsys.readouterr().out == from_file
+
+
+def test_the_types_of_a_quantised_checkpoint_are_kept() -> None:
+    for target, experts in (("gpt-oss-120b", "mxfp4"), ("deepseek-v3", "fp8_block")):
+        values = dict(stated_values({"target": target, "tp": 8}))
+        scenario = parse_scenario(values).scenario()
+        assert scenario.target_types.experts == experts
 
 
 @pytest.mark.parametrize(

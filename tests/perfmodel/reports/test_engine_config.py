@@ -266,3 +266,11 @@ def test_schedule_rows_must_follow_one_another(schedule: tuple[tuple[int, int, i
 def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="vllm"):
         export_plan(engine="vlllm", plan=STANDALONE)
+
+
+def test_expert_parallelism_is_exported_to_specroof_only() -> None:
+    plan = plan_of(target="qwen3-30b-a3b", tp=4, ep=2, batch=8)
+    reasons = exportability(plan)
+    assert reasons.pop("specroof") is None
+    assert all(reason and "ep=1" in reason for reason in reasons.values())
+    assert tomllib.loads(export_plan(engine="specroof", plan=plan))["ep"] == 2

@@ -27,7 +27,7 @@ def replicated_parameters(spec: ModelSpec, tp: int) -> int:
         (name, tp)
         for name in catalog.model_names()
         for tp in TP
-        if catalog.model(name).splits_over(tp)
+        if catalog.model(name).splits_over(tp) and not catalog.model(name).family
     ],
 )
 def test_all_ranks_store_the_model_plus_replicated_parts(name: str, tp: int) -> None:

@@ -1,0 +1,220 @@
+"""Fit curves of fused mixture-of-experts kernels to aiconfigurator's tables: `experts.toml`.
+
+Only rows with a balanced distribution are fitted, in which T tokens with k experts each reach
+min(E, T k) experts, so the number of experts with rows is known. Rows with a power-law distribution
+test the curve: they are priced with the expected number of experts of random routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from calibration.fit.errors import Errors
+from calibration.fit.tables.correction import (
+    Array,
+    Fitted,
+    Problem,
+    errors_of,
+    fit,
+    held_out,
+    predict,
+)
+from calibration.fit.tables.gpus import MeasuredGpu, has_table, read_table
+from calibration.records.toml_file import compact, significant, toml_text
+from perfmodel.kernels import ExpertsCurve, LogTable
+from perfmodel.specs import DTYPES
+from perfmodel.units import MS, US
+
+TYPES = {  # names of the tables
+    "bf16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "int4": "int4_wo",
+    "mxfp4": "w4a16_mxfp4",
+    "nvfp4": "nvfp4",
+}
+# Nemotron's experts have no gate, and Kimi-K3's rows use another activation than the model's.
+NO_GATE_HIDDEN, NO_GATE_TOP_K, APPROXIMATED = 2688, 22, "situ_as_silu"
+NO_GATE_KERNEL = "nongated"
+# On Hopper, vLLM 0.24's kernel for fp8 with a scale per tensor takes four times as long as bf16.
+OTHER_TABLES = {"fp8": "moe_trtllm"}
+LEAST_CELLS, FEW_TOKENS = 200, 64
+AXES = {
+    "rows_each": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048),
+    "touched": (1, 4, 16, 64, 256),
+    "matrix": (2**19, 2**21, 2**23, 2**25, 2**27),
+}
+PARAMETERS = {  # start, lower and upper bound
+    "latency": (20e-6, 1e-6, 1e-3),
+    "memory": (0.7, 0.05, 1.0),
+    "compute": (0.5, 0.05, 1.0),
+    "activation": (0.5, 0.02, 3.0),
+    "overlap": (1.5, 1.0, 20.0),
+}
+SMOOTHNESS = 0.3
+HEADER = """\
+Times of the routed experts of one layer on one rank, {gpu}.
+Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/experts.py.
+correction: ln(measured / form), [rows per expert][experts with rows][elements of a matrix].
+residuals: model_out leaves out all cells of a model's shape; power_law are cells with unequal
+loads, priced with the expected number of experts of random routing.
+"""
+
+
+def read_cells(data: Path, gpu: MeasuredGpu, dtype: str, table: str = "moe") -> pd.DataFrame:
+    """Cells of one weight type: tokens, hidden, inter, top_k, experts, model, balanced, seconds,
+    and the columns of `AXES`; the fastest kernel of each cell."""
+    frame = read_table(data, gpu, table)
+    frame = frame[~frame.kernel_source.str.contains(NO_GATE_KERNEL)]
+    frame = frame[frame.moe_dtype == TYPES[dtype]]
+    frame = frame[~frame.kernel_source.str.contains(APPROXIMATED)]
+    frame = frame[(frame.hidden_size != NO_GATE_HIDDEN) & (frame.topk != NO_GATE_TOP_K)]
+    ranks = frame.moe_ep_size
+    cells = pd.DataFrame(
+        {
+            "tokens": frame.num_tokens,
+            "hidden": frame.hidden_size,
+            "inter": frame.inter_size / frame.moe_tp_size,
+            "top_k": frame.topk / ranks,
+            "experts": frame.num_experts / ranks,
+            "balanced": frame.distribution == "balanced",
+            "law": frame.distribution,
+            "model": [
+                f"{h}/{i}/{e}/{k}"
+                for h, i, e, k in zip(
+                    frame.hidden_size, frame.inter_size, frame.num_experts, frame.topk, strict=True
+                )
+            ],
+            "seconds": frame.latency * MS,
+        }
+    )
+    keys = [name for name in cells.columns if name != "seconds"]
+    cells = cells.groupby(keys, as_index=False).seconds.min()
+    pairs = cells.tokens * cells.top_k
+    expected = cells.experts * -np.expm1(
+        cells.tokens * np.log1p(-np.minimum(cells.top_k / cells.experts, 1.0 - 1e-12))
+    )
+    touched = np.where(cells.balanced, np.minimum(cells.experts, pairs), expected)
+    cells["touched"] = np.minimum(np.maximum(touched, 1e-3), pairs).clip(lower=1.0)
+    cells["rows"] = np.maximum(pairs, cells.touched)
+    cells["rows_each"] = cells.rows / cells.touched
+    cells["matrix"] = cells.hidden * cells.inter
+    return cells
+
+
+def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
+    """The catalog file of one GPU, and the errors of each weight type."""
+    formats, reports = [], []
+    device = str(read_table(data, gpu, "moe").device.iloc[0])
+    for dtype in TYPES:
+        other = OTHER_TABLES.get(dtype, "moe")
+        table = other if has_table(data, gpu, other) else "moe"
+        cells = read_cells(data, gpu, dtype, table)
+        balanced = cells[cells.balanced]
+        if len(balanced) < LEAST_CELLS:
+            continue
+        problem = problem_of(dtype, gpu)
+        fitted = fit(problem, balanced)
+        errors = _errors(dtype, problem, fitted, cells)
+        if has_table(data, gpu, f"{table}_later"):
+            later = read_cells(data, gpu, dtype, f"{table}_later")
+            _add_later(errors, problem, fitted, later[later.balanced])
+        versions = read_table(data, gpu, table).iloc[0]
+        kernels = f"{versions.framework} {versions.version}"
+        formats.append({"kernels": kernels} | _entry(dtype, fitted, balanced, errors))
+        reports.append(errors)
+    source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {device}"
+    values = {"source": source, "format": formats}
+    return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports
+
+
+def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
+    """The form of one weight type on a GPU."""
+
+    def seconds(values: Mapping[str, float], cells: pd.DataFrame) -> Array:
+        return _curve(dtype, values).base_seconds(
+            cells.rows.to_numpy(),
+            cells.touched.to_numpy(),
+            cells.hidden.to_numpy(float),
+            cells.inter.to_numpy(float),
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
+            weight_bytes_per_element=DTYPES[dtype].bytes,
+        )
+
+    def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
+        curve = replace(_curve(dtype, fitted.values), correction=fitted.table)
+        columns = ("tokens", "touched", "hidden", "inter", "top_k")
+        return curve.seconds(
+            **{name: cells[name].to_numpy(float) for name in columns},
+            peak_flops=gpu.sheet.peak_flops,
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
+            weight_bytes_per_element=DTYPES[dtype].bytes,
+        )
+
+    return Problem(
+        form=seconds, parameters=PARAMETERS, axes=AXES, smoothness=SMOOTHNESS, curve=finished
+    )
+
+
+def _curve(dtype: str, values: Mapping[str, float]) -> ExpertsCurve:
+    return ExpertsCurve(
+        dtype=dtype,
+        peak_ratio=DTYPES[dtype].peak_ratio,
+        kernel_latency_s=values["latency"],
+        memory_efficiency=values["memory"],
+        compute_efficiency=values["compute"],
+        activation_efficiency=values["activation"],
+        overlap_exponent=values["overlap"],
+        source="",
+        correction=LogTable((np.ones(1),) * 3, np.zeros((1, 1, 1))),
+    )
+
+
+def _errors(dtype: str, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Errors:
+    balanced, others = cells[cells.balanced], cells[~cells.balanced]
+    in_sample = pd.Series(predict(problem, fitted, cells) / cells.seconds - 1.0)
+    ways = {"in sample": in_sample.where(cells.balanced)}
+    if balanced.model.nunique() > 1:
+        ways["model out"] = held_out(problem, fitted, balanced, "model").reindex(cells.index)
+    for law in sorted(others.law.unique()):
+        ways[law.replace("_", " ")] = in_sample.where(cells.law == law)
+
+    return errors_of(f"experts in {dtype}", cells, ways, _regions)
+
+
+def _regions(cell: Mapping[str, Any]) -> tuple[str]:
+    few = cell["tokens"] <= FEW_TOKENS
+    return (f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-",)
+
+
+def _add_later(errors: Errors, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> None:
+    """Errors for the kernels of a later version, which the curve was not fitted to."""
+    if cells.empty:
+        return
+    values = predict(problem, fitted, cells) / cells.seconds - 1.0
+    for cell, error in zip(cells.to_dict("records"), values, strict=True):
+        errors.add("later kernels", {str(k): v for k, v in cell.items()}, float(error))
+
+
+def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> dict[str, Any]:
+    values = fitted.values
+    return {
+        "dtype": dtype,
+        "peak_ratio": DTYPES[dtype].peak_ratio,
+        "kernel_latency_us": significant(values["latency"] / US, 4),
+        "memory_efficiency": values["memory"],
+        "compute_efficiency": values["compute"],
+        "activation_efficiency": values["activation"],
+        "overlap_exponent": values["overlap"],
+        "models": int(cells.model.nunique()),
+        **{name: compact(np.asarray(knots), 12) for name, knots in AXES.items()},
+        "correction": compact(fitted.table.values, 3),
+        "residuals": errors.flat(),
+    }

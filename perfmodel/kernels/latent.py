@@ -1,0 +1,128 @@
+"""`LatentCurve`: attention over a latent KV cache (MLA), from a roofline and a correction.
+
+All query heads read one latent vector per token (DeepSeek-V2, arXiv 2405.04434), so decoding is
+multi-query attention with heads x query tokens packed rows: one token of 64 heads and four tokens
+of 16 heads do the same work. The form is latency + smooth max(latent bytes, FLOPs), times a
+measured correction over (packed rows, batch, KV tokens). Projections are not included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Bools, Floats
+from perfmodel.errors import ConfigError
+from perfmodel.kernels.attention import smooth_max
+from perfmodel.kernels.interpolate import LogTable
+
+# Widths of the measured kernels (DeepSeek-V3): latent vector, rotary key, and prefill's heads.
+LATENT, ROTARY, KEY, VALUE = 512, 64, 192, 128
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentCurve:
+    """Times of latent attention in one layer on one rank, with one type of KV cache."""
+
+    kv_dtype: str
+    kv_bytes_per_element: float
+    kernel_latency_s: float
+    memory_efficiency: float
+    compute_efficiency: float
+    prefill_latency_s: float
+    prefill_efficiency: float
+    source: str
+    correction: LogTable = field(repr=False)  # over (packed rows, batch, KV tokens)
+    prefill_correction: LogTable = field(repr=False)  # over (batch x heads, prompt tokens)
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_latency_s", "memory_efficiency", "compute_efficiency"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"latent: {name}={getattr(self, name)!r} must be positive")
+
+    def seconds(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike = 1,
+        heads: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """Seconds of decode or verify attention over the latent cache, for one layer on one rank.
+
+        Parameters
+        ----------
+        batch, kv_tokens, query_tokens : float or array, mutually broadcastable
+            Sequences; cached tokens per sequence; new tokens per sequence. [1]
+        heads : int
+            Query heads on this rank.
+        peak_flops, hbm_bandwidth : float
+            Datasheet peaks. [FLOP/s, bytes/s]
+
+        Returns
+        -------
+        array of the broadcast shape [s]
+            With more packed rows than were measured, the FLOPs grow at the last utilisation.
+        """
+        batch, kv = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        rows = np.asarray(query_tokens, float) * heads
+        base = self.base_seconds(
+            batch, kv, rows, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth
+        )
+        return np.asarray(base * self.correction.factor(rows, batch, kv))
+
+    def base_seconds(
+        self, batch: Floats, kv: Floats, rows: Floats, *, peak_flops: float, hbm_bandwidth: float
+    ) -> Floats:
+        """The form without its correction; `rows` are heads times query tokens. [s]"""
+        size = batch * kv * (LATENT + ROTARY) * self.kv_bytes_per_element
+        flops = 2.0 * batch * rows * kv * (2 * LATENT + ROTARY)
+        body = smooth_max(
+            size / (hbm_bandwidth * self.memory_efficiency),
+            flops / (peak_flops * self.compute_efficiency),
+        )
+        return np.asarray(self.kernel_latency_s + body)
+
+    def prefill_seconds(
+        self,
+        *,
+        batch: ArrayLike,
+        new_tokens: ArrayLike,
+        cached_tokens: ArrayLike = 0,
+        heads: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """Seconds of causal attention with expanded keys and values; arguments as in `seconds`.
+
+        With cached tokens, the efficiency of a prompt with as many query-key pairs is used.
+        """
+        batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
+        length = np.sqrt(new**2 + 2.0 * new * np.asarray(cached_tokens, float))
+        base = self.prefill_base_seconds(batch * heads, length, peak_flops=peak_flops)
+        return np.asarray(base * self.prefill_correction.factor(batch * heads, length))
+
+    def prefill_base_seconds(self, units: Floats, tokens: Floats, *, peak_flops: float) -> Floats:
+        """The form of prefill without its correction; `units` are batch x heads. [s]"""
+        flops = units * tokens**2 * (KEY + VALUE)
+        return np.asarray(self.prefill_latency_s + flops / (peak_flops * self.prefill_efficiency))
+
+    def in_range(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike = 1,
+        heads: int,
+    ) -> Bools:
+        """Whether each point is inside the measured range; arguments as in `seconds`."""
+        points = (np.asarray(query_tokens, float) * heads, batch, kv_tokens)
+        inside = [
+            (np.asarray(x, float) >= k[0]) & (np.asarray(x, float) <= k[-1])
+            for x, k in zip(points, self.correction.knots, strict=True)
+        ]
+        return np.asarray(inside[0] & inside[1] & inside[2])

@@ -1,0 +1,68 @@
+"""Storage types of weights and KV caches, and the kernels that compute with them.
+
+"fp8" is W8A8 with a scale per tensor or channel, "fp8_block" with a scale per 128 x 128 block and
+activations in fp8, too. "int8" and "int4" are weight-only: a kernel turns the weights back into
+bf16 and computes in bf16. "mxfp4" and "nvfp4" have a scale per 32 and 16 weights; only Blackwell
+computes in them, and other GPUs use them weight-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from perfmodel.errors import ConfigError, either
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dtype:
+    """A storage type: bytes per element, and the peak of its kernels over that of bf16.
+
+    `like` are the types whose kernel curves are used where this one was not measured, in order.
+    """
+
+    name: str
+    bytes: float
+    peak_ratio: float = 1.0
+    like: tuple[str, ...] = ()
+    for_kv: bool = True
+
+
+DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype(name="bf16", bytes=2.0),
+        Dtype(name="fp16", bytes=2.0),
+        Dtype(name="fp8", bytes=1.0, peak_ratio=2.0, like=("int8",)),
+        Dtype(name="fp8_block", bytes=1.0, peak_ratio=2.0, like=("fp8", "int8"), for_kv=False),
+        Dtype(name="int8", bytes=1.0),
+        Dtype(name="int4", bytes=0.5, like=("mxfp4",)),
+        Dtype(name="mxfp4", bytes=0.53125, like=("int4",), for_kv=False),
+        Dtype(name="nvfp4", bytes=0.5625, peak_ratio=4.0, like=("int4", "mxfp4"), for_kv=False),
+    )
+}
+DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
+UNQUANTISED = ("bf16", "fp16")
+
+
+class StoredTypes(NamedTuple):
+    """Storage types of a model: dense layers, routed experts and KV cache."""
+
+    weights: str
+    experts: str
+    kv: str
+
+
+def dtype_bytes(dtype: str) -> float:
+    """Bytes per element of a storage type; `ConfigError` if it is not in `DTYPES`."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPES)}")
+    return DTYPES[dtype].bytes
+
+
+def check_kv_dtype(dtype: str) -> None:
+    """Raise a `ConfigError` if a KV cache cannot have this storage type."""
+    dtype_bytes(dtype)
+    if not DTYPES[dtype].for_kv:
+        names = [name for name, one in DTYPES.items() if one.for_kv]
+        raise ConfigError(f"{dtype} is a type of weights, not of a KV cache; use {either(names)}")

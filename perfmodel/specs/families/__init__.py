@@ -1,0 +1,95 @@
+"""Read the `config.json` of the model families that only the cost model implements.
+
+The rules are those of `hf_config`: a missing field takes the default of transformers' configuration
+class, and a field that changes the mathematics and is not modelled is refused by name. Scaling
+factors, caps, rotary variants and activations are read and ignored, because they change results but
+not times. `tests/perfmodel/specs/test_families.py` compares the sizes with transformers' modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from perfmodel.errors import ConfigError, shown
+from perfmodel.specs import hf_config
+from perfmodel.specs.families import dense, mixtures
+from perfmodel.specs.families.base import Text
+from perfmodel.specs.model import ModelSpec
+
+_FAMILIES: dict[str, type[Text]] = {
+    "mixtral": mixtures.Mixtral,
+    "qwen2_moe": mixtures.Qwen2Moe,
+    "qwen3_moe": mixtures.Qwen3Moe,
+    "qwen3_next": mixtures.Qwen3Next,
+    "gpt_oss": mixtures.GptOss,
+    "glm4_moe": mixtures.Glm4Moe,
+    "deepseek_v2": mixtures.DeepSeekV2,
+    "deepseek_v3": mixtures.DeepSeek,
+    "kimi_k2": mixtures.DeepSeek,
+    "llama4_text": mixtures.Llama4,
+    "gemma3_text": dense.Gemma3,
+    "ministral": dense.Ministral,
+    "phi3": dense.Phi3,
+    "granite": dense.Granite,
+    "olmo2": dense.Olmo2,
+    "olmo3": dense.Olmo3,
+    "cohere": dense.Cohere,
+    "cohere2": dense.Cohere2,
+    "smollm3": dense.SmolLM3,
+}
+# Multimodal models, whose `text_config` describes the decoder, and the default type of the latter.
+_WRAPPERS = {
+    "gemma3": "gemma3_text",
+    "kimi_k25": "deepseek_v3",
+    "llama4": "llama4_text",
+    "mistral3": "mistral",
+}
+MODEL_TYPES = (*hf_config.MODEL_TYPES, *_FAMILIES, *_WRAPPERS)
+# Fields that some family reads; they are refused in the config of a family that does not.
+_READ_SOMEWHERE = {field for family in _FAMILIES.values() for field in family.model_fields}
+
+
+def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
+    """Return the spec of the model that transformers would build from any supported `config.json`.
+
+    Of a multimodal model it is the spec of the text decoder. Errors and arguments are those of
+    `hf_config.from_hf_config`.
+    """
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    if isinstance(model_type, str) and model_type in _WRAPPERS:
+        return _wrapped(config, model_type, name)
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
+    family = _FAMILIES[model_type]
+    hf_config.check_names(config, name)
+    hf_config.check_refused(config, name, read=family.model_fields)
+    for field in sorted(_READ_SOMEWHERE & config.keys() - family.model_fields.keys()):
+        if not hf_config.has_no_effect(field, config[field]):
+            raise ConfigError(
+                f"{name}: {field}={shown(config[field])} is not supported for model_type "
+                f"{model_type}; remove it if the model does not use it"
+            )
+    try:
+        fields = family.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {hf_config.first_fault(error)}") from error
+    return replace(fields.spec(name), family=model_type)
+
+
+def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec:
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise ConfigError(
+            f"{name}: text_config={shown(text)} is not supported; it must be the config of the "
+            f"text decoder"
+        )
+    outer = {"quantization_config": config.get("quantization_config")}
+    hf_config.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
+    fields = {"model_type": _WRAPPERS[model_type]} | dict(text)
+    if fields["model_type"] in _WRAPPERS:
+        raise ConfigError(f"{name}: text_config has model_type {model_type}, which has no decoder")
+    return replace(model_spec(fields, name=name), family=model_type)

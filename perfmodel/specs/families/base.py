@@ -1,0 +1,137 @@
+"""`Text` and `Windowed`: the fields that decoders of all families share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from perfmodel.errors import ConfigError, shown
+from perfmodel.specs.hf_config import Count, Factor, Strict
+from perfmodel.specs.layers import LocalAttention
+from perfmodel.specs.model import ModelSpec
+
+Whole = Annotated[int, Field(ge=0, le=10_000)]
+Size = Annotated[int, Field(ge=0, le=10**9)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
+Kind = Literal["full_attention", "sliding_attention", "chunked_attention", "linear_attention"]
+_MISSING: Any = None  # the default of a field that may be left out but not written as null
+
+
+class Rope(Strict):
+    """Rotary scaling, of which only the longest context matters here."""
+
+    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "su"] = (
+        _MISSING
+    )
+    type: Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "su"] = _MISSING
+    factor: Factor | None = None
+    original_max_position_embeddings: Count | None = None
+
+
+class Text(Strict):
+    """A decoder with grouped-query attention and a gated MLP in every layer."""
+
+    output_bias: ClassVar[bool] = True  # `attention_bias` also applies to the output projection
+    norms: ClassVar[int] = 2
+    head_norms: ClassVar[bool] = False  # of queries and keys
+
+    num_hidden_layers: Layers
+    hidden_size: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    vocab_size: Count
+    max_position_embeddings: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def spec(self, name: str) -> ModelSpec:
+        """The model that these fields describe."""
+        heads, kv_heads, width = self.num_attention_heads, self.kv_heads, self.width(name)
+        bias = (heads + 2 * kv_heads) * width + (self.hidden_size if self.output_bias else 0)
+        return ModelSpec(
+            name=name,
+            layers=self.num_hidden_layers,
+            hidden=self.hidden_size,
+            query_heads=heads,
+            kv_heads=kv_heads,
+            head_dim=width,
+            ffn_hidden=self.intermediate_size,
+            vocab=self.vocab_size,
+            max_context_tokens=self.longest,
+            tied_embeddings=self.tie_word_embeddings,
+            qk_norm=self.head_norms,
+            norms_per_layer=self.norms,
+            more_parameters=self.num_hidden_layers * bias if self.attention_bias else 0,
+            source="config.json",
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    def width(self, name: str) -> int:
+        """The width of a head."""
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        if self.head_dim is None and hidden % heads:
+            raise ConfigError(
+                f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; "
+                f"state head_dim"
+            )
+        return self.head_dim or hidden // heads
+
+    @property
+    def longest(self) -> int:
+        """The longest context, stretched by linear or YaRN scaling."""
+        rope, stated = self.rope_scaling or self.rope_parameters, self.max_position_embeddings
+        if rope is None or (rope.rope_type or rope.type) not in ("linear", "yarn"):
+            return stated
+        original = rope.original_max_position_embeddings or stated
+        return max(stated, int((rope.factor or 1.0) * original))
+
+    def of_kind(self, name: str, kinds: list[Kind], *wanted: Kind) -> int:
+        """How many of the layers are of the wanted kinds."""
+        if len(kinds) != self.num_hidden_layers:
+            raise ConfigError(
+                f"{name}: layer_types is {shown(kinds)}; it must list "
+                f"{self.num_hidden_layers} layers"
+            )
+        return sum(kind in wanted for kind in kinds)
+
+
+class Windowed(Text):
+    """Some layers, by default all, attend to a sliding window."""
+
+    sliding_window: Count | None = None
+    sliding_window_pattern: Layers = 1
+    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+
+    def kinds(self) -> list[Kind]:
+        """The kind of each layer; every `sliding_window_pattern`-th layer is a full one."""
+        if self.layer_types is not None:
+            return list(self.layer_types)
+        step = self.sliding_window_pattern
+        return [
+            "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
+            for i in range(self.num_hidden_layers)
+        ]
+
+    def spec(self, name: str) -> ModelSpec:
+        spec, window = super().spec(name), self.sliding_window
+        layers = self.of_kind(name, self.kinds(), "sliding_attention")
+        if layers and window is None and self.layer_types is not None:
+            raise ConfigError(
+                f"{name}: layer_types has sliding_attention, but there is no sliding_window; add it"
+            )
+        if window is None or not layers:
+            return spec
+        if layers == spec.layers:
+            return replace(spec, sliding_window_tokens=window)
+        return replace(spec, local=LocalAttention(layers=layers, window_tokens=window))

@@ -1,0 +1,95 @@
+"""Dense families: sizes, norms, biases and windows that differ from those of Llama."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from perfmodel.specs.families.base import Layers, Text, Windowed
+from perfmodel.specs.hf_config import Count
+from perfmodel.specs.model import ModelSpec
+
+
+class Phi3(Windowed):
+    original_max_position_embeddings: Count = 4096
+    head_dim: None = None
+
+
+class Granite(Text):
+    embedding_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float = 1.0
+
+
+class Olmo2(Text):
+    def spec(self, name: str) -> ModelSpec:
+        """The norms of queries and keys span all of their heads."""
+        spec = super().spec(name)
+        norms = (spec.query_heads + spec.kv_heads) * spec.head_dim * spec.layers
+        return replace(spec, more_parameters=spec.more_parameters + norms)
+
+
+class Olmo3(Olmo2, Windowed):
+    sliding_window: Count | None = 4096
+    sliding_window_pattern: Layers = 4
+
+
+class Cohere(Text):
+    """Attention and MLP run in parallel after one norm."""
+
+    norms = 1
+    tie_word_embeddings: bool = True
+    logit_scale: float | None = 0.0625
+    use_qk_norm: bool = False
+
+    def spec(self, name: str) -> ModelSpec:
+        """The norms of queries and keys have a weight for each of their heads."""
+        spec = super().spec(name)
+        norms = (spec.query_heads + spec.kv_heads) * spec.head_dim * spec.layers
+        more = norms if self.use_qk_norm else 0
+        return replace(spec, more_parameters=spec.more_parameters + more)
+
+
+class Cohere2(Windowed):
+    norms = 1
+    tie_word_embeddings: bool = True
+    logit_scale: float | None = 0.0625
+    sliding_window: Count | None = 4096
+    sliding_window_pattern: Layers = 4
+
+
+class SmolLM3(Text):
+    """Layers without rotary positions take the same time."""
+
+    tie_word_embeddings: bool = True
+    num_key_value_heads: Count | None = 4
+    use_sliding_window: Literal[False] = False
+    sliding_window: Count | None = None
+    layer_types: list[Literal["full_attention"]] | None = None
+    no_rope_layers: list[int] | None = None
+    no_rope_layer_interval: int = 4
+    mlp_bias: Literal[False] = False
+
+
+class Gemma3(Windowed):
+    norms = 4
+    head_norms = True
+    num_attention_heads: Count = 8
+    vocab_size: Count = 262_208
+    max_position_embeddings: Count = 131_072
+    num_key_value_heads: Count | None = 4
+    head_dim: Count = 256
+    hidden_activation: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    tie_word_embeddings: bool = True
+    query_pre_attn_scalar: float | None = 256
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    sliding_window: Count | None = 4096
+    sliding_window_pattern: Layers = 6
+    use_bidirectional_attention: Literal[False] = False
+
+
+class Ministral(Windowed):
+    num_key_value_heads: Count = 8
+    sliding_window: Count | None = 4096

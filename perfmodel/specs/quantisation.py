@@ -1,0 +1,153 @@
+"""Read how a checkpoint is quantised: the storage types of its weights, experts and KV cache.
+
+Read are `quantization_config` of a Hugging Face `config.json` (fp8, compressed-tensors, awq, gptq,
+mxfp4, modelopt) and the files next to it that state the same. A format without kernels in
+`specs.dtypes` is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from perfmodel.errors import ConfigError, either, shown
+
+FIELD = "quantization_config"
+_MODELOPT = {
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
+    "FP8_PB_WO": "fp8_block",
+    "NVFP4": "nvfp4",
+    "W4A16_AWQ": "int4",
+    "W4A8_AWQ": "int4",
+    "MXFP4": "mxfp4",
+}
+
+
+class Stored(NamedTuple):
+    """Storage types of a checkpoint; "" where they are not quantised.
+
+    `weights` are the dense layers and `experts` the routed experts; the former are not quantised if
+    the list of exceptions has the attention.
+    """
+
+    weights: str = ""
+    experts: str = ""
+    kv: str = ""
+
+
+def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Stored]:
+    """The config as that of the unquantised model, and how its checkpoint is stored.
+
+    Raises `ConfigError` if the format is not supported, or its fields are missing or malformed.
+    """
+    rest = dict(config)
+    stated = rest.pop(FIELD, None)
+    text = rest.get("text_config")
+    if isinstance(text, Mapping) and FIELD in text:
+        inner = dict(text)
+        stated = inner.pop(FIELD) if stated is None else stated
+        rest["text_config"] = inner
+    if stated is None:
+        return rest, Stored()
+    if not isinstance(stated, Mapping):
+        raise ConfigError(f"{name}: {FIELD}={shown(stated)} must be an object of fields")
+    method = stated.get("quant_method")
+    reader = _READERS.get(method) if isinstance(method, str) else None
+    if reader is None:
+        raise ConfigError(
+            f"{name}: {FIELD} has quant_method={shown(method)}, which is not supported; use a "
+            f"checkpoint in {either(_READERS)}"
+        )
+    dtype, kv = reader(stated, f"{name}: {FIELD}")
+    if _keeps_attention(stated):
+        return rest, Stored("", dtype, kv)
+    return rest, Stored(dtype, dtype, kv)
+
+
+def _keeps_attention(stated: Mapping[str, Any]) -> bool:
+    """Whether the list of modules that are not quantised names the attention of layers."""
+    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers"):
+        value = stated.get(key) or ()
+        listed = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+        if listed and any("self_attn" in str(one) for one in value):
+            return True
+    return False
+
+
+def _fp8(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+    return ("fp8_block" if stated.get("weight_block_size") else "fp8"), ""
+
+
+def _mxfp4(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+    return "mxfp4", ""
+
+
+def _integers(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+    bits = stated.get("bits", stated.get("w_bit"))
+    if bits not in (4, 8) or isinstance(bits, bool):
+        raise ConfigError(f"{where}: bits={shown(bits)} is not supported; use 4 or 8")
+    return f"int{bits}", ""
+
+
+def _modelopt(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+    inner = stated.get("quantization")  # in hf_quant_config.json
+    fields = inner if isinstance(inner, Mapping) else stated
+    algorithm = fields.get("quant_algo")
+    if algorithm not in _MODELOPT:
+        raise ConfigError(
+            f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
+        )
+    return _MODELOPT[str(algorithm)], _kv(fields.get("kv_cache_quant_algo") or _scheme(fields))
+
+
+def _compressed(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+    groups = stated.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise ConfigError(f"{where}: config_groups={shown(groups)} must name a group of layers")
+    types = {_group_dtype(group, where) for group in groups.values()}
+    if len(types) > 1:
+        raise ConfigError(f"{where}: groups in {' and '.join(sorted(types))} are not supported")
+    return types.pop(), _kv(_scheme(stated))
+
+
+def _group_dtype(group: Any, where: str) -> str:
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise ConfigError(f"{where}: a group must have weights with num_bits and type")
+    bits, kind = weights.get("num_bits"), weights.get("type")
+    inputs, strategy = group.get("input_activations"), weights.get("strategy")
+    if (bits, kind) == (8, "float"):
+        return "fp8_block" if strategy == "block" else "fp8"
+    if kind == "float" and bits == 4:
+        return "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
+    if kind == "int" and bits in (4, 8) and not inputs:
+        return f"int{bits}"
+    with_inputs = " with quantised activations" if inputs else ""
+    raise ConfigError(
+        f"{where}: weights of {shown(bits)} bits and type {shown(kind)}{with_inputs} are not "
+        f"supported; use fp8, nvfp4 or mxfp4, or int4 or int8 with activations in bf16"
+    )
+
+
+def _scheme(stated: Mapping[str, Any]) -> str:
+    """The KV type of a `kv_cache_scheme`."""
+    scheme = stated.get("kv_cache_scheme")
+    if not isinstance(scheme, Mapping) or scheme.get("num_bits") != 8:
+        return ""
+    return {"float": "FP8", "int": "INT8"}.get(str(scheme.get("type")), "")
+
+
+def _kv(name: Any) -> str:
+    return {"FP8": "fp8", "INT8": "int8"}.get(str(name), "")
+
+
+_READERS = {
+    "fp8": _fp8,
+    "fbgemm_fp8": _fp8,
+    "compressed-tensors": _compressed,
+    "awq": _integers,
+    "gptq": _integers,
+    "mxfp4": _mxfp4,
+    "modelopt": _modelopt,
+}

@@ -1,0 +1,139 @@
+"""Fits of a form with a smooth correction: known values return, and what is left out is missed."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calibration.fit.tables.correction import Problem, fit, held_out, predict
+from calibration.fit.tables.experts_fit import AXES, fit_experts, read_cells
+from calibration.fit.tables.gpus import GPUS
+from calibration.fit.tables.latent_fit import fit_latent
+from perfmodel.catalog.quantised_kernels import _experts
+
+GPU = GPUS["h200"]
+TRUE = {"latency": 2e-5, "rate": 3e12}
+
+
+def form(values: Mapping[str, float], cells: pd.DataFrame) -> np.ndarray:
+    return np.asarray(values["latency"] + cells["size"].to_numpy() / values["rate"])
+
+
+PROBLEM = Problem(
+    form=form,
+    parameters={"latency": (1e-5, 1e-7, 1e-3), "rate": (1e12, 1e10, 1e14)},
+    axes={"size": (1e6, 1e8, 1e10)},
+    smoothness=0.1,
+)
+
+
+def cells(bump: float = 0.0, seed: int = 3) -> pd.DataFrame:
+    size = np.geomspace(1e6, 1e10, 61)
+    frame = pd.DataFrame({"size": size, "group": np.arange(61) % 6})
+    seconds = form(TRUE, frame) * np.exp(np.random.default_rng(seed).normal(0, 0.01, 61))
+    return frame.assign(seconds=seconds * np.where(frame.group == 5, np.exp(bump), 1.0))
+
+
+def test_known_parameters_return_from_noisy_times() -> None:
+    fitted = fit(PROBLEM, cells())
+    assert fitted.values == pytest.approx(TRUE, rel=0.03)
+    assert np.abs(fitted.table.values).max() < 0.02
+
+
+def test_the_correction_takes_up_what_the_form_cannot_express() -> None:
+    frame = cells()
+    near = 1.0 - np.abs(np.log10(frame["size"]) - 8.0) / 2.0  # 1 at the middle knot, 0 at others
+    frame["seconds"] = frame.seconds * np.exp(0.6 * near)
+    fitted = fit(PROBLEM, frame)
+    left = np.abs(np.log(predict(PROBLEM, fitted, frame) / frame.seconds))
+    alone = np.abs(np.log(form(fitted.values, frame) / frame.seconds))
+    assert left.mean() < 0.5 * alone.mean()
+
+
+def test_a_group_unlike_the_others_is_missed_when_it_is_left_out() -> None:
+    errors = held_out(PROBLEM, fit(PROBLEM, frame := cells(bump=0.5)), frame, "group")
+    odd = errors[frame.group == 5].median()
+    assert odd == pytest.approx(np.exp(-0.5) - 1.0, abs=0.08)
+    inner = held_out(PROBLEM, fit(PROBLEM, frame), frame, "group", inner=True)
+    assert inner[frame.group == 5].isna().all()
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def moe_rows() -> pd.DataFrame:
+    """Rows of two models in bf16, whose times are those of a known roofline."""
+    rows = []
+    for hidden, inter, experts, top_k in ((2048, 768, 128, 8), (4096, 1536, 64, 4)):
+        for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096):
+            for ranks in (1, 2, 4, 8):
+                for law in ("balanced", "power_law_1.2"):
+                    pairs = tokens * top_k / ranks
+                    touched = max(1.0, min(experts / ranks, pairs))
+                    size = 3.0 * hidden * inter
+                    memory = 2.0 * touched * size / (0.8 * GPU.sheet.hbm_bandwidth)
+                    compute = 2.0 * pairs * size / (0.5 * GPU.sheet.peak_flops)
+                    rows.append(
+                        {
+                            "num_tokens": tokens, "hidden_size": hidden, "inter_size": inter,
+                            "topk": top_k, "num_experts": experts, "moe_tp_size": 1,
+                            "moe_ep_size": ranks, "distribution": law, "moe_dtype": "bfloat16",
+                            "latency": 1e3 * (2e-5 + np.hypot(memory, compute)),
+                        }
+                    )  # fmt: skip
+    source = {"device": "NVIDIA H200", "framework": "made up", "version": "1"}
+    return pd.DataFrame(rows).assign(**source, kernel_source="made up")
+
+
+def write(folder: Path, table: str, frame: pd.DataFrame) -> None:
+    (folder / GPU.folder).mkdir(exist_ok=True)
+    frame.to_parquet(folder / GPU.folder / f"{table}.parquet")
+
+
+def test_experts_of_a_known_roofline_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    write(tmp_path, "moe", moe_rows())
+    balanced = read_cells(tmp_path, GPU, "bf16")
+    balanced = balanced[balanced.balanced]
+    assert balanced.touched.max() == 128
+    assert (balanced.touched <= balanced.rows).all()
+    text, (errors,) = fit_experts(tmp_path, GPU)
+    assert errors.figures("in sample")["median_percent"] < 5.0
+    assert errors.figures("model out")["median_percent"] < 10.0
+    curve = _experts(tomllib.loads(text), "test")["bf16"]
+    assert curve.memory_efficiency == pytest.approx(0.8, abs=0.1)
+    assert [knots.size for knots in curve.correction.knots] == [len(v) for v in AXES.values()]
+
+
+def test_latent_attention_of_a_known_roofline_is_found(tmp_path: Path) -> None:
+    common = {
+        "device": "NVIDIA H200",
+        "framework": "made up",
+        "version": "1",
+        "kernel_source": "made up",
+        "kv_cache_dtype": "bfloat16",
+    }
+    decode = [
+        {"num_heads": h, "batch_size": b, "step": t - 1, "latency": 1e3 * (1e-5 + max(
+            b * t * 1152 / (0.7 * GPU.sheet.hbm_bandwidth),
+            2.0 * b * h * t * 1088 / (0.6 * GPU.sheet.peak_flops)))}
+        for h in (1, 16, 128) for b in (1, 8, 64) for t in (128, 1024, 8192, 65536)
+    ]  # fmt: skip
+    prefill = [
+        {"num_heads": h, "batch_size": b, "isl": t,
+         "latency": 1e3 * (1e-5 + h * b * t**2 * 320 / (0.5 * GPU.sheet.peak_flops))}
+        for h in (1, 16, 128) for b in (1, 8) for t in (128, 1024, 8192)
+    ]  # fmt: skip
+    write(tmp_path, "generation_mla", pd.DataFrame(decode).assign(**common))
+    write(tmp_path, "context_mla", pd.DataFrame(prefill).assign(**common))
+    text, reports = fit_latent(tmp_path, GPU)
+    (cache,) = tomllib.loads(text)["cache"]
+    assert cache["memory_efficiency"] == pytest.approx(0.7, rel=0.05)
+    assert cache["prefill_efficiency"] == pytest.approx(0.5, rel=0.05)
+    for errors in reports:
+        assert errors.figures("in sample")["median_percent"] < 5.0

@@ -1,0 +1,120 @@
+"""The curves of experts and of latent attention: identities, limits and invariants."""
+
+import numpy as np
+import pytest
+
+from perfmodel import ConfigError, catalog
+from perfmodel.catalog.kernels import efficiency
+from perfmodel.kernels import ExpertsCurve, LatentCurve, LogTable
+from perfmodel.specs.dtypes import DTYPES
+
+H100 = catalog.gpu("h100-sxm")
+PEAKS = {"peak_flops": H100.peak_flops, "hbm_bandwidth": H100.hbm_bandwidth}
+
+
+def experts(**changes: float) -> ExpertsCurve:
+    values = {
+        "peak_ratio": 1.0,
+        "kernel_latency_s": 1e-5,
+        "memory_efficiency": 0.8,
+        "compute_efficiency": 0.5,
+        "activation_efficiency": 0.5,
+        "overlap_exponent": 2.0,
+    } | changes
+    flat = LogTable((np.array([1.0, 2.0]),) * 3, np.zeros((2, 2, 2)))
+    return ExpertsCurve(dtype="bf16", source="test", correction=flat, **values)
+
+
+def test_a_table_returns_its_values_at_the_knots_and_the_mean_between_them() -> None:
+    knots = (np.array([1.0, 4.0]), np.array([10.0, 1000.0]))
+    table = LogTable(knots, np.array([[0.0, 1.0], [2.0, 5.0]]))
+    corners = np.log(table.factor(np.array([1.0, 1.0, 4.0, 4.0]), np.array([10, 1000, 10, 1000])))
+    np.testing.assert_allclose(corners, [0, 1, 2, 5], atol=1e-12)
+    assert np.log(table.factor(np.array(2.0), np.array(100.0))) == pytest.approx(2.0)
+    # Constant outside the knots.
+    assert table.factor(np.array(0.1), np.array(1.0)) == pytest.approx(1.0)
+    assert np.log(table.factor(np.array(99.0), np.array(1e6))) == pytest.approx(5.0)
+    with pytest.raises(ConfigError, match="shape"):
+        LogTable(knots, np.zeros((2, 3)))
+
+
+def test_few_tokens_read_the_experts_and_many_compute() -> None:
+    curve, size = experts(kernel_latency_s=1e-9, activation_efficiency=1e6), 3 * 4096 * 1024
+    at = {"hidden": 4096, "inter": 1024, "top_k": 8, "weight_bytes_per_element": 2.0}
+    few = curve.seconds(tokens=1, touched=8, **at, **PEAKS)
+    assert few == pytest.approx(8 * size * 2.0 / (0.8 * H100.hbm_bandwidth), rel=0.01)
+    many = curve.seconds(tokens=1e6, touched=64, **at, **PEAKS)
+    assert many == pytest.approx(2 * 8e6 * size / (0.5 * H100.peak_flops), rel=0.01)
+
+
+def test_a_token_cannot_touch_more_experts_than_it_has_rows() -> None:
+    at = {"hidden": 64, "inter": 64, "top_k": 2, "weight_bytes_per_element": 2.0, **PEAKS}
+    assert experts().seconds(tokens=1, touched=50, **at) == experts().seconds(
+        tokens=1, touched=2, **at
+    )
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+def test_measured_experts_take_longer_with_more_of_them(gpu: str) -> None:
+    sheet = catalog.gpu(gpu)
+    for dtype, curve in efficiency(gpu).experts.items():
+        tokens = np.array([1.0, 4.0, 16.0, 64.0])
+        seconds = curve.seconds(
+            tokens=tokens,
+            touched=np.minimum(128.0, 8.0 * tokens),
+            hidden=2048,
+            inter=768,
+            top_k=8,
+            peak_flops=sheet.peak_flops,
+            hbm_bandwidth=sheet.hbm_bandwidth,
+            weight_bytes_per_element=DTYPES[dtype].bytes,
+        )
+        assert np.all(np.diff(seconds) >= 0), dtype
+        assert seconds[1] > 1.2 * seconds[0], dtype
+        # At most the bandwidth of the datasheet.
+        weights = 3 * 128 * 2048 * 768 * DTYPES[dtype].bytes
+        assert seconds[-1] > weights / sheet.hbm_bandwidth, dtype
+
+
+def latent(**changes: float) -> LatentCurve:
+    values = {
+        "kv_bytes_per_element": 2.0,
+        "kernel_latency_s": 1e-9,
+        "memory_efficiency": 0.8,
+        "compute_efficiency": 0.5,
+        "prefill_latency_s": 1e-9,
+        "prefill_efficiency": 0.5,
+    } | changes
+    three = LogTable((np.array([1.0, 2.0]),) * 3, np.zeros((2, 2, 2)))
+    two = LogTable((np.array([1.0, 2.0]),) * 2, np.zeros((2, 2)))
+    return LatentCurve(
+        kv_dtype="bf16", source="test", correction=three, prefill_correction=two, **values
+    )
+
+
+def test_latent_attention_reads_its_cache_once_for_all_heads_and_query_tokens() -> None:
+    curve = latent(compute_efficiency=1e6)
+    one = curve.seconds(batch=64, kv_tokens=8192, heads=1, **PEAKS)
+    assert one == pytest.approx(64 * 8192 * 576 * 2.0 / (0.8 * H100.hbm_bandwidth), rel=1e-3)
+    assert curve.seconds(batch=64, kv_tokens=8192, heads=128, query_tokens=4, **PEAKS) == (
+        pytest.approx(float(one), rel=1e-6)
+    )
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+def test_query_tokens_count_like_heads(gpu: str) -> None:
+    for curve in efficiency(gpu).latent.values():
+        at = {"batch": 16, "kv_tokens": np.array([512.0, 8192.0]), **PEAKS}
+        verified = curve.seconds(heads=16, query_tokens=4, **at)
+        np.testing.assert_array_equal(verified, curve.seconds(heads=64, query_tokens=1, **at))
+
+
+def test_latent_prefill_does_the_flops_of_causal_attention() -> None:
+    seconds = latent().prefill_seconds(batch=1, new_tokens=8192, heads=128, **PEAKS)
+    flops = 128 * 8192**2 * (192 + 128)  # two products, of which half is masked
+    assert seconds == pytest.approx(flops / (0.5 * H100.peak_flops), rel=1e-3)
+    # A chunk costs what it adds to its prefix.
+    whole = latent().prefill_seconds(batch=1, new_tokens=4096, cached_tokens=4096, heads=8, **PEAKS)
+    both = latent().prefill_seconds(batch=1, new_tokens=8192, heads=8, **PEAKS)
+    first = latent().prefill_seconds(batch=1, new_tokens=4096, heads=8, **PEAKS)
+    assert whole == pytest.approx(float(both - first), rel=1e-3)

@@ -1,0 +1,304 @@
+"""Mixtures of experts, latent, windowed and linear layers: limits in which times are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfmodel import ConfigError, ModelSpec, catalog, estimate
+from perfmodel.passes.forward import forward_pass, prefill_pass
+from perfmodel.passes.parts import Part, StepTime
+from perfmodel.passes.rank import Rank
+from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs.labels import Origin
+from perfmodel.specs.layers import Experts, LocalAttention
+from perfmodel.speculation import target_rank
+from perfmodel.speculation.uncertainty import relative_error
+
+QWEN = "qwen3-30b-a3b"
+
+
+def rank_of(spec: ModelSpec, *, tp: int = 1, ep: int = 1, **values: Any) -> Rank:
+    """A rank without measured curves of experts and latent attention."""
+    rank = target_rank(parse_scenario({"tp": tp, **values}).scenario())
+    return replace(rank, spec=spec, ep=ep, curves=replace(rank.curves, experts={}, latent={}))
+
+
+def unmeasured(rank: Rank) -> Rank:
+    """The rank on a GPU whose experts were not measured."""
+    return replace(rank, curves=replace(rank.curves, experts={}))
+
+
+def step(rank: Rank, batch: float, query: float = 1.0, context: float = 4096.0) -> StepTime:
+    return forward_pass(rank, batch=batch, context_tokens=context, query_tokens=query)
+
+
+def dense(**fields: Any) -> ModelSpec:
+    return replace(catalog.model("llama-3.1-8b"), **fields)
+
+
+def mixture(count: int, top_k: int, **fields: Any) -> ModelSpec:
+    """Llama-3.1-8B with experts of its MLP's width in every layer."""
+    spec = dense()
+    width = spec.ffn_hidden
+    return replace(
+        spec, experts=Experts(layers=32, count=count, top_k=top_k, width=width, **fields)
+    )
+
+
+# ---- which experts are read -----------------------------------------------------------------
+
+
+@given(st.integers(1, 64), st.data(), st.integers(1, 300))
+def test_tokens_read_at_least_those_of_one_token_and_at_most_all(
+    count: int, data: st.DataObject, tokens: int
+) -> None:
+    top_k = data.draw(st.integers(1, count))
+    experts = Experts(layers=1, count=count, top_k=top_k, width=8)
+    read = experts.read(np.array([1.0, float(tokens), tokens + 1.0, 1e6]))
+    assert read[0] == pytest.approx(top_k) and read[3] == pytest.approx(count)
+    assert np.all(np.diff(read[:3]) >= -1e-9) and np.all(read <= count * (1 + 1e-12))
+
+
+def test_experts_read_are_those_of_drawn_routings() -> None:
+    experts = Experts(layers=1, count=64, top_k=6, width=8)
+    rng = np.random.default_rng(7)
+    for tokens in (1, 4, 16, 40):
+        drawn = [
+            len({e for _ in range(tokens) for e in rng.permutation(64)[:6]}) for _ in range(400)
+        ]
+        assert np.mean(drawn) == pytest.approx(float(experts.read(tokens)), rel=0.02)
+
+
+# ---- limits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1.0, 16.0, 512.0])
+@pytest.mark.parametrize("tp", [1, 4])
+def test_one_expert_takes_the_time_of_the_dense_mlp(batch: float, tp: int) -> None:
+    plain = step(rank_of(dense(), tp=tp), batch)
+    part = step(unmeasured(rank_of(mixture(1, 1), tp=tp)), batch).part("experts")
+    mlp = [plain.part(name) for name in ("gate_up_proj", "down_proj")]
+    assert float(part.seconds) == pytest.approx(sum(float(p.seconds) for p in mlp), rel=1e-12)
+    assert float(part.compute_s) == pytest.approx(sum(float(p.compute_s) for p in mlp), rel=1e-12)
+
+
+def test_a_large_batch_reads_every_expert_once() -> None:
+    rank = rank_of(mixture(8, 2))
+    few, many = (step(rank, batch).part("experts") for batch in (1.0, 100.0))
+    weights = 32 * 8 * 3 * 4096 * 14336 * 2.0
+    rows = 100 * 2 * (2 * 4096 + 3 * 14336) * 2.0 * 32
+    expected = (weights + rows) / rank.machine.gpu.hbm_bandwidth
+    assert float(many.memory_s) == pytest.approx(expected, rel=1e-9)
+    assert float(few.memory_s) == pytest.approx(expected / 4, rel=0.01)
+    # Afterwards, verification reads no more weights than a plain step.
+    t_t, t_v = step(rank, 100.0), step(rank, 100.0, query=2.0)
+    assert float(t_v.part("experts").memory_s / t_t.part("experts").memory_s) < 1.01
+
+
+def test_time_does_not_fall_as_the_batch_grows() -> None:
+    rank = rank_of(catalog.model(QWEN))
+    seconds = step(rank, np.geomspace(1, 4096, 200)).part("experts").seconds  # type: ignore[arg-type]
+    assert np.all(np.diff(seconds) >= -1e-12)
+
+
+def test_verification_of_a_mixture_costs_more_than_that_of_a_dense_model_of_its_active_size() -> (
+    None
+):
+    ratios = {}
+    for target in (QWEN, "llama-3.2-3b"):  # 3.4 and 3.2 billion active parameters
+        rank = rank_of(catalog.model(target))
+        ratios[target] = float(step(rank, 4.0, query=4.0).total_s / step(rank, 4.0).total_s)
+    assert ratios["llama-3.2-3b"] < 1.1 < 1.4 < ratios[QWEN]
+
+
+def test_shared_experts_are_a_dense_mlp_that_every_token_takes() -> None:
+    plain = step(rank_of(dense()), 8.0)
+    shared = step(rank_of(mixture(8, 2, shared_width=14336)), 8.0)
+    for name in ("gate_up_proj", "down_proj"):
+        assert shared.part(f"shared_{name}").seconds == plain.part(name).seconds
+
+
+# ---- expert parallelism ---------------------------------------------------------------------
+
+
+def test_without_expert_parallelism_there_is_no_all_to_all() -> None:
+    names = {part.name for part in step(rank_of(mixture(8, 2), tp=4), 8.0).parts}
+    assert "all_to_all" not in names
+    assert "all_to_all" in {p.name for p in step(rank_of(mixture(8, 2), tp=4, ep=4), 8.0).parts}
+
+
+def test_expert_parallelism_reads_as_many_weights_once_all_experts_are_read() -> None:
+    parts = [step(rank_of(mixture(8, 2), tp=4, ep=ep), 4096.0).part("experts") for ep in (1, 2, 4)]
+    for part in parts[1:]:
+        assert float(part.compute_s) == pytest.approx(float(parts[0].compute_s))
+    assert float(parts[2].memory_s) < float(parts[0].memory_s)  # rows of fewer experts
+
+
+def test_expert_parallelism_replaces_an_all_reduce_of_each_mixture_layer() -> None:
+    sums = [step(rank_of(mixture(8, 2), tp=4, ep=ep), 64.0).part("all_reduce") for ep in (1, 4)]
+    assert float(sums[1].memory_s / sums[0].memory_s) == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tp": 2, "ep": 2}, "llama-3.1-8b is dense"),
+        ({"target": QWEN, "tp": 4, "ep": 3}, "use ep=1, 2 or 4"),
+        ({"target": QWEN, "ep": 2}, "use ep=1"),
+    ],
+)
+def test_an_ep_that_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_scenario(values).scenario()
+
+
+# ---- attention by kind of layer -------------------------------------------------------------
+
+
+def local(window: int, layers: int = 24) -> ModelSpec:
+    return dense(local=LocalAttention(layers=layers, window_tokens=window))
+
+
+def same(one: StepTime, other: StepTime, group: str) -> bool:
+    return float(one.group_s(group)) == pytest.approx(float(other.group_s(group)), rel=1e-12)
+
+
+def test_a_window_longer_than_the_context_is_full_attention() -> None:
+    full, windowed = rank_of(dense()), rank_of(local(131_072))
+    assert same(step(full, 8.0), step(windowed, 8.0), "attention")
+    prompts = [prefill_pass(r, batch=1, prompt_tokens=4096.0) for r in (full, windowed)]
+    assert same(*prompts, "attention")
+
+
+def test_layers_with_a_window_read_as_much_as_a_cache_of_that_length() -> None:
+    part = step(rank_of(local(1024)), 8.0, context=32_000.0).part("windowed_attention")
+    short = step(rank_of(dense()), 8.0, context=1024.0).part("attention")
+    assert float(part.seconds) == pytest.approx(24 / 32 * float(short.seconds), rel=1e-12)
+
+
+def test_a_window_in_every_layer_is_that_of_the_model() -> None:
+    one, other = rank_of(local(1024, layers=32)), rank_of(dense(sliding_window_tokens=1024))
+    assert same(step(one, 8.0), step(other, 8.0), "attention")
+
+
+def test_prompts_within_windows_take_the_pairs_of_tokens_inside_them() -> None:
+    rank = rank_of(local(1000))
+    (flops,) = [p.compute_s for p in _prefill(rank, 10_000.0) if p.name == "windowed_attention"]
+    pairs = 10_000 * 1000 - 1000**2 / 2
+    expected = 24 * 4 * pairs * 32 * 128 / rank.machine.gpu.peak_flops
+    assert float(flops) == pytest.approx(expected, rel=1e-9)
+
+
+def _prefill(rank: Rank, tokens: float) -> tuple[Part, ...]:
+    return prefill_pass(rank, batch=1, prompt_tokens=tokens).parts
+
+
+def test_windows_bound_the_cache_of_their_layers() -> None:
+    spec = catalog.model("gemma-3-27b")
+    cached = spec.cached_tokens(np.array([512.0, 101_024.0]))
+    assert cached[0] == 512.0
+    assert cached[1] == pytest.approx((10 * 101_024 + 52 * 1024) / 62)
+
+
+def test_latent_attention_reads_one_latent_per_token_on_every_rank() -> None:
+    for tp in (1, 8):
+        rank = target_rank(parse_scenario({"target": "deepseek-v3", "tp": tp}).scenario())
+        part = step(rank, 16.0, query=1.0, context=8000.0).part("latent_attention")
+        expected = 16 * 8000 * 70_272 / rank.machine.gpu.hbm_bandwidth
+        assert float(part.memory_s) == pytest.approx(expected)
+        longer = step(rank, 16.0, query=4.0, context=8000.0).part("latent_attention")
+        assert float(longer.compute_s) == pytest.approx(4 * float(part.compute_s))
+        assert float(longer.memory_s) == float(part.memory_s)
+        heads = 128 // tp
+        flops = 61 * 2 * 16 * 8000 * heads * (2 * 512 + 64)
+        assert float(part.compute_s) == pytest.approx(flops / rank.machine.gpu.peak_flops)
+
+
+def test_linear_layers_do_not_depend_on_the_context() -> None:
+    spec = catalog.model("qwen3-next-80b-a3b")
+    rank = rank_of(spec, target="qwen3-next-80b-a3b")
+    short, long = (step(rank, 8.0, context=c).part("linear_attention") for c in (100.0, 1e5))
+    assert float(short.seconds) == float(long.seconds)
+    assert spec.linear is not None
+    matrix = 32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128)
+    assert spec.linear.state_bytes() == 36 * 4 * matrix
+    assert spec.kv_bytes_per_token_per_rank(1) == 12 * 2 * 2 * 256 * 2
+
+
+# ---- origin and measured curves -------------------------------------------------------------
+
+
+class FakeCurve:
+    """A curve that takes a second per layer and is measured everywhere."""
+
+    def seconds(self, **at: Any) -> Any:
+        self.at = at
+        return np.ones(np.shape(at["tokens"]))
+
+    def in_range(self, **at: Any) -> Any:
+        return np.ones((), bool)
+
+
+def test_a_measured_curve_replaces_the_assumed_one() -> None:
+    rank = unmeasured(rank_of(catalog.model(QWEN), tp=4, ep=2))
+    assumed = step(rank, 8.0)
+    assert assumed.part("experts").origin == Origin.ASSUMED and rank.assumes_layers
+    curve = FakeCurve()
+    measured = replace(rank, curves=replace(rank.curves, experts={"bf16": curve}))
+    after = step(measured, 8.0)
+    assert not measured.assumes_layers
+    assert float(after.part("experts").seconds) == pytest.approx(48.0)
+    assert after.part("experts").origin == rank.origin
+    assert "permute" not in {part.name for part in after.parts}
+    assert (curve.at["inter"], curve.at["top_k"]) == (768 // 2, 4.0)
+    assert float(curve.at["touched"]) == pytest.approx(64 * (1 - (1 - 8 / 128) ** 8))
+
+
+def test_the_interval_is_wider_where_kernels_are_assumed() -> None:
+    values = {"tp": 2, "draft": "eagle3", "acceptance": 0.7}
+    linear = parse_scenario({"target": "qwen3-next-80b-a3b", **values}).scenario()
+    plain = parse_scenario(values).scenario()
+    assert relative_error(linear) == pytest.approx(3 * relative_error(plain))
+
+
+# ---- memory and drafts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draft", ["eagle3", "mtp", "dflash", "p-eagle", "ngram", "self"])
+@pytest.mark.parametrize("target", [QWEN, "deepseek-v3", "gpt-oss-120b", "qwen3-next-80b-a3b"])
+def test_every_draft_of_every_kind_of_target_has_a_prediction(target: str, draft: str) -> None:
+    values = {"target": target, "gpu": "h200", "tp": 8, "weight_dtype": "fp8", "batch": 8}
+    point = estimate(
+        parse_scenario({**values, "draft": draft, "gamma": 3, "acceptance": 0.7}).scenario()
+    )
+    assert point.memory.fits and float(point.speedup) > 0
+    assert 0 <= float(point.draft_step_s) < float(point.verify.total_s)
+
+
+def test_an_mtp_head_has_the_layers_of_its_target_and_an_eagle3_head_is_dense() -> None:
+    target = catalog.model("deepseek-v3")
+    scenario = {"target": target.name, "gpu": "h200", "tp": 8, "draft": "mtp"}
+    mtp = parse_scenario(scenario).scenario().draft
+    eagle = parse_scenario(scenario | {"draft": "eagle3"}).scenario().draft
+    assert mtp is not None and eagle is not None and mtp.experts is not None
+    # README_WEIGHTS.md of deepseek-ai/DeepSeek-V3: 11.5 billion without embedding and head.
+    assert (mtp.parameters - mtp.vocab * mtp.hidden) / 1e9 == pytest.approx(11.5, abs=0.15)
+    assert mtp.latent == target.latent and (mtp.layers, mtp.experts.layers) == (1, 1)
+    assert eagle.experts is None and eagle.latent is None
+
+
+def test_states_of_linear_layers_are_kept_for_every_verified_token() -> None:
+    values = {"target": "qwen3-next-80b-a3b", "gpu": "h200", "tp": 2, "draft": "mtp", "batch": 4}
+    one, two = (
+        estimate(parse_scenario({**values, "gamma": g, "acceptance": 0.7}).scenario()).memory
+        for g in (1, 2)
+    )
+    spec = catalog.model("qwen3-next-80b-a3b")
+    per_token = spec.kv_bytes_per_token_per_rank(2) + spec.state_bytes_per_rank(2)
+    assert float(two.lookahead_kv - one.lookahead_kv) == pytest.approx(4 * per_token)

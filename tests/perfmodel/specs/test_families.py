@@ -1,0 +1,336 @@
+"""Sizes of the families that only the cost model reads, compared with transformers' modules.
+
+Modules are built on the meta device, so that those of any size take no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfmodel import ConfigError, ModelSpec, catalog
+from perfmodel.specs.families import _READ_SOMEWHERE as READ
+from perfmodel.specs.families import MODEL_TYPES, model_spec
+from perfmodel.specs.layers import LocalAttention
+
+transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
+
+SIZES = {
+    "num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "intermediate_size": 96, "vocab_size": 131, "max_position_embeddings": 512, "pad_token_id": 0,
+}  # fmt: skip
+TYPES_OF_TRANSFORMERS = {"kimi_k2": "deepseek_v3"}
+FULL, SLIDING, CHUNKED, LINEAR = (
+    f"{kind}_attention" for kind in ("full", "sliding", "chunked", "linear")
+)
+
+
+def case(model_type: str, **fields: Any) -> dict[str, Any]:
+    return {"model_type": model_type} | SIZES | fields
+
+
+def parameters_of_transformers(config: Mapping[str, Any]) -> int:
+    """Parameters of the module that transformers builds from a config, or from its text config."""
+    fields = dict(config.get("text_config", config))
+    model_type = fields.pop("model_type")
+    stated = transformers.AutoConfig.for_model(
+        TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
+    )
+    with torch.device("meta"):
+        return int(transformers.AutoModelForCausalLM.from_config(stated).num_parameters())
+
+
+MLA = {"kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24}
+CASES = {
+    "mixtral": case("mixtral"),
+    "mixtral, all experts": case("mixtral", num_local_experts=4, num_experts_per_tok=4),
+    "mixtral, window": case("mixtral", sliding_window=16),
+    "qwen2_moe": case("qwen2_moe"),
+    "qwen2_moe, dense layers": case("qwen2_moe", decoder_sparse_step=2, mlp_only_layers=[1]),
+    "qwen3_moe": case("qwen3_moe", head_dim=16),
+    "qwen3_moe, biases": case("qwen3_moe", attention_bias=True),
+    "qwen3_moe, window off": case("qwen3_moe", sliding_window=64, use_sliding_window=False),
+    "qwen3_moe, every third": case("qwen3_moe", decoder_sparse_step=3, num_experts=9),
+    "qwen3_next": case("qwen3_next", head_dim=16),
+    "qwen3_next, layers listed": case("qwen3_next", layer_types=[FULL, LINEAR] * 3),
+    "qwen3_next, all full": case("qwen3_next", layer_types=[FULL] * 6),
+    "qwen3_next, more heads": case("qwen3_next", linear_num_value_heads=48,
+                                   linear_value_head_dim=32, linear_conv_kernel_dim=3),
+    "gpt_oss": case("gpt_oss", num_local_experts=6),
+    "gpt_oss, no bias": case("gpt_oss", num_local_experts=6, attention_bias=False),
+    "glm4_moe": case("glm4_moe", n_routed_experts=9, moe_intermediate_size=24, head_dim=16),
+    "glm4_moe, all options": case("glm4_moe", attention_bias=True, use_qk_norm=True, head_dim=16,
+                                  first_k_dense_replace=4, n_shared_experts=3),
+    "deepseek_v2": case("deepseek_v2", **MLA, q_lora_rank=None, first_k_dense_replace=1),
+    "deepseek_v3": case("deepseek_v3", **MLA, q_lora_rank=48, n_shared_experts=2),
+    "deepseek_v3, of another shape": case("deepseek_v3", **MLA, num_key_value_heads=8),
+    "kimi_k2": case("kimi_k2", **MLA, first_k_dense_replace=1),
+    "llama4_text": case("llama4_text", head_dim=8, intermediate_size_mlp=160),
+    "llama4_text, every second": case("llama4_text", head_dim=8, interleave_moe_layer_step=2),
+    "llama4_text, listed": case("llama4_text", head_dim=8, moe_layers=[0, 5]),
+    "gemma3_text": case("gemma3_text", head_dim=16),
+    "ministral": case("ministral", layer_types=[FULL, SLIDING] * 3, sliding_window=16, head_dim=8),
+    "phi3": case("phi3", num_key_value_heads=8),
+    "granite": case("granite", embedding_multiplier=12.0, tie_word_embeddings=True),
+    "granite, biases": case("granite", attention_bias=True),
+    "olmo2": case("olmo2"),
+    "olmo2, biases": case("olmo2", attention_bias=True),
+    "olmo3": case("olmo3"),
+    "cohere": case("cohere"),
+    "cohere, norms and biases": case("cohere", use_qk_norm=True, attention_bias=True),
+    "cohere2": case("cohere2"),
+    "smollm3": case("smollm3"),
+    "smollm3, untied": case("smollm3", tie_word_embeddings=False, attention_bias=True),
+    "a multimodal gemma": {"model_type": "gemma3", "text_config": case("gemma3_text")},
+    "a multimodal llama": {"model_type": "llama4", "text_config": case("llama4_text", head_dim=8)},
+    "a multimodal mistral": {"model_type": "mistral3", "text_config": case("mistral")},
+    "a multimodal kimi": {"model_type": "kimi_k25", "text_config": case("kimi_k2", **MLA)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_those_of_the_module_that_transformers_builds(name: str) -> None:
+    assert model_spec(CASES[name], name=name).parameters == parameters_of_transformers(CASES[name])
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_parameters_of_catalog_models_are_those_of_transformers(name: str) -> None:
+    expected = parameters_of_transformers(catalog.model_config(name))
+    assert catalog.model(name).parameters == expected
+
+
+def test_every_model_type_is_compared_with_transformers() -> None:
+    dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
+    assert {config["model_type"] for config in CASES.values()} | dense == set(MODEL_TYPES)
+
+
+# ---- published figures --------------------------------------------------------------------------
+
+# Billions of parameters, and of those that one token uses, as published, to the published digits.
+# "all" counts every parameter, "embedded" leaves out the input embedding, "layers" both vocabulary
+# matrices. Sources: the model cards on the Hugging Face hub; gpt-oss: arXiv 2508.10925, table 1;
+# Gemma-3: arXiv 2503.19786, table 1; Moonlight: arXiv 2502.16982, table 5; GLM: arXiv 2508.06471.
+PUBLISHED: list[tuple[str, str, str | None, str | None]] = [
+    ("mixtral-8x7b", "all", "46.7", "12.9"),
+    ("mixtral-8x22b", "all", "141", "39"),
+    ("qwen3-30b-a3b", "all", "30.5", "3.3"),
+    ("qwen3-235b-a22b", "all", "235", "22"),
+    ("qwen3-coder-480b-a35b", "all", "480", "35"),
+    ("qwen3-next-80b-a3b", "layers", "79", "3"),
+    ("qwen2-57b-a14b", "all", "57", "14"),
+    ("qwen1.5-moe-a2.7b", "all", "14.3", "2.7"),
+    ("gpt-oss-120b", "all", "116.83", None),
+    ("gpt-oss-120b", "embedded", None, "5.13"),
+    ("gpt-oss-20b", "all", "20.91", None),
+    ("gpt-oss-20b", "embedded", None, "3.61"),
+    ("glm-4.5", "layers", None, "32"),
+    ("glm-4.5-air", "layers", None, "12"),
+    ("deepseek-v2", "all", "236", "21"),
+    ("deepseek-v2-lite", "all", "15.7", None),
+    ("deepseek-v2-lite", "embedded", None, "2.4"),
+    ("deepseek-v3", "all", "671", "37"),
+    ("kimi-k2", "all", "1026", "32"),
+    ("moonlight-16b-a3b", "layers", "15.29", "2.24"),
+    ("llama-4-scout", "all", None, "17"),
+    ("llama-4-maverick", "all", "400", "17"),
+    ("gemma-3-1b", "layers", "0.698", None),
+    ("gemma-3-4b", "layers", "3.209", None),
+    ("gemma-3-12b", "layers", "10.759", None),
+    ("gemma-3-27b", "layers", "25.600", None),
+    ("phi-3-mini", "all", "3.8", None),
+    ("phi-4-mini", "all", "3.8", None),
+    ("phi-4", "all", "14", None),
+    ("granite-3.1-2b", "all", "2.5", None),
+    ("granite-3.1-8b", "all", "8.1", None),
+    ("olmo-2-7b", "all", "7", None),
+    ("olmo-2-13b", "all", "13", None),
+    ("olmo-2-32b", "all", "32", None),
+    ("command-r", "all", "35", None),
+    ("command-r-plus", "all", "104", None),
+    ("command-r7b", "all", "8.03", None),
+    ("command-a", "all", "111", None),
+    ("smollm3-3b", "all", "3", None),
+    ("ministral-8b", "all", "8.019808256", None),
+    ("mistral-nemo-12b", "all", "12", None),
+    ("mistral-small-3.1-24b", "all", "24", None),
+    ("llama-3.1-405b", "all", "405", None),
+    ("qwen2.5-72b", "all", "72.7", None),
+    ("qwen3-8b", "layers", "6.95", None),
+]
+# Bytes of KV cache per token in bf16: "Insights into DeepSeek-V3", arXiv 2505.09343, table 1.
+KV_BYTES = {"deepseek-v3": 70_272, "qwen2.5-72b": 327_680, "llama-3.1-405b": 516_096}
+
+
+def stated(value: float, published: str) -> bool:
+    """Whether a count in billions rounds, or is cut, to the published digits."""
+    unit = 10.0 ** -len(published.partition(".")[2])
+    return round(value / unit) * unit == pytest.approx(float(published)) or (
+        int(value / unit) * unit == pytest.approx(float(published))
+    )
+
+
+@pytest.mark.parametrize(("name", "counted", "total", "active"), PUBLISHED)
+def test_parameters_are_the_published_ones(
+    name: str, counted: str, total: str | None, active: str | None
+) -> None:
+    spec = catalog.model(name)
+    matrix = spec.vocab * spec.hidden
+    matrices = 1 if spec.tied_embeddings or counted == "embedded" else 2
+    without = {"all": 0, "embedded": matrix, "layers": matrices * matrix}[counted]
+    for published, parameters in ((total, spec.parameters), (active, spec.active_parameters)):
+        assert published is None or stated((parameters - without) / 1e9, published)
+
+
+def test_there_are_published_figures_of_thirty_models() -> None:
+    assert len({name for name, *_ in PUBLISHED}) >= 30
+
+
+@pytest.mark.parametrize("name", KV_BYTES)
+def test_kv_bytes_per_token_are_the_published_ones(name: str) -> None:
+    assert catalog.model(name).kv_bytes_per_token_per_rank(1) == KV_BYTES[name]
+
+
+# ---- what is read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (case("gemma3_text"), LocalAttention(layers=5, window_tokens=4096)),
+        (case("gemma3_text", sliding_window_pattern=2, sliding_window=16),
+         LocalAttention(layers=3, window_tokens=16)),
+        (case("gpt_oss"), LocalAttention(layers=3, window_tokens=128)),
+        (case("gpt_oss", layer_types=[FULL] * 6), None),
+        (case("cohere2"), LocalAttention(layers=5, window_tokens=4096)),
+        (case("olmo3", sliding_window=8), LocalAttention(layers=5, window_tokens=8)),
+        (case("llama4_text"), LocalAttention(layers=5, window_tokens=8192)),
+        (case("llama4_text", no_rope_layers=[1, 0] * 3, attention_chunk_size=32),
+         LocalAttention(layers=3, window_tokens=32)),
+        (case("llama4_text", attention_chunk_size=None), None),
+        (case("ministral", layer_types=[SLIDING, FULL, FULL] * 2, sliding_window=16),
+         LocalAttention(layers=2, window_tokens=16)),
+    ],
+)  # fmt: skip
+def test_which_layers_have_a_window(
+    config: dict[str, Any], expected: LocalAttention | None
+) -> None:
+    spec = model_spec(config, name="mine")
+    assert spec.local == expected and spec.sliding_window_tokens is None
+
+
+def test_a_window_in_every_layer_is_that_of_the_model() -> None:
+    spec = model_spec(case("ministral", sliding_window=16), name="mine")
+    assert (spec.sliding_window_tokens, spec.local) == (16, None)
+
+
+def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
+    fields = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+              "model_type": "gemma3_text", "sliding_window": 1024,
+              "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}  # fmt: skip
+    spec = model_spec({"model_type": "gemma3", "text_config": fields}, name="gemma-3-4b")
+    assert spec.parameters == catalog.model("gemma-3-4b").parameters
+
+
+def test_configs_as_the_hub_has_them_are_read() -> None:
+    deepseek = case(
+        "deepseek_v3", **MLA, ep_size=1, scoring_func="sigmoid", seq_aux=True, n_group=8,
+        topk_group=4, topk_method="noaux_tc", routed_scaling_factor=2.5, norm_topk_prob=True,
+        aux_loss_alpha=0.001, moe_layer_freq=1, num_nextn_predict_layers=1,
+        rope_scaling={"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+                      "original_max_position_embeddings": 64, "type": "yarn"},
+    )  # fmt: skip
+    gpt_oss = case(
+        "gpt_oss", head_dim=64, experts_per_token=4, initial_context_length=4096,
+        swiglu_limit=7.0, rope_scaling={"beta_fast": 32.0, "factor": 32.0, "truncate": False,
+                                        "original_max_position_embeddings": 4096,
+                                        "rope_type": "yarn"},
+    )  # fmt: skip
+    assert model_spec(deepseek, name="mine").max_context_tokens == 40 * 64
+    assert model_spec(gpt_oss, name="mine").max_context_tokens == 32 * 4096
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def refusals() -> Iterator[tuple[dict[str, Any], str]]:
+    yield case("mixtral", kv_lora_rank=64), "kv_lora_rank"
+    yield case("mixtral", n_shared_experts=1), "n_shared_experts"
+    yield case("deepseek_v3", num_local_experts=8), "num_local_experts"
+    yield case("qwen3_moe", shared_expert_gate_bias=1, attn_logit_softcapping=30.0), "softcapping"
+    yield case("qwen3_moe", use_sliding_window=True), "use_sliding_window"
+    yield case("qwen3_moe", hidden_act="gelu"), "hidden_act"
+    yield case("mixtral", num_experts_per_tok=9), "exceeds the 8 experts"
+    yield case("mixtral", num_local_experts=0), "num_local_experts"
+    yield case("glm4_moe", num_experts_per_tok="8"), "num_experts_per_tok"
+    yield case("gemma3_text", layer_types=[FULL]), "layer_types"
+    yield case("qwen3_next", layer_types=[LINEAR] * 6), "full_attention"
+    yield case("gemma3_text", layer_types=[CHUNKED] * 6), "layer_types"
+    yield case("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"
+    yield case("ministral", layer_types=[SLIDING] * 6, sliding_window=None), "sliding_window"
+    yield case("granite", mlp_bias=True), "mlp_bias"
+    yield case("phi3", rope_scaling={"type": "mrope"}), "rope_scaling"
+    yield case("olmo2", hidden_size=65), "head_dim"
+    yield case("gpt_oss", quantization_config={"quant_method": "mxfp4"}), "quantization_config"
+    yield {"model_type": "gemma3"}, "text_config"
+    yield {"model_type": "gemma3", "text_config": case("gemma3")}, "text_config"
+    yield {"model_type": "gemma3", "text_config": case("mamba")}, "mamba"
+    yield {"model_type": "llava", "text_config": case("llama")}, "llava"
+    yield {"model_type": "deepseek_v32"}, "deepseek_v32"
+
+
+@pytest.mark.parametrize(("config", "named"), list(refusals()))
+def test_what_changes_the_mathematics_is_refused_by_name(
+    config: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        model_spec(config, name="mine")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.integers(0, 64) | st.text(max_size=9)
+    | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.integers(0, 9), max_size=6)
+    | st.lists(st.sampled_from([FULL, SLIDING, CHUNKED, LINEAR]), min_size=6, max_size=6)
+    | st.dictionaries(st.sampled_from(["type", "factor", "rope_type"]), st.just("yarn"))
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([name for name in CASES if "multimodal" not in name]), st.data())
+def test_any_value_of_any_field_gives_a_model_or_one_line(name: str, data: st.DataObject) -> None:
+    fields = sorted({field for config in CASES.values() for field in config} | set(READ))
+    drawn = data.draw(st.dictionaries(st.sampled_from(fields), SCALARS, max_size=3))
+    try:
+        spec = model_spec(CASES[name] | drawn, name="mine")
+    except ConfigError as error:
+        assert str(error).isprintable() and len(str(error)) < 500
+        return
+    assert spec.parameters >= spec.active_parameters > 0
+    assert spec.kv_bytes_per_token_per_rank(1) >= 0
+    assert float(spec.cached_tokens(np.asarray(100.0))) <= 100.0
+
+
+# ---- tensor parallelism -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-120b", "qwen3-next-80b-a3b", "glm-4.5"])
+def test_ranks_share_the_parameters_that_are_not_replicated(name: str) -> None:
+    spec = catalog.model(name)
+    replicated = spec.parameters_per_rank(2) * 2 - spec.parameters
+    assert 0 < replicated < 0.02 * spec.parameters
+    assert spec.experts is not None
+    assert spec.experts.routed_parameters(spec.hidden, 4) * 4 == (
+        spec.experts.routed_parameters(spec.hidden)
+    )
+
+
+def test_latent_caches_are_replicated_on_every_rank() -> None:
+    spec: ModelSpec = catalog.model("deepseek-v3")
+    assert spec.kv_bytes_per_token_per_rank(8) == spec.kv_bytes_per_token_per_rank(1)
+    assert spec.kv_bytes_per_token_per_rank(8, "fp8") == 70_272 / 2

@@ -1,0 +1,121 @@
+"""How quantised checkpoints state their storage types, in the forms that tools write."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfmodel import ConfigError, catalog, parse_scenario
+from perfmodel.specs.quantisation import Stored, without_quantisation
+
+LLAMA = catalog.model_config("llama-3.2-1b")
+
+
+def compressed(bits: int, kind: str, *, inputs: bool = False, **weights: Any) -> dict[str, Any]:
+    group = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": bits, "type": kind, **weights},
+        "input_activations": {"num_bits": bits, "type": kind} if inputs else None,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+
+
+KV_FP8 = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+FORMATS: list[tuple[dict[str, Any], Stored]] = [
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, Stored("fp8_block", "fp8_block")),
+    ({"quant_method": "fp8", "activation_scheme": "static"}, Stored("fp8", "fp8")),
+    ({"quant_method": "awq", "bits": 4, "group_size": 128}, Stored("int4", "int4")),
+    ({"quant_method": "gptq", "bits": 8, "group_size": 128}, Stored("int8", "int8")),
+    (compressed(8, "float", inputs=True, strategy="channel"), Stored("fp8", "fp8")),
+    (compressed(8, "float", inputs=True, strategy="block"), Stored("fp8_block", "fp8_block")),
+    (compressed(8, "float", inputs=True) | KV_FP8, Stored("fp8", "fp8", "fp8")),
+    (compressed(4, "int", group_size=128), Stored("int4", "int4")),
+    (compressed(4, "float", inputs=True, group_size=16), Stored("nvfp4", "nvfp4")),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, Stored("nvfp4", "nvfp4")),
+    (
+        {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+        Stored("", "mxfp4"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("stated", "stored"), FORMATS)
+def test_each_format_names_its_types(stated: dict[str, Any], stored: Stored) -> None:
+    rest, found = without_quantisation(LLAMA | {"quantization_config": stated}, "m")
+    assert found == stored
+    assert rest == LLAMA
+
+
+def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
+    inner = {"hidden_size": 8, "quantization_config": {"quant_method": "fp8"}}
+    rest, found = without_quantisation({"text_config": inner}, "m")
+    assert found.weights == "fp8"
+    assert rest == {"text_config": {"hidden_size": 8}}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "from a file",
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "gptq", "bits": True},
+        {"quant_method": "modelopt", "quant_algo": "W8A8_SQ_PER_CHANNEL"},
+        {"quant_method": ["fp8"]},
+        {"quant_method": "compressed-tensors"},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": 1}},
+        compressed(8, "int", inputs=True),
+        compressed(2, "int"),
+    ],
+)
+def test_a_format_without_kernels_is_refused_in_one_line(stated: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^m: quantization_config") as caught:
+        without_quantisation({"quantization_config": stated}, "m")
+    assert str(caught.value).isprintable()
+
+
+def write(folder: Path, config: dict[str, Any], **files: Any) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_a_file_of_modelopt_beside_the_config_is_read(tmp_path: Path) -> None:
+    quantised = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    path = write(tmp_path, LLAMA, hf_quant_config=quantised)
+    scenario = parse_scenario({"target": path}).scenario()
+    assert (scenario.weight_dtype, scenario.kv_dtype) == ("fp8", "fp8")
+
+
+def test_stated_types_take_precedence_over_those_of_the_checkpoint(tmp_path: Path) -> None:
+    path = write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "fp8"}})
+    stated = {"target": path, "weight_dtype": "bf16", "kv_dtype": "fp8"}
+    scenario = parse_scenario(stated).scenario()
+    assert (scenario.weight_dtype, scenario.kv_dtype) == ("bf16", "fp8")
+
+
+def test_a_dense_model_with_unquantised_attention_is_refused(tmp_path: Path) -> None:
+    stated = {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.self_attn"]}
+    path = write(tmp_path, LLAMA | {"quantization_config": stated})
+    with pytest.raises(ConfigError, match="unquantised attention"):
+        catalog.model(path)
+
+
+def test_a_quantised_target_does_not_quantise_a_draft_model(tmp_path: Path) -> None:
+    path = write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "fp8"}})
+    values = {"target": path, "draft": "llama-3.2-1b", "draft_policy": "full"}
+    scenario = parse_scenario(values).scenario()
+    assert scenario.target_types.weights == "fp8"
+    assert scenario.draft_types.weights == "bf16"
+    assert not scenario.draft_is_quantised
+
+
+def test_only_the_experts_of_gpt_oss_are_quantised() -> None:
+    scenario = parse_scenario({"target": "gpt-oss-120b"}).scenario()
+    assert scenario.target_types == ("bf16", "mxfp4", "bf16")
