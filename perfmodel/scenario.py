@@ -104,6 +104,14 @@ class Scenario:
                 f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
+        if (
+            draft is not None
+            and longest > draft.max_context_tokens < self.target.max_context_tokens
+        ):
+            notes.append(
+                f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
+                f"supports: few of its drafts are accepted beyond them"
+            )
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "

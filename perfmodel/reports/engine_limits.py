@@ -1,0 +1,111 @@
+"""Why a version of a serving engine cannot run a plan."""
+
+from __future__ import annotations
+
+from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
+from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.engine_support import EngineVersion
+
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+USE_SPECROOF = "export to specroof, whose runtime supports it."
+
+
+def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """The reason why the engine cannot run the plan, with a remedy; None if it can."""
+    return (
+        _id_obstacle("target", plan.target_id, plan.scenario.target.name)
+        or _dtype_obstacle(version, plan)
+        or _size_obstacle(plan)
+        or (_draft_obstacle(version, plan) if plan.most_drafts else None)
+    )
+
+
+def _id_obstacle(kind: str, model_id: str, name: str) -> str | None:
+    if not model_id:
+        return f"the hub id of {name} is not known; give the {kind} by its hub id or folder."
+    if model_id.endswith((".json", ".toml")):
+        return (
+            f"{model_id} only describes the {kind}, and an engine loads weights; give the {kind} "
+            f"by its hub id, or by the folder of its weights and config.json."
+        )
+    return None
+
+
+def _dtype_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
+    weights = (*TORCH_DTYPES, *(("fp8",) if version.online_fp8 else ()))
+    if weight not in weights:
+        return (
+            f"it reads {weight} weights only from a quantised checkpoint; use a weight_dtype of "
+            f"{', '.join(weights)}, or give such a checkpoint as the target."
+        )
+    unquantised = "bf16" if weight == "fp8" else weight
+    if kv not in ("fp8", unquantised):
+        return f"it has no {kv} KV cache with {weight} weights; use kv_dtype {unquantised} or fp8."
+    return None
+
+
+def _size_obstacle(plan: ExportPlan) -> str | None:
+    target, tokens = plan.scenario.target, plan.request_tokens
+    if tokens > target.max_context_tokens:
+        return (
+            f"requests of {tokens:,} tokens exceed the {target.max_context_tokens:,} that "
+            f"{target.name} supports; use shorter prompts, or another target."
+        )
+    if plan.memory_share > MOST_MEMORY_SHARE:
+        return (
+            f"the plan needs {plan.memory_share:.0%} of the GPU's memory, and an engine starts "
+            f"with at most {MOST_MEMORY_SHARE:.0%}; use a smaller batch."
+        )
+    return None
+
+
+def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    draft = plan.scenario.plan
+    if draft.is_self:
+        return f"it has no self-speculation with a {draft.policy} cache; {USE_SPECROOF}"
+    if plan.method not in version.methods:
+        names = ", ".join(name for name in version.methods if name != "draft")
+        return f"it has no built-in draft {plan.method}; use one of {names}, or a draft model."
+    if plan.gamma_schedule and not version.has_schedule:
+        return (
+            "none of its checked options varies gamma with the batch; "
+            "export one gamma, or export to vLLM 0.26."
+        )
+    return _model_obstacle(version, plan) if plan.method == "draft" else _head_obstacle(plan)
+
+
+def _model_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """Why a draft model cannot run."""
+    scenario, draft = plan.scenario, plan.scenario.draft
+    assert draft is not None
+    if scenario.plan.policy != "full":
+        window = " (its draft window has no effect here)" if version.engine == "sglang" else ""
+        return (
+            f"its standalone drafts always read the full cache, without a KV budget{window}; "
+            f"{USE_SPECROOF}"
+        )
+    if reason := _id_obstacle("draft", plan.draft_id, draft.name):
+        return reason
+    if draft.vocab != scenario.target.vocab:
+        return (
+            f"a draft model must have its target's vocabulary, and {draft.name} has "
+            f"{draft.vocab:,} tokens instead of {scenario.target.vocab:,}; use another draft."
+        )
+    if scenario.draft_tp != scenario.tp:  # vLLM's config also takes 1, which its model refuses
+        return (
+            f"its standalone drafts run on all ranks of the target, and draft_tp="
+            f"{scenario.draft_tp} differs from tp={scenario.tp}; use draft_tp={scenario.tp}, or "
+            f"{USE_SPECROOF}"
+        )
+    return None
+
+
+def _head_obstacle(plan: ExportPlan) -> str | None:
+    """Why a built-in draft cannot run: all but look-ups need a checkpoint."""
+    if METHODS[plan.method].kind is MethodKind.LOOKUP or plan.draft_checkpoint:
+        return None
+    return (
+        f"the checkpoint of the {METHODS[plan.method].label} draft is not known; give its hub id "
+        f"or folder with --draft-checkpoint."
+    )

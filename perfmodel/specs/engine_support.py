@@ -1,0 +1,99 @@
+"""Which drafts the versions of serving engines run, and under which names.
+
+Read in November 2026 from the wheels of vLLM 0.26.0 (`config/speculative.py`, `config/vllm.py`) and
+SGLang 0.5.23 (`srt/speculative`, and its argument parser), from the documentation of TensorRT-LLM
+1.2, and from measurements of vLLM 0.23.0 and 0.26.0 on one H200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perfmodel.errors import ConfigError, either, unknown_name
+
+_VLLM_METHODS = {
+    "draft": "draft_model",
+    "eagle3": "eagle3",
+    "mtp": "mtp",
+    "p-eagle": "eagle3",  # with parallel_drafting
+    "dflash": "dflash",
+    "ngram": "ngram",
+    "suffix": "suffix",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineVersion:
+    """What one version of a serving engine runs.
+
+    `methods` maps a draft ("draft" for a standalone model, or one of `draft_methods.METHODS`) to
+    the engine's name for it. Draft steps of the methods in `eager_drafts` run without CUDA graphs.
+    """
+
+    engine: str
+    version: str
+    label: str
+    methods: Mapping[str, str]
+    eager_drafts: frozenset[str] = frozenset()
+    has_schedule: bool = False  # γ by batch size
+    full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
+    online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
+
+
+VERSIONS = (
+    EngineVersion(
+        engine="vllm",
+        version="0.23",
+        label="vLLM 0.23",
+        methods=_VLLM_METHODS,
+        eager_drafts=frozenset({"draft"}),
+    ),
+    EngineVersion(
+        engine="vllm",
+        version="0.26",
+        label="vLLM 0.26",
+        methods=_VLLM_METHODS,
+        has_schedule=True,
+        full_graphs_with_schedule=frozenset({"eagle3", "mtp", "dflash"}),
+    ),
+    EngineVersion(
+        engine="sglang",
+        version="0.5",
+        label="SGLang 0.5",
+        methods={
+            "draft": "STANDALONE",
+            "eagle3": "EAGLE3",
+            "mtp": "NEXTN",
+            "dflash": "DFLASH",
+            "ngram": "NGRAM",
+        },
+    ),
+    EngineVersion(
+        engine="tensorrt-llm",
+        version="1.2",
+        label="TensorRT-LLM 1.2",
+        methods={"draft": "Draft_Target", "eagle3": "Eagle3", "ngram": "NGram"},
+        online_fp8=False,
+    ),
+)
+
+
+def engine_version(engine: str, version: str = "") -> EngineVersion:
+    """The entry of an engine's version, or of its newest version.
+
+    Raises `ConfigError` if the engine or its version is not known.
+    """
+    versions = {one.version: one for one in VERSIONS if one.engine == engine}
+    if not versions:
+        raise unknown_name("engine", engine, {one.engine for one in VERSIONS})
+    if version and version not in versions:
+        raise ConfigError(f"{engine} {version} is not known here; use version {either(versions)}")
+    return versions[version or list(versions)[-1]]
+
+
+def version_of_profile(engine: str, profile: str) -> EngineVersion:
+    """The version that a profile such as "vllm-0.23" names, or else the newest of the engine."""
+    name, _, version = profile.rpartition("-")
+    known = {one.version for one in VERSIONS if one.engine == engine}
+    return engine_version(engine, version if name == engine and version in known else "")
