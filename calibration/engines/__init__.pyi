@@ -1,5 +1,6 @@
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
+from .observed import observe as observe
 from .plan import METHODS as METHODS
 from .plan import Plan as Plan
 from .plan import PlanOptions as PlanOptions
