@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from engine_samples import HEADER, a_plan, records_of
 
 from calibration.engines import observe
-from calibration.engines.run import SAME_RUN
-from calibration.records.jsonl import RecordLog
+from calibration.records.jsonl import write_records
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.diagnosis import Measured
-from tests.fakes.engine_samples import HEADER, a_plan, records_of
 
 LINE = (
     "INFO [loggers.py:259] Engine 000: Avg prompt throughput: {prompt} tokens/s, Avg generation "
@@ -106,9 +105,7 @@ def test_records_of_the_same_workload_are_used(tmp_path: Path) -> None:
     plan = a_plan()
     path = tmp_path / "records.jsonl"
     records, _ = records_of(plan)
-    with RecordLog(path, HEADER, same=SAME_RUN) as log:
-        for record in (*records.starts, *records.points):
-            log.append(record)
+    write_records(path, HEADER, [*records.starts, *records.points])
     setup = next(s for s in plan.setups if s.method == "draft")
     point = plan.of(setup)[0]
     scenario = {"target": setup.target, "draft": setup.draft, "gamma": setup.gamma}
