@@ -13,6 +13,7 @@ from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftPlan
 from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine_support import draft_obstacle, profile_version
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec, dtype_bytes
@@ -94,6 +95,17 @@ class Scenario:
             )
 
     @property
+    def engine_obstacle(self) -> str | None:
+        """Why the version that the engine profile names cannot run this plan; None if it can."""
+        version = profile_version(self.engine.name)
+        if version is None:
+            return None
+        reason = draft_obstacle(
+            version, self.plan, self.target, self.draft, tp=self.tp, draft_tp=self.draft_tp
+        )
+        return reason and f"{version.label} cannot run this plan: {reason}"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of a prediction, one sentence each."""
         notes = []
@@ -134,6 +146,8 @@ class Scenario:
                 f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
+        if reason := self.engine_obstacle:
+            notes.append(reason)
         if note := self._link_note():
             notes.append(note)
         kernels = self.engine.attention_kernels

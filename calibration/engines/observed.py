@@ -22,9 +22,10 @@ from calibration.acceptance.engine_counters import parse_acceptance
 from calibration.acceptance.engine_means import NUMBER, Imported
 from calibration.engines.records import read_engine_records
 from perfmodel import ConfigError, Scenario
+from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import os_reason
 from perfmodel.specs import METHODS
-from perfmodel.speculation.diagnosis import Measured
+from perfmodel.speculation import Measured
 
 _VLLM_LOG = re.compile(
     rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
@@ -89,8 +90,6 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
         measured = replace(measured, acceptance=imported.acceptance())
     tokens = 1.0
     if imported is not None:
-        from perfmodel.acceptance.tokens import tokens_per_round
-
         tokens = float(tokens_per_round(imported.per_position, gamma))
     seconds = _seconds(text, name, scenario.workload.batch, tokens)
     if seconds is None and imported is None:

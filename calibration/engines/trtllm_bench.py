@@ -8,11 +8,13 @@ must keep its concurrency. A round takes the time per output token times the mea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from calibration.engines.records import Point, PointRecord, Setup, catalog_gpu
+from calibration.engines.run import SAME_RUN
+from calibration.records.jsonl import RecordLog
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
 
@@ -47,6 +49,22 @@ def read_report(path: Path, setup: Setup) -> tuple[dict[str, Any], PointRecord]:
         tokens_per_round=tokens,
     )
     return _header(report, path), record
+
+
+def import_reports(paths: Sequence[Path], setup: Setup, out: Path, *, gpu: str = "") -> None:
+    """Append the points of reports to a file of records.
+
+    Raises `ConfigError` as `read_report` does, and `RecordError` if `out` has records of another
+    version or GPU, or cannot be written.
+
+    Parameters
+    ----------
+    gpu : str
+        Catalog name of the GPU; needed if the catalog does not know the one in the report.
+    """
+    for header, record in [read_report(path, setup) for path in paths]:
+        with RecordLog(out, header | ({"gpu_name": gpu} if gpu else {}), same=SAME_RUN) as log:
+            log.append(record)
 
 
 def _header(report: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
-from perfmodel.specs.engine_support import EngineVersion
+from perfmodel.specs.engine_support import EngineVersion, draft_obstacle
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 USE_SPECROOF = "export to specroof, whose runtime supports it."
@@ -61,44 +61,26 @@ def _size_obstacle(plan: ExportPlan) -> str | None:
 
 
 def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
-    draft = plan.scenario.plan
-    if draft.is_self:
-        return f"it has no self-speculation with a {draft.policy} cache; {USE_SPECROOF}"
-    if plan.method not in version.methods:
-        names = ", ".join(name for name in version.methods if name != "draft")
-        return f"it has no built-in draft {plan.method}; use one of {names}, or a draft model."
+    scenario = plan.scenario
+    reason = draft_obstacle(
+        version,
+        scenario.plan,
+        scenario.target,
+        scenario.draft,
+        tp=scenario.tp,
+        draft_tp=scenario.draft_tp,
+    )
+    if reason is not None:
+        other = scenario.plan.method is not None or "vocabulary" in reason
+        return f"{reason}; {'use another draft.' if other else USE_SPECROOF}"
     if plan.gamma_schedule and not version.has_schedule:
         return (
             "none of its checked options varies gamma with the batch; "
             "export one gamma, or export to vLLM 0.26."
         )
-    return _model_obstacle(version, plan) if plan.method == "draft" else _head_obstacle(plan)
-
-
-def _model_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
-    """Why a draft model cannot run."""
-    scenario, draft = plan.scenario, plan.scenario.draft
-    assert draft is not None
-    if scenario.plan.policy != "full":
-        window = " (its draft window has no effect here)" if version.engine == "sglang" else ""
-        return (
-            f"its standalone drafts always read the full cache, without a KV budget{window}; "
-            f"{USE_SPECROOF}"
-        )
-    if reason := _id_obstacle("draft", plan.draft_id, draft.name):
-        return reason
-    if draft.vocab != scenario.target.vocab:
-        return (
-            f"a draft model must have its target's vocabulary, and {draft.name} has "
-            f"{draft.vocab:,} tokens instead of {scenario.target.vocab:,}; use another draft."
-        )
-    if scenario.draft_tp != scenario.tp:  # vLLM's config also takes 1, which its model refuses
-        return (
-            f"its standalone drafts run on all ranks of the target, and draft_tp="
-            f"{scenario.draft_tp} differs from tp={scenario.tp}; use draft_tp={scenario.tp}, or "
-            f"{USE_SPECROOF}"
-        )
-    return None
+    if plan.method == "draft" and scenario.draft is not None:
+        return _id_obstacle("draft", plan.draft_id, scenario.draft.name)
+    return _head_obstacle(plan)
 
 
 def _head_obstacle(plan: ExportPlan) -> str | None:

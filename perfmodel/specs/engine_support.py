@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError, either, unknown_name
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.model import ModelSpec
 
 _VLLM_METHODS = {
     "draft": "draft_model",
@@ -94,6 +96,45 @@ def engine_version(engine: str, version: str = "") -> EngineVersion:
 
 def version_of_profile(engine: str, profile: str) -> EngineVersion:
     """The version that a profile such as "vllm-0.23" names, or else the newest of the engine."""
-    name, _, version = profile.rpartition("-")
-    known = {one.version for one in VERSIONS if one.engine == engine}
-    return engine_version(engine, version if name == engine and version in known else "")
+    stated = profile_version(profile)
+    return stated if stated is not None and stated.engine == engine else engine_version(engine)
+
+
+def profile_version(profile: str) -> EngineVersion | None:
+    """The version that a profile names; None for profiles of no known version."""
+    return next((one for one in VERSIONS if f"{one.engine}-{one.version}" == profile), None)
+
+
+def draft_obstacle(
+    version: EngineVersion,
+    plan: DraftPlan,
+    target: ModelSpec,
+    draft: ModelSpec | None,
+    *,
+    tp: int,
+    draft_tp: int,
+) -> str | None:
+    """Why a version cannot draft like this, as a clause about "it"; None if it can."""
+    if not plan.speculates:
+        return None
+    if plan.is_self:
+        return f"it has no self-speculation with a {plan.policy} cache"
+    if plan.method is not None:
+        if plan.draft in version.methods:
+            return None
+        names = ", ".join(name for name in version.methods if name != "draft")
+        return f"it has no built-in draft {plan.draft}, only {names}"
+    if plan.policy != "full":
+        window = " (its draft window has no effect here)" if version.engine == "sglang" else ""
+        return f"its standalone drafts always read the full cache, without a KV budget{window}"
+    if draft is not None and draft.vocab != target.vocab:
+        return (
+            f"a draft model must have its target's vocabulary, and {draft.name} has "
+            f"{draft.vocab:,} tokens instead of {target.vocab:,}"
+        )
+    if draft_tp != tp:  # vLLM's configuration also takes 1, which its draft model then refuses
+        return (
+            f"its standalone drafts run on all ranks of the target, and draft_tp={draft_tp} "
+            f"differs from tp={tp}"
+        )
+    return None

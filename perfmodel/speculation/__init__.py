@@ -8,6 +8,7 @@ from perfmodel.speculation.break_even import (
     break_even_context,
     gamma_schedule,
 )
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.uncertainty import (
@@ -21,12 +22,15 @@ from perfmodel.speculation.uncertainty import (
 __all__ = [
     "GAMMAS",
     "BreakEven",
+    "Diagnosis",
     "GammaSchedule",
     "Interval",
+    "Measured",
     "RoundEstimate",
     "Sensitivity",
     "break_even_batch",
     "break_even_context",
+    "diagnose",
     "estimate",
     "gamma_schedule",
     "host_wait_s",

@@ -155,9 +155,7 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
 
 def _import(options: EngineOptions, reports: Sequence[Path]) -> None:
     """Append the points of benchmark reports to a file of records."""
-    from calibration.engines import Setup, read_report
-    from calibration.engines.run import SAME_RUN
-    from calibration.records.jsonl import RecordLog
+    from calibration.engines import Setup, import_reports
     from perfmodel import ConfigError
 
     if options.out is None or len(_words(options.method)) != 1:
@@ -174,16 +172,8 @@ def _import(options: EngineOptions, reports: Sequence[Path]) -> None:
         draft=options.draft if method == "draft" else "",
         tp=options.tp,
     )
-    rows = [read_report(path, setup) for path in reports]
-    given = {"gpu_name": options.gpu} if options.gpu else {}
-    with RecordLog(options.out, rows[0][0] | given, same=SAME_RUN) as log:
-        for header, record in rows:
-            if {**header, **given} != rows[0][0] | given:
-                raise ConfigError(
-                    "the reports are of several versions or GPUs; import one at a time"
-                )
-            log.append(record)
-    print(f"{len(rows)} points of {setup.label} added to {options.out}")
+    import_reports(reports, setup, options.out, gpu=options.gpu)
+    print(f"{len(reports)} points of {setup.label} added to {options.out}")
 
 
 def _measure(options: EngineOptions, out: Path) -> list[str]:

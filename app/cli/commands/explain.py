@@ -12,7 +12,7 @@ from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import print_json
 
 if TYPE_CHECKING:
-    from perfmodel.speculation.diagnosis import Diagnosis, Measured
+    from perfmodel.speculation import Diagnosis, Measured
 
 LABELS = {
     "plain_s": "plain step",
@@ -56,7 +56,7 @@ def explain(
     """
     import perfmodel
     from calibration.engines import observe
-    from perfmodel.speculation.diagnosis import Measured, diagnose
+    from perfmodel.speculation import Measured, diagnose
 
     values = parse_overrides(scenario, context.obj)
     values.setdefault("engine", "ideal")

@@ -166,6 +166,18 @@ def test_a_profile_selects_the_version() -> None:
     assert export_plan(engine="sglang", plan=plan).startswith("# SGLang 0.5, ")
 
 
+def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None:
+    engine = replace(SELF.scenario.engine, name="vllm-0.26")
+    own = replace(SELF.scenario, engine=engine)
+    assert own.engine_obstacle in own.notes
+    assert own.engine_obstacle == (
+        "vLLM 0.26 cannot run this plan: it has no self-speculation with a snapkv cache"
+    )
+    for runnable in (STANDALONE, EAGLE3, PLAIN):
+        assert replace(runnable.scenario, engine=engine).engine_obstacle is None
+    assert SELF.scenario.engine_obstacle is None  # engine specroof
+
+
 HEADS = {"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3"}
 
 
