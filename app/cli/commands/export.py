@@ -122,19 +122,22 @@ def _print_matrix(*, as_json: bool) -> None:
     """Print which draft choices each engine can run."""
     from perfmodel import parse_scenario
     from perfmodel.reports import ENGINES, ExportPlan, exportability
+    from perfmodel.specs import METHODS
 
-    base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm"}
+    base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm", "batch": 16}
     choices = [
         ("none", "full"),
         *itertools.product(["self"], ["streamingllm", "snapkv", "full"]),
         *itertools.product(["llama-3.2-1b"], ["full", "streamingllm"]),
+        *((name, "full") for name in METHODS),
     ]
     rows = []
     for draft, policy in choices:
         plan = {} if draft == "none" else {"draft": draft, "draft_policy": policy, "gamma": 4}
         scenario = parse_scenario(base | plan).scenario()
-        name = draft if draft in ("none", "self") else "a model"
-        reasons = exportability(ExportPlan.of_scenario(scenario, engine="specroof"))
+        name = "a model" if draft == "llama-3.2-1b" else draft
+        checkpoint = "a checkpoint" if draft in METHODS else ""
+        reasons = exportability(ExportPlan(scenario=scenario, draft_checkpoint=checkpoint))
         rows.append({"draft": name, "draft_policy": policy, "reasons": reasons})
     if as_json:
         print_json({"engines": ENGINES, "choices": rows})

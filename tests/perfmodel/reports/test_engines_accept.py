@@ -23,6 +23,7 @@ from perfmodel.catalog import model_config
 from perfmodel.reports import ExportPlan, export_plan, exportability
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs import METHODS
+from perfmodel.specs.engine_support import engine_version
 
 VLLM_PYTHON, SGLANG_PYTHON = (
     os.environ.get(f"{name}_PYTHON", sys.executable) for name in ("VLLM", "SGLANG")
@@ -175,6 +176,9 @@ def test_vllm_accepts_every_exported_command(tmp_path: Path) -> None:
         per_round = one.plan.most_drafts + 1
         assert result["max_model_len"] == one.plan.served_tokens
         assert result["graph_tokens"] >= one.plan.batch * per_round, one.name
+        keeps = one.plan.method in engine_version("vllm").full_graphs_with_schedule
+        piecewise = "num_speculative_tokens_per_batch_size" in str(one.arguments) and not keeps
+        assert (result["graph_mode"] == "PIECEWISE") is piecewise, (one.name, result)
         fp8 = one.plan.scenario.weight_dtype == "fp8" and one.plan.draft_id
         assert not fp8 or result["draft_quantization"] == "fp8", one.name
         accepted += 1
