@@ -118,7 +118,8 @@ class Scenario:
         gpu, draft = self.machine.gpu, self.draft
         if (
             draft is not None
-            and longest > draft.max_context_tokens < self.target.max_context_tokens
+            and self.plan.policy == "full"
+            and draft.max_context_tokens < min(longest, self.target.max_context_tokens)
         ):
             notes.append(
                 f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
