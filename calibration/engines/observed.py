@@ -109,7 +109,7 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
 def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
     """Seconds of a step or round, from the first form found in the text; None without one."""
     if text.lstrip().startswith("{"):
-        return _bench_seconds(text, tokens)
+        return _bench_seconds(text, name, batch, tokens)
     if (seconds := _page_seconds(text, tokens)) is not None:
         return seconds
     windows: dict[int, list[float]] = {}
@@ -143,13 +143,20 @@ def _page_seconds(text: str, tokens: float) -> float | None:
     return sums["sum"] / sums["count"] * (tokens if per_token else 1.0)
 
 
-def _bench_seconds(text: str, tokens: float) -> float | None:
+def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
     """Time per output token of a benchmark result, times tokens per round."""
     try:
         result: Any = json.loads(text)
     except ValueError:
         return None
-    milliseconds = result.get("mean_tpot_ms") if isinstance(result, dict) else None
+    if not isinstance(result, dict):
+        return None
+    milliseconds, concurrency = result.get("mean_tpot_ms"), result.get("max_concurrency")
+    if isinstance(concurrency, int) and concurrency != batch:
+        raise ConfigError(
+            f"{name}: the benchmark ran {concurrency} requests at a time, and the scenario has "
+            f"{batch}; give --batch {concurrency}"
+        )
     if not isinstance(milliseconds, int | float) or milliseconds <= 0:
         return None
     return 1e-3 * milliseconds * tokens

@@ -22,7 +22,6 @@ LABELS = {
     "round_s": "round",
     "tokens_per_round": "tokens per round",
 }
-Milliseconds = Annotated[float | None, option("MS", "Measured time in milliseconds.", min=0.0)]
 
 
 def explain(
@@ -41,12 +40,19 @@ def explain(
         str, option("NAME-VERSION", "The engine that was measured, such as vllm-0.23.")
     ] = "",
     round_ms: Annotated[
-        str, option("MS|GAMMA:MS,..", "Measured round, or rounds of several gamma.")
+        str,
+        option("MS|GAMMA:MS,..", "Measured round, or rounds of several gamma, in milliseconds."),
     ] = "",
-    plain_ms: Milliseconds = None,
-    verify_ms: Milliseconds = None,
-    draft_ms: Milliseconds = None,
-    host_ms: Milliseconds = None,
+    plain_ms: Annotated[
+        float | None, option("MS", "Measured plain decoding step in milliseconds.", min=0.0)
+    ] = None,
+    verify_ms: Annotated[
+        float | None, option("MS", "Measured verification (T_V).", min=0.0)
+    ] = None,
+    draft_ms: Annotated[float | None, option("MS", "Measured draft step (T_D).", min=0.0)] = None,
+    host_ms: Annotated[
+        float | None, option("MS", "Measured host time of a round.", min=0.0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say why a measured round is slower than predicted, and which gamma would be best.

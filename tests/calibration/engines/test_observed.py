@@ -99,6 +99,8 @@ def test_a_benchmark_gives_the_time_per_token(tmp_path: Path) -> None:
     measured = read(tmp_path, json.dumps(result))
     assert measured.rounds_s == {3: pytest.approx(0.025)}
     assert read(tmp_path, json.dumps({"mean_tpot_ms": 10.0})).plain_s == pytest.approx(0.01)
+    with pytest.raises(ConfigError, match="give --batch 16"):
+        read(tmp_path, json.dumps(result | {"max_concurrency": 16}))
 
 
 def test_records_of_the_same_workload_are_used(tmp_path: Path) -> None:
