@@ -33,7 +33,8 @@ class Measured:
     """What was measured, in seconds; None if it was not.
 
     `rounds_s` has the time of a round by γ. `engine` and `version` may be empty. `graph_tokens` is
-    the size of the engine's largest CUDA graph; 0 if unknown.
+    the size of the engine's largest CUDA graph; 0 if unknown. Raises `ConfigError` if the time of a
+    plain step, a verification or a round is not positive.
     """
 
     plain_s: float | None = None
@@ -45,6 +46,13 @@ class Measured:
     engine: str = ""
     version: str = ""
     graph_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        positive = {"plain step": self.plain_s, "verification": self.verify_s}
+        positive |= {f"round with gamma {gamma}": s for gamma, s in self.rounds_s.items()}
+        for name, seconds in positive.items():
+            if seconds is not None and not seconds > 0.0:
+                raise ConfigError(f"a {name} of {1e3 * seconds:g} ms is not valid; it takes time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

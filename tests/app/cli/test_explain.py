@@ -50,7 +50,8 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([*RAN, *WORK], "nothing was measured"),
         (["--round-ms", "30"], "needs a draft"),
         ([*RAN, "--round-ms", "1:fast"], "--round-ms '1:fast' is not valid"),
-        ([*RAN, "--round-ms", "0"], "times must be positive"),
+        ([*RAN, "--round-ms", "0"], "a round with gamma 3 of 0 ms is not valid"),
+        ([*RAN, "--plain-ms", "0"], "a plain step of 0 ms is not valid"),
         (["missing.log", *RAN], "missing.log cannot be read"),
     ],
 )
