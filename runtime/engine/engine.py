@@ -194,7 +194,7 @@ class Engine:
         self._ahead = None
         if self.gamma == 0:
             self._ahead = self._launch_after(launched)
-        HERE.text = f"round {number}: accept"
+        HERE.note(f"round {number}: accept")
         record = self._commit(launched, self._read(launched.verdict))
         self.rounds.append(record)
         if not self.active:
@@ -205,7 +205,7 @@ class Engine:
         """Draft and verify from tokens that the host has."""
         for sequence in active:
             self.cache.reserve(sequence.table, self.gamma + 1)
-        HERE.text = f"round {len(self.rounds)}: draft"
+        HERE.note(f"round {len(self.rounds)}: draft")
         proposal = self.drafter.propose(active, self.gamma)
         last = [sequence.tokens[-1] for sequence in active]
         return self._verify_and_accept(active, last, proposal)
@@ -232,7 +232,7 @@ class Engine:
     def _verify_and_accept(
         self, active: list[SequenceState], last: Sequence[int] | Tensor, proposal: Proposal
     ) -> Launched:
-        HERE.text = f"round {len(self.rounds)}: verify"
+        HERE.note(f"round {len(self.rounds)}: verify")
         rows = self.verify(active, last, proposal.tokens)
         read = sum(sequence.table.tokens for sequence in active)
         with self.clock.phase("accept"):

@@ -223,7 +223,7 @@ def _store() -> tuple[Any, int, int]:
 def _store_for_threads() -> Any:
     """A separate connection to the process's store, since the first may block."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return _STORES.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    return _STORES.TCPStore(address, port, is_master=False, timeout=watchdog.STORE_TIMEOUT)
 
 
 def _group(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
+from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
@@ -41,7 +42,8 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     ------
     RankFailed
         When a rank fails, after all others were stopped; has its message and, for bad input, its
-        exit code.
+        exit code. Unless the input is at fault, the message ends with the last position of every
+        rank.
     Terminated
         On SIGTERM, after all ranks were stopped.
     """
@@ -72,7 +74,11 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
-            raise _failure(error.failures, ranks) from None
+            failed = _failure(error.failures, ranks)
+            positions = last_positions(Path(folder))
+            if failed.exit_code == 1 and positions:  # otherwise the input is at fault
+                failed.args = (f"{failed}; last positions: {positions}",)
+            raise failed from None
         except SignalException:
             raise Terminated("terminated by SIGTERM; all ranks were stopped") from None
         finally:
@@ -112,7 +118,9 @@ def run_rank(body: Callable[[], None]) -> int:
     wait forever, and so would the exit of this process: it ends at once, and the launcher ends the
     others.
     """
-    _end_with_launcher()
+    if _launcher() is not None:
+        _end_with_launcher()
+        HERE.write_to(Path(os.environ[FAILURE_FILE]).with_name(POSITION_FILE))
     try:
         body()
     except KeyboardInterrupt:
@@ -161,8 +169,6 @@ def _report(message: str, code: int, trace: str = "") -> int:
 def _end_with_launcher() -> None:
     """End soon after the launcher does, even if it is killed."""
     launcher = _launcher()
-    if launcher is None:
-        return
 
     def watch() -> None:
         while os.getppid() == launcher:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Protocol
 
 from runtime.errors import InputError
@@ -25,7 +28,10 @@ from runtime.errors import InputError
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
 STALL_S = 20.0  # longest round of a run that is under way
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
+POSITION_FILE = "position"
+_FILE_BYTES = 80
 _EVERY_S = 1.0
+STORE_TIMEOUT = timedelta(seconds=10)  # of one call of the store
 
 
 class PositionStore(Protocol):
@@ -62,10 +68,18 @@ class Position:
     text: str = "joining"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
+    _file: mmap.mmap | None = None
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
         """Start something else."""
-        self.text, self.limit_s, self.since = text, limit_s, time.monotonic()
+        self.limit_s, self.since = limit_s, time.monotonic()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Name the part of the present work that comes next."""
+        self.text = text
+        if self._file is not None:
+            self._file[:] = text.encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
@@ -74,8 +88,26 @@ class Position:
         self.move(text, limit_s=limit_s)
         try:
             yield
-        finally:
-            self.move(before[0], limit_s=before[1])
+        except BaseException:
+            self.text, self.limit_s = before  # the file still names where the error was raised
+            raise
+        self.move(before[0], limit_s=before[1])
+
+    def write_to(self, path: Path) -> None:
+        """From now on, also write to this file, which remains if the process is killed."""
+        path.write_bytes(b" " * _FILE_BYTES)
+        with path.open("r+b") as file:
+            self._file = mmap.mmap(file.fileno(), _FILE_BYTES)
+        self.note(self.text)
+
+
+def last_positions(folder: Path) -> str:
+    """What each rank was doing, from the files in one folder per rank; empty if there are none."""
+    texts = {
+        int(path.parent.name): path.read_text("utf-8", errors="replace").strip()
+        for path in folder.rglob(POSITION_FILE)
+    }
+    return "; ".join(f"rank {rank}: {texts[rank]}" for rank in sorted(texts))
 
 
 HERE = Position()  # of this process
@@ -104,11 +136,17 @@ class Watchdog:
         self.positions = {other: "nothing heard" for other in range(ranks) if other != rank}
         self._processes: set[int] = set()  # of other ranks on this host
         self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, every_s: float = _EVERY_S) -> None:
+        """Publish and watch in threads until stopped."""
+        for work in (self.run, self._talk):
+            thread = threading.Thread(target=work, args=(every_s,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def run(self, every_s: float = _EVERY_S) -> None:
-        """Publish and watch until stopped, or until this rank has waited too long."""
-        talk = threading.Thread(target=self._talk, args=(every_s,), daemon=True)
-        talk.start()
+        """Watch until stopped, or until this rank has waited too long."""
         while not self._stop.wait(every_s):
             here = self.position
             waited = time.monotonic() - here.since
@@ -129,22 +167,28 @@ class Watchdog:
         )
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching and wait for the threads: one inside the store at exit would abort."""
         self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * STORE_TIMEOUT.total_seconds())
+
+    def exchange(self) -> None:
+        """Publish this rank's position and read those of the others."""
+        position = f"{_HOST} {os.getpid()} {self.position.text}"
+        self.store.set(f"position-{self.rank}", position)
+        for other in self.positions:
+            key = f"position-{other}"
+            if self.store.check([key]):
+                host, process, text = self.store.get(key).decode().split(" ", 2)
+                self.positions[other] = text
+                if host == _HOST:
+                    self._processes.add(int(process))
 
     def _talk(self, every_s: float) -> None:
         """Exchange positions; if the store fails or stalls, the last ones remain."""
         while not self._stop.wait(every_s):
             try:
-                position = f"{_HOST} {os.getpid()} {self.position.text}"
-                self.store.set(f"position-{self.rank}", position)
-                for other in self.positions:
-                    key = f"position-{other}"
-                    if self.store.check([key]):
-                        host, process, text = self.store.get(key).decode().split(" ", 2)
-                        self.positions[other] = text
-                        if host == _HOST:
-                            self._processes.add(int(process))
+                self.exchange()
             except RuntimeError:
                 return
 
@@ -160,7 +204,7 @@ def watched(store: PositionStore, rank: int, ranks: int) -> Iterator[None]:
     """In the body, end the run if this rank stays at one position for too long."""
     HERE.move("joined")
     watchdog = Watchdog(store, rank, ranks)
-    threading.Thread(target=watchdog.run, daemon=True).start()
+    watchdog.start()
     try:
         yield
     finally:

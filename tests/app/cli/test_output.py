@@ -75,7 +75,7 @@ def test_signals_end_it_quietly(tmp_path: Path, delay_s: float, number: signal.S
     ) as process:
         time.sleep(delay_s)
         process.send_signal(number)
-        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.communicate(timeout=300) == (b"", b"")
     assert process.returncode in (128 + number, -number, 0)  # 0: it was already finished
     assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
     text = (tmp_path / "x.csv").read_text()  # complete if the signal came after the last row

@@ -87,7 +87,7 @@ HOSTILE_CSV = {
 
 
 def uploaded(key: str, name: str, data: bytes, kind: str, view: str = "Decide") -> AppTest:
-    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at = AppTest.from_file(ENTRY, default_timeout=300)
     at.session_state["view"] = view
     at.run()
     at.file_uploader(key=key).set_value((name, data, kind)).run()
@@ -127,7 +127,7 @@ def test_markdown_in_user_text_is_escaped() -> None:
     shown = plain("![x](http://evil.example) <b>$x$ :smile: [a](b) `c`")
     for char in "![]()<>$:`":
         assert f"\\{char}" in shown
-    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at = AppTest.from_file(ENTRY, default_timeout=300)
     at.session_state["slo"] = "![x](http://evil.example/x.png)<script>"
     at.run()
     assert "\\!\\[x\\]\\(" in assert_one_message(at)
@@ -186,7 +186,7 @@ def test_a_refit_shows_before_and_after() -> None:
 
 def test_vllm_counters_become_conditional_acceptance() -> None:
     assert vllm_acceptance(COUNTERS) == pytest.approx((0.8, 0.75, 0.5))
-    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at = AppTest.from_file(ENTRY, default_timeout=300)
     at.session_state["acceptance_form"] = "acceptance_per_position"
     at.run()
     at.text_area(key="counters").set_value(COUNTERS).run()

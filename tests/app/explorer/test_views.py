@@ -32,12 +32,12 @@ ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[AppTest]:
-    yield AppTest.from_file(ENTRY, default_timeout=60).run()
+    yield AppTest.from_file(ENTRY, default_timeout=300).run()
 
 
 def opened(view: str = "Decide", **state: Any) -> AppTest:
     """The explorer at a view, with widget values set before it is drawn."""
-    at = AppTest.from_file(ENTRY, default_timeout=60)
+    at = AppTest.from_file(ENTRY, default_timeout=300)
     for key, value in {"view": view, **state}.items():
         at.session_state[key] = value
     return at.run()

@@ -57,7 +57,7 @@ def written(plan: RunPlan, path: Path) -> str:
 
 def launched(plan: RunPlan, path: Path) -> list[list[int]]:
     command = [sys.executable, "-m", "runtime.bench", written(plan, path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return tokens(done.stdout)
 
@@ -123,7 +123,7 @@ def test_torchrun_with_two_nodes_generates_the_same_tokens_as_one_process(
         )
         for rank in range(2)
     ]
-    said = [node.communicate(timeout=120) for node in nodes]
+    said = [node.communicate(timeout=600) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert tokens(said[0][0]) == alone
     assert said[1][0] == ""

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_a_rank_that_drafts_other_tokens_is_an_error() -> None:
     assert expected in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("spoil", "outcome"),
+    [
+        ("raise ValueError('no such draft')", "rank 1: ValueError: no such draft"),
+        ("os.kill(os.getpid(), 9)", "rank 1 was killed by SIGKILL; all ranks were stopped"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_run_with_every_position(spoil: str, outcome: str) -> None:
+    done = spoiled_run(spoil, "60")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"{outcome}; last positions: rank 0: round 4")
+    assert line.endswith("; rank 1: round 4: draft")
+
+
 class Store(dict[str, str]):
     """A store of one process."""
 
@@ -104,10 +120,32 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
         raise ValueError("no")
     assert here.limit_s == math.inf  # a run that goes on after an error is not given up
     here.move("round 4", limit_s=0.2)
+    watchdog.exchange()
     watchdog.run(every_s=0.02)
     assert codes == [1] and len(said) == 1 and "rank 0 has waited" in said[0]
     assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
     assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} round 4"
+
+
+def test_no_thread_is_left_inside_the_store() -> None:
+    """Python 3.11 aborts a process that ends while a thread is inside compiled code."""
+    inside, leave = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def check(self, keys: list[str]) -> bool:
+            inside.set()
+            assert leave.wait(60)
+            return False
+
+    watchdog = Watchdog(Slow(), 0, 2, position=Position(), report=print, end=bool)
+    before = set(threading.enumerate())
+    watchdog.start(every_s=0.01)
+    assert inside.wait(60)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    threading.Timer(0.2, leave.set).start()
+    watchdog.stop()
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_a_stopped_rank_of_this_host_is_continued_so_that_it_can_end() -> None:
@@ -121,7 +159,9 @@ def test_a_stopped_rank_of_this_host_is_continued_so_that_it_can_end() -> None:
         store = Store({"position-1": f"{socket.gethostname()} {stopped.pid} round 2: verify"})
         here = Position()
         here.move("round 2", limit_s=0.2)
-        Watchdog(store, 0, 2, position=here, report=print, end=bool).run(every_s=0.02)
+        watchdog = Watchdog(store, 0, 2, position=here, report=print, end=bool)
+        watchdog.exchange()
+        watchdog.run(every_s=0.02)
         assert stopped.wait(10) == -signal.SIGTERM
     finally:
         stopped.kill()
