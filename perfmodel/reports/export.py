@@ -76,10 +76,10 @@ class ExportPlan:
     @property
     def draft_id(self) -> str:
         """Hub id or folder of the draft; empty if unknown or without a model."""
-        if self.draft_checkpoint:
-            return self.draft_checkpoint
         draft = self.scenario.draft
-        return _model_id(draft) if draft is not None and self.method == "draft" else ""
+        if draft is None:
+            return ""
+        return self.draft_checkpoint or (_model_id(draft) if self.method == "draft" else "")
 
     @property
     def method(self) -> str:

@@ -189,6 +189,13 @@ def test_a_head_needs_a_checkpoint(engine: str) -> None:
         export_plan(engine=engine, plan=replace(EAGLE3, draft_checkpoint=""))
 
 
+def test_a_checkpoint_replaces_the_draft_models_id_and_is_unused_by_lookups() -> None:
+    plan = replace(STANDALONE, draft_checkpoint="me/draft")
+    assert '"model": "me/draft"' in export_plan(engine="vllm", plan=plan)
+    lookup = replace(plan_of(draft="ngram", gamma=2), draft_checkpoint="me/draft")
+    assert "me/draft" not in export_plan(engine="vllm", plan=lookup)
+
+
 def test_a_draft_with_a_shorter_context_is_noted() -> None:
     plan = plan_of(
         target="llama-2-7b-32k",
