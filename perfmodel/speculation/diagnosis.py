@@ -4,7 +4,8 @@ A round takes γ·T_D + T_V + host time. Terms that were not measured are derive
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
 With one γ, or if the first of the draft steps costs less than the others, T_D is a mean over them,
-with the predicted host time.
+with the predicted host time. If a round is shorter than the predicted verification, all predicted
+terms are scaled to it.
 """
 
 from __future__ import annotations
@@ -129,16 +130,20 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         elif measured.draft_step_s is None:
             draft_s = (left_s - (host if host_s is None else host_s)) / gamma
         if draft_s is None or draft_s < 0 or left_s < 0:
-            raise ConfigError(
-                f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and the "
-                f"host time; check the times, the batch and the prompt length"
-            )
+            if measured.verify_s is not None or measured.host_s is not None:
+                raise ConfigError(
+                    f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and host "
+                    f"time; check the times"
+                )
+            faster = round_s / float(predicted.round_s)  # share the gain among all terms
+            draft_s, host_s = faster * float(predicted.draft_step_s), faster * host
+            verify_s = faster * float(predicted.verify.total_s)
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
     tokens: float | None = None
     if measured.acceptance is not None:
         tokens = float(tokens_per_round(measured.acceptance, gamma))
-    if measured.verify_s is None and measured.plain_s is None:
+    if measured.verify_s is None and verify_s == float(predicted.verify.total_s):
         verify_s = None  # taken from the prediction
     omega = float(predicted.tokens_per_round)
     values: dict[str, tuple[float | None, float | None, object]] = {
@@ -293,4 +298,5 @@ def _verify_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
 
 def _versus(term: Term, unit: str) -> str:
     assert term.measured is not None and term.predicted is not None
-    return f"{1e3 * term.measured:.3g} ms {unit} where {1e3 * term.predicted:.3g} is expected"
+    expected = f"{1e3 * term.predicted:.3g} is" if term.predicted else "none is"
+    return f"{1e3 * term.measured:.3g} ms {unit} where {expected} expected"

@@ -112,12 +112,24 @@ def test_lookups_have_no_draft_step() -> None:
     assert answer.best_gamma is None and answer.speedup is None  # the acceptance is unknown
 
 
+@pytest.mark.parametrize("draft", ["ngram", "llama-3.2-1b"])
+def test_a_round_faster_than_predicted_is_no_contradiction(draft: str) -> None:
+    scenario = ran(draft=draft, draft_policy="full", acceptance=0.8)
+    round_s = 0.5 * float(estimate(scenario).round_s)
+    answer = explained(scenario, rounds_s={3: round_s})
+    assert answer.culprit == "none"
+    verify, step = answer.terms["verify_s"], answer.terms["draft_step_s"]
+    assert verify.measured == pytest.approx(0.5 * (verify.predicted or 0))
+    assert step.measured == pytest.approx(0.5 * (step.predicted or 0))
+    assert answer.speedup == pytest.approx(2.0 * float(estimate(scenario).speedup))
+
+
 def test_what_cannot_be_explained_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a draft"):
         explained(ran(draft="none", draft_policy=None, gamma=None), plain_s=1.0)
     with pytest.raises(ConfigError, match="nothing was measured"):
         explained(ran())
     with pytest.raises(ConfigError, match="shorter than its verification"):
-        explained(ran(), rounds_s={3: 1e-3})
+        explained(ran(), rounds_s={3: 1e-3}, verify_s=2e-3)
     with pytest.raises(ConfigError, match="more drafts took less time"):
         explained(ran(), rounds_s={3: 9e-3, 1: 14e-3})
