@@ -14,6 +14,7 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftKind, DraftPlan
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
+from perfmodel.specs.engine_support import draft_obstacle, profile_version
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -167,6 +168,17 @@ class Scenario:
             )
 
     @property
+    def engine_obstacle(self) -> str | None:
+        """Why the version that the engine profile names cannot run this plan; None if it can."""
+        version = profile_version(self.engine.name)
+        if version is None:
+            return None
+        reason = draft_obstacle(
+            version, self.plan, self.target, self.draft, tp=self.tp, draft_tp=self.draft_tp
+        )
+        return reason and f"{version.label} cannot run this plan: {reason}"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of a prediction, one sentence each."""
         notes = []
@@ -177,6 +189,15 @@ class Scenario:
                 f"{self.target.name} supports: predicted times are valid, output quality may suffer"
             )
         gpu, draft = self.machine.gpu, self.draft
+        if (
+            draft is not None
+            and self.plan.policy == "full"
+            and draft.max_context_tokens < min(longest, self.target.max_context_tokens)
+        ):
+            notes.append(
+                f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
+                f"supports: few of its drafts are accepted beyond them"
+            )
         notes += self._layer_notes()
         if draft is not None and draft.tokenizer != self.target.tokenizer:
             notes.append(
@@ -201,6 +222,8 @@ class Scenario:
                 f"applied to the peaks of the {gpu.name} datasheet"
             )
         notes += self._type_notes()
+        if reason := self.engine_obstacle:
+            notes.append(reason)
         if note := self._link_note():
             notes.append(note)
         kernels = self.engine.attention_kernels

@@ -14,6 +14,7 @@ from app.cli.commands.acceptance import (
 )
 from app.cli.commands.calibrate import calibrate_app
 from app.cli.commands.calibrate_engine import calibrate_engine
+from app.cli.commands.explain import explain
 from app.cli.commands.explore import explore
 from app.cli.commands.export import export
 from app.cli.commands.listing import list_catalog
@@ -30,7 +31,7 @@ app = App(
     pretty_exceptions_enable=False,
     epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
 )
-for command in (predict, sweep, simulate, recommend, export):
+for command in (predict, sweep, simulate, recommend, export, explain):
     app.command(cls=ScenarioCommand)(command)
 app.command("list")(list_catalog)
 app.command()(explore)

@@ -1,10 +1,12 @@
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
+from .observed import observe as observe
 from .plan import METHODS as METHODS
 from .plan import Plan as Plan
 from .plan import PlanOptions as PlanOptions
 from .plan import plan_run as plan_run
 from .records import EngineRecords as EngineRecords
+from .records import Setup as Setup
 from .records import catalog_gpu as catalog_gpu
 from .records import joined as joined
 from .records import read_engine_records as read_engine_records
@@ -15,5 +17,7 @@ from .report import report_lines as report_lines
 from .run import run_plan as run_plan
 from .server import Server as Server
 from .server import ServerAdapter as ServerAdapter
+from .trtllm_bench import import_reports as import_reports
+from .trtllm_bench import read_report as read_report
 from .vllm_process import engine_facts as engine_facts
 from .vllm_process import start as start

@@ -1,10 +1,11 @@
 """Time the decoding steps of a running OpenAI-compatible server through its public endpoints.
 
 The requests of a batch are sent together to `/v1/completions` with token ids as prompts, once for a
-few tokens and once for more. `/metrics` is read before and after each batch: the number of accepted
-drafts yields the rounds, and the inter-token latency (one per sequence and round in vLLM) yields
-the seconds. If a server does not report this latency, the difference in duration is used instead.
-The server must not process other requests meanwhile.
+few tokens and once for more. `/metrics` is read before and after each batch: vLLM's accepted drafts
+or SGLang's verifications yield the rounds, and the sum of inter-token latencies yields the seconds.
+A latency is one per sequence and round in vLLM and one per token in SGLang (metrics need its
+`--enable-metrics`). If a server does not report latencies, the difference in duration is used
+instead. The server must not process other requests meanwhile.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ from calibration.engines.vllm_offline import Prompts
 from perfmodel import ConfigError
 
 REQUEST_S = 600.0  # timeout of a request
-# The metrics that are read, by their names in vLLM.
+# The metrics that are read, by their names in vLLM 0.26 and SGLang 0.5.23.
 COUNTERS = {
     "accepted": ("vllm:spec_decode_num_accepted_tokens_total",),
-    "drafts": ("vllm:spec_decode_num_drafts_total",),
-    "latency_sum": ("vllm:inter_token_latency_seconds_sum",),
-    "latency_count": ("vllm:inter_token_latency_seconds_count",),
+    "drafts": ("vllm:spec_decode_num_drafts_total", "sglang:spec_verify_calls_total"),
+    "latency_sum": (
+        "vllm:inter_token_latency_seconds_sum",
+        "sglang:inter_token_latency_seconds_sum",
+    ),
+    "latency_count": (
+        "vllm:inter_token_latency_seconds_count",
+        "sglang:inter_token_latency_seconds_count",
+    ),
 }
 ACCEPT_LENGTH = (
     "sglang:spec_accept_length"  # a gauge: mean tokens per round, including the target's
@@ -57,11 +64,37 @@ class Server:
         return str(models[0]["id"])
 
     def version(self) -> str:
-        """The version of vLLM; "" if the server does not report it."""
+        """The version of vLLM or SGLang; "" if the server does not report it."""
         try:
-            return str(json.loads(self._read("/version")).get("version", ""))
-        except (ConfigError, ValueError, AttributeError):
-            return ""
+            return str(json.loads(self._read("/version"))["version"])
+        except (ConfigError, ValueError, TypeError, KeyError):
+            return str(self.sglang_info().get("version", ""))
+
+    def sglang_info(self) -> dict[str, Any]:
+        """SGLang's settings and state; {} for other servers."""
+        for path in ("/server_info", "/get_server_info"):
+            try:
+                info = json.loads(self._read(path))
+            except (ConfigError, ValueError):
+                continue
+            return info if isinstance(info, dict) else {}
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Settings that the server chose, as in `StartRecord.facts`, as far as it reports them."""
+        info = self.sglang_info()
+        facts: dict[str, Any] = {"model": self.model(), "url": self.url}
+        overlap, chunk, tokens = (
+            info.get(key)
+            for key in ("disable_overlap_schedule", "chunked_prefill_size", "max_total_num_tokens")
+        )
+        if overlap is not None:
+            facts["async_scheduling"] = not overlap
+        if isinstance(chunk, int) and chunk > 0:
+            facts["max_num_batched_tokens"] = chunk
+        if isinstance(tokens, int):
+            facts |= {"kv_cache_blocks": tokens, "block_tokens": 1}
+        return facts
 
     def counters(self) -> dict[str, float]:
         """Values of `COUNTERS`, summed over engines, and the accept length, as far as reported."""
@@ -71,7 +104,9 @@ class Server:
         values = {
             key: seen[name] for key, names in COUNTERS.items() for name in names if name in seen
         }
-        return values | ({"accept_length": seen[ACCEPT_LENGTH]} if ACCEPT_LENGTH in seen else {})
+        if ACCEPT_LENGTH in seen:
+            values["accept_length"] = seen[ACCEPT_LENGTH]
+        return values
 
     def complete(self, model: str, prompt: Sequence[int], tokens: int) -> int:
         """Generate a number of tokens after a prompt of token ids; return how many came back."""
@@ -116,7 +151,7 @@ class ServerAdapter:
         """The next result, in the format that `run.run_plan` reads."""
         if not self._announced:
             self._announced = True
-            return [{"start": 0.0, "facts": {"model": self._model, "url": self._server.url}}]
+            return [{"start": 0.0, "facts": self._server.facts()}]
         if not self._left:
             return []
         point, began = self._left.pop(0), time.perf_counter()
@@ -168,6 +203,8 @@ class ServerAdapter:
         counted = {name: after[name] - before.get(name, 0.0) for name in after}
         if "accept_length" in after:
             counted["accept_length"] = after["accept_length"]
+            if counted.get("drafts"):  # SGLang: as many latencies as tokens, but one time per round
+                counted["latency_count"] = counted["drafts"]
         if self._setup.gamma and not counted.get("drafts") and "accept_length" not in counted:
             raise ConfigError(
                 "the server counted no drafts; start it with speculation, or use --method plain"
@@ -180,6 +217,8 @@ def _rounds(run: dict[str, float], batch: int) -> float:
     after_prefill = run["tokens"] - 1.0
     if "accepted" in run:
         return after_prefill - run["accepted"] / batch
+    if run.get("drafts"):
+        return run["drafts"] / batch
     return after_prefill / max(1.0, run.get("accept_length", 1.0))
 
 

@@ -6,7 +6,12 @@ from perfmodel.acceptance.curve import (
     AcceptancePoint,
     acceptance_loss,
 )
-from perfmodel.acceptance.tokens import Acceptance, alpha_for_tokens_per_round, tokens_per_round_iid
+from perfmodel.acceptance.tokens import (
+    Acceptance,
+    alpha_for_tokens_per_round,
+    tokens_per_round,
+    tokens_per_round_iid,
+)
 
 __all__ = [
     "REFERENCE_BUDGET_TOKENS",
@@ -15,5 +20,6 @@ __all__ = [
     "AcceptancePoint",
     "acceptance_loss",
     "alpha_for_tokens_per_round",
+    "tokens_per_round",
     "tokens_per_round_iid",
 ]

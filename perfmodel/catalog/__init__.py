@@ -175,7 +175,8 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     if wanted.lower() in model_names():
         return _model(wanted.lower())
     if "/" in wanted and wanted.lower() in _hub_ids():
-        return _model(_hub_ids()[wanted.lower()])
+        name, hub_id = _hub_ids()[wanted.lower()]
+        return replace(_model(name), hub_id=hub_id)
     if _is_path(wanted):
         path = Path(wanted)
         config = read_hf_config(path)
@@ -255,17 +256,17 @@ def _model(name: str) -> ModelSpec:
 
 
 @cache
-def _hub_ids() -> dict[str, str]:
-    """The catalog name of every hub id, in lower case."""
-    owners: dict[str, str] = {}
+def _hub_ids() -> dict[str, tuple[str, str]]:
+    """For every hub id in lower case, the catalog name of its model, and the id as published."""
+    owners: dict[str, tuple[str, str]] = {}
     for name in model_names():
         where = f"models/{name}.toml"
         for hub_id in read(_ModelFile, table("models", name), where).hub_ids:
             if hub_id.lower() in owners:
                 raise ConfigError(
-                    f"{where}: hub id {hub_id} also belongs to {owners[hub_id.lower()]}"
+                    f"{where}: hub id {hub_id} also belongs to {owners[hub_id.lower()][0]}"
                 )
-            owners[hub_id.lower()] = name
+            owners[hub_id.lower()] = (name, hub_id)
     return owners
 
 

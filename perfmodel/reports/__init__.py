@@ -1,6 +1,11 @@
 """Results as JSON dictionaries, and plans as engine configuration files."""
 
-from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.engine_config import (
+    ENGINES,
+    engine_label,
+    export_plan,
+    exportability,
+)
 from perfmodel.reports.export import ExportPlan
 from perfmodel.reports.prediction import (
     check_fits,
@@ -21,6 +26,7 @@ __all__ = [
     "batch_dict",
     "check_fits",
     "choice_dict",
+    "engine_label",
     "export_plan",
     "exportability",
     "infeasible_reason",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftKind
+from perfmodel.specs.model import ModelSpec
+from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate
+
+LEAST_MEMORY_SHARE, MOST_MEMORY_SHARE = 0.9, 0.98
+DEFAULT_GRAPH_TOKENS = 512  # vLLM's default ceiling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +22,17 @@ class ExportPlan:
     """What a configuration states.
 
     `acceptance_per_position` is conditional, as in `Acceptance`. `gamma_schedule` has rows (lowest
-    batch, highest batch, gamma) in ascending order from batch 1. Raises `ConfigError` if the rows
-    of the schedule do not follow one another, or a model id is not printable.
+    batch, highest batch, gamma) in ascending order from batch 1. `draft_checkpoint` is the hub id
+    or path of a draft that the scenario does not identify, such as an EAGLE-3 head;
+    `longest_tokens` is the longest request to serve. Raises `ConfigError` if the rows of the
+    schedule do not follow one another, a model id is not printable, or the length is out of range.
     """
 
     scenario: Scenario
     acceptance_per_position: tuple[float, ...] | None = None
     gamma_schedule: tuple[tuple[int, int, int], ...] | None = None
+    draft_checkpoint: str = ""
+    longest_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in (self.target_id, self.draft_id):
@@ -35,6 +46,13 @@ class ExportPlan:
                     f"start at batch {expected}, end no earlier, and have a gamma of at least 0"
                 )
             expected = high + 1
+        longest, supported = self.longest_tokens, self.scenario.target.max_context_tokens
+        if longest is not None and not self.request_tokens <= longest <= supported:
+            raise ConfigError(
+                f"a longest request of {longest:,} tokens is not valid: it must hold the "
+                f"{self.request_tokens:,} of the scenario, and {self.scenario.target.name} "
+                f"supports {supported:,}"
+            )
 
     @classmethod
     def of_scenario(cls, scenario: Scenario, *, engine: str) -> ExportPlan:
@@ -52,22 +70,91 @@ class ExportPlan:
 
     @property
     def target_id(self) -> str:
-        """Hub id or path of the target; empty if unknown."""
-        return self.scenario.target.hub_id or self.scenario.target.source
+        """Hub id or folder of the target; empty if unknown."""
+        return _model_id(self.scenario.target)
 
     @property
     def draft_id(self) -> str:
-        """Hub id or path of the draft model; empty if unknown or without one."""
+        """Hub id or folder of the draft; empty if unknown or without a model."""
         draft = self.scenario.draft
-        return "" if draft is None else draft.hub_id or draft.source
+        if draft is None:
+            return ""
+        return self.draft_checkpoint or (_model_id(draft) if self.method == "draft" else "")
+
+    @property
+    def method(self) -> str:
+        """The decoding method: "plain", "draft", or a built-in draft."""
+        return method_of(self.scenario)
+
+    @property
+    def batch(self) -> int:
+        """Most sequences that are decoded together."""
+        return self.scenario.workload.batch
+
+    @property
+    def schedule(self) -> tuple[tuple[int, int, int], ...]:
+        """The rows of the γ schedule up to the batch; empty if they all have the same γ."""
+        rows = [
+            (low, min(high, self.batch), gamma)
+            for low, high, gamma in self.gamma_schedule or ()
+            if low <= self.batch
+        ]
+        return tuple(rows) if len({gamma for _, _, gamma in rows}) > 1 else ()
 
     @property
     def most_drafts(self) -> int:
         """The largest γ that the plan uses; 0 is plain decoding."""
-        gammas = [gamma for _, _, gamma in self.gamma_schedule or ()]
-        return max(self.scenario.plan.gamma, *gammas, 0)
+        used = [gamma for low, _, gamma in self.gamma_schedule or () if low <= self.batch]
+        return max(used, default=self.scenario.plan.gamma)
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of one sequence at its full length."""
+    def request_tokens(self) -> int:
+        """Mean tokens of a sequence at its full length."""
         return self.scenario.workload.prompt_tokens + self.scenario.workload.output_tokens
+
+    @property
+    def served_tokens(self) -> int:
+        """The longest sequence to allow.
+
+        By default it is the longest that the models support and that fits alone in 90 % of the
+        KV cache, since the lengths of the scenario are means.
+        """
+        if self.longest_tokens is not None:
+            return self.longest_tokens
+        draft, supported = self.scenario.draft, self.scenario.target.max_context_tokens
+        if draft is not None and self.scenario.plan.kind is DraftKind.MODEL:
+            supported = min(supported, max(draft.max_context_tokens, self.request_tokens))
+        memory = estimate(self.scenario).memory
+        cache = float(memory.target_kv + memory.draft_kv)
+        free = self.memory_share * memory.capacity - float(memory.total) + cache
+        fits = int(0.9 * free / (cache / (self.batch * self.request_tokens)))
+        return max(self.request_tokens, min(supported, fits))
+
+    @property
+    def memory_share(self) -> float:
+        """Share of the GPU's memory that the engine needs, rounded up to a percent, from 90 %."""
+        needed = float(estimate(self.scenario).memory.fraction)
+        return max(LEAST_MEMORY_SHARE, math.ceil(100.0 * needed) / 100.0)
+
+    @property
+    def graph_tokens(self) -> int:
+        """Tokens of the largest CUDA graph, for the whole batch and no fewer than by default.
+
+        A multiple of γ+1 and of 16, vLLM's interval between graphs, because vLLM rounds the sizes
+        of its graphs to γ+1 and drops those that then exceed the largest.
+        """
+        rows = self.batch * (self.most_drafts + 1)
+        unit = math.lcm(16, self.most_drafts + 1)
+        return -(-max(rows, min(2 * rows, DEFAULT_GRAPH_TOKENS)) // unit) * unit
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one pass: a chunk of prompts, or a round of the whole batch with its slots."""
+        return max(self.scenario.engine.prefill_chunk_tokens, self.graph_tokens + self.batch)
+
+
+def _model_id(spec: ModelSpec) -> str:
+    """The hub id of a model, or the folder or file that it was read from."""
+    path = PurePath(spec.source)
+    folder = str(path.parent) if path.name == "config.json" else spec.source
+    return spec.hub_id or folder

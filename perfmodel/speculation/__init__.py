@@ -12,6 +12,7 @@ from perfmodel.speculation.break_even import (
     gamma_schedule,
     within,
 )
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
 from perfmodel.speculation.evidence import Evidence, evidence
 from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, service_gain
 from perfmodel.speculation.host import host_wait_s
@@ -32,10 +33,12 @@ __all__ = [
     "OBJECTIVES",
     "BestGain",
     "BreakEven",
+    "Diagnosis",
     "Evidence",
     "Gain",
     "GammaSchedule",
     "Interval",
+    "Measured",
     "RoundEstimate",
     "Rule",
     "Sensitivity",
@@ -45,6 +48,7 @@ __all__ = [
     "break_even_alpha",
     "break_even_batch",
     "break_even_context",
+    "diagnose",
     "estimate",
     "evidence",
     "gamma_schedule",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,16 @@ class EngineOptions:
     engine_version: Annotated[
         str, typer.Option(metavar="VERSION", help="Its version, if the server does not report it.")
     ] = ""
+    import_report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE",
+            help="Report of `trtllm-bench --streaming --report_json`, of one --method and --gamma; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None
     show: Annotated[
         bool, typer.Option("--list", help="Print the plan and its duration (without a GPU).")
     ] = False
@@ -94,13 +105,16 @@ def calibrate_engine(
 ) -> None:
     """Measure a serving engine on this machine's GPUs, fit its profile, and validate it.
 
-    Without --out, existing records are fitted.
+    Without --out, existing records are fitted. With --import, reports are only added to --out.
     """
     from calibration.engines import joined, read_engine_records
     from perfmodel import ConfigError
 
     if options.show:
         print("\n".join(_plan(options, options.gpu or "h200").lines()))
+        return
+    if options.import_report:
+        _import(options, options.import_report)
         return
     paths = list(records or ())
     if options.out is not None:
@@ -139,6 +153,29 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
         raise OutsideTolerance("; ".join(report.outside))
 
 
+def _import(options: EngineOptions, reports: Sequence[Path]) -> None:
+    """Append the points of benchmark reports to a file of records."""
+    from calibration.engines import Setup, import_reports
+    from perfmodel import ConfigError
+
+    if options.out is None or len(_words(options.method)) != 1:
+        raise ConfigError(
+            "--import needs --out FILE, and the one --method of the reports; add them"
+        )
+    method, gammas = options.method, _numbers("gamma", options.gamma, ",")
+    if method != "plain" and len(gammas) != 1:
+        raise ConfigError("--import needs the one --gamma of the reports; add it")
+    setup = Setup(
+        target=options.target,
+        method=method,
+        gamma=0 if method == "plain" else gammas[0],
+        draft=options.draft if method == "draft" else "",
+        tp=options.tp,
+    )
+    import_reports(reports, setup, options.out, gpu=options.gpu)
+    print(f"{len(reports)} points of {setup.label} added to {options.out}")
+
+
 def _measure(options: EngineOptions, out: Path) -> list[str]:
     """Run the plan into a file of records; return lines on failed and remaining points."""
     from calibration.engines import (
@@ -160,7 +197,8 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
             raise ConfigError(
                 "--url needs --gpu, and --engine-version if the server does not report it; add them"
             )
-        header = {"engine": options.engine, "version": version, "gpu": options.gpu}
+        name = "sglang" if server.sglang_info() else options.engine
+        header = {"engine": name, "version": version, "gpu": options.gpu}
 
         def begin(setup: Any, points: Any) -> Any:
             return ServerAdapter(server, setup, points)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,13 +31,23 @@ def export(
     matrix: Annotated[
         bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
+    draft_checkpoint: Annotated[
+        str, option("ID", "Hub id or folder of the draft, such as an EAGLE-3 head.")
+    ] = "",
+    max_model_len: Annotated[
+        int | None,
+        option(
+            "TOKENS",
+            "Longest request to serve. Default: what the models support and the KV cache holds.",
+        ),
+    ] = None,
     output: Annotated[Path | None, option("FILE", "Write to this file instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a plan as an engine's configuration."""
     from perfmodel import ConfigError
     from perfmodel.errors import unknown_name
-    from perfmodel.reports import ENGINES, export_plan
+    from perfmodel.reports import ENGINES, engine_label, export_plan
 
     if matrix:
         _print_matrix(as_json=as_json)
@@ -47,54 +59,85 @@ def export(
         )
     if to not in ENGINES:
         raise unknown_name("engine", to, ENGINES)
-    text = export_plan(engine=to, plan=_plan(context.obj, scenario, to, recommended=recommended))
+
+    def stated(plan: ExportPlan) -> ExportPlan:
+        return replace(plan, draft_checkpoint=draft_checkpoint, longest_tokens=max_model_len)
+
+    if recommended:
+        plan = _recommended(context.obj, scenario, to, stated)
+    else:
+        plan = stated(_given(context.obj, scenario, to))
+    text = export_plan(engine=to, plan=plan)
     if output is not None:
         write_text(output, text)
     if as_json:
-        print_json({"engine": to, "version": ENGINES[to], "text": text})
+        print_json({"engine": to, "version": engine_label(to, plan), "text": text})
     elif output is None:
         print(text, end="")
 
 
-def _plan(
-    flags: dict[str, str], scenario: str | None, engine: str, *, recommended: bool
-) -> ExportPlan:
-    """The plan to export: the given one, or the recommended one."""
+def _given(flags: dict[str, str], scenario: str | None, engine: str) -> ExportPlan:
+    """The plan of the scenario as given."""
     import perfmodel
-    from perfmodel.reports import ExportPlan, infeasible_reason
+    from perfmodel.reports import ExportPlan, check_fits
 
-    schedule = None
-    if recommended:
-        answer, _ = find_recommendation(flags, scenario)
-        chosen = answer.best.scenario
-        if answer.schedule is not None and answer.speculates and engine == "vllm":
-            schedule = answer.schedule.ranges(chosen.workload.prompt_tokens)
-    else:
-        values = parse_overrides(scenario, flags)
-        chosen = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
-    if reason := infeasible_reason(perfmodel.estimate(chosen)):
-        raise perfmodel.NoFeasiblePlan(reason)
-    plan = ExportPlan.of_scenario(chosen, engine=engine)
-    return replace(plan, gamma_schedule=schedule)
+    values = parse_overrides(scenario, flags)
+    chosen = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
+    check_fits(perfmodel.estimate(chosen))
+    return ExportPlan.of_scenario(chosen, engine=engine)
+
+
+def _recommended(
+    flags: dict[str, str],
+    scenario: str | None,
+    engine: str,
+    stated: Callable[[ExportPlan], ExportPlan],
+) -> ExportPlan:
+    """The recommended plan, or the fastest other one if the engine cannot run it."""
+    from perfmodel.reports import ExportPlan, engine_label, exportability
+
+    answer, _ = find_recommendation(flags, scenario)
+    best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
+    if answer.schedule is not None and answer.speculates and engine == "vllm":
+        prompt = best.scenario.workload.prompt_tokens
+        scheduled = replace(best, gamma_schedule=answer.schedule.ranges(prompt))
+        best = best if exportability(scheduled)[engine] else scheduled
+    reason = exportability(best)[engine]
+    if reason is None:
+        return best
+    others = [c for c in answer.runners_up if c.tpot_s < answer.plain.tpot_s]
+    for other in (*sorted(others, key=lambda c: c.tpot_s), answer.plain):
+        plan = stated(ExportPlan.of_scenario(other.scenario, engine=engine))
+        if exportability(plan)[engine] is None:
+            print(
+                f"{engine_label(engine, plan)} cannot run the best plan, {answer.best.label}: "
+                f"{reason} Exported instead: {other.label}, TP {other.scenario.tp}.",
+                file=sys.stderr,
+            )
+            return plan
+    return best
 
 
 def _print_matrix(*, as_json: bool) -> None:
     """Print which draft choices each engine can run."""
     from perfmodel import parse_scenario
     from perfmodel.reports import ENGINES, ExportPlan, exportability
+    from perfmodel.specs import METHODS
 
-    base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm"}
+    base = {"target": "llama-3.1-8b", "tp": 8, "gpu": "h100-sxm", "batch": 16}
     choices = [
         ("none", "full"),
         *itertools.product(["self"], ["streamingllm", "snapkv", "full"]),
         *itertools.product(["llama-3.2-1b"], ["full", "streamingllm"]),
+        *((name, "full") for name in METHODS),
     ]
     rows = []
     for draft, policy in choices:
         plan = {} if draft == "none" else {"draft": draft, "draft_policy": policy, "gamma": 4}
         scenario = parse_scenario(base | plan).scenario()
-        name = draft if draft in ("none", "self") else "a model"
-        reasons = exportability(ExportPlan.of_scenario(scenario, engine="specroof"))
+        name = "a model" if draft == "llama-3.2-1b" else draft
+        checkpoint = "a checkpoint" if draft in METHODS else ""
+        reasons = exportability(ExportPlan(scenario=scenario, draft_checkpoint=checkpoint))
         rows.append({"draft": name, "draft_policy": policy, "reasons": reasons})
     if as_json:
         print_json({"engines": ENGINES, "choices": rows})

@@ -36,6 +36,11 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "simulate: timeline": (["simulate", *SPECULATING, *TRAFFIC], ["runs", 0, "timeline", 0]),
     "export": (["export", "--to", "specroof", *SPECULATING], []),
     "export: matrix": (["export", "--matrix"], []),
+    "explain": (["explain", *SPECULATING, "--batch", "8", "--round-ms", "30"], []),
+    "explain: term": (
+        ["explain", *SPECULATING, "--batch", "8", "--round-ms", "30"],
+        ["terms", "round_s"],
+    ),
     "list: gpus": (["list", "gpus"], [0]),
     "list: machines": (["list", "machines"], [0]),
     "list: models": (["list", "models"], [0]),

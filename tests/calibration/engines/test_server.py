@@ -46,7 +46,7 @@ class FakeServer(ThreadingHTTPServer):
 
     def metrics(self) -> str:
         if self.sglang:
-            return f'sglang:spec_accept_length{{model="m"}} {self.accepted + 1}\n'
+            return self.sglang_metrics()
         lines = ["# HELP vllm:spec_decode_num_drafts_total rounds"]
         values = {
             "spec_decode_num_drafts_total": self.rounds,
@@ -60,6 +60,28 @@ class FakeServer(ThreadingHTTPServer):
         lines += [f'vllm:{n}{{engine="0",model_name="m"}} {v}' for n, v in values.items()]
         return "\n".join(lines) + "\n"
 
+    def sglang_metrics(self) -> str:
+        """As in SGLang 0.5.23, where latencies count tokens, and verifications are counted."""
+        lines = [f'sglang:spec_accept_length{{model_name="m"}} {self.accepted + 1}']
+        if self.counts_latency:
+            values = {
+                "spec_verify_calls_total": self.rounds,
+                "inter_token_latency_seconds_sum": self.rounds * self.step_s,
+                "inter_token_latency_seconds_count": self.rounds + self.taken,
+            }
+            lines += [f'sglang:{n}{{model_name="m"}} {v}' for n, v in values.items()]
+        return "\n".join(lines) + "\n"
+
+    def sglang_info(self) -> str | None:
+        info = {
+            "version": "0.5.23",
+            "disable_overlap_schedule": False,
+            "chunked_prefill_size": 8192,
+            "max_total_num_tokens": 400_000,
+            "internal_states": [{"avg_spec_accept_length": self.accepted + 1}],
+        }
+        return json.dumps(info) if self.sglang else None
+
 
 class Handler(BaseHTTPRequestHandler):
     server: FakeServer
@@ -67,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         bodies = {
             "/v1/models": json.dumps({"data": [{"id": "m"}]}),
-            "/version": json.dumps({"version": "0.26.0"}),
+            "/version": None if self.server.sglang else json.dumps({"version": "0.26.0"}),
+            "/get_server_info": self.server.sglang_info(),
             "/metrics": self.server.metrics(),
         }
         self._answer(bodies.get(self.path))
@@ -132,6 +155,18 @@ def test_the_accept_length_of_sglang_yields_the_rounds() -> None:
     line = timed(server, a_point())
     server.shutdown()
     assert line["tokens_per_round"] == pytest.approx(3.0)
+
+
+def test_the_verifications_of_sglang_yield_rounds_and_seconds() -> None:
+    server = FakeServer(sglang=True)
+    line = timed(server, a_point())
+    assert Server(server.url).version() == "0.5.23"
+    facts = Server(server.url).facts()
+    server.shutdown()
+    assert line["all_seconds"] == pytest.approx([0.004] * 3)
+    assert line["rounds"] == pytest.approx((56 - 8) * 4 / 3)
+    assert facts["async_scheduling"] is True and facts["max_num_batched_tokens"] == 8192
+    assert facts["kv_cache_blocks"] * facts["block_tokens"] == 400_000
 
 
 def test_a_plan_for_a_server_writes_a_file_of_records(served: FakeServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,11 @@ def test_every_other_dense_model_has_the_size_in_its_name() -> None:
 def test_a_model_is_found_by_its_name_and_every_hub_id_in_any_case() -> None:
     llama = catalog.model("llama-3.1-8b")
     assert catalog.model("Llama-3.1-8B") is llama
-    assert catalog.model("meta-llama/Llama-3.1-8B-Instruct") is llama
-    assert catalog.model("meta-llama/Meta-Llama-3.1-8B") is llama
-    assert catalog.model("META-LLAMA/llama-3.1-8b") is llama
+    assert catalog.model("META-LLAMA/llama-3.1-8b") == llama
+    for hub_id in ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B"):
+        assert catalog.model(hub_id.upper()) == replace(llama, hub_id=hub_id)
     for name in catalog.model_names():
-        assert catalog.model(catalog.model(name).hub_id) is catalog.model(name)
+        assert catalog.model(catalog.model(name).hub_id) == catalog.model(name)
 
 
 def test_windows_and_contexts_are_those_of_the_models() -> None:

@@ -21,7 +21,7 @@ BASE = {
     "target": "llama-3.1-70b",
     "gpu": "h100-sxm",
     "tp": 8,
-    "batch": 64,
+    "batch": 16,
     "prompt_tokens": 32_000,
     "output_tokens": 256,
 }
@@ -36,7 +36,8 @@ def plan_of(**values: object) -> ExportPlan:
 STANDALONE = plan_of(draft="llama-3.1-8b", draft_policy="full", **RATES)
 SELF = plan_of(draft="self", draft_policy="snapkv", kv_budget=2049, **RATES)
 PLAIN = plan_of()
-SCHEDULE = ((1, 64, 3), (65, 128, 1), (129, 512, 0))
+EAGLE3 = replace(plan_of(draft="eagle3", **RATES), draft_checkpoint="me/eagle3-head")
+SCHEDULE = ((1, 8, 3), (9, 12, 1), (13, 512, 0))
 SERVERS = ("vllm", "sglang", "tensorrt-llm")
 
 
@@ -76,7 +77,7 @@ def test_vllm_gets_a_command_with_a_json_config() -> None:
     words = command(export_plan(engine="vllm", plan=STANDALONE))
     assert words[:3] == ["vllm", "serve", "meta-llama/Llama-3.1-70B"]
     assert flag(words, "--tensor-parallel-size") == "8"
-    assert flag(words, "--max-model-len") == "32256"
+    assert flag(words, "--max-model-len") == "131072"  # the models' limit, not the mean of 32,256
     assert json.loads(flag(words, "--speculative-config")) == {
         "method": "draft_model",
         "model": "meta-llama/Llama-3.1-8B",
@@ -92,10 +93,20 @@ def test_vllm_takes_the_gamma_schedule_and_enough_tokens_for_it() -> None:
         flag(command(export_plan(engine="vllm", plan=plan)), "--speculative-config")
     )
     assert config["num_speculative_tokens_per_batch_size"] == [
-        [1, 64, 3],
-        [65, 128, 1],
-        [129, 512, 0],
+        [1, 8, 3],
+        [9, 12, 1],
+        [13, 16, 0],
     ]
+    assert config["num_speculative_tokens"] == 3
+    text = export_plan(engine="vllm", plan=plan)
+    assert "A γ schedule has a price in vLLM 0.26" in text and "# The same with one γ:" in text
+    head = replace(EAGLE3, gamma_schedule=SCHEDULE)
+    assert "keeps full CUDA graphs for eagle3" in export_plan(engine="vllm", plan=head)
+    same = replace(one, gamma_schedule=((1, 32, 3), (33, 64, 1)))  # beyond the batch
+    config = json.loads(
+        flag(command(export_plan(engine="vllm", plan=same)), "--speculative-config")
+    )
+    assert "num_speculative_tokens_per_batch_size" not in config
     assert config["num_speculative_tokens"] == 3
 
 
@@ -106,6 +117,99 @@ def test_vllms_synthetic_rates_are_unconditional_one_per_draft() -> None:
     rates = config["synthetic_acceptance_rates"]
     np.testing.assert_allclose(rates, [0.9, 0.72, 0.576, 0.4608])
     assert 1 + sum(rates) == pytest.approx(float(tokens_per_round((0.9, 0.8), 4)))
+
+
+def rounded_graphs(largest: int, per_round: int) -> list[int]:
+    """The graph sizes that vLLM's V1 runner keeps (0.26, `config/vllm.py` and `compilation.py`)."""
+    sizes = [1, 2, 4, *range(8, min(largest + 1, 256), 8), *range(256, largest + 1, 16)]
+    rounded = {-(-size // per_round) * per_round for size in sizes if size <= largest}
+    return sorted(size for size in rounded if size <= largest)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2, 3, 4, 5, 6, 7, 10, 16])
+@pytest.mark.parametrize("batch", [1, 3, 17, 64, 102, 128, 300])
+def test_a_cuda_graph_holds_a_round_of_the_whole_batch(batch: int, gamma: int) -> None:
+    draft = {"draft": "llama-3.1-8b", "draft_policy": "full", "gamma": gamma} if gamma else {}
+    plan = plan_of(**draft, batch=batch, prompt_tokens=100, output_tokens=28)
+    words = command(export_plan(engine="vllm", plan=plan))
+    largest = int(flag(words, "--max-cudagraph-capture-size"))
+    assert rounded_graphs(largest, gamma + 1)[-1] >= batch * (gamma + 1)
+    assert largest <= int(flag(words, "--max-num-batched-tokens"))
+
+
+def test_the_longest_request_is_the_users_or_what_the_cache_holds() -> None:
+    small = plan_of(batch=1, prompt_tokens=100_000, tp=2, gpu="h200")
+    assert small.scenario.target.max_context_tokens == small.served_tokens == 131_072
+    tight = plan_of(batch=1, prompt_tokens=20_000, tp=2)  # 70B on two H100
+    assert tight.memory_share == 0.91 and 20_256 < tight.served_tokens < 30_000
+    given = replace(STANDALONE, longest_tokens=50_000)
+    assert flag(command(export_plan(engine="vllm", plan=given)), "--max-model-len") == "50000"
+    for tokens in (32_255, 131_073):
+        with pytest.raises(ConfigError, match="longest request"):
+            replace(STANDALONE, longest_tokens=tokens)
+
+
+def test_the_users_hub_id_is_exported_as_published() -> None:
+    plan = plan_of(target="META-llama/llama-3.1-70B-instruct", **DRAFT)
+    assert command(export_plan(engine="vllm", plan=plan))[2] == "meta-llama/Llama-3.1-70B-Instruct"
+    stated = tomllib.loads(export_plan(engine="specroof", plan=plan))
+    assert stated["target"] == "meta-llama/Llama-3.1-70B-Instruct"
+    assert stated["draft"] == "llama-3.1-8b"
+
+
+def test_a_profile_selects_the_version() -> None:
+    older = replace(STANDALONE.scenario.engine, name="vllm-0.23")
+    plan = with_scenario(STANDALONE, engine=older)
+    text = export_plan(engine="vllm", plan=plan)
+    assert text.startswith("# vLLM 0.23, ") and "without CUDA graphs" in text
+    assert "varies gamma" in str(exportability(with_schedule(plan))["vllm"])
+    assert export_plan(engine="sglang", plan=plan).startswith("# SGLang 0.5, ")
+
+
+def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None:
+    engine = replace(SELF.scenario.engine, name="vllm-0.26")
+    own = replace(SELF.scenario, engine=engine)
+    assert own.engine_obstacle in own.notes
+    assert own.engine_obstacle == (
+        "vLLM 0.26 cannot run this plan: it has no self-speculation with a snapkv cache"
+    )
+    for runnable in (STANDALONE, EAGLE3, PLAIN):
+        assert replace(runnable.scenario, engine=engine).engine_obstacle is None
+    assert SELF.scenario.engine_obstacle is None  # engine specroof
+
+
+HEADS = {"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3"}
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+def test_a_head_needs_a_checkpoint(engine: str) -> None:
+    assert HEADS[engine] in (text := export_plan(engine=engine, plan=EAGLE3))
+    assert "me/eagle3-head" in text
+    with pytest.raises(ConfigError, match="checkpoint of the EAGLE-3 draft is not known"):
+        export_plan(engine=engine, plan=replace(EAGLE3, draft_checkpoint=""))
+
+
+def test_a_checkpoint_replaces_the_draft_models_id_and_is_unused_by_lookups() -> None:
+    plan = replace(STANDALONE, draft_checkpoint="me/draft")
+    assert '"model": "me/draft"' in export_plan(engine="vllm", plan=plan)
+    lookup = replace(plan_of(draft="ngram", gamma=2), draft_checkpoint="me/draft")
+    assert "me/draft" not in export_plan(engine="vllm", plan=lookup)
+
+
+def test_a_draft_with_a_shorter_context_is_noted() -> None:
+    plan = plan_of(
+        target="llama-2-7b-32k",
+        draft="llama-68m",
+        draft_policy="full",
+        tp=1,
+        gamma=2,
+        batch=1,
+        prompt_tokens=16_000,
+    )
+    text = export_plan(engine="vllm", plan=plan)
+    assert "# llama-68m supports 2,048 tokens: beyond them, few of its drafts are accepted" in text
+    assert flag(command(text), "--max-model-len") == "16256"
+    assert any("2,048 that llama-68m supports" in note for note in plan.scenario.notes)
 
 
 def test_sglang_gets_the_standalone_algorithm() -> None:
@@ -126,14 +230,17 @@ def test_tensorrt_llm_gets_yaml() -> None:
     text = export_plan(engine="tensorrt-llm", plan=STANDALONE)
     assert yaml_tree(text) == {
         "tensor_parallel_size": 8,
-        "max_batch_size": 64,
-        "max_seq_len": 32256,
+        "max_batch_size": 16,
+        "max_num_tokens": 8192,
+        "max_seq_len": 131072,
         "dtype": "bfloat16",
-        "kv_cache_config": {"dtype": "auto"},
+        "cuda_graph_config": {"max_batch_size": 16, "enable_padding": "true"},
+        "kv_cache_config": {"dtype": "auto", "free_gpu_memory_fraction": 0.9},
+        "disable_overlap_scheduler": "true",
         "speculative_config": {
-            "decoding_type": "DraftTarget",
+            "decoding_type": "Draft_Target",
             "max_draft_len": 4,
-            "speculative_model_dir": "meta-llama/Llama-3.1-8B",
+            "speculative_model": "meta-llama/Llama-3.1-8B",
         },
     }
     assert "TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS=3" in text  # mean 2.657
@@ -150,7 +257,7 @@ def test_a_specroof_scenario_states_the_plan_in_the_keys_of_the_command_line() -
         "machine": "hgx-h100",
         "tp": 8,
         "draft_tp": 8,
-        "batch": 64,
+        "batch": 16,
         "prompt_tokens": 32000,
         "output_tokens": 256,
         "prefill": "shared",
@@ -164,13 +271,13 @@ def test_a_specroof_scenario_states_the_plan_in_the_keys_of_the_command_line() -
     assert tomllib.loads(export_plan(engine="specroof", plan=one))["acceptance"] == 0.8
     scheduled = export_plan(engine="specroof", plan=replace(SELF, gamma_schedule=SCHEDULE))
     assert tomllib.loads(scheduled)["gamma"] == 4
-    assert "# gamma schedule: batch 65 to 128: gamma = 1" in scheduled
+    assert "# gamma schedule: batch 9 to 12: gamma = 1" in scheduled
 
 
 @pytest.mark.parametrize("engine", SERVERS)
 def test_draft_none_and_gamma_zero_give_the_plain_command(engine: str) -> None:
     plain = export_plan(engine=engine, plan=PLAIN)
-    assert "speculative-" not in plain and "DraftTarget" not in plain
+    assert "speculative-" not in plain and "speculative_config" not in plain
     without_drafts = plan_of(draft="self", gamma=0)
     assert export_plan(engine=engine, plan=without_drafts) == plain
 
@@ -200,6 +307,18 @@ def with_scenario(plan: ExportPlan, **changes: object) -> ExportPlan:
 DRAFT = {"draft": "llama-3.1-8b", "draft_policy": "full", **RATES}
 WINDOW = {"draft_policy": "streamingllm", "kv_budget": 512}
 NO_DRAFT_ID = with_scenario(STANDALONE, draft=without_id(STANDALONE.scenario.draft))
+OTHER_VOCABULARY = plan_of(
+    draft="llama-68m",
+    draft_policy="full",
+    gamma=2,
+    tp=1,
+    gpu="h200",
+    target="llama-3.1-8b",
+    batch=2,
+)
+CONFIG_ONLY = with_scenario(
+    STANDALONE, draft=replace(STANDALONE.scenario.draft, hub_id="", source="some/my.json")
+)
 NO_TARGET_ID = with_scenario(STANDALONE, target=without_id(STANDALONE.scenario.target))
 
 
@@ -215,6 +334,11 @@ NO_TARGET_ID = with_scenario(STANDALONE, target=without_id(STANDALONE.scenario.t
         (plan_of(**DRAFT, weight_dtype="int4"), SERVERS, "from a quantised checkpoint"),
         (plan_of(**DRAFT, weight_dtype="fp8"), ("tensorrt-llm",), "from a quantised checkpoint"),
         (plan_of(**DRAFT, kv_dtype="int4"), SERVERS, "no int4 KV cache"),
+        (OTHER_VOCABULARY, SERVERS, "32,000 tokens instead of 128,256"),
+        (CONFIG_ONLY, SERVERS, "my.json only describes the draft"),
+        (plan_of(prompt_tokens=131_000), SERVERS, "exceed the 131,072"),
+        (plan_of(batch=64), SERVERS, "98% of the memory|at most 98%"),
+        (plan_of(draft="suffix", gamma=2), ("sglang", "tensorrt-llm", "specroof"), "built-in"),
         (STANDALONE, (), ""),
     ],
 )
@@ -250,7 +374,7 @@ def test_hostile_names_are_quoted() -> None:
     assert flag(command(export_plan(engine="sglang", plan=plan)), "--model-path") == hostile
     assert tomllib.loads(export_plan(engine="specroof", plan=plan))["target"] == hostile
     tree = yaml_tree(export_plan(engine="tensorrt-llm", plan=plan))
-    assert tree["speculative_config"]["speculative_model_dir"] == hostile  # type: ignore[index]
+    assert tree["speculative_config"]["speculative_model"] == hostile  # type: ignore[index]
     with pytest.raises(ConfigError, match="control characters"):
         with_scenario(STANDALONE, target=replace(spec, hub_id="a\nb"))
 

@@ -1,0 +1,192 @@
+"""Read measured times and acceptance from what an engine reports, for `specroof explain`.
+
+- vLLM's log: generation throughput and running requests, and its "SpecDecoding metrics" lines
+- SGLang's log: throughput, running requests and accept length of its "Decode batch" lines
+- /metrics of vLLM (inter-token latency: one per sequence and round) and SGLang (one per token),
+  since the start of the server or between two scrapes
+- the JSON result of `vllm bench serve` or SGLang's `bench_serving`
+- records of `specroof calibrate engine`
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from calibration.acceptance.engine_counters import parse_acceptance
+from calibration.acceptance.engine_means import NUMBER, Imported
+from calibration.engines.records import read_engine_records
+from perfmodel import ConfigError, Scenario
+from perfmodel.acceptance import tokens_per_round
+from perfmodel.errors import os_reason
+from perfmodel.specs import METHODS
+from perfmodel.speculation import Measured
+
+_VLLM_LOG = re.compile(
+    rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
+    r"Running: (\d+) reqs"
+)
+_SGLANG_LOG = re.compile(
+    rf"Decode batch.*?#running-req: (\d+),(?:.*?accept len: {NUMBER})?.*?"
+    rf"gen throughput \(token/s\): {NUMBER}"
+)
+_LATENCY = re.compile(
+    rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+{NUMBER}",
+    re.M,
+)
+_PAGE = re.compile(r"^(?:vllm|sglang):\w+(?:\{[^}\n]*\})? ", re.M)
+QUIET = 0.01  # prompt over generation throughput of a log line that counts as decoding alone
+
+
+def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
+    """What the reports say about the scenario's steps.
+
+    A report without drafts gives the plain step, and one with drafts the round. Several /metrics
+    pages of the same kind are scrapes of one server, in order.
+
+    Raises `ConfigError` if a report cannot be read or used, or describes another workload.
+    """
+    measured = Measured()
+    for text, name in _reports(paths):
+        if '"engine-point"' in text:
+            measured = _with_records(measured, Path(name), scenario)
+        else:
+            measured = _with_report(measured, text, name, scenario)
+    return measured
+
+
+def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Texts and names; /metrics pages with the same counters are joined."""
+    pages: dict[bool, list[tuple[str, str]]] = {}
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = os_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"{path} cannot be read: {reason}") from error
+        if _PAGE.search(text):
+            pages.setdefault(_speculates(text), []).append((text, str(path)))
+        else:
+            yield text, str(path)
+    for scrapes in pages.values():
+        yield "\n".join(text for text, _ in scrapes), scrapes[-1][1]
+
+
+def _speculates(text: str) -> bool:
+    return "spec_decode" in text or "spec_accept" in text or "accept len" in text
+
+
+def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -> Measured:
+    """The measurement with what a report of an engine adds."""
+    gamma = scenario.plan.gamma
+    imported: Imported | None = None
+    if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
+        imported = parse_acceptance(text, name, gamma=gamma)
+        measured = replace(measured, acceptance=imported.acceptance())
+    tokens = 1.0
+    if imported is not None:
+        tokens = float(tokens_per_round(imported.per_position, gamma))
+    seconds = _seconds(text, name, scenario.workload.batch, tokens)
+    if seconds is None and imported is None:
+        raise ConfigError(
+            f"{name}: neither times nor acceptance found; give a log, /metrics page or benchmark "
+            f"result of vLLM or SGLang, or records of `specroof calibrate engine`"
+        )
+    engine = "sglang" if "sglang" in text or "Decode batch" in text else "vllm"
+    measured = replace(measured, engine=measured.engine or engine)
+    if seconds is None:
+        return measured
+    if imported is None:
+        return replace(measured, plain_s=seconds)
+    return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+
+
+def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
+    """Seconds of a step or round, from the first form found in the text; None without one."""
+    if text.lstrip().startswith("{"):
+        return _bench_seconds(text, name, batch, tokens)
+    if (seconds := _page_seconds(text, tokens)) is not None:
+        return seconds
+    windows: dict[int, list[float]] = {}
+    for prompt, generated, running in _VLLM_LOG.findall(text):
+        if float(generated) and float(prompt) <= QUIET * float(generated):
+            windows.setdefault(int(running), []).append(float(generated))
+    for running, _, generated in _SGLANG_LOG.findall(text):
+        if float(generated):
+            windows.setdefault(int(running), []).append(float(generated))
+    if not windows:
+        return None
+    if batch not in windows:
+        sizes = ", ".join(map(str, sorted(windows)))
+        raise ConfigError(
+            f"{name}: no line of the log has {batch} running requests; give --batch one of {sizes}"
+        )
+    return batch * tokens / median(windows[batch])
+
+
+def _page_seconds(text: str, tokens: float) -> float | None:
+    """Mean latency on a /metrics page, or between its scrapes, as seconds of a step or round."""
+    series: dict[tuple[str, str, str], list[float]] = {}
+    for engine, kind, labels, value in _LATENCY.findall(text):
+        series.setdefault((engine, kind, labels), []).append(float(value))
+    sums = {"sum": 0.0, "count": 0.0}
+    for (_, kind, _), values in series.items():
+        sums[kind] += values[-1] - (values[0] if len(values) > 1 else 0.0)
+    if not sums["count"]:
+        return None
+    per_token = any(engine == "sglang" for engine, _, _ in series)
+    return sums["sum"] / sums["count"] * (tokens if per_token else 1.0)
+
+
+def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
+    """Time per output token of a benchmark result, times tokens per round."""
+    try:
+        result: Any = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(result, dict):
+        return None
+    milliseconds, concurrency = result.get("mean_tpot_ms"), result.get("max_concurrency")
+    if isinstance(concurrency, int) and concurrency != batch:
+        raise ConfigError(
+            f"{name}: the benchmark ran {concurrency} requests at a time, and the scenario has "
+            f"{batch}; give --batch {concurrency}"
+        )
+    if not isinstance(milliseconds, int | float) or milliseconds <= 0:
+        return None
+    return 1e-3 * milliseconds * tokens
+
+
+def _with_records(measured: Measured, path: Path, scenario: Scenario) -> Measured:
+    """The measurement with the records of the scenario's target, batch and prompt length."""
+    records, work, plan = read_engine_records([path]), scenario.workload, scenario.plan
+    method = plan.draft if plan.draft in METHODS else "draft"
+    workload = (scenario.target.name, scenario.tp, work.batch, work.prompt_tokens)
+    points = [r for r in records.points if r.point.workload == workload]
+    rounds = {
+        r.point.setup.gamma: r.seconds
+        for r in points
+        if r.point.setup.method == method
+        and (method != "draft" or r.point.setup.draft == plan.draft)
+    }
+    plain = next((r.seconds for r in points if r.point.setup.method == "plain"), None)
+    if not rounds and plain is None:
+        known = sorted({(r.point.batch, r.point.prompt_tokens) for r in records.points})
+        shown = ", ".join(f"{batch} x {tokens:,}" for batch, tokens in known[:8])
+        raise ConfigError(
+            f"{path}: no record has this target, TP, draft, batch {work.batch} and "
+            f"{work.prompt_tokens:,} prompt tokens; its batches and prompts are {shown}"
+        )
+    return replace(
+        measured,
+        plain_s=plain if plain is not None else measured.plain_s,
+        rounds_s={**measured.rounds_s, **rounds},
+        engine=records.engine,
+        version=records.version,
+        graph_tokens=int(records.facts(method).get("graph_tokens", 0)),
+    )

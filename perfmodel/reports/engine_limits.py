@@ -1,0 +1,97 @@
+"""Why a version of a serving engine cannot run a plan."""
+
+from __future__ import annotations
+
+from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
+from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.engine_support import EngineVersion, draft_obstacle
+
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+USE_SPECROOF = "export to specroof, whose runtime supports it."
+
+
+def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """The reason why the engine cannot run the plan, with a remedy; None if it can."""
+    if plan.scenario.ep > 1:
+        return "export does not support expert parallelism yet; use ep=1."
+    return (
+        _id_obstacle("target", plan.target_id, plan.scenario.target.name)
+        or _dtype_obstacle(version, plan)
+        or _size_obstacle(plan)
+        or (_draft_obstacle(version, plan) if plan.most_drafts else None)
+    )
+
+
+def _id_obstacle(kind: str, model_id: str, name: str) -> str | None:
+    if not model_id:
+        return f"the hub id of {name} is not known; give the {kind} by its hub id or folder."
+    if model_id.endswith((".json", ".toml")):
+        return (
+            f"{model_id} only describes the {kind}, and an engine loads weights; give the {kind} "
+            f"by its hub id, or by the folder of its weights and config.json."
+        )
+    return None
+
+
+def _dtype_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
+    weights = (*TORCH_DTYPES, *(("fp8",) if version.online_fp8 else ()))
+    if weight not in weights:
+        return (
+            f"it reads {weight} weights only from a quantised checkpoint; use a weight_dtype of "
+            f"{', '.join(weights)}, or give such a checkpoint as the target."
+        )
+    unquantised = "bf16" if weight == "fp8" else weight
+    if kv not in ("fp8", unquantised):
+        return f"it has no {kv} KV cache with {weight} weights; use kv_dtype {unquantised} or fp8."
+    return None
+
+
+def _size_obstacle(plan: ExportPlan) -> str | None:
+    target, tokens = plan.scenario.target, plan.request_tokens
+    if tokens > target.max_context_tokens:
+        return (
+            f"requests of {tokens:,} tokens exceed the {target.max_context_tokens:,} that "
+            f"{target.name} supports; use shorter prompts, or another target."
+        )
+    if plan.memory_share > MOST_MEMORY_SHARE:
+        return (
+            f"the plan needs {plan.memory_share:.0%} of the GPU's memory, and an engine starts "
+            f"with at most {MOST_MEMORY_SHARE:.0%}; use a smaller batch."
+        )
+    return None
+
+
+def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    scenario = plan.scenario
+    if scenario.draft_is_quantised:
+        return "export does not support a draft in other storage types than its target yet."
+    reason = draft_obstacle(
+        version,
+        scenario.plan,
+        scenario.target,
+        scenario.draft,
+        tp=scenario.tp,
+        draft_tp=scenario.draft_tp,
+    )
+    if reason is not None:
+        other = scenario.plan.method is not None or "vocabulary" in reason
+        return f"{reason}; {'use another draft.' if other else USE_SPECROOF}"
+    if plan.gamma_schedule and not version.has_schedule:
+        return (
+            "none of its checked options varies gamma with the batch; "
+            "export one gamma, or export to vLLM 0.26."
+        )
+    if plan.method == "draft" and scenario.draft is not None:
+        return _id_obstacle("draft", plan.draft_id, scenario.draft.name)
+    return _head_obstacle(plan)
+
+
+def _head_obstacle(plan: ExportPlan) -> str | None:
+    """Why a built-in draft cannot run: all but look-ups need a checkpoint."""
+    if METHODS[plan.method].kind is MethodKind.LOOKUP or plan.draft_checkpoint:
+        return None
+    return (
+        f"the checkpoint of the {METHODS[plan.method].label} draft is not known; give its hub id "
+        f"or folder with --draft-checkpoint."
+    )

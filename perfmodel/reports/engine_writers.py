@@ -1,0 +1,200 @@
+"""Write a plan as the command or file that starts a serving engine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+
+from perfmodel.acceptance.tokens import tokens_per_round
+from perfmodel.reports.engine_limits import TORCH_DTYPES
+from perfmodel.reports.export import ExportPlan
+from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.engine_support import EngineVersion
+
+CHECKED = "checked November 2026"
+NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+
+
+def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """A `vllm serve` command, and one that benchmarks it with the plan's acceptance."""
+    command = [
+        *("vllm", "serve", plan.target_id),
+        *("--tensor-parallel-size", str(plan.scenario.tp)),
+        *("--max-num-seqs", str(plan.batch)),
+        *("--max-model-len", str(plan.served_tokens)),
+        *("--max-num-batched-tokens", str(plan.step_tokens)),
+        *("--max-cudagraph-capture-size", str(plan.graph_tokens)),
+        *("--gpu-memory-utilization", f"{plan.memory_share:.2f}"),
+        *_dtype_flags(plan, kv_fp8="fp8"),
+    ]
+    lines = _heading(version, plan)
+    if not plan.most_drafts:
+        return [*lines, shlex.join(command)]
+    config = _speculative_config(version, plan)
+    if plan.schedule:
+        lines += _schedule_price(version, plan)
+    if plan.method == "suffix":
+        lines += ["# Suffix decoding needs the package arctic-inference beside vLLM."]
+    lines += [_with_config(command, config)]
+    if plan.schedule:
+        fixed = {k: v for k, v in config.items() if k != SCHEDULE} | {
+            "num_speculative_tokens": max(1, plan.scenario.plan.gamma)
+        }
+        lines += ["# The same with one γ:", f"# {_with_config(command, fixed)}"]
+    if plan.acceptance_per_position is not None:
+        # vLLM's rates are unconditional: P(drafts 1 ... i all accepted), one per draft.
+        values = plan.acceptance_per_position
+        each = [values[min(i, len(values) - 1)] for i in range(plan.most_drafts)]
+        config |= {"rejection_sample_method": "synthetic"}
+        config |= {"synthetic_acceptance_rates": [round(p, 6) for p in np.cumprod(each).tolist()]}
+        lines += ["# Benchmark with this plan's acceptance, whatever the weights (the rates are"]
+        lines += ["# unconditional: this draft and all earlier ones are accepted):"]
+        lines += [f"# {_with_config(command, config)}"]
+    return lines
+
+
+SCHEDULE = "num_speculative_tokens_per_batch_size"
+
+
+def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, object]:
+    config: dict[str, object] = {
+        "method": version.methods[plan.method],
+        "num_speculative_tokens": plan.most_drafts,
+    }
+    if plan.method == "ngram":
+        config |= NGRAM
+    if plan.draft_id:
+        config |= {"model": plan.draft_id, "draft_tensor_parallel_size": plan.scenario.tp}
+        if plan.scenario.weight_dtype == "fp8":
+            config["quantization"] = "fp8"
+    if plan.method == "p-eagle":
+        config["parallel_drafting"] = True
+    if plan.schedule:
+        config[SCHEDULE] = [list(row) for row in plan.schedule]
+    return config
+
+
+def _schedule_price(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """What a γ schedule costs in this version."""
+    if plan.method in version.full_graphs_with_schedule:
+        return [f"# With a γ schedule, {version.label} keeps full CUDA graphs for {plan.method}."]
+    return [
+        f"# A γ schedule has a price in {version.label}: for this method, it replaces full CUDA",
+        "# graphs by piecewise ones, which made a single stream 14 % slower in a public",
+        "# measurement. The times of specroof do not include this; compare both commands.",
+    ]
+
+
+def _with_config(command: list[str], config: dict[str, object]) -> str:
+    return shlex.join([*command, "--speculative-config", json.dumps(config)])
+
+
+def sglang(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """An `sglang.launch_server` command, and one that benchmarks it with the plan's acceptance."""
+    gamma = plan.most_drafts
+    command = [
+        *("python", "-m", "sglang.launch_server", "--model-path", plan.target_id),
+        *("--tp-size", str(plan.scenario.tp)),
+        *("--max-running-requests", str(plan.batch)),
+        *("--cuda-graph-max-bs-decode", str(plan.batch)),
+        *("--context-length", str(plan.served_tokens)),
+        *("--mem-fraction-static", f"{_static_share(plan):.2f}"),
+        *_dtype_flags(plan, kv_fp8="fp8_e4m3"),
+    ]
+    lines = _heading(version, plan)
+    if not gamma:
+        return [*lines, shlex.join(command)]
+    command += ["--speculative-algorithm", version.methods[plan.method]]
+    if plan.draft_id:
+        command += ["--speculative-draft-model-path", plan.draft_id]
+        if plan.scenario.weight_dtype == "fp8":
+            command += ["--speculative-draft-model-quantization", "fp8"]
+    if METHODS.get(plan.method) is None or METHODS[plan.method].kind is MethodKind.HEAD:
+        command += ["--speculative-num-steps", str(gamma), "--speculative-eagle-topk", "1"]
+    command += ["--speculative-num-draft-tokens", str(gamma + 1)]
+    lines += [shlex.join(command)]
+    if plan.acceptance_per_position is not None:
+        mean = f"SGLANG_SIMULATE_ACC_LEN={_tokens_per_round(plan):.4f}"
+        lines += ["# Benchmark with this plan's tokens per round, whatever the weights:"]
+        lines += [f"# {mean} SGLANG_SIMULATE_ACC_METHOD=match-expected {shlex.join(command)}"]
+    return lines
+
+
+def _static_share(plan: ExportPlan) -> float:
+    """The share of the memory for weights and KV caches, which leaves room for activations."""
+    from perfmodel.speculation.round import estimate
+
+    memory = estimate(plan.scenario).memory
+    static = memory.total - memory.activations - memory.reserved
+    rest = (memory.activations + memory.reserved) / memory.capacity
+    needed = np.ceil(100.0 * float(static) / memory.capacity) / 100.0
+    return max(float(needed), min(0.9, float(np.floor(100.0 * (1.0 - rest))) / 100.0))
+
+
+def tensorrt_llm(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """A YAML file for `trtllm-serve`."""
+    scenario = plan.scenario
+    serve = shlex.join(["trtllm-serve", plan.target_id, "--extra_llm_api_options", "plan.yaml"])
+    lines = [
+        *_heading(version, plan),
+        f"# Save as plan.yaml and run: {serve}",
+        f"tensor_parallel_size: {scenario.tp}",
+        f"max_batch_size: {plan.batch}",
+        f"max_num_tokens: {plan.step_tokens}",
+        f"max_seq_len: {plan.served_tokens}",
+        f"dtype: {TORCH_DTYPES[scenario.weight_dtype]}",
+        "cuda_graph_config:",
+        f"  max_batch_size: {plan.batch}",
+        "  enable_padding: true",
+        "kv_cache_config:",
+        f"  dtype: {'fp8' if scenario.kv_dtype == 'fp8' else 'auto'}",
+        f"  free_gpu_memory_fraction: {plan.memory_share:.2f}",
+    ]
+    if not plan.most_drafts:
+        return lines
+    if plan.method in ("draft", "ngram"):
+        lines += ["disable_overlap_scheduler: true"]
+    lines += ["speculative_config:", f"  decoding_type: {version.methods[plan.method]}"]
+    lines += [f"  max_draft_len: {plan.most_drafts}"]
+    if plan.draft_id:
+        lines += [f"  speculative_model: {json.dumps(plan.draft_id)}"]
+    if plan.acceptance_per_position is not None:
+        accepted = _tokens_per_round(plan) - 1.0
+        forced = f"TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS={round(accepted)}"
+        lines += ["# Benchmark with a fixed number of accepted drafts (the plan's mean of"]
+        lines += [f"# {accepted:.3f}, rounded): {forced} {serve}"]
+    return lines
+
+
+def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """Comments: the engine's version, and what limits the plan."""
+    what = "plain decoding" if not plan.most_drafts else f"{plan.method}, γ={plan.most_drafts}"
+    lines = [f"# {version.label}, {CHECKED}: {what}"]
+    if plan.longest_tokens is None:
+        lines += [
+            f"# Requests may have up to {plan.served_tokens:,} tokens; their mean in the scenario "
+            f"is {plan.request_tokens:,}."
+        ]
+    if plan.most_drafts and plan.method in version.eager_drafts:
+        lines += [f"# {version.label} runs this draft without CUDA graphs, which is slow."]
+    draft = plan.scenario.draft
+    if plan.most_drafts and draft is not None and draft.max_context_tokens < plan.request_tokens:
+        lines += [
+            f"# {draft.name} supports {draft.max_context_tokens:,} tokens: beyond them, few of its "
+            f"drafts are accepted."
+        ]
+    return lines
+
+
+def _dtype_flags(plan: ExportPlan, *, kv_fp8: str) -> list[str]:
+    weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
+    flags = ["--dtype", TORCH_DTYPES.get(weight, "bfloat16")]
+    if weight == "fp8":
+        flags += ["--quantization", "fp8"]
+    return [*flags, "--kv-cache-dtype", kv_fp8 if kv == "fp8" else "auto"]
+
+
+def _tokens_per_round(plan: ExportPlan) -> float:
+    return float(tokens_per_round(plan.acceptance_per_position or (), plan.most_drafts))

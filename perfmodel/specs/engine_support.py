@@ -1,0 +1,140 @@
+"""Which drafts the versions of serving engines run, and under which names.
+
+Read in November 2026 from the wheels of vLLM 0.26.0 (`config/speculative.py`, `config/vllm.py`) and
+SGLang 0.5.23 (`srt/speculative`, and its argument parser), from the documentation of TensorRT-LLM
+1.2, and from measurements of vLLM 0.23.0 and 0.26.0 on one H200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perfmodel.errors import ConfigError, either, unknown_name
+from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.model import ModelSpec
+
+_VLLM_METHODS = {
+    "draft": "draft_model",
+    "eagle3": "eagle3",
+    "mtp": "mtp",
+    "p-eagle": "eagle3",  # with parallel_drafting
+    "dflash": "dflash",
+    "ngram": "ngram",
+    "suffix": "suffix",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineVersion:
+    """What one version of a serving engine runs.
+
+    `methods` maps a draft ("draft" for a standalone model, or one of `draft_methods.METHODS`) to
+    the engine's name for it. Draft steps of the methods in `eager_drafts` run without CUDA graphs.
+    """
+
+    engine: str
+    version: str
+    label: str
+    methods: Mapping[str, str]
+    eager_drafts: frozenset[str] = frozenset()
+    has_schedule: bool = False  # γ by batch size
+    full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
+    online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
+
+
+VERSIONS = (
+    EngineVersion(
+        engine="vllm",
+        version="0.23",
+        label="vLLM 0.23",
+        methods=_VLLM_METHODS,
+        eager_drafts=frozenset({"draft"}),
+    ),
+    EngineVersion(
+        engine="vllm",
+        version="0.26",
+        label="vLLM 0.26",
+        methods=_VLLM_METHODS,
+        has_schedule=True,
+        full_graphs_with_schedule=frozenset({"eagle3", "mtp", "dflash"}),
+    ),
+    EngineVersion(
+        engine="sglang",
+        version="0.5",
+        label="SGLang 0.5",
+        methods={
+            "draft": "STANDALONE",
+            "eagle3": "EAGLE3",
+            "mtp": "NEXTN",
+            "dflash": "DFLASH",
+            "ngram": "NGRAM",
+        },
+    ),
+    EngineVersion(
+        engine="tensorrt-llm",
+        version="1.2",
+        label="TensorRT-LLM 1.2",
+        methods={"draft": "Draft_Target", "eagle3": "Eagle3", "ngram": "NGram"},
+        online_fp8=False,
+    ),
+)
+
+
+def engine_version(engine: str, version: str = "") -> EngineVersion:
+    """The entry of an engine's version, or of its newest version.
+
+    Raises `ConfigError` if the engine or its version is not known.
+    """
+    versions = {one.version: one for one in VERSIONS if one.engine == engine}
+    if not versions:
+        raise unknown_name("engine", engine, {one.engine for one in VERSIONS})
+    if version and version not in versions:
+        raise ConfigError(f"{engine} {version} is not known here; use version {either(versions)}")
+    return versions[version or list(versions)[-1]]
+
+
+def version_of_profile(engine: str, profile: str) -> EngineVersion:
+    """The version that a profile such as "vllm-0.23" names, or else the newest of the engine."""
+    stated = profile_version(profile)
+    return stated if stated is not None and stated.engine == engine else engine_version(engine)
+
+
+def profile_version(profile: str) -> EngineVersion | None:
+    """The version that a profile names; None for profiles of no known version."""
+    return next((one for one in VERSIONS if f"{one.engine}-{one.version}" == profile), None)
+
+
+def draft_obstacle(
+    version: EngineVersion,
+    plan: DraftPlan,
+    target: ModelSpec,
+    draft: ModelSpec | None,
+    *,
+    tp: int,
+    draft_tp: int,
+) -> str | None:
+    """Why a version cannot draft like this, as a clause about "it"; None if it can."""
+    if not plan.speculates:
+        return None
+    if plan.is_self:
+        return f"it has no self-speculation with a {plan.policy} cache"
+    if plan.method is not None:
+        if plan.draft in version.methods:
+            return None
+        names = ", ".join(name for name in version.methods if name != "draft")
+        return f"it has no built-in draft {plan.draft}, only {names}"
+    if plan.policy != "full":
+        window = " (its draft window has no effect here)" if version.engine == "sglang" else ""
+        return f"its standalone drafts always read the full cache, without a KV budget{window}"
+    if draft is not None and draft.vocab != target.vocab:
+        return (
+            f"a draft model must have its target's vocabulary, and {draft.name} has "
+            f"{draft.vocab:,} tokens instead of {target.vocab:,}"
+        )
+    if draft_tp != tp:  # vLLM's configuration also takes 1, which its draft model then refuses
+        return (
+            f"its standalone drafts run on all ranks of the target, and draft_tp={draft_tp} "
+            f"differs from tp={tp}"
+        )
+    return None

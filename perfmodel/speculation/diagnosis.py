@@ -1,0 +1,302 @@
+"""`diagnose`: compare measured terms of a round with predicted ones, and name the largest excess.
+
+A round takes γ·T_D + T_V + host time. Terms that were not measured are derived from the others:
+T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
+whose difference is drafting and a slightly longer verification, and the host time as the remainder.
+With one γ, or if the first of the draft steps costs less than the others, T_D is a mean over them,
+with the predicted host time. If a round is shorter than the predicted verification, all predicted
+terms are scaled to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
+from perfmodel.errors import ConfigError
+from perfmodel.scenario import Scenario
+from perfmodel.specs.draft_methods import MethodKind
+from perfmodel.specs.engine_support import VERSIONS, EngineVersion
+from perfmodel.speculation.host import method_of
+from perfmodel.speculation.round import RoundEstimate, estimate
+
+CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
+EAGER = 2.0  # T_D over the predicted one
+EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
+GAMMAS = range(1, 17)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured, in seconds; None if it was not.
+
+    `rounds_s` has the time of a round by γ. `engine` and `version` may be empty. `graph_tokens` is
+    the size of the engine's largest CUDA graph; 0 if unknown. Raises `ConfigError` if the time of a
+    plain step, a verification or a round is not positive.
+    """
+
+    plain_s: float | None = None
+    rounds_s: Mapping[int, float] = field(default_factory=dict)
+    verify_s: float | None = None
+    draft_step_s: float | None = None
+    host_s: float | None = None
+    acceptance: Acceptance | None = None
+    engine: str = ""
+    version: str = ""
+    graph_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        positive = {"plain step": self.plain_s, "verification": self.verify_s}
+        positive |= {f"round with gamma {gamma}": s for gamma, s in self.rounds_s.items()}
+        for name, seconds in positive.items():
+            if seconds is not None and not seconds > 0.0:
+                raise ConfigError(f"a {name} of {1e3 * seconds:g} ms is not valid; it takes time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One quantity: measured (or derived from measured ones) and predicted; None if unknown."""
+
+    measured: float | None
+    predicted: float | None
+    derived: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The terms in seconds, Ω, the culprit with its sentence, and the best γ.
+
+    `culprit` is "draft", "verification", "host", "plain", "acceptance" or "none". `best_gamma` is
+    0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over plain decoding, and
+    None if the acceptance is unknown.
+    """
+
+    terms: Mapping[str, Term]
+    culprit: str
+    sentence: str
+    speedup: float | None
+    best_gamma: int | None
+    best_speedup: float | None
+
+
+def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
+    """Explain a measurement of a speculative scenario.
+
+    Raises `ConfigError` if the scenario has no draft, no time or acceptance was measured, or the
+    measured times contradict each other.
+    """
+    if not scenario.plan.speculates:
+        raise ConfigError("explain needs a draft and its gamma; add --draft and --gamma")
+    predicted = estimate(scenario)
+    terms = _terms(scenario, predicted, measured)
+    if all(term.measured is None for term in terms.values()):
+        raise ConfigError(
+            "nothing was measured; give a report of the engine, or times such as --round-ms 41"
+        )
+    culprit = _culprit(scenario, terms)
+    speedup, best = _speedups(scenario, terms, measured)
+    return Diagnosis(
+        terms=terms,
+        culprit=culprit,
+        sentence=_sentence(culprit, scenario, terms, measured),
+        speedup=speedup.get(scenario.plan.gamma),
+        best_gamma=best,
+        best_speedup=None if best is None else speedup.get(best, 1.0),
+    )
+
+
+def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> dict[str, Term]:
+    """T_T, T_V, T_D, host time, round and Ω."""
+    gamma, rounds = scenario.plan.gamma, measured.rounds_s
+    host = float(predicted.overhead_s)
+    draft_s, verify_s, host_s = measured.draft_step_s, measured.verify_s, measured.host_s
+    scale = 1.0
+    if measured.plain_s is not None:
+        scale = measured.plain_s / float(predicted.plain_tpot_s)
+    round_s = rounds.get(gamma)
+    if verify_s is None and round_s is not None:
+        verify_s = scale * float(predicted.verify.total_s)
+    if draft_s is None and rounds and not _has_steps(scenario):
+        draft_s = 0.0
+    if draft_s is None and len(rounds) > 1:
+        draft_s = _slope(scenario, rounds, scale)
+    if round_s is not None and verify_s is not None:
+        left_s = round_s - verify_s
+        if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
+            host_s = left_s - gamma * draft_s
+        elif measured.draft_step_s is None:
+            draft_s = (left_s - (host if host_s is None else host_s)) / gamma
+        if draft_s is None or draft_s < 0 or left_s < 0:
+            if measured.verify_s is not None or measured.host_s is not None:
+                raise ConfigError(
+                    f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and host "
+                    f"time; check the times"
+                )
+            faster = round_s / float(predicted.round_s)  # share the gain among all terms
+            draft_s, host_s = faster * float(predicted.draft_step_s), faster * host
+            verify_s = faster * float(predicted.verify.total_s)
+    elif draft_s is not None and verify_s is not None:
+        round_s = gamma * draft_s + verify_s + (host_s or 0.0)
+    tokens: float | None = None
+    if measured.acceptance is not None:
+        tokens = float(tokens_per_round(measured.acceptance, gamma))
+    if measured.verify_s is None and verify_s == float(predicted.verify.total_s):
+        verify_s = None  # taken from the prediction
+    omega = float(predicted.tokens_per_round)
+    values: dict[str, tuple[float | None, float | None, object]] = {
+        "plain_s": (measured.plain_s, float(predicted.plain_tpot_s), measured.plain_s),
+        "verify_s": (verify_s, float(predicted.verify.total_s), measured.verify_s),
+        "draft_step_s": (draft_s, float(predicted.draft_step_s), measured.draft_step_s),
+        "host_s": (host_s, host, measured.host_s),
+        "round_s": (round_s, float(predicted.round_s), rounds.get(gamma)),
+        "tokens_per_round": (tokens, None if np.isnan(omega) else omega, tokens),
+    }
+    return {
+        name: Term(measured=was, predicted=expected, derived=was is not None and given is None)
+        for name, (was, expected, given) in values.items()
+    }
+
+
+def _has_steps(scenario: Scenario) -> bool:
+    method = scenario.plan.method
+    return method is None or method.kind is not MethodKind.LOOKUP
+
+
+def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float:
+    """T_D from rounds of several γ, without the predicted growth of the verification. [s]"""
+    gammas = np.array(sorted(rounds), float)
+    verify = estimate(scenario, gamma=gammas).verify.total_s
+    seconds = np.array([rounds[int(g)] for g in gammas]) - scale * verify
+    slope = float(np.polyfit(gammas, seconds, 1)[0])
+    if slope < 0:
+        raise ConfigError(
+            "rounds with more drafts took less time; check that they have the same batch and "
+            "prompt length"
+        )
+    return slope
+
+
+def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]:
+    """Seconds of a round above the prediction, by culprit; lost tokens as seconds."""
+    times = {"draft_step_s": scenario.plan.gamma, "verify_s": 1, "host_s": 1}
+    names = {"draft_step_s": "draft", "verify_s": "verification", "host_s": "host"}
+    excesses = {}
+    for name, count in times.items():
+        term = terms[name]
+        if term.measured is not None and term.predicted is not None:
+            excesses[names[name]] = count * (term.measured - term.predicted)
+    plain, tokens, verify = terms["plain_s"], terms["tokens_per_round"], terms["verify_s"]
+    if plain.measured is not None and plain.predicted is not None:
+        excesses["plain"] = plain.measured - plain.predicted
+        if verify.derived:  # from the plain step
+            excesses.pop("verification", None)
+    round_s = terms["round_s"].predicted
+    if tokens.measured and tokens.predicted and round_s is not None:
+        excesses["acceptance"] = round_s * (tokens.predicted / tokens.measured - 1.0)
+    return excesses
+
+
+def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
+    """The largest excess; "none" if it is below 10 % of the predicted round."""
+    excesses = _excesses(scenario, terms)
+    predicted = terms["round_s"].predicted
+    assert predicted is not None
+    name = max(excesses, key=lambda one: excesses[one], default="none")
+    return name if name != "none" and excesses[name] > (CLEAR - 1.0) * predicted else "none"
+
+
+def _speedups(
+    scenario: Scenario, terms: Mapping[str, Term], measured: Measured
+) -> tuple[dict[int, float], int | None]:
+    """Speedup by γ with the measured terms where known, and the best γ; 0 if none pays."""
+    acceptance = measured.acceptance or scenario.acceptance
+    gammas = np.array([*{*GAMMAS, scenario.plan.gamma}], float)
+    grid = estimate(scenario, gamma=gammas)
+    tokens = np.broadcast_to(grid.tokens_per_round, gammas.shape)
+    if acceptance is not None:
+        tokens = tokens_per_round(acceptance, gammas.astype(int))
+    if np.isnan(tokens).any():
+        return {}, None
+    value = {
+        name: float((term.predicted if term.measured is None else term.measured) or 0.0)
+        for name, term in terms.items()
+    }
+    scale = value["verify_s"] / (terms["verify_s"].predicted or 1.0)
+    rounds = gammas * value["draft_step_s"] + scale * grid.verify.total_s + value["host_s"]
+    rounds = np.array(
+        [measured.rounds_s.get(int(g), r) for g, r in zip(gammas, rounds, strict=True)]
+    )
+    speedups = tokens * value["plain_s"] / rounds
+    best = int(np.argmax(speedups))
+    table = {int(g): float(s) for g, s in zip(gammas, speedups, strict=True)}
+    return table, int(gammas[best]) if speedups[best] > 1.0 else 0
+
+
+def _sentence(
+    culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
+) -> str:
+    match culprit:
+        case "draft":
+            return _draft_sentence(scenario, terms["draft_step_s"], measured)
+        case "verification":
+            return _verify_sentence(scenario, terms["verify_s"], measured)
+        case "host":
+            return (
+                f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
+                f"spends it on scheduling, sampling and look-ups between passes"
+            )
+        case "plain":
+            return (
+                f"the target itself is slow, without speculation too: "
+                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, the batch, and "
+                f"that its steps run in CUDA graphs"
+            )
+        case "acceptance":
+            tokens = terms["tokens_per_round"]
+            assert tokens.measured is not None and tokens.predicted is not None
+            return (
+                f"few drafts were accepted: {tokens.measured:.2f} tokens a round where "
+                f"{tokens.predicted:.2f} are expected"
+            )
+    if terms["round_s"].measured is None:
+        return "no round was timed, and the other terms agree with the prediction"
+    return "the measured terms agree with the prediction"
+
+
+def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
+    assert term.measured is not None and term.predicted is not None
+    versus = _versus(term, "a step")
+    method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
+    eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
+    if not eager:
+        return f"the draft was slow: {versus}"
+    versions = [one for one in VERSIONS if one.engine == measured.engine]
+    known = next((v for v in versions if measured.version.startswith(v.version)), None)
+    if known is not None and method in known.eager_drafts:
+        return f"the draft ran eagerly: {versus}{_captured_by(versions, method, known)}"
+    return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
+
+
+def _captured_by(versions: list[EngineVersion], method: str, known: EngineVersion) -> str:
+    better = [v for v in versions if method in v.methods and method not in v.eager_drafts]
+    return f"; {known.label} does not capture it, {better[-1].label} does" if better else ""
+
+
+def _verify_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
+    tokens = scenario.workload.batch * (scenario.plan.gamma + 1)
+    versus = _versus(term, "a round")
+    if measured.graph_tokens and tokens > measured.graph_tokens:
+        return (
+            f"the verification of {tokens:,} tokens exceeds the largest CUDA graph of "
+            f"{measured.graph_tokens:,}: {versus}; raise --max-cudagraph-capture-size"
+        )
+    return f"the verification was slow: {versus}"
+
+
+def _versus(term: Term, unit: str) -> str:
+    assert term.measured is not None and term.predicted is not None
+    expected = f"{1e3 * term.predicted:.3g} is" if term.predicted else "none is"
+    return f"{1e3 * term.measured:.3g} ms {unit} where {expected} expected"

@@ -1,0 +1,76 @@
+"""`specroof export`: the user's ids, what a version runs, and recommended plans it can run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import run
+from perfmodel.catalog import model_config
+
+WORK = ["--gpu", "h200", "--batch", "4", "--prompt-tokens", "4096"]
+DRAFT = ["--draft", "llama-3.2-1b", "--draft-policy", "full", "--gamma", "2", "--acceptance", "0.8"]
+
+
+def exported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    assert run(["export", "--to", "vllm", *arguments]) == 0
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(["export", "--to", "vllm", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_users_hub_id_and_folder_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my-draft"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model_config("llama-3.2-1b")))
+    target = ["--target", "meta-llama/Llama-3.1-8B-Instruct", *WORK, *DRAFT[2:]]
+    for draft in (folder, folder / "config.json"):
+        text, _ = exported([*target, "--draft", str(draft)], capsys)
+        words = shlex.split(next(line for line in text.splitlines() if line[0] != "#"))
+        assert words[2] == "meta-llama/Llama-3.1-8B-Instruct"
+        config = json.loads(words[words.index("--speculative-config") + 1])
+        assert config["model"] == str(folder)
+
+
+def test_a_config_file_alone_and_another_vocabulary_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = model_config("llama-3.2-1b")
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(config))
+    why = refused([*WORK, *DRAFT[2:], "--draft", str(file)], capsys)
+    assert "small.json only describes the draft, and an engine loads weights" in why
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 128_000}))
+    why = refused([*WORK, *DRAFT[2:], "--draft", str(folder)], capsys)
+    assert "must have its target's vocabulary, and other has 128,000 tokens" in why
+
+
+def test_the_longest_request_and_the_checkpoint_of_a_head(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    head = [*WORK, "--draft", "eagle3", "--gamma", "3"]
+    assert "--draft-checkpoint" in refused(head, capsys)
+    head += ["--draft-checkpoint", "me/head", "--max-model-len", "9000"]
+    text, _ = exported(head, capsys)
+    assert "--max-model-len 9000" in text and '"model": "me/head"' in text
+    assert "longest request" in refused([*head[:-1], "4000"], capsys)
+
+
+def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text, note = exported(["--recommended", "--scenario", "default", "--tp", "8"], capsys)
+    assert text.startswith("# vLLM 0.26, ") and "vllm serve" in text
+    assert note.startswith("vLLM 0.26 cannot run the best plan, Self-speculation")
+    assert "Exported instead: " in note

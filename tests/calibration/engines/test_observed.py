@@ -1,0 +1,127 @@
+"""Times and acceptance are read from what engines report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from engine_samples import HEADER, a_plan, records_of
+
+from calibration.engines import observe
+from calibration.records.jsonl import write_records
+from perfmodel import ConfigError, parse_scenario
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.diagnosis import Measured
+
+LINE = (
+    "INFO [loggers.py:259] Engine 000: Avg prompt throughput: {prompt} tokens/s, Avg generation "
+    "throughput: {rate} tokens/s, Running: {running} reqs, Waiting: 0 reqs, GPU KV cache usage: 5%"
+)
+SPEC = (
+    "INFO [metrics.py:101] SpecDecoding metrics: Mean acceptance length: 2.50, Accepted "
+    "throughput: 1.00 tokens/s, Drafted throughput: 2.00 tokens/s, Accepted: 150 tokens, Drafted: "
+    "300 tokens, Per-position acceptance rate: 0.700, 0.500, 0.300, Avg Draft acceptance rate: 50%"
+)
+SGLANG = (
+    "[2026-11-01 10:00:00] Decode batch. #running-req: 8, #token: 33000, token usage: 0.10, "
+    "accept len: 2.50, accept rate: 0.50, cuda graph: True, gen throughput (token/s): 1000.0, "
+    "#queue-req: 0"
+)
+
+
+def ran(**values: object) -> Scenario:
+    stated = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3, "gpu": "h200"}
+    return parse_scenario(stated | {"batch": 8, "prompt_tokens": 4096} | values).scenario()
+
+
+def read(tmp_path: Path, *texts: str, **values: object) -> Measured:
+    paths = []
+    for number, text in enumerate(texts):
+        paths.append(tmp_path / f"report-{number}")
+        paths[-1].write_text(text)
+    return observe(paths, ran(**values))
+
+
+def page(engine: str, total: float, count: int, drafts: int | None) -> str:
+    lines = [f'{engine}:inter_token_latency_seconds_sum{{model_name="m"}} {total}']
+    lines += [f'{engine}:inter_token_latency_seconds_count{{model_name="m"}} {count}']
+    if drafts is not None and engine == "vllm":
+        counts = {"num_drafts": drafts, "num_draft_tokens": 3 * drafts}
+        counts |= {"num_accepted_tokens": 1.5 * drafts}
+        lines += [f'vllm:spec_decode_{k}_total{{model_name="m"}} {v}' for k, v in counts.items()]
+        lines += [
+            f"vllm:spec_decode_num_accepted_tokens_per_pos_total"
+            f'{{model_name="m",position="{i}"}} {share * drafts}'
+            for i, share in enumerate((0.7, 0.5, 0.3))
+        ]
+    elif drafts is not None:
+        lines += ['sglang:spec_accept_length{model_name="m"} 2.5']
+    return "\n".join(lines) + "\n"
+
+
+def test_a_round_follows_from_the_throughput_in_vllms_log(tmp_path: Path) -> None:
+    ramp = LINE.format(prompt="900.0", rate="100.0", running=8)
+    other = LINE.format(prompt="0.0", rate="900.0", running=7)
+    steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
+    measured = read(tmp_path, "\n".join([ramp, other, steady, SPEC]))
+    assert measured.rounds_s == {3: pytest.approx(8 * 2.5 / 1000.0)}
+    assert measured.engine == "vllm" and measured.acceptance is not None
+    assert measured.acceptance.per_position == pytest.approx((0.7, 5 / 7, 0.6))
+    plain = read(tmp_path, steady)
+    assert plain.plain_s == pytest.approx(8e-3) and not plain.rounds_s
+    with pytest.raises(ConfigError, match="give --batch one of 7, 8"):
+        read(tmp_path, "\n".join([other, steady]), batch=9)
+
+
+def test_sglangs_log_gives_throughput_and_accept_length(tmp_path: Path) -> None:
+    measured = read(tmp_path, SGLANG)
+    assert measured.engine == "sglang"
+    assert measured.rounds_s[3] == pytest.approx(8 * 2.5 / 1000.0, rel=1e-6)
+    plain = read(tmp_path, SGLANG.replace("accept len: 2.50, accept rate: 0.50, ", ""))
+    assert plain.plain_s == pytest.approx(8e-3)
+
+
+def test_two_scrapes_are_subtracted(tmp_path: Path) -> None:
+    measured = read(tmp_path, page("vllm", 5.0, 50, 50), page("vllm", 15.0, 550, 550))
+    assert measured.rounds_s == {3: pytest.approx(10.0 / 500)}  # one latency per round
+    assert read(tmp_path, page("vllm", 5.0, 500, None)).plain_s == pytest.approx(0.01)
+    both = read(tmp_path, page("vllm", 5.0, 500, None), page("vllm", 15.0, 550, 550))
+    assert both.plain_s == pytest.approx(0.01) and 3 in both.rounds_s
+    sglang = read(tmp_path, page("sglang", 5.0, 500, 1))
+    assert sglang.rounds_s == {3: pytest.approx(0.01 * 2.5, rel=1e-6)}  # one latency per token
+
+
+def test_a_benchmark_gives_the_time_per_token(tmp_path: Path) -> None:
+    result = {"mean_tpot_ms": 10.0, "spec_decode_num_drafts": 1000}
+    result |= {"spec_decode_draft_tokens": 3000, "spec_decode_accepted_tokens": 1500}
+    result |= {"spec_decode_per_position_acceptance_rates": [0.7, 0.5, 0.3]}
+    measured = read(tmp_path, json.dumps(result))
+    assert measured.rounds_s == {3: pytest.approx(0.025)}
+    assert read(tmp_path, json.dumps({"mean_tpot_ms": 10.0})).plain_s == pytest.approx(0.01)
+    with pytest.raises(ConfigError, match="give --batch 16"):
+        read(tmp_path, json.dumps(result | {"max_concurrency": 16}))
+
+
+def test_records_of_the_same_workload_are_used(tmp_path: Path) -> None:
+    plan = a_plan()
+    path = tmp_path / "records.jsonl"
+    records, _ = records_of(plan)
+    write_records(path, HEADER, [*records.starts, *records.points])
+    setup = next(s for s in plan.setups if s.method == "draft")
+    point = plan.of(setup)[0]
+    scenario = {"target": setup.target, "draft": setup.draft, "gamma": setup.gamma}
+    work = {"batch": point.batch, "prompt_tokens": point.prompt_tokens}
+    measured = observe([path], ran(**scenario, **work))
+    assert setup.gamma in measured.rounds_s and measured.plain_s is not None
+    assert (measured.engine, measured.version) == ("vllm", "0.26.0")
+    assert measured.graph_tokens == 512
+    with pytest.raises(ConfigError, match="no record has this target"):
+        observe([path], ran(batch=999))
+
+
+def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither times nor acceptance found"):
+        read(tmp_path, "all is well\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        observe([tmp_path / "missing"], ran())

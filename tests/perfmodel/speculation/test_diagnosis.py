@@ -1,0 +1,135 @@
+"""The culprit of a slow round is named, and the best γ follows from the measured terms."""
+
+from __future__ import annotations
+
+import pytest
+
+from perfmodel import ConfigError, estimate, parse_scenario
+from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.scenario import Scenario
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
+
+# vLLM 0.23.0 and 0.26.0 on one H200, Llama-3.1-8B, every draft accepted: batch, context, then
+# milliseconds of a plain step and of rounds with a Llama-3.2-1B draft by γ (table of issue 15).
+EAGER = [
+    (24, 4096, 8.6, {3: 41.0, 1: 15.6}),
+    (8, 4096, 6.0, {3: 37.8, 1: 14.2}),
+    (1, 16_384, 5.5, {3: 29.1, 1: 11.6}),
+]
+CAPTURED = (24, 4096, None, {3: 19.7})
+
+
+def ran(batch: int = 24, context: int = 4096, **values: object) -> Scenario:
+    stated = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3, "gpu": "h200"}
+    stated |= {"batch": batch, "prompt_tokens": context, "engine": "ideal"}
+    return parse_scenario(stated | values).scenario()
+
+
+def explained(scenario: Scenario, version: str = "", **measured: object) -> Diagnosis:
+    engine = "vllm" if version else ""
+    return diagnose(scenario, Measured(engine=engine, version=version, **measured))  # type: ignore[arg-type]
+
+
+def seconds(rounds: dict[int, float]) -> dict[int, float]:
+    return {gamma: 1e-3 * ms for gamma, ms in rounds.items()}
+
+
+@pytest.mark.parametrize(("batch", "context", "plain", "rounds"), EAGER)
+def test_the_eager_draft_of_vllm_0_23_is_named(
+    batch: int, context: int, plain: float, rounds: dict[int, float]
+) -> None:
+    times = {"plain_s": 1e-3 * plain, "rounds_s": seconds(rounds)}
+    answer = explained(ran(batch, context, acceptance=0.8), "0.23.0", **times)
+    assert answer.culprit == "draft"
+    assert answer.sentence.startswith("the draft ran eagerly: ")
+    assert answer.sentence.endswith("vLLM 0.23 does not capture it, vLLM 0.26 does")
+    term = answer.terms["draft_step_s"]
+    assert term.derived and 7e-3 < (term.measured or 0) < 13e-3 and (term.predicted or 0) < 2e-3
+    assert answer.best_gamma == 0 and (answer.speedup or 9) < 0.7
+    unknown = explained(ran(batch, context, acceptance=0.8), **times)
+    assert unknown.sentence.startswith("the draft probably ran eagerly, without CUDA graphs")
+
+
+def test_a_captured_draft_is_slow_but_not_eager() -> None:
+    batch, context, _, rounds = CAPTURED
+    answer = explained(ran(batch, context), "0.26.0", rounds_s=seconds(rounds))
+    assert answer.culprit == "draft" and answer.sentence.startswith("the draft was slow: 3.72 ms")
+
+
+@pytest.mark.parametrize("name", ["draft_step_s", "verify_s", "host_s", "plain_s"])
+def test_the_term_that_was_slowed_is_the_culprit(name: str) -> None:
+    scenario = ran(acceptance=0.8)
+    point = estimate(scenario)
+    terms = {
+        "plain_s": float(point.plain_tpot_s),
+        "verify_s": float(point.verify.total_s),
+        "draft_step_s": float(point.draft_step_s),
+        "host_s": 0.0,
+    }
+    exact = explained(scenario, **terms)
+    assert exact.culprit == "none" and exact.speedup == pytest.approx(float(point.speedup))
+    terms[name] += 5e-3
+    answer = explained(scenario, **terms)
+    names = {"draft_step_s": "draft", "verify_s": "verification", "host_s": "host"}
+    assert answer.culprit == names.get(name, "plain")
+    assert answer.terms[name].measured == pytest.approx(terms[name])
+    slower = name != "plain_s"
+    assert ((answer.speedup or 0) < float(point.speedup)) is slower
+
+
+def test_the_host_time_is_what_remains_of_a_round() -> None:
+    scenario = ran(acceptance=0.8, gamma=2)
+    point = estimate(scenario, gamma=[1, 2, 4])
+    rounds = dict(zip((1, 2, 4), (float(s) + 4e-3 for s in point.round_s), strict=True))
+    answer = explained(scenario, rounds_s=rounds)
+    assert answer.culprit == "host"
+    assert answer.terms["host_s"].measured == pytest.approx(4e-3)
+    draft = answer.terms["draft_step_s"]
+    assert draft.measured == pytest.approx(draft.predicted)
+
+
+def test_low_acceptance_and_the_best_gamma() -> None:
+    scenario = ran(acceptance=0.9, gamma=5)
+    round_s = {5: float(estimate(scenario).round_s)}
+    answer = explained(scenario, rounds_s=round_s, acceptance=Acceptance.from_alpha(0.4))
+    assert answer.culprit == "acceptance" and answer.best_gamma == 1
+    assert (answer.best_speedup or 0) > (answer.speedup or 9)
+    expected = explained(scenario, rounds_s=round_s, acceptance=Acceptance.from_alpha(0.9))
+    assert expected.culprit == "none" and (expected.best_gamma or 0) >= 4
+
+
+def test_a_verification_beyond_the_graphs_is_named() -> None:
+    scenario = ran(batch=150, context=1024, gamma=4)
+    measured = Measured(verify_s=0.08, graph_tokens=512)
+    assert (
+        "750 tokens exceeds the largest CUDA graph of 512" in diagnose(scenario, measured).sentence
+    )
+
+
+def test_lookups_have_no_draft_step() -> None:
+    answer = explained(ran(draft="ngram", draft_policy=None), rounds_s={3: 12.8e-3})
+    assert answer.culprit == "host" and answer.terms["draft_step_s"].measured == 0.0
+    assert answer.best_gamma is None and answer.speedup is None  # the acceptance is unknown
+
+
+@pytest.mark.parametrize("draft", ["ngram", "llama-3.2-1b"])
+def test_a_round_faster_than_predicted_is_no_contradiction(draft: str) -> None:
+    scenario = ran(draft=draft, draft_policy="full", acceptance=0.8)
+    round_s = 0.5 * float(estimate(scenario).round_s)
+    answer = explained(scenario, rounds_s={3: round_s})
+    assert answer.culprit == "none"
+    verify, step = answer.terms["verify_s"], answer.terms["draft_step_s"]
+    assert verify.measured == pytest.approx(0.5 * (verify.predicted or 0))
+    assert step.measured == pytest.approx(0.5 * (step.predicted or 0))
+    assert answer.speedup == pytest.approx(2.0 * float(estimate(scenario).speedup))
+
+
+def test_what_cannot_be_explained_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a draft"):
+        explained(ran(draft="none", draft_policy=None, gamma=None), plain_s=1.0)
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        explained(ran())
+    with pytest.raises(ConfigError, match="shorter than its verification"):
+        explained(ran(), rounds_s={3: 1e-3}, verify_s=2e-3)
+    with pytest.raises(ConfigError, match="more drafts took less time"):
+        explained(ran(), rounds_s={3: 9e-3, 1: 14e-3})
