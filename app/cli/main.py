@@ -96,10 +96,15 @@ def _similar_flags(error: Any) -> list[str]:
 
 def _fail(message: str, code: int) -> int:
     """Print the message on one line, without control characters."""
-    line = " ".join(message.split())
+    line = " ".join(_shortened(word) for word in message.split())
     with suppress(OSError):  # if stderr cannot be written, the exit code still tells
         print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return code
+
+
+def _shortened(word: str) -> str:
+    """A word without its middle, if it is longer than most file names."""
+    return word if len(word) <= (255 if "/" in word else 100) else f"{word[:60]}...{word[-20:]}"
 
 
 class _Interrupts:

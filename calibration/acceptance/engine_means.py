@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel import Acceptance, ConfigError
+from perfmodel.errors import shown
 from perfmodel.specs import Origin
 
 NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)"
+_WRITTEN = re.compile(rf"\s*{NUMBER}\s*")
 SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
-_LABEL = re.compile(r'(\w+)="([^"\n]*)"')
-_SGLANG_PAGE = re.compile(
-    rf"^sglang:spec_accept_length(?:\{{([^}}\n]*)\}})?[ \t]+{NUMBER}", re.M | re.I
-)
+MOST_COUNTED = 1e15
+LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Prometheus page
+_LABEL = re.compile(r'(\w+)="((?:[^"\\\n]|\\.)*+)"')
+_SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
 _SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
 _LLAMA_SERVER = re.compile(
     r"draft acceptance(?: rate)? = .*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
@@ -60,6 +62,16 @@ def labels_of(text: str) -> dict[str, str]:
     return dict(_LABEL.findall(text))
 
 
+def counted(value: Any, name: str) -> float:
+    """A counter, from text or JSON; a `ConfigError` if no engine can have counted it."""
+    number = float(value) if isinstance(value, str) and _WRITTEN.fullmatch(value) else value
+    if type(number) not in (int, float) or not 0 <= number <= MOST_COUNTED:
+        raise ConfigError(
+            f"{name}: a counter is {shown(value)}; it must be from 0 to {MOST_COUNTED:.0e}"
+        )
+    return float(number)
+
+
 def check_one_model(labels: Iterator[dict[str, str]], name: str) -> None:
     """Raise a `ConfigError` if the series belong to several models."""
     models = {one["model_name"] for one in labels if "model_name" in one}
@@ -80,18 +92,18 @@ def mean_acceptance(
     if stats := list(_iterations(values)):
         return _tensorrt_llm(stats, name, gamma)
     if pairs := _LLAMA_SERVER.findall(text):
-        accepted, drafted = (sum(int(pair[i]) for pair in pairs) for i in (0, 1))
+        accepted, drafted = (sum(counted(pair[i], name) for pair in pairs) for i in (0, 1))
         return share(accepted, drafted, "llama.cpp", name, gamma)
     if runs := _LLAMA_TOOL.findall(text):
-        drafts = {int(run[0]) for run in runs}
-        accepted, drafted = (sum(int(run[i]) for run in runs) for i in (2, 1))
+        drafts = {int(counted(run[0], name)) for run in runs}
+        accepted, drafted = (sum(counted(run[i], name) for run in runs) for i in (2, 1))
         only = gamma or (drafts.pop() if len(drafts) == 1 else None)
         return share(accepted, drafted, "llama.cpp", name, only)
     if series := _SGLANG_PAGE.findall(text):
         check_one_model((labels_of(labels) for labels, _ in series), name)
-        last = {labels: float(value) for labels, value in series}  # of several scrapes
+        last = {labels: counted(value, name) for labels, value in series}  # of several scrapes
         return _mean_length(list(last.values()), name, gamma)
-    if lengths := [float(length) for length in _SGLANG.findall(text)]:
+    if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
 
@@ -150,9 +162,9 @@ def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None)
     sums: list[float] = []
     for key in keys:
         counts = [one.get(key) for one in stats]
-        if not all(type(count) is int and count >= 0 for count in counts):
+        if not all(type(count) is int for count in counts):
             raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
-        sums.append(float(sum(count for count in counts if count)))
+        sums.append(sum(counted(count, name) for count in counts))
     rounds, drafted, accepted = sums
     return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
 

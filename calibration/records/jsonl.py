@@ -227,7 +227,7 @@ def _line(text: str, place: str) -> Line:
 def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
     """An adapter of a 1-tuple, since pydantic only passes its settings on from a container."""
     form: Any = tuple.__class_getitem__((kind,))
-    return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True))
+    return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
 def _fault(error: ValidationError) -> str:

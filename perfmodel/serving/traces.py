@@ -243,6 +243,8 @@ def _conversation(turns: Any) -> tuple[int, int] | None:
     """Tokens of the first question that is followed by an answer, and of the answer."""
     if not isinstance(turns, list):
         raise ValueError("conversations is not a list of turns")
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("conversations has a turn that is not an object")
     for question, answer in itertools.pairwise(turns):
         roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
         if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):

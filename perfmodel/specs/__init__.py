@@ -1,6 +1,6 @@
 """Immutable descriptions of a GPU, a model, a workload, a draft and an engine."""
 
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU, Link, Machine
@@ -11,6 +11,7 @@ from perfmodel.specs.workload import SLO, Workload, parse_slo
 __all__ = [
     "DTYPE_BYTES",
     "GPU",
+    "MAX_GAMMA",
     "METHODS",
     "SLO",
     "DraftMethod",

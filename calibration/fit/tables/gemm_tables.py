@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibration.records.jsonl import RecordError
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -55,6 +57,8 @@ def gemm_table(rows: pd.DataFrame) -> GemmTable:
     """The bf16 rows of aiconfigurator's table "gemm" for matrices with n and k from 128."""
     rows = rows[rows["gemm_dtype"] == "bfloat16"]
     rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
+    if rows.empty:
+        raise RecordError(f"GEMMs: the table has no bfloat16 rows of n and k from {SMALLEST_SIDE}")
     m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
     seconds = np.full((m.size, n.size, k.size), np.nan)
     place = tuple(

@@ -258,7 +258,7 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be positive"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be from 0"),
         ('{"round": {"gamma": 0, "accepted": [0]}}', "plain decoding"),
         ('{"round": {"gamma": 2, "accepted": [3]}}', "cannot accept"),
         ('{"round": {"gamma": 2}}', "no valid gamma and accepted"),
