@@ -128,8 +128,9 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
     """
     hosts = build_rows(HostCosts, entries.get("host", ()), f"{file}: host", _UNITS)
     profile = build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)
-    for part in (profile, *hosts):
-        _check_limits(part, file)
+    _check_limits(profile, file)
+    for costs in hosts:
+        _check_limits(costs, file)
     known = {"attention_kernels": ATTENTION_KERNELS, "linear_kernels": LINEAR_KERNELS,
              "all_reduce": ALL_REDUCES}  # fmt: skip
     for key, names_of in known.items():

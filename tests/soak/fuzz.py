@@ -36,12 +36,9 @@ from random import Random
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "tests"),
-    str(ROOT / "tests/fakes"),
-    str(Path(__file__).parent),
-]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/fakes", "tests/soak")]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported
 
 from fuzz_cases import Case, cases, flags  # noqa: E402
 

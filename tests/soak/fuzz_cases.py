@@ -269,8 +269,9 @@ def _records() -> Iterator[Case]:
     steps, peers = head("steps-h200-seed8.jsonl", 6), head("peers-h200-seeds8-10.csv", 40)
     compare = "validate records FILE --json"
     yield Case("steps", compare, "steps.jsonl", steps, 10)
+    peers = peers.replace("s10-000", "s8-000")
     yield Case("peers", "validate records DIR/steps.jsonl --json --peers FILE", "peers.csv",
-               peers.replace("s10-000", "s8-000"), 10, (("steps.jsonl", steps.encode()),))  # fmt: skip
+               peers, 10, (("steps.jsonl", steps.encode()),))  # fmt: skip
     drawn = (measured / "cases-h200-seed8.json").read_text()
     file = json.loads(drawn)
     file["cases"] = file["cases"][:4]
@@ -350,7 +351,7 @@ def _engine_records() -> str:
     return "".join(map(encode, ({"header": HEADER}, *records.starts, *records.points)))
 
 
-# ---- aiconfigurator's tables ----------------------------------------------------------------------
+# ---- aiconfigurator's tables ---------------------------------------------------------------------
 
 
 def _frame(table: str) -> Any:
