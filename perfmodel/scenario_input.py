@@ -121,7 +121,7 @@ class ScenarioInput(BaseModel):
         "Cached tokens that a draft reads per sequence, including sink and window.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
-    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
+    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1 << 40)] | None = _field(
         "Models",
         "N",
         "Draft tokens per round; 0 is plain decoding.",

@@ -34,6 +34,7 @@ from calibration.acceptance.engine_means import (
 )
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
+from perfmodel.input_file import read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
@@ -42,6 +43,7 @@ _LOG = re.compile(
     rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
     r"Per-position acceptance rate: ([0-9., ]*[0-9])"
 )
+_POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
     "num_draft_tokens": "spec_decode_draft_tokens",
@@ -114,8 +116,7 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
         or needs `gamma`.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_input(path, MAX_BYTES)
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
@@ -168,7 +169,7 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     for (counter, labels), scrapes in series.items():
         value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
         position = labels_of(labels).get("position", "")
-        if counter == "num_accepted_tokens_per_pos" and position.isdecimal():
+        if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
             counts[int(position)] = counts.get(int(position), 0.0) + value
         else:
             sums[counter] = sums.get(counter, 0.0) + value

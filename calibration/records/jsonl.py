@@ -15,7 +15,6 @@ import functools
 import gzip
 import json
 import os
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, shown
+from perfmodel.input_file import read_input
 from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
@@ -80,7 +80,7 @@ def decode(kind: type[T], text: str, place: str) -> T:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, decompressed if its suffix is .gz.
+    """Read a text file, decompressed if it is a gzip file.
 
     Raises
     ------
@@ -88,14 +88,12 @@ def read_text(path: Path) -> str:
         If it cannot be read, is not UTF-8, or is larger than `MAX_BYTES`.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8")
+        raw = read_input(path, MAX_BYTES)
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} cannot be read: byte {error.start} is not UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        why = os_reason(error) if isinstance(error, OSError) else error
-        raise RecordError(f"{path} cannot be read: {why}") from error
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {os_reason(error)}") from error
     if len(raw) > MAX_BYTES:
         raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split the file")
     return text

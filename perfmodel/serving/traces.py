@@ -14,17 +14,18 @@ The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published
 from __future__ import annotations
 
 import csv
-import gzip
+import errno
+import io
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from perfmodel.errors import ConfigError, os_reason, shown
+from perfmodel.input_file import input_file
 from perfmodel.units import parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
@@ -47,7 +48,7 @@ OUTPUTS = (
 )
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
-MAX_CHARACTERS = 50_000_000  # of one request in a JSON array
+MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
 MAX_TOKENS = 100_000_000
 
 Row = tuple[float | None, int, int]
@@ -189,9 +190,15 @@ def _csv_cells(place: str, line: str) -> list[str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        opener: Any = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file, and is read several times")
+        with input_file(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig")
+            for number in itertools.count(1):
+                if not (line := text.readline(MAX_CHARACTERS)):
+                    return
+                if len(line) == MAX_CHARACTERS:
+                    raise ConfigError(f"{path}: line {number} has {MAX_CHARACTERS:,} characters")
                 if line.strip():
                     yield number, line.strip()
     except UnicodeDecodeError as error:
@@ -200,7 +207,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
-    except (EOFError, zlib.error, ValueError) as error:
+    except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
