@@ -26,6 +26,7 @@ from typing import Any
 
 from perfmodel.errors import ConfigError, os_reason, shown
 from perfmodel.input_file import input_file
+from perfmodel.specs.draft import MAX_GAMMA
 from perfmodel.units import parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
@@ -92,6 +93,8 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     for number, line in _lines(Path(path)):
         try:
             counts.append(_count("accepted drafts", line, least=0))
+            if counts[-1] > MAX_GAMMA:
+                raise ValueError(f"{counts[-1]:,} accepted drafts exceed {MAX_GAMMA} per round")
         except ValueError as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not counts:

@@ -218,7 +218,7 @@ def test_scenario_upload_names_the_file_not_the_server_path() -> None:
 
 def test_the_server_is_local_sends_no_statistics_and_limits_uploads() -> None:
     command = explorer_command(port=8501, browser=True)
-    assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
+    assert command[:4] == [sys.executable, "-m", "app.explorer.serve", "run"]
     for flag in (
         "--server.address=localhost",
         "--browser.gatherUsageStats=false",
