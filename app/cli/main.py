@@ -1,8 +1,8 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
-This module only imports what Python itself has loaded, so that an interrupt ends the program quietly
-from the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal error,
-2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
+This module only imports what Python has loaded already, so that an interrupt ends the program
+quietly from the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal
+error, 2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
 130 interrupted.
 """
 

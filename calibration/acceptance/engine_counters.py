@@ -96,7 +96,7 @@ class _Counters:
                 f"instead of {len(rates)}), so the counters do not determine acceptance; run the "
                 f"engine with a fixed number of draft tokens"
             )
-        return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds), positional=True)
+        return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds))
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
@@ -236,7 +236,7 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
         )
     passed = [float(sum(count > i for count in accepted)) for i in range(gamma)]
     rates = conditional_rates(len(accepted), passed, name)
-    return Imported(per_position=rates, engine="specroof", rounds=len(accepted), positional=True)
+    return Imported(per_position=rates, engine="specroof", rounds=len(accepted))
 
 
 def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perfmodel import Acceptance, ConfigError
@@ -40,21 +40,31 @@ _LLAMA_TOOL = re.compile(
 class Imported:
     """Acceptance rates from an engine.
 
-    `rounds` is None if the source does not state it. `positional` is False if only a mean is known,
-    so that all positions have the same rate.
+    `rounds` is None if the source does not state it. If only a mean is known, all positions have
+    the same rate, and `tokens_per_round` and `gamma` state that mean.
     """
 
     per_position: tuple[float, ...]
     engine: str
     rounds: int | None
-    positional: bool
+    tokens_per_round: float | None = None
+    gamma: int | None = None
+
+    @property
+    def positional(self) -> bool:
+        """Whether the rates are those of the positions."""
+        return self.tokens_per_round is None
 
     def acceptance(self) -> Acceptance:
-        """The rates as a measured `Acceptance`."""
+        """Measured rates, or one that follows from the mean, with a wider interval."""
         rounds = "" if self.rounds is None else f" over {self.rounds:,} rounds"
-        return Acceptance.from_per_position(
-            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{rounds}"
-        )
+        source = f"{self.engine}'s counters{rounds}"
+        if self.tokens_per_round is None or self.gamma is None:
+            return Acceptance.from_per_position(
+                self.per_position, origin=Origin.MEASURED, source=source
+            )
+        derived = Acceptance.from_tokens_per_round(self.tokens_per_round, self.gamma)
+        return replace(derived, origin=Origin.FITTED, source=source)
 
 
 def labels_of(text: str) -> dict[str, str]:
@@ -121,8 +131,7 @@ def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | 
             f"--accepted-fraction {fraction:.3f}, the accepted share of all drafted tokens, with "
             f"the engine's --gamma"
         )
-    rates = Acceptance.from_accepted_fraction(fraction, gamma).per_position
-    return Imported(per_position=rates, engine=engine, rounds=None, positional=False)
+    return _from_mean(1.0 + fraction * gamma, gamma, engine)
 
 
 def totals(
@@ -142,10 +151,7 @@ def totals(
         raise ConfigError(
             f"{name}: --gamma {gamma} contradicts the {drafts} drafts per round in the report"
         )
-    found = share(accepted, drafted, engine, name, drafts)
-    return Imported(
-        per_position=found.per_position, engine=engine, rounds=int(rounds), positional=False
-    )
+    return replace(share(accepted, drafted, engine, name, drafts), rounds=int(rounds))
 
 
 def _iterations(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -185,6 +191,11 @@ def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Impo
             f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
             f"draft tokens per round to convert it to one i.i.d. acceptance"
         )
-    mean = sum(lengths) / len(lengths)
-    rates = Acceptance.from_tokens_per_round(mean, gamma).per_position
-    return Imported(per_position=rates, engine="SGLang", rounds=None, positional=False)
+    return _from_mean(sum(lengths) / len(lengths), gamma, "SGLang")
+
+
+def _from_mean(tokens: float, gamma: int, engine: str) -> Imported:
+    rates = Acceptance.from_tokens_per_round(tokens, gamma).per_position
+    return Imported(
+        per_position=rates, engine=engine, rounds=None, tokens_per_round=tokens, gamma=gamma
+    )

@@ -18,6 +18,7 @@ from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 
+TREND = 0.1  # relative change of acceptance per position; vLLM's reports have 0.01 to 0.13
 MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `specs.draft.MAX_GAMMA`
 
 
@@ -96,14 +97,22 @@ class Acceptance:
 
     @classmethod
     def from_tokens_per_round(cls, tokens: float, gamma: int) -> Self:
-        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts."""
+        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts.
+
+        Such a mean does not tell how acceptance depends on the position. The interval is that of
+        the mean rate if each rate differs from the previous one by up to `TREND`.
+        """
         _check_gamma(gamma, least=1)
         if not 1.0 <= tokens <= gamma + 1.0:
             raise ConfigError(
                 f"tokens_per_round={tokens:g} is not possible at gamma={gamma}; a round yields "
                 f"1 to {gamma + 1} tokens, including the target's token"
             )
-        return cls.from_alpha(float(alpha_for_tokens_per_round(tokens, gamma)))
+        alpha = float(alpha_for_tokens_per_round(tokens, gamma))
+        low, high = (
+            _mean_rate(tokens, gamma, trend) for trend in (1.0 - TREND, 1.0 / (1.0 - TREND))
+        )
+        return cls.from_alpha(alpha, low=min(low, alpha), high=max(high, alpha))
 
     @classmethod
     def from_accepted_fraction(cls, fraction: float, gamma: int) -> Self:
@@ -193,6 +202,20 @@ def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
             break
     alpha = np.where(wanted <= 1.0, 0.0, np.where(solvable, alpha, np.inf))
     return np.asarray(np.where(np.isnan(wanted), np.nan, alpha), dtype=np.float64)
+
+
+def _mean_rate(tokens: float, gamma: int, trend: float) -> float:
+    """Mean of the rates that yield `tokens` per round if each is `trend` times the previous one."""
+    powers = trend ** np.arange(gamma)
+    low, high = 0.0, 1.0 / float(powers.min())
+    for _ in range(50):
+        first = 0.5 * (low + high)
+        rates = np.minimum(first * powers, 1.0)
+        if 1.0 + np.cumprod(rates).sum() < tokens:
+            low = first
+        else:
+            high = first
+    return float(rates.mean())
 
 
 def _horner(alpha: Floats, gamma: NDArray[np.int64]) -> tuple[Floats, Floats]:
