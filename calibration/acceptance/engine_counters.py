@@ -168,6 +168,11 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     counts: dict[int, float] = {}
     for (counter, labels), scrapes in series.items():
         value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
+        if value < 0:
+            raise ConfigError(
+                f"{name}: the counter {counter} went backwards, so the engine restarted between "
+                f"the scrapes; keep those after the restart"
+            )
         position = labels_of(labels).get("position", "")
         if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
             counts[int(position)] = counts.get(int(position), 0.0) + value
