@@ -11,7 +11,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from perfmodel.errors import shown
 
 WAIT_S = 5.0  # for a FIFO without a writer, which would otherwise be waited for without end
 
@@ -44,6 +46,16 @@ def read_input(path: str | Path, most: int) -> bytes:
     """The first `most` + 1 bytes of a file, so that a larger one can be recognised."""
     with input_file(path) as file:
         return file.read(most + 1)
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs, for `object_pairs_hook`; `ValueError` if a key is repeated."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {shown(twice)} appears twice; keep one")
+    return fields
 
 
 def _wait(handle: int) -> None:

@@ -34,7 +34,7 @@ from calibration.acceptance.engine_means import (
 )
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
-from perfmodel.input_file import read_input
+from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
@@ -131,7 +131,7 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read acceptance rates from a text; error messages start with `name`."""
-    values = list(_json_values(text))
+    values = list(_json_values(text, name))
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
@@ -303,18 +303,19 @@ def _entries(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
                     yield from _entries([value[key]])
 
 
-def _json_values(text: str) -> Iterator[Any]:
+def _json_values(text: str, name: str) -> Iterator[Any]:
     """The text as one JSON value, or the JSON values of its lines; empty for other texts."""
     stripped = text.lstrip()
     if not stripped.startswith(("{", "[")):
         return
     try:
-        yield json.loads(stripped)
+        yield json.loads(stripped, object_pairs_hook=distinct)
         return
-    except (ValueError, RecursionError):
-        pass
+    except (ValueError, RecursionError) as error:
+        if "twice" in str(error):
+            raise ConfigError(f"{name}: {error}") from error
     for line in stripped.splitlines():
         try:
-            yield json.loads(line)
+            yield json.loads(line, object_pairs_hook=distinct)
         except (ValueError, RecursionError):
             continue

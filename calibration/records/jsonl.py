@@ -25,7 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, shown
-from perfmodel.input_file import read_input
+from perfmodel.input_file import distinct, read_input
 from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
@@ -213,9 +213,10 @@ class RecordLog:
 
 def _line(text: str, place: str) -> Line:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{place}: this is not valid JSON") from error
+        why = f": {error}" if "twice" in str(error) else ""
+        raise RecordError(f"{place}: this is not valid JSON{why}") from error
     if not isinstance(value, dict):
         raise RecordError(f"{place}: this is not a JSON object")
     return Line(place, text, value)

@@ -44,6 +44,8 @@ def user_table(path: str | Path, kind: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; check that it is {kind}")
+    if Path(path).suffix in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"{path}: {kind} must be in TOML, with lines such as tp = 8")
     try:
         return parse_toml(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.errors import ConfigError, os_reason, shown
-from perfmodel.input_file import input_file
+from perfmodel.input_file import distinct, input_file
 from perfmodel.specs.draft import MAX_GAMMA
 from perfmodel.units import parse_number
 
@@ -51,6 +51,7 @@ BAILIAN = ("chat_id", "parent_chat_id", "turn")
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
 MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
 MAX_TOKENS = 100_000_000
+MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
 Row = tuple[float | None, int, int]
 
@@ -127,7 +128,7 @@ def _joined(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
     """The items of one JSON array, without holding all of it in memory."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
     text, at, number, more = next(lines), 1, 1, True
     tried = 0  # a longer text is decoded only once it has doubled, so the time stays linear
     while True:
@@ -161,12 +162,12 @@ def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
     for number, line in lines:
         try:
-            yield f"line {number}", json.loads(line)
+            yield f"line {number}", json.loads(line, object_pairs_hook=distinct)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path}: line {number} is not a JSON object; write one request per line, or one "
-                f"array of all requests"
-            ) from error
+            why = (
+                str(error) if "twice" in str(error) else "write one request per line, or one array"
+            )
+            raise ConfigError(f"{path}: line {number} is not a JSON object; {why}") from error
 
 
 def _csv_rows(
@@ -193,7 +194,7 @@ def _csv_cells(place: str, line: str) -> list[str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise OSError(errno.EINVAL, "it is not a regular file, and is read several times")
         with input_file(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig")
@@ -298,8 +299,12 @@ def _seconds(value: Any) -> float:
     """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
     try:
+        if ":" not in text and abs(seconds := _as_number("arrival", value)) <= MOST_SECONDS:
+            return seconds
         if ":" not in text:
-            return _as_number("arrival", value)
+            raise OverflowError(
+                f"arrival time {shown(value)} is too large for seconds; is it in ms?"
+            )
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
