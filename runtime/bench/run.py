@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -250,47 +248,14 @@ def _hide_progress(done: int, total: int) -> None:
     """Only rank 0 shows progress."""
 
 
-@contextmanager
-def open_log(path: Path) -> Iterator[TextIO]:
-    """Open a file for JSON lines, which replaces an existing one once the run has succeeded.
-
-    Devices, pipes, files with several names and the file behind stdout are written to directly.
-
-    Raises
-    ------
-    InputError
-        If it cannot be written.
-    """
+def open_log(path: Path) -> TextIO:
+    """Open a file for JSON lines; raises `InputError` if it cannot be written."""
     try:
-        target, status = path.resolve(), path.stat() if path.exists() else None
-        if status is not None and _is_written_directly(status):
-            with path.open("a", encoding="utf-8", buffering=1) as log:
-                yield log
-            return
-        part = target.with_name(f".specroof-{secrets.token_hex(8)}.part")
-        try:
-            with part.open("x", encoding="utf-8", buffering=1) as log:
-                yield log
-            if status is not None:
-                part.chmod(stat.S_IMODE(status.st_mode))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        if error.filename is None:  # of another file or a socket
-            raise
         raise InputError(
             f"{path} cannot be written: {os_reason(error)}; use another --output"
         ) from error
-
-
-def _is_written_directly(status: os.stat_result) -> bool:
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        return True
-    try:
-        return os.path.samestat(os.fstat(sys.stdout.fileno()), status)
-    except (OSError, ValueError, AttributeError):  # closed, or replaced by a test
-        return False
 
 
 def write_line(log: TextIO | None, value: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> Co
     """
     launch = float(np.nanmin(table.seconds))
     large = (table.m <= DECODE_ROWS)[:, None, None] & (table.weight_bytes > 4.0 * l2_bytes)
-    large = large & np.isfinite(table.seconds)
+    large = large & (table.seconds > launch)  # False for NaN
     sizes = np.broadcast_to(table.weight_bytes, table.seconds.shape)[large]
     rate = np.append(sizes / (table.seconds[large] - launch), [] if large.any() else [0.0])
     return ColdFloor(
