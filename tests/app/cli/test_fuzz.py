@@ -35,8 +35,8 @@ def test_no_input_ends_in_a_traceback_a_hang_or_a_long_message(tmp_path: Path) -
     [
         ("raise KeyError('x')", "KeyError at"),
         ("raise SystemExit(7)", "SystemExit at"),
-        ("return 'x' * 900", "a long line"),
-        ("return 'one\\ntwo'", "several lines"),
+        ("return 'x ' * 400", "a long line"),
+        ("import sys; print('x', file=sys.stderr); return 'y'", "several lines"),
         ("x = 0\n while True: x += 1", "too slow"),
         ("return str(len(bytearray(3 * 10**9)))", "more than 1 GB"),
     ],
@@ -46,17 +46,15 @@ def test_the_fuzz_reports_each_kind_of_failure(tmp_path: Path, fault: str, says:
     broken = f"def broken(*_, **__):\n {fault}\n"
     module = tmp_path / "broken.py"
     module.write_text(
-        "import sys\nimport calibration.acceptance as a\nfrom perfmodel import ConfigError\n"
-        f"{broken}\ndef read(path, *, gamma=None):\n"
-        " if path.name != 'report.txt': return real(path, gamma=gamma)\n"
-        " if b'HELP vllm:' in path.read_bytes()[:40]: return real(path, gamma=gamma)\n"
+        f"import calibration.acceptance as a\nfrom perfmodel import ConfigError\n{broken}\n"
+        "valid = [True]\n"
+        "def read(path, *, gamma=None):\n"
+        " if valid and valid.pop(): return real(path, gamma=gamma)\n"
         " raise ConfigError(broken())\n"
         "real = a.import_acceptance\na.import_acceptance = read\n"
     )
     before = f"sys.path.insert(0, {str(tmp_path)!r}); import broken"
-    done = fuzz(
-        tmp_path / "out", "--inputs", "250", "--stop", "1", "--only", "report page", before=before
-    )
+    done = fuzz(tmp_path / "out", "--inputs", "2", "--only", "report page", before=before)
     assert done.returncode == 1, done.stdout + done.stderr
     assert says in done.stdout
     assert [path for path in (tmp_path / "out").glob("*/report.txt")]
