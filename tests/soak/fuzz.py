@@ -43,6 +43,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported
 from fuzz_cases import Case, cases, flags  # noqa: E402
 
 CPU_S, WALL_S, MEMORY, LINE = 5.0, 120.0, 10**9, 400
+SILENCE_S = 1800.0  # after which workers are taken to hang in compiled code
 BLOCK = 250  # inputs that a worker takes at once
 
 
@@ -258,7 +259,7 @@ def run_blocks(options: Any) -> int:
         workers[pipe] = process
         pipe.send(progress.next_block())
     while workers:
-        ready = wait(list(workers), timeout=2 * WALL_S) or list(workers)
+        ready = wait(list(workers), timeout=SILENCE_S) or list(workers)
         for pipe in ready:
             try:
                 message = pipe.recv() if pipe.poll() else None
