@@ -63,8 +63,9 @@ class Imported:
             return Acceptance.from_per_position(
                 self.per_position, origin=Origin.MEASURED, source=source
             )
-        derived = Acceptance.from_tokens_per_round(self.tokens_per_round, self.gamma)
-        return replace(derived, origin=Origin.FITTED, source=source)
+        return Acceptance.from_mean(
+            self.tokens_per_round, self.gamma, origin=Origin.FITTED, source=source
+        )
 
 
 def labels_of(text: str) -> dict[str, str]:

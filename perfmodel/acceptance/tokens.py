@@ -97,22 +97,27 @@ class Acceptance:
 
     @classmethod
     def from_tokens_per_round(cls, tokens: float, gamma: int) -> Self:
-        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts.
-
-        Such a mean does not tell how acceptance depends on the position. The interval is that of
-        the mean rate if each rate differs from the previous one by up to `TREND`.
-        """
+        """The i.i.d. α that gives `tokens`, from 1 to γ+1, per round of `gamma` drafts."""
         _check_gamma(gamma, least=1)
         if not 1.0 <= tokens <= gamma + 1.0:
             raise ConfigError(
                 f"tokens_per_round={tokens:g} is not possible at gamma={gamma}; a round yields "
                 f"1 to {gamma + 1} tokens, including the target's token"
             )
-        alpha = float(alpha_for_tokens_per_round(tokens, gamma))
-        low, high = (
-            _mean_rate(tokens, gamma, trend) for trend in (1.0 - TREND, 1.0 / (1.0 - TREND))
+        return cls.from_alpha(float(alpha_for_tokens_per_round(tokens, gamma)))
+
+    @classmethod
+    def from_mean(cls, tokens: float, gamma: int, *, origin: Origin, source: str) -> Self:
+        """As `from_tokens_per_round`, with an interval for the unknown dependence on position.
+
+        It is that of the mean rate if each rate differs from the previous one by up to `TREND`.
+        """
+        alpha = cls.from_tokens_per_round(tokens, gamma).alpha
+        trends = (1.0 - TREND, 1.0 / (1.0 - TREND))
+        low, high = (_mean_rate(tokens, gamma, trend) for trend in trends)
+        return cls.from_alpha(
+            alpha, low=min(low, alpha), high=max(high, alpha), origin=origin, source=source
         )
-        return cls.from_alpha(alpha, low=min(low, alpha), high=max(high, alpha))
 
     @classmethod
     def from_accepted_fraction(cls, fraction: float, gamma: int) -> Self:
