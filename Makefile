@@ -29,10 +29,12 @@ TOKENS ?= 100000
 soak: $(ALL)
 	$(BIN)/python tests/soak/lossless.py --tokens $(TOKENS)
 
-# Mutated files and flags; each must end with one line and exit code 0, 2 or 3.
+# Mutated files and flags; each must end with one line and exit code 0, 2 or 3. An interrupted run is
+# continued; failures are in the folder fuzz.
 INPUTS ?= 1000000
+SEED ?= 0
 fuzz: $(ALL)
-	FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/app/cli/test_fuzz.py -q
+	$(BIN)/python tests/soak/fuzz.py --inputs $(INPUTS) --seed $(SEED)
 
 check: $(ALL)
 	$(BIN)/ruff check .

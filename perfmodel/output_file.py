@@ -81,6 +81,8 @@ def _status(path: str | Path) -> os.stat_result | None:
             raise _cannot_write(
                 path, f"the folder {folder} does not exist; create it first"
             ) from None
+        if not os.stat(folder).st_mode & 0o222:
+            raise _cannot_write(path, f"the folder {folder} is read-only") from None
         return None
     except ValueError as error:  # a null byte in the name
         raise _cannot_write(path, str(error)) from error

@@ -11,7 +11,7 @@ from perfmodel.catalog.kernels import curves_for, measured_attention
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.draft import DraftKind, DraftPlan
+from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.engine_support import draft_obstacle, profile_version
@@ -19,6 +19,9 @@ from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Workload
+
+# Least KV budget in the runtime: one page of 16 tokens and the sink, or SnapKV's window.
+LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +206,12 @@ class Scenario:
             notes.append(
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
                 f"must use its target's tokenizer"
+            )
+        budget, least = self.plan.kv_budget_tokens, LEAST_BUDGET.get(self.plan.policy, 0)
+        if budget is not None and budget < least:
+            notes.append(
+                f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
+                f"draft policy {self.plan.policy}"
             )
         measured_on = self.engine.measured_on
         if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:

@@ -143,7 +143,7 @@ class ScenarioInput(BaseModel):
         "the context such as 5%.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
-    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0)] | None = _field(
+    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1 << 40)] | None = _field(
         "Models",
         "N",
         "Draft tokens per round; 0 is plain decoding.",
@@ -182,13 +182,13 @@ class ScenarioInput(BaseModel):
     )
     gpu: Name = _field("Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm")
     machine: Name | None = _field("Machine", "NAME", "Machine from the catalog, instead of --gpu.")
-    ring_hop_us: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+    ring_hop_us: Annotated[float, BeforeValidator(_number), Field(ge=1e-3, le=1e6)] | None = _field(
         "Machine",
         "US",
         "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
         otherwise="the machine's, or the tables of its GPU",
     )
-    ring_gb_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] | None = _field(
+    ring_gb_s: Annotated[float, BeforeValidator(_number), Field(ge=1e-3, le=1e6)] | None = _field(
         "Machine",
         "GB/S",
         "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
@@ -262,6 +262,11 @@ class ScenarioInput(BaseModel):
                     raise ConfigError(f"{name} needs a draft; add one, such as draft=self")
             return DraftPlan(gamma=self.gamma or 0)
         draft = self.draft
+        if draft.startswith("self:"):
+            raise ConfigError(
+                f"draft={draft!r} is only for sweep and recommend; use draft=self with "
+                f"draft_policy={draft.removeprefix('self:')}"
+            )
         if draft in METHODS:
             return self._method_plan()
         if draft != "self":
@@ -269,7 +274,11 @@ class ScenarioInput(BaseModel):
             draft = "self" if name == catalog.model(self.target).name else name
         budget, share = self.kv_budget, None
         if policy is DraftPolicy.FULL:
-            budget = None
+            if budget is not None:
+                raise ConfigError(
+                    f"kv_budget={budget} has no effect with draft policy full; leave it out, or "
+                    f"use draft_policy=streamingllm"
+                )
         elif budget is None:
             budget = min(DEFAULT_BUDGET[policy], self.prompt_tokens)
         elif isinstance(budget, str):

@@ -29,7 +29,7 @@ FAMILIES = {  # model_type -> architecture
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# Fields that change the computation and are not implemented: refused unless null, false or 0
+# Fields that change the computation and are not implemented: refused unless null, false, 0 or empty
 # (objects: unless null).
 REFUSED_FIELDS = (
     "quantization_config", "compression_config", "num_experts", "num_local_experts",
@@ -41,7 +41,11 @@ REFUSED_FIELDS = (
     "mlp_bias", "alibi", "partial_rotary_factor", "no_rope_layers", "no_rope_layer_interval",
     "original_max_position_embeddings", "attention_chunk_size", "clip_qkv",
     "use_parallel_residual", "num_kv_shared_layers", "block_configs", "per_layer_config",
-    "num_nextn_predict_layers", "is_encoder_decoder", "add_cross_attention",
+    "num_nextn_predict_layers", "is_encoder_decoder", "add_cross_attention", "v_head_dim",
+    "qk_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "dual_chunk_attention_config",
+    "attention_sinks", "sliding_window_pattern", "interleaved_sliding_window", "index_topk",
+    "attn_output_gate", "full_attention_interval", "layers_block_type", "hybrid_override_pattern",
+    "first_k_dense_replace", "pruned_heads",
 )  # fmt: skip
 # Factors of these, which change nothing at 1.
 NEUTRAL_AT_ONE = ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling",
@@ -224,7 +228,7 @@ def _changes_nothing(field: str, value: Any) -> bool:
         return value is None
     if field in NEUTRAL_AT_ONE:
         return bool(value == 1) and not _flag(value)
-    return value is False or bool(value == 0)
+    return value in (False, 0, {}, [])
 
 
 def _check_values(fields: Mapping[str, Any], rules: Mapping[str, Rule], name: str) -> None:

@@ -6,11 +6,11 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from perfmodel import ConfigError, ScenarioInput
 from perfmodel.catalog.scenarios import FORMER_NAMES
 from perfmodel.errors import os_reason, printable, unknown_name
+from perfmodel.input_file import read_input
 
 MAX_CSV_BYTES = 10_000_000
 
@@ -52,13 +52,11 @@ def _text(source: str, name: str) -> str:
         if source == "-":
             data = sys.stdin.buffer.read(MAX_CSV_BYTES + 1)
         else:
-            with Path(source).open("rb") as file:
-                data = file.read(MAX_CSV_BYTES + 1)
+            data = read_input(source, MAX_CSV_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file") from error
-    except (OSError, ValueError) as error:
-        why = os_reason(error) if isinstance(error, OSError) else error
-        raise ConfigError(f"{name} cannot be read: {why}") from error
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read: {os_reason(error)}") from error
     if len(data) > MAX_CSV_BYTES:
         raise ConfigError(f"{name} is larger than {MAX_CSV_BYTES:,} bytes; split it")
     try:

@@ -1,8 +1,8 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
-This module only imports the standard library, so that an interrupt ends the program quietly from
-the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal error,
-2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
+This module only imports what Python has loaded already, so that an interrupt ends the program
+quietly from the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal
+error, 2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
 130 interrupted.
 """
 
@@ -13,7 +13,6 @@ import io
 import os
 import signal
 import sys
-from contextlib import suppress
 
 TYPE_CHECKING = False  # as in typing, which takes as long to import as all the others
 if TYPE_CHECKING:
@@ -79,7 +78,15 @@ def _usage_line(error: Any) -> str:
         from perfmodel.errors import either
 
         return f"no such option {error.option_name}; did you mean {either(possible)}?"
-    text = str(error.format_message()).rstrip(".").removeprefix("Got ")
+    text = str(error.format_message()).rstrip(".")
+    if text.startswith("Got unexpected extra argument"):
+        words, command = text.partition("(s) (")[2].removesuffix(")"), error.ctx.command_path
+        return (
+            f"`{command}` does not take the argument {words!r}; give values as flags, which "
+            f"`{command} --help` lists"
+        )
+    if text.endswith(" requires an argument"):
+        text = f"{error.option_name} needs a value"
     if error.ctx is not None and ";" not in text:
         text += f"; see `{error.ctx.command_path} --help`"
     return text[:1].lower() + text[1:]
@@ -96,10 +103,17 @@ def _similar_flags(error: Any) -> list[str]:
 
 def _fail(message: str, code: int) -> int:
     """Print the message on one line, without control characters."""
-    line = " ".join(message.split())
-    with suppress(OSError):  # if stderr cannot be written, the exit code still tells
+    line = " ".join(_shortened(word) for word in message.split())
+    try:
         print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    except OSError:  # the exit code still says that there was an error
+        return code
     return code
+
+
+def _shortened(word: str) -> str:
+    """A word without its middle, if it is longer than most file names."""
+    return word if len(word) <= (255 if "/" in word else 100) else f"{word[:60]}...{word[-20:]}"
 
 
 class _Interrupts:

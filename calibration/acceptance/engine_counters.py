@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from calibration.acceptance.engine_means import (
+    LABELS,
     NUMBER,
     SHORT_ROUNDS,
     Imported,
     check_one_model,
+    counted,
     labels_of,
     mean_acceptance,
     share,
@@ -32,15 +34,16 @@ from calibration.acceptance.engine_means import (
 )
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
+from perfmodel.input_file import distinct, read_input
+from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
-_SAMPLE = re.compile(
-    rf"^vllm:spec_decode_(\w+?)(?:_total)?(?:\{{([^}}\n]*)\}})?[ \t]+{NUMBER}\b", re.M | re.I
-)
+_SAMPLE = re.compile(rf"^vllm:spec_decode_(\w+?)(?:_total)?{LABELS}[ \t]+{NUMBER}\b", re.M | re.I)
 _LOG = re.compile(
     rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
     r"Per-position acceptance rate: ([0-9., ]*[0-9])"
 )
+_POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
     "num_draft_tokens": "spec_decode_draft_tokens",
@@ -93,7 +96,7 @@ class _Counters:
                 f"instead of {len(rates)}), so the counters do not determine acceptance; run the "
                 f"engine with a fixed number of draft tokens"
             )
-        return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds), positional=True)
+        return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds))
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
@@ -113,8 +116,7 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
         or needs `gamma`.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_input(path, MAX_BYTES)
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
@@ -129,14 +131,14 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read acceptance rates from a text; error messages start with `name`."""
-    values = list(_json_values(text))
+    values = list(_json_values(text, name))
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
     if (counters := _vllm_json(values, name)) is not None:
         return counters.imported(name) if counters.accepted else counters.mean(name, gamma)
     if _LOG.search(text):
-        return _vllm_log(text).imported(name)
+        return _vllm_log(text, name).imported(name)
     if _SAMPLE.search(text):
         return vllm_metrics(text, name, gamma=gamma)
     if (found := mean_acceptance(text, values, name, gamma)) is not None:
@@ -160,14 +162,19 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """
     series: dict[tuple[str, str], list[float]] = {}
     for counter, labels, value in _SAMPLE.findall(text):
-        series.setdefault((counter.lower(), labels), []).append(float(value))
+        series.setdefault((counter.lower(), labels), []).append(counted(value, name))
     check_one_model((labels_of(labels) for _, labels in series), name)
     sums: dict[str, float] = {}
     counts: dict[int, float] = {}
     for (counter, labels), scrapes in series.items():
         value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
+        if value < 0:
+            raise ConfigError(
+                f"{name}: the counter {counter} went backwards, so the engine restarted between "
+                f"the scrapes; keep those after the restart"
+            )
         position = labels_of(labels).get("position", "")
-        if counter == "num_accepted_tokens_per_pos" and position.isdecimal():
+        if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
             counts[int(position)] = counts.get(int(position), 0.0) + value
         else:
             sums[counter] = sums.get(counter, 0.0) + value
@@ -184,13 +191,14 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     return _Counters(drafts, drafted, accepted).imported(name)
 
 
-def _vllm_log(text: str) -> _Counters:
+def _vllm_log(text: str, name: str) -> _Counters:
     """The sum of vLLM's log lines, each of which covers a few seconds."""
     total = _Counters()
-    for accepted, drafted, listed in _LOG.findall(text):
-        rates = [float(rate) for rate in listed.split(",")]
-        rounds = float(accepted) / sum(rates) if sum(rates) else float(drafted) / len(rates)
-        total.add(_Counters(rounds, float(drafted), tuple(rounds * rate for rate in rates)))
+    for *counts, listed in _LOG.findall(text):
+        accepted, drafted = (counted(count, name) for count in counts)
+        rates = [counted(rate, name) for rate in listed.split(",")]
+        rounds = accepted / sum(rates) if sum(rates) else drafted / len(rates)
+        total.add(_Counters(rounds, drafted, tuple(rounds * rate for rate in rates)))
     total.rounds = round(total.rounds)
     return total
 
@@ -214,8 +222,8 @@ def conditional_rates(drafts: float, accepted: Sequence[float], name: str) -> tu
 def _run_records(rounds: Sequence[Any], name: str) -> Imported:
     """Rates from the rounds of `specroof run --output`: γ, and accepted drafts per sequence."""
     try:
-        gammas = {int(row["gamma"]) for row in rounds}
-        accepted = [int(count) for row in rounds for count in row["accepted"]]
+        gammas = {int(counted(row["gamma"], name)) for row in rounds}
+        accepted = [int(counted(n, name)) for row in rounds for n in row["accepted"]]
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{name}: a round has no valid gamma and accepted ({error}); give a file of "
@@ -226,14 +234,14 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
         raise ConfigError(
             f"{name}: the rounds have several gammas or no sequences; import one run at a time"
         )
-    if gamma < 1 or min(accepted) < 0 or max(accepted) > gamma:
+    if not 1 <= gamma <= MAX_GAMMA or max(accepted) > gamma:
         raise ConfigError(
-            f"{name}: rounds with gamma={gamma} cannot accept {min(accepted)} to {max(accepted)} "
-            f"drafts; import a speculative run, since plain decoding has no acceptance"
+            f"{name}: rounds with gamma={gamma:,} cannot accept {max(accepted):,} drafts; import a "
+            f"speculative run, since plain decoding has no acceptance"
         )
     passed = [float(sum(count > i for count in accepted)) for i in range(gamma)]
     rates = conditional_rates(len(accepted), passed, name)
-    return Imported(per_position=rates, engine="specroof", rounds=len(accepted), positional=True)
+    return Imported(per_position=rates, engine="specroof", rounds=len(accepted))
 
 
 def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
@@ -242,22 +250,22 @@ def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
     for entry in _entries(values):
         total.add(
             _Counters(
-                _number(entry, "num_drafts") or 0.0,
-                _number(entry, "num_draft_tokens"),
+                _number(entry, "num_drafts", name) or 0.0,
+                _number(entry, "num_draft_tokens", name),
                 _accepted(entry, name),
-                _number(entry, "num_accepted_tokens"),
+                _number(entry, "num_accepted_tokens", name),
             )
         )
     known = None not in (total.draft_tokens, total.accepted_tokens)
     return total if total.accepted or known else None
 
 
-def _number(entry: dict[str, Any], counter: str) -> float | None:
+def _number(entry: dict[str, Any], counter: str, name: str) -> float | None:
     """A counter of an entry, under its key, the key of `vllm bench serve`, or a metric's name."""
     value = entry.get(counter, entry.get(_BENCH_KEYS.get(counter, "")))
     if _is_metric(entry, counter):
         value = entry.get("value")
-    return float(value) if isinstance(value, int | float) else None
+    return None if value is None else counted(value, name)
 
 
 def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
@@ -267,15 +275,15 @@ def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
     scale: float | None = 1.0
     if listed is None:
         listed = entry.get("spec_decode_per_position_acceptance_rates")
-        scale = _number(entry, "num_drafts")
-    if not isinstance(listed, list) or not all(isinstance(one, int | float) for one in listed):
+        scale = _number(entry, "num_drafts", name)
+    if not isinstance(listed, list):
         return ()
     if scale is None:
         raise ConfigError(
             f"{name}: there are rates per position but no spec_decode_num_drafts; give the whole "
             f"result of `vllm bench serve`"
         )
-    return tuple(scale * float(one) for one in listed)
+    return tuple(scale * counted(one, name) for one in listed)
 
 
 def _is_metric(entry: dict[str, Any], counter: str) -> bool:
@@ -295,18 +303,19 @@ def _entries(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
                     yield from _entries([value[key]])
 
 
-def _json_values(text: str) -> Iterator[Any]:
+def _json_values(text: str, name: str) -> Iterator[Any]:
     """The text as one JSON value, or the JSON values of its lines; empty for other texts."""
     stripped = text.lstrip()
     if not stripped.startswith(("{", "[")):
         return
     try:
-        yield json.loads(stripped)
+        yield json.loads(stripped, object_pairs_hook=distinct)
         return
-    except (ValueError, RecursionError):
-        pass
+    except (ValueError, RecursionError) as error:
+        if "twice" in str(error):
+            raise ConfigError(f"{name}: {error}") from error
     for line in stripped.splitlines():
         try:
-            yield json.loads(line)
+            yield json.loads(line, object_pairs_hook=distinct)
         except (ValueError, RecursionError):
             continue

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perfmodel import Acceptance, ConfigError
+from perfmodel.errors import shown
 from perfmodel.specs import Origin
 
 NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)"
+_WRITTEN = re.compile(rf"\s*{NUMBER}\s*")
 SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
-_LABEL = re.compile(r'(\w+)="([^"\n]*)"')
-_SGLANG_PAGE = re.compile(
-    rf"^sglang:spec_accept_length(?:\{{([^}}\n]*)\}})?[ \t]+{NUMBER}", re.M | re.I
-)
+MOST_COUNTED = 1e15
+LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Prometheus page
+_LABEL = re.compile(r'(\w+)="((?:[^"\\\n]|\\.)*+)"')
+_SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
 _SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
 _LLAMA_SERVER = re.compile(
     r"draft acceptance(?: rate)? = .*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
@@ -38,26 +40,47 @@ _LLAMA_TOOL = re.compile(
 class Imported:
     """Acceptance rates from an engine.
 
-    `rounds` is None if the source does not state it. `positional` is False if only a mean is known,
-    so that all positions have the same rate.
+    `rounds` is None if the source does not state it. If only a mean is known, all positions have
+    the same rate, and `tokens_per_round` and `gamma` state that mean.
     """
 
     per_position: tuple[float, ...]
     engine: str
     rounds: int | None
-    positional: bool
+    tokens_per_round: float | None = None
+    gamma: int | None = None
+
+    @property
+    def positional(self) -> bool:
+        """Whether the rates are those of the positions."""
+        return self.tokens_per_round is None
 
     def acceptance(self) -> Acceptance:
-        """The rates as a measured `Acceptance`."""
+        """Measured rates, or one that follows from the mean, with a wider interval."""
         rounds = "" if self.rounds is None else f" over {self.rounds:,} rounds"
-        return Acceptance.from_per_position(
-            self.per_position, origin=Origin.MEASURED, source=f"{self.engine}'s counters{rounds}"
+        source = f"{self.engine}'s counters{rounds}"
+        if self.tokens_per_round is None or self.gamma is None:
+            return Acceptance.from_per_position(
+                self.per_position, origin=Origin.MEASURED, source=source
+            )
+        return Acceptance.from_mean(
+            self.tokens_per_round, self.gamma, origin=Origin.FITTED, source=source
         )
 
 
 def labels_of(text: str) -> dict[str, str]:
     """The labels of a series on a Prometheus page."""
     return dict(_LABEL.findall(text))
+
+
+def counted(value: Any, name: str) -> float:
+    """A counter, from text or JSON; a `ConfigError` if no engine can have counted it."""
+    number = float(value) if isinstance(value, str) and _WRITTEN.fullmatch(value) else value
+    if type(number) not in (int, float) or not 0 <= number <= MOST_COUNTED:
+        raise ConfigError(
+            f"{name}: a counter is {shown(value)}; it must be from 0 to {MOST_COUNTED:.0e}"
+        )
+    return float(number)
 
 
 def check_one_model(labels: Iterator[dict[str, str]], name: str) -> None:
@@ -80,18 +103,18 @@ def mean_acceptance(
     if stats := list(_iterations(values)):
         return _tensorrt_llm(stats, name, gamma)
     if pairs := _LLAMA_SERVER.findall(text):
-        accepted, drafted = (sum(int(pair[i]) for pair in pairs) for i in (0, 1))
+        accepted, drafted = (sum(counted(pair[i], name) for pair in pairs) for i in (0, 1))
         return share(accepted, drafted, "llama.cpp", name, gamma)
     if runs := _LLAMA_TOOL.findall(text):
-        drafts = {int(run[0]) for run in runs}
-        accepted, drafted = (sum(int(run[i]) for run in runs) for i in (2, 1))
+        drafts = {int(counted(run[0], name)) for run in runs}
+        accepted, drafted = (sum(counted(run[i], name) for run in runs) for i in (2, 1))
         only = gamma or (drafts.pop() if len(drafts) == 1 else None)
         return share(accepted, drafted, "llama.cpp", name, only)
     if series := _SGLANG_PAGE.findall(text):
         check_one_model((labels_of(labels) for labels, _ in series), name)
-        last = {labels: float(value) for labels, value in series}  # of several scrapes
+        last = {labels: counted(value, name) for labels, value in series}  # of several scrapes
         return _mean_length(list(last.values()), name, gamma)
-    if lengths := [float(length) for length in _SGLANG.findall(text)]:
+    if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
 
@@ -109,8 +132,7 @@ def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | 
             f"--accepted-fraction {fraction:.3f}, the accepted share of all drafted tokens, with "
             f"the engine's --gamma"
         )
-    rates = Acceptance.from_accepted_fraction(fraction, gamma).per_position
-    return Imported(per_position=rates, engine=engine, rounds=None, positional=False)
+    return _from_mean(1.0 + fraction * gamma, gamma, engine)
 
 
 def totals(
@@ -130,10 +152,7 @@ def totals(
         raise ConfigError(
             f"{name}: --gamma {gamma} contradicts the {drafts} drafts per round in the report"
         )
-    found = share(accepted, drafted, engine, name, drafts)
-    return Imported(
-        per_position=found.per_position, engine=engine, rounds=int(rounds), positional=False
-    )
+    return replace(share(accepted, drafted, engine, name, drafts), rounds=int(rounds))
 
 
 def _iterations(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -150,9 +169,9 @@ def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None)
     sums: list[float] = []
     for key in keys:
         counts = [one.get(key) for one in stats]
-        if not all(type(count) is int and count >= 0 for count in counts):
+        if not all(type(count) is int for count in counts):
             raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
-        sums.append(float(sum(count for count in counts if count)))
+        sums.append(sum(counted(count, name) for count in counts))
     rounds, drafted, accepted = sums
     return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
 
@@ -173,6 +192,11 @@ def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Impo
             f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
             f"draft tokens per round to convert it to one i.i.d. acceptance"
         )
-    mean = sum(lengths) / len(lengths)
-    rates = Acceptance.from_tokens_per_round(mean, gamma).per_position
-    return Imported(per_position=rates, engine="SGLang", rounds=None, positional=False)
+    return _from_mean(sum(lengths) / len(lengths), gamma, "SGLang")
+
+
+def _from_mean(tokens: float, gamma: int, engine: str) -> Imported:
+    rates = Acceptance.from_tokens_per_round(tokens, gamma).per_position
+    return Imported(
+        per_position=rates, engine=engine, rounds=None, tokens_per_round=tokens, gamma=gamma
+    )

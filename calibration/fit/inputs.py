@@ -77,6 +77,9 @@ def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitRep
     RecordError
         If the download fails, or a GPU has no tables or unusable ones.
     """
+    for gpu in gpus:
+        if gpu not in GPUS:
+            raise RecordError(f"unknown GPU {gpu!r}; the tables have {', '.join(GPUS)}")
     fetch_missing(folder)
     for gpu in gpus or GPUS:
         yield fit_tables(folder, gpu)

@@ -38,7 +38,7 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
     ranks = _ranks(text, path, gpu)
     records: list[KernelRecord] = []
     for place, row in _rows(text, path):
-        size = int(row["size"])
+        size = int(_number(row["size"], "size", place))
         if any(record["message_bytes"] == size for record in records):
             raise RecordError(f"{place}: {size:,} bytes appears twice; give the output of one run")
         if row["redop"] == "none" or row.get("root", "-1") != "-1":

@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, Field
 
-from calibration.records.jsonl import RecordError, RecordLog, read_lines
+from calibration.records.jsonl import Line, RecordError, RecordLog, read_lines
+from perfmodel.errors import shown
 
 SCHEMA = 1
 LAGS = (1, 2, 4, 8, 16)
@@ -21,8 +22,13 @@ CIRCUMSTANCES = ("command", "time", "commit", "versions", "device", "parts")
 RENEWAL_GAMMAS = (2, 4, 8, 16)
 # Older files call it prefix_tokens.
 ContextTokens = Annotated[
-    int, Field(validation_alias=AliasChoices("context_tokens", "prefix_tokens"))
+    int, Field(ge=1, le=1 << 40, validation_alias=AliasChoices("context_tokens", "prefix_tokens"))
 ]
+Tokens = Annotated[int, Field(ge=0, le=1 << 40)]
+Rounds = Annotated[int, Field(ge=1, le=10**9)]
+Sum = Annotated[float, Field(ge=0, le=1e9)]  # over rounds
+Moment = Annotated[float, Field(ge=-1, le=1)]
+Size = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class Renewal(NamedTuple):
@@ -34,10 +40,10 @@ class Renewal(NamedTuple):
     so they yield fewer tokens.
     """
 
-    gamma: int
-    begun: float
-    made: float
-    even: float
+    gamma: Rounds
+    begun: Sum
+    made: Size
+    even: Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -49,12 +55,12 @@ class DraftView:
     """
 
     policy: str
-    kv_budget: int | None = None
-    sink: int | None = None
-    snapkv_window: int | None = None
-    snapkv_pool: int | None = None
+    kv_budget: Tokens | None = None
+    sink: Tokens | None = None
+    snapkv_window: Tokens | None = None
+    snapkv_pool: Tokens | None = None
     positions: str = "absolute"
-    page_tokens: int = 16
+    page_tokens: Rounds = 16
 
     @property
     def label(self) -> str:
@@ -73,8 +79,8 @@ class Window:
 
     text: str
     context_tokens: ContextTokens
-    index: int
-    start: int
+    index: Tokens
+    start: Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +102,17 @@ class Record:
 
     window: Window
     view: DraftView
-    rounds: int
-    overlap: tuple[float, ...]
-    reached: tuple[float, ...]
-    passed: tuple[float, ...]
-    chain: tuple[float, ...]
-    agree: tuple[int, ...]
-    agree_chain: tuple[int, ...]
-    variance: float
-    lags: tuple[float, ...]
-    read_tokens: float
-    nll: float
+    rounds: Rounds
+    overlap: tuple[Sum, ...]
+    reached: tuple[Sum, ...]
+    passed: tuple[Sum, ...]
+    chain: tuple[Sum, ...]
+    agree: tuple[Tokens, ...]
+    agree_chain: tuple[Tokens, ...]
+    variance: Moment
+    lags: tuple[Moment, ...]
+    read_tokens: Size
+    nll: Size
     renewal: tuple[Renewal, ...] = ()
 
 
@@ -154,7 +160,26 @@ def read_acceptance(path: Path) -> RecordSet:
             f"{first.place}: not the header of acceptance records (schema {SCHEMA}); write the "
             "file with `specroof calibrate acceptance`"
         )
-    return RecordSet(header, tuple(line.decode(Record) for line in lines))
+    return RecordSet(header, tuple(_record(line, header.get("gamma")) for line in lines))
+
+
+def _record(line: Line, positions: object) -> Record:
+    """The record in a line; an error if its sums exceed the number of rounds."""
+    record = line.decode(Record)
+    most = 1.001 * record.rounds  # sums are rounded
+    for name in ("overlap", "reached", "passed", "chain", "agree", "agree_chain"):
+        values = getattr(record, name)
+        if not values or len(values) != positions:
+            raise RecordError(
+                f"{line.place}: {name} has {len(values)} positions, but the header has "
+                f"gamma={shown(positions)}"
+            )
+        if max(values) > most:
+            raise RecordError(
+                f"{line.place}: {name} is {max(values):,.10g} in {record.rounds:,} rounds; a rate "
+                f"is at most 1"
+            )
+    return record
 
 
 def merged(sets: Iterable[RecordSet]) -> RecordSet:

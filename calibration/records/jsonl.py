@@ -15,7 +15,6 @@ import functools
 import gzip
 import json
 import os
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, shown
+from perfmodel.input_file import distinct, read_input
 from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
@@ -80,7 +80,7 @@ def decode(kind: type[T], text: str, place: str) -> T:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, decompressed if its suffix is .gz.
+    """Read a text file, decompressed if it is a gzip file.
 
     Raises
     ------
@@ -88,14 +88,12 @@ def read_text(path: Path) -> str:
         If it cannot be read, is not UTF-8, or is larger than `MAX_BYTES`.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8")
+        raw = read_input(path, MAX_BYTES)
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} cannot be read: byte {error.start} is not UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        why = os_reason(error) if isinstance(error, OSError) else error
-        raise RecordError(f"{path} cannot be read: {why}") from error
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {os_reason(error)}") from error
     if len(raw) > MAX_BYTES:
         raise RecordError(f"{path}: larger than {MAX_BYTES:,} bytes; split the file")
     return text
@@ -215,9 +213,10 @@ class RecordLog:
 
 def _line(text: str, place: str) -> Line:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{place}: this is not valid JSON") from error
+        why = f": {error}" if "twice" in str(error) else ""
+        raise RecordError(f"{place}: this is not valid JSON{why}") from error
     if not isinstance(value, dict):
         raise RecordError(f"{place}: this is not a JSON object")
     return Line(place, text, value)
@@ -227,7 +226,7 @@ def _line(text: str, place: str) -> Line:
 def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
     """An adapter of a 1-tuple, since pydantic only passes its settings on from a container."""
     form: Any = tuple.__class_getitem__((kind,))
-    return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True))
+    return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
 def _fault(error: ValidationError) -> str:

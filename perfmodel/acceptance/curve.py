@@ -45,6 +45,7 @@ from perfmodel.units import Z90
 
 REFERENCE_CONTEXT_TOKENS = 32_000.0
 REFERENCE_BUDGET_TOKENS = 512.0
+MOST = 100.0  # limit of levels, exponents and standard errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,9 @@ class AcceptanceCurve:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
         for key in (f.name for f in fields(self) if f.type == "float"):
             value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0.0 <= value < np.inf:
-                raise ConfigError(f"{name}: {key}={value!r} must be a number of at least 0")
+            most = 1e9 if key == "budget_offset" else MOST
+            if not isinstance(value, int | float) or not 0.0 <= value <= most:
+                raise ConfigError(f"{name}: {key}={value!r} must be a number from 0 to {most:g}")
         if not 0.0 < self.ceiling <= 1.0:
             raise ConfigError(f"{name}: ceiling={self.ceiling!r} must be above 0 and at most 1")
         for low, high in (self.context_range, self.budget_range):

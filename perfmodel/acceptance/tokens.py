@@ -18,6 +18,7 @@ from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 
+TREND = 0.1  # relative change of acceptance per position; vLLM's reports have 0.01 to 0.13
 MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `specs.draft.MAX_GAMMA`
 
 
@@ -104,6 +105,19 @@ class Acceptance:
                 f"1 to {gamma + 1} tokens, including the target's token"
             )
         return cls.from_alpha(float(alpha_for_tokens_per_round(tokens, gamma)))
+
+    @classmethod
+    def from_mean(cls, tokens: float, gamma: int, *, origin: Origin, source: str) -> Self:
+        """As `from_tokens_per_round`, with an interval for the unknown dependence on position.
+
+        It is that of the mean rate if each rate differs from the previous one by up to `TREND`.
+        """
+        alpha = cls.from_tokens_per_round(tokens, gamma).alpha
+        trends = (1.0 - TREND, 1.0 / (1.0 - TREND))
+        low, high = (_mean_rate(tokens, gamma, trend) for trend in trends)
+        return cls.from_alpha(
+            alpha, low=min(low, alpha), high=max(high, alpha), origin=origin, source=source
+        )
 
     @classmethod
     def from_accepted_fraction(cls, fraction: float, gamma: int) -> Self:
@@ -193,6 +207,20 @@ def alpha_for_tokens_per_round(tokens: ArrayLike, gamma: ArrayLike) -> Floats:
             break
     alpha = np.where(wanted <= 1.0, 0.0, np.where(solvable, alpha, np.inf))
     return np.asarray(np.where(np.isnan(wanted), np.nan, alpha), dtype=np.float64)
+
+
+def _mean_rate(tokens: float, gamma: int, trend: float) -> float:
+    """Mean of the rates that yield `tokens` per round if each is `trend` times the previous one."""
+    powers = trend ** np.arange(gamma)
+    low, high = 0.0, 1.0 / float(powers.min())
+    for _ in range(50):
+        first = 0.5 * (low + high)
+        rates = np.minimum(first * powers, 1.0)
+        if 1.0 + np.cumprod(rates).sum() < tokens:
+            low = first
+        else:
+            high = first
+    return float(rates.mean())
 
 
 def _horner(alpha: Floats, gamma: NDArray[np.int64]) -> tuple[Floats, Floats]:

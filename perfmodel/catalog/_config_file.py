@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.errors import ConfigError, os_reason, printable, shown
+from perfmodel.input_file import distinct
 
 MAX_CONFIG_BYTES = 1_000_000
 # Files next to config.json in which quantised checkpoints state their format.
@@ -39,7 +40,7 @@ def read_hf_config(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        config = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+        config = json.loads(text, object_pairs_hook=distinct, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"{error.msg}, line {error.lineno} column {error.colno}"
         raise ConfigError(f"{where}: not valid JSON ({printable(place)})") from error
@@ -76,15 +77,6 @@ def _read_text(path: Path, where: str) -> str:
         raise ConfigError(
             f"{where}: not UTF-8 text (byte {error.start}); check that it is a config.json"
         ) from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise ValueError(f"key {shown(key)} appears twice; keep one")
-        fields[key] = value
-    return fields
 
 
 def _refuse_constant(constant: str) -> float:

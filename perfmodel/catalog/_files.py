@@ -9,6 +9,7 @@ from typing import Any
 
 from perfmodel.catalog._schema import parse_toml
 from perfmodel.errors import ConfigError, os_reason
+from perfmodel.input_file import read_input
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -36,16 +37,15 @@ def user_table(path: str | Path, kind: str) -> dict[str, Any]:
     Raises `ConfigError` if the file is missing, too large, not UTF-8 or not TOML.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_input(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
-    except ValueError as error:  # the path contains a null byte
-        raise ConfigError(f"{str(path)!r} cannot be read: {error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; check that it is {kind}")
+    if Path(path).suffix in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"{path}: {kind} must be in TOML, with lines such as tp = 8")
     try:
         return parse_toml(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:

@@ -188,7 +188,7 @@ def build(
     scaled : mapping, optional
         For the suffix of a field in SI units, the suffix of its key and the unit of that key.
     """
-    keys = {field.name: _key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
+    keys = {field.name: file_key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
     checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)
     values = {
         name: getattr(checked, key) if unit is None else getattr(checked, key) * unit
@@ -213,7 +213,8 @@ def build_rows(
     return tuple(build(row, each, f"{where}[{i}]", scaled) for i, each in enumerate(entries))
 
 
-def _key(field: str, scaled: Mapping[str, tuple[str, float]]) -> tuple[str, float | None]:
+def file_key(field: str, scaled: Mapping[str, tuple[str, float]]) -> tuple[str, float | None]:
+    """The key of a field in a file, and the key's unit; None for fields that are not scaled."""
     for ending, (unit_name, unit) in scaled.items():
         if field.endswith(ending):
             return field.removesuffix(ending) + unit_name, unit

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table, user_table
-from perfmodel.catalog._schema import build, build_rows
+from perfmodel.catalog._schema import build, build_rows, file_key
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
@@ -17,6 +18,19 @@ from perfmodel.units import GB, US
 
 # For the suffix of a field in SI units, the suffix of its key in a file and the unit of that key.
 _UNITS = {"_s": ("_us", US), "_bytes": ("_GB", GB)}
+# Least and most of the keys with these endings; the last one applies to all other numbers.
+_LIMITS = {
+    "_us": (0.0, 1e7),
+    "_GB": (0.0, 1000.0),
+    "compute_factor": (0.01, 1.0),  # a share of the peak
+    "_factor": (0.01, 100.0),
+    "_error": (0.0, 2.0),
+    "prefill_chunk_tokens": (1.0, 1e8),
+    "": (0.0, 1e8),
+}
+ATTENTION_KERNELS = ("vllm", "flashinfer", "specroof")
+LINEAR_KERNELS = ("library", "specroof")
+ALL_REDUCES = ("best", "exchange", "ring", "nccl", "custom")
 
 
 def engine_names() -> list[str]:
@@ -113,4 +127,28 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
     A `ConfigError` names `file` and the key that is unknown, missing or of the wrong type.
     """
     hosts = build_rows(HostCosts, entries.get("host", ()), f"{file}: host", _UNITS)
-    return build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)
+    profile = build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)
+    _check_limits(profile, file)
+    for costs in hosts:
+        _check_limits(costs, file)
+    known = {"attention_kernels": ATTENTION_KERNELS, "linear_kernels": LINEAR_KERNELS,
+             "all_reduce": ALL_REDUCES}  # fmt: skip
+    for key, names_of in known.items():
+        if getattr(profile, key) not in names_of:
+            raise ConfigError(f"{file}: {unknown_name(key, getattr(profile, key), names_of)}")
+    return profile
+
+
+def _check_limits(part: EngineProfile | HostCosts, file: str) -> None:
+    """Refuse a coefficient that no engine can have."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        key, unit = file_key(field.name, _UNITS)
+        least, most = next(limits for ending, limits in _LIMITS.items() if key.endswith(ending))
+        if not least <= value / (unit or 1.0) <= most:
+            raise ConfigError(
+                f"{file}: {key}={value / (unit or 1.0):g} is not possible; it must be from "
+                f"{least:g} to {most:g}"
+            )

@@ -225,8 +225,8 @@ def _block(
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
     if names.get("draft") == "none":
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
-    if names.get("draft") in METHODS:  # a built-in draft has no KV budget
-        values.pop("kv_budget", None)
+    if names.get("draft") in METHODS or values.get("draft_policy") == DraftPolicy.FULL:
+        values.pop("kv_budget", None)  # a draft that reads the full cache has no KV budget
     # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
+import errno
+import io
 import itertools
 import json
 import math
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, os_reason, shown
+from perfmodel.input_file import distinct, input_file
+from perfmodel.specs.draft import MAX_GAMMA
 from perfmodel.units import parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
@@ -51,8 +53,9 @@ OUTPUTS = (
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
-MAX_CHARACTERS = 50_000_000  # of one request in a JSON array
+MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
 MAX_TOKENS = 100_000_000
+MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
 
 class Row(NamedTuple):
@@ -107,6 +110,8 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     for number, line in _lines(Path(path)):
         try:
             counts.append(_count("accepted drafts", line, least=0))
+            if counts[-1] > MAX_GAMMA:
+                raise ValueError(f"{counts[-1]:,} accepted drafts exceed {MAX_GAMMA} per round")
         except ValueError as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not counts:
@@ -139,7 +144,7 @@ def _joined(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
     """The items of one JSON array, without holding all of it in memory."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
     text, at, number, more = next(lines), 1, 1, True
     tried = 0  # a longer text is decoded only once it has doubled, so the time stays linear
     while True:
@@ -173,12 +178,12 @@ def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
     for number, line in lines:
         try:
-            yield f"line {number}", json.loads(line)
+            yield f"line {number}", json.loads(line, object_pairs_hook=distinct)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path}: line {number} is not a JSON object; write one request per line, or one "
-                f"array of all requests"
-            ) from error
+            why = (
+                str(error) if "twice" in str(error) else "write one request per line, or one array"
+            )
+            raise ConfigError(f"{path}: line {number} is not a JSON object; {why}") from error
 
 
 def _csv_rows(
@@ -205,9 +210,15 @@ def _csv_cells(place: str, line: str) -> list[str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        opener: Any = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "it is not a regular file, and is read several times")
+        with input_file(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig")
+            for number in itertools.count(1):
+                if not (line := text.readline(MAX_CHARACTERS)):
+                    return
+                if len(line) == MAX_CHARACTERS:
+                    raise ConfigError(f"{path}: line {number} has {MAX_CHARACTERS:,} characters")
                 if line.strip():
                     yield number, line.strip()
     except UnicodeDecodeError as error:
@@ -216,7 +227,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
-    except (EOFError, zlib.error, ValueError) as error:
+    except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
@@ -277,6 +288,8 @@ def _conversation(turns: Any) -> tuple[int, int] | None:
     """Tokens of the first question that is followed by an answer, and of the answer."""
     if not isinstance(turns, list):
         raise ValueError("conversations is not a list of turns")
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("conversations has a turn that is not an object")
     for question, answer in itertools.pairwise(turns):
         roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
         if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):
@@ -320,8 +333,12 @@ def _seconds(value: Any) -> float:
     """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
     try:
+        if ":" not in text and abs(seconds := _as_number("arrival", value)) <= MOST_SECONDS:
+            return seconds
         if ":" not in text:
-            return _as_number("arrival", value)
+            raise OverflowError(
+                f"arrival time {shown(value)} is too large for seconds; is it in ms?"
+            )
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Immutable descriptions of a GPU, a model, a workload, a draft and an engine."""
 
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.engine import EngineProfile, HostCosts
@@ -12,6 +12,7 @@ from perfmodel.specs.workload import SLO, Prefill, Workload, parse_slo
 __all__ = [
     "DTYPES",
     "GPU",
+    "MAX_GAMMA",
     "METHODS",
     "SLO",
     "DraftMethod",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -133,5 +132,5 @@ class DraftPlan:
 
 
 def _whole(name: str, value: float, *, low: int) -> None:
-    if isinstance(value, bool) or not math.isfinite(value) or value % 1 or value < low:
+    if isinstance(value, bool) or not low <= value <= 1 << 60 or value % 1:
         raise ConfigError(f"{name}={value!r} must be a whole number of at least {low}")

@@ -23,7 +23,7 @@ _REFUSED = {
     "only dense MLPs are supported, not mixtures of experts":
         "num_experts num_local_experts n_routed_experts moe_intermediate_size",
     "only multi-head and grouped-query attention are supported, not latent attention":
-        "kv_lora_rank q_lora_rank",
+        "kv_lora_rank q_lora_rank v_head_dim qk_head_dim qk_nope_head_dim qk_rope_head_dim",
     "only text models with their fields at the top level are supported":
         "text_config vision_config audio_config",
     "only attention, residuals and logits at their usual scale and without caps are supported":
@@ -38,14 +38,18 @@ _REFUSED = {
     "only rotary positions over the whole head and in every layer are supported":
         "alibi partial_rotary_factor no_rope_layers no_rope_layer_interval",
     "move it into rope_scaling or rope_parameters": "original_max_position_embeddings",
-    "only full and sliding-window attention are supported": "attention_chunk_size clip_qkv",
+    "only full and sliding-window attention are supported":
+        "attention_chunk_size clip_qkv dual_chunk_attention_config attention_sinks "
+        "sliding_window_pattern interleaved_sliding_window index_topk attn_output_gate "
+        "full_attention_interval",
     "only sequential, identical layers that each have a KV cache are supported":
         "use_parallel_residual num_kv_shared_layers block_configs per_layer_config "
-        "num_nextn_predict_layers",
+        "num_nextn_predict_layers layers_block_type hybrid_override_pattern "
+        "first_k_dense_replace pruned_heads",
     "only decoder-only models are supported": "is_encoder_decoder add_cross_attention",
 }  # fmt: skip
 REFUSED_FIELDS = {name: text for text, names in _REFUSED.items() for name in names.split()}
-# Factors have no effect at 1, objects at null, and all other fields at null, false or 0.
+# Factors have no effect at 1, objects at null, and all other fields at null, false, 0 or empty.
 NEUTRAL_AT_ONE = frozenset(
     ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling", "logit_scale",
      "partial_rotary_factor")
@@ -272,7 +276,7 @@ def has_no_effect(field: str, value: object) -> bool:
         return value is None
     if field in NEUTRAL_AT_ONE:
         return value == 1 and not isinstance(value, bool)
-    return value is False or value == 0
+    return value in (False, 0, {}, [])
 
 
 def first_fault(error: ValidationError) -> str:

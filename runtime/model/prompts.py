@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
@@ -165,7 +166,9 @@ def _pieces(path: Path, prompt_tokens: int, tokenizer: TextTokenizer) -> Iterato
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file, and every rank reads it")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:

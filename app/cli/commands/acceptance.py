@@ -120,6 +120,7 @@ def import_acceptance(
     from calibration.acceptance import import_acceptance as read_counters
 
     counters = read_counters(report, gamma=gamma)
+    acceptance = counters.acceptance()
     rates = ",".join(f"{rate:.4g}" for rate in counters.per_position)
     if as_json:
         print_json(
@@ -128,16 +129,23 @@ def import_acceptance(
                 "rounds": counters.rounds,
                 "positional": counters.positional,
                 "per_position": list(counters.per_position),
+                "low": acceptance.low,
+                "high": acceptance.high,
+                "tokens_per_round": counters.tokens_per_round,
+                "gamma": counters.gamma,
             }
         )
         return
     rounds = "" if counters.rounds is None else f", {counters.rounds:,} rounds"
-    kind = (
-        "per position" if counters.positional else "one i.i.d. rate, since only a mean was reported"
+    if counters.positional:
+        print(f"{counters.engine}{rounds}, per position")
+        print(f"--acceptance-per-position {rates}")
+        return
+    print(
+        f"{counters.engine}{rounds}, one i.i.d. rate of {rates} ({acceptance.low:.3f} to "
+        f"{acceptance.high:.3f}), since only a mean was reported"
     )
-    print(f"{counters.engine}{rounds}, {kind}")
-    flag = "--acceptance-per-position" if counters.positional else "--acceptance"
-    print(f"{flag} {rates}")
+    print(f"--tokens-per-round {counters.tokens_per_round:.6g} --gamma {counters.gamma}")
 
 
 def _read(records: Sequence[Path]) -> RecordSet:

@@ -42,4 +42,4 @@ def explorer_command(*, port: int, browser: bool) -> list[str]:
         "global.disableWidgetStateDuplicationWarning": "true",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "streamlit", "run", str(ENTRY), *flags]
+    return [sys.executable, "-m", "app.explorer.serve", "run", str(ENTRY), *flags]

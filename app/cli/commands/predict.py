@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import console, json_line, print_json
+
+if TYPE_CHECKING:
+    from perfmodel.specs import SLO
 
 
 def predict(
@@ -65,6 +68,26 @@ def _predict_rows(base: dict[str, Any], source: str) -> None:
 
 def _prediction(values: dict[str, Any], *, origin: str = "") -> dict[str, Any]:
     import perfmodel
+    from perfmodel.specs import parse_slo
 
-    scenario = perfmodel.parse_scenario(values, origin=origin).scenario()
-    return perfmodel.prediction_dict(perfmodel.estimate(scenario))
+    stated = perfmodel.parse_scenario(values, origin=origin)
+    prediction = perfmodel.prediction_dict(perfmodel.estimate(stated.scenario()))
+    prediction["notes"] += _missed_limits(prediction, parse_slo(stated.slo))
+    return prediction
+
+
+def _missed_limits(prediction: dict[str, Any], slo: SLO) -> list[str]:
+    """A note for each limit of the SLO that the prediction exceeds."""
+    from perfmodel.units import format_seconds
+
+    times = {"ttft": (prediction["ttft_s"], slo.ttft_s), "tpot": (prediction["tpot_s"], slo.tpot_s)}
+    notes = [
+        f"the SLO is not met: {name} is {format_seconds(value)}, above {format_seconds(limit)}"
+        for name, (value, limit) in times.items()
+        if limit is not None and value is not None and value > limit
+    ]
+    memory = prediction["memory"]
+    share = memory["total_bytes"] / memory["capacity_bytes"]
+    if slo.memory_fraction is not None and share > slo.memory_fraction:
+        notes.append(f"the SLO is not met: memory is {share:.1%}, above {slo.memory_fraction:.1%}")
+    return notes

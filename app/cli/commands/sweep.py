@@ -48,6 +48,15 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     from app.cli.axes import parse_axis
     from perfmodel.planning import ARRAY_AXES, LOOP_AXES
 
+    if flags.get("slo"):
+        raise perfmodel.ConfigError(
+            "--slo does not limit a sweep, which predicts every point; use `specroof recommend "
+            "--slo`, or compare the column tpot_s with the limit"
+        )
+    if ":" in flags.get("draft", "") and "draft_policy" in flags:
+        raise perfmodel.ConfigError(
+            f"--draft {flags['draft']} and --draft-policy both name a policy; give one of them"
+        )
     values = parse_overrides(scenario, flags)
     axes = {
         name: parse_axis(name, text)

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibration.records.jsonl import RecordError
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -67,6 +69,8 @@ def gemm_table(
     """The rows of one type in aiconfigurator's table "gemm", for matrices with n and k from 128."""
     rows = rows[rows["gemm_dtype"] == dtype]
     rows = rows[(rows["n"] >= SMALLEST_SIDE) & (rows["k"] >= SMALLEST_SIDE)]
+    if rows.empty:
+        raise RecordError(f"GEMMs: the table has no bfloat16 rows of n and k from {SMALLEST_SIDE}")
     m, n, k = (np.unique(rows[axis].to_numpy()) for axis in ("m", "n", "k"))
     seconds = np.full((m.size, n.size, k.size), np.nan)
     place = tuple(
@@ -97,7 +101,7 @@ def cold_floor(table: GemmTable, *, hbm_bandwidth: float, l2_bytes: float) -> Co
     """
     launch = float(np.nanmin(table.seconds))
     large = (table.m <= DECODE_ROWS)[:, None, None] & (table.weight_bytes > 4.0 * l2_bytes)
-    large = large & np.isfinite(table.seconds)
+    large = large & (table.seconds > launch)  # False for NaN
     sizes = np.broadcast_to(table.weight_bytes, table.seconds.shape)[large]
     rate = np.append(sizes / (table.seconds[large] - launch), [] if large.any() else [0.0])
     return ColdFloor(

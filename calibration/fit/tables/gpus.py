@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from calibration.records.jsonl import RecordError
 from calibration.records.kernels import GPU_NAMES
@@ -123,9 +125,9 @@ def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
 
 def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     path = table_path(data, gpu, table)
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    try:  # without pandas' own metadata, which pandas would trust
+        return pq.read_table(path).to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise RecordError(f"{path} cannot be read as Parquet: {reason[:120]}") from error
 

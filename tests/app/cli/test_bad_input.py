@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import perfmodel
 from app.cli.main import run
 
 CASES = {
@@ -291,8 +292,25 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
         ["recommend", "--tp", "8", "--slo", "memory<900%"],
         ["predict", "--tp", "8", "--acceptance", "0.8"],
         ["predict", "--target", "x" * 100],
+        ["predict", "--slo", "9" * 5000],
+        ["predict", "--slo", "/" * 5000],
+        ["predict", "--tp", "8", "9"],
+        ["predict", "--batch"],
+        ["predict", "--draft", "self:snapkv"],
+        ["predict", "--draft", "self", "--draft-policy", "full", "--kv-budget", "512"],
+        ["predict", "--draft", "self", "--gamma", "9" * 400],
+        ["predict", "--tp", "8", "--ring-hop-us", "5", "--ring-gb-s", "1e-320"],
+        ["predict", "--scenario", "./s.yaml"],
+        ["sweep", "--tp", "8", "--slo", "tpot<1us"],
+        ["sweep", "--tp", "8", "--draft", "self:snapkv", "--draft-policy", "streamingllm"],
+        ["simulate", "--tp", "8", "--draft", "self", "--acceptance-trace", "99.txt"],
+        ["simulate", "--tp", "8", "--traffic", "twice.jsonl"],
+        ["simulate", "--tp", "8", "--traffic", "epoch.csv"],
+        ["simulate", "--tp", "8", "--traffic", "."],
+        ["calibrate", "import-acceptance", "twice.jsonl"],
+        ["calibrate", "fit-tables", "missing", "--output", "out", "--gpu", "h1000"],
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:70],
 )
 def test_what_would_be_misread_or_ignored_is_refused_in_a_short_line(
     arguments: list[str],
@@ -302,6 +320,10 @@ def test_what_would_be_misread_or_ignored_is_refused_in_a_short_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("timed.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,100,10\n")
+    Path("epoch.csv").write_text("arrival_s,prompt_tokens,output_tokens\n1700000000000,9,9\n")
+    Path("99.txt").write_text("1\n99\n")
+    Path("twice.jsonl").write_text('{"input_length": 1, "input_length": 2, "output_length": 3}\n')
+    Path("s.yaml").write_text("tp: 8\n")
     assert run(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 300
@@ -316,3 +338,44 @@ def test_a_command_alone_says_how_to_begin(
     assert run([command]) in (2, 3)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and ("specroof " in err or "one of" in err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--slo", "tpot<1us; ttft<9s"], "tpot is"),
+        (["--slo", "memory<5%"], "memory is"),
+        (["--kv-budget", "20"], "the runtime needs 32"),
+        (["--slo", "tpot<9s"], ""),
+    ],
+)
+def test_what_a_prediction_does_not_satisfy_is_noted(
+    flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", "--tp", "8", "--draft", "self", "--json", *flags]) == 0
+    notes = [n for n in json.loads(capsys.readouterr().out)["notes"] if "all-reduce" not in n]
+    assert len(notes) == bool(says) and says in "".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("round_overhead_us", "150.0", "-1.0"),
+        ("compute_factor", "0.808", "1.4"),
+        ("attention_factor", "0.9302", "1e308"),
+        ("attention_kernels", '"specroof"', '"flash"'),
+        ("all_reduce", '"exchange"', '"fast"'),
+        ("speedup_error", "0.05", "1e5"),
+    ],
+)
+def test_an_engine_profile_beyond_what_is_possible_is_refused(
+    tmp_path: Path, key: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = Path(perfmodel.__file__).parent / "catalog/engines/specroof.toml"
+    text = profile.read_text(encoding="utf-8")
+    assert f"\n{key} = {old}" in text
+    path = tmp_path / "e.toml"
+    path.write_text(text.replace(f"\n{key} = {old}", f"\n{key} = {new}", 1), encoding="utf-8")
+    # The A10 uses the general values, because the runtime was not measured on its architecture.
+    assert run(["predict", "--gpu", "a10", "--batch", "1", "--engine", str(path)]) == 2
+    assert key in capsys.readouterr().err

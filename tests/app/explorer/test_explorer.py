@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def test_scenario_upload_names_the_file_not_the_server_path() -> None:
 
 def test_the_server_is_local_sends_no_statistics_and_limits_uploads() -> None:
     command = explorer_command(port=8501, browser=True)
-    assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
+    assert command[:4] == [sys.executable, "-m", "app.explorer.serve", "run"]
     for flag in (
         "--server.address=localhost",
         "--browser.gatherUsageStats=false",
@@ -226,6 +227,17 @@ def test_the_server_is_local_sends_no_statistics_and_limits_uploads() -> None:
         "--client.showErrorDetails=none",
     ):
         assert flag in command
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_the_reader_of_its_output() -> None:
+    """As in `specroof explore | head`; it used to ignore SIGTERM and Ctrl-C from then on."""
+    command = explorer_command(port=8593, browser=False)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert server.stdout is not None
+    assert server.stdout.readline()
+    server.stdout.close()
+    assert server.wait(timeout=60) == 141
 
 
 def test_explore_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

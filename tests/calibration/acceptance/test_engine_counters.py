@@ -258,7 +258,7 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),
-        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be positive"),
+        ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [-1]}', "must be from 0"),
         ('{"round": {"gamma": 0, "accepted": [0]}}', "plain decoding"),
         ('{"round": {"gamma": 2, "accepted": [3]}}', "cannot accept"),
         ('{"round": {"gamma": 2}}', "no valid gamma and accepted"),
@@ -280,3 +280,37 @@ def test_a_binary_or_missing_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\xff\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         import_acceptance(tmp_path / "b")
+
+
+def test_a_mean_gives_a_wider_interval_and_is_not_called_measured() -> None:
+    """γ = 1 determines the rate; at γ = 3 it may fall or rise with the position."""
+    line = "accept len: {}"
+    one, three = (parse_acceptance(line.format(mean), "f", gamma=g).acceptance()
+                  for mean, g in ((1.8, 1), (3.0, 3)))  # fmt: skip
+    assert one.low == pytest.approx(0.8) == one.high
+    assert three.low < three.alpha < three.high
+    assert three.alpha == pytest.approx(0.8105, abs=1e-4)
+    for rates in ((0.9, 0.81, 0.729), (0.7, 0.77, 0.847)):
+        mean = float(tokens_per_round(Acceptance.from_per_position(rates), 3))
+        found = parse_acceptance(line.format(mean), "f", gamma=3).acceptance()
+        assert found.low - 1e-6 <= sum(rates) / 3 <= found.high + 1e-6
+    assert three.origin == "fitted"
+    assert parse_acceptance(METRICS, "f").acceptance().origin == "measured"
+
+
+def test_labels_with_quotes_and_braces_belong_to_the_series() -> None:
+    odd = page(1000, [800, 600], model=r"a,position=\"7\"}")
+    assert parse_acceptance(odd, "f").per_position == pytest.approx((0.8, 0.75))
+
+
+def test_counters_that_went_backwards_are_refused() -> None:
+    with pytest.raises(ConfigError, match="went backwards"):
+        parse_acceptance(page(1500, [1250, 1000]) + page(500, [450, 400]), "f")
+
+
+@pytest.mark.parametrize("value", ["1e16", "-1", "NaN", "true", "1" * 4000, '"1x"'])
+def test_a_counter_that_no_engine_reaches_is_refused(value: str) -> None:
+    text = f'{{"num_drafts": {value}, "num_accepted_tokens_per_pos": [8, 6]}}'
+    with pytest.raises(ConfigError) as caught:
+        parse_acceptance(text, "f")
+    assert len(str(caught.value)) < 200
