@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,14 +31,16 @@ class Problem:
     """Cells with a column `seconds`, a form, and the axes of its correction.
 
     `parameters` are (start, lower, upper) by name; `axes` are knots by column; `smoothness` is the
-    weight of a difference between neighbouring knots, relative to one cell. `curve` are the seconds
-    of the finished curve, if they differ from form times correction.
+    weight of a difference between neighbouring knots, relative to one cell. With `rising`, the
+    correction never falls along an axis. `curve` are the seconds of the finished curve, if they
+    differ from form times correction.
     """
 
     form: Form
     parameters: Mapping[str, tuple[float, float, float]]
     axes: Mapping[str, Sequence[float]]
     smoothness: float
+    rising: bool = False
     curve: Callable[[Fitted, pd.DataFrame], Array] | None = None
 
     @property
@@ -89,7 +92,29 @@ def smooth_table(problem: Problem, cells: pd.DataFrame, base: Array) -> LogTable
     target = np.zeros(rows.shape[0])
     target[: len(cells)] = np.log(cells.seconds.to_numpy() / base)
     values = lsqr(rows, target)[0].reshape(shape)
+    if problem.rising:
+        values = _rising(rows, target, shape, values)
     return LogTable(problem.knots, np.round(values, 3))
+
+
+def _rising(rows: Any, target: Array, shape: tuple[int, ...], start: Array) -> Array:
+    """The least-squares solution that never falls along an axis."""
+    from scipy.optimize import LinearConstraint, minimize
+
+    normal, right = (rows.T @ rows).toarray(), rows.T @ target
+    steps = _differences(shape).toarray()
+    solution = minimize(
+        lambda x: 0.5 * x @ normal @ x - right @ x,
+        start.ravel(),
+        jac=lambda x: normal @ x - right,
+        method="SLSQP",
+        constraints=LinearConstraint(steps, 0.0, np.inf),
+        options={"maxiter": 500},
+    )
+    values = solution.x.reshape(shape)
+    for axis in range(values.ndim):  # rounding and the solver's tolerance
+        values = np.maximum.accumulate(values, axis)
+    return np.asarray(values)
 
 
 def predict(problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Array:
