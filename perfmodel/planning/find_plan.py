@@ -118,10 +118,11 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
         else:
             defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
-        if draft == "self" and stated == "full":
+        quantised = values.get("draft_dtype") or values.get("draft_kv_dtype")
+        if draft == "self" and stated == "full" and not quantised:
             raise ConfigError(
                 "a self-draft that reads the whole cache is the target itself and gains nothing; "
-                "use policy streamingllm or snapkv"
+                "use policy streamingllm or snapkv, or a draft_dtype of fewer bits"
             )
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
@@ -171,7 +172,7 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
-        budget = None if draft in METHODS else 1
+        budget = None if policy == "full" else 1
         fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": budget}
         fixed["draft_tp"] = None if draft == "self" else values.get("draft_tp")
     observed = [key for key in OBSERVED_KEYS if key in values]

@@ -243,7 +243,8 @@ def _variants(
         most = context - 1 if draft == "self" else context
         allowed: list[int | None] = [b for b in budgets if b <= most]
         if policy == DraftPolicy.FULL:
-            allowed = [] if draft == "self" else [None]
+            same_types = scenario.draft_types == scenario.target_types
+            allowed = [] if draft == "self" and same_types else [None]
         is_same = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
         for tp in tps:
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):

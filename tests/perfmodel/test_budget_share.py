@@ -75,11 +75,12 @@ def test_a_swept_context_evaluates_a_share_of_the_base_at_each_context() -> None
 def test_a_recommendation_compares_shares_with_fixed_budgets() -> None:
     values = {"draft": "self", "draft_policy": "streamingllm", "tp": 4, "acceptance": 0.8}
     chosen = [
-        find_plan(values | {"kv_budget": budget}).best for budget in ("5%", "1600", ["5%", 512])
+        find_plan(values | {"kv_budget": budget}, acceptance_budget=1600).best
+        for budget in ("5%", "1600", ["5%", 512])
     ]
     assert chosen[0].scenario.plan.kv_budget_tokens == 1600
     assert chosen[0].tpot_s == chosen[1].tpot_s
-    assert chosen[2].scenario.plan.kv_budget_tokens == 512  # α is given, so less is better
+    assert chosen[2].tpot_s <= 1.01 * chosen[0].tpot_s  # costs within 1 % are equal
 
 
 def test_a_share_is_written_as_it_was_stated() -> None:

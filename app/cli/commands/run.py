@@ -196,9 +196,10 @@ def make_plan(
     return RunPlan(mode=mode, command=_command(), configs=configs, **values)
 
 
-# Fields of a scenario that do not affect the engine: the predicted hardware and engine, the limits
-# and the acceptance curves.
-NOT_EXECUTED = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine", "slo", "acceptance_curve"}
+# Fields of a scenario that do not affect the engine: the predicted hardware and engine, how
+# experts and prompts are divided, the limits and the acceptance curves.
+_MACHINE = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine"}
+NOT_EXECUTED = _MACHINE | {"ep", "prefill", "prefix_hit_rate", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:

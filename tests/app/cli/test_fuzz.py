@@ -17,9 +17,9 @@ SCRIPT = ROOT / "tests/soak/fuzz.py"
 
 def fuzz(folder: Path, *flags: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run the fuzz, after a statement that breaks something."""
-    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); {before}"
+    code = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n{before}\n"
     words = [str(SCRIPT), "--folder", str(folder), "--jobs", "1", *flags]
-    code += f"; sys.argv = {words}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    code += f"sys.argv = {words}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 

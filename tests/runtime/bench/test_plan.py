@@ -60,6 +60,11 @@ CHANGES: dict[str, Any] = {
     "acceptance_curve": "curves.toml",
     "weight_dtype": "int8",
     "kv_dtype": "fp8",
+    "draft_dtype": "fp16",
+    "draft_kv_dtype": "fp16",
+    "ep": 2,
+    "prefill": "disaggregated",
+    "prefix_hit_rate": 0.5,
     "engine": "magicdec",
     "slo": "ttft<2s",
 }
