@@ -99,7 +99,7 @@ def _recommended(
     runs, so the recommended plan is never replaced.
     """
     from perfmodel.reports import ExportPlan, engine_label, exportability
-    from perfmodel.specs.engine_support import profile_version
+    from perfmodel.specs import profile_version
 
     answer, _ = find_recommendation(flags, scenario)
     best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))

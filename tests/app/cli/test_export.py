@@ -72,5 +72,5 @@ def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
 ) -> None:
     text, note = exported(["--recommended", "--scenario", "default", "--tp", "8"], capsys)
     assert text.startswith("# vLLM 0.26, ") and "vllm serve" in text
-    assert note.startswith("vLLM 0.26 cannot run the best plan, Self-speculation")
+    assert note.startswith("vLLM 0.26 cannot run the best plan, Draft llama-3.2-1b, Streaming")
     assert "Exported instead: " in note
