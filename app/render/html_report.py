@@ -9,6 +9,7 @@ from app.render.html_page import bullets, code, html_page, plain, table
 from app.render.recommendation_tables import (
     PLAN_HEADER,
     UNMEASURED_HEADER,
+    after_answer,
     facts,
     plan_rows,
     schedule_rows,
@@ -35,7 +36,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
     scenario = result["best"]["scenario"].items()
     before = [
         f"# {plain(result['answer'])}",
-        f"{plain(result['prefill'])} {plain(result['evidence']['sentence'])}",
+        plain(" ".join(after_answer(result))),
         " ".join(code(f"{key} = {value}") for key, value in scenario),
         "## Plans",
         table(PLAN_HEADER, plan_rows(result)),

@@ -16,7 +16,7 @@ UNMEASURED_HEADER = ("plan", "TP", "α to break even")
 
 def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     """Print the answer, the compared plans, the binding limit, and what would change the answer."""
-    for line in (answer["answer"], answer["prefill"], answer["evidence"]["sentence"]):
+    for line in (answer["answer"], *after_answer(answer)):
         console.print(line, soft_wrap=True)
     console.print()
     print_table(rows_table(PLAN_HEADER, plan_rows(answer)), console)
@@ -41,9 +41,18 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     print_notes(answer["notes"], console)
 
 
+def after_answer(answer: Mapping[str, Any]) -> list[str]:
+    """The sentences after the answer: a better plan in principle, the prompts, the evidence."""
+    gap = [answer["engine_gap"]["sentence"]] if answer["engine_gap"] else []
+    return [*gap, answer["prefill"], answer["evidence"]["sentence"]]
+
+
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the best plan, the runners-up, and plain decoding."""
-    plans = [answer["best"], *answer["runners_up"]]
+    """Rows of the best plan, a better one in principle, the runners-up, and plain decoding."""
+    plans = [answer["best"]]
+    if gap := answer["engine_gap"]:
+        plans.append(gap["ideal"] | {"label": f"in principle: {gap['ideal']['label']}"})
+    plans += answer["runners_up"]
     if answer["without_speculation"] not in plans:
         plans.append(answer["without_speculation"])
     return [

@@ -12,6 +12,7 @@ from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows, file_key
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.specs.engine import EngineProfile, HostCosts
+from perfmodel.specs.engine_support import engine_version
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
@@ -30,6 +31,12 @@ _LIMITS = {
 }
 ATTENTION_KERNELS = ("vllm", "flashinfer", "specroof")
 LINEAR_KERNELS = ("library", "specroof")
+# How `specroof calibrate engine` obtains the measurements of each serving engine.
+SERVING_ENGINES = {
+    "vllm": "--out vllm.jsonl",
+    "sglang": "--url URL --gpu GPU --out sglang.jsonl",
+    "tensorrt-llm": "--import REPORT --method METHOD --out tensorrt-llm.jsonl",
+}
 ALL_REDUCES = ("best", "exchange", "ring", "nccl", "custom")
 
 
@@ -78,8 +85,21 @@ def _newest(name: str) -> str:
         if base == name and version.replace(".", "").isdecimal()
     }
     if not versions:
-        raise unknown_name("engine", name, engine_names())
+        raise _unknown_engine(name)
     return max(versions, key=lambda other: versions[other])
+
+
+def _unknown_engine(name: str) -> ConfigError:
+    """The error for a name without a profile, which for a serving engine states how to get one."""
+    engine = next((e for e in SERVING_ENGINES if name == e or name.startswith(f"{e}-")), None)
+    if engine is None or any(other.startswith(f"{engine}-") for other in engine_names()):
+        return unknown_name("engine", name, engine_names())
+    newest = engine_version(engine)
+    return ConfigError(
+        f"the catalog has no measured profile of {newest.label.rpartition(' ')[0]}; measure yours "
+        f"with `specroof calibrate engine {SERVING_ENGINES[engine]}`, then use the file that it "
+        f"writes, such as --engine engines/{engine}-{newest.version}.toml"
+    )
 
 
 def _for_gpu(

@@ -4,6 +4,9 @@ A plan is recommended only if its gain is clear, that is, if the whole 90 % inte
 if only speculation meets the limits. Within the error of the fastest plan, one with fewer parts is
 preferred: plain decoding, a look-up or a self-draft with StreamingLLM, one with SnapKV, a built-in
 draft with weights, then a draft model.
+
+If the engine profile names a version of a serving engine, only plans that this version runs are
+recommended, and the plan that would be best without this restriction is stated as `EngineGap`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.capacity import Capacity, Fleet, capacity, fleets
 from perfmodel.planning.search import Candidate, Search, Unmeasured
 from perfmodel.scenario import Scenario
+from perfmodel.specs.engine_support import profile_version
 from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
     BreakEven,
@@ -57,6 +61,14 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineGap:
+    """The plan that would be best if the engine could run it, and the cost of not running it."""
+
+    ideal: Candidate  # with the overheads of the same engine profile
+    cost_percent: float  # in the objective: how much better the ideal plan is than the best one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The best plan and its explanation."""
 
@@ -78,6 +90,7 @@ class Recommendation:
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None
+    engine_gap: EngineGap | None  # None if the engine runs the best plan
     capacity: Capacity | None  # of the best plan, on one replica
     fleet: Fleet | None  # if a rate of requests was given
     plain_fleet: Fleet | None
@@ -106,8 +119,22 @@ class Recommendation:
 
     @property
     def sentence(self) -> str:
-        """The answer, what prompts take, and the evidence."""
-        return f"{self.answer} {self.prefill} {self.evidence.sentence}"
+        """The answer, a better plan that the engine cannot run, what prompts take, the evidence."""
+        parts = (self.answer, self.in_principle, self.prefill, self.evidence.sentence)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def in_principle(self) -> str:
+        """A better plan that the engine cannot run, and why; empty if there is none."""
+        if self.engine_gap is None:
+            return ""
+        ideal = self.engine_gap.ideal
+        return (
+            f"In principle, {ideal.label}, TP {ideal.scenario.tp}, gives "
+            f"{self.engine_gap.cost_percent:.1f} % more {self._objective_words} "
+            f"({ideal.gain:.2f}x, {format_seconds(ideal.tpot_s)} per token), but "
+            f"{ideal.scenario.engine_obstacle}."
+        )
 
     @property
     def prefill(self) -> str:
@@ -156,17 +183,22 @@ class Recommendation:
         return self.interval is not None and self.interval.low > 1.0
 
     def _gain(self) -> str:
-        shown, what = self.studied or self.best, "throughput"
-        if self.objective == "latency":
-            what = "the speed per token"
+        shown = self.studied or self.best
+        what = ("the " if self.objective == "latency" else "") + self._objective_words
         text = f"{shown.gain:.2f}x"
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
         return f"{text} {what}, {format_seconds(shown.tpot_s)} per token"
 
+    @property
+    def _objective_words(self) -> str:
+        return "speed per token" if self.objective == "latency" else "throughput"
+
     def _unknown(self) -> str:
         if not self.unmeasured:
-            return "no draft choice meets the limits"
+            version = profile_version(self.best.scenario.engine.name)
+            runs = f" that {version.label} runs" if version else ""
+            return f"no draft choice{runs} meets the limits"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         if least.alpha_to_break_even > 1.0:
             return "no draft choice would pay at any acceptance"
@@ -206,8 +238,7 @@ def recommend(
     ranked = result.ranked()
     if not ranked:
         raise NoFeasiblePlan(_nearest_miss(result))
-    drafts = [c for c in ranked if c.scenario.plan.speculates]
-    plain = next((c for c in ranked if not c.scenario.plan.speculates), None)
+    drafts, plain = _split(ranked)
     best = _choose(result, drafts, plain)
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
     reference = plain or _plain_of(result)
@@ -237,6 +268,7 @@ def recommend(
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
         evidence=evidence(at or best.scenario),
         binding=_binding(result, ranked[0]),
+        engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
         fleet=sized[0] if sized else None,
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
@@ -260,6 +292,24 @@ def _advantage(result: Search, candidate: Candidate, plain: Candidate) -> Interv
     ratio = result.cost(plain) / result.cost(candidate)
     low, high = ratio * interval.low / interval.value, ratio * interval.high / interval.value
     return Interval(low=low, value=ratio, high=high)
+
+
+def _split(ranked: list[Candidate]) -> tuple[list[Candidate], Candidate | None]:
+    """The plans that speculate, and the best one that does not."""
+    drafts = [c for c in ranked if c.scenario.plan.speculates]
+    return drafts, next((c for c in ranked if not c.scenario.plan.speculates), None)
+
+
+def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
+    """The gap between the best plan and the one chosen if the engine could run all plans."""
+    if not result.not_runnable:
+        return None
+    every = replace(result, candidates=result.candidates + result.not_runnable)
+    ideal = _choose(every, *_split(every.ranked()))
+    if result.cost(ideal) >= result.cost(best):
+        return None
+    cost = 100.0 * (result.cost(best) / result.cost(ideal) - 1.0)
+    return EngineGap(ideal=ideal, cost_percent=cost)
 
 
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
@@ -347,7 +397,12 @@ def _nearest_miss(result: Search) -> str:
     most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)
     plain = f"No speculation, TP {most.candidate.scenario.tp}" if most else ""
     fewer = f"; {plain}, meets them at up to {most.concurrency} requests" if most else ""
+    ideal = ""
+    for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
+        scenario = other.scenario
+        ideal = f"; in principle, {other.label}, TP {scenario.tp}, meets them, but "
+        ideal += f"{scenario.engine_obstacle}"
     return (
         f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
-        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}"
+        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}{ideal}"
     )

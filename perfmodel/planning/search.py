@@ -117,6 +117,8 @@ class Search:
     # and without limits.
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
+    # The same as `candidates`, for plans that the version of the engine cannot run.
+    not_runnable: tuple[Candidate, ...] = ()
 
     def ranked(self) -> list[Candidate]:
         """Candidates within the limits, best first."""
@@ -155,6 +157,9 @@ def search(
 ) -> Search:
     """Evaluate every draft choice, budget, γ from 1 to 16, and TP of a scenario.
 
+    If the engine profile names a version of a serving engine, plans that this version cannot run
+    are only listed as `not_runnable`.
+
     Parameters
     ----------
     scenario : Scenario
@@ -188,12 +193,17 @@ def search(
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
     plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
     measured = [c for tp in degrees for c in _best(plain[tp], plain[tp], objective, limits)]
+    not_runnable: list[Candidate] = []
     unmeasured: list[tuple[float, Candidate]] = []
     for variant in _variants(scenario, chosen, degrees, draft_tps, budgets, measured_budget):
+        is_measured = variant.acceptance is not None or variant.curve is not None
+        is_runnable = variant.engine_obstacle is None
+        if not (is_measured or is_runnable):
+            continue
         result = service(variant, batch=batch, gamma=GAMMAS)
         best = _best(result, plain[variant.tp], objective, limits)
-        if variant.acceptance is not None or variant.curve is not None:
-            measured.extend(best)
+        if is_measured:
+            (measured if is_runnable else not_runnable).extend(best)
         else:
             least = float(np.min(result.decode.break_even_alpha))
             unmeasured.extend((least, candidate) for candidate in best if candidate.fits)
@@ -202,6 +212,7 @@ def search(
         slo=limits,
         candidates=tuple(measured),
         unmeasured=tuple(_least_alpha(unmeasured, objective)),
+        not_runnable=tuple(not_runnable),
     )
 
 

@@ -201,7 +201,7 @@ def candidate_dict(candidate: Candidate, cost: float | None = None) -> dict[str,
 
 def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
     """A recommendation and its explanation."""
-    binding, schedule = answer.binding, answer.schedule
+    binding, gap, schedule = answer.binding, answer.engine_gap, answer.schedule
 
     def plan(candidate: Candidate) -> dict[str, Any]:
         return candidate_dict(candidate, answer.cost_per_million_tokens(candidate))
@@ -236,6 +236,14 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             "name": binding.name,
             "cost_percent": binding.cost_percent,
             "without": plan(binding.without),
+        },
+        "engine_gap": None
+        if gap is None
+        else {
+            "sentence": answer.in_principle,
+            "reason": gap.ideal.scenario.engine_obstacle,
+            "cost_percent": gap.cost_percent,
+            "ideal": plan(gap.ideal),
         },
         "capacity": None if answer.capacity is None else capacity_dict(answer.capacity),
         "fleet": None if answer.fleet is None else fleet_dict(answer.fleet),

@@ -4,6 +4,7 @@ from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.engine import EngineProfile, HostCosts
+from perfmodel.specs.engine_support import profile_version
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -27,4 +28,5 @@ __all__ = [
     "Prefill",
     "Workload",
     "parse_slo",
+    "profile_version",
 ]

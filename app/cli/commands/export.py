@@ -93,8 +93,13 @@ def _recommended(
     engine: str,
     stated: Callable[[ExportPlan], ExportPlan],
 ) -> ExportPlan:
-    """The recommended plan, or the fastest other one if the engine cannot run it."""
+    """The recommended plan, or the fastest other one if the engine cannot run it.
+
+    If the scenario has a profile of the engine, all plans of the search are plans that the engine
+    runs, so the recommended plan is never replaced.
+    """
     from perfmodel.reports import ExportPlan, engine_label, exportability
+    from perfmodel.specs import profile_version
 
     answer, _ = find_recommendation(flags, scenario)
     best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
@@ -103,7 +108,8 @@ def _recommended(
         scheduled = replace(best, gamma_schedule=answer.schedule.ranges(prompt))
         best = best if exportability(scheduled)[engine] else scheduled
     reason = exportability(best)[engine]
-    if reason is None:
+    version = profile_version(best.scenario.engine.name)
+    if reason is None or (version is not None and version.engine == engine):
         return best
     others = [c for c in answer.runners_up if c.tpot_s < answer.plain.tpot_s]
     for other in (*sorted(others, key=lambda c: c.tpot_s), answer.plain):
