@@ -134,9 +134,9 @@ def _page_seconds(text: str, name: str, tokens: float) -> float | None:
         series.setdefault((engine, kind, labels), []).append(float(value))
     models = {found[1] for _, _, labels in series if (found := _MODEL.search(labels))}
     if len(models) > 1:
+        names = printable(", ".join(sorted(models)))
         raise ConfigError(
-            f"{name}: the latencies belong to several models, {printable(', '.join(sorted(models)))}"
-            f"; keep those of one model"
+            f"{name}: the latencies belong to several models, {names}; keep those of one model"
         )
     if any(values != sorted(values) for values in series.values()):
         raise ConfigError(
