@@ -21,9 +21,10 @@ from typing import Any
 from calibration.acceptance.engine_counters import parse_acceptance
 from calibration.acceptance.engine_means import NUMBER, Imported
 from calibration.engines.records import read_engine_records
+from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
-from perfmodel.errors import os_reason
+from perfmodel.errors import printable
 from perfmodel.specs import METHODS
 from perfmodel.speculation import Measured
 
@@ -39,6 +40,7 @@ _LATENCY = re.compile(
     rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+{NUMBER}",
     re.M,
 )
+_MODEL = re.compile(r'[{,]model_name="([^"]*)"')
 _PAGE = re.compile(r"^(?:vllm|sglang):\w+(?:\{[^}\n]*\})? ", re.M)
 QUIET = 0.01  # prompt over generation throughput of a log line that counts as decoding alone
 
@@ -64,11 +66,7 @@ def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Texts and names; /metrics pages with the same counters are joined."""
     pages: dict[bool, list[tuple[str, str]]] = {}
     for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = os_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(f"{path} cannot be read: {reason}") from error
+        text = read_text(path)
         if _PAGE.search(text):
             pages.setdefault(_speculates(text), []).append((text, str(path)))
         else:
@@ -110,7 +108,7 @@ def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
     """Seconds of a step or round, from the first form found in the text; None without one."""
     if text.lstrip().startswith("{"):
         return _bench_seconds(text, name, batch, tokens)
-    if (seconds := _page_seconds(text, tokens)) is not None:
+    if (seconds := _page_seconds(text, name, tokens)) is not None:
         return seconds
     windows: dict[int, list[float]] = {}
     for prompt, generated, running in _VLLM_LOG.findall(text):
@@ -129,11 +127,22 @@ def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
     return batch * tokens / median(windows[batch])
 
 
-def _page_seconds(text: str, tokens: float) -> float | None:
+def _page_seconds(text: str, name: str, tokens: float) -> float | None:
     """Mean latency on a /metrics page, or between its scrapes, as seconds of a step or round."""
     series: dict[tuple[str, str, str], list[float]] = {}
     for engine, kind, labels, value in _LATENCY.findall(text):
         series.setdefault((engine, kind, labels), []).append(float(value))
+    models = {found[1] for _, _, labels in series if (found := _MODEL.search(labels))}
+    if len(models) > 1:
+        names = printable(", ".join(sorted(models)))
+        raise ConfigError(
+            f"{name}: the latencies belong to several models, {names}; keep those of one model"
+        )
+    if any(values != sorted(values) for values in series.values()):
+        raise ConfigError(
+            f"{name}: a latency counter decreases, as after a restart of the server; give scrapes "
+            f"of one start, in order"
+        )
     sums = {"sum": 0.0, "count": 0.0}
     for (_, kind, _), values in series.items():
         sums[kind] += values[-1] - (values[0] if len(values) > 1 else 0.0)
@@ -147,7 +156,7 @@ def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | N
     """Time per output token of a benchmark result, times tokens per round."""
     try:
         result: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(result, dict):
         return None
@@ -157,7 +166,7 @@ def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | N
             f"{name}: the benchmark ran {concurrency} requests at a time, and the scenario has "
             f"{batch}; give --batch {concurrency}"
         )
-    if not isinstance(milliseconds, int | float) or milliseconds <= 0:
+    if type(milliseconds) not in (int, float) or not 0 < milliseconds < 1e9:
         return None
     return 1e-3 * milliseconds * tokens
 

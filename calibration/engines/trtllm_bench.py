@@ -14,11 +14,13 @@ from typing import Any
 
 from calibration.engines.records import Point, PointRecord, Setup, catalog_gpu
 from calibration.engines.run import SAME_RUN
-from calibration.records.jsonl import RecordLog
+from calibration.records.jsonl import RecordLog, read_text
 from perfmodel import ConfigError
-from perfmodel.errors import os_reason
+from perfmodel.errors import shown
+from perfmodel.input_file import distinct
 
 CONSTANT = 0.1  # relative distance of the mean concurrency from a whole number of requests
+LARGEST = 1e12  # of any figure; a larger one is damaged
 LENGTHS = ("acceptance_length_percentiles", "acceptance_percentiles")
 
 
@@ -28,10 +30,8 @@ def read_report(path: Path, setup: Setup) -> tuple[dict[str, Any], PointRecord]:
     Raises `ConfigError` if the file is not such a report, lacks a figure, or contradicts `setup`.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
-    except ValueError as error:
+        report = json.loads(read_text(path), object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); give the file of --report_json") from None
     tp = int(_figure(report, path, "world_info", "tp_size"))
     if tp != setup.tp:
@@ -69,9 +69,11 @@ def import_reports(paths: Sequence[Path], setup: Setup, out: Path, *, gpu: str =
 
 def _header(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
     engine, machine = (_section(report, path, name) for name in ("engine", "machine"))
-    version, gpu = str(engine.get("version", "")), str(machine.get("name", ""))
-    if not version:
+    version, gpu = engine.get("version"), machine.get("name", "")
+    if not isinstance(version, str) or not version:
         raise ConfigError(f"{path}: the report does not state engine.version")
+    if not isinstance(gpu, str):
+        raise ConfigError(f"{path}: machine.name is {shown(gpu)} instead of the name of a GPU")
     header: dict[str, Any] = {"engine": "tensorrt-llm", "version": version, "gpu": gpu}
     return header | ({"gpu_name": catalog_gpu(gpu)} if catalog_gpu(gpu) else {})
 
@@ -119,6 +121,8 @@ def _section(report: Any, path: Path, name: str) -> Mapping[str, Any]:
 
 def _figure(report: Any, path: Path, section: str, name: str) -> float:
     value = _section(report, path, section).get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f"{path}: {section}.{name} is {value!r} instead of a positive number")
+    if type(value) not in (int, float) or not 0 < value < LARGEST:
+        raise ConfigError(
+            f"{path}: {section}.{name} is {shown(value)} instead of a positive number"
+        )
     return float(value)

@@ -176,6 +176,11 @@ def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
                 raise RecordError(
                     f"{line.place}: prefill_s=0 for {record.prefill_tokens} prompt tokens"
                 )
+            if record.prefill_tokens > record.case.context_tokens:
+                raise RecordError(
+                    f"{line.place}: prefill_tokens={record.prefill_tokens} exceeds the context of "
+                    f"{record.case.context_tokens} tokens"
+                )
             if record.case.id in records:
                 raise RecordError(
                     f"{line.place}: case {record.case.id} is recorded twice; remove one of the two"

@@ -34,7 +34,8 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         if file.is_file() and (path.is_dir() or path.name == "config.json"):
             place = printable(str(file))
             stated = _parse(_read_text(file, place), place)
-            config.setdefault("quantization_config", {"quant_method": method} | stated)
+            if config.get("quantization_config") is None:
+                config["quantization_config"] = {"quant_method": method} | stated
     return config
 
 

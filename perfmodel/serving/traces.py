@@ -281,6 +281,11 @@ def _arrival_s(cells: dict[str, Any]) -> float | None:
             "the unit of timestamp is unknown: it is ms with hash_ids (Mooncake) and s with "
             "chat_id (Bailian); rename a column in seconds to arrival_s"
         )
+    if not arrival.is_integer():
+        raise ValueError(
+            f"timestamp={arrival:g} is not a whole number of milliseconds; rename the column to "
+            f"arrival_s if it is in seconds"
+        )
     return 1e-3 * arrival
 
 

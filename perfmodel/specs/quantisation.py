@@ -7,7 +7,7 @@ mxfp4, modelopt) and the files next to it that state the same. A format without 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, either, shown
@@ -60,23 +60,30 @@ def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str
             f"checkpoint in {either(_READERS)}"
         )
     dtype, kv = reader(stated, f"{name}: {FIELD}")
-    if _keeps_attention(stated):
+    if _keeps_attention(stated, f"{name}: {FIELD}"):
         return rest, Stored("", dtype, kv)
     return rest, Stored(dtype, dtype, kv)
 
 
-def _keeps_attention(stated: Mapping[str, Any]) -> bool:
+def _keeps_attention(stated: Mapping[str, Any], where: str) -> bool:
     """Whether the list of modules that are not quantised names the attention of layers."""
     for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers"):
-        value = stated.get(key) or ()
-        listed = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-        if listed and any("self_attn" in str(one) for one in value):
+        modules = stated.get(key) or []
+        if not isinstance(modules, list):
+            raise ConfigError(f"{where}: {key}={shown(modules)} must be a list of modules")
+        if any("self_attn" in str(module) for module in modules):
             return True
     return False
 
 
 def _fp8(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
-    return ("fp8_block" if stated.get("weight_block_size") else "fp8"), ""
+    block = stated.get("weight_block_size")
+    if block is None:
+        return "fp8", ""
+    sides = block if isinstance(block, list) else []
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ConfigError(f"{where}: weight_block_size={shown(block)} must be two whole numbers")
+    return "fp8_block", ""
 
 
 def _mxfp4(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -85,7 +92,7 @@ def _mxfp4(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
 
 def _integers(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
     bits = stated.get("bits", stated.get("w_bit"))
-    if bits not in (4, 8) or isinstance(bits, bool):
+    if type(bits) is not int or bits not in (4, 8):
         raise ConfigError(f"{where}: bits={shown(bits)} is not supported; use 4 or 8")
     return f"int{bits}", ""
 
@@ -94,11 +101,15 @@ def _modelopt(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
     inner = stated.get("quantization")  # in hf_quant_config.json
     fields = inner if isinstance(inner, Mapping) else stated
     algorithm = fields.get("quant_algo")
-    if algorithm not in _MODELOPT:
+    kv = _kv(fields["kv_cache_quant_algo"], where) if fields.get("kv_cache_quant_algo") else ""
+    kv = kv or _scheme(fields, where)
+    if algorithm is None and kv:  # only the KV cache is quantised
+        return "", kv
+    if not isinstance(algorithm, str) or algorithm not in _MODELOPT:
         raise ConfigError(
             f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
         )
-    return _MODELOPT[str(algorithm)], _kv(fields.get("kv_cache_quant_algo") or _scheme(fields))
+    return _MODELOPT[algorithm], kv
 
 
 def _compressed(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -108,7 +119,7 @@ def _compressed(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
     types = {_group_dtype(group, where) for group in groups.values()}
     if len(types) > 1:
         raise ConfigError(f"{where}: groups in {' and '.join(sorted(types))} are not supported")
-    return types.pop(), _kv(_scheme(stated))
+    return types.pop(), _scheme(stated, where)
 
 
 def _group_dtype(group: Any, where: str) -> str:
@@ -117,12 +128,13 @@ def _group_dtype(group: Any, where: str) -> str:
         raise ConfigError(f"{where}: a group must have weights with num_bits and type")
     bits, kind = weights.get("num_bits"), weights.get("type")
     inputs, strategy = group.get("input_activations"), weights.get("strategy")
-    if (bits, kind) == (8, "float"):
+    width = bits if type(bits) is int else 0
+    if (width, kind) == (8, "float"):
         return "fp8_block" if strategy == "block" else "fp8"
-    if kind == "float" and bits == 4:
+    if (width, kind) == (4, "float"):
         return "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
-    if kind == "int" and bits in (4, 8) and not inputs:
-        return f"int{bits}"
+    if kind == "int" and width in (4, 8) and not inputs:
+        return f"int{width}"
     with_inputs = " with quantised activations" if inputs else ""
     raise ConfigError(
         f"{where}: weights of {shown(bits)} bits and type {shown(kind)}{with_inputs} are not "
@@ -130,16 +142,21 @@ def _group_dtype(group: Any, where: str) -> str:
     )
 
 
-def _scheme(stated: Mapping[str, Any]) -> str:
+def _scheme(stated: Mapping[str, Any], where: str) -> str:
     """The KV type of a `kv_cache_scheme`."""
     scheme = stated.get("kv_cache_scheme")
-    if not isinstance(scheme, Mapping) or scheme.get("num_bits") != 8:
+    if scheme is None:
         return ""
-    return {"float": "FP8", "int": "INT8"}.get(str(scheme.get("type")), "")
+    fields = scheme if isinstance(scheme, Mapping) else {}
+    kind = {"float": "FP8", "int": "INT8"}.get(str(fields.get("type")))
+    return _kv(kind if fields.get("num_bits") == 8 else scheme, where)
 
 
-def _kv(name: Any) -> str:
-    return {"FP8": "fp8", "INT8": "int8"}.get(str(name), "")
+def _kv(name: Any, where: str) -> str:
+    """The KV type of a name; one that is not supported would be taken for bf16 otherwise."""
+    if name not in ("FP8", "INT8"):
+        raise ConfigError(f"{where}: a KV cache in {shown(name)} is not supported; use FP8 or INT8")
+    return str(name).lower()
 
 
 _READERS = {

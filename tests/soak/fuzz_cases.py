@@ -99,6 +99,26 @@ CONFIGS = {
 }  # fmt: skip
 for _config in (CONFIGS["qwen2"], CONFIGS["qwen3"]):
     del _config["attention_bias"], _config["mlp_bias"]
+EXPERTS = CONFIG | {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "num_experts": 16, "n_routed_experts": 16,
+    "n_shared_experts": 1, "moe_intermediate_size": 512, "kv_lora_rank": 512, "q_lora_rank": 768,
+    "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "sliding_window": 128,
+    "layer_types": ["full_attention"] * 32, "attention_chunk_size": 8192,
+    "sliding_window_pattern": 2, "intermediate_size_mlp": 512, "first_k_dense_replace": 1,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "full_attention_interval": 4,
+    "mlp_only_layers": [0], "decoder_sparse_step": 2, "shared_expert_intermediate_size": 512,
+}  # fmt: skip
+del EXPERTS["attention_bias"], EXPERTS["mlp_bias"]
+QUANTISED = {
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["lm_head"]},
+    "compressed": {"quant_method": "compressed-tensors", "ignore": ["lm_head"],
+                   "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"},
+                                           "input_activations": None}},
+                   "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+    "modelopt": {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+}  # fmt: skip
 VLLM = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 # TYPE vllm:spec_decode_num_drafts_total counter
 vllm:spec_decode_num_drafts_total{engine="0",model_name="a,b=\\"c\\""} 600.0
@@ -141,6 +161,23 @@ REPORTS = {
     "run": '{"round": {"gamma": 2, "accepted": [2, 1], "kept_tokens": [3, 2]}}\n'
     '{"round": {"gamma": 2, "accepted": [0, 2], "kept_tokens": [1, 3]}}\n',
 }  # fmt: skip
+LATENCIES = """vllm:inter_token_latency_seconds_sum{engine="0",model_name="m"} 10.5
+vllm:inter_token_latency_seconds_count{engine="0",model_name="m"} 1000
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="m"} 30.25
+vllm:inter_token_latency_seconds_count{engine="0",model_name="m"} 3000
+"""
+STEPS = (
+    "INFO [loggers.py:259] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation "
+    "throughput: 1000.5 tokens/s, Running: 8 reqs, Waiting: 0 reqs, GPU KV cache usage: 5%\n"
+)
+TIMED = '{"backend": "vllm", "max_concurrency": 8, "mean_tpot_ms": 9.5, "completed": 64}'
+TRTLLM_BENCH = """{
+ "engine": {"model": "m", "version": "1.2.0", "backend": "Pytorch"},
+ "machine": {"name": "NVIDIA H200"}, "world_info": {"tp_size": 1, "pp_size": 1},
+ "request_info": {"num_requests": 64, "avg_num_concurrent_requests": 8.0,
+  "avg_input_length": 4096.0, "avg_output_length": 256.0},
+ "streaming_metrics": {"avg_ttft_ms": 80.0, "avg_tpot_ms": 6.0}
+}"""
 TALK = '[{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Fine, thanks"}]'
 TRACES = {
     "own.csv": "arrival_s,prompt_tokens,output_tokens\n0,100,3\n1.5,200,2\n2,50,20\n",
@@ -198,10 +235,23 @@ def _scenarios() -> Iterator[Case]:
 
 
 def _models() -> Iterator[Case]:
+    from perfmodel.specs.families import _FAMILIES as FAMILIES
+
     for name, fields in CONFIGS.items():
         text = json.dumps(fields, indent=2)
         yield Case(f"config {name}", f"{PREDICT} --target FILE", "config.json", text)
         yield Case(f"runtime {name}", "", "config.json", text, read=_read_config)
+    for kind, family in FAMILIES.items():
+        fields = {k: v for k, v in EXPERTS.items() if k in family.model_fields}
+        text = json.dumps({"model_type": kind} | fields, indent=2)
+        yield Case(f"config {kind}", f"{PREDICT} --target FILE", "config.json", text, 10)
+    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 26, "hidden_size": 1152,
+             "intermediate_size": 6912, "sliding_window": 512}  # fmt: skip
+    wrapped = json.dumps({"model_type": "gemma3", "text_config": gemma}, indent=2)
+    yield Case("config gemma3", f"{PREDICT} --target FILE", "config.json", wrapped, 10)
+    for form, stated in QUANTISED.items():
+        text = json.dumps(CONFIG | {"quantization_config": stated}, indent=2)
+        yield Case(f"quantised {form}", f"{PREDICT} --target FILE", "config.json", text, 20)
     small = json.dumps(CONFIG | {"num_hidden_layers": 2})
     draft = f"{PREDICT} --draft FILE --draft-policy full --gamma 2 --acceptance 0.7"
     yield Case("draft config", draft, "config.json", small)
@@ -221,6 +271,20 @@ def _reports() -> Iterator[Case]:
         if name.startswith(("sglang", "v0", "llama.cpp")):
             command += " --gamma 4"
         yield Case(f"report {name}", command, f"report{suffix}", text)
+    explain = (
+        "explain FILE --json --target llama-3.1-8b --draft llama-3.2-1b --draft-policy full --batch"
+        " 8 --prompt-tokens 4096 --gpu h200 --gamma"
+    )
+    for name, text in REPORTS.items():
+        if name in ("page", "two scrapes", "log", "bench", "sglang page", "sglang log"):
+            gamma = 4 if name.startswith("sglang") else 2
+            yield Case(f"explain {name}", f"{explain} {gamma}", "report.txt", text, 10)
+    timed = f"{explain} 2 --acceptance 0.7"
+    yield Case("explain plain page", timed, "page.txt", LATENCIES, 10)
+    yield Case("explain plain log", timed, "server.log", STEPS * 2, 10)
+    yield Case("explain plain bench", timed, "bench.json", TIMED, 10)
+    bench = "calibrate engine --out DIR/out.jsonl --gpu h200 --method plain --import FILE"
+    yield Case("trtllm-bench", bench, "report.json", TRTLLM_BENCH, 20)
     for file, text in TRACES.items():
         rate = "" if "imestamp" in text.lower() or "arriv" in text else " --rate 2"
         yield Case(f"trace {file}", f"{SIMULATE} --traffic FILE{rate}", file, text, 20)
@@ -287,13 +351,14 @@ def _records() -> Iterator[Case]:
 
 
 FLAGS = (
-    "target", "draft", "draft-policy", "kv-budget", "gamma", "acceptance",
+    "target", "draft", "draft-policy", "kv-budget", "ep", "draft-kv-dtype", "gamma", "acceptance",
     "acceptance-per-position", "accepted-fraction", "accepted-drafts", "tokens-per-round",
     "acceptance-curve", "gpu", "machine", "ring-hop-us", "ring-gb-s", "tp", "draft-tp", "engine",
     "weight-dtype", "kv-dtype", "batch", "prompt-tokens", "output-tokens", "slo",
 )  # fmt: skip
-LIMITS = ("tpot<30ms", "ttft<1e400s", "memory<90%", "tpot<1ms; tpot<2ms", "1:4", "1,,2", "64:8:x0",
-          "1,8", "4096:1", "0.9,0.8", "0.9,,0.8", "1:2:0", "nan,1")  # fmt: skip
+LIMITS = ("tpot<30ms", "ttft<1e400s", "memory<90%", "tpot<1ms; tpot<2ms", "1:4", "1,,2",
+          "64:8:x0", "1,8", "4096:1", "0.9,0.8", "0.9,,0.8", "1:2:0", "nan,1", "5%",
+          "0%", "-1%", "101%", "1e-9%", "nan%", "%", "5%%", "mixtral-8x7b", "eagle3")  # fmt: skip
 
 
 def _flags() -> Iterator[Case]:

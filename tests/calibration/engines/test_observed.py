@@ -125,3 +125,22 @@ def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:
         read(tmp_path, "all is well\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         observe([tmp_path / "missing"], ran())
+
+
+def test_latencies_of_two_models_are_not_mixed(tmp_path: Path) -> None:
+    both = page("vllm", 10.0, 1000, None)
+    both += both.replace('"m"', '"other"')
+    with pytest.raises(ConfigError, match="several models, m, other"):
+        read(tmp_path, both, draft="none", gamma=0)
+
+
+def test_scrapes_around_a_restart_are_refused(tmp_path: Path) -> None:
+    before, after = page("vllm", 10.0, 1000, None), page("vllm", 1.0, 90, None)
+    with pytest.raises(ConfigError, match="restart"):
+        read(tmp_path, before, after, draft="none", gamma=0)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "1e400", "NaN", "-3", "true", "[" * 10**5])
+def test_a_benchmark_without_a_usable_time_is_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither times nor acceptance"):
+        read(tmp_path, f'{{"mean_tpot_ms": {value}}}', draft="none", gamma=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def test_a_round_takes_the_time_of_its_tokens(tmp_path: Path) -> None:
         ({"decoding_stats": {}}, PLAIN, "has drafts"),
         ({"decoding_stats": {}}, EAGLE3, "acceptance_length_percentiles"),
         ({"decoding_stats": {"acceptance_percentiles": {"average": 5.0}}}, EAGLE3, "not possible"),
+        ({"engine": {"version": ["1.2"]}}, PLAIN, "engine.version"),
+        ({"machine": {"name": None}}, PLAIN, "machine.name is None"),
+        ({"world_info": {"tp_size": 10**400}}, PLAIN, "tp_size is a whole number of 1329 bits"),
+        ({"request_info": {"avg_input_length": math.inf}}, PLAIN, "avg_input_length is inf"),
         ({"request_info": {"avg_input_length": "long"}}, PLAIN, "avg_input_length is 'long'"),
     ],
 )
@@ -78,6 +83,15 @@ def test_what_a_report_lacks_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         read_report(written(tmp_path, a_report() | change), setup)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "", '{"engine": 1, "engine": 2}', "NaN"])
+def test_a_file_that_is_no_report_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="report_json") as caught:
+        read_report(path, PLAIN)
+    assert str(caught.value).isprintable()
 
 
 def test_a_varying_batch_is_refused(tmp_path: Path) -> None:

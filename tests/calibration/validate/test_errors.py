@@ -88,6 +88,10 @@ def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) 
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
     with pytest.raises(RecordError, match=r"line 2: prefill_s=-1\.0 "):
         read_steps(path)
+    lines[1] |= {"prefill_tokens": 10**15, "prefill_s": 1.0}
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match="exceeds the context of"):
+        read_steps(path)
 
 
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:

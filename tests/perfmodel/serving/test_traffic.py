@@ -21,26 +21,26 @@ from perfmodel.serving.traces import trace_rows
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-    "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+    "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9955900,396,109\n"
 )
-AZURE_2024 = AZURE.replace("5900,374", "590+00:00,374").replace("1690,396", "169+00:00,396")
+AZURE_2024 = AZURE.replace("5900,374", "590+00:00,374").replace("5900,396", "590+00:00,396")
 MOONCAKE = (
     '{"timestamp": 0, "input_length": 374, "output_length": 44, "hash_ids": [1]}\n'
-    '{"timestamp": 4314.579, "input_length": 396, "output_length": 109, "hash_ids": [2]}\n'
+    '{"timestamp": 4315, "input_length": 396, "output_length": 109, "hash_ids": [2]}\n'
 )
-BAILIAN = MOONCAKE.replace("4314.579", "4.314579").replace('"hash_ids"', '"chat_id": 7, "hash_ids"')
+BAILIAN = MOONCAKE.replace("4315", "4.315").replace('"hash_ids"', '"chat_id": 7, "hash_ids"')
 BURSTGPT = (
     "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     "5,ChatGPT,374,44,418,Conversation log\n6,ChatGPT,80,0,80,API log\n"
-    "9.314579,GPT-4,396,109,505,Conversation log\n"
+    "9.315,GPT-4,396,109,505,Conversation log\n"
 )
 SPLITWISE = (
     "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n"
-    "0,2,0,0.0,1,374,44\n1,2,0,4.314579,1,396,109\n"
+    "0,2,0,0.0,1,374,44\n1,2,0,4.315,1,396,109\n"
 )
-VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,374,44\n4.314579,396,109\n"
+VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,374,44\n4.315,396,109\n"
 ARRAY = "[\n" + MOONCAKE.replace("}\n{", "},\n{") + "]\n"
-OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.314579,396,109\n"
+OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.315,396,109\n"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_trace_format_gives_the_same_requests(tmp_path: Path, name: str, t
     path.write_text(text)
     (first, second) = trace_rows(path)
     assert first[:3] == (0.0, 374, 44)
-    assert second[:3] == (pytest.approx(4.314579, abs=2e-6), 396, 109)
+    assert second[:3] == (pytest.approx(4.315, abs=2e-6), 396, 109)
     (chunk,) = Traffic(requests=None, path=str(path)).chunks(0)
     assert chunk.prompt_tokens.tolist() == [374, 396]
 
@@ -138,6 +138,7 @@ def test_the_blocks_of_prompts_are_read(tmp_path: Path, text: str, block: int) -
         "timestamp,input_length,output_length,hash_ids\n0,374,44,x",
         "timestamp,input_length,output_length,hash_ids\n0,374,44," + "[" * 100_000,
         '{"timestamp": 30.5, "input_length": 1, "output_length": 1}',
+        '{"timestamp": 30.5, "input_length": 1, "output_length": 1, "hash_ids": [1]}',
         "TIMESTAMP,ContextTokens,GeneratedTokens\n12,1,1",
         "arrival_s,prompt_tokens,output_tokens\n0,1_0,1",
         "arrival_s,prompt_tokens,output_tokens\n0,\uff18,1",

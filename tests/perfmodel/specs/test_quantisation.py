@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from perfmodel import ConfigError, catalog, parse_scenario
+from perfmodel.catalog._config_file import read_hf_config
 from perfmodel.specs.quantisation import Stored, without_quantisation
 
 LLAMA = catalog.model_config("llama-3.2-1b")
@@ -38,6 +39,10 @@ FORMATS: list[tuple[dict[str, Any], Stored]] = [
     (compressed(4, "float", inputs=True, group_size=16), Stored("nvfp4", "nvfp4")),
     ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, Stored("nvfp4", "nvfp4")),
     (
+        {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"},
+        Stored(kv="fp8"),
+    ),
+    (
         {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
         Stored("", "mxfp4"),
     ),
@@ -67,6 +72,15 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         {"quant_method": "gptq", "bits": True},
         {"quant_method": "modelopt", "quant_algo": "W8A8_SQ_PER_CHANNEL"},
         {"quant_method": ["fp8"]},
+        {"quant_method": "modelopt", "quant_algo": ["FP8"]},
+        {"quant_method": "modelopt", "quant_algo": None},
+        {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"},
+        {"quant_method": "gptq", "bits": 4.0},
+        {"quant_method": "fp8", "weight_block_size": [128, 0]},
+        {"quant_method": "fp8", "weight_block_size": "128"},
+        {"quant_method": "fp8", "modules_to_not_convert": "lm_head"},
+        compressed(4, "int") | {"kv_cache_scheme": {"num_bits": 4, "type": "float"}},
+        compressed(4, "int") | {"kv_cache_scheme": "fp8"},
         {"quant_method": "compressed-tensors"},
         {"quant_method": "compressed-tensors", "config_groups": {"a": 1}},
         compressed(8, "int", inputs=True),
@@ -119,3 +133,11 @@ def test_a_quantised_target_does_not_quantise_a_draft_model(tmp_path: Path) -> N
 def test_only_the_experts_of_gpt_oss_are_quantised() -> None:
     scenario = parse_scenario({"target": "gpt-oss-120b"}).scenario()
     assert scenario.target_types == ("bf16", "mxfp4", "bf16")
+
+
+def test_a_null_in_the_config_does_not_hide_the_file_next_to_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": None}))
+    stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
+    _, stored = without_quantisation(read_hf_config(tmp_path), "m")
+    assert stored.weights == "fp8"
