@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, recommendation
+from app.explorer.link import uploaded_path
 from app.explorer.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
@@ -16,8 +17,7 @@ from app.explorer.show import (
     text_rows,
     verdict,
 )
-from app.explorer.sidebar import apply_values
-from app.explorer.state import search_flags
+from app.explorer.state import search_flags, widget_state
 from app.render.recommendation_tables import (
     PLAN_HEADER,
     UNMEASURED_HEADER,
@@ -114,7 +114,7 @@ def _lengths() -> None:
     rows = []
     for tokens, share in prompt_mix(text):
         values = dict(st.session_state["values"]) | {"prompt_tokens": tokens}
-        if "kv_budget" in values:
+        if isinstance(values.get("kv_budget"), int):
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))
         rows.append(
@@ -131,5 +131,10 @@ def _lengths() -> None:
 
 
 def _take(scenario: dict[str, object]) -> None:
-    slo = st.session_state.get("slo", "")
-    apply_values(scenario | ({"slo": slo} if slo else {}))
+    """Set the plan's inputs only, so that the workload, its limits and its curves are kept."""
+    path = uploaded_path(st.session_state)
+    taken = widget_state(scenario, uploaded_target=path)
+    keys = ["tp", "draft", "gamma", "kv_budget", "draft_tp"]
+    if st.session_state["acceptance_form"] != "published":  # converted, as γ may have changed
+        keys += ["acceptance_form", "acceptance", "acceptance_per_position"]
+    st.session_state.update({key: taken[key] for key in keys})
