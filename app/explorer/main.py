@@ -12,6 +12,7 @@ import streamlit as st
 
 from app.explorer import widgets
 from app.explorer.link import publish, restore
+from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
 from app.explorer.sidebar import sidebar
 from app.explorer.views import (
@@ -62,6 +63,7 @@ def main() -> None:
         show_error(st.session_state.pop("scenario_error"))
         return
     st.session_state["values"] = values
+    show_plan_line(values)
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
     VIEWS[str(view)]()

@@ -167,12 +167,12 @@ def widget_state(
         known = (*catalog.model_names(), *METHODS, "self", "none", uploaded_target)
         if name not in known and catalog.model(name).name not in known:
             raise ConfigError(f"model {name[:80]!r} is not in the catalog; upload its config.json")
-    if stated.engine not in CHOICES["engine"]:
+    defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
+    state = defaults | _scenario_state(stated)
+    if state["engine"] not in CHOICES["engine"]:
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
-    defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
-    state = defaults | _scenario_state(stated)
     return state | ({"target": UPLOADED} if stated.target == uploaded_target else {})
 
 
@@ -190,7 +190,7 @@ def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
         "output_tokens": work.output_tokens,
         "prefill": str(work.prefill),
         "prefix_hit_rate": work.prefix_hit_rate,
-        "engine": stated.engine,
+        "engine": scenario.engine.name,
         **{key: "" if given.get(key) is None else str(given[key]) for key in OPTIONAL},
         "draft": "none" if plan.draft == "none" else f"{plan.draft}:{plan.policy}",
     }
