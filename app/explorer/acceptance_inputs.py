@@ -10,13 +10,6 @@ from app.explorer.state import ACCEPTANCE_FORMS, DEFAULTS
 from app.explorer.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from perfmodel import ConfigError, parse_scenario
 
-# Smallest and largest value of the forms that are one number other than α.
-RANGES = {
-    "accepted_fraction": (0.0, 1.0),
-    "accepted_drafts": (0.0, 64.0),
-    "tokens_per_round": (1.0, 65.0),
-}
-
 
 def acceptance_inputs() -> None:
     """Draw the section if there is a draft."""
@@ -34,12 +27,11 @@ def acceptance_inputs() -> None:
             help="Written by `specroof calibrate fit-acceptance`; used before the catalog's.",
         )
     elif form == "acceptance":
-        default = DEFAULTS["acceptance"]
-        st.slider("α", 0.0, 1.0, default, step=0.01, key="acceptance", bind="query-params")
+        st.slider("α", 0.0, 1.0, step=0.01, key="acceptance")
     elif form == "acceptance_per_position":
         _rates()
     else:
-        widgets.number(form, ACCEPTANCE_FORMS[form], *RANGES[form], step=0.05)
+        widgets.number(form, ACCEPTANCE_FORMS[form], step=0.05)
 
 
 def _rates() -> None:

@@ -1,7 +1,7 @@
 """Entry point of the explorer: `specroof explore` runs this file under Streamlit.
 
 Views are chosen with a widget instead of `st.navigation`, because a click on the map opens another
-view, and `st.switch_page` cannot leave a page with widgets bound to the URL.
+view and keeps the state of the page.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from app.explorer.show import show_error
+from app.explorer import widgets
+from app.explorer.link import publish, restore
+from app.explorer.plan_line import show_plan_line
+from app.explorer.show import plain, show_error
 from app.explorer.sidebar import sidebar
-from app.explorer.state import DEFAULTS
 from app.explorer.views import (
     budget,
     compare,
@@ -24,7 +26,6 @@ from app.explorer.views import (
     why,
 )
 from app.explorer.views import map as map_view
-from perfmodel.catalog.scenarios import FORMER_NAMES
 
 VIEWS: dict[str, Callable[[], None]] = {
     "Decide": decide.show,
@@ -47,25 +48,24 @@ def main() -> None:
     """Draw the sidebar and the chosen view."""
     st.set_page_config(page_title="specroof", layout="wide")
     st.html(STYLE)
-    for old, new in FORMER_NAMES.items():
-        if old in st.query_params:
-            st.query_params[new] = st.query_params.pop(old)
+    restore()
     st.session_state.update(st.session_state.pop("pending", {}))
     view = st.segmented_control(
-        "View",
-        list(VIEWS),
-        default=DEFAULTS["view"],
-        key="view",
-        required=True,
-        label_visibility="collapsed",
-        bind="query-params",
+        "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )
     values = sidebar()
+    missing = publish()
+    for note in st.session_state["link_notes"]:
+        st.warning(plain(note), icon=":material/link_off:")
+    widgets.show_message("upload_error")
     st.subheader(str(view))
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
         return
     st.session_state["values"] = values
+    show_plan_line(values)
+    if missing:
+        st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
     VIEWS[str(view)]()
 
 

@@ -1,38 +1,42 @@
-"""The sidebar: every input of a scenario as a widget bound to the URL."""
+"""The sidebar: every input of a scenario as a widget."""
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import suppress
-from pathlib import Path
+import json
 from typing import Any
 
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from app.explorer import widgets
 from app.explorer.acceptance_inputs import acceptance_inputs
 from app.explorer.cached import scenario_of
-from app.explorer.show import show_error
+from app.explorer.link import pack, uploaded_path
 from app.explorer.state import (
-    DEFAULTS,
+    CHOICES,
     PRESETS,
+    UPLOADED,
     Values,
     command_text,
     stated_values,
     toml_text,
     widget_state,
 )
-from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload, scenario_upload
+from app.explorer.uploads import MAX_UPLOAD_BYTES, scenario_upload
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
-from perfmodel.specs import DTYPES
+from perfmodel.specs import METHODS
 from perfmodel.speculation import OBJECTIVES
 from perfmodel.units import format_bytes, format_seconds
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 TP_DEGREES = (1, 2, 4, 8, 16)
+TYPES = {  # label, and what no choice means
+    "weight_dtype": ("Weights", "as in the checkpoint"),
+    "kv_dtype": ("KV cache", "as in the checkpoint"),
+    "draft_dtype": ("Weights of the draft", "as in its checkpoint, or the target's"),
+    "draft_kv_dtype": ("KV cache of the draft", "that of the target"),
+}
 
 
 def sidebar() -> Values | None:
@@ -46,7 +50,6 @@ def sidebar() -> Values | None:
             placeholder="Choose a catalog scenario",
             on_change=_apply_preset,
         )
-        widgets.show_message("upload_error")
         uploaded = _model()
         _machine(uploaded)
         _workload()
@@ -57,51 +60,50 @@ def sidebar() -> Values | None:
 
 
 def apply_values(values: dict[str, Any]) -> None:
-    """Set every widget to a scenario's values; call only from a callback, before widgets are drawn.
+    """Set every input to a scenario's values; call only from a callback, before widgets are drawn.
 
-    A widget that is already on the page updates the URL itself. The values of others are written to
-    the URL here.
+    Raises
+    ------
+    ConfigError
+        If a value is not valid.
     """
-    for key, value in widget_state(values).items():
-        st.session_state[key] = value
-        if value != DEFAULTS[key]:
-            with suppress(StreamlitAPIException):  # raised for a widget on the page
-                st.query_params[key] = str(value)
+    st.session_state.update(widget_state(values))
 
 
 # ---- sections ---------------------------------------------------------------------------------
 
 
 def _model() -> str | None:
-    """Draw the model section; returns the path of an uploaded config.json, if any."""
+    """Draw the model section; returns the path of the target if it is an uploaded config.json."""
     st.subheader("Model")
-    widgets.select("target", "Target", list(catalog.model_names()))
-    file = st.file_uploader(
+    path = uploaded_path(st.session_state)
+    names = {name: name for name in catalog.model_names()}
+    if path is not None:
+        names[UPLOADED] = f"{catalog.model(path).name} (uploaded)"
+    widgets.select("target", "Target", list(names), format_func=names.__getitem__)
+    st.file_uploader(
         "or upload a config.json",
         type="json",
         key="model_file",
         max_upload_size=UPLOAD_MB,
-        help="The config.json of a supported model. It stays on this machine and is not part of "
-        "the URL.",
+        on_change=_open_model,
+        help="The config.json of a supported model. The URL contains it, compressed.",
     )
-    if file is None:
-        return None
-    try:
-        return model_upload(file.name, file.getvalue(), _folder())
-    except ConfigError as error:
-        show_error(error)
-        return None
+    return path if widgets.value_of("target") == UPLOADED else None
 
 
 def _machine(uploaded: str | None) -> None:
     st.subheader("GPUs")
     widgets.select("machine", "Machine", list(catalog.machine_names()))
     machine = catalog.machine(widgets.value_of("machine"))
-    degrees = _degrees(_target(uploaded), machine.gpus_per_node)
+    degrees = _degrees("tp", _target(uploaded), machine.gpus_per_node)
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
     widgets.select("tp", "Tensor parallelism (GPUs)", degrees)
-    default = DEFAULTS["search_tp"]
-    st.checkbox("Search all TP degrees in Decide", default, key="search_tp", bind="query-params")
+    if _target(uploaded).experts is not None:
+        widgets.count("ep", "Expert parallelism (groups of GPUs)")
+    else:
+        widgets.keep_within("ep", [1], fallback=1)
+    st.checkbox("Search all TP degrees in Decide", key="search_tp")
 
 
 def _workload() -> None:
@@ -109,6 +111,18 @@ def _workload() -> None:
     widgets.count("batch", "Batch (sequences)")
     widgets.count("prompt_tokens", "Prompt (tokens)", step=1000)
     widgets.count("output_tokens", "Output (tokens)", step=64)
+    widgets.number(
+        "prefix_hit_rate",
+        "Prefix-cache hit rate",
+        step=0.05,
+        help="Share of each prompt that is already in the prefix cache.",
+    )
+    widgets.select(
+        "prefill",
+        "Prefill",
+        CHOICES["prefill"],
+        help="Where prompts are computed: in chunks on the same GPUs, or on others (not counted).",
+    )
     widgets.text(
         "prompt_mix",
         "Distribution of prompt lengths",
@@ -125,22 +139,21 @@ def _plan(uploaded: str | None) -> None:
     widgets.select("draft", "Draft shown in the views", [*choices, "none"])
     draft, _, policy = str(widgets.value_of("draft")).partition(":")
     if draft != "none":
-        default = DEFAULTS["gamma"]
-        st.slider("γ (drafts per round)", 0, 16, default, key="gamma", bind="query-params")
+        most = max(16, widgets.value_of("gamma"))
+        st.slider("γ (drafts per round)", 0, most, key="gamma")
         if policy != "full":
-            widgets.count("kv_budget", "KV budget (tokens)", step=64)
-        if draft != "self":
-            degrees = _degrees(catalog.model(draft), widgets.value_of("tp"))
+            widgets.text("kv_budget", "KV budget (tokens, or a share such as 5%)")
+        if draft not in ("self", *METHODS):
+            degrees = _degrees("draft_tp", catalog.model(draft), widgets.value_of("tp"))
             widgets.keep_within("draft_tp", degrees, fallback=degrees[-1])
             widgets.select("draft_tp", "Tensor parallelism of the draft (GPUs)", degrees)
-    if not set(st.session_state.get("drafts", [])) <= set(choices):
-        st.session_state["drafts"] = []
+    if not set(widgets.value_of("drafts")) <= set(choices):
+        st.session_state["drafts"] = [d for d in widgets.value_of("drafts") if d in choices]
     st.multiselect(
         "Drafts to compare in Decide and Map",
         choices,
         key="drafts",
         placeholder="all",
-        bind="query-params",
     )
 
 
@@ -148,20 +161,21 @@ def _limits() -> None:
     st.subheader("Limits")
     widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%")
     widgets.select("objective", "Objective", list(OBJECTIVES))
-    widgets.number("price", "Price per GPU hour (any currency)", 0.0, 1e6, step=0.1)
+    widgets.number("price", "Price per GPU hour (any currency)", step=0.1)
 
 
 def _outcome(uploaded: str | None) -> Values | None:
     """Draw the engine section, files and the command; the page shows errors at its top."""
     with st.expander("Engine and efficiencies"):
         widgets.select("engine", "Engine profile", engine_names())
-        widgets.select("weight_dtype", "Weights", list(DTYPES))
-        kv_types = [name for name, dtype in DTYPES.items() if dtype.for_kv]
-        widgets.select("kv_dtype", "KV cache", kv_types)
+        for key, (label, otherwise) in TYPES.items():
+            named = {name: name or otherwise for name in CHOICES[key]}
+            widgets.select(key, label, list(named), format_func=named.__getitem__)
+        widgets.text("ring_hop_us", "Latency of a ring hop (µs)", placeholder="the machine's")
+        widgets.text("ring_gb_s", "Rate of a GPU in a ring (GB/s)", placeholder="the machine's")
         place = st.container()
-    state = {key: st.session_state[key] for key in DEFAULTS if key in st.session_state}
     try:
-        values = stated_values(state, uploaded_target=uploaded)
+        values = stated_values(st.session_state.to_dict(), uploaded_target=uploaded)
         scenario = scenario_of(values)
     except ConfigError as error:
         st.session_state["scenario_error"] = str(error)
@@ -228,31 +242,52 @@ def _open_scenario() -> None:
         st.session_state["upload_error"] = str(error)
 
 
+def _open_model() -> None:
+    file = st.session_state["model_file"]
+    if file is None:
+        return
+    try:
+        config = _minified(file.getvalue())
+        model = {"model_config": pack(f"{file.name}\n{config}")}
+        uploaded_path(model)
+    except ConfigError as error:
+        st.session_state["upload_error"] = str(error)
+        return
+    st.session_state.update(model | {"target": UPLOADED})
+
+
+def _minified(data: bytes) -> str:
+    """JSON without white space, or the text as it is if it is not JSON."""
+    text = data[: MAX_UPLOAD_BYTES + 1].decode(errors="replace")
+    try:
+        return json.dumps(json.loads(text), separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return text
+
+
 # ---- options ----------------------------------------------------------------------------------
 
 
 def _choices(uploaded: str | None) -> list[str]:
     """Draft choices of the target, and the chosen one if it is not among them."""
-    base = parse_scenario({"target": uploaded or widgets.value_of("target")}).scenario()
+    engine = widgets.value_of("engine")
+    target = uploaded or widgets.value_of("target")
+    base = parse_scenario({"target": target, "engine": engine}).scenario()
     choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base)]
-    stated = str(st.session_state.get("draft", st.query_params.get("draft", "")))
+    stated = str(widgets.value_of("draft"))
     draft, _, policy = stated.partition(":")
     known = draft in catalog.model_names() and policy in ("streamingllm", "full")
-    if stated == "self:full" or (known and draft != base.target.name):
+    built_in = draft in METHODS and policy == "full"
+    if stated == "self:full" or built_in or (known and draft != base.target.name):
         choices.append(stated)
     return list(dict.fromkeys(choices))
 
 
-def _degrees(model: ModelSpec, most: int) -> list[int]:
-    return [degree for degree in TP_DEGREES if degree <= most and model.splits_over(degree)]
+def _degrees(key: str, model: ModelSpec, most: int) -> list[int]:
+    """TP degrees that a model allows, with the chosen one if it is possible."""
+    degrees = sorted({*TP_DEGREES, widgets.value_of(key)})
+    return [degree for degree in degrees if degree <= most and model.splits_over(degree)]
 
 
 def _target(uploaded: str | None) -> ModelSpec:
     return catalog.model(uploaded or widgets.value_of("target"))
-
-
-def _folder() -> Path:
-    """The temporary folder of this session for uploaded models."""
-    if "folder" not in st.session_state:
-        st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
-    return Path(st.session_state["folder"].name)

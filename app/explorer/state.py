@@ -14,7 +14,10 @@ from typing import Any
 
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
+from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import scenario_names, scenario_values
+from perfmodel.reports import ENGINES
+from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS
 from perfmodel.speculation import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
@@ -27,16 +30,37 @@ ACCEPTANCE_FORMS = {
     "accepted_drafts": "Accepted drafts per round",
     "tokens_per_round": "Tokens per round",
 }
-# Widgets that are not part of a scenario: they keep their value when one is opened.
+UPLOADED = "uploaded"  # the target, if it is an uploaded config.json
+# Inputs that are passed on as they are if they are stated.
+OPTIONAL = (
+    "weight_dtype",
+    "kv_dtype",
+    "draft_dtype",
+    "draft_kv_dtype",
+    "ring_hop_us",
+    "ring_gb_s",
+    "acceptance_curve",
+    "slo",
+)
+# Inputs of the plan; the others describe the target, the machine and the workload.
+PLAN_KEYS = ("draft", "draft_policy", "kv_budget", "gamma", "draft_tp", *ACCEPTANCE_KEYS)
+# Inputs of the page that are not part of a scenario: they keep their value when one is opened.
 PAGE_DEFAULTS: dict[str, Any] = {
     "view": "Decide",
     "search_tp": False,
     "drafts": [],
     "objective": OBJECTIVES[0],
     "price": 0.0,
+    "map_kind": "speedup",
+    "fixed_gamma": False,
+    "curve_tps": [],
+    "deploy_engine": "specroof",
+    "by_batch": False,
+    "pins": [],
 }
-# Widgets of inputs that a scenario may omit: opening one resets them.
+# Inputs that a scenario may omit: opening one resets them.
 INPUT_DEFAULTS: dict[str, Any] = {
+    "model_config": "",
     "prompt_mix": "",
     "acceptance_form": "published",
     "acceptance": 0.8,
@@ -44,6 +68,43 @@ INPUT_DEFAULTS: dict[str, Any] = {
     "accepted_fraction": 0.7,
     "accepted_drafts": 2.0,
     "tokens_per_round": 3.0,
+}
+MOST = 1 << 40
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens", "tp", "draft_tp", "ep"), (1, MOST)),
+    "gamma": (0, MAX_GAMMA),
+    "prefix_hit_rate": (0.0, 0.999999),
+    "acceptance": (0.0, 1.0),
+    "accepted_fraction": (0.0, 1.0),
+    "accepted_drafts": (0.0, 64.0),
+    "tokens_per_round": (1.0, 65.0),
+    "price": (0.0, 1e6),
+}
+_KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "view": (
+        "Decide",
+        "Map",
+        "Why",
+        "γ × budget",
+        "Latency",
+        "Sensitivity",
+        "Validation",
+        "Compare",
+        "Deploy",
+    ),
+    "target": (*catalog.model_names(), UPLOADED),
+    "machine": tuple(catalog.machine_names()),
+    "engine": tuple(engine_names()),
+    "prefill": ("shared", "disaggregated"),
+    "weight_dtype": ("", *DTYPES),
+    "draft_dtype": ("", *DTYPES),
+    "kv_dtype": ("", *_KV_TYPES),
+    "draft_kv_dtype": ("", *_KV_TYPES),
+    "objective": tuple(OBJECTIVES),
+    "acceptance_form": tuple(ACCEPTANCE_FORMS),
+    "map_kind": ("speedup", "winner"),
+    "deploy_engine": tuple(ENGINES),
 }
 
 
@@ -68,65 +129,74 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     have = DEFAULTS | dict(state)
     draft, _, policy = str(have["draft"]).partition(":")
     values = {key: have[key] for key in ("target", "machine", "tp", "batch", "output_tokens")}
-    values["target"] = uploaded_target or values["target"]
-    values["prompt_tokens"] = have["prompt_tokens"]
+    if have["target"] == UPLOADED:
+        values["target"] = uploaded_target
+    values |= {"prompt_tokens": have["prompt_tokens"], "draft": draft}
     if have["prompt_mix"].strip():
         values["prompt_tokens"] = mean_prompt(prompt_mix(have["prompt_mix"]))
-    values["draft"] = draft
     if draft != "none":
         values |= {"draft_policy": policy, "gamma": have["gamma"]}
-        values |= {} if policy == "full" else {"kv_budget": have["kv_budget"]}
-        values |= {} if draft == "self" else {"draft_tp": have["draft_tp"]}
+        if policy != "full":
+            budget = str(have["kv_budget"]).strip()
+            values["kv_budget"] = int(budget) if budget.isdigit() else budget
+        values |= {} if draft in ("self", *METHODS) else {"draft_tp": have["draft_tp"]}
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}
-    if have["acceptance_curve"].strip():
-        values["acceptance_curve"] = have["acceptance_curve"].strip()
-    values |= {key: have[key] for key in ("engine", "weight_dtype", "kv_dtype")}
-    if values["weight_dtype"] == "bf16" and catalog.model(values["target"]).expert_dtype:
-        del values["weight_dtype"]  # stating it would override the checkpoint's experts
-    if have["slo"].strip():
-        values["slo"] = have["slo"].strip()
+    values["engine"] = have["engine"]
+    for key in ("ep", "prefill", "prefix_hit_rate"):
+        values |= {} if have[key] == DEFAULTS[key] else {key: have[key]}
+    for key in OPTIONAL:
+        if have[key].strip() and not (key.startswith("draft_") and draft == "none"):
+            values[key] = have[key].strip()
     return tuple(values.items())
 
 
-def widget_state(values: Mapping[str, Any]) -> dict[str, Any]:
+def widget_state(
+    values: Mapping[str, Any], *, uploaded_target: str | None = None
+) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
     Raises
     ------
     ConfigError
-        If a value is not valid, or a model is given by its path.
+        If a value is not valid, or a model or engine is given by a path other than
+        `uploaded_target`.
     """
     stated = parse_scenario(values)
     for name in (stated.target, stated.draft):
-        known = (*catalog.model_names(), "self", "none")
+        known = (*catalog.model_names(), *METHODS, "self", "none", uploaded_target)
         if name not in known and catalog.model(name).name not in known:
             raise ConfigError(f"model {name[:80]!r} is not in the catalog; upload its config.json")
     defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
-    return defaults | _scenario_state(stated)
+    state = defaults | _scenario_state(stated)
+    if state["engine"] not in CHOICES["engine"]:
+        raise ConfigError(
+            f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
+        )
+    return state | ({"target": UPLOADED} if stated.target == uploaded_target else {})
 
 
 def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
     scenario = stated.scenario()
     plan, work = scenario.plan, scenario.workload
+    given = {key: getattr(stated, key) for key in OPTIONAL if key in stated.model_fields_set}
     state: dict[str, Any] = {
         "target": scenario.target.name,
         "machine": scenario.machine.name,
         "tp": scenario.tp,
+        "ep": scenario.ep,
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
+        "prefill": str(work.prefill),
+        "prefix_hit_rate": work.prefix_hit_rate,
         "engine": scenario.engine.name,
-        "weight_dtype": scenario.weight_dtype,
-        "kv_dtype": scenario.kv_dtype,
-        "slo": stated.slo,
-        "acceptance_curve": stated.acceptance_curve or "",
+        **{key: "" if given.get(key) is None else str(given[key]) for key in OPTIONAL},
         "draft": "none" if plan.draft == "none" else f"{plan.draft}:{plan.policy}",
     }
     if plan.draft != "none":
         state |= {"gamma": plan.gamma, "draft_tp": scenario.draft_tp}
-        budget = int(plan.budget_at(work.prompt_tokens))
-        state |= {"kv_budget": budget} if plan.budget_text else {}
+        state |= {"kv_budget": plan.budget_text} if plan.budget_text else {}
         state |= _acceptance_state(stated)
     return state
 
@@ -135,7 +205,7 @@ def _acceptance_state(stated: ScenarioInput) -> dict[str, Any]:
     for key in ACCEPTANCE_KEYS:
         value = getattr(stated, key)
         if value is not None:
-            text = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+            text = ", ".join(map(repr, value)) if isinstance(value, tuple) else value
             return {"acceptance_form": key, key: text}
     return {}
 
@@ -170,9 +240,7 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     If an acceptance is given, only its draft and KV budget are searched.
     """
     stated = dict(values)
-    keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
-    types = [key for key in ("weight_dtype", "kv_dtype") if key in stated]
-    flags = {key: str(stated[key]) for key in (*keys, *types)}
+    flags = {key: str(value) for key, value in stated.items() if key not in PLAN_KEYS}
     acceptance = next((key for key in ACCEPTANCE_KEYS if key in stated), None)
     chosen = list(drafts)
     if acceptance and stated["draft"] != "none":
@@ -183,11 +251,9 @@ def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dic
     if acceptance:
         flags[acceptance] = str(stated[acceptance]).replace(" ", "")
         flags |= {} if acceptance.startswith("acceptance") else {"gamma": str(stated["gamma"])}
-    if "acceptance_curve" in stated:
-        flags["acceptance_curve"] = str(stated["acceptance_curve"])
     if all_tps:
         del flags["tp"]
-    return flags | ({"slo": stated["slo"]} if "slo" in stated else {})
+    return flags
 
 
 def _toml(key: str, value: Any) -> str:

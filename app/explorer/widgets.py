@@ -1,4 +1,4 @@
-"""Widgets bound to the URL; a widget's key is also its key in `DEFAULTS`."""
+"""Widgets of the page's state; a widget's key is also its key in `DEFAULTS` and in the URL."""
 
 from __future__ import annotations
 
@@ -7,65 +7,56 @@ from typing import Any
 
 import streamlit as st
 
+from app.explorer.link import MAX_TEXT
 from app.explorer.show import plain
-from app.explorer.state import DEFAULTS
+from app.explorer.state import RANGES
 
 
 def value_of(key: str) -> Any:
-    """The widget's value, or its default before it is first drawn."""
-    return st.session_state.get(key, DEFAULTS[key])
+    """The value of an input, whether or not its widget is drawn."""
+    return st.session_state[key]
 
 
-def select(key: str, label: str, options: list[Any], **more: Any) -> Any:
+def select(key: str, label: str, options: Sequence[Any], **more: Any) -> Any:
     """A drop-down list."""
-    default = DEFAULTS[key]
-    index = options.index(default) if default in options else 0
-    return st.selectbox(label, options, index=index, key=key, bind="query-params", **more)
+    return st.selectbox(label, options, key=key, **more)
 
 
-def segmented(key: str, label: str, options: Mapping[str, str], default: str) -> str:
+def segmented(key: str, label: str, options: Mapping[str, str]) -> str:
     """A row of buttons to choose one of `options`, labels by value."""
     chosen = st.segmented_control(
         label,
         list(options),
-        default=default,
         format_func=options.__getitem__,
         key=key,
         required=True,
-        bind="query-params",
     )
     return str(chosen)
 
 
 def count(key: str, label: str, step: int = 1) -> None:
     """A whole number of at least 1."""
-    st.number_input(
-        label,
-        min_value=1,
-        max_value=1 << 40,
-        value=DEFAULTS[key],
-        step=step,
-        key=key,
-        bind="query-params",
-    )
+    low, high = map(int, RANGES[key])
+    st.number_input(label, min_value=low, max_value=high, step=step, key=key)
 
 
-def number(key: str, label: str, least: float, most: float, step: float) -> None:
-    """A real number in a range."""
-    st.number_input(
-        label, least, most, value=DEFAULTS[key], step=step, key=key, bind="query-params"
-    )
+def number(key: str, label: str, step: float, **more: Any) -> None:
+    """A real number in the range of its key."""
+    low, high = RANGES[key]
+    st.number_input(label, low, high, step=step, key=key, **more)
 
 
 def text(key: str, label: str, **more: Any) -> None:
     """A line of text."""
-    st.text_input(label, value=DEFAULTS[key], key=key, max_chars=500, bind="query-params", **more)
+    st.text_input(label, key=key, max_chars=MAX_TEXT, **more)
 
 
 def keep_within(key: str, options: Sequence[Any], *, fallback: Any) -> None:
-    """Select the fallback if another input has removed the widget's option."""
-    if key in st.session_state and st.session_state[key] not in options:
+    """Select the fallback, and say so, if another input has removed the widget's option."""
+    chosen = st.session_state[key]
+    if chosen not in options:
         st.session_state[key] = fallback
+        st.caption(plain(f"{key}={chosen} is not available here; {fallback} is used."))
 
 
 def show_message(key: str) -> None:

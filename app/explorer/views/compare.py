@@ -6,9 +6,9 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import prediction
+from app.explorer.link import pin_of, state_of, uploaded_path
 from app.explorer.show import plain, show_chart, show_table
-from app.explorer.sidebar import apply_values
-from app.explorer.state import Values
+from app.explorer.state import PAGE_DEFAULTS, Values, stated_values
 from perfmodel.units import format_bytes, format_seconds
 
 MAX_PINS = 4
@@ -22,8 +22,8 @@ MEASURES = {
 def show() -> None:
     """Draw the view."""
     state = st.session_state
-    pins: list[Values] = state.setdefault("pins", [])
-    here: Values = state["values"]
+    pins: list[dict[str, str]] = state["pins"]
+    here = pin_of(state)
     full = len(pins) >= MAX_PINS
     with st.container(horizontal=True):
         st.button(
@@ -37,10 +37,10 @@ def show() -> None:
         for number, pin in enumerate(pins, start=1):
             st.button(f"Open {number}", on_click=_open, args=(pin,), key=f"open_{number}")
         if pins:
-            st.button("Clear", on_click=pins.clear, icon=":material/delete:")
-    compared = {f"pin {i}": pin for i, pin in enumerate(pins, start=1)}
+            st.button("Clear", on_click=_clear, icon=":material/delete:")
+    compared = {f"pin {i}": _values(pin) for i, pin in enumerate(pins, start=1)}
     if here not in pins:
-        compared["current"] = here
+        compared["current"] = state["values"]
     results = {name: prediction(values) for name, values in compared.items()}
     _inputs(compared)
     st.markdown("**Predictions**")
@@ -86,9 +86,19 @@ def _figures(result: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _pin(values: Values) -> None:
-    st.session_state["pins"].append(values)
+def _values(pin: dict[str, str]) -> Values:
+    state, _ = state_of(pin)
+    return stated_values(state, uploaded_target=uploaded_path(state))
 
 
-def _open(values: Values) -> None:
-    apply_values(dict(values))
+def _pin(pin: dict[str, str]) -> None:
+    st.session_state["pins"] = [*st.session_state["pins"], pin]
+
+
+def _open(pin: dict[str, str]) -> None:
+    state, _ = state_of(pin)
+    st.session_state.update({k: v for k, v in state.items() if k not in PAGE_DEFAULTS})
+
+
+def _clear() -> None:
+    st.session_state["pins"] = []

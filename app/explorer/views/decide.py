@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from app import charts
-from app.explorer.cached import point_of, recommendation
+from app.explorer.cached import point_of, recommendation, scenario_of
+from app.explorer.link import uploaded_path
 from app.explorer.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
@@ -16,8 +17,7 @@ from app.explorer.show import (
     text_rows,
     verdict,
 )
-from app.explorer.sidebar import apply_values
-from app.explorer.state import search_flags
+from app.explorer.state import Values, search_flags, widget_state
 from app.render.recommendation_tables import (
     PLAN_HEADER,
     UNMEASURED_HEADER,
@@ -26,12 +26,14 @@ from app.render.recommendation_tables import (
     unmeasured_rows,
 )
 from perfmodel import (
+    ACCEPTANCE_KEYS,
     ConfigError,
     NoFeasiblePlan,
     Recommendation,
     recommendation_dict,
     scenario_dict,
 )
+from perfmodel.planning import plan_label
 from perfmodel.reports import infeasible_reason
 from perfmodel.units import format_chance, format_seconds
 
@@ -64,6 +66,7 @@ def show() -> None:
         args=(scenario_dict(answer.best.scenario),),
         icon=":material/check:",
     )
+    _searched(values, flags, answer)
     st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
     best = [answer.best, *answer.runners_up]
     names = [f"{c.label}, TP {c.scenario.tp}" for c in best]
@@ -76,6 +79,17 @@ def show() -> None:
     _lengths()
     for note in result["notes"]:
         st.caption(plain(note))
+
+
+def _searched(values: Values, flags: dict[str, str], answer: Recommendation) -> None:
+    """Say which drafts were searched, if not all, and which plan the other views show."""
+    given = [key for key in ACCEPTANCE_KEYS if key in flags]
+    if given and "draft" in flags:
+        st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
+    shown, best = scenario_of(values), answer.best.scenario
+    labels = [f"{plan_label(s.plan)}, TP {s.tp}, draft TP {s.draft_tp}" for s in (shown, best)]
+    if labels[0] != labels[1]:
+        st.caption(plain(f"Until you press this button, the other views show {labels[0]}."))
 
 
 def _numbers(answer: Recommendation) -> None:
@@ -114,7 +128,7 @@ def _lengths() -> None:
     rows = []
     for tokens, share in prompt_mix(text):
         values = dict(st.session_state["values"]) | {"prompt_tokens": tokens}
-        if "kv_budget" in values:
+        if isinstance(values.get("kv_budget"), int):
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))
         rows.append(
@@ -131,5 +145,10 @@ def _lengths() -> None:
 
 
 def _take(scenario: dict[str, object]) -> None:
-    slo = st.session_state.get("slo", "")
-    apply_values(scenario | ({"slo": slo} if slo else {}))
+    """Set the plan's inputs only, so that the workload, its limits and its curves are kept."""
+    path = uploaded_path(st.session_state)
+    taken = widget_state(scenario, uploaded_target=path)
+    keys = ["tp", "draft", "gamma", "kv_budget", "draft_tp"]
+    if st.session_state["acceptance_form"] != "published":  # converted, as γ may have changed
+        keys += ["acceptance_form", "acceptance", "acceptance_per_position"]
+    st.session_state.update({key: taken[key] for key in keys})

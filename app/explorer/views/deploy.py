@@ -24,7 +24,7 @@ def show() -> None:
     reason = infeasible_reason(point)
     if reason:
         st.warning(plain(reason), icon=":material/block:")
-    engine = segmented("deploy_engine", "Engine", ENGINES, default="specroof")
+    engine = segmented("deploy_engine", "Engine", ENGINES)
     schedule = gamma_schedule(scenario) if scenario.plan.speculates else None
     _configuration(engine, scenario, schedule)
     st.markdown("**Which engines can run this plan**")

@@ -25,11 +25,12 @@ def show() -> None:
     scenario = scenario_of(state["values"])
     most = scenario.machine.gpus_per_node
     degrees = [n for n in TP_DEGREES if n <= most and scenario.target.splits_over(n)]
+    state["curve_tps"] = [tp for tp in state["curve_tps"] if tp in degrees]
     wanted = st.multiselect(
         "Tensor parallelism (GPUs)",
         degrees,
-        default=[scenario.tp],
-        key=f"curve_tps_{scenario.tp}_{scenario.machine.name}_{scenario.target.name}",
+        key="curve_tps",
+        placeholder=f"{scenario.tp}, as in the sidebar",
     )
     known = _curves(scenario, wanted or [scenario.tp])
     if not known:

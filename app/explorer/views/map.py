@@ -9,7 +9,7 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prompts, scenario_of, speedup_grid
 from app.explorer.show import plain, show_chart
-from app.explorer.state import Values
+from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.widgets import segmented
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
@@ -23,8 +23,8 @@ def show() -> None:
     scenario = scenario_of(values)
     left, right = st.columns(2)
     with left:
-        kind = segmented("map_kind", "Colour", KINDS, default="speedup")
-    fixed = right.toggle("Use the sidebar's γ", False, key="fixed_gamma", bind="query-params")
+        kind = segmented("map_kind", "Colour", KINDS)
+    fixed = right.toggle("Use the sidebar's γ", key="fixed_gamma")
     if kind == "winner":
         grids = _rivals(values, scenario)
         if not grids:
@@ -53,9 +53,7 @@ def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
     considered = st.session_state.get("drafts") or [
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
-    keys = ("target", "machine", "tp", "batch", "prompt_tokens", "output_tokens", "engine")
-    more = ("weight_dtype", "kv_dtype", "acceptance_curve")
-    base = {k: v for k, v in values if k in (*keys, *more)}
+    base = {key: value for key, value in values if key not in PLAN_KEYS}
     grids = []
     for choice in considered:
         draft, _, policy = choice.partition(":")

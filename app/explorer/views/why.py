@@ -11,7 +11,6 @@ from app import charts
 from app.explorer.cached import point_of, prediction
 from app.explorer.show import plain, show_chart, show_metrics, show_table
 from app.render.html_report import origin_lines
-from perfmodel.planning import plan_label
 from perfmodel.units import format_seconds
 
 
@@ -19,11 +18,6 @@ def show() -> None:
     """Draw the view."""
     values = st.session_state["values"]
     point, result = point_of(values), prediction(values)
-    work = point.scenario.workload
-    st.markdown(
-        f"{plain(plan_label(point.scenario.plan))} at batch {work.batch:,}, "
-        f"{work.prompt_tokens:,} tokens, TP {point.scenario.tp}"
-    )
     _numbers(result)
     if not result["feasible"]:
         st.warning(plain(result["reason"]), icon=":material/block:")

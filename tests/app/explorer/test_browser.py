@@ -186,6 +186,38 @@ def test_a_shared_url_restores_the_state(watched: Watched, browser: Any, server:
     other.page.close()
 
 
+def test_a_second_tab_a_reload_and_back_show_the_plan_of_the_page(
+    watched: Watched, browser: Any, server: str
+) -> None:
+    watched.open("view=Decide")
+    watched.preset(PRESET)
+    watched.page.get_by_role("button", name="Show this plan in all views").click()
+    watched.page.get_by_text("the other views show").wait_for(state="detached")
+    watched.settle()
+    watched.view("Why", CHARTS["Why"])
+    wanted = json.loads(watched.download("prediction_json"))
+    other = Watched(browser, server)
+    other.open(watched.page.url.partition("?")[2])
+    assert json.loads(other.download("prediction_json")) == wanted
+    other.page.close()
+    watched.page.reload()
+    watched.page.get_by_role("heading", name="Why", exact=True).wait_for()
+    watched.settle()
+    assert json.loads(watched.download("prediction_json")) == wanted
+    batch = watched.page.get_by_label("Batch (sequences)")
+    batch.fill("9")
+    batch.press("Enter")
+    playwright.expect(watched.page).to_have_url(re.compile("batch=9"))
+    watched.settle()
+    watched.page.go_back()
+    playwright.expect(batch).to_have_value(str(wanted["scenario"]["batch"]))
+    watched.settle()
+    assert json.loads(watched.download("prediction_json")) == wanted
+    watched.page.go_back()
+    watched.page.get_by_role("heading", name="Decide", exact=True).wait_for()
+    assert watched.errors == []
+
+
 def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
     watched.open("view=Map")
     plot = watched.page.locator(".js-plotly-plot")

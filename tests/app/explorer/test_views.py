@@ -16,6 +16,7 @@ from explorer_views import CHARTS, CHARTS_WITHOUT_ACCEPTANCE, UNMEASURED_PRESETS
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.plan_line import plan_line
 from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.state import (
     PRESETS,
@@ -82,6 +83,33 @@ def test_every_view_of_an_unmeasured_draft(view: str) -> None:
 def test_every_view_where_nothing_fits(view: str) -> None:
     at = opened(view, batch=100_000)
     assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
+
+
+@pytest.mark.parametrize("view", CHARTS)
+def test_every_view_names_the_scenario(view: str) -> None:
+    more = {"draft": "self:streamingllm", "kv_budget": "5%", "prefix_hit_rate": 0.25, "batch": 24}
+    at = opened(view, target="qwen2.5-32b", draft_kv_dtype="fp8", engine="magicdec", **more)
+    line = next(m.value for m in at.main.markdown if "qwen2" in m.value).replace("\\", "")
+    for part in (
+        "qwen2.5-32b",
+        "dgx-a100-80gb, TP 8",
+        "engine magicdec (",
+        "batch 24, 32,000 prompt + 256 output tokens, 25% of each prompt cached",
+        "Self-speculation, StreamingLLM 5%, γ=4, fp8 draft KV cache",
+        "α unknown (not measured for this draft)",
+    ):
+        assert part in line
+    assert line.count("**") == 12
+
+
+def test_the_scenario_line_names_the_origin_of_the_acceptance() -> None:
+    base = {"target": "qwen2.5-32b", "draft": "self", "tp": 4}
+    origins = [
+        plan_line(stated_values(widget_state(base | more)))[-1].partition(" (")[2]
+        for more in ({}, {"acceptance": 0.7}, {"target": "llama-3.1-8b"})
+    ]
+    borrowed = "borrowed from llama-3.1-8b, not measured on qwen2.5-32b)"
+    assert origins == [borrowed, "given)", "fitted)"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -174,8 +202,10 @@ def test_the_binding_limit_and_its_cost_are_shown() -> None:
 def test_taking_the_recommended_plan_sets_the_sidebar() -> None:
     at = opened()
     button = next(b for b in at.button if b.label == "Show this plan in all views")
+    assert "the other views show" in texts(at)
     button.click().run()
     assert at.session_state["draft"] != "self:streamingllm" and not at.exception
+    assert "the other views show" not in texts(at)
 
 
 def test_pinned_scenarios_show_what_differs() -> None:

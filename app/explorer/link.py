@@ -1,0 +1,175 @@
+"""The page's link: every input that differs from its default, as a query string.
+
+Widgets are not bound to the URL. The whole state is restored from the URL when a session starts or
+the user goes back, and is written to the URL in each run, whether or not a widget is drawn.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app.explorer.state import CHOICES, DEFAULTS, PAGE_DEFAULTS, RANGES, UPLOADED
+from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload
+from perfmodel import ConfigError
+from perfmodel.catalog.scenarios import FORMER_NAMES
+
+MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
+MAX_TEXT = 1_000  # characters of a text input
+PACKED = ("model_config", "pins")  # left out of a link that would be too long
+
+
+def pack(text: str) -> str:
+    """Text, compressed, in characters that need no quoting in a URL."""
+    return base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
+
+
+def unpack(packed: str) -> str:
+    """The inverse of `pack`; raises `ValueError` if the text is damaged or too large."""
+    unzip = zlib.decompressobj()
+    try:
+        data = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
+        text = unzip.decompress(data, MAX_UPLOAD_BYTES + MAX_TEXT)
+    except (zlib.error, binascii.Error) as error:
+        raise ValueError("is damaged") from error
+    if not unzip.eof:
+        raise ValueError("is cut off or too large")
+    return text.decode()
+
+
+def query_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """Query parameters of the values that differ from their defaults."""
+    have = DEFAULTS | dict(state)
+    return {key: _text(have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
+
+
+def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Widget values from query parameters, and a line for each parameter that is not valid."""
+    state, notes = dict(DEFAULTS), []
+    for name, text in query.items():
+        key = FORMER_NAMES.get(name, name)
+        if key not in DEFAULTS:
+            notes.append(f"The link's {name[:40]} is not an input of this page; it is left out.")
+            continue
+        try:
+            state[key] = _value(key, text)
+        except (ValueError, KeyError, TypeError):
+            used = _text(DEFAULTS[key]) or "no value"
+            notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
+    if state["target"] == UPLOADED and not state["model_config"]:
+        state["target"] = DEFAULTS["target"]
+        notes.append(
+            f"The link does not contain the uploaded config.json; {state['target']} is used "
+            f"instead. Upload the file again."
+        )
+    return state, notes
+
+
+def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
+    """The scenario of the page, without the page's other settings, as query parameters."""
+    return query_of({key: state[key] for key in DEFAULTS if key not in PAGE_DEFAULTS})
+
+
+def uploaded_path(state: Mapping[Any, Any]) -> str | None:
+    """Path of the uploaded config.json, stored in the session's folder; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is not the config of a supported model.
+    """
+    if not state["model_config"]:
+        return None
+    name, _, content = unpack(state["model_config"]).partition("\n")
+    if "folder" not in st.session_state:
+        st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
+    return model_upload(name, content.encode(), Path(st.session_state["folder"].name))
+
+
+def restore() -> None:
+    """Set the page's state at the start of a run, from the URL if the user has gone to it.
+
+    The URL counts only if no input has changed since it was written: a fast click can reach the
+    server before the URL of the previous run has reached the browser.
+    """
+    state, query = st.session_state, st.query_params.to_dict()
+    first = "link_query" not in state
+    now = {key: state[key] for key in DEFAULTS if key in state}
+    if first or (query != state["link_query"] and now == state["link_state"]):
+        loaded, state["link_notes"] = state_of(query)
+        try:
+            uploaded_path(loaded)
+        except ConfigError as error:
+            state["link_notes"].append(f"The link's config.json is not valid: {error}")
+            loaded |= {key: DEFAULTS[key] for key in ("target", "model_config")}
+        now = loaded | (now if first else {})
+    for key, default in DEFAULTS.items():
+        state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
+
+
+def publish() -> list[str]:
+    """Write the page's state to the URL; returns what the link leaves out."""
+    state = st.session_state
+    state["link_state"] = {key: state[key] for key in DEFAULTS}
+    query, missing = query_of(state["link_state"]), []
+    for key in PACKED:
+        if sum(map(len, query.values())) > MAX_LINK and query.pop(key, ""):
+            missing.append({"model_config": "the uploaded config.json", "pins": "the pins"}[key])
+    state["link_query"] = query
+    if st.query_params.to_dict() != query:
+        st.query_params.from_dict(query)
+    if state["acceptance_curve"]:
+        missing.append(f"the contents of {state['acceptance_curve']}, a file of this machine")
+    if state.get("measurements") is not None:
+        missing.append("the uploaded measurements")
+    return missing
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        packed = any(isinstance(item, dict) for item in value)
+        return pack(json.dumps(value)) if packed else ",".join(map(str, value))
+    return str(value)
+
+
+def _value(key: str, text: str) -> Any:
+    """The value of a query parameter; raises `ValueError` or `KeyError` if it is not valid."""
+    default, value = DEFAULTS[key], _parsed(key, text)
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if type(value) is not type(default) or (key in RANGES and not low <= value <= high):
+        raise ValueError
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ValueError
+    return value
+
+
+def _parsed(key: str, text: str) -> Any:
+    default = DEFAULTS[key]
+    if key == "pins":
+        pins = [dict(pin) for pin in json.loads(unpack(text))]
+        if any(state_of(pin)[1] for pin in pins):
+            raise ValueError
+        return pins
+    if key == "model_config":
+        unpack(text)
+        return text
+    if len(text) > MAX_TEXT:
+        raise ValueError
+    if isinstance(default, bool):
+        return {"true": True, "false": False}[text]
+    if key == "curve_tps":
+        return [int(part) for part in text.split(",")]
+    if isinstance(default, list):
+        return text.split(",")
+    return type(default)(text)

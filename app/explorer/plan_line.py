@@ -1,0 +1,73 @@
+"""The line at the top of every view that names the scenario behind its numbers."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app.explorer.cached import prediction, scenario_of
+from app.explorer.show import plain
+from app.explorer.state import Values
+from perfmodel import Scenario
+from perfmodel.planning import plan_label
+from perfmodel.specs import Origin
+
+
+def show_plan_line(values: Values) -> None:
+    """Show the line; the source of the acceptance is its help text."""
+    parts = [f"**{plain(part)}**" for part in plan_line(values)]
+    source = str(prediction(values)["acceptance"]["source"])
+    with st.container(key="plan_line"):
+        st.markdown(" · ".join(parts), help=plain(source) or None)
+
+
+def plan_line(values: Values) -> list[str]:
+    """Target, machine, engine, workload, plan and acceptance, each in words."""
+    scenario = scenario_of(values)
+    engine = scenario.engine
+    groups = f", EP {scenario.ep}" if scenario.ep > 1 else ""
+    return [
+        _target(scenario),
+        f"{scenario.machine.name}, TP {scenario.tp}{groups}",
+        f"engine {engine.name} ({engine.origin})",
+        _workload(scenario),
+        _plan(scenario),
+        *_acceptance(values),
+    ]
+
+
+def _target(scenario: Scenario) -> str:
+    experts = f", {scenario.expert_dtype} experts" if scenario.expert_dtype else ""
+    types = f"{scenario.weight_dtype} weights{experts}, {scenario.kv_dtype} KV cache"
+    return f"{scenario.target.name}, {types}"
+
+
+def _workload(scenario: Scenario) -> str:
+    work = scenario.workload
+    text = f"batch {work.batch:,}, {work.prompt_tokens:,} prompt + {work.output_tokens:,} output"
+    cached = f", {work.prefix_hit_rate:.0%} of each prompt cached" if work.prefix_hit_rate else ""
+    return f"{text} tokens{cached}, {work.prefill} prefill"
+
+
+def _plan(scenario: Scenario) -> str:
+    plan = scenario.plan
+    parts = [plan_label(plan)]
+    if plan.speculates and scenario.draft_tp != scenario.tp:
+        parts.append(f"draft TP {scenario.draft_tp}")
+    if scenario.draft_dtype:
+        parts.append(f"{scenario.draft_dtype} draft weights")
+    if scenario.draft_kv_dtype:
+        parts.append(f"{scenario.draft_kv_dtype} draft KV cache")
+    return ", ".join(parts)
+
+
+def _acceptance(values: Values) -> list[str]:
+    """α and its origin; nothing without a draft."""
+    acceptance = prediction(values)["acceptance"]
+    if acceptance["origin"] == "none":
+        return []
+    if acceptance["alpha"] is None:
+        return ["α unknown (not measured for this draft)"]
+    origin = acceptance["origin"]
+    if origin == Origin.BORROWED:
+        origin = acceptance["source"].partition(":")[0]
+    return [f"α {acceptance['alpha']:.2f} ({origin})"]

@@ -1,0 +1,295 @@
+"""The link holds the whole state of the page: reload, back, a second tab, late widgets."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
+from app.explorer.state import (
+    CHOICES,
+    DEFAULTS,
+    PRESETS,
+    UPLOADED,
+    stated_values,
+    widget_state,
+)
+from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, parse_scenario
+from perfmodel.specs import METHODS
+
+ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+
+
+def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
+    """A new page at a link."""
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    for key, value in (query or {}).items():
+        at.query_params[key] = value
+    if view:
+        at.query_params["view"] = view
+    at.run()
+    assert [e.message for e in at.exception] == []
+    return at
+
+
+def link(at: AppTest) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else v[0] for k, v in at.query_params.items()}
+
+
+def plan(at: AppTest) -> Scenario:
+    return parse_scenario(dict(at.session_state["values"])).scenario()
+
+
+def model(at: AppTest) -> ModelSpec:
+    """The target without its path, which lies in a folder of the session."""
+    return replace(plan(at).target, source="")
+
+
+def random_values(draw: random.Random) -> dict[str, Any]:
+    """Flat values of a valid scenario, with every input stated now and then."""
+    while True:
+        values = _maybe_valid(draw)
+        try:
+            parse_scenario(values).scenario()
+        except ConfigError:
+            continue
+        return values
+
+
+def _maybe_valid(draw: random.Random) -> dict[str, Any]:
+    def sometimes(key: str, value: Any) -> dict[str, Any]:
+        return {key: value} if draw.random() < 0.3 else {}
+
+    tp = draw.choice((1, 2, 3, 4, 8))
+    prompt = draw.randint(1000, 200_000)
+    values: dict[str, Any] = {
+        "target": draw.choice(catalog.model_names()),
+        "machine": draw.choice(catalog.machine_names()),
+        "tp": tp,
+        "batch": draw.randint(1, 512),
+        "prompt_tokens": prompt,
+        "output_tokens": draw.randint(1, 4096),
+        "engine": draw.choice(CHOICES["engine"]),
+        **sometimes("ep", draw.choice((1, 2, 4, 8))),
+        **sometimes("prefill", "disaggregated"),
+        **sometimes("prefix_hit_rate", draw.random()),
+        **sometimes("weight_dtype", draw.choice(CHOICES["weight_dtype"])),
+        **sometimes("kv_dtype", draw.choice(CHOICES["kv_dtype"])),
+        **sometimes("slo", "tpot<25ms; memory<90%"),
+    }
+    if draw.random() < 0.3:
+        values |= {"ring_hop_us": draw.uniform(0.5, 9), "ring_gb_s": draw.uniform(1, 90)}
+    draft = draw.choice(("none", "self", "self", *METHODS, *catalog.model_names()))
+    if draft == "none":
+        return values
+    values |= {"draft": draft, "gamma": draw.randint(1, 20)}
+    values |= sometimes("draft_dtype", draw.choice(CHOICES["draft_dtype"]))
+    values |= sometimes("draft_kv_dtype", draw.choice(CHOICES["draft_kv_dtype"]))
+    if draft not in METHODS:
+        values["draft_policy"] = draw.choice(("full", "streamingllm", "snapkv"))
+        if values["draft_policy"] != "full":
+            budgets = (draw.randint(64, 1000), f"{draw.uniform(0.5, 60):.3g}%")
+            values |= sometimes("kv_budget", draw.choice(budgets))
+        values |= {} if draft == "self" else sometimes("draft_tp", draw.choice((1, 2, tp)))
+    form = draw.choice(
+        (
+            {},
+            {},
+            {"acceptance": draw.random()},
+            {"acceptance_per_position": [draw.random() for _ in range(3)]},
+            {"accepted_fraction": draw.random()},
+            {"accepted_drafts": draw.random()},
+            {"tokens_per_round": 1 + draw.random()},
+        )
+    )
+    return values | form
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_link_keeps_every_scenario(seed: int) -> None:
+    values = random_values(random.Random(seed))
+    query = query_of(widget_state(values))
+    state, notes = state_of(query)
+    assert notes == []
+    restored = parse_scenario(dict(stated_values(state)))
+    assert restored.scenario() == parse_scenario(values).scenario()
+    assert restored.slo == values.get("slo", "")
+
+
+def pages(seeds: range) -> None:
+    """The scenario of a new page at the link of another one, at a view drawn for each seed."""
+    for seed in seeds:
+        draw = random.Random(seed)
+        values = random_values(draw)
+        at = page(query_of(widget_state(values)), view="Compare")
+        assert plan(at) == parse_scenario(values).scenario(), values
+        assert not at.warning and not at.error
+        again = page(link(at))
+        assert plan(again) == plan(at) and link(again) == link(at)
+
+
+def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
+    pages(range(6))
+
+
+@pytest.mark.slow
+def test_two_hundred_new_pages_have_the_same_scenario() -> None:
+    pages(range(200))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_link_of_a_preset_opens_the_same_plan(preset: str) -> None:
+    at = page(view="Compare")
+    at.selectbox(key="preset").select(preset).run()
+    assert plan(at) == parse_scenario(PRESETS[preset]).scenario()
+    assert plan(page(link(at))) == plan(at)
+
+
+def test_the_link_of_an_opened_scenario_file_keeps_its_acceptance() -> None:
+    at = page(view="Compare")
+    text = b'draft = "llama-3.2-1b"\ntp = 4\ndraft_tp = 2\nacceptance = 0.62\n'
+    at.file_uploader(key="scenario_file").set_value(("a.toml", text, "application/toml")).run()
+    assert (link(at)["acceptance_form"], link(at)["acceptance"]) == ("acceptance", "0.62")
+    again = page(link(at))
+    assert plan(again) == plan(at) and plan(again).draft_tp == 2
+
+
+def test_the_link_of_the_recommended_plan_opens_it() -> None:
+    at = page({"machine": "dgx-a100-80gb", "engine": "magicdec", "prompt_mix": "8000:1, 32000:1"})
+    before = dict(at.session_state["values"])
+    next(b for b in at.button if b.label == "Show this plan in all views").click().run()
+    assert dict(at.session_state["values"])["prompt_tokens"] == before["prompt_tokens"]
+    assert link(at)["prompt_mix"] == "8000:1, 32000:1"
+    assert plan(page(link(at), view="Compare")) == plan(at)
+
+
+def test_a_widget_that_is_hidden_for_a_while_keeps_its_value() -> None:
+    at = page({"kv_budget": "5%"}, view="Compare")
+    at.selectbox(key="draft").select("none").run()
+    assert plan(at).plan.draft == "none" and link(at)["kv_budget"] == "5%"
+    at.selectbox(key="draft").select("self:snapkv").run()
+    assert plan(at).plan.budget_text == "5%"
+
+
+def test_going_back_restores_the_plan_and_the_view() -> None:
+    at = page(view="Compare")
+    earlier, before = link(at), plan(at)
+    at.number_input(key="batch").set_value(9).run()
+    at.segmented_control(key="view").set_value("Why").run()
+    assert link(at)["batch"] == "9" and link(at)["view"] == "Why"
+    for key in list(at.query_params):
+        del at.query_params[key]
+    for key, value in earlier.items():
+        at.query_params[key] = value
+    at.run()
+    assert plan(at) == before and at.session_state["view"] == "Compare"
+
+
+def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
+    at = page(view="Compare")
+    stale = link(at)
+    at.number_input(key="batch").set_value(9).run()
+    at.query_params.pop("batch")
+    assert link(at) == stale
+    at.number_input(key="output_tokens").set_value(77).run()
+    assert (plan(at).workload.batch, plan(at).workload.output_tokens) == (9, 77)
+    assert link(at)["batch"] == "9"
+
+
+def uploaded_page(view: str) -> AppTest:
+    at = page(view=view)
+    file = ("mine.json", json.dumps(CONFIG).encode(), "application/json")
+    at.file_uploader(key="model_file").set_value(file).run()
+    assert not at.exception and at.session_state["target"] == UPLOADED
+    return at
+
+
+def test_the_link_contains_an_uploaded_model() -> None:
+    at = uploaded_page("Compare")
+    assert plan(at).target.name == "mine" and len(link(at)["model_config"]) < 500
+    again = page(link(at))
+    assert model(again) == model(at) and not again.warning
+
+
+def test_the_plan_of_an_uploaded_model_is_taken_and_pinned() -> None:
+    at = uploaded_page("Decide")
+    at.selectbox(key="acceptance_form").select("acceptance").run()
+    next(b for b in at.button if b.label == "Show this plan in all views").click().run()
+    assert not at.exception and plan(at).target.name == "mine"
+    at.segmented_control(key="view").set_value("Compare").run()
+    next(b for b in at.button if b.label == "Pin this scenario").click().run()
+    pinned, uploaded = plan(at).plan, model(at)
+    at.selectbox(key="target").select("llama-2-7b").run()
+    again = page(link(at))
+    next(b for b in again.button if b.label == "Open 1").click().run()
+    assert not again.exception and model(again) == uploaded
+    assert plan(again).plan == pinned
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target", "gpt-4"),
+        ("machine", "tpu"),
+        ("batch", "abc"),
+        ("batch", "0"),
+        ("gamma", "99"),
+        ("view", "Nope"),
+        ("acceptance", "nan"),
+        ("target", UPLOADED),
+        ("model_config", "%%%"),
+        ("model_config", pack("x\n{}")),
+        ("pins", pack("[1]")),
+        ("from_a_newer_version", "1"),
+    ],
+)
+def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
+    at = page({"view": "Compare"} | {key: value})
+    assert len(at.warning) == 1 and not at.error
+    assert plan(at) == parse_scenario(PRESETS["default"]).scenario()
+    assert key not in link(at) or link(at)[key] == "Compare"
+
+
+def test_an_impossible_tp_of_a_link_is_reported() -> None:
+    at = page({"tp": "3"}, view="Compare")
+    assert any("tp\\=3 is not available" in caption.value for caption in at.caption)
+
+
+def test_a_link_that_leaves_something_out_says_so() -> None:
+    noise = random.Random(0).randbytes(2 * MAX_LINK).hex()
+    at = page(view="Compare")
+    file = ("big.json", json.dumps(CONFIG | {"noise": noise}).encode(), "application/json")
+    at.file_uploader(key="model_file").set_value(file).run()
+    assert plan(at).target.name == "big" and "model_config" not in link(at)
+    assert any("link is partial" in caption.value for caption in at.caption)
+    assert "uploaded" in page(link(at)).warning[0].value
+
+
+def test_a_packed_text_is_bounded() -> None:
+    assert unpack(pack("α 0.8")) == "α 0.8"
+    with pytest.raises(ValueError, match="too large"):
+        unpack(pack("0" * 50_000_000))
+
+
+def test_every_input_of_a_scenario_is_in_the_link() -> None:
+    kept = {*DEFAULTS, "gpu", "draft_policy"}  # `gpu` is in `machine`, the policy in `draft`
+    assert set(ScenarioInput.model_fields) <= kept
