@@ -132,6 +132,8 @@ def plateau(cost: Floats) -> Floats:
 
 
 def reads_own_cache(scenario: Scenario, prompt_tokens: ArrayLike, budget: ArrayLike) -> Bools:
-    """Where a self-draft would read its target's whole cache, and so be the target."""
-    whole = scenario.plan.policy == "full"
-    return np.asarray(scenario.plan.is_self & (whole | (np.asarray(budget) >= prompt_tokens)))
+    """Where a self-draft would read its target's whole cache unquantised, and so be the target."""
+    whole, is_same = scenario.plan.policy == "full", not scenario.draft_is_quantised
+    return np.asarray(
+        (scenario.plan.is_self and is_same) & (whole | (np.asarray(budget) >= prompt_tokens))
+    )
