@@ -33,8 +33,8 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     schedule = answer["gamma_schedule"]
     if schedule:
         console.print(
-            "\nBest γ by batch (rows) and prompt tokens (columns); 0: no clear gain; "
-            "a dot does not fit:"
+            "\nBest γ by batch (rows) and prompt tokens (columns); "
+            "0: no clear gain within the limits; a dot: does not fit:"
         )
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
         print_table(rows_table(header, schedule_rows(schedule)), console)
@@ -79,7 +79,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
             f"P(gain > 1): {format_chance(answer['gain_probability'])}"
         )
-    lines += [_fastest(answer), *_sizes(answer)]
+    lines += [_fastest(answer), _gamma_choice(answer), *_sizes(answer)]
     binding = answer["binding"]
     if binding:
         without = binding["without"]
@@ -110,6 +110,16 @@ def _fastest(answer: Mapping[str, Any]) -> str:
         f"fastest: {faster[0]['label']}, TP {faster[0]['scenario']['tp']}, by {ratio - 1:.1%}; "
         f"that is within the error, and {best['label']} has fewer parts"
     )
+
+
+def _gamma_choice(answer: Mapping[str, Any]) -> str:
+    """Why the γ with the lowest cost was not chosen; empty if it was."""
+    if not answer["studied"]:
+        return ""
+    chosen, fastest = answer["studied"]["scenario"]["gamma"], answer["fastest_gamma"]
+    if chosen == fastest:
+        return ""
+    return f"γ={chosen} is the smallest γ within 1 % of the best (γ={fastest})"
 
 
 def _sizes(answer: Mapping[str, Any]) -> list[str]:
@@ -188,4 +198,6 @@ def _paying_range(answer: Mapping[str, Any], key: str) -> str:
     first, last = answer[key], answer[f"{key}_until"]
     if first is None:
         return "none"
-    return f"from {first:,}" if last is None else f"{first:,} to {last:,}"
+    if last is None:
+        return f"from {first:,}"
+    return f"{first:,} only" if first == last else f"{first:,} to {last:,}"

@@ -21,6 +21,7 @@ from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = ("streamingllm", "snapkv")
+POLICIES_OF_QUANTISED_SELF = ("full", *POLICIES_OF_SELF)
 POLICIES_OF_MODEL = ("streamingllm", "full")
 POLICIES_OF_METHOD = ("full",)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
@@ -109,6 +110,8 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
             raise ConfigError("draft_policy needs a draft; add --draft self, for example")
         return None
     choices: list[Choice] = []
+    is_quantised = "draft_dtype" in values or "draft_kv_dtype" in values
+    of_self = POLICIES_OF_QUANTISED_SELF if is_quantised else POLICIES_OF_SELF
     for term in _several(values, "draft"):
         draft, _, in_term = str(term).partition(":")
         if draft == "none":
@@ -116,13 +119,12 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
         if draft in METHODS:
             defaults: tuple[str, ...] = POLICIES_OF_METHOD
         else:
-            defaults = POLICIES_OF_SELF if draft == "self" else POLICIES_OF_MODEL
+            defaults = of_self if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
-        quantised = values.get("draft_dtype") or values.get("draft_kv_dtype")
-        if draft == "self" and stated == "full" and not quantised:
+        if draft == "self" and stated == "full" and not is_quantised:
             raise ConfigError(
                 "a self-draft that reads the whole cache is the target itself and gains nothing; "
-                "use policy streamingllm or snapkv, or a draft_dtype of fewer bits"
+                "use policy streamingllm or snapkv, or quantise the draft (draft_dtype)"
             )
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
@@ -172,7 +174,7 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
-        budget = None if policy == "full" else 1
+        budget = None if policy == "full" or draft in METHODS else 1
         fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": budget}
         fixed["draft_tp"] = None if draft == "self" else values.get("draft_tp")
     observed = [key for key in OBSERVED_KEYS if key in values]

@@ -34,6 +34,7 @@ from perfmodel.speculation import (
     break_even_batch,
     break_even_context,
     evidence,
+    fastest_gamma,
     gamma_schedule,
     interval_probability,
     sensitivities,
@@ -87,6 +88,7 @@ class Recommendation:
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
+    fastest_gamma: int | None  # that of the studied plan is the smallest within 1 % of its cost
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None
@@ -215,6 +217,8 @@ class Recommendation:
         if first is None:
             return f"{pays} at no batch that fits"
         if first > self.batch.lowest:
+            if first == last:
+                return f"{pays} only at batch {first}"
             return f"{pays} from batch {first}" + ("" if last is None else f" to {last}")
         return f"{pays} at every batch that fits" if last is None else f"{pays} up to batch {last}"
 
@@ -265,6 +269,7 @@ def recommend(
         batch=break_even_batch(at, rule) if at else None,
         context=break_even_context(at, rule) if at else None,
         schedule=gamma_schedule(at, rule) if at else None,
+        fastest_gamma=fastest_gamma(at, rule) if at else None,
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
         evidence=evidence(at or best.scenario),
         binding=_binding(result, ranked[0]),

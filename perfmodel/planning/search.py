@@ -250,12 +250,12 @@ def _variants(
             continue
         spec = scenario.target if named == "self" else catalog.model(named)
         draft = "self" if spec.name == scenario.target.name else spec.name
-        # A self-draft that reads its target's whole cache is the target.
-        most = context - 1 if draft == "self" else context
+        # A self-draft that reads its target's whole cache in the same types is the target.
+        is_target = draft == "self" and scenario.draft_types == scenario.target_types
+        most = context - 1 if is_target else context
         allowed: list[int | None] = [b for b in budgets if b <= most]
         if policy == DraftPolicy.FULL:
-            same_types = scenario.draft_types == scenario.target_types
-            allowed = [] if draft == "self" and same_types else [None]
+            allowed = [] if is_target else [None]
         is_same = (draft, policy) == (scenario.plan.draft, scenario.plan.policy)
         for tp in tps:
             for draft_tp in _draft_tps(spec, draft, tp, draft_tps):

@@ -265,6 +265,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             "prompt_tokens": list(schedule.contexts),
             "gamma": [list(row) for row in schedule.gamma],
         },
+        "fastest_gamma": answer.fastest_gamma,
         "sensitivities": [
             {"name": s.name, "change": s.change, "gain_low": s.low, "gain_high": s.high}
             for s in answer.sensitivities

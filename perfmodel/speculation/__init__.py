@@ -9,6 +9,7 @@ from perfmodel.speculation.break_even import (
     break_even_alpha,
     break_even_batch,
     break_even_context,
+    fastest_gamma,
     gamma_schedule,
     within,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "diagnose",
     "estimate",
     "evidence",
+    "fastest_gamma",
     "gamma_schedule",
     "host_wait_s",
     "interval_probability",

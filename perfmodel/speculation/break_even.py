@@ -47,8 +47,8 @@ class BreakEven:
 
     It is the range that contains the scenario's value if speculation pays there, and otherwise the
     last one. `lowest` is the smallest value tried. `from_value` is None if speculation never pays.
-    `until` is None if it pays up to the largest value that was tried and fits; otherwise it is the
-    end of the range, as large batches may be bound by compute.
+    `until` is None if it pays up to the largest value that was tried and fits in memory; otherwise
+    it is the end of the range: larger values may be bound by compute or miss the limits.
     """
 
     axis: str
@@ -93,7 +93,9 @@ class BestGain:
     gain: Gain
     gamma: Floats
     plain_allowed: Bools  # where plain decoding meets the limits
+    fits: Bools  # where some γ fits in memory
     near: Bools  # (..., γ): which γ are within 1 % of the best
+    fastest: Floats  # the γ of the lowest cost
 
     @property
     def possible(self) -> Bools:
@@ -152,7 +154,14 @@ def best_gain(
     low, value, high = (np.where(possible, g, np.nan) for g in (gain.low, gain.value, gain.high))
     plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
     chosen = np.where(possible, gammas[index], -1.0)
-    return BestGain(Gain(low, value, high), chosen, within(plain, rule.limits), near)
+    return BestGain(
+        gain=Gain(low, value, high),
+        gamma=chosen,
+        plain_allowed=within(plain, rule.limits),
+        fits=np.any(within(result, SLO()), axis=-1),
+        near=near,
+        fastest=gammas[np.argmin(bounded, axis=-1)],
+    )
 
 
 def within(result: ServiceEstimate, limits: SLO) -> Bools:
@@ -205,6 +214,13 @@ def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedu
     )
 
 
+def fastest_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> int:
+    """The γ of the lowest cost within the limits, at the scenario's batch and context."""
+    work = scenario.workload
+    batch, prompt = np.asarray(float(work.batch)), np.asarray(float(work.prompt_tokens))
+    return int(best_gain(scenario, rule, batch=batch, prompt_tokens=prompt).fastest)
+
+
 def _steady(best: BestGain) -> Floats:
     """The γ of each point: per row the smallest good one that is not below its left neighbour's."""
     chosen = best.gamma.copy()
@@ -247,5 +263,5 @@ def _paying_range(axis: str, values: Floats, best: BestGain, asked: int) -> Brea
     after = np.flatnonzero(~pays[inside:])
     first = int(before[-1]) + 1 if before.size else 0
     last = inside + int(after[0]) - 1 if after.size else len(tried) - 1
-    until = None if last == len(tried) - 1 else int(tried[last])
+    until = None if tried[last] == values[best.fits][-1] else int(tried[last])
     return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)

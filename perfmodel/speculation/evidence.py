@@ -83,5 +83,7 @@ def _engine(scenario: Scenario) -> str:
         return f"{name} measured on {gpu.name}"
     if engine.measured_on:
         return f"{name} measured on {engine.measured_on}, not on {gpu.name}"
+    if engine.origin == Origin.FITTED:
+        return f"{name} with fitted overheads ({engine.source})"
     kernels = "" if gpu.efficiency == gpu.name else f" and the kernels of {gpu.efficiency}"
     return f"{name} with {engine.origin} overheads{kernels}, not measured on {gpu.name}"

@@ -132,7 +132,7 @@ def plateau(cost: Floats) -> Floats:
 
 
 def reads_own_cache(scenario: Scenario, prompt_tokens: ArrayLike, budget: ArrayLike) -> Bools:
-    """Where a self-draft would read its target's whole cache, and so be the target."""
+    """Where a self-draft would read its target's whole cache unquantised, and so be the target."""
     is_target = scenario.plan.is_self and not scenario.draft_is_quantised
     whole = scenario.plan.policy == "full"
     return np.asarray(is_target & (whole | (np.asarray(budget) >= prompt_tokens)))

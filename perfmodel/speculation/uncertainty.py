@@ -103,7 +103,7 @@ def acceptance_is_weak(scenario: Scenario) -> bool:
     """Whether α is borrowed, rests on one point, or is used outside the measured range."""
     curve = scenario.curve
     if scenario.acceptance is not None:
-        return scenario.acceptance.origin == Origin.BORROWED
+        return acceptance_is_extrapolated(scenario)
     if curve is None or curve.origin == Origin.IDENTITY:
         return False
     is_thin = curve.origin == Origin.BORROWED or len(curve.points) == 1
@@ -111,9 +111,14 @@ def acceptance_is_weak(scenario: Scenario) -> bool:
 
 
 def acceptance_is_extrapolated(scenario: Scenario) -> bool:
-    """Whether budget or context lie outside the measured range of the acceptance curve."""
+    """Whether budget or context lie outside the range in which the acceptance was measured.
+
+    Published acceptances of built-in drafts are of short prompts, and their lengths are not stated.
+    """
     curve, context = scenario.curve, scenario.workload.prompt_tokens
-    if scenario.acceptance is not None or curve is None or not scenario.plan.speculates:
+    if scenario.acceptance is not None:
+        return scenario.plan.method is not None and scenario.acceptance.origin != Origin.GIVEN
+    if curve is None or not scenario.plan.speculates:
         return False
     low, high = curve.context_range
     if not low <= context <= high:

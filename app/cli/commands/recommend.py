@@ -58,12 +58,14 @@ def recommend(
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests, slo)
-        notes = [*notes, f"on this traffic: {result['traffic']['sentence']}"]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html
 
-        write_text(html, report_html(answer, result))
+        page_notes = [*result["notes"]]
+        if traffic is not None:
+            page_notes.append(f"on this traffic: {result['traffic']['sentence']}")
+        write_text(html, report_html(answer, result | {"notes": page_notes}))
     if as_json:
         print_json(result)
     else:
@@ -73,6 +75,11 @@ def recommend(
         if traffic is not None:
             from app.render.simulation_tables import print_choice
 
+            work = answer.best.scenario.workload
+            console().print(
+                f"\nThe answer above is for a service that always has {work.batch:,} requests of "
+                f"{work.prompt_tokens:,} prompt tokens."
+            )
             print_choice(result["traffic"], console())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from strategies import a_scenario
 
-from perfmodel import ConfigError, find_plan, recommendation_dict
+from perfmodel import ConfigError, NoFeasiblePlan, find_plan, recommendation_dict
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
 from perfmodel.specs import parse_slo
@@ -126,3 +126,37 @@ def test_the_largest_concurrency_is_the_last_that_meets_the_limits() -> None:
         work = replace(answer.best.scenario.workload, batch=batch)
         point = service(replace(answer.best.scenario, workload=work))
         assert bool(within(point, parse_slo("tpot<60ms; ttft<8s"))) is expected
+
+
+FULL_CACHE = {
+    "target": "llama-3.1-8b", "gpu": "h100-sxm", "tp": 1, "batch": 8, "prompt_tokens": 32_000,
+    "draft_policy": "full", "acceptance": 0.9,
+}  # fmt: skip
+
+
+def test_a_draft_with_the_full_cache_takes_a_given_acceptance() -> None:
+    answer = find_plan({**FULL_CACHE, "draft": "llama-3.2-1b"})
+    assert answer.studied is not None and "full cache" in answer.sentence
+
+
+def test_a_quantised_self_draft_with_the_full_cache_is_recommended() -> None:
+    types = {"draft_dtype": "int4", "draft_kv_dtype": "int4"}
+    answer = find_plan({**FULL_CACHE, "draft": "self", **types})
+    assert answer.speculates and answer.batch is not None and answer.batch.contains(8)
+
+
+def test_the_paying_range_ends_where_the_limits_are_missed() -> None:
+    values = {
+        "target": "qwen3-32b", "gpu": "h100-sxm", "tp": 4, "prompt_tokens": 20_000,
+        "output_tokens": 800, "slo": "tpot<30ms", "draft": "self",
+    }  # fmt: skip
+    answer = find_plan({**values, "batch": 14})
+    assert answer.batch is not None and answer.batch.until is not None
+    with pytest.raises(NoFeasiblePlan):
+        find_plan({**values, "batch": answer.batch.until + 1})
+
+
+def test_a_published_acceptance_counts_as_extrapolated() -> None:
+    answer = find_plan({**FULL_CACHE, "draft": "eagle3", "acceptance": None})
+    assert "acceptance" in answer.evidence.extrapolated
+    assert answer.gain_probability is not None and answer.gain_probability <= 0.95
