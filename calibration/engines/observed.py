@@ -166,7 +166,9 @@ def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | N
             f"{name}: the benchmark ran {concurrency} requests at a time, and the scenario has "
             f"{batch}; give --batch {concurrency}"
         )
-    if type(milliseconds) not in (int, float) or not 0 < milliseconds < 1e9:
+    if not isinstance(milliseconds, int | float) or isinstance(milliseconds, bool):
+        return None
+    if not 0 < milliseconds < 1e9:
         return None
     return 1e-3 * milliseconds * tokens
 

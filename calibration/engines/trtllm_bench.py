@@ -121,7 +121,7 @@ def _section(report: Any, path: Path, name: str) -> Mapping[str, Any]:
 
 def _figure(report: Any, path: Path, section: str, name: str) -> float:
     value = _section(report, path, section).get(name)
-    if type(value) not in (int, float) or not 0 < value < LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
         raise ConfigError(
             f"{path}: {section}.{name} is {shown(value)} instead of a positive number"
         )
