@@ -24,10 +24,12 @@ test: $(ALL) check
 quick: $(ALL)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not gpu"
 
-# Long comparisons of speculative and plain decoding over random models.
+# Long comparisons of speculative and plain decoding over random models, and recommendations for
+# 2,000 random scenarios.
 TOKENS ?= 100000
 soak: $(ALL)
 	$(BIN)/python tests/soak/lossless.py --tokens $(TOKENS)
+	SCENARIOS=2000 $(BIN)/python -m pytest tests/perfmodel/planning/test_no_contradiction.py
 
 # Mutated files and flags; each must end with one line and exit code 0, 2 or 3. An interrupted run is
 # continued; failures are in the folder fuzz.
