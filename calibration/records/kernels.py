@@ -137,7 +137,7 @@ def _same_gpu(line: Line, gpu: str | None) -> str:
 
 def _record(line: Line, gpu: GPU) -> KernelRecord:
     op = line.value.get("op")
-    if op not in FIELDS:
+    if not isinstance(op, str) or op not in FIELDS:
         raise RecordError(f"{line.place}: unknown operation {op!r}")
     timed = line.decode(TimedCell)
     for name in FIELDS[op]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors, m_band, size_band
-from calibration.fit.tables.gemm_tables import level_in_m
+from calibration.fit.tables.gemm.tables import level_in_m
 from calibration.measure.grid import gemm_shapes
 from calibration.records.kernels import KernelRecord
 from calibration.records.toml_file import toml_text

@@ -16,13 +16,14 @@ from calibration.fit.tables import (
     attention_fit,
     collective_fit,
     experts_fit,
-    gemm_fit,
     latent_fit,
 )
 from calibration.fit.tables.attention_tables import check_cells, read_prefill
 from calibration.fit.tables.fetch import MORE_TABLES, TABLES, fetch, later_members
-from calibration.fit.tables.gemm_leave_out import leave_out_errors
-from calibration.fit.tables.gemm_tables import gemm_table
+from calibration.fit.tables.gemm import fit as gemm_fit
+from calibration.fit.tables.gemm.leave_out import leave_out_errors
+from calibration.fit.tables.gemm.quantised import fit_formats
+from calibration.fit.tables.gemm.tables import gemm_table
 from calibration.fit.tables.gpus import (
     GPUS,
     MeasuredGpu,
@@ -32,7 +33,6 @@ from calibration.fit.tables.gpus import (
     table_path,
 )
 from calibration.fit.tables.kv_fp8_fit import fit_kv_fp8
-from calibration.fit.tables.quantised_gemm_fit import fit_formats
 from calibration.records.jsonl import RecordError
 
 

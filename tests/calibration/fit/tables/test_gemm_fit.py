@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.fit.errors import Errors
-from calibration.fit.tables.gemm_fit import Base, GemmFit, catalog_text, fit_gemm_table
-from calibration.fit.tables.gemm_leave_out import leave_out_errors, predictions, scored
-from calibration.fit.tables.gemm_tables import (
+from calibration.fit.tables.gemm.fit import Base, GemmFit, catalog_text, fit_gemm_table
+from calibration.fit.tables.gemm.leave_out import leave_out_errors, predictions, scored
+from calibration.fit.tables.gemm.tables import (
     GemmTable,
     batch_weight,
     gemm_table,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors
-from calibration.fit.tables.gemm_leave_out import scored
-from calibration.fit.tables.gemm_tables import (
+from calibration.fit.tables.gemm.leave_out import scored
+from calibration.fit.tables.gemm.tables import (
     DECODE_ROWS,
     SMALLEST_SIDE,
     ColdFloor,

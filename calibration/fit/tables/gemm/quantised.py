@@ -1,6 +1,6 @@
 """Fit GEMM curves of quantised weights to aiconfigurator's tables: `gemm-<dtype>.toml`.
 
-The form is that of the bf16 curves (`gemm_fit`), with the bytes and the peak FLOP/s of the type, on
+The form is that of the bf16 curves (`gemm.fit`), with the bytes and the peak FLOP/s of the type, on
 fewer knots. Times include the quantisation of the activations (fp8, nvfp4) or the conversion of the
 weights to bf16 (int8, int4). Cells off the knots do not influence the curve, so they are held out.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from calibration.fit.errors import Errors, m_band, size_band
-from calibration.fit.tables.gemm_fit import GemmFit, catalog_text, fit_gemm_table, waves_of
-from calibration.fit.tables.gemm_leave_out import LARGEST_SCORED_M, SMALLEST_SCORED_SIDE
-from calibration.fit.tables.gemm_tables import (
+from calibration.fit.tables.gemm.fit import GemmFit, catalog_text, fit_gemm_table, waves_of
+from calibration.fit.tables.gemm.leave_out import LARGEST_SCORED_M, SMALLEST_SCORED_SIDE
+from calibration.fit.tables.gemm.tables import (
     BoolArray,
     FloatArray,
     GemmTable,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.fit.errors import Errors, m_band, size_band
-from calibration.fit.tables.gemm_tables import (
+from calibration.fit.tables.gemm.tables import (
     BoolArray,
     FloatArray,
     GemmTable,
