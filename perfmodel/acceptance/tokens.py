@@ -18,7 +18,7 @@ from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 
-TREND = 0.1  # relative change of acceptance per position; vLLM's reports have 0.01 to 0.13
+TREND = 0.1  # assumed bound on the relative change of acceptance from one position to the next
 MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `specs.draft.MAX_GAMMA`
 
 
