@@ -34,7 +34,7 @@ from perfmodel.errors import (
 from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.parts import StepTime
 from perfmodel.planning.find_plan import find_plan
-from perfmodel.planning.recommend import Recommendation
+from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.sweep import Sweep, sweep
 from perfmodel.reports.prediction import prediction_dict, recommendation_dict
 from perfmodel.scenario import Scenario

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -18,96 +17,30 @@ from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft import MAX_GAMMA, DraftKind, DraftPlan, DraftPolicy
+from perfmodel.scenario_fields import (
+    Budget,
+    Count,
+    Name,
+    number,
+    rates,
+    scenario_field,
+    whole_number,
+)
+from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Prefill, Workload, parse_slo
-from perfmodel.units import GB, US, parse_number
+from perfmodel.units import GB, US
 
 # The best budgets that MagicDec reports (arXiv 2408.11049, section 5.2).
 DEFAULT_BUDGET = {DraftPolicy.STREAMINGLLM: 512, DraftPolicy.SNAPKV: 2049}
 DEFAULT_GAMMA = 4
-MAX_COUNT = 1 << 40
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 # Values that describe a draft, apart from those that another draft policy or plan may leave unused.
 NEEDS_DRAFT = ("kv_budget", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
-
-
-def _whole(value: Any) -> Any:
-    """A whole number, also in the forms of CSV and TOML ("64", 64.0, "32_000")."""
-    if isinstance(value, bool):
-        raise ValueError("must be a whole number, not true or false")
-    if isinstance(value, str):
-        try:
-            value = parse_number(value)
-        except ValueError:
-            raise ValueError("must be a whole number such as 32000") from None
-    if isinstance(value, float):
-        if not math.isfinite(value) or value % 1:
-            raise ValueError("must be a whole number")
-        return int(value)
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    if isinstance(value, str):
-        try:
-            return parse_number(value)
-        except ValueError:
-            raise ValueError("must be a finite number such as 0.8") from None
-    return value
-
-
-def _rates(value: Any) -> Any:
-    """Rates of the draft positions; text is a list such as "0.8,0.7"."""
-    rates = value
-    if isinstance(value, str):
-        try:
-            rates = tuple(parse_number(part) for part in value.split(","))
-        except ValueError:
-            raise ValueError("must be a list of numbers such as 0.8,0.7") from None
-    if isinstance(rates, list | tuple) and len(rates) > MAX_GAMMA:
-        raise ValueError(f"has {len(rates):,} positions; give at most {MAX_GAMMA}")
-    return rates
-
-
-def _budget(value: Any) -> Any:
-    """A number of tokens, or a share of the context such as "5%"."""
-    if not (isinstance(value, str) and value.strip().endswith("%")):
-        tokens = _whole(value)
-        if not isinstance(tokens, int):
-            raise ValueError("must be a whole number such as 512, or a share such as 5%")
-        if not 1 <= tokens <= MAX_COUNT:
-            raise ValueError(f"must be from 1 to {MAX_COUNT:,}")
-        return tokens
-    try:
-        share = parse_number(value.strip().removesuffix("%"))
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 100:
-        raise ValueError("must be a number of tokens, or a share of the context such as 5%")
-    return f"{share:.10g}%"
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_COUNT)]
-Budget = Annotated[int | str, BeforeValidator(_budget)]
-Name = Annotated[str, Field(min_length=1, max_length=512)]
-
-
-def _field(
-    panel: str, metavar: str, description: str, default: Any = None, *, otherwise: str = ""
-) -> Any:
-    """A field with its text for `--help` and the docs; `otherwise` describes what None means."""
-    return Field(
-        default,
-        description=description,
-        json_schema_extra={"panel": panel, "metavar": metavar, "otherwise": otherwise},
-    )
 
 
 class ScenarioInput(BaseModel):
@@ -118,131 +51,151 @@ class ScenarioInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    target: Name = _field(
+    target: Name = scenario_field(
         "Models",
         "MODEL",
         "Target model: a catalog name, a hub id, or the path of a config.json.",
         "llama-3.1-8b",
     )
-    draft: Name = _field(
+    draft: Name = scenario_field(
         "Models",
         "MODEL|self|none",
         'Draft model, "self" (the target), "none", or eagle3, mtp, p-eagle, dflash, ngram, suffix.',
         "none",
     )
-    draft_policy: Name | None = _field(
+    draft_policy: Name | None = scenario_field(
         "Models",
         "POLICY",
         "KV cache of the draft: full, streamingllm, or snapkv (only for draft self).",
         otherwise="streamingllm",
     )
-    kv_budget: Budget | None = _field(
+    kv_budget: Budget | None = scenario_field(
         "Models",
         "TOKENS|SHARE",
         "Cached tokens that a draft reads per sequence, including sink and window, or a share of "
         "the context such as 5%.",
         otherwise="512 for streamingllm, 2,049 for snapkv",
     )
-    gamma: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1 << 40)] | None = _field(
-        "Models",
-        "N",
-        "Draft tokens per round; 0 is plain decoding.",
-        otherwise="4 with a draft",
+    gamma: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1 << 40)] | None = (
+        scenario_field(
+            "Models",
+            "N",
+            "Draft tokens per round; 0 is plain decoding.",
+            otherwise="4 with a draft",
+        )
     )
-    acceptance: Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)] | None = _field(
-        "Acceptance",
-        "ALPHA",
-        "Probability that a draft token is accepted if all earlier ones were, 0 to 1.",
-        otherwise="the measured curve of the draft, if there is one",
+    acceptance: Annotated[float, BeforeValidator(number), Field(ge=0, le=1)] | None = (
+        scenario_field(
+            "Acceptance",
+            "ALPHA",
+            "Probability that a draft token is accepted if all earlier ones were, 0 to 1.",
+            otherwise="the measured curve of the draft, if there is one",
+        )
     )
-    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(_rates)] | None = _field(
-        "Acceptance",
-        "A1,A2,..",
-        "The same per draft position; the last value also applies to later positions.",
+    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(rates)] | None = (
+        scenario_field(
+            "Acceptance",
+            "A1,A2,..",
+            "The same per draft position; the last value also applies to later positions.",
+        )
     )
-    accepted_fraction: Annotated[float, BeforeValidator(_number)] | None = _field(
+    accepted_fraction: Annotated[float, BeforeValidator(number)] | None = scenario_field(
         "Acceptance",
         "X",
         "Share of draft tokens accepted at the given gamma, 0 to 1 (vLLM's acceptance rate).",
     )
-    accepted_drafts: Annotated[float, BeforeValidator(_number)] | None = _field(
+    accepted_drafts: Annotated[float, BeforeValidator(number)] | None = scenario_field(
         "Acceptance",
         "N",
         "Mean accepted draft tokens per round at the given gamma, 0 to gamma.",
     )
-    tokens_per_round: Annotated[float, BeforeValidator(_number)] | None = _field(
+    tokens_per_round: Annotated[float, BeforeValidator(number)] | None = scenario_field(
         "Acceptance",
         "N",
         "Mean tokens per round, including the target's token, 1 to gamma+1.",
     )
-    acceptance_curve: Name | None = _field(
+    acceptance_curve: Name | None = scenario_field(
         "Acceptance",
         "FILE",
         "Acceptance curves from `calibrate fit-acceptance`; they override the catalog's.",
     )
-    gpu: Name = _field("Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm")
-    machine: Name | None = _field("Machine", "NAME", "Machine from the catalog, instead of --gpu.")
-    ring_hop_us: Annotated[float, BeforeValidator(_number), Field(ge=1e-3, le=1e6)] | None = _field(
-        "Machine",
-        "US",
-        "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
-        otherwise="the machine's, or the tables of its GPU",
+    gpu: Name = scenario_field(
+        "Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm"
     )
-    ring_gb_s: Annotated[float, BeforeValidator(_number), Field(ge=1e-3, le=1e6)] | None = _field(
-        "Machine",
-        "GB/S",
-        "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
-        otherwise="the machine's, or the tables of its GPU",
+    machine: Name | None = scenario_field(
+        "Machine", "NAME", "Machine from the catalog, instead of --gpu."
     )
-    tp: Count = _field("Machine", "N", "GPUs that share the target (tensor parallelism).", 1)
-    ep: Count = _field(
+    ring_hop_us: Annotated[float, BeforeValidator(number), Field(ge=1e-3, le=1e6)] | None = (
+        scenario_field(
+            "Machine",
+            "US",
+            "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
+            otherwise="the machine's, or the tables of its GPU",
+        )
+    )
+    ring_gb_s: Annotated[float, BeforeValidator(number), Field(ge=1e-3, le=1e6)] | None = (
+        scenario_field(
+            "Machine",
+            "GB/S",
+            "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
+            otherwise="the machine's, or the tables of its GPU",
+        )
+    )
+    tp: Count = scenario_field(
+        "Machine", "N", "GPUs that share the target (tensor parallelism).", 1
+    )
+    ep: Count = scenario_field(
         "Machine", "N", "Groups of these GPUs that share the experts (expert parallelism).", 1
     )
-    draft_tp: Count | None = _field(
+    draft_tp: Count | None = scenario_field(
         "Machine",
         "N",
         "GPUs that share a draft model, at most --tp.",
         otherwise="the value of --tp",
     )
-    engine: Name = _field(
+    engine: Name = scenario_field(
         "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
-    weight_dtype: Name = _field(
+    weight_dtype: Name = scenario_field(
         "Machine",
         "DTYPE",
         "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
         "bf16",
     )
-    kv_dtype: Name = _field(
+    kv_dtype: Name = scenario_field(
         "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
     )
-    draft_dtype: Name | None = _field(
+    draft_dtype: Name | None = scenario_field(
         "Machine",
         "DTYPE",
         "Storage type of the draft's weights, such as int4 for a quantised self-draft.",
         otherwise="that of the target, or of the draft's checkpoint",
     )
-    draft_kv_dtype: Name | None = _field(
+    draft_kv_dtype: Name | None = scenario_field(
         "Machine",
         "DTYPE",
         "Storage type of the draft's KV cache.",
         otherwise="that of the target",
     )
-    batch: Count = _field("Workload", "N", "Sequences decoded together.", 64)
-    prompt_tokens: Count = _field(
+    batch: Count = scenario_field("Workload", "N", "Sequences decoded together.", 64)
+    prompt_tokens: Count = scenario_field(
         "Workload", "TOKENS", "Prompt tokens per sequence, all of them cached.", 32_000
     )
-    output_tokens: Count = _field("Workload", "TOKENS", "Tokens to generate per sequence.", 256)
-    prefill: Name = _field(
+    output_tokens: Count = scenario_field(
+        "Workload", "TOKENS", "Tokens to generate per sequence.", 256
+    )
+    prefill: Name = scenario_field(
         "Workload",
         "shared|disaggregated",
         "Where prompts are computed: in chunks on the same GPUs, or on others (not counted).",
         "shared",
     )
-    prefix_hit_rate: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)] = _field(
+    prefix_hit_rate: Annotated[float, BeforeValidator(number), Field(ge=0, lt=1)] = scenario_field(
         "Workload", "X", "Share of each prompt that is already in the prefix cache.", 0.0
     )
-    slo: str = _field("Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', "")
+    slo: str = scenario_field(
+        "Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', ""
+    )
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:

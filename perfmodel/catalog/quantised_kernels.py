@@ -73,7 +73,7 @@ class _ExpertsFile(Table):
 
 @cache
 def experts_curves(name: str) -> Mapping[str, ExpertsCurve]:
-    """The curves of routed experts by weight type; empty if there is no file."""
+    """The curves of routed experts by weight type; empty without a file."""
     if "experts" not in names(f"efficiency/{name}"):
         return {}
     return _experts(_table(name, "experts"), f"efficiency/{name}/experts")
@@ -121,7 +121,7 @@ class _LatentFile(Table):
 
 @cache
 def latent_curves(name: str) -> Mapping[str, LatentCurve]:
-    """The curves of latent attention by KV type; empty if there is no file."""
+    """The curves of latent attention by KV type; empty without a file."""
     if "latent" not in names(f"efficiency/{name}"):
         return {}
     file = read(_LatentFile, _table(name, "latent"), f"efficiency/{name}/latent")

@@ -2,7 +2,7 @@
 
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
-from perfmodel.planning.recommend import Recommendation, Verdict
+from perfmodel.planning.recommendation import Recommendation, Verdict
 from perfmodel.planning.search import BUDGETS, Candidate, draft_choices, plan_label
 from perfmodel.planning.sweep import ARRAY_AXES, LOOP_AXES, Block, Sweep, sweep
 

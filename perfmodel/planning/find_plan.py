@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfmodel.errors import ConfigError
-from perfmodel.planning.recommend import Recommendation, recommend
+from perfmodel.planning.recommend import recommend
+from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, draft_choices, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario

@@ -13,7 +13,7 @@ from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS
 from perfmodel.planning.capacity import Capacity, Fleet
-from perfmodel.planning.recommend import Recommendation
+from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate

@@ -25,7 +25,8 @@ from perfmodel import catalog
 from perfmodel.kernels.attention_scheduled import ScheduledAttention
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes import prefill_pass
-from perfmodel.passes.forward import forward_pass, linear_shapes
+from perfmodel.passes.forward import forward_pass
+from perfmodel.passes.linear import linear_shapes
 from perfmodel.passes.rank import Rank
 from perfmodel.speculation import target_rank
 

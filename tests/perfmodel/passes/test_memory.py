@@ -13,7 +13,7 @@ from strategies import SPECULATING, a_scenario, scenarios
 from perfmodel import DoesNotFit, Scenario, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.passes import MemoryEstimate
-from perfmodel.passes.forward import linear_shapes
+from perfmodel.passes.linear import linear_shapes
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.reports import check_fits
 from perfmodel.speculation import target_rank

@@ -22,7 +22,8 @@ from perfmodel import (
     scenario_dict,
     sweep,
 )
-from perfmodel.passes.forward import forward_pass, linear_shapes
+from perfmodel.passes.forward import forward_pass
+from perfmodel.passes.linear import linear_shapes
 from perfmodel.passes.rank import Rank
 from perfmodel.planning.search import search
 from perfmodel.specs import METHODS, HostCosts, MethodKind

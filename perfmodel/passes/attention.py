@@ -1,0 +1,142 @@
+"""Attention of a pass, by kind of layer, with the curves of the rank's GPU and KV type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from perfmodel._typing import Floats
+from perfmodel.passes.attention_kinds import (
+    latent_attention,
+    latent_prefill,
+    linear_attention,
+    linear_prefill,
+)
+from perfmodel.passes.parts import Part
+from perfmodel.passes.rank import Rank
+from perfmodel.specs.dtypes import UNQUANTISED, dtype_bytes
+from perfmodel.specs.labels import Bound, Origin
+
+
+def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
+    """The time with the rank's KV type over that of its bytes alone, and its origin."""
+    if rank.kv_dtype in UNQUANTISED:
+        return 1.0, rank.origin
+    table = rank.curves.kv_fp8
+    if table is None or not rank.has_kv_curve:
+        return 1.0, Origin.EXTRAPOLATED
+    return table.factor(units, kv), rank.origin
+
+
+def attention_parts(
+    rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_cache: bool
+) -> list[Part]:
+    """Attention by kind of layer: layers with a window read at most as many tokens."""
+    spec = rank.spec
+    if spec.latent is not None:
+        return [latent_attention(rank, spec.latent, batch, kv, query)]
+    parts = []
+    for layers, window in spec.attention_layers:
+        read = kv if window is None else np.minimum(kv, window)
+        name = "attention" if spec.local is None or window is None else "windowed_attention"
+        part = _attention(rank, batch, read, query, layers=layers, whole_cache=whole_cache)
+        parts.append(replace(part, name=name))
+    if spec.linear is not None:
+        parts.append(linear_attention(rank, spec.linear, batch, query))
+    return parts
+
+
+def _attention(
+    rank: Rank, batch: Floats, kv: Floats, query: Floats, *, layers: int, whole_cache: bool
+) -> Part:
+    spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    element = dtype_bytes(rank.kv_dtype)
+    shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    read = kv + query if curve.counts_new_tokens else kv
+    seconds = curve.seconds(
+        batch=batch,
+        kv_tokens=read,
+        query_tokens=query,
+        **shape,
+        peak_flops=gpu.peak_flops,
+        hbm_bandwidth=rank.hbm_bandwidth,
+        kv_bytes_per_element=element,
+    )
+    ratio, origin = _kv_factor(rank, batch * kv_heads, kv)
+    seconds = seconds * ratio
+    engine = rank.engine
+    factor: Floats | float = (
+        engine.attention_factor if whole_cache else engine.draft_attention_factor
+    )
+    if engine.verify_attention_factor != 1.0:
+        factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)
+    flops = 4.0 * batch * query * kv * heads * spec.head_dim
+    share = layers / spec.cached_layers
+    kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype) * share
+    return Part(
+        "attention",
+        layers * factor * rank.bounded(seconds, kv_bytes / layers),
+        layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        Bound.KV,
+        origin,
+        partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),
+    )
+
+
+def prefill_attention_parts(
+    rank: Rank, batch: Floats, prompt: Floats, cached: Floats
+) -> list[Part]:
+    """Attention of prompts by kind of layer.
+
+    A window w divides a longer prompt of n tokens into n/w pieces that each attend to themselves
+    and to (w/2) (1 - w/n) tokens before them, which is as many pairs of tokens.
+    """
+    spec = rank.spec
+    if spec.latent is not None:
+        return [latent_prefill(rank, spec.latent, batch, prompt, cached)]
+    full = spec.cached_layers - (spec.local.layers if spec.local else 0)
+    parts = [_prefill_attention(rank, batch, prompt, cached, layers=full)] if full else []
+    if spec.local is not None:
+        window, layers = spec.local.window_tokens, spec.local.layers
+        pieces = np.maximum(prompt / window, 1.0)
+        before = np.where(
+            prompt < window, np.minimum(cached, window), 0.5 * window * (1.0 - 1.0 / pieces)
+        )
+        piece = np.minimum(prompt, window)
+        part = _prefill_attention(rank, batch * pieces, piece, before, layers=layers)
+        parts.append(replace(part, name="windowed_attention"))
+    if spec.linear is not None:
+        parts.append(linear_prefill(rank, spec.linear, batch, prompt))
+    return parts
+
+
+def _prefill_attention(
+    rank: Rank, batch: Floats, prompt: Floats, cached: Floats, *, layers: int
+) -> Part:
+    spec, gpu = rank.spec, rank.machine.gpu
+    heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
+    seconds = rank.curves.attention.prefill_seconds(
+        batch=batch,
+        new_tokens=prompt,
+        cached_tokens=cached,
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=spec.head_dim,
+        peak_flops=gpu.peak_flops,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+    )
+    flops = 2.0 * batch * prompt * (prompt + 2.0 * cached) * heads * spec.head_dim
+    per_token = spec.kv_bytes_per_token_per_rank(rank.tp) * (layers / spec.cached_layers)
+    kv_bytes = batch * (prompt + cached) * per_token
+    return Part(
+        "attention",
+        layers * seconds,
+        layers * flops / gpu.peak_flops,
+        kv_bytes / gpu.hbm_bandwidth,
+        Bound.KV,
+        rank.origin,
+    )

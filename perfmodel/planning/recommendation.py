@@ -1,0 +1,201 @@
+"""`Recommendation`: the best plan with its evidence, limits and gaps, and the answer in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from html import escape
+
+from perfmodel.display import html_table, number_range
+from perfmodel.planning.capacity import Capacity, Fleet
+from perfmodel.planning.search import Candidate, Unmeasured
+from perfmodel.specs.engine_support import profile_version
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation import (
+    BreakEven,
+    Evidence,
+    GammaSchedule,
+    Interval,
+    Rule,
+    Sensitivity,
+)
+from perfmodel.units import format_seconds
+
+
+class Verdict(StrEnum):
+    """The kind of answer."""
+
+    SPECULATE = "speculate"
+    NO_CLEAR_GAIN = "no clear gain"
+    DO_NOT_SPECULATE = "do not speculate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The limit that excludes the best plan, and its cost in the objective."""
+
+    name: str
+    cost_percent: float
+    without: Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineGap:
+    """The plan that would be best if the engine could run it, and the cost of not running it."""
+
+    ideal: Candidate  # with the overheads of the same engine profile
+    cost_percent: float  # in the objective: how much better the ideal plan is than the best one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The best plan and its explanation."""
+
+    rule: Rule  # the objective and the limits
+    verdict: Verdict
+    best: Candidate
+    plain: Candidate  # the best plan without speculation
+    runners_up: tuple[Candidate, ...]  # the best of every other draft choice
+    unmeasured: tuple[Unmeasured, ...]
+    studied: Candidate | None  # the plan to which the following fields apply
+    advantage: Interval | None  # over the best plan without speculation, at any TP
+    interval: Interval | None  # of the gain over plain decoding at the same TP
+    decode_interval: Interval | None  # of the speedup of decoding alone
+    gain_probability: float | None
+    alpha_to_break_even: float | None
+    batch: BreakEven | None
+    context: BreakEven | None
+    schedule: GammaSchedule | None
+    fastest_gamma: int | None  # that of the studied plan is the smallest within 1 % of its cost
+    sensitivities: tuple[Sensitivity, ...]
+    evidence: Evidence  # of the studied plan, or of plain decoding
+    binding: Binding | None
+    engine_gap: EngineGap | None  # None if the engine runs the best plan
+    capacity: Capacity | None  # of the best plan, on one replica
+    fleet: Fleet | None  # if a rate of requests was given
+    plain_fleet: Fleet | None
+    price_per_hour: float | None  # of one GPU
+
+    def __repr__(self) -> str:
+        return f"Recommendation({self.answer!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (c.label, c.scenario.tp, number_range(c.gain), format_seconds(c.tpot_s))
+            for c in dict.fromkeys((self.best, self.plain, *self.runners_up))
+        ]
+        table = html_table(rows, header=("plan", "TP", "gain", "TPOT"))
+        return f"<p>{escape(self.sentence)}</p>{table}"
+
+    @property
+    def objective(self) -> str:
+        """What was maximised: "throughput" or "latency"."""
+        return self.rule.objective
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the best plan speculates."""
+        return self.best.scenario.plan.speculates
+
+    @property
+    def sentence(self) -> str:
+        """The answer, a better plan that the engine cannot run, what prompts take, the evidence."""
+        parts = (self.answer, self.in_principle, self.prefill, self.evidence.sentence)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def in_principle(self) -> str:
+        """A better plan that the engine cannot run, and why; empty if there is none."""
+        if self.engine_gap is None:
+            return ""
+        ideal = self.engine_gap.ideal
+        return (
+            f"In principle, {ideal.label}, TP {ideal.scenario.tp}, gives "
+            f"{self.engine_gap.cost_percent:.1f} % more {self._objective_words} "
+            f"({ideal.gain:.2f}x, {format_seconds(ideal.tpot_s)} per token), but "
+            f"{ideal.scenario.engine_obstacle}."
+        )
+
+    @property
+    def prefill(self) -> str:
+        """What the prompts take, and the figure of decoding alone."""
+        shown = self.studied or self.best
+        alone = f"{format_seconds(shown.decode_tpot_s)} per token"
+        if shown.scenario.plan.speculates:
+            alone = f"{shown.decode_speedup:.2f}x, {alone}"
+        if shown.scenario.workload.prefill is Prefill.DISAGGREGATED:
+            return "Prompts are computed on other GPUs, which are not counted."
+        return (
+            f"Prompts take {shown.prefill_share:.0%} of the GPU time; decoding alone would be "
+            f"{alone}."
+        )
+
+    def cost_per_million_tokens(self, candidate: Candidate) -> float | None:
+        """Price of a million output tokens, in the currency of the price of a GPU hour."""
+        if self.price_per_hour is None:
+            return None
+        return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6
+
+    @property
+    def answer(self) -> str:
+        """The verdict and its figures in one sentence."""
+        return f"{self._answer()}."
+
+    def _answer(self) -> str:
+        if self.speculates:
+            why = self._where()
+            if not self._is_clear():
+                why = "without speculation, the limits are not met on as many GPUs"
+            return f"{self.best.label}, TP {self.best.scenario.tp}: {self._gain()}; {why}"
+        if self.studied is None or self.interval is None:
+            return f"Do not speculate: {self._unknown()}"
+        tp, plain_tp = self.studied.scenario.tp, self.best.scenario.tp
+        draft = f"the best draft ({self.studied.label}, TP {tp}) gives {self._gain()}"
+        if tp != plain_tp:
+            draft += f", but plain decoding on TP {plain_tp} serves as much per GPU"
+            return f"{self._start()}: {draft}"
+        return f"{self._start()}: {draft}; {self._where()}"
+
+    def _start(self) -> str:
+        return "No clear gain" if self.verdict is Verdict.NO_CLEAR_GAIN else "Do not speculate"
+
+    def _is_clear(self) -> bool:
+        return self.interval is not None and self.interval.low > 1.0
+
+    def _gain(self) -> str:
+        shown = self.studied or self.best
+        what = ("the " if self.objective == "latency" else "") + self._objective_words
+        text = f"{shown.gain:.2f}x"
+        if self.interval is not None:
+            text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
+        return f"{text} {what}, {format_seconds(shown.tpot_s)} per token"
+
+    @property
+    def _objective_words(self) -> str:
+        return "speed per token" if self.objective == "latency" else "throughput"
+
+    def _unknown(self) -> str:
+        if not self.unmeasured:
+            version = profile_version(self.best.scenario.engine.name)
+            runs = f" that {version.label} runs" if version else ""
+            return f"no draft choice{runs} meets the limits"
+        least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
+        if least.alpha_to_break_even > 1.0:
+            return "no draft choice would pay at any acceptance"
+        return (
+            f"the acceptance of the draft choices is unknown; {least.candidate.label} would pay "
+            f"from α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
+        )
+
+    def _where(self) -> str:
+        if self.batch is None or self.studied is None:
+            return "nothing to compare"
+        pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it clearly pays"
+        first, last = self.batch.from_value, self.batch.until
+        if first is None:
+            return f"{pays} at no batch that fits"
+        if first > self.batch.lowest:
+            if first == last:
+                return f"{pays} only at batch {first}"
+            return f"{pays} from batch {first}" + ("" if last is None else f" to {last}")
+        return f"{pays} at every batch that fits" if last is None else f"{pays} up to batch {last}"
