@@ -14,3 +14,14 @@ CHARTS = {
 # Without a measured acceptance of the draft, some charts cannot be drawn.
 CHARTS_WITHOUT_ACCEPTANCE = CHARTS | {"γ × budget": 1, "Sensitivity": 0}
 UNMEASURED_PRESETS = ("llama-3.1-70b-8xh100",)
+
+CONFIG = {  # config.json of a model that a user uploads
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from app.cli.commands.acceptance import (
+from app.cli.commands.calibrate.acceptance import (
     acceptance_report,
     fit_acceptance,
     import_acceptance,
     measure_acceptance,
 )
-from app.cli.commands.calibrate import calibrate_app
-from app.cli.commands.calibrate_engine import calibrate_engine
+from app.cli.commands.calibrate.engine import calibrate_engine
+from app.cli.commands.calibrate.kernels import calibrate_app
 from app.cli.commands.explain import explain
 from app.cli.commands.explore import explore
 from app.cli.commands.export import export

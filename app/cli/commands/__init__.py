@@ -1,1 +1,4 @@
-"""One command per file. Heavy imports are inside functions, so that `--help` is instant."""
+"""One command, or group of commands, per file or folder.
+
+Heavy imports are inside functions, so that `--help` is instant.
+"""

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
 from app.cli.commands.explore import explorer_command
@@ -40,16 +41,6 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",pos
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="1"} 600.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="2"} 3e+02
 """
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-}
 
 HOSTILE_TOML = {
     "huge": b"#" * (MAX_UPLOAD_BYTES + 1),

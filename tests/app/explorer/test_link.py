@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
 from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
@@ -27,16 +28,6 @@ from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, 
 from perfmodel.specs import METHODS
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-}
 
 
 def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:

@@ -1,0 +1,1 @@
+"""Commands of `specroof calibrate`, by what they measure or fit."""
