@@ -88,7 +88,7 @@ def test_a_fifo_is_written_to(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(path.read_text()), daemon=True)
     reader.start()
     write(path)
-    reader.join(timeout=10)
+    reader.join(timeout=300)
     assert read == ["new"] and stat.S_ISFIFO(path.stat().st_mode)
 
 

@@ -228,7 +228,7 @@ def test_the_server_ends_with_the_reader_of_its_output() -> None:
     assert server.stdout is not None
     assert server.stdout.readline()
     server.stdout.close()
-    assert server.wait(timeout=60) == 141
+    assert server.wait(timeout=300) == 141
 
 
 def test_explore_becomes_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
