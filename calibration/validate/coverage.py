@@ -25,7 +25,7 @@ from calibration.records.steps import PASS_END, StepRecord, read_steps
 from calibration.validate.errors import LEAST_COVERAGE, measured_speedup
 from calibration.validate.predict import bench_scenario, predicted_times, prefill_s
 from perfmodel import AcceptanceCurve, EngineProfile, Scenario, estimate
-from perfmodel.speculation.step_error import prefill_error, ratio_error, waits_for_launches
+from perfmodel.speculation import prefill_error, ratio_error, waits_for_launches
 from perfmodel.units import Z90
 
 # Records of the runtime's steps, none of which was used in a fit, with their number of ranks.
