@@ -96,6 +96,10 @@ CASES = {
     "range that falls": (["sweep", "--gamma", "5:2"], "'5:2'"),
     "range that stands still": (["sweep", "--batch", "1:8:x1"], "1:8:x1"),
     "range of words": (["sweep", "--batch", "a:b"], "'a:b'"),
+    "recommend without decoding": (
+        ["recommend", "--tp", "8", "--output-tokens", "1"],
+        "at least 2",
+    ),
     "sweep where nothing is compared": (
         ["sweep", "--tp", "8", "--where", "speedup"],
         "speedup>1.2",
