@@ -13,7 +13,7 @@ from perfmodel.speculation import target_rank
 
 MEASURED_GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")
 GPUS = (*MEASURED_GPUS, "l40", "b200")
-ENGINES = ("ideal", "magicdec", "plain-graph", "specroof")
+ENGINES = ("ideal", "kernels", "magicdec", "plain-graph", "specroof")
 TARGETS = ("llama-3.1-8b", "llama-2-7b-32k", "qwen2.5-7b", "mistral-7b-v0.1")
 DRAFTS: tuple[dict[str, Any], ...] = (
     {"draft": "none"},

@@ -69,7 +69,7 @@ class Group:
         first = records[0].point
         return cls(
             scenario=point_scenario(
-                setup, gpu=gpu, engine="ideal", batch=first.batch, prompt=first.prompt_tokens
+                setup, gpu=gpu, engine="kernels", batch=first.batch, prompt=first.prompt_tokens
             ),
             records=tuple(records),
             batch=np.array([float(r.point.batch) for r in records]),
@@ -159,7 +159,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
     )
     plain = records.facts("plain")
     return replace(
-        engine_profile("ideal", gpu),
+        engine_profile("kernels", gpu),
         name=records.name,
         origin=Origin.FITTED,
         source=records.source,

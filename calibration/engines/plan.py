@@ -31,7 +31,7 @@ LEAST_POINTS = 7  # per setup
 MOST_WORKLOADS = 24
 R2 = (0.7548776662466927, 0.5698402909980532)  # powers of 1/1.3247..., the plastic number
 PAGE = 16  # tokens; prompts are whole pages, so that the prefix cache holds all but their last page
-MODEL_ENGINE = "ideal"  # its predictions determine which points fit the time and the memory
+MODEL_ENGINE = "kernels"  # its predictions determine which points fit the time and the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,10 +77,10 @@ def h200_rows() -> list[PublishedRow]:
 def gptfast_rows() -> list[PublishedRow]:
     """23 rows of gpt-fast: plain decoding of one sequence on A100 at TP 1 to 8.
 
-    Nothing is fitted to them. The engine is `ideal`, since gpt-fast runs one compiled graph without
-    a scheduler. The context is the prompt plus half of the generated tokens.
+    Nothing is fitted to them. The engine is `kernels`, since gpt-fast runs one compiled graph
+    without a scheduler. The context is the prompt plus half of the generated tokens.
     """
-    return _golden("gptfast_decode.csv", engine="ideal", batch=1, prompt_tokens=105)
+    return _golden("gptfast_decode.csv", engine="kernels", batch=1, prompt_tokens=105)
 
 
 _NAMES = {

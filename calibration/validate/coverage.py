@@ -211,6 +211,9 @@ def _recorded() -> Iterator[CoverageGroup]:
             miss = _speedup_miss(record, here, ends)
             add("this GPU: specroof", label, miss)
             add("this GPU: specroof, by target", record.case.target, miss)
+            for engine in ("kernels", "ideal"):
+                bare = bench_scenario(record.case, gpu=gpu, engine=engine)
+                add(f"{engine}, of specroof's steps", label, _speedup_miss(record, bare, ends))
             there = bench_scenario(record.case, gpu=gpu, curves_of=sister)
             miss = _speedup_miss(record, there, ends)
             add(f"sister GPU{shared}", f"{label}, from {sister}", miss)

@@ -99,7 +99,6 @@ def gpu_from_toml(content: str, *, where: str) -> GPU:
         efficiency=curves.of,
         efficiency_origin=curves.origin,
         efficiency_reason=curves.reason,
-        curves_bandwidth=None if curves.of == file.name else gpu(curves.of).hbm_bandwidth,
         source="; ".join(dict.fromkeys(sources)),
     )
 

@@ -62,7 +62,7 @@ def _attention(
         query_tokens=query,
         **shape,
         peak_flops=gpu.peak_flops,
-        hbm_bandwidth=rank.hbm_bandwidth,
+        hbm_bandwidth=gpu.hbm_bandwidth,
         kv_bytes_per_element=element,
     )
     ratio, origin = _kv_factor(rank, batch * kv_heads, kv)
@@ -80,7 +80,7 @@ def _attention(
     memory_s = kv_bytes / gpu.hbm_bandwidth
     return Part(
         "attention",
-        np.maximum(layers * factor * rank.bounded(seconds, kv_bytes / layers), memory_s),
+        np.maximum(layers * factor * seconds, memory_s),
         layers * flops / gpu.peak_flops,
         memory_s,
         Bound.KV,

@@ -36,10 +36,10 @@ def latent_attention(
         return _roofline(rank, "latent_attention", layers, flops, kv_bytes)
     at: dict[str, Any] = {"batch": batch, "kv_tokens": kv, "query_tokens": query, "heads": heads}
     gpu = rank.machine.gpu
-    seconds = curve.seconds(**at, peak_flops=gpu.peak_flops, hbm_bandwidth=rank.hbm_bandwidth)
+    seconds = curve.seconds(**at, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth)
     return Part(
         "latent_attention",
-        layers * rank.engine.attention_factor * rank.bounded(seconds, kv_bytes),
+        layers * rank.engine.attention_factor * seconds,
         layers * flops / gpu.peak_flops,
         layers * kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
@@ -106,12 +106,12 @@ def linear_prefill(rank: Rank, linear: LinearAttention, batch: Floats, prompt: F
 def _roofline(rank: Rank, name: str, layers: int, flops: Floats, traffic: Floats) -> Part:
     """A part with the time of its FLOPs and bytes per layer, at the dense layers' efficiencies."""
     gpu, gemm = rank.machine.gpu, rank.curves.gemm
-    memory = traffic / (rank.hbm_bandwidth * gemm.memory_efficiency)
+    memory = traffic / (rank.machine.gpu.hbm_bandwidth * gemm.memory_efficiency)
     compute = flops / (rank.engine.compute_factor * gpu.peak_flops * gemm.compute_efficiency)
     seconds = gemm.kernel_latency_s + smooth_max(memory, compute)
     return Part(
         name,
-        layers * rank.engine.attention_factor * rank.bounded(seconds, traffic),
+        layers * rank.engine.attention_factor * seconds,
         layers * flops / gpu.peak_flops,
         layers * traffic / gpu.hbm_bandwidth,
         Bound.KV,

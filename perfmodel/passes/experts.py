@@ -45,7 +45,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     element = dtype_bytes(rank.expert_dtype)
     peaks: dict[str, Any] = {
         "peak_flops": rank.engine.compute_factor * gpu.peak_flops,
-        "hbm_bandwidth": rank.hbm_bandwidth,
+        "hbm_bandwidth": rank.machine.gpu.hbm_bandwidth,
         "weight_bytes_per_element": element,
     }
     curve, inside = rank.curves.experts.get(rank.expert_dtype), lambda: np.ones((), bool)
@@ -62,7 +62,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     traffic = traffic + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)
     return Part(
         "experts",
-        experts.layers * rank.engine.linear_factor * rank.bounded(seconds, traffic),
+        experts.layers * rank.engine.linear_factor * seconds,
         experts.layers * 6.0 * pairs * hidden * width / gpu.peak_flops,
         experts.layers * traffic / gpu.hbm_bandwidth,
         Bound.WEIGHTS,

@@ -80,14 +80,14 @@ def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
             n=n,
             k=k,
             peak_flops=rank.engine.compute_factor * peak_ratio * gpu.peak_flops,
-            hbm_bandwidth=rank.hbm_bandwidth,
+            hbm_bandwidth=gpu.hbm_bandwidth,
             weight_bytes_per_element=element,
         )
         traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
         parts.append(
             Part(
                 name,
-                count * rank.engine.linear_factor * rank.bounded(seconds, traffic_bytes),
+                count * rank.engine.linear_factor * seconds,
                 count * 2.0 * m * n * k / (peak_ratio * gpu.peak_flops),
                 count * traffic_bytes / gpu.hbm_bandwidth,
                 Bound.WEIGHTS,

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
-from perfmodel._typing import Floats
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.latent import LATENT, ROTARY, LatentCurve
@@ -19,9 +16,6 @@ from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
 ACTIVATION_BYTES = 2.0  # bf16
-# The best GEMMs and attention of the four measured GPUs reach 0.80 to 0.92 of the datasheet's
-# bandwidth. A bound for another GPU allows a share of 0.95, and 1.1 times the curves' share.
-BOUND_SHARE, BOUND_GAIN = 0.95, 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,25 +91,6 @@ class Rank:
             return self.latent_curve is not None
         scheduled = self.curves.attention.counts_new_tokens
         return self.kv_dtype == "fp8" and self.curves.kv_fp8 is not None and not scheduled
-
-    @property
-    def hbm_bandwidth(self) -> float:
-        """The bandwidth at which the curves are evaluated. [bytes/s]
-
-        The bytes that a core keeps in flight limit its read rate (Little's law), so the same cores
-        use a larger share of a slower memory. A bound assumes their full rate.
-        """
-        gpu = self.machine.gpu
-        if not self.engine.is_bound or gpu.curves_bandwidth is None:
-            return gpu.hbm_bandwidth
-        return max(gpu.curves_bandwidth, BOUND_GAIN * gpu.hbm_bandwidth)
-
-    def bounded(self, seconds: Floats, moved_bytes: Floats) -> Floats:
-        """`seconds`; in a bound, at least the time of the bytes at the highest bandwidth."""
-        gpu = self.machine.gpu
-        if not self.engine.is_bound or gpu.curves_bandwidth is None:
-            return seconds
-        return np.maximum(seconds, moved_bytes / (BOUND_SHARE * gpu.hbm_bandwidth))
 
     @property
     def exchange(self) -> Exchange | None:

@@ -74,7 +74,7 @@ class EngineProfile:
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
     plain_runs_ahead: bool = False
-    is_bound: bool = False  # a bound for all engines, also on GPUs that borrow their curves
+    is_bound: bool = False  # parts take their time at the peaks of the datasheet
     vocab_parallel: bool = True
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target
     draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens

@@ -30,7 +30,6 @@ class GPU:
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
-    curves_bandwidth: float | None = None  # HBM bandwidth of the GPU that lends its curves
 
     def __post_init__(self) -> None:
         for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):

@@ -57,15 +57,15 @@ def explain(
 ) -> None:
     """Say why a measured round is slower than predicted, and which gamma would be best.
 
-    The scenario describes what ran. Its times are predicted with --engine, by default the limit
-    `ideal`. Acceptance flags give the expected acceptance, and reports the measured one.
+    The scenario describes what ran. Its times are predicted with --engine, by default with
+    `kernels`. Acceptance flags give the expected acceptance, and reports the measured one.
     """
     import perfmodel
     from calibration.engines import observe
     from perfmodel.speculation import Measured, diagnose
 
     values = parse_overrides(scenario, context.obj)
-    values.setdefault("engine", "ideal")
+    values.setdefault("engine", "kernels")
     subject = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
     measured = observe(reports, subject) if reports else Measured()
     times = {"plain_s": plain_ms, "verify_s": verify_ms, "draft_step_s": draft_ms}

@@ -46,7 +46,7 @@ def test_every_point_fits_the_gpu_under_its_setup(seed: int, gpu: str) -> None:
         scenario = point_scenario(
             point.setup,
             gpu=gpu,
-            engine="ideal",
+            engine="kernels",
             batch=point.batch,
             prompt=point.prompt_tokens,
         )

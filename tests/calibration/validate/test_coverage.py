@@ -14,6 +14,7 @@ from calibration.validate.coverage import (
     Miss,
     validate_coverage,
 )
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import step_error
 from perfmodel.units import Z90
 
@@ -51,6 +52,9 @@ def test_intervals_contain_85_percent_at_every_distance(report: CoverageReport) 
         ("sister GPU", step_error.SISTER_ERROR),
         ("another architecture", step_error.ARCHITECTURE_ERROR),
         ("two ranks from one", step_error.TP_ERROR),
+        ("kernels, of specroof's steps", engine_profile("kernels").speedup_error),
+        ("ideal, of specroof's steps", engine_profile("ideal").speedup_error),
+        ("this GPU: magicdec", engine_profile("magicdec").speedup_error),
         ("prompts on this GPU", step_error.PREFILL_ERROR),
         ("prompts on this GPU, waiting for launches", step_error.LAUNCH_ERROR),
     ],

@@ -22,7 +22,7 @@ def test_the_engines_in_the_catalog_have_origin_and_source() -> None:
 
 
 def test_ideal_adds_nothing_to_the_kernels() -> None:
-    profile = engine_profile("ideal", catalog.gpu("a100-sxm-80gb"))
+    profile = engine_profile("kernels", catalog.gpu("a100-sxm-80gb"))
     times = {f: getattr(profile, f) for f in EngineProfile.__dataclass_fields__ if f.endswith("_s")}
     assert set(times.values()) == {0.0}
     factors = [f for f in EngineProfile.__dataclass_fields__ if f.endswith("_factor")]
@@ -81,7 +81,7 @@ def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     ],
 )
 def test_each_coefficient_changes_its_part(field: str, value: float, part: str) -> None:
-    scenario = a_scenario(engine="ideal", tp=8)
+    scenario = a_scenario(engine="kernels", tp=8)
     slower = replace(scenario, engine=replace(scenario.engine, **{field: value}))
     before, after = (estimate(s).target_step for s in (scenario, slower))
     assert after.part(part).seconds > before.part(part).seconds
@@ -92,7 +92,7 @@ def test_each_coefficient_changes_its_part(field: str, value: float, part: str) 
 
 
 def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
-    scenario = a_scenario(engine="ideal", draft="self", batch=10, gamma=4)
+    scenario = a_scenario(engine="kernels", draft="self", batch=10, gamma=4)
     engine = replace(
         scenario.engine,
         round_overhead_s=1e-3,
@@ -108,7 +108,7 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
 @pytest.mark.parametrize("host_s", [1e-6, 1.0])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_plain_step_hides_the_host_behind_the_gpu(host_s: float, ahead: bool) -> None:
-    scenario = a_scenario(engine="ideal", draft="self", gamma=4, acceptance=0.8)
+    scenario = a_scenario(engine="kernels", draft="self", gamma=4, acceptance=0.8)
     engine = replace(scenario.engine, round_overhead_s=host_s, plain_runs_ahead=ahead)
     scenario = replace(scenario, engine=engine)
     plain, speculative = estimate(scenario, gamma=0), estimate(scenario)
@@ -120,7 +120,7 @@ def test_a_plain_step_hides_the_host_behind_the_gpu(host_s: float, ahead: bool) 
 
 
 def test_a_draft_step_has_the_host_time_of_the_draft() -> None:
-    scenario = a_scenario(engine="ideal", draft="self", gamma=4)
+    scenario = a_scenario(engine="kernels", draft="self", gamma=4)
     engine = replace(scenario.engine, draft_step_overhead_s=1e-3, step_overhead_s=5e-3)
     point = estimate(replace(scenario, engine=engine))
     assert point.draft_step is not None

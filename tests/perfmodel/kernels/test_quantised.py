@@ -64,9 +64,9 @@ def test_weight_only_types_gain_nothing_from_many_rows() -> None:
 @pytest.mark.parametrize(
     ("engine", "gpu", "dtype", "origin"),
     [
-        ("ideal", "h100-sxm", "fp8", Origin.FITTED),
-        ("ideal", "h100-sxm", "int4", Origin.EXTRAPOLATED),
-        ("ideal", "h100-nvl", "fp8", Origin.EXTRAPOLATED),
+        ("kernels", "h100-sxm", "fp8", Origin.FITTED),
+        ("kernels", "h100-sxm", "int4", Origin.EXTRAPOLATED),
+        ("kernels", "h100-nvl", "fp8", Origin.EXTRAPOLATED),
         ("specroof", "h100-sxm", "fp8", Origin.EXTRAPOLATED),  # the runtime has no fp8 kernels
         ("specroof", "h100-sxm", "bf16", Origin.FITTED),
     ],
@@ -81,7 +81,7 @@ def test_the_origin_says_whether_a_type_was_measured(
 
 
 def test_an_fp8_cache_saves_less_time_than_bytes_where_it_was_measured() -> None:
-    values = {"engine": "ideal", "gpu": "h200", "batch": 32, "prompt_tokens": 16_000}
+    values = {"engine": "kernels", "gpu": "h200", "batch": 32, "prompt_tokens": 16_000}
 
     def attention(dtype: str) -> float:
         scenario = parse_scenario(values | {"kv_dtype": dtype}).scenario()
@@ -101,7 +101,7 @@ def test_fp8_curves_are_monotone_in_rows() -> None:
 
 def test_a_type_without_measured_kernels_has_a_note() -> None:
     def notes(dtype: str) -> str:
-        values = {"gpu": "h100-sxm", "engine": "ideal", "weight_dtype": dtype}
+        values = {"gpu": "h100-sxm", "engine": "kernels", "weight_dtype": dtype}
         return " ".join(parse_scenario(values).scenario().notes)
 
     assert "int4 weights were not measured on h100-sxm" in notes("int4")

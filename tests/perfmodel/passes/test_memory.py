@@ -106,7 +106,7 @@ def test_the_engines_reserve_and_workspace_count() -> None:
     profile = engine_profile("specroof", catalog.gpu("h200"))
     found = memory(engine="specroof")
     assert found.reserved == profile.reserved_bytes + profile.workspace_bytes > 0.0
-    assert memory(engine="ideal").reserved == 0.0
+    assert memory(engine="kernels").reserved == 0.0
 
 
 def test_smaller_chunks_need_less_memory_until_verification_dominates() -> None:

@@ -20,7 +20,7 @@ CAPPED = {"budgets": (512,), "draft_tps": (1, 8)}
 
 def on_vllm(**values: Any) -> Scenario:
     """A scenario with the overheads of engine ideal, under the name of a version of vLLM."""
-    scenario = a_scenario(**WORK, **values, engine="ideal")
+    scenario = a_scenario(**WORK, **values, engine="kernels")
     return replace(scenario, engine=replace(scenario.engine, name="vllm-0.26"))
 
 

@@ -204,7 +204,7 @@ def test_the_sentence_states_what_prompts_take_and_the_gain_of_decoding_alone() 
 
 def test_if_the_best_draft_is_slower_the_sentence_says_so() -> None:
     """Batch 1 at 513 tokens: weights bound both passes, and a self-draft reads them as well."""
-    short = {"batch": 1, "prompt_tokens": 513, "engine": "ideal"}
+    short = {"batch": 1, "prompt_tokens": 513, "engine": "kernels"}
     result = answer(choices=[("self", "streamingllm")], **short)
     assert not result.speculates and result.studied is not None
     assert result.studied.gain < 1.0 and result.verdict == "do not speculate"

@@ -58,7 +58,7 @@ def test_chunks_add_their_rows_and_share_the_attention_of_the_prompt() -> None:
 
 
 def test_the_bound_is_that_of_the_parts() -> None:
-    scenario = a_scenario(batch=1, prompt_tokens=64, engine="ideal")
+    scenario = a_scenario(batch=1, prompt_tokens=64, engine="kernels")
     assert BOUNDS[int(round_bounds(estimate(scenario)))] == "weights"
     table = RoundTimes(scenario, max_batch=256)
     assert BOUNDS[table.bound(0, 1, 64.0)] == "weights"

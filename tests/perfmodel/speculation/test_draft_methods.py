@@ -33,7 +33,7 @@ from perfmodel.speculation.gain import PLATEAU
 
 
 def head_rank(target: str, **changes: int) -> Rank:
-    scenario = a_scenario(target=target, engine="ideal", gpu="h200", draft="eagle3")
+    scenario = a_scenario(target=target, engine="kernels", gpu="h200", draft="eagle3")
     assert scenario.draft is not None
     spec = replace(scenario.draft, **changes) if changes else scenario.draft
     return replace(target_rank(scenario), spec=spec, is_draft=True)
@@ -71,7 +71,7 @@ def test_the_first_eagle_step_reads_the_round_and_later_ones_one_token(
 ) -> None:
     """γ·T_D = T(γ+1 tokens, with the fusion) + (γ - 1) T(one token, without it)."""
     work = {"batch": batch, "prompt_tokens": 8192}
-    scenario = a_scenario(engine="ideal", gpu="h200", draft="eagle3", gamma=gamma, **work)
+    scenario = a_scenario(engine="kernels", gpu="h200", draft="eagle3", gamma=gamma, **work)
     first = forward_pass(
         head_rank("llama-3.1-8b"),
         batch=batch,
@@ -88,7 +88,7 @@ def test_the_first_eagle_step_reads_the_round_and_later_ones_one_token(
 
 @pytest.mark.parametrize("method", ["p-eagle", "dflash"])
 def test_a_one_pass_draft_costs_one_pass_at_every_gamma(method: str) -> None:
-    scenario = a_scenario(engine="ideal", gpu="h200", draft=method, gamma=2, prompt_tokens=8192)
+    scenario = a_scenario(engine="kernels", gpu="h200", draft=method, gamma=2, prompt_tokens=8192)
     totals = estimate(scenario, gamma=np.array([1.0, 4.0, 8.0]), batch=1).draft_total_s
     assert float(np.max(totals)) < 1.2 * float(np.min(totals))
 
@@ -98,7 +98,7 @@ def test_draft_time_rises_from_eagle_head_to_mtp_head_to_draft_model() -> None:
         name: float(
             estimate(
                 a_scenario(
-                    engine="ideal", gpu="h200", draft=name, draft_policy="full", gamma=3, batch=8
+                    engine="kernels", gpu="h200", draft=name, draft_policy="full", gamma=3, batch=8
                 )
             ).draft_total_s
         )
@@ -165,7 +165,7 @@ def test_a_built_in_draft_is_simulated_and_not_run_by_specroof(
 
 
 def test_a_search_includes_the_built_in_drafts_of_the_engine() -> None:
-    scenario = a_scenario(engine="ideal", gpu="h200", batch=8, prompt_tokens=8192)
+    scenario = a_scenario(engine="kernels", gpu="h200", batch=8, prompt_tokens=8192)
     host = tuple(HostCosts(method=m) for m in ("plain", "draft", "eagle3", "ngram"))
     served = replace(scenario, engine=replace(scenario.engine, host=host))
     result = search(served)

@@ -19,7 +19,7 @@ def with_host(*costs: HostCosts, **values: Any) -> Scenario:
     profile = {
         name: values.pop(name) for name in ("graph_tokens", "eager_layer_s") if name in values
     }
-    scenario = a_scenario(engine="ideal", gpu="h200", **values)
+    scenario = a_scenario(engine="kernels", gpu="h200", **values)
     return replace(scenario, engine=replace(scenario.engine, host=costs, **profile))
 
 

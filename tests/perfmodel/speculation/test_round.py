@@ -75,7 +75,7 @@ def test_a_free_draft_and_a_free_verify_speed_up_by_the_tokens_per_round(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DRAFTERS, ("self", "streamingllm"), FreeDraft())
-        scenario = a_scenario(draft="self", gamma=gamma, engine="ideal", acceptance=alpha)
+        scenario = a_scenario(draft="self", gamma=gamma, engine="kernels", acceptance=alpha)
         point = estimate(scenario)
     assert point.overhead_s == 0.0 and point.draft_total_s == 0.0
     point = replace(point, verify=point.target_step)
