@@ -182,7 +182,8 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
         folder = path.parent if path.name == "config.json" else path
         name = printable(folder.resolve().name.removesuffix(".json"))
         return replace(_model_spec(config, name), source=printable(wanted))
-    raise unknown_name("model", printable(wanted), model_names())
+    unknown = unknown_name("model", printable(wanted), model_names())
+    raise ConfigError(f"{unknown.args[0].rstrip('?')}, or give the path of its config.json")
 
 
 def model_names() -> tuple[str, ...]:
