@@ -124,7 +124,8 @@ def test_recommendation_prints_the_answer_first(capsys: pytest.CaptureFixture[st
 def test_predicting_the_recommended_plan_gives_the_same_figures_of_decoding(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    best = json.loads(printed(["recommend", "--scenario", "default", "--json"], capsys))["best"]
+    found = ["recommend", "--scenario", "default", "--prefill", "disaggregated", "--json"]
+    best = json.loads(printed(found, capsys))["best"]
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in best["scenario"].items()]
     point = json.loads(printed(["predict", *flags, "--json"], capsys))
     assert point["speedup"] == pytest.approx(best["decode_speedup"])

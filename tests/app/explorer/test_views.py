@@ -95,7 +95,7 @@ def test_every_view_names_the_scenario(view: str) -> None:
         "dgx-a100-80gb, TP 8",
         "engine magicdec (",
         "batch 24, 32,000 prompt + 256 output tokens, 25% of each prompt cached",
-        "Self-speculation, StreamingLLM 5%, γ=4, fp8 draft KV cache",
+        "Self-speculation with fp8 KV, StreamingLLM 5%, γ=4",
         "α unknown (not measured for this draft)",
     ):
         assert part in line
@@ -177,9 +177,10 @@ def test_widget_state_is_the_inverse_of_stated_values(more: dict[str, Any]) -> N
 
 
 def test_decide_shows_the_answer_of_recommend(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recommend", "--scenario", "default", "--json"]) == 0
+    flags = ["--scenario", "default", "--prefill", "disaggregated"]
+    assert run(["recommend", *flags, "--json"]) == 0
     sentence = json.loads(capsys.readouterr().out)["sentence"]
-    at = opened()
+    at = opened(prefill="disaggregated")
     assert sentence == at.success[0].value.partition("\n")[2].replace("\\", "")
 
 
