@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -74,51 +74,72 @@ def service_gain(
         "throughput" (requests per second) or "latency" (time per token of a sequence).
     """
 
-    @cache
-    def plain(prompt_factor: float) -> Floats:
-        without = without_speculation(scenario)
-        at = service(without, batch=batch, prompt_tokens=prompt_tokens, prompt_factor=prompt_factor)
-        return cost_s(at, objective)
-
-    def gain(
-        alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0, prompt_factor: float = 1.0
-    ) -> Floats:
-        result = service(
-            scenario,
-            batch=batch,
-            prompt_tokens=prompt_tokens,
-            gamma=gamma,
-            kv_budget_tokens=kv_budget_tokens,
-            alpha_shift=alpha_shift,
-            round_factor=round_factor,
-            prompt_factor=prompt_factor,
-        )
-        return plain(prompt_factor) / cost_s(result, objective)
-
-    value = gain()
+    at = _At(scenario, objective, batch, prompt_tokens, gamma, kv_budget_tokens)
+    value = at.gain()
     below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
     error = math.exp(Z90 * ratio_error(scenario))
-
-    def distance(other: Floats) -> Floats:
-        return np.log(value / other)
-
-    by_prompts: tuple[Floats, ...] = ()
-    closed = 0.0
-    if scenario.workload.prefill is Prefill.SHARED:
-        closed = Z90 * CLOSED_FORM_ERROR
-        slower = math.exp(Z90 * prefill_error(scenario))
-        by_prompts = tuple(distance(gain(prompt_factor=f)) for f in (slower, 1.0 / slower))
+    by_prompts, closed = at.prompt_distances(value)
 
     def width(other_alpha: Floats, other_factor: float, side: float) -> Floats:
-        by_alpha = distance(gain(alpha_shift=other_alpha))
-        by_time = distance(gain(round_factor=other_factor))
+        by_alpha = np.log(value / at.gain(alpha_shift=other_alpha))
+        by_time = np.log(value / at.gain(round_factor=other_factor))
         by_prompt: Floats = np.zeros(())
-        for other in by_prompts:
-            by_prompt = np.maximum(by_prompt, side * other)
+        for distance in by_prompts:
+            by_prompt = np.maximum(by_prompt, side * distance)
         return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + by_prompt**2 + closed**2))
 
     down, up = width(below, error, 1.0), width(above, 1.0 / error, -1.0)
     return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
+
+
+@dataclass(frozen=True, eq=False)
+class _At:
+    """The points of `service_gain`, where inputs can be wrong by a factor or a shift."""
+
+    scenario: Scenario
+    objective: str
+    batch: ArrayLike | None
+    prompt_tokens: ArrayLike | None
+    gamma: ArrayLike | None
+    kv_budget_tokens: ArrayLike | None
+
+    def gain(
+        self, alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0, prompt_factor: float = 1.0
+    ) -> Floats:
+        """The ratio to plain decoding, whose prompts take as long."""
+        result = service(
+            self.scenario,
+            batch=self.batch,
+            prompt_tokens=self.prompt_tokens,
+            gamma=self.gamma,
+            kv_budget_tokens=self.kv_budget_tokens,
+            alpha_shift=alpha_shift,
+            round_factor=round_factor,
+            prompt_factor=prompt_factor,
+        )
+        plain = self._plain if prompt_factor == 1.0 else self._plain_cost_s(prompt_factor)
+        return plain / cost_s(result, self.objective)
+
+    def prompt_distances(self, value: Floats) -> tuple[list[Floats], float]:
+        """ln(value / gain) if prompts take longer and shorter, and the width of the closed form."""
+        if self.scenario.workload.prefill is not Prefill.SHARED:
+            return [], 0.0
+        slower = math.exp(Z90 * prefill_error(self.scenario))
+        gains = (self.gain(prompt_factor=factor) for factor in (slower, 1.0 / slower))
+        return [np.log(value / gain) for gain in gains], Z90 * CLOSED_FORM_ERROR
+
+    @cached_property
+    def _plain(self) -> Floats:
+        return self._plain_cost_s(1.0)
+
+    def _plain_cost_s(self, prompt_factor: float) -> Floats:
+        plain = service(
+            without_speculation(self.scenario),
+            batch=self.batch,
+            prompt_tokens=self.prompt_tokens,
+            prompt_factor=prompt_factor,
+        )
+        return cost_s(plain, self.objective)
 
 
 def alpha_shifts(
