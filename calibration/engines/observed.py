@@ -33,7 +33,7 @@ _VLLM_LOG = re.compile(
     r"Running: (\d{1,9}) reqs"
 )
 _SGLANG_LOG = re.compile(
-    rf"Decode batch.*?#running-req: (\d{1, 9}),(?:.*?accept len: {NUMBER})?.*?"
+    rf"Decode batch.*?#running-req: (\d{{1,9}}),(?:.*?accept len: {NUMBER})?.*?"
     rf"gen throughput \(token/s\): {NUMBER}"
 )
 _LATENCY = re.compile(
