@@ -7,8 +7,8 @@ KV occupy more multiprocessors but cost a merge. For the runtime's split, the ti
 
 times a measured residual over (group size, blocks per multiprocessor, tokens of a range), which
 determine the time of a kernel better than batch and cache. A block takes a fixed time plus a time
-per token, both longer if two blocks share a multiprocessor. Partly filled tiles of KV count by a
-fitted share.
+per token, both longer if two blocks share a multiprocessor. A partly filled KV tile counts as a
+fitted fraction of a full one.
 """
 
 from __future__ import annotations

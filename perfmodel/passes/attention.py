@@ -93,7 +93,7 @@ def prefill_attention_parts(
     """Attention of prompts by kind of layer.
 
     A window w divides a longer prompt of n tokens into n/w pieces that each attend to themselves
-    and to (w/2) (1 - w/n) tokens before them, which is as many pairs of tokens.
+    and to (w/2) (1 - w/n) tokens before them, which gives the same number of query-key pairs.
     """
     spec = rank.spec
     if spec.latent is not None:

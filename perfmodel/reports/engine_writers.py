@@ -81,9 +81,9 @@ def _schedule_price(version: EngineVersion, plan: ExportPlan) -> list[str]:
     if plan.method in version.full_graphs_with_schedule:
         return [f"# With a γ schedule, {version.label} keeps full CUDA graphs for {plan.method}."]
     return [
-        f"# A γ schedule has a price in {version.label}: for this method, it replaces full CUDA",
-        "# graphs by piecewise ones, which made a single stream 14 % slower in a public",
-        "# measurement. The times of specroof do not include this; compare both commands.",
+        f"# A γ schedule has a cost in {version.label}: for this method, it replaces full CUDA",
+        "# graphs with piecewise ones, which made a single stream 14 % slower in a public",
+        "# measurement. specroof's predictions do not include this; compare both commands.",
     ]
 
 
