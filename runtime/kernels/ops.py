@@ -87,7 +87,7 @@ class TorchOps:
         return self.add_norm(self.group.all_reduce(x), residual, weight, epsilon)
 
     def best(self, part: Tensor, vocab: int) -> Tensor:
-        """The likeliest token of each row (rows,), from every rank's columns of the logits."""
+        """The most likely token of each row (rows,), over all ranks' columns of the logits."""
         return self.group.gather_columns(part)[..., :vocab].argmax(-1)
 
 

@@ -114,9 +114,10 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
 def run_rank(body: Callable[[], None]) -> int:
     """Run one rank's work and return its exit code; report a failure to the launcher.
 
-    One of several ranks does not return: its process ends here. After a failure on GPUs, the exit
-    of an interpreter would wait for peers forever; after a success on CPUs, a thread of gloo that
-    still holds a tensor would abort it. Peers that wait for this rank see its connections close.
+    With several ranks this does not return: the process ends here. After a failure on GPUs, a
+    normal interpreter exit would wait for peers forever; after a success on CPUs, a gloo thread
+    that still holds a tensor would abort it. Peers that wait for this rank see its connections
+    close.
     """
     if _launcher() is not None:
         _end_with_launcher()
