@@ -202,7 +202,7 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
             )
         error = bench.check_exchange()
         if not error < MOST_ERROR:
-            raise EngineError(f"wrong sum: the exchange between the GPUs is off by {error:.2g}")
+            raise EngineError(f"wrong sum: the all-reduce has a relative error of {error:.2g}")
         total = len(left)
         while left and exchange_words(str(time.monotonic() < deadline))[0] == str(True):
             record = bench.measure(left.pop(0))
