@@ -303,7 +303,7 @@ def _shrunk(
 
 
 def _held_back(count: int, share: float, rng: random.Random) -> set[int]:
-    """Indices of held-back workloads: a random one of every block, but not of the first two."""
+    """Indices of held-back workloads: one at random per block, never the first two."""
     if not share:
         return set()
     block = max(2, round(1.0 / share))

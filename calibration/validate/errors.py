@@ -50,7 +50,7 @@ ROOFLINE = "datasheet roofline"
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class StepError:
-    """One case: its record, predicted and measured values, and whether its interval holds."""
+    """One case: record, predicted and measured values, and whether the interval contains them."""
 
     record: StepRecord
     predicted: Mapping[str, float]

@@ -55,10 +55,10 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a measured round is slower than predicted, and which gamma would be best.
+    """Explain why a measured round is slower than predicted, and name the best gamma.
 
-    The scenario describes what ran. Its times are predicted with --engine, by default the limit
-    `ideal`. Acceptance flags give the expected acceptance, and reports the measured one.
+    The scenario describes what ran. --engine predicts its times; the default, `ideal`, is a bound.
+    Acceptance flags give the expected acceptance; reports give the measured one.
     """
     import perfmodel
     from calibration.engines import observe
