@@ -285,7 +285,7 @@ class Scenario:
         ]
 
     def _link_note(self) -> str:
-        """A warning if all-reduces were not measured on such a machine; "" otherwise."""
+        """A warning if all-reduces were not measured on this machine; "" otherwise."""
         link, exchange = self.machine.link, self.exchange
         if self.tp == 1 or link.ring_hop_s is not None:
             return ""

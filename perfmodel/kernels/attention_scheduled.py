@@ -127,7 +127,7 @@ class ScheduledAttention(AttentionCurve):
         return _grid_seconds(self, axes, heads, rates)
 
     def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
-        """Whether blocks with as many query rows and as much KV were measured."""
+        """Whether blocks with this many query rows and this much KV were measured."""
         batch_heads = batch * heads.kv
         tables = [t for t in self.blocks if t.head_dim == heads.dim]
         if not tables or heads.group > max(t.group_knots[-1] for t in tables):

@@ -33,7 +33,7 @@ def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, O
 def attention_parts(
     rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_cache: bool
 ) -> list[Part]:
-    """Attention by kind of layer: layers with a window read at most as many tokens."""
+    """Attention by kind of layer; layers with a window read at most the tokens in it."""
     spec = rank.spec
     if spec.latent is not None:
         return [latent_attention(rank, spec.latent, batch, kv, query)]
