@@ -209,4 +209,6 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
             if log is not None:
                 log.append(record)
             show_status(f"{total - len(left):,} of {total:,} cells")
-    return f"{total - len(left)} cells timed, {len(left)} left; error of exchanged sums {error:.2g}"
+    return (
+        f"{total - len(left)} cells timed, {len(left)} left; relative error of the sums {error:.2g}"
+    )

@@ -237,7 +237,7 @@ def compare(
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
     if curves_of:
-        rivals = {f"{engine} by {gpu}'s own curves": own_curves, **rivals}
+        rivals = {f"{engine} with {gpu}'s curves": own_curves, **rivals}
     return Comparison(
         header=header,
         gpu=gpu,

@@ -20,7 +20,7 @@ _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
 _SHARED_BYTES = 227 * 1024  # shared memory of one multiprocessor
 SUM_BYTES = 8 * 2**20  # largest exchange between two ranks; every rank sends all to every peer
-_BEST_ROWS = 4096  # most rows whose likeliest token is exchanged through inboxes
+_BEST_ROWS = 4096  # most rows whose best token is exchanged through inboxes
 
 
 class TorchOps:

@@ -162,7 +162,7 @@ class Watchdog:
         places = "; ".join(f"rank {rank}: {known[rank]}" for rank in sorted(known))
         return (
             f"rank {self.rank} has waited {waited_s:.0f} s, more than the limit of "
-            f"{self.position.limit_s:.0f} s (set {LIMIT_VARIABLE} to change a round's); last "
+            f"{self.position.limit_s:.0f} s ({LIMIT_VARIABLE} sets that of a round); last "
             f"positions: {places}"
         )
 
