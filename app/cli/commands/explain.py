@@ -135,7 +135,7 @@ def _lines(answer: Diagnosis) -> list[str]:
         lines.append(f"{LABELS[name]:22} {cells[0]:>10} {cells[1]:>10}{note}")
     if answer.best_gamma is None:
         return [*lines, "", "The best gamma depends on the acceptance: give it with --acceptance."]
-    now = "" if answer.speedup is None else f"; now it is {answer.speedup:.2f}x"
+    now = "" if answer.speedup is None else f"; the current speedup is {answer.speedup:.2f}x"
     if not answer.best_gamma:
         return [*lines, "", f"With the measured terms, no gamma pays{now}."]
     best = f"gamma {answer.best_gamma} is best, at {answer.best_speedup:.2f}x"
