@@ -226,7 +226,7 @@ class Engine:
         try:
             for sequence in active:
                 self.cache.reserve(sequence.table, 1)
-        except OutOfPages:  # unless an end token that has not been read frees some
+        except OutOfPages:  # an end token not read yet may free some
             return None
         return self._verify_and_accept(active, last, self.drafter.propose(active, 0))
 

@@ -96,7 +96,7 @@ class StochasticSampler:
 
     def __init__(self, params: SamplingParams, device: torch.device) -> None:
         self.params = params
-        # Two streams: ranks that draft without verifying must draw what the others draw.
+        # Two generators: ranks that draft without verifying must draw what the others draw.
         self._draft_stream = seeded(params.seed, device)
         self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
@@ -184,7 +184,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     rows = scaled.softmax(-1)
     if params.top_p < 1:
         ordered, order = rows.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
+        before = ordered.cumsum(-1) - ordered  # mass of the more likely tokens
         ordered = ordered.masked_fill(before >= params.top_p, 0.0)
         rows = torch.zeros_like(rows).scatter(-1, order, ordered)
         rows = rows / rows.sum(-1, keepdim=True)

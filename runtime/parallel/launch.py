@@ -25,7 +25,7 @@ from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
-PATIENCE_S = 5  # a rank that died without a report up to this long after the first is its cause
+PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
 def launch_ranks(command: Sequence[str], ranks: int) -> None:
