@@ -67,7 +67,7 @@ def break_even() -> list[str]:
 
 
 def targets() -> list[str]:
-    """T_T, T_V and the α at which drafts break even, of models without an engine behind them."""
+    """T_T, T_V and the α at which drafts break even, of models that the engine does not run."""
     columns = "T_T (ms)", "T_V/T_T", "T_D (ms)", "α to break even", "memory"
     lines = header("target", "GPUs", "weights, experts", "draft, γ", "batch", *columns)
     for target, values, draft in TARGETS:

@@ -343,11 +343,11 @@ def test_what_one_refuses_the_other_refuses(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["granite", "mixtral", "deepseek_v3", "gemma3_text", "ministral"])
-def test_the_engine_says_that_it_is_not_behind_a_prediction(kind: str, tmp_path: Path) -> None:
+def test_the_engine_says_that_no_step_supports_a_prediction(kind: str, tmp_path: Path) -> None:
     spec, config = both(write(tmp_path / "model", case(kind)))
     assert isinstance(spec, ModelSpec) and spec.family == kind
-    assert isinstance(config, str) and kind in config and "no engine behind them" in config
-    with pytest.raises(InputError, match="no engine behind them"):
+    assert isinstance(config, str) and kind in config and "no measured step supports" in config
+    with pytest.raises(InputError, match="no measured step supports"):
         config_of_shape(spec)
 
 

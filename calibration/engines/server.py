@@ -3,9 +3,9 @@
 The requests of a batch are sent together to `/v1/completions` with token ids as prompts, once for a
 few tokens and once for more. `/metrics` is read before and after each batch: vLLM's accepted drafts
 or SGLang's verifications yield the rounds, and the sum of inter-token latencies yields the seconds.
-A latency is one per sequence and round in vLLM and one per token in SGLang (metrics need its
-`--enable-metrics`). If a server does not report latencies, the difference in duration is used
-instead. The server must not process other requests meanwhile.
+vLLM counts one latency per sequence and round, SGLang one per token (with `--enable-metrics`). If a
+server does not report latencies, the difference in duration is used instead. The server must not
+process other requests meanwhile.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _finite(text: str) -> float:
 
 @functools.cache
 def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
-    """An adapter of a 1-tuple, since pydantic only passes its settings on from a container."""
+    """An adapter of a 1-tuple, since pydantic applies the settings only inside a container."""
     form: Any = tuple.__class_getitem__((kind,))
     return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 

@@ -1,4 +1,4 @@
-"""The shard of a model on one rank, with the curves that price its kernels."""
+"""The shard of a model on one rank, with the time curves of its kernels."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Rank:
 
     @property
     def assumes_layers(self) -> bool:
-        """Whether layers without measured kernels are priced by a roofline."""
+        """Whether a roofline replaces the curves of layers without measured kernels."""
         spec, curves = self.spec, self.curves
         return (
             (spec.experts is not None and self.expert_dtype not in curves.experts)
@@ -103,7 +103,8 @@ class Rank:
         """The bandwidth at which the curves are evaluated. [bytes/s]
 
         The bytes that a core keeps in flight limit its read rate (Little's law), so the same cores
-        use a larger share of a slower memory. A bound assumes their full rate.
+        use a larger share of a slower memory. A profile that is a bound (`ideal`) assumes their
+        full rate.
         """
         gpu = self.machine.gpu
         if not self.engine.is_bound or gpu.curves_bandwidth is None:
@@ -111,7 +112,7 @@ class Rank:
         return max(gpu.curves_bandwidth, BOUND_GAIN * gpu.hbm_bandwidth)
 
     def bounded(self, seconds: Floats, moved_bytes: Floats) -> Floats:
-        """`seconds`; in a bound, at least the time of the bytes at the highest bandwidth."""
+        """`seconds`; for a profile that is a bound, at least the time of the bytes."""
         gpu = self.machine.gpu
         if not self.engine.is_bound or gpu.curves_bandwidth is None:
             return seconds

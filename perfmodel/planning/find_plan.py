@@ -247,6 +247,6 @@ def _budgets(
     if min(budgets) == prompt_tokens and all(draft == "self" for draft, _ in choices):
         raise ConfigError(
             f"with kv_budget={prompt_tokens} a self-draft reads the whole cache and gains nothing; "
-            f"use less"
+            f"use a smaller budget"
         )
     return {"budgets": budgets}

@@ -87,8 +87,8 @@ def probability_of_gain(scenario: Scenario) -> float | None:
 def interval_probability(interval: Interval, scenario: Scenario) -> float:
     """P(gain > 1), assuming a log-normal distribution on each side of the prediction.
 
-    At most 95 % if `acceptance_is_weak`: the interval does not cover that such a curve may not
-    apply to this plan at all.
+    At most 95 % if `acceptance_is_weak`: such a curve may not apply to this plan at all, which the
+    interval does not include.
     """
     edge = interval.low if interval.value > 1 else interval.high
     spread = abs(math.log(interval.value / edge)) / Z90
@@ -132,8 +132,8 @@ def relative_error(scenario: Scenario) -> float:
 
     It is the engine profile's error in held-out validation if kernels were measured on this GPU,
     and three times that error if they were extrapolated from another, or from another storage type
-    of weights or KV. It is three times as large
-    again if experts, latent attention or linear attention are priced without measurements.
+    of weights or KV. It is three times as large again if the times of experts, latent attention or
+    linear attention are not based on measurements.
     """
     fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
     ranks = [target_rank(scenario)]

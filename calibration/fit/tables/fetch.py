@@ -2,8 +2,9 @@
 
 The tables are part of the PyPI package aiconfigurator-core 0.12.0 (Apache-2.0, 82 MB), not of this
 project. Pip downloads the package, its hash is checked, and the tables are written to
-DIR/<gpu>/<table>.parquet. Its successor aisimulate 0.13 (120 MB) has the same tables and some of
-later kernels. Nothing is fitted to the latter, which are held out: DIR/<gpu>/<table>_later.parquet.
+DIR/<gpu>/<table>.parquet. Its successor aisimulate 0.13 (120 MB) has the same tables and some
+tables of later kernels. The latter are held out; nothing is fitted to them:
+DIR/<gpu>/<table>_later.parquet.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _fetch(out: Path, package: str, sha256: str, tables: Mapping[str, Mapping[st
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise RecordError(
-                f"{package}: pip cannot download it; use a folder that has its tables already"
+                f"{package}: pip cannot download it; use a folder that already has its tables"
             )
         try:
             _extract(wheels[0], out, package, sha256, tables)

@@ -1,7 +1,7 @@
 """Fit aiconfigurator's tables of one GPU as catalog files.
 
-GEMMs, attention and collectives in bf16 are required. Tables of quantised GEMMs, experts, latent
-attention and fp8 caches are fitted if they are there.
+Tables of GEMMs, attention and collectives in bf16 are required. Tables of quantised GEMMs, experts,
+latent attention and fp8 caches are optional.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
 
 
 def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
-    """Fit the tables that not all folders have, or note that they are missing."""
+    """Fit the optional tables, or note that they are missing."""
     for table in (*MORE_TABLES[gpu.folder], *later_members().get(gpu.folder, ())):
         if has_table(data, gpu, table):
             check_table(data, gpu, table)

@@ -59,11 +59,11 @@ def test_curves_of_another_gpu_are_named_in_the_report(cases: CaseFile, tmp_path
     header, records = read_steps(path)
     same = compare(header, records, curves_of="h200")
     assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
-    assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
+    assert max(abs(s.worst) for s in same.peers["specroof with h200's curves"].values()) < 1e-6
     assert "curves of h200" in comparison_markdown(same)
     h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
     other = compare(h100, records, curves_of="h200")
-    assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
+    assert other.gpu == "h100-sxm" and "specroof with h100-sxm's curves" in other.peers
     # Times of an H200 at an H100's bandwidth: what memory bounds is predicted slower by the ratio.
     assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
 
