@@ -351,6 +351,19 @@ def test_the_engine_says_that_it_is_not_behind_a_prediction(kind: str, tmp_path:
         config_of_shape(spec)
 
 
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_the_engine_refuses_every_other_family_in_one_line(name: str) -> None:
+    spec = catalog.model(name)
+    if not spec.family:
+        assert config_of_shape(spec).layers == spec.layers
+        return
+    with pytest.raises(InputError, match="no engine behind them") as caught:
+        config_of_shape(spec)
+    line = str(caught.value)
+    assert name in line and spec.family in line and line.isprintable()
+    assert spec.family not in run.FAMILIES
+
+
 def test_both_refuse_the_same_fields() -> None:
     assert set(run.REFUSED_FIELDS) == set(predicted.REFUSED_FIELDS)
     assert set(run.NEUTRAL_AT_ONE) == predicted.NEUTRAL_AT_ONE
