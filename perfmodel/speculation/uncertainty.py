@@ -202,7 +202,7 @@ def sensitivities(
         results.append(Sensitivity(name=name, change=change, low=low, high=high))
     if scenario.target.experts is not None:
         low, high = sorted((gain(scenario), gain(_skewed(scenario))))
-        change = f"uniform, and by a Zipf law of exponent {SKEW}"
+        change = f"uniform or Zipf {SKEW:g}"
         results.append(Sensitivity(name="choice of experts", change=change, low=low, high=high))
     return results
 
