@@ -271,6 +271,11 @@ class Scenario:
             )
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
+        if target.latent and self.tp > 1:
+            notes.append(
+                f"each of the {self.tp} GPUs stores and reads the latent cache of all sequences: "
+                f"data-parallel attention, which divides the sequences, is not modelled"
+            )
         return notes
 
     def _type_notes(self) -> list[str]:

@@ -81,8 +81,16 @@ class Server:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Settings that the server chose, as in `StartRecord.facts`, as far as it reports them."""
+        """Settings that the server chose, as in `StartRecord.facts`, as far as it reports them.
+
+        Raises `ConfigError` if it divides sequences among replicas of the attention.
+        """
         info = self.sglang_info()
+        if info.get("enable_dp_attention"):
+            raise ConfigError(
+                f"{self.url} runs data-parallel attention, which predictions do not model; start "
+                f"the server without --enable-dp-attention"
+            )
         facts: dict[str, Any] = {"model": self.model(), "url": self.url}
         overlap, chunk, tokens = (
             info.get(key)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.units import MB
 
@@ -70,6 +71,15 @@ class Errors:
             text = "".join(f"{_three(figures):>24}" for figures in cells)
             lines.append(f"  {region:26}{first['cells']:>6}{text}")
         return lines
+
+
+def misfit_figures(log_ratio: NDArray[np.float64]) -> str:
+    """Median and rms of ln(predicted / measured) as text."""
+    median, rms = np.expm1(np.median(log_ratio)), np.sqrt(np.mean(log_ratio**2))
+    return (
+        f"median error {median:+.0%}, rms of ln(predicted / measured) {rms:.2f}, "
+        f"{len(log_ratio)} cells"
+    )
 
 
 def _three(figures: Mapping[str, float]) -> str:

@@ -14,13 +14,21 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.round import estimate, target_rank
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
-# Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
-# with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17 to 0.21).
-EXPERTS_ERROR = 0.18
+# Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
+PART_ERRORS = {
+    # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
+    # with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17-0.21).
+    "experts": 0.18,
+    # Of NCCL's all-to-all, priced as an all-gather of as many bytes: 0.15 to 0.28 on five GPUs, 2
+    # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
+    "all_to_all": 0.28,
+}
+SKEW = 0.75  # about as unequal as the power-law loads of the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +74,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     -----
     Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
     through Ω; the error of the step-time ratio, `relative_error`; the error of all-reduces that
-    were not measured; and that of experts.
+    were not measured; and that of experts and all-to-alls.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
@@ -149,18 +157,19 @@ def relative_error(scenario: Scenario) -> float:
 def ratio_error(scenario: Scenario) -> float:
     """Standard error of ln(speedup) that follows from that of step times.
 
-    Combines `relative_error` with the errors of all-reduces and of the experts' curve.
+    Combines `relative_error` with the errors of all-reduces, experts and all-to-alls.
     """
-    errors = relative_error(scenario), _link_error(scenario), _experts_error(scenario)
+    errors = relative_error(scenario), _link_error(scenario), _parts_error(scenario)
     return math.hypot(*errors)
 
 
-def _experts_error(scenario: Scenario) -> float:
-    """Standard error of ln(T_V / T_T) that follows from that of the experts' curve."""
+def _parts_error(scenario: Scenario) -> float:
+    """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
     if scenario.target.experts is None:
         return 0.0
     verify = estimate(scenario).verify
-    return EXPERTS_ERROR * float(verify.part("experts").seconds / verify.total_s)
+    errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
+    return math.hypot(*(float(error / verify.total_s) for error in errors))
 
 
 def _link_error(scenario: Scenario) -> float:
@@ -181,7 +190,7 @@ def decode_speedup(scenario: Scenario) -> float:
 def sensitivities(
     scenario: Scenario, gain: Callable[[Scenario], float] = decode_speedup
 ) -> list[Sensitivity]:
-    """The gain when α, bandwidth efficiency, compute efficiency or overheads change."""
+    """The gain when α, bandwidth, compute, overheads or the choice of experts change."""
     results = []
     alphas = alpha_interval(scenario)
     if alphas is not None:
@@ -191,7 +200,23 @@ def sensitivities(
     for name, change, worse, better in _hardware_changes(scenario):
         low, high = gain(worse), gain(better)
         results.append(Sensitivity(name=name, change=change, low=low, high=high))
+    if scenario.target.experts is not None:
+        low, high = sorted((gain(scenario), gain(_skewed(scenario))))
+        change = f"uniform or Zipf {SKEW:g}"
+        results.append(Sensitivity(name="choice of experts", change=change, low=low, high=high))
     return results
+
+
+def _skewed(scenario: Scenario) -> Scenario:
+    """The scenario with some experts more popular than others, also in the draft."""
+
+    def of(spec: ModelSpec) -> ModelSpec:
+        if spec.experts is None:
+            return spec
+        return replace(spec, experts=replace(spec.experts, skew=SKEW))
+
+    draft = scenario.draft
+    return replace(scenario, target=of(scenario.target), draft=None if draft is None else of(draft))
 
 
 def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scenario]]:

@@ -105,6 +105,7 @@ def _attention(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = attention_fit.catalog_text(gpu.name, curve, figures)
     report.files[f"efficiency/{gpu.name}/attention.toml"] = text
     report.errors += [decode, prefill]
+    report.notes += attention_errors.window_lines(curve, data, gpu)
     _add(report, *fit_kv_fp8(data, gpu, curve))
 
 
@@ -113,6 +114,7 @@ def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = collective_fit.catalog_text(gpu.name, table, left_out)
     report.files[f"efficiency/{gpu.name}/collectives.toml"] = text
     report.notes += collective_fit.report_lines(left_out)
+    report.notes.append(collective_fit.all_to_all_line(data, gpu))
 
 
 def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
