@@ -91,7 +91,7 @@ def later_members() -> dict[str, dict[str, str]]:
 
 
 def extract(wheel: Path, out: Path) -> None:
-    """Write the tables of a wheel under `out`; a `RecordError` if its hash is not as expected."""
+    """Write the tables that `out` lacks; a `RecordError` if the wheel's hash is not as expected."""
     _extract(wheel, out, PACKAGE, WHEEL_SHA256, {gpu: members(gpu) for gpu in VERSIONS})
 
 
@@ -107,11 +107,12 @@ def _extract(
         for gpu, paths in tables.items():
             (out / gpu).mkdir(parents=True, exist_ok=True)
             for table, member in paths.items():
-                (out / gpu / f"{table}.parquet").write_bytes(archive.read(member))
+                if not (path := out / gpu / f"{table}.parquet").exists():
+                    path.write_bytes(archive.read(member))
 
 
 def fetch(out: Path) -> None:
-    """Download the wheels with pip, check their hashes, and write their tables under `out`."""
+    """Download the wheels with pip, check their hashes, and write the tables that `out` lacks."""
     everything = {gpu: members(gpu) for gpu in VERSIONS}
     _fetch(out, PACKAGE, WHEEL_SHA256, everything)
     _fetch(out, LATER_PACKAGE, LATER_SHA256, later_members())
