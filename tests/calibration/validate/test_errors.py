@@ -94,6 +94,18 @@ def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) 
         read_steps(path)
 
 
+def test_a_speculative_case_without_the_time_of_a_round_is_refused(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    case = next(v for v in lines[1:] if v["case"]["plan"]["gamma"])
+    case["round_s"] = 0.0
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match="round_s=0 with gamma="):
+        read_steps(path)
+
+
 def test_without_noise_every_error_and_regret_is_zero(cases: CaseFile, tmp_path: Path) -> None:
     comparison = compared(tmp_path, cases)
     for name, spread in comparison.spreads().items():
