@@ -212,6 +212,10 @@ def test_peers_are_compared_on_the_same_cases(cases: CaseFile, tmp_path: Path) -
         (["# a", "peer,id,target_step_s,verify_s,draft_step_s", "x,1,-1,,"],
          "line 3: target_step_s='-1' is not a positive time"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,inf,,"], "line 2: .*'inf'"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,1"], "line 2: 3 cells"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", 'x,"1,1,,', "y,1,,,"], "line 2: not valid"),
+        ([""], "column 'draft_step_s' is missing"),
     ],
 )  # fmt: skip
 def test_a_bad_prediction_of_a_peer_is_refused(
