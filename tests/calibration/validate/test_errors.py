@@ -214,7 +214,7 @@ def test_peers_are_compared_on_the_same_cases(cases: CaseFile, tmp_path: Path) -
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,inf,,"], "line 2: .*'inf'"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,1"], "line 2: 3 cells"),
-        (["peer,id,target_step_s,verify_s,draft_step_s", 'x,"1,1,,', "y,1,,,"], "line 2: not valid"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", 'x,"1,1,,', "y,1,,,"], "line 2: not"),
         ([""], "column 'draft_step_s' is missing"),
     ],
 )  # fmt: skip
