@@ -64,7 +64,7 @@ def mesh(grid: SpeedupGrid) -> tuple[Array, Array]:
 
 def short_label(scenario: Scenario) -> str:
     """The label of a plan without its γ."""
-    return plan_label(scenario.plan).rpartition(", γ=")[0]
+    return plan_label(scenario).rpartition(", γ=")[0]
 
 
 def speedup_range(speedup: Array) -> str:

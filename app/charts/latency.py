@@ -45,7 +45,7 @@ def serving_curve(scenario: Scenario, batches: Array) -> ServingCurve | None:
     if not np.any(fits):
         return None
     return ServingCurve(
-        label=short_label(scenario) if speculates else plan_label(scenario.plan),
+        label=short_label(scenario) if speculates else plan_label(scenario),
         tp=scenario.tp,
         speculates=speculates,
         batch=batches[fits],

@@ -112,7 +112,7 @@ def speedup_map(
         measured=measured,
         clickable=clickable,
         title=f"{grid.title} by batch and prompt length (line: {line}; hatched: does not fit)",
-        alt=f"Heat map of {escape(plan_label(scenario.plan))}: {speedup_range(grid.speedup)} "
+        alt=f"Heat map of {escape(plan_label(scenario))}: {speedup_range(grid.speedup)} "
         f"over batch {grid.batches[0]:.0f} to {grid.batches[-1]:.0f} and prompt "
         f"{format_tokens(grid.prompts[0])} to {format_tokens(grid.prompts[-1])} tokens; "
         f"{np.mean(~grid.fits):.0%} of the cells do not fit.",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 # Parameters that name files to write, and suffixes of the files that are read from a folder.
-OUTPUTS = ("csv", "html", "output", "out", "markdown", "plot", "write_plan")
+OUTPUTS = ("csv", "parquet", "html", "output", "out", "markdown", "plot", "write_plan")
 # What to begin with, for commands whose default scenario does not fit on one GPU.
 BEGIN = {
     "predict": "--draft self --tp 8",

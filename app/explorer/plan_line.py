@@ -50,13 +50,9 @@ def _workload(scenario: Scenario) -> str:
 
 def _plan(scenario: Scenario) -> str:
     plan = scenario.plan
-    parts = [plan_label(plan)]
+    parts = [plan_label(scenario)]
     if plan.speculates and scenario.draft_tp != scenario.tp:
         parts.append(f"draft TP {scenario.draft_tp}")
-    if scenario.draft_dtype:
-        parts.append(f"{scenario.draft_dtype} draft weights")
-    if scenario.draft_kv_dtype:
-        parts.append(f"{scenario.draft_kv_dtype} draft KV cache")
     return ", ".join(parts)
 
 

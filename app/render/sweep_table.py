@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from app.render.tables import print_table
 from perfmodel import Sweep
-from perfmodel.planning import Block
+from perfmodel.planning import Block, Where, chosen
 from perfmodel.units import format_seconds
 
 MAX_ROWS = 40
@@ -20,62 +21,73 @@ MAX_TABLE_ROWS = 200
 PLAN_AXES = ("draft", "draft_policy", "draft_tp")
 
 
-def print_sweep(result: Sweep, console: Console) -> None:
-    """Print a sweep as a table."""
+def print_sweep(result: Sweep, console: Console, where: Where, pieces: Iterable[Block]) -> None:
+    """Print a sweep as a table; `pieces` are those of the sweep."""
     if result.points <= MAX_ROWS:
-        print_table(_table(list(result.rows())), console)
+        print_rows(list(result.rows(where, pieces)), console)
         return
-    rows = best_rows(result)
     console.print(
         f"best of {result.points:,} points at each batch and prompt; --csv FILE writes all"
     )
-    print_table(_table(rows[:MAX_TABLE_ROWS]), console)
-    if len(rows) > MAX_TABLE_ROWS:
+    print_rows(best_rows(pieces, where), console)
+    sizes = {_fixed(block): block.shape[0] * block.shape[1] for block in result.blocks}
+    if (rows := sum(sizes.values())) > MAX_TABLE_ROWS:
         console.print(
-            f"{len(rows) - MAX_TABLE_ROWS:,} more rows are not shown; --csv FILE writes all"
+            f"at most {MAX_TABLE_ROWS} of {rows:,} rows are shown; --csv FILE writes all, --top N "
+            f"and --where choose"
         )
 
 
-def best_rows(result: Sweep) -> list[dict[str, Any]]:
-    """The row with the highest speedup per hardware, batch and prompt, or an infeasible one."""
+def print_top(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print chosen rows with what they are and how fast they are."""
+    names = list(takewhile(lambda name: name != _KEYS[0], rows[0] if rows else ()))
+    print_rows([{name: row[name] for name in (*names, *_SHOWN)} for row in rows], console)
+
+
+def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print rows as a table, or that there are none."""
+    if rows:
+        print_table(_table(rows), console)
+    else:
+        console.print("no point matches")
+
+
+def best_rows(pieces: Iterable[Block], where: Where) -> list[dict[str, Any]]:
+    """The row with the highest speedup per hardware, batch and prompt, or an infeasible one.
+
+    At most the first `MAX_TABLE_ROWS`.
+    """
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for block in result.blocks:
-        fixed = tuple(v for name, v in block.names.items() if name not in PLAN_AXES)
-        for row in _block_best(block):
-            key = (*fixed, row["batch"], row["prompt_tokens"])
+    for block in pieces:
+        which = chosen(block, where)
+        speedup = np.broadcast_to(block.speedup(), block.shape)
+        every = np.ones(block.shape, bool) if which is None else which
+        for place in np.ndindex(block.shape[:2]):
+            values = (block.axes[name][i] for name, i in zip(_KEYS, place, strict=True))
+            key = (*_fixed(block), *values)
+            if (key not in best and len(best) >= MAX_TABLE_ROWS) or not every[place].any():
+                continue
+            found = np.where(every[place], np.nan_to_num(speedup[place], nan=0.0), -1.0)
+            at = (*place, *np.unravel_index(np.argmax(found), found.shape))
+            every_column = next(block.rows_at([at]))
+            row = {name: every_column[name] for name in (*block.names, *_SHOWN)}
+            if not row["feasible"]:
+                row |= {"speedup": None, "reason": block.reason or "no point fits"}
             if key not in best or _rank(row) > _rank(best[key]):
                 best[key] = row
     return list(best.values())
 
 
+_KEYS = ("batch", "prompt_tokens")
+_SHOWN = (*_KEYS, "gamma", "kv_budget", "speedup", "tpot_s", "feasible", "reason")
+
+
+def _fixed(block: Block) -> tuple[Any, ...]:
+    return tuple(value for name, value in block.names.items() if name not in PLAN_AXES)
+
+
 def _rank(row: dict[str, Any]) -> tuple[bool, float]:
     return row["feasible"], row["speedup"] or 0.0
-
-
-def _block_best(block: Block) -> Iterator[dict[str, Any]]:
-    """The best γ and budget of one block at each batch and prompt."""
-    shape = tuple(len(values) for values in block.axes.values())
-    speedup = np.broadcast_to(block.speedup(), shape).reshape(shape[0], shape[1], -1)
-    tpot = None
-    if block.estimate is not None:
-        tpot = np.broadcast_to(block.estimate.tpot_s, shape).reshape(speedup.shape)
-    flat = np.argmax(np.nan_to_num(speedup, nan=-1.0), axis=-1)
-    for i, batch in enumerate(block.axes["batch"]):
-        for j, prompt in enumerate(block.axes["prompt_tokens"]):
-            k, m = np.unravel_index(flat[i, j], shape[2:])
-            value = float(speedup[i, j, flat[i, j]])
-            feasible = bool((np.broadcast_to(block.code, shape)[i, j] == 0).any())
-            yield {
-                **block.names,
-                "batch": int(batch),
-                "prompt_tokens": int(prompt),
-                "gamma": int(block.axes["gamma"][k]),
-                "kv_budget": int(block.axes["kv_budget"][m]),
-                "speedup": None if np.isnan(value) else value,
-                "tpot_s": float(tpot[i, j, flat[i, j]]) if tpot is not None else None,
-                "feasible": feasible,
-                "reason": "" if feasible else block.reason or "no point fits",
-            }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -130,7 +130,9 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
     shipped : str, optional
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
+    timed = {error.record.point.setup.tp for error in (*report.fitted, *report.held_back)}
     values = _values(report.fit.profile) | {"speedup_error": speedup_error(report)}
+    values["timed_tp"] = sorted(timed) or [1]
     if shipped is None:
         general = {"name": report.name, **values, "origin": "assumed"}
         header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
@@ -267,13 +269,16 @@ def _error_dict(error: PointError) -> dict[str, Any]:
     }
 
 
+_STATED_APART = ("name", "measured_on", "timed_tp", "host", "speedup_error")
+
+
 def _values(profile: EngineProfile) -> dict[str, Any]:
     """The fields that differ from their defaults, by catalog key and in its unit."""
     plain = {f.name: f.default for f in fields(EngineProfile)}
     shown: dict[str, Any] = {}
     for name in (f.name for f in fields(EngineProfile)):
         value = getattr(profile, name)
-        if name in ("name", "measured_on", "host", "speedup_error") or value == plain[name]:
+        if name in _STATED_APART or value == plain[name]:
             continue
         shown |= _keyed(name, value)
     shown["reserved_GB"] = significant(profile.reserved_bytes / GB, 4)

@@ -1,3 +1,4 @@
+from .coverage import validate_coverage as validate_coverage
 from .errors import Comparison as Comparison
 from .errors import compare as compare
 from .peers import read_peers as read_peers

@@ -70,6 +70,7 @@ _KINDS: dict[Any, Any] = {
     Origin: Origin,
     float | None: Number | None,
     tuple[float, float]: tuple[Number, Number],
+    tuple[int, ...]: tuple[Annotated[int, Strict(), Field(ge=1)], ...],
     Mapping[str, str]: dict[str, Text],
     Floats: Numbers,
 }

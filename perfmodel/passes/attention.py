@@ -76,11 +76,13 @@ def _attention(
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     share = layers / spec.cached_layers
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype) * share
+    # No factor of an engine makes attention read faster than the memory delivers.
+    memory_s = kv_bytes / gpu.hbm_bandwidth
     return Part(
         "attention",
-        layers * factor * rank.bounded(seconds, kv_bytes / layers),
+        np.maximum(layers * factor * rank.bounded(seconds, kv_bytes / layers), memory_s),
         layers * flops / gpu.peak_flops,
-        kv_bytes / gpu.hbm_bandwidth,
+        memory_s,
         Bound.KV,
         origin,
         partial(curve.in_range, batch=batch, kv_tokens=kv, query_tokens=query, **shape),

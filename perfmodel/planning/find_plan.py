@@ -67,6 +67,11 @@ def find_plan(
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
     plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
+    if plain.output_tokens == 1:
+        raise ConfigError(
+            "output_tokens=1 leaves nothing to decode, as a prompt's prefill yields the first "
+            "token; use at least 2"
+        )
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)

@@ -71,23 +71,25 @@ class Candidate:
     @property
     def label(self) -> str:
         """The plan in words: "Self-speculation, StreamingLLM 512, γ=4"."""
-        return plan_label(self.scenario.plan)
+        return plan_label(self.scenario)
 
     @property
     def parts(self) -> int:
         """What the plan adds to plain decoding, from nothing (0) to a model (4).
 
-        1 is a look-up or a view of the target's cache, 2 a copy of selected KV, and 3 a built-in
-        draft with weights.
+        1 is a look-up or a view of the target's cache, 2 a copy of KV, selected or in another type,
+        and 3 a built-in draft with weights, or a second copy of the target's in another type.
         """
-        plan = self.scenario.plan
+        scenario, plan = self.scenario, self.scenario.plan
         if not plan.speculates:
             return 0
         if plan.method is not None:
             return 1 if plan.method.kind is MethodKind.LOOKUP else 3
         if not plan.is_self:
             return 4
-        return 2 if plan.policy is DraftPolicy.SNAPKV else 1
+        if scenario.draft_types.weights != scenario.target_types.weights:
+            return 3
+        return 2 if plan.policy is DraftPolicy.SNAPKV or scenario.draft_copies_kv else 1
 
     def violation(self, slo: SLO) -> dict[str, float]:
         """Value over limit, for every limit that is exceeded, including memory capacity."""
@@ -131,8 +133,9 @@ class Search:
         return 1.0 / candidate.throughput_per_gpu
 
 
-def plan_label(plan: DraftPlan) -> str:
-    """A draft plan in words."""
+def plan_label(scenario: Scenario) -> str:
+    """A scenario's draft plan in words, with storage types that are not the target's."""
+    plan = scenario.plan
     if not plan.speculates:
         return "No speculation"
     if plan.method is not None:
@@ -140,7 +143,11 @@ def plan_label(plan: DraftPlan) -> str:
     who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
     policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
     budget = plan.budget_text and f" {plan.budget_text}"
-    return f"{who}, {policy}{budget}, γ={plan.gamma}"
+    draft, target = scenario.draft_types, scenario.target_types
+    types = [f"{draft.weights} weights"] if draft.weights != target.weights else []
+    types += [f"{draft.kv} KV"] if draft.kv != target.kv else []
+    stored = f" with {' and '.join(types)}" if types else ""
+    return f"{who}{stored}, {policy}{budget}, γ={plan.gamma}"
 
 
 def search(

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfmodel import catalog
-from perfmodel._typing import Floats
+from perfmodel._typing import Bools, Floats
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError
-from perfmodel.scenario import Scenario
+from perfmodel.planning.block import ARRAY_AXES, FEASIBLE, Block
+from perfmodel.planning.where import Where
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.model import dtype_bytes
-from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.units import format_seconds
 
 if TYPE_CHECKING:
     import pandas
 
 
-# Axes that broadcast in one call, in the order of the result's dimensions.
-ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
 # Axes that need one call per value, as they are names or change the shapes of matrices.
 LOOP_AXES = (
     "gpu",
@@ -46,46 +42,16 @@ LOOP_AXES = (
 )
 MAX_POINTS = 50_000_000
 
-FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
-REASONS = {
-    FEASIBLE: "",
-    NO_MEMORY: "does not fit in GPU memory",
-    BUDGET_OVER_CONTEXT: "kv_budget exceeds the context",
-}
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Block:
-    """The points of one broadcast call: values of the loop axes, and the estimate or a reason.
-
-    `axes` has the values of this block on the four array axes. Without a draft γ is 0, and a budget
-    that is not swept is that of the block's plan.
-    """
-
-    names: dict[str, Any]
-    axes: dict[str, Floats]
-    scenario: Scenario | None
-    estimate: RoundEstimate | None
-    reason: str
-
-    @property
-    def code(self) -> NDArray[np.int8]:
-        """Reason code at each point, 0 where feasible; see `REASONS`."""
-        if self.estimate is None:
-            return np.full((1, 1, 1, 1), INVALID, np.int8)
-        fits = np.where(self.estimate.memory.fits, FEASIBLE, NO_MEMORY)
-        return np.where(self.estimate.invalid, BUDGET_OVER_CONTEXT, fits).astype(np.int8)
-
-    def speedup(self) -> Floats:
-        """Speedup, NaN at infeasible points."""
-        if self.estimate is None:
-            return np.full((1, 1, 1, 1), np.nan)
-        return np.where(self.estimate.feasible, self.estimate.speedup, np.nan)
+ALL = Where()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sweep:
-    """The blocks of a sweep and the values on their four array axes."""
+    """The blocks of a sweep and the values on their four array axes.
+
+    Predictions are made when they are used. Rows are predicted piece by piece, so that their number
+    does not matter for memory; a block that is used as a whole keeps its predictions.
+    """
 
     axes: dict[str, Floats]  # the array axes, in ARRAY_AXES order
     blocks: tuple[Block, ...]
@@ -98,17 +64,32 @@ class Sweep:
     @property
     def points(self) -> int:
         """The number of points, or rows."""
-        sizes = ([len(values) for values in block.axes.values()] for block in self.blocks)
-        return sum(math.prod(size) for size in sizes)
+        return sum(block.points for block in self.blocks)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One dict per point with axes, results and reason, the columns of `sweep --csv`."""
+    def pieces(self) -> Iterator[Block]:
+        """The blocks in pieces of limited size, each predicted when it is used."""
         for block in self.blocks:
-            yield from _rows_at(block, np.ndindex(_shape(block)))
+            yield from block.pieces()
 
-    def best(self, count: int = 1) -> list[dict[str, Any]]:
-        """The `count` feasible rows with the highest speedup, best first."""
-        rows = (row for block in self.blocks for row in _best_rows(block, count))
+    def rows(
+        self, where: Where = ALL, pieces: Iterable[Block] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One dict per point with axes, results and reason, the columns of `sweep --csv`.
+
+        `pieces` are those of this sweep, if the caller watches them.
+        """
+        for piece in self.pieces() if pieces is None else pieces:
+            yield from piece.rows(chosen(piece, where))
+
+    def best(
+        self, count: int = 1, where: Where = ALL, pieces: Iterable[Block] | None = None
+    ) -> list[dict[str, Any]]:
+        """The `count` feasible rows with the highest speedup, best first; `pieces` as in `rows`."""
+        rows = (
+            row
+            for piece in (self.pieces() if pieces is None else pieces)
+            for row in piece.best_rows(count, chosen(piece, where))
+        )
         return heapq.nlargest(count, rows, key=lambda row: row["speedup"])
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -126,8 +107,8 @@ class Sweep:
             if values.size > 1
         }
         feasible = sum(
-            int(np.broadcast_to(block.code == FEASIBLE, _shape(block)).sum())
-            for block in self.blocks
+            int(np.broadcast_to(piece.code == FEASIBLE, piece.shape).sum())
+            for piece in self.pieces()
         )
         best = next((f"{row['speedup']:.2f}" for row in self.best()), None)
         counts = {"points": self.points, "feasible": feasible, "blocks": len(self.blocks)}
@@ -146,6 +127,11 @@ class Sweep:
         ]
         caption = f"<p>{self.points:,} points; the best by speedup:</p>"
         return caption + html_table(shown, header=("speedup", "TPOT", *varied))
+
+
+def chosen(block: Block, where: Where) -> Bools | None:
+    """Where the conditions hold in a block; None if there are none."""
+    return where.chosen(block.columns(), block.shape) if where.conditions else None
 
 
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
@@ -194,7 +180,10 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
             raise ConfigError(f"sweep axis {name} has no values; give at least one")
     points = int(np.prod([float(len(values)) for values in axes.values()] or [1.0]))
     if points > MAX_POINTS:
-        raise ConfigError(f"{points:,} points exceed {MAX_POINTS:,}; use fewer values on an axis")
+        raise ConfigError(
+            f"{points:,} points exceed {MAX_POINTS:,}, about 10 minutes and 15 GB of CSV; "
+            f"use fewer values on an axis"
+        )
 
 
 def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
@@ -219,7 +208,7 @@ def _check_names(axes: Mapping[str, Sequence[Any]]) -> None:
 def _block(
     stated: ScenarioInput, names: dict[str, Any], axes: Mapping[str, Sequence[Any]]
 ) -> Block:
-    """Evaluate one combination of loop values over all array axes at once."""
+    """One combination of loop values over all array axes."""
     values = stated.model_dump(exclude_unset=True) | names
     if ":" in str(names.get("draft", "")):  # a draft with its policy, such as self:snapkv
         values["draft"], values["draft_policy"] = str(names["draft"]).split(":", 1)
@@ -236,7 +225,7 @@ def _block(
         scenario = parse_scenario(values).scenario()
     except ConfigError as error:
         unknown = {name: _swept(name, axes, getattr(stated, name)) for name in ARRAY_AXES}
-        return Block(names, unknown, None, None, str(error))
+        return Block(names, unknown, None, str(error))
     plan, work = scenario.plan, scenario.workload
     swept = {
         "batch": _swept("batch", axes, work.batch),
@@ -246,14 +235,7 @@ def _block(
             "kv_budget", {} if plan.policy == "full" else axes, plan.kv_budget_tokens
         ),
     }
-    point = estimate(
-        scenario,
-        batch=_along(swept, "batch"),
-        prompt_tokens=_along(swept, "prompt_tokens"),
-        gamma=_along(swept, "gamma"),
-        kv_budget_tokens=_along(swept, "kv_budget") if plan.kv_budget_share is None else None,
-    )
-    return Block(names, swept, scenario, point, "")
+    return Block(names, swept, scenario, "")
 
 
 _DRAFT_KEYS = (
@@ -279,85 +261,3 @@ def _swept(name: str, axes: Mapping[str, Sequence[Any]], otherwise: int | None) 
             f"sweep axis gamma is not valid: use at most {MAX_GAMMA} drafts per round"
         )
     return array
-
-
-def _along(axes: Mapping[str, Floats], name: str) -> Floats:
-    """The values of an axis as an array along its dimension."""
-    shape = [1] * len(ARRAY_AXES)
-    shape[ARRAY_AXES.index(name)] = axes[name].size
-    return axes[name].reshape(shape)
-
-
-def _best_rows(block: Block, count: int) -> Iterator[dict[str, Any]]:
-    """The feasible rows with the highest speedup, unordered."""
-    speedup = np.broadcast_to(block.speedup(), _shape(block)).ravel()
-    known = np.flatnonzero(~np.isnan(speedup))
-    best = known[np.argsort(speedup[known])[-count:]]
-    places = zip(*(axis.tolist() for axis in np.unravel_index(best, _shape(block))), strict=True)
-    yield from _rows_at(block, places)
-
-
-def _shape(block: Block) -> tuple[int, ...]:
-    return tuple(len(values) for values in block.axes.values())
-
-
-def _rows_at(block: Block, places: Iterable[tuple[int, ...]]) -> Iterator[dict[str, Any]]:
-    shape, point = _shape(block), block.estimate
-    code = np.broadcast_to(block.code, shape)
-    origin, measured_on = _origins(block)
-    columns = {} if point is None else {k: np.broadcast_to(f(point), shape) for k, f in RESULTS}
-    for index in places:
-        place = {
-            name: int(values[i])
-            for (name, values), i in zip(block.axes.items(), index, strict=True)
-        }
-        if block.scenario is not None and block.scenario.plan.kv_budget_share is not None:
-            place["kv_budget"] = int(block.scenario.plan.budget_at(place["prompt_tokens"]))
-        reason = REASONS.get(int(code[index]), block.reason)
-        results: dict[str, float | None] = {name: None for name, _ in RESULTS}
-        for name, values in columns.items():
-            value = float(values[index])
-            results[name] = value if math.isfinite(value) else None
-        evidence = {"acceptance_origin": origin, "engine_measured_on": measured_on}
-        yield {
-            **block.names,
-            **place,
-            **results,
-            **evidence,
-            "feasible": not reason,
-            "reason": reason,
-        }
-
-
-def _origins(block: Block) -> tuple[str, str]:
-    """Origin of α (with the lender of a borrowed curve), and the GPU that the engine ran on."""
-    scenario = block.scenario
-    if scenario is None:
-        return "", ""
-    measured_on = scenario.engine.measured_on or f"{scenario.engine.origin} overheads"
-    if scenario.plan.draft == "none":
-        return "none", measured_on
-    if scenario.acceptance is not None:
-        return str(scenario.acceptance.origin), measured_on
-    curve = scenario.curve
-    if curve is None:
-        return "unknown", measured_on
-    lender = f": {curve.source.removeprefix('borrowed from ').split(',')[0]}"
-    return f"{curve.origin}{lender if curve.origin == 'borrowed' else ''}", measured_on
-
-
-# The result columns of a row, computed from an estimate.
-RESULTS: tuple[tuple[str, Callable[[RoundEstimate], Floats]], ...] = (
-    ("target_step_s", lambda point: point.target_step.total_s),
-    ("verify_s", lambda point: point.verify.total_s),
-    ("draft_step_s", lambda point: point.draft_step_s),
-    ("overhead_s", lambda point: point.overhead_s),
-    ("round_s", lambda point: point.round_s),
-    ("alpha", lambda point: np.where(point.gamma > 0, point.alpha, np.nan)),
-    ("tokens_per_round", lambda point: point.tokens_per_round),
-    ("tpot_s", lambda point: point.tpot_s),
-    ("plain_tpot_s", lambda point: point.plain_tpot_s),
-    ("speedup", lambda point: point.speedup),
-    ("ttft_s", lambda point: point.ttft_s),
-    ("memory_bytes_per_gpu", lambda point: point.memory.total),
-)

@@ -177,7 +177,7 @@ def candidate_dict(candidate: Candidate, cost: float | None = None) -> dict[str,
     alphas = alpha_interval(scenario)
     origin, source = acceptance_origin(scenario)
     return {
-        "label": plan_label(scenario.plan),
+        "label": plan_label(scenario),
         "gain": _number(candidate.gain),
         "tpot_s": _number(candidate.tpot_s),
         "ttft_s": _number(candidate.ttft_s),

@@ -19,6 +19,7 @@ from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, service_gain
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
+from perfmodel.speculation.step_error import prefill_error, ratio_error, waits_for_launches
 from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
@@ -56,12 +57,15 @@ __all__ = [
     "gamma_schedule",
     "host_wait_s",
     "interval_probability",
+    "prefill_error",
     "probability_of_gain",
+    "ratio_error",
     "sensitivities",
     "service",
     "service_gain",
     "speedup_interval",
     "target_rank",
+    "waits_for_launches",
     "within",
     "without_speculation",
 ]

@@ -1,15 +1,17 @@
 """`service_gain`: what speculation gains a service, with its 90 % interval, over arrays.
 
 The gain is the ratio to plain decoding of the same requests on the same GPUs: of the throughput, or
-of the time per token. Two independent errors add in quadrature, as logarithms and on each side: the
+of the time per token. Independent errors add in quadrature, as logarithms and on each side: the
 interval of α, and the error of the ratio of step times at the scenario's batch and γ
-(`uncertainty.ratio_error`), with that of the closed form if prompts share the GPUs.
+(`ratio_error`). If prompts share the GPUs, the error of their time (`prefill_error`) and that of
+the closed form are added.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.uncertainty import ratio_error
+from perfmodel.speculation.step_error import prefill_error, ratio_error
 from perfmodel.units import Z90
 
 OBJECTIVES = ("throughput", "latency")
@@ -71,11 +73,16 @@ def service_gain(
     objective : str
         "throughput" (requests per second) or "latency" (time per token of a sequence).
     """
-    plain = cost_s(
-        service(without_speculation(scenario), batch=batch, prompt_tokens=prompt_tokens), objective
-    )
 
-    def gain(alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0) -> Floats:
+    @cache
+    def plain(prompt_factor: float) -> Floats:
+        without = without_speculation(scenario)
+        at = service(without, batch=batch, prompt_tokens=prompt_tokens, prompt_factor=prompt_factor)
+        return cost_s(at, objective)
+
+    def gain(
+        alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0, prompt_factor: float = 1.0
+    ) -> Floats:
         result = service(
             scenario,
             batch=batch,
@@ -84,8 +91,9 @@ def service_gain(
             kv_budget_tokens=kv_budget_tokens,
             alpha_shift=alpha_shift,
             round_factor=round_factor,
+            prompt_factor=prompt_factor,
         )
-        return plain / cost_s(result, objective)
+        return plain(prompt_factor) / cost_s(result, objective)
 
     value = gain()
     below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
@@ -94,15 +102,22 @@ def service_gain(
     def distance(other: Floats) -> Floats:
         return np.log(value / other)
 
-    shared = scenario.workload.prefill is Prefill.SHARED
-    closed = Z90 * CLOSED_FORM_ERROR if shared else 0.0
+    by_prompts: tuple[Floats, ...] = ()
+    closed = 0.0
+    if scenario.workload.prefill is Prefill.SHARED:
+        closed = Z90 * CLOSED_FORM_ERROR
+        slower = math.exp(Z90 * prefill_error(scenario))
+        by_prompts = tuple(distance(gain(prompt_factor=f)) for f in (slower, 1.0 / slower))
 
-    def width(other_alpha: Floats, other_factor: float) -> Floats:
+    def width(other_alpha: Floats, other_factor: float, side: float) -> Floats:
         by_alpha = distance(gain(alpha_shift=other_alpha))
         by_time = distance(gain(round_factor=other_factor))
-        return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + closed**2))
+        by_prompt: Floats = np.zeros(())
+        for other in by_prompts:
+            by_prompt = np.maximum(by_prompt, side * other)
+        return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + by_prompt**2 + closed**2))
 
-    down, up = width(below, error), width(above, 1.0 / error)
+    down, up = width(below, error, 1.0), width(above, 1.0 / error, -1.0)
     return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
 
 

@@ -95,6 +95,7 @@ def service(
     kv_budget_tokens: ArrayLike | None = None,
     alpha_shift: ArrayLike = 0.0,
     round_factor: float = 1.0,
+    prompt_factor: float = 1.0,
 ) -> ServiceEstimate:
     """Predict the steady state of a scenario's deployment, at one point or over a grid.
 
@@ -109,6 +110,8 @@ def service(
         Is added to α at every position, within 0 and 1.
     round_factor : float
         Multiplies the time of a round.
+    prompt_factor : float
+        Multiplies the time that prompts take.
     """
     plan, work = scenario.plan, scenario.workload
     whole = np.asarray(work.batch if batch is None else batch, float)
@@ -139,6 +142,7 @@ def service(
         rows = queue.beside * (drafts + 1.0)
         prompt_s = _prompt_s(scenario, prompt, computed, rows, queue)
         prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
+        prompt_s = prompt_factor * prompt_s
     # With less than one running sequence, some passes have none.
     rounds_s = (rounds + queue.passes) / whole * np.minimum(running, 1.0) * round_s
     return ServiceEstimate(

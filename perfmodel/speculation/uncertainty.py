@@ -9,26 +9,16 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance
-from perfmodel.passes.communication import sum_error
-from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-from perfmodel.speculation.round import estimate, target_rank
+from perfmodel.speculation.round import estimate
+from perfmodel.speculation.step_error import ratio_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
-# Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
-PART_ERRORS = {
-    # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
-    # with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17-0.21).
-    "experts": 0.18,
-    # Of NCCL's all-to-all, priced as an all-gather of as many bytes: 0.15 to 0.28 on five GPUs, 2
-    # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
-    "all_to_all": 0.28,
-}
-SKEW = 0.75  # about as unequal as the power-law loads of the tables
+SKEW = 0.75  # of a mixture's experts: about as unequal as the power-law loads of the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +63,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     Notes
     -----
     Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
-    through Ω; the error of the step-time ratio, `relative_error`; the error of all-reduces that
-    were not measured; and that of experts and all-to-alls.
+    through Ω, and the error of the ratio of step times (`ratio_error`).
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
@@ -133,53 +122,6 @@ def acceptance_is_extrapolated(scenario: Scenario) -> bool:
         return True
     budget = float(scenario.plan.budget_at(context))
     return budget > 0 and not curve.budget_range[0] <= budget <= curve.budget_range[1]
-
-
-def relative_error(scenario: Scenario) -> float:
-    """Standard error of the step-time ratio in the predicted speedup, as a fraction.
-
-    It is the engine profile's error in held-out validation if kernels were measured on this GPU,
-    and three times that error if they were extrapolated from another, or from another storage type
-    of weights or KV. It is three times as large again if the times of experts, latent attention or
-    linear attention are not based on measurements.
-    """
-    fitted = scenario.engine.kernel_origin(scenario.machine.gpu) == "fitted"
-    ranks = [target_rank(scenario)]
-    if scenario.draft is not None:
-        tp = scenario.draft_tp
-        ranks.append(Rank.of_scenario(scenario, scenario.draft, tp=tp, is_draft=True))
-    known = fitted and not any(rank.assumes_types for rank in ranks)
-    factor = 1.0 if known else 3.0
-    factor *= 3.0 if target_rank(scenario).assumes_layers else 1.0
-    return factor * scenario.engine.speedup_error
-
-
-def ratio_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) that follows from that of step times.
-
-    Combines `relative_error` with the errors of all-reduces, experts and all-to-alls.
-    """
-    errors = relative_error(scenario), _link_error(scenario), _parts_error(scenario)
-    return math.hypot(*errors)
-
-
-def _parts_error(scenario: Scenario) -> float:
-    """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
-    if scenario.target.experts is None:
-        return 0.0
-    verify = estimate(scenario).verify
-    errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
-    return math.hypot(*(float(error / verify.total_s) for error in errors))
-
-
-def _link_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) that follows from that of all-reduces."""
-    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
-    if not error:
-        return 0.0
-    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
-    point = estimate(replace(scenario, engine=slower))
-    return abs(math.log(float(point.speedup) / float(estimate(scenario).speedup)))
 
 
 def decode_speedup(scenario: Scenario) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,33 +13,73 @@ from app.cli.output import console, json_line, progress, write_csv
 
 if TYPE_CHECKING:
     from perfmodel import Sweep
+    from perfmodel.planning import Block
 
-PROGRESS_EVERY = 10_000
+PROGRESS_FROM = 10_000  # points
 
 
 def sweep(
     context: typer.Context,
     scenario: ScenarioFile = None,
+    where: Annotated[
+        str, option("CONDITIONS", "Only points like speedup>1.2,tpot_s<0.03; columns of --csv.")
+    ] = "",
+    top: Annotated[int | None, option("N", "Only the N fastest feasible points.", min=1)] = None,
     csv: Annotated[str | None, option("FILE|-", "Write every point as CSV.", "--csv")] = None,
+    parquet: Annotated[str | None, option("FILE", "Write every point as Parquet.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict a grid; flags take lists (1,8,64) and ranges (1:16, 4000:32000:4000, 64:4096:x2)."""
     from perfmodel import ConfigError, NoFeasiblePlan
+    from perfmodel.planning import Where
 
-    points = _sweep(context.obj, scenario)
-    if csv is not None and as_json:
-        raise ConfigError("--csv and --json print the same rows; give only one of them")
-    if csv is not None:
-        write_csv(csv, _rows(points, to_terminal=csv == "-" and sys.stdout.isatty()))
+    outputs = [f"--{n}" for n, v in (("csv", csv), ("parquet", parquet), ("json", as_json)) if v]
+    if len(outputs) > 1:
+        raise ConfigError(f"{' and '.join(outputs)} give the same rows; give only one of them")
+    if parquet and top:
+        raise ConfigError("--top chooses few rows; write them with --csv or --json")
+    points, wanted = _sweep(context.obj, scenario), Where.parse(where) if where else Where()
+    watch = _Watch(points, to_terminal=sys.stdout.isatty() and (as_json or csv == "-"))
+    if top:
+        _print_rows(points, points.best(top, wanted, watch.pieces()), csv, as_json)
+    elif csv is not None or parquet is not None:
+        from app.cli.sweep_files import write_sweep_csv, write_sweep_parquet
+
+        write = write_sweep_csv if csv is not None else write_sweep_parquet
+        write(csv or parquet or "", watch.pieces(), wanted)
     elif as_json:
-        _print_json(points)
+        _print_json(points, points.rows(wanted, watch.pieces()))
     else:
         from app.render.sweep_table import print_sweep
 
-        print_sweep(points, console())
-    if not any((block.code == 0).any() for block in points.blocks):
-        reason = next(points.rows())["reason"]
-        raise NoFeasiblePlan(f"no point of the sweep is feasible (first point: {reason})")
+        print_sweep(points, console(), wanted, watch.pieces())
+    if not watch.feasible:
+        raise NoFeasiblePlan(f"no point of the sweep is feasible (first point: {watch.reason})")
+
+
+class _Watch:
+    """Passes the pieces of a sweep on, shows progress, and notes whether a point is feasible."""
+
+    def __init__(self, points: Sweep, *, to_terminal: bool) -> None:
+        self.points, self.silent = points, to_terminal or points.points <= PROGRESS_FROM
+        self.feasible, self.reason = False, ""
+
+    def pieces(self) -> Iterator[Block]:
+        if self.silent:
+            yield from map(self._noted, self.points.pieces())
+            return
+        with progress("points", self.points.points) as update:
+            done = 0
+            for piece in self.points.pieces():
+                yield self._noted(piece)
+                done += piece.points
+                if update is not None:
+                    update(done)
+
+    def _noted(self, piece: Block) -> Block:
+        self.reason = self.reason or next(piece.rows())["reason"]
+        self.feasible |= bool((piece.code == 0).any())
+        return piece
 
 
 def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
@@ -51,7 +91,7 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     if flags.get("slo"):
         raise perfmodel.ConfigError(
             "--slo does not limit a sweep, which predicts every point; use `specroof recommend "
-            "--slo`, or compare the column tpot_s with the limit"
+            "--slo`, or --where with the column tpot_s"
         )
     if ":" in flags.get("draft", "") and "draft_policy" in flags:
         raise perfmodel.ConfigError(
@@ -74,23 +114,23 @@ def _is_list(name: str, text: str) -> bool:
     return "," in text or (":" in text and name != "target")
 
 
-def _print_json(points: Sweep) -> None:
+def _print_rows(points: Sweep, rows: list[dict[str, Any]], csv: str | None, as_json: bool) -> None:
+    """Few rows as CSV, JSON or a table."""
+    if csv is not None:
+        write_csv(csv, rows)
+    elif as_json:
+        _print_json(points, rows)
+    else:
+        from app.render.sweep_table import print_top
+
+        print_top(rows, console())
+
+
+def _print_json(points: Sweep, rows: Iterable[dict[str, Any]]) -> None:
     axes = {name: [int(v) for v in values] for name, values in points.axes.items()}
     print(f'{{"axes": {json_line(axes)}, "points": {points.points}, "rows": [')
     end = ""
-    for row in _rows(points, to_terminal=sys.stdout.isatty()):
+    for row in rows:
         print(end + json_line(row), end="")
         end = ",\n"
     print("\n]}")
-
-
-def _rows(points: Sweep, *, to_terminal: bool) -> Iterator[dict[str, Any]]:
-    """The rows of a sweep; a long one shows its progress, unless the rows go to a terminal."""
-    if points.points <= PROGRESS_EVERY or to_terminal:
-        yield from points.rows()
-        return
-    with progress("points", points.points) as update:
-        for number, row in enumerate(points.rows()):
-            if update is not None and number % PROGRESS_EVERY == 0:
-                update(number)
-            yield row

@@ -44,6 +44,21 @@ def validate_published(
         )
 
 
+@validate_app.command("coverage")
+def validate_coverage_of_intervals(as_json: AsJson = False) -> None:
+    """Compare left-out measurements with their 90 % intervals; exit 4 if fewer than 85 % fit."""
+    from calibration.validate import validate_coverage
+    from perfmodel import OutsideTolerance
+
+    report = validate_coverage()
+    if as_json:
+        print_json({"groups": report.rows(), "outside": report.outside()})
+    else:
+        print("\n".join(report.lines()))
+    if outside := report.outside():
+        raise OutsideTolerance(f"90 % intervals contain too few: {', '.join(outside)}")
+
+
 @validate_app.command("draw")
 def validate_draw(
     output: Annotated[Path, option("FILE", "Case file to write.")],

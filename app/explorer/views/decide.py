@@ -87,7 +87,7 @@ def _searched(values: Values, flags: dict[str, str], answer: Recommendation) -> 
     if given and "draft" in flags:
         st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
     shown, best = scenario_of(values), answer.best.scenario
-    labels = [f"{plan_label(s.plan)}, TP {s.tp}, draft TP {s.draft_tp}" for s in (shown, best)]
+    labels = [f"{plan_label(s)}, TP {s.tp}, draft TP {s.draft_tp}" for s in (shown, best)]
     if labels[0] != labels[1]:
         st.caption(plain(f"Until you press this button, the other views show {labels[0]}."))
 

@@ -36,7 +36,7 @@ def show() -> None:
         return
     elif scenario.acceptance is None and scenario.curve is None:
         st.info(
-            f"The acceptance of {plain(plan_label(scenario.plan))} has not been measured. The map "
+            f"The acceptance of {plain(plan_label(scenario))} has not been measured. The map "
             "shows the α that it needs; give an acceptance in the sidebar to see the speedup."
         )
         figure = charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))

@@ -52,6 +52,7 @@ class ProfileFit:
     values: dict[str, float]
     errors: Errors
     missing: list[str] = field(default_factory=list)
+    timed_tp: set[int] = field(default_factory=lambda: {1})  # numbers of ranks of timed steps
 
 
 def fit_engine(
@@ -305,7 +306,9 @@ def round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
 
 def profile_text(shipped: str, fit: ProfileFit, source: str, gpu: str) -> str:
     """The engine's catalog file with the fitted values in `[gpu.NAME]`; the rest is unchanged."""
-    section: dict[str, str | float] = {"origin": "fitted", "source": source}
+    section: dict[str, Any] = {"origin": "fitted", "source": source}
+    if len(fit.timed_tp) > 1:
+        section["timed_tp"] = sorted(fit.timed_tp)
     for name, value in fit.values.items():
         if name.endswith("_s"):
             section[f"{name.removesuffix('_s')}_us"] = significant(value / US, 6)

@@ -133,6 +133,7 @@ def _engine(
         engine.missing.append(
             "round overhead: no timed rounds were given; the profile's value is kept"
         )
+    engine.timed_tp.update(step.case.tp for step in shared)
     engine.values.update(overhead | rank_round_overhead(shared, overhead))
     if (error := speedup_error(engine.errors, rounds)) is not None:
         engine.values["speedup_error"] = error

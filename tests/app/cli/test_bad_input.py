@@ -96,6 +96,19 @@ CASES = {
     "range that falls": (["sweep", "--gamma", "5:2"], "'5:2'"),
     "range that stands still": (["sweep", "--batch", "1:8:x1"], "1:8:x1"),
     "range of words": (["sweep", "--batch", "a:b"], "'a:b'"),
+    "recommend without decoding": (
+        ["recommend", "--tp", "8", "--output-tokens", "1"],
+        "at least 2",
+    ),
+    "sweep where nothing is compared": (
+        ["sweep", "--tp", "8", "--where", "speedup"],
+        "speedup>1.2",
+    ),
+    "sweep where a column is unknown": (["sweep", "--tp", "8", "--where", "speed>1"], "speedup"),
+    "best rows as Parquet": (
+        ["sweep", "--tp", "8", "--top", "1", "--parquet", "x.parquet"],
+        "--csv",
+    ),
     "sweep in two forms": (["sweep", "--batch", "1,2", "--csv", "-", "--json"], "--csv"),
     "sweep where no TP divides": (["sweep", "--tp", "3,5"], "tp=3"),
     "recommend a given gamma": (["recommend", "--gamma", "3"], "gamma"),

@@ -48,6 +48,7 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "list: acceptance": (["list", "acceptance"], [0]),
     "list: flags": (["list", "flags"], [0]),
     "validate": (["validate", "published", "--tolerance", "100"], []),
+    "validate: coverage": (["validate", "coverage"], []),
     "validate: group": (["validate", "published", "--tolerance", "100"], ["groups", 0]),
 }
 

@@ -27,12 +27,13 @@ SHIPPED = resources.files("perfmodel") / "catalog" / "engines" / "magicdec.toml"
 TRUTH = {
     "linear_factor": 1.05,
     "attention_factor": 0.93,
+    "verify_attention_factor": 1.2,
     "draft_attention_factor": 1.08,
     "comm_factor": 1.1,
     "layer_overhead_s": 40e-6,
     "layer_overhead_per_sequence_s": 0.3e-6,
     "step_overhead_s": 0.15e-3,
-    "draft_step_overhead_s": 0.1e-3,
+    "draft_step_overhead_s": 0.15e-3,
     "round_overhead_s": 0.7e-3,
     "round_overhead_per_sequence_s": 4e-6,
 }

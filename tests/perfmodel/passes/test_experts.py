@@ -18,7 +18,7 @@ from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.layers import Experts, LocalAttention
 from perfmodel.speculation import sensitivities, target_rank
-from perfmodel.speculation.uncertainty import ratio_error, relative_error
+from perfmodel.speculation.step_error import ratio_error, relative_error
 
 QWEN = "qwen3-30b-a3b"
 

@@ -45,6 +45,7 @@ def a_rank(**values: object) -> Rank:
 def test_verify_approaches_a_plain_step_as_context_grows(gpu: str, engine: str) -> None:
     """Up to γ = 3 a group of 4 heads fills one tile of 16 rows; KV alone is left to pay for."""
     rank = a_rank(gpu=gpu, engine=engine)
+    rank = replace(rank, engine=rank.engine.changed(verify_attention_factor=1.0))
     batch, query = np.array([1.0, 8.0, 64.0])[:, None], np.array([2.0, 3.0, 4.0])
 
     def ratio(context: float) -> np.ndarray:
@@ -57,6 +58,18 @@ def test_verify_approaches_a_plain_step_as_context_grows(gpu: str, engine: str) 
     assert np.all(long < 1.03)
     assert np.all(longer < long)
     assert np.all((longer >= 1.0) & (longer < 1.01))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("tp", [1, 8])
+def test_no_factor_makes_attention_faster_than_the_memory(gpu: str, engine: str, tp: int) -> None:
+    rank = a_rank(gpu=gpu, engine=engine, tp=tp)
+    batch, read = np.array([1.0, 8.0, 64.0, 256.0])[:, None], np.array([512.0, 4096.0, 32_000.0])
+    for limit in (None, read):
+        step = forward_pass(rank, batch=batch, context_tokens=read, kv_read_tokens=limit)
+        part = step.part("attention")
+        assert np.all(part.seconds >= part.memory_s)
 
 
 @FEW

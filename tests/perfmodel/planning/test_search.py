@@ -275,7 +275,34 @@ def test_a_tp_that_does_not_divide_is_refused() -> None:
         ({"draft": "self"}, "Self-speculation, StreamingLLM 512, γ=4"),
         ({"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 2},
          "Draft llama-3.2-1b, full cache, γ=2"),
+        ({"draft": "self", "draft_dtype": "int4", "draft_policy": "full"},
+         "Self-speculation with int4 weights, full cache, γ=4"),
+        ({"draft": "self", "draft_dtype": "int4", "draft_kv_dtype": "int8"},
+         "Self-speculation with int4 weights and int8 KV, StreamingLLM 512, γ=4"),
+        ({"draft": "llama-3.2-1b", "draft_policy": "full", "draft_dtype": "fp8", "gamma": 2},
+         "Draft llama-3.2-1b with fp8 weights, full cache, γ=2"),
+        ({"draft": "self", "weight_dtype": "int4"}, "Self-speculation, StreamingLLM 512, γ=4"),
     ],
 )  # fmt: skip
 def test_a_plan_has_a_label_in_words(values: dict[str, Any], label: str) -> None:
-    assert plan_label(parse_scenario(values).plan()) == label
+    assert plan_label(parse_scenario(values).scenario()) == label
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"draft": "none"}, 0),
+        ({"draft": "self"}, 1),
+        ({"draft": "self", "draft_policy": "snapkv"}, 2),
+        ({"draft": "self", "draft_kv_dtype": "int8"}, 2),  # a copy of KV
+        ({"draft": "self", "kv_dtype": "int8", "draft_kv_dtype": "int4"}, 1),  # its upper halves
+        ({"draft": "self", "draft_dtype": "int4"}, 3),  # a second copy of the weights
+        ({"draft": "llama-3.2-1b"}, 4),
+    ],
+)
+def test_a_plan_has_as_many_parts_as_it_stores(values: dict[str, Any], parts: int) -> None:
+    scenario = parse_scenario({"tp": 8, **values}).scenario()
+    made = {
+        name: 1.0 for name in Candidate.__dataclass_fields__ if name not in ("scenario", "fits")
+    }
+    assert Candidate(scenario=scenario, fits=True, **made).parts == parts

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from perfmodel import ConfigError, DoesNotFit, Sweep, catalog, estimate, parse_scenario, sweep
-from perfmodel.planning import ARRAY_AXES
-from perfmodel.planning.sweep import RESULTS
+from perfmodel.planning import ARRAY_AXES, Where
+from perfmodel.planning.block import RESULTS
 from perfmodel.reports import check_fits, infeasible_reason
 
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
@@ -219,3 +219,59 @@ def test_a_full_cache_self_draft_accepts_everything() -> None:
     point = estimate(scenario, gamma=np.arange(1, 5))
     assert np.array_equal(point.tokens_per_round, [2, 3, 4, 5])
     assert np.all(point.speedup < 1)
+
+
+# ---- pieces and conditions --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 7, 12, 100])
+def test_the_pieces_of_a_sweep_are_the_sweep_in_order(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = {**AXES, "draft": ["none", "self:snapkv"], "tp": [3, 8]}
+    whole = list(sweep(BASE, loops).rows())
+    monkeypatch.setattr("perfmodel.planning.block.PIECE_POINTS", most)
+    points = sweep(BASE, loops)
+    plans = max(block.shape[2] * block.shape[3] for block in points.blocks)
+    assert max(piece.points for piece in points.pieces()) <= max(most, plans)
+    assert points.points == len(whole)
+    for row, other in zip(points.rows(), whole, strict=True):
+        assert row == {k: _near(v) for k, v in other.items()}
+    assert [row["speedup"] for row in points.best(5)] == _near(
+        sorted((row["speedup"] for row in whole if row["feasible"]), reverse=True)[:5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("speedup>1.1", lambda row: row["speedup"] is not None and row["speedup"] > 1.1),
+        ("gamma != 0, batch<=64", lambda row: row["gamma"] != 0 and row["batch"] <= 64),
+        ("feasible=True", lambda row: row["feasible"]),
+        ("acceptance_origin=given", lambda row: row["acceptance_origin"] == "given"),
+        ("reason!=", None),
+        ("speedup", None),
+        ("speed>1", None),
+        ("speedup>fast", None),
+        ("reason<x", None),
+    ],
+)
+def test_conditions_choose_rows(text: str, holds: Any) -> None:
+    points = sweep(BASE, AXES)
+    if holds is None:
+        with pytest.raises(ConfigError, match="where"):
+            list(points.rows(Where.parse(text)))
+        return
+    where, every = Where.parse(text), list(points.rows())
+    assert list(points.rows(where)) == [row for row in every if holds(row)]
+    best = points.best(3, where)
+    fast = sorted(
+        (row for row in every if row["feasible"] and holds(row)), key=lambda row: -row["speedup"]
+    )
+    assert [row["speedup"] for row in best] == [row["speedup"] for row in fast[:3]]
+
+
+def _near(value: Any) -> Any:
+    """Sums of arrays of other shapes may differ in the last digit."""
+    is_float = isinstance(value, float | list)
+    return pytest.approx(value, rel=1e-12) if is_float else value

@@ -115,7 +115,8 @@ def test_speculation_that_never_pays_has_no_break_even() -> None:
 def test_speculation_that_always_pays_starts_at_the_lowest_value() -> None:
     scenario = a_scenario(
         target="llama-2-7b-32k", draft="tinyllama-1.1b", draft_tp=4, tp=8, gpu="a100-sxm-80gb",
-        prompt_tokens=16_000, batch=64, **APART,
+        prompt_tokens=16_000, batch=64, engine="magicdec", acceptance=0.9,
+        **APART,
     )  # fmt: skip
     result = break_even_batch(scenario)
     assert (result.from_value, result.lowest, result.until) == (1, 1, None)

@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import a_scenario
 
-from perfmodel import Acceptance, Interval, Scenario, estimate, speedup_interval
+from perfmodel import Acceptance, Interval, Scenario, catalog, estimate, speedup_interval
 from perfmodel.catalog.acceptance import acceptance_curve
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import probability_of_gain, sensitivities, service_gain
-from perfmodel.speculation.uncertainty import alpha_interval, relative_error
+from perfmodel.speculation.step_error import ratio_error, relative_error
+from perfmodel.speculation.uncertainty import alpha_interval
 
-SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8}
+# The engine was timed on this GPU at this TP.
+SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"}
 
 
 def interval(scenario: Scenario) -> Interval:
@@ -93,12 +96,34 @@ def test_borrowed_kernel_curves_are_wider_than_fitted() -> None:
     own, other = a_scenario(draft="self", gpu="l40s"), a_scenario(draft="self", gpu="l40")
     assert own.machine.gpu.efficiency_origin == "fitted"
     assert other.machine.gpu.efficiency == "l40s"
-    assert relative_error(other) == 3 * relative_error(own)
+    assert relative_error(other) > relative_error(own)
     assert width(other) > width(own)
 
 
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_the_interval_widens_with_the_distance_from_a_timed_engine(tp: int) -> None:
+    """Timed on this GPU, on its sister, on neither; the latter also with another's kernels."""
+    at = {"draft": "self", "tp": tp, "acceptance": 0.8, "batch": 8, "prompt_tokens": 4096}
+    here = a_scenario(**at, gpu="h200")
+    sister = replace(
+        here, engine=engine_profile("specroof", catalog.gpu("h200"), curves_of="h100-sxm")
+    )
+    never = a_scenario(**at, gpu="a100-sxm-80gb")
+    farther = a_scenario(**at, gpu="mi300x")
+    errors = [ratio_error(s) for s in (here, sister, never, farther)]
+    assert errors == sorted(errors) and len(set(errors)) == 4
+
+
+def test_ranks_at_which_an_engine_was_not_timed_widen_the_interval() -> None:
+    at = {"draft": "self", "acceptance": 0.8, "batch": 8, "prompt_tokens": 4096}
+    errors = [ratio_error(a_scenario(**at, gpu="h200", tp=tp)) for tp in (1, 2, 4, 8)]
+    assert errors[0] == errors[1] < errors[2] < errors[3]
+    fitted_at_8 = [ratio_error(a_scenario(**SELF | {"tp": tp})) for tp in (8, 1)]
+    assert fitted_at_8[0] < fitted_at_8[1]
+
+
 def test_the_error_of_magicdecs_profile_is_its_held_out_one() -> None:
-    scenario = a_scenario(**SELF, engine="magicdec")
+    scenario = a_scenario(**SELF)
     assert relative_error(scenario) == scenario.engine.speedup_error > 0.0
 
 
@@ -182,6 +207,7 @@ def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
         alone = replace(scenario, engine=scenario.engine.changed(comm_factor=1e-9))
         return width(scenario) / width(alone)
 
-    assert beyond(other) > beyond(one)
+    if known["gpu"] != "h200":  # there, ranks at which no step was timed are the larger error
+        assert beyond(other) > beyond(one)
     assert not any("all-reduce" in note for note in one.notes)
     assert any("all-reduce" in note for note in other.notes)

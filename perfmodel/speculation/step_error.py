@@ -1,0 +1,157 @@
+"""How wrong the ratio of step times may be: by the distance from what was measured.
+
+An engine profile states the error of its speedups on the GPU and the numbers of ranks at which it
+was timed. Elsewhere, the errors are those of predictions whose GPU or ranks were left out
+(`specroof validate coverage`). Independent errors add in quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from enum import IntEnum
+
+import numpy as np
+
+from perfmodel import catalog
+from perfmodel.passes.communication import sum_error
+from perfmodel.passes.forward import prefill_pass
+from perfmodel.passes.rank import Rank
+from perfmodel.scenario import Scenario
+from perfmodel.specs.gpu import GPU
+from perfmodel.specs.labels import Origin
+from perfmodel.speculation.round import estimate, target_rank
+
+# Rms of ln(predicted / measured speedup), by what was left out.
+SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
+ARCHITECTURE_ERROR = 0.172  # the GPU, predicted from one of another architecture
+TP_ERROR = 0.076  # two ranks, predicted from one; taken for each doubling
+# Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
+# LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
+PREFILL_ERROR, LAUNCH_ERROR = 0.092, 0.592
+LAUNCH_LAYER_S = 0.8e-3  # the runtime's host takes 0.3 ms with one rank, up to 0.8 ms with two
+# Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
+PART_ERRORS = {
+    # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
+    # with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17-0.21).
+    "experts": 0.18,
+    # Of NCCL's all-to-all, modelled as an all-gather of as many bytes: 0.15 to 0.28 on five GPUs, 2
+    # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
+    "all_to_all": 0.28,
+}
+# Storage types or layers whose kernels were not measured: assumed, times the profile's error.
+UNMEASURED_FACTOR = 3.0
+
+
+class Distance(IntEnum):
+    """Where engine or kernels were timed, relative to the GPU of a prediction."""
+
+    SAME_GPU = 0
+    SISTER = 1  # another GPU of the same architecture
+    ARCHITECTURE = 2  # a GPU of another architecture, or none
+
+
+_ERRORS = (0.0, SISTER_ERROR, ARCHITECTURE_ERROR)
+
+
+def ratio_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) that follows from that of step times.
+
+    Combines `relative_error`, the errors of experts and all-to-alls, and that of several ranks: of
+    the all-reduce, or of ranks at which the engine was not timed, whichever is larger.
+    """
+    ranks = max(_link_error(scenario), _ranks_error(scenario))
+    return math.hypot(relative_error(scenario), ranks, _parts_error(scenario))
+
+
+def relative_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed.
+
+    The engine profile's own error on the GPU where it was timed; elsewhere at least that of a
+    GPU left out. If kernels come from a farther GPU than the engine, their distance adds another
+    error, and so do storage types without measured kernels. It is three times as large if experts,
+    latent attention or linear attention are priced without measurements.
+    """
+    own = scenario.engine.speedup_error
+    engine, kernels = engine_distance(scenario), kernel_distance(scenario)
+    error = max(own, _ERRORS[engine])
+    if kernels > Distance.SAME_GPU and not engine == kernels == Distance.SISTER:
+        error = math.hypot(error, _ERRORS[kernels])
+    ranks = [target_rank(scenario)]
+    if scenario.draft is not None:
+        tp = scenario.draft_tp
+        ranks.append(Rank.of_scenario(scenario, scenario.draft, tp=tp, is_draft=True))
+    if any(rank.assumes_types for rank in ranks):
+        error = math.hypot(error, math.sqrt(UNMEASURED_FACTOR**2 - 1.0) * own)
+    return error * (UNMEASURED_FACTOR if ranks[0].assumes_layers else 1.0)
+
+
+def prefill_error(scenario: Scenario, prompt_tokens: int | None = None) -> float:
+    """Standard error of ln(time of a prompt), relative to that of decoding.
+
+    `prompt_tokens` defaults to that of the workload.
+    """
+    tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
+    own = LAUNCH_ERROR if waits_for_launches(scenario, tokens) else PREFILL_ERROR
+    return math.hypot(own, relative_error(scenario), _ranks_error(scenario))
+
+
+def waits_for_launches(scenario: Scenario, prompt_tokens: int) -> bool:
+    """Whether the GPU may finish the kernels of a prompt's passes faster than a host launches."""
+    chunk = min(prompt_tokens, scenario.engine.prefill_chunk_tokens)
+    pass_s = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=chunk).total_s
+    return float(pass_s) < LAUNCH_LAYER_S * scenario.target.layers
+
+
+def engine_distance(scenario: Scenario) -> Distance:
+    """Where the engine was timed; a profile without overheads needs no timing."""
+    engine, gpu = scenario.engine, scenario.machine.gpu
+    if engine.measured_on:
+        return _between(engine.measured_on, gpu)
+    stated = engine.origin in (Origin.FITTED, Origin.MEASURED, Origin.DATASHEET)
+    return Distance.SAME_GPU if stated else Distance.ARCHITECTURE
+
+
+def kernel_distance(scenario: Scenario) -> Distance:
+    """Where the kernels were timed, with the engine if they are its own."""
+    engine, gpu = scenario.engine, scenario.machine.gpu
+    own = engine.measured_on if engine.has_own_kernels else ""
+    return _between(own or gpu.efficiency, gpu)
+
+
+def _between(measured: str, gpu: GPU) -> Distance:
+    if measured == gpu.name:
+        return Distance.SAME_GPU
+    same = catalog.gpu(measured).architecture == gpu.architecture
+    return Distance.SISTER if same else Distance.ARCHITECTURE
+
+
+def _ranks_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) at a TP at which the engine was not timed.
+
+    An engine without timings has the larger error of its distance.
+    """
+    engine = scenario.engine
+    if not engine.measured_on or engine_distance(scenario) == Distance.ARCHITECTURE:
+        return 0.0
+    doublings = min(abs(math.log2(scenario.tp / timed)) for timed in engine.timed_tp)
+    return TP_ERROR * math.sqrt(doublings)
+
+
+def _parts_error(scenario: Scenario) -> float:
+    """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
+    if scenario.target.experts is None:
+        return 0.0
+    verify = estimate(scenario).verify
+    errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
+    return math.hypot(*(float(error / verify.total_s) for error in errors))
+
+
+def _link_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) that follows from that of all-reduces."""
+    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
+    if not error:
+        return 0.0
+    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
+    point = estimate(replace(scenario, engine=slower))
+    return abs(math.log(float(point.speedup) / float(estimate(scenario).speedup)))

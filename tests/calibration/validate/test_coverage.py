@@ -1,0 +1,80 @@
+"""Intervals contain what they state, also with widths that left-out measurements did not set."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from calibration.validate.coverage import (
+    CoverageGroup,
+    CoverageReport,
+    Miss,
+    validate_coverage,
+)
+from perfmodel.speculation import step_error
+from perfmodel.units import Z90
+
+
+@pytest.fixture(scope="module")
+def report() -> CoverageReport:
+    return validate_coverage()
+
+
+def drawn(spread: float, width: float, groups: int = 4) -> CoverageReport:
+    """Normal errors of a known spread, with a stated width."""
+    rng = random.Random(1)
+    return CoverageReport(
+        tuple(
+            CoverageGroup(
+                "drawn", str(i), tuple(Miss(rng.gauss(0.0, spread), width) for _ in range(500))
+            )
+            for i in range(groups)
+        )
+    )
+
+
+def test_intervals_contain_85_percent_at_every_distance(report: CoverageReport) -> None:
+    assert len(report.distances) >= 8
+    for name in report.distances:
+        assert report.pooled(name).coverage() >= 0.85, name
+        by_others = report.coverage_by_others(name)
+        assert by_others is None or by_others >= 0.85, name
+    assert report.outside() == []
+
+
+@pytest.mark.parametrize(
+    ("distance", "stated"),
+    [
+        ("sister GPU", step_error.SISTER_ERROR),
+        ("another architecture", step_error.ARCHITECTURE_ERROR),
+        ("two ranks from one", step_error.TP_ERROR),
+        ("prompts on this GPU", step_error.PREFILL_ERROR),
+        ("prompts on this GPU, waiting for launches", step_error.LAUNCH_ERROR),
+    ],
+)
+def test_the_stated_errors_are_those_of_left_out_measurements(
+    report: CoverageReport, distance: str, stated: float
+) -> None:
+    groups = report.distances[distance]
+    assert stated == pytest.approx(math.sqrt(np.mean([g.square for g in groups])), abs=0.002)
+
+
+def test_errors_of_the_stated_spread_are_covered_to_90_percent() -> None:
+    right = drawn(0.1, Z90 * 0.1)
+    assert right.pooled("drawn").coverage() == pytest.approx(0.9, abs=0.02)
+    assert right.coverage_by_others("drawn") == pytest.approx(0.9, abs=0.02)
+    assert right.outside() == []
+    narrow = drawn(0.1, 0.5 * Z90 * 0.1)
+    assert narrow.pooled("drawn").coverage() < 0.7 and narrow.outside()
+    assert narrow.coverage_by_others("drawn") == right.coverage_by_others("drawn")
+
+
+def test_a_group_does_not_judge_its_own_width() -> None:
+    groups = [CoverageGroup("d", str(e), (Miss(e, 1.0),)) for e in (0.1, 0.2, 5.0)]
+    report = CoverageReport(tuple(groups))
+    width = report.width_of_others(groups[2])
+    assert width == pytest.approx(Z90 * math.sqrt((0.1**2 + 0.2**2) / 2))
+    assert CoverageReport((groups[0],)).width_of_others(groups[0]) is None
