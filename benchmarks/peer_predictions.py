@@ -2,7 +2,8 @@
 
 Run it in a separate virtual environment, outside the repository:
 
-    python -m venv peers && peers/bin/pip install aiconfigurator-core==0.12.0 genz-llm==0.0.16
+    python -m venv peers
+    peers/bin/pip install aisimulate==0.13.0.dev202610270000000085 genz-llm==0.0.16
     PYTHONPATH=. peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv
 
 It needs the case files and the catalog's datasheets. Every tool gets the same shapes, batch and
@@ -31,18 +32,23 @@ from perfmodel.units import GB, TFLOP
 Times = dict[str, float | None]
 PHASES = ("target_step_s", "verify_s", "draft_step_s")
 Step = Callable[[str, int, int, int], float | None]  # model, batch, tokens, gamma: seconds
-TABLES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm"}  # of aiconfigurator
+TABLES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm"}  # of AISimulate
+VLLM = "0.31.0"  # its latest tables
 
 
-def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
-    """Seconds of a decode step from aiconfigurator's tables for vLLM 0.24.0."""
-    from aiconfigurator_core.sdk import common, config
-    from aiconfigurator_core.sdk.backends.factory import get_backend
-    from aiconfigurator_core.sdk.models import get_model
-    from aiconfigurator_core.sdk.perf_database import get_database
+def aisimulate(models: dict[str, Any], gpu: str) -> Step:
+    """Seconds of a decode step from AISimulate's tables; a verification is that of n-gram drafts.
+
+    An n-gram draft costs nothing on the GPU, so its step is the verification alone.
+    """
+    from aisimulate_core.sdk import common, config
+    from aisimulate_core.sdk.backends.factory import get_backend
+    from aisimulate_core.sdk.models import get_model
+    from aisimulate_core.sdk.perf_database import get_database
+    from aisimulate_core.sdk.speculation import SpeculationConfig
 
     backend = get_backend("vllm")
-    database = get_database(TABLES[gpu], "vllm", "0.24.0")
+    database = get_database(TABLES[gpu], "vllm", VLLM)
     folder, built = Path(tempfile.mkdtemp()), {}
 
     def model(name: str, gamma: int) -> Any:
@@ -50,12 +56,13 @@ def aiconfigurator(models: dict[str, Any], gpu: str) -> Step:
             place = folder / name
             place.mkdir(exist_ok=True)
             (place / "config.json").write_text(json.dumps(hf_config(models[name])))
+            drafts = SpeculationConfig("ngram", {"num_speculative_tokens": gamma})
             settings = config.ModelConfig(
                 tp_size=1,
                 gemm_quant_mode=common.GEMMQuantMode.bfloat16,
                 kvcache_quant_mode=common.KVCacheQuantMode.bfloat16,
                 fmha_quant_mode=common.FMHAQuantMode.bfloat16,
-                nextn=gamma,
+                speculation=drafts if gamma else None,
             )
             built[name, gamma] = get_model(str(place), settings, "vllm")
         return built[name, gamma]
@@ -152,7 +159,7 @@ def times_of(case: dict[str, Any], step: Step) -> Times:
 
 
 PEERS = {
-    "aiconfigurator-core": ("aiconfigurator-core", aiconfigurator),
+    "AISimulate": ("aisimulate", aisimulate),
     "GenZ": ("genz-llm", genz),
 }
 

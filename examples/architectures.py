@@ -5,10 +5,18 @@ python examples/architectures.py
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import specroof
-from perfmodel.reports import prediction_dict
+from calibration.validate.served import served_groups
+from perfmodel import RoundEstimate, estimate, speedup_interval
+from perfmodel.passes.parts import GROUPS
+from perfmodel.passes.rank import Rank
+from perfmodel.speculation import target_rank
+from perfmodel.speculation.uncertainty import SKEW, alpha_interval
 
 MIXTURE, DENSE = "qwen3-30b-a3b", "llama-3.2-3b"  # 3.4 and 3.2 billion active parameters
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1000, 4000, 16_000, 64_000)
@@ -24,10 +32,8 @@ TARGETS: list[tuple[str, dict[str, Any], str]] = [
     ("gemma-3-27b", H100 | {"tp": 1}, "eagle3"),
     ("gemma-3-27b", H100 | {"tp": 1}, "self"),
 ]
-
-
-def predicted(target: str, **values: Any) -> dict[str, Any]:
-    return prediction_dict(specroof.predict(target, **values))
+POINTS = ((1, 3), (32, 1), (32, 3))  # batch, γ
+NAMES = {"VLLM": "vLLM", "TRTLLM": "TensorRT-LLM"}
 
 
 def row(*cells: object) -> str:
@@ -38,66 +44,140 @@ def header(*names: str) -> list[str]:
     return [row(*names), row(*["---"] * len(names))]
 
 
-def verification() -> list[str]:
-    """T_V over T_T and the experts read, by batch."""
-    lines = header("batch", "experts read by T_T", "by T_V", f"T_V/T_T {MIXTURE}", f"{DENSE}")
+def ratio(point: RoundEstimate) -> float:
+    """T_V over T_T."""
+    return float(point.verify.total_s / point.target_step.total_s)
+
+
+def skewed(point: RoundEstimate) -> RoundEstimate:
+    """The same with experts that are chosen unequally."""
+    target = point.scenario.target
+    assert target.experts is not None
+    experts = replace(target.experts, skew=SKEW)
+    return estimate(replace(point.scenario, target=replace(target, experts=experts)))
+
+
+def verification() -> Iterator[str]:
+    """The experts read and T_V over T_T, by batch."""
+    ratios = f"T_V/T_T {MIXTURE}", "of which experts", "if skewed", DENSE
+    yield from header("batch", "experts read by T_T", "by T_V", *ratios)
     for batch in BATCHES:
         at = H100 | {"batch": batch, "prompt_tokens": 4000, "draft": "eagle3", "gamma": 3}
-        ratios = []
-        for target in (MIXTURE, DENSE):
-            point = specroof.predict(target, **at, acceptance=0.7)
-            ratios.append(f"{float(point.verify.total_s / point.target_step.total_s):.2f}")
-        read = predicted(MIXTURE, **at, acceptance=0.7)["experts"]
-        counts = (f"{read[name]:.0f}" for name in ("read_by_target_step", "read_by_verify"))
-        lines.append(row(batch, *counts, *ratios))
-    return lines
+        mixed, dense = (specroof.predict(t, **at, acceptance=0.7) for t in (MIXTURE, DENSE))
+        experts = mixed.scenario.target.experts
+        assert experts is not None
+        read = (f"{float(experts.read(batch * tokens)):.0f}" for tokens in (1, 4))
+        step, verify = mixed.target_step, mixed.verify
+        added = verify.part("experts").seconds - step.part("experts").seconds
+        share = f"+{float(added / step.total_s):.2f}"
+        both = ratio(skewed(mixed)), ratio(dense)
+        yield row(batch, *read, f"{ratio(mixed):.2f}", share, *(f"{r:.2f}" for r in both))
 
 
-def break_even() -> list[str]:
+def break_even() -> Iterator[str]:
     """α at which EAGLE-3 breaks even at γ = 3, by batch and context, of both models."""
-    lines = header("batch", *(f"{tokens:,}" for tokens in CONTEXTS))
+    yield from header("batch", *(f"{tokens:,}" for tokens in CONTEXTS))
     for batch in BATCHES:
         cells = []
         for tokens in CONTEXTS:
             at = H100 | {"batch": batch, "prompt_tokens": tokens, "draft": "eagle3", "gamma": 3}
             both = (specroof.predict(t, **at, acceptance=0.7) for t in (MIXTURE, DENSE))
             cells.append(" / ".join(f"{float(point.break_even_alpha):.2f}" for point in both))
-        lines.append(row(batch, *cells))
-    return lines
+        yield row(batch, *cells)
 
 
-def targets() -> list[str]:
-    """T_T, T_V and the α at which drafts break even, of models without an engine behind them."""
-    columns = "T_T (ms)", "T_V/T_T", "T_D (ms)", "α to break even", "memory"
-    lines = header("target", "GPUs", "weights, experts", "draft, γ", "batch", *columns)
+def gpus_of(values: dict[str, Any]) -> str:
+    groups = f", EP {values['ep']}" if "ep" in values else ""
+    return f"{values['tp']} x {values['gpu'].split('-')[0].upper()}{groups}"
+
+
+def targets() -> Iterator[str]:
+    """Predictions for models that the engine does not run."""
+    columns = "T_T (ms)", "T_V/T_T", "T_D (ms)", "α to break even", "α", "speedup", "memory"
+    yield from header("target", "GPUs", "weights, experts", "draft, γ", "batch", *columns)
     for target, values, draft in TARGETS:
-        for batch, gamma in ((1, 3), (32, 1), (32, 3)):
+        for batch, gamma in POINTS:
             at = {**values, "batch": batch, "prompt_tokens": 8000, "draft": draft, "gamma": gamma}
-            point = specroof.predict(target, **at, acceptance=0.7)
+            point = specroof.predict(target, **at)
             types = point.scenario.target_types
-            gpus = f"{values['tp']} x {values['gpu'].split('-')[0].upper()}"
-            gpus += f", EP {values['ep']}" if "ep" in values else ""
-            ratio = float(point.verify.total_s / point.target_step.total_s)
-            lines.append(
-                row(
-                    target,
-                    gpus,
-                    f"{types.weights}, {types.experts}" if types.experts else types.weights,
-                    f"{draft}, {gamma}",
-                    batch,
-                    f"{1e3 * float(point.target_step.total_s):.2f}",
-                    f"{ratio:.2f}",
-                    f"{1e3 * float(point.draft_step_s):.2f}",
-                    f"{float(point.break_even_alpha):.2f}",
-                    f"{float(point.memory.fraction):.0%}",
-                )
+            known, gain = alpha_interval(point.scenario), "unknown"
+            if known is not None:
+                interval = speedup_interval(point.scenario)
+                assert interval is not None
+                gain = f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})"
+            yield row(
+                target,
+                gpus_of(values),
+                f"{types.weights}, {types.experts}",
+                f"{draft}, {gamma}",
+                batch,
+                f"{1e3 * float(point.target_step.total_s):.2f}",
+                f"{ratio(point):.2f}",
+                f"{1e3 * float(point.draft_step_s):.2f}",
+                f"{float(point.break_even_alpha):.2f}",
+                "unknown" if known is None else f"{known[1]:.2f} ({known[0]:.2f}-{known[2]:.2f})",
+                gain,
+                f"{float(point.memory.fraction):.0%}",
             )
-    return lines
+
+
+def sources() -> Iterator[str]:
+    """Where the curves of each target come from, and the origin of the predicted times."""
+    yield from header("target", "GPUs", "dense layers", "experts", "attention", "between GPUs")
+    for target, values in {(t, gpus_of(v)): (t, v) for t, v, _ in TARGETS}.values():
+        point = specroof.predict(target, **values, batch=32, prompt_tokens=8000, draft="none")
+        found = curve_sources(target_rank(point.scenario))
+        cells = []
+        for group in ("linear", "experts", "attention", "comm"):
+            origins = {
+                part.origin_at() for part in point.target_step.parts if GROUPS[part.name] == group
+            }
+            text = f"{shortened(found[group])}, {' and '.join(sorted(origins))}"
+            cells.append(text if origins else "")
+        yield row(target, gpus_of(values), *cells)
+
+
+def curve_sources(rank: Rank) -> dict[str, str]:
+    """The source of the curves by group of parts."""
+    curves, latent, weights = rank.curves, rank.latent_curve, rank.weight_dtype
+    dense = curves.quantised[weights].curve if weights in curves.quantised else curves.gemm
+    experts = curves.experts.get(rank.expert_dtype)
+    return {
+        "linear": dense.source,
+        "experts": experts.source if experts else "dense layers",
+        "attention": latent.source if latent else curves.attention.source,
+        "comm": curves.collectives.source,
+    }
+
+
+def shortened(source: str) -> str:
+    """The engine or library and the GPU that a source names."""
+    gpu = re.search(r"NVIDIA (\w+)", source)
+    kernels = re.findall(r"(VLLM|TRTLLM|NCCL|vLLM)", source)
+    own = source.startswith(("gpu ", "sums "))
+    names = ["specroof"] if own else [NAMES.get(name, name) for name in dict.fromkeys(kernels)]
+    return f"{' and '.join(names)} on {gpu[1] if gpu else 'another GPU'}"
+
+
+def served() -> Iterator[str]:
+    """Errors against published times per output token, in percent."""
+    yield from header("target", "GPUs", "engine", "rows", "signed median", "median", "worst")
+    for group in served_groups():
+        gpus = gpus_of(
+            {"tp": group.tp, "gpu": group.gpu} | ({"ep": group.ep} if group.ep > 1 else {})
+        )
+        errors = (
+            f"{group.median_signed:+.1f}",
+            f"{group.median_absolute:.1f}",
+            f"{group.worst:+.1f}",
+        )
+        yield row(group.target, gpus, group.engine, group.rows, *errors)
 
 
 def tables() -> str:
-    """The three tables as Markdown."""
-    return "\n".join([*verification(), "", *break_even(), "", *targets()])
+    """The tables as Markdown."""
+    makers = (verification, break_even, targets, sources, served)
+    return "\n\n".join("\n".join(make()) for make in makers)
 
 
 if __name__ == "__main__":

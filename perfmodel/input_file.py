@@ -20,10 +20,10 @@ WAIT_S = 5.0  # for a FIFO without a writer, which would otherwise be waited for
 
 @contextmanager
 def input_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, decompressed if it begins like a gzip file.
+    """Open a file for reading bytes; gzip files are recognised by content and decompressed.
 
-    Raises `OSError` if it cannot be read, also if nothing is written to a FIFO for `WAIT_S` or
-    compressed data is damaged.
+    Raises `OSError` if it cannot be read, nothing is written to a FIFO for `WAIT_S`, or compressed
+    data is damaged.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -266,11 +266,16 @@ class Scenario:
         ]
         if assumed:
             notes.append(
-                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: they "
-                f"take the bytes and FLOPs of the layer at the efficiency of dense layers"
+                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: their "
+                f"times follow from bytes and FLOPs at the efficiency of dense layers"
             )
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
+        if target.latent and self.tp > 1:
+            notes.append(
+                f"each of the {self.tp} GPUs stores and reads the latent cache of all sequences: "
+                f"data-parallel attention, which divides the sequences, is not modelled"
+            )
         return notes
 
     def _type_notes(self) -> list[str]:
@@ -285,13 +290,13 @@ class Scenario:
         ]
 
     def _link_note(self) -> str:
-        """A warning if all-reduces were not measured on such a machine; "" otherwise."""
+        """A warning if all-reduces were not measured on this machine; "" otherwise."""
         link, exchange = self.machine.link, self.exchange
         if self.tp == 1 or link.ring_hop_s is not None:
             return ""
         if link.kind == "pcie" and self.tp > 2:
             return (
-                f"all-reduce over PCIe among {self.tp} GPUs is taken from one node of L40S; other "
+                f"all-reduce over PCIe among {self.tp} GPUs was measured on one L40S node; other "
                 f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
                 f"ring_gb_s"
             )

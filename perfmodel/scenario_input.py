@@ -66,7 +66,7 @@ class ScenarioInput(BaseModel):
     draft_policy: Name | None = scenario_field(
         "Models",
         "POLICY",
-        "KV cache of the draft: full, streamingllm, or snapkv (only for draft self).",
+        "Part of the KV cache that a draft reads: full, streamingllm, or snapkv (only draft self).",
         otherwise="streamingllm",
     )
     kv_budget: Budget | None = scenario_field(
@@ -96,7 +96,7 @@ class ScenarioInput(BaseModel):
         scenario_field(
             "Acceptance",
             "A1,A2,..",
-            "The same per draft position; the last value also applies to later positions.",
+            "That probability per draft position; the last value also applies to later positions.",
         )
     )
     accepted_fraction: Annotated[float, BeforeValidator(number)] | None = scenario_field(
@@ -145,7 +145,10 @@ class ScenarioInput(BaseModel):
         "Machine", "N", "GPUs that share the target (tensor parallelism).", 1
     )
     ep: Count = scenario_field(
-        "Machine", "N", "Groups of these GPUs that share the experts (expert parallelism).", 1
+        "Machine",
+        "N",
+        "Groups of the target's GPUs that divide the experts (expert parallelism).",
+        1,
     )
     draft_tp: Count | None = scenario_field(
         "Machine",

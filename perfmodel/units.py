@@ -23,7 +23,7 @@ _NUMBER = re.compile(
 def parse_number(text: str) -> float:
     """A finite number in ASCII digits, such as 32000, 32_000, 0.5 or 1e-3.
 
-    Raises `ValueError` for any other text, also for what `float` takes: "1_0", "nan", "\uff18".
+    Raises `ValueError` for any other text, even if `float` accepts it: "1_0", "nan", "\uff18".
     """
     value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
     if abs(value) <= 1e300:

@@ -115,8 +115,8 @@ def config_of_shape(shape: ModelShape) -> DecoderConfig:
         return shape
     if family := getattr(shape, "family", ""):
         raise InputError(
-            f"{shape.name} has model_type {family}, which this engine does not run: predictions of "
-            f"it have no engine behind them; use one of {', '.join(FAMILIES)}"
+            f"{shape.name} has model_type {family}, which this engine does not run: no step "
+            f"of it was measured; use one of {', '.join(FAMILIES)}"
         )
     names = [field.name for field in fields(DecoderConfig) if hasattr(shape, field.name)]
     return DecoderConfig(**{name: getattr(shape, name) for name in names})

@@ -189,8 +189,7 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
             name,
             "model_type",
             kind,
-            f"predictions of such a model have no engine behind them; use one of "
-            f"{', '.join(FAMILIES)}",
+            f"no step of it was measured; use one of {', '.join(FAMILIES)}",
         )
     if fields.get("architectures") not in (None, [FAMILIES[kind]]):
         raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")

@@ -343,12 +343,25 @@ def test_what_one_refuses_the_other_refuses(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["granite", "mixtral", "deepseek_v3", "gemma3_text", "ministral"])
-def test_the_engine_says_that_it_is_not_behind_a_prediction(kind: str, tmp_path: Path) -> None:
+def test_the_engine_says_that_no_step_supports_a_prediction(kind: str, tmp_path: Path) -> None:
     spec, config = both(write(tmp_path / "model", case(kind)))
     assert isinstance(spec, ModelSpec) and spec.family == kind
-    assert isinstance(config, str) and kind in config and "no engine behind them" in config
-    with pytest.raises(InputError, match="no engine behind them"):
+    assert isinstance(config, str) and kind in config and "no step of it was measured" in config
+    with pytest.raises(InputError, match="no step of it was measured"):
         config_of_shape(spec)
+
+
+@pytest.mark.parametrize("name", catalog.model_names())
+def test_the_engine_refuses_every_other_family_in_one_line(name: str) -> None:
+    spec = catalog.model(name)
+    if not spec.family:
+        assert config_of_shape(spec).layers == spec.layers
+        return
+    with pytest.raises(InputError, match="no step of it was measured") as caught:
+        config_of_shape(spec)
+    line = str(caught.value)
+    assert name in line and spec.family in line and line.isprintable()
+    assert spec.family not in run.FAMILIES
 
 
 def test_both_refuse_the_same_fields() -> None:

@@ -93,7 +93,7 @@ def _usage_line(error: Any) -> str:
 
 
 def _similar_flags(error: Any) -> list[str]:
-    """Flags that may be meant by one that does not exist; empty for other errors."""
+    """Existing flags that resemble an unknown one; empty for other errors."""
     similar = getattr(error, "possibilities", None) or []
     if similar and error.ctx is not None:
         flags = {name for param in error.ctx.command.get_params(error.ctx) for name in param.opts}
@@ -117,7 +117,7 @@ def _shortened(word: str) -> str:
 
 
 class _Interrupts:
-    """Ctrl-C ends the program with exit code 130 and without a traceback, whenever it comes."""
+    """Ctrl-C ends the program with exit code 130 and without a traceback, at any time."""
 
     seen = False
 

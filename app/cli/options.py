@@ -55,7 +55,7 @@ HtmlFile = Annotated[Path | None, option("FILE", "Also write a page with charts.
 
 
 class Command(TyperCommand):
-    """A command that may have flags made from a class of fields, on top of its own parameters.
+    """A command with its own parameters, and optionally flags made from the fields of a class.
 
     The flags that were used arrive in the callback's `context.obj`. An empty value is refused, as
     is a flag given under both its present and its former name.
@@ -99,7 +99,7 @@ class Command(TyperCommand):
 
 
 def _check_numbers(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
-    """Refuse values of numeric flags that Python accepts but nobody means: nan, inf, 1_0."""
+    """Refuse numbers that Python accepts but users do not intend: nan, inf, 1_0."""
     kinds = {param.name: type(ctx.params.get(param.name)) for param in params}
     numeric = {name for p in params if kinds[p.name] in (int, float) for name in p.opts}
     for flag, value in pairwise([*args, ""]):

@@ -108,7 +108,7 @@ def _fastest(answer: Mapping[str, Any]) -> str:
     ratio = (best[key] / faster[0][key]) ** sign
     return (
         f"fastest: {faster[0]['label']}, TP {faster[0]['scenario']['tp']}, by {ratio - 1:.1%}; "
-        f"that is within the error, and {best['label']} has fewer parts"
+        f"that is within the error, and {best['label']} is simpler"
     )
 
 

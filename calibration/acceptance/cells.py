@@ -231,7 +231,7 @@ def _renewal(record: Record) -> Floats:
 
 
 def _resamples(windows: int) -> Floats:
-    """Bootstrap counts (resamples, windows); the same for all cells with as many windows."""
+    """Bootstrap counts (resamples, windows); the same for all cells with this many windows."""
     source = np.random.default_rng(0)
     drawn = source.multinomial(windows, np.full(windows, 1.0 / windows), size=RESAMPLES)
     return np.asarray(drawn, dtype=np.float64)

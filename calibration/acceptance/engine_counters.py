@@ -73,7 +73,7 @@ class _Counters:
             self.accepted_tokens = (self.accepted_tokens or 0.0) + other.accepted_tokens
 
     def mean(self, name: str, gamma: int | None) -> Imported:
-        """One rate for all positions, from totals; V0 does not even count rounds."""
+        """One rate for all positions, from totals; vLLM V0 does not report rounds."""
         assert self.draft_tokens is not None and self.accepted_tokens is not None
         counts = (self.draft_tokens, self.accepted_tokens)
         if not self.rounds and any(counts):

@@ -74,7 +74,7 @@ def labels_of(text: str) -> dict[str, str]:
 
 
 def counted(value: Any, name: str) -> float:
-    """A counter, from text or JSON; a `ConfigError` if no engine can have counted it."""
+    """A counter, from text or JSON; a `ConfigError` if its value is impossible."""
     number = float(value) if isinstance(value, str) and _WRITTEN.fullmatch(value) else value
     if type(number) not in (int, float) or not 0 <= number <= MOST_COUNTED:
         raise ConfigError(

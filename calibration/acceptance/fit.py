@@ -241,7 +241,7 @@ def _log_errors(group: Sequence[Cell], loss: Floats, gamma: int) -> Floats:
 
 
 def _budgets(group: Sequence[Cell]) -> Floats:
-    """Budgets at which a draft reads as many tokens on average as the drafts of each cell.
+    """Budgets at which a draft reads on average as many tokens as the drafts of each cell.
 
     StreamingLLM's window starts at a page boundary, so a draft with budget b reads b - (page - 1) /
     2 tokens on average. Rounds that start every 16 tokens all have the same alignment and read up

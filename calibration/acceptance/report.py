@@ -27,9 +27,9 @@ class Compared:
     """A counted run with predictions of its tokens per round, None if the records allow none.
 
     `curve` comes from the fitted curve, `windows` directly from the other windows of the cell.
-    `early` is the count over the rounds that start within as many generated tokens as a window has
-    scored tokens. A SnapKV draft reads all generated tokens, so its acceptance rises with the
-    length of a run.
+    `early` counts only rounds that start within the first n generated tokens, where n is the number
+    of scored tokens of a window. A SnapKV draft reads all generated tokens, so its acceptance rises
+    with the length of a run.
     """
 
     run: CountedRun
@@ -117,7 +117,8 @@ def _order(run: CountedRun) -> tuple[object, ...]:
 
 
 def _counted(run: CountedRun, within: int | None = None) -> tuple[float, float]:
-    """Tokens per round and its standard error, for rounds that start `within` so many tokens."""
+    """Tokens per round and its standard error, for rounds that start in the first `within`
+    tokens."""
     counts = []
     for sequence in run.accepted:
         tokens = np.array(sequence, dtype=np.float64) + 1.0

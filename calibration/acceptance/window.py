@@ -56,7 +56,7 @@ class Task:
             )
         if not 1e-5 <= self.temperature < math.inf:  # lower ones overflow
             raise InputError(
-                "temperature must be at least 1e-5; greedy agreement is measured at every one"
+                "temperature must be at least 1e-5; greedy agreement is measured at any temperature"
             )
 
     @property

@@ -30,10 +30,10 @@ from perfmodel.speculation import Measured
 
 _VLLM_LOG = re.compile(
     rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
-    r"Running: (\d+) reqs"
+    r"Running: (\d{1,9}) reqs"
 )
 _SGLANG_LOG = re.compile(
-    rf"Decode batch.*?#running-req: (\d+),(?:.*?accept len: {NUMBER})?.*?"
+    rf"Decode batch.*?#running-req: (\d{{1,9}}),(?:.*?accept len: {NUMBER})?.*?"
     rf"gen throughput \(token/s\): {NUMBER}"
 )
 _LATENCY = re.compile(
@@ -42,6 +42,7 @@ _LATENCY = re.compile(
 )
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
 _PAGE = re.compile(r"^(?:vllm|sglang):\w+(?:\{[^}\n]*\})? ", re.M)
+SHORTEST, LONGEST = 1e-7, 1e6  # [s] of a step
 QUIET = 0.01  # prompt over generation throughput of a log line that counts as decoding alone
 
 
@@ -99,6 +100,10 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     measured = replace(measured, engine=measured.engine or engine)
     if seconds is None:
         return measured
+    if not SHORTEST < seconds < LONGEST:
+        raise ConfigError(
+            f"{name}: a step of {seconds:.3g} s is not plausible; remove the damaged lines"
+        )
     if imported is None:
         return replace(measured, plain_s=seconds)
     return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})

@@ -246,7 +246,7 @@ def _setup(options: PlanOptions, target: str, method: str, gamma: int) -> Setup:
 
 
 def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:
-    """The γ in an order in which each is as far as possible from the earlier ones."""
+    """The γ, ordered so that each is as far as possible from the earlier ones."""
     left = list(dict.fromkeys(gammas))
     order = [left.pop(rng.randrange(len(left)))]
     while left:
@@ -279,7 +279,7 @@ def _workloads(
 
 
 def _spread(count: int, rng: random.Random) -> list[tuple[float, float]]:
-    """A sequence in the unit square, evenly spread at every length (Roberts' R2)."""
+    """A low-discrepancy sequence in the unit square (Roberts' R2)."""
     start = rng.random(), rng.random()
     return [((start[0] + i * R2[0]) % 1.0, (start[1] + i * R2[1]) % 1.0) for i in range(count)]
 
@@ -303,7 +303,7 @@ def _shrunk(
 
 
 def _held_back(count: int, share: float, rng: random.Random) -> set[int]:
-    """Indices of held-back workloads: one of every few in a row, but not the first two."""
+    """Indices of held-back workloads: one at random per block, never the first two."""
     if not share:
         return set()
     block = max(2, round(1.0 / share))

@@ -159,7 +159,9 @@ class _Run:
         timed = sum(point.id in self.done for point in self.plan.points)
         lines = [*self.failed, f"{timed} of {total} points timed"]
         if timed + len(self.failed) < total:
-            lines.append("the time is over; run the same command again for the remaining points")
+            lines.append(
+                "the time limit was reached; run the same command again for the remaining points"
+            )
         return lines
 
 

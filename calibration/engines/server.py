@@ -3,9 +3,9 @@
 The requests of a batch are sent together to `/v1/completions` with token ids as prompts, once for a
 few tokens and once for more. `/metrics` is read before and after each batch: vLLM's accepted drafts
 or SGLang's verifications yield the rounds, and the sum of inter-token latencies yields the seconds.
-A latency is one per sequence and round in vLLM and one per token in SGLang (metrics need its
-`--enable-metrics`). If a server does not report latencies, the difference in duration is used
-instead. The server must not process other requests meanwhile.
+vLLM counts one latency per sequence and round, SGLang one per token (with `--enable-metrics`). If a
+server does not report latencies, the difference in duration is used instead. The server must not
+process other requests meanwhile.
 """
 
 from __future__ import annotations
@@ -81,8 +81,16 @@ class Server:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Settings that the server chose, as in `StartRecord.facts`, as far as it reports them."""
+        """Settings that the server chose, as in `StartRecord.facts`, as far as it reports them.
+
+        Raises `ConfigError` if it divides sequences among replicas of the attention.
+        """
         info = self.sglang_info()
+        if info.get("enable_dp_attention"):
+            raise ConfigError(
+                f"{self.url} runs data-parallel attention, which predictions do not model; start "
+                f"the server without --enable-dp-attention"
+            )
         facts: dict[str, Any] = {"model": self.model(), "url": self.url}
         overlap, chunk, tokens = (
             info.get(key)

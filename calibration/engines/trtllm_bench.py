@@ -1,8 +1,8 @@
 """Read reports of `trtllm-bench ... --streaming --report_json FILE` as points of an engine.
 
-Keys are those in the source of TensorRT-LLM 1.x (`bench/dataclasses/reporting.py`) as far as known
-here; they were not checked against a run. The report must be of one batch size, so the benchmark
-must keep its concurrency. A round takes the time per output token times the mean acceptance length.
+Keys are taken from the source of TensorRT-LLM 1.x (`bench/dataclasses/reporting.py`) and were not
+checked against a run. The report must be of one batch size, so the benchmark must keep its
+concurrency. A round takes the time per output token times the mean acceptance length.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _batch(report: Mapping[str, Any], path: Path) -> int:
     if abs(mean - batch) > CONSTANT * batch:
         raise ConfigError(
             f"{path}: {mean:.2f} concurrent requests on average, so the batch varied; run the "
-            f"benchmark with --concurrency and as many requests as a multiple of it"
+            f"benchmark with --concurrency and a multiple of it as the number of requests"
         )
     return batch
 

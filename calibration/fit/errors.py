@@ -1,4 +1,4 @@
-"""Relative errors of a fit, by region and by held-out part, as numbers and as text."""
+"""Relative errors of a fit, by region and by what was left out, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.units import MB
 
@@ -15,7 +16,7 @@ _SIZES_MB = (0, 8, 33, 100, 300, 10_000)
 
 
 class Errors:
-    """Signed relative errors of cells, by way ("in sample", or what was left out) and by region.
+    """Signed relative errors of cells, by split ("in sample", or what was left out) and by region.
 
     `regions` returns the names of the regions that a cell belongs to.
     """
@@ -42,7 +43,7 @@ class Errors:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures by way, for "all" cells and for each region."""
+        """All figures by split, for "all" cells and for each region."""
         names = {r for cells in self.cells.values() for c, _ in cells for r in self.regions(c)}
         return {
             way: {"all": self.figures(way)}
@@ -59,7 +60,7 @@ class Errors:
         }
 
     def lines(self) -> list[str]:
-        """The figures as text, with one line per region and one column per way."""
+        """The figures as text, with one line per region and one column per split."""
         table = self.to_dict()
         if not table:
             return [f"{self.name}: nothing measured"]
@@ -70,6 +71,15 @@ class Errors:
             text = "".join(f"{_three(figures):>24}" for figures in cells)
             lines.append(f"  {region:26}{first['cells']:>6}{text}")
         return lines
+
+
+def misfit_figures(log_ratio: NDArray[np.float64]) -> str:
+    """Median and rms of ln(predicted / measured) as text."""
+    median, rms = np.expm1(np.median(log_ratio)), np.sqrt(np.mean(log_ratio**2))
+    return (
+        f"median error {median:+.0%}, rms of ln(predicted / measured) {rms:.2f}, "
+        f"{len(log_ratio)} cells"
+    )
 
 
 def _three(figures: Mapping[str, float]) -> str:

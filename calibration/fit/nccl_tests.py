@@ -113,7 +113,7 @@ def _ranks(text: str, path: Path, gpu: GPU) -> int:
 
 
 def _check_bandwidths(row: dict[str, str], record: KernelRecord, gpu: GPU) -> None:
-    """Refuse a row whose columns do not mean size, microseconds and bandwidths of an all-reduce."""
+    """Refuse a row whose size, time and bandwidths are not consistent with an all-reduce."""
     ranks = record["ranks"]
     algorithm = _number(row["algbw"], "algbw", record.place)
     bus = _number(row["busbw"], "busbw", record.place)

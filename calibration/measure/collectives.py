@@ -202,11 +202,13 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
             )
         error = bench.check_exchange()
         if not error < MOST_ERROR:
-            raise EngineError(f"wrong sum: the exchange between the GPUs is off by {error:.2g}")
+            raise EngineError(f"wrong sum: the all-reduce has a relative error of {error:.2g}")
         total = len(left)
         while left and exchange_words(str(time.monotonic() < deadline))[0] == str(True):
             record = bench.measure(left.pop(0))
             if log is not None:
                 log.append(record)
             show_status(f"{total - len(left):,} of {total:,} cells")
-    return f"{total - len(left)} cells timed, {len(left)} left; error of exchanged sums {error:.2g}"
+    return (
+        f"{total - len(left)} cells timed, {len(left)} left; relative error of the sums {error:.2g}"
+    )

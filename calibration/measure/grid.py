@@ -231,7 +231,7 @@ def is_coarse(cell: Cell) -> bool:
 
 
 def groups(every: int = 1) -> list[Group]:
-    """All groups without repeated cells; `every` keeps one cell in so many, for a trial run."""
+    """All groups without repeated cells; `every` keeps every n-th cell, for a trial run."""
     products = gemm_cells()
     few = [cell for cell in products if cell["m"] <= TRITON_ROWS]
     many = [cell for cell in products if cell["m"] > TRITON_ROWS]

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 OVER_CACHE = ("attention", "attention_between")
 LAYERS = ("layer", "rank_layer")
 PAGE = 16
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1 << 40)]
 
 
 class Cell(TypedDict, total=False):

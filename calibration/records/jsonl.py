@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -24,7 +25,7 @@ from typing import Any, Self, TextIO, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
-from perfmodel.errors import fault_reason, os_reason, shown
+from perfmodel.errors import fault_reason, os_reason, printable, shown
 from perfmodel.input_file import distinct, read_input
 from perfmodel.output_file import output_file
 
@@ -213,18 +214,27 @@ class RecordLog:
 
 def _line(text: str, place: str) -> Line:
     try:
-        value = json.loads(text, object_pairs_hook=distinct)
+        value = json.loads(
+            text, object_pairs_hook=distinct, parse_float=_finite, parse_constant=_finite
+        )
     except (ValueError, RecursionError) as error:
-        why = f": {error}" if "twice" in str(error) else ""
+        why = f": {error}" if "twice" in str(error) or "finite" in str(error) else ""
         raise RecordError(f"{place}: this is not valid JSON{why}") from error
     if not isinstance(value, dict):
         raise RecordError(f"{place}: this is not a JSON object")
     return Line(place, text, value)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{printable(text[:20])} is not a finite number")
+    return value
+
+
 @functools.cache
 def _adapter(kind: type[Any]) -> TypeAdapter[tuple[Any]]:
-    """An adapter of a 1-tuple, since pydantic only passes its settings on from a container."""
+    """An adapter of a 1-tuple, since pydantic applies the settings only inside a container."""
     form: Any = tuple.__class_getitem__((kind,))
     return TypeAdapter(form, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 

@@ -27,14 +27,14 @@ def gpu_of(header: Mapping[str, Any], place: str) -> str:
     name = header.get("gpu")
     if name not in GPU_NAMES:
         raise RecordError(
-            f'{place}: GPU {name!r} is not supported; the header\'s "gpu" must be one of '
-            f"{', '.join(GPU_NAMES)}"
+            f"{place}: GPU {name!r} is not supported; use records of one of "
+            f"{', '.join(GPU_NAMES)}, or add the GPU to GPU_NAMES in calibration/records/kernels.py"
         )
     return GPU_NAMES[name]
 
 
 def command_of(header: Mapping[str, Any]) -> str:
-    """The command in a header, which has it as a string (older files) or as a list of words."""
+    """The command in a header, stored as a string (older files) or as a list of words."""
     command = header.get("command", "")
     return command if isinstance(command, str) else shlex.join(command)
 

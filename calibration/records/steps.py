@@ -56,7 +56,7 @@ class Case:
     plan: CasePlan
     batch: Count
     context_tokens: Count
-    alpha: float
+    alpha: Annotated[float, Field(ge=0, le=1)]
     tp: Count = 1
 
     @property
@@ -172,15 +172,8 @@ def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
             line.decode(FailedCase)
         else:
             record = line.decode(StepRecord)
-            if record.prefill_tokens and not record.prefill_s:
-                raise RecordError(
-                    f"{line.place}: prefill_s=0 for {record.prefill_tokens} prompt tokens"
-                )
-            if record.prefill_tokens > record.case.context_tokens:
-                raise RecordError(
-                    f"{line.place}: prefill_tokens={record.prefill_tokens} exceeds the context of "
-                    f"{record.case.context_tokens} tokens"
-                )
+            if fault := _fault(record):
+                raise RecordError(f"{line.place}: {fault}")
             if record.case.id in records:
                 raise RecordError(
                     f"{line.place}: case {record.case.id} is recorded twice; remove one of the two"
@@ -189,3 +182,19 @@ def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
     if not records:
         raise RecordError(f"{path}: has no record of a timed case")
     return header, list(records.values())
+
+
+def _fault(record: StepRecord) -> str:
+    """What is impossible in a record, or ""."""
+    case = record.case
+    for name in ("draft_step_s", "round_s"):
+        if case.plan.gamma and not record.times[name]:
+            return f"{name}=0 with gamma={case.plan.gamma}"
+    if record.prefill_tokens and not record.prefill_s:
+        return f"prefill_s=0 for {record.prefill_tokens} prompt tokens"
+    if record.prefill_tokens > case.context_tokens:
+        return (
+            f"prefill_tokens={record.prefill_tokens} exceeds the context of "
+            f"{case.context_tokens} tokens"
+        )
+    return ""

@@ -50,7 +50,7 @@ ROOFLINE = "datasheet roofline"
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class StepError:
-    """One case: its record, predicted and measured values, and whether its interval is right."""
+    """One case: record, predicted and measured values, and whether the interval contains them."""
 
     record: StepRecord
     predicted: Mapping[str, float]
@@ -237,7 +237,7 @@ def compare(
         roofline[record.case.id] = datasheet_times(point)
     rivals = {ROOFLINE: roofline, **(peers or {})}
     if curves_of:
-        rivals = {f"{engine} by {gpu}'s own curves": own_curves, **rivals}
+        rivals = {f"{engine} with {gpu}'s curves": own_curves, **rivals}
     return Comparison(
         header=header,
         gpu=gpu,

@@ -1,9 +1,9 @@
 """Predict the peak of torch's allocator while `StepBench` times cases in one process.
 
-cuBLAS adds a workspace of 32 MiB for every stream it ever ran on. The runtime tries a graph on the
-stream that will capture it, which is the same for all graphs. In records whose header lacks
-`TRIALS`, each graph was tried on a new stream. Torch takes these streams from a pool in turn, so a
-process that captured many graphs ended up with a workspace on each of them.
+cuBLAS adds a workspace of 32 MiB for every stream it ever ran on. The runtime's trial run of a
+graph uses the stream that captures it, which is the same for all graphs. In records whose header
+lacks `TRIALS`, each trial run used a new stream. Torch takes these streams from a pool in turn, so
+a process that captured many graphs ended up with a workspace on each of them.
 
 Source: torch 2.11, `c10/cuda/CUDAStream.cpp` (32 streams per pool) and
 `aten/src/ATen/cuda/CublasHandlePool.cpp` (32 MiB on Hopper); runtime/execution/cuda_graphs.py.
@@ -30,7 +30,7 @@ CHUNK_TOKENS = 2048  # of `EngineSetup`: room for a prompt in a standalone draft
 class WorkspaceCount:
     """Count the streams of one process on which cuBLAS has run.
 
-    `fresh_streams` is True if each graph was tried on a new stream.
+    `fresh_streams` is True if each trial run used a new stream.
     """
 
     fresh_streams: bool = False

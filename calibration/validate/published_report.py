@@ -20,6 +20,7 @@ from calibration.records.published import (
     summarise,
 )
 from calibration.validate.errors import LABELS
+from calibration.validate.served import ServedGroup, served_groups, served_lines
 
 TARGET_MEAN_PERCENT = 3.0
 TARGET_WORST_PERCENT = 10.0
@@ -36,11 +37,12 @@ class ValidationGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedReport:
-    """Every group of rows, all held-out errors as one group, and every single row."""
+    """Groups of rows, all held-out errors as one group, every row, and times under load."""
 
     groups: tuple[ValidationGroup, ...]
     held_out: ValidationGroup
     rows: tuple[RowError, ...]
+    served: tuple[ServedGroup, ...] = ()
 
     def outside(self, mean_percent: float) -> list[str]:
         """Phases whose mean absolute error over all held-out rows exceeds the tolerance."""
@@ -70,6 +72,7 @@ class PublishedReport:
                 }
                 for r in self.rows
             ],
+            "served": [asdict(group) for group in self.served],
         }
 
 
@@ -97,6 +100,7 @@ def validate_published() -> PublishedReport:
         groups=tuple(groups),
         held_out=_group("all held-out rows of a known GPU", everything, unseen=True),
         rows=tuple(shipped),
+        served=served_groups(),
     )
 
 
@@ -111,7 +115,7 @@ def report_lines(report: PublishedReport) -> list[str]:
     ):
         lines.append(f"{title}, errors in percent")
         lines += [_line(g) for g in report.groups if g.unseen is unseen]
-    lines += [_line(report.held_out), _verdict(report)]
+    lines += [_line(report.held_out), _verdict(report), *served_lines(report.served)]
     return lines
 
 

@@ -44,7 +44,7 @@ LONGEST_CONTEXT = 262_144  # random weights can read longer contexts than the mo
 
 
 class StepRuntime:
-    """The runtime as a validation run uses it; torch is imported with the first bench."""
+    """What a validation run needs of the runtime; torch is imported with the first bench."""
 
     expected: type[Exception] = EngineError
 
@@ -62,7 +62,7 @@ class StepRuntime:
         return StepBench(_shape(target), None if draft is None else _shape(draft), tp=tp)
 
     def case(self, case: Case) -> StepCase:
-        """The case as the runtime takes it."""
+        """The runtime's `StepCase` of a case."""
         from runtime import StepCase
 
         return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)

@@ -203,7 +203,7 @@ class _ModelFile(Table):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of the model's `config.json`, with the null ones."""
+        """The fields of the model's `config.json`, including null ones."""
         fields = dict(self.config)
         for path in self.null_fields:
             parent, _, field = path.rpartition(".")

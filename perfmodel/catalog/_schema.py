@@ -77,7 +77,7 @@ _KINDS: dict[Any, Any] = {
 
 
 class Table(BaseModel):
-    """A table of a catalog file, without unknown keys."""
+    """A table of a catalog file; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -187,7 +187,7 @@ def build(
     Parameters
     ----------
     scaled : mapping, optional
-        For the suffix of a field in SI units, the suffix of its key and the unit of that key.
+        From the suffix of a field in SI units to the suffix of its key and the key's unit.
     """
     keys = {field.name: file_key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
     checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)

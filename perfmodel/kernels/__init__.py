@@ -1,4 +1,4 @@
-"""Times of kernels on one GPU: matrix products, attention and collectives."""
+"""Times of kernels: GEMMs, attention, experts and collectives."""
 
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
 from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention

@@ -7,8 +7,8 @@ KV occupy more multiprocessors but cost a merge. For the runtime's split, the ti
 
 times a measured residual over (group size, blocks per multiprocessor, tokens of a range), which
 determine the time of a kernel better than batch and cache. A block takes a fixed time plus a time
-per token, both longer if two blocks share a multiprocessor. Partly filled tiles of KV count by a
-fitted share.
+per token, both longer if two blocks share a multiprocessor. A partly filled KV tile counts as a
+fitted fraction of a full one.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ScheduledAttention(AttentionCurve):
         return _grid_seconds(self, axes, heads, rates)
 
     def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
-        """Whether blocks with as many query rows and as much KV were measured."""
+        """Whether blocks with this many query rows and this much KV were measured."""
         batch_heads = batch * heads.kv
         tables = [t for t in self.blocks if t.head_dim == heads.dim]
         if not tables or heads.group > max(t.group_knots[-1] for t in tables):

@@ -99,7 +99,8 @@ class LatentCurve:
     ) -> Floats:
         """Seconds of causal attention with expanded keys and values; arguments as in `seconds`.
 
-        With cached tokens, the efficiency of a prompt with as many query-key pairs is used.
+        With cached tokens, the efficiency of a prompt with the same number of query-key pairs is
+        used.
         """
         batch, new = np.asarray(batch, float), np.asarray(new_tokens, float)
         length = np.sqrt(new**2 + 2.0 * new * np.asarray(cached_tokens, float))

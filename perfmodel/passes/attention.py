@@ -33,7 +33,7 @@ def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, O
 def attention_parts(
     rank: Rank, batch: Floats, kv: Floats, query: Floats, *, whole_cache: bool
 ) -> list[Part]:
-    """Attention by kind of layer: layers with a window read at most as many tokens."""
+    """Attention by kind of layer; layers with a window read at most the tokens in it."""
     spec = rank.spec
     if spec.latent is not None:
         return [latent_attention(rank, spec.latent, batch, kv, query)]
@@ -95,7 +95,7 @@ def prefill_attention_parts(
     """Attention of prompts by kind of layer.
 
     A window w divides a longer prompt of n tokens into n/w pieces that each attend to themselves
-    and to (w/2) (1 - w/n) tokens before them, which is as many pairs of tokens.
+    and to (w/2) (1 - w/n) tokens before them, which gives the same number of query-key pairs.
     """
     spec = rank.spec
     if spec.latent is not None:

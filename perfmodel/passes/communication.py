@@ -16,8 +16,8 @@ from perfmodel.units import Z90
 def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """Two all-reduces per layer, and the gather of each rank's best token if the head is split.
 
-    A layer with expert parallelism has one: it is a reduce-scatter before the experts and an
-    all-gather after them, and tokens move between the ranks by two all-to-alls.
+    With expert parallelism, a layer has one all-reduce, split into a reduce-scatter before the
+    experts and an all-gather after them, and two all-to-alls that move tokens between the ranks.
     """
     if rank.tp == 1:
         return []
@@ -60,7 +60,7 @@ def _sum_seconds(rank: Rank, message: Floats) -> Floats:
 def sum_error(rank: Rank, rows: Floats) -> float:
     """Standard error of ln(time of an all-reduce); 0 if it was measured.
 
-    On PCIe machines without values of a ring, the time is between that of the measured node and
+    On PCIe machines whose ring is not known, the time lies between that of the measured node and
     that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
     were not measured.
     """

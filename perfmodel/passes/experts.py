@@ -106,7 +106,7 @@ def _sizes(most: int) -> Floats:
 
 
 def _permutation(rank: Rank, experts: Experts, rows: Floats) -> Part:
-    """The choice of experts, and moving each token to its experts and back."""
+    """Routing, and moving each token to its experts and back."""
     engine, gpu = rank.engine, rank.machine.gpu
     width, local_k = rank.spec.hidden, experts.top_k / rank.ep
     elements = experts.count + 2.0 * local_k * width + (local_k + 1.0) * width
@@ -120,8 +120,8 @@ def all_to_all(rank: Rank, rows: Floats) -> list[Part]:
     """Sending each token to the ranks of its experts and the results back; empty if ep is 1.
 
     The ranks share the tokens of a pass. Each rank receives the tokens of the others that chose one
-    of its experts, a share 1 - (1 - 1/ep)^k, so the exchange takes the time of an all-gather of as
-    many bytes.
+    of its experts, a share 1 - (1 - 1/ep)^k, so an all-to-all takes the time of an all-gather of
+    the same number of bytes.
     """
     experts, link = rank.spec.experts, rank.machine.link
     if experts is None or rank.ep == 1:

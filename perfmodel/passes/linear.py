@@ -67,7 +67,7 @@ def _mlp_shapes(spec: ModelSpec, tp: int) -> dict[str, tuple[int, int, int]]:
 
 
 def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
-    """One part per dense layer; the LM head has rows of its own."""
+    """One part per dense layer; the LM head has `head_rows` rows, the others `rows`."""
     gpu = rank.machine.gpu
     parts = []
     for name, (n, k, count) in linear_shapes(rank).items():

@@ -18,7 +18,7 @@ from perfmodel.units import format_bytes
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MemoryEstimate:
-    """Bytes on the GPU with the most, by term; arrays broadcast to one shape."""
+    """Bytes on the fullest GPU, by term; arrays broadcast to one shape."""
 
     weights: Floats
     target_kv: Floats
@@ -77,7 +77,8 @@ def memory_estimate(
 
     Notes
     -----
-    If the draft runs on some of the ranks, the estimate is for one of them; the others need less.
+    If the draft runs on only some of the ranks, the estimate is for such a rank; the others need
+    less.
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
     prompt, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)

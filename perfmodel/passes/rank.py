@@ -1,4 +1,4 @@
-"""The shard of a model on one rank, with the curves that price its kernels."""
+"""The shard of a model on one rank, with the time curves of its kernels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Rank:
 
     @property
     def assumes_layers(self) -> bool:
-        """Whether layers without measured kernels are priced by a roofline."""
+        """Whether a roofline replaces the curves of layers without measured kernels."""
         spec, curves = self.spec, self.curves
         return (
             (spec.experts is not None and self.expert_dtype not in curves.experts)

@@ -1,4 +1,4 @@
-"""How many requests a plan serves at once under the limits, and how many GPUs a rate needs."""
+"""The largest concurrency of a plan within the limits, and the fewest GPUs for a request rate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Fleet:
 
     @property
     def load(self) -> float:
-        """The rate over what the replicas could serve."""
+        """The request rate over the capacity of the replicas."""
         return self.rate / (self.replicas * self.capacity.requests_per_s)
 
 
@@ -74,7 +74,7 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
 
 
 def fleets(result: Search, rate: float) -> list[Fleet]:
-    """The fleet of the best plan of every draft choice and TP, that of the fewest GPUs first."""
+    """One fleet per draft choice and TP, with the best plan of each; fewest GPUs first."""
     best: dict[tuple[str, str, int], Candidate] = {}
     for candidate in result.ranked():
         plan = candidate.scenario.plan

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
@@ -190,7 +192,17 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
                 f"{observed[0]} needs the gamma at which it was measured; add --gamma"
             )
         fixed["gamma"] = values["gamma"]
-    return parse_scenario(fixed | {"tp": tp}).scenario()
+    scenario = parse_scenario(fixed | {"tp": tp}).scenario()
+    return _for_any_gamma(scenario) if observed else scenario
+
+
+def _for_any_gamma(scenario: Scenario) -> Scenario:
+    """The scenario with an interval of its α, which follows from the mean at one γ."""
+    given, gamma = scenario.acceptance, scenario.plan.gamma
+    assert given is not None
+    tokens = float(tokens_per_round(given, gamma))
+    mean = Acceptance.from_mean(tokens, gamma, origin=given.origin, source=f"mean at γ={gamma}")
+    return replace(scenario, acceptance=mean)
 
 
 def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
@@ -240,6 +252,6 @@ def _budgets(
     if min(budgets) == prompt_tokens and all(draft == "self" for draft, _ in choices):
         raise ConfigError(
             f"with kv_budget={prompt_tokens} a self-draft reads the whole cache and gains nothing; "
-            f"use less"
+            f"use a smaller budget"
         )
     return {"budgets": budgets}

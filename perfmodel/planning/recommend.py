@@ -1,7 +1,7 @@
 """Choose the best plan of a search and explain the choice as a `Recommendation`.
 
 A plan is recommended only if its gain is clear, that is, if the whole 90 % interval is above 1, or
-if only speculation meets the limits. Within the error of the fastest plan, one with fewer parts is
+if only speculation meets the limits. Within the error of the fastest plan, the simplest one is
 preferred: plain decoding, a look-up or a self-draft with StreamingLLM, one with SnapKV, a built-in
 draft with weights, then a draft model.
 
@@ -132,7 +132,7 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 
 
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
-    """The fastest plan, or one with fewer parts that is as fast within the error."""
+    """The fastest plan, or a simpler one that is as fast within the error."""
     if not drafts:
         assert plain is not None
         return plain

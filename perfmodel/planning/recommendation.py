@@ -145,14 +145,14 @@ class Recommendation:
         if self.speculates:
             why = self._where()
             if not self._is_clear():
-                why = "without speculation, the limits are not met on as many GPUs"
+                why = "without speculation, the limits are not met on the same number of GPUs"
             return f"{self.best.label}, TP {self.best.scenario.tp}: {self._gain()}; {why}"
         if self.studied is None or self.interval is None:
             return f"Do not speculate: {self._unknown()}"
         tp, plain_tp = self.studied.scenario.tp, self.best.scenario.tp
         draft = f"the best draft ({self.studied.label}, TP {tp}) gives {self._gain()}"
         if tp != plain_tp:
-            draft += f", but plain decoding on TP {plain_tp} serves as much per GPU"
+            draft += f", but plain decoding with TP {plain_tp} is as fast per GPU"
             return f"{self._start()}: {draft}"
         return f"{self._start()}: {draft}; {self._where()}"
 

@@ -294,8 +294,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         return given
     if curve is None:
         raise ConfigError(
-            f"how the acceptance of {plan.draft} with {plan.policy} depends on the KV budget was "
-            f"never measured; search only the measured budget with --kv-budget {measured_budget}"
+            f"the acceptance of {plan.draft} with {plan.policy} was not measured over the KV "
+            f"budget; search only the measured budget with --kv-budget {measured_budget}"
         )
     context = scenario.workload.prompt_tokens
     losses = [

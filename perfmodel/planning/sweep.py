@@ -224,7 +224,9 @@ def _block(
     try:
         scenario = parse_scenario(values).scenario()
     except ConfigError as error:
-        unknown = {name: _swept(name, axes, getattr(stated, name)) for name in ARRAY_AXES}
+        known = stated.model_dump(include=set(ARRAY_AXES))
+        known = {name: v if isinstance(v, int) else None for name, v in known.items()}  # not 5%
+        unknown = {name: _swept(name, axes, known[name]) for name in ARRAY_AXES}
         return Block(names, unknown, None, str(error))
     plan, work = scenario.plan, scenario.workload
     swept = {

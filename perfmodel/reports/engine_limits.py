@@ -65,7 +65,7 @@ def _size_obstacle(plan: ExportPlan) -> str | None:
 def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     scenario = plan.scenario
     if scenario.draft_is_quantised:
-        return "export does not support a draft in other storage types than its target yet."
+        return "export does not yet support a draft whose storage types differ from its target's."
     reason = draft_obstacle(
         version,
         scenario.plan,

@@ -36,7 +36,7 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
     if plan.schedule:
         lines += _schedule_price(version, plan)
     if plan.method == "suffix":
-        lines += ["# Suffix decoding needs the package arctic-inference beside vLLM."]
+        lines += ["# Suffix decoding needs the package arctic-inference in addition to vLLM."]
     lines += [_with_config(command, config)]
     if plan.schedule:
         fixed = {k: v for k, v in config.items() if k != SCHEDULE} | {
@@ -49,7 +49,7 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
         each = [values[min(i, len(values) - 1)] for i in range(plan.most_drafts)]
         config |= {"rejection_sample_method": "synthetic"}
         config |= {"synthetic_acceptance_rates": [round(p, 6) for p in np.cumprod(each).tolist()]}
-        lines += ["# Benchmark with this plan's acceptance, whatever the weights (the rates are"]
+        lines += ["# Benchmark with this plan's acceptance, for any weights (the rates are"]
         lines += ["# unconditional: this draft and all earlier ones are accepted):"]
         lines += [f"# {_with_config(command, config)}"]
     return lines
@@ -81,9 +81,9 @@ def _schedule_price(version: EngineVersion, plan: ExportPlan) -> list[str]:
     if plan.method in version.full_graphs_with_schedule:
         return [f"# With a γ schedule, {version.label} keeps full CUDA graphs for {plan.method}."]
     return [
-        f"# A γ schedule has a price in {version.label}: for this method, it replaces full CUDA",
-        "# graphs by piecewise ones, which made a single stream 14 % slower in a public",
-        "# measurement. The times of specroof do not include this; compare both commands.",
+        f"# A γ schedule has a cost in {version.label}: for this method, it replaces full CUDA",
+        "# graphs with piecewise ones, which made a single stream 14 % slower in a public",
+        "# measurement. specroof's predictions do not include this; compare both commands.",
     ]
 
 
@@ -117,7 +117,7 @@ def sglang(version: EngineVersion, plan: ExportPlan) -> list[str]:
     lines += [shlex.join(command)]
     if plan.acceptance_per_position is not None:
         mean = f"SGLANG_SIMULATE_ACC_LEN={_tokens_per_round(plan):.4f}"
-        lines += ["# Benchmark with this plan's tokens per round, whatever the weights:"]
+        lines += ["# Benchmark with this plan's tokens per round, for any weights:"]
         lines += [f"# {mean} SGLANG_SIMULATE_ACC_METHOD=match-expected {shlex.join(command)}"]
     return lines
 

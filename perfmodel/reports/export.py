@@ -1,4 +1,4 @@
-"""`ExportPlan`: a scenario, its acceptance and its γ schedule, as an engine is to run them."""
+"""`ExportPlan`: the scenario, acceptance and γ schedule that an engine is configured to run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_GRAPH_TOKENS = 512  # vLLM's default ceiling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """What a configuration states.
+    """The content of an engine's configuration.
 
     `acceptance_per_position` is conditional, as in `Acceptance`. `gamma_schedule` has rows (lowest
     batch, highest batch, gamma) in ascending order from batch 1. `draft_checkpoint` is the hub id
@@ -49,9 +49,9 @@ class ExportPlan:
         longest, supported = self.longest_tokens, self.scenario.target.max_context_tokens
         if longest is not None and not self.request_tokens <= longest <= supported:
             raise ConfigError(
-                f"a longest request of {longest:,} tokens is not valid: it must hold the "
-                f"{self.request_tokens:,} of the scenario, and {self.scenario.target.name} "
-                f"supports {supported:,}"
+                f"a longest request of {longest:,} tokens is not valid: use at least "
+                f"the {self.request_tokens:,} of the scenario and at most the {supported:,} that "
+                f"{self.scenario.target.name} supports"
             )
 
     @classmethod
@@ -138,7 +138,7 @@ class ExportPlan:
 
     @property
     def graph_tokens(self) -> int:
-        """Tokens of the largest CUDA graph, for the whole batch and no fewer than by default.
+        """Tokens of the largest CUDA graph: at least those of the whole batch and the default.
 
         A multiple of γ+1 and of 16, vLLM's interval between graphs, because vLLM rounds the sizes
         of its graphs to γ+1 and drops those that then exceed the largest.

@@ -67,7 +67,7 @@ def experts_dict(point: RoundEstimate) -> dict[str, Any]:
         reason += f", {verified:.0f} in a verification: T_V/T_T is {totals[1] / totals[0]:.2f}"
         if added > 0:
             share = min(max(of_experts / added, 0.0), 1.0)
-            reason += f", and experts account for {share:.0%} of what T_V adds"
+            reason += f", and experts account for {share:.0%} of T_V - T_T"
     return {
         "layers": experts.layers,
         "experts": experts.count,

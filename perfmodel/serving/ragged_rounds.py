@@ -2,8 +2,8 @@
 
 A round takes the time that `estimate()` gives for its batch and mean context. If the engine uses
 the runtime's split-KV schedule, attention over unequal caches takes longer
-(`kernels.attention_split`). A graph with more rows than running sequences computes its matrix
-products for all rows and launches at least one attention block per row.
+(`kernels.attention_split`). A graph with more rows than running sequences computes its GEMMs for
+all rows and launches at least one attention block per row.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class RoundTimes:
         return low + slope * (context - start)
 
     def bound(self, gamma: int, batch: int, context: float) -> int:
-        """Index in `BOUNDS` of what takes most of the time of such a round."""
+        """Index in `BOUNDS` of what takes most of the time of that round."""
         row = (self._bounds.get(gamma) or self._tabulated_bounds(gamma))[batch]
         return row[min(int(math.sqrt(context) * self._scale) // COARSE, len(row) - 1)]
 
@@ -177,7 +177,7 @@ def round_bounds(point: RoundEstimate) -> Counts:
 def _prefill_columns(
     scenario: Scenario, longest: int
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Tokens, and seconds for as many: dense layers of a pass, a prompt's rest, a selection."""
+    """Tokens, and seconds for each count: dense layers of a pass, a prompt's rest, a selection."""
     # A pass may have rows of several prompts, so the grid extends beyond one context.
     tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
     step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)

@@ -33,7 +33,7 @@ KV_WATERMARK = 0.01
 class Serving:
     """Limits of the scheduler: sequences per batch and tokens per pass, and where prefill runs.
 
-    If prefill is disaggregated, a prompt is cached when its request is admitted, at no time.
+    If prefill is disaggregated, prompts take no time: they are cached when admitted.
     """
 
     max_batch: int
@@ -149,7 +149,7 @@ class RequestLoop:
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Simulate all requests, now and then calling `progress` with the number finished."""
+        """Simulate all requests, and periodically call `progress` with the number finished."""
         reported = 0
         while True:
             self._admit()
@@ -194,7 +194,7 @@ class RequestLoop:
                 self.prefilling.append(request)
 
     def _prefix_hits(self, request: Request) -> int:
-        """Prompt tokens that are not computed; the last one always is, as it yields a token."""
+        """Prompt tokens taken from the prefix cache; the last one is always computed."""
         if not request.blocks:
             return int(self.hit_rate * request.prompt)
         cached = self.prefixes.hit_tokens(request.blocks, request.block_tokens)

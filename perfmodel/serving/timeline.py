@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Timeline:
-    """Time-weighted averages over equal spans, whose width doubles when the time exceeds the last.
+    """Time-weighted averages over equal spans; their width doubles when time passes the last one.
 
     Attributes
     ----------

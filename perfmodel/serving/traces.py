@@ -189,11 +189,12 @@ def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
 def _csv_rows(
     path: Path, first: str, lines: Iterator[tuple[int, str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    header = _csv_cells(f"{path}: line 1", first)
+    delimiter = max(",;\t", key=first.count)
+    header = _csv_cells(f"{path}: line 1", first, delimiter)
     if len(set(header)) < len(header):
         raise ConfigError(f"{path}: line 1 names a column twice; remove one of them")
     for number, line in lines:
-        values = _csv_cells(f"{path}: line {number}", line)
+        values = _csv_cells(f"{path}: line {number}", line, delimiter)
         if len(values) != len(header):
             raise ConfigError(
                 f"{path}: line {number} has {len(values)} cells, but the header has {len(header)}"
@@ -201,9 +202,9 @@ def _csv_rows(
         yield f"line {number}", dict(zip(header, values, strict=True))
 
 
-def _csv_cells(place: str, line: str) -> list[str]:
+def _csv_cells(place: str, line: str, delimiter: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([line]), [])]
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error as error:
         raise ConfigError(f"{place} is not valid CSV: {error}") from error
 

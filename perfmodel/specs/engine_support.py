@@ -90,7 +90,7 @@ def engine_version(engine: str, version: str = "") -> EngineVersion:
     if not versions:
         raise unknown_name("engine", engine, {one.engine for one in VERSIONS})
     if version and version not in versions:
-        raise ConfigError(f"{engine} {version} is not known here; use version {either(versions)}")
+        raise ConfigError(f"{engine} {version} is not a known version; use {either(versions)}")
     return versions[version or list(versions)[-1]]
 
 
@@ -114,7 +114,7 @@ def draft_obstacle(
     tp: int,
     draft_tp: int,
 ) -> str | None:
-    """Why a version cannot draft like this, as a clause about "it"; None if it can."""
+    """Why a version cannot run this draft, as a clause with the subject "it"; None if it can."""
     if not plan.speculates:
         return None
     if plan.is_self:

@@ -19,7 +19,8 @@ class Experts:
     """The mixture of experts of `layers` layers; the other layers of the model have a dense MLP.
 
     Each token passes through `top_k` of `count` routed experts with a gated MLP of `width`, and
-    through shared experts with a total width of `shared_width`.
+    through shared experts with a total width of `shared_width`. The i-th most popular expert is
+    chosen in proportion to i^-skew; 0 is a uniform choice.
     """
 
     layers: int
@@ -28,17 +29,33 @@ class Experts:
     width: int
     shared_width: int = 0
     bias: bool = False  # in the projections of the routed experts
+    skew: float = 0.0
 
     def read(self, tokens: ArrayLike) -> Floats:
         """Expected number of distinct experts that `tokens` tokens are routed to, in one layer.
 
         E (1 - (1 - k/E)^n), for n tokens that each choose k of E experts uniformly (MoESD: Huang
-        et al. 2025, arXiv 2505.19645). A skewed routing reads fewer.
+        et al. 2025, arXiv 2505.19645). With a `skew`, each expert has a probability of its own, and
+        fewer are read.
         """
         tokens = np.asarray(tokens, float)
+        if self.skew:
+            idle = (1.0 - self.popularity()) ** tokens[..., None]
+            return np.asarray(self.count - idle.sum(-1))
         if self.top_k >= self.count:
             return np.full(tokens.shape, float(self.count))
         return np.asarray(-self.count * np.expm1(tokens * np.log1p(-self.top_k / self.count)))
+
+    def popularity(self) -> Floats:
+        """The probability that a token chooses each expert; they sum to `top_k`."""
+        weights = np.arange(1.0, self.count + 1.0) ** -self.skew
+        chosen = np.ones(self.count)
+        for sure in range(self.top_k):  # as many of the first experts are chosen by every token
+            rest = weights[sure:] * (self.top_k - sure) / weights[sure:].sum()
+            if rest[0] <= 1.0:
+                chosen[sure:] = rest
+                break
+        return chosen
 
     def parameters_of_one(self, hidden: int) -> int:
         """Parameters of one routed expert."""

@@ -1,8 +1,8 @@
 """Read how a checkpoint is quantised: the storage types of its weights, experts and KV cache.
 
-Read are `quantization_config` of a Hugging Face `config.json` (fp8, compressed-tensors, awq, gptq,
-mxfp4, modelopt) and the files next to it that state the same. A format without kernels in
-`specs.dtypes` is refused by name.
+They are stated by `quantization_config` in a Hugging Face `config.json` (fp8, compressed-tensors,
+awq, gptq, mxfp4, modelopt) or by a file next to it. A format without kernels in `specs.dtypes` is
+refused by name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _MODELOPT = {
 class Stored(NamedTuple):
     """Storage types of a checkpoint; "" where they are not quantised.
 
-    `weights` are the dense layers and `experts` the routed experts; the former are not quantised if
-    the list of exceptions has the attention.
+    `weights` are the dense layers and `experts` the routed experts. If the checkpoint lists
+    attention among the modules that are not quantised, no dense layer counts as quantised.
     """
 
     weights: str = ""
@@ -37,7 +37,7 @@ class Stored(NamedTuple):
 
 
 def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Stored]:
-    """The config as that of the unquantised model, and how its checkpoint is stored.
+    """The config of the unquantised model, and the storage types of the checkpoint.
 
     Raises `ConfigError` if the format is not supported, or its fields are missing or malformed.
     """
@@ -153,7 +153,7 @@ def _scheme(stated: Mapping[str, Any], where: str) -> str:
 
 
 def _kv(name: Any, where: str) -> str:
-    """The KV type of a name; one that is not supported would be taken for bf16 otherwise."""
+    """The KV type of a name; unsupported ones are refused, since they would be read as bf16."""
     if name not in ("FP8", "INT8"):
         raise ConfigError(f"{where}: a KV cache in {shown(name)} is not supported; use FP8 or INT8")
     return str(name).lower()

@@ -99,7 +99,7 @@ class BestGain:
 
     @property
     def possible(self) -> Bools:
-        """Where some γ fits in memory, meets the limits, and drafts with less than the target."""
+        """Where some γ fits in memory and meets the limits, for a draft that reads less KV."""
         return np.asarray(self.gamma > 0)
 
     @property

@@ -53,7 +53,9 @@ class Measured:
         positive |= {f"round with gamma {gamma}": s for gamma, s in self.rounds_s.items()}
         for name, seconds in positive.items():
             if seconds is not None and not seconds > 0.0:
-                raise ConfigError(f"a {name} of {1e3 * seconds:g} ms is not valid; it takes time")
+                raise ConfigError(
+                    f"a {name} of {1e3 * seconds:g} ms is not valid; give a positive time"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

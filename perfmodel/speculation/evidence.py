@@ -1,4 +1,4 @@
-"""`evidence`: what a prediction rests on, in words that stand next to every answer."""
+"""`evidence`: the origin of a prediction's inputs, as a sentence that accompanies every answer."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ n = output_tokens - 1 tokens to decode after the first, which its prefill yields
 
 If prompts share the GPUs (chunked prefill), every pass decodes one round of the running sequences
 and fills the token budget C with prompt tokens. In units of passes, this is a closed queue:
-requests alternate between R passes of decoding and a prefill server. A prompt needs
-K = p / (C - s·(γ+1)) passes, rounded up to k if no other prompt shares the last one; s sequences
-run meanwhile. An arriving request waits for those that it finds and half a service of the first
-(mean-value analysis for a fixed service time, Reiser 1979, with Schweitzer's estimate of the queue
-that one request less would leave), so with y = K·(B - 1) its W passes of waiting and prefill are
+requests alternate between R passes of decoding and a prefill server. A prompt needs K = p / (C -
+s·(γ+1)) passes, rounded up to k if no other prompt shares the last one; s sequences run meanwhile.
+An arriving request waits for those in the queue and for half of the service in progress (mean-value
+analysis for a fixed service time, Reiser 1979, with Schweitzer's estimate of the queue with one
+request fewer), so with y = K·(B - 1) its W passes of waiting and prefill are
 
     W = (k + y - R + sqrt((R + k - y)^2 + 2·y·K)) / 2
 

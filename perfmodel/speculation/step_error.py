@@ -30,9 +30,15 @@ TP_ERROR = 0.076  # two ranks, predicted from one; taken for each doubling
 # LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
 PREFILL_ERROR, LAUNCH_ERROR = 0.092, 0.592
 LAUNCH_LAYER_S = 0.8e-3  # the runtime's host takes 0.3 ms with one rank, up to 0.8 ms with two
-# Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
-# with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17 to 0.21).
-EXPERTS_ERROR = 0.18
+# Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
+PART_ERRORS = {
+    # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
+    # with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17-0.21).
+    "experts": 0.18,
+    # Of NCCL's all-to-all, modelled as an all-gather of as many bytes: 0.15 to 0.28 on five GPUs, 2
+    # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
+    "all_to_all": 0.28,
+}
 # Storage types or layers whose kernels were not measured: assumed, times the profile's error.
 UNMEASURED_FACTOR = 3.0
 
@@ -51,11 +57,11 @@ _ERRORS = (0.0, SISTER_ERROR, ARCHITECTURE_ERROR)
 def ratio_error(scenario: Scenario) -> float:
     """Standard error of ln(speedup) that follows from that of step times.
 
-    Combines `relative_error`, the error of experts, and that of several ranks: of the all-reduce,
-    or of ranks at which the engine was not timed, whichever is larger.
+    Combines `relative_error`, the errors of experts and all-to-alls, and that of several ranks: of
+    the all-reduce, or of ranks at which the engine was not timed, whichever is larger.
     """
     ranks = max(_link_error(scenario), _ranks_error(scenario))
-    return math.hypot(relative_error(scenario), ranks, _experts_error(scenario))
+    return math.hypot(relative_error(scenario), ranks, _parts_error(scenario))
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -132,12 +138,13 @@ def _ranks_error(scenario: Scenario) -> float:
     return TP_ERROR * math.sqrt(doublings)
 
 
-def _experts_error(scenario: Scenario) -> float:
-    """Standard error of ln(T_V / T_T) that follows from that of the experts' curve."""
+def _parts_error(scenario: Scenario) -> float:
+    """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
     if scenario.target.experts is None:
         return 0.0
     verify = estimate(scenario).verify
-    return EXPERTS_ERROR * float(verify.part("experts").seconds / verify.total_s)
+    errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
+    return math.hypot(*(float(error / verify.total_s) for error in errors))
 
 
 def _link_error(scenario: Scenario) -> float:

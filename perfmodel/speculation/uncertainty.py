@@ -12,11 +12,13 @@ from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.round import estimate
 from perfmodel.speculation.step_error import ratio_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
+SKEW = 0.75  # of a mixture's experts: about as unequal as the power-law loads of the tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +84,8 @@ def probability_of_gain(scenario: Scenario) -> float | None:
 def interval_probability(interval: Interval, scenario: Scenario) -> float:
     """P(gain > 1), assuming a log-normal distribution on each side of the prediction.
 
-    At most 95 % if `acceptance_is_weak`: the interval does not cover that such a curve may not
-    apply to this plan at all.
+    At most 95 % if `acceptance_is_weak`: such a curve may not apply to this plan at all, which the
+    interval does not include.
     """
     edge = interval.low if interval.value > 1 else interval.high
     spread = abs(math.log(interval.value / edge)) / Z90
@@ -130,7 +132,7 @@ def decode_speedup(scenario: Scenario) -> float:
 def sensitivities(
     scenario: Scenario, gain: Callable[[Scenario], float] = decode_speedup
 ) -> list[Sensitivity]:
-    """The gain when α, bandwidth efficiency, compute efficiency or overheads change."""
+    """The gain when α, bandwidth, compute, overheads or the choice of experts change."""
     results = []
     alphas = alpha_interval(scenario)
     if alphas is not None:
@@ -140,7 +142,23 @@ def sensitivities(
     for name, change, worse, better in _hardware_changes(scenario):
         low, high = gain(worse), gain(better)
         results.append(Sensitivity(name=name, change=change, low=low, high=high))
+    if scenario.target.experts is not None:
+        low, high = sorted((gain(scenario), gain(_skewed(scenario))))
+        change = f"uniform or Zipf {SKEW:g}"
+        results.append(Sensitivity(name="choice of experts", change=change, low=low, high=high))
     return results
+
+
+def _skewed(scenario: Scenario) -> Scenario:
+    """The scenario with some experts more popular than others, also in the draft."""
+
+    def of(spec: ModelSpec) -> ModelSpec:
+        if spec.experts is None:
+            return spec
+        return replace(spec, experts=replace(spec.experts, skew=SKEW))
+
+    draft = scenario.draft
+    return replace(scenario, target=of(scenario.target), draft=None if draft is None else of(draft))
 
 
 def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scenario]]:

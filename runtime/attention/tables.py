@@ -4,9 +4,9 @@ The tables of one or more passes over the same pages form one array of 32-bit wo
 
     page tables | pass 0 | pass 1 | ... | tokens of the first pass
 
-so that each round copies them to the device at once. Every sequence has `page_room` entries for its
-page table. The kernel computes a sequence's length as (page_room - 1) * page_tokens + last_page,
-modulo 2**32, so the length is set by `last_page` alone, which may be negative.
+so that each round copies them to the device in one transfer. Every sequence has `page_room` entries
+for its page table. The kernel computes a sequence's length as (page_room - 1) * page_tokens +
+last_page, modulo 2**32, so the length is set by `last_page` alone, which may be negative.
 
 Source: flashinfer 0.6.6, `csrc/batch_prefill.cu`, `page.cuh`, `attention/scheduler.cuh`.
 """
@@ -82,7 +82,7 @@ class Segments:
 
 
 class DeviceTables:
-    """One pass's tables: tensors of fixed address, whose contents `PassTables.fill` renews.
+    """One pass's tables: tensors at fixed addresses that `PassTables.fill` refills.
 
     `pages` (batch * page_room,) are shared by all passes; `words` (segments.words,) are this one's.
     """
@@ -129,8 +129,8 @@ class PassTables:
     Parameters
     ----------
     layouts : list of PassLayout
-        One per pass. Query counts and windows stay fixed, and so does whether KV may be split,
-        which depends on these lengths; lengths and pages may change with each `fill`.
+        One per pass. Query counts and windows stay fixed, as does whether KV may be split, which is
+        decided from these lengths; lengths and pages may change with each `fill`.
     batch : int
         Capacity in sequences; rows beyond those of the layouts are idle.
     page_room : int, optional

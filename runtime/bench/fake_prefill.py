@@ -35,9 +35,9 @@ def start_without_prefill(
 def warm_up(
     engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int], *, prompt: bool
 ) -> None:
-    """Compile kernels and capture graphs for this batch, and leave no other trace.
+    """Compile kernels and capture graphs for this batch, without other side effects.
 
-    Runs a few rounds over the present contents of the cache, with `prompt` after a prefill of one
+    Runs a few rounds over the present contents of the cache, with `prompt` after prefilling one
     chunk.
     """
     sampler, end_tokens = engine.sampler, engine.eos_tokens

@@ -176,10 +176,11 @@ class RunPlan(JsonPlan):
     ] = False
     temperature: Annotated[float, Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0
     top_k: Annotated[
-        int, Option(min=0, help="Sample from the N likeliest tokens; 0 means all.")
+        int, Option(min=0, help="Sample from the N most likely tokens; 0 means all.")
     ] = 0
     top_p: Annotated[
-        float, Option(help="Sample from the likeliest tokens that together have this probability.")
+        float,
+        Option(help="Sample from the most likely tokens that together reach this probability."),
     ] = 1.0
     seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
 

@@ -25,7 +25,7 @@ from runtime.parallel.groups import Group
 
 @dataclass(slots=True)
 class _DraftState:
-    """One sequence in the draft's cache; `tokens` also counts tokens that were dropped since."""
+    """One sequence in the draft's cache; `tokens` includes those that were dropped."""
 
     table: PageTable = field(default_factory=PageTable)
     tokens: int = 0
@@ -78,7 +78,7 @@ class StandaloneDrafter(Drafter):
             state.tokens = sequence.prompt_tokens
 
     def admit_without_prefill(self, sequences: Sequence[SequenceState]) -> None:
-        """Add sequences without a prefill, for benchmarks: the cache's contents stand in for it."""
+        """Add sequences without a prefill, for benchmarks; the cache keeps its current contents."""
         for sequence in sequences:
             state = self._states[sequence.index] = _DraftState(tokens=sequence.prompt_tokens)
             budget = sequence.prompt_tokens if self.ring is None else self.ring.budget_tokens

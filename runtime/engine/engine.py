@@ -1,6 +1,7 @@
 """The speculative loop: prefill → draft γ → verify → accept → roll back.
 
-γ = 0 is plain decoding on the same loop. The host reads the device once per round: the verdict.
+γ = 0 is plain decoding in the same loop. The host reads the device once per round, to get the
+verdict: how many drafts were accepted, and the new tokens.
 
 Plain decoding launches the next step before it reads the last one, so that the host's work takes
 place while the GPU computes: the token stays on the device, and every sequence grows by exactly
@@ -188,7 +189,7 @@ class Engine:
             return self._round()
 
     def _round(self) -> RoundRecord:
-        """Launch a round unless one is under way; launch the next plain step; read the first."""
+        """Launch a round unless one is running; at γ = 0 launch the next step; commit the first."""
         number = len(self.rounds)
         launched = self._ahead or self._launch(self.active)
         self._ahead = None
@@ -225,7 +226,7 @@ class Engine:
         try:
             for sequence in active:
                 self.cache.reserve(sequence.table, 1)
-        except OutOfPages:  # unless an end token that has not been read frees some
+        except OutOfPages:  # an end token not read yet may free some
             return None
         return self._verify_and_accept(active, last, self.drafter.propose(active, 0))
 
@@ -245,7 +246,7 @@ class Engine:
     def verify(
         self, active: Sequence[SequenceState], last: Sequence[int] | Tensor, drafts: Tensor
     ) -> Tensor:
-        """What the sampler reads after each sequence's `last` token and after every draft."""
+        """Logits, or best tokens, after each sequence's `last` token and after every draft."""
         width = self.gamma + 1
         layout = PassLayout(
             page_tables=[sequence.table.pages for sequence in active],
@@ -290,7 +291,8 @@ class Engine:
             if row.pop():
                 raise EngineError(
                     f"rank {self.group.rank} drafted different tokens than rank 0 (round "
-                    f"{len(self.rounds)}, sequence {index}), so their sums differ; check the GPUs"
+                    f"{len(self.rounds)}, sequence {index}): an all-reduce gave different results; "
+                    f"check the GPUs"
                 )
         return rows
 

@@ -71,7 +71,7 @@ class GenerationResult:
 
     @property
     def between_passes_s(self) -> float | None:
-        """Median round less the median passes of one: host time and sampling that show."""
+        """Median round minus its median passes: host time and sampling that are not hidden."""
         rounds = self.phases.get("round")
         if not rounds:
             return None

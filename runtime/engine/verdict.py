@@ -38,7 +38,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A round that the device works on: its sequences, its verdict, the cached tokens it reads."""
+    """A round running on the device: its sequences, its verdict, the cached tokens it reads."""
 
     sequences: list[SequenceState]
     verdict: Verdict

@@ -4,8 +4,8 @@ A graph has room for a number of sequences and of pages each; rows without a seq
 the cache's idle page. A graph is captured when first needed, and a smaller one in addition once
 half of its rows have been idle for `_PATIENCE` passes: a capture stalls the run for 0.1 to 0.5 s,
 more than a few smaller passes save at the end of a run. Capturing every size at the start would
-take as long for each, needed or not, and keep an output for each: up to as much memory again as the
-first.
+take as long per size, needed or not, and store an output per size, in total up to as much memory as
+the first.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from runtime.attention.base import PassLayout
 class Proposal:
     """Drafts (B, γ), and the probabilities (B, γ, V) they were drawn from if a sampler needs them.
 
-    `drafted` (B, γ) is set if this rank verifies drafts that it received instead of these.
+    If `tokens` were received from another rank, `drafted` (B, γ) holds this rank's own drafts.
     """
 
     tokens: Tensor

@@ -43,12 +43,12 @@ class Sampler(Protocol):
 
     @property
     def streams(self) -> Sequence[torch.Generator]:
-        """All random streams."""
+        """All random generators."""
         ...
 
     @property
     def draft_streams(self) -> Sequence[torch.Generator]:
-        """Random streams of `draft`, which a graph must register when it is captured."""
+        """Random generators of `draft`, which a graph must register when it is captured."""
         ...
 
     @property
@@ -96,7 +96,7 @@ class StochasticSampler:
 
     def __init__(self, params: SamplingParams, device: torch.device) -> None:
         self.params = params
-        # Two streams: ranks that draft without verifying must draw what the others draw.
+        # Two generators: ranks that draft without verifying must draw what the others draw.
         self._draft_stream = seeded(params.seed, device)
         self.draft_streams = (self._draft_stream,)
         self._verify_stream = seeded(params.seed + 1, device)
@@ -184,7 +184,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     rows = scaled.softmax(-1)
     if params.top_p < 1:
         ordered, order = rows.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
+        before = ordered.cumsum(-1) - ordered  # mass of the more likely tokens
         ordered = ordered.masked_fill(before >= params.top_p, 0.0)
         rows = torch.zeros_like(rows).scatter(-1, order, ordered)
         rows = rows / rows.sum(-1, keepdim=True)
@@ -204,8 +204,9 @@ def residual_at(target: Tensor, proposed: Tensor, accepted: Tensor) -> Tensor:
 def draw(rows: Tensor, stream: torch.Generator) -> Tensor:
     """One index per row of unnormalised probabilities (B, V).
 
-    Of exponential clocks with these rates, clock i rings first with probability p_i / sum(p).
-    Unlike `torch.multinomial` it never waits for the device, so a graph can capture it.
+    Exponential race: of independent exponential variables with these rates, variable i is the
+    smallest with probability p_i / sum(p). Unlike `torch.multinomial`, this never waits for the
+    device, so a graph can capture it.
     """
     waiting = torch.empty_like(rows).exponential_(generator=stream)
     tiny = torch.finfo(rows.dtype).tiny
@@ -218,7 +219,7 @@ def leading_trues(flags: Tensor) -> Tensor:
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:
-    """A random stream on the device."""
+    """A random generator on the device."""
     generator = torch.Generator(device)
     generator.manual_seed(seed)
     return generator

@@ -96,7 +96,7 @@ def sum_add_norm(
     return out, total
 
 
-# ---- the likeliest token ----------------------------------------------------------------------
+# ---- the most likely token --------------------------------------------------------------------
 
 _INDEX: tl.constexpr = tl.constexpr(2**31 - 1)
 

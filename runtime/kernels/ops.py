@@ -20,7 +20,7 @@ _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
 _SHARED_BYTES = 227 * 1024  # shared memory of one multiprocessor
 SUM_BYTES = 8 * 2**20  # largest exchange between two ranks; every rank sends all to every peer
-_BEST_ROWS = 4096  # most rows whose likeliest token is exchanged through inboxes
+_BEST_ROWS = 4096  # most rows whose best token is exchanged through inboxes
 
 
 class TorchOps:
@@ -87,7 +87,7 @@ class TorchOps:
         return self.add_norm(self.group.all_reduce(x), residual, weight, epsilon)
 
     def best(self, part: Tensor, vocab: int) -> Tensor:
-        """The likeliest token of each row (rows,), from every rank's columns of the logits."""
+        """The most likely token of each row (rows,), over all ranks' columns of the logits."""
         return self.group.gather_columns(part)[..., :vocab].argmax(-1)
 
 

@@ -65,7 +65,7 @@ class Decoder:
         return self.group.gather_columns(self._head(normed))[..., : self.config.vocab]
 
     def best(self, normed: Tensor) -> Tensor:
-        """The likeliest token of each row, on every rank: (rows, hidden) -> (rows,)."""
+        """The most likely token of each row, on every rank: (rows, hidden) -> (rows,)."""
         return self.ops.best(self._head(normed), self.config.vocab)
 
     def _attention(

@@ -52,7 +52,7 @@ class DecoderWeights:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that a pass reads: all but an untied embedding, of which it reads a few rows."""
+        """Bytes that a pass reads: all weights except an untied embedding (only a few rows)."""
         table = self.embedding
         skipped = 0 if self.head is table else table.numel() * table.element_size()
         return self.bytes - skipped

@@ -112,7 +112,7 @@ class SafetensorsFolder:
         return part.to(device=self.device, dtype=self.dtype).contiguous()
 
     def check_all_read(self) -> None:
-        """Refuse tensors that were not read; a tied head or rotary frequencies may be stored."""
+        """Refuse tensors that were not read, except a tied head and rotary frequencies."""
         extra = sorted(
             name
             for name in self._unread
@@ -174,7 +174,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         with index.open("rb") as stream:
             text = stream.read(MAX_INDEX_BYTES + 1)
         if len(text) > MAX_INDEX_BYTES:
-            raise ValueError(f"over {MAX_INDEX_BYTES:,} bytes")
+            raise ValueError(f"larger than {MAX_INDEX_BYTES:,} bytes")
         fields = json.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{index} is not a valid index of shards ({one_line(error)})") from error

@@ -66,7 +66,7 @@ class Group:
         return partial
 
     def partial_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        """A place for a product that can be summed without a copy, or None if there is none.
+        """A buffer in which a product can be summed without a copy, or None if there is none.
 
         It is valid until the group's next sum.
         """
@@ -172,7 +172,10 @@ def _local_device(device: str) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     found = torch.cuda.device_count()
     if index >= found:
-        raise InputError(f"rank {index} of this host needs GPU {index}, but the host has {found}")
+        raise InputError(
+            f"rank {index} of this host needs GPU {index}, but the host has {found} GPUs; use a "
+            f"smaller --tp"
+        )
     local = torch.device("cuda", index)
     torch.cuda.set_device(local)
     return local
@@ -214,7 +217,7 @@ def exchange_words(word: str) -> list[str]:
 def _store() -> tuple[Any, int, int]:
     """The store that the environment describes, rank and world size; one per process.
 
-    A second store would find the keys, or the server, that the first left behind.
+    A second store would collide with the keys, or the server, of the first.
     """
     store, rank, world = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     return store, rank, world

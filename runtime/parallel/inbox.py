@@ -9,11 +9,11 @@ from torch import Tensor
 
 from runtime.parallel.groups import Group
 
-TURNS = 3  # places that a row alternates between
+TURNS = 3  # slots that a row alternates between
 
 
 class Inbox:
-    """Rows of one width from every rank of a group, with three places each, on a GPU.
+    """Rows of one width from every rank of a group, with three slots each, on a GPU.
 
     Every rank of the group must create it at the same point.
 
@@ -26,7 +26,7 @@ class Inbox:
     dtype : torch.dtype
         Type of a word: int16 for 16-bit floats, int64 for keys.
     empty : int
-        A word that is never sent and marks an empty place.
+        A word that is never sent and marks an empty slot.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
-PATIENCE_S = 5  # a rank that died without a report up to this long after the first is its cause
+PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
 def launch_ranks(command: Sequence[str], ranks: int) -> None:
@@ -114,9 +114,10 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
 def run_rank(body: Callable[[], None]) -> int:
     """Run one rank's work and return its exit code; report a failure to the launcher.
 
-    One of several ranks does not return: its process ends here. After a failure on GPUs, the exit
-    of an interpreter would wait for peers forever; after a success on CPUs, a thread of gloo that
-    still holds a tensor would abort it. Peers that wait for this rank see its connections close.
+    With several ranks this does not return: the process ends here. After a failure on GPUs, a
+    normal interpreter exit would wait for peers forever; after a success on CPUs, a gloo thread
+    that still holds a tensor would abort it. Peers that wait for this rank see its connections
+    close.
     """
     if _launcher() is not None:
         _end_with_launcher()

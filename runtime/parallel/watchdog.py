@@ -71,19 +71,19 @@ class Position:
     _file: mmap.mmap | None = None
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
-        """Start something else."""
+        """Set a new position."""
         self.limit_s, self.since = limit_s, time.monotonic()
         self.note(text)
 
     def note(self, text: str) -> None:
-        """Name the part of the present work that comes next."""
+        """Name the next part of the current position."""
         self.text = text
         if self._file is not None:
             self._file[:] = text.encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
-        """Do this in the body, then return to what was being done before."""
+        """Set this position within the body, and restore the previous one after it."""
         before = self.text, self.limit_s
         self.move(text, limit_s=limit_s)
         try:
@@ -162,7 +162,7 @@ class Watchdog:
         places = "; ".join(f"rank {rank}: {known[rank]}" for rank in sorted(known))
         return (
             f"rank {self.rank} has waited {waited_s:.0f} s, more than the limit of "
-            f"{self.position.limit_s:.0f} s (set {LIMIT_VARIABLE} to change a round's); last "
+            f"{self.position.limit_s:.0f} s ({LIMIT_VARIABLE} sets that of a round); last "
             f"positions: {places}"
         )
 
@@ -193,7 +193,7 @@ class Watchdog:
                 return
 
     def _continue_stopped(self) -> None:
-        """Let a stopped rank receive the SIGTERM of its launcher, which else waits 30 s for it."""
+        """Let a stopped rank receive its launcher's SIGTERM; otherwise the launcher waits 30 s."""
         for process in self._processes:
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGCONT)
@@ -201,7 +201,7 @@ class Watchdog:
 
 @contextmanager
 def watched(store: PositionStore, rank: int, ranks: int) -> Iterator[None]:
-    """In the body, end the run if this rank stays at one position for too long."""
+    """Within the body, end the run if this rank stays at one position for too long."""
     HERE.move("joined")
     watchdog = Watchdog(store, rank, ranks)
     watchdog.start()

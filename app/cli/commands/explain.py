@@ -55,10 +55,10 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a measured round is slower than predicted, and which gamma would be best.
+    """Explain why a measured round is slower than predicted, and name the best gamma.
 
-    The scenario describes what ran. Its times are predicted with --engine, by default with
-    `kernels`. Acceptance flags give the expected acceptance, and reports the measured one.
+    The scenario describes what ran. --engine predicts its times; the default, `kernels`, has no
+    overhead. Acceptance flags give the expected acceptance; reports give the measured one.
     """
     import perfmodel
     from calibration.engines import observe
@@ -135,7 +135,7 @@ def _lines(answer: Diagnosis) -> list[str]:
         lines.append(f"{LABELS[name]:22} {cells[0]:>10} {cells[1]:>10}{note}")
     if answer.best_gamma is None:
         return [*lines, "", "The best gamma depends on the acceptance: give it with --acceptance."]
-    now = "" if answer.speedup is None else f"; now it is {answer.speedup:.2f}x"
+    now = "" if answer.speedup is None else f"; the current speedup is {answer.speedup:.2f}x"
     if not answer.best_gamma:
         return [*lines, "", f"With the measured terms, no gamma pays{now}."]
     best = f"gamma {answer.best_gamma} is best, at {answer.best_speedup:.2f}x"

@@ -285,8 +285,8 @@ def round_overhead_errors(steps: Sequence[StepRecord], name: str = "round overhe
 def speedup_error(layers: Errors, rounds: Errors) -> float | None:
     """Standard error of a predicted speedup: sqrt(2 layers² + rounds²); None if either is missing.
 
-    `layers` are errors of whole layers priced by their kernels, `rounds` those of left-out rounds.
-    The errors of a plain step and of a round's passes are taken to be independent.
+    `layers` are errors of whole layers predicted from their kernels, `rounds` those of left-out
+    rounds. The errors of a plain step and of a round's passes are taken to be independent.
     """
     passes = [error for _, error in layers.cells.get("in sample", [])]
     between = [error for _, error in rounds.cells.get("a case out", [])]

@@ -72,6 +72,6 @@ def _table(
 
 
 def equal_prompt(record: KernelRecord) -> float:
-    """Tokens of the uncached prompt with as many query-key pairs as this chunk."""
+    """Tokens of the uncached prompt that has as many query-key pairs as this chunk."""
     new = float(record["query_tokens"])
     return float(np.sqrt(new**2 + 2.0 * new * (record["kv_tokens"] - new)))

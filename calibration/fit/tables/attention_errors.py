@@ -5,12 +5,13 @@ The seven parameters are not refitted without a cell, since thousands of cells d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from calibration.fit.errors import Errors, token_band
+from calibration.fit.errors import Errors, misfit_figures, token_band
 from calibration.fit.tables.attention_fit import (
     GROUP_KNOTS,
     PREFILL_TOKENS,
@@ -18,6 +19,7 @@ from calibration.fit.tables.attention_fit import (
     DecodeFit,
 )
 from calibration.fit.tables.attention_residuals import held_out
+from calibration.fit.tables.attention_tables import read_windowed
 from calibration.fit.tables.gpus import MeasuredGpu
 from perfmodel.kernels import AttentionCurve
 
@@ -61,6 +63,27 @@ def _in_sample(curve: AttentionCurve, cells: pd.DataFrame, gpu: MeasuredGpu) -> 
         )
         out[part.index] = seconds / part.cold_s - 1.0
     return out
+
+
+def window_lines(curve: AttentionCurve, data: Path, gpu: MeasuredGpu) -> Iterator[str]:
+    """How far attention in a sliding window is from a cache of as many tokens."""
+    for (window, dim), cells in read_windowed(data, gpu).groupby(["window_size", "head_dim"]):
+        misfit = np.empty(0)
+        for (query_heads, kv_heads), part in cells.groupby(["query_heads", "kv_heads"]):
+            seconds = curve.seconds(
+                batch=part.batch.to_numpy(),
+                kv_tokens=float(window),
+                query_heads=int(query_heads),
+                kv_heads=int(kv_heads),
+                head_dim=int(dim),
+                peak_flops=gpu.sheet.peak_flops,
+                hbm_bandwidth=gpu.sheet.hbm_bandwidth,
+            )
+            misfit = np.append(misfit, np.log(seconds / part.measured_s))
+        yield (
+            f"attention in a window of {window} tokens, head dimension {dim}, priced as a cache of "
+            f"as many tokens: {misfit_figures(misfit)}"
+        )
 
 
 def prefill_errors(curve: AttentionCurve, frame: pd.DataFrame, gpu: MeasuredGpu) -> Errors:

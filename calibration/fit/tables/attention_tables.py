@@ -56,6 +56,16 @@ def cold_seconds(frame: pd.DataFrame, gpu: MeasuredGpu) -> pd.Series:
     return frame.measured_s.where(~frame.in_l2, np.maximum(frame.measured_s, streamed))
 
 
+def read_windowed(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
+    """Decode cells with a full sliding window: columns as in the table, and `window`, query_heads,
+    kv_heads, batch, measured_s. Empty if the table has none."""
+    frame = read_table(data, gpu, "generation_attention")
+    if "window_size" not in frame:
+        frame = frame.assign(window_size=0)
+    full = (frame.window_size > 0) & (frame.step >= frame.window_size)
+    return _renamed(frame[full & (frame.kv_cache_dtype == "bfloat16")])
+
+
 def read_prefill(data: Path, gpu: MeasuredGpu) -> pd.DataFrame:
     """Prefill cells: batch, query_heads, kv_heads, head_dim, new_tokens, measured_s."""
     frame = _read(data, gpu, "context_attention")
@@ -96,7 +106,10 @@ def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     frame = read_table(data, gpu, table)
     if "window_size" in frame:
         frame = frame[frame.window_size == 0]
-    frame = frame[(frame.kv_cache_dtype == "bfloat16") & frame.head_dim.isin(HEAD_DIMS)]
+    return _renamed(frame[(frame.kv_cache_dtype == "bfloat16") & frame.head_dim.isin(HEAD_DIMS)])
+
+
+def _renamed(frame: pd.DataFrame) -> pd.DataFrame:
     names = {"batch_size": "batch", "num_heads": "query_heads", "num_key_value_heads": "kv_heads"}
     frame = frame.rename(columns=names)
     return frame.assign(measured_s=frame.latency * MS).reset_index(drop=True)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibration.fit.errors import misfit_figures
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
 from calibration.records.jsonl import RecordError
 from calibration.records.toml_file import compact, significant, toml_text
@@ -139,6 +140,19 @@ def leave_one_out(
             "message_bytes": size[i],
             "error": error,
         }
+
+
+def all_to_all_line(data: Path, gpu: MeasuredGpu) -> str:
+    """How far NCCL's all-to-all is from an all-gather of as many bytes, as which it is priced."""
+    frame = read_table(data, gpu, "nccl")
+    frame = frame[frame.nccl_dtype == "half"]
+    wide = frame.pivot_table(
+        index=["num_gpus", "message_size"], columns="op_name", values="latency"
+    )
+    if "alltoall" not in wide:
+        return "all-to-all: not in the table"
+    misfit = np.log(wide.all_gather / wide.alltoall).dropna().to_numpy()
+    return f"all-to-all, priced as an all-gather: {misfit_figures(misfit)}"
 
 
 def _alpha_beta(

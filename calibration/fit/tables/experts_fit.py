@@ -2,7 +2,7 @@
 
 Only rows with a balanced distribution are fitted, in which T tokens with k experts each reach
 min(E, T k) experts, so the number of experts with rows is known. Rows with a power-law distribution
-test the curve: they are priced with the expected number of experts of random routing.
+test the curve: they are predicted with the number of experts expected for uniform routing.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The tables are part of the PyPI package aiconfigurator-core 0.12.0 (Apache-2.0, 82 MB), not of this
 project. Pip downloads the package, its hash is checked, and the tables are written to
-DIR/<gpu>/<table>.parquet. Its successor aisimulate 0.13 (120 MB) has the same tables and some of
-later kernels. Nothing is fitted to the latter, which are held out: DIR/<gpu>/<table>_later.parquet.
+DIR/<gpu>/<table>.parquet. Its successor aisimulate 0.13 (120 MB) has the same tables and some
+tables of later kernels. The latter are held out; nothing is fitted to them:
+DIR/<gpu>/<table>_later.parquet.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def later_members() -> dict[str, dict[str, str]]:
 
 
 def extract(wheel: Path, out: Path) -> None:
-    """Write the tables of a wheel under `out`; a `RecordError` if its hash is not as expected."""
+    """Write the tables that `out` lacks; a `RecordError` if the wheel's hash is not as expected."""
     _extract(wheel, out, PACKAGE, WHEEL_SHA256, {gpu: members(gpu) for gpu in VERSIONS})
 
 
@@ -106,11 +107,12 @@ def _extract(
         for gpu, paths in tables.items():
             (out / gpu).mkdir(parents=True, exist_ok=True)
             for table, member in paths.items():
-                (out / gpu / f"{table}.parquet").write_bytes(archive.read(member))
+                if not (path := out / gpu / f"{table}.parquet").exists():
+                    path.write_bytes(archive.read(member))
 
 
 def fetch(out: Path) -> None:
-    """Download the wheels with pip, check their hashes, and write their tables under `out`."""
+    """Download the wheels with pip, check their hashes, and write the tables that `out` lacks."""
     everything = {gpu: members(gpu) for gpu in VERSIONS}
     _fetch(out, PACKAGE, WHEEL_SHA256, everything)
     _fetch(out, LATER_PACKAGE, LATER_SHA256, later_members())
@@ -124,7 +126,7 @@ def _fetch(out: Path, package: str, sha256: str, tables: Mapping[str, Mapping[st
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise RecordError(
-                f"{package}: pip cannot download it; use a folder that has its tables already"
+                f"{package}: pip cannot download it; use a folder that already has its tables"
             )
         try:
             _extract(wheels[0], out, package, sha256, tables)

@@ -1,7 +1,7 @@
 """Fit aiconfigurator's tables of one GPU as catalog files.
 
-GEMMs, attention and collectives in bf16 are required. Tables of quantised GEMMs, experts, latent
-attention and fp8 caches are fitted if they are there.
+Tables of GEMMs, attention and collectives in bf16 are required. Tables of quantised GEMMs, experts,
+latent attention and fp8 caches are optional.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _attention(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = attention_fit.catalog_text(gpu.name, curve, figures)
     report.files[f"efficiency/{gpu.name}/attention.toml"] = text
     report.errors += [decode, prefill]
+    report.notes += attention_errors.window_lines(curve, data, gpu)
     _add(report, *fit_kv_fp8(data, gpu, curve))
 
 
@@ -113,10 +114,11 @@ def _collectives(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     text = collective_fit.catalog_text(gpu.name, table, left_out)
     report.files[f"efficiency/{gpu.name}/collectives.toml"] = text
     report.notes += collective_fit.report_lines(left_out)
+    report.notes.append(collective_fit.all_to_all_line(data, gpu))
 
 
 def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
-    """Fit the tables that not all folders have, or note that they are missing."""
+    """Fit the optional tables, or note that they are missing."""
     for table in (*MORE_TABLES[gpu.folder], *later_members().get(gpu.folder, ())):
         if has_table(data, gpu, table):
             check_table(data, gpu, table)

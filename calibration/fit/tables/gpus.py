@@ -111,7 +111,7 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
 
 
 def has_table(data: Path, gpu: MeasuredGpu, table: str) -> bool:
-    """Whether a table that not all GPUs have is there, as `<gpu>/<table>.parquet`."""
+    """Whether an optional table exists, as `<gpu>/<table>.parquet`."""
     return (data / gpu.folder / f"{table}.parquet").is_file()
 
 

@@ -1,7 +1,7 @@
 """Fit curves of latent attention (MLA) to aiconfigurator's tables: `latent.toml`.
 
 The tables are of DeepSeek-V3's layer with 1 to 128 heads and TensorRT-LLM's kernels. Decode rows
-have one query token; several query tokens are priced as as many times more heads.
+have one query token; n query tokens are treated as n times as many heads.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _READ_SOMEWHERE = {field for family in _FAMILIES.values() for field in family.mo
 def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Return the spec of the model that transformers would build from any supported `config.json`.
 
-    Of a multimodal model it is the spec of the text decoder. Errors and arguments are those of
+    For a multimodal model, this is the spec of the text decoder. Errors and arguments are those of
     `hf_config.from_hf_config`.
     """
     model_type = config.get("model_type") if isinstance(config, Mapping) else None

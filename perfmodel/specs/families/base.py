@@ -97,7 +97,7 @@ class Text(Strict):
         return max(stated, int((rope.factor or 1.0) * original))
 
     def of_kind(self, name: str, kinds: list[Kind], *wanted: Kind) -> int:
-        """How many of the layers are of the wanted kinds."""
+        """Number of layers of the given kinds."""
         if len(kinds) != self.num_hidden_layers:
             raise ConfigError(
                 f"{name}: layer_types is {shown(kinds)}; it must list "

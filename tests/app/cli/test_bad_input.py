@@ -72,7 +72,7 @@ CASES = {
     "experts of a dense model": (["predict", "--ep", "2", "--tp", "2"], "dense"),
     "experts on the engine": (
         ["run", "baseline", "--model", "qwen3-30b-a3b", "--random-weights"],
-        "no engine behind them",
+        "no step of it was measured",
     ),
     "budget over context": (["predict", "--draft", "self", "--kv-budget", "64000"], "32000"),
     "gamma without a draft": (["predict", "--gamma", "3"], "gamma=3"),

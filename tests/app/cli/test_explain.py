@@ -26,7 +26,7 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
     assert run(["explain", *RAN, *WORK, *MEASURED, "--acceptance", "0.8"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("The draft ran eagerly: 10.5 ms a step where 1.35 is expected;")
-    assert "vLLM 0.26 does." in out and "no gamma pays; now it is 0.47x." in out
+    assert "vLLM 0.26 does." in out and "no gamma pays; the current speedup is 0.47x." in out
     assert "draft step (T_D)         10.50 ms    1.35 ms  derived" in out
 
 

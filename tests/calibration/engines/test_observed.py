@@ -144,3 +144,16 @@ def test_scrapes_around_a_restart_are_refused(tmp_path: Path) -> None:
 def test_a_benchmark_without_a_usable_time_is_refused(value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither times nor acceptance"):
         read(tmp_path, f'{{"mean_tpot_ms": {value}}}', draft="none", gamma=0)
+
+
+def test_times_that_no_step_takes_are_refused(tmp_path: Path) -> None:
+    huge = "9" * 400
+    for text in (
+        page("vllm", 1e300, 1, None),
+        f"vllm:inter_token_latency_seconds_sum {huge}\nvllm:inter_token_latency_seconds_count 3\n",
+        LINE.format(prompt="0.0", rate=huge, running=8),
+    ):
+        with pytest.raises(ConfigError, match="not plausible"):
+            read(tmp_path, text, draft="none", gamma=0)
+    with pytest.raises(ConfigError, match="neither times nor acceptance"):
+        read(tmp_path, LINE.format(prompt="0.0", rate="9.0", running=huge), draft="none", gamma=0)

@@ -122,7 +122,7 @@ def test_an_engine_that_would_start_after_the_deadline_is_not_started(
     lines = measured(fake, plan, deadline=time.monotonic() + plan.options.start_s - 1.0)
     assert lines == [
         f"0 of {len(plan.points)} points timed",
-        "the time is over; run the same command again for the remaining points",
+        "the time limit was reached; run the same command again for the remaining points",
     ]
 
 

@@ -131,6 +131,15 @@ def timed(server: FakeServer, point: Point) -> dict[str, Any]:
     return line
 
 
+def test_a_server_with_data_parallel_attention_is_refused(
+    served: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = json.dumps({"enable_dp_attention": True, "dp_size": 8})
+    monkeypatch.setattr(served, "sglang_info", lambda: info)
+    with pytest.raises(ConfigError, match="data-parallel attention"):
+        timed(served, a_point())
+
+
 def test_rounds_come_from_the_counters_and_seconds_from_the_latency(served: FakeServer) -> None:
     line = timed(served, a_point())
     assert line["all_seconds"] == pytest.approx([0.004] * 3)

@@ -260,12 +260,12 @@ class CachingBench(Bench):
 def test_graphs_of_earlier_cells_do_not_fill_the_device() -> None:
     bench = CachingBench()
     memory = bench.device_memory
-    for _ in range(100):
+    for _ in range(20):
         with bench.captured(lambda i: memory.call(0.7e9), 2) as graph:
             assert graph.held == 1.4e9
         assert memory.allocated == 25e9
         assert memory.reserved <= 25e9 + SPARE_BYTES + 1.4e9
-    assert 0 < memory.emptied < 50
+    assert 0 < memory.emptied < 10
 
 
 def test_a_cell_that_runs_out_of_memory_leaves_room_for_the_next() -> None:

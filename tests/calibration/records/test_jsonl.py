@@ -92,6 +92,8 @@ def test_a_file_of_another_measurement_is_not_appended_to(tmp_path: Path) -> Non
         (b"hello\n", "line 1: .*JSON"),
         (b'{"a": 1}\n', "line 1: .*not a file of records"),
         (b"[1]\n", "line 1: .*JSON object"),
+        (b'{"header": {"sm_count": 1e999}}\n', "line 1: .*1e999 is not a finite number"),
+        (b'{"header": {}}\n{"a": NaN}\n', "line 2: .*NaN is not a finite number"),
         (b"\xff\xfe\n", "cannot be read"),
         (b'{"header": {}}\n{"a"\n{}\n', "line 2: .*JSON"),
         (b'{"header": {}}\n\n{"a"', "line 3: the file is cut off"),

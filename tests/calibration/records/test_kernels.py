@@ -28,6 +28,7 @@ FINE = {"op": "gemm", "path": "runtime", "m": 32, "n": 4096, "k": 4096, "seconds
         ([HEADER, {k: v for k, v in FINE.items() if k != "unit"}], "line 2: missing key 'unit'"),
         ([HEADER, {k: v for k, v in FINE.items() if k != "k"}], "line 2: gemm: missing key 'k'"),
         ([HEADER, FINE | {"m": -3}], "line 2: m=-3 .* greater than 0"),
+        ([HEADER, FINE | {"n": 10**400}], "line 2: n=.* must be at most"),
         ([HEADER, FINE | {"op": "gem"}], "line 2: unknown operation 'gem'"),
         ([HEADER, FINE | {"tile": 3}], "line 2: unknown key 'tile'"),
         ([FINE], "line 1: .*not a file of records"),

@@ -59,11 +59,11 @@ def test_curves_of_another_gpu_are_named_in_the_report(cases: CaseFile, tmp_path
     header, records = read_steps(path)
     same = compare(header, records, curves_of="h200")
     assert max(abs(spread.worst) for spread in same.spreads().values()) < 0.3
-    assert max(abs(s.worst) for s in same.peers["specroof by h200's own curves"].values()) < 1e-6
+    assert max(abs(s.worst) for s in same.peers["specroof with h200's curves"].values()) < 1e-6
     assert "curves of h200" in comparison_markdown(same)
     h100 = dict(header) | {"gpu": "NVIDIA H100 80GB HBM3"}
     other = compare(h100, records, curves_of="h200")
-    assert other.gpu == "h100-sxm" and "specroof by h100-sxm's own curves" in other.peers
+    assert other.gpu == "h100-sxm" and "specroof with h100-sxm's curves" in other.peers
     # Times of an H200 at an H100's bandwidth: what memory bounds is predicted slower by the ratio.
     assert 20.0 < other.spreads()["target_step_s"].median < 100.0 * (4.8 / 3.35 - 1.0)
 
@@ -91,6 +91,18 @@ def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) 
     lines[1] |= {"prefill_tokens": 10**15, "prefill_s": 1.0}
     path.write_text("".join(json.dumps(v) + "\n" for v in lines))
     with pytest.raises(RecordError, match="exceeds the context of"):
+        read_steps(path)
+
+
+def test_a_speculative_case_without_the_time_of_a_round_is_refused(
+    cases: CaseFile, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    case = next(v for v in lines[1:] if v["case"]["plan"]["gamma"])
+    case["round_s"] = 0.0
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match="round_s=0 with gamma="):
         read_steps(path)
 
 
@@ -200,6 +212,10 @@ def test_peers_are_compared_on_the_same_cases(cases: CaseFile, tmp_path: Path) -
         (["# a", "peer,id,target_step_s,verify_s,draft_step_s", "x,1,-1,,"],
          "line 3: target_step_s='-1' is not a positive time"),
         (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,fast,,"], "line 2: .*'fast'"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,inf,,"], "line 2: .*'inf'"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", "x,1,1"], "line 2: 3 cells"),
+        (["peer,id,target_step_s,verify_s,draft_step_s", 'x,"1,1,,', "y,1,,,"], "line 2: not"),
+        ([""], "column 'draft_step_s' is missing"),
     ],
 )  # fmt: skip
 def test_a_bad_prediction_of_a_peer_is_refused(

@@ -17,8 +17,8 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.layers import Experts, LocalAttention
-from perfmodel.speculation import target_rank
-from perfmodel.speculation.step_error import relative_error
+from perfmodel.speculation import sensitivities, target_rank
+from perfmodel.speculation.step_error import ratio_error, relative_error
 
 QWEN = "qwen3-30b-a3b"
 
@@ -73,6 +73,27 @@ def test_experts_read_are_those_of_drawn_routings() -> None:
             len({e for _ in range(tokens) for e in rng.permutation(64)[:6]}) for _ in range(400)
         ]
         assert np.mean(drawn) == pytest.approx(float(experts.read(tokens)), rel=0.02)
+
+
+@given(st.integers(1, 64), st.data(), st.floats(0.01, 20.0), st.integers(1, 300))
+def test_a_skewed_choice_reads_fewer_experts(
+    count: int, data: st.DataObject, skew: float, tokens: int
+) -> None:
+    top_k = data.draw(st.integers(1, count))
+    even = Experts(layers=1, count=count, top_k=top_k, width=8)
+    skewed = replace(even, skew=skew)
+    chosen = skewed.popularity()
+    assert chosen.sum() == pytest.approx(top_k) and np.all(np.diff(chosen) <= 1e-12)
+    assert np.all((chosen >= 0) & (chosen <= 1))
+    assert skewed.read(1.0) == pytest.approx(top_k)
+    assert top_k - 1e-9 <= skewed.read(tokens) <= even.read(tokens) + 1e-9
+
+
+def test_a_slight_skew_is_nearly_uniform_and_a_strong_one_reads_the_same_experts() -> None:
+    even = Experts(layers=1, count=128, top_k=8, width=8)
+    tokens = np.array([1.0, 4.0, 64.0])
+    np.testing.assert_allclose(replace(even, skew=1e-9).read(tokens), even.read(tokens))
+    np.testing.assert_allclose(replace(even, skew=200.0).read(tokens), 8.0)
 
 
 # ---- limits ---------------------------------------------------------------------------------
@@ -265,6 +286,33 @@ def test_the_interval_is_wider_where_kernels_are_assumed() -> None:
     linear = parse_scenario({"target": "qwen3-next-80b-a3b", **values}).scenario()
     plain = parse_scenario(values).scenario()
     assert relative_error(linear) == pytest.approx(3 * relative_error(plain))
+
+
+def test_the_interval_is_wider_with_an_all_to_all() -> None:
+    values = {"target": "deepseek-v3", "gpu": "h200", "tp": 8, "draft": "mtp", "acceptance": 0.7}
+    errors, shares = [], []
+    for ep in (1, 8):
+        scenario = parse_scenario({**values, "ep": ep, "batch": 16, "gamma": 1}).scenario()
+        errors.append(ratio_error(scenario) ** 2)
+        verify = estimate(scenario).verify
+        names = [part.name for part in verify.parts]
+        parts = [verify.part(name) for name in ("experts", "all_to_all") if name in names]
+        shares.append([float(part.seconds / verify.total_s) for part in parts])
+    (experts,), (experts_of_8, exchange) = shares
+    assert exchange > 0
+    expected = 0.18**2 * (experts_of_8**2 - experts**2) + 0.28**2 * exchange**2
+    assert errors[1] - errors[0] == pytest.approx(expected, abs=3e-5)
+
+
+def test_the_sensitivity_to_skewed_experts_is_that_of_mixtures_alone() -> None:
+    values = {"gpu": "h200", "draft": "eagle3", "acceptance": 0.7, "gamma": 3, "batch": 4}
+    for target, is_mixture in (("qwen3-30b-a3b", True), ("llama-3.1-8b", False)):
+        scenario = parse_scenario({**values, "target": target}).scenario()
+        rows = {row.name: row for row in sensitivities(scenario)}
+        assert ("choice of experts" in rows) == is_mixture
+        for row in (r for n, r in rows.items() if n == "choice of experts"):
+            now = float(estimate(scenario).speedup)
+            assert row.low == pytest.approx(now) and row.high > now  # fewer experts are added
 
 
 # ---- memory and drafts ----------------------------------------------------------------------

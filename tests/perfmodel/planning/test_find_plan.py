@@ -51,6 +51,17 @@ def test_lists_and_comma_separated_text_are_equivalent(
     assert listed.sentence == find_plan(SMALL | draft | as_text).sentence
 
 
+def test_a_mean_at_one_gamma_widens_the_interval_of_the_gain() -> None:
+    plan = SMALL | {"batch": 64, "tp": 4, "draft": "self:streamingllm", "kv_budget": 512}
+    mean = find_plan(plan | {"tokens_per_round": 3.1, "gamma": 3, "prefill": "disaggregated"})
+    alpha = mean.best.scenario.acceptance
+    assert alpha is not None and alpha.low < alpha.alpha < alpha.high
+    exact = find_plan(plan | {"acceptance": alpha.alpha, "prefill": "disaggregated"})
+    assert mean.best.scenario.plan == exact.best.scenario.plan
+    wide, narrow = (recommendation_dict(found)["gain_interval_90"] for found in (mean, exact))
+    assert wide[0] < narrow[0] and narrow[1] < wide[1]
+
+
 def test_a_draft_without_a_policy_is_compared_under_every_policy() -> None:
     answer = find_plan(SMALL | {"tp": 2, "draft": "llama-3.2-1b", "kv_budget": 512})
     plans = [answer.best, answer.plain, *answer.runners_up]

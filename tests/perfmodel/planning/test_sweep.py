@@ -202,6 +202,12 @@ def test_a_draft_without_budget_has_one_row_however_many_budgets_are_swept() -> 
     assert [row["kv_budget"] for row in result.rows()] == [0, 64, 128, 256]
 
 
+def test_a_scenario_that_is_refused_gives_its_reason_with_a_share_of_the_context() -> None:
+    base = BASE | {"draft": "self", "kv_budget": "5%"}
+    reasons = [row["reason"] for row in sweep(base, {"tp": [7, 8]}).rows()]
+    assert "tp=7 does not fit" in reasons[0] and not reasons[1]
+
+
 def test_a_budget_is_checked_at_each_context() -> None:
     base = EIGHT_A100 | {"draft": "self", "kv_budget": 512}
     rows = list(sweep(base, {"prompt_tokens": [256, 512, 4096]}).rows())

@@ -99,7 +99,7 @@ def test_vllm_takes_the_gamma_schedule_and_enough_tokens_for_it() -> None:
     ]
     assert config["num_speculative_tokens"] == 3
     text = export_plan(engine="vllm", plan=plan)
-    assert "A γ schedule has a price in vLLM 0.26" in text and "# The same with one γ:" in text
+    assert "A γ schedule has a cost in vLLM 0.26" in text and "# The same with one γ:" in text
     head = replace(EAGLE3, gamma_schedule=SCHEDULE)
     assert "keeps full CUDA graphs for eagle3" in export_plan(engine="vllm", plan=head)
     same = replace(one, gamma_schedule=((1, 32, 3), (33, 64, 1)))  # beyond the batch

@@ -57,6 +57,8 @@ OWN = "arrival_s,prompt_tokens,output_tokens\n10,374,44\n14.315,396,109\n"
         ("s.csv", SPLITWISE),
         ("v.csv", VIDUR),
         ("o.csv", OWN),
+        ("o.csv", OWN.replace(",", ";")),
+        ("o.tsv", OWN.replace(",", "\t")),
         ("o.csv", "\ufeff" + OWN.replace("\n", "\r\n")),
     ],
 )

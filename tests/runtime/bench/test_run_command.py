@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
-def specroof(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli.main", "run", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def specroof(capfd: pytest.CaptureFixture[str]) -> Command:
+    """`specroof run` in this process."""
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = run(["run", *arguments])
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return command
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def tiny(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
+def test_a_scenario_runs_as_it_was_predicted(specroof: Command, tiny: str, tmp_path: Path) -> None:
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(
         f'target = "{tiny}"\ndraft = "self"\ndraft_policy = "streamingllm"\nkv_budget = 48\n'
@@ -50,7 +60,7 @@ def test_a_scenario_runs_as_it_was_predicted(tiny: str, tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "run it as `specroof run selfspec`" in wrong.stderr
 
 
-def test_the_printed_table_includes_the_check(tiny: str) -> None:
+def test_the_printed_table_includes_the_check(specroof: Command, tiny: str) -> None:
     flags = ["--random-weights", "--prefix-tokens", "80", "--gen-tokens", "10"]
     flags += ["--kv-budget", "32", "--check"]
     done = specroof("selfspec", "--model", tiny, *flags)
@@ -90,14 +100,16 @@ def test_bad_flags_are_reported_in_one_line(
     ],
 )
 def test_the_error_of_a_rank_is_one_line_with_its_exit_code(
-    arguments: list[str], code: int, message: str, tiny: str
+    specroof: Command, arguments: list[str], code: int, message: str, tiny: str
 ) -> None:
     done = specroof("baseline", "--model", tiny, "--prefix-tokens", "200", *arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_run_beyond_the_maximum_context_prints_a_note(tiny: str, tmp_path: Path) -> None:
+def test_a_run_beyond_the_maximum_context_prints_a_note(
+    specroof: Command, tiny: str, tmp_path: Path
+) -> None:
     short = hf_config(FAMILIES["llama-3.2"]) | {"max_position_embeddings": 128}
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "config.json").write_text(json.dumps(short))

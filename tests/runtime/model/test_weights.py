@@ -164,7 +164,7 @@ def test_an_index_may_not_point_outside_its_folder(tmp_path: Path) -> None:
         ('{"weight_map": {"a\\nb": 5}}', "the shard of a b is not a file name"),
         ('{"weight_map": {"a": ["x"]}}', "the shard of a is not a file name"),
         ('{"weight_map": {"a": "x\\ny"}}', "x y is not the name of a safetensors file"),
-        (" " * (MAX_INDEX_BYTES + 1), "over 64,000,000 bytes"),
+        (" " * (MAX_INDEX_BYTES + 1), "larger than 64,000,000 bytes"),
     ],
 )
 def test_a_malformed_index_is_refused(content: str, message: str, tmp_path: Path) -> None:

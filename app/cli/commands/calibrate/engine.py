@@ -50,7 +50,7 @@ class EngineOptions:
     ] = 15.0
     stop_after: Annotated[
         float | None,
-        typer.Option(metavar="MIN", min=0.0, help="Time limit of this call (default: --minutes)."),
+        typer.Option(metavar="MIN", min=0.0, help="Time limit of this run (default: --minutes)."),
     ] = None
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the plan.")] = 0
     hold_back: Annotated[
@@ -66,20 +66,21 @@ class EngineOptions:
         "vllm"
     )
     engine_version: Annotated[
-        str, typer.Option(metavar="VERSION", help="Its version, if the server does not report it.")
+        str,
+        typer.Option(metavar="VERSION", help="Engine version, if the server does not report it."),
     ] = ""
     import_report: Annotated[
         list[Path] | None,
         typer.Option(
             "--import",
             metavar="FILE",
-            help="Report of `trtllm-bench --streaming --report_json`, of one --method and --gamma; "
+            help="Report of `trtllm-bench --streaming --report_json` for one --method and --gamma; "
             "repeatable.",
             show_default=False,
         ),
     ] = None
     show: Annotated[
-        bool, typer.Option("--list", help="Print the plan and its duration (without a GPU).")
+        bool, typer.Option("--list", help="Print the plan and its duration; needs no GPU.")
     ] = False
 
 

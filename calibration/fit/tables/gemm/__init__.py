@@ -1,1 +1,1 @@
-"""Fits of dense matrix products, in bf16 and in quantised types."""
+"""Fits of GEMMs, in bf16 and in quantised types."""

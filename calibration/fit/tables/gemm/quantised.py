@@ -2,7 +2,7 @@
 
 The form is that of the bf16 curves (`gemm.fit`), with the bytes and the peak FLOP/s of the type, on
 fewer knots. Times include the quantisation of the activations (fp8, nvfp4) or the conversion of the
-weights to bf16 (int8, int4). Cells off the knots do not influence the curve, so they are held out.
+weights to bf16 (int8, int4). Cells off the knots are not used in the fit, so they are held out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCOPE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A weight type: its name here, its table, and its name there."""
+    """A weight type: its name in the catalog, its table, and its name in that table."""
 
     dtype: str
     table: str

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
 from calibration.fit.tables import attention_fit as fit
+from calibration.fit.tables.attention_errors import window_lines
 from calibration.fit.tables.attention_residuals import fill_plane, held_out, residual_of
 from calibration.fit.tables.attention_tables import cold_seconds, read_decode
-from calibration.fit.tables.collective_fit import monotone, unspiked
+from calibration.fit.tables.collective_fit import all_to_all_line, monotone, unspiked
 from calibration.fit.tables.gpus import GPUS
-from perfmodel.catalog.kernels import attention_curve
+from perfmodel.catalog.kernels import attention_curve, efficiency
 from perfmodel.kernels import LibraryAttention
 from perfmodel.units import US
 
@@ -161,3 +162,48 @@ def test_spikes_of_collective_times_are_replaced_and_the_rest_made_monotone() ->
     out = monotone(unspiked(times))
     assert np.all(np.diff(out) >= 0)
     np.testing.assert_allclose(out, [5.0, 5.1, 5.67, 6.25, 6.25, 9.0], rtol=0.01)
+
+
+# ---- what is assumed, compared with tables that nothing is fitted to ----------------------------
+
+
+def written(tmp_path: Path, table: str, rows: dict[str, object]) -> Path:
+    folder = tmp_path / GPU.folder
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / f"{table}.parquet")
+    return tmp_path
+
+
+def test_an_all_to_all_that_takes_twice_as_long_is_reported_as_half_the_time(
+    tmp_path: Path,
+) -> None:
+    sizes = [256, 512] * 2
+    rows: dict[str, object] = {
+        "op_name": ["all_gather"] * 2 + ["alltoall"] * 2,
+        "nccl_dtype": "half",
+        "num_gpus": 2,
+        "message_size": sizes,
+        "latency": [0.01, 0.02, 0.02, 0.04],
+    }
+    line = all_to_all_line(written(tmp_path, "nccl", rows), GPU)
+    assert "median error -50%, rms of ln(predicted / measured) 0.69, 2 cells" in line
+
+
+def test_a_window_is_compared_with_a_cache_of_as_many_tokens(tmp_path: Path) -> None:
+    curve = efficiency(GPU.name).attention
+    seconds = curve.seconds(
+        batch=4, kv_tokens=1024.0, query_heads=8, kv_heads=2, head_dim=128,
+        peak_flops=GPU.sheet.peak_flops, hbm_bandwidth=GPU.sheet.hbm_bandwidth,
+    )  # fmt: skip
+    rows: dict[str, object] = {
+        "batch_size": 4,
+        "num_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "kv_cache_dtype": "bfloat16",
+        "window_size": [1024, 1024, 0, 1024],
+        "step": [1024, 9999, 1024, 100],  # the last window is not full
+        "latency": 1e3 * float(seconds) * np.array([2.0, 2.0, 9.0, 9.0]),
+    }
+    (line,) = window_lines(curve, written(tmp_path, "generation_attention", rows), GPU)
+    assert "median error -50%, rms of ln(predicted / measured) 0.69, 2 cells" in line

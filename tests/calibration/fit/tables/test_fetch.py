@@ -41,5 +41,9 @@ def test_the_tables_of_a_wheel_are_written_by_gpu(
                 archive.writestr(path, f"{gpu} {table}")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setattr("calibration.fit.tables.fetch.WHEEL_SHA256", digest)
+    own = tmp_path / "l40s" / "gemm.parquet"
+    own.parent.mkdir()
+    own.write_text("measured by the user")
     extract(wheel, tmp_path)
+    assert own.read_text() == "measured by the user"
     assert (tmp_path / "b200_sxm" / "moe.parquet").read_text() == "b200_sxm moe"
