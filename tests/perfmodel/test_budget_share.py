@@ -74,6 +74,7 @@ def test_a_swept_context_evaluates_a_share_of_the_base_at_each_context() -> None
 
 def test_a_recommendation_compares_shares_with_fixed_budgets() -> None:
     values = {"draft": "self", "draft_policy": "streamingllm", "tp": 4, "acceptance": 0.8}
+    values |= {"prefill": "disaggregated"}
     chosen = [
         find_plan(values | {"kv_budget": budget}, acceptance_budget=1600).best
         for budget in ("5%", "1600", ["5%", 512])

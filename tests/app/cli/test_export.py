@@ -67,10 +67,13 @@ def test_the_longest_request_and_the_checkpoint_of_a_head(
     assert "longest request" in refused([*head[:-1], "4000"], capsys)
 
 
+PAYS = ["--scenario", "default", "--tp", "8", "--prefill", "disaggregated"]
+
+
 def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text, note = exported(["--recommended", "--scenario", "default", "--tp", "8"], capsys)
+    text, note = exported(["--recommended", *PAYS], capsys)
     assert text.startswith("# vLLM 0.26, ") and "vllm serve" in text
     assert note.startswith("vLLM 0.26 cannot run the best plan, ")
     assert "Exported instead: " in note

@@ -130,6 +130,38 @@ def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen
     wait_for(lambda: not any(alive(rank) for rank in ranks))
 
 
+LOST = """
+import signal, sys, time
+import torch.distributed.launcher.api as api
+from runtime.parallel import launch
+launch.GRACE_S = 0.5
+def elastic_launch(*_):
+    def run(*_):
+        words = ["started\\n"]
+        while True:
+            try:
+                sys.stdout.write(words.pop() if words else "")
+                sys.stdout.flush()
+                time.sleep(60)
+            except BaseException:
+                pass  # as in a finaliser
+    return run
+api.elastic_launch = elastic_launch
+if sys.argv[1] == "15":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+launch.launch_ranks(["true"], 2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_lost_still_ends_the_launcher(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LOST, str(int(number))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        assert process.wait(timeout=300) == 128 + number
+
+
 def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
