@@ -18,11 +18,8 @@ of a plain decoding step, a verification and a draft step.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from typing import Any
 
 from perfmodel import (
@@ -52,7 +49,6 @@ from perfmodel import (
     estimate,
     find_plan,
     parse_scenario,
-    scenario_dict,
     simulate_requests,
     speedup_interval,
 )
@@ -69,6 +65,15 @@ from perfmodel.speculation import (
     break_even_batch,
     break_even_context,
     gamma_schedule,
+)
+from specroof.values import (
+    Base,
+    check_numbers,
+    check_some_point,
+    is_several,
+    list_fields,
+    scenario_of,
+    values_of,
 )
 
 __all__ = [
@@ -126,9 +131,6 @@ TRAFFIC_FIELDS = tuple(
     if f.name not in ("prompt_tokens", "output_tokens", "prefix_hit_rate")
 )
 
-# Accepted first arguments: the name of a target model, values by name, a scenario, or a result.
-Base = str | Mapping[str, Any] | Scenario | RoundEstimate | Candidate | Recommendation
-
 
 def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
     """Predict one round of speculative decoding: step times, tokens, TPOT, speedup and memory.
@@ -147,7 +149,7 @@ def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
     ConfigError
         For an unknown name or a value out of range.
     """
-    return estimate(_scenario(target, values))
+    return estimate(scenario_of(target, values))
 
 
 def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
@@ -168,11 +170,11 @@ def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
     axes = {
         name: list(value)
         for name, value in values.items()
-        if name in ARRAY_AXES + LOOP_AXES and _is_several(value)
+        if name in ARRAY_AXES + LOOP_AXES and is_several(value)
     }
-    base = override(_values(target, {}), values | axes)
+    base = override(values_of(target, {}), values | axes)
     fixed = {name: value for name, value in base.items() if name not in axes}
-    _check_some_point(fixed, axes)
+    check_some_point(fixed, axes)
     return _sweep(fixed, axes)
 
 
@@ -206,7 +208,7 @@ def recommend(
         If no plan meets the limits.
     """
     return find_plan(
-        override(_values(target, {}), values),
+        override(values_of(target, {}), values),
         objective=objective,
         rate=rate,
         price_per_hour=price_per_hour,
@@ -248,11 +250,11 @@ def simulate(
     """
     drawn = {name: values.pop(name) for name in TRAFFIC_FIELDS if name in values}
     numbers = {k: v for k, v in drawn.items() if k not in ("arrivals", "path") and v is not None}
-    _check_numbers(
+    check_numbers(
         numbers | {"token_budget": token_budget, "seed": seed},
         whole=("requests", "token_budget", "seed"),
     )
-    stated = parse_scenario(override(_values(target, {}), values))
+    stated = parse_scenario(override(values_of(target, {}), values))
     scenario = stated.scenario()
     work = scenario.workload
     shared = ("prompt_tokens", "output_tokens", "prefix_hit_rate")
@@ -279,92 +281,9 @@ def export(plan: Base, *, to: str) -> str:
     """
     if not isinstance(to, str):
         raise ConfigError(f"to={to!r} is not the name of an engine; use one such as 'vllm'")
-    return export_plan(engine=to, plan=ExportPlan.of_scenario(_scenario(plan, {}), engine=to))
-
-
-def _scenario(base: Base, values: Mapping[str, Any]) -> Scenario:
-    base = _planned(base)
-    if isinstance(base, Scenario) and not values:
-        return base
-    return parse_scenario(_values(base, values)).scenario()
-
-
-def _values(base: Base, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values of a base, overridden by `values`."""
-    base = _planned(base)
-    if isinstance(base, Scenario):
-        return override(scenario_dict(base), values)
-    if isinstance(base, str):
-        return override({"target": base}, values)
-    if not isinstance(base, Mapping):
-        raise ConfigError(
-            f"{base!r} is not a model name, a mapping of values, a scenario or a result"
-        )
-    return override(base, values)
-
-
-def _planned(base: Base) -> str | Mapping[str, Any] | Scenario:
-    """The scenario of a result; other values unchanged."""
-    if isinstance(base, Recommendation):
-        base = base.best
-    return base.scenario if isinstance(base, RoundEstimate | Candidate) else base
-
-
-def _check_some_point(fixed: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> None:
-    """Raise the first error if no point of the grid is valid, such as for an unknown GPU."""
-    chosen = {}
-    for name, several in axes.items():
-        if None in several:
-            raise ConfigError(f"{name} contains None; give every value, or leave the axis out")
-        if name in ARRAY_AXES and several:
-            try:
-                chosen[name] = min(several) if name == "kv_budget" else max(several)
-            except TypeError as error:
-                raise ConfigError(
-                    f"{name}={several!r} mixes numbers and text; use numbers"
-                ) from error
-    loops = {name: several for name, several in axes.items() if name in LOOP_AXES}
-    fault = None
-    for values in product(*loops.values()):
-        point = dict(fixed) | chosen | dict(zip(loops, values, strict=True))
-        if ":" in (draft := str(point.get("draft", ""))):
-            point["draft"], point["draft_policy"] = draft.split(":", 1)
-        try:
-            parse_scenario(point).scenario()
-        except ConfigError as error:
-            fault = fault or error
-        else:
-            return
-    if fault is not None:
-        raise fault
-
-
-def _check_numbers(values: Mapping[str, Any], *, whole: Container[str]) -> None:
-    for name, value in values.items():
-        kind, what = (int, "a whole number") if name in whole else ((int, float), "a number")
-        if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
-            raise ConfigError(f"{name}={value!r} is not {what} of at least 0")
-
-
-def _is_several(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
-
-
-def _list_fields(function: Any, searched: tuple[str, ...] = ()) -> None:
-    """Add the scenario fields to a function's signature, for completion and `help`."""
-    *first, rest = inspect.signature(function).parameters.values()
-    listed = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if name in searched else field.default,
-        )
-        for name, field in ScenarioInput.model_fields.items()
-        if name != "target"
-    ]
-    function.__signature__ = inspect.Signature([*first, *listed, rest])
+    return export_plan(engine=to, plan=ExportPlan.of_scenario(scenario_of(plan, {}), engine=to))
 
 
 for _function in (predict, sweep, simulate):
-    _list_fields(_function)
-_list_fields(recommend, searched=SEARCHED)
+    list_fields(_function)
+list_fields(recommend, searched=SEARCHED)
