@@ -46,22 +46,22 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except MemoryError as error:
-        return _fail(f"out of memory: {error}; use fewer points, requests or sequences", 2)
+        return fail(f"out of memory: {error}; use fewer points, requests or sequences", 2)
     except Exception as error:
         if _Interrupts.seen or type(error).__name__ == "Abort":  # made from a KeyboardInterrupt
             return 130
         if hasattr(error, "format_message"):  # a usage error found by typer
-            return _fail(_usage_line(error), 2)
+            return fail(_usage_line(error), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
-            return _fail(f"cannot write the output: {error.strerror}", 2)
+            return fail(f"cannot write the output: {error.strerror}", 2)
         if isinstance(error, ModuleNotFoundError):
             package = (error.name or "").partition(".")[0]
             if extra := EXTRAS.get(package):
-                return _fail(f"{package} is not installed; run: pip install 'specroof[{extra}]'", 2)
+                return fail(f"{package} is not installed; run: pip install 'specroof[{extra}]'", 2)
         from perfmodel import SpecroofError
 
         if isinstance(error, SpecroofError):
-            return _fail(str(error), error.exit_code)
+            return fail(str(error), error.exit_code)
         raise
 
 
@@ -101,7 +101,7 @@ def _similar_flags(error: Any) -> list[str]:
     return list(similar)
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
     """Print the message on one line, without control characters."""
     line = " ".join(_shortened(word) for word in message.split())
     try:
@@ -174,7 +174,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     _open_streams()
     if sys.stdout is None:
-        sys.exit(_fail("stdout is closed, so there is nowhere to print", 2))
+        sys.exit(fail("stdout is closed, so there is nowhere to print", 2))
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _terminate)
@@ -184,7 +184,7 @@ def main() -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        code = code or _fail(f"cannot write the output: {error.strerror}", 2)
+        code = code or fail(f"cannot write the output: {error.strerror}", 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again
     sys.exit(code)
 

@@ -186,9 +186,13 @@ def start(python: str, setup: Setup, points: Sequence[Point], folder: Path) -> P
 
 
 class Process:
-    """A running adapter: its new output lines, and the reason of a failure."""
+    """A running adapter: its new output lines, and the reason of a failure.
+
+    Its process id is that of its process group, too.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path, log: Path) -> None:
+        self.pid = process.pid
         self._process, self._out, self._log, self._read = process, out, log, 0
 
     def lines(self) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     target, method : str
         Catalog name of the target, and name of the method in `specs.draft_methods`.
     """
-    curves = [c for c in _curves() if c.method == method]
+    curves = [c for c in published_lengths() if c.method == method]
     if not curves:
         return None
     published = [c for c in curves if c.target == target]
@@ -146,7 +146,7 @@ def _by_group(curves: list[LengthCurve]) -> dict[tuple[str, str], list[LengthCur
 
 
 @cache
-def _curves() -> tuple[LengthCurve, ...]:
+def published_lengths() -> tuple[LengthCurve, ...]:
     where = "draft_methods/published.toml"
     rows = table("draft_methods", "published").get("curves", ())
     # The schema does not allow empty text, but a head may have no name.

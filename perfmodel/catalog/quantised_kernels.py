@@ -76,10 +76,10 @@ def experts_curves(name: str) -> Mapping[str, ExpertsCurve]:
     """The curves of routed experts by weight type; empty without a file."""
     if "experts" not in names(f"efficiency/{name}"):
         return {}
-    return _experts(_table(name, "experts"), f"efficiency/{name}/experts")
+    return expert_curves(_table(name, "experts"), f"efficiency/{name}/experts")
 
 
-def _experts(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCurve]:
+def expert_curves(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCurve]:
     file = read(_ExpertsFile, entries, where)
     return {
         one.dtype: ExpertsCurve(

@@ -148,14 +148,14 @@ class Fuzz:
 
 def _read(case: Case, path: Path) -> int:
     """Call a reader; its error is the one line that `specroof run` prints."""
-    from app.cli.main import _fail
+    from app.cli.main import fail
     from runtime import InputError
 
     assert case.read is not None
     try:
         case.read(path)
     except InputError as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     return 0
 
 

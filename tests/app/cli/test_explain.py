@@ -24,10 +24,10 @@ Per-position acceptance rate: 0.837, 0.669, 0.524, Avg Draft acceptance rate: 67
 
 def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["explain", *RAN, *WORK, *MEASURED, "--acceptance", "0.8"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("The draft ran eagerly: 10.5 ms a step where 1.35 is expected;")
-    assert "vLLM 0.26 does." in out and "no gamma pays; the current speedup is 0.47x." in out
-    assert "draft step (T_D)         10.50 ms    1.35 ms  derived" in out
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("The draft ran eagerly: 10.5 ms a step where 1.35 is expected;")
+    assert "vLLM 0.26" in words and "0.47x" in words
+    assert "(T_D) 10.50 ms 1.35 ms derived" in words
 
 
 def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,4 +200,4 @@ def test_a_stopped_adapter_leaves_no_process_behind(fake: Path, plan: Plan) -> N
     process.stop()
     assert process.ended
     with pytest.raises(ProcessLookupError):
-        os.killpg(process._process.pid, 0)
+        os.killpg(process.pid, 0)

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from perfmodel import catalog, estimate, parse_scenario
 from perfmodel.acceptance.tokens import tokens_per_round
-from perfmodel.catalog.method_acceptance import _curves, conditional_rates, method_acceptance
+from perfmodel.catalog.method_acceptance import (
+    conditional_rates,
+    method_acceptance,
+    published_lengths,
+)
 
 
 @given(st.lists(st.floats(0.05, 0.99), min_size=1, max_size=8))
@@ -22,7 +26,7 @@ def test_rates_are_recovered_from_tokens_per_round_at_every_gamma(rates: list[fl
 @pytest.mark.parametrize("index", range(40))
 def test_rates_yield_the_published_tokens_per_round(index: int) -> None:
     """Exact if every gain is below the previous one; otherwise up to the pooled noise."""
-    curve = _curves()[index]
+    curve = published_lengths()[index]
     lengths = tokens_per_round(conditional_rates(curve.gamma, curve.tokens_per_round), curve.gamma)
     steps = np.diff(np.concatenate([[0.0], curve.gamma]))
     gains = np.diff(np.concatenate([[1.0], curve.tokens_per_round])) / steps
@@ -47,7 +51,7 @@ def test_a_published_target_gets_the_mean_of_its_tasks() -> None:
     )
     group = [
         c
-        for c in _curves()
+        for c in published_lengths()
         if c.target == "llama-3.1-8b" and c.draft.endswith("8B-Instruct-SpecForge")
     ]
     mean = np.mean([c.tokens_per_round for c in group], axis=0)
@@ -75,6 +79,6 @@ def test_a_given_acceptance_overrides_the_published_one() -> None:
 
 
 def test_every_curve_has_a_source_and_one_target_is_in_the_catalog() -> None:
-    known = {c.target for c in _curves()} & set(catalog.model_names())
+    known = {c.target for c in published_lengths()} & set(catalog.model_names())
     assert known == {"llama-3.1-8b"}
-    assert all(c.source for c in _curves())
+    assert all(c.source for c in published_lengths())

@@ -291,4 +291,3 @@ def test_limits_that_only_plain_decoding_meets() -> None:
     assert not result.speculates and result.studied is None
     assert result.batch is result.context is result.schedule is result.interval is None
     assert result.sensitivities == ()
-    assert result.answer == "Do not speculate: no draft choice meets the limits."

@@ -159,7 +159,7 @@ def test_a_dtype_that_cannot_run_is_refused_before_any_rank_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(command, "_launch", lambda module, plan: pytest.fail("a rank started"))
+    monkeypatch.setattr("runtime.launch_ranks", lambda *_: pytest.fail("a rank started"))
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(f'target = "llama-68m"\ntp = 2\n{field} = "{dtype}"\n')
     words = ["run", "baseline", "--scenario", str(scenario), "--random-weights"]

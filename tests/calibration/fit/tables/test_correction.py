@@ -12,7 +12,7 @@ from calibration.fit.tables.correction import Problem, fit, held_out, predict
 from calibration.fit.tables.experts_fit import AXES, fit_experts, read_cells
 from calibration.fit.tables.gpus import GPUS
 from calibration.fit.tables.latent_fit import fit_latent
-from perfmodel.catalog.quantised_kernels import _experts
+from perfmodel.catalog.quantised_kernels import expert_curves
 
 GPU = GPUS["h200"]
 TRUE = {"latency": 2e-5, "rate": 3e12}
@@ -105,7 +105,7 @@ def test_experts_of_a_known_roofline_are_found(
     text, (errors,) = fit_experts(tmp_path, GPU)
     assert errors.figures("in sample")["median_percent"] < 5.0
     assert errors.figures("model out")["median_percent"] < 10.0
-    curve = _experts(tomllib.loads(text), "test")["bf16"]
+    curve = expert_curves(tomllib.loads(text), "test")["bf16"]
     assert curve.memory_efficiency == pytest.approx(0.8, abs=0.1)
     assert [knots.size for knots in curve.correction.knots] == [len(v) for v in AXES.values()]
 
