@@ -194,7 +194,7 @@ class Scenario:
         gpu, draft = self.machine.gpu, self.draft
         if (
             draft is not None
-            and self.plan.policy == "full"
+            and self.plan.policy == DraftPolicy.FULL
             and draft.max_context_tokens < min(longest, self.target.max_context_tokens)
         ):
             notes.append(

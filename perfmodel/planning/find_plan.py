@@ -20,13 +20,14 @@ from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, draft_choices, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.workload import parse_slo
 
-POLICIES_OF_SELF = ("streamingllm", "snapkv")
-POLICIES_OF_QUANTISED_SELF = ("full", *POLICIES_OF_SELF)
-POLICIES_OF_MODEL = ("streamingllm", "full")
-POLICIES_OF_METHOD = ("full",)
+POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
+POLICIES_OF_QUANTISED_SELF = (DraftPolicy.FULL, *POLICIES_OF_SELF)
+POLICIES_OF_MODEL = (DraftPolicy.STREAMINGLLM, DraftPolicy.FULL)
+POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
@@ -129,7 +130,7 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
         else:
             defaults = of_self if draft == "self" else POLICIES_OF_MODEL
         stated = in_term or policy
-        if draft == "self" and stated == "full" and not is_quantised:
+        if draft == "self" and stated == DraftPolicy.FULL and not is_quantised:
             raise ConfigError(
                 "a self-draft that reads the whole cache is the target itself and gains nothing; "
                 "use policy streamingllm or snapkv, or quantise the draft (draft_dtype)"
@@ -163,13 +164,13 @@ def _check_acceptance_budget(
 ) -> None:
     """Refuse an acceptance at an unknown KV budget if several budgets are compared."""
     given = [key for key in ACCEPTANCE_KEYS if key in values]
-    if measured is not None and (not given or choices[0][1] == "full"):
+    if measured is not None and (not given or choices[0][1] == DraftPolicy.FULL):
         raise ConfigError(
             "acceptance_budget needs a given acceptance and a draft with a KV budget; leave it out"
         )
     if measured is not None and measured < 1:
         raise ConfigError(f"acceptance_budget={measured} must be at least 1")
-    several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != "full"
+    several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != DraftPolicy.FULL
     if given and several and measured is None:
         raise ConfigError(
             f"{given[0]} falls with the KV budget, and several budgets are compared; state the "
@@ -182,7 +183,7 @@ def _base(values: Mapping[str, Any], choices: list[Choice], tp: int) -> Scenario
     fixed = {key: value for key, value in values.items() if key not in SEARCHED}
     if len({draft for draft, _ in choices}) == 1:
         draft, policy = choices[0]
-        budget = None if policy == "full" or draft in METHODS else 1
+        budget = None if policy == DraftPolicy.FULL or draft in METHODS else 1
         fixed |= {"draft": draft, "draft_policy": policy, "kv_budget": budget}
         fixed["draft_tp"] = None if draft == "self" else values.get("draft_tp")
     observed = [key for key in OBSERVED_KEYS if key in values]
@@ -240,7 +241,7 @@ def _budgets(
     """The given budgets; empty if none were given, so that the search uses its defaults."""
     if "kv_budget" not in values:
         return {}
-    if all(policy == "full" for _, policy in choices):
+    if all(policy == DraftPolicy.FULL for _, policy in choices):
         raise ConfigError("kv_budget has no effect with draft policy full; leave it out")
     stated = [parse_scenario({"kv_budget": value}) for value in _several(values, "kv_budget")]
     budgets = [one.budget_tokens(prompt_tokens) for one in stated]

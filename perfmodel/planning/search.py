@@ -17,6 +17,7 @@ from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import break_even_alpha, within
@@ -25,6 +26,11 @@ from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.units import format_seconds
 
+_POLICY_LABELS = {
+    DraftPolicy.FULL: "full cache",
+    DraftPolicy.STREAMINGLLM: "StreamingLLM",
+    DraftPolicy.SNAPKV: "SnapKV",
+}
 BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -141,7 +147,7 @@ def plan_label(scenario: Scenario) -> str:
     if plan.method is not None:
         return f"{plan.method.label}, γ={plan.gamma}"
     who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
-    policy = {"full": "full cache", "streamingllm": "StreamingLLM", "snapkv": "SnapKV"}[plan.policy]
+    policy = _POLICY_LABELS[plan.policy]
     budget = plan.budget_text and f" {plan.budget_text}"
     draft, target = scenario.draft_types, scenario.target_types
     types = [f"{draft.weights} weights"] if draft.weights != target.weights else []
@@ -309,7 +315,7 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         max(0.0, 1.0 - (1.0 - value) * factor * wider)
         for value, wider in ((given.alpha, 1.0), (given.low, spread), (given.high, 1.0 / spread))
     )
-    lender = "" if curve.origin == "fitted" else f" of {curve.source.split(',')[0]}"
+    lender = "" if curve.origin == Origin.FITTED else f" of {curve.source.split(',')[0]}"
     return Acceptance.from_alpha(
         alpha,
         low=low,

@@ -234,7 +234,7 @@ def _block(
         "prompt_tokens": _swept("prompt_tokens", axes, work.prompt_tokens),
         "gamma": _swept("gamma", {} if plan.draft == "none" else axes, plan.gamma),
         "kv_budget": _swept(
-            "kv_budget", {} if plan.policy == "full" else axes, plan.kv_budget_tokens
+            "kv_budget", {} if plan.policy == DraftPolicy.FULL else axes, plan.kv_budget_tokens
         ),
     }
     return Block(names, swept, scenario, "")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError, either, unknown_name
-from perfmodel.specs.draft import DraftPlan
+from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.model import ModelSpec
 
 _VLLM_METHODS = {
@@ -124,7 +124,7 @@ def draft_obstacle(
             return None
         names = ", ".join(name for name in version.methods if name != "draft")
         return f"it has no built-in draft {plan.draft}, only {names}"
-    if plan.policy != "full":
+    if plan.policy != DraftPolicy.FULL:
         window = " (its draft window has no effect here)" if version.engine == "sglang" else ""
         return f"its standalone drafts always read the full cache, without a KV budget{window}"
     if draft is not None and draft.vocab != target.vocab:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from perfmodel._typing import Bools, Floats
 from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
@@ -155,7 +156,7 @@ def alpha_shifts(
         scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens, float
     )
     budget = plan.budget_at(context) if kv_budget_tokens is None else kv_budget_tokens
-    read = context if plan.policy == "full" else np.asarray(budget, float)
+    read = context if plan.policy == DraftPolicy.FULL else np.asarray(budget, float)
     alpha = curve.alpha(kv_budget_tokens=read, context_tokens=context)
     low, high = curve.interval(kv_budget_tokens=read, context_tokens=context)
     return low - alpha, high - alpha
@@ -170,5 +171,5 @@ def plateau(cost: Floats) -> Floats:
 def reads_own_cache(scenario: Scenario, prompt_tokens: ArrayLike, budget: ArrayLike) -> Bools:
     """Where a self-draft would read its target's whole cache unquantised, and so be the target."""
     is_target = scenario.plan.is_self and not scenario.draft_is_quantised
-    whole = scenario.plan.policy == "full"
+    whole = scenario.plan.policy == DraftPolicy.FULL
     return np.asarray(is_target & (whole | (np.asarray(budget) >= prompt_tokens)))

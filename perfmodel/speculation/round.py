@@ -208,7 +208,7 @@ def estimate(
         memory=memory_estimate(
             scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget
         ),
-        invalid=(budget > prompt) & (g > 0) & (plan.policy != "full"),
+        invalid=(budget > prompt) & (g > 0) & (plan.policy != DraftPolicy.FULL),
     )
 
 
@@ -243,7 +243,7 @@ def _acceptance(
     curve = scenario.curve
     if curve is None:
         return np.full((), np.nan), np.where(gamma == 0, 1.0, np.nan)
-    read = prompt if plan.policy == "full" else budget
+    read = prompt if plan.policy == DraftPolicy.FULL else budget
     alpha = curve.alpha(kv_budget_tokens=read, context_tokens=prompt)
     return alpha, tokens_per_round_iid(alpha, gamma)
 
