@@ -1,10 +1,11 @@
 """Compare many scenarios: sweeps, the search for a plan, and the recommendation."""
 
 from perfmodel.planning.block import ARRAY_AXES, Block
+from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
 from perfmodel.planning.recommendation import Recommendation, Verdict
-from perfmodel.planning.search import BUDGETS, Candidate, draft_choices, plan_label
+from perfmodel.planning.search import BUDGETS, draft_choices
 from perfmodel.planning.sweep import LOOP_AXES, Sweep, chosen, sweep
 from perfmodel.planning.where import Where
 

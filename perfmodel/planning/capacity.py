@@ -9,7 +9,8 @@ import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.passes.memory import largest_batch
-from perfmodel.planning.search import Candidate, Search
+from perfmodel.planning.candidate import Candidate
+from perfmodel.planning.search import Search
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import within
 from perfmodel.speculation.service import service

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from perfmodel.errors import NoFeasiblePlan
+from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import capacity, fleets
 from perfmodel.planning.recommendation import Binding, EngineGap, Recommendation, Verdict
-from perfmodel.planning.search import Candidate, Search
+from perfmodel.planning.search import Search
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation import (

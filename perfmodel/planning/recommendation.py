@@ -7,8 +7,9 @@ from enum import StrEnum
 from html import escape
 
 from perfmodel.display import html_table, number_range
+from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet
-from perfmodel.planning.search import Candidate, Unmeasured
+from perfmodel.planning.search import Unmeasured
 from perfmodel.specs.engine_support import profile_version
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (

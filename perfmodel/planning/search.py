@@ -12,11 +12,11 @@ from perfmodel import catalog
 from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.method_acceptance import method_acceptance
-from perfmodel.display import number_range, one_line
 from perfmodel.errors import ConfigError, either
+from perfmodel.planning.candidate import Candidate
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
-from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
@@ -24,87 +24,8 @@ from perfmodel.speculation.break_even import break_even_alpha, within
 from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, cost_s, plateau
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.units import format_seconds
 
-_POLICY_LABELS = {
-    DraftPolicy.FULL: "full cache",
-    DraftPolicy.STREAMINGLLM: "StreamingLLM",
-    DraftPolicy.SNAPKV: "SnapKV",
-}
 BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One evaluated plan.
-
-    Times and rates are those of the service: with the prompts, if they share the GPUs. `gain` is
-    its improvement of the objective over plain decoding at the same TP and concurrency. The fields
-    `decode_*` are those of decoding alone, as in `predict`.
-    """
-
-    scenario: Scenario
-    gain: float
-    tpot_s: float
-    ttft_s: float
-    requests_per_s: float
-    prefill_share: float
-    decode_speedup: float
-    decode_tpot_s: float
-    tokens_per_round: float
-    memory_fraction: float
-    fits: bool
-
-    def __repr__(self) -> str:
-        values = {
-            "plan": repr(self.label),
-            "tp": self.scenario.tp,
-            "gain": number_range(self.gain),
-            "tpot": format_seconds(self.tpot_s),
-        }
-        return one_line("Candidate", values)
-
-    @property
-    def throughput_per_gpu(self) -> float:
-        """Output tokens per second of all requests, per GPU of the target."""
-        return self.requests_per_s * self.scenario.workload.output_tokens / self.scenario.tp
-
-    @property
-    def decode_throughput_per_gpu(self) -> float:
-        """The same if the batch did nothing but decode."""
-        return self.scenario.workload.batch / self.decode_tpot_s / self.scenario.tp
-
-    @property
-    def label(self) -> str:
-        """The plan in words: "Self-speculation, StreamingLLM 512, γ=4"."""
-        return plan_label(self.scenario)
-
-    @property
-    def parts(self) -> int:
-        """What the plan adds to plain decoding, from nothing (0) to a model (4).
-
-        1 is a look-up or a view of the target's cache, 2 a copy of KV, selected or in another type,
-        and 3 a built-in draft with weights, or a second copy of the target's in another type.
-        """
-        scenario, plan = self.scenario, self.scenario.plan
-        if not plan.speculates:
-            return 0
-        if plan.method is not None:
-            return 1 if plan.method.kind is MethodKind.LOOKUP else 3
-        if not plan.is_self:
-            return 4
-        if scenario.draft_types.weights != scenario.target_types.weights:
-            return 3
-        return 2 if plan.policy is DraftPolicy.SNAPKV or scenario.draft_copies_kv else 1
-
-    def violation(self, slo: SLO) -> dict[str, float]:
-        """Value over limit, for every limit that is exceeded, including memory capacity."""
-        ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
-        if slo.tpot_s is not None:
-            ratios["tpot"] = self.tpot_s / slo.tpot_s
-        if slo.ttft_s is not None:
-            ratios["ttft"] = self.ttft_s / slo.ttft_s
-        return {name: ratio for name, ratio in ratios.items() if ratio > 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,23 +58,6 @@ class Search:
         if self.objective == "latency":
             return candidate.tpot_s
         return 1.0 / candidate.throughput_per_gpu
-
-
-def plan_label(scenario: Scenario) -> str:
-    """A scenario's draft plan in words, with storage types that are not the target's."""
-    plan = scenario.plan
-    if not plan.speculates:
-        return "No speculation"
-    if plan.method is not None:
-        return f"{plan.method.label}, γ={plan.gamma}"
-    who = "Self-speculation" if plan.is_self else f"Draft {plan.draft}"
-    policy = _POLICY_LABELS[plan.policy]
-    budget = plan.budget_text and f" {plan.budget_text}"
-    draft, target = scenario.draft_types, scenario.target_types
-    types = [f"{draft.weights} weights"] if draft.weights != target.weights else []
-    types += [f"{draft.kv} KV"] if draft.kv != target.kv else []
-    stored = f" with {' and '.join(types)}" if types else ""
-    return f"{who}{stored}, {policy}{budget}, γ={plan.gamma}"
 
 
 def search(

@@ -12,9 +12,9 @@ from perfmodel.errors import DoesNotFit
 from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS
+from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
-from perfmodel.planning.search import Candidate, plan_label
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import RoundEstimate
 from perfmodel.speculation.uncertainty import Interval, alpha_interval, speedup_interval

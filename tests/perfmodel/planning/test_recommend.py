@@ -20,8 +20,9 @@ from perfmodel import (
     recommendation_dict,
 )
 from perfmodel.catalog.scenarios import read_scenario
+from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.recommend import gain_interval, recommend
-from perfmodel.planning.search import Candidate, search
+from perfmodel.planning.search import search
 from perfmodel.specs import parse_slo
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
