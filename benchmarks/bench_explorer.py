@@ -81,7 +81,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def redraw_seconds(page: Any) -> list[float]:
     """Seconds of each of `MOVES` moves of the acceptance slider on the map."""
-    page.goto(f"http://localhost:{PORT}/?view=Map&acceptance_form=%CE%B1")
+    page.goto(f"http://localhost:{PORT}/?view=Map&acceptance_form=acceptance")
     page.locator(DRAWN).first.wait_for(timeout=60_000)
     page.wait_for_timeout(1500)
     slider = page.locator(".st-key-acceptance input[type=range]")

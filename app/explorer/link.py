@@ -18,8 +18,8 @@ from typing import Any
 
 import streamlit as st
 
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, model_upload
 from app.explorer.state import CHOICES, DEFAULTS, PAGE_DEFAULTS, RANGES, UPLOADED
-from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload
 from perfmodel import ConfigError
 from perfmodel.catalog.scenarios import FORMER_NAMES
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from app.explorer import widgets
+from app.explorer.inputs import widgets
+from app.explorer.inputs.sidebar import sidebar
 from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
-from app.explorer.sidebar import sidebar
 from app.explorer.views import (
     budget,
     compare,

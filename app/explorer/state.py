@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.explorer.prompt_mix import mean_prompt, prompt_mix
+from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import scenario_names, scenario_values

@@ -6,8 +6,8 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, recommendation, scenario_of
+from app.explorer.inputs.prompt_mix import prompt_mix
 from app.explorer.link import uploaded_path
-from app.explorer.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
     show_chart,

@@ -8,8 +8,8 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of
+from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
-from app.explorer.widgets import segmented
 from perfmodel import Scenario
 from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
 from perfmodel.speculation import GammaSchedule, gamma_schedule

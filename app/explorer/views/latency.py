@@ -10,8 +10,8 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import scenario_of
+from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.show import show_chart, show_table
-from app.explorer.sidebar import TP_DEGREES
 from perfmodel import Scenario, without_speculation
 from perfmodel.specs import parse_slo
 from perfmodel.units import format_seconds

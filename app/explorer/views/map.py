@@ -8,9 +8,9 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prompts, scenario_of, speedup_grid
+from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
-from app.explorer.widgets import segmented
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
 

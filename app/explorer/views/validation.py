@@ -8,8 +8,8 @@ import streamlit as st
 
 from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
 from app.explorer.cached import bundled_rows, published, row_errors, timed_steps
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, measurement_upload
 from app.explorer.show import plain, show_chart, show_error, show_table
-from app.explorer.uploads import MAX_UPLOAD_BYTES, measurement_upload
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
 from perfmodel import ConfigError
 

@@ -17,14 +17,14 @@ from streamlit.testing.v1 import AppTest
 
 from app.cli.commands.explore import explorer_command
 from app.cli.main import run
-from app.explorer.show import plain
-from app.explorer.uploads import (
+from app.explorer.inputs.uploads import (
     MAX_UPLOAD_BYTES,
     measurement_upload,
     model_upload,
     scenario_upload,
     vllm_acceptance,
 )
+from app.explorer.show import plain
 from calibration.records.published import magicdec_rows
 from perfmodel import ConfigError, catalog
 

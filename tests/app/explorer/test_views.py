@@ -16,8 +16,8 @@ from explorer_views import CHARTS, CHARTS_WITHOUT_ACCEPTANCE, UNMEASURED_PRESETS
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
-from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.state import (
     PRESETS,
     command_text,

@@ -7,9 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer import widgets
-from app.explorer.acceptance_inputs import acceptance_inputs
 from app.explorer.cached import scenario_of
+from app.explorer.inputs import widgets
+from app.explorer.inputs.acceptance import acceptance_inputs
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload
 from app.explorer.link import pack, uploaded_path
 from app.explorer.state import (
     CHOICES,
@@ -21,7 +22,6 @@ from app.explorer.state import (
     toml_text,
     widget_state,
 )
-from app.explorer.uploads import MAX_UPLOAD_BYTES, scenario_upload
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.explorer import widgets
+from app.explorer.inputs import widgets
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from app.explorer.show import show_error
 from app.explorer.state import ACCEPTANCE_FORMS, DEFAULTS
-from app.explorer.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from perfmodel import ConfigError, parse_scenario
 
 
