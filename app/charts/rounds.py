@@ -45,6 +45,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
             text=text,
             textposition="outside",
             textangle=0,
+            textfont={"size": 12},
             cliponaxis=False,
             customdata=columns(names, seconds),
             meta=("phase", "seconds"),
@@ -52,6 +53,8 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
+    wrapped = [name.replace(" ", "<br>", 1) for name in names]
+    figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):
         title = f"One round of {gamma} drafts; tokens per round are unknown"

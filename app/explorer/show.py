@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -43,19 +44,26 @@ def show_chart(
 ) -> None:
     """Show a chart with its title, alternative text, and downloads of its data as CSV and JSON.
 
-    `name` is the key and the file name; `on_select` is called on a click.
+    `name` is the key and the file name; `on_select` is called on a click. The title within the
+    figure is hidden on the page and appears in the PNG, above the words of the plan line. Dragging
+    is left to the page, so that a swipe on a phone scrolls; the chart has buttons to zoom.
     """
     title, alt = figure.layout.title.text, alt_text(figure)
-    figure.update_layout(title_text="", margin_t=28)
+    scenario = st.session_state.get("plan_words", "")
+    figure.update_layout(
+        title={"text": escape(title), "subtitle": {"text": escape(scenario)}, "y": 0.98},
+        margin_t=60,
+        dragmode=False,
+    )
     with st.container(border=True, key=f"chart_{name}"):
-        st.markdown(f"**{plain(title)}**")
-        image = {"format": "png", "filename": name, "scale": 2}
+        st.markdown(f"### {plain(title)}")
+        height = max(figure.layout.height, 440)
+        image = {"format": "png", "filename": name, "scale": 2, "width": 1200, "height": height}
         options: dict[str, Any] = {"key": name, "alt": alt}
         options["config"] = MODEBAR | {"toImageButtonOptions": image}
         if on_select is not None:
             options |= {"on_select": on_select, "selection_mode": "points"}
         st.plotly_chart(figure, **options)
-        st.caption(plain(alt))
         with st.container(horizontal=True):
             _download(name, "CSV", "text/csv", partial(_csv, figure))
             _download(name, "JSON", "application/json", partial(_json, figure))
@@ -72,7 +80,7 @@ def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
     """Show figures side by side: label, value, and optional help."""
     with st.container(horizontal=True):
         for label, value, text in figures:
-            st.metric(label, value, help=text and plain(text), border=True, width=165)
+            st.metric(label, value, help=text and plain(text), border=True, width=134)
 
 
 def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:
