@@ -155,7 +155,7 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
     gamma = np.take_along_axis(gammas, winner[None], axis=0)[0]
     tied = fits & (best <= (1.0 + TIE) * second)
     shown = [*names, f"tie: two are within {TIE:.0%}"]
-    colours = ["#bbbbbb", *SERIES[: len(grids)], "#ffffff"]
+    colours = ["#bbbbbb", *SERIES[: len(grids)], "#f5e6b3"]
     steps = [(i + k) / len(shown) for i in range(len(shown)) for k in (0, 1)]
     figure = cell_map(
         np.where(fits, np.where(tied, len(names), winner), np.nan),

@@ -53,8 +53,8 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
-    wrapped = [name.replace(" ", "<br>", 1) for name in names]
-    figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0)
+    wrapped = [name.replace(" ", "<br>", 1).replace("overhead", "over-<br>head") for name in names]
+    figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0, tickfont={"size": 11})
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):
         title = f"One round of {gamma} drafts; tokens per round are unknown"

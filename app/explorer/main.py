@@ -27,8 +27,9 @@ STYLE = """<style>
 .stMainBlockContainer h3 { font-size: 1rem; padding: 0 }
 [data-testid="stCaptionContainer"] * { color: inherit !important }
 [data-testid="stCaptionContainer"] { opacity: 0.85 }
-.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .cbtitle, .g-xtitle, .g-ytitle, .legend) text {
-  fill: currentColor !important }
+.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .cbtitle, .g-xtitle, .g-ytitle, .legend) text,
+.js-plotly-plot text.bartext { fill: currentColor !important }
+[data-testid="stCode"] code span { color: inherit !important }
 .js-plotly-plot :is(.gtitle, .gtitle-subtitle) { display: none }
 </style>"""
 PRODUCT = """<h1 class="product">specroof <span>· will speculative decoding pay for your

@@ -80,7 +80,7 @@ def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
     """Show figures side by side: label, value, and optional help."""
     with st.container(horizontal=True):
         for label, value, text in figures:
-            st.metric(label, value, help=text and plain(text), border=True, width=134)
+            st.metric(label, value, help=text and plain(text), border=True, width="content")
 
 
 def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -10,6 +10,8 @@ from app.explorer.show import plain, show_chart, show_table
 from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.units import format_chance
 
+LOW, HIGH = "speedup at the low end", "at the high end"
+
 
 def show() -> None:
     """Draw this part of Why."""
@@ -38,11 +40,16 @@ def show() -> None:
             show_chart(charts.speedup_band(title, points, intervals, here), f"band_{key}")
     show_table(
         [
-            {"input": s.name, "change": s.change, "speedup from": s.low, "to": s.high}
+            {
+                "input": s.name,
+                "change": s.change,
+                "at the low end": s.low,
+                "at the high end": s.high,
+            }
             for s in inputs
         ],
         column_config={
-            "speedup from": st.column_config.NumberColumn(format="%.3fx"),
-            "to": st.column_config.NumberColumn(format="%.3fx"),
+            LOW: st.column_config.NumberColumn(format="%.3fx"),
+            HIGH: st.column_config.NumberColumn(format="%.3fx"),
         },
     )

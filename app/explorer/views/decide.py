@@ -118,7 +118,10 @@ def _limits(best: Candidate) -> None:
 
 def _engines(candidate: Candidate) -> dict[str, str | None]:
     """For each engine, by its name and version, why it cannot run a plan; None if it can."""
-    plan = ExportPlan(scenario=candidate.scenario)
+    trained = candidate.scenario.plan.method is not None  # a head of your own or of the hub
+    plan = ExportPlan(
+        scenario=candidate.scenario, draft_checkpoint="a checkpoint" if trained else ""
+    )
     reasons = exportability(plan)
     return {engine_label(engine, plan): reasons[engine] for engine in ENGINES}
 

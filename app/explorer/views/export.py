@@ -13,6 +13,7 @@ from app.explorer.show import plain, show_chart
 from perfmodel import Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label
 from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
+from perfmodel.specs import MethodKind
 from perfmodel.speculation import GammaSchedule, gamma_schedule
 
 FILES = {"vllm": "sh", "sglang": "sh", "tensorrt-llm": "yaml", "specroof": "toml"}
@@ -59,13 +60,14 @@ def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | 
     """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
     scenario = point.scenario
     plan = ExportPlan.of_scenario(scenario, engine=engine)
-    if scenario.plan.method is not None and engine != "specroof":
-        head = st.text_input(
-            "Checkpoint of the draft",
-            key="draft_checkpoint",
-            placeholder="hub id or folder of the trained head",
-        )
-        plan = replace(plan, draft_checkpoint=head.strip())
+    method = scenario.plan.method
+    if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
+        label = f"Checkpoint of the {method.label} draft"
+        head = st.text_input(label, key="draft_checkpoint", placeholder="hub id or folder").strip()
+        if not head:
+            st.info("Name the checkpoint of the trained draft to get the command.")
+            return
+        plan = replace(plan, draft_checkpoint=head)
     if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
         ranges = schedule.ranges(scenario.workload.prompt_tokens)
         plan = replace(plan, gamma_schedule=ranges or None)

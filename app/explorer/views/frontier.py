@@ -43,6 +43,8 @@ def show() -> None:
     show_chart(figure, "frontier")
     if not state["price"]:
         st.caption("With a price per GPU hour, in the sidebar, the axis is the cost per token.")
+    elif others:
+        st.caption(f"Every GPU costs {state['price']:g} per hour here.")
     st.markdown("### Largest batches")
     show_table([_row(curve, slo) for curve in curves])
 
