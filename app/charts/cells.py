@@ -192,7 +192,7 @@ def _log_axis(values: Array, wanted: NDArray[Any]) -> dict[str, Any]:
     ticks = [float(tick) for tick in wanted if values[0] <= tick <= values[-1]]
     text = [f"{t / 1000:,.0f}k" if wanted[0] >= 1000 else f"{t:,.0f}" for t in ticks]
     ends = np.log10(log_edges(values)[[0, -1]])
-    return {"type": "log", "tickvals": ticks, "ticktext": text, "range": ends}
+    return {"type": "log", "tickvals": ticks, "ticktext": text, "range": ends, "showgrid": False}
 
 
 def contour(z: Array, level: float, name: str, **place: Any) -> go.Contour:
@@ -274,6 +274,7 @@ def _add_measured(figure: go.Figure, measured: Sequence[MeasuredSpeedup]) -> Non
                 "cmax": heat.zmax,
                 "line": {"width": 2, "color": "black"},
             },
+            unselected={"marker": {"opacity": 1}},
             customdata=data,
             meta=("speedup", "batch", "prompt_tokens", "gamma", "source"),
             hovertemplate="measured %{customdata[0]:.2f}x at γ %{customdata[3]}<br>batch "
@@ -296,6 +297,7 @@ def add_marker(figure: go.Figure, x: float, y: float, name: str, symbol: str = "
                 "color": "black",
                 "line": {"width": 2, "color": "white"},
             },
+            unselected={"marker": {"opacity": 1}},
             hoverinfo="skip",
         )
     )

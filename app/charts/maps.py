@@ -21,6 +21,7 @@ from app.charts.cells import (
     finish_map,
     heatmap,
     legend_square,
+    log_edges,
     mesh,
     short_label,
     speedup_range,
@@ -29,6 +30,7 @@ from perfmodel import RoundEstimate, Scenario, estimate, without_speculation
 from perfmodel.speculation import GAMMAS, Rule, best_gain
 from perfmodel.units import format_tokens
 
+WHOLE = "#a9a9a9"
 MAP_BATCHES = np.unique([n * 2.0**k for k in range(9) for n in (1, 1.5) if n * 2.0**k % 1 == 0])
 MAP_PROMPTS = np.unique(np.round(1000 * 2.0 ** np.arange(0, 7.5, 0.5)))
 
@@ -120,6 +122,11 @@ def speedup_map(
     edge, line = (grid.speedup, "break-even") if grid.low is None else (grid.low, "clear gain")
     if np.any(edge < 1.0) and np.any(edge > 1.0):
         figure.add_trace(contour(np.log2(edge), 0.0, line, **place))
+    whole = int(np.sum(_is_target(scenario, grid.prompts)))
+    if whole:
+        ends = log_edges(grid.prompts)[[0, whole]]
+        figure.add_vrect(*ends, fillcolor=WHOLE, line_width=0, layer="below")
+        figure.add_trace(legend_square("the draft would read the whole prompt", WHOLE))
     value = "" if np.isnan(grid.here) else f", {grid.here:.2f}x at the star"
     return finish_map(
         figure,

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import charts
+from app.charts.cells import add_marker
 from app.explorer.cached import (
     MAP_BATCHES,
     bundled_rows,
@@ -39,6 +40,8 @@ def show() -> None:
     figure = _figure(kind, values, rivals, fixed=fixed)
     if figure is None:
         return
+    if (cell := st.session_state.get("map_cell")) is not None:
+        add_marker(figure, cell[1], cell[0], "the clicked cell", "x")
     chart, panel = st.columns([3, 1])
     with chart:
         figure.update_layout(height=560)
