@@ -18,6 +18,7 @@ from app.charts.base import (
     columns,
     finish,
 )
+from app.charts.cells import legend_square
 from perfmodel import RoundEstimate, StepTime
 from perfmodel.passes import GROUPS, Part
 from perfmodel.units import format_seconds
@@ -139,6 +140,9 @@ def roofline(point: RoundEstimate) -> go.Figure:
         figure.add_trace(_ops(label, step, symbol, ridge, gpu.peak_flops))
     placed = sum(len(trace.x) for trace in figure.data)
     lowest = min([0.5, *(x for trace in figure.data for x in trace.x)])
+    shown = {colour for trace in figure.data for colour in trace.marker.color}
+    groups = {name: colour for name, colour in PART_COLOURS.items() if colour in shown}
+    figure.add_traces([legend_square(*pair) for pair in groups.items()])
     edges = np.array([lowest, ridge, 8 * ridge])
     figure.add_trace(
         go.Scatter(

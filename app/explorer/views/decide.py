@@ -55,12 +55,12 @@ def show() -> None:
     _evidence(answer)
     _numbers(answer)
     _plans(values, flags, answer)
+    _lengths()
     pinned.show()
     st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
     if result["unmeasured"]:
         st.markdown("### Drafts without a measured acceptance, and the α that each needs")
         show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
-    _lengths()
     for note in result["notes"]:
         st.caption(plain(note))
     export.show(answer)

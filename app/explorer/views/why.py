@@ -71,14 +71,17 @@ def _round() -> None:
         show_chart(charts.step_parts(point), "parts")
     show_chart(charts.roofline(point), "roofline")
     st.markdown("### Every part of every pass, including those without arithmetic")
+    shares = ("share", "share_of_roof")
     show_table(
         [
-            row | {"seconds": format_seconds(float(str(row["seconds"])))}
+            row
+            | {"seconds": format_seconds(float(str(row["seconds"])))}
+            | {key: 100.0 * float(str(row[key])) for key in shares}
             for row in charts.part_rows(point)
         ],
         column_config={
-            "share": st.column_config.NumberColumn("share of pass", format="percent"),
-            "share_of_roof": st.column_config.NumberColumn("share of the roof", format="percent"),
+            "share": st.column_config.NumberColumn("share of pass", format="%.0f %%"),
+            "share_of_roof": st.column_config.NumberColumn("share of the roof", format="%.0f %%"),
             "seconds": "time",
         },
     )

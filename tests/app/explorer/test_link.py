@@ -212,7 +212,7 @@ def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
 
 
 def uploaded_page(view: str) -> AppTest:
-    at = page(view=view)
+    at = page({"drafts": "self:streamingllm"}, view=view)
     file = ("mine.json", json.dumps(CONFIG).encode(), "application/json")
     at.file_uploader(key="model_file").set_value(file).run()
     assert not at.exception and at.session_state["target"] == UPLOADED

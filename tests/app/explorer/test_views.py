@@ -66,7 +66,8 @@ def texts(at: AppTest) -> str:
 
 
 STATES: dict[str, dict[str, Any]] = {
-    **{name: widget_state(PRESETS[name]) for name in ("default", TINYLLAMA, *UNMEASURED_PRESETS)},
+    **{name: widget_state(PRESETS[name]) for name in ("default", TINYLLAMA)},
+    **{n: widget_state(PRESETS[n]) | {"drafts": ["self:snapkv"]} for n in UNMEASURED_PRESETS},
     "no draft": {"draft": "none"},
     "unmeasured": {"draft": "llama-3.2-1b:full"},
     "nothing fits": {"batch": 100_000},
