@@ -20,6 +20,7 @@ from app.explorer.tray import show_tray
 
 STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem max(1rem, min(3rem, 4vw)) 4rem; max-width: 1440px }
+.stApp[data-test-script-state="running"] .stMain { opacity: 0.6; transition: opacity 0.1s 0.4s }
 [data-testid="stMetricValue"] { font-size: 1.5rem }
 .product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
 .product span { font-weight: 400 }

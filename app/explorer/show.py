@@ -10,6 +10,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
+import pandas as pd  # before any chart: plotly fails if another session is still importing it
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -71,8 +72,6 @@ def show_chart(
 
 def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
     """Show rows as a table; `options` are those of `st.dataframe`."""
-    import pandas as pd
-
     st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from app.explorer.inputs import widgets
@@ -36,8 +37,6 @@ def acceptance_inputs() -> None:
 
 def _rates() -> None:
     """α by position, edited as text or as a table, or imported from counters."""
-    import pandas as pd
-
     key = "acceptance_per_position"
     widgets.text(key, "α of draft 1, 2, ...", help="The last value holds for all later drafts.")
     try:

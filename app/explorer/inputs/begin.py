@@ -37,7 +37,7 @@ def begin() -> None:
         on_change=_apply_preset,
     )
     st.text_input(
-        "or paste a `vllm serve` line or a hub id",
+        "or paste a vllm serve line or a hub id",
         key="pasted",
         max_chars=MAX_LINE,
         placeholder="vllm serve Qwen/Qwen3-32B -tp 4 ...",
