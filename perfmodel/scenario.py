@@ -14,7 +14,7 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.engine_support import draft_obstacle, profile_version
+from perfmodel.specs.engine_support import EngineVersion, draft_obstacle, profile_version
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -173,7 +173,10 @@ class Scenario:
     @property
     def engine_obstacle(self) -> str | None:
         """Why the version that the engine profile names cannot run this plan; None if it can."""
-        version = profile_version(self.engine.name)
+        return self.obstacle_on(profile_version(self.engine.name))
+
+    def obstacle_on(self, version: EngineVersion | None) -> str | None:
+        """Why a version of a serving engine cannot run this plan; None if it can."""
         if version is None:
             return None
         reason = draft_obstacle(

@@ -1,16 +1,15 @@
 """Plotly figures as pure functions of estimates; every axis states its unit."""
 
-from app.charts.bars import compare_bars as compare_bars
 from app.charts.bars import memory_bars as memory_bars
-from app.charts.bars import plan_bars as plan_bars
 from app.charts.base import alt_text as alt_text
 from app.charts.base import chart_rows as chart_rows
 from app.charts.base import log_steps as log_steps
 from app.charts.cells import MeasuredSpeedup as MeasuredSpeedup
 from app.charts.cells import SpeedupGrid as SpeedupGrid
-from app.charts.latency import ServingCurve as ServingCurve
-from app.charts.latency import latency_throughput as latency_throughput
-from app.charts.latency import serving_curve as serving_curve
+from app.charts.frontier import ServingCurve as ServingCurve
+from app.charts.frontier import envelope as envelope
+from app.charts.frontier import frontier as frontier
+from app.charts.frontier import serving_curve as serving_curve
 from app.charts.maps import MAP_BATCHES as MAP_BATCHES
 from app.charts.maps import MAP_PROMPTS as MAP_PROMPTS
 from app.charts.maps import gain_grid as gain_grid

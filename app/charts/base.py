@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 # Purple to green is distinct for colour-blind readers; greys are legible on light and dark pages.
 GAIN, LOSS, NEUTRAL = "#1b7837", "#762a83", "#f7f7f7"
-DIVERGING = [[0.0, LOSS], [0.25, "#c2a5cf"], [0.5, NEUTRAL], [0.75, "#a6dba0"], [1.0, GAIN]]
+EDGE = "#b35806"  # lines across a map; legible on light and dark pages
 WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
 PART_COLOURS = {
     "linear": "#4477aa",
@@ -139,9 +139,3 @@ def log_steps(low: int, high: int, count: int) -> Array:
             chosen = np.round(np.linspace(0, len(values) - 1, count)).astype(int)
             return np.asarray(values[chosen], dtype=np.float64)
         points += count - len(values)
-
-
-def tick_positions(values: Sequence[float] | Array, wanted: Sequence[float]) -> list[float]:
-    """Positions of the wanted values on an index axis over `values`, interpolated in log."""
-    index = np.arange(len(values), dtype=float)
-    return [float(np.interp(np.log(w), np.log(values), index)) for w in wanted]

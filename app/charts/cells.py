@@ -1,4 +1,4 @@
-"""Shared parts of heat maps: index axes, the region that does not fit, markers, and clicks."""
+"""Shared parts of heat maps: axes, the region that does not fit, markers, and clicks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from app.charts.base import DIVERGING, HATCH, WALL, Array, finish, numbers, tick_positions
+from app.charts.base import EDGE, GAIN, HATCH, LOSS, NEUTRAL, WALL, Array, finish, numbers
 from perfmodel import Scenario
 from perfmodel.planning import plan_label
 
@@ -21,7 +21,8 @@ class SpeedupGrid:
     """Best speedup, and its γ, over batch (rows) and prompt length (columns).
 
     `speedup` is NaN where the plan does not fit in memory (`fits` is False) or its acceptance is
-    unknown. `low` is the lower end of its 90 % interval, if known. `title` says what it is.
+    unknown. `low` is the lower end of its 90 % interval, if known. `title` says what it is, and
+    `here` is its value at the scenario's own batch and prompt; NaN if unknown.
     """
 
     scenario: Scenario
@@ -32,6 +33,7 @@ class SpeedupGrid:
     fits: NDArray[np.bool_]
     low: Array | None = None
     title: str = "Speedup of decoding"
+    here: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class MeasuredSpeedup:
     source: str
 
 
+TIE = 0.02  # choices within this share of each other count as equally good
 CELL_HOVER = (
     "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens"
     "<br>γ %{customdata[3]}"
@@ -74,8 +77,16 @@ def speedup_range(speedup: Array) -> str:
     return f"speedup {np.nanmin(speedup):.2f}x to {np.nanmax(speedup):.2f}x"
 
 
-def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) -> go.Figure:
-    """A heat map of log2 of the speedup, on index axes so that all cells have the same size."""
+def heatmap(
+    speedup: Array,
+    data: Array,
+    names: tuple[str, ...],
+    *,
+    hover: str,
+    x: Array | None = None,
+    y: Array | None = None,
+) -> go.Figure:
+    """A heat map of log2 of the speedup at `x` and `y`, by default the cells' indices."""
     z = np.log2(speedup)
     reach = max(1.0, float(np.nanmax(np.abs(z), initial=0.0)))
     ticks = np.arange(-np.floor(reach), np.floor(reach) + 0.5, 0.5 if reach < 2 else 1.0)
@@ -86,7 +97,7 @@ def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) 
         hover=hover,
         zmin=-reach,
         zmax=reach,
-        colorscale=DIVERGING,
+        colorscale=_gain_colours(reach),
         name="speedup",
         colorbar={
             "title": "speedup",
@@ -94,7 +105,16 @@ def heatmap(speedup: Array, data: Array, names: tuple[str, ...], *, hover: str) 
             "ticktext": [f"{2.0**t:.2g}x" for t in ticks],
             "thickness": 12,
         },
+        x=x,
+        y=y,
     )
+
+
+def _gain_colours(reach: float) -> list[tuple[float, str]]:
+    """Purple to green around a white band of ties, for log2 of the speedup up to `reach`."""
+    tie = np.log2(1.0 + TIE) / (2.0 * reach)
+    losses = [(0.0, LOSS), (0.25, "#c2a5cf"), (0.5 - tie, "#e7d4e8"), (0.5 - tie, NEUTRAL)]
+    return [*losses, (0.5 + tie, NEUTRAL), (0.5 + tie, "#d9f0d3"), (0.75, "#a6dba0"), (1.0, GAIN)]
 
 
 def cell_map(
@@ -118,22 +138,18 @@ def finish_map(
     measured: Sequence[MeasuredSpeedup] = (),
     clickable: bool = False,
 ) -> go.Figure:
-    """Add axes, the region that does not fit, and markers to a heat map over batch and prompt.
+    """Add log axes, the region that does not fit, and markers to a map over batch and prompt.
 
     `fits` has shape (batches, prompts); a star marks the scenario.
     """
     _batch_prompt_axes(figure, batches, prompts)
-    add_wall(figure, fits)
+    add_wall(figure, fits, x=log_edges(prompts), y=log_edges(batches))
     if clickable:
-        _make_clickable(figure)
+        make_clickable(figure)
     if measured:
-        _add_measured(figure, batches, prompts, measured)
+        _add_measured(figure, measured)
     work = scenario.workload
-    (x,), (y,) = (
-        tick_positions(values, [here])
-        for values, here in ((prompts, work.prompt_tokens), (batches, work.batch))
-    )
-    add_marker(figure, x, y, "this workload")
+    add_marker(figure, work.prompt_tokens, work.batch, "this workload")
     return finish(figure, title=title, x="prompt (tokens)", y="batch (sequences)", alt=alt)
 
 
@@ -155,58 +171,60 @@ def legend_square(name: str, colour: str) -> go.Scatter:
     )
 
 
+def log_edges(values: Array) -> Array:
+    """Edges of cells around values on a log axis: one more than there are values."""
+    logs = np.log(values)
+    if len(logs) == 1:
+        return np.asarray(values[0] * np.array([0.5, 2.0]))
+    middles = 0.5 * (logs[1:] + logs[:-1])
+    ends = 2.0 * logs[[0, -1]] - middles[[0, -1]]
+    return np.asarray(np.exp([ends[0], *middles, ends[1]]))
+
+
 def _batch_prompt_axes(figure: go.Figure, batches: Array, prompts: Array) -> None:
     powers = 2.0 ** np.arange(0, 21)
-    rows = _apart(batches, [p for p in powers if batches[0] <= p <= batches[-1]])
-    thousands = [p for p in 1000 * powers if prompts[0] <= p <= prompts[-1]]
-    figure.update_yaxes(
-        tickvals=tick_positions(batches, rows),
-        ticktext=[f"{b:,.0f}" for b in rows],
-        range=[-0.5, len(batches) - 0.5],
-    )
-    figure.update_xaxes(
-        tickvals=tick_positions(prompts, thousands),
-        ticktext=[f"{p / 1000:.0f}k" for p in thousands],
-        range=[-0.5, len(prompts) - 0.5],
-    )
+    figure.update_yaxes(**_log_axis(batches, powers))
+    figure.update_xaxes(**_log_axis(prompts, 1000 * powers))
 
 
-def _apart(values: Array, wanted: Sequence[float]) -> list[float]:
-    """The wanted ticks without those too close to the next larger one."""
-    ticks: list[float] = []
-    for tick, place in zip(wanted[::-1], tick_positions(values, wanted)[::-1], strict=True):
-        if not ticks or tick_positions(values, ticks[-1:])[0] - place > len(values) / 24:
-            ticks.append(tick)
-    return ticks[::-1]
+def _log_axis(values: Array, wanted: NDArray[Any]) -> dict[str, Any]:
+    """A log axis over cells, with ticks at those of the wanted values that it has."""
+    ticks = [float(tick) for tick in wanted if values[0] <= tick <= values[-1]]
+    text = [f"{t / 1000:,.0f}k" if wanted[0] >= 1000 else f"{t:,.0f}" for t in ticks]
+    ends = np.log10(log_edges(values)[[0, -1]])
+    return {"type": "log", "tickvals": ticks, "ticktext": text, "range": ends, "showgrid": False}
 
 
-def contour(z: Array, level: float, name: str) -> go.Contour:
-    """The contour line on which `z` equals `level`."""
+def contour(z: Array, level: float, name: str, **place: Any) -> go.Contour:
+    """The contour line on which `z` equals `level`; `place` is that of the heat map."""
     return go.Contour(
         z=z,
         name=name,
         contours={"start": level, "end": level, "size": 1.0, "coloring": "none"},
-        line={"color": "black", "width": 3, "smoothing": 0},
+        line={"color": EDGE, "width": 3, "smoothing": 0},
         showscale=False,
         hoverinfo="skip",
+        **place,
     )
 
 
-def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
-    """Hatch the cells that do not fit: in each column, all rows from the first of them."""
+def add_wall(figure: go.Figure, fits: NDArray[np.bool_], *, x: Array, y: Array) -> None:
+    """Hatch the cells that do not fit: in each column, all rows from the first of them.
+
+    `x` and `y` are the edges of the cells.
+    """
     first = np.where(np.all(fits, axis=0), fits.shape[0], np.argmin(fits, axis=0))
     walled = np.flatnonzero(first < fits.shape[0])
     if not len(walled):
         return
-    top = fits.shape[0] - 0.5
-    x, y = [walled[0] - 0.5], [top]
+    right, top = [x[walled[0]]], [y[-1]]
     for column in walled:
-        x += [column - 0.5, column + 0.5]
-        y += [first[column] - 0.5] * 2
+        right += [x[column], x[column + 1]]
+        top += [y[first[column]]] * 2
     figure.add_trace(
         go.Scatter(
-            x=[*x, walled[-1] + 0.5, walled[0] - 0.5],
-            y=[*y, top, top],
+            x=[*right, x[walled[-1] + 1], x[walled[0]]],
+            y=[*top, y[-1], y[-1]],
             mode="lines",
             name="does not fit",
             line={"width": 1, "color": HATCH},
@@ -218,18 +236,18 @@ def add_wall(figure: go.Figure, fits: NDArray[np.bool_]) -> None:
     )
 
 
-def _make_clickable(figure: go.Figure) -> None:
-    """Add empty text marks that receive clicks, since cells of a heat map cannot be selected.
+def make_clickable(figure: go.Figure) -> None:
+    """Add markers that receive clicks, since cells of a heat map cannot be selected.
 
-    Unlike thousands of invisible markers, they do not slow down a redraw.
+    Only one of them is drawn, and invisibly; all of them are found by the pointer.
     """
     heat = figure.data[0]
     rows, cells = np.nonzero(np.isfinite(np.asarray(heat.z, float)))
     marks = go.Scatter(
-        x=cells,
-        y=rows,
-        mode="text",
-        text="",
+        x=cells if heat.x is None else np.asarray(heat.x)[cells],
+        y=rows if heat.y is None else np.asarray(heat.y)[rows],
+        mode="markers",
+        marker={"opacity": 0, "maxdisplayed": 1},
         name="cells",
         showlegend=False,
         customdata=np.asarray(heat.customdata)[rows, cells],
@@ -239,25 +257,24 @@ def _make_clickable(figure: go.Figure) -> None:
     figure.add_trace(marks)
 
 
-def _add_measured(
-    figure: go.Figure, batches: Array, prompts: Array, measured: Sequence[MeasuredSpeedup]
-) -> None:
+def _add_measured(figure: go.Figure, measured: Sequence[MeasuredSpeedup]) -> None:
     heat = figure.data[0]
     data = [[m.speedup, m.batch, m.prompt_tokens, m.gamma, escape(m.source)] for m in measured]
     figure.add_trace(
         go.Scatter(
-            x=tick_positions(prompts, [m.prompt_tokens for m in measured]),
-            y=tick_positions(batches, [m.batch for m in measured]),
+            x=[m.prompt_tokens for m in measured],
+            y=[m.batch for m in measured],
             mode="markers",
             name="measured",
             marker={
                 "size": 13,
                 "color": np.log2([m.speedup for m in measured]),
-                "colorscale": DIVERGING,
+                "colorscale": heat.colorscale,
                 "cmin": heat.zmin,
                 "cmax": heat.zmax,
                 "line": {"width": 2, "color": "black"},
             },
+            unselected={"marker": {"opacity": 1}},
             customdata=data,
             meta=("speedup", "batch", "prompt_tokens", "gamma", "source"),
             hovertemplate="measured %{customdata[0]:.2f}x at γ %{customdata[3]}<br>batch "
@@ -266,8 +283,8 @@ def _add_measured(
     )
 
 
-def add_marker(figure: go.Figure, x: float, y: float, name: str) -> None:
-    """Mark one cell with a star."""
+def add_marker(figure: go.Figure, x: float, y: float, name: str, symbol: str = "star") -> None:
+    """Mark one cell with a star or another symbol."""
     figure.add_trace(
         go.Scatter(
             x=[x],
@@ -275,11 +292,12 @@ def add_marker(figure: go.Figure, x: float, y: float, name: str) -> None:
             mode="markers",
             name=name,
             marker={
-                "symbol": "star",
+                "symbol": symbol,
                 "size": 16,
                 "color": "black",
-                "line": {"width": 1, "color": "white"},
+                "line": {"width": 2, "color": "white"},
             },
+            unselected={"marker": {"opacity": 1}},
             hoverinfo="skip",
         )
     )

@@ -18,6 +18,7 @@ from app.charts.base import (
     columns,
     finish,
 )
+from app.charts.cells import legend_square
 from perfmodel import RoundEstimate, StepTime
 from perfmodel.passes import GROUPS, Part
 from perfmodel.units import format_seconds
@@ -45,6 +46,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
             text=text,
             textposition="outside",
             textangle=0,
+            textfont={"size": 12},
             cliponaxis=False,
             customdata=columns(names, seconds),
             meta=("phase", "seconds"),
@@ -52,6 +54,8 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
+    wrapped = [name.replace(" ", "<br>", 1).replace("overhead", "over-<br>head") for name in names]
+    figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0, tickfont={"size": 11})
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):
         title = f"One round of {gamma} drafts; tokens per round are unknown"
@@ -136,6 +140,9 @@ def roofline(point: RoundEstimate) -> go.Figure:
         figure.add_trace(_ops(label, step, symbol, ridge, gpu.peak_flops))
     placed = sum(len(trace.x) for trace in figure.data)
     lowest = min([0.5, *(x for trace in figure.data for x in trace.x)])
+    shown = {colour for trace in figure.data for colour in trace.marker.color}
+    groups = {name: colour for name, colour in PART_COLOURS.items() if colour in shown}
+    figure.add_traces([legend_square(*pair) for pair in groups.items()])
     edges = np.array([lowest, ridge, 8 * ridge])
     figure.add_trace(
         go.Scatter(

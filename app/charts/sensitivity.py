@@ -71,7 +71,8 @@ def speedup_band(
     figure.add_hline(y=1.0, line_color=LINE)
     figure.add_vline(x=here, line_dash="dot", line_color=LINE)
     if max(values) > 50 * min(values) or name != "γ":
-        figure.update_xaxes(type="log", tickvals=list(values))
+        apart = [v for v in values if v == max(values) or 1.5 * v < max(values)]
+        figure.update_xaxes(type="log", tickvals=apart, tickangle=0)
     return finish(
         figure,
         title=f"Speedup over {name}, with its 90 % interval (dotted: this scenario)",

@@ -6,19 +6,27 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import SERIES, Array, curve, finish, numbers
-from app.charts.cells import add_marker, add_wall, cell_map, contour, heatmap, label_cells
+from app.charts.cells import (
+    TIE,
+    add_marker,
+    add_wall,
+    cell_map,
+    contour,
+    heatmap,
+    label_cells,
+    make_clickable,
+)
 from perfmodel import Scenario, estimate
 from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS, GammaSchedule
 from perfmodel.units import format_tokens
 
-PLATEAU = 0.02  # choices within this share of the optimum count as equally good
 
-
-def budget_map(scenario: Scenario) -> go.Figure:
+def budget_map(scenario: Scenario, *, clickable: bool = False) -> go.Figure:
     """Speedup over γ and KV budget at the scenario's batch and prompt length.
 
-    The star is the optimum; the line encloses the choices within 2 % of it.
+    The star is the optimum, and the line encloses the choices within 2 % of it; the cross is the
+    scenario's own choice. `clickable` makes the cells selectable.
     """
     budgets = np.array([b for b in BUDGETS if b <= scenario.workload.prompt_tokens], float)
     point = estimate(scenario, gamma=GAMMAS[:, None], kv_budget_tokens=budgets[None, :])
@@ -33,9 +41,18 @@ def budget_map(scenario: Scenario) -> go.Figure:
         "<br>α %{customdata[3]:.3f}",
     )
     label_cells(figure, x=[format_tokens(b) for b in budgets], y=[f"{g:.0f}" for g in GAMMAS])
+    if clickable:
+        make_clickable(figure)
+    own, gamma = (
+        float(scenario.plan.budget_at(scenario.workload.prompt_tokens)),
+        scenario.plan.gamma,
+    )
+    if len(budgets) and gamma >= 1:
+        place = np.interp(np.log(own), np.log(budgets), np.arange(len(budgets)))
+        add_marker(figure, float(place), gamma - 1.0, f"this plan: γ={gamma}, {own:,.0f}", "x")
     return finish(
         figure,
-        title="Speedup by γ and KV budget",
+        title="Speedup of decoding by γ and KV budget",
         x="KV budget (tokens)",
         y="γ (drafts per round)",
         alt=_mark_optimum(figure, speedup, budgets),
@@ -48,9 +65,9 @@ def _mark_optimum(figure: go.Figure, speedup: Array, budgets: Array) -> str:
         return "Heat map over γ and KV budget: no point has a known speedup."
     row, column = np.unravel_index(np.nanargmax(speedup), speedup.shape)
     best = speedup[row, column]
-    plateau = int(np.sum(speedup >= (1.0 - PLATEAU) * best))
+    plateau = int(np.sum(speedup >= (1.0 - TIE) * best))
     if 1 < plateau < speedup.size:
-        figure.add_trace(contour(speedup, (1.0 - PLATEAU) * best, "within 2 % of the best"))
+        figure.add_trace(contour(speedup, (1.0 - TIE) * best, "within 2 % of the best"))
     add_marker(figure, float(column), float(row), f"best: {best:.2f}x")
     return (
         f"Heat map over γ and KV budget: best {best:.2f}x at γ {GAMMAS[row]:.0f} and budget "
@@ -76,7 +93,11 @@ def schedule_map(schedule: GammaSchedule) -> go.Figure:
         showscale=False,
     )
     label_cells(figure, x=[format_tokens(p) for p in prompts], y=[f"{b:.0f}" for b in batches])
-    add_wall(figure, fits)
+    add_wall(
+        figure,
+        fits,
+        **{axis: np.arange(n + 1) - 0.5 for axis, n in zip("yx", fits.shape, strict=True)},
+    )
     return finish(
         figure,
         title="Best γ by batch and prompt length (0: no speculation; hatched: does not fit)",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -32,10 +30,8 @@ from perfmodel import (
     prediction_dict,
     speedup_interval,
 )
+from perfmodel.passes import largest_batch
 from perfmodel.speculation import GAMMAS
-
-if TYPE_CHECKING:
-    from calibration.validate import PublishedReport
 
 MAP_SIZE = 64
 MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
@@ -53,9 +49,6 @@ def point_of(values: Values) -> RoundEstimate:
     return estimate(scenario_of(values))
 
 
-MEASURED = resources.files("calibration") / "measured"
-
-
 @st.cache_data(max_entries=256, show_spinner=False)
 def prediction(values: Values) -> dict[str, Any]:
     """The output of `specroof predict --json`."""
@@ -63,9 +56,11 @@ def prediction(values: Values) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=64, show_spinner="Searching drafts, γ and budgets")
-def recommendation(flags: Values, objective: str) -> Recommendation:
+def recommendation(
+    flags: Values, objective: str, price: float | None = None, runs_on: str = ""
+) -> Recommendation:
     """The recommendation for flags of `specroof recommend`."""
-    return find_plan(dict(flags), objective=objective)
+    return find_plan(dict(flags), objective=objective, price_per_hour=price, runs_on=runs_on)
 
 
 def map_prompts(values: Values) -> NDArray[np.float64]:
@@ -85,8 +80,10 @@ def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def bands(values: Values) -> dict[str, tuple[tuple[float, ...], tuple[Interval, ...]]]:
-    """90 % intervals of the speedup over batch and over γ, where the acceptance is known."""
-    axes = {"batch": BAND_BATCHES, "gamma": BAND_GAMMAS}
+    """90 % intervals of the speedup over batch and over γ, where it fits and α is known."""
+    most = largest_batch(scenario_of(values))
+    batches = [b for b in BAND_BATCHES if b < most] + [most] * (most > 0)
+    axes = {"batch": batches, "gamma": BAND_GAMMAS}
     result = {}
     for key, points in axes.items():
         pairs = [(v, speedup_interval(_at(values, key, v))) for v in points]
@@ -99,47 +96,25 @@ def _at(values: Values, key: str, value: int) -> Scenario:
     return scenario_of(tuple((dict(values) | {key: value}).items()))
 
 
-@st.cache_data(show_spinner="Refitting the engine without each group of rows")
-def published() -> PublishedReport:
-    """The report of `specroof validate published`."""
-    from calibration.validate import validate_published
-
-    return validate_published()
-
-
 @st.cache_data(show_spinner=False)
 def bundled_rows() -> list[PublishedRow]:
     """All bundled measurements."""
     return [*magicdec_rows(), *h200_rows()]
 
 
-@st.cache_data(show_spinner=False)
-def timed_steps() -> list[RowError]:
-    """Errors of the predicted steps of the engine on one H200, for randomly drawn cases."""
-    from calibration.records import read_steps
-    from calibration.validate import compare
-
-    header, records = read_steps(Path(str(MEASURED / "steps-h200-seed10.jsonl")))
-    comparison = compare(header, records)
-    rows = [e.as_row(comparison.gpu, comparison.engine) for e in comparison.scenarios]
-    return [row for row in rows if len(row.errors) == 3]
-
-
 @st.cache_data(max_entries=16, show_spinner=False)
-def row_errors(rows: tuple[PublishedRow, ...], *, uncalibrated: bool) -> list[RowError]:
-    """Errors of rows with their engine's profile, or without its fitted coefficients.
+def row_errors(rows: tuple[PublishedRow, ...]) -> list[RowError]:
+    """Errors of rows with their engine's profile.
 
     Raises
     ------
     ConfigError
         If a row is not a valid scenario; the message gives its number.
     """
-    from calibration.fit import bare
-
     errors = []
     for number, row in enumerate(rows, start=1):
         try:
-            errors.append(row_error(row, predict_row(row, bare if uncalibrated else None)))
+            errors.append(row_error(row, predict_row(row)))
         except ConfigError as error:
             raise ConfigError(f"row {number}: {error}") from error
     return errors

@@ -18,12 +18,21 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.state import CHOICES, DEFAULTS, PAGE_DEFAULTS, RANGES, UPLOADED
-from app.explorer.uploads import MAX_UPLOAD_BYTES, model_upload
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, model_upload
+from app.explorer.state import (
+    CHOICES,
+    DEFAULTS,
+    FORMER_INPUTS,
+    FORMER_VIEWS,
+    PAGE_DEFAULTS,
+    RANGES,
+    UPLOADED,
+)
 from perfmodel import ConfigError
 from perfmodel.catalog.scenarios import FORMER_NAMES
 
 MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
+MAX_UNDO = 20
 MAX_TEXT = 1_000  # characters of a text input
 PACKED = ("model_config", "pins")  # left out of a link that would be too long
 
@@ -57,6 +66,8 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     state, notes = dict(DEFAULTS), []
     for name, text in query.items():
         key = FORMER_NAMES.get(name, name)
+        if key in FORMER_INPUTS:
+            continue
         if key not in DEFAULTS:
             notes.append(f"The link's {name[:40]} is not an input of this page; it is left out.")
             continue
@@ -77,6 +88,11 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
     """The scenario of the page, without the page's other settings, as query parameters."""
     return query_of({key: state[key] for key in DEFAULTS if key not in PAGE_DEFAULTS})
+
+
+def _inputs(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The state without the page's own settings."""
+    return {key: value for key, value in state.items() if key not in PAGE_DEFAULTS}
 
 
 def uploaded_path(state: Mapping[Any, Any]) -> str | None:
@@ -119,7 +135,10 @@ def restore() -> None:
 def publish() -> list[str]:
     """Write the page's state to the URL; returns what the link leaves out."""
     state = st.session_state
+    before = _inputs(state.get("link_state", {}))
     state["link_state"] = {key: state[key] for key in DEFAULTS}
+    if before not in ({}, _inputs(state["link_state"])) and not state.pop("undone", False):
+        state["history"] = [*state.get("history", []), before][-MAX_UNDO:]
     query, missing = query_of(state["link_state"]), []
     for key in PACKED:
         if sum(map(len, query.values())) > MAX_LINK and query.pop(key, ""):
@@ -168,8 +187,8 @@ def _parsed(key: str, text: str) -> Any:
         raise ValueError
     if isinstance(default, bool):
         return {"true": True, "false": False}[text]
-    if key == "curve_tps":
-        return [int(part) for part in text.split(",")]
+    if key == "view":
+        return FORMER_VIEWS.get(text, text)
     if isinstance(default, list):
         return text.split(",")
     return type(default)(text)

@@ -1,72 +1,68 @@
 """Entry point of the explorer: `specroof explore` runs this file under Streamlit.
 
-Views are chosen with a widget instead of `st.navigation`, because a click on the map opens another
-view and keeps the state of the page.
+Views are chosen with a widget instead of `st.navigation`, because buttons also open views, and all
+views share the state of the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 import streamlit as st
 
-from app.explorer import widgets
+from app.explorer.inputs import widgets
+from app.explorer.inputs.sidebar import sidebar
 from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
-from app.explorer.sidebar import sidebar
-from app.explorer.views import (
-    budget,
-    compare,
-    decide,
-    deploy,
-    latency,
-    sensitivity,
-    validation,
-    why,
-)
-from app.explorer.views import map as map_view
+from app.explorer.state import VIEWS
+from app.explorer.tray import show_tray
 
-VIEWS: dict[str, Callable[[], None]] = {
-    "Decide": decide.show,
-    "Map": map_view.show,
-    "Why": why.show,
-    "γ × budget": budget.show,
-    "Latency": latency.show,
-    "Sensitivity": sensitivity.show,
-    "Validation": validation.show,
-    "Compare": compare.show,
-    "Deploy": deploy.show,
-}
 STYLE = """<style>
-.stMainBlockContainer { padding-top: 4.5rem; max-width: 1440px }
+.stMainBlockContainer { padding: 3.5rem max(1rem, min(3rem, 4vw)) 4rem; max-width: 1440px }
+.stApp[data-test-script-state="running"] .stMain { opacity: 0.6; transition: opacity 0.1s 0.4s }
 [data-testid="stMetricValue"] { font-size: 1.5rem }
+.product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
+.product span { font-weight: 400 }
+.stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
+.stMainBlockContainer h3 { font-size: 1rem; padding: 0 }
+[data-testid="stCaptionContainer"] * { color: inherit !important }
+[data-testid="stCaptionContainer"] { opacity: 0.85 }
+.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .cbtitle, .g-xtitle, .g-ytitle, .legend) text,
+.js-plotly-plot text.bartext { fill: currentColor !important }
+[data-testid="stCode"] code span { color: inherit !important }
+.js-plotly-plot :is(.gtitle, .gtitle-subtitle) { display: none }
 </style>"""
+PRODUCT = """<h1 class="product">specroof <span>· will speculative decoding pay for your
+long-context LLM, and with which plan?</span></h1>"""
 
 
 def main() -> None:
     """Draw the sidebar and the chosen view."""
-    st.set_page_config(page_title="specroof", layout="wide")
-    st.html(STYLE)
     restore()
     st.session_state.update(st.session_state.pop("pending", {}))
-    view = st.segmented_control(
+    view = st.session_state["view"]
+    st.set_page_config(page_title=f"{view} · specroof", layout="wide")
+    st.html(STYLE + PRODUCT)
+    st.segmented_control(
         "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )
     values = sidebar()
     missing = publish()
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
-    widgets.show_message("upload_error")
-    st.subheader(str(view))
+    st.header(VIEWS[view], anchor=False)
+    if widgets.show_message("upload_error"):
+        return
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
         return
     st.session_state["values"] = values
     show_plan_line(values)
+    show_tray(values)
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
-    VIEWS[str(view)]()
+    import_module(f"app.explorer.views.{view.lower()}").show()
 
 
 main()

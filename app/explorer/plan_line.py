@@ -14,7 +14,9 @@ from perfmodel.specs import Origin
 
 def show_plan_line(values: Values) -> None:
     """Show the line; the source of the acceptance is its help text."""
-    parts = [f"**{plain(part)}**" for part in plan_line(values)]
+    words = plan_line(values)
+    st.session_state["plan_words"] = " · ".join(words)
+    parts = [f"**{plain(part)}**" for part in words]
     source = str(prediction(values)["acceptance"]["source"])
     with st.container(key="plan_line"):
         st.markdown(" · ".join(parts), help=plain(source) or None)

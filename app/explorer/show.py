@@ -7,8 +7,10 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
+import pandas as pd  # before any chart: plotly fails if another session is still importing it
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -43,19 +45,26 @@ def show_chart(
 ) -> None:
     """Show a chart with its title, alternative text, and downloads of its data as CSV and JSON.
 
-    `name` is the key and the file name; `on_select` is called on a click.
+    `name` is the key and the file name; `on_select` is called on a click. The title within the
+    figure is hidden on the page and appears in the PNG, above the words of the plan line. Dragging
+    is left to the page, so that a swipe on a phone scrolls; the chart has buttons to zoom.
     """
     title, alt = figure.layout.title.text, alt_text(figure)
-    figure.update_layout(title_text="", margin_t=28)
+    scenario = st.session_state.get("plan_words", "")
+    figure.update_layout(
+        title={"text": escape(title), "subtitle": {"text": escape(scenario)}, "y": 0.98},
+        margin_t=60,
+        dragmode=False,
+    )
     with st.container(border=True, key=f"chart_{name}"):
-        st.markdown(f"**{plain(title)}**")
-        image = {"format": "png", "filename": name, "scale": 2}
+        st.markdown(f"### {plain(title)}")
+        height = max(figure.layout.height, 440)
+        image = {"format": "png", "filename": name, "scale": 2, "width": 1200, "height": height}
         options: dict[str, Any] = {"key": name, "alt": alt}
         options["config"] = MODEBAR | {"toImageButtonOptions": image}
         if on_select is not None:
             options |= {"on_select": on_select, "selection_mode": "points"}
         st.plotly_chart(figure, **options)
-        st.caption(plain(alt))
         with st.container(horizontal=True):
             _download(name, "CSV", "text/csv", partial(_csv, figure))
             _download(name, "JSON", "application/json", partial(_json, figure))
@@ -63,8 +72,6 @@ def show_chart(
 
 def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
     """Show rows as a table; `options` are those of `st.dataframe`."""
-    import pandas as pd
-
     st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
 
 
@@ -72,7 +79,7 @@ def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:
     """Show figures side by side: label, value, and optional help."""
     with st.container(horizontal=True):
         for label, value, text in figures:
-            st.metric(label, value, help=text and plain(text), border=True, width=165)
+            st.metric(label, value, help=text and plain(text), border=True, width="content")
 
 
 def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:

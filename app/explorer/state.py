@@ -12,12 +12,12 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.explorer.prompt_mix import mean_prompt, prompt_mix
+from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import scenario_names, scenario_values
 from perfmodel.reports import ENGINES
-from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS
+from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
 from perfmodel.speculation import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
@@ -49,13 +49,17 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "view": "Decide",
     "search_tp": False,
     "drafts": [],
+    "runs_on": "",
     "objective": OBJECTIVES[0],
     "price": 0.0,
     "map_kind": "speedup",
     "fixed_gamma": False,
-    "curve_tps": [],
-    "deploy_engine": "specroof",
+    "frontier_machines": [],
+    "why_part": "round",
+    "export_plan": "recommended",
+    "deploy_engine": "vllm",
     "by_batch": False,
+    "measured_on": "",
     "pins": [],
 }
 # Inputs that a scenario may omit: opening one resets them.
@@ -81,18 +85,32 @@ RANGES: dict[str, tuple[float, float]] = {
     "price": (0.0, 1e6),
 }
 _KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
+# Views and the question that each answers.
+VIEWS = {
+    "Decide": "What should I run?",
+    "Map": "Where does it pay?",
+    "Frontier": "How fast, at which throughput and cost?",
+    "Why": "Why is it so?",
+    "Check": "Does it match what I measured?",
+}
+# Views and inputs of earlier versions, which links may still name.
+FORMER_VIEWS = {
+    "γ × budget": "Why",
+    "Latency": "Frontier",
+    "Sensitivity": "Why",
+    "Validation": "Check",
+    "Compare": "Decide",
+    "Deploy": "Decide",
+}
+FORMER_INPUTS = ("curve_tps",)
+WHY_PARTS = {
+    "round": "The round",
+    "tune": "γ and KV budget",
+    "change": "What would change it",
+    "origin": "Where the numbers come from",
+}
 CHOICES: dict[str, tuple[str, ...]] = {
-    "view": (
-        "Decide",
-        "Map",
-        "Why",
-        "γ × budget",
-        "Latency",
-        "Sensitivity",
-        "Validation",
-        "Compare",
-        "Deploy",
-    ),
+    "view": tuple(VIEWS),
     "target": (*catalog.model_names(), UPLOADED),
     "machine": tuple(catalog.machine_names()),
     "engine": tuple(engine_names()),
@@ -104,7 +122,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": tuple(OBJECTIVES),
     "acceptance_form": tuple(ACCEPTANCE_FORMS),
     "map_kind": ("speedup", "winner"),
+    "why_part": tuple(WHY_PARTS),
+    "export_plan": ("recommended", "page"),
     "deploy_engine": tuple(ENGINES),
+    "runs_on": ("", *dict.fromkeys(one.engine for one in VERSIONS)),
 }
 
 
@@ -138,7 +159,9 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
         values |= {"draft_policy": policy, "gamma": have["gamma"]}
         if policy != "full":
             budget = str(have["kv_budget"]).strip()
-            values["kv_budget"] = int(budget) if budget.isdigit() else budget
+            # A prompt shorter than the budget is read as a whole.
+            whole = budget.isdigit() and min(int(budget), values["prompt_tokens"])
+            values["kv_budget"] = whole or budget
         values |= {} if draft in ("self", *METHODS) else {"draft_tp": have["draft_tp"]}
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}

@@ -1,6 +1,7 @@
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
 from .observed import observe as observe
+from .observed import with_times as with_times
 from .plan import METHODS as METHODS
 from .plan import Plan as Plan
 from .plan import PlanOptions as PlanOptions

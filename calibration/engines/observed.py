@@ -27,6 +27,7 @@ from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
 from perfmodel.specs import METHODS
 from perfmodel.speculation import Measured
+from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
     rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
@@ -61,6 +62,28 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
         else:
             measured = _with_report(measured, text, name, scenario)
     return measured
+
+
+def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
+    """The measurement with an engine such as "vllm-0.23", and rounds in milliseconds.
+
+    `round_ms` is the round of `gamma`, or rounds of several γ, such as "1:15.6,3:41"; both texts
+    may be empty. Raises `ConfigError` if a round is not a number.
+    """
+    if runs_on:
+        engine, _, version = runs_on.rpartition("-")
+        measured = replace(measured, engine=engine or version, version=version if engine else "")
+    rounds = dict(measured.rounds_s)
+    for part in filter(None, round_ms.split(",")):
+        count, _, milliseconds = part.rpartition(":")
+        try:
+            rounds[int(count) if count else gamma] = 1e-3 * parse_number(milliseconds)
+        except ValueError:
+            raise ConfigError(
+                f"--round-ms {round_ms!r} is not valid; give milliseconds such as 41, or several "
+                f"gamma such as 1:15.6,3:41"
+            ) from None
+    return replace(measured, rounds_s=rounds)
 
 
 def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:

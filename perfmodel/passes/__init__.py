@@ -1,7 +1,7 @@
 """Seconds and bytes of one forward pass."""
 
 from perfmodel.passes.forward import prefill_pass
-from perfmodel.passes.memory import MemoryEstimate
+from perfmodel.passes.memory import MemoryEstimate, largest_batch
 from perfmodel.passes.parts import GROUPS, Part, StepTime
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "MemoryEstimate",
     "Part",
     "StepTime",
+    "largest_batch",
     "prefill_pass",
 ]

@@ -22,6 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
+from perfmodel.specs.engine_support import named_version
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
@@ -44,6 +45,7 @@ def find_plan(
     rate: float | None = None,
     price_per_hour: float | None = None,
     acceptance_budget: int | None = None,
+    runs_on: str = "",
 ) -> Recommendation:
     """The best draft, TP, KV budget and γ for a scenario.
 
@@ -63,7 +65,11 @@ def find_plan(
         Price of a GPU hour, in any currency.
     acceptance_budget : int, optional
         KV budget at which a given acceptance was measured. [tokens]
+    runs_on : str
+        A serving engine or its version, such as "vllm" or "vllm-0.23", that must run the plan;
+        by default the one that the engine profile names, if any. Times are those of the profile.
     """
+    version = named_version(runs_on) if runs_on else None
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
@@ -74,7 +80,7 @@ def find_plan(
             "token; use at least 2"
         )
     named = _choices(given)
-    choices = draft_choices(plain.scenario()) if named is None else named
+    choices = draft_choices(plain.scenario(), version) if named is None else named
     _check_single_choice(given, choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
         if value is not None and not (math.isfinite(value) and value > 0.0):
@@ -90,6 +96,7 @@ def find_plan(
         tps=degrees,
         batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
         measured_budget=acceptance_budget,
+        runs_on=version,
         **_draft_tps(given),
         **budgets,
     )

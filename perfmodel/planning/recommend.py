@@ -5,8 +5,8 @@ if only speculation meets the limits. Within the error of the fastest plan, the 
 preferred: plain decoding, a look-up or a self-draft with StreamingLLM, one with SnapKV, a built-in
 draft with weights, then a draft model.
 
-If the engine profile names a version of a serving engine, only plans that this version runs are
-recommended, and the plan that would be best without this restriction is stated as `EngineGap`.
+If a version of a serving engine is given, or named by the engine profile, only plans that it runs
+are recommended, and the plan that would be best without this restriction is stated as `EngineGap`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def recommend(
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
         evidence=evidence(at or best.scenario),
         binding=_binding(result, ranked[0]),
+        runs_on=result.version,
         engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
         fleet=sized[0] if sized else None,
@@ -129,7 +130,8 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
     if result.cost(ideal) >= result.cost(best):
         return None
     cost = 100.0 * (result.cost(best) / result.cost(ideal) - 1.0)
-    return EngineGap(ideal=ideal, cost_percent=cost)
+    obstacle = ideal.scenario.obstacle_on(result.version)
+    return EngineGap(ideal=ideal, obstacle=obstacle or "", cost_percent=cost)
 
 
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
@@ -221,7 +223,7 @@ def _nearest_miss(result: Search) -> str:
     for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
         scenario = other.scenario
         ideal = f"; in principle, {other.label}, TP {scenario.tp}, meets them, but "
-        ideal += f"{scenario.engine_obstacle}"
+        ideal += f"{scenario.obstacle_on(result.version)}"
     return (
         f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
         f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}{ideal}"

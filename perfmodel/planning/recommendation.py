@@ -10,7 +10,7 @@ from perfmodel.display import html_table, number_range
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.search import Unmeasured
-from perfmodel.specs.engine_support import profile_version
+from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
     BreakEven,
@@ -45,6 +45,7 @@ class EngineGap:
     """The plan that would be best if the engine could run it, and the cost of not running it."""
 
     ideal: Candidate  # with the overheads of the same engine profile
+    obstacle: str  # why the engine cannot run it
     cost_percent: float  # in the objective: how much better the ideal plan is than the best one
 
 
@@ -71,6 +72,7 @@ class Recommendation:
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None
+    runs_on: EngineVersion | None  # what runs the best plan, if the search was restricted to it
     engine_gap: EngineGap | None  # None if the engine runs the best plan
     capacity: Capacity | None  # of the best plan, on one replica
     fleet: Fleet | None  # if a rate of requests was given
@@ -114,7 +116,20 @@ class Recommendation:
             f"In principle, {ideal.label}, TP {ideal.scenario.tp}, gives "
             f"{self.engine_gap.cost_percent:.1f} % more {self._objective_words} "
             f"({ideal.gain:.2f}x, {format_seconds(ideal.tpot_s)} per token), but "
-            f"{ideal.scenario.engine_obstacle}."
+            f"{self.engine_gap.obstacle}."
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Caveats of the best plan, and of an engine that was not measured."""
+        engine, version = self.best.scenario.engine.name, self.runs_on
+        notes = self.best.scenario.notes
+        if version is None or version == profile_version(engine):
+            return notes
+        return (
+            f"{version.label} runs the plan, but the times are those of engine {engine}: measure "
+            f"yours with `specroof calibrate engine` and give its profile as --engine",
+            *notes,
         )
 
     @property
@@ -177,8 +192,7 @@ class Recommendation:
 
     def _unknown(self) -> str:
         if not self.unmeasured:
-            version = profile_version(self.best.scenario.engine.name)
-            runs = f" that {version.label} runs" if version else ""
+            runs = f" that {self.runs_on.label} runs" if self.runs_on else ""
             return f"no draft choice{runs} meets the limits"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         if least.alpha_to_break_even > 1.0:

@@ -17,6 +17,7 @@ from perfmodel.planning.candidate import Candidate
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
+from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
@@ -46,8 +47,9 @@ class Search:
     # and without limits.
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
-    # The same as `candidates`, for plans that the version of the engine cannot run.
+    # The same as `candidates`, for plans that `version` cannot run.
     not_runnable: tuple[Candidate, ...] = ()
+    version: EngineVersion | None = None
 
     def ranked(self) -> list[Candidate]:
         """Candidates within the limits, best first."""
@@ -71,11 +73,12 @@ def search(
     budgets: Sequence[int] = BUDGETS,
     batches: Sequence[int] | None = None,
     measured_budget: int | None = None,
+    runs_on: EngineVersion | None = None,
 ) -> Search:
     """Evaluate every draft choice, budget, γ from 1 to 16, and TP of a scenario.
 
-    If the engine profile names a version of a serving engine, plans that this version cannot run
-    are only listed as `not_runnable`.
+    If a version of a serving engine is given, or named by the engine profile, plans that it cannot
+    run are only listed as `not_runnable`.
 
     Parameters
     ----------
@@ -100,13 +103,16 @@ def search(
     measured_budget : int, optional
         KV budget at which the scenario's acceptance was measured; at other budgets it follows the
         shape of the draft's acceptance curve. [tokens]
+    runs_on : EngineVersion, optional
+        What must run the plan; by default the version that the engine profile names.
     """
+    version = runs_on or profile_version(scenario.engine.name)
     if objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {objective!r}; use {either(OBJECTIVES)}")
     degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)
-    chosen = choices if choices is not None else draft_choices(scenario)
+    chosen = choices if choices is not None else draft_choices(scenario, runs_on)
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
     plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
     measured = [c for tp in degrees for c in _best(plain[tp], plain[tp], objective, limits)]
@@ -114,7 +120,7 @@ def search(
     unmeasured: list[tuple[float, Candidate]] = []
     for variant in _variants(scenario, chosen, degrees, draft_tps, budgets, measured_budget):
         is_measured = variant.acceptance is not None or variant.curve is not None
-        is_runnable = variant.engine_obstacle is None
+        is_runnable = variant.obstacle_on(version) is None
         if not (is_measured or is_runnable):
             continue
         result = service(variant, batch=batch, gamma=GAMMAS)
@@ -130,14 +136,17 @@ def search(
         candidates=tuple(measured),
         unmeasured=tuple(_least_alpha(unmeasured, objective)),
         not_runnable=tuple(not_runnable),
+        version=version,
     )
 
 
-def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
+def draft_choices(
+    scenario: Scenario, runs_on: EngineVersion | None = None
+) -> list[tuple[str, str]]:
     """Draft choices as (draft, policy).
 
     Self-speculation, every smaller catalog model with the same tokenizer, and the built-in drafts
-    whose host costs the engine profile states.
+    whose host costs the engine profile states, or that a given version has.
     """
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
@@ -147,7 +156,8 @@ def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
         if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
     ]
     standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
-    built_in = [(c.method, "full") for c in scenario.engine.host if c.method in METHODS]
+    names = [*(c.method for c in scenario.engine.host), *(runs_on.methods if runs_on else ())]
+    built_in = [(name, "full") for name in dict.fromkeys(names) if name in METHODS]
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 

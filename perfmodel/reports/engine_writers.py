@@ -164,7 +164,7 @@ def tensorrt_llm(version: EngineVersion, plan: ExportPlan) -> list[str]:
         accepted = _tokens_per_round(plan) - 1.0
         forced = f"TLLM_SPEC_DECODE_FORCE_NUM_ACCEPTED_TOKENS={round(accepted)}"
         lines += ["# Benchmark with a fixed number of accepted drafts (the plan's mean of"]
-        lines += [f"# {accepted:.3f}, rounded): {forced} {serve}"]
+        lines += [f"# {accepted:.3f}, rounded):", f"# {forced} {serve}"]
     return lines
 
 

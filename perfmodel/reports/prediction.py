@@ -241,7 +241,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         if gap is None
         else {
             "sentence": answer.in_principle,
-            "reason": gap.ideal.scenario.engine_obstacle,
+            "reason": gap.obstacle,
             "cost_percent": gap.cost_percent,
             "ideal": plan(gap.ideal),
         },
@@ -270,7 +270,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             {"name": s.name, "change": s.change, "gain_low": s.low, "gain_high": s.high}
             for s in answer.sensitivities
         ],
-        "notes": list(answer.best.scenario.notes),
+        "notes": list(answer.notes),
     }
 
 

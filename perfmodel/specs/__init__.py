@@ -4,7 +4,7 @@ from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.engine import EngineProfile, HostCosts
-from perfmodel.specs.engine_support import profile_version
+from perfmodel.specs.engine_support import VERSIONS, named_version, profile_version
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -16,6 +16,7 @@ __all__ = [
     "MAX_GAMMA",
     "METHODS",
     "SLO",
+    "VERSIONS",
     "DraftMethod",
     "DraftPlan",
     "EngineProfile",
@@ -27,6 +28,7 @@ __all__ = [
     "Origin",
     "Prefill",
     "Workload",
+    "named_version",
     "parse_slo",
     "profile_version",
 ]

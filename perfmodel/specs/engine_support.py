@@ -94,6 +94,19 @@ def engine_version(engine: str, version: str = "") -> EngineVersion:
     return versions[version or list(versions)[-1]]
 
 
+def named_version(name: str) -> EngineVersion:
+    """The version that a name such as "vllm-0.23" states, or the newest one of "vllm".
+
+    Raises `ConfigError` if the engine or its version is not known.
+    """
+    known = profile_version(name)
+    if known is not None:
+        return known
+    engines = list(dict.fromkeys(one.engine for one in VERSIONS))
+    engine = next((e for e in engines if name == e or name.startswith(f"{e}-")), name)
+    return engine_version(engine, name.removeprefix(engine).removeprefix("-"))
+
+
 def version_of_profile(engine: str, profile: str) -> EngineVersion:
     """The version that a profile such as "vllm-0.23" names, or else the newest of the engine."""
     stated = profile_version(profile)

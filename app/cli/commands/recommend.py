@@ -32,6 +32,10 @@ def recommend(
         int | None,
         option("TOKENS", "KV budget at which the given acceptance was measured.", min=1),
     ] = None,
+    runs_on: Annotated[
+        str,
+        option("ENGINE", "Only plans that this engine or version runs, such as vllm or vllm-0.23."),
+    ] = "",
     html: HtmlFile = None,
     traffic: Annotated[
         str | None,
@@ -53,6 +57,7 @@ def recommend(
         rate=rate,
         price_per_hour=price,
         acceptance_budget=acceptance_budget,
+        runs_on=runs_on,
     )
     result = recommendation_dict(answer)
     if traffic is not None:

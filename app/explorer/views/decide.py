@@ -1,4 +1,4 @@
-"""Decide: the recommendation in a sentence, the runners-up, and the binding limit."""
+"""Decide: the answer with its evidence, the rivals to use instead, and the plan to take away."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, recommendation, scenario_of
-from app.explorer.link import uploaded_path
-from app.explorer.prompt_mix import prompt_mix
+from app.explorer.inputs.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
     show_chart,
@@ -17,14 +16,10 @@ from app.explorer.show import (
     text_rows,
     verdict,
 )
-from app.explorer.state import Values, search_flags, widget_state
-from app.render.recommendation_tables import (
-    PLAN_HEADER,
-    UNMEASURED_HEADER,
-    facts,
-    plan_rows,
-    unmeasured_rows,
-)
+from app.explorer.state import Values, search_flags
+from app.explorer.tray import adopt
+from app.explorer.views import export, pinned
+from app.render.recommendation_tables import UNMEASURED_HEADER, facts, unmeasured_rows
 from perfmodel import (
     ACCEPTANCE_KEYS,
     ConfigError,
@@ -33,87 +28,210 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
-from perfmodel.planning import plan_label
-from perfmodel.reports import infeasible_reason
+from perfmodel.planning import Candidate, plan_label
+from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
+from perfmodel.specs import Origin, parse_slo
+from perfmodel.speculation import service_gain
 from perfmodel.units import format_chance, format_seconds
 
 
 def show() -> None:
     """Draw the view."""
     state, values = st.session_state, st.session_state["values"]
-    flags = search_flags(values, state.get("drafts", []), all_tps=state.get("search_tp", False))
+    flags = search_flags(values, state["drafts"], all_tps=state["search_tp"])
+    options = (state["objective"], state["price"] or None, state["runs_on"])
     try:
-        answer = recommendation(tuple(flags.items()), state.get("objective", "throughput"))
+        answer = recommendation(tuple(flags.items()), *options)
     except NoFeasiblePlan as error:
         _nothing(str(error))
+        pinned.show()
         return
     except ConfigError as error:
         show_error(error)
         return
     result = recommendation_dict(answer)
-    verdict(
-        str(answer.verdict).capitalize(),
-        answer.sentence,
-        kind="gain" if answer.speculates else "plain",
-    )
+    title, kind = str(answer.verdict).capitalize(), "gain" if answer.speculates else "plain"
+    verdict(title, answer.sentence, kind=kind)
+    _evidence(answer)
     _numbers(answer)
-    rows = plan_rows(result)
-    st.markdown("**Plans, best first**")
-    show_table(text_rows(PLAN_HEADER, rows))
-    st.button(
-        "Show this plan in all views",
-        on_click=_take,
-        args=(scenario_dict(answer.best.scenario),),
-        icon=":material/check:",
-    )
-    _searched(values, flags, answer)
-    st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
-    best = [answer.best, *answer.runners_up]
-    names = [f"{c.label}, TP {c.scenario.tp}" for c in best]
-    show_chart(
-        charts.plan_bars(names, [c.throughput_per_gpu for c in best], "tokens/s per GPU"), "plans"
-    )
-    if result["unmeasured"]:
-        st.markdown("**Drafts without a measured acceptance, and the α that each needs**")
-        show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
+    _plans(values, flags, answer)
     _lengths()
+    pinned.show()
+    st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
+    if result["unmeasured"]:
+        st.markdown("### Drafts without a measured acceptance, and the α that each needs")
+        show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
     for note in result["notes"]:
         st.caption(plain(note))
+    export.show(answer)
 
 
-def _searched(values: Values, flags: dict[str, str], answer: Recommendation) -> None:
-    """Say which drafts were searched, if not all, and which plan the other views show."""
-    given = [key for key in ACCEPTANCE_KEYS if key in flags]
-    if given and "draft" in flags:
-        st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
-    shown, best = scenario_of(values), answer.best.scenario
-    labels = [f"{plan_label(s)}, TP {s.tp}, draft TP {s.draft_tp}" for s in (shown, best)]
-    if labels[0] != labels[1]:
-        st.caption(plain(f"Until you press this button, the other views show {labels[0]}."))
+# ---- the answer -------------------------------------------------------------------------------
+
+
+def _evidence(answer: Recommendation) -> None:
+    """Chips: the origin of α and of the engine's times, the limits, and who can run the plan."""
+    shown, best = answer.studied or answer.best, answer.best
+    scenario = shown.scenario
+    with st.container(horizontal=True, gap="small", key="evidence"):
+        if scenario.plan.speculates:
+            origin = _acceptance_origin(shown)
+            sure = origin in (Origin.FITTED, Origin.MEASURED, Origin.GIVEN)
+            outside = "acceptance" in answer.evidence.extrapolated
+            note = ", outside the measured range" if outside else ""
+            _chip(f"α {origin}{note}", answer.evidence.acceptance, sure=sure and not outside)
+        engine, gpu = scenario.engine, scenario.machine.gpu.name
+        measured = engine.measured_on == gpu
+        text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
+        _chip(text, answer.evidence.engine, sure=measured)
+        _limits(best)
+        for name, why in _engines(best).items():
+            label = f"{name} {'cannot run it' if why else 'runs it'}"
+            st.badge(plain(label), color="gray" if why else "green", help=why and plain(why))
+
+
+def _chip(label: str, text: str, *, sure: bool) -> None:
+    st.badge(plain(label), color="green" if sure else "orange", help=plain(text))
+
+
+def _acceptance_origin(candidate: Candidate) -> str:
+    scenario = candidate.scenario
+    if scenario.acceptance is not None:
+        return str(scenario.acceptance.origin)
+    return "unknown" if scenario.curve is None else str(scenario.curve.origin)
+
+
+def _limits(best: Candidate) -> None:
+    """A chip for each limit of the SLO."""
+    slo = parse_slo(st.session_state["slo"])
+    ticks = [
+        ("TPOT", best.tpot_s, slo.tpot_s, format_seconds),
+        ("TTFT", best.ttft_s, slo.ttft_s, format_seconds),
+        ("memory", best.memory_fraction, slo.memory_fraction, "{:.0%}".format),
+    ]
+    for name, value, limit, text in ticks:
+        if limit is not None:
+            meets = value <= limit
+            label = f"{name} {text(value)} {'≤' if meets else '>'} {text(limit)}"
+            st.badge(plain(label), color="green" if meets else "red")
+
+
+def _engines(candidate: Candidate) -> dict[str, str | None]:
+    """For each engine, by its name and version, why it cannot run a plan; None if it can."""
+    trained = candidate.scenario.plan.method is not None  # a head of your own or of the hub
+    plan = ExportPlan(
+        scenario=candidate.scenario, draft_checkpoint="a checkpoint" if trained else ""
+    )
+    reasons = exportability(plan)
+    return {engine_label(engine, plan): reasons[engine] for engine in ENGINES}
 
 
 def _numbers(answer: Recommendation) -> None:
     """Show the figures of the best plan."""
     best, interval, chance = answer.best, answer.interval, answer.gain_probability
     figures: list[tuple[str, str, str | None]] = [
-        ("Gain", f"{best.gain:.2f}x", None),
-        ("Time per token", format_seconds(best.tpot_s), None),
-        ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", None),
+        ("Gain", f"{best.gain:.2f}x", "over plain decoding at the same TP, with its prompts"),
+        ("Time per token", format_seconds(best.tpot_s), "TPOT of one request"),
+        ("First token", format_seconds(best.ttft_s), "TTFT, mean, with the whole batch waiting"),
+        ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", "output tokens of all requests"),
+        (
+            "Memory",
+            f"{best.memory_fraction:.0%}",
+            "of one GPU, the whole batch at full length",
+        ),
     ]
+    cost = answer.cost_per_million_tokens(best)
+    if cost is not None:
+        figures.append(("Cost per M tokens", f"{cost:.3g}", "output tokens, at your price"))
     if interval is not None and chance is not None and answer.studied is not None:
         span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
         figures.append(("P(gain > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
     show_metrics(figures)
 
 
+# ---- the plans --------------------------------------------------------------------------------
+
+
+def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> None:
+    """The recommended plan, a better one in principle, the rivals and plain decoding."""
+    given = [key for key in ACCEPTANCE_KEYS if key in flags]
+    if given and "draft" in flags:
+        st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
+    if "tp" in flags:
+        st.caption(f"Only TP {flags['tp']} was searched; the sidebar can search all degrees.")
+    st.markdown("### Plans, best first")
+    here = _identity(values)
+    plans = [("Recommended: ", answer.best)]
+    if answer.engine_gap:
+        plans.append(("In principle: ", answer.engine_gap.ideal))
+    plans += [("", candidate) for candidate in (*answer.runners_up, answer.plain)]
+    kinds: dict[Candidate, str] = {}
+    for kind, candidate in plans:
+        kinds.setdefault(candidate, kind)
+    for number, (candidate, kind) in enumerate(kinds.items()):
+        _plan(number, kind, candidate, here)
+
+
+def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
+    """One plan in words and figures, with a button to use it on the whole page."""
+    stated = scenario_dict(candidate.scenario)
+    with st.container(horizontal=True, vertical_alignment="center", border=True):
+        st.markdown(
+            f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**  \n"
+            + plain(" · ".join(_figures(candidate))),
+            width="stretch",
+        )
+        used = _identity(tuple(stated.items())) == here
+        st.button(
+            "in use" if used else "use",
+            on_click=adopt,
+            args=(stated,),
+            key=f"use_{number}",
+            disabled=used,
+            help="Show this plan in every view",
+        )
+
+
+def _figures(candidate: Candidate) -> list[str]:
+    gain = f"{candidate.gain:.2f}x"
+    if candidate.scenario.plan.speculates:
+        interval = service_gain(candidate.scenario, objective=st.session_state["objective"])
+        gain += f" ({float(interval.low):.2f}-{float(interval.high):.2f})"
+    figures = [
+        f"gain {gain}",
+        f"{format_seconds(candidate.tpot_s)} per token",
+        f"{candidate.throughput_per_gpu:,.0f} tokens/s/GPU",
+        f"decoding alone {candidate.decode_speedup:.2f}x",
+    ]
+    if candidate.scenario.plan.speculates:
+        figures.append(f"α {_acceptance_origin(candidate)}")
+    return [*figures, f"memory {candidate.memory_fraction:.0%}"]
+
+
+def _tps(candidate: Candidate) -> str:
+    scenario = candidate.scenario
+    own = scenario.plan.speculates and scenario.draft_tp != scenario.tp
+    return f"{scenario.tp}, draft TP {scenario.draft_tp}" if own else f"{scenario.tp}"
+
+
+def _identity(values: Values) -> str:
+    """The plan of scenario values in words."""
+    scenario = scenario_of(values)
+    draft_tp = scenario.draft_tp if scenario.plan.speculates else scenario.tp
+    return f"{plan_label(scenario)}, TP {scenario.tp}, draft TP {draft_tp}"
+
+
+# ---- what does not fit, and mixed prompts -----------------------------------------------------
+
+
 def _nothing(message: str) -> None:
-    """Show that no plan meets the limits: the nearest miss, and the memory by term."""
-    verdict("Nothing fits", message, kind="nothing")
+    """Show that no plan meets the limits: the nearest miss, and the memory if it is too small."""
+    verdict("No plan meets the limits", message, kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
-        st.markdown(f"The sidebar's plan: {plain(reason)}.")
-    show_chart(charts.memory_bars(point), "memory")
+        st.markdown(f"The plan of this page: {plain(reason)}.")
+        show_chart(charts.memory_bars(point), "memory")
     st.markdown(
         "What could help: more GPUs, a smaller batch, a shorter prompt, fp8 weights or KV cache, "
         "or looser limits."
@@ -122,7 +240,7 @@ def _nothing(message: str) -> None:
 
 def _lengths() -> None:
     """Show the prediction for each prompt length of the distribution."""
-    text = st.session_state.get("prompt_mix", "")
+    text = st.session_state["prompt_mix"]
     if not text.strip():
         return
     rows = []
@@ -135,20 +253,10 @@ def _lengths() -> None:
             {
                 "prompt (tokens)": tokens,
                 "share": f"{share:.0%}",
-                "speedup": f"{float(point.speedup):.2f}x",
+                "speedup of decoding": f"{float(point.speedup):.2f}x",
                 "time/token": format_seconds(float(point.tpot_s)),
                 "fits": bool(point.feasible),
             }
         )
-    st.markdown("**The sidebar's plan at each prompt length of the distribution**")
+    st.markdown("### The plan of this page at each prompt length of the distribution")
     show_table(rows)
-
-
-def _take(scenario: dict[str, object]) -> None:
-    """Set the plan's inputs only, so that the workload, its limits and its curves are kept."""
-    path = uploaded_path(st.session_state)
-    taken = widget_state(scenario, uploaded_target=path)
-    keys = ["tp", "draft", "gamma", "kv_budget", "draft_tp"]
-    if st.session_state["acceptance_form"] != "published":  # converted, as γ may have changed
-        keys += ["acceptance_form", "acceptance", "acceptance_per_position"]
-    st.session_state.update({key: taken[key] for key in keys})

@@ -1,18 +1,30 @@
-"""Map: the speedup or the fastest draft by batch and prompt length; a click opens Why."""
+"""Map: the speedup or the fastest draft by batch and prompt length; a click shows a cell."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from app import charts
-from app.explorer.cached import MAP_BATCHES, bundled_rows, map_prompts, scenario_of, speedup_grid
+from app.charts.cells import add_marker
+from app.explorer.cached import (
+    MAP_BATCHES,
+    bundled_rows,
+    map_prompts,
+    prediction,
+    scenario_of,
+    speedup_grid,
+)
+from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
-from app.explorer.widgets import segmented
+from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
+from perfmodel.units import format_seconds
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
@@ -21,48 +33,107 @@ def show() -> None:
     """Draw the view."""
     values = st.session_state["values"]
     scenario = scenario_of(values)
-    left, right = st.columns(2)
-    with left:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = segmented("map_kind", "Colour", KINDS)
-    fixed = right.toggle("Use the sidebar's γ", key="fixed_gamma")
-    if kind == "winner":
-        grids = _rivals(values, scenario)
-        if not grids:
-            st.info("No draft of this target has a measured acceptance.")
-            return
-        figure = charts.winner_map(grids, clickable=True)
-    elif not scenario.plan.speculates:
-        st.info("There is no speedup to map. Choose a draft and a γ above 0.")
+        fixed = kind == "speedup" and st.toggle("Hold the plan's γ", key="fixed_gamma")
+    rivals = _rivals(values, scenario) if kind == "winner" else {}
+    figure = _figure(kind, values, rivals, fixed=fixed)
+    if figure is None:
         return
-    elif scenario.acceptance is None and scenario.curve is None:
+    if (cell := st.session_state.get("map_cell")) is not None:
+        add_marker(figure, cell[1], cell[0], "the clicked cell", "x")
+    chart, panel = st.columns([3, 1])
+    with chart:
+        figure.update_layout(height=560)
+        show_chart(figure, "speedup_map", on_select=_choose_cell)
+    with panel:
+        _panel(values, rivals)
+
+
+def _figure(
+    kind: str, values: Values, rivals: Mapping[str, Values], *, fixed: bool
+) -> go.Figure | None:
+    """The map, or None after saying why there is none."""
+    scenario = scenario_of(values)
+    if kind == "winner":
+        if not rivals:
+            st.info("No draft of this target has a measured acceptance.")
+            return None
+        grids = [speedup_grid(stated, fixed_gamma=False) for stated in rivals.values()]
+        return charts.winner_map(grids, clickable=True)
+    if not scenario.plan.speculates:
+        st.info("There is no speedup to map. Choose a draft and a γ above 0.")
+        return None
+    if scenario.acceptance is None and scenario.curve is None:
         st.info(
             f"The acceptance of {plain(plan_label(scenario))} has not been measured. The map "
             "shows the α that it needs; give an acceptance in the sidebar to see the speedup."
         )
-        figure = charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))
-    else:
-        grid = speedup_grid(values, fixed_gamma=fixed)
-        figure = charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
-    figure.update_layout(height=560)
-    show_chart(figure, "speedup_map", on_select=_drill_down)
-    st.caption("Click a cell to open it in Why.")
+        return charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))
+    grid = speedup_grid(values, fixed_gamma=fixed)
+    return charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
 
 
-def _rivals(values: Values, scenario: Scenario) -> list[charts.SpeedupGrid]:
-    """The cells of every draft to compare, at its default budget, if its acceptance is known."""
-    considered = st.session_state.get("drafts") or [
+def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
+    """The figures of the clicked cell, and buttons to take it over."""
+    cell = st.session_state.get("map_cell")
+    if cell is None:
+        st.caption("Click a cell to see its figures here. The star is the workload of this page.")
+        return
+    stated = _cell_values(values, rivals, cell)
+    if stated is None:
+        return
+    scenario, result = scenario_of(stated), prediction(stated)
+    work, speedup = scenario.workload, result["speedup"]
+    st.markdown(f"### Batch {work.batch:,}, {work.prompt_tokens:,} prompt tokens")
+    st.markdown(plain(plan_label(scenario)))
+    low, high = result["speedup_low"], result["speedup_high"]
+    span = "" if low is None else f" ({low:.2f}-{high:.2f})"
+    memory = f"{result['memory_bytes_per_gpu'] / scenario.machine.gpu.memory_bytes:.0%}"
+    figures = {
+        "speedup": "unknown" if speedup is None else f"{speedup:.2f}x{span}",
+        "time per token": "unknown" if speedup is None else format_seconds(result["tpot_s"]),
+        "T_T": format_seconds(result["target_step_s"]),
+        "memory": f"{memory}{'' if result['feasible'] else ', does not fit'}",
+    }
+    st.markdown("\n".join(f"- {plain(name)}: **{plain(text)}**" for name, text in figures.items()))
+    for label, view in (("Use on this page", ""), ("Use, and see why", "Why")):
+        args = (dict(stated), "batch", "prompt_tokens")
+        st.button(label, on_click=adopt, args=args, kwargs={"view": view}, width="stretch")
+
+
+def _cell_values(
+    values: Values, rivals: Mapping[str, Values], cell: tuple[int, int, int, str]
+) -> Values | None:
+    """The scenario of a cell: its batch, prompt and γ, and the draft that is fastest there."""
+    batch, prompt, gamma, name = cell
+    base = dict(rivals.get(name, values))
+    if name == "No speculation":
+        base = {k: v for k, v in values if k not in PLAN_KEYS} | {"draft": "none"}
+    elif name and name not in rivals:
+        return None  # a cell of an earlier map
+    base |= {"batch": batch, "prompt_tokens": prompt} | ({"gamma": gamma} if gamma else {})
+    if isinstance(base.get("kv_budget"), int):
+        base["kv_budget"] = min(base["kv_budget"], prompt)
+    return tuple(base.items())
+
+
+def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
+    """Scenarios of every draft to compare, if its acceptance is known, by the draft's name."""
+    considered = st.session_state["drafts"] or [
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
     base = {key: value for key, value in values if key not in PLAN_KEYS}
-    grids = []
+    rivals = {}
     for choice in considered:
         draft, _, policy = choice.partition(":")
         if scenario.curve_of(draft, policy) is not None:
             stated = base | {"draft": draft, "draft_policy": policy}
             if _same_choice(scenario.plan, draft, policy):
                 stated = dict(values)
-            grids.append(speedup_grid(tuple(stated.items()), fixed_gamma=False))
-    return grids
+            result = tuple(stated.items())
+            rivals[plan_label(scenario_of(result)).rpartition(", γ=")[0]] = result
+    return rivals
 
 
 def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
@@ -88,18 +159,14 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
     ]
 
 
-def _drill_down() -> None:
-    """Open Why at the clicked cell, with the γ that the map chose for it."""
+def _choose_cell() -> None:
+    """Keep the clicked cell: batch, prompt tokens, γ, and in the map of drafts the fastest."""
     event: Any = st.session_state["speedup_map"]
     points = [p for p in event["selection"]["points"] if p.get("customdata") is not None]
     if not points:
         return
     cell = points[0]["customdata"]
     # Numbers sent in binary form come back as a dict keyed by index.
-    _, batch, prompt, chosen = cell.values() if isinstance(cell, dict) else cell
-    st.session_state["batch"] = int(batch)
-    st.session_state["prompt_tokens"] = int(prompt)
-    st.session_state["prompt_mix"] = ""
-    if not isinstance(chosen, str):  # a γ, not the name of the fastest draft
-        st.session_state["gamma"] = int(chosen)
-    st.session_state["view"] = "Why"
+    _, batch, prompt, *rest = cell.values() if isinstance(cell, dict) else cell
+    name, gamma = (rest[0], rest[1]) if isinstance(rest[0], str) else ("", rest[0])
+    st.session_state["map_cell"] = (int(batch), int(prompt), int(gamma), name)

@@ -1,4 +1,4 @@
-"""Why: the round as a waterfall, every part of every pass, and the origin of each number."""
+"""Why: the round in figures and charts, and what tunes it, changes it, and stands behind it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, prediction
+from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_metrics, show_table
+from app.explorer.state import WHY_PARTS
+from app.explorer.views import change, tune
 from app.render.html_report import origin_lines
+from perfmodel import RoundEstimate
 from perfmodel.units import format_seconds
+
+SYMBOLS = {
+    "T_T": "Target: seconds of a plain decoding step of the target, without speculation",
+    "T_V": "Verify: seconds in which the target checks γ+1 tokens at once",
+    "T_D": "Draft: seconds of one step of the draft",
+    "Tokens per round": "Ω: accepted drafts of a round, plus one token of the target",
+    "Time per token": "A round, divided by its tokens; prompts are not included",
+}
 
 
 def show() -> None:
@@ -19,28 +31,12 @@ def show() -> None:
     values = st.session_state["values"]
     point, result = point_of(values), prediction(values)
     _numbers(result)
+    if result["speedup"] is not None and point.scenario.plan.speculates:
+        st.markdown(plain(formula(point)))
     if not result["feasible"]:
         st.warning(plain(result["reason"]), icon=":material/block:")
-    left, right = st.columns(2)
-    with left:
-        show_chart(charts.round_waterfall(point), "round")
-    with right:
-        show_chart(charts.step_parts(point), "parts")
-    show_chart(charts.roofline(point), "roofline")
-    st.markdown("**Every part of every pass**, including those without arithmetic")
-    show_table(
-        [
-            row | {"seconds": format_seconds(float(str(row["seconds"])))}
-            for row in charts.part_rows(point)
-        ],
-        column_config={
-            "share": st.column_config.NumberColumn("share of pass", format="percent"),
-            "share_of_roof": st.column_config.NumberColumn("share of the roof", format="percent"),
-            "seconds": "time",
-        },
-    )
-    with st.expander("Where the numbers come from"):
-        st.markdown("\n".join(f"- {plain(line)}" for line in origin_lines(point.scenario)))
+    part = segmented("why_part", "Part", WHY_PARTS, label_visibility="collapsed")
+    {"round": _round, "tune": tune.show, "change": change.show, "origin": _origin}[part]()
     for note in result["notes"]:
         st.caption(plain(note))
     st.download_button(
@@ -54,10 +50,52 @@ def show() -> None:
     )
 
 
+def formula(point: RoundEstimate) -> str:
+    """The speedup of decoding as its formula with the numbers of the prediction."""
+    drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
+    times = " + ".join(map(format_seconds, (drafts, verify, float(point.overhead_s))))
+    plain_s = format_seconds(float(point.plain_tpot_s))
+    return (
+        f"Speedup of decoding = Ω · plain step / (γ·T_D + T_V + overhead) = "
+        f"{float(point.tokens_per_round):.2f} · {plain_s} / ({times}) = {float(point.speedup):.2f}x"
+    )
+
+
+def _round() -> None:
+    """The round as a waterfall, and every part of every pass."""
+    point = point_of(st.session_state["values"])
+    left, right = st.columns(2)
+    with left:
+        show_chart(charts.round_waterfall(point), "round")
+    with right:
+        show_chart(charts.step_parts(point), "parts")
+    show_chart(charts.roofline(point), "roofline")
+    st.markdown("### Every part of every pass, including those without arithmetic")
+    shares = ("share", "share_of_roof")
+    show_table(
+        [
+            row
+            | {"seconds": format_seconds(float(str(row["seconds"])))}
+            | {key: 100.0 * float(str(row[key])) for key in shares}
+            for row in charts.part_rows(point)
+        ],
+        column_config={
+            "share": st.column_config.NumberColumn("share of pass", format="%.0f %%"),
+            "share_of_roof": st.column_config.NumberColumn("share of the roof", format="%.0f %%"),
+            "seconds": "time",
+        },
+    )
+
+
+def _origin() -> None:
+    lines = origin_lines(point_of(st.session_state["values"]).scenario)
+    st.markdown("\n".join(f"- {plain(line)}" for line in lines))
+
+
 def _numbers(result: dict[str, Any]) -> None:
     """Show the prediction in six figures."""
     figures: list[tuple[str, str, str | None]] = [
-        (label, format_seconds(result[key]), None)
+        (label, format_seconds(result[key]), SYMBOLS[label])
         for label, key in (("T_T", "target_step_s"), ("T_V", "verify_s"), ("T_D", "draft_step_s"))
     ]
     tokens, tpot, speedup = (result[k] for k in ("tokens_per_round", "tpot_s", "speedup"))
@@ -65,8 +103,16 @@ def _numbers(result: dict[str, Any]) -> None:
     if result["speedup_low"] is not None:
         span = f"90 % interval {result['speedup_low']:.2f}x to {result['speedup_high']:.2f}x"
     figures += [
-        ("Tokens per round", "unknown" if tokens is None else f"{tokens:.2f}", None),
-        ("Time per token", "unknown" if tpot is None else format_seconds(tpot), None),
-        ("Speedup", "unknown" if speedup is None else f"{speedup:.2f}x", span),
+        ("Tokens per round", _or_unknown(tokens, "{:.2f}"), SYMBOLS["Tokens per round"]),
+        (
+            "Time per token",
+            "unknown" if tpot is None else format_seconds(tpot),
+            SYMBOLS["Time per token"],
+        ),
+        ("Speedup", _or_unknown(speedup, "{:.2f}x"), span),
     ]
     show_metrics(figures)
+
+
+def _or_unknown(value: float | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)

@@ -14,13 +14,15 @@ from calibration.records.published import magicdec_rows, predict_row, row_error
 from perfmodel import (
     SLO,
     Acceptance,
+    DraftPlan,
     Scenario,
     estimate,
     parse_scenario,
     speedup_interval,
     without_speculation,
 )
-from perfmodel.speculation import GAMMAS, gamma_schedule, sensitivities
+from perfmodel.passes import largest_batch
+from perfmodel.speculation import gamma_schedule, sensitivities, service
 
 VALUES = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb", "engine": "magicdec"}
 
@@ -34,7 +36,9 @@ def every_chart(scenario: Scenario) -> dict[str, go.Figure]:
     point = estimate(scenario)
     errors = [row_error(row, predict_row(row)) for row in magicdec_rows()[:6]]
     grid = charts.speedup_grid(scenario)
-    curve = charts.serving_curve(scenario, np.array([1.0, 8.0, 64.0]))
+    curve = charts.serving_curve(scenario)
+    point_only = {"batches": np.array([64.0]), "gammas": np.array([4.0])}
+    here = charts.serving_curve(scenario, **point_only)
     interval = speedup_interval(scenario)
     assert curve is not None and interval is not None
     return {
@@ -47,11 +51,9 @@ def every_chart(scenario: Scenario) -> dict[str, go.Figure]:
         "parts": charts.step_parts(point),
         "roofline": charts.roofline(point),
         "tornado": charts.tornado(sensitivities(scenario), float(point.speedup)),
-        "latency": charts.latency_throughput([curve], SLO(tpot_s=0.02)),
+        "frontier": charts.frontier([curve], SLO(tpot_s=0.02), here=here),
         "acceptance": charts.acceptance_needed(scenario),
         "band": charts.speedup_band("batch (sequences)", [8.0, 64.0], [interval] * 2, 64.0),
-        "compare": charts.compare_bars(["a", "b"], "speedup (x)", [1.5, None]),
-        "plans": charts.plan_bars(["a", "b"], [2.0, 1.0], "tokens/s per GPU"),
         "memory": charts.memory_bars(point),
         "scatter": measured_scatter(errors),
         "errors": error_by_phase({"before": errors}),
@@ -118,8 +120,7 @@ def test_measured_points_are_at_their_cells(scenario: Scenario) -> None:
     )
     figure = charts.speedup_map(scenario, measured=[point])
     trace = next(t for t in figure.data if t.name == "measured")
-    assert trace.x[0] == list(charts.MAP_PROMPTS).index(32_000)
-    assert trace.y[0] == list(charts.MAP_BATCHES).index(64)
+    assert (trace.x[0], trace.y[0]) == (32_000, 64)
     assert "<script>" not in figure.to_json()
 
 
@@ -158,19 +159,39 @@ def test_waterfall_of_plain_decoding_is_one_step(scenario: Scenario) -> None:
     assert [row["phase"] for row in charts.chart_rows(figure)] == ["T_T plain step"]
 
 
-def test_serving_curve_stops_at_the_memory_wall(scenario: Scenario) -> None:
-    curve = charts.serving_curve(scenario, np.array([1.0, 64.0, 4096.0]))
-    assert curve is not None and list(curve.batch) == [1.0, 64.0]
-    point = estimate(scenario, batch=64, gamma=GAMMAS)
-    assert curve.per_gpu[1] == pytest.approx(64 / np.min(point.tpot_s) / 8)
+def test_a_serving_curve_ends_at_the_largest_batch_and_equals_the_service(
+    scenario: Scenario,
+) -> None:
+    curve = charts.serving_curve(scenario, SLO(ttft_s=2.0))
+    assert curve is not None and 64.0 in curve.batch
+    assert curve.batch[-1] == largest_batch(replace(scenario, plan=_one_draft(scenario)))
+    for i in (0, len(curve.batch) - 1):
+        point = service(scenario, batch=curve.batch[i], gamma=curve.gamma[i])
+        assert curve.per_gpu[i] == pytest.approx(float(point.tokens_per_s) / scenario.tp)
+        assert curve.tpot_s[i] == pytest.approx(float(point.tpot_s))
+        assert bool(curve.meets[i]) == (float(point.ttft_s) <= 2.0)
     huge = replace(scenario, workload=replace(scenario.workload, prompt_tokens=100_000_000))
-    assert charts.serving_curve(huge, np.array([1.0])) is None
+    assert charts.serving_curve(huge) is None
+
+
+def _one_draft(scenario: Scenario) -> DraftPlan:
+    return replace(scenario.plan, gamma=1)
+
+
+def test_no_point_of_an_envelope_is_beaten(scenario: Scenario) -> None:
+    curves = [charts.serving_curve(replace(scenario, tp=tp)) for tp in (1, 2, 4, 8)]
+    known = [curve for curve in curves if curve is not None]
+    best = charts.envelope(known, "all")
+    assert 1 < len(best.batch) < sum(len(curve.batch) for curve in known)
+    for curve in known:
+        for speed, rate in zip(curve.user_speed, curve.per_gpu, strict=True):
+            assert np.any((best.user_speed >= speed) & (best.per_gpu >= rate))
 
 
 def test_cost_per_token_follows_the_price(scenario: Scenario) -> None:
-    curve = charts.serving_curve(scenario, np.array([64.0]))
+    curve = charts.serving_curve(scenario)
     assert curve is not None
-    figure = charts.latency_throughput([curve], SLO(), price_per_gpu_hour=3.6)
+    figure = charts.frontier([curve], SLO(), price_per_gpu_hour=3.6)
     assert figure.data[0].y[0] == pytest.approx(1e3 / curve.per_gpu[0])
     assert "cost" in figure.layout.yaxis.title.text
 

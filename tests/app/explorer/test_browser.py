@@ -25,7 +25,7 @@ from explorer_views import CHARTS  # noqa: E402
 
 from app.cli.commands.explore import explorer_command  # noqa: E402
 from app.cli.main import run  # noqa: E402
-from app.explorer.state import PRESETS  # noqa: E402
+from app.explorer.state import PRESETS, VIEWS  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -83,7 +83,7 @@ def browser() -> Iterator[Any]:
     """One browser profile, so that only the first page loads the front end."""
     with playwright.sync_playwright() as play:
         opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened.new_context(viewport={"width": 1280, "height": 900})
+        yield opened.new_context(viewport={"width": 1280, "height": 900}, has_touch=True)
         opened.close()
 
 
@@ -120,10 +120,14 @@ class Watched:
         idle = "[data-testid=stApp][data-test-script-state=notRunning]"
         self.page.locator(idle).wait_for(timeout=60_000)
 
+    def heading(self, view: str) -> None:
+        """Wait until a view is open."""
+        self.page.get_by_role("heading", name=VIEWS[view], exact=True).wait_for(timeout=60_000)
+
     def view(self, name: str, charts: int) -> None:
         """Open a view and wait until its charts are drawn."""
         self.page.locator("[data-testid=stMain]").get_by_text(name, exact=True).first.click()
-        self.page.get_by_role("heading", name=name, exact=True).wait_for(timeout=60_000)
+        self.heading(name)
         self.settle()
         drawn = self.page.locator("[data-testid=stMain] .js-plotly-plot .main-svg .subplot.xy")
         playwright.expect(drawn).to_have_count(charts, timeout=30_000)
@@ -149,76 +153,57 @@ def watched(browser: Any, server: str) -> Iterator[Watched]:
     page.page.close()
 
 
-def test_every_view_shows_the_commands_numbers_from_one_host_without_errors(
-    watched: Watched, capsys: pytest.CaptureFixture[str]
+def test_every_view_a_second_tab_a_reload_and_back_show_one_plan(
+    watched: Watched, browser: Any, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The recommended plan of a preset, with the numbers of the command line, and no error."""
     watched.open()
     watched.preset(PRESET)
-    for name, charts in CHARTS.items():
-        watched.view(name, charts)
+    watched.page.locator(".st-key-use_0 button:visible").last.click()
+    watched.page.get_by_role("button", name="in use").wait_for()
+    for name in ("Decide", "Map", "Frontier", "Check", "Why"):
+        watched.view(name, CHARTS[name])
         assert watched.page.locator("[data-testid=stException]").count() == 0, name
         assert watched.page.locator("[data-testid=stAlertContentError]").count() == 0, name
         marks = watched.page.evaluate(
             "[...document.querySelectorAll('.js-plotly-plot')].map(p => p.data.length)"
         )
-        assert len(marks) == charts and min(marks) > 0, name
-        if name == "Why":
-            shown = json.loads(watched.download("prediction_json"))
-            figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup")
-            assert f"{shown['speedup']:.2f}x" in figure.inner_text()
+        assert len(marks) == CHARTS[name] and min(marks, default=1) > 0, name
+    shown = json.loads(watched.download("prediction_json"))
+    figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup")
+    assert f"{shown['speedup']:.2f}x" in figure.inner_text()
     watched.page.get_by_text("Scenario file and command").click()
     command = watched.page.locator("[data-testid=stSidebar] [data-testid=stCode] code").inner_text()
     assert run([*command.split()[1:], "--json"]) == 0
     assert shown == json.loads(capsys.readouterr().out)
+    other = Watched(browser, server)
+    other.open(watched.page.url.partition("?")[2])
+    assert json.loads(other.download("prediction_json")) == shown
+    other.page.close()
+    _reload_change_and_go_back(watched, shown)
     assert watched.errors == []
     assert watched.outside == []
 
 
-def test_a_shared_url_restores_the_state(watched: Watched, browser: Any, server: str) -> None:
-    watched.open("view=Why")
-    watched.preset(PRESET)
-    wanted = json.loads(watched.download("prediction_json"))
-    url = watched.page.url
-    other = Watched(browser, server)
-    other.open(url.partition("?")[2])
-    assert json.loads(other.download("prediction_json")) == wanted
-    assert wanted["scenario"]["target"] == PRESETS[PRESET]["target"]
-    other.page.close()
-
-
-def test_a_second_tab_a_reload_and_back_show_the_plan_of_the_page(
-    watched: Watched, browser: Any, server: str
-) -> None:
-    watched.open("view=Decide")
-    watched.preset(PRESET)
-    watched.page.get_by_role("button", name="Show this plan in all views").click()
-    watched.page.get_by_text("the other views show").wait_for(state="detached")
-    watched.settle()
-    watched.view("Why", CHARTS["Why"])
-    wanted = json.loads(watched.download("prediction_json"))
-    other = Watched(browser, server)
-    other.open(watched.page.url.partition("?")[2])
-    assert json.loads(other.download("prediction_json")) == wanted
-    other.page.close()
+def _reload_change_and_go_back(watched: Watched, shown: dict[str, Any]) -> None:
     watched.page.reload()
-    watched.page.get_by_role("heading", name="Why", exact=True).wait_for()
+    watched.heading("Why")
     watched.settle()
-    assert json.loads(watched.download("prediction_json")) == wanted
+    assert json.loads(watched.download("prediction_json")) == shown
     batch = watched.page.get_by_label("Batch (sequences)")
     batch.fill("9")
     batch.press("Enter")
     playwright.expect(watched.page).to_have_url(re.compile("batch=9"))
     watched.settle()
     watched.page.go_back()
-    playwright.expect(batch).to_have_value(str(wanted["scenario"]["batch"]))
+    playwright.expect(batch).to_have_value(str(shown["scenario"]["batch"]))
     watched.settle()
-    assert json.loads(watched.download("prediction_json")) == wanted
+    assert json.loads(watched.download("prediction_json")) == shown
     watched.page.go_back()
-    watched.page.get_by_role("heading", name="Decide", exact=True).wait_for()
-    assert watched.errors == []
+    watched.heading("Check")
 
 
-def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
+def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched) -> None:
     watched.open("view=Map")
     plot = watched.page.locator(".js-plotly-plot")
     plot.wait_for()
@@ -234,7 +219,8 @@ def test_a_click_on_the_map_opens_why_for_that_cell(watched: Watched) -> None:
     watched.page.mouse.move(cell["x"], cell["y"])
     plot.locator(".hoverlayer .hovertext").first.wait_for()  # Plotly clicks what it hovers
     watched.page.mouse.click(cell["x"], cell["y"])
-    watched.page.get_by_role("heading", name="Why", exact=True).wait_for(timeout=30_000)
+    watched.page.get_by_role("button", name="Use, and see why").click(timeout=30_000)
+    watched.heading("Why")
     watched.settle()
     shown = json.loads(watched.download("prediction_json"))
     scenario = shown["scenario"]
@@ -254,13 +240,74 @@ def test_downloads_parse(watched: Watched) -> None:
     with watched.page.expect_download() as download:
         watched.page.locator("[data-title*='ownload plot']").click()
     assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+    title = watched.page.locator(".js-plotly-plot .gtitle")  # on the PNG, hidden on the page
+    assert "Self-speculation" in title.text_content() and not title.is_visible()
 
 
-def test_a_phone_needs_no_sideways_scrolling(watched: Watched) -> None:
+# Contrast of the text of an element with the first opaque background behind it.
+CONTRAST = """elements => elements.map(e => {
+    const rgba = c => { const m = c.match(/[\\d.]+/g).map(Number);
+        return [...m.slice(0, 3), m.length > 3 ? m[3] : 1] };
+    const style = getComputedStyle(e);
+    let [r, g, b, a] = rgba(e instanceof SVGElement ? style.fill : style.color), back = null;
+    for (let p = e; p && !back; p = p.parentElement) {
+        a *= Number(getComputedStyle(p).opacity);
+        const colour = rgba(getComputedStyle(p).backgroundColor);
+        back = colour[3] === 1 ? colour.slice(0, 3) : null;
+    }
+    back ??= [255, 255, 255];
+    const light = c => c.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92
+        : ((v + 0.055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const front = light([r, g, b].map((v, i) => a * v + (1 - a) * back[i])), behind = light(back);
+    return (Math.max(front, behind) + 0.05) / (Math.min(front, behind) + 0.05);
+})"""
+TEXTS = (
+    ".js-plotly-plot .xtick text",
+    ".js-plotly-plot .ytick text",
+    ".js-plotly-plot .legendtext",
+    ".js-plotly-plot .xtitle",
+    ".js-plotly-plot .bartext",
+    "[data-testid=stCaptionContainer] p",
+    "[data-testid=stCode] code span",
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling_and_its_text_has_contrast(
+    watched: Watched, scheme: str
+) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 844})
-    watched.page.emulate_media(color_scheme="dark")
-    watched.open()
-    for view, charts in CHARTS.items():
-        watched.view(view, charts)
+    watched.page.emulate_media(color_scheme=scheme)
+    views = CHARTS if scheme == "dark" else {"Why": CHARTS["Why"], "Check": CHARTS["Check"]}
+    watched.open(f"view={next(iter(views))}")
+    for view, charts in views.items():
+        if view != next(iter(views)):
+            watched.view(view, charts)
         assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+        for texts in TEXTS:
+            ratios = watched.page.locator(f"[data-testid=stMain] {texts}").evaluate_all(CONTRAST)
+            assert min(ratios, default=21) >= 4.5, (view, texts)
     assert watched.errors == []
+
+
+def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched) -> None:
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    watched.open("view=Frontier")
+    plot = watched.page.locator(".js-plotly-plot")
+    plot.scroll_into_view_if_needed()
+    look = "p => [p.closest('[data-testid=stMain]').scrollTop, p._fullLayout.yaxis.range]"
+    top, before = plot.evaluate(look)
+    box = plot.bounding_box()
+    x, y = box["x"] + 150, box["y"] + 150
+    touch = watched.page.context.new_cdp_session(watched.page)
+    for kind, points in (
+        ("touchStart", [{"x": x, "y": y}]),
+        *(("touchMove", [{"x": x, "y": y - 12 * step}]) for step in range(1, 13)),
+        ("touchEnd", []),
+    ):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        watched.page.evaluate("() => new Promise(requestAnimationFrame)")
+    scrolled = f"document.querySelector('[data-testid=stMain]').scrollTop > {top + 50}"
+    watched.page.wait_for_function(scrolled, timeout=30_000)
+    moved, after = plot.evaluate(look)
+    assert moved > top and after == before

@@ -20,6 +20,7 @@ from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
     DEFAULTS,
+    FORMER_VIEWS,
     PRESETS,
     UPLOADED,
     stated_values,
@@ -45,6 +46,10 @@ def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
 
 def link(at: AppTest) -> dict[str, str]:
     return {k: v if isinstance(v, str) else v[0] for k, v in at.query_params.items()}
+
+
+def button(at: AppTest, label: str) -> Any:
+    return next(b for b in at.button if b.label == label)
 
 
 def plan(at: AppTest) -> Scenario:
@@ -132,7 +137,7 @@ def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
     for seed in range(int(os.environ.get("PAGES", "20"))):
         draw = random.Random(seed)
         values = random_values(draw)
-        at = page(query_of(widget_state(values)), view="Compare")
+        at = page(query_of(widget_state(values)), view="Check")
         assert plan(at) == parse_scenario(values).scenario(), values
         assert not at.warning and not at.error
         again = page(link(at))
@@ -141,14 +146,14 @@ def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_link_of_a_preset_opens_the_same_plan(preset: str) -> None:
-    at = page(view="Compare")
+    at = page(view="Check")
     at.selectbox(key="preset").select(preset).run()
     assert plan(at) == parse_scenario(PRESETS[preset]).scenario()
     assert plan(page(link(at))) == plan(at)
 
 
 def test_the_link_of_an_opened_scenario_file_keeps_its_acceptance() -> None:
-    at = page(view="Compare")
+    at = page(view="Check")
     text = b'draft = "llama-3.2-1b"\ntp = 4\ndraft_tp = 2\nacceptance = 0.62\n'
     at.file_uploader(key="scenario_file").set_value(("a.toml", text, "application/toml")).run()
     assert (link(at)["acceptance_form"], link(at)["acceptance"]) == ("acceptance", "0.62")
@@ -159,14 +164,14 @@ def test_the_link_of_an_opened_scenario_file_keeps_its_acceptance() -> None:
 def test_the_link_of_the_recommended_plan_opens_it() -> None:
     at = page({"machine": "dgx-a100-80gb", "engine": "magicdec", "prompt_mix": "8000:1, 32000:1"})
     before = dict(at.session_state["values"])
-    next(b for b in at.button if b.label == "Show this plan in all views").click().run()
+    at.button(key="use_0").click().run()
     assert dict(at.session_state["values"])["prompt_tokens"] == before["prompt_tokens"]
     assert link(at)["prompt_mix"] == "8000:1, 32000:1"
-    assert plan(page(link(at), view="Compare")) == plan(at)
+    assert plan(page(link(at), view="Check")) == plan(at)
 
 
 def test_a_widget_that_is_hidden_for_a_while_keeps_its_value() -> None:
-    at = page({"kv_budget": "5%"}, view="Compare")
+    at = page({"kv_budget": "5%"}, view="Check")
     at.selectbox(key="draft").select("none").run()
     assert plan(at).plan.draft == "none" and link(at)["kv_budget"] == "5%"
     at.selectbox(key="draft").select("self:snapkv").run()
@@ -174,7 +179,7 @@ def test_a_widget_that_is_hidden_for_a_while_keeps_its_value() -> None:
 
 
 def test_going_back_restores_the_plan_and_the_view() -> None:
-    at = page(view="Compare")
+    at = page(view="Check")
     earlier, before = link(at), plan(at)
     at.number_input(key="batch").set_value(9).run()
     at.segmented_control(key="view").set_value("Why").run()
@@ -184,11 +189,11 @@ def test_going_back_restores_the_plan_and_the_view() -> None:
     for key, value in earlier.items():
         at.query_params[key] = value
     at.run()
-    assert plan(at) == before and at.session_state["view"] == "Compare"
+    assert plan(at) == before and at.session_state["view"] == "Check"
 
 
 def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
-    at = page(view="Compare")
+    at = page(view="Check")
     stale = link(at)
     at.number_input(key="batch").set_value(9).run()
     at.query_params.pop("batch")
@@ -199,7 +204,7 @@ def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
 
 
 def uploaded_page(view: str) -> AppTest:
-    at = page(view=view)
+    at = page({"drafts": "self:streamingllm"}, view=view)
     file = ("mine.json", json.dumps(CONFIG).encode(), "application/json")
     at.file_uploader(key="model_file").set_value(file).run()
     assert not at.exception and at.session_state["target"] == UPLOADED
@@ -207,7 +212,7 @@ def uploaded_page(view: str) -> AppTest:
 
 
 def test_the_link_contains_an_uploaded_model() -> None:
-    at = uploaded_page("Compare")
+    at = uploaded_page("Check")
     assert plan(at).target.name == "mine" and len(link(at)["model_config"]) < 500
     again = page(link(at))
     assert model(again) == model(at) and not again.warning
@@ -216,16 +221,34 @@ def test_the_link_contains_an_uploaded_model() -> None:
 def test_the_plan_of_an_uploaded_model_is_taken_and_pinned() -> None:
     at = uploaded_page("Decide")
     at.selectbox(key="acceptance_form").select("acceptance").run()
-    next(b for b in at.button if b.label == "Show this plan in all views").click().run()
+    at.button(key="use_0").click().run()
     assert not at.exception and plan(at).target.name == "mine"
-    at.segmented_control(key="view").set_value("Compare").run()
-    next(b for b in at.button if b.label == "Pin this scenario").click().run()
+    button(at, "Pin").click().run()
     pinned, uploaded = plan(at).plan, model(at)
     at.selectbox(key="target").select("llama-2-7b").run()
     again = page(link(at))
-    next(b for b in again.button if b.label == "Open 1").click().run()
+    again.button(key="open_1").click().run()
     assert not again.exception and model(again) == uploaded
     assert plan(again).plan == pinned
+
+
+def test_undo_takes_back_one_change_of_an_input_after_another() -> None:
+    at = page(view="Check")
+    plans = [plan(at)]
+    for batch in (9, 7):
+        at.number_input(key="batch").set_value(batch).run()
+        plans.append(plan(at))
+    at.segmented_control(key="view").set_value("Why").run()
+    for before in (plans[1], plans[0]):
+        button(at, "Undo").click().run()
+        assert plan(at) == before and at.session_state["view"] == "Why"
+    assert button(at, "Undo").disabled
+
+
+def test_links_of_earlier_versions_open_the_view_that_took_over() -> None:
+    for former, now in FORMER_VIEWS.items():
+        state, notes = state_of({"view": former, "curve_tps": "1,2"})
+        assert (state["view"], notes) == (now, [])
 
 
 @pytest.mark.parametrize(
@@ -246,20 +269,20 @@ def test_the_plan_of_an_uploaded_model_is_taken_and_pinned() -> None:
     ],
 )
 def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
-    at = page({"view": "Compare"} | {key: value})
+    at = page({"view": "Check"} | {key: value})
     assert len(at.warning) == 1 and not at.error
     assert plan(at) == parse_scenario(PRESETS["default"]).scenario()
-    assert key not in link(at) or link(at)[key] == "Compare"
+    assert key not in link(at) or link(at)[key] == "Check"
 
 
 def test_an_impossible_tp_of_a_link_is_reported() -> None:
-    at = page({"tp": "3"}, view="Compare")
+    at = page({"tp": "3"}, view="Check")
     assert any("tp\\=3 is not available" in caption.value for caption in at.caption)
 
 
 def test_a_link_that_leaves_something_out_says_so() -> None:
     noise = random.Random(0).randbytes(2 * MAX_LINK).hex()
-    at = page(view="Compare")
+    at = page(view="Check")
     file = ("big.json", json.dumps(CONFIG | {"noise": noise}).encode(), "application/json")
     at.file_uploader(key="model_file").set_value(file).run()
     assert plan(at).target.name == "big" and "model_config" not in link(at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,29 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CHARTS, CHARTS_WITHOUT_ACCEPTANCE, UNMEASURED_PRESETS
+from explorer_views import CHARTS, UNMEASURED_PRESETS
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
-from app.explorer.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.state import (
     PRESETS,
+    VIEWS,
+    WHY_PARTS,
     command_text,
     stated_values,
     toml_text,
     widget_state,
 )
-from perfmodel import ConfigError, parse_scenario
+from app.explorer.views.frontier import machine_curves, point_curve
+from perfmodel import ConfigError, find_plan, parse_scenario
+from perfmodel.reports import ENGINES
+from perfmodel.specs import parse_slo
 from perfmodel.units import format_seconds
 
+TINYLLAMA = "llama-2-7b-32k-tinyllama"
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[AppTest]:
-    yield AppTest.from_file(ENTRY, default_timeout=300).run()
 
 
 def opened(view: str = "Decide", **state: Any) -> AppTest:
@@ -42,6 +43,15 @@ def opened(view: str = "Decide", **state: Any) -> AppTest:
     for key, value in {"view": view, **state}.items():
         at.session_state[key] = value
     return at.run()
+
+
+def said(at: AppTest) -> list[str]:
+    """Texts of the page without escapes."""
+    return [element.value.replace("\\", "") for element in at.main.markdown]
+
+
+def button(at: AppTest, label: str) -> Any:
+    return next(b for b in at.button if b.label == label)
 
 
 def assert_fine(at: AppTest, charts: int) -> None:
@@ -55,51 +65,49 @@ def texts(at: AppTest) -> str:
     return "\n".join(element.value for kind in kinds for element in kind)
 
 
-@pytest.mark.parametrize("preset", ("default", "llama-2-7b-32k-tinyllama", *UNMEASURED_PRESETS))
-@pytest.mark.parametrize("view", CHARTS)
-def test_every_view_of_presets_that_differ_in_their_draft(
-    shared: AppTest, preset: str, view: str
-) -> None:
-    shared.selectbox(key="preset").select(preset).run()
-    shared.segmented_control(key="view").set_value(view).run()
-    charts = CHARTS_WITHOUT_ACCEPTANCE if preset in UNMEASURED_PRESETS else CHARTS
-    assert_fine(shared, charts[view])
+STATES: dict[str, dict[str, Any]] = {
+    **{name: widget_state(PRESETS[name]) for name in ("default", TINYLLAMA)},
+    **{n: widget_state(PRESETS[n]) | {"drafts": ["self:snapkv"]} for n in UNMEASURED_PRESETS},
+    "no draft": {"draft": "none"},
+    "unmeasured": {"draft": "llama-3.2-1b:full"},
+    "nothing fits": {"batch": 100_000},
+    "prompt below the budget": {"prompt_tokens": 400, "draft": "self:snapkv"},
+    "built-in draft": {"draft": "eagle3:full", "runs_on": "vllm"},
+    "expert parallel": {"target": "gpt-oss-20b", "tp": 2, "ep": 2, "draft": "none"},
+}
 
 
-@pytest.mark.parametrize("view", CHARTS)
-def test_every_view_without_a_draft(view: str) -> None:
-    at = opened(view, draft="none")
-    assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
-    assert texts(at)
+@pytest.mark.parametrize("name", STATES)
+def test_every_view_of(name: str) -> None:
+    at = opened("Check", **STATES[name])
+    for view, charts in CHARTS.items():
+        at.segmented_control(key="view").set_value(view).run()
+        assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
+        assert texts(at) and at.title == [] and at.header[0].value == VIEWS[view]
+        if name in PRESETS:
+            assert len(at.get("plotly_chart")) == charts, view
+        for part in WHY_PARTS if view == "Why" else ():
+            at.segmented_control(key="why_part").set_value(part).run()
+            assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
 
 
-@pytest.mark.parametrize("view", CHARTS)
-def test_every_view_of_an_unmeasured_draft(view: str) -> None:
-    at = opened(view, draft="llama-3.2-1b:full", draft_tp=8)
-    assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
-
-
-@pytest.mark.parametrize("view", CHARTS)
-def test_every_view_where_nothing_fits(view: str) -> None:
-    at = opened(view, batch=100_000)
-    assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
-
-
-@pytest.mark.parametrize("view", CHARTS)
-def test_every_view_names_the_scenario(view: str) -> None:
+def test_every_view_names_the_scenario() -> None:
     more = {"draft": "self:streamingllm", "kv_budget": "5%", "prefix_hit_rate": 0.25, "batch": 24}
-    at = opened(view, target="qwen2.5-32b", draft_kv_dtype="fp8", engine="magicdec", **more)
-    line = next(m.value for m in at.main.markdown if "qwen2" in m.value).replace("\\", "")
-    for part in (
-        "qwen2.5-32b",
-        "dgx-a100-80gb, TP 8",
-        "engine magicdec (",
-        "batch 24, 32,000 prompt + 256 output tokens, 25% of each prompt cached",
-        "Self-speculation with fp8 KV, StreamingLLM 5%, γ=4",
-        "α unknown (not measured for this draft)",
-    ):
-        assert part in line
-    assert line.count("**") == 12
+    types = {"draft_kv_dtype": "fp8", "engine": "magicdec"}
+    at = opened("Check", target="qwen2.5-32b", **types, **more)
+    for view in VIEWS:
+        at.segmented_control(key="view").set_value(view).run()
+        line = next(m.value for m in at.main.markdown if "qwen2" in m.value).replace("\\", "")
+        for part in (
+            "qwen2.5-32b",
+            "dgx-a100-80gb, TP 8",
+            "engine magicdec (",
+            "batch 24, 32,000 prompt + 256 output tokens, 25% of each prompt cached",
+            "Self-speculation with fp8 KV, StreamingLLM 5%, γ=4",
+            "α unknown (not measured for this draft)",
+        ):
+            assert part in line
+        assert line.count("**") == 12
 
 
 def test_the_scenario_line_names_the_origin_of_the_acceptance() -> None:
@@ -176,12 +184,34 @@ def test_widget_state_is_the_inverse_of_stated_values(more: dict[str, Any]) -> N
             assert shown == value
 
 
-def test_decide_shows_the_answer_of_recommend(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--scenario", "default", "--prefill", "disaggregated"]
-    assert run(["recommend", *flags, "--json"]) == 0
-    sentence = json.loads(capsys.readouterr().out)["sentence"]
-    at = opened(prefill="disaggregated")
-    assert sentence == at.success[0].value.partition("\n")[2].replace("\\", "")
+@pytest.mark.parametrize("runs_on", ["", "vllm"])
+def test_decide_shows_the_answer_of_recommend(
+    runs_on: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--price", "2.5", "--prefill", "disaggregated"]
+    flags += ["--runs-on", runs_on] if runs_on else []
+    assert run(["recommend", "--scenario", "default", *flags, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    at = opened(price=2.5, prefill="disaggregated", runs_on=runs_on)
+    assert answer["sentence"] == at.success[0].value.partition("\n")[2].replace("\\", "")
+    shown = {metric.label: metric.value for metric in at.metric}
+    best = answer["best"]
+    assert shown["Cost per M tokens"] == f"{best['cost_per_million_tokens']:.3g}"
+    assert shown["Tokens/s per GPU"] == f"{best['throughput_per_gpu']:,.0f}"
+    plans = [text for text in said(at) if "tokens/s/GPU" in text]
+    assert len(plans) == 1 + len(answer["runners_up"]) + bool(answer["engine_gap"])
+    low, high = answer["gain_interval_90"]
+    assert plans[0].startswith(f"**Recommended: {best['label']}, TP 8**")
+    assert f"gain {best['gain']:.2f}x ({low:.2f}-{high:.2f})" in plans[0]
+    assert any("badge" in text and "vLLM 0.26" in text for text in said(at))
+
+
+def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None:
+    at = opened(slo="tpot<1us")
+    assert "the closest is" in at.warning[0].value and not at.get("plotly_chart")
+    assert "No plan meets the limits" in at.warning[0].value
+    at = opened(batch=100_000)
+    assert "the closest is" in at.warning[0].value and len(at.get("plotly_chart")) == 1
 
 
 def test_do_not_speculate_is_an_answer() -> None:
@@ -189,52 +219,126 @@ def test_do_not_speculate_is_an_answer() -> None:
     assert not at.error and "Do not speculate" in at.info[0].value and at.metric
 
 
-def test_nothing_fits_names_the_nearest_miss_and_draws_the_memory() -> None:
-    at = opened(batch=100_000)
-    assert "the closest is" in at.warning[0].value
-    assert len(at.get("plotly_chart")) == 1
-
-
 def test_the_binding_limit_and_its_cost_are_shown() -> None:
     at = opened(slo="tpot<100ms", search_tp=True)
     assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
+    assert any("TPOT" in text and "≤" in text for text in said(at))
 
 
-def test_taking_the_recommended_plan_sets_the_sidebar() -> None:
+def test_an_invalid_number_leaves_no_old_answer() -> None:
+    at = opened("Why")
+    for key, value in (("batch", 0), ("batch", -3), ("prompt_tokens", 0), ("prefix_hit_rate", 1.5)):
+        before = at.session_state[key]
+        at.number_input(key=key).set_value(value).run()
+        assert not at.exception and len(at.error) == 1 and not at.metric, (key, value)
+        at.number_input(key=key).set_value(before).run()
+        assert not at.error and at.metric
+
+
+def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     at = opened()
-    button = next(b for b in at.button if b.label == "Show this plan in all views")
-    assert "the other views show" in texts(at)
-    button.click().run()
-    assert at.session_state["draft"] != "self:streamingllm" and not at.exception
-    assert "the other views show" not in texts(at)
-
-
-def test_pinned_scenarios_show_what_differs() -> None:
-    at = opened("Compare")
-    for batch in (64, 32, 16):
-        at.number_input(key="batch").set_value(batch).run()
-        next(b for b in at.button if b.label == "Pin this scenario").click().run()
-    assert len(at.session_state["pins"]) == 3
-    assert any("input" in frame.value.columns for frame in at.dataframe)
-    next(b for b in at.button if b.label == "Open 1").click().run()
-    assert at.session_state["batch"] == 64 and not at.exception
+    plans = [text for text in said(at) if "tokens/s/GPU" in text]
+    rival = next(i for i, text in enumerate(plans) if "SnapKV" in text)
+    assert not at.button(key=f"use_{rival}").disabled
+    button(at, "Pin").click().run()
+    at.button(key=f"use_{rival}").click().run()
+    assert at.session_state["draft"] == "self:snapkv" and not at.exception
+    assert at.button(key=f"use_{rival}").disabled
+    button(at, "Pin").click().run()
+    (table,) = [f.value for f in at.dataframe if "speedup (x)" in f.value.columns]
+    assert len(table) == 2
+    at.button(key="unpin_2").click().run()
+    at.button(key="open_1").click().run()
+    assert at.session_state["draft"] == "self:streamingllm" and not at.exception
+    at.button(key="unpin_1").click().run()
+    assert at.session_state["pins"] == []
 
 
 def test_the_fastest_draft_map() -> None:
     assert_fine(opened("Map", map_kind="winner"), 1)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "specroof"])
-def test_deploy_exports_a_standalone_draft_to_every_engine(engine: str) -> None:
-    at = opened(
-        "Deploy",
-        deploy_engine=engine,
-        draft="llama-3.2-1b:full",
-        draft_tp=8,
-        acceptance_form="acceptance",
-    )
-    assert not at.exception and at.main.code
-    assert ("Benchmark" in texts(at)) == (engine != "specroof")
+def test_a_clicked_cell_is_used_with_its_draft() -> None:
+    at = opened("Map", map_kind="winner")
+    name = "Self-speculation, SnapKV 2049"
+    at.session_state["map_cell"] = (61, 4351, 2, name)
+    at.run()
+    panel = next(text for text in said(at) if "- speedup: " in text)
+    button(at, "Use, and see why").click().run()
+    assert not at.exception and at.session_state["view"] == "Why"
+    chosen = dict(at.session_state["values"])
+    assert (chosen["draft_policy"], chosen["batch"], chosen["gamma"]) == ("snapkv", 61, 2)
+    assert chosen["prompt_tokens"] == 4351
+    shown = next(m.value for m in at.metric if m.label == "Speedup")
+    assert shown in panel
+    button(at, "Undo").click().run()
+    assert dict(at.session_state["values"])["batch"] == 64
+
+
+def test_the_best_gamma_is_used() -> None:
+    at = opened("Why", why_part="tune")
+    at.button(key="use_gamma").click().run()
+    assert not at.exception and at.session_state["gamma"] != 4
+    assert "use_gamma" not in {b.key for b in at.button}
+
+
+def test_the_star_of_the_frontier_is_the_recommended_service() -> None:
+    values = {"target": "llama-3.1-8b", "gpu": "h100-sxm", "tp": 4, "batch": 32}
+    answer = find_plan(values | {"draft": "self:snapkv", "slo": "ttft<9s"})
+    best = answer.best
+    curve = point_curve(best.scenario, parse_slo("ttft<9s"))
+    assert curve is not None and bool(curve.meets[0])
+    assert curve.tpot_s[0] == pytest.approx(best.tpot_s)
+    assert curve.per_gpu[0] == pytest.approx(best.throughput_per_gpu)
+    stated = stated_values(widget_state(values | {"draft": "self"}))
+    beside = machine_curves(stated, "hgx-h200")
+    assert [c.speculates for c in beside] == [False, True] and len(set(beside[0].tp)) > 1
+    assert_fine(opened("Frontier", frontier_machines=["hgx-h200"], price=2.0, slo="ttft<9s"), 1)
+
+
+LOG = """\
+INFO Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 630.0 tokens/s, \
+Running: 8 reqs, Waiting: 0 reqs
+INFO SpecDecoding metrics: Mean acceptance length: 3.03, Accepted throughput: 3.87 tokens/s, \
+Drafted throughput: 5.72 tokens/s, Accepted: 337 tokens, Drafted: 498 tokens, \
+Per-position acceptance rate: 0.837, 0.669, 0.524, Avg Draft acceptance rate: 67.7%
+"""
+
+
+def test_check_says_what_explain_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = {"machine": "hgx-h200", "draft": "llama-3.2-1b:full", "tp": 1, "draft_tp": 1, "gamma": 3}
+    at = opened("Check", **ran, batch=8, prompt_tokens=4096, measured_on="vllm-0.23")
+    at.text_area(key="report").set_value(LOG)
+    at.text_input(key="plain_ms").set_value("6.0").run()
+    assert not at.exception and not at.error
+    command = next(c.value for c in at.main.code if "explain" in c.value)
+    path = tmp_path / "server.log"
+    path.write_text(LOG)
+    words = [str(path) if word == "REPORT" else word for word in shlex.split(command)]
+    assert run(words[1:]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] in at.warning[0].value.replace("\\", "")
+    table = next(f.value for f in at.dataframe if "term" in f.value.columns)
+    for _, row in table.iterrows():
+        assert " ".join([*row[["term", "measured", "predicted", "note"]]]).split() in [
+            line.split() for line in printed.splitlines()
+        ]
+    button(at, "Use the measured acceptance on this page").click().run()
+    assert at.session_state["acceptance_per_position"].startswith("0.837, 0.799")
+    at.number_input(key="batch").set_value(9).run()
+    assert len(at.error) == 1 and "8" in at.error[0].value and "/tmp" not in at.error[0].value
+
+
+def test_decide_exports_a_standalone_draft_to_every_engine_as_shell_commands() -> None:
+    plan = {"draft": "llama-3.2-1b:full", "draft_tp": 8, "acceptance_form": "acceptance"}
+    at = opened(export_plan="page", **plan)
+    for engine in ENGINES:
+        at.segmented_control(key="deploy_engine").set_value(engine).run()
+        assert not at.exception and at.main.code
+        for block in at.main.code:
+            if block.language == "bash":
+                subprocess.run(["bash", "-n", "-c", block.value], check=True)
+        assert ("Benchmark" in texts(at)) == (engine != "specroof")
 
 
 def test_a_distribution_shows_every_length() -> None:

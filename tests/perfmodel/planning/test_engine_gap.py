@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from strategies import a_scenario
 
-from perfmodel import Acceptance, NoFeasiblePlan, Scenario
+from perfmodel import Acceptance, ConfigError, NoFeasiblePlan, Scenario, find_plan
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
-from perfmodel.specs import parse_slo
+from perfmodel.specs import named_version, parse_slo
 
 CHOICES = [("self", "streamingllm"), ("llama-3.2-1b", "full"), ("llama-3.2-1b", "streamingllm")]
 WORK: dict[str, Any] = {"gpu": "h100-sxm", "batch": 64, "prefill": "disaggregated"}
@@ -88,6 +88,23 @@ def test_without_a_draft_that_runs_the_answer_is_plain_decoding_with_the_gap() -
     assert answer.engine_gap.cost_percent == pytest.approx(
         100.0 * (answer.engine_gap.ideal.gain - 1.0)
     )
+
+
+def test_a_stated_engine_restricts_any_profile_and_adds_its_drafts(standalone: Scenario) -> None:
+    options: dict[str, Any] = {"choices": CHOICES, "tps": [8], **CAPPED}
+    named = search(standalone, **options)
+    stated = search(without_limits(standalone), runs_on=named_version("vllm"), **options)
+    assert [c.tpot_s for c in stated.candidates] == [c.tpot_s for c in named.candidates]
+    assert [c.tpot_s for c in stated.not_runnable] == [c.tpot_s for c in named.not_runnable]
+    gaps = [recommend(result).engine_gap for result in (named, stated)]
+    assert all(gap and gap.obstacle.startswith("vLLM 0.26 cannot") for gap in gaps)
+    answer = find_plan(WORK | {"target": "llama-3.1-8b", "tp": 8}, runs_on="vllm")
+    assert answer.best.scenario.plan.draft == "eagle3"
+    assert "times are those of engine specroof" in answer.notes[0]
+    assert named_version("vllm-0.23").version == "0.23"
+    for name in ("foo", "vllm-9.9"):
+        with pytest.raises(ConfigError):
+            find_plan({"target": "llama-3.1-8b"}, runs_on=name)
 
 
 def test_there_is_no_gap_where_plain_decoding_is_best_in_principle() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.link import MAX_TEXT
-from app.explorer.show import plain
+from app.explorer.show import plain, show_error
 from app.explorer.state import RANGES
 
 
@@ -22,7 +22,7 @@ def select(key: str, label: str, options: Sequence[Any], **more: Any) -> Any:
     return st.selectbox(label, options, key=key, **more)
 
 
-def segmented(key: str, label: str, options: Mapping[str, str]) -> str:
+def segmented(key: str, label: str, options: Mapping[str, str], **more: Any) -> str:
     """A row of buttons to choose one of `options`, labels by value."""
     chosen = st.segmented_control(
         label,
@@ -30,20 +30,19 @@ def segmented(key: str, label: str, options: Mapping[str, str]) -> str:
         format_func=options.__getitem__,
         key=key,
         required=True,
+        **more,
     )
     return str(chosen)
 
 
-def count(key: str, label: str, step: int = 1) -> None:
-    """A whole number of at least 1."""
-    low, high = map(int, RANGES[key])
-    st.number_input(label, min_value=low, max_value=high, step=step, key=key)
+def count(key: str, label: str, step: int = 1, **more: Any) -> None:
+    """A whole number. The widget has no lower bound: it would keep an old value without a word."""
+    st.number_input(label, max_value=int(RANGES[key][1]), step=step, key=key, **more)
 
 
 def number(key: str, label: str, step: float, **more: Any) -> None:
-    """A real number in the range of its key."""
-    low, high = RANGES[key]
-    st.number_input(label, low, high, step=step, key=key, **more)
+    """A real number; the scenario refuses one that is out of range."""
+    st.number_input(label, step=step, key=key, **more)
 
 
 def text(key: str, label: str, **more: Any) -> None:
@@ -59,7 +58,9 @@ def keep_within(key: str, options: Sequence[Any], *, fallback: Any) -> None:
         st.caption(plain(f"{key}={chosen} is not available here; {fallback} is used."))
 
 
-def show_message(key: str) -> None:
-    """Show, once, an error stored by a callback."""
-    if key in st.session_state:
-        st.error(plain(str(st.session_state.pop(key))))
+def show_message(key: str) -> bool:
+    """Show, once, an error stored by a callback; returns whether there was one."""
+    if key not in st.session_state:
+        return False
+    show_error(str(st.session_state.pop(key)))
+    return True

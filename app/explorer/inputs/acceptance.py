@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
-from app.explorer import widgets
+from app.explorer.inputs import widgets
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from app.explorer.show import show_error
 from app.explorer.state import ACCEPTANCE_FORMS, DEFAULTS
-from app.explorer.uploads import MAX_UPLOAD_BYTES, vllm_acceptance
 from perfmodel import ConfigError, parse_scenario
 
 
@@ -36,8 +37,6 @@ def acceptance_inputs() -> None:
 
 def _rates() -> None:
     """α by position, edited as text or as a table, or imported from counters."""
-    import pandas as pd
-
     key = "acceptance_per_position"
     widgets.text(key, "α of draft 1, 2, ...", help="The last value holds for all later drafts.")
     try:

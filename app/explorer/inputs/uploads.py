@@ -12,14 +12,15 @@ import io
 import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from calibration.acceptance import vllm_metrics
 from calibration.records import PublishedRow
-from perfmodel import ConfigError, catalog
+from perfmodel import ConfigError, Scenario, catalog
 from perfmodel.catalog.scenarios import FORMER_NAMES, read_scenario
+from perfmodel.speculation import Measured
 
 Parsed = TypeVar("Parsed")
 MAX_UPLOAD_BYTES = 1_000_000
@@ -86,6 +87,29 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     if not rows or len(rows) > MAX_ROWS:
         raise ConfigError(f"{_shown(name)} must have a header and 1 to {MAX_ROWS:,} rows")
     return [_row(name, number, values) for number, values in enumerate(rows, start=1)]
+
+
+def observed(reports: Sequence[tuple[str, bytes]], scenario: Scenario) -> Measured:
+    """What reports of an engine, as (name, content), say about a scenario's steps.
+
+    Raises
+    ------
+    ConfigError
+        If a report cannot be read or used, or describes another workload.
+    """
+    from calibration.engines import observe
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.report" for number in range(len(reports))]
+        for path, (name, data) in zip(paths, reports, strict=True):
+            path.write_bytes(_checked(name, data))
+        try:
+            return observe(paths, scenario)
+        except ConfigError as error:
+            message = str(error)
+            for path, (name, _) in zip(paths, reports, strict=True):
+                message = message.replace(str(path), _shown(name))
+            raise ConfigError(message) from error
 
 
 def vllm_acceptance(text: str) -> tuple[float, ...]:

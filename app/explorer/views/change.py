@@ -1,4 +1,4 @@
-"""Sensitivity: the speedup if one input is wrong, and its interval over batch and γ."""
+"""Why, what would change it: one wrong input at a time, and the interval over batch and γ."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import bands, point_of
-from app.explorer.show import show_chart, show_table
+from app.explorer.show import plain, show_chart, show_table
 from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.units import format_chance
 
+LOW, HIGH = "speedup at the low end", "at the high end"
+
 
 def show() -> None:
-    """Draw the view."""
+    """Draw this part of Why."""
     values = st.session_state["values"]
     point = point_of(values)
     scenario = point.scenario
@@ -22,7 +24,7 @@ def show() -> None:
         return
     chance = probability_of_gain(scenario)
     if chance is not None:
-        st.metric("P(speedup > 1)", format_chance(chance), border=True)
+        st.markdown(f"P(speedup of decoding > 1): **{plain(format_chance(chance))}**")
     show_chart(charts.tornado(inputs, float(point.speedup)), "tornado")
     plan, work = scenario.plan, scenario.workload
     axes = {
@@ -32,15 +34,22 @@ def show() -> None:
     columns = st.columns(2)
     for column, (key, (title, here)) in zip(columns, axes.items(), strict=True):
         points, intervals = bands(values)[key]
+        if not points:
+            continue
         with column:
             show_chart(charts.speedup_band(title, points, intervals, here), f"band_{key}")
     show_table(
         [
-            {"input": s.name, "change": s.change, "speedup from": s.low, "to": s.high}
+            {
+                "input": s.name,
+                "change": s.change,
+                "at the low end": s.low,
+                "at the high end": s.high,
+            }
             for s in inputs
         ],
         column_config={
-            "speedup from": st.column_config.NumberColumn(format="%.3fx"),
-            "to": st.column_config.NumberColumn(format="%.3fx"),
+            LOW: st.column_config.NumberColumn(format="%.3fx"),
+            HIGH: st.column_config.NumberColumn(format="%.3fx"),
         },
     )

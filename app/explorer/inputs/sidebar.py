@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import streamlit as st
 
-from app.explorer import widgets
-from app.explorer.acceptance_inputs import acceptance_inputs
 from app.explorer.cached import scenario_of
-from app.explorer.link import pack, uploaded_path
-from app.explorer.state import (
-    CHOICES,
-    PRESETS,
-    UPLOADED,
-    Values,
-    command_text,
-    stated_values,
-    toml_text,
-    widget_state,
-)
-from app.explorer.uploads import MAX_UPLOAD_BYTES, scenario_upload
+from app.explorer.inputs import widgets
+from app.explorer.inputs.acceptance import acceptance_inputs
+from app.explorer.inputs.begin import begin
+from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
+from app.explorer.link import uploaded_path
+from app.explorer.state import CHOICES, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
-from perfmodel.specs import METHODS
+from perfmodel.reports import ENGINES
+from perfmodel.specs import METHODS, named_version
 from perfmodel.speculation import OBJECTIVES
 from perfmodel.units import format_bytes, format_seconds
 
-UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 TP_DEGREES = (1, 2, 4, 8, 16)
 TYPES = {  # label, and what no choice means
     "weight_dtype": ("Weights", "as in the checkpoint"),
@@ -42,32 +31,15 @@ TYPES = {  # label, and what no choice means
 def sidebar() -> Values | None:
     """Draw the sidebar and return the scenario values; None if they are not valid."""
     with st.sidebar:
-        st.selectbox(
-            "Start from",
-            list(PRESETS),
-            index=None,
-            key="preset",
-            placeholder="Choose a catalog scenario",
-            on_change=_apply_preset,
-        )
+        begin()
         uploaded = _model()
         _machine(uploaded)
+        _engine()
         _workload()
         _plan(uploaded)
         acceptance_inputs()
         _limits()
         return _outcome(uploaded)
-
-
-def apply_values(values: dict[str, Any]) -> None:
-    """Set every input to a scenario's values; call only from a callback, before widgets are drawn.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not valid.
-    """
-    st.session_state.update(widget_state(values))
 
 
 # ---- sections ---------------------------------------------------------------------------------
@@ -86,7 +58,7 @@ def _model() -> str | None:
         type="json",
         key="model_file",
         max_upload_size=UPLOAD_MB,
-        on_change=_open_model,
+        on_change=open_model,
         help="The config.json of a supported model. The URL contains it, compressed.",
     )
     return path if widgets.value_of("target") == UPLOADED else None
@@ -106,10 +78,30 @@ def _machine(uploaded: str | None) -> None:
     st.checkbox("Search all TP degrees in Decide", key="search_tp")
 
 
+def _engine() -> None:
+    st.subheader("Engine")
+    widgets.select(
+        "engine",
+        "Engine profile",
+        engine_names(),
+        help="Whose overheads are added to the kernels' times; `ideal` has none.",
+    )
+    st.selectbox(
+        "Only plans that this engine runs",
+        CHOICES["runs_on"],
+        key="runs_on",
+        format_func=lambda name: ENGINES.get(name, "any"),
+        help="Decide then also tries the drafts of this engine. Times stay those of the engine "
+        "profile below.",
+    )
+
+
 def _workload() -> None:
     st.subheader("Workload")
     widgets.count("batch", "Batch (sequences)")
-    widgets.count("prompt_tokens", "Prompt (tokens)", step=1000)
+    mixed = bool(widgets.value_of("prompt_mix").strip())
+    mean = "Prompt (tokens); now the mean of the distribution" if mixed else "Prompt (tokens)"
+    widgets.count("prompt_tokens", mean, step=1000, disabled=mixed)
     widgets.count("output_tokens", "Output (tokens)", step=64)
     widgets.number(
         "prefix_hit_rate",
@@ -136,13 +128,14 @@ def _plan(uploaded: str | None) -> None:
     st.subheader("Drafts")
     choices = _choices(uploaded)
     widgets.keep_within("draft", [*choices, "none"], fallback=choices[0])
-    widgets.select("draft", "Draft shown in the views", [*choices, "none"])
+    widgets.select("draft", "Draft of this page's plan", [*choices, "none"])
     draft, _, policy = str(widgets.value_of("draft")).partition(":")
     if draft != "none":
         most = max(16, widgets.value_of("gamma"))
         st.slider("γ (drafts per round)", 0, most, key="gamma")
         if policy != "full":
             widgets.text("kv_budget", "KV budget (tokens, or a share such as 5%)")
+            _say_if_cut()
         if draft not in ("self", *METHODS):
             degrees = _degrees("draft_tp", catalog.model(draft), widgets.value_of("tp"))
             widgets.keep_within("draft_tp", degrees, fallback=degrees[-1])
@@ -157,6 +150,13 @@ def _plan(uploaded: str | None) -> None:
     )
 
 
+def _say_if_cut() -> None:
+    """Say so if the prompt is shorter than the KV budget."""
+    budget, prompt = widgets.value_of("kv_budget").strip(), widgets.value_of("prompt_tokens")
+    if budget.isdigit() and int(budget) > prompt and not widgets.value_of("prompt_mix").strip():
+        st.caption(f"The prompt is shorter: the draft reads all of its {prompt:,} tokens.")
+
+
 def _limits() -> None:
     st.subheader("Limits")
     widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%")
@@ -165,9 +165,8 @@ def _limits() -> None:
 
 
 def _outcome(uploaded: str | None) -> Values | None:
-    """Draw the engine section, files and the command; the page shows errors at its top."""
-    with st.expander("Engine and efficiencies"):
-        widgets.select("engine", "Engine profile", engine_names())
+    """Draw the types, files and the command; the page shows errors at its top."""
+    with st.expander("Types and efficiencies"):
         for key, (label, otherwise) in TYPES.items():
             named = {name: name or otherwise for name in CHOICES[key]}
             widgets.select(key, label, list(named), format_func=named.__getitem__)
@@ -179,11 +178,11 @@ def _outcome(uploaded: str | None) -> Values | None:
         scenario = scenario_of(values)
     except ConfigError as error:
         st.session_state["scenario_error"] = str(error)
-        _files(None)
+        show_files(None)
         return None
     with place:
         st.markdown(_origins(scenario))
-    _files(values)
+    show_files(values)
     return values
 
 
@@ -201,70 +200,6 @@ def _origins(scenario: Scenario) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _files(values: Values | None) -> None:
-    with st.expander("Scenario file and command"):
-        if values is not None:
-            st.download_button(
-                "Download scenario TOML",
-                toml_text(values),
-                file_name="scenario.toml",
-                mime="application/toml",
-                key="scenario_toml",
-                on_click="ignore",
-            )
-            st.caption("The same scenario on the command line")
-            st.code(command_text(values), language="bash", wrap_lines=True)
-        st.file_uploader(
-            "Open a scenario TOML",
-            type="toml",
-            key="scenario_file",
-            max_upload_size=UPLOAD_MB,
-            on_change=_open_scenario,
-        )
-
-
-# ---- callbacks --------------------------------------------------------------------------------
-
-
-def _apply_preset() -> None:
-    name = st.session_state["preset"]
-    if name is not None:
-        apply_values(PRESETS[name])
-
-
-def _open_scenario() -> None:
-    file = st.session_state["scenario_file"]
-    if file is None:
-        return
-    try:
-        apply_values(scenario_upload(file.name, file.getvalue()))
-    except ConfigError as error:
-        st.session_state["upload_error"] = str(error)
-
-
-def _open_model() -> None:
-    file = st.session_state["model_file"]
-    if file is None:
-        return
-    try:
-        config = _minified(file.getvalue())
-        model = {"model_config": pack(f"{file.name}\n{config}")}
-        uploaded_path(model)
-    except ConfigError as error:
-        st.session_state["upload_error"] = str(error)
-        return
-    st.session_state.update(model | {"target": UPLOADED})
-
-
-def _minified(data: bytes) -> str:
-    """JSON without white space, or the text as it is if it is not JSON."""
-    text = data[: MAX_UPLOAD_BYTES + 1].decode(errors="replace")
-    try:
-        return json.dumps(json.loads(text), separators=(",", ":"))
-    except (ValueError, RecursionError):
-        return text
-
-
 # ---- options ----------------------------------------------------------------------------------
 
 
@@ -273,7 +208,9 @@ def _choices(uploaded: str | None) -> list[str]:
     engine = widgets.value_of("engine")
     target = uploaded or widgets.value_of("target")
     base = parse_scenario({"target": target, "engine": engine}).scenario()
-    choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base)]
+    runs_on = widgets.value_of("runs_on")
+    version = named_version(runs_on) if runs_on else None
+    choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base, version)]
     stated = str(widgets.value_of("draft"))
     draft, _, policy = stated.partition(":")
     known = draft in catalog.model_names() and policy in ("streamingllm", "full")

@@ -1,12 +1,17 @@
-"""γ × budget: the speedup over both, and the acceptance that it is based on."""
+"""Why, γ and KV budget: the speedup over both, and the acceptance that it is based on."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of, scenario_of
 from app.explorer.show import plain, show_chart, show_table
+from app.explorer.state import Values
+from app.explorer.tray import adopt
 from perfmodel import Acceptance, AcceptanceCurve, estimate
 from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS
@@ -14,43 +19,72 @@ from perfmodel.units import format_tokens
 
 
 def show() -> None:
-    """Draw the view."""
-    scenario = scenario_of(st.session_state["values"])
+    """Draw this part of Why."""
+    values = st.session_state["values"]
+    scenario = scenario_of(values)
     plan, curve = scenario.plan, scenario.curve
     if plan.draft == "none":
         st.info("There is no draft. Choose one in the sidebar.")
         return
     known = scenario.acceptance is not None or curve is not None
-    if plan.policy != "full" and known:
-        show_chart(charts.budget_map(scenario), "gamma_budget")
+    has_budget = plan.policy != "full"
+    if known:
+        _best_gamma(values)
+    if known and has_budget:
+        figure = charts.budget_map(scenario, clickable=True)
+        show_chart(figure, "gamma_budget", on_select=_take_cell)
+        st.caption("A click on a cell takes its γ and KV budget on the whole page.")
     if not known:
         st.info(
             "This draft's acceptance has not been measured. The chart shows the α that it needs."
         )
     show_chart(charts.acceptance_needed(scenario), "acceptance_needed")
     if plan.speculates:
-        needed = float(point_of(st.session_state["values"]).break_even_alpha)
+        needed = float(point_of(values).break_even_alpha)
         text = "no α suffices" if not needed <= 1.0 else f"α = {needed:.3f}"
         st.markdown(f"Needed to break even at γ={plan.gamma}: **{text}**.")
     if scenario.acceptance is not None:
         _stated(scenario.acceptance)
     elif curve is not None:
         _published(curve, float(scenario.workload.prompt_tokens))
-    if known:
-        best = estimate(scenario, gamma=GAMMAS)
-        where = int(best.speedup.argmax())
-        st.markdown(f"Best at this budget: γ={GAMMAS[where]:.0f}, {best.speedup[where]:.2f}x.")
+
+
+def _best_gamma(values: Values) -> None:
+    """Say which γ is best at the plan's KV budget, with a button to take it."""
+    scenario = scenario_of(values)
+    point = estimate(scenario, gamma=GAMMAS)
+    speedup = np.where(point.feasible, point.speedup, np.nan)
+    if np.all(np.isnan(speedup)):
+        return
+    best = int(np.nanargmax(speedup))
+    gamma = int(GAMMAS[best])
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"Best for decoding at this KV budget: **γ={gamma}, {speedup[best]:.2f}x**.")
+        if gamma != scenario.plan.gamma:
+            stated = dict(values) | {"gamma": gamma}
+            st.button(f"Use γ={gamma}", on_click=adopt, args=(stated,), key="use_gamma")
+
+
+def _take_cell() -> None:
+    """Take the γ and the KV budget of the clicked cell."""
+    event: Any = st.session_state["gamma_budget"]
+    points = [p for p in event["selection"]["points"] if p.get("customdata") is not None]
+    if points:
+        cell = points[0]["customdata"]
+        _, gamma, budget, _ = cell.values() if isinstance(cell, dict) else cell
+        changes = {"gamma": int(gamma), "kv_budget": int(budget)}
+        adopt(dict(st.session_state["values"]) | changes)
 
 
 def _stated(acceptance: Acceptance) -> None:
-    st.markdown("**Given acceptance by position**")
+    st.markdown("### Given acceptance by position")
     rates = enumerate(acceptance.per_position, start=1)
     show_table([{"draft": position, "α": rate} for position, rate in rates])
 
 
 def _published(curve: AcceptanceCurve, prompt_tokens: float) -> None:
     """Show α over KV budget from a published curve, and the points that it was fitted to."""
-    st.markdown("**Acceptance by KV budget**, from the fitted curve")
+    st.markdown("### Acceptance by KV budget, from the fitted curve")
     rows = []
     budgets = [float(budget) for budget in BUDGETS if budget <= prompt_tokens]
     for budget in budgets or [prompt_tokens]:
@@ -65,7 +99,7 @@ def _published(curve: AcceptanceCurve, prompt_tokens: float) -> None:
         f"tokens. {plain(curve.source)}"
     )
     if curve.points:
-        st.markdown("**Published points**")
+        st.markdown("### Published points")
         show_table(
             [
                 {

@@ -1,0 +1,214 @@
+"""Speed of one user against throughput or cost, over every batch that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from app.charts.base import GAIN, SERIES, Array, finish, numbers
+from app.charts.cells import add_marker, short_label
+from perfmodel import SLO, Scenario, speculation
+from perfmodel.passes import largest_batch
+from perfmodel.planning import plan_label
+from perfmodel.speculation import GAMMAS, within
+
+SECONDS_PER_HOUR = 3600.0
+POINTS = 24
+TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ServingCurve:
+    """A service over batch, of plain decoding or of a draft at the γ with the most throughput.
+
+    Times and throughput include the prompts, unless other GPUs compute them. `meets` is whether
+    a point is within the limits.
+    """
+
+    label: str
+    speculates: bool
+    tp: Array
+    batch: Array
+    gamma: Array
+    tpot_s: Array
+    ttft_s: Array
+    per_gpu: Array  # output tokens/s of all requests, divided by the GPUs
+    meets: NDArray[np.bool_]
+
+    @property
+    def user_speed(self) -> Array:
+        """Tokens per second of one request, after its first token."""
+        return 1.0 / self.tpot_s
+
+
+def serving_curve(
+    scenario: Scenario,
+    slo: SLO | None = None,
+    *,
+    batches: Array | None = None,
+    gammas: Array | None = None,
+) -> ServingCurve | None:
+    """The curve at the best of `gammas`, by default up to the largest batch that fits.
+
+    None if no batch fits or α is unknown.
+    """
+    speculates = scenario.plan.speculates
+    if gammas is None or not speculates:
+        gammas = GAMMAS if speculates else np.zeros(1)
+    batches = _batches(scenario) if batches is None else batches
+    if not len(batches):
+        return None
+    result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
+    shape = (len(batches), len(gammas))
+    rate = np.broadcast_to(np.where(result.feasible, result.requests_per_s, np.nan), shape)
+    rate = np.where(np.isnan(rate), -np.inf, rate)
+    best = np.argmax(rate, axis=1)
+    rows = np.arange(len(batches))
+    fits = np.isfinite(rate[rows, best])
+    if not np.any(fits):
+        return None
+
+    def at(values: Array | NDArray[np.bool_]) -> Array:
+        return np.asarray(np.broadcast_to(values, shape)[rows, best][fits])
+
+    return ServingCurve(
+        label=f"{short_label(scenario) if speculates else plan_label(scenario)}, TP {scenario.tp}",
+        speculates=speculates,
+        tp=np.full(int(np.sum(fits)), float(scenario.tp)),
+        batch=batches[fits],
+        gamma=gammas[best][fits],
+        tpot_s=at(result.tpot_s),
+        ttft_s=at(result.ttft_s),
+        per_gpu=at(result.tokens_per_s) / scenario.tp,
+        meets=at(within(result, slo or SLO())).astype(bool),
+    )
+
+
+def _batches(scenario: Scenario) -> Array:
+    """Batches up to the largest that fits, the scenario's own among them."""
+    most = largest_batch(scenario)
+    if most < 1:
+        return np.empty(0)
+    steps = np.round(np.geomspace(1, most, POINTS))
+    return np.unique([*steps, min(scenario.workload.batch, most)]).astype(float)
+
+
+def envelope(curves: Sequence[ServingCurve], label: str) -> ServingCurve:
+    """The points of several curves that no other point beats in both speed and throughput."""
+    first = curves[0]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(curve, name) for curve in curves])
+
+    speed, per_gpu = 1.0 / joined("tpot_s"), joined("per_gpu")
+    order = np.lexsort((-per_gpu, -speed))
+    best = np.maximum.accumulate(per_gpu[order])
+    kept = order[np.r_[True, best[1:] > best[:-1]]]
+    names = ("tp", "batch", "gamma", "tpot_s", "ttft_s", "per_gpu", "meets")
+    kept_values: dict[str, Any] = {name: joined(name)[kept] for name in names}
+    return ServingCurve(label=label, speculates=first.speculates, **kept_values)
+
+
+def frontier(
+    curves: Sequence[ServingCurve],
+    slo: SLO,
+    *,
+    here: ServingCurve | None = None,
+    price_per_gpu_hour: float = 0.0,
+) -> go.Figure:
+    """Tokens/s of one user against tokens/s per GPU, or against cost if a price is given.
+
+    Points outside the limits are faint; the star is `here`, a curve of one point.
+    """
+    cost = price_per_gpu_hour > 0
+    figure = go.Figure()
+    groups = list(dict.fromkeys(_group(curve) for curve in curves))
+    for curve in curves:
+        colour = SERIES[groups.index(_group(curve)) % len(SERIES)]
+        figure.add_trace(_trace(curve, colour, price_per_gpu_hour))
+    fastest = min(curves, key=lambda c: float(np.min(c.tpot_s)))
+    if slo.tpot_s is not None:
+        figure.add_vrect(
+            x0=1.0 / slo.tpot_s,
+            x1=max(1.2 / slo.tpot_s, 1.05 * float(np.max(fastest.user_speed))),
+            fillcolor=GAIN,
+            opacity=0.12,
+            line_width=0,
+            annotation_text="TPOT within the SLO",
+        )
+    if here is not None:
+        (y,) = _heights(here, price_per_gpu_hour)
+        add_marker(figure, float(here.user_speed[0]), float(y), "the plan of this page")
+    figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
+    most = max(curves, key=lambda c: float(np.max(c.per_gpu)))
+    limits = "" if slo == SLO() else " (faint: misses the SLO)"
+    figure = finish(
+        figure,
+        title=f"Speed of one user against {'cost' if cost else 'throughput'}, one point per "
+        f"batch{limits}",
+        x="speed of one user (tokens/s)",
+        y="cost (per million tokens)" if cost else "throughput (tokens/s per GPU)",
+        alt=f"{len(curves)} curves. Highest throughput: {np.max(most.per_gpu):,.0f} tokens/s per "
+        f"GPU with {escape(most.label)}; fastest user: "
+        f"{np.max(fastest.user_speed):.0f} tokens/s with {escape(fastest.label)}.",
+    )
+    return figure.update_layout(height=560)
+
+
+def _group(curve: ServingCurve) -> str:
+    """Curves of one TP or machine share a colour."""
+    return curve.label.rpartition(", ")[2]
+
+
+def _heights(curve: ServingCurve, price_per_gpu_hour: float) -> Array:
+    if price_per_gpu_hour > 0:
+        return 1e6 * price_per_gpu_hour / SECONDS_PER_HOUR / curve.per_gpu
+    return curve.per_gpu
+
+
+def _trace(curve: ServingCurve, colour: str, price_per_gpu_hour: float) -> go.Scatter:
+    cost = price_per_gpu_hour > 0
+    per_million = 1e6 * price_per_gpu_hour / SECONDS_PER_HOUR / curve.per_gpu
+    return go.Scatter(
+        x=curve.user_speed,
+        y=_heights(curve, price_per_gpu_hour),
+        mode="lines+markers",
+        name=escape(curve.label),
+        line={"color": colour, "dash": "solid" if curve.speculates else "dot"},
+        marker={
+            "size": 7,
+            "symbol": "circle" if curve.speculates else "circle-open",
+            "opacity": np.where(curve.meets, 1.0, 0.25),
+        },
+        customdata=numbers(
+            curve.tp,
+            curve.batch,
+            curve.gamma,
+            curve.tpot_s,
+            curve.ttft_s,
+            curve.per_gpu,
+            per_million,
+            curve.meets,
+        ),
+        meta=(
+            "tp",
+            "batch",
+            "gamma",
+            "tpot_s",
+            "ttft_s",
+            "tokens_per_s_per_gpu",
+            "cost_per_million",
+            "meets_slo",
+        ),
+        hovertemplate="%{fullData.name}<br>TP %{customdata[0]}, batch %{customdata[1]}, "
+        "γ %{customdata[2]}<br>%{x:.1f} tokens/s per user, %{customdata[5]:,.0f} tokens/s/GPU"
+        "<br>first token after %{customdata[4]:.2f} s"
+        + ("<br>%{customdata[6]:.3f} per million tokens" if cost else "")
+        + "<extra></extra>",
+    )

@@ -1,0 +1,1 @@
+"""Inputs of the page: the sidebar, and readers of what a user uploads or pastes."""

@@ -1,0 +1,82 @@
+"""Files of a scenario: its TOML and command to take away, and uploads of TOML and config.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import streamlit as st
+
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload
+from app.explorer.link import pack, uploaded_path
+from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
+from perfmodel import ConfigError
+
+UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
+
+
+def apply_values(values: dict[str, Any]) -> None:
+    """Set every input to a scenario's values; call only from a callback, before widgets are drawn.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not valid.
+    """
+    st.session_state.update(widget_state(values))
+
+
+def show_files(values: Values | None) -> None:
+    """Draw the section with the scenario as a file and as a command."""
+    with st.expander("Scenario file and command"):
+        if values is not None:
+            st.download_button(
+                "Download scenario TOML",
+                toml_text(values),
+                file_name="scenario.toml",
+                mime="application/toml",
+                key="scenario_toml",
+                on_click="ignore",
+            )
+            st.caption("The same scenario on the command line")
+            st.code(command_text(values), language="bash", wrap_lines=True)
+        st.file_uploader(
+            "Open a scenario TOML",
+            type="toml",
+            key="scenario_file",
+            max_upload_size=UPLOAD_MB,
+            on_change=_open_scenario,
+        )
+
+
+def _open_scenario() -> None:
+    file = st.session_state["scenario_file"]
+    if file is None:
+        return
+    try:
+        apply_values(scenario_upload(file.name, file.getvalue()))
+    except ConfigError as error:
+        st.session_state["upload_error"] = str(error)
+
+
+def open_model() -> None:
+    file = st.session_state["model_file"]
+    if file is None:
+        return
+    try:
+        config = _minified(file.getvalue())
+        model = {"model_config": pack(f"{file.name}\n{config}")}
+        uploaded_path(model)
+    except ConfigError as error:
+        st.session_state["upload_error"] = str(error)
+        return
+    st.session_state.update(model | {"target": UPLOADED})
+
+
+def _minified(data: bytes) -> str:
+    """JSON without white space, or the text as it is if it is not JSON."""
+    text = data[: MAX_UPLOAD_BYTES + 1].decode(errors="replace")
+    try:
+        return json.dumps(json.loads(text), separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,102 @@
+"""Adopt a plan on the whole page, undo a change, and pin plans to come back to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app.explorer.link import pin_of, state_of, uploaded_path
+from app.explorer.plan_line import plan_line
+from app.explorer.show import plain
+from app.explorer.state import PAGE_DEFAULTS, Values, stated_values, widget_state
+
+MAX_PINS = 4
+_PLAN = ("tp", "draft", "gamma", "kv_budget", "draft_tp")
+_ACCEPTANCE = ("acceptance_form", "acceptance", "acceptance_per_position")
+
+
+def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
+    """Take the plan of a scenario, and the inputs in `more`; call only from a callback.
+
+    The workload, its limits and its curves are kept.
+    """
+    state = st.session_state
+    taken = widget_state(scenario, uploaded_target=uploaded_path(state))
+    keys = [*_PLAN, *more]
+    if state["acceptance_form"] != "published":  # converted, as γ may have changed
+        keys += _ACCEPTANCE
+    state.update({key: taken[key] for key in keys})
+    if "prompt_tokens" in more:
+        state["prompt_mix"] = ""
+    if view:
+        state["view"] = view
+
+
+def show_tray(values: Values) -> None:
+    """Draw the buttons under the plan line: pin, undo, and the pinned plans."""
+    state = st.session_state
+    pins: list[dict[str, str]] = state["pins"]
+    here = pin_of(state)
+    with st.container(horizontal=True, key="tray", gap="small"):
+        st.button(
+            "Pin",
+            on_click=_pin,
+            args=(here,),
+            disabled=len(pins) >= MAX_PINS or here in pins,
+            icon=":material/keep:",
+            type="tertiary",
+            help=f"Keep this plan, to compare it in Decide; at most {MAX_PINS}",
+        )
+        st.button(
+            "Undo",
+            on_click=_undo,
+            disabled=not state.get("history"),
+            icon=":material/undo:",
+            type="tertiary",
+            help="Take back the last change of an input",
+        )
+        for number, (pin, name) in enumerate(pin_names(pins, values), start=1):
+            _pinned(number, pin, name)
+
+
+def pin_values(pin: Mapping[str, str]) -> Values:
+    """The scenario values of a pin."""
+    state, _ = state_of(pin)
+    return stated_values(state, uploaded_target=uploaded_path(state))
+
+
+def pin_names(pins: list[dict[str, str]], values: Values) -> list[tuple[dict[str, str], str]]:
+    """Pins, each with the parts of its plan line in which it differs from the page's plan."""
+    here = plan_line(values)
+    named = []
+    for pin in pins:
+        parts = [part for part in plan_line(pin_values(pin)) if part not in here]
+        named.append((pin, "; ".join(parts) or "this plan"))
+    return named
+
+
+def _pinned(number: int, pin: dict[str, str], name: str) -> None:
+    label = name if len(name) <= 60 else f"{name[:59]}…"
+    with st.container(horizontal=True, gap=None, width="content"):
+        st.button(plain(label), on_click=_open, args=(pin,), key=f"open_{number}", help=plain(name))
+        st.button("✕", on_click=_unpin, args=(pin,), key=f"unpin_{number}", help="Remove this pin")
+
+
+def _pin(pin: dict[str, str]) -> None:
+    st.session_state["pins"] = [*st.session_state["pins"], pin]
+
+
+def _unpin(pin: dict[str, str]) -> None:
+    st.session_state["pins"] = [other for other in st.session_state["pins"] if other != pin]
+
+
+def _open(pin: dict[str, str]) -> None:
+    state, _ = state_of(pin)
+    st.session_state.update({k: v for k, v in state.items() if k not in PAGE_DEFAULTS})
+
+
+def _undo() -> None:
+    st.session_state.update(st.session_state["history"].pop())
+    st.session_state["undone"] = True

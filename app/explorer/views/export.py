@@ -1,0 +1,98 @@
+"""Decide, run it: a plan as an engine's configuration, who can run it, and γ by batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import point_of
+from app.explorer.inputs.widgets import segmented
+from app.explorer.show import plain, show_chart
+from perfmodel import Recommendation, RoundEstimate, estimate
+from perfmodel.planning import plan_label
+from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
+from perfmodel.specs import MethodKind
+from perfmodel.speculation import GammaSchedule, gamma_schedule
+
+FILES = {"vllm": "sh", "sglang": "sh", "tensorrt-llm": "yaml", "specroof": "toml"}
+
+
+def show(answer: Recommendation) -> None:
+    """Draw the section for the recommended plan or that of the page."""
+    st.markdown("### Run it")
+    page, best = point_of(st.session_state["values"]), estimate(answer.best.scenario)
+    labels = {"recommended": best, "page": page}
+    names = {
+        key: f"{words}: {_name(point)}"
+        for (key, point), words in zip(
+            labels.items(), ("recommended", "plan of this page"), strict=True
+        )
+    }
+    point = best
+    if _name(page) != _name(best):
+        point = labels[segmented("export_plan", "Plan", names)]
+    else:
+        st.markdown(plain(_name(best)))
+    reason = infeasible_reason(point)
+    if reason:
+        st.warning(plain(reason), icon=":material/block:")
+    engine = segmented("deploy_engine", "Engine", ENGINES)
+    scenario = point.scenario
+    known = scenario.acceptance is not None or scenario.curve is not None
+    schedule = gamma_schedule(scenario) if scenario.plan.speculates and known else None
+    _configuration(engine, point, schedule)
+    if schedule is not None:
+        with st.expander("Best γ by batch and prompt length", on_change="rerun") as opened:
+            if opened.open:
+                show_chart(charts.schedule_map(schedule), "gamma_schedule")
+
+
+def _name(point: RoundEstimate) -> str:
+    scenario = point.scenario
+    own = scenario.plan.speculates and scenario.draft_tp != scenario.tp
+    draft_tp = f", draft TP {scenario.draft_tp}" if own else ""
+    return f"{plan_label(scenario)}, TP {scenario.tp}{draft_tp}"
+
+
+def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | None) -> None:
+    """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
+    scenario = point.scenario
+    plan = ExportPlan.of_scenario(scenario, engine=engine)
+    method = scenario.plan.method
+    if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
+        label = f"Checkpoint of the {method.label} draft"
+        head = st.text_input(label, key="draft_checkpoint", placeholder="hub id or folder").strip()
+        if not head:
+            st.info("Name the checkpoint of the trained draft to get the command.")
+            return
+        plan = replace(plan, draft_checkpoint=head)
+    if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
+        ranges = schedule.ranges(scenario.workload.prompt_tokens)
+        plan = replace(plan, gamma_schedule=ranges or None)
+    why = exportability(plan)[engine]
+    if why is not None:
+        st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
+        return
+    text = export_plan(engine=engine, plan=plan)
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("# Benchmark")), len(lines))
+    language = {"sh": "bash"}.get(FILES[engine], FILES[engine])
+    st.code("\n".join(lines[:start]), language=language, wrap_lines=True)
+    st.download_button(
+        "Download",
+        text,
+        file_name=f"plan.{FILES[engine]}",
+        mime="text/plain",
+        key="plan_file",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+    if start < len(lines):
+        command = lines[-1].removeprefix("# ").replace(" --", " \\\n  --")
+        st.markdown("Benchmark it with this plan's acceptance, whatever the weights:")
+        st.code(command, language="bash")
+    elif engine == "specroof":
+        st.markdown("Check the prediction:")
+        st.code("specroof predict --scenario plan.toml", language="bash")

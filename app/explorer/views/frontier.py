@@ -1,0 +1,110 @@
+"""Frontier: speed of one user against throughput or cost, over every TP and batch that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import streamlit as st
+
+from app import charts
+from app.explorer.cached import scenario_of
+from app.explorer.inputs.sidebar import TP_DEGREES
+from app.explorer.show import show_chart, show_table
+from app.explorer.state import Values
+from perfmodel import Scenario, catalog, without_speculation
+from perfmodel.planning import plan_label
+from perfmodel.specs import SLO, parse_slo
+
+
+def show() -> None:
+    """Draw the view."""
+    state, values = st.session_state, st.session_state["values"]
+    here = scenario_of(values).machine.name
+    machines = [name for name in catalog.machine_names() if name != here]
+    state["frontier_machines"] = [m for m in state["frontier_machines"] if m in machines]
+    others = st.multiselect(
+        "Other machines beside it, each at its best TP",
+        machines,
+        key="frontier_machines",
+        placeholder="none",
+        max_selections=3,
+    )
+    slo = parse_slo(state["slo"])
+    curves = [*own_curves(values, slo), *(c for m in others for c in machine_curves(values, m))]
+    if not curves:
+        st.warning("Not even a batch of 1 fits on these GPUs.", icon=":material/block:")
+        return
+    scenario = scenario_of(values)
+    point = point_curve(scenario, slo)
+    if scenario.plan.speculates and not any(curve.speculates for curve in curves):
+        st.info("The draft's acceptance is unknown, so only plain decoding is shown.")
+    figure = charts.frontier(curves, slo, here=point, price_per_gpu_hour=state["price"])
+    show_chart(figure, "frontier")
+    if not state["price"]:
+        st.caption("With a price per GPU hour, in the sidebar, the axis is the cost per token.")
+    elif others:
+        st.caption(f"Every GPU costs {state['price']:g} per hour here.")
+    st.markdown("### Largest batches")
+    show_table([_row(curve, slo) for curve in curves])
+
+
+def own_curves(values: Values, slo: SLO) -> list[charts.ServingCurve]:
+    """Plain decoding and the plan at each TP of the page's machine."""
+    curves = [charts.serving_curve(one, slo) for one in _scenarios(values)]
+    return [curve for curve in curves if curve is not None]
+
+
+def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
+    """Plain decoding and the plan on another machine, each at the best TP."""
+    stated = {key: value for key, value in values if not key.startswith("ring_")}
+    scenarios = _scenarios(tuple((stated | {"machine": machine, "tp": 1, "draft_tp": 1}).items()))
+    slo, result = parse_slo(str(stated.get("slo", ""))), []
+    for speculates in (False, True):
+        of_kind = [one for one in scenarios if one.plan.speculates is speculates]
+        curves = [curve for one in of_kind if (curve := charts.serving_curve(one, slo))]
+        if curves:
+            label = plan_label(of_kind[0]).rpartition(", γ=")[0] or "No speculation"
+            result.append(charts.envelope(curves, f"{label}, {machine}"))
+    return result
+
+
+def _scenarios(values: Values) -> list[Scenario]:
+    """The scenario without and with its draft at every TP that splits the target."""
+    scenario = scenario_of(values)
+    most = scenario.machine.gpus_per_node
+    experts, scenarios = scenario.target.experts, []
+    for tp in (n for n in TP_DEGREES if n <= most and scenario.target.splits_over(n)):
+        if experts is not None and not experts.splits_over(tp, scenario.ep):
+            continue
+        plan = scenario.plan
+        if plan.draft != "none" and not plan.is_self and plan.method is None:
+            plan = replace(plan, draft_tp=min(scenario.draft_tp, tp))
+        elif plan.is_self:
+            plan = replace(plan, draft_tp=None)
+        scenarios.append(replace(without_speculation(scenario), tp=tp))
+        if plan.speculates:
+            scenarios.append(replace(scenario, tp=tp, plan=plan))
+    return scenarios
+
+
+def point_curve(scenario: Scenario, slo: SLO) -> charts.ServingCurve | None:
+    """The page's plan at its own batch and γ; None if it does not fit."""
+    batch, gamma = float(scenario.workload.batch), float(scenario.plan.gamma)
+    return charts.serving_curve(scenario, slo, batches=np.array([batch]), gammas=np.array([gamma]))
+
+
+def _row(curve: charts.ServingCurve, slo: SLO) -> dict[str, object]:
+    allowed = np.flatnonzero(curve.meets)
+    row: dict[str, object] = {
+        "curve": curve.label,
+        "largest batch that fits": int(np.max(curve.batch)),
+    }
+    if slo != SLO():
+        row["within the SLO"] = int(np.max(curve.batch[allowed])) if len(allowed) else 0
+    last = int(allowed[np.argmax(curve.per_gpu[allowed])]) if len(allowed) else -1
+    return row | {
+        "tokens/s per GPU": round(float(curve.per_gpu[last])),
+        "time per token (ms)": round(1e3 * float(curve.tpot_s[last]), 1),
+        "first token (s)": round(float(curve.ttft_s[last]), 2),
+    }

@@ -1,0 +1,110 @@
+"""Begin from a pasted `vllm serve` line, a hub id, or a use case."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+from app.explorer.inputs.begin import USE_CASES
+from app.explorer.inputs.serve_line import serve_values
+from perfmodel import ConfigError, parse_scenario
+from perfmodel.reports import ExportPlan, export_plan
+
+ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
+LINE = (
+    "CUDA_VISIBLE_DEVICES=0,1 vllm serve Qwen/Qwen3-32B \\\n  -tp 2 --max-num-seqs=32 "
+    "--kv-cache-dtype fp8_e4m3 --trust-remote-code --quantization fp8"
+)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"draft": "none"},
+        {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3},
+        {"draft": "eagle3", "gamma": 2, "weight_dtype": "fp8", "kv_dtype": "fp8"},
+        {"draft": "p-eagle", "gamma": 5},
+        {"draft": "mtp", "gamma": 1, "weight_dtype": "fp16", "kv_dtype": "fp16"},
+        {"draft": "ngram", "gamma": 4},
+    ],
+)
+def test_an_exported_line_is_read_back(plan: dict[str, Any]) -> None:
+    stated = parse_scenario({"target": "llama-3.1-8b", "tp": 4, "batch": 16, **plan})
+    head = "" if stated.draft == "llama-3.2-1b" else "me/head"
+    exported = ExportPlan(scenario=stated.scenario(), draft_checkpoint=head)
+    values, _ = serve_values(export_plan(engine="vllm", plan=exported))
+    read = parse_scenario({"gpu": "h100-sxm", "kv_dtype": stated.kv_dtype} | values)
+    assert read.scenario() == stated.scenario()
+
+
+def test_other_spellings_of_a_line() -> None:
+    values, ignored = serve_values(LINE)
+    assert values == {
+        "target": "qwen3-32b",
+        "tp": 2,
+        "batch": 32,
+        "kv_dtype": "fp8",
+        "weight_dtype": "fp8",
+        "draft": "none",
+    }
+    assert ignored == ["--trust-remote-code"]
+    dotted = (
+        "python -m vllm.entrypoints.openai.api_server --model meta-llama/Llama-3.1-70B -tp 8 "
+        "--speculative-config.model meta-llama/Llama-3.2-1B "
+        "--speculative-config.num_speculative_tokens 4 --enable-expert-parallel"
+    )
+    values, _ = serve_values(dotted)
+    assert (values["draft"], values["gamma"], values["draft_tp"]) == ("llama-3.2-1b", 4, 8)
+    assert values["ep"] == 8
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm serve",
+        "vllm serve me/unknown -tp 2",
+        "vllm serve /etc/passwd -tp 2",
+        "vllm serve Qwen/Qwen3-32B -tp many",
+        "vllm serve Qwen/Qwen3-32B -tp 0",
+        "vllm serve Qwen/Qwen3-32B --speculative-config {method:",
+        'vllm serve Qwen/Qwen3-32B --speculative-config \'{"method": "medusa"}\'',
+        "vllm serve Qwen/Qwen3-32B --flag 'unclosed",
+        "vllm serve " + "x" * 20_000,
+    ],
+)
+def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        serve_values(line)
+    assert "\n" not in str(error.value)
+
+
+def test_the_page_begins_from_what_is_pasted() -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"] = "Check"
+    at.run()
+    pasted = at.text_input(key="pasted")
+    pasted.set_value(LINE).run()
+    values = dict(at.session_state["values"])
+    assert (values["target"], values["tp"], values["kv_dtype"]) == ("qwen3-32b", 2, "fp8")
+    assert values["draft"] == "none" and at.session_state["runs_on"] == "vllm"
+    assert any("trust" in caption.value for caption in at.sidebar.caption)
+    at.text_input(key="pasted").set_value("meta-llama/Llama-3.1-70B-Instruct").run()
+    values = dict(at.session_state["values"])
+    assert values["target"] == "llama-3.1-70b" and "kv_dtype" not in values
+    for name, case in USE_CASES.items():
+        at.selectbox(key="preset").select(name).run()
+        assert case.items() <= dict(at.session_state["values"]).items() and not at.exception
+    at.number_input(key="prompt_tokens").set_value(123).run()
+    assert at.selectbox(key="preset").value is None  # no longer the use case
+    before = dict(at.session_state["values"])
+    at.text_input(key="pasted").set_value(shlex.quote("../x y")).run()
+    assert len(at.error) == 1 and not at.main.code
+    at.run()
+    assert dict(at.session_state["values"]) == before and at.main.code
