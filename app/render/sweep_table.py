@@ -91,7 +91,8 @@ def _rank(row: dict[str, Any]) -> tuple[bool, float]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    names = [key for key in rows[0] if key not in HIDDEN]
+    empty = {"reason"} - {name for row in rows for name, value in row.items() if value}
+    names = [key for key in rows[0] if key not in {*HIDDEN, *empty}]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
         table.add_column(HEADERS.get(name, name), justify="left" if name == "reason" else "right")

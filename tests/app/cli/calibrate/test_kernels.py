@@ -136,7 +136,7 @@ def test_bad_input_is_one_line(
 
 
 def documented(section: str) -> list[str]:
-    text = (Path(__file__).parents[3] / "docs/reference/json.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[4] / "docs/reference/json.md").read_text(encoding="utf-8")
     body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
     return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
 
