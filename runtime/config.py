@@ -8,6 +8,7 @@ ignored. `perfmodel.specs.hf_config` follows the same rules without transformers
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -210,12 +211,14 @@ def _from_transformers(loader: str, place: Path, name: str) -> Any:
             "reading a model's folder needs transformers; run pip install transformers"
         ) from error
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what it warns about is refused here, or harmless
+    # What it warns about is harmless or refused here, and its errors are raised as well.
+    transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         return getattr(transformers, loader).from_pretrained(place, local_files_only=True)
     except Exception as error:  # many types
         raise InputError(
-            f"{name}: transformers cannot read it ({one_line(error)}); download the model again"
+            f"{name}: transformers cannot read it ({one_line(error)}); compare "
+            f"the file with that of the published model"
         ) from error
     finally:
         transformers.logging.set_verbosity(level)
