@@ -27,7 +27,16 @@ if typing.TYPE_CHECKING:
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
 # Upper limits of flags; that of γ is the same as for predictions.
-MOST = {"gamma": 64, "tp": 1024, "draft_tp": 1024, "threads": 1024, "temperature": 100.0}
+MOST = {
+    "seed": 2**63 - 2,
+    "gamma": 64,
+    "tp": 1024,
+    "draft_tp": 1024,
+    "threads": 1024,
+    "temperature": 100.0,
+}
+# KV budgets by draft policy, the same as for predictions.
+DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 MOST_BY_DEFAULT = 10_000_000
 DEVICES = ("auto", "cpu", "cuda")
 # Types that the engine computes in, by their names in scenarios.
@@ -182,15 +191,20 @@ class RunPlan(JsonPlan):
         float,
         Option(help="Sample from the most likely tokens that together reach this probability."),
     ] = 1.0
-    seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
+    seed: Annotated[int, Option(min=0, help="Seed of weights, prompts and sampling.")] = 0
 
     gamma: Annotated[int, Option(min=1, help="Draft tokens per round.")] = 4
     draft_policy: Annotated[
         str, Option(metavar="|".join(POLICIES), help="Which cached tokens the draft reads.")
     ] = "streamingllm"
     kv_budget: Annotated[
-        int, Option(min=1, help="Maximum number of cached tokens that the draft reads.")
-    ] = 512
+        int | None,
+        Option(
+            min=1,
+            help="Maximum number of cached tokens that the draft reads. Default: "
+            f"{DEFAULT_BUDGET['streamingllm']}, or {DEFAULT_BUDGET['snapkv']:,} for snapkv.",
+        ),
+    ] = None
     sink: Annotated[
         int, Option(min=1, help="StreamingLLM: number of first tokens that are always read.")
     ] = 16
@@ -232,6 +246,8 @@ class RunPlan(JsonPlan):
     ] = None
 
     def __post_init__(self) -> None:
+        if self.kv_budget is None:
+            object.__setattr__(self, "kv_budget", DEFAULT_BUDGET.get(self.draft_policy))
         _check_ranges(self)
         _check_dtypes(self)
         _check_together(self)
@@ -303,6 +319,13 @@ def _check_ranges(plan: RunPlan) -> None:
             raise InputError(f"{flag_of(name)} {value} is not valid; use {option.min} or more")
         if value > (most := MOST.get(name, MOST_BY_DEFAULT)):
             raise InputError(f"{flag_of(name)} {value} is not valid; use {most:,} or less")
+    for rate in plan.acceptance or ():
+        if not 0 <= rate <= 1:
+            raise InputError(f"--acceptance {rate} is not valid; use rates from 0 to 1")
+    if not 0 < plan.top_p <= 1:
+        raise InputError(f"--top-p {plan.top_p} is not valid; use more than 0 and at most 1")
+    if plan.snapkv_pool % 2 == 0:
+        raise InputError(f"--snapkv-pool {plan.snapkv_pool} is even; use an odd number")
     for name, known in (("mode", MODES), ("device", DEVICES), ("draft_policy", POLICIES)):
         if getattr(plan, name) not in known:
             raise InputError(

@@ -225,7 +225,8 @@ def context_notes(
     A draft model with a KV budget never attends further than that.
     """
     longest = max(map(len, prompts)) + plan.gen_tokens
-    draft_longest = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    budget = plan.draft_plan.kv_budget_tokens
+    draft_longest = longest if budget is None else min(longest, budget)
     limits = zip(
         configs,
         (longest, draft_longest),
