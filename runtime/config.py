@@ -8,11 +8,13 @@ ignored. `perfmodel.specs.hf_config` follows the same rules without transformers
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from runtime.config_fields import (
@@ -200,6 +202,18 @@ def read_config(path: Path) -> DecoderConfig:
         norm_epsilon=config.rms_norm_eps,
         eos_tokens=_eos_tokens(config, file.parent, name),
     )
+
+
+def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
+    """Read a model's config from `configs` (fields by name), or else from the model's folder."""
+    values = configs.get(str(model))
+    if values is None:
+        return read_config(model)
+    with TemporaryDirectory(prefix="specroof-config-") as parent:
+        folder = Path(parent) / model.name  # the name shown in messages
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        return read_config(folder)
 
 
 def _from_transformers(loader: str, place: Path, name: str) -> Any:

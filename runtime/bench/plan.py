@@ -14,15 +14,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
 
 from runtime.errors import InputError, os_reason
-
-if typing.TYPE_CHECKING:
-    from runtime.config import DecoderConfig
 
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
@@ -35,9 +31,9 @@ MOST = {
     "threads": 1024,
     "temperature": 100.0,
 }
-# KV budgets by draft policy, the same as for predictions.
-DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}
 MOST_BY_DEFAULT = 10_000_000
+DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}  # those of predictions
+_DEFAULT = f"Default: {DEFAULT_BUDGET['streamingllm']}, or {DEFAULT_BUDGET['snapkv']:,} for snapkv."
 DEVICES = ("auto", "cpu", "cuda")
 # Types that the engine computes in, by their names in scenarios.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
@@ -198,12 +194,7 @@ class RunPlan(JsonPlan):
         str, Option(metavar="|".join(POLICIES), help="Which cached tokens the draft reads.")
     ] = "streamingllm"
     kv_budget: Annotated[
-        int | None,
-        Option(
-            min=1,
-            help="Maximum number of cached tokens that the draft reads. Default: "
-            f"{DEFAULT_BUDGET['streamingllm']}, or {DEFAULT_BUDGET['snapkv']:,} for snapkv.",
-        ),
+        int | None, Option(min=1, help=f"Most cached tokens that the draft reads. {_DEFAULT}")
     ] = None
     sink: Annotated[
         int, Option(min=1, help="StreamingLLM: number of first tokens that are always read.")
@@ -274,20 +265,6 @@ class RunPlan(JsonPlan):
     def dtype(self) -> str | None:
         """torch's name for the type of weights and computation, if stated."""
         return None if self.weight_dtype is None else _torch_name(self.weight_dtype)
-
-
-def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """Read a model's config from the plan's `configs`, or else from the model's folder."""
-    from runtime.config import read_config
-
-    fields = configs.get(str(model))
-    if fields is None:
-        return read_config(model)
-    with TemporaryDirectory(prefix="specroof-config-") as parent:
-        folder = Path(parent) / model.name  # the name shown in messages
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-        return read_config(folder)
 
 
 @cache

@@ -16,8 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
+from runtime.bench.plan import DraftPlan, RunPlan
 from runtime.bench.progress import show_status
+from runtime.config import read_model_config
 from runtime.errors import EngineError, InputError, os_reason
 from runtime.parallel.launch import launch_ranks, run_rank
 
