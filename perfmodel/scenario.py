@@ -210,8 +210,9 @@ class Scenario:
                 f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
                 f"must use its target's tokenizer"
             )
-        budget, least = self.plan.kv_budget_tokens, LEAST_BUDGET.get(self.plan.policy, 0)
-        if budget is not None and budget < least:
+        least = LEAST_BUDGET.get(self.plan.policy, 0) if self.plan.budget_text else 0
+        budget = int(self.plan.budget_at(self.workload.prompt_tokens))
+        if budget < least:
             notes.append(
                 f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
                 f"draft policy {self.plan.policy}"

@@ -8,10 +8,13 @@ ignored. `perfmodel.specs.hf_config` follows the same rules without transformers
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from runtime.config_fields import (
@@ -201,6 +204,18 @@ def read_config(path: Path) -> DecoderConfig:
     )
 
 
+def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
+    """Read a model's config from `configs` (fields by name), or else from the model's folder."""
+    values = configs.get(str(model))
+    if values is None:
+        return read_config(model)
+    with TemporaryDirectory(prefix="specroof-config-") as parent:
+        folder = Path(parent) / model.name  # the name shown in messages
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        return read_config(folder)
+
+
 def _from_transformers(loader: str, place: Path, name: str) -> Any:
     """A config read by transformers, imported here because that takes seconds."""
     try:
@@ -210,12 +225,14 @@ def _from_transformers(loader: str, place: Path, name: str) -> Any:
             "reading a model's folder needs transformers; run pip install transformers"
         ) from error
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what it warns about is refused here, or harmless
+    # What it warns about is harmless or refused here, and its errors are raised as well.
+    transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         return getattr(transformers, loader).from_pretrained(place, local_files_only=True)
     except Exception as error:  # many types
         raise InputError(
-            f"{name}: transformers cannot read it ({one_line(error)}); download the model again"
+            f"{name}: transformers cannot read it ({one_line(error)}); compare "
+            f"the file with that of the published model"
         ) from error
     finally:
         transformers.logging.set_verbosity(level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,33 @@ REFUSED_FIELDS = (
     "qk_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "dual_chunk_attention_config",
     "attention_sinks", "sliding_window_pattern", "interleaved_sliding_window", "index_topk",
     "attn_output_gate", "full_attention_interval", "layers_block_type", "hybrid_override_pattern",
-    "first_k_dense_replace", "pruned_heads",
+    "first_k_dense_replace", "pruned_heads", "problem_type",
 )  # fmt: skip
 # Factors of these, which change nothing at 1.
 NEUTRAL_AT_ONE = ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling",
                   "logit_scale", "partial_rotary_factor")  # fmt: skip
+# Methods and read-only properties of transformers' configuration classes, and attributes that the
+# methods use. They are not fields of a config, and with most of them transformers cannot read it.
+NOT_FIELDS = frozenset((
+    "_check_received_keys", "_decode_special_floats", "_dict_from_json_file",
+    "_encode_special_floats", "_get_config_dict", "_get_files_timestamps",
+    "_get_generation_parameters", "_getattr_without_heterogeneous_validation",
+    "_hasattr_without_heterogeneous_validation", "_iter_config_keys_with_heterogeneous_adjustment",
+    "_remove_keys_not_serialized", "_update_heterogeneous_to_dict_output", "_upload_modified_files",
+    "_validate_axial_rope_parameters", "_validate_default_rope_parameters",
+    "_validate_dynamic_rope_parameters", "_validate_linear_rope_parameters",
+    "_validate_llama3_rope_parameters", "_validate_longrope_rope_parameters",
+    "_validate_proportional_rope_parameters", "_validate_yarn_rope_parameters", "attribute_map",
+    "convert_rope_params_to_dict", "default_config_fields", "dict_dtype_to_str", "from_dict",
+    "from_json_file", "from_pretrained", "get_config_dict", "get_mtp_config", "get_text_config",
+    "ignore_keys_at_rope_validation", "is_custom_code", "is_heterogeneous", "is_remote_code",
+    "nested_rope_parameter_keys", "per_layer_attributes", "push_to_hub", "register_for_auto_class",
+    "save_pretrained", "self", "standardize_rope_params", "sub_configs", "to_dict", "to_diff_dict",
+    "to_json_file", "to_json_string", "update", "update_from_string", "use_return_dict", "validate",
+    "validate_architecture", "validate_layer_type", "validate_output_attentions", "validate_rope",
+    "validate_token_ids",
+))  # fmt: skip
+MAX_LABELS = 10_000  # transformers makes a name for each
 # Files that mark a quantised checkpoint.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
@@ -70,6 +93,10 @@ def is_token_list(value: Any) -> bool:
 def _is_layer_list(value: Any) -> bool:
     kinds = ("full_attention", "sliding_attention")
     return isinstance(value, list) and len(value) > 0 and all(kind in kinds for kind in value)
+
+
+def _is_auto_map(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("AutoConfig", ""), str)
 
 
 def _at_most(most: int, *, zero: bool = False) -> Rule:
@@ -97,8 +124,10 @@ def _or_null(rule: Rule) -> Rule:
 
 
 _COUNT, _FLAG = _at_most(10**9), Rule(_flag, "true or false")
-_POSITIVE, _THETA = _or_null(_number(0, float("inf"))), _number(1, 1e15)
+_POSITIVE, _THETA = _or_null(_number(0, inf)), _number(1, 1e15)
 _FACTOR = Rule(_number(1 - 1e-12, 1e6 + 1e-6).holds, "a number from 1 to 1,000,000")
+_TOKEN = Rule(lambda value: not isinstance(value, list) and is_token_list(value),
+              "a whole number, or null")  # fmt: skip
 _ONE = Rule(lambda value: value == 1 and not _flag(value), "1")
 _KIND = _one_of("default", "linear", "llama3", "yarn")
 _DTYPE = _or_null(_one_of("float32", "bfloat16", "float16", "float64"))
@@ -114,6 +143,13 @@ _OPTIONAL = {
     "dtype": _DTYPE, "sliding_window": _or_null(_COUNT),
     "layer_types": _or_null(Rule(_is_layer_list, "a list of full_attention or sliding_attention")),
     "eos_token_id": Rule(is_token_list, "a whole number, a list of them, or null"),
+    # These have no effect here, but transformers refuses wrong types.
+    "bos_token_id": _TOKEN, "pad_token_id": _TOKEN, "use_cache": _FLAG,
+    "attention_dropout": _or_null(_number(-inf, inf)),
+    "initializer_range": Rule(lambda value: isinstance(value, float) and 0 <= value <= 1,
+                              "a number with a decimal point from 0 to 1"),
+    "num_labels": _at_most(MAX_LABELS, zero=True),
+    "auto_map": Rule(_is_auto_map, "an object in which AutoConfig is a text"),
 }  # fmt: skip
 _QWEN = {"head_dim": _COUNT, "use_sliding_window": _FLAG,
          "max_window_layers": _at_most(10_000, zero=True)}  # fmt: skip
@@ -128,8 +164,8 @@ _BY_FAMILY = {
 }
 _ROPE = {
     "rope_type": _KIND, "type": _KIND, "rope_theta": _THETA, "factor": _FACTOR,
-    "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, float("inf")),
-    "high_freq_factor": _number(0, float("inf")), "attention_factor": _POSITIVE,
+    "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, inf),
+    "high_freq_factor": _number(0, inf), "attention_factor": _POSITIVE,
     "beta_fast": _POSITIVE, "beta_slow": _POSITIVE, "mscale": _POSITIVE,
     "mscale_all_dim": _POSITIVE, "truncate": _FLAG, "partial_rotary_factor": _ONE,
     "finetuned": _FLAG,
@@ -194,7 +230,7 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     if fields.get("architectures") not in (None, [FAMILIES[kind]]):
         raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")
     for field in fields:
-        if field in ("attribute_map", "to_dict") or field.startswith("__"):
+        if field in NOT_FIELDS or field.startswith("__"):
             raise _refusal(name, field, fields[field], "it is not a field of a config; remove it")
     for field in REFUSED_FIELDS:
         if field in fields and not _changes_nothing(field, fields[field]):
@@ -252,7 +288,7 @@ def _check_rope(rope: Any, where: str) -> None:
             raise InputError(f"{where}: {field} is missing; rope type {kind} needs it")
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise InputError(f"{where}: low_freq_factor must be less than high_freq_factor")
-    if (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
+    if kind == "yarn" and (rope.get("beta_fast") or 32) < (rope.get("beta_slow") or 1):
         raise InputError(f"{where}: beta_fast must be at least beta_slow")
 
 

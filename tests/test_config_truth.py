@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
-from perfmodel.specs import hf_config as predicted
+from perfmodel.specs import config_fields as predicted
 from runtime import ALONE, BatchShape, DraftPlan, EngineSetup, Model, Ranks, build_engine
 from runtime import config_fields as run
 from runtime.attention import PassLayout
@@ -44,7 +44,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 SLIDES = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 0}
 
 
-def case(model_type: str = "llama", **fields: Any) -> dict[str, Any]:
+def case(model_type: str = "llama", /, **fields: Any) -> dict[str, Any]:
     """The fields of a config.json; LEFT_OUT drops one."""
     written = {"model_type": model_type} | SIZES | fields
     return {name: value for name, value in written.items() if value is not LEFT_OUT}
@@ -96,6 +96,8 @@ READ = {
     "llama3 without original": case(rope_scaling={
         key: value for key, value in LLAMA3.items() if not key.startswith("original")}),
     "llama3, tied": case(rope_scaling=LLAMA3, tie_word_embeddings=True),
+    **{f"{kind}, bounds of yarn": case(rope_scaling=LLAMA3 | {
+        "rope_type": kind, "beta_fast": 0.5}) for kind in ("default", "linear", "llama3")},
     "yarn, old key": case("qwen2", rope_theta=1e6, rope_scaling={
         "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}),
     "yarn on qwen3": case("qwen3", head_dim=16, rope_scaling=YARN, rope_theta=1e6),
@@ -141,6 +143,7 @@ READ = {
         use_sliding_window=False, attention_bias=False, eos_token_id=None, pad_token_id=None,
         transformers_version="5.23.0",
     ),
+    "labels, most": case(num_labels=10_000),
     "remote code that is not needed": case(auto_map={"AutoConfig": "configuration.Mine"}),
 }  # fmt: skip
 
@@ -230,9 +233,15 @@ REFUSED = {
     "padding token, a list": case("qwen3", pad_token_id=[0]),
     "dropout, a text": case("mistral", attention_dropout="a"),
     "dropout null": case("qwen2", attention_dropout=None),
-    "initializer_range, an integer": case(initializer_range=1),
+    **{f"initializer_range {value!r}": case(initializer_range=value)
+       for value in (1, 2.0, -0.02, None, "0.02")},
     "use_cache null": case(use_cache=None),
-    "labels, a text": case(num_labels="x"),
+    **{f"labels {value!r}": case(num_labels=value)
+       for value in ("x", True, False, None, -1, 2.0, 10_001, 3_000_000, 10**30)},
+    **{f"causal {value!r}": case(is_causal=value) for value in (False, 1, 1.0, None, "true")},
+    **{f"remote code {value!r}": case(auto_map=value)
+       for value in (None, 64, "x", [], {"AutoConfig": 64}, {"AutoConfig": None})},
+    "one label of several": case(num_labels=1, problem_type="single_label_classification"),
     "labels without numbers": case(id2label={"a": 1}),
     "pretraining_tp, a text": case(pretraining_tp="x"),
     **{f"{name} is not a field": case(**{name: {}})
@@ -367,6 +376,30 @@ def test_the_engine_refuses_every_other_family_in_one_line(name: str) -> None:
 def test_both_refuse_the_same_fields() -> None:
     assert set(run.REFUSED_FIELDS) == set(predicted.REFUSED_FIELDS)
     assert set(run.NEUTRAL_AT_ONE) == predicted.NEUTRAL_AT_ONE
+    assert run.NOT_FIELDS == predicted.NOT_FIELDS
+
+
+ATTRIBUTES = sorted({
+    name for model_type in run.FAMILIES
+    for name in dir(transformers.CONFIG_MAPPING[model_type]) if not name.startswith("__")
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, True, 1, "x", [1], {"a": 1}])
+@pytest.mark.parametrize("kind", run.FAMILIES)
+def test_the_name_of_an_attribute_is_no_reason_to_disagree(
+    kind: str, value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in set(ATTRIBUTES) - SIZES.keys() | {"self"}:
+        spec, config = both(write(tmp_path / "model", case(kind, **{name: value})))
+        assert isinstance(spec, str) == isinstance(config, str), (name, spec, config)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", sorted(run.NOT_FIELDS))
+def test_a_name_that_is_not_a_field_is_refused_with_advice(name: str, tmp_path: Path) -> None:
+    for message in both(write(tmp_path / "model", case(**{name: None}))):
+        assert isinstance(message, str) and name in message and "remove it" in message
 
 
 @pytest.mark.parametrize("field", run.REFUSED_FIELDS)
@@ -440,7 +473,7 @@ def test_a_catalog_model_survives_being_written(name: str, tmp_path: Path) -> No
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.integers(0, 64) | st.text(max_size=9)
-    | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([1.0, 2.0, 1e-5, 1e6])
+    | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.5, 1.0, 2.0, 1e-5, 1e6])
     | st.sampled_from(["silu", "linear", "llama3", "yarn", "default", FULL, SLIDING, "float16"])
 )  # fmt: skip
 ROPE_KEYS = [
@@ -448,6 +481,7 @@ ROPE_KEYS = [
     "type",
     "rope_theta",
     "beta_fast",
+    "beta_slow",
     "mscale",
     "attention_factor",
     "truncate",
@@ -457,7 +491,9 @@ ROPES = st.dictionaries(st.sampled_from(ROPE_KEYS), SCALARS)
 FIELDS = st.sampled_from(
     [*SIZES, "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
      "use_sliding_window", "max_window_layers", "layer_types", "architectures", "torch_dtype",
-     "tie_word_embeddings", "hidden_act", "rms_norm_eps", "eos_token_id", *run.REFUSED_FIELDS]
+     "tie_word_embeddings", "hidden_act", "rms_norm_eps", "eos_token_id", "bos_token_id",
+     "pad_token_id", "attention_dropout", "initializer_range", "use_cache", "pretraining_tp",
+     "num_labels", "id2label", "is_causal", "auto_map", *ATTRIBUTES, *run.REFUSED_FIELDS]
 )  # fmt: skip
 
 

@@ -8,52 +8,14 @@ follows the same rules; `tests/test_config_truth.py` checks both against transfo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from perfmodel.errors import ConfigError, fault_reason, printable, shown
+from perfmodel.specs.config_fields import check_names, check_refused
 from perfmodel.specs.model import ModelSpec
-
-# Fields that change the mathematics and are not modelled, by what to use instead.
-_REFUSED = {
-    "use the unquantised config and set the weight dtype in the scenario":
-        "quantization_config compression_config",
-    "only dense MLPs are supported, not mixtures of experts":
-        "num_experts num_local_experts n_routed_experts moe_intermediate_size",
-    "only multi-head and grouped-query attention are supported, not latent attention":
-        "kv_lora_rank q_lora_rank v_head_dim qk_head_dim qk_nope_head_dim qk_rope_head_dim",
-    "only text models with their fields at the top level are supported":
-        "text_config vision_config audio_config",
-    "only attention, residuals and logits at their usual scale and without caps are supported":
-        "attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth "
-        "logits_scaling logit_scale query_pre_attn_scalar attn_logit_softcapping "
-        "final_logit_softcapping attn_temperature_tuning",
-    "only the q, k and v biases that model_type qwen2 implies are supported":
-        "attention_bias qkv_bias",
-    "only the query and key norms that model_type qwen3 implies are supported":
-        "use_qk_norm qk_layernorm",
-    "only MLPs without bias are supported": "mlp_bias",
-    "only rotary positions over the whole head and in every layer are supported":
-        "alibi partial_rotary_factor no_rope_layers no_rope_layer_interval",
-    "move it into rope_scaling or rope_parameters": "original_max_position_embeddings",
-    "only full and sliding-window attention are supported":
-        "attention_chunk_size clip_qkv dual_chunk_attention_config attention_sinks "
-        "sliding_window_pattern interleaved_sliding_window index_topk attn_output_gate "
-        "full_attention_interval",
-    "only sequential, identical layers that each have a KV cache are supported":
-        "use_parallel_residual num_kv_shared_layers block_configs per_layer_config "
-        "num_nextn_predict_layers layers_block_type hybrid_override_pattern "
-        "first_k_dense_replace pruned_heads",
-    "only decoder-only models are supported": "is_encoder_decoder add_cross_attention",
-}  # fmt: skip
-REFUSED_FIELDS = {name: text for text, names in _REFUSED.items() for name in names.split()}
-# Factors have no effect at 1, objects at null, and all other fields at null, false, 0 or empty.
-NEUTRAL_AT_ONE = frozenset(
-    ("residual_multiplier", "embedding_multiplier", "scale_emb", "logits_scaling", "logit_scale",
-     "partial_rotary_factor")
-)  # fmt: skip
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[float, Field(gt=0)]
@@ -63,6 +25,7 @@ Layer = Literal["full_attention", "sliding_attention"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
+MAX_LABELS = 10_000  # transformers makes a name for each
 _ABSENT: Any = None  # the default of a field that may be left out but not written as null
 
 
@@ -70,6 +33,17 @@ def _with_a_point(value: object) -> object:
     if not isinstance(value, float):
         raise ValueError("must be a number with a decimal point")
     return value
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+# Flags with a single supported value; a plain `Literal` also accepts the equal numbers 1 and 0.
+On = Annotated[Literal[True], BeforeValidator(_flag)]
+Off = Annotated[Literal[False], BeforeValidator(_flag)]
 
 
 class Strict(BaseModel):
@@ -103,6 +77,12 @@ class _Rope(Strict):
         return self.rope_type or self.type or "default"
 
 
+class _AutoMap(Strict):
+    """Remote code; only its type matters, because the code is not run."""
+
+    AutoConfig: str = _ABSENT
+
+
 class _Decoder(Strict):
     """The fields that the four configuration classes share, with their defaults."""
 
@@ -117,7 +97,7 @@ class _Decoder(Strict):
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     tie_word_embeddings: bool = False
-    is_causal: Literal[True] = True
+    is_causal: On = True
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_theta: Theta = 10_000.0
@@ -132,9 +112,10 @@ class _Decoder(Strict):
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     attention_dropout: float | None = 0.0
-    initializer_range: Annotated[float, BeforeValidator(_with_a_point)] = 0.02
+    initializer_range: Annotated[float, BeforeValidator(_with_a_point), Field(ge=0, le=1)] = 0.02
     use_cache: bool = True
-    num_labels: int = 2
+    auto_map: _AutoMap = _ABSENT
+    num_labels: Annotated[int, Field(ge=0, le=MAX_LABELS)] = 2
     id2label: dict[Annotated[str, Field(pattern=r"^-?\d+$")], Any] | None = None
 
     @property
@@ -236,20 +217,6 @@ def from_hf_config(
     )
 
 
-def check_names(config: Mapping[str, Any], name: str) -> None:
-    """Raise a `ConfigError` if a field has the name of an attribute of configuration classes."""
-    for field in config:
-        if field in ("attribute_map", "to_dict") or field.startswith("__"):
-            raise ConfigError(f"{name}: {shown(field)} is not a field of a config; remove it")
-
-
-def check_refused(config: Mapping[str, Any], name: str, read: Collection[str] = ()) -> None:
-    """Raise a `ConfigError` if a refused field has an effect and is not among those `read`."""
-    for field, instead in REFUSED_FIELDS.items():
-        if field not in read and not has_no_effect(field, config.get(field)):
-            raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")
-
-
 def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decoder]:
     if "model_type" not in config:
         raise ConfigError(f"{name}: model_type is missing; use one of {supported}")
@@ -268,15 +235,6 @@ def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decod
             f"{model_type}; use {architecture}"
         )
     return family
-
-
-def has_no_effect(field: str, value: object) -> bool:
-    """Whether a refused field with this value changes nothing."""
-    if value is None or field.endswith("_config"):
-        return value is None
-    if field in NEUTRAL_AT_ONE:
-        return value == 1 and not isinstance(value, bool)
-    return value in (False, 0, {}, [])
 
 
 def first_fault(error: ValidationError) -> str:
@@ -359,6 +317,6 @@ def _max_context(fields: _Decoder, name: str) -> int:
         if rope.low_freq_factor >= rope.high_freq_factor:
             raise ConfigError(f"{name}: low_freq_factor must be below high_freq_factor")
         return stated
-    if (rope.beta_fast or 32) < (rope.beta_slow or 1):
+    if rope.kind == "yarn" and (rope.beta_fast or 32) < (rope.beta_slow or 1):
         raise ConfigError(f"{name}: beta_fast must be at least beta_slow")
     return max(stated, int(rope.factor * (rope.original_max_position_embeddings or stated)))

@@ -14,21 +14,26 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
 
 from runtime.errors import InputError, os_reason
 
-if typing.TYPE_CHECKING:
-    from runtime.config import DecoderConfig
-
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
 # Upper limits of flags; that of γ is the same as for predictions.
-MOST = {"gamma": 64, "tp": 1024, "draft_tp": 1024, "threads": 1024, "temperature": 100.0}
+MOST = {
+    "seed": 2**63 - 2,
+    "gamma": 64,
+    "tp": 1024,
+    "draft_tp": 1024,
+    "threads": 1024,
+    "temperature": 100.0,
+}
 MOST_BY_DEFAULT = 10_000_000
+DEFAULT_BUDGET = {"streamingllm": 512, "snapkv": 2049}  # those of predictions
+_DEFAULT = f"Default: {DEFAULT_BUDGET['streamingllm']}, or {DEFAULT_BUDGET['snapkv']:,} for snapkv."
 DEVICES = ("auto", "cpu", "cuda")
 # Types that the engine computes in, by their names in scenarios.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
@@ -182,15 +187,15 @@ class RunPlan(JsonPlan):
         float,
         Option(help="Sample from the most likely tokens that together reach this probability."),
     ] = 1.0
-    seed: Annotated[int, Option(help="Seed of weights, prompts and sampling.")] = 0
+    seed: Annotated[int, Option(min=0, help="Seed of weights, prompts and sampling.")] = 0
 
     gamma: Annotated[int, Option(min=1, help="Draft tokens per round.")] = 4
     draft_policy: Annotated[
         str, Option(metavar="|".join(POLICIES), help="Which cached tokens the draft reads.")
     ] = "streamingllm"
     kv_budget: Annotated[
-        int, Option(min=1, help="Maximum number of cached tokens that the draft reads.")
-    ] = 512
+        int | None, Option(min=1, help=f"Most cached tokens that the draft reads. {_DEFAULT}")
+    ] = None
     sink: Annotated[
         int, Option(min=1, help="StreamingLLM: number of first tokens that are always read.")
     ] = 16
@@ -232,6 +237,8 @@ class RunPlan(JsonPlan):
     ] = None
 
     def __post_init__(self) -> None:
+        if self.kv_budget is None:
+            object.__setattr__(self, "kv_budget", DEFAULT_BUDGET.get(self.draft_policy))
         _check_ranges(self)
         _check_dtypes(self)
         _check_together(self)
@@ -258,20 +265,6 @@ class RunPlan(JsonPlan):
     def dtype(self) -> str | None:
         """torch's name for the type of weights and computation, if stated."""
         return None if self.weight_dtype is None else _torch_name(self.weight_dtype)
-
-
-def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """Read a model's config from the plan's `configs`, or else from the model's folder."""
-    from runtime.config import read_config
-
-    fields = configs.get(str(model))
-    if fields is None:
-        return read_config(model)
-    with TemporaryDirectory(prefix="specroof-config-") as parent:
-        folder = Path(parent) / model.name  # the name shown in messages
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-        return read_config(folder)
 
 
 @cache
@@ -303,6 +296,13 @@ def _check_ranges(plan: RunPlan) -> None:
             raise InputError(f"{flag_of(name)} {value} is not valid; use {option.min} or more")
         if value > (most := MOST.get(name, MOST_BY_DEFAULT)):
             raise InputError(f"{flag_of(name)} {value} is not valid; use {most:,} or less")
+    for rate in plan.acceptance or ():
+        if not 0 <= rate <= 1:
+            raise InputError(f"--acceptance {rate} is not valid; use rates from 0 to 1")
+    if not 0 < plan.top_p <= 1:
+        raise InputError(f"--top-p {plan.top_p} is not valid; use more than 0 and at most 1")
+    if plan.snapkv_pool % 2 == 0:
+        raise InputError(f"--snapkv-pool {plan.snapkv_pool} is even; use an odd number")
     for name, known in (("mode", MODES), ("device", DEVICES), ("draft_policy", POLICIES)):
         if getattr(plan, name) not in known:
             raise InputError(

@@ -16,8 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from runtime.bench.plan import DraftPlan, RunPlan, read_model_config
+from runtime.bench.plan import DraftPlan, RunPlan
 from runtime.bench.progress import show_status
+from runtime.config import read_model_config
 from runtime.errors import EngineError, InputError, os_reason
 from runtime.parallel.launch import launch_ranks, run_rank
 
@@ -225,7 +226,8 @@ def context_notes(
     A draft model with a KV budget never attends further than that.
     """
     longest = max(map(len, prompts)) + plan.gen_tokens
-    draft_longest = longest if plan.draft_policy == "full" else min(longest, plan.kv_budget)
+    budget = plan.draft_plan.kv_budget_tokens
+    draft_longest = longest if budget is None else min(longest, budget)
     limits = zip(
         configs,
         (longest, draft_longest),

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from runtime.bench.plan import DraftPlan, JsonPlan, read_model_config
+from runtime.bench.plan import DraftPlan, JsonPlan
 from runtime.bench.progress import show_status
 from runtime.bench.run import open_log, write_line
+from runtime.config import read_model_config
 from runtime.errors import InputError
 from runtime.parallel.launch import run_rank
 

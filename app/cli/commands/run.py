@@ -168,13 +168,22 @@ def run_download(
 def make_plan(
     mode: str, flags: dict[str, Any], scenario: str | None = None, dtype: str | None = None
 ) -> RunPlan:
-    """The plan of a scenario's values, overridden by the flags."""
+    """The plan of a scenario's values, overridden by the flags.
+
+    Raises
+    ------
+    ConfigError
+        If there is no model, or the scenario is not valid even before it is overridden.
+    InputError
+        If the engine cannot run the plan.
+    """
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan
 
     values: dict[str, Any] = {}
     if scenario is not None:
         stated = parse_scenario(parse_overrides(scenario, {}), origin=scenario)
+        stated.scenario()  # refuses what `predict --scenario` refuses
         values |= scenario_fields(mode, stated, scenario)
     values |= flags
     if dtype is not None:

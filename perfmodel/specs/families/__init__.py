@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.specs import hf_config
+from perfmodel.specs import config_fields, hf_config
 from perfmodel.specs.families import dense, mixtures
 from perfmodel.specs.families.base import Text
 from perfmodel.specs.model import ModelSpec
@@ -65,10 +65,10 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
     family = _FAMILIES[model_type]
-    hf_config.check_names(config, name)
-    hf_config.check_refused(config, name, read=family.model_fields)
+    config_fields.check_names(config, name)
+    config_fields.check_refused(config, name, read=family.model_fields)
     for field in sorted(_READ_SOMEWHERE & config.keys() - family.model_fields.keys()):
-        if not hf_config.has_no_effect(field, config[field]):
+        if not config_fields.has_no_effect(field, config[field]):
             raise ConfigError(
                 f"{name}: {field}={shown(config[field])} is not supported for model_type "
                 f"{model_type}; remove it if the model does not use it"
@@ -88,7 +88,7 @@ def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec
             f"text decoder"
         )
     outer = {"quantization_config": config.get("quantization_config")}
-    hf_config.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
+    config_fields.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
     fields = {"model_type": _WRAPPERS[model_type]} | dict(text)
     if fields["model_type"] in _WRAPPERS:
         raise ConfigError(f"{name}: text_config has model_type {model_type}, which has no decoder")

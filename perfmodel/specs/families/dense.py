@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from perfmodel.specs.families.base import Layers, Text, Windowed
-from perfmodel.specs.hf_config import Count
+from perfmodel.specs.hf_config import Count, Off
 from perfmodel.specs.model import ModelSpec
 
 
@@ -64,12 +64,12 @@ class SmolLM3(Text):
 
     tie_word_embeddings: bool = True
     num_key_value_heads: Count | None = 4
-    use_sliding_window: Literal[False] = False
+    use_sliding_window: Off = False
     sliding_window: Count | None = None
     layer_types: list[Literal["full_attention"]] | None = None
     no_rope_layers: list[int] | None = None
     no_rope_layer_interval: int = 4
-    mlp_bias: Literal[False] = False
+    mlp_bias: Off = False
 
 
 class Gemma3(Windowed):
@@ -87,7 +87,7 @@ class Gemma3(Windowed):
     attn_logit_softcapping: float | None = None
     sliding_window: Count | None = 4096
     sliding_window_pattern: Layers = 6
-    use_bidirectional_attention: Literal[False] = False
+    use_bidirectional_attention: Off = False
 
 
 class Ministral(Windowed):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from perfmodel.errors import ConfigError
 from perfmodel.specs.families.base import Kind, Layers, Size, Text, Whole, Windowed
-from perfmodel.specs.hf_config import Count
+from perfmodel.specs.hf_config import Count, Off, On
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
 from perfmodel.specs.model import ModelSpec
 
@@ -63,7 +63,7 @@ class Sparse(Text):
     decoder_sparse_step: Layers = 1
     mlp_only_layers: list[Whole] | None = None
     shared_expert_intermediate_size: Size = 0
-    use_sliding_window: Literal[False] = False
+    use_sliding_window: Off = False
     sliding_window: Count | None = None
 
     def spec(self, name: str) -> ModelSpec:
@@ -91,8 +91,8 @@ class Qwen2Moe(Sparse):
     num_experts_per_tok: Count = 4
     moe_intermediate_size: Count = 1408
     shared_expert_intermediate_size: Size = 5632
-    attention_bias: Literal[True] = True
-    qkv_bias: Literal[True] = True
+    attention_bias: On = True
+    qkv_bias: On = True
 
 
 class Qwen3Moe(Sparse):
@@ -188,7 +188,7 @@ class DeepSeek(Shared):
     qk_rope_head_dim: Count = 64
     qk_nope_head_dim: Count = 128
     v_head_dim: Count = 128
-    attention_bias: Literal[False] = False
+    attention_bias: Off = False
 
     @property
     def kv_heads(self) -> int:
@@ -213,7 +213,7 @@ class DeepSeekV2(DeepSeek):
     n_routed_experts: Count = 64
     n_shared_experts: Whole | None = 2
     first_k_dense_replace: Whole = 0
-    mlp_bias: Literal[False] = False
+    mlp_bias: Off = False
 
 
 class Llama4(Text):

@@ -10,11 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.cli.commands import run as command
 from app.cli.main import run
 from perfmodel import ConfigError, ScenarioInput
-from runtime import EngineError, InputError, RunPlan, TablePlan, plan_flags
+from perfmodel.specs import MAX_GAMMA
+from runtime import (
+    ALONE,
+    BatchShape,
+    EngineError,
+    EngineSetup,
+    InputError,
+    Model,
+    Ranks,
+    RunPlan,
+    TablePlan,
+    build_engine,
+    plan_flags,
+)
+from runtime.bench.plan import MOST, POLICIES
+from runtime.config import DecoderConfig
+from runtime.execution.sampling import SamplingParams, sampler_for
 
 PLAN = RunPlan(
     mode="standalone",
@@ -89,6 +106,13 @@ def test_a_written_table_plan_reads_back_unchanged(tmp_path: Path) -> None:
         ({"gama": 3}, "gama"),
         ({"gamma": "3"}, "gamma should be"),
         ({"gamma": 0}, "--gamma 0 is not valid; use 1 or more"),
+        ({"acceptance": [0.9, 2.0]}, "--acceptance 2.0 is not valid"),
+        ({"acceptance": [float("nan")]}, "--acceptance nan is not valid"),
+        ({"top_p": 5.0}, "--top-p 5.0 is not valid"),
+        ({"top_p": float("nan")}, "--top-p nan is not valid"),
+        ({"snapkv_pool": 4}, "--snapkv-pool 4 is even"),
+        ({"seed": 10**22}, "--seed 10000000000000000000000 is not valid"),
+        ({"seed": -1}, "--seed -1 is not valid; use 0 or more"),
         ({"mode": "fast"}, "use one of baseline, standalone, selfspec"),
         ({"draft_policy": "some"}, "use one of full, streamingllm, snapkv"),
         ({"draft_tp": 3, "tp": 2}, "--draft-tp 3 exceeds --tp 2"),
@@ -115,6 +139,75 @@ def test_a_file_that_is_not_a_plan_is_refused_in_one_line(text: str, tmp_path: P
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         RunPlan.read(tmp_path / "absent.json")
+
+
+def test_the_largest_seed_of_a_plan_seeds_every_stream() -> None:
+    seed = MOST["seed"]
+    device = torch.device("cpu")
+    assert isinstance(seed, int) and replace(PLAN, seed=seed).seed == seed
+    sampled = sampler_for(SamplingParams(temperature=1.0, seed=seed), None, device)
+    assert len(sampled.streams) == 2
+
+
+# Limits and defaults that runtime and perfmodel share, although neither imports the other.
+
+
+def test_plans_have_the_default_budgets_and_the_largest_gamma_of_predictions() -> None:
+    predicted = ScenarioInput(draft="self", prompt_tokens=4000)
+    for policy in ("streamingllm", "snapkv"):
+        plan = RunPlan(
+            mode="selfspec", model=Path("m"), draft_policy=policy, prompt_tokens=4000
+        ).draft_plan
+        expected = predicted.model_copy(update={"draft_policy": policy}).plan()
+        assert plan.kv_budget_tokens == expected.kv_budget_tokens
+        assert plan.sink_tokens == expected.sink_tokens
+    assert MOST["gamma"] == MAX_GAMMA
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "full"])
+def test_predictions_note_a_budget_exactly_where_the_engine_refuses_it(policy: str) -> None:
+    plan = RunPlan(mode="selfspec", model=Path("m"))
+    shape = DecoderConfig(name="tiny", layers=1, hidden=16, query_heads=2, kv_heads=1, head_dim=8,
+                          ffn_hidden=16, vocab=16, max_context_tokens=512)  # fmt: skip
+    for budget in range(1, 101):
+        setup = EngineSetup(
+            target=Model(config=shape),
+            draft=None,
+            plan=replace(plan, draft_policy=policy, kv_budget=budget).draft_plan,
+            page_tokens=plan.page_tokens,
+            snapkv_window=plan.snapkv_window,
+            snapkv_pool=plan.snapkv_pool,
+        )
+        try:
+            build_engine(setup, Ranks(ALONE, ALONE), BatchShape([100], [1]))
+            refused = False
+        except InputError as error:
+            refused = True
+            assert f"kv_budget={budget} is too small" in str(error)
+        for stated in (budget, f"{budget}%"):  # of 100 tokens
+            scenario = ScenarioInput(
+                draft="self", draft_policy=policy, kv_budget=stated, prompt_tokens=100
+            ).scenario()
+            assert any("but the runtime needs" in note for note in scenario.notes) == refused
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ep = 2", "kv_budget = 64000", 'gpu = "h1000"', 'machine = "dgx"', 'engine = "none"',
+     'slo = "ttft<fast"', 'acceptance_curve = "absent.toml"', "ring_hop_us = 5.0"],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["baseline", "selfspec"])
+def test_run_refuses_the_scenarios_that_predict_refuses(
+    mode: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.toml").write_text(f'target = "llama-68m"\ndraft = "self"\n{line}\n')
+    words = ["--scenario", str(tmp_path / "s.toml")]
+    assert run(["predict", *words]) == 2
+    refusal = capsys.readouterr().err
+    plan = ["--random-weights", "--write-plan", str(tmp_path / "plan.json")]
+    assert run(["run", mode, *words, *plan]) == 2
+    assert capsys.readouterr().err == refusal and refusal.count("\n") == 1
+    assert not (tmp_path / "plan.json").exists()
 
 
 def outcome(values: dict[str, Any]) -> dict[str, Any] | str:
