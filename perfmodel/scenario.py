@@ -8,6 +8,7 @@ from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.kernels import curves_for, measured_attention
+from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
@@ -69,6 +70,26 @@ class Scenario:
                     f"the draft runs on some of the target's ranks, so use a smaller draft_tp"
                 )
         self._check_lengths()
+
+    def __repr__(self) -> str:
+        return one_line("Scenario", self._shown())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown().items())
+
+    def _shown(self) -> dict[str, object]:
+        plan = self.plan
+        drafts = {"gamma": plan.gamma, "kv_budget": plan.budget_text or None}
+        return {
+            "target": self.target.name,
+            "draft": plan.draft,
+            **(drafts if plan.speculates else {}),
+            "gpu": self.machine.gpu.name,
+            "tp": self.tp,
+            "batch": self.workload.batch,
+            "prompt_tokens": self.workload.prompt_tokens,
+            "engine": self.engine.name,
+        }
 
     @property
     def draft_tp(self) -> int:

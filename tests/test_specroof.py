@@ -134,6 +134,8 @@ def test_every_result_prints_one_line_and_a_table(point: RoundEstimate) -> None:
     results = [
         point,
         point.verify,
+        point.scenario,
+        point.memory,
         specroof.predict("llama-3.1-8b", draft="llama-3.2-3b"),  # of unknown acceptance
         specroof.sweep(point, gamma=[1, 2], batch=[1, 4096]),
         specroof.recommend("llama-3.1-8b", gpu="h100-sxm", tp=8, kv_budget=512),

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
+from perfmodel.display import html_table, number_range, one_line
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.dtypes import StoredTypes, dtype_bytes
 from perfmodel.specs.model import ModelSpec
-from perfmodel.units import format_bytes
+from perfmodel.units import GB, format_bytes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,6 +29,16 @@ class MemoryEstimate:
     activations: Floats
     reserved: Floats  # the engine's reserve and workspace, and all-reduce buffers
     capacity: float
+
+    def __repr__(self) -> str:
+        share = number_range(100.0 * self.fraction, 0)
+        values = {"fraction": f"{share} %", "capacity": format_bytes(self.capacity)}
+        return one_line("MemoryEstimate", values)
+
+    def _repr_html_(self) -> str:
+        terms = {name: number_range(getattr(self, name) / GB) for name in TERMS}
+        rows = {**terms, "total": number_range(self.total / GB), "capacity": self.capacity / GB}
+        return html_table(rows.items(), header=("", "GB"))
 
     @property
     def total(self) -> Floats:
