@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable, Mapping
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,10 +124,12 @@ def _or_null(rule: Rule) -> Rule:
 
 
 _COUNT, _FLAG = _at_most(10**9), Rule(_flag, "true or false")
-_POSITIVE, _THETA = _or_null(_number(0, inf)), _number(1, 1e15)
+_POSITIVE, _THETA = _or_null(_number(0, sys.float_info.max)), _number(1, 1e15)
 _FACTOR = Rule(_number(1 - 1e-12, 1e6 + 1e-6).holds, "a number from 1 to 1,000,000")
 _TOKEN = Rule(lambda value: not isinstance(value, list) and is_token_list(value),
               "a whole number, or null")  # fmt: skip
+_SHARE = Rule(lambda value: isinstance(value, int | float) and not _flag(value) and 0 <= value <= 1,
+              "a number from 0 to 1")  # fmt: skip
 _ONE = Rule(lambda value: value == 1 and not _flag(value), "1")
 _KIND = _one_of("default", "linear", "llama3", "yarn")
 _DTYPE = _or_null(_one_of("float32", "bfloat16", "float16", "float64"))
@@ -145,8 +147,8 @@ _OPTIONAL = {
     "eos_token_id": Rule(is_token_list, "a whole number, a list of them, or null"),
     # These have no effect here, but transformers refuses wrong types.
     "bos_token_id": _TOKEN, "pad_token_id": _TOKEN, "use_cache": _FLAG,
-    "attention_dropout": _or_null(_number(-inf, inf)),
-    "initializer_range": Rule(lambda value: isinstance(value, float) and 0 <= value <= 1,
+    "attention_dropout": _or_null(_SHARE),
+    "initializer_range": Rule(lambda value: isinstance(value, float) and _SHARE.holds(value),
                               "a number with a decimal point from 0 to 1"),
     "num_labels": _at_most(MAX_LABELS, zero=True),
     "auto_map": Rule(_is_auto_map, "an object in which AutoConfig is a text"),
@@ -164,8 +166,8 @@ _BY_FAMILY = {
 }
 _ROPE = {
     "rope_type": _KIND, "type": _KIND, "rope_theta": _THETA, "factor": _FACTOR,
-    "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, inf),
-    "high_freq_factor": _number(0, inf), "attention_factor": _POSITIVE,
+    "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, sys.float_info.max),
+    "high_freq_factor": _number(0, sys.float_info.max), "attention_factor": _POSITIVE,
     "beta_fast": _POSITIVE, "beta_slow": _POSITIVE, "mscale": _POSITIVE,
     "mscale_all_dim": _POSITIVE, "truncate": _FLAG, "partial_rotary_factor": _ONE,
     "finetuned": _FLAG,

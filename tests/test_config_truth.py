@@ -231,7 +231,11 @@ REFUSED = {
     "end token, a text": case(eos_token_id="2"),
     "begin token, a text": case(bos_token_id="1"),
     "padding token, a list": case("qwen3", pad_token_id=[0]),
-    "dropout, a text": case("mistral", attention_dropout="a"),
+    **{f"dropout {value!r}": case(attention_dropout=value)
+       for value in ("a", True, -0.1, 2, float("inf"))},
+    "dropout beyond floats": case(attention_dropout=10**400),
+    **{f"rope, {name} beyond floats": case(rope_scaling=LLAMA3 | {name: 10**400})
+       for name in ("factor", "high_freq_factor", "beta_fast", "mscale")},
     "dropout null": case("qwen2", attention_dropout=None),
     **{f"initializer_range {value!r}": case(initializer_range=value)
        for value in (1, 2.0, -0.02, None, "0.02")},

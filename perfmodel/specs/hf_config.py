@@ -20,6 +20,7 @@ from perfmodel.specs.model import ModelSpec
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[float, Field(gt=0)]
 Factor = Annotated[float, Field(ge=1, le=10**6)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Theta = Annotated[float, Field(gt=1, lt=1e15)]
 Layer = Literal["full_attention", "sliding_attention"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
@@ -111,8 +112,8 @@ class _Decoder(Strict):
     # These have no effect here, but transformers refuses wrong types.
     bos_token_id: int | None = None
     pad_token_id: int | None = None
-    attention_dropout: float | None = 0.0
-    initializer_range: Annotated[float, BeforeValidator(_with_a_point), Field(ge=0, le=1)] = 0.02
+    attention_dropout: Share | None = 0.0
+    initializer_range: Annotated[Share, BeforeValidator(_with_a_point)] = 0.02
     use_cache: bool = True
     auto_map: _AutoMap = _ABSENT
     num_labels: Annotated[int, Field(ge=0, le=MAX_LABELS)] = 2
@@ -135,13 +136,13 @@ class _Llama(_Decoder):
 
 
 class _Mistral(_Decoder):
-    attention_dropout: float = 0.0
+    attention_dropout: Share = 0.0
     num_key_value_heads: Count = 8
     sliding_window: Count | None = 4096
 
 
 class _Qwen2(_Decoder):
-    attention_dropout: float = 0.0
+    attention_dropout: Share = 0.0
     num_key_value_heads: Count | None = 32
     head_dim: Count = _ABSENT
     sliding_window: Count | None = 4096
