@@ -66,14 +66,24 @@ class LatentCurve:
         Returns
         -------
         array of the broadcast shape [s]
-            With more packed rows than were measured, the FLOPs grow at the last utilisation.
+            With more packed rows than were measured, the FLOPs grow at the last utilisation. Never
+            less than for fewer query tokens: single cells of the tables are slower than their
+            neighbours with more rows.
         """
         batch, kv = np.asarray(batch, float), np.asarray(kv_tokens, float)
-        rows = np.asarray(query_tokens, float) * heads
-        base = self.base_seconds(
-            batch, kv, rows, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth
-        )
-        return np.asarray(base * self.correction.factor(rows, batch, kv))
+        last = np.asarray(query_tokens, float) * heads
+
+        def at(rows: Floats) -> Floats:
+            base = self.base_seconds(
+                batch, kv, rows, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth
+            )
+            return np.asarray(base * self.correction.factor(rows, batch, kv))
+
+        seconds = at(last)
+        for knot in (float(heads), *self.correction.knots[0]):
+            if heads <= knot < np.max(last):
+                seconds = np.maximum(seconds, at(np.minimum(knot, last)))
+        return seconds
 
     def base_seconds(
         self, batch: Floats, kv: Floats, rows: Floats, *, peak_flops: float, hbm_bandwidth: float

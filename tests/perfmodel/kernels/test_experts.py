@@ -101,12 +101,24 @@ def test_latent_attention_reads_its_cache_once_for_all_heads_and_query_tokens() 
     )
 
 
+def test_query_tokens_count_like_heads() -> None:
+    at = {"batch": 16, "kv_tokens": np.array([512.0, 8192.0]), **PEAKS}
+    verified = latent().seconds(heads=16, query_tokens=4, **at)
+    np.testing.assert_array_equal(verified, latent().seconds(heads=64, query_tokens=1, **at))
+
+
 @pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
-def test_query_tokens_count_like_heads(gpu: str) -> None:
-    for curve in efficiency(gpu).latent.values():
-        at = {"batch": 16, "kv_tokens": np.array([512.0, 8192.0]), **PEAKS}
-        verified = curve.seconds(heads=16, query_tokens=4, **at)
-        np.testing.assert_array_equal(verified, curve.seconds(heads=64, query_tokens=1, **at))
+def test_more_query_tokens_never_take_less_time(gpu: str) -> None:
+    rng, sheet = np.random.default_rng(0), catalog.gpu(gpu)
+    peaks = {"peak_flops": sheet.peak_flops, "hbm_bandwidth": sheet.hbm_bandwidth}
+    curves = efficiency(gpu).latent
+    assert curves
+    for curve in curves.values():
+        for _ in range(100):
+            at = {"batch": 2 ** rng.uniform(0, 10), "kv_tokens": 2 ** rng.uniform(6, 17.5)}
+            heads = int(2 ** rng.integers(0, 8))
+            times = curve.seconds(**at, query_tokens=np.arange(1, 17), heads=heads, **peaks)
+            assert np.all(np.diff(times) >= 0)
 
 
 def test_latent_prefill_does_the_flops_of_causal_attention() -> None:
