@@ -58,8 +58,9 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         shape: dict[str, Any] = {"hidden": hidden, "inter": width, "top_k": local_k}
         seconds = curve.seconds(tokens=rows, touched=touched, **shape, **peaks)
         inside = partial(curve.in_range, tokens=rows, touched=touched, **shape)
-    traffic = element * 3.0 * touched * hidden * width
-    traffic = traffic + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)
+    weights = element * 3.0 * touched * hidden * width
+    seconds = np.maximum(seconds, weights / gpu.hbm_bandwidth)  # small tables were measured in L2
+    traffic = weights + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)
     return Part(
         "experts",
         experts.layers * rank.engine.linear_factor * seconds,

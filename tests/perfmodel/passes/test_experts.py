@@ -15,6 +15,7 @@ from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.layers import Experts, LocalAttention
 from perfmodel.speculation import sensitivities, target_rank
@@ -94,6 +95,22 @@ def test_a_slight_skew_is_nearly_uniform_and_a_strong_one_reads_the_same_experts
     tokens = np.array([1.0, 4.0, 64.0])
     np.testing.assert_allclose(replace(even, skew=1e-9).read(tokens), even.read(tokens))
     np.testing.assert_allclose(replace(even, skew=200.0).read(tokens), 8.0)
+
+
+@pytest.mark.parametrize("gpu", ["l40s", "h100-sxm", "h200", "a100-sxm-80gb", "b200"])
+@pytest.mark.parametrize("target", ["gpt-oss-20b", QWEN])
+def test_experts_are_never_read_faster_than_the_memory_allows(target: str, gpu: str) -> None:
+    for tp in (1, 2):
+        for batch in (1, 2, 16, 128):
+            values = {"target": target, "gpu": gpu, "tp": tp, "batch": batch, "draft": "none"}
+            scenario = parse_scenario(values | {"prompt_tokens": 1000}).scenario()
+            rank = target_rank(scenario)
+            spec = rank.spec
+            assert spec.experts is not None
+            size = 3.0 * spec.experts.layers * spec.hidden * spec.experts.width // tp
+            read = float(spec.experts.read(float(batch))) * size * dtype_bytes(rank.expert_dtype)
+            seconds = float(estimate(scenario).target_step.part("experts").seconds)
+            assert seconds >= 0.999 * read / rank.machine.gpu.hbm_bandwidth
 
 
 # ---- limits ---------------------------------------------------------------------------------
