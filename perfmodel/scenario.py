@@ -272,7 +272,7 @@ class Scenario:
         return tuple(notes)
 
     def _layer_notes(self) -> list[str]:
-        """Warnings about a target that no engine of this project has run."""
+        """Warnings about layers that no engine of this project has run, or no one measured."""
         target, curves = self.target, self.kernels
         notes = []
         if target.family:
@@ -280,15 +280,10 @@ class Scenario:
                 f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
                 f"measured step supports this prediction"
             )
-        assumed = [
-            name
-            for name, is_assumed in (
-                ("experts", target.experts and self.weight_dtype not in curves.experts),
-                ("latent attention", target.latent and self.kv_dtype not in curves.latent),
-                ("linear attention", target.linear),
-            )
-            if is_assumed
-        ]
+        assumed = list(curves.unmeasured_layers(target, self.target_types))
+        if self.draft is not None:
+            of_draft = curves.unmeasured_layers(self.draft, self.draft_types)
+            assumed += [f"the draft's {name}" for name in of_draft if name not in assumed]
         if assumed:
             notes.append(
                 f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: their "

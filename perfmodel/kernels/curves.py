@@ -10,8 +10,10 @@ from perfmodel.kernels.collectives import CollectiveCurve
 from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.kernels.interpolate import LogTable
-from perfmodel.kernels.latent import LatentCurve
+from perfmodel.kernels.latent import LATENT, ROTARY, LatentCurve
+from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.gpu import GPU
+from perfmodel.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -44,6 +46,23 @@ class Efficiency:
     experts: Mapping[str, ExpertsCurve] = field(default_factory=dict)
     latent: Mapping[str, LatentCurve] = field(default_factory=dict)
     kv_fp8: LogTable | None = None
+
+    def latent_curve(self, spec: ModelSpec, kv_dtype: str) -> LatentCurve | None:
+        """Measured times of latent attention; None for other widths than the measured one."""
+        latent = spec.latent
+        if latent is None or (latent.kv_rank, latent.rope_dim) != (LATENT, ROTARY):
+            return None
+        return self.latent.get(kv_dtype)
+
+    def unmeasured_layers(self, spec: ModelSpec, types: StoredTypes) -> tuple[str, ...]:
+        """The kinds of layers of a model whose kernels were not measured with these types."""
+        no_latent = spec.latent is not None and self.latent_curve(spec, types.kv) is None
+        unmeasured = {
+            "experts": spec.experts is not None and types.experts not in self.experts,
+            "latent attention": no_latent,
+            "linear attention": spec.linear is not None,
+        }
+        return tuple(name for name, is_unmeasured in unmeasured.items() if is_unmeasured)
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.

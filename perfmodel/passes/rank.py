@@ -7,9 +7,9 @@ from typing import Self
 
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.kernels.latent import LATENT, ROTARY, LatentCurve
+from perfmodel.kernels.latent import LatentCurve
 from perfmodel.scenario import Scenario
-from perfmodel.specs.dtypes import UNQUANTISED
+from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
@@ -58,20 +58,13 @@ class Rank:
     @property
     def assumes_layers(self) -> bool:
         """Whether a roofline replaces the curves of layers without measured kernels."""
-        spec, curves = self.spec, self.curves
-        return (
-            (spec.experts is not None and self.expert_dtype not in curves.experts)
-            or (spec.latent is not None and self.latent_curve is None)
-            or spec.linear is not None
-        )
+        types = StoredTypes(weights=self.weight_dtype, experts=self.expert_dtype, kv=self.kv_dtype)
+        return bool(self.curves.unmeasured_layers(self.spec, types))
 
     @property
     def latent_curve(self) -> LatentCurve | None:
         """Measured times of latent attention; None for other widths than the measured one."""
-        latent = self.spec.latent
-        if latent is None or (latent.kv_rank, latent.rope_dim) != (LATENT, ROTARY):
-            return None
-        return self.curves.latent.get(self.kv_dtype)
+        return self.curves.latent_curve(self.spec, self.kv_dtype)
 
     @property
     def assumes_types(self) -> bool:

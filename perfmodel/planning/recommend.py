@@ -75,6 +75,7 @@ def recommend(
         plain=reference,
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
+        drafts=result.drafts,
         studied=studied,
         advantage=advantage,
         interval=interval,

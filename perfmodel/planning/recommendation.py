@@ -10,6 +10,7 @@ from perfmodel.display import html_table, number_range
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.search import Unmeasured
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
@@ -59,6 +60,7 @@ class Recommendation:
     plain: Candidate  # the best plan without speculation
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
+    drafts: tuple[str, ...]  # that were searched
     studied: Candidate | None  # the plan to which the following fields apply
     advantage: Interval | None  # over the best plan without speculation, at any TP
     interval: Interval | None  # of the gain over plain decoding at the same TP
@@ -121,9 +123,9 @@ class Recommendation:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Caveats of the best plan, and of an engine that was not measured."""
+        """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
-        notes = self.best.scenario.notes
+        notes = (*self._not_searched(), *self.best.scenario.notes)
         if version is None or version == profile_version(engine):
             return notes
         return (
@@ -131,6 +133,19 @@ class Recommendation:
             f"yours with `specroof calibrate engine` and give its profile as --engine",
             *notes,
         )
+
+    def _not_searched(self) -> list[str]:
+        """A note if the target states an MTP head that the engine runs and was not searched."""
+        target, version = self.best.scenario.target, self.runs_on
+        runs = version is None or "mtp" in version.methods
+        if not (target.mtp_layers and runs) or "mtp" in self.drafts:
+            return []
+        heads = [name for name in ("mtp", "eagle3") if name not in self.drafts]
+        labels = " and ".join(METHODS[name].label for name in heads)
+        return [
+            f"{target.name} has an MTP head, but {labels} drafts were not searched: give "
+            f"--draft {','.join([*heads, *self.drafts])}"
+        ]
 
     @property
     def prefill(self) -> str:

@@ -49,6 +49,7 @@ class Search:
     unmeasured: tuple[Unmeasured, ...]
     # The same as `candidates`, for plans that `version` cannot run.
     not_runnable: tuple[Candidate, ...] = ()
+    drafts: tuple[str, ...] = ()  # that were searched
     version: EngineVersion | None = None
 
     def ranked(self) -> list[Candidate]:
@@ -136,6 +137,7 @@ def search(
         candidates=tuple(measured),
         unmeasured=tuple(_least_alpha(unmeasured, objective)),
         not_runnable=tuple(not_runnable),
+        drafts=tuple(dict.fromkeys(draft for draft, _ in chosen)),
         version=version,
     )
 

@@ -35,16 +35,35 @@ def _id_obstacle(kind: str, model_id: str, name: str) -> str | None:
 
 def _dtype_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
-    weights = (*TORCH_DTYPES, *(("fp8",) if version.online_fp8 else ()))
-    if weight not in weights:
+    weights = _loaded_types(version)
+    if plan.has_quantised_checkpoint:
+        if reason := _other_types(plan):
+            return reason
+    elif weight not in weights:
         return (
             f"it reads {weight} weights only from a quantised checkpoint; use a weight_dtype of "
             f"{', '.join(weights)}, or give such a checkpoint as the target."
         )
-    unquantised = "bf16" if weight == "fp8" else weight
+    unquantised = weight if weight in TORCH_DTYPES else "bf16"
     if kv not in ("fp8", unquantised):
         return f"it has no {kv} KV cache with {weight} weights; use kv_dtype {unquantised} or fp8."
     return None
+
+
+def _loaded_types(version: EngineVersion) -> tuple[str, ...]:
+    """The types in which an engine loads a checkpoint that is not quantised."""
+    return (*TORCH_DTYPES, *(("fp8",) if version.online_fp8 else ()))
+
+
+def _other_types(plan: ExportPlan) -> str | None:
+    """Why a quantised checkpoint cannot run in the types of the plan: they are not its own."""
+    scenario, target = plan.scenario, plan.scenario.target
+    weights = target.weight_dtype or "bf16"
+    own = (weights, target.expert_dtype or weights)
+    if own == (scenario.target_types.weights, scenario.target_types.experts):
+        return None
+    stored = " and ".join(dict.fromkeys(own))
+    return f"{target.name} is a quantised checkpoint in {stored}; leave weight_dtype out."
 
 
 def _size_obstacle(plan: ExportPlan) -> str | None:
@@ -84,14 +103,26 @@ def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
         )
     if plan.method == "draft" and scenario.draft is not None:
         return _id_obstacle("draft", plan.draft_id, scenario.draft.name)
-    return _head_obstacle(plan)
+    return _head_obstacle(version, plan)
 
 
-def _head_obstacle(plan: ExportPlan) -> str | None:
-    """Why a built-in draft cannot run: all but look-ups need a checkpoint."""
-    if METHODS[plan.method].kind is MethodKind.LOOKUP or plan.draft_checkpoint:
+def _head_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """Why a built-in draft cannot run: all but look-ups need a checkpoint, in a type it can have.
+
+    An MTP head is stored like its target.
+    """
+    method, dtype = METHODS[plan.method], plan.scenario.draft_types.weights
+    if method.kind is MethodKind.LOOKUP:
+        return None
+    if not plan.draft_checkpoint:
+        return (
+            f"the checkpoint of the {method.label} draft is not known; give its hub id or folder "
+            f"with --draft-checkpoint."
+        )
+    is_known = method.name == "mtp" or plan.scenario.draft_dtype or dtype in _loaded_types(version)
+    if is_known:
         return None
     return (
-        f"the checkpoint of the {METHODS[plan.method].label} draft is not known; give its hub id "
-        f"or folder with --draft-checkpoint."
+        f"it reads {dtype} weights only from a quantised checkpoint; state the type of the "
+        f"{method.label} draft's, such as draft_dtype bf16."
     )

@@ -67,7 +67,7 @@ def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, o
         config |= NGRAM
     if plan.draft_id:
         config |= {"model": plan.draft_id, "draft_tensor_parallel_size": plan.scenario.tp}
-        if plan.scenario.weight_dtype == "fp8":
+        if plan.quantises_draft:
             config["quantization"] = "fp8"
     if plan.method == "p-eagle":
         config["parallel_drafting"] = True
@@ -109,7 +109,7 @@ def sglang(version: EngineVersion, plan: ExportPlan) -> list[str]:
     command += ["--speculative-algorithm", version.methods[plan.method]]
     if plan.draft_id:
         command += ["--speculative-draft-model-path", plan.draft_id]
-        if plan.scenario.weight_dtype == "fp8":
+        if plan.quantises_draft:
             command += ["--speculative-draft-model-quantization", "fp8"]
     if METHODS.get(plan.method) is None or METHODS[plan.method].kind is MethodKind.HEAD:
         command += ["--speculative-num-steps", str(gamma), "--speculative-eagle-topk", "1"]
@@ -144,7 +144,7 @@ def tensorrt_llm(version: EngineVersion, plan: ExportPlan) -> list[str]:
         f"max_batch_size: {plan.batch}",
         f"max_num_tokens: {plan.step_tokens}",
         f"max_seq_len: {plan.served_tokens}",
-        f"dtype: {TORCH_DTYPES[scenario.weight_dtype]}",
+        f"dtype: {TORCH_DTYPES.get(scenario.weight_dtype, 'bfloat16')}",
         "cuda_graph_config:",
         f"  max_batch_size: {plan.batch}",
         "  enable_padding: true",
@@ -191,7 +191,7 @@ def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
 def _dtype_flags(plan: ExportPlan, *, kv_fp8: str) -> list[str]:
     weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
     flags = ["--dtype", TORCH_DTYPES.get(weight, "bfloat16")]
-    if weight == "fp8":
+    if weight == "fp8" and not plan.has_quantised_checkpoint:
         flags += ["--quantization", "fp8"]
     return [*flags, "--kv-cache-dtype", kv_fp8 if kv == "fp8" else "auto"]
 

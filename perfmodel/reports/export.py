@@ -82,6 +82,19 @@ class ExportPlan:
         return self.draft_checkpoint or (_model_id(draft) if self.method == "draft" else "")
 
     @property
+    def has_quantised_checkpoint(self) -> bool:
+        """Whether the target's checkpoint states its types, so that no flag needs to."""
+        target = self.scenario.target
+        return bool(target.weight_dtype or target.expert_dtype)
+
+    @property
+    def quantises_draft(self) -> bool:
+        """Whether the engine itself turns the draft's weights into fp8 when it loads them."""
+        draft = self.scenario.draft
+        is_stored = draft is not None and draft.weight_dtype and self.method in ("draft", "mtp")
+        return self.scenario.draft_types.weights == "fp8" and not is_stored
+
+    @property
     def method(self) -> str:
         """The decoding method: "plain", "draft", or a built-in draft."""
         return method_of(self.scenario)

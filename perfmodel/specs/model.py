@@ -51,6 +51,7 @@ class ModelSpec:
     weight_dtype: str = ""  # storage types of the checkpoint; "" if not quantised
     expert_dtype: str = ""
     kv_dtype: str = ""
+    mtp_layers: int = 0  # multi-token-prediction layers that the checkpoint states
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
     source: str = ""

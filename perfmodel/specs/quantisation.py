@@ -8,6 +8,7 @@ refused by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, either, shown
@@ -67,8 +68,9 @@ def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str
 
 def _keeps_attention(stated: Mapping[str, Any], where: str) -> bool:
     """Whether the list of modules that are not quantised names the attention of layers."""
-    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers"):
-        modules = stated.get(key) or []
+    keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
+    for fields, key in product((stated, _modelopt_fields(stated)), keys):
+        modules = fields.get(key) or []
         if not isinstance(modules, list):
             raise ConfigError(f"{where}: {key}={shown(modules)} must be a list of modules")
         if any("self_attn" in str(module) for module in modules):
@@ -97,9 +99,14 @@ def _integers(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
     return f"int{bits}", ""
 
 
+def _modelopt_fields(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of modelopt, which are one level deeper in `hf_quant_config.json`."""
+    inner = stated.get("quantization")
+    return inner if isinstance(inner, Mapping) else stated
+
+
 def _modelopt(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
-    inner = stated.get("quantization")  # in hf_quant_config.json
-    fields = inner if isinstance(inner, Mapping) else stated
+    fields = _modelopt_fields(stated)
     algorithm = fields.get("quant_algo")
     kv = _kv(fields["kv_cache_quant_algo"], where) if fields.get("kv_cache_quant_algo") else ""
     kv = kv or _scheme(fields, where)

@@ -90,6 +90,10 @@ def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec
     outer = {"quantization_config": config.get("quantization_config")}
     config_fields.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
     fields = {"model_type": _WRAPPERS[model_type]} | dict(text)
-    if fields["model_type"] in _WRAPPERS:
-        raise ConfigError(f"{name}: text_config has model_type {model_type}, which has no decoder")
+    decoder = fields["model_type"]
+    if not isinstance(decoder, str) or decoder in _WRAPPERS:
+        raise ConfigError(
+            f"{name}: text_config has model_type={shown(decoder)}, which is not a text decoder; "
+            f"use the model_type of the decoder, such as {_WRAPPERS[model_type]}"
+        )
     return replace(model_spec(fields, name=name), family=model_type)

@@ -152,8 +152,11 @@ class Shared(Text):
     num_nextn_predict_layers: Whole = 1
 
     def spec(self, name: str) -> ModelSpec:
+        states_mtp = "num_nextn_predict_layers" in self.model_fields_set
         return _with_experts(
-            super().spec(name),
+            replace(
+                super().spec(name), mtp_layers=self.num_nextn_predict_layers if states_mtp else 0
+            ),
             layers=max(self.num_hidden_layers - self.first_k_dense_replace, 0),
             count=self.n_routed_experts,
             top_k=self.num_experts_per_tok,

@@ -1,5 +1,9 @@
 """GEMMs with quantised weights: which curve prices which type on which GPU."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -106,3 +110,35 @@ def test_a_type_without_measured_kernels_has_a_note() -> None:
 
     assert "int4 weights were not measured on h100-sxm" in notes("int4")
     assert "weights were not measured" not in notes("fp8") + notes("bf16")
+
+
+# MLA was only measured with a latent vector of 512.
+NARROW = catalog.model_config("deepseek-v3") | {"kv_lora_rank": 256, "quantization_config": None}
+DRAFT = {"draft": "self", "draft_policy": "streamingllm", "gamma": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"target": "gpt-oss-120b", "gpu": "a100-sxm-80gb"}, "experts"),
+        ({"target": "gpt-oss-120b", "gpu": "h100-sxm"}, "experts"),
+        ({"target": "deepseek-v3", "gpu": "h200"}, "experts"),
+        ({"target": "qwen3-30b-a3b", "gpu": "h100-sxm", "weight_dtype": "nvfp4"}, "experts"),
+        ({"target": "narrow", "gpu": "h200"}, "attention"),
+        ({"target": "deepseek-v3", "gpu": "h200"}, "attention"),
+        ({"target": "deepseek-v3", "gpu": "h200", "kv_dtype": "int8"}, "attention"),
+        (DRAFT | {"target": "qwen3-30b-a3b", "draft_dtype": "nvfp4"}, "experts"),
+        (DRAFT | {"target": "qwen3-30b-a3b", "draft_dtype": "fp8"}, "experts"),
+    ],
+)
+def test_assumed_layers_have_a_note_and_measured_ones_have_none(
+    values: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NARROW))
+    folder = {"target": str(tmp_path)} if values["target"] == "narrow" else {}
+    point = estimate(parse_scenario({"tp": 4, "gpu": "h100-sxm"} | values | folder).scenario())
+    steps = [step for step in (point.target_step, point.draft_step) if step is not None]
+    origins = [one.origin for step in steps for one in step.parts if part in one.name]
+    assert origins
+    noted = any("were not measured on" in note and part in note for note in point.scenario.notes)
+    assert noted == (Origin.ASSUMED in origins)

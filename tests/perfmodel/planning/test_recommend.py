@@ -23,7 +23,7 @@ from perfmodel.catalog.scenarios import read_scenario
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.recommend import gain_interval, recommend
 from perfmodel.planning.search import search
-from perfmodel.specs import parse_slo
+from perfmodel.specs import named_version, parse_slo
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
 
@@ -292,3 +292,35 @@ def test_limits_that_only_plain_decoding_meets() -> None:
     assert not result.speculates and result.studied is None
     assert result.batch is result.context is result.schedule is result.interval is None
     assert result.sensitivities == ()
+
+
+# ---- built-in heads -----------------------------------------------------------------------------
+
+HEADS: dict[str, Any] = {"gpu": "h200", "tp": 8, "batch": 8, "prompt_tokens": 8000}
+
+
+@pytest.mark.parametrize(
+    ("target", "drafts", "runs_on", "noted"),
+    [
+        ("deepseek-v3", ["self"], None, True),
+        ("deepseek-v3", ["self", "eagle3"], "vllm", True),
+        ("deepseek-v3", ["self", "mtp"], None, False),
+        ("deepseek-v3", ["self"], "tensorrt-llm", False),  # it runs no MTP
+        ("kimi-k2", ["self"], None, False),  # num_nextn_predict_layers is 0
+        ("deepseek-v2", ["self"], None, False),  # and here not stated
+    ],
+)
+def test_a_stated_mtp_head_that_was_not_searched_is_noted(
+    target: str, drafts: list[str], runs_on: str | None, noted: bool
+) -> None:
+    choices = [(draft, "streamingllm" if draft == "self" else "full") for draft in drafts]
+    base = a_scenario(target=target, **HEADS)
+    version = None if runs_on is None else named_version(runs_on)
+    # No limit on memory: Kimi K2 does not fit on these GPUs.
+    limits = SLO(memory_fraction=10.0)
+    found = recommend(search(base, choices=choices, budgets=(512,), runs_on=version, slo=limits))
+    notes = [note for note in found.notes if "MTP" in note]
+    assert bool(notes) == noted
+    if noted:
+        (stated,) = re.findall(r"--draft (\S+)", notes[0])
+        assert "mtp" in stated.split(",") and set(drafts) <= set(stated.split(","))

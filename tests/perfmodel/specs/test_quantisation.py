@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perfmodel import ConfigError, catalog, parse_scenario
+from perfmodel import ConfigError, catalog, estimate, parse_scenario
 from perfmodel.catalog._config_file import read_hf_config
 from perfmodel.specs.quantisation import Stored, without_quantisation
 
@@ -79,6 +79,10 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         {"quant_method": "fp8", "weight_block_size": [128, 0]},
         {"quant_method": "fp8", "weight_block_size": "128"},
         {"quant_method": "fp8", "modules_to_not_convert": "lm_head"},
+        {
+            "quant_method": "modelopt",
+            "quantization": {"quant_algo": "FP8", "exclude_modules": "lm_head"},
+        },
         compressed(4, "int") | {"kv_cache_scheme": {"num_bits": 4, "type": "float"}},
         compressed(4, "int") | {"kv_cache_scheme": "fp8"},
         {"quant_method": "compressed-tensors"},
@@ -105,6 +109,22 @@ def test_a_file_of_modelopt_beside_the_config_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, LLAMA, hf_quant_config=quantised)
     scenario = parse_scenario({"target": path}).scenario()
     assert (scenario.weight_dtype, scenario.kv_dtype) == ("fp8", "fp8")
+
+
+def test_modules_excluded_by_modelopt_are_those_that_a_config_ignores(tmp_path: Path) -> None:
+    config = catalog.model_config("deepseek-v3") | {"quantization_config": None}
+    excluded = [f"model.layers.{layer}.self_attn*" for layer in range(61)]
+    inner = {"quant_algo": "NVFP4", "exclude_modules": excluded}
+    for name in ("inner", "outer"):
+        (tmp_path / name).mkdir()
+    beside = write(tmp_path / "inner", config, hf_quant_config={"quantization": inner})
+    stated = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": excluded}
+    inside = write(tmp_path / "outer", config | {"quantization_config": stated})
+    first, second = (
+        estimate(parse_scenario({"target": path, "tp": 8}).scenario()).memory
+        for path in (beside, inside)
+    )
+    assert first.weights == second.weights
 
 
 def test_stated_types_take_precedence_over_those_of_the_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Quantised checkpoints are exported in the types that they state, and in no others."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfmodel import catalog, parse_scenario
+from perfmodel.errors import ConfigError
+from perfmodel.reports import ExportPlan, export_plan
+
+SERVERS = ("vllm", "sglang", "tensorrt-llm")
+LLAMA = catalog.model_config("llama-3.1-8b")
+STORED: dict[str, dict[str, Any]] = {
+    "fp8": {"quant_method": "fp8"},
+    "fp8_block": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "int4": {"quant_method": "awq", "bits": 4},
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+}
+
+
+def plan_of(**values: Any) -> ExportPlan:
+    stated = {"gpu": "h200", "tp": 8, "batch": 4, "prompt_tokens": 8000} | values
+    return ExportPlan.of_scenario(parse_scenario(stated).scenario(), engine="vllm")
+
+
+def words(engine: str, plan: ExportPlan) -> list[str]:
+    lines = export_plan(engine=engine, plan=plan).splitlines()
+    return shlex.split(next(line for line in lines if not line.startswith("#")))
+
+
+def folder(path: Path, dtype: str) -> str:
+    (path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": STORED[dtype]}))
+    return str(path)
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+@pytest.mark.parametrize("target", ["deepseek-v3", "deepseek-ai/DeepSeek-V3", "gpt-oss-120b"])
+def test_a_catalog_checkpoint_runs_in_its_own_types(engine: str, target: str) -> None:
+    text = export_plan(engine=engine, plan=plan_of(target=target))
+    assert catalog.model(target).hub_id in text and "quantization" not in text
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+@pytest.mark.parametrize("dtype", STORED)
+def test_a_folder_runs_in_its_own_type_and_no_other(
+    engine: str, dtype: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path, dtype)
+    text = export_plan(engine=engine, plan=plan_of(target=path))
+    assert path in text and "quantization" not in text
+    with pytest.raises(ConfigError, match=f"quantised checkpoint in {dtype}"):
+        export_plan(engine=engine, plan=plan_of(target=path, weight_dtype="bf16"))
+
+
+def test_only_an_unquantised_checkpoint_is_turned_into_fp8(tmp_path: Path) -> None:
+    draft = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 2}
+    online = words("sglang", plan_of(target="llama-3.1-8b", weight_dtype="fp8", **draft))
+    stored = words("sglang", plan_of(target=folder(tmp_path, "fp8"), **draft))
+    flags = {"--quantization", "--speculative-draft-model-quantization"}
+    assert flags <= set(online) and not flags & set(stored)
+
+
+def test_a_head_states_its_type_unless_it_is_part_of_the_checkpoint() -> None:
+    def head(**values: Any) -> ExportPlan:
+        return replace(plan_of(target="deepseek-v3", gamma=2, **values), draft_checkpoint="me/head")
+
+    assert "me/head" in export_plan(engine="vllm", plan=head(draft="mtp"))
+    assert "me/head" in export_plan(engine="vllm", plan=head(draft="eagle3", draft_dtype="bf16"))
+    with pytest.raises(ConfigError, match="draft_dtype"):
+        export_plan(engine="vllm", plan=head(draft="eagle3"))
