@@ -145,12 +145,9 @@ def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) ->
         return plain
     interval = gain_interval(fastest, result.objective)
     slowest = result.cost(fastest) * interval.value / interval.low
-    best: dict[int, Candidate] = {}
-    for candidate in drafts:
-        best.setdefault(candidate.parts, candidate)
-    for _, candidate in sorted(best.items()):
-        pays = plain is None or _advantage(result, candidate, plain).low > 1.0
-        if result.cost(candidate) <= slowest and pays:
+    as_fast = [c for c in drafts if result.cost(c) <= slowest]
+    for candidate in sorted(as_fast, key=lambda c: c.parts):  # of equal parts, the fastest first
+        if plain is None or _advantage(result, candidate, plain).low > 1.0:
             return candidate
     return fastest
 

@@ -42,7 +42,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported
 
 from fuzz_cases import Case, cases, flags  # noqa: E402
 
-CPU_S, WALL_S, MEMORY, LINE = 5.0, 600.0, 10**9, 400
+CPU_S, WALL_S, MEMORY, LINE = float(os.environ.get("CPU_S", "5")), 600.0, 10**9, 400
 SILENCE_S = 1800.0  # after which workers are taken to hang in compiled code
 BLOCK = 250  # inputs that a worker takes at once
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "tests/soak/fuzz.py"
-INPUTS = int(os.environ.get("INPUTS", "1000"))
+INPUTS = int(os.environ.get("INPUTS", "500"))
 
 
 def fuzz(folder: Path, *flags: str, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -56,6 +56,7 @@ def test_the_fuzz_reports_each_kind_of_failure(tmp_path: Path, fault: str, says:
         "real = a.import_acceptance\na.import_acceptance = read\n"
     )
     before = f"sys.path.insert(0, {str(tmp_path)!r}); import broken"
+    before = f"import os; os.environ['CPU_S'] = '2'; {before}"
     done = fuzz(tmp_path / "out", "--inputs", "2", "--only", "report page", before=before)
     assert done.returncode == 1, done.stdout + done.stderr
     assert says in done.stdout

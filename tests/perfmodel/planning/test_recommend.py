@@ -303,11 +303,9 @@ HEADS: dict[str, Any] = {"gpu": "h200", "tp": 8, "batch": 8, "prompt_tokens": 80
     ("target", "drafts", "runs_on", "noted"),
     [
         ("deepseek-v3", ["self"], None, True),
-        ("deepseek-v3", ["self", "eagle3"], "vllm", True),
         ("deepseek-v3", ["self", "mtp"], None, False),
         ("deepseek-v3", ["self"], "tensorrt-llm", False),  # it runs no MTP
         ("kimi-k2", ["self"], None, False),  # num_nextn_predict_layers is 0
-        ("deepseek-v2", ["self"], None, False),  # and here not stated
     ],
 )
 def test_a_stated_mtp_head_that_was_not_searched_is_noted(
