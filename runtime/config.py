@@ -2,7 +2,7 @@
 
 `config.json` and `generation_config.json` are read by transformers, so that defaults and old
 spellings are the same. Fields that this runtime does not implement are refused by name, never
-ignored. `perfmodel.specs.hf_config` follows the same rules without transformers;
+ignored. `perfmodel.specs.checkpoint.hf_config` follows the same rules without transformers;
 `tests/test_config_truth.py` compares the two.
 """
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
-from perfmodel.specs import config_fields as predicted
+from perfmodel.specs.checkpoint import config_fields as predicted
 from runtime import ALONE, BatchShape, DraftPlan, EngineSetup, Model, Ranks, build_engine
 from runtime import config_fields as run
 from runtime.attention import PassLayout

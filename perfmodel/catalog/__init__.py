@@ -29,11 +29,11 @@ from perfmodel.catalog._schema import (
     read,
 )
 from perfmodel.errors import ConfigError, printable, shown, unknown_name
+from perfmodel.specs.checkpoint.quantisation import without_quantisation
 from perfmodel.specs.families import model_spec
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-from perfmodel.specs.quantisation import without_quantisation
 
 # ---- GPUs -----------------------------------------------------------------------------------
 

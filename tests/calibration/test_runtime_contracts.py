@@ -7,7 +7,7 @@ import torch
 from tiny_models import MetaWeights
 
 from perfmodel import DraftPlan, ModelSpec, catalog
-from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.checkpoint.hf_config import from_hf_config
 from runtime import (
     ALONE,
     BatchShape,

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.specs import config_fields, hf_config
+from perfmodel.specs.checkpoint import config_fields, hf_config
 from perfmodel.specs.families import dense, mixtures
 from perfmodel.specs.families.base import Text
 from perfmodel.specs.model import ModelSpec

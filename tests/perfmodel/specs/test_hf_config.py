@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from perfmodel import catalog
 from perfmodel.catalog._config_file import MAX_CONFIG_BYTES, read_hf_config
 from perfmodel.errors import ConfigError
-from perfmodel.specs.hf_config import from_hf_config
+from perfmodel.specs.checkpoint.hf_config import from_hf_config
 from perfmodel.specs.model import ModelSpec
 
 SIZES = {

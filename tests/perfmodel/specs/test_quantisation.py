@@ -8,7 +8,7 @@ import pytest
 
 from perfmodel import ConfigError, catalog, estimate, parse_scenario
 from perfmodel.catalog._config_file import read_hf_config
-from perfmodel.specs.quantisation import Stored, without_quantisation
+from perfmodel.specs.checkpoint.quantisation import Stored, without_quantisation
 
 LLAMA = catalog.model_config("llama-3.2-1b")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from perfmodel.errors import ConfigError, fault_reason, printable, shown
-from perfmodel.specs.config_fields import check_names, check_refused
+from perfmodel.specs.checkpoint.config_fields import check_names, check_refused
 from perfmodel.specs.model import ModelSpec
 
 Count = Annotated[int, Field(ge=1, le=10**9)]

@@ -1,0 +1,1 @@
+"""Reading a checkpoint: its `config.json`, the fields that are refused, and stored types."""
