@@ -100,7 +100,7 @@ def fit_records(
 
 def fits_a_curve(records: RecordSet, cell: Cell) -> bool:
     """False for a self-draft with the full KV cache, which is the target itself."""
-    return cell.key.view.policy != "full" or records.header["draft"] != "self"
+    return cell.key.view.policy != "full" or str(records.header["draft"]) != "self"
 
 
 def _of_one_kind(chosen: Sequence[Cell], policy: str) -> list[Cell]:

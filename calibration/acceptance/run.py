@@ -11,14 +11,14 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from calibration.acceptance.window import CachedText, Task, measure_window
-from calibration.records.acceptance import DraftView, RecordFile, Window
+from calibration.records.acceptance import DraftView, Policy, RecordFile, Window
 from runtime import (
     ALONE,
     Decoder,
@@ -173,7 +173,9 @@ def draft_views(
         names = settings[policy]
         views += [
             DraftView(
-                policy=policy, page_tokens=page_tokens, **dict(zip(names, values, strict=True))
+                policy=cast(Policy, policy),
+                page_tokens=page_tokens,
+                **dict(zip(names, values, strict=True)),
             )
             for values in product(*names.values())
         ]

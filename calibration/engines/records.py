@@ -13,12 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from calibration.records.jsonl import Line, RecordError, read_lines
+from calibration.records.jsonl import Count, Line, NonNegative, Positive, RecordError, read_lines
 from calibration.records.kernels import GPU_NAMES
-
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,16 @@ The header states what was measured (weights, texts, temperature, dtypes). Torch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Required
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, ConfigDict, Field
+from typing_extensions import TypedDict
 
-from calibration.records.jsonl import Line, RecordError, RecordLog, read_lines
-from perfmodel.errors import shown
+from calibration.records.jsonl import Line, RecordError, RecordLog, decode, read_lines
 
 SCHEMA = 1
 LAGS = (1, 2, 4, 8, 16)
@@ -24,11 +25,28 @@ RENEWAL_GAMMAS = (2, 4, 8, 16)
 ContextTokens = Annotated[
     int, Field(ge=1, le=1 << 40, validation_alias=AliasChoices("context_tokens", "prefix_tokens"))
 ]
+Policy = Literal["full", "streamingllm", "snapkv"]
 Tokens = Annotated[int, Field(ge=0, le=1 << 40)]
 Rounds = Annotated[int, Field(ge=1, le=10**9)]
 Sum = Annotated[float, Field(ge=0, le=1e9)]  # over rounds
+Temperature = Annotated[float, Field(ge=0, le=100)]
 Moment = Annotated[float, Field(ge=-1, le=1)]
 Size = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class Header(TypedDict, total=False):
+    """What every header of acceptance records states; it may state more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    schema: Required[Literal[1]]
+    model: Required[str]
+    draft: Required[str]
+    gamma: Required[Rounds]
+    temperature: Required[Temperature]
+    scored_tokens: Required[Rounds]
+    dtype: Required[str]
+    device: Required[str]
+    texts: dict[str, Any]
 
 
 class Renewal(NamedTuple):
@@ -54,12 +72,12 @@ class DraftView:
     or "relative" if a StreamingLLM draft counts positions inside its cache.
     """
 
-    policy: str
+    policy: Policy
     kv_budget: Tokens | None = None
     sink: Tokens | None = None
     snapkv_window: Tokens | None = None
     snapkv_pool: Tokens | None = None
-    positions: str = "absolute"
+    positions: Literal["absolute", "relative"] = "absolute"
     page_tokens: Rounds = 16
 
     @property
@@ -160,10 +178,11 @@ def read_acceptance(path: Path) -> RecordSet:
             f"{first.place}: not the header of acceptance records (schema {SCHEMA}); write the "
             "file with `specroof calibrate acceptance`"
         )
-    return RecordSet(header, tuple(_record(line, header.get("gamma")) for line in lines))
+    positions = decode(Header, json.dumps(header), f"{first.place}, header")["gamma"]
+    return RecordSet(header, tuple(_record(line, positions) for line in lines))
 
 
-def _record(line: Line, positions: object) -> Record:
+def _record(line: Line, positions: int) -> Record:
     """The record in a line; an error if its sums exceed the number of rounds."""
     record = line.decode(Record)
     most = 1.001 * record.rounds  # sums are rounded
@@ -172,7 +191,7 @@ def _record(line: Line, positions: object) -> Record:
         if not values or len(values) != positions:
             raise RecordError(
                 f"{line.place}: {name} has {len(values)} positions, but the header has "
-                f"gamma={shown(positions)}"
+                f"gamma={positions}"
             )
         if max(values) > most:
             raise RecordError(

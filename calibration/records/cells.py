@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Literal, Required
+from typing import Literal, Required
 
-from pydantic import Field
 from typing_extensions import TypedDict
+
+from calibration.records.jsonl import Count
 
 OVER_CACHE = ("attention", "attention_between")
 LAYERS = ("layer", "rank_layer")
 PAGE = 16
-Count = Annotated[int, Field(gt=0, le=1 << 40)]
 
 
 class Cell(TypedDict, total=False):

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from calibration.records.acceptance import ContextTokens, DraftView
+from pydantic import Field
+
+from calibration.records.acceptance import ContextTokens, DraftView, Rounds, Temperature
 from calibration.records.jsonl import read_lines
+
+Accepted = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +30,16 @@ class CountedRun:
     context_tokens: ContextTokens
     windows: tuple[int, ...]
     view: DraftView
-    gamma: int
-    temperature: float
+    gamma: Rounds
+    temperature: Temperature
     seed: int
-    accepted: tuple[tuple[int, ...], ...]
+    accepted: Annotated[tuple[Accepted, ...], Field(min_length=1)]
     generated: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        most = max(map(max, self.accepted))
+        if most > self.gamma:
+            raise ValueError(f"has {most} accepted drafts in a round, but gamma={self.gamma}")
 
     @property
     def tokens_per_round(self) -> float:

@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar, cast
+from typing import Annotated, Any, Self, TextIO, TypeVar, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, printable, shown
@@ -30,6 +30,19 @@ from perfmodel.input_file import distinct, read_input
 from perfmodel.output_file import output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
+LEAST, MOST = 1e-9, 1e9  # of measured quantities: from a nanosecond to decades
+
+
+def _zero_or_measurable(value: float) -> float:
+    if 0 < value < LEAST:
+        raise ValueError(f"is below {LEAST}, which nobody can measure")
+    return value
+
+
+# Numbers in records, in any unit.
+Count = Annotated[int, Field(gt=0, le=1 << 40)]
+Positive = Annotated[float, Field(ge=LEAST, le=MOST)]
+NonNegative = Annotated[float, Field(ge=0, le=MOST), AfterValidator(_zero_or_measurable)]
 
 T = TypeVar("T")
 

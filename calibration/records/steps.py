@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from calibration.records.jsonl import RecordError, decode, read_lines, read_text
+from calibration.records.jsonl import (
+    Count,
+    NonNegative,
+    Positive,
+    RecordError,
+    decode,
+    read_lines,
+    read_text,
+)
 from calibration.records.kernels import gpu_of
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
@@ -21,9 +29,6 @@ TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 TRIALS = {"trials": "capturing stream"}
 # Header entry: where a timed pass of the target ends. Without it, passes end at the logits.
 PASS_END = {"pass_end": "tokens"}
-Count = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 
 Pair = tuple[str, str | None, int]  # target, standalone draft or None, and ranks
 

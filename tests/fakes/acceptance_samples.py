@@ -9,6 +9,7 @@ import numpy as np
 from calibration.records.acceptance import (
     RENEWAL_GAMMAS,
     DraftView,
+    Policy,
     Record,
     RecordSet,
     Renewal,
@@ -23,7 +24,7 @@ HEADER = {
 }  # fmt: skip
 
 
-def view(policy: str, budget: int) -> DraftView:
+def view(policy: Policy, budget: int) -> DraftView:
     """A view of the main grid."""
     if policy == "streamingllm":
         return DraftView(policy=policy, kv_budget=budget, sink=16)

@@ -9,7 +9,8 @@ import pytest
 from acceptance_samples import HEADER, record, view
 
 from calibration.records.acceptance import RecordFile, RecordSet, merged, read_acceptance
-from calibration.records.jsonl import RecordError
+from calibration.records.counted import read_runs
+from calibration.records.jsonl import RecordError, write_records
 
 FIRST = record(view("snapkv", 64), alpha=0.8)
 SECOND = record(view("snapkv", 64), alpha=0.7, index=1)
@@ -75,3 +76,42 @@ def test_older_files_with_prefix_tokens_are_read(tmp_path: Path) -> None:
     assert '"context_tokens":' in text
     path.write_text(text.replace('"context_tokens":', '"prefix_tokens":'))
     assert read_acceptance(path).records == (FIRST,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"model":"m",', "", "line 1.*model"),
+        ('"draft":"self"', '"draft":7', "line 1.*draft"),
+        ('"scored_tokens":32', '"scored_tokens":1e999', "line 1"),
+        ('"temperature":1.0', '"temperature":"hot"', "line 1.*temperature"),
+        ('"policy":"snapkv"', '"policy":"snap"', "line 2.*policy"),
+        ('"positions":"absolute"', '"positions":"other"', "line 2.*positions"),
+    ],
+)
+def test_a_file_without_a_fact_that_is_used_is_refused(
+    tmp_path: Path, old: str, new: str, place: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    write(path, FIRST)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(RecordError, match=place):
+        read_acceptance(path)
+
+
+@pytest.mark.parametrize("accepted", [(), ((),), ((3,), ()), ((-1,),), ((5,),), ((10**400,),)])
+def test_counts_of_no_round_or_above_gamma_are_refused(
+    tmp_path: Path, accepted: tuple[tuple[int, ...], ...]
+) -> None:
+    run = {
+        "text": "t", "context_tokens": 64, "windows": [0], "view": {"policy": "full"}, "gamma": 4,
+        "temperature": 0.0, "seed": 1, "accepted": [[2, 4]],
+    }  # fmt: skip
+    path = tmp_path / "c.jsonl"
+    write_records(path, {}, [{"counted": run}])
+    assert read_runs(path)[0].tokens_per_round == 4.0
+    write_records(path, {}, [{"counted": {**run, "accepted": accepted}}])
+    with pytest.raises(RecordError, match="line 2: counted"):
+        read_runs(path)

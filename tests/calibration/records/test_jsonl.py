@@ -11,6 +11,8 @@ import pytest
 
 from calibration.records import jsonl
 from calibration.records.jsonl import (
+    NonNegative,
+    Positive,
     RecordError,
     RecordLog,
     decode,
@@ -158,3 +160,32 @@ def test_the_header_of_older_files_is_read(tmp_path: Path) -> None:
     path.write_text('{"op": "provenance", "gpu": "NVIDIA H200", "parts": [1, 2]}\n{"op": "gemm"}\n')
     with log(path) as file:
         assert [line.value for line in file.lines] == [{"op": "gemm"}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    step_s: Positive
+    draft_s: NonNegative
+
+
+@pytest.mark.parametrize(
+    ("step_s", "draft_s", "valid"),
+    [
+        (0.02, 0.0, True),
+        (1e-9, 1e-9, True),
+        (0.0, 0.0, False),
+        (1e-320, 0.0, False),
+        (1e300, 0.0, False),
+        (0.02, 1e-320, False),
+        (0.02, -0.1, False),
+    ],
+)
+def test_a_quantity_that_nobody_can_measure_is_refused(
+    step_s: float, draft_s: float, valid: bool
+) -> None:
+    text = f'{{"step_s": {step_s!r}, "draft_s": {draft_s!r}}}'
+    if valid:
+        assert decode(Timed, text, "f") == Timed(step_s=step_s, draft_s=draft_s)
+    else:
+        with pytest.raises(RecordError, match=r"^f: (step|draft)_s="):
+            decode(Timed, text, "f")
