@@ -18,7 +18,7 @@ explore: $(EXPLORER)
 	@$(BIN)/specroof explore
 
 test: $(ALL) check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Tests that need neither network nor browser and take less than about a second each.
 quick: $(ALL)

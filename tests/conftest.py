@@ -1,6 +1,21 @@
-"""Settings of every test: properties are drawn without a deadline, since a machine may be busy."""
+"""Settings of every test, and the order of files.
 
+Properties are drawn without a deadline, since a machine may be busy. Files of slow tests run first,
+so that two processes end at about the same time. A shell starts background jobs with Ctrl-C
+ignored, and the commands under test would inherit that.
+"""
+
+import signal
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -10,7 +10,7 @@ the closed form are added.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,7 +83,7 @@ def service_gain(
 
     def width(other_alpha: Floats, other_factor: float, side: float) -> Floats:
         by_alpha = np.log(value / at.gain(alpha_shift=other_alpha))
-        by_time = np.log(value / at.gain(round_factor=other_factor))
+        by_time = np.log(value / at.gain(rounds=other_factor))
         by_prompt: Floats = np.zeros(())
         for distance in by_prompts:
             by_prompt = np.maximum(by_prompt, side * distance)
@@ -105,42 +105,41 @@ class _At:
     kv_budget_tokens: ArrayLike | None
 
     def gain(
-        self, alpha_shift: ArrayLike = 0.0, round_factor: float = 1.0, prompt_factor: float = 1.0
+        self, alpha_shift: ArrayLike | None = None, *, rounds: float = 1.0, prompts: float = 1.0
     ) -> Floats:
-        """The ratio to plain decoding, whose prompts take as long."""
-        result = service(
-            self.scenario,
-            batch=self.batch,
-            prompt_tokens=self.prompt_tokens,
-            gamma=self.gamma,
-            kv_budget_tokens=self.kv_budget_tokens,
-            alpha_shift=alpha_shift,
-            round_factor=round_factor,
-            prompt_factor=prompt_factor,
-        )
-        plain = self._plain if prompt_factor == 1.0 else self._plain_cost_s(prompt_factor)
-        return plain / cost_s(result, self.objective)
+        """The ratio to plain decoding, if rounds, or the prompts of both, take longer."""
+        known = self._draft if alpha_shift is None else self._service(alpha_shift)
+        result = replace(known, round_s=known.round_s * rounds, prefill_s=known.prefill_s * prompts)
+        plain = replace(self._plain, prefill_s=self._plain.prefill_s * prompts)
+        return cost_s(plain, self.objective) / cost_s(result, self.objective)
 
     def prompt_distances(self, value: Floats) -> tuple[list[Floats], float]:
         """ln(value / gain) if prompts take longer and shorter, and the width of the closed form."""
         if self.scenario.workload.prefill is not Prefill.SHARED:
             return [], 0.0
         slower = math.exp(Z90 * prefill_error(self.scenario))
-        gains = (self.gain(prompt_factor=factor) for factor in (slower, 1.0 / slower))
+        gains = (self.gain(prompts=factor) for factor in (slower, 1.0 / slower))
         return [np.log(value / gain) for gain in gains], Z90 * CLOSED_FORM_ERROR
 
     @cached_property
-    def _plain(self) -> Floats:
-        return self._plain_cost_s(1.0)
+    def _draft(self) -> ServiceEstimate:
+        return self._service(0.0)
 
-    def _plain_cost_s(self, prompt_factor: float) -> Floats:
-        plain = service(
-            without_speculation(self.scenario),
+    @cached_property
+    def _plain(self) -> ServiceEstimate:
+        return service(
+            without_speculation(self.scenario), batch=self.batch, prompt_tokens=self.prompt_tokens
+        )
+
+    def _service(self, alpha_shift: ArrayLike) -> ServiceEstimate:
+        return service(
+            self.scenario,
             batch=self.batch,
             prompt_tokens=self.prompt_tokens,
-            prompt_factor=prompt_factor,
+            gamma=self.gamma,
+            kv_budget_tokens=self.kv_budget_tokens,
+            alpha_shift=alpha_shift,
         )
-        return cost_s(plain, self.objective)
 
 
 def alpha_shifts(

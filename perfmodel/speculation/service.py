@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.passes.forward import prefill_pass
+from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.drafting import draft_start_s
@@ -48,10 +49,25 @@ class ServiceEstimate:
 
     decode: RoundEstimate
     batch: Floats  # requests in the system
-    prefill_s: Floats  # machine time per request that its prompt takes
-    decode_s: Floats  # from the first to the last token of a request
-    requests_per_s: Floats
     output_tokens: int
+    prefill_s: Floats  # machine time per request that its prompt takes
+    round_s: Floats  # of a round of the sequences that run in a pass
+    rounds: Floats  # R
+    passes: Floats  # W
+    beside: Floats  # s
+
+    @property
+    def decode_s(self) -> Floats:
+        """From the first to the last token of a request. [s]"""
+        return np.asarray(self.rounds * self.round_s + self.beside * self.prefill_s)
+
+    @property
+    def requests_per_s(self) -> Floats:
+        """Finished requests per second."""
+        passes = self.rounds + self.passes
+        # With less than one running sequence, some passes have none.
+        filled = np.minimum(self.batch * self.rounds / passes, 1.0)
+        return np.asarray(1.0 / (self.prefill_s + passes / self.batch * filled * self.round_s))
 
     @property
     def tokens_per_s(self) -> Floats:
@@ -94,8 +110,6 @@ def service(
     gamma: ArrayLike | None = None,
     kv_budget_tokens: ArrayLike | None = None,
     alpha_shift: ArrayLike = 0.0,
-    round_factor: float = 1.0,
-    prompt_factor: float = 1.0,
 ) -> ServiceEstimate:
     """Predict the steady state of a scenario's deployment, at one point or over a grid.
 
@@ -108,10 +122,6 @@ def service(
         Requests in the system; prompt tokens; drafts per round; tokens that a draft may read. [1]
     alpha_shift : float or array
         Is added to α at every position, within 0 and 1.
-    round_factor : float
-        Multiplies the time of a round.
-    prompt_factor : float
-        Multiplies the time that prompts take.
     """
     plan, work = scenario.plan, scenario.workload
     whole = np.asarray(work.batch if batch is None else batch, float)
@@ -136,22 +146,20 @@ def service(
         gamma=drafts,
         kv_budget_tokens=budget,
     )
-    round_s = round_factor * middle.round_s
     prompt_s: Floats = np.zeros(())
     if shared:
         rows = queue.beside * (drafts + 1.0)
         prompt_s = _prompt_s(scenario, prompt, computed, rows, queue)
         prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
-        prompt_s = prompt_factor * prompt_s
-    # With less than one running sequence, some passes have none.
-    rounds_s = (rounds + queue.passes) / whole * np.minimum(running, 1.0) * round_s
     return ServiceEstimate(
         decode=decode,
         batch=whole,
-        prefill_s=prompt_s,
-        decode_s=np.where(known, rounds * round_s + queue.beside * prompt_s, np.nan),
-        requests_per_s=np.where(known, 1.0 / (prompt_s + rounds_s), np.nan),
         output_tokens=work.output_tokens,
+        prefill_s=prompt_s,
+        round_s=np.asarray(middle.round_s),
+        rounds=np.where(known, rounds, np.nan),
+        passes=queue.passes,
+        beside=queue.beside,
     )
 
 
@@ -211,7 +219,8 @@ def _queue(
 
 
 # Nodes and weights of the Gauss-Hermite rule of three points, for a standard normal variable.
-_NODES = ((-math.sqrt(3.0), 1.0 / 6.0), (0.0, 2.0 / 3.0), (math.sqrt(3.0), 1.0 / 6.0))
+_NODES = (-math.sqrt(3.0), 0.0, math.sqrt(3.0))
+_WEIGHTS = (1.0 / 6.0, 2.0 / 3.0, 1.0 / 6.0)
 
 
 def _prompt_s(
@@ -223,25 +232,35 @@ def _prompt_s(
     that wait, or that arrive in the same pass: a Poisson number with mean x, here by quadrature.
     """
     rank, chunk = target_rank(scenario), float(scenario.engine.prefill_chunk_tokens)
-
-    def step_s(tokens: Floats, *, attention: bool) -> Floats:
-        step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
-        part = step.group_s("attention")
-        return (part if attention else step.total_s - part) * np.minimum(tokens, 1.0)
-
     room = np.maximum(chunk - rows, 1.0)
-    before = step_s(rows, attention=False)
-    whole = step_s(rows + room, attention=False) - before
+    before, whole = _dense_s(rank, rows, rows + room)
     full = np.floor(computed / room)
     last = computed - full * room
-    alone: Floats = np.zeros(())
-    for node, weight in _NODES:
+    shares = []
+    for node in _NODES:
         sharing = np.maximum(1.0 + queue.rate + node * np.sqrt(queue.rate), 1.0)
-        sharing = np.where(full > 0.0, 1.0, sharing)
-        filled = np.minimum(last * sharing, room)
-        share = last / np.maximum(filled, 1.0)
-        alone = alone + weight * share * (step_s(rows + filled, attention=False) - before)
+        shares.append(np.minimum(last * np.where(full > 0.0, 1.0, sharing), room))
+    alone: Floats = np.zeros(())
+    steps = _dense_s(rank, *(rows + filled for filled in shares))
+    for weight, filled, step in zip(_WEIGHTS, shares, steps, strict=True):
+        alone = alone + weight * last / np.maximum(filled, 1.0) * (step - before)
     waits = np.where(full > 0.0, queue.load, 0.0)
+    whole = whole - before
     dense_s = full * whole + (1.0 - waits) * alone + waits * last / room * whole
-    read = step_s(prompt, attention=True) - step_s(prompt - computed, attention=True)
+    read = _attention_s(rank, prompt) - _attention_s(rank, prompt - computed)
     return np.asarray(dense_s + read)
+
+
+def _dense_s(rank: Rank, *tokens: Floats) -> Floats:
+    """Seconds of passes over so many tokens without their attention, one row per argument."""
+    rows = np.stack(np.broadcast_arrays(*tokens))
+    step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(rows, 1.0))
+    return np.asarray((step.total_s - step.group_s("attention")) * np.minimum(rows, 1.0))
+
+
+def _attention_s(rank: Rank, tokens: Floats) -> Floats:
+    """Seconds of the attention of one prompt."""
+    if not np.any(tokens):
+        return np.zeros(())
+    step = prefill_pass(rank, batch=1, prompt_tokens=np.maximum(tokens, 1.0))
+    return np.asarray(step.group_s("attention") * np.minimum(tokens, 1.0))

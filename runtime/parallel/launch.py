@@ -11,14 +11,12 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
-GRACE_S = 20.0  # from a signal to the end of the launcher, should stopping the ranks hang
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -75,8 +72,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         )
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
-            with _ends_after_signals():
-                elastic_launch(config, command[0])(*command[1:])
+            elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             failed = _failure(error.failures, ranks)
             positions = last_positions(Path(folder))
@@ -88,36 +84,6 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # the agent leaves its handler behind
-
-
-@contextmanager
-def _ends_after_signals() -> Iterator[None]:
-    """End the process `GRACE_S` after SIGINT or SIGTERM, even if their exception got lost.
-
-    Python ignores an exception of a signal handler that runs inside a finaliser or a callback, and
-    the agent's shutdown may wait for a rank. Ranks end with their launcher.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    stopped = threading.Event()
-    here, there = socket.socketpair()
-    here.setblocking(False)
-
-    def watch() -> None:
-        while number := there.recv(1):
-            ends = number[0] in (signal.SIGINT, signal.SIGTERM)
-            if ends and not stopped.wait(GRACE_S):
-                os._exit(128 + number[0])
-
-    before = signal.set_wakeup_fd(here.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        signal.set_wakeup_fd(before)
-        here.close()
 
 
 def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:

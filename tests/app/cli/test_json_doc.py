@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +63,17 @@ def documented(section: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", body, flags=re.M)
 
 
+@functools.cache
+def printed(*arguments: str) -> Any:
+    with redirect_stdout(io.StringIO()) as out:
+        assert run([*arguments, "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
 @pytest.mark.parametrize("section", SECTIONS)
-def test_documented_keys_match_the_output(section: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_keys_match_the_output(section: str) -> None:
     arguments, path = SECTIONS[section]
-    assert run([*arguments, "--json"]) == 0
-    value: Any = json.loads(capsys.readouterr().out)
+    value = printed(*arguments)
     for step in path:
         value = value[step]
     assert documented(section) == list(value)

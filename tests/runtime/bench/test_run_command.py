@@ -92,19 +92,11 @@ def test_bad_flags_are_reported_in_one_line(
     assert message in err and err.count("\n") == 1 and out == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--tp", "3", "--random-weights"], 2, "cannot be split over"),
-        (["--random-weights", "--cache-pages", "3"], 3, "out of pages"),
-    ],
-)
-def test_the_error_of_a_rank_is_one_line_with_its_exit_code(
-    specroof: Command, arguments: list[str], code: int, message: str, tiny: str
-) -> None:
-    done = specroof("baseline", "--model", tiny, "--prefix-tokens", "200", *arguments)
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert message in done.stderr and done.stderr.count("\n") == 1
+def test_a_run_that_does_not_fit_is_one_line_and_exit_3(specroof: Command, tiny: str) -> None:
+    flags = ["--prefix-tokens", "200", "--random-weights", "--cache-pages", "3"]
+    done = specroof("baseline", "--model", tiny, *flags)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert "out of pages" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_run_beyond_the_maximum_context_prints_a_note(

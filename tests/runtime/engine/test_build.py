@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import Case, build, random_prompts
+from tiny_models import FAMILIES, Case, build, random_prompts
 
+from runtime.config import DecoderConfig
 from runtime.engine.build import memory_message
-from runtime.errors import OutOfPages
+from runtime.errors import InputError, OutOfPages
 
 SEQUENCE = 131_072 * 32_768  # Llama-3.1-8B: 131,072 bytes per token in bf16, 32,768 tokens
 
@@ -44,3 +45,15 @@ def test_a_cache_that_cannot_be_made_is_refused_not_shrunk(monkeypatch: pytest.M
     case = Case(family="llama-3.1", prompts=prompts, new_tokens=(4, 4), draft="none", gamma=0)
     with pytest.raises(OutOfPages, match="not enough memory for a KV cache of"):
         build(case)
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=lambda config: config.name)
+def test_a_tp_that_does_not_divide_the_heads_is_refused(config: DecoderConfig) -> None:
+    for tp in range(1, 9):
+        whole = config.query_heads % tp == 0 and config.ffn_hidden % tp == 0
+        if whole and (config.kv_heads % tp == 0 or tp % config.kv_heads == 0):
+            config.check_tp(tp)
+            assert config.kv_heads_on(tp) >= 1
+        else:
+            with pytest.raises(InputError, match=f"cannot be split over {tp} ranks"):
+                config.check_tp(tp)
