@@ -139,7 +139,7 @@ def totals(
     rounds: float, drafted: float, accepted: float, engine: str, name: str, gamma: int | None
 ) -> Imported:
     """One rate from the numbers of rounds, drafted and accepted tokens, which imply γ."""
-    if not rounds or not drafted:
+    if rounds < 1 or drafted < 1:
         raise ConfigError(f"{name}: no token has been drafted yet; read the counters again later")
     mean = drafted / rounds
     drafts = max(1, round(mean))

@@ -149,6 +149,11 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
     hosts = build_rows(HostCosts, entries.get("host", ()), f"{file}: host", _UNITS)
     profile = build(EngineProfile, {**entries, "host": hosts}, file, _UNITS)
     _check_limits(profile, file)
+    if profile.measured_on and not profile.timed_tp:
+        raise ConfigError(
+            f"{file}: timed_tp is empty, but the engine was measured on {profile.measured_on}; "
+            f"state the numbers of ranks that were timed"
+        )
     for costs in hosts:
         _check_limits(costs, file)
     known = {"attention_kernels": ATTENTION_KERNELS, "linear_kernels": LINEAR_KERNELS,

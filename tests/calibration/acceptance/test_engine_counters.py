@@ -254,6 +254,11 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         ("hello", "no acceptance counters"),
         ("{broken", "no acceptance counters"),
         (page(0, [0, 0], draft_tokens=0), "no token has been drafted yet"),
+        (
+            '{"spec_decode_num_drafts": 1e-320, "spec_decode_draft_tokens": 5400, '
+            '"spec_decode_accepted_tokens": 3890}',
+            "no token has been drafted yet",
+        ),
         ("accept len: 0.0", "no round has been run yet"),
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),

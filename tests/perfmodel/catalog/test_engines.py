@@ -61,6 +61,14 @@ def test_an_unknown_key_or_unit_is_refused_by_name(key: str) -> None:
         profile_from_table(PLAIN | {key: 1.0}, file="x.toml")
 
 
+@pytest.mark.parametrize("ranks", [[], [0], [1.5], ["a"]])
+def test_an_engine_that_was_measured_states_the_ranks_of_its_timings(ranks: list[object]) -> None:
+    entries = PLAIN | {"measured_on": "h200", "timed_tp": [1, 2]}
+    assert profile_from_table(entries, file="x.toml").timed_tp == (1, 2)
+    with pytest.raises(ConfigError, match=r"x\.toml: timed_tp"):
+        profile_from_table(entries | {"timed_tp": ranks}, file="x.toml")
+
+
 def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown engine 'magic'; did you mean magicdec"):
         engine_profile("magic", catalog.gpu("h200"))
