@@ -10,6 +10,7 @@ the book CC0 (stdlib's datasets).
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import subprocess
@@ -64,10 +65,13 @@ def fetch_book(file: Path) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    import gguf as reader
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers parses the file for the config, the weights and the tokenizer.
+    reader.GGUFReader = functools.cache(reader.GGUFReader)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
