@@ -1,12 +1,12 @@
-"""`ScenarioInput`: the scenario keys shared by flags, TOML files and CSV columns."""
+"""`ScenarioInput`: a scenario from flags, TOML files or CSV columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from perfmodel import catalog
 from perfmodel.acceptance.tokens import Acceptance
@@ -17,15 +17,7 @@ from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.scenario_fields import (
-    Budget,
-    Count,
-    Name,
-    number,
-    rates,
-    scenario_field,
-    whole_number,
-)
+from perfmodel.scenario_fields import ScenarioFields
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.gpu import Machine
@@ -43,162 +35,8 @@ ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
 NEEDS_DRAFT = ("kv_budget", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 
 
-class ScenarioInput(BaseModel):
-    """A scenario as a user states it; each field is a flag, a TOML key and a CSV column.
-
-    The flags, their help and the table in docs/reference/commands.md are derived from these fields.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    target: Name = scenario_field(
-        "Models",
-        "MODEL",
-        "Target model: a catalog name, a hub id, or the path of a config.json.",
-        "llama-3.1-8b",
-    )
-    draft: Name = scenario_field(
-        "Models",
-        "MODEL|self|none",
-        'Draft model, "self" (the target), "none", or eagle3, mtp, p-eagle, dflash, ngram, suffix.',
-        "none",
-    )
-    draft_policy: Name | None = scenario_field(
-        "Models",
-        "POLICY",
-        "Part of the KV cache that a draft reads: full, streamingllm, or snapkv (only draft self).",
-        otherwise="streamingllm",
-    )
-    kv_budget: Budget | None = scenario_field(
-        "Models",
-        "TOKENS|SHARE",
-        "Cached tokens that a draft reads per sequence, including sink and window, or a share of "
-        "the context such as 5%.",
-        otherwise="512 for streamingllm, 2,049 for snapkv",
-    )
-    gamma: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1 << 40)] | None = (
-        scenario_field(
-            "Models",
-            "N",
-            "Draft tokens per round; 0 is plain decoding.",
-            otherwise="4 with a draft",
-        )
-    )
-    acceptance: Annotated[float, BeforeValidator(number), Field(ge=0, le=1)] | None = (
-        scenario_field(
-            "Acceptance",
-            "ALPHA",
-            "Probability that a draft token is accepted if all earlier ones were, 0 to 1.",
-            otherwise="the measured curve of the draft, if there is one",
-        )
-    )
-    acceptance_per_position: Annotated[tuple[float, ...], BeforeValidator(rates)] | None = (
-        scenario_field(
-            "Acceptance",
-            "A1,A2,..",
-            "That probability per draft position; the last value also applies to later positions.",
-        )
-    )
-    accepted_fraction: Annotated[float, BeforeValidator(number)] | None = scenario_field(
-        "Acceptance",
-        "X",
-        "Share of draft tokens accepted at the given gamma, 0 to 1 (vLLM's acceptance rate).",
-    )
-    accepted_drafts: Annotated[float, BeforeValidator(number)] | None = scenario_field(
-        "Acceptance",
-        "N",
-        "Mean accepted draft tokens per round at the given gamma, 0 to gamma.",
-    )
-    tokens_per_round: Annotated[float, BeforeValidator(number)] | None = scenario_field(
-        "Acceptance",
-        "N",
-        "Mean tokens per round, including the target's token, 1 to gamma+1.",
-    )
-    acceptance_curve: Name | None = scenario_field(
-        "Acceptance",
-        "FILE",
-        "Acceptance curves from `calibrate fit-acceptance`; they override the catalog's.",
-    )
-    gpu: Name = scenario_field(
-        "Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm"
-    )
-    machine: Name | None = scenario_field(
-        "Machine", "NAME", "Machine from the catalog, instead of --gpu."
-    )
-    ring_hop_us: Annotated[float, BeforeValidator(number), Field(ge=1e-3, le=1e6)] | None = (
-        scenario_field(
-            "Machine",
-            "US",
-            "Latency of one hop of a ring all-reduce in microseconds (PCIe).",
-            otherwise="the machine's, or the tables of its GPU",
-        )
-    )
-    ring_gb_s: Annotated[float, BeforeValidator(number), Field(ge=1e-3, le=1e6)] | None = (
-        scenario_field(
-            "Machine",
-            "GB/S",
-            "Rate of one GPU in a ring all-reduce in GB/s (10^9 bytes).",
-            otherwise="the machine's, or the tables of its GPU",
-        )
-    )
-    tp: Count = scenario_field(
-        "Machine", "N", "GPUs that share the target (tensor parallelism).", 1
-    )
-    ep: Count = scenario_field(
-        "Machine",
-        "N",
-        "Groups of the target's GPUs that divide the experts (expert parallelism).",
-        1,
-    )
-    draft_tp: Count | None = scenario_field(
-        "Machine",
-        "N",
-        "GPUs that share a draft model, at most --tp.",
-        otherwise="the value of --tp",
-    )
-    engine: Name = scenario_field(
-        "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
-    )
-    weight_dtype: Name = scenario_field(
-        "Machine",
-        "DTYPE",
-        "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
-        "bf16",
-    )
-    kv_dtype: Name = scenario_field(
-        "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
-    )
-    draft_dtype: Name | None = scenario_field(
-        "Machine",
-        "DTYPE",
-        "Storage type of the draft's weights, such as int4 for a quantised self-draft.",
-        otherwise="that of the target, or of the draft's checkpoint",
-    )
-    draft_kv_dtype: Name | None = scenario_field(
-        "Machine",
-        "DTYPE",
-        "Storage type of the draft's KV cache.",
-        otherwise="that of the target",
-    )
-    batch: Count = scenario_field("Workload", "N", "Sequences decoded together.", 64)
-    prompt_tokens: Count = scenario_field(
-        "Workload", "TOKENS", "Prompt tokens per sequence, all of them cached.", 32_000
-    )
-    output_tokens: Count = scenario_field(
-        "Workload", "TOKENS", "Tokens to generate per sequence.", 256
-    )
-    prefill: Name = scenario_field(
-        "Workload",
-        "shared|disaggregated",
-        "Where prompts are computed: in chunks on the same GPUs, or on others (not counted).",
-        "shared",
-    )
-    prefix_hit_rate: Annotated[float, BeforeValidator(number), Field(ge=0, lt=1)] = scenario_field(
-        "Workload", "X", "Share of each prompt that is already in the prefix cache.", 0.0
-    )
-    slo: str = scenario_field(
-        "Workload", "LIMITS", 'Limits, such as "ttft<2s; tpot<25ms; memory<90%".', ""
-    )
+class ScenarioInput(ScenarioFields):
+    """A scenario as a user states it, and its translation into a `Scenario`."""
 
     @model_validator(mode="after")
     def _one_acceptance(self) -> ScenarioInput:

@@ -35,21 +35,13 @@ from perfmodel.units import parse_number
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
 PROMPTS = (
-    "prompt_tokens",
-    "ContextTokens",
-    "input_length",
-    "Request tokens",
-    "prompt_size",
+    "prompt_tokens", "ContextTokens", "input_length", "Request tokens", "prompt_size",
     "num_prefill_tokens",
-)
+)  # fmt: skip
 OUTPUTS = (
-    "output_tokens",
-    "GeneratedTokens",
-    "output_length",
-    "Response tokens",
-    "token_size",
+    "output_tokens", "GeneratedTokens", "output_length", "Response tokens", "token_size",
     "num_decode_tokens",
-)
+)  # fmt: skip
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")

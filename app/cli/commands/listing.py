@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, default_text, flag_name
+from app.cli.options import AsJson, default_text
 from app.cli.output import console, print_json
+from app.cli.output_checks import flag_name
 
 if TYPE_CHECKING:
     from perfmodel import EngineProfile
