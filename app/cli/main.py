@@ -32,8 +32,8 @@ EXTRAS = {
     "markdown_it": "report",
     "streamlit": "explorer",
 }
-# A flag of scenarios and the flag of `specroof run` with the same meaning.
-SAME_FLAGS = {"--output-tokens": {"--gen-tokens"}, "--gen-tokens": {"--output-tokens"}}
+# A former flag of `specroof run`, and the flag of scenarios with the same meaning.
+SAME_FLAGS = {"--gen-tokens": {"--output-tokens"}}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

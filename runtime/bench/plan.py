@@ -156,13 +156,12 @@ class RunPlan(JsonPlan):
     prompt_tokens: Annotated[
         int,
         Option(
-            "--prompt-tokens",
-            "--prefix-tokens",
-            min=1,
-            help="Prompt tokens per sequence (formerly --prefix-tokens).",
+            "--prompt-tokens", "--prefix-tokens", min=1, help="Prompt tokens; was --prefix-tokens."
         ),
     ] = 1024
-    gen_tokens: Annotated[int, Option(min=1, help="New tokens per sequence.")] = 64
+    gen_tokens: Annotated[
+        int, Option("--output-tokens", "--gen-tokens", min=1, help="New tokens; was --gen-tokens.")
+    ] = 64
     input: Annotated[
         Path | None,
         Option(help="Text file, .jsonl file or folder of books. Default: random tokens."),

@@ -19,11 +19,7 @@ CASES = {
     "unknown dtype": (["predict", "--kv-dtype", "fp3"], "fp8"),
     "unknown policy": (["predict", "--draft", "self", "--draft-policy", "h2o"], "snapkv"),
     "unknown flag": (["predict", "--kv-bugdet", "64"], "--kv-budget"),
-    "a scenario's flag with another name in run": (
-        ["run", "selfspec", "--output-tokens", "4"],
-        "did you mean --gen-tokens?",
-    ),
-    "run's flag with another name in scenarios": (
+    "run's former flag in another command": (
         ["predict", "--gen-tokens", "4"],
         "did you mean --output-tokens?",
     ),

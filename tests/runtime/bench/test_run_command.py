@@ -46,7 +46,7 @@ def test_a_scenario_runs_as_it_was_predicted(specroof: Command, tiny: str, tmp_p
         f"gamma = 2\nbatch = 3\nprompt_tokens = 120\noutput_tokens = 12\n"
         f"acceptance_per_position = [1.0, 0.0]\n"
     )
-    flags = ["--random-weights", "--ignore-eos", "--json", "--gen-tokens", "20"]
+    flags = ["--random-weights", "--ignore-eos", "--json", "--output-tokens", "20"]
     done = specroof("selfspec", "--scenario", str(scenario), *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -61,7 +61,7 @@ def test_a_scenario_runs_as_it_was_predicted(specroof: Command, tiny: str, tmp_p
 
 
 def test_the_printed_table_includes_the_check(specroof: Command, tiny: str) -> None:
-    flags = ["--random-weights", "--prefix-tokens", "80", "--gen-tokens", "10"]
+    flags = ["--random-weights", "--prefix-tokens", "80", "--output-tokens", "10"]
     flags += ["--kv-budget", "32", "--check"]
     done = specroof("selfspec", "--model", tiny, *flags)
     assert done.returncode == 0, done.stderr
@@ -105,7 +105,14 @@ def test_a_run_beyond_the_maximum_context_prints_a_note(
     short = hf_config(FAMILIES["llama-3.2"]) | {"max_position_embeddings": 128}
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "config.json").write_text(json.dumps(short))
-    flags = ["--draft", str(tmp_path / "short"), "--random-weights", "--json", "--gen-tokens", "4"]
+    flags = [
+        "--draft",
+        str(tmp_path / "short"),
+        "--random-weights",
+        "--json",
+        "--output-tokens",
+        "4",
+    ]
     notes = []
     for prompt, policy in ((508, "streamingllm"), (508, "full"), (509, "full")):
         sizes = ["--prefix-tokens", str(prompt), "--draft-policy", policy, "--kv-budget", "64"]

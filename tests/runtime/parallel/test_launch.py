@@ -66,7 +66,7 @@ def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproc
     """A run of two ranks that would take minutes, past its first rounds."""
     (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     log = tmp_path / "log.jsonl"
-    flags = f"run selfspec --model {tmp_path} --random-weights --tp 2 --gen-tokens 100000"
+    flags = f"run selfspec --model {tmp_path} --random-weights --tp 2 --output-tokens 100000"
     command = ["app.cli.main", *flags.split(), "--output", str(log)]
     if getattr(request, "param", "runtime.bench") == "runtime.bench":
         plan = RunPlan(
