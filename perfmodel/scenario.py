@@ -280,15 +280,26 @@ class Scenario:
                 f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
                 f"measured step supports this prediction"
             )
-        assumed = list(curves.unmeasured_layers(target, self.target_types))
-        if self.draft is not None:
-            of_draft = curves.unmeasured_layers(self.draft, self.draft_types)
-            assumed += [f"the draft's {name}" for name in of_draft if name not in assumed]
-        if assumed:
-            notes.append(
-                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: their "
-                f"times follow from bytes and FLOPs at the efficiency of dense layers"
-            )
+        sources = {
+            False: "their times follow from bytes and FLOPs at the efficiency of dense layers",
+            True: "they take the efficiency of the nearest type that was measured",
+        }
+        for borrowed, source in sources.items():
+            models = [("", target, self.target_types)]
+            if self.draft is not None:
+                models.append(("the draft's ", self.draft, self.draft_types))
+            layers = {
+                layer: whose + layer
+                for whose, spec, types in reversed(models)
+                for layer in curves.unmeasured_layers(spec, types)
+                if curves.borrows(layer, spec, types) == borrowed
+            }
+            if layers:
+                of_type = " in their storage type" if borrowed else ""
+                notes.append(
+                    f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
+                    f"{curves.name}: {source}"
+                )
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
         if target.latent and self.tp > 1:

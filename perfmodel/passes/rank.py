@@ -57,13 +57,21 @@ class Rank:
 
     @property
     def assumes_layers(self) -> bool:
-        """Whether a roofline replaces the curves of layers without measured kernels."""
+        """Whether a kind of layer was not measured with these types."""
+        return bool(self._unmeasured)
+
+    @property
+    def _unmeasured(self) -> tuple[str, ...]:
         types = StoredTypes(weights=self.weight_dtype, experts=self.expert_dtype, kv=self.kv_dtype)
-        return bool(self.curves.unmeasured_layers(self.spec, types))
+        return self.curves.unmeasured_layers(self.spec, types)
+
+    def layer_origin(self, layer: str) -> Origin:
+        """The origin of a kind of layer that has a curve, which may be that of another type."""
+        return Origin.EXTRAPOLATED if layer in self._unmeasured else self.origin
 
     @property
     def latent_curve(self) -> LatentCurve | None:
-        """Measured times of latent attention; None for other widths than the measured one."""
+        """Times of latent attention; None for other widths than the measured one."""
         return self.curves.latent_curve(self.spec, self.kv_dtype)
 
     @property
@@ -81,7 +89,7 @@ class Rank:
         It was only measured for fp8, and with the kernels of libraries.
         """
         if self.spec.latent is not None:
-            return self.latent_curve is not None
+            return "latent attention" not in self._unmeasured
         scheduled = self.curves.attention.counts_new_tokens
         return self.kv_dtype == "fp8" and self.curves.kv_fp8 is not None and not scheduled
 

@@ -62,6 +62,7 @@ HEADER = """\
 Times of the routed experts of one layer on one rank, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/experts.py.
 correction: ln(measured / form), [rows per expert][experts with rows][elements of a matrix].
+measured: the smallest and largest value on each of these axes, beyond which it is constant.
 residuals: model_out leaves out all cells of a model's shape; power_law are cells with unequal
 loads, priced with the expected number of experts of random routing.
 """
@@ -215,6 +216,12 @@ def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> d
         "overlap_exponent": values["overlap"],
         "models": int(cells.model.nunique()),
         **{name: compact(np.asarray(knots), 12) for name, knots in AXES.items()},
+        "measured": _measured(cells),
         "correction": compact(fitted.table.values, 3),
         "residuals": errors.flat(),
     }
+
+
+def _measured(cells: pd.DataFrame) -> Any:
+    """The smallest and largest value of the cells on each of `AXES`."""
+    return compact(np.array([[cells[axis].min(), cells[axis].max()] for axis in AXES]), 12)
