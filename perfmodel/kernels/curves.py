@@ -86,14 +86,6 @@ class Efficiency:
         }
         return curves.get(layer) is not None
 
-    def borrows(self, layer: str, spec: ModelSpec, types: StoredTypes) -> bool:
-        """Whether an unmeasured kind of layer has the curve of another type."""
-        curves = {
-            "experts": self.experts_curve(types.experts),
-            "latent attention": self.latent_curve(spec, types.kv),
-        }
-        return curves.get(layer) is not None
-
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.
 

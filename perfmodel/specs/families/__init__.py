@@ -49,8 +49,6 @@ _WRAPPERS = {
     "mistral3": "mistral",
 }
 MODEL_TYPES = (*hf_config.MODEL_TYPES, *_FAMILIES, *_WRAPPERS)
-# Fields that some family reads; they are refused in the config of a family that does not.
-_READ_SOMEWHERE = {field for family in _FAMILIES.values() for field in family.model_fields}
 
 
 def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
@@ -66,18 +64,28 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
         return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
     family = _FAMILIES[model_type]
     config_fields.check_names(config, name)
+    config = _without_aliases(config, family, name)
     config_fields.check_refused(config, name, read=family.model_fields)
-    for field in sorted(_READ_SOMEWHERE & config.keys() - family.model_fields.keys()):
-        if not config_fields.has_no_effect(field, config[field]):
-            raise ConfigError(
-                f"{name}: {field}={shown(config[field])} is not supported for model_type "
-                f"{model_type}; remove it if the model does not use it"
-            )
+    known = family.model_fields.keys() | family.ignored.split()
+    config_fields.check_known(config, name, model_type, known)
     try:
         fields = family.model_validate(dict(config))
     except ValidationError as error:
         raise ConfigError(f"{name}: {hf_config.first_fault(error)}") from error
     return replace(fields.spec(name), family=model_type)
+
+
+def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -> Mapping[str, Any]:
+    """The config with the other spellings that transformers has for a field of the family."""
+    fields = dict(config)
+    for alias, field in family.aliases:
+        value = fields.pop(alias, None)
+        if value is not None and fields.setdefault(field, value) != value:
+            raise ConfigError(
+                f"{name}: {alias}={shown(value)} contradicts {field}={shown(fields[field])}; "
+                f"remove one of them"
+            )
+    return fields
 
 
 def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec:

@@ -6,6 +6,7 @@ Modules are built on the meta device, so that those of any size take no memory.
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
-from perfmodel.specs.families import _READ_SOMEWHERE as READ
-from perfmodel.specs.families import MODEL_TYPES, model_spec
+from perfmodel.specs.families import _FAMILIES, MODEL_TYPES, model_spec
 from perfmodel.specs.layers import LocalAttention
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
@@ -235,22 +235,84 @@ def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
     assert spec.parameters == catalog.model("gemma-3-4b").parameters
 
 
-def test_configs_as_the_hub_has_them_are_read() -> None:
-    deepseek = case(
-        "deepseek_v3", **MLA, ep_size=1, scoring_func="sigmoid", seq_aux=True, n_group=8,
-        topk_group=4, topk_method="noaux_tc", routed_scaling_factor=2.5, norm_topk_prob=True,
-        aux_loss_alpha=0.001, moe_layer_freq=1, num_nextn_predict_layers=1,
-        rope_scaling={"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
-                      "original_max_position_embeddings": 64, "type": "yarn"},
-    )  # fmt: skip
-    gpt_oss = case(
-        "gpt_oss", head_dim=64, experts_per_token=4, initial_context_length=4096,
-        swiglu_limit=7.0, rope_scaling={"beta_fast": 32.0, "factor": 32.0, "truncate": False,
-                                        "original_max_position_embeddings": 4096,
-                                        "rope_type": "yarn"},
-    )  # fmt: skip
-    assert model_spec(deepseek, name="mine").max_context_tokens == 40 * 64
-    assert model_spec(gpt_oss, name="mine").max_context_tokens == 32 * 4096
+# Fields that a config.json on the hub has in addition, by family, and those that most of them have.
+USUAL = {
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+    "bos_token_id": 1, "eos_token_id": [1, 2], "pad_token_id": 0, "use_cache": True,
+    "attention_dropout": 0.0, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "_name_or_path": "a/b", "unsloth_version": "2025.9", "output_attentions": True, "top_k": 50,
+    "id2label": {"0": "LABEL_0"}, "pretraining_tp": 1, "chunk_size_feed_forward": 0,
+}  # fmt: skip
+MOE = {"output_router_logits": True, "router_aux_loss_coef": 0.001}
+QWEN = MOE | {"norm_topk_prob": True, "max_window_layers": 28}
+GROUPS = {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+DEEPSEEK = GROUPS | {
+    "ep_size": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
+    "seq_aux": True, "aux_loss_alpha": 0.001, "num_nextn_predict_layers": 1,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+                     "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
+}  # fmt: skip
+HUB = {
+    "mixtral": MOE | {"sliding_window": None, "router_jitter_noise": 0.0},
+    "qwen2_moe": QWEN | {"use_sliding_window": False, "qkv_bias": True},
+    "qwen3_moe": QWEN | {"decoder_sparse_step": 1, "mlp_only_layers": []},
+    "qwen3_next": QWEN | {"full_attention_interval": 4, "partial_rotary_factor": 0.25},
+    "gpt_oss": MOE | {"experts_per_token": 4, "initial_context_length": 4096, "swiglu_limit": 7.0},
+    "glm4_moe": GROUPS | {"num_nextn_predict_layers": 1, "use_qk_norm": False},
+    "deepseek_v2": DEEPSEEK, "deepseek_v3": DEEPSEEK, "kimi_k2": DEEPSEEK,
+    "llama4_text": {"attn_scale": 0.1, "floor_scale": 8192, "attn_temperature_tuning": 4,
+                    "cache_implementation": "hybrid", "for_llm_compressor": False,
+                    "router_jitter_noise": 0.0, "_attn_implementation_autoset": True},
+    "gemma3_text": {"rope_local_base_freq": 10_000.0, "query_pre_attn_scalar": 168,
+                    "cache_implementation": "hybrid", "_sliding_window_pattern": 6},
+    "ministral": {},
+    "phi3": {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "original_max_position_embeddings": 4096,
+             "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+             "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
+    "granite": {"attention_multiplier": 0.0156, "embedding_multiplier": 12.0, "mlp_bias": False,
+                "logits_scaling": 8.0, "residual_multiplier": 0.22},
+    "olmo2": {}, "olmo3": {},
+    "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "model_max_length": 131_072},
+    "cohere2": {"layer_norm_eps": 1e-5, "order_of_interleaved_layers": "local_attn_first",
+                "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "layer_switch": 4,
+                "use_embedding_sharing": True, "use_gated_activation": True,
+                "use_parallel_block": True, "use_parallel_embedding": True},
+    "smollm3": {"max_window_layers": 28, "no_rope_layer_interval": 4, "mlp_bias": False,
+                "no_rope_layers": [1, 1, 1, 0, 1, 1], "use_sliding_window": False},
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "mlp_bias": False},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"max_window_layers": 28, "use_sliding_window": False, "use_mrope": False},
+    "qwen3": {"max_window_layers": 28, "attention_bias": False},
+}  # fmt: skip
+SHAPED = {"deepseek_v2": MLA | {"num_experts_per_tok": 6}, "deepseek_v3": MLA, "kimi_k2": MLA,
+          "glm4_moe": {"head_dim": 16}}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", HUB)
+def test_configs_as_the_hub_has_them_are_read(family: str) -> None:
+    plain = case(family, **SHAPED.get(family, {}))
+    architectures = {"architectures": [f"{family.capitalize()}ForCausalLM"]}
+    spec = model_spec(plain | USUAL | architectures | HUB[family], name="mine")
+    assert sizes(spec) == sizes(model_spec(plain, name="mine"))
+    if family == "deepseek_v3":
+        assert spec.max_context_tokens == 40 * 64
+
+
+def test_every_family_has_a_config_of_the_hub() -> None:
+    assert HUB.keys() == _FAMILIES.keys() | {"llama", "mistral", "qwen2", "qwen3"}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "text_config" not in CASES[name]])
+def test_what_transformers_writes_is_the_same_model(name: str, tmp_path: Path) -> None:
+    fields = dict(CASES[name])
+    model_type = fields.pop("model_type")
+    written = transformers.AutoConfig.for_model(
+        TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
+    )
+    written.save_pretrained(tmp_path)
+    again = json.loads((tmp_path / "config.json").read_text())
+    assert sizes(model_spec(again, name=name)) == sizes(model_spec(CASES[name], name=name))
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -259,7 +321,13 @@ def test_configs_as_the_hub_has_them_are_read() -> None:
 def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("mixtral", kv_lora_rank=64), "kv_lora_rank"
     yield case("mixtral", n_shared_experts=1), "n_shared_experts"
-    yield case("deepseek_v3", num_local_experts=8), "num_local_experts"
+    yield case("deepseek_v3", num_local_experts=8, n_routed_experts=16), "num_local_experts"
+    yield case("deepseek_v3", **MLA, qk_head_dim=99), "qk_head_dim"
+    yield case("olmo2", n_group=8), "n_group"
+    yield case("gpt_oss", is_causal=False), "is_causal"
+    for family in HUB:
+        unknown = case(family, **SHAPED.get(family, {}), attention_of_2027=3)
+        yield unknown, f"attention_of_2027=3 is not supported for model_type {family}"
     yield case("qwen3_moe", shared_expert_gate_bias=1, attn_logit_softcapping=30.0), "softcapping"
     yield case("qwen3_moe", use_sliding_window=True), "use_sliding_window"
     yield case("qwen3_moe", hidden_act="gelu"), "hidden_act"
@@ -305,7 +373,8 @@ SCALARS = (
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(list(CASES)), st.data())
 def test_any_value_of_any_field_gives_a_model_or_one_line(name: str, data: st.DataObject) -> None:
-    fields = sorted({field for config in CASES.values() for field in config} | set(READ))
+    read = {field for family in _FAMILIES.values() for field in family.model_fields}
+    fields = sorted({field for config in CASES.values() for field in config} | read)
     drawn = data.draw(st.dictionaries(st.sampled_from(fields), SCALARS, max_size=3))
     config, text = CASES[name], CASES[name].get("text_config")
     config = config | ({"text_config": text | drawn} if text else drawn)
