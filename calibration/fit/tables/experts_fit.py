@@ -190,9 +190,10 @@ def _errors(dtype: str, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -
     return errors_of(f"experts in {dtype}", cells, ways, _regions)
 
 
-def _regions(cell: Mapping[str, Any]) -> tuple[str]:
+def _regions(cell: Mapping[str, Any]) -> list[str]:
     few = cell["tokens"] <= FEW_TOKENS
-    return (f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-",)
+    alone = ["one expert per rank"] if cell["experts"] == 1 else []
+    return [f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-", *alone]
 
 
 def _add_later(errors: Errors, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> None:
