@@ -43,6 +43,11 @@ class Cohere(Text):
     tie_word_embeddings: bool = True
     logit_scale: float | None = 0.0625
     use_qk_norm: bool = False
+    model_max_length: Count | None = None  # vLLM prefers it to max_position_embeddings
+
+    @property
+    def longest(self) -> int:
+        return self.model_max_length or super().longest
 
     def spec(self, name: str) -> ModelSpec:
         """The norms of queries and keys have a weight for each of their heads."""
@@ -96,6 +101,11 @@ class Gemma3(Windowed):
     sliding_window: Count | None = 4096
     sliding_window_pattern: Layers = 6
     use_bidirectional_attention: Off = False
+
+    @property
+    def longest(self) -> int:
+        """`max_position_embeddings` already includes the scaling, which full layers alone have."""
+        return self.max_position_embeddings
 
 
 class Ministral(Windowed):

@@ -222,6 +222,16 @@ def test_which_layers_have_a_window(
     assert spec.local == expected and spec.sliding_window_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("gemma-3-27b", 131_072), ("gemma-3-1b", 32_768), ("command-r", 131_072),
+     ("deepseek-v3", 163_840), ("kimi-k2", 131_072), ("gpt-oss-20b", 131_072),
+     ("qwen3-next-80b-a3b", 262_144), ("llama-4-scout", 10_485_760), ("smollm3-3b", 65_536)],
+)  # fmt: skip
+def test_the_longest_context_is_that_of_the_model_card(name: str, tokens: int) -> None:
+    assert catalog.model(name).max_context_tokens == tokens
+
+
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:
     spec = model_spec(case("ministral", sliding_window=16), name="mine")
     assert (spec.sliding_window_tokens, spec.local) == (16, None)
