@@ -160,7 +160,7 @@ REFUSED = {
     **{kind: case(kind) for kind in ("gemma2", "deepseek_v32", "mamba")},
     "another architecture": case(architectures=["LlamaForSequenceClassification"]),
     "architectures, a text": case(architectures="LlamaForCausalLM"),
-    "a wrapper": {"model_type": "llava", "text_config": case()},
+    "a wrapper": {"model_type": "llava", "text_config": case("opt")},
     "a wrapper of a known type": case(text_config=case()),
     "quantised by bitsandbytes": case(quantization_config={"quant_method": "bitsandbytes"}),
     "quantised by compressed-tensors": case(compression_config={"format": "int-quantized"}),

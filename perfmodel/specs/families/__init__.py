@@ -42,6 +42,7 @@ _FAMILIES: dict[str, type[Text]] = {
     "smollm3": dense.SmolLM3,
 }
 # Multimodal models, whose `text_config` describes the decoder, and the default type of the latter.
+# In other ones, `text_config` must state a supported type.
 _WRAPPERS = {
     "gemma3": "gemma3_text",
     "kimi_k25": "deepseek_v3",
@@ -58,7 +59,7 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     `hf_config.from_hf_config`.
     """
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
-    if isinstance(model_type, str) and model_type in _WRAPPERS:
+    if isinstance(model_type, str) and _wraps_decoder(config, model_type):
         return _wrapped(config, model_type, name)
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
@@ -88,6 +89,15 @@ def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -
     return fields
 
 
+def _wraps_decoder(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether a multimodal model has a text decoder of a supported type."""
+    if model_type in MODEL_TYPES:
+        return model_type in _WRAPPERS
+    text = config.get("text_config")
+    decoder = text.get("model_type") if isinstance(text, Mapping) else None
+    return isinstance(decoder, str) and decoder in MODEL_TYPES and decoder not in _WRAPPERS
+
+
 def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec:
     text = config.get("text_config")
     if not isinstance(text, Mapping):
@@ -97,7 +107,8 @@ def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec
         )
     outer = {"quantization_config": config.get("quantization_config")}
     config_fields.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
-    fields = {"model_type": _WRAPPERS[model_type]} | dict(text)
+    tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    fields = {"model_type": _WRAPPERS.get(model_type)} | tied | dict(text)
     decoder = fields["model_type"]
     if not isinstance(decoder, str) or decoder in _WRAPPERS:
         raise ConfigError(

@@ -153,6 +153,8 @@ CASES = {
     "a multimodal gemma": {"model_type": "gemma3", "text_config": case("gemma3_text")},
     "a multimodal llama": {"model_type": "llama4", "text_config": case("llama4_text", head_dim=8)},
     "a multimodal mistral": {"model_type": "mistral3", "text_config": case("mistral")},
+    "a multimodal llava": {"model_type": "llava", "text_config": case("qwen2")},
+    "a multimodal cohere": {"model_type": "aya_vision", "text_config": case("cohere2")},
     "a multimodal kimi": {"model_type": "kimi_k25", "text_config": case("kimi_k2", **MLA)},
 }  # fmt: skip
 
@@ -179,7 +181,8 @@ def test_sizes_of_catalog_models_are_those_of_transformers(name: str) -> None:
 
 def test_every_model_type_is_compared_with_transformers() -> None:
     dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
-    assert {config["model_type"] for config in CASES.values()} | dense == set(MODEL_TYPES)
+    compared = {config["model_type"] for config in CASES.values()} - {"llava", "aya_vision"}
+    assert compared | dense == set(MODEL_TYPES)
 
 
 # ---- published figures --------------------------------------------------------------------------
@@ -284,6 +287,12 @@ def test_the_longest_context_is_that_of_the_model_card(name: str, tokens: int) -
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:
     spec = model_spec(case("ministral", sliding_window=16), name="mine")
     assert (spec.sliding_window_tokens, spec.local) == (16, None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_multimodal_model_may_state_outside_whether_embeddings_are_tied(tied: bool) -> None:
+    config = {"model_type": "llava", "tie_word_embeddings": tied, "text_config": case("qwen2")}
+    assert model_spec(config, name="mine").tied_embeddings is tied
 
 
 def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
@@ -408,7 +417,10 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     for strange in (["llama"], {"a": 1}, None, 3):
         text = case("llama") | {"model_type": strange}
         yield {"model_type": "gemma3", "text_config": text}, "text_config has model_type"
-    yield {"model_type": "llava", "text_config": case("llama")}, "llava"
+    yield {"model_type": "llava", "text_config": case("opt")}, "llava"
+    yield {"model_type": "llava", "text_config": case("gemma3")}, "llava"
+    yield {"model_type": "llava"}, "llava"
+    yield case("llama", text_config=case("llama")), "text_config"
     yield {"model_type": "deepseek_v32"}, "deepseek_v32"
 
 
