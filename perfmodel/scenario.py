@@ -314,10 +314,19 @@ class Scenario:
         gpu, quantised = self.machine.gpu.name, self.kernels.quantised
         weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
         unknown = [name for name in weights if name in quantised and not quantised[name].measured]
-        return [
+        notes = [
             f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
             f"type or GPU are used, and the interval is wider"
             for name in unknown
+        ]
+        models = {self.kv_dtype: self.target}
+        if self.draft is not None:
+            models.setdefault(self.draft_types.kv, self.draft)
+        return notes + [
+            f"attention over {kv} caches was not measured on {gpu} with this engine's kernels: "
+            f"their bytes take the efficiency of bf16 caches, and the interval is wider"
+            for kv, spec in models.items()
+            if spec.latent is None and not self.kernels.measures_cache(spec, kv)
         ]
 
     def _link_note(self) -> str:

@@ -68,12 +68,22 @@ class Efficiency:
             return None
         return _nearest(self.latent, kv_dtype, ("bf16",) if kv_dtype == "fp16" else ("fp8", "bf16"))
 
+    def measures_cache(self, spec: ModelSpec, kv_dtype: str) -> bool:
+        """Whether attention was measured with this type of KV cache.
+
+        Quantised caches were only measured in fp8, and with the kernels of libraries.
+        """
+        if spec.latent is not None:
+            return self.latent_curve(spec, kv_dtype) is not None and _has(self.latent, kv_dtype)
+        library = self.kv_fp8 is not None and not self.attention.counts_new_tokens
+        return kv_dtype in UNQUANTISED or (kv_dtype == "fp8" and library)
+
     def unmeasured_layers(self, spec: ModelSpec, types: StoredTypes) -> tuple[str, ...]:
         """The kinds of layers of a model whose kernels were not measured with these types."""
-        no_latent = self.latent_curve(spec, types.kv) is None or not _has(self.latent, types.kv)
+        no_latent = spec.latent is not None and not self.measures_cache(spec, types.kv)
         unmeasured = {
             "experts": spec.experts is not None and not _has(self.experts, types.experts),
-            "latent attention": spec.latent is not None and no_latent,
+            "latent attention": no_latent,
             "linear attention": spec.linear is not None,
         }
         return tuple(name for name, is_unmeasured in unmeasured.items() if is_unmeasured)

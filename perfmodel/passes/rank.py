@@ -77,21 +77,15 @@ class Rank:
     @property
     def assumes_types(self) -> bool:
         """Whether weights or KV are in a type whose kernels were not measured on this GPU."""
-        weights, kv = self.weight_dtype, self.kv_dtype
+        weights, unquantised_kv = self.weight_dtype, self.kv_dtype in UNQUANTISED
         library = self.engine.linear_kernels == "library"
         measured = weights in UNQUANTISED or (library and self.curves.quantised[weights].measured)
-        return not (measured and (kv in UNQUANTISED or self.has_kv_curve))
+        return not (measured and (unquantised_kv or self.has_kv_curve))
 
     @property
     def has_kv_curve(self) -> bool:
-        """Whether attention was measured with the rank's quantised KV type.
-
-        It was only measured for fp8, and with the kernels of libraries.
-        """
-        if self.spec.latent is not None:
-            return "latent attention" not in self._unmeasured
-        scheduled = self.curves.attention.counts_new_tokens
-        return self.kv_dtype == "fp8" and self.curves.kv_fp8 is not None and not scheduled
+        """Whether attention was measured with the rank's KV type."""
+        return self.curves.measures_cache(self.spec, self.kv_dtype)
 
     @property
     def exchange(self) -> Exchange | None:

@@ -113,6 +113,15 @@ def test_a_type_without_measured_kernels_has_a_note() -> None:
     assert "weights were not measured" not in notes("fp8") + notes("bf16")
 
 
+@pytest.mark.parametrize("engine", ["kernels", "specroof"])
+@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp8", "int8", "int4"])
+def test_a_kv_type_has_a_note_if_its_attention_is_extrapolated(engine: str, kv: str) -> None:
+    values = {"gpu": "h200", "engine": engine, "kv_dtype": kv, "draft": "none", "batch": 4}
+    point = estimate(parse_scenario(values | {"target": "llama-3.1-8b"}).scenario())
+    noted = any(f"attention over {kv} caches" in note for note in point.scenario.notes)
+    assert noted == (point.target_step.part("attention").origin == Origin.EXTRAPOLATED)
+
+
 # MLA was only measured with a latent vector of 512.
 NARROW = catalog.model_config("deepseek-v3") | {"kv_lora_rank": 256, "quantization_config": None}
 DRAFT = {"draft": "self", "draft_policy": "streamingllm", "gamma": 2}
