@@ -150,7 +150,8 @@ def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
         )
 
     def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
-        curve = replace(_curve(dtype, fitted.values), correction=fitted.table)
+        curve = _curve(dtype, fitted.values)
+        curve = replace(curve, correction=fitted.table, measured=fitted.ranges)
         columns = ("tokens", "touched", "hidden", "inter", "top_k")
         return curve.seconds(
             **{name: cells[name].to_numpy(float) for name in columns},
@@ -217,12 +218,7 @@ def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> d
         "overlap_exponent": values["overlap"],
         "models": int(cells.model.nunique()),
         **{name: compact(np.asarray(knots), 12) for name, knots in AXES.items()},
-        "measured": _measured(cells),
+        "measured": compact(fitted.ranges, 12),
         "correction": compact(fitted.table.values, 3),
         "residuals": errors.flat(),
     }
-
-
-def _measured(cells: pd.DataFrame) -> Any:
-    """The smallest and largest value of the cells on each of `AXES`."""
-    return compact(np.array([[cells[axis].min(), cells[axis].max()] for axis in AXES]), 12)
