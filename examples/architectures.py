@@ -13,8 +13,10 @@ from typing import Any
 import specroof
 from calibration.validate.served import served_groups
 from perfmodel import RoundEstimate, estimate, speedup_interval
+from perfmodel.passes.forward import forward_pass
 from perfmodel.passes.parts import GROUPS
 from perfmodel.passes.rank import Rank
+from perfmodel.specs.layers import Experts
 from perfmodel.speculation import target_rank
 from perfmodel.speculation.uncertainty import SKEW, alpha_interval
 
@@ -86,6 +88,26 @@ def break_even() -> Iterator[str]:
         yield row(batch, *cells)
 
 
+def one_expert() -> Iterator[str]:
+    """The time of a mixture's only expert over that of a dense MLP of its shape, by rows."""
+    rows = (1, 16, 128, 512)
+    yield from header("GPU", *(f"{n} row{'s' if n > 1 else ''}" for n in rows), "source")
+    for gpu in ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"):
+        point = specroof.predict("llama-3.1-8b", gpu=gpu, engine="kernels", draft="none", batch=1)
+        dense = target_rank(point.scenario)
+        width = dense.spec.ffn_hidden
+        experts = Experts(layers=dense.spec.layers, count=1, top_k=1, width=width)
+        mixture = replace(dense, spec=replace(dense.spec, experts=experts))
+        ratios = []
+        for batch in rows:
+            mlp, mixed = (
+                forward_pass(rank, batch=batch, context_tokens=1000) for rank in (dense, mixture)
+            )
+            of_mlp = mlp.part("gate_up_proj").seconds + mlp.part("down_proj").seconds
+            ratios.append(f"{float(mixed.part('experts').seconds / of_mlp):.1f}")
+        yield row(gpu, *ratios, shortened(curve_sources(mixture)["experts"]))
+
+
 def gpus_of(values: dict[str, Any]) -> str:
     groups = f", EP {values['ep']}" if "ep" in values else ""
     return f"{values['tp']} x {values['gpu'].split('-')[0].upper()}{groups}"
@@ -141,7 +163,7 @@ def curve_sources(rank: Rank) -> dict[str, str]:
     """The source of the curves by group of parts."""
     curves, latent, weights = rank.curves, rank.latent_curve, rank.weight_dtype
     dense = curves.quantised[weights].curve if weights in curves.quantised else curves.gemm
-    experts = curves.experts.get(rank.expert_dtype)
+    experts = curves.experts_curve(rank.expert_dtype)
     return {
         "linear": dense.source,
         "experts": experts.source if experts else "dense layers",
@@ -153,7 +175,7 @@ def curve_sources(rank: Rank) -> dict[str, str]:
 def shortened(source: str) -> str:
     """The engine or library and the GPU that a source names."""
     gpu = re.search(r"NVIDIA (\w+)", source)
-    kernels = re.findall(r"(VLLM|TRTLLM|NCCL|vLLM)", source)
+    kernels = re.findall(r"(VLLM|TRTLLM|SGLang|NCCL|vLLM)", source)
     own = source.startswith(("gpu ", "sums "))
     names = ["specroof"] if own else [NAMES.get(name, name) for name in dict.fromkeys(kernels)]
     return f"{' and '.join(names)} on {gpu[1] if gpu else 'another GPU'}"
@@ -176,7 +198,7 @@ def served() -> Iterator[str]:
 
 def tables() -> str:
     """The tables as Markdown."""
-    makers = (verification, break_even, targets, sources, served)
+    makers = (verification, break_even, one_expert, targets, sources, served)
     return "\n\n".join("\n".join(make()) for make in makers)
 
 

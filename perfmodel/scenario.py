@@ -280,15 +280,26 @@ class Scenario:
                 f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
                 f"measured step supports this prediction"
             )
-        assumed = list(curves.unmeasured_layers(target, self.target_types))
-        if self.draft is not None:
-            of_draft = curves.unmeasured_layers(self.draft, self.draft_types)
-            assumed += [f"the draft's {name}" for name in of_draft if name not in assumed]
-        if assumed:
-            notes.append(
-                f"the kernels of {' and '.join(assumed)} were not measured on {curves.name}: their "
-                f"times follow from bytes and FLOPs at the efficiency of dense layers"
-            )
+        sources = {
+            False: "their times follow from bytes and FLOPs at the efficiency of dense layers",
+            True: "they take the efficiency of the nearest type that was measured",
+        }
+        for borrowed, source in sources.items():
+            models = [("", target, self.target_types)]
+            if self.draft is not None:
+                models.append(("the draft's ", self.draft, self.draft_types))
+            layers = {
+                layer: whose + layer
+                for whose, spec, types in reversed(models)
+                for layer in curves.unmeasured_layers(spec, types)
+                if curves.borrows(layer, spec, types) == borrowed
+            }
+            if layers:
+                of_type = " in their storage type" if borrowed else ""
+                notes.append(
+                    f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
+                    f"{curves.name}: {source}"
+                )
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
         if target.latent and self.tp > 1:
@@ -303,10 +314,19 @@ class Scenario:
         gpu, quantised = self.machine.gpu.name, self.kernels.quantised
         weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
         unknown = [name for name in weights if name in quantised and not quantised[name].measured]
-        return [
+        notes = [
             f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
             f"type or GPU are used, and the interval is wider"
             for name in unknown
+        ]
+        models = {self.kv_dtype: self.target}
+        if self.draft is not None:
+            models.setdefault(self.draft_types.kv, self.draft)
+        return notes + [
+            f"attention over {kv} caches was not measured on {gpu} with this engine's kernels: "
+            f"their bytes take the efficiency of bf16 caches, and the interval is wider"
+            for kv, spec in models.items()
+            if spec.latent is None and not self.kernels.measures_cache(spec, kv)
         ]
 
     def _link_note(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,26 @@ NOT_FIELDS = frozenset((
     "validate_architecture", "validate_layer_type", "validate_output_attentions", "validate_rope",
     "validate_token_ids",
 ))  # fmt: skip
+# Fields that change no model: names, tokens, training, generation, and how a tool stores it.
+HARMLESS_FIELDS = frozenset((
+    "adapter_path", "architectures", "attention_probs_dropout_prob", "aux_loss_alpha", "auto_map",
+    "bad_words_ids", "begin_suppress_tokens", "cache_implementation", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuned_from",
+    "finetuning_task", "for_llm_compressor", "gradient_checkpointing", "hidden_dropout_prob",
+    "id2label", "initializer_range", "is_decoder", "is_llama_config", "label2id", "language",
+    "length_penalty", "library_name", "max_length", "max_new_tokens", "max_sequence_length",
+    "min_length", "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores", "prefix",
+    "pretraining_tp", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "router_jitter_noise", "seed", "seq_aux", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
+    "typical_p", "use_bfloat16", "use_cache",
+))  # fmt: skip
+HARMLESS_STARTS = ("_", "unsloth_")
+HARMLESS_ENDS = ("_dropout", "_pdrop", "_loss_coef", "_token_id", "_token_ids", "_token_index")
 MAX_LABELS = 10_000  # transformers makes a name for each
 # Files that mark a quantised checkpoint.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
@@ -164,6 +184,7 @@ _BY_FAMILY = {
     "qwen2": _QWEN,
     "qwen3": _QWEN,
 }
+_ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 _ROPE = {
     "rope_type": _KIND, "type": _KIND, "rope_theta": _THETA, "factor": _FACTOR,
     "original_max_position_embeddings": _COUNT, "low_freq_factor": _number(0, sys.float_info.max),
@@ -239,6 +260,8 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
             raise _refusal(
                 name, field, fields[field], "the engine does not implement it; use another model"
             )
+    rules = _REQUIRED | _OPTIONAL | _BY_FAMILY[kind]
+    _check_known(fields, rules.keys() | _ROPE_FIELDS, kind, name)
     if file.name == "config.json":
         for other in filter(lambda other: (file.parent / other).is_file(), QUANTIZATION_FILES):
             raise InputError(
@@ -248,7 +271,7 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     for field in _REQUIRED:
         if field not in fields:
             raise InputError(f"{name}: {field} is missing; use the config.json of the model")
-    _check_values(fields, _REQUIRED | _OPTIONAL | _BY_FAMILY[kind], name)
+    _check_values(fields, rules, name)
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     stated = kind == "qwen3" or fields.get("head_dim") is not None  # qwen3's default is 128
     if hidden % heads and (kind == "llama" or not stated):
@@ -256,8 +279,19 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
             f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; "
             + ("use another model" if kind == "llama" else "add head_dim")
         )
-    for field in ("rope_scaling", "rope_parameters"):
+    for field in _ROPE_FIELDS:
         _check_rope(fields.get(field), f"{name}: {field}")
+
+
+def _check_known(fields: Mapping[str, Any], known: Set[str], kind: str, name: str) -> None:
+    """Refuse a field that is neither read nor harmless, unless it is switched off."""
+    for field, value in fields.items():
+        if field in known or field in HARMLESS_FIELDS or _changes_nothing(field, value):
+            continue
+        if not field.startswith(HARMLESS_STARTS) and not field.endswith(HARMLESS_ENDS):
+            raise _refusal(
+                name, field, value, f"{kind} does not have it; remove it if it has no effect"
+            )
 
 
 def _changes_nothing(field: str, value: Any) -> bool:

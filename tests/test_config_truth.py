@@ -61,6 +61,10 @@ READ = {
         rope_theta=500000.0, tie_word_embeddings=False, torch_dtype="bfloat16",
         transformers_version="4.44.0", use_cache=True,
     ),
+    "llama, switched off or of no effect": case(
+        use_mrope=False, is_llama_config=True, rope_interleaved=False, unsloth_version="2025.9",
+        _name_or_path="a/b", max_length=4096, temperature=0.6, tokenizer_class="T", top_k=50,
+    ),
     "llama, one KV head a query head": case(num_key_value_heads=LEFT_OUT),
     "llama, KV heads null": case(num_key_value_heads=None),
     "llama, one KV head": case(num_key_value_heads=1),
@@ -156,7 +160,7 @@ REFUSED = {
     **{kind: case(kind) for kind in ("gemma2", "deepseek_v32", "mamba")},
     "another architecture": case(architectures=["LlamaForSequenceClassification"]),
     "architectures, a text": case(architectures="LlamaForCausalLM"),
-    "a wrapper": {"model_type": "llava", "text_config": case()},
+    "a wrapper": {"model_type": "llava", "text_config": case("opt")},
     "a wrapper of a known type": case(text_config=case()),
     "quantised by bitsandbytes": case(quantization_config={"quant_method": "bitsandbytes"}),
     "quantised by compressed-tensors": case(compression_config={"format": "int-quantized"}),
@@ -215,6 +219,9 @@ REFUSED = {
     **{f"{field} null": case(**{field: None}) for field in SIZES if field != "num_key_value_heads"},
     **{f"hidden_size {value!r}": case(hidden_size=value)
        for value in (0, -48, 48.0, "48", True, [48], 10**30)},
+    **{f"{kind}, an unknown field": case(kind, sparse_attention=4)
+       for kind in ("llama", "mistral", "qwen2", "qwen3")},
+    "llama, factors of gpt-oss": case(swiglu_limit=7.0),
     "a thousand million layers": case("qwen2", num_hidden_layers=10**9),
     "KV heads 1.5": case(num_key_value_heads=1.5),
     "KV heads 0": case(num_key_value_heads=0),
@@ -381,6 +388,9 @@ def test_both_refuse_the_same_fields() -> None:
     assert set(run.REFUSED_FIELDS) == set(predicted.REFUSED_FIELDS)
     assert set(run.NEUTRAL_AT_ONE) == predicted.NEUTRAL_AT_ONE
     assert run.NOT_FIELDS == predicted.NOT_FIELDS
+    assert run.HARMLESS_FIELDS == predicted.HARMLESS_FIELDS
+    assert run.HARMLESS_STARTS == predicted.HARMLESS_STARTS
+    assert run.HARMLESS_ENDS == predicted.HARMLESS_ENDS
 
 
 ATTRIBUTES = sorted({

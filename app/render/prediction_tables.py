@@ -34,6 +34,7 @@ def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
     if "experts" in prediction:
         console.print(prediction["experts"]["reason"] + "\n")
     print_table(_round_table(prediction), console)
+    console.print(_types_line(prediction["types"]))
     console.print(_memory_line(prediction))
     print_notes(prediction["notes"], console)
 
@@ -113,6 +114,15 @@ def _speedup(prediction: Mapping[str, Any]) -> str:
     return text
 
 
+def _types_line(types: Mapping[str, str | None]) -> str:
+    words = [
+        f"{name.replace('_', ' ').replace('kv', 'KV')} {dtype}"
+        for name, dtype in types.items()
+        if dtype is not None
+    ]
+    return f"\nstored as: {', '.join(words)}"
+
+
 def _memory_line(prediction: Mapping[str, Any]) -> str:
     memory = prediction["memory"]
     terms = ", ".join(
@@ -123,6 +133,6 @@ def _memory_line(prediction: Mapping[str, Any]) -> str:
     share = memory["total_bytes"] / memory["capacity_bytes"]
     verdict = "fits" if prediction["feasible"] else "DOES NOT FIT"
     return (
-        f"\nmemory per GPU: {format_bytes(memory['total_bytes'])} of "
+        f"memory per GPU: {format_bytes(memory['total_bytes'])} of "
         f"{format_bytes(memory['capacity_bytes'])} ({share:.0%}, {verdict}): {terms}"
     )

@@ -62,6 +62,7 @@ class _Format(Table):
     rows_each: Knots
     touched: Knots
     matrix: Knots
+    measured: list[list[float]]  # first and last value on each axis
     correction: Numbers
     residuals: dict[str, float]
 
@@ -92,6 +93,7 @@ def expert_curves(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCu
             overlap_exponent=one.overlap_exponent,
             source=f"{file.source}, {one.kernels}",
             correction=LogTable((one.rows_each, one.touched, one.matrix), one.correction),
+            measured=tuple((least, most) for least, most in one.measured),
         )
         for one in file.format
     }

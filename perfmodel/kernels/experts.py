@@ -29,6 +29,8 @@ class ExpertsCurve:
     """Times of the routed experts of one layer on one rank, in one weight format.
 
     `peak_ratio` is the peak FLOP/s of the format over that of bf16, on the GPU where it was timed.
+    `measured` are the smallest and largest measured value on each axis of the correction, which is
+    constant outside; without it, they are the first and last knots.
     """
 
     dtype: str
@@ -40,6 +42,7 @@ class ExpertsCurve:
     overlap_exponent: float
     source: str
     correction: LogTable = field(repr=False)  # over (rows per expert, experts, matrix elements)
+    measured: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("kernel_latency_s", "memory_efficiency", "compute_efficiency", "peak_ratio"):
@@ -92,7 +95,11 @@ class ExpertsCurve:
                 hbm_bandwidth=hbm_bandwidth,
                 weight_bytes_per_element=weight_bytes_per_element,
             )
-            return np.asarray(base * self.correction.factor(rows_each, read, matrix))
+            inside = (
+                np.clip(x, *ends)
+                for x, ends in zip((rows_each, read, matrix), self._ranges, strict=True)
+            )
+            return np.asarray(base * self.correction.factor(*inside))
 
         rows_each = rows / read
         least = at(rows_each)
@@ -138,9 +145,19 @@ class ExpertsCurve:
         rows, touched = _rows(tokens, touched, top_k)
         points = (rows / touched, touched, np.asarray(hidden, float) * np.asarray(inter, float))
         inside = [
-            (x >= k[0]) & (x <= k[-1]) for x, k in zip(points, self.correction.knots, strict=True)
+            (x >= least) & (x <= most)
+            for x, (least, most) in zip(points, self._ranges, strict=True)
         ]
         return np.asarray(inside[0] & inside[1] & inside[2])
+
+    @property
+    def _ranges(self) -> list[tuple[float, float]]:
+        """The measured range within the knots, by axis."""
+        ends = [(float(knots[0]), float(knots[-1])) for knots in self.correction.knots]
+        return [
+            (max(first, least), min(last, most))
+            for (first, last), (least, most) in zip(ends, self.measured or ends, strict=True)
+        ]
 
 
 def _rows(tokens: ArrayLike, touched: ArrayLike, top_k: ArrayLike) -> tuple[Floats, Floats]:

@@ -19,6 +19,8 @@ from perfmodel.passes.rank import Rank
 from perfmodel.specs.dtypes import UNQUANTISED, dtype_bytes
 from perfmodel.specs.labels import Bound, Origin
 
+WINDOW_TILE = 128  # tokens
+
 
 def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
     """The time with the rank's KV type over that of its bytes alone, and its origin."""
@@ -92,28 +94,35 @@ def _attention(
 def prefill_attention_parts(
     rank: Rank, batch: Floats, prompt: Floats, cached: Floats
 ) -> list[Part]:
-    """Attention of prompts by kind of layer.
-
-    A window w divides a longer prompt of n tokens into n/w pieces that each attend to themselves
-    and to (w/2) (1 - w/n) tokens before them, which gives the same number of query-key pairs.
-    """
+    """Attention of prompts by kind of layer; layers with a window attend to the tokens in it."""
     spec = rank.spec
     if spec.latent is not None:
         return [latent_prefill(rank, spec.latent, batch, prompt, cached)]
-    full = spec.cached_layers - (spec.local.layers if spec.local else 0)
-    parts = [_prefill_attention(rank, batch, prompt, cached, layers=full)] if full else []
-    if spec.local is not None:
-        window, layers = spec.local.window_tokens, spec.local.layers
-        pieces = np.maximum(prompt / window, 1.0)
-        before = np.where(
-            prompt < window, np.minimum(cached, window), 0.5 * window * (1.0 - 1.0 / pieces)
-        )
-        piece = np.minimum(prompt, window)
+    parts = []
+    for layers, window in spec.attention_layers:
+        name = "attention" if spec.local is None or window is None else "windowed_attention"
+        pieces, piece, before = _pieces(prompt, cached, window)
         part = _prefill_attention(rank, batch * pieces, piece, before, layers=layers)
-        parts.append(replace(part, name="windowed_attention"))
+        parts.append(replace(part, name=name))
     if spec.linear is not None:
         parts.append(linear_prefill(rank, spec.linear, batch, prompt))
     return parts
+
+
+def _pieces(prompt: Floats, cached: Floats, window: int | None) -> tuple[Floats, Floats, Floats]:
+    """Prompts without a window that have as many query-key pairs: number, tokens, tokens before.
+
+    The token at position i attends to min(i, w) tokens. A prompt of more than w tokens is divided
+    into pieces of w, which also attend to tokens before them. Kernels compute whole tiles, so a
+    shorter window than `WINDOW_TILE` takes as long.
+    """
+    if window is None:
+        return np.ones(()), prompt, cached
+    window = max(window, WINDOW_TILE)
+    growing = np.clip(window - cached, 0.0, prompt)  # tokens before which the window is not full
+    pairs = growing * (cached + 0.5 * growing) + (prompt - growing) * window
+    piece = np.minimum(prompt, window)
+    return prompt / piece, piece, pairs / prompt - 0.5 * piece
 
 
 def _prefill_attention(

@@ -39,11 +39,11 @@ def latent_attention(
     seconds = curve.seconds(**at, peak_flops=gpu.peak_flops, hbm_bandwidth=gpu.hbm_bandwidth)
     return Part(
         "latent_attention",
-        layers * rank.engine.attention_factor * seconds,
+        layers * np.maximum(rank.engine.attention_factor * seconds, kv_bytes / gpu.hbm_bandwidth),
         layers * flops / gpu.peak_flops,
         layers * kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
-        rank.origin,
+        rank.layer_origin("latent attention"),
         partial(curve.in_range, **at),
     )
 
@@ -78,7 +78,7 @@ def latent_prefill(
         layers * flops / gpu.peak_flops,
         layers * kv_bytes / gpu.hbm_bandwidth,
         Bound.KV,
-        Origin.ASSUMED if curve is None else rank.origin,
+        Origin.ASSUMED if curve is None else rank.layer_origin("latent attention"),
     )
 
 

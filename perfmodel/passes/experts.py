@@ -31,7 +31,7 @@ def expert_parts(rank: Rank, rows: Floats) -> list[Part]:
     if experts is None:
         return []
     parts = [_grouped_gemms(rank, experts, rows)]
-    if rank.expert_dtype not in rank.curves.experts:
+    if rank.curves.experts_curve(rank.expert_dtype) is None:
         parts.append(_permutation(rank, experts, rows))
     return parts
 
@@ -48,7 +48,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         "hbm_bandwidth": rank.machine.gpu.hbm_bandwidth,
         "weight_bytes_per_element": element,
     }
-    curve, inside = rank.curves.experts.get(rank.expert_dtype), lambda: np.ones((), bool)
+    curve, inside = rank.curves.experts_curve(rank.expert_dtype), lambda: np.ones((), bool)
     if curve is None:
         dense = rank.curves.gemm if rank.tp == 1 else rank.curves.gemm_of_ranks
         most = experts.count // rank.ep
@@ -67,7 +67,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         experts.layers * 6.0 * pairs * hidden * width / gpu.peak_flops,
         experts.layers * traffic / gpu.hbm_bandwidth,
         Bound.WEIGHTS,
-        Origin.ASSUMED if curve is None else rank.origin,
+        Origin.ASSUMED if curve is None else rank.layer_origin("experts"),
         inside,
     )
 

@@ -57,33 +57,35 @@ class Rank:
 
     @property
     def assumes_layers(self) -> bool:
-        """Whether a roofline replaces the curves of layers without measured kernels."""
+        """Whether a kind of layer was not measured with these types."""
+        return bool(self._unmeasured)
+
+    @property
+    def _unmeasured(self) -> tuple[str, ...]:
         types = StoredTypes(weights=self.weight_dtype, experts=self.expert_dtype, kv=self.kv_dtype)
-        return bool(self.curves.unmeasured_layers(self.spec, types))
+        return self.curves.unmeasured_layers(self.spec, types)
+
+    def layer_origin(self, layer: str) -> Origin:
+        """The origin of a kind of layer that has a curve, which may be that of another type."""
+        return Origin.EXTRAPOLATED if layer in self._unmeasured else self.origin
 
     @property
     def latent_curve(self) -> LatentCurve | None:
-        """Measured times of latent attention; None for other widths than the measured one."""
+        """Times of latent attention; None for other widths than the measured one."""
         return self.curves.latent_curve(self.spec, self.kv_dtype)
 
     @property
     def assumes_types(self) -> bool:
         """Whether weights or KV are in a type whose kernels were not measured on this GPU."""
-        weights, kv = self.weight_dtype, self.kv_dtype
+        weights, unquantised_kv = self.weight_dtype, self.kv_dtype in UNQUANTISED
         library = self.engine.linear_kernels == "library"
         measured = weights in UNQUANTISED or (library and self.curves.quantised[weights].measured)
-        return not (measured and (kv in UNQUANTISED or self.has_kv_curve))
+        return not (measured and (unquantised_kv or self.has_kv_curve))
 
     @property
     def has_kv_curve(self) -> bool:
-        """Whether attention was measured with the rank's quantised KV type.
-
-        It was only measured for fp8, and with the kernels of libraries.
-        """
-        if self.spec.latent is not None:
-            return self.latent_curve is not None
-        scheduled = self.curves.attention.counts_new_tokens
-        return self.kv_dtype == "fp8" and self.curves.kv_fp8 is not None and not scheduled
+        """Whether attention was measured with the rank's KV type."""
+        return self.curves.measures_cache(self.spec, self.kv_dtype)
 
     @property
     def exchange(self) -> Exchange | None:

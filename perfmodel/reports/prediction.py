@@ -45,6 +45,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "origin": origins(point),
         "scenario": scenario_dict(scenario),
         "acceptance": acceptance_dict(point),
+        "types": types_dict(scenario),
         "memory": memory_dict(point),
         "breakdown": breakdown_dict(point),
         **({"experts": experts_dict(point)} if scenario.target.experts else {}),
@@ -148,6 +149,17 @@ def memory_dict(point: RoundEstimate) -> dict[str, float]:
     memory = point.memory
     terms = {f"{name}_bytes": float(getattr(memory, name)) for name in TERMS}
     return {**terms, "total_bytes": float(memory.total), "capacity_bytes": memory.capacity}
+
+
+def types_dict(scenario: Scenario) -> dict[str, str | None]:
+    """Storage types of weights, routed experts and KV caches; None for what there is not."""
+    target, draft = scenario.target_types, scenario.draft_types
+    models = {"": (scenario.target, target), "draft_": (scenario.draft, draft)}
+    return {
+        f"{whose}{name}": value if spec and (name != "experts" or spec.experts) else None
+        for whose, (spec, types) in models.items()
+        for name, value in types._asdict().items()
+    }
 
 
 def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:

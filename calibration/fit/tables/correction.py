@@ -51,10 +51,11 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Parameter values and the correction."""
+    """Parameter values, the correction, and the smallest and largest value on each of its axes."""
 
     values: dict[str, float]
     table: LogTable
+    ranges: tuple[tuple[float, float], ...] = ()
 
 
 def fit(problem: Problem, cells: pd.DataFrame, start: Mapping[str, float] | None = None) -> Fitted:
@@ -76,7 +77,9 @@ def fit(problem: Problem, cells: pd.DataFrame, start: Mapping[str, float] | None
     best = least_squares(misfit, first, bounds=(low - 1e-9, high + 1e-9), loss="soft_l1",
                          f_scale=0.1)  # fmt: skip
     values = {n: float(f"{v:.4g}") for n, v in zip(names, np.exp(best.x), strict=True)}
-    return Fitted(values, smooth_table(problem, cells, problem.form(values, cells)))
+    table = smooth_table(problem, cells, problem.form(values, cells))
+    ranges = tuple((float(cells[x].min()), float(cells[x].max())) for x in problem.axes)
+    return Fitted(values, table, ranges)
 
 
 def smooth_table(problem: Problem, cells: pd.DataFrame, base: Array) -> LogTable:

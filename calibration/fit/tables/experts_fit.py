@@ -62,6 +62,7 @@ HEADER = """\
 Times of the routed experts of one layer on one rank, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/experts.py.
 correction: ln(measured / form), [rows per expert][experts with rows][elements of a matrix].
+measured: the smallest and largest value on each of these axes, beyond which it is constant.
 residuals: model_out leaves out all cells of a model's shape; power_law are cells with unequal
 loads, priced with the expected number of experts of random routing.
 """
@@ -149,7 +150,8 @@ def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
         )
 
     def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
-        curve = replace(_curve(dtype, fitted.values), correction=fitted.table)
+        curve = _curve(dtype, fitted.values)
+        curve = replace(curve, correction=fitted.table, measured=fitted.ranges)
         columns = ("tokens", "touched", "hidden", "inter", "top_k")
         return curve.seconds(
             **{name: cells[name].to_numpy(float) for name in columns},
@@ -189,9 +191,10 @@ def _errors(dtype: str, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -
     return errors_of(f"experts in {dtype}", cells, ways, _regions)
 
 
-def _regions(cell: Mapping[str, Any]) -> tuple[str]:
+def _regions(cell: Mapping[str, Any]) -> list[str]:
     few = cell["tokens"] <= FEW_TOKENS
-    return (f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-",)
+    alone = ["one expert per rank"] if cell["experts"] == 1 else []
+    return [f"tokens 1-{FEW_TOKENS}" if few else f"tokens {FEW_TOKENS + 1}-", *alone]
 
 
 def _add_later(errors: Errors, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> None:
@@ -215,6 +218,7 @@ def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> d
         "overlap_exponent": values["overlap"],
         "models": int(cells.model.nunique()),
         **{name: compact(np.asarray(knots), 12) for name, knots in AXES.items()},
+        "measured": compact(fitted.ranges, 12),
         "correction": compact(fitted.table.values, 3),
         "residuals": errors.flat(),
     }

@@ -73,6 +73,28 @@ NOT_FIELDS = frozenset((
 ))  # fmt: skip
 
 
+# Fields that change no model: names, tokens, training, generation, and how a tool stores it.
+HARMLESS_FIELDS = frozenset((
+    "adapter_path", "architectures", "attention_probs_dropout_prob", "aux_loss_alpha", "auto_map",
+    "bad_words_ids", "begin_suppress_tokens", "cache_implementation", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuned_from",
+    "finetuning_task", "for_llm_compressor", "gradient_checkpointing", "hidden_dropout_prob",
+    "id2label", "initializer_range", "is_decoder", "is_llama_config", "label2id", "language",
+    "length_penalty", "library_name", "max_length", "max_new_tokens", "max_sequence_length",
+    "min_length", "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores", "prefix",
+    "pretraining_tp", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "router_jitter_noise", "seed", "seq_aux", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
+    "typical_p", "use_bfloat16", "use_cache",
+))  # fmt: skip
+HARMLESS_STARTS = ("_", "unsloth_")
+HARMLESS_ENDS = ("_dropout", "_pdrop", "_loss_coef", "_token_id", "_token_ids", "_token_index")
+
+
 def check_names(config: Mapping[str, Any], name: str) -> None:
     """Raise a `ConfigError` if a field has the name of an attribute of configuration classes."""
     for field in config:
@@ -85,6 +107,23 @@ def check_refused(config: Mapping[str, Any], name: str, read: Collection[str] = 
     for field, instead in REFUSED_FIELDS.items():
         if field not in read and not has_no_effect(field, config.get(field)):
             raise ConfigError(f"{name}: {field}={shown(config[field])} is not supported; {instead}")
+
+
+def check_known(
+    config: Mapping[str, Any], name: str, model_type: str, known: Collection[str]
+) -> None:
+    """Raise a `ConfigError` if a field has an effect and is neither `known` nor harmless.
+
+    A later version of a family may have fields that this one does not model.
+    """
+    for field, value in config.items():
+        if field in known or field in HARMLESS_FIELDS or has_no_effect(field, value):
+            continue
+        if not field.startswith(HARMLESS_STARTS) and not field.endswith(HARMLESS_ENDS):
+            raise ConfigError(
+                f"{name}: {shown(field)[1:-1]}={shown(value)} is not supported for model_type "
+                f"{model_type}; remove it from the config if it does not change the model"
+            )
 
 
 def has_no_effect(field: str, value: object) -> bool:

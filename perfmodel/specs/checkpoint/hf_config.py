@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from perfmodel.errors import ConfigError, fault_reason, printable, shown
-from perfmodel.specs.checkpoint.config_fields import check_names, check_refused
+from perfmodel.specs.checkpoint.config_fields import check_known, check_names, check_refused
 from perfmodel.specs.model import ModelSpec
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -194,6 +194,7 @@ def from_hf_config(
     family = _family(config, name, ", ".join(model_types))
     check_names(config, name)
     check_refused(config, name)
+    check_known(config, name, config["model_type"], family.model_fields)
     try:
         fields = family.model_validate(dict(config))
     except ValidationError as error:

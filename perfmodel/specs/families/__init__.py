@@ -42,6 +42,7 @@ _FAMILIES: dict[str, type[Text]] = {
     "smollm3": dense.SmolLM3,
 }
 # Multimodal models, whose `text_config` describes the decoder, and the default type of the latter.
+# In other ones, `text_config` must state a supported type.
 _WRAPPERS = {
     "gemma3": "gemma3_text",
     "kimi_k25": "deepseek_v3",
@@ -49,8 +50,6 @@ _WRAPPERS = {
     "mistral3": "mistral",
 }
 MODEL_TYPES = (*hf_config.MODEL_TYPES, *_FAMILIES, *_WRAPPERS)
-# Fields that some family reads; they are refused in the config of a family that does not.
-_READ_SOMEWHERE = {field for family in _FAMILIES.values() for field in family.model_fields}
 
 
 def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
@@ -60,24 +59,43 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     `hf_config.from_hf_config`.
     """
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
-    if isinstance(model_type, str) and model_type in _WRAPPERS:
+    if isinstance(model_type, str) and _wraps_decoder(config, model_type):
         return _wrapped(config, model_type, name)
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
     family = _FAMILIES[model_type]
     config_fields.check_names(config, name)
+    config = _without_aliases(config, family, name)
     config_fields.check_refused(config, name, read=family.model_fields)
-    for field in sorted(_READ_SOMEWHERE & config.keys() - family.model_fields.keys()):
-        if not config_fields.has_no_effect(field, config[field]):
-            raise ConfigError(
-                f"{name}: {field}={shown(config[field])} is not supported for model_type "
-                f"{model_type}; remove it if the model does not use it"
-            )
+    known = family.model_fields.keys() | family.ignored.split()
+    config_fields.check_known(config, name, model_type, known)
     try:
         fields = family.model_validate(dict(config))
     except ValidationError as error:
         raise ConfigError(f"{name}: {hf_config.first_fault(error)}") from error
     return replace(fields.spec(name), family=model_type)
+
+
+def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -> Mapping[str, Any]:
+    """The config with the other spellings that transformers has for a field of the family."""
+    fields = dict(config)
+    for alias, field in family.aliases:
+        value = fields.pop(alias, None)
+        if value is not None and fields.setdefault(field, value) != value:
+            raise ConfigError(
+                f"{name}: {alias}={shown(value)} contradicts {field}={shown(fields[field])}; "
+                f"remove one of them"
+            )
+    return fields
+
+
+def _wraps_decoder(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether a multimodal model has a text decoder of a supported type."""
+    if model_type in MODEL_TYPES:
+        return model_type in _WRAPPERS
+    text = config.get("text_config")
+    decoder = text.get("model_type") if isinstance(text, Mapping) else None
+    return isinstance(decoder, str) and decoder in MODEL_TYPES and decoder not in _WRAPPERS
 
 
 def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec:
@@ -89,7 +107,8 @@ def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec
         )
     outer = {"quantization_config": config.get("quantization_config")}
     config_fields.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
-    fields = {"model_type": _WRAPPERS[model_type]} | dict(text)
+    tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    fields = {"model_type": _WRAPPERS.get(model_type)} | tied | dict(text)
     decoder = fields["model_type"]
     if not isinstance(decoder, str) or decoder in _WRAPPERS:
         raise ConfigError(

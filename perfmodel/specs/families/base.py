@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.specs.checkpoint.hf_config import Count, Factor, Strict
+from perfmodel.specs.checkpoint.hf_config import Count, Factor, On, Strict
 from perfmodel.specs.layers import LocalAttention
 from perfmodel.specs.model import ModelSpec
 
@@ -33,6 +33,9 @@ class Rope(Strict):
 class Text(Strict):
     """A decoder with grouped-query attention and a gated MLP in every layer."""
 
+    # Fields that change results but neither sizes nor times, and other spellings of fields.
+    ignored: ClassVar[str] = "rms_norm_eps layer_norm_eps rope_theta rope_interleave"
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
     output_bias: ClassVar[bool] = True  # `attention_bias` also applies to the output projection
     norms: ClassVar[int] = 2
     head_norms: ClassVar[bool] = False  # of queries and keys
@@ -48,6 +51,7 @@ class Text(Strict):
     hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    is_causal: On = True
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -11,6 +11,7 @@ from perfmodel.specs.model import ModelSpec
 
 
 class Phi3(Windowed):
+    ignored = f"{Text.ignored} full_attn_mod interpolate_factor"
     original_max_position_embeddings: Count = 4096
     head_dim: None = None
 
@@ -42,6 +43,11 @@ class Cohere(Text):
     tie_word_embeddings: bool = True
     logit_scale: float | None = 0.0625
     use_qk_norm: bool = False
+    model_max_length: Count | None = None  # vLLM prefers it to max_position_embeddings
+
+    @property
+    def longest(self) -> int:
+        return self.model_max_length or super().longest
 
     def spec(self, name: str) -> ModelSpec:
         """The norms of queries and keys have a weight for each of their heads."""
@@ -52,6 +58,11 @@ class Cohere(Text):
 
 
 class Cohere2(Windowed):
+    ignored = (
+        f"{Text.ignored} order_of_interleaved_layers position_embedding_type rotary_pct "
+        "use_embedding_sharing use_gated_activation use_parallel_block use_parallel_embedding "
+        "layer_switch"
+    )
     norms = 1
     tie_word_embeddings: bool = True
     logit_scale: float | None = 0.0625
@@ -62,6 +73,7 @@ class Cohere2(Windowed):
 class SmolLM3(Text):
     """Layers without rotary positions take the same time."""
 
+    ignored = f"{Text.ignored} max_window_layers"
     tie_word_embeddings: bool = True
     num_key_value_heads: Count | None = 4
     use_sliding_window: Off = False
@@ -73,6 +85,7 @@ class SmolLM3(Text):
 
 
 class Gemma3(Windowed):
+    ignored = f"{Text.ignored} rope_local_base_freq"
     norms = 4
     head_norms = True
     num_attention_heads: Count = 8
@@ -88,6 +101,11 @@ class Gemma3(Windowed):
     sliding_window: Count | None = 4096
     sliding_window_pattern: Layers = 6
     use_bidirectional_attention: Off = False
+
+    @property
+    def longest(self) -> int:
+        """`max_position_embeddings` already includes the scaling, which full layers alone have."""
+        return self.max_position_embeddings
 
 
 class Ministral(Windowed):

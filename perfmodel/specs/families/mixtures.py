@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from perfmodel.specs.model import ModelSpec
 
 
 class Mixtral(Windowed):
+    aliases = (("num_experts", "num_local_experts"),)
     num_key_value_heads: Count | None = 8
     num_local_experts: Count = 8
     num_experts_per_tok: Count = 2
@@ -32,6 +33,8 @@ class Mixtral(Windowed):
 class GptOss(Windowed):
     """Every second layer has a window; queries, outputs, routers and experts have biases."""
 
+    ignored = f"{Text.ignored} swiglu_alpha swiglu_limit initial_context_length"
+    aliases = Mixtral.aliases
     num_key_value_heads: Count | None = 8
     head_dim: Count | None = 64
     attention_bias: bool = True
@@ -57,6 +60,7 @@ class GptOss(Windowed):
 class Sparse(Text):
     """Qwen: every `decoder_sparse_step`-th layer is a mixture, unless it is listed as dense."""
 
+    ignored = f"{Text.ignored} norm_topk_prob max_window_layers"
     num_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Count
@@ -64,7 +68,7 @@ class Sparse(Text):
     mlp_only_layers: list[Whole] | None = None
     shared_expert_intermediate_size: Size = 0
     use_sliding_window: Off = False
-    sliding_window: Count | None = None
+    sliding_window: Size | None = None
 
     def spec(self, name: str) -> ModelSpec:
         dense = self.mlp_only_layers or []
@@ -86,6 +90,7 @@ class Sparse(Text):
 
 class Qwen2Moe(Sparse):
     output_bias = False
+    layer_types: list[Literal["full_attention"]] | None = None
     num_key_value_heads: Count = 16
     num_experts: Count = 60
     num_experts_per_tok: Count = 4
@@ -96,6 +101,7 @@ class Qwen2Moe(Sparse):
 
 
 class Qwen3Moe(Sparse):
+    aliases = (("num_local_experts", "num_experts"),)
     head_norms = True
     num_key_value_heads: Count = 4
     num_experts: Count = 128
@@ -144,6 +150,14 @@ class Qwen3Next(Sparse):
 class Shared(Text):
     """GLM and DeepSeek: the first layers are dense, and experts are also shared."""
 
+    ignored = (
+        f"{Text.ignored} n_group topk_group topk_method norm_topk_prob routed_scaling_factor "
+        "scoring_func ep_size"
+    )
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("num_local_experts", "n_routed_experts"),
+        ("num_mtp_layers", "num_nextn_predict_layers"),
+    )
     moe_intermediate_size: Count
     n_routed_experts: Count
     num_experts_per_tok: Count
@@ -190,6 +204,7 @@ class DeepSeek(Shared):
     q_lora_rank: Count | None = 1536
     qk_rope_head_dim: Count = 64
     qk_nope_head_dim: Count = 128
+    qk_head_dim: Count | None = None  # the sum of these two
     v_head_dim: Count = 128
     attention_bias: Off = False
 
@@ -198,7 +213,13 @@ class DeepSeek(Shared):
         return self.num_attention_heads
 
     def width(self, name: str) -> int:
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
+        width = self.qk_nope_head_dim + self.qk_rope_head_dim
+        if self.qk_head_dim not in (None, width):
+            raise ConfigError(
+                f"{name}: qk_head_dim={self.qk_head_dim} is not the sum of qk_nope_head_dim="
+                f"{self.qk_nope_head_dim} and qk_rope_head_dim={self.qk_rope_head_dim}; remove it"
+            )
+        return width
 
     def spec(self, name: str) -> ModelSpec:
         latent = LatentAttention(
@@ -212,6 +233,7 @@ class DeepSeek(Shared):
 
 
 class DeepSeekV2(DeepSeek):
+    aliases = (("num_experts", "n_routed_experts"),)
     moe_intermediate_size: Count = 1407
     n_routed_experts: Count = 64
     n_shared_experts: Whole | None = 2
@@ -222,6 +244,7 @@ class DeepSeekV2(DeepSeek):
 class Llama4(Text):
     """Experts in every `interleave_moe_layer_step`-th layer; most layers attend within chunks."""
 
+    ignored = f"{Text.ignored} floor_scale attn_scale"
     num_key_value_heads: Count | None = 8
     head_dim: Count | None = 128
     intermediate_size_mlp: Count = 16_384

@@ -21,6 +21,7 @@ TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
 SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "predict": (["predict", *SPECULATING], []),
     "predict: acceptance": (["predict", *SPECULATING], ["acceptance"]),
+    "predict: types": (["predict", *SPECULATING], ["types"]),
     "predict: memory": (["predict", *SPECULATING], ["memory"]),
     "predict: experts": (["predict", *SPECULATING, "--target", "qwen3-30b-a3b"], ["experts"]),
     "predict: breakdown": (["predict", *SPECULATING], ["breakdown", "verify", "attention"]),

@@ -11,6 +11,7 @@ from perfmodel import catalog, estimate, parse_scenario
 from perfmodel.catalog.kernels import efficiency
 from perfmodel.specs.dtypes import DTYPES, UNQUANTISED
 from perfmodel.specs.labels import Origin
+from perfmodel.speculation import target_rank
 
 MEASURED = {
     "a100-sxm-80gb": {"int8", "int4"},
@@ -112,6 +113,15 @@ def test_a_type_without_measured_kernels_has_a_note() -> None:
     assert "weights were not measured" not in notes("fp8") + notes("bf16")
 
 
+@pytest.mark.parametrize("engine", ["kernels", "specroof"])
+@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp8", "int8", "int4"])
+def test_a_kv_type_has_a_note_if_its_attention_is_extrapolated(engine: str, kv: str) -> None:
+    values = {"gpu": "h200", "engine": engine, "kv_dtype": kv, "draft": "none", "batch": 4}
+    point = estimate(parse_scenario(values | {"target": "llama-3.1-8b"}).scenario())
+    noted = any(f"attention over {kv} caches" in note for note in point.scenario.notes)
+    assert noted == (point.target_step.part("attention").origin == Origin.EXTRAPOLATED)
+
+
 # MLA was only measured with a latent vector of 512.
 NARROW = catalog.model_config("deepseek-v3") | {"kv_lora_rank": 256, "quantization_config": None}
 DRAFT = {"draft": "self", "draft_policy": "streamingllm", "gamma": 2}
@@ -140,5 +150,40 @@ def test_assumed_layers_have_a_note_and_measured_ones_have_none(
     steps = [step for step in (point.target_step, point.draft_step) if step is not None]
     origins = [one.origin for step in steps for one in step.parts if part in one.name]
     assert origins
-    noted = any("were not measured on" in note and part in note for note in point.scenario.notes)
-    assert noted == (Origin.ASSUMED in origins)
+    noted = any("were not measured" in note and part in note for note in point.scenario.notes)
+    measured = target_rank(point.scenario).origin
+    assert noted == any(origin != measured for origin in origins)
+
+
+def part_seconds(name: str, **values: Any) -> float:
+    """Seconds of a part of a plain step."""
+    scenario = parse_scenario({"draft": "none", "prompt_tokens": 16_000, **values}).scenario()
+    return float(estimate(scenario).target_step.part(name).seconds)
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+@pytest.mark.parametrize("batch", [1, 16, 256])
+def test_no_unmeasured_type_beats_all_measured_ones_that_have_no_more_bytes(
+    gpu: str, batch: int
+) -> None:
+    curves = efficiency(gpu)
+    values = {"gpu": gpu, "engine": "kernels", "batch": batch}
+    models = [("qwen3-30b-a3b", "experts", "weight_dtype", curves.experts)]
+    models.append(("moonlight-16b-a3b", "latent_attention", "kv_dtype", curves.latent))
+    for target, name, key, measured in models:
+        times = {
+            dtype: part_seconds(name, target=target, **values, **{key: dtype})
+            for dtype in DTYPES
+            if key == "weight_dtype" or DTYPES[dtype].for_kv
+        }
+        for dtype in times.keys() - measured.keys():
+            fewer = [times[one] for one in measured if DTYPES[one].bytes <= DTYPES[dtype].bytes]
+            least = min(fewer, default=times["fp8"])
+            assert times[dtype] >= least, (dtype, times)
+
+
+def test_latent_caches_in_fp16_and_int8_take_the_time_of_measured_ones_with_as_many_bytes() -> None:
+    values = {"target": "moonlight-16b-a3b", "gpu": "a100-sxm-80gb", "batch": 16}
+    times = {kv: part_seconds("latent_attention", kv_dtype=kv, **values) for kv in DTYPES
+             if DTYPES[kv].for_kv}  # fmt: skip
+    assert times["fp16"] == times["bf16"] and times["int8"] == times["fp8"] == times["int4"]

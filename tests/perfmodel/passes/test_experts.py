@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog, estimate
 from perfmodel.passes.forward import forward_pass, prefill_pass
-from perfmodel.passes.parts import Part, StepTime
+from perfmodel.passes.parts import GROUPS, Part, StepTime
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs.dtypes import dtype_bytes
@@ -231,6 +231,40 @@ def test_prompts_within_windows_take_the_pairs_of_tokens_inside_them() -> None:
     pairs = 10_000 * 1000 - 1000**2 / 2
     expected = 24 * 4 * pairs * 32 * 128 / rank.machine.gpu.peak_flops
     assert float(flops) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("layers", [24, 32])
+@pytest.mark.parametrize("window", [200, 1000, 3000, 100_000])
+def test_chunks_of_a_prompt_have_the_pairs_of_the_whole(layers: int, window: int) -> None:
+    rank = rank_of(local(window, layers=layers))
+    starts = np.arange(0.0, 9000.0, 750.0)
+    chunks = prefill_pass(rank, batch=1, prompt_tokens=750.0, cached_tokens=starts).parts
+    whole, parts = (
+        sum(float(np.sum(p.compute_s)) for p in of if GROUPS[p.name] == "attention")
+        for of in (_prefill(rank, 9000.0), chunks)
+    )
+    assert parts == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+@pytest.mark.parametrize("cached", [0.0, 500.0, 40_000.0])
+def test_prompts_take_no_longer_with_a_shorter_window(gpu: str, cached: float) -> None:
+    rank = rank_of(dense(), gpu=gpu)
+    for tokens in (100.0, 2000.0, 32_000.0):
+        windows = [1, 64, 128, 300, 1024, 4096, 8192, 16_384, int(tokens + cached), 131_072]
+        times = []
+        for window in sorted(windows):
+            spec = dense(sliding_window_tokens=window)
+            of_window = replace(rank, spec=spec)
+            times.append(_prefill_attention_s(of_window, tokens, cached))
+        assert np.all(np.diff(times) >= -1e-12), (tokens, times)
+        assert times[-1] == times[-2] == _prefill_attention_s(rank, tokens, cached)
+        assert tokens + cached < 4096 or times[1] < 0.5 * times[-1]
+
+
+def _prefill_attention_s(rank: Rank, tokens: float, cached: float) -> float:
+    step_of = prefill_pass(rank, batch=1, prompt_tokens=tokens, cached_tokens=cached)
+    return float(step_of.group_s("attention"))
 
 
 def _prefill(rank: Rank, tokens: float) -> tuple[Part, ...]:

@@ -6,6 +6,7 @@ Modules are built on the meta device, so that those of any size take no memory.
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
-from perfmodel.specs.families import _READ_SOMEWHERE as READ
-from perfmodel.specs.families import MODEL_TYPES, model_spec
+from perfmodel.specs.families import _FAMILIES, MODEL_TYPES, model_spec
 from perfmodel.specs.layers import LocalAttention
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
@@ -38,31 +38,70 @@ def case(model_type: str, **fields: Any) -> dict[str, Any]:
     return {"model_type": model_type} | SIZES | fields
 
 
+class NoMlp(torch.nn.Module):
+    """Passes its input on, because the routing of experts cannot run without values."""
+
+    def __init__(self, *, is_pair: bool) -> None:
+        super().__init__()
+        self.is_pair = is_pair
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        return (hidden, None) if self.is_pair else hidden
+
+
+LONG = 9000  # tokens; more than any window of the catalog
+
+
 def sizes_of_transformers(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(parameters, active parameters, KV bytes per token in bf16) of the module on the meta device.
 
-    It is built from a config, or from its text config. The cache holds the outputs of the
-    projections to keys and values, or to the latent and its rotary part.
+    It is built from a config, or from its text config.
     """
+    module = module_of(config)
+    return (*parameters_of(module), sum(cached_bytes(module, 1).values()))
+
+
+def module_of(config: Mapping[str, Any]) -> Any:
     fields = dict(config.get("text_config", config))
     model_type = fields.pop("model_type")
     stated = transformers.AutoConfig.for_model(
         TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
     )
     with torch.device("meta"):
-        module = transformers.AutoModelForCausalLM.from_config(stated)
-    total, routed, cached = int(module.num_parameters()), 0, 0
-    for name, parameter in module.named_parameters():
-        routed += parameter.numel() if ".experts." in name else 0
-    for name, layer in module.named_modules():
-        parent, _, kind = name.rpartition(".")
-        if kind in ("k_proj", "v_proj", "kv_a_proj_with_mqa"):
-            cached += layer.out_features
-        elif kind == "qkv_proj":
-            cached += layer.out_features - module.get_submodule(f"{parent}.o_proj").in_features
+        return transformers.AutoModelForCausalLM.from_config(stated)
+
+
+def parameters_of(module: Any) -> tuple[int, int]:
+    """All parameters, and those that one token uses."""
+    total, stated = int(module.num_parameters()), module.config
+    routed = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
     count = getattr(stated, "num_local_experts", 0) or getattr(stated, "num_experts", 0)
     idle = routed // count * (count - stated.num_experts_per_tok) if routed else 0
-    return total, total - idle, 2 * cached
+    return total, total - idle
+
+
+def cached_bytes(module: Any, tokens: int) -> dict[str, int]:
+    """What the cache of transformers holds in bf16 after a prompt, by kind of layer.
+
+    The module runs its first layers, up to one of each kind, and is cut to these.
+    """
+    decoder, stated = module.model, module.config
+    kinds = list(getattr(stated, "layer_types", None) or [FULL])
+    decoder.layers = decoder.layers[: 1 + max(kinds.index(kind) for kind in kinds)]
+    for layer in decoder.layers:
+        is_pair = stated.model_type == "gpt_oss" or getattr(layer, "is_moe_layer", False)
+        name = "feed_forward" if hasattr(layer, "feed_forward") else "mlp"
+        setattr(layer, name, NoMlp(is_pair=is_pair))
+    prompt = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    with torch.no_grad():
+        layers = decoder(input_ids=prompt, use_cache=True).past_key_values.layers
+    of_kind = {
+        type(layer).__name__: layer.keys.numel() + layer.values.numel()
+        for layer in layers[: len(decoder.layers)]
+        if getattr(layer, "keys", None) is not None
+    }
+    held = [type(layer).__name__ for layer in layers]  # of all layers, also those that did not run
+    return {kind: 2 * elements * held.count(kind) for kind, elements in of_kind.items()}
 
 
 def sizes(spec: ModelSpec) -> tuple[int, int, int]:
@@ -114,6 +153,8 @@ CASES = {
     "a multimodal gemma": {"model_type": "gemma3", "text_config": case("gemma3_text")},
     "a multimodal llama": {"model_type": "llama4", "text_config": case("llama4_text", head_dim=8)},
     "a multimodal mistral": {"model_type": "mistral3", "text_config": case("mistral")},
+    "a multimodal llava": {"model_type": "llava", "text_config": case("qwen2")},
+    "a multimodal cohere": {"model_type": "aya_vision", "text_config": case("cohere2")},
     "a multimodal kimi": {"model_type": "kimi_k25", "text_config": case("kimi_k2", **MLA)},
 }  # fmt: skip
 
@@ -125,12 +166,23 @@ def test_sizes_are_those_of_the_module_that_transformers_builds(name: str) -> No
 
 @pytest.mark.parametrize("name", catalog.model_names())
 def test_sizes_of_catalog_models_are_those_of_transformers(name: str) -> None:
-    assert sizes(catalog.model(name)) == sizes_of_transformers(catalog.model_config(name))
+    spec, module = catalog.model(name), module_of(catalog.model_config(name))
+    parameters, one = parameters_of(module), sum(cached_bytes(module, 1).values())
+    assert sizes(spec) == (*parameters, one)
+    if spec.linear is not None:
+        return  # transformers runs these layers in a slow loop
+    # A window of transformers' cache leaves one token free for the next.
+    windowed = sum(layers for layers, window in spec.attention_layers if (window or LONG) < LONG)
+    of_layer = spec.kv_bytes_per_token_per_rank(1) / spec.cached_layers
+    expected = float(spec.cached_tokens(np.asarray(float(LONG)))) * of_layer * spec.cached_layers
+    many = sum(cached_bytes(module, LONG).values())
+    assert many == pytest.approx(expected - windowed * of_layer, rel=1e-12)
 
 
 def test_every_model_type_is_compared_with_transformers() -> None:
     dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
-    assert {config["model_type"] for config in CASES.values()} | dense == set(MODEL_TYPES)
+    compared = {config["model_type"] for config in CASES.values()} - {"llava", "aya_vision"}
+    assert compared | dense == set(MODEL_TYPES)
 
 
 # ---- published figures --------------------------------------------------------------------------
@@ -222,9 +274,25 @@ def test_which_layers_have_a_window(
     assert spec.local == expected and spec.sliding_window_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("gemma-3-27b", 131_072), ("gemma-3-1b", 32_768), ("command-r", 131_072),
+     ("deepseek-v3", 163_840), ("kimi-k2", 131_072), ("gpt-oss-20b", 131_072),
+     ("qwen3-next-80b-a3b", 262_144), ("llama-4-scout", 10_485_760), ("smollm3-3b", 65_536)],
+)  # fmt: skip
+def test_the_longest_context_is_that_of_the_model_card(name: str, tokens: int) -> None:
+    assert catalog.model(name).max_context_tokens == tokens
+
+
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:
     spec = model_spec(case("ministral", sliding_window=16), name="mine")
     assert (spec.sliding_window_tokens, spec.local) == (16, None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_multimodal_model_may_state_outside_whether_embeddings_are_tied(tied: bool) -> None:
+    config = {"model_type": "llava", "tie_word_embeddings": tied, "text_config": case("qwen2")}
+    assert model_spec(config, name="mine").tied_embeddings is tied
 
 
 def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
@@ -235,22 +303,84 @@ def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
     assert spec.parameters == catalog.model("gemma-3-4b").parameters
 
 
-def test_configs_as_the_hub_has_them_are_read() -> None:
-    deepseek = case(
-        "deepseek_v3", **MLA, ep_size=1, scoring_func="sigmoid", seq_aux=True, n_group=8,
-        topk_group=4, topk_method="noaux_tc", routed_scaling_factor=2.5, norm_topk_prob=True,
-        aux_loss_alpha=0.001, moe_layer_freq=1, num_nextn_predict_layers=1,
-        rope_scaling={"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
-                      "original_max_position_embeddings": 64, "type": "yarn"},
-    )  # fmt: skip
-    gpt_oss = case(
-        "gpt_oss", head_dim=64, experts_per_token=4, initial_context_length=4096,
-        swiglu_limit=7.0, rope_scaling={"beta_fast": 32.0, "factor": 32.0, "truncate": False,
-                                        "original_max_position_embeddings": 4096,
-                                        "rope_type": "yarn"},
-    )  # fmt: skip
-    assert model_spec(deepseek, name="mine").max_context_tokens == 40 * 64
-    assert model_spec(gpt_oss, name="mine").max_context_tokens == 32 * 4096
+# Fields that a config.json on the hub has in addition, by family, and those that most of them have.
+USUAL = {
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+    "bos_token_id": 1, "eos_token_id": [1, 2], "pad_token_id": 0, "use_cache": True,
+    "attention_dropout": 0.0, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "_name_or_path": "a/b", "unsloth_version": "2025.9", "output_attentions": True, "top_k": 50,
+    "id2label": {"0": "LABEL_0"}, "pretraining_tp": 1, "chunk_size_feed_forward": 0,
+}  # fmt: skip
+MOE = {"output_router_logits": True, "router_aux_loss_coef": 0.001}
+QWEN = MOE | {"norm_topk_prob": True, "max_window_layers": 28}
+GROUPS = {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+DEEPSEEK = GROUPS | {
+    "ep_size": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
+    "seq_aux": True, "aux_loss_alpha": 0.001, "num_nextn_predict_layers": 1,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+                     "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
+}  # fmt: skip
+HUB = {
+    "mixtral": MOE | {"sliding_window": None, "router_jitter_noise": 0.0},
+    "qwen2_moe": QWEN | {"use_sliding_window": False, "qkv_bias": True},
+    "qwen3_moe": QWEN | {"decoder_sparse_step": 1, "mlp_only_layers": []},
+    "qwen3_next": QWEN | {"full_attention_interval": 4, "partial_rotary_factor": 0.25},
+    "gpt_oss": MOE | {"experts_per_token": 4, "initial_context_length": 4096, "swiglu_limit": 7.0},
+    "glm4_moe": GROUPS | {"num_nextn_predict_layers": 1, "use_qk_norm": False},
+    "deepseek_v2": DEEPSEEK, "deepseek_v3": DEEPSEEK, "kimi_k2": DEEPSEEK,
+    "llama4_text": {"attn_scale": 0.1, "floor_scale": 8192, "attn_temperature_tuning": 4,
+                    "cache_implementation": "hybrid", "for_llm_compressor": False,
+                    "router_jitter_noise": 0.0, "_attn_implementation_autoset": True},
+    "gemma3_text": {"rope_local_base_freq": 10_000.0, "query_pre_attn_scalar": 168,
+                    "cache_implementation": "hybrid", "_sliding_window_pattern": 6},
+    "ministral": {},
+    "phi3": {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "original_max_position_embeddings": 4096,
+             "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+             "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
+    "granite": {"attention_multiplier": 0.0156, "embedding_multiplier": 12.0, "mlp_bias": False,
+                "logits_scaling": 8.0, "residual_multiplier": 0.22},
+    "olmo2": {}, "olmo3": {},
+    "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "model_max_length": 131_072},
+    "cohere2": {"layer_norm_eps": 1e-5, "order_of_interleaved_layers": "local_attn_first",
+                "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "layer_switch": 4,
+                "use_embedding_sharing": True, "use_gated_activation": True,
+                "use_parallel_block": True, "use_parallel_embedding": True},
+    "smollm3": {"max_window_layers": 28, "no_rope_layer_interval": 4, "mlp_bias": False,
+                "no_rope_layers": [1, 1, 1, 0, 1, 1], "use_sliding_window": False},
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "mlp_bias": False},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"max_window_layers": 28, "use_sliding_window": False, "use_mrope": False},
+    "qwen3": {"max_window_layers": 28, "attention_bias": False},
+}  # fmt: skip
+SHAPED = {"deepseek_v2": MLA | {"num_experts_per_tok": 6}, "deepseek_v3": MLA, "kimi_k2": MLA,
+          "glm4_moe": {"head_dim": 16}}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", HUB)
+def test_configs_as_the_hub_has_them_are_read(family: str) -> None:
+    plain = case(family, **SHAPED.get(family, {}))
+    architectures = {"architectures": [f"{family.capitalize()}ForCausalLM"]}
+    spec = model_spec(plain | USUAL | architectures | HUB[family], name="mine")
+    assert sizes(spec) == sizes(model_spec(plain, name="mine"))
+    if family == "deepseek_v3":
+        assert spec.max_context_tokens == 40 * 64
+
+
+def test_every_family_has_a_config_of_the_hub() -> None:
+    assert HUB.keys() == _FAMILIES.keys() | {"llama", "mistral", "qwen2", "qwen3"}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "text_config" not in CASES[name]])
+def test_what_transformers_writes_is_the_same_model(name: str, tmp_path: Path) -> None:
+    fields = dict(CASES[name])
+    model_type = fields.pop("model_type")
+    written = transformers.AutoConfig.for_model(
+        TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
+    )
+    written.save_pretrained(tmp_path)
+    again = json.loads((tmp_path / "config.json").read_text())
+    assert sizes(model_spec(again, name=name)) == sizes(model_spec(CASES[name], name=name))
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -259,7 +389,13 @@ def test_configs_as_the_hub_has_them_are_read() -> None:
 def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("mixtral", kv_lora_rank=64), "kv_lora_rank"
     yield case("mixtral", n_shared_experts=1), "n_shared_experts"
-    yield case("deepseek_v3", num_local_experts=8), "num_local_experts"
+    yield case("deepseek_v3", num_local_experts=8, n_routed_experts=16), "num_local_experts"
+    yield case("deepseek_v3", **MLA, qk_head_dim=99), "qk_head_dim"
+    yield case("olmo2", n_group=8), "n_group"
+    yield case("gpt_oss", is_causal=False), "is_causal"
+    for family in HUB:
+        unknown = case(family, **SHAPED.get(family, {}), attention_of_2027=3)
+        yield unknown, f"attention_of_2027=3 is not supported for model_type {family}"
     yield case("qwen3_moe", shared_expert_gate_bias=1, attn_logit_softcapping=30.0), "softcapping"
     yield case("qwen3_moe", use_sliding_window=True), "use_sliding_window"
     yield case("qwen3_moe", hidden_act="gelu"), "hidden_act"
@@ -281,7 +417,10 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     for strange in (["llama"], {"a": 1}, None, 3):
         text = case("llama") | {"model_type": strange}
         yield {"model_type": "gemma3", "text_config": text}, "text_config has model_type"
-    yield {"model_type": "llava", "text_config": case("llama")}, "llava"
+    yield {"model_type": "llava", "text_config": case("opt")}, "llava"
+    yield {"model_type": "llava", "text_config": case("gemma3")}, "llava"
+    yield {"model_type": "llava"}, "llava"
+    yield case("llama", text_config=case("llama")), "text_config"
     yield {"model_type": "deepseek_v32"}, "deepseek_v32"
 
 
@@ -305,7 +444,8 @@ SCALARS = (
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(list(CASES)), st.data())
 def test_any_value_of_any_field_gives_a_model_or_one_line(name: str, data: st.DataObject) -> None:
-    fields = sorted({field for config in CASES.values() for field in config} | set(READ))
+    read = {field for family in _FAMILIES.values() for field in family.model_fields}
+    fields = sorted({field for config in CASES.values() for field in config} | read)
     drawn = data.draw(st.dictionaries(st.sampled_from(fields), SCALARS, max_size=3))
     config, text = CASES[name], CASES[name].get("text_config")
     config = config | ({"text_config": text | drawn} if text else drawn)
