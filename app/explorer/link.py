@@ -18,9 +18,10 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, model_upload
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, gpu_upload, model_upload
 from app.explorer.state import (
     CHOICES,
+    CUSTOM,
     DEFAULTS,
     FORMER_INPUTS,
     FORMER_VIEWS,
@@ -82,6 +83,9 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
             f"The link does not contain the uploaded config.json; {state['target']} is used "
             f"instead. Upload the file again."
         )
+    if state["machine"] == CUSTOM and not state["gpu_file"]:
+        state["machine"] = DEFAULTS["machine"]
+        notes.append(f"The link does not describe its GPU; {state['machine']} is used instead.")
     return state, notes
 
 
@@ -106,9 +110,32 @@ def uploaded_path(state: Mapping[Any, Any]) -> str | None:
     if not state["model_config"]:
         return None
     name, _, content = unpack(state["model_config"]).partition("\n")
+    return model_upload(name, content.encode(), session_folder())
+
+
+def uploaded_gpu(state: Mapping[Any, Any]) -> str | None:
+    """Path of the GPU of the form, stored likewise; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If its figures are not valid.
+    """
+    if not state["gpu_file"]:
+        return None
+    return gpu_upload(unpack(state["gpu_file"]).encode(), session_folder())
+
+
+def uploaded_paths(state: Mapping[Any, Any]) -> dict[str, str | None]:
+    """The files of the state, as arguments of `stated_values` and `widget_state`."""
+    return {"uploaded_target": uploaded_path(state), "uploaded_gpu": uploaded_gpu(state)}
+
+
+def session_folder() -> Path:
+    """A folder that is removed at the end of the session."""
     if "folder" not in st.session_state:
         st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
-    return model_upload(name, content.encode(), Path(st.session_state["folder"].name))
+    return Path(st.session_state["folder"].name)
 
 
 def restore() -> None:
@@ -122,11 +149,15 @@ def restore() -> None:
     now = {key: state[key] for key in DEFAULTS if key in state}
     if first or (query != state["link_query"] and now == state["link_state"]):
         loaded, state["link_notes"] = state_of(query)
-        try:
-            uploaded_path(loaded)
-        except ConfigError as error:
-            state["link_notes"].append(f"The link's config.json is not valid: {error}")
-            loaded |= {key: DEFAULTS[key] for key in ("target", "model_config")}
+        for read, key, keys in (
+            (uploaded_path, "config.json", ("target", "model_config")),
+            (uploaded_gpu, "GPU", ("machine", "gpu_file")),
+        ):
+            try:
+                read(loaded)
+            except ConfigError as error:
+                state["link_notes"].append(f"The link's {key} is not valid: {error}")
+                loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
     for key, default in DEFAULTS.items():
         state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
@@ -180,7 +211,7 @@ def _parsed(key: str, text: str) -> Any:
         if any(state_of(pin)[1] for pin in pins):
             raise ValueError
         return pins
-    if key == "model_config":
+    if key in ("model_config", "gpu_file"):
         unpack(text)
         return text
     if len(text) > MAX_TEXT:

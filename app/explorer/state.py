@@ -31,6 +31,7 @@ ACCEPTANCE_FORMS = {
     "tokens_per_round": "Tokens per round",
 }
 UPLOADED = "uploaded"  # the target, if it is an uploaded config.json
+CUSTOM = "custom"  # the machine, if it is described by the form
 # Inputs that are passed on as they are if they are stated.
 OPTIONAL = (
     "weight_dtype",
@@ -65,6 +66,7 @@ PAGE_DEFAULTS: dict[str, Any] = {
 # Inputs that a scenario may omit: opening one resets them.
 INPUT_DEFAULTS: dict[str, Any] = {
     "model_config": "",
+    "gpu_file": "",
     "prompt_mix": "",
     "acceptance_form": "published",
     "acceptance": 0.8,
@@ -112,7 +114,7 @@ WHY_PARTS = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS),
     "target": (*catalog.model_names(), UPLOADED),
-    "machine": tuple(catalog.machine_names()),
+    "machine": (*catalog.machine_names(), CUSTOM),
     "engine": tuple(engine_names()),
     "prefill": ("shared", "disaggregated"),
     "weight_dtype": ("", *DTYPES),
@@ -132,7 +134,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # ---- state to values --------------------------------------------------------------------------
 
 
-def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = None) -> Values:
+def stated_values(
+    state: Mapping[str, Any],
+    *,
+    uploaded_target: str | None = None,
+    uploaded_gpu: str | None = None,
+) -> Values:
     """Flat scenario values from the state of the widgets.
 
     Parameters
@@ -141,6 +148,8 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
         Widget values by key; missing ones have their defaults.
     uploaded_target : str, optional
         Path of an uploaded `config.json`, used as the target.
+    uploaded_gpu : str, optional
+        Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
 
     Raises
     ------
@@ -149,9 +158,11 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     """
     have = DEFAULTS | dict(state)
     draft, _, policy = str(have["draft"]).partition(":")
-    values = {key: have[key] for key in ("target", "machine", "tp", "batch", "output_tokens")}
-    if have["target"] == UPLOADED:
-        values["target"] = uploaded_target
+    values: dict[str, Any] = {}
+    values["target"] = uploaded_target if have["target"] == UPLOADED else have["target"]
+    custom = have["machine"] == CUSTOM
+    values |= {"gpu": uploaded_gpu} if custom else {"machine": have["machine"]}
+    values |= {key: have[key] for key in ("tp", "batch", "output_tokens")}
     values |= {"prompt_tokens": have["prompt_tokens"], "draft": draft}
     if have["prompt_mix"].strip():
         values["prompt_tokens"] = mean_prompt(prompt_mix(have["prompt_mix"]))
@@ -175,17 +186,23 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
 
 
 def widget_state(
-    values: Mapping[str, Any], *, uploaded_target: str | None = None
+    values: Mapping[str, Any],
+    *,
+    uploaded_target: str | None = None,
+    uploaded_gpu: str | None = None,
 ) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
     Raises
     ------
     ConfigError
-        If a value is not valid, or a model or engine is given by a path other than
-        `uploaded_target`.
+        If a value is not valid, or a model, GPU or engine is given by a path other than
+        `uploaded_target` and `uploaded_gpu`.
     """
     stated = parse_scenario(values)
+    custom = stated.gpu.endswith(".toml") and stated.machine is None
+    if custom and stated.gpu != uploaded_gpu:
+        raise ConfigError(f"gpu {stated.gpu[:80]!r} is a file; describe it in the form, under GPUs")
     for name in (stated.target, stated.draft):
         known = (*catalog.model_names(), *METHODS, "self", "none", uploaded_target)
         if name not in known and catalog.model(name).name not in known:
@@ -196,7 +213,11 @@ def widget_state(
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
-    return state | ({"target": UPLOADED} if stated.target == uploaded_target else {})
+    state |= {"target": UPLOADED} if stated.target == uploaded_target else {}
+    if custom:
+        del state["gpu_file"]  # that of the page
+        state["machine"] = CUSTOM
+    return state
 
 
 def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:

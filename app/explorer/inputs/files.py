@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload
-from app.explorer.link import pack, uploaded_path
+from app.explorer.link import pack, uploaded_gpu, uploaded_path
 from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
 from perfmodel import ConfigError
 
@@ -23,7 +23,7 @@ def apply_values(values: dict[str, Any]) -> None:
     ConfigError
         If a value is not valid.
     """
-    st.session_state.update(widget_state(values))
+    st.session_state.update(widget_state(values, uploaded_gpu=uploaded_gpu(st.session_state)))
 
 
 def show_files(values: Values | None) -> None:

@@ -9,8 +9,10 @@ from app.explorer.inputs import widgets
 from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
-from app.explorer.link import uploaded_path
-from app.explorer.state import CHOICES, UPLOADED, Values, stated_values
+from app.explorer.inputs.gpu_form import gpu_form
+from app.explorer.link import uploaded_gpu, uploaded_path
+from app.explorer.show import plain
+from app.explorer.state import CHOICES, CUSTOM, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
@@ -66,8 +68,14 @@ def _model() -> str | None:
 
 def _machine(uploaded: str | None) -> None:
     st.subheader("GPUs")
-    widgets.select("machine", "Machine", list(catalog.machine_names()))
-    machine = catalog.machine(widgets.value_of("machine"))
+    path, names = uploaded_gpu(st.session_state), {name: name for name in catalog.machine_names()}
+    if path is not None:
+        names[CUSTOM] = f"{catalog.default_machine(path).name} (described below)"
+    widgets.select("machine", "Machine", list(names), format_func=names.__getitem__)
+    chosen = widgets.value_of("machine")
+    custom = path if chosen == CUSTOM else None
+    machine = catalog.machine(chosen) if custom is None else catalog.default_machine(custom)
+    gpu_form(machine)
     degrees = _degrees("tp", _target(uploaded), machine.gpus_per_node)
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
     widgets.select("tp", "Tensor parallelism (GPUs)", degrees)
@@ -174,7 +182,8 @@ def _outcome(uploaded: str | None) -> Values | None:
         widgets.text("ring_gb_s", "Rate of a GPU in a ring (GB/s)", placeholder="the machine's")
         place = st.container()
     try:
-        values = stated_values(st.session_state.to_dict(), uploaded_target=uploaded)
+        state = st.session_state.to_dict()
+        values = stated_values(state, uploaded_target=uploaded, uploaded_gpu=uploaded_gpu(state))
         scenario = scenario_of(values)
     except ConfigError as error:
         st.session_state["scenario_error"] = str(error)
@@ -189,10 +198,11 @@ def _outcome(uploaded: str | None) -> Values | None:
 def _origins(scenario: Scenario) -> str:
     """Markdown list of the machine's and the engine's figures with their origins."""
     gpu, link, engine = scenario.machine.gpu, scenario.machine.link, scenario.engine
+    sheet = plain(f"given ({gpu.source})") if gpu.path else "datasheet"
     lines = [
-        f"{gpu.peak_flops / 1e12:,.0f} TFLOP/s dense bf16: **datasheet**",
-        f"{format_bytes(gpu.hbm_bandwidth)}/s HBM, {format_bytes(gpu.memory_bytes)}: **datasheet**",
-        f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **datasheet**",
+        f"{gpu.peak_flops / 1e12:,.0f} TFLOP/s dense bf16: **{sheet}**",
+        f"{format_bytes(gpu.hbm_bandwidth)}/s HBM, {format_bytes(gpu.memory_bytes)}: **{sheet}**",
+        f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **{sheet}**",
         f"kernel efficiencies of {gpu.efficiency}: **{gpu.efficiency_origin}**",
         f"engine {engine.name}: **{engine.origin}**, {format_seconds(engine.round_overhead_s)} "
         f"per round, speedup ±{engine.speedup_error:.0%}",

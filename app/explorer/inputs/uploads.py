@@ -62,6 +62,21 @@ def model_upload(name: str, data: bytes, folder: Path) -> str:
     return str(path)
 
 
+def gpu_upload(data: bytes, folder: Path) -> str:
+    """Store the file of a GPU under `folder` and return its path.
+
+    Raises
+    ------
+    ConfigError
+        If `--gpu` would refuse it.
+    """
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    path = folder / f"gpu-{digest}.toml"
+    path.write_bytes(data)
+    _renamed(lambda p: catalog.gpu(str(p)), path, "form of the GPU")
+    return str(path)
+
+
 def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     """Measured rows of an uploaded CSV.
 

@@ -133,6 +133,8 @@ def _use_acceptance(acceptance: Acceptance) -> None:
 
 def _calibrate(scenario: Scenario) -> str:
     """The command that measures the page's target on its GPU."""
-    words = ["specroof", "calibrate", "engine", "--gpu", scenario.machine.gpu.name]
+    gpu = scenario.machine.gpu
+    measured = gpu.efficiency if gpu.path else gpu.name
+    words = ["specroof", "calibrate", "engine", "--gpu", measured]
     words += ["--target", scenario.target.name, "--tp", str(scenario.tp), "--out", "vllm.jsonl"]
     return shlex.join(words)

@@ -57,7 +57,7 @@ def own_curves(values: Values, slo: SLO) -> list[charts.ServingCurve]:
 
 def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
     """Plain decoding and the plan on another machine, each at the best TP."""
-    stated = {key: value for key, value in values if not key.startswith("ring_")}
+    stated = {k: v for k, v in values if k != "gpu" and not k.startswith("ring_")}
     scenarios = _scenarios(tuple((stated | {"machine": machine, "tp": 1, "draft_tp": 1}).items()))
     slo, result = parse_slo(str(stated.get("slo", ""))), []
     for speculates in (False, True):
