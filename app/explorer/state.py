@@ -17,6 +17,7 @@ from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, pars
 from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import scenario_names, scenario_values
 from perfmodel.reports import ENGINES
+from perfmodel.serving import TrafficShape
 from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
 from perfmodel.speculation import OBJECTIVES
 
@@ -56,11 +57,25 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "map_kind": "speedup",
     "fixed_gamma": False,
     "frontier_machines": [],
+    "frontier_part": "batches",
+    "arrivals": "poisson",
+    "rate": 0.0,
+    "requests": 2_000,
+    "prompt_cv": 0.0,
+    "output_cv": 0.0,
+    "schedule": False,
+    "trace": "",
     "why_part": "round",
     "export_plan": "recommended",
     "deploy_engine": "vllm",
+    "draft_checkpoint": "",
     "by_batch": False,
     "measured_on": "",
+    "plain_ms": "",
+    "round_ms": "",
+    "report": "",
+    "reports": "",
+    "step_times": "",
     "pins": [],
 }
 # Inputs that a scenario may omit: opening one resets them.
@@ -85,6 +100,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "accepted_drafts": (0.0, 64.0),
     "tokens_per_round": (1.0, 65.0),
     "price": (0.0, 1e6),
+    "rate": (0.0, 1e6),
+    "requests": (1, 20_000),
+    "prompt_cv": (0.0, 10.0),
+    "output_cv": (0.0, 10.0),
 }
 _KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
 # Views and the question that each answers.
@@ -105,6 +124,7 @@ FORMER_VIEWS = {
     "Deploy": "Decide",
 }
 FORMER_INPUTS = ("curve_tps",)
+FRONTIER_PARTS = {"batches": "Every batch", "traffic": "Traffic over time"}
 WHY_PARTS = {
     "round": "The round",
     "tune": "γ and KV budget",
@@ -124,6 +144,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": tuple(OBJECTIVES),
     "acceptance_form": tuple(ACCEPTANCE_FORMS),
     "map_kind": ("speedup", "winner"),
+    "frontier_part": tuple(FRONTIER_PARTS),
+    "arrivals": tuple(TrafficShape),
     "why_part": tuple(WHY_PARTS),
     "export_plan": ("recommended", "page"),
     "deploy_engine": tuple(ENGINES),

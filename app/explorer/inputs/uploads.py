@@ -89,7 +89,7 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     ConfigError
         If the file is not such a CSV; the message names the row and column.
     """
-    text = _text(name, data)
+    text = text_of(name, data)
     reader = csv.DictReader(
         (line for line in text.splitlines() if not line.startswith("#")), strict=True
     )
@@ -217,7 +217,8 @@ def _checked(name: str, data: bytes) -> bytes:
     return data
 
 
-def _text(name: str, data: bytes) -> str:
+def text_of(name: str, data: bytes) -> str:
+    """An uploaded text; `ConfigError` if it is too large or not text."""
     try:
         text = _checked(name, data).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
+from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, observed
 from app.explorer.show import plain, show_error, show_table, text_rows
 from app.explorer.state import command_text
@@ -18,8 +19,6 @@ from app.render.diagnosis_table import best_gamma_line, headline, term_rows
 from perfmodel import Acceptance, ConfigError, Scenario
 from perfmodel.speculation import Measured, diagnose
 from perfmodel.units import parse_number
-
-UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 
 
 def show() -> None:
@@ -55,14 +54,13 @@ def _reports() -> list[tuple[str, bytes]]:
         max_chars=MAX_UPLOAD_BYTES,
         placeholder="Engine 000: Avg prompt throughput: ..., SpecDecoding metrics: ...",
     )
-    files = st.file_uploader(
+    reports = kept_files(
+        "reports",
+        "report_files",
         "or files: logs, /metrics pages (one or more of a server, in order), benchmark results, "
         "records of `specroof calibrate engine`",
-        key="report_files",
         accept_multiple_files=True,
-        max_upload_size=UPLOAD_MB,
     )
-    reports = [(file.name, file.getvalue()) for file in files or []]
     return [*([("the pasted text", pasted.encode())] if pasted.strip() else []), *reports]
 
 
@@ -73,8 +71,11 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
     columns = st.columns(3)
     with columns[0]:
         widgets.text("measured_on", "Engine that ran", placeholder="vllm-0.26")
-    plain_ms = columns[1].text_input("Plain step (ms)", key="plain_ms", placeholder="6.0")
-    rounds = columns[2].text_input("Rounds (ms)", key="round_ms", placeholder="1:14.2, 3:37.8")
+    with columns[1]:
+        widgets.text("plain_ms", "Plain step (ms)", placeholder="6.0")
+    with columns[2]:
+        widgets.text("round_ms", "Rounds (ms)", placeholder="1:14.2, 3:37.8")
+    plain_ms, rounds = widgets.value_of("plain_ms"), widgets.value_of("round_ms")
     if not (reports or plain_ms.strip() or rounds.strip()):
         return None
     if not scenario.plan.speculates:

@@ -6,7 +6,8 @@ import streamlit as st
 
 from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
 from app.explorer.cached import row_errors
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, measurement_upload
+from app.explorer.inputs.files import kept_files
+from app.explorer.inputs.uploads import measurement_upload
 from app.explorer.show import show_chart, show_error, show_table
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
 from perfmodel import ConfigError
@@ -14,24 +15,24 @@ from perfmodel import ConfigError
 
 def show() -> None:
     """Draw the section."""
-    file = st.file_uploader(
+    files = kept_files(
+        "step_times",
+        "measurements",
         "Your step times (CSV)",
         type="csv",
-        key="measurements",
-        max_upload_size=max(1, MAX_UPLOAD_BYTES // 1_000_000),
         help="Columns gpu, target, draft, gamma, tp, batch, prompt_tokens and, in milliseconds, "
         "autoregressive_ms (or target_step_ms), verify_ms, draft_total_ms (or draft_step_ms); "
         "optional draft_policy, kv_budget, draft_tp, engine, tokens_per_round, "
         "speculative_ms_per_token.",
     )
-    if file is None:
+    if not files:
         st.caption(
             "Held-out errors of this model on public and on its own measurements are in "
             "docs/results/accuracy.md; `specroof validate published` repeats them."
         )
         return
     try:
-        rows = measurement_upload(file.name, file.getvalue())
+        rows = measurement_upload(*files[0])
         shipped = row_errors(tuple(rows))
         after = _refitted(rows)
     except ConfigError as error:

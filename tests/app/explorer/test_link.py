@@ -16,6 +16,7 @@ pytest.importorskip("streamlit")
 from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
+from app.explorer.inputs.uploads import NEEDED
 from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
@@ -288,6 +289,32 @@ def test_a_link_that_leaves_something_out_says_so() -> None:
     assert plan(at).target.name == "big" and "model_config" not in link(at)
     assert any("link is partial" in caption.value for caption in at.caption)
     assert "uploaded" in page(link(at)).warning[0].value
+
+
+def test_what_is_uploaded_and_pasted_in_check_is_in_the_link() -> None:
+    at = page({"plain_ms": "20", "round_ms": "3:9"}, view="Check")
+    at.text_area(key="report").set_value("not a report").run()
+    csv = ",".join(NEEDED) + "\nh200,llama-3.1-8b,self,3,1,32,16384,18.3,21.1,20.4\n"
+    at.file_uploader(key="measurements").set_value(("a.csv", csv.encode(), "text/csv")).run()
+    assert len(at.error) == 1 and len(at.get("plotly_chart")) == 2
+    again = page(link(at))
+    assert [e.value for e in again.error] == [e.value for e in at.error]
+    assert len(again.get("plotly_chart")) == 2 and not again.warning
+    again.text_area(key="report").set_value("").run()
+    again.button(key="remove_step_times").click().run()
+    assert not again.error and not again.get("plotly_chart")
+    assert set(link(again)) == {"view", "plain_ms", "round_ms"}
+
+
+def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
+    at = page(view="Check")
+    noise = random.Random(0).randbytes(MAX_LINK).hex()
+    files = [("a.log", noise.encode(), "text/plain")]
+    at.file_uploader(key="report_files").set_value(files).run()
+    assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
+    assert link(at)["left_out"] == "reports"
+    (warning,) = page(link(at)).warning
+    assert "the uploaded reports" in warning.value
 
 
 def test_a_packed_text_is_bounded() -> None:
