@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from app.charts.base import LEGEND, LINE, columns, finish
+from app.charts.base import LEGEND, LINE, PLAIN, columns, finish
 from perfmodel import SLO
 from perfmodel.units import format_seconds
 
@@ -56,10 +56,13 @@ def timeline(result: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def percentiles(result: Mapping[str, Any], slo: SLO | None = None) -> go.Figure:
+def percentiles(
+    result: Mapping[str, Any], slo: SLO | None = None, *, colour: str = COLOURS[1]
+) -> go.Figure:
     """p50 to p99 of the times of requests, a row for each time and a line for each run.
 
-    Dashed lines are the limits of `slo`.
+    `colour` is that of the draft; the dotted line is the run that chooses γ in every round. Dashed
+    lines are the limits of `slo`.
     """
     limits = {"ttft": slo and slo.ttft_s, "tpot": slo and slo.tpot_s}
     figure = make_subplots(
@@ -69,7 +72,9 @@ def percentiles(result: Mapping[str, Any], slo: SLO | None = None) -> go.Figure:
         vertical_spacing=0.05,
         row_titles=list(DURATIONS.values()),
     )
-    for run, colour in zip(result["runs"], COLOURS, strict=False):
+    for run in result["runs"]:
+        line = {"color": PLAIN if run["gamma"] == 0 else colour}
+        line |= {"dash": "dot"} if run["gamma"] is None else {}
         for row, (key, name) in enumerate(DURATIONS.items(), start=1):
             seconds = [run[key][f"{quantile}_s"] for quantile in QUANTILES]
             texts = ["unknown" if s is None else format_seconds(s) for s in seconds]
@@ -80,7 +85,7 @@ def percentiles(result: Mapping[str, Any], slo: SLO | None = None) -> go.Figure:
                 name=run["label"],
                 legendgroup=run["label"],
                 showlegend=row == 1,
-                line={"color": colour},
+                line=line,
                 customdata=columns(name, QUANTILES, seconds, texts),
                 meta=("time", "percentile", "seconds", "text"),
                 hovertemplate="%{fullData.name}<br>%{customdata[0]}, %{customdata[1]}: "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from app import charts
@@ -28,20 +31,18 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
-from perfmodel.planning import Candidate, plan_label
+from perfmodel.planning import Candidate, gain_interval, plan_label
 from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
 from perfmodel.specs import Origin, parse_slo
-from perfmodel.speculation import service_gain
 from perfmodel.units import format_chance, format_seconds
 
 
 def show() -> None:
     """Draw the view."""
     state, values = st.session_state, st.session_state["values"]
-    flags = search_flags(values, state["drafts"], all_tps=state["search_tp"])
-    options = (state["objective"], state["price"] or None, state["runs_on"])
     try:
-        answer = recommendation(tuple(flags.items()), *options)
+        with st.spinner("Searching drafts, γ and budgets"):
+            answer = recommended(state, values)
     except NoFeasiblePlan as error:
         _nothing(str(error))
         pinned.show()
@@ -54,7 +55,7 @@ def show() -> None:
     verdict(title, answer.sentence, kind=kind)
     _evidence(answer)
     _numbers(answer)
-    _plans(values, flags, answer)
+    _plans(values, answer)
     _lengths()
     pinned.show()
     st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
@@ -64,6 +65,16 @@ def show() -> None:
     for note in result["notes"]:
         st.caption(plain(note))
     export.show(answer)
+
+
+def recommended(state: Mapping[Any, Any], values: Values) -> Recommendation:
+    """The recommendation for the state of a page; errors as in `find_plan`."""
+    flags = tuple(_flags(state, values).items())
+    return recommendation(flags, state["objective"], state["price"] or None, state["runs_on"])
+
+
+def _flags(state: Mapping[Any, Any], values: Values) -> dict[str, str]:
+    return search_flags(values, state["drafts"], all_tps=state["search_tp"])
 
 
 # ---- the answer -------------------------------------------------------------------------------
@@ -152,8 +163,9 @@ def _numbers(answer: Recommendation) -> None:
 # ---- the plans --------------------------------------------------------------------------------
 
 
-def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> None:
+def _plans(values: Values, answer: Recommendation) -> None:
     """The recommended plan, a better one in principle, the rivals and plain decoding."""
+    flags = _flags(st.session_state, values)
     given = [key for key in ACCEPTANCE_KEYS if key in flags]
     if given and "draft" in flags:
         st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
@@ -168,6 +180,9 @@ def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> Non
     kinds: dict[Candidate, str] = {}
     for kind, candidate in plans:
         kinds.setdefault(candidate, kind)
+    colours = [charts.plan_colour(candidate.scenario) for candidate in kinds]
+    styles = (f".st-key-plan_{i} {{ border-left: 6px solid {c} }}" for i, c in enumerate(colours))
+    st.html(f"<style>{' '.join(styles)}</style>")
     for number, (candidate, kind) in enumerate(kinds.items()):
         _plan(number, kind, candidate, here)
 
@@ -175,7 +190,8 @@ def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> Non
 def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
     """One plan in words and figures, with a button to use it on the whole page."""
     stated = scenario_dict(candidate.scenario)
-    with st.container(horizontal=True, vertical_alignment="center", border=True):
+    key = f"plan_{number}"
+    with st.container(horizontal=True, vertical_alignment="center", border=True, key=key):
         st.markdown(
             f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**  \n"
             + plain(" · ".join(_figures(candidate))),
@@ -195,8 +211,8 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
 def _figures(candidate: Candidate) -> list[str]:
     gain = f"{candidate.gain:.2f}x"
     if candidate.scenario.plan.speculates:
-        interval = service_gain(candidate.scenario, objective=st.session_state["objective"])
-        gain += f" ({float(interval.low):.2f}-{float(interval.high):.2f})"
+        interval = gain_interval(candidate, st.session_state["objective"])
+        gain += f" ({interval.low:.2f}-{interval.high:.2f})"
     figures = [
         f"gain {gain}",
         f"{format_seconds(candidate.tpot_s)} per token",

@@ -77,7 +77,7 @@ def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
         curves = [curve for one in of_kind if (curve := charts.serving_curve(one, slo))]
         if curves:
             label = plan_label(of_kind[0]).rpartition(", γ=")[0] or "No speculation"
-            result.append(charts.envelope(curves, f"{label}, {machine}"))
+            result.append(charts.envelope(curves, f"{label}, {machine}", machine))
     return result
 
 

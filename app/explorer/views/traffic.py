@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.charts import plan_colour
 from app.charts.simulation import percentiles
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
@@ -53,7 +54,8 @@ def show() -> None:
     _figures(result)
     for gain in result["gains"]:
         st.markdown(plain(gain_line(gain)))
-    show_chart(percentiles(result, parse_slo(st.session_state["slo"])), "percentiles")
+    colour, slo = plan_colour(scenario), parse_slo(st.session_state["slo"])
+    show_chart(percentiles(result, slo, colour=colour), "percentiles")
     show_table(text_rows(("", *(run["label"] for run in result["runs"])), run_rows(result)))
     for line in (closed_form_line(result), *result["notes"]):
         st.caption(plain(line))
