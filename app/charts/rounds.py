@@ -54,7 +54,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
-    wrapped = [name.replace(" ", "<br>", 1).replace("overhead", "over-<br>head") for name in names]
+    wrapped = [name.replace(" ", "<br>").replace("overhead", "over-<br>head") for name in names]
     figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0, tickfont={"size": 11})
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):

@@ -65,13 +65,7 @@ def percentiles(
     lines are the limits of `slo`.
     """
     limits = {"ttft": slo and slo.ttft_s, "tpot": slo and slo.tpot_s}
-    figure = make_subplots(
-        rows=len(DURATIONS),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.05,
-        row_titles=list(DURATIONS.values()),
-    )
+    figure = make_subplots(rows=len(DURATIONS), cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for run in result["runs"]:
         line = {"color": PLAIN if run["gamma"] == 0 else colour}
         line |= {"dash": "dot"} if run["gamma"] is None else {}
@@ -92,10 +86,10 @@ def percentiles(
                 "%{customdata[3]}<extra></extra>",
             )
             figure.add_trace(trace, row=row, col=1)
-    for row, key in enumerate(DURATIONS, start=1):
+    for row, (key, name) in enumerate(DURATIONS.items(), start=1):
         if limits.get(key) is not None:
             figure.add_hline(limits[key], line_dash="dash", line_color=LINE, row=row, col=1)
-        figure.update_yaxes(rangemode="tozero", title_text="s", row=row, col=1)
+        figure.update_yaxes(rangemode="tozero", title_text=f"{name} (s)", row=row, col=1)
     slowest = "; ".join(
         f"{run['label']}: whole request {format_seconds(run['latency']['p99_s'])}"
         for run in result["runs"]
@@ -106,7 +100,7 @@ def percentiles(
         title="Times of the requests by percentile"
         + (" (dashed: the SLO)" if any(limits.values()) else ""),
         x="",
-        y="s",
+        y=f"{DURATIONS['ttft']} (s)",
         alt=f"Lines of three times by percentile. 99 % finish within, {slowest}.",
     )
     return figure.update_layout(height=620)

@@ -32,7 +32,7 @@ def show() -> None:
     try:
         measured = _measured(reports, scenario)
         if measured is not None:
-            _diagnosis(scenario, measured)
+            _diagnosis(scenario, measured, with_reports=bool(reports))
     except ConfigError as error:
         show_error(error)
     st.markdown("### Measure your engine")
@@ -94,7 +94,7 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
     )
 
 
-def _diagnosis(scenario: Scenario, measured: Measured) -> None:
+def _diagnosis(scenario: Scenario, measured: Measured, *, with_reports: bool) -> None:
     """Show the culprit, each term measured and predicted, and the best γ."""
     answer = diagnose(scenario, measured)
     box = st.success if answer.culprit == "none" else st.warning
@@ -111,13 +111,14 @@ def _diagnosis(scenario: Scenario, measured: Measured) -> None:
             args=(measured.acceptance,),
             icon=":material/check:",
         )
-    st.caption("The same on the command line, with the reports as files")
-    st.code(_command(measured), language="bash", wrap_lines=True)
+    files = ", with the reports as files" if with_reports else ""
+    st.caption(f"The same on the command line{files}")
+    st.code(_command(with_reports=with_reports), language="bash", wrap_lines=True)
 
 
-def _command(measured: Measured) -> str:
+def _command(*, with_reports: bool) -> str:
     command = command_text(st.session_state["values"], "explain")
-    words = [command.replace("explain", "explain REPORT", 1)]
+    words = [command.replace("explain", "explain REPORT", 1) if with_reports else command]
     runs_on = st.session_state["measured_on"].strip()
     words += ["--runs-on", shlex.quote(runs_on)] if runs_on else []
     for flag, key in (("--plain-ms", "plain_ms"), ("--round-ms", "round_ms")):

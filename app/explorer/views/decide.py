@@ -31,7 +31,7 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
-from perfmodel.planning import Candidate, gain_interval, plan_label
+from perfmodel.planning import Candidate, Verdict, gain_interval, plan_label
 from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
 from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
@@ -51,13 +51,19 @@ def show() -> None:
         show_error(error)
         return
     result = recommendation_dict(answer)
-    title, kind = str(answer.verdict).capitalize(), "gain" if answer.speculates else "plain"
-    verdict(title, answer.sentence, kind=kind)
+    sentences = (answer.answer, answer.in_principle, answer.prefill, answer.evidence.sentence)
+    kind = "gain" if answer.speculates else "plain"
+    verdict(_title(answer), *filter(None, sentences), kind=kind)
     _evidence(answer)
     _numbers(answer)
+    st.markdown(
+        "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
+        "it in **Check** with what your engine reports."
+    )
     _plans(values, answer)
     _lengths()
     pinned.show()
+    st.markdown("### Limits and break-even points")
     st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
     if result["unmeasured"]:
         st.markdown("### Drafts without a measured acceptance, and the α that each needs")
@@ -80,6 +86,16 @@ def _flags(state: Mapping[Any, Any], values: Values) -> dict[str, str]:
 # ---- the answer -------------------------------------------------------------------------------
 
 
+def _title(answer: Recommendation) -> str:
+    """Whether speculation pays, in a few words."""
+    if answer.speculates:
+        clear = answer.interval is not None and answer.interval.low > 1.0
+        return "Speculation pays" if clear else "Only speculation meets the limits"
+    if answer.verdict is Verdict.NO_CLEAR_GAIN:
+        return "Speculation does not clearly pay: decode plainly"
+    return "Speculation does not pay: decode plainly" if answer.studied else "Decode plainly"
+
+
 def _evidence(answer: Recommendation) -> None:
     """Chips: the origin of α and of the engine's times, the limits, and who can run the plan."""
     shown, best = answer.studied or answer.best, answer.best
@@ -96,8 +112,9 @@ def _evidence(answer: Recommendation) -> None:
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
         _chip(text, answer.evidence.engine, sure=measured)
         _limits(best)
-        for name, why in _engines(best).items():
-            label = f"{name} {'cannot run it' if why else 'runs it'}"
+        what = "this draft" if scenario.plan.speculates else "it"
+        for name, why in _engines(shown).items():
+            label = f"{name} {'cannot run' if why else 'runs'} {what}"
             st.badge(plain(label), color="gray" if why else "green", help=why and plain(why))
 
 
@@ -138,10 +155,18 @@ def _engines(candidate: Candidate) -> dict[str, str | None]:
 
 
 def _numbers(answer: Recommendation) -> None:
-    """Show the figures of the best plan."""
-    best, interval, chance = answer.best, answer.interval, answer.gain_probability
-    figures: list[tuple[str, str, str | None]] = [
-        ("Gain", f"{best.gain:.2f}x", "over plain decoding at the same TP, with its prompts"),
+    """Show the gain of the best draft, and the figures of the recommended plan."""
+    best, shown = answer.best, answer.studied or answer.best
+    interval, chance = answer.interval, answer.gain_probability
+    span = ""
+    if interval is not None:
+        span = f"; 90 % interval {interval.low:.2f}x to {interval.high:.2f}x"
+    over = f"of {shown.label} over plain decoding at the same TP, with its prompts{span}"
+    figures: list[tuple[str, str, str | None]] = [("Gain", f"{shown.gain:.2f}x", over)]
+    if chance is not None:
+        text = f"probability that {shown.label} is faster than plain decoding"
+        figures.append(("P(gain > 1)", format_chance(chance), text))
+    figures += [
         ("Time per token", format_seconds(best.tpot_s), "TPOT of one request"),
         ("First token", format_seconds(best.ttft_s), "TTFT, mean, with the whole batch waiting"),
         ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", "output tokens of all requests"),
@@ -154,10 +179,14 @@ def _numbers(answer: Recommendation) -> None:
     cost = answer.cost_per_million_tokens(best)
     if cost is not None:
         figures.append(("Cost per M tokens", f"{cost:.3g}", "output tokens, at your price"))
-    if interval is not None and chance is not None and answer.studied is not None:
-        span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
-        figures.append(("P(gain > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
     show_metrics(figures)
+    if shown is not best:
+        st.caption(
+            plain(
+                f"The gain is that of the best draft, {shown.label}; the other figures are those "
+                f"of the recommended plan, {best.label}."
+            )
+        )
 
 
 # ---- the plans --------------------------------------------------------------------------------
@@ -170,7 +199,9 @@ def _plans(values: Values, answer: Recommendation) -> None:
     if given and "draft" in flags:
         st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
     if "tp" in flags:
-        st.caption(f"Only TP {flags['tp']} was searched; the sidebar can search all degrees.")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"Only TP {flags['tp']} was searched.", width="content")
+            st.button("Search all TP degrees", on_click=_search_all, type="tertiary")
     st.markdown("### Plans, best first")
     here = _identity(values)
     plans = [("Recommended: ", answer.best)]
@@ -185,6 +216,10 @@ def _plans(values: Values, answer: Recommendation) -> None:
     st.html(f"<style>{' '.join(styles)}</style>")
     for number, (candidate, kind) in enumerate(kinds.items()):
         _plan(number, kind, candidate, here)
+
+
+def _search_all() -> None:
+    st.session_state["search_tp"] = True
 
 
 def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:

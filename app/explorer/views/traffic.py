@@ -70,7 +70,7 @@ def _inputs(scenario: Scenario) -> dict[str, Any]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shapes = {str(shape): str(shape) for shape in TrafficShape}
         widgets.select("arrivals", "Arrivals", list(shapes), **drawn)
-        widgets.number("rate", "Requests per second (0: chosen)", step=0.5, **drawn)
+        widgets.number("rate", "Requests/s (0: automatic)", step=0.5, **drawn)
         widgets.count("requests", "Requests, at most", step=1000)
         widgets.number("prompt_cv", "Spread of prompts", step=0.25, help=SPREAD, **drawn)
         widgets.number("output_cv", "Spread of outputs", step=0.25, help=SPREAD, **drawn)
