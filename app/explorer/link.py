@@ -19,7 +19,12 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, gpu_upload, model_upload
+from app.explorer.inputs.uploads import (
+    MAX_UPLOAD_BYTES,
+    engine_upload,
+    gpu_upload,
+    model_upload,
+)
 from app.explorer.state import (
     CHOICES,
     CUSTOM,
@@ -28,6 +33,7 @@ from app.explorer.state import (
     FORMER_VIEWS,
     PAGE_DEFAULTS,
     RANGES,
+    REFITTED,
     UPLOADED,
 )
 from perfmodel import ConfigError
@@ -121,6 +127,9 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     if state["machine"] == CUSTOM and not state["gpu_file"]:
         state["machine"] = DEFAULTS["machine"]
         notes.append(f"The link does not describe its GPU; {state['machine']} is used instead.")
+    if state["engine"] == REFITTED and not state["engine_file"]:
+        state["engine"] = DEFAULTS["engine"]
+        notes.append(f"The link lacks its engine profile; {state['engine']} is used instead.")
     return state, notes
 
 
@@ -168,9 +177,26 @@ def uploaded_gpu(state: Mapping[Any, Any]) -> str | None:
     return gpu_upload(unpack(state["gpu_file"]).encode(), session_folder())
 
 
+def uploaded_engine(state: Mapping[Any, Any]) -> str | None:
+    """Path of the refitted engine profile, stored likewise; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is not valid.
+    """
+    if not state["engine_file"]:
+        return None
+    return engine_upload(unpack(state["engine_file"]).encode(), session_folder())
+
+
 def uploaded_paths(state: Mapping[Any, Any]) -> dict[str, str | None]:
     """The files of the state, as arguments of `stated_values` and `widget_state`."""
-    return {"uploaded_target": uploaded_path(state), "uploaded_gpu": uploaded_gpu(state)}
+    return {
+        "uploaded_target": uploaded_path(state),
+        "uploaded_gpu": uploaded_gpu(state),
+        "uploaded_engine": uploaded_engine(state),
+    }
 
 
 def session_folder() -> Path:
@@ -194,6 +220,7 @@ def restore() -> None:
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
+            (uploaded_engine, "engine", ("engine", "engine_file")),
         ):
             try:
                 read(loaded)
@@ -257,7 +284,7 @@ def _parsed(key: str, text: str) -> Any:
         if any(state_of(pin)[1] for pin in pins):
             raise ValueError
         return pins
-    if key in ("model_config", "gpu_file"):
+    if key in ("model_config", "gpu_file", "engine_file"):
         unpack(text)
         return text
     if key == "report":

@@ -33,6 +33,7 @@ ACCEPTANCE_FORMS = {
 }
 UPLOADED = "uploaded"  # the target, if it is an uploaded config.json
 CUSTOM = "custom"  # the machine, if it is described by the form
+REFITTED = "refitted"  # the engine, if it was refitted to step times in Check
 # Inputs that are passed on as they are if they are stated.
 OPTIONAL = (
     "weight_dtype",
@@ -82,6 +83,7 @@ PAGE_DEFAULTS: dict[str, Any] = {
 INPUT_DEFAULTS: dict[str, Any] = {
     "model_config": "",
     "gpu_file": "",
+    "engine_file": "",
     "prompt_mix": "",
     "acceptance_form": "published",
     "acceptance": 0.8,
@@ -135,7 +137,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS),
     "target": (*catalog.model_names(), UPLOADED),
     "machine": (*catalog.machine_names(), CUSTOM),
-    "engine": tuple(engine_names()),
+    "engine": (*engine_names(), REFITTED),
     "prefill": ("shared", "disaggregated"),
     "weight_dtype": ("", *DTYPES),
     "draft_dtype": ("", *DTYPES),
@@ -161,6 +163,7 @@ def stated_values(
     *,
     uploaded_target: str | None = None,
     uploaded_gpu: str | None = None,
+    uploaded_engine: str | None = None,
 ) -> Values:
     """Flat scenario values from the state of the widgets.
 
@@ -172,6 +175,8 @@ def stated_values(
         Path of an uploaded `config.json`, used as the target.
     uploaded_gpu : str, optional
         Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
+    uploaded_engine : str, optional
+        Path of a refitted engine profile, used if the engine is `REFITTED`.
 
     Raises
     ------
@@ -198,7 +203,7 @@ def stated_values(
         values |= {} if draft in ("self", *METHODS) else {"draft_tp": have["draft_tp"]}
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}
-    values["engine"] = have["engine"]
+    values["engine"] = uploaded_engine if have["engine"] == REFITTED else have["engine"]
     for key in ("ep", "prefill", "prefix_hit_rate"):
         values |= {} if have[key] == DEFAULTS[key] else {key: have[key]}
     for key in OPTIONAL:
@@ -212,14 +217,15 @@ def widget_state(
     *,
     uploaded_target: str | None = None,
     uploaded_gpu: str | None = None,
+    uploaded_engine: str | None = None,
 ) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
     Raises
     ------
     ConfigError
-        If a value is not valid, or a model, GPU or engine is given by a path other than
-        `uploaded_target` and `uploaded_gpu`.
+        If a value is not valid, or a model, GPU or engine is given by a path other than those of
+        the page.
     """
     stated = parse_scenario(values)
     custom = stated.gpu.endswith(".toml") and stated.machine is None
@@ -231,7 +237,8 @@ def widget_state(
             raise ConfigError(f"model {name[:80]!r} is not in the catalog; upload its config.json")
     defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
     state = defaults | _scenario_state(stated)
-    if state["engine"] not in CHOICES["engine"]:
+    refitted = stated.engine == uploaded_engine
+    if state["engine"] not in engine_names() and not refitted:
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
@@ -239,6 +246,9 @@ def widget_state(
     if custom:
         del state["gpu_file"]  # that of the page
         state["machine"] = CUSTOM
+    if refitted:
+        del state["engine_file"]
+        state["engine"] = REFITTED
     return state
 
 

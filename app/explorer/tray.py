@@ -23,7 +23,8 @@ def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
     The workload, its limits and its curves are kept.
     """
     state = st.session_state
-    taken = widget_state(scenario, **uploaded_paths(state))
+    engine = dict(state["values"])["engine"]  # a refitted one is selected by its file
+    taken = widget_state({**scenario, "engine": engine}, **uploaded_paths(state))
     keys = [*_PLAN, *more]
     if state["acceptance_form"] != "published":  # converted, as γ may have changed
         keys += _ACCEPTANCE

@@ -131,7 +131,7 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
     timed = {error.record.point.setup.tp for error in (*report.fitted, *report.held_back)}
-    values = _values(report.fit.profile) | {"speedup_error": speedup_error(report)}
+    values = profile_entries(report.fit.profile) | {"speedup_error": speedup_error(report)}
     values["timed_tp"] = sorted(timed) or [1]
     if shipped is None:
         general = {"name": report.name, **values, "origin": "assumed"}
@@ -272,7 +272,7 @@ def _error_dict(error: PointError) -> dict[str, Any]:
 _STATED_APART = ("name", "measured_on", "timed_tp", "host", "speedup_error")
 
 
-def _values(profile: EngineProfile) -> dict[str, Any]:
+def profile_entries(profile: EngineProfile) -> dict[str, Any]:
     """The fields that differ from their defaults, by catalog key and in its unit."""
     plain = {f.name: f.default for f in fields(EngineProfile)}
     shown: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload, text_of
-from app.explorer.link import pack, pack_files, unpack_files, uploaded_gpu, uploaded_path
+from app.explorer.link import pack, pack_files, unpack_files, uploaded_path, uploaded_paths
 from app.explorer.show import plain, show_error
 from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
 from perfmodel import ConfigError
@@ -24,7 +24,7 @@ def apply_values(values: dict[str, Any]) -> None:
     ConfigError
         If a value is not valid.
     """
-    st.session_state.update(widget_state(values, uploaded_gpu=uploaded_gpu(st.session_state)))
+    st.session_state.update(widget_state(values, **uploaded_paths(st.session_state)))
 
 
 def show_files(values: Values | None) -> None:

@@ -10,9 +10,9 @@ from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
 from app.explorer.inputs.gpu_form import gpu_form
-from app.explorer.link import uploaded_gpu, uploaded_path
+from app.explorer.link import uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
 from app.explorer.show import plain
-from app.explorer.state import CHOICES, CUSTOM, UPLOADED, Values, stated_values
+from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
@@ -41,7 +41,7 @@ def sidebar() -> Values | None:
         _plan(uploaded)
         acceptance_inputs()
         _limits()
-        return _outcome(uploaded)
+        return _outcome()
 
 
 # ---- sections ---------------------------------------------------------------------------------
@@ -88,10 +88,14 @@ def _machine(uploaded: str | None) -> None:
 
 def _engine() -> None:
     st.subheader("Engine")
+    names = {name: name for name in engine_names()}
+    if uploaded_engine(st.session_state) is not None:
+        names[REFITTED] = "refitted to your step times"
     widgets.select(
         "engine",
         "Engine profile",
-        engine_names(),
+        list(names),
+        format_func=names.__getitem__,
         help="Whose overheads are added to the kernels' times; `ideal` has none.",
     )
     st.selectbox(
@@ -172,7 +176,7 @@ def _limits() -> None:
     widgets.number("price", "Price per GPU hour (any currency)", step=0.1)
 
 
-def _outcome(uploaded: str | None) -> Values | None:
+def _outcome() -> Values | None:
     """Draw the types, files and the command; the page shows errors at its top."""
     with st.expander("Types and efficiencies"):
         for key, (label, otherwise) in TYPES.items():
@@ -183,7 +187,7 @@ def _outcome(uploaded: str | None) -> Values | None:
         place = st.container()
     try:
         state = st.session_state.to_dict()
-        values = stated_values(state, uploaded_target=uploaded, uploaded_gpu=uploaded_gpu(state))
+        values = stated_values(state, **uploaded_paths(state))
         scenario = scenario_of(values)
     except ConfigError as error:
         st.session_state["scenario_error"] = str(error)
@@ -216,6 +220,8 @@ def _origins(scenario: Scenario) -> str:
 def _choices(uploaded: str | None) -> list[str]:
     """Draft choices of the target, and the chosen one if it is not among them."""
     engine = widgets.value_of("engine")
+    if engine == REFITTED:
+        engine = uploaded_engine(st.session_state) or DEFAULTS["engine"]
     target = uploaded or widgets.value_of("target")
     base = parse_scenario({"target": target, "engine": engine}).scenario()
     runs_on = widgets.value_of("runs_on")

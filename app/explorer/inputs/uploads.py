@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from calibration.acceptance import vllm_metrics
 from calibration.records import PublishedRow
 from perfmodel import ConfigError, Scenario, catalog
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import FORMER_NAMES, read_scenario
 from perfmodel.speculation import Measured
 
@@ -74,6 +75,20 @@ def gpu_upload(data: bytes, folder: Path) -> str:
     path = folder / f"gpu-{digest}.toml"
     path.write_bytes(data)
     _renamed(lambda p: catalog.gpu(str(p)), path, "form of the GPU")
+    return str(path)
+
+
+def engine_upload(data: bytes, folder: Path) -> str:
+    """Store an engine profile under `folder` and return its path.
+
+    Raises
+    ------
+    ConfigError
+        If `--engine` would refuse it.
+    """
+    path = folder / f"engine-{hashlib.sha256(data).hexdigest()[:12]}.toml"
+    path.write_bytes(data)
+    _renamed(lambda p: engine_profile(str(p)), path, "engine profile")
     return str(path)
 
 

@@ -224,7 +224,8 @@ def _search_all() -> None:
 
 def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
     """One plan in words and figures, with a button to use it on the whole page."""
-    stated = scenario_dict(candidate.scenario)
+    engine = dict(st.session_state["values"])["engine"]
+    stated = scenario_dict(candidate.scenario) | {"engine": engine}
     key = f"plan_{number}"
     with st.container(horizontal=True, vertical_alignment="center", border=True, key=key):
         st.markdown(

@@ -8,9 +8,12 @@ from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter
 from app.explorer.cached import row_errors
 from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.uploads import measurement_upload
+from app.explorer.link import pack
 from app.explorer.show import show_chart, show_error, show_table
+from app.explorer.state import REFITTED
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
-from perfmodel import ConfigError
+from perfmodel import ConfigError, catalog
+from perfmodel.catalog.engines import engine_profile
 
 
 def show() -> None:
@@ -49,6 +52,8 @@ def show() -> None:
     show_chart(error_by_phase(groups), "error_by_phase")
     st.markdown("### Errors in percent")
     show_table([row for name, errors in groups.items() for row in _summary(name, errors)])
+    if after:
+        _offer(rows)
     _regret(shipped)
 
 
@@ -60,6 +65,57 @@ def _refitted(rows: list[PublishedRow]) -> list[RowError]:
 
     fit = fit_rows(rows)
     return [row_error(row, predict_row(row, fit.apply)) for row in rows]
+
+
+def _offer(rows: list[PublishedRow]) -> None:
+    """Draw a button that uses the refitted engine on the page, if the rows are of one engine."""
+    if len({(row.gpu, row.engine) for row in rows}) > 1:
+        st.caption("Upload the rows of one GPU and engine to use the refitted engine on the page.")
+        return
+    text = profile_text(rows)
+    with st.container(horizontal=True):
+        st.button(
+            "Use the refitted engine on this page",
+            on_click=_use_engine,
+            args=(text,),
+            icon=":material/check:",
+        )
+        st.download_button(
+            "Download for --engine FILE.toml",
+            text,
+            file_name="refitted.toml",
+            mime="application/toml",
+            key="engine_toml",
+            on_click="ignore",
+        )
+
+
+def profile_text(rows: list[PublishedRow]) -> str:
+    """The engine profile of the first row, refitted to all rows, as a file for `--engine`.
+
+    The error of the speedup remains that of the profile: these rows were used in the fit.
+    """
+    from calibration.engines.report import profile_entries
+    from calibration.fit import fit_rows
+    from calibration.records.toml_file import toml_text
+
+    fit = fit_rows(rows)
+    profile = fit.apply(engine_profile(rows[0].engine, catalog.gpu(rows[0].gpu)))
+    entries = {"name": REFITTED} | profile_entries(profile)
+    host = entries.pop("host")
+    entries |= {
+        "origin": "fitted",
+        "source": f"{len(rows)} uploaded rows of {rows[0].gpu}, from engine {rows[0].engine}",
+        "measured_on": fit.gpu,
+        "timed_tp": list(fit.tp),
+        "speedup_error": profile.speedup_error,
+    }
+    entries |= {"host": host} if host else {}
+    return toml_text(entries, header="Engine profile refitted in the specroof explorer")
+
+
+def _use_engine(text: str) -> None:
+    st.session_state.update({"engine_file": pack(text), "engine": REFITTED})
 
 
 def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:
