@@ -30,6 +30,15 @@ TYPES = {  # label, and what no choice means
 }
 
 
+DRAFT_HELP = (
+    "self: the target drafts with a part of its own KV cache, the first tokens and a window of the "
+    "last ones (streamingllm), or tokens chosen by attention (snapkv). Other names are smaller "
+    "models or heads; full: they read the whole cache."
+)
+GAMMA_HELP = "Tokens that the draft proposes before the target verifies them at once."
+SLO_HELP = "ttft: time to the first token. tpot: time per later token. memory: share of a GPU's."
+
+
 def sidebar() -> Values | None:
     """Draw the sidebar and return the scenario values; None if they are not valid."""
     with st.sidebar:
@@ -78,7 +87,7 @@ def _machine(uploaded: str | None) -> None:
     gpu_form(machine)
     degrees = _degrees("tp", _target(uploaded), machine.gpus_per_node)
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
-    widgets.select("tp", "Tensor parallelism (GPUs)", degrees)
+    widgets.select("tp", "Tensor parallelism, TP (GPUs)", degrees, help="GPUs that share a model.")
     if _target(uploaded).experts is not None:
         widgets.count("ep", "Expert parallelism (groups of GPUs)")
     else:
@@ -140,13 +149,16 @@ def _plan(uploaded: str | None) -> None:
     st.subheader("Drafts")
     choices = _choices(uploaded)
     widgets.keep_within("draft", [*choices, "none"], fallback=choices[0])
-    widgets.select("draft", "Draft of this page's plan", [*choices, "none"])
+    widgets.select("draft", "Draft of this page's plan", [*choices, "none"], help=DRAFT_HELP)
     draft, _, policy = str(widgets.value_of("draft")).partition(":")
     if draft != "none":
         most = max(16, widgets.value_of("gamma"))
-        st.slider("γ (drafts per round)", 0, most, key="gamma")
+        st.slider("γ (drafts per round)", 0, most, key="gamma", help=GAMMA_HELP)
         if policy != "full":
-            widgets.text("kv_budget", "KV budget (tokens, or a share such as 5%)")
+            label = "KV budget (tokens, or a share such as 5%)"
+            widgets.text(
+                "kv_budget", label, help="Cached tokens that the draft reads, per sequence."
+            )
             _say_if_cut()
         if draft not in ("self", *METHODS):
             degrees = _degrees("draft_tp", catalog.model(draft), widgets.value_of("tp"))
@@ -171,7 +183,7 @@ def _say_if_cut() -> None:
 
 def _limits() -> None:
     st.subheader("Limits")
-    widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%")
+    widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%", help=SLO_HELP)
     widgets.select("objective", "Objective", list(OBJECTIVES))
     widgets.number("price", "Price per GPU hour (any currency)", step=0.1)
 

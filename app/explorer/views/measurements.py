@@ -12,8 +12,7 @@ from app.explorer.link import pack
 from app.explorer.show import show_chart, show_error, show_table
 from app.explorer.state import REFITTED
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
-from perfmodel import ConfigError, catalog
-from perfmodel.catalog.engines import engine_profile
+from perfmodel import ConfigError
 
 
 def show() -> None:
@@ -72,7 +71,9 @@ def _offer(rows: list[PublishedRow]) -> None:
     if len({(row.gpu, row.engine) for row in rows}) > 1:
         st.caption("Upload the rows of one GPU and engine to use the refitted engine on the page.")
         return
-    text = profile_text(rows)
+    from calibration.engines import refitted_text
+
+    text = refitted_text(rows, name=REFITTED)
     with st.container(horizontal=True):
         st.button(
             "Use the refitted engine on this page",
@@ -88,30 +89,6 @@ def _offer(rows: list[PublishedRow]) -> None:
             key="engine_toml",
             on_click="ignore",
         )
-
-
-def profile_text(rows: list[PublishedRow]) -> str:
-    """The engine profile of the first row, refitted to all rows, as a file for `--engine`.
-
-    The error of the speedup remains that of the profile: these rows were used in the fit.
-    """
-    from calibration.engines.report import profile_entries
-    from calibration.fit import fit_rows
-    from calibration.records.toml_file import toml_text
-
-    fit = fit_rows(rows)
-    profile = fit.apply(engine_profile(rows[0].engine, catalog.gpu(rows[0].gpu)))
-    entries = {"name": REFITTED} | profile_entries(profile)
-    host = entries.pop("host")
-    entries |= {
-        "origin": "fitted",
-        "source": f"{len(rows)} uploaded rows of {rows[0].gpu}, from engine {rows[0].engine}",
-        "measured_on": fit.gpu,
-        "timed_tp": list(fit.tp),
-        "speedup_error": profile.speedup_error,
-    }
-    entries |= {"host": host} if host else {}
-    return toml_text(entries, header="Engine profile refitted in the specroof explorer")
 
 
 def _use_engine(text: str) -> None:

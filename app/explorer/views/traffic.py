@@ -17,7 +17,14 @@ from app.explorer.link import session_folder, unpack_files
 from app.explorer.show import plain, show_chart, show_error, show_metrics, show_table, text_rows
 from app.explorer.state import RANGES, Values, command_text
 from app.render.simulation_tables import closed_form_line, gain_line, run_rows, workload_line
-from perfmodel import ConfigError, Scenario, Simulation, Traffic, without_speculation
+from perfmodel import (
+    ConfigError,
+    Scenario,
+    Simulation,
+    Traffic,
+    speculation,
+    without_speculation,
+)
 from perfmodel.reports import serving_dict, simulation_dict, workload_dict
 from perfmodel.serving import (
     RoundTimes,
@@ -28,7 +35,6 @@ from perfmodel.serving import (
     simulate_requests,
 )
 from perfmodel.specs import parse_slo
-from perfmodel.speculation import service
 
 TOKEN_BUDGET = 8192  # the default of `specroof simulate`
 LOAD = 0.8  # of a service without speculation, if no rate is given
@@ -104,7 +110,7 @@ SPREAD = "Coefficient of variation of the lengths, which are lognormal; 0: all a
 
 def _usual_rate(scenario: Scenario) -> float:
     """A share of the rate at which a service without speculation is saturated. [1/s]"""
-    rate = float(service(without_speculation(scenario)).requests_per_s)
+    rate = float(speculation.service(without_speculation(scenario)).requests_per_s)
     return float(f"{LOAD * rate:.3g}")
 
 

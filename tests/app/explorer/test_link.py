@@ -17,12 +17,15 @@ from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
 from app.explorer.inputs.uploads import NEEDED
-from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
+from app.explorer.link import MAX_LINK, pack, pack_files, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
+    CUSTOM,
     DEFAULTS,
     FORMER_VIEWS,
     PRESETS,
+    RANGES,
+    REFITTED,
     UPLOADED,
     stated_values,
     widget_state,
@@ -30,6 +33,7 @@ from app.explorer.state import (
 from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, parse_scenario
 from perfmodel.specs import METHODS
 
+UPLOADS = (UPLOADED, CUSTOM, REFITTED)
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 
@@ -131,6 +135,35 @@ def test_a_link_keeps_every_scenario(seed: int) -> None:
     restored = parse_scenario(dict(stated_values(state)))
     assert restored.scenario() == parse_scenario(values).scenario()
     assert restored.slo == values.get("slo", "")
+
+
+def test_a_link_keeps_every_input_of_the_page() -> None:
+    """Random values of all inputs at once, with texts that a URL has to quote."""
+    texts = ("", "α<2 & 'x' \"y\"", "a=b&c#d%20", "行\n2", "ttft<2s; tpot<9ms", "x" * 900)
+    for seed in range(300):
+        draw = random.Random(seed)
+        state: dict[str, Any] = {}
+        for key, default in DEFAULTS.items():
+            low, high = RANGES.get(key, (0, 1 << 20))
+            if key in CHOICES:
+                state[key] = draw.choice([c for c in CHOICES[key] if c not in UPLOADS])
+            elif key == "pins":
+                state[key] = [
+                    {"batch": str(draw.randint(1, 99))} for _ in range(draw.randint(0, 4))
+                ]
+            elif key in ("reports", "trace", "step_times"):
+                state[key] = pack_files([(draw.choice(texts), draw.choice(texts))])
+            elif key in ("model_config", "gpu_file", "engine_file"):
+                state[key] = pack(draw.choice(texts))
+            elif isinstance(default, bool):
+                state[key] = draw.random() < 0.5
+            elif isinstance(default, list):
+                state[key] = draw.sample(["self:snapkv", "a", "b:full"], draw.randint(1, 3))
+            elif isinstance(default, str):
+                state[key] = draw.choice(texts)
+            else:
+                state[key] = type(default)(draw.uniform(low, min(high, 1 << 30)))
+        assert state_of(query_of(state)) == (state, [])
 
 
 def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
