@@ -37,7 +37,7 @@ def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """The scenario in the keys of the command line, omitting values that are None."""
     plan, work, given = scenario.plan, scenario.workload, scenario.acceptance
-    draft = scenario.draft
+    draft, machine = scenario.draft, scenario.machine
     by_name = draft is None or plan.is_self or plan.method is not None
     values: dict[str, Any] = {
         "target": scenario.target.reference,
@@ -45,8 +45,8 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "draft_policy": None if plan.draft == "none" else plan.policy,
         "kv_budget": plan.kv_budget_tokens or plan.budget_text or None,
         "gamma": plan.gamma,
-        "gpu": scenario.machine.gpu.name,
-        "machine": scenario.machine.name,
+        "gpu": machine.gpu.reference,
+        "machine": None if machine.gpu.path else machine.name,
         "tp": scenario.tp,
         "ep": scenario.ep if scenario.ep > 1 else None,
         "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
@@ -62,8 +62,9 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "draft_kv_dtype": scenario.draft_kv_dtype or None,
         "engine": scenario.engine.name,
     }
-    link = scenario.machine.link
-    if link.ring_hop_s and link.ring_bandwidth and link != catalog.machine(values["machine"]).link:
+    link, path = machine.link, machine.gpu.path
+    usual = catalog.default_machine(path) if path else catalog.machine(machine.name)
+    if link.ring_hop_s and link.ring_bandwidth and link != usual.link:
         values |= {
             "ring_hop_us": round(link.ring_hop_s / US, 9),
             "ring_gb_s": round(link.ring_bandwidth / GB, 9),

@@ -164,7 +164,10 @@ class ScenarioFields(BaseModel):
         "Acceptance curves from `calibrate fit-acceptance`; they override the catalog's.",
     )
     gpu: Name = scenario_field(
-        "Machine", "NAME", "GPU from the catalog, in its usual machine.", "h100-sxm"
+        "Machine",
+        "NAME",
+        "GPU: a catalog name, in its usual machine, or the path of a TOML file.",
+        "h100-sxm",
     )
     machine: Name | None = scenario_field(
         "Machine", "NAME", "Machine from the catalog, instead of --gpu."

@@ -4,6 +4,7 @@ from app.charts.bars import memory_bars as memory_bars
 from app.charts.base import alt_text as alt_text
 from app.charts.base import chart_rows as chart_rows
 from app.charts.base import log_steps as log_steps
+from app.charts.base import plan_colour as plan_colour
 from app.charts.cells import MeasuredSpeedup as MeasuredSpeedup
 from app.charts.cells import SpeedupGrid as SpeedupGrid
 from app.charts.frontier import ServingCurve as ServingCurve

@@ -9,21 +9,45 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from perfmodel import Scenario
+from perfmodel.planning import draft_choices
+from perfmodel.specs import METHODS
+
 Array = NDArray[np.float64]
 
 # Purple to green is distinct for colour-blind readers; greys are legible on light and dark pages.
 GAIN, LOSS, NEUTRAL = "#1b7837", "#762a83", "#f7f7f7"
 EDGE = "#b35806"  # lines across a map; legible on light and dark pages
 WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
+# Pale, for parts of a pass: the colours below are those of drafts.
 PART_COLOURS = {
-    "linear": "#4477aa",
-    "experts": "#66ccee",
-    "attention": "#ee6677",
-    "comm": "#228833",
-    "elementwise": "#ccbb44",
-    "overhead": "#777777",
+    "linear": "#77aadd",
+    "experts": "#bbcc33",
+    "attention": "#ee8866",
+    "comm": "#44bb99",
+    "elementwise": "#eedd88",
+    "overhead": "#aaaaaa",
 }
-ROUND_COLOURS = {"plain": "#777777", "draft": "#66ccee", "verify": "#aa3377", "other": "#bbbbbb"}
+# Distinct also for colour-blind readers (tests/app/charts), and legible on light and dark pages.
+PLAIN = "#888888"  # plain decoding, and passes of the target
+DRAFT_COLOURS = {
+    "self:streamingllm": "#4477aa",
+    "self:snapkv": "#ee8800",
+    "self:full": "#aa66ee",
+    "eagle3": "#ccaa66",
+    "mtp": "#882244",
+    "p-eagle": "#444488",
+    "dflash": "#44ccaa",
+    "ngram": "#ee88ee",
+    "suffix": "#cc4400",
+}
+# Draft models in the order of the catalog: with a window of the cache, and with all of it.
+MODEL_COLOURS = (
+    {"streamingllm": "#aa00ee", "full": "#aa0000"},
+    {"streamingllm": "#6622aa", "full": "#886644"},
+    {"streamingllm": "#aaaacc", "full": "#664466"},
+)
+OTHER = "#bbbbbb"
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5566", "#999933")
 PASS_LABELS = {
     "target_step": "T_T plain step",
@@ -38,6 +62,22 @@ LEGEND = {
     "yanchor": "bottom",
     "font": {"size": 11},
 }
+
+
+def plan_colour(scenario: Scenario) -> str:
+    """The colour of a scenario's draft, the same in every chart; grey without a draft."""
+    plan = scenario.plan
+    if not plan.speculates:
+        return PLAIN
+    if plan.is_self:
+        return DRAFT_COLOURS[f"self:{plan.policy}"]
+    if plan.method is not None:
+        return DRAFT_COLOURS[plan.draft]
+    known = (draft for draft, _ in draft_choices(scenario))
+    models = [d for d in dict.fromkeys(known) if d != "self" and d not in METHODS]
+    place = models.index(plan.draft) if plan.draft in models else len(models)
+    shades = MODEL_COLOURS[place % len(MODEL_COLOURS)]
+    return shades["full" if plan.policy == "full" else "streamingllm"]
 
 
 def finish(

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from app.charts.base import GAIN, SERIES, Array, finish, numbers
+from app.charts.base import GAIN, Array, finish, numbers, plan_colour
 from app.charts.cells import add_marker, short_label
 from perfmodel import SLO, Scenario, speculation
 from perfmodel.passes import largest_batch
@@ -20,6 +20,16 @@ from perfmodel.speculation import GAMMAS, within
 
 SECONDS_PER_HOUR = 3600.0
 POINTS = 24
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "cross",
+    "star-triangle-down",
+    "x",
+    "hexagon",
+)
 TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
 
 
@@ -31,7 +41,9 @@ class ServingCurve:
     a point is within the limits.
     """
 
-    label: str
+    label: str  # the plan, then the place
+    place: str  # a TP, or another machine
+    colour: str  # of the draft
     speculates: bool
     tp: Array
     batch: Array
@@ -79,6 +91,8 @@ def serving_curve(
 
     return ServingCurve(
         label=f"{short_label(scenario) if speculates else plan_label(scenario)}, TP {scenario.tp}",
+        place=f"TP {scenario.tp}",
+        colour=plan_colour(scenario),
         speculates=speculates,
         tp=np.full(int(np.sum(fits)), float(scenario.tp)),
         batch=batches[fits],
@@ -99,8 +113,11 @@ def _batches(scenario: Scenario) -> Array:
     return np.unique([*steps, min(scenario.workload.batch, most)]).astype(float)
 
 
-def envelope(curves: Sequence[ServingCurve], label: str) -> ServingCurve:
-    """The points of several curves that no other point beats in both speed and throughput."""
+def envelope(curves: Sequence[ServingCurve], label: str, place: str) -> ServingCurve:
+    """The points of several curves that no other point beats in both speed and throughput.
+
+    The curves are of one draft; `label` and `place` are those of the result.
+    """
     first = curves[0]
 
     def joined(name: str) -> Array:
@@ -112,7 +129,13 @@ def envelope(curves: Sequence[ServingCurve], label: str) -> ServingCurve:
     kept = order[np.r_[True, best[1:] > best[:-1]]]
     names = ("tp", "batch", "gamma", "tpot_s", "ttft_s", "per_gpu", "meets")
     kept_values: dict[str, Any] = {name: joined(name)[kept] for name in names}
-    return ServingCurve(label=label, speculates=first.speculates, **kept_values)
+    return ServingCurve(
+        label=label,
+        place=place,
+        colour=first.colour,
+        speculates=first.speculates,
+        **kept_values,
+    )
 
 
 def frontier(
@@ -124,14 +147,15 @@ def frontier(
 ) -> go.Figure:
     """Tokens/s of one user against tokens/s per GPU, or against cost if a price is given.
 
+    Colour is the draft, and the marker is the TP or the machine.
     Points outside the limits are faint; the star is `here`, a curve of one point.
     """
     cost = price_per_gpu_hour > 0
     figure = go.Figure()
-    groups = list(dict.fromkeys(_group(curve) for curve in curves))
+    places = list(dict.fromkeys(curve.place for curve in curves))
     for curve in curves:
-        colour = SERIES[groups.index(_group(curve)) % len(SERIES)]
-        figure.add_trace(_trace(curve, colour, price_per_gpu_hour))
+        symbol = SYMBOLS[places.index(curve.place) % len(SYMBOLS)]
+        figure.add_trace(_trace(curve, symbol, price_per_gpu_hour))
     fastest = min(curves, key=lambda c: float(np.min(c.tpot_s)))
     if slo.tpot_s is not None:
         figure.add_vrect(
@@ -161,18 +185,13 @@ def frontier(
     return figure.update_layout(height=560)
 
 
-def _group(curve: ServingCurve) -> str:
-    """Curves of one TP or machine share a colour."""
-    return curve.label.rpartition(", ")[2]
-
-
 def _heights(curve: ServingCurve, price_per_gpu_hour: float) -> Array:
     if price_per_gpu_hour > 0:
         return 1e6 * price_per_gpu_hour / SECONDS_PER_HOUR / curve.per_gpu
     return curve.per_gpu
 
 
-def _trace(curve: ServingCurve, colour: str, price_per_gpu_hour: float) -> go.Scatter:
+def _trace(curve: ServingCurve, symbol: str, price_per_gpu_hour: float) -> go.Scatter:
     cost = price_per_gpu_hour > 0
     per_million = 1e6 * price_per_gpu_hour / SECONDS_PER_HOUR / curve.per_gpu
     return go.Scatter(
@@ -180,10 +199,10 @@ def _trace(curve: ServingCurve, colour: str, price_per_gpu_hour: float) -> go.Sc
         y=_heights(curve, price_per_gpu_hour),
         mode="lines+markers",
         name=escape(curve.label),
-        line={"color": colour, "dash": "solid" if curve.speculates else "dot"},
+        line={"color": curve.colour, "dash": "solid" if curve.speculates else "dot"},
         marker={
-            "size": 7,
-            "symbol": "circle" if curve.speculates else "circle-open",
+            "size": 8,
+            "symbol": symbol if curve.speculates else f"{symbol}-open",
             "opacity": np.where(curve.meets, 1.0, 0.25),
         },
         customdata=numbers(

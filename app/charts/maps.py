@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from app.charts.base import SERIES, Array, columns, numbers
+from app.charts.base import PLAIN, Array, columns, numbers, plan_colour
 from app.charts.cells import (
     CELL_HOVER,
     TIE,
@@ -127,7 +127,8 @@ def speedup_map(
         ends = log_edges(grid.prompts)[[0, whole]]
         figure.add_vrect(*ends, fillcolor=WHOLE, line_width=0, layer="below")
         figure.add_trace(legend_square("the draft would read the whole prompt", WHOLE))
-    value = "" if np.isnan(grid.here) else f", {grid.here:.2f}x at the star"
+    chosen = " at its best γ" if np.ptp(grid.gamma) else ""
+    value = "" if np.isnan(grid.here) else f", {grid.here:.2f}x at the star{chosen}"
     return finish_map(
         figure,
         scenario,
@@ -162,7 +163,7 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
     gamma = np.take_along_axis(gammas, winner[None], axis=0)[0]
     tied = fits & (best <= (1.0 + TIE) * second)
     shown = [*names, f"tie: two are within {TIE:.0%}"]
-    colours = ["#bbbbbb", *SERIES[: len(grids)], "#f5e6b3"]
+    colours = [PLAIN, *(plan_colour(grid.scenario) for grid in grids), "#f5e6b3"]
     steps = [(i + k) / len(shown) for i in range(len(shown)) for k in (0, 1)]
     figure = cell_map(
         np.where(fits, np.where(tied, len(names), winner), np.nan),

@@ -9,14 +9,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.charts.base import (
-    GAIN,
     LINE,
-    LOSS,
+    OTHER,
     PART_COLOURS,
     PASS_LABELS,
-    ROUND_COLOURS,
+    PLAIN,
     columns,
     finish,
+    plan_colour,
 )
 from app.charts.cells import legend_square
 from perfmodel import RoundEstimate, StepTime
@@ -54,7 +54,7 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)
-    wrapped = [name.replace(" ", "<br>", 1).replace("overhead", "over-<br>head") for name in names]
+    wrapped = [name.replace(" ", "<br>").replace("overhead", "over-<br>head") for name in names]
     figure.update_xaxes(tickvals=names, ticktext=wrapped, tickangle=0, tickfont={"size": 11})
     title = f"One round of {gamma} drafts yields {tokens:.2f} tokens"
     if np.isnan(tokens):
@@ -76,14 +76,14 @@ def _phases(point: RoundEstimate) -> list[tuple[str, float, float, str]]:
     )
     drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
     overhead = float(point.overhead_s)
-    result = GAIN if float(point.speedup) > 1.0 else LOSS
+    colour = plan_colour(point.scenario)
     return [
-        (plain, float(point.plain_tpot_s), 0.0, ROUND_COLOURS["plain"]),
-        ("γ·T_D drafts", drafts, 0.0, ROUND_COLOURS["draft"]),
-        (PASS_LABELS["verify"], verify, drafts, ROUND_COLOURS["verify"]),
-        ("overhead", overhead, drafts + verify, ROUND_COLOURS["other"]),
-        ("round", float(point.round_s), 0.0, ROUND_COLOURS["other"]),
-        ("per token", float(point.tpot_s), 0.0, result),
+        (plain, float(point.plain_tpot_s), 0.0, PLAIN),
+        ("γ·T_D drafts", drafts, 0.0, colour),
+        (PASS_LABELS["verify"], verify, drafts, PLAIN),
+        ("overhead", overhead, drafts + verify, OTHER),
+        ("round", float(point.round_s), 0.0, OTHER),
+        ("per token", float(point.tpot_s), 0.0, colour),
     ]
 
 

@@ -8,12 +8,16 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from app.charts.base import LINE, PART_COLOURS, SERIES, curve, finish
+from app.charts.base import DRAFT_COLOURS, LINE, curve, finish
 from perfmodel import Interval
 from perfmodel.speculation import Sensitivity
 
+COLOUR = DRAFT_COLOURS["self:streamingllm"]
 
-def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
+
+def tornado(
+    sensitivities: Sequence[Sensitivity], speedup: float, *, colour: str = COLOUR
+) -> go.Figure:
     """Speedup at both ends of each input's error range, widest bar on top."""
     ordered = sorted(sensitivities, key=lambda s: abs(s.high - s.low))
     figure = go.Figure(
@@ -23,7 +27,7 @@ def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
             base=[s.low for s in ordered],
             orientation="h",
             name="speedup",
-            marker_color=PART_COLOURS["linear"],
+            marker_color=colour,
             customdata=[[s.name, s.change, s.low, s.high] for s in ordered],
             meta=("input", "change", "speedup_low", "speedup_high"),
             hovertemplate="%{customdata[2]:.2f}x to %{customdata[3]:.2f}x<extra></extra>",
@@ -43,7 +47,12 @@ def tornado(sensitivities: Sequence[Sensitivity], speedup: float) -> go.Figure:
 
 
 def speedup_band(
-    axis: str, values: Sequence[float], intervals: Sequence[Interval], here: float
+    axis: str,
+    values: Sequence[float],
+    intervals: Sequence[Interval],
+    here: float,
+    *,
+    colour: str = COLOUR,
 ) -> go.Figure:
     """The speedup and its 90 % interval over one axis, such as "batch (sequences)"."""
     low, middle, high = (
@@ -56,14 +65,14 @@ def speedup_band(
         mode="lines",
         fill="toself",
         name="90 % interval",
-        line={"width": 0, "color": SERIES[0]},
+        line={"width": 0, "color": colour},
         opacity=0.35,
         hoverinfo="skip",
     )
     middles = curve(
         {name: values, "speedup": middle, "speedup_low": low, "speedup_high": high},
         name="speedup",
-        colour=SERIES[0],
+        colour=colour,
         mode="lines+markers",
         hover="%{x:,}: %{y:.2f}x (%{customdata[2]:.2f}-%{customdata[3]:.2f})",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from app.charts.base import SERIES, Array, curve, finish, numbers
+from app.charts.base import LINE, Array, curve, finish, numbers, plan_colour
 from app.charts.cells import (
     TIE,
     add_marker,
@@ -117,7 +117,7 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
         curve(
             {"gamma": GAMMAS, "alpha": needed},
             name="needed to break even",
-            colour=SERIES[1],
+            colour=LINE,
             mode="lines+markers",
             hover="γ %{x}: α %{y:.3f} breaks even",
         )
@@ -125,8 +125,8 @@ def acceptance_needed(scenario: Scenario) -> go.Figure:
     text = "unknown"
     if np.all(np.isfinite(alpha)):
         text = f"{alpha[0]:.3f}"
-        draft = {"gamma": GAMMAS, "alpha": alpha}
-        figure.add_trace(curve(draft, name="the draft's α", colour=SERIES[0], hover="α %{y:.3f}"))
+        draft, colour = {"gamma": GAMMAS, "alpha": alpha}, plan_colour(scenario)
+        figure.add_trace(curve(draft, name="the draft's α", colour=colour, hover="α %{y:.3f}"))
     figure.update_yaxes(range=[0, 1.02])
     known = needed[np.isfinite(needed)]
     span = f"{known.min():.2f} to {known.max():.2f}" if len(known) else "more than any α gives"

@@ -55,7 +55,7 @@ def prediction(values: Values) -> dict[str, Any]:
     return prediction_dict(point_of(values))
 
 
-@st.cache_data(max_entries=64, show_spinner="Searching drafts, γ and budgets")
+@st.cache_data(max_entries=64, show_spinner=False)
 def recommendation(
     flags: Values, objective: str, price: float | None = None, runs_on: str = ""
 ) -> Recommendation:

@@ -12,20 +12,28 @@ import json
 import math
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, model_upload
+from app.explorer.inputs.uploads import (
+    MAX_UPLOAD_BYTES,
+    engine_upload,
+    gpu_upload,
+    model_upload,
+)
 from app.explorer.state import (
     CHOICES,
+    CUSTOM,
     DEFAULTS,
     FORMER_INPUTS,
     FORMER_VIEWS,
     PAGE_DEFAULTS,
     RANGES,
+    REFITTED,
     UPLOADED,
 )
 from perfmodel import ConfigError
@@ -34,7 +42,17 @@ from perfmodel.catalog.scenarios import FORMER_NAMES
 MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
 MAX_UNDO = 20
 MAX_TEXT = 1_000  # characters of a text input
-PACKED = ("model_config", "pins")  # left out of a link that would be too long
+MAX_FILES = 4 * MAX_UPLOAD_BYTES  # of all files of an upload
+# Left out of a link that would be too long, in this order; and what they are.
+PACKED = {
+    "report": "the pasted report",
+    "reports": "the uploaded reports",
+    "step_times": "the uploaded step times",
+    "trace": "the uploaded trace",
+    "pins": "the pins",
+    "model_config": "the uploaded config.json",
+}
+LEFT_OUT = "left_out"  # parameter of the link that names them
 
 
 def pack(text: str) -> str:
@@ -47,7 +65,7 @@ def unpack(packed: str) -> str:
     unzip = zlib.decompressobj()
     try:
         data = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
-        text = unzip.decompress(data, MAX_UPLOAD_BYTES + MAX_TEXT)
+        text = unzip.decompress(data, MAX_FILES + MAX_TEXT)
     except (zlib.error, binascii.Error) as error:
         raise ValueError("is damaged") from error
     if not unzip.eof:
@@ -55,10 +73,31 @@ def unpack(packed: str) -> str:
     return text.decode()
 
 
+def pack_files(files: Sequence[tuple[str, str]]) -> str:
+    """Files as (name, content), packed; "" if there are none.
+
+    Raises
+    ------
+    ConfigError
+        If they are larger than `MAX_FILES` in all.
+    """
+    text = json.dumps(files)
+    if len(text) > MAX_FILES:
+        raise ConfigError(f"the files are larger than {MAX_FILES:,} bytes in all; upload fewer")
+    return pack(text) if files else ""
+
+
+def unpack_files(packed: str) -> list[tuple[str, bytes]]:
+    """The inverse of `pack_files`, with contents as bytes; `ValueError` as in `unpack`."""
+    if not packed:
+        return []
+    return [(str(name), str(text).encode()) for name, text in json.loads(unpack(packed))]
+
+
 def query_of(state: Mapping[str, Any]) -> dict[str, str]:
     """Query parameters of the values that differ from their defaults."""
     have = DEFAULTS | dict(state)
-    return {key: _text(have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
+    return {key: _text(key, have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
 
 
 def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -68,13 +107,16 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         key = FORMER_NAMES.get(name, name)
         if key in FORMER_INPUTS:
             continue
+        if key == LEFT_OUT:
+            notes += [_lacks(part) for part in text.split(",") if part in _UPLOADS]
+            continue
         if key not in DEFAULTS:
             notes.append(f"The link's {name[:40]} is not an input of this page; it is left out.")
             continue
         try:
             state[key] = _value(key, text)
         except (ValueError, KeyError, TypeError):
-            used = _text(DEFAULTS[key]) or "no value"
+            used = _text(key, DEFAULTS[key]) or "no value"
             notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
     if state["target"] == UPLOADED and not state["model_config"]:
         state["target"] = DEFAULTS["target"]
@@ -82,7 +124,20 @@ def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
             f"The link does not contain the uploaded config.json; {state['target']} is used "
             f"instead. Upload the file again."
         )
+    if state["machine"] == CUSTOM and not state["gpu_file"]:
+        state["machine"] = DEFAULTS["machine"]
+        notes.append(f"The link does not describe its GPU; {state['machine']} is used instead.")
+    if state["engine"] == REFITTED and not state["engine_file"]:
+        state["engine"] = DEFAULTS["engine"]
+        notes.append(f"The link lacks its engine profile; {state['engine']} is used instead.")
     return state, notes
+
+
+_UPLOADS = [key for key in PACKED if key != "model_config"]  # missed without another note
+
+
+def _lacks(key: str) -> str:
+    return f"The link was too long for {PACKED[key]}; add them again."
 
 
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
@@ -106,9 +161,49 @@ def uploaded_path(state: Mapping[Any, Any]) -> str | None:
     if not state["model_config"]:
         return None
     name, _, content = unpack(state["model_config"]).partition("\n")
+    return model_upload(name, content.encode(), session_folder())
+
+
+def uploaded_gpu(state: Mapping[Any, Any]) -> str | None:
+    """Path of the GPU of the form, stored likewise; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If its figures are not valid.
+    """
+    if not state["gpu_file"]:
+        return None
+    return gpu_upload(unpack(state["gpu_file"]).encode(), session_folder())
+
+
+def uploaded_engine(state: Mapping[Any, Any]) -> str | None:
+    """Path of the refitted engine profile, stored likewise; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is not valid.
+    """
+    if not state["engine_file"]:
+        return None
+    return engine_upload(unpack(state["engine_file"]).encode(), session_folder())
+
+
+def uploaded_paths(state: Mapping[Any, Any]) -> dict[str, str | None]:
+    """The files of the state, as arguments of `stated_values` and `widget_state`."""
+    return {
+        "uploaded_target": uploaded_path(state),
+        "uploaded_gpu": uploaded_gpu(state),
+        "uploaded_engine": uploaded_engine(state),
+    }
+
+
+def session_folder() -> Path:
+    """A folder that is removed at the end of the session."""
     if "folder" not in st.session_state:
         st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
-    return model_upload(name, content.encode(), Path(st.session_state["folder"].name))
+    return Path(st.session_state["folder"].name)
 
 
 def restore() -> None:
@@ -122,11 +217,16 @@ def restore() -> None:
     now = {key: state[key] for key in DEFAULTS if key in state}
     if first or (query != state["link_query"] and now == state["link_state"]):
         loaded, state["link_notes"] = state_of(query)
-        try:
-            uploaded_path(loaded)
-        except ConfigError as error:
-            state["link_notes"].append(f"The link's config.json is not valid: {error}")
-            loaded |= {key: DEFAULTS[key] for key in ("target", "model_config")}
+        for read, key, keys in (
+            (uploaded_path, "config.json", ("target", "model_config")),
+            (uploaded_gpu, "GPU", ("machine", "gpu_file")),
+            (uploaded_engine, "engine", ("engine", "engine_file")),
+        ):
+            try:
+                read(loaded)
+            except ConfigError as error:
+                state["link_notes"].append(f"The link's {key} is not valid: {error}")
+                loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
     for key, default in DEFAULTS.items():
         state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
@@ -140,26 +240,30 @@ def publish() -> list[str]:
     if before not in ({}, _inputs(state["link_state"])) and not state.pop("undone", False):
         state["history"] = [*state.get("history", []), before][-MAX_UNDO:]
     query, missing = query_of(state["link_state"]), []
-    for key in PACKED:
+    for key, words in PACKED.items():
         if sum(map(len, query.values())) > MAX_LINK and query.pop(key, ""):
-            missing.append({"model_config": "the uploaded config.json", "pins": "the pins"}[key])
+            missing.append(words)
+            query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), key)))
     state["link_query"] = query
     if st.query_params.to_dict() != query:
         st.query_params.from_dict(query)
     if state["acceptance_curve"]:
         missing.append(f"the contents of {state['acceptance_curve']}, a file of this machine")
-    if state.get("measurements") is not None:
-        missing.append("the uploaded measurements")
     return missing
 
 
-def _text(value: Any) -> str:
+def _text(key: str, value: Any) -> str:
+    if key == "report":
+        return _packed(value) if value else ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         packed = any(isinstance(item, dict) for item in value)
         return pack(json.dumps(value)) if packed else ",".join(map(str, value))
     return str(value)
+
+
+_packed = lru_cache(maxsize=4)(pack)
 
 
 def _value(key: str, text: str) -> Any:
@@ -180,8 +284,13 @@ def _parsed(key: str, text: str) -> Any:
         if any(state_of(pin)[1] for pin in pins):
             raise ValueError
         return pins
-    if key == "model_config":
+    if key in ("model_config", "gpu_file", "engine_file"):
         unpack(text)
+        return text
+    if key == "report":
+        return unpack(text)
+    if key in PACKED:
+        unpack_files(text)
         return text
     if len(text) > MAX_TEXT:
         raise ValueError

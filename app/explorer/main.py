@@ -26,9 +26,11 @@ STYLE = """<style>
 .product span { font-weight: 400 }
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
 .stMainBlockContainer h3 { font-size: 1rem; padding: 0 }
+[data-testid="stAlert"] h4 { font-size: 1.25rem; padding: 0 }
 [data-testid="stCaptionContainer"] * { color: inherit !important }
 [data-testid="stCaptionContainer"] { opacity: 0.85 }
-.js-plotly-plot :is(.xtick, .ytick, .cbaxis, .cbtitle, .g-xtitle, .g-ytitle, .legend) text,
+.js-plotly-plot :is([class$="tick"], .cbaxis, .cbtitle, [class^="g-"], .legend) text,
+.js-plotly-plot .annotation-text,
 .js-plotly-plot text.bartext { fill: currentColor !important }
 [data-testid="stCode"] code span { color: inherit !important }
 .js-plotly-plot :is(.gtitle, .gtitle-subtitle) { display: none }

@@ -11,15 +11,19 @@ from perfmodel import Scenario
 from perfmodel.planning import plan_label
 from perfmodel.specs import Origin
 
+WORKLOAD = 4  # parts of the line before the plan
+
 
 def show_plan_line(values: Values) -> None:
     """Show the line; the source of the acceptance is its help text."""
     words = plan_line(values)
     st.session_state["plan_words"] = " · ".join(words)
-    parts = [f"**{plain(part)}**" for part in words]
+    parts = [plain(part) for part in words]
     source = str(prediction(values)["acceptance"]["source"])
     with st.container(key="plan_line"):
-        st.markdown(" · ".join(parts), help=plain(source) or None)
+        scenario, plan = " · ".join(parts[:WORKLOAD]), " · ".join(parts[WORKLOAD:])
+        text = f"**Scenario:** {scenario}  \n**Plan of this page:** {plan}"
+        st.markdown(text, help=plain(source) or None)
 
 
 def plan_line(values: Values) -> list[str]:

@@ -1,4 +1,7 @@
-"""Run Streamlit's command line, and end the server when the reader of its output is gone.
+"""Run Streamlit's command line, compute the first page early, and end with the output's reader.
+
+While the browser loads Streamlit's page, the server would idle. Instead a thread imports what the
+first page needs, and computes its recommendation.
 
 Streamlit prints when it stops. If stdout is a closed pipe, as after `specroof explore | head`, that
 fails in its signal handler, and neither Ctrl-C nor SIGTERM would end it.
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import stat
 import threading
+import time
 
 OUTPUT_CLOSED = 141  # as after SIGPIPE
 
@@ -21,6 +26,24 @@ def _watch(output: int) -> None:
     os._exit(OUTPUT_CLOSED)
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
+def _warm_up() -> None:
+    from streamlit.config import get_option
+
+    while not _listens(int(get_option("server.port"))):  # the port is not delayed
+        time.sleep(0.02)
+    import app.explorer.inputs.sidebar
+    import app.explorer.tray  # noqa: F401
+    from app.explorer.state import DEFAULTS, stated_values
+    from app.explorer.views.decide import recommended
+
+    recommended(DEFAULTS, stated_values(DEFAULTS))
+
+
 def main() -> None:
     """Entry point of `python -m app.explorer.serve`, with the arguments of `streamlit`."""
     from streamlit.web.cli import main as streamlit
@@ -28,6 +51,7 @@ def main() -> None:
     for output in (1, 2):
         if stat.S_ISFIFO(os.fstat(output).st_mode):
             threading.Thread(target=_watch, args=(output,), daemon=True).start()
+    threading.Thread(target=_warm_up, daemon=True).start()
     streamlit(prog_name="streamlit")
 
 

@@ -29,7 +29,7 @@ def show_error(error: Exception | str) -> None:
     st.error(plain(str(error)), icon=":material/error:")
 
 
-def verdict(title: str, text: str, *, kind: str) -> None:
+def verdict(title: str, *lines: str, kind: str) -> None:
     """Show the answer; `kind` is "gain", "plain" (do not speculate) or "nothing" (none fits)."""
     look = {
         "gain": (st.success, ":material/bolt:"),
@@ -37,7 +37,7 @@ def verdict(title: str, text: str, *, kind: str) -> None:
         "nothing": (st.warning, ":material/block:"),
     }
     box, icon = look[kind]
-    box(f"**{plain(title)}**  \n{plain(text)}", icon=icon)
+    box("\n\n".join([f"#### {plain(title)}", *map(plain, lines)]), icon=icon)
 
 
 def show_chart(

@@ -17,6 +17,7 @@ from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, pars
 from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import scenario_names, scenario_values
 from perfmodel.reports import ENGINES
+from perfmodel.serving import TrafficShape
 from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
 from perfmodel.speculation import OBJECTIVES
 
@@ -31,6 +32,8 @@ ACCEPTANCE_FORMS = {
     "tokens_per_round": "Tokens per round",
 }
 UPLOADED = "uploaded"  # the target, if it is an uploaded config.json
+CUSTOM = "custom"  # the machine, if it is described by the form
+REFITTED = "refitted"  # the engine, if it was refitted to step times in Check
 # Inputs that are passed on as they are if they are stated.
 OPTIONAL = (
     "weight_dtype",
@@ -55,16 +58,32 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "map_kind": "speedup",
     "fixed_gamma": False,
     "frontier_machines": [],
+    "frontier_part": "batches",
+    "arrivals": "poisson",
+    "rate": 0.0,
+    "requests": 2_000,
+    "prompt_cv": 0.0,
+    "output_cv": 0.0,
+    "schedule": False,
+    "trace": "",
     "why_part": "round",
     "export_plan": "recommended",
     "deploy_engine": "vllm",
+    "draft_checkpoint": "",
     "by_batch": False,
     "measured_on": "",
+    "plain_ms": "",
+    "round_ms": "",
+    "report": "",
+    "reports": "",
+    "step_times": "",
     "pins": [],
 }
 # Inputs that a scenario may omit: opening one resets them.
 INPUT_DEFAULTS: dict[str, Any] = {
     "model_config": "",
+    "gpu_file": "",
+    "engine_file": "",
     "prompt_mix": "",
     "acceptance_form": "published",
     "acceptance": 0.8,
@@ -83,6 +102,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "accepted_drafts": (0.0, 64.0),
     "tokens_per_round": (1.0, 65.0),
     "price": (0.0, 1e6),
+    "rate": (0.0, 1e6),
+    "requests": (1, 20_000),
+    "prompt_cv": (0.0, 10.0),
+    "output_cv": (0.0, 10.0),
 }
 _KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
 # Views and the question that each answers.
@@ -103,6 +126,7 @@ FORMER_VIEWS = {
     "Deploy": "Decide",
 }
 FORMER_INPUTS = ("curve_tps",)
+FRONTIER_PARTS = {"batches": "Every batch", "traffic": "Traffic over time"}
 WHY_PARTS = {
     "round": "The round",
     "tune": "γ and KV budget",
@@ -112,8 +136,8 @@ WHY_PARTS = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS),
     "target": (*catalog.model_names(), UPLOADED),
-    "machine": tuple(catalog.machine_names()),
-    "engine": tuple(engine_names()),
+    "machine": (*catalog.machine_names(), CUSTOM),
+    "engine": (*engine_names(), REFITTED),
     "prefill": ("shared", "disaggregated"),
     "weight_dtype": ("", *DTYPES),
     "draft_dtype": ("", *DTYPES),
@@ -122,6 +146,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": tuple(OBJECTIVES),
     "acceptance_form": tuple(ACCEPTANCE_FORMS),
     "map_kind": ("speedup", "winner"),
+    "frontier_part": tuple(FRONTIER_PARTS),
+    "arrivals": tuple(TrafficShape),
     "why_part": tuple(WHY_PARTS),
     "export_plan": ("recommended", "page"),
     "deploy_engine": tuple(ENGINES),
@@ -132,7 +158,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # ---- state to values --------------------------------------------------------------------------
 
 
-def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = None) -> Values:
+def stated_values(
+    state: Mapping[str, Any],
+    *,
+    uploaded_target: str | None = None,
+    uploaded_gpu: str | None = None,
+    uploaded_engine: str | None = None,
+) -> Values:
     """Flat scenario values from the state of the widgets.
 
     Parameters
@@ -141,6 +173,10 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
         Widget values by key; missing ones have their defaults.
     uploaded_target : str, optional
         Path of an uploaded `config.json`, used as the target.
+    uploaded_gpu : str, optional
+        Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
+    uploaded_engine : str, optional
+        Path of a refitted engine profile, used if the engine is `REFITTED`.
 
     Raises
     ------
@@ -149,9 +185,11 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
     """
     have = DEFAULTS | dict(state)
     draft, _, policy = str(have["draft"]).partition(":")
-    values = {key: have[key] for key in ("target", "machine", "tp", "batch", "output_tokens")}
-    if have["target"] == UPLOADED:
-        values["target"] = uploaded_target
+    values: dict[str, Any] = {}
+    values["target"] = uploaded_target if have["target"] == UPLOADED else have["target"]
+    custom = have["machine"] == CUSTOM
+    values |= {"gpu": uploaded_gpu} if custom else {"machine": have["machine"]}
+    values |= {key: have[key] for key in ("tp", "batch", "output_tokens")}
     values |= {"prompt_tokens": have["prompt_tokens"], "draft": draft}
     if have["prompt_mix"].strip():
         values["prompt_tokens"] = mean_prompt(prompt_mix(have["prompt_mix"]))
@@ -165,7 +203,7 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
         values |= {} if draft in ("self", *METHODS) else {"draft_tp": have["draft_tp"]}
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}
-    values["engine"] = have["engine"]
+    values["engine"] = uploaded_engine if have["engine"] == REFITTED else have["engine"]
     for key in ("ep", "prefill", "prefix_hit_rate"):
         values |= {} if have[key] == DEFAULTS[key] else {key: have[key]}
     for key in OPTIONAL:
@@ -175,28 +213,43 @@ def stated_values(state: Mapping[str, Any], *, uploaded_target: str | None = Non
 
 
 def widget_state(
-    values: Mapping[str, Any], *, uploaded_target: str | None = None
+    values: Mapping[str, Any],
+    *,
+    uploaded_target: str | None = None,
+    uploaded_gpu: str | None = None,
+    uploaded_engine: str | None = None,
 ) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
     Raises
     ------
     ConfigError
-        If a value is not valid, or a model or engine is given by a path other than
-        `uploaded_target`.
+        If a value is not valid, or a model, GPU or engine is given by a path other than those of
+        the page.
     """
     stated = parse_scenario(values)
+    custom = stated.gpu.endswith(".toml") and stated.machine is None
+    if custom and stated.gpu != uploaded_gpu:
+        raise ConfigError(f"gpu {stated.gpu[:80]!r} is a file; describe it in the form, under GPUs")
     for name in (stated.target, stated.draft):
         known = (*catalog.model_names(), *METHODS, "self", "none", uploaded_target)
         if name not in known and catalog.model(name).name not in known:
             raise ConfigError(f"model {name[:80]!r} is not in the catalog; upload its config.json")
     defaults = {key: value for key, value in DEFAULTS.items() if key not in PAGE_DEFAULTS}
     state = defaults | _scenario_state(stated)
-    if state["engine"] not in CHOICES["engine"]:
+    refitted = stated.engine == uploaded_engine
+    if state["engine"] not in engine_names() and not refitted:
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
-    return state | ({"target": UPLOADED} if stated.target == uploaded_target else {})
+    state |= {"target": UPLOADED} if stated.target == uploaded_target else {}
+    if custom:
+        del state["gpu_file"]  # that of the page
+        state["machine"] = CUSTOM
+    if refitted:
+        del state["engine_file"]
+        state["engine"] = REFITTED
+    return state
 
 
 def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:

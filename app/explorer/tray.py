@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.link import pin_of, state_of, uploaded_path
+from app.explorer.link import pin_of, state_of, uploaded_paths
 from app.explorer.plan_line import plan_line
 from app.explorer.show import plain
 from app.explorer.state import PAGE_DEFAULTS, Values, stated_values, widget_state
@@ -23,7 +23,8 @@ def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
     The workload, its limits and its curves are kept.
     """
     state = st.session_state
-    taken = widget_state(scenario, uploaded_target=uploaded_path(state))
+    engine = dict(state["values"])["engine"]  # a refitted one is selected by its file
+    taken = widget_state({**scenario, "engine": engine}, **uploaded_paths(state))
     keys = [*_PLAN, *more]
     if state["acceptance_form"] != "published":  # converted, as γ may have changed
         keys += _ACCEPTANCE
@@ -64,7 +65,7 @@ def show_tray(values: Values) -> None:
 def pin_values(pin: Mapping[str, str]) -> Values:
     """The scenario values of a pin."""
     state, _ = state_of(pin)
-    return stated_values(state, uploaded_target=uploaded_path(state))
+    return stated_values(state, **uploaded_paths(state))
 
 
 def pin_names(pins: list[dict[str, str]], values: Values) -> list[tuple[dict[str, str], str]]:

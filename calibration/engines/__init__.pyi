@@ -13,6 +13,7 @@ from .records import joined as joined
 from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report
 from .report import profile_text as profile_text
+from .report import refitted_text as refitted_text
 from .report import report_dict as report_dict
 from .report import report_lines as report_lines
 from .run import run_plan as run_plan

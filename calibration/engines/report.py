@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from calibration.engines.fit import EngineFit, grouped, predicted
 from calibration.engines.records import EngineRecords, PointRecord
+from calibration.fit.magicdec import fit_rows
+from calibration.records.published import PublishedRow
 from calibration.records.toml_file import significant, toml_text, with_table
+from perfmodel import catalog
 from perfmodel.acceptance import tokens_per_round_iid
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import EngineProfile, HostCosts
 from perfmodel.units import GB, US
 
@@ -131,7 +135,7 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
     timed = {error.record.point.setup.tp for error in (*report.fitted, *report.held_back)}
-    values = _values(report.fit.profile) | {"speedup_error": speedup_error(report)}
+    values = _entries(report.fit.profile) | {"speedup_error": speedup_error(report)}
     values["timed_tp"] = sorted(timed) or [1]
     if shipped is None:
         general = {"name": report.name, **values, "origin": "assumed"}
@@ -140,6 +144,26 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
     hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
     note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
     return with_table(shipped, "gpu", report.gpu, values, note=note)
+
+
+def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:
+    """The engine profile of the first row, refitted to all rows, as a file for `--engine`.
+
+    Its `speedup_error` remains that of the profile, because no row was held back.
+    """
+    fit = fit_rows(rows)
+    profile = fit.apply(engine_profile(rows[0].engine, catalog.gpu(rows[0].gpu)))
+    entries = {"name": name} | _entries(profile)
+    host = entries.pop("host")
+    entries |= {
+        "origin": "fitted",
+        "source": f"{len(rows)} rows of {rows[0].gpu}, starting from engine {rows[0].engine}",
+        "measured_on": fit.gpu,
+        "timed_tp": list(fit.tp),
+        "speedup_error": profile.speedup_error,
+    }
+    entries |= {"host": host} if host else {}
+    return toml_text(entries, header="Engine profile refitted to measured step times")
 
 
 def speedup_error(report: EngineReport) -> float:
@@ -272,7 +296,7 @@ def _error_dict(error: PointError) -> dict[str, Any]:
 _STATED_APART = ("name", "measured_on", "timed_tp", "host", "speedup_error")
 
 
-def _values(profile: EngineProfile) -> dict[str, Any]:
+def _entries(profile: EngineProfile) -> dict[str, Any]:
     """The fields that differ from their defaults, by catalog key and in its unit."""
     plain = {f.name: f.default for f in fields(EngineProfile)}
     shown: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The catalog: GPUs, machines and models, read from the TOML files in its folders.
 
 Every figure in it has a unit and a source (`_schema.py`). Each file is read once, when it is first
-needed. Other models are read from their `config.json`.
+needed. Other models are read from their `config.json`, and other GPUs from a TOML file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from perfmodel.catalog._config_file import read_hf_config
-from perfmodel.catalog._files import names, table, text
+from perfmodel.catalog._files import names, table, text, user_table
 from perfmodel.catalog._schema import (
     Bandwidth,
     Compute,
@@ -35,12 +35,19 @@ from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
+MAX_NAME = 60  # characters of the name of a GPU that a user describes
+
 # ---- GPUs -----------------------------------------------------------------------------------
 
 
-def gpu(name: str) -> GPU:
-    """The GPU with that name, in upper or lower case; `ConfigError` if it is unknown."""
-    return _gpu(_known(name, "GPU", gpu_names()))
+def gpu(name_or_path: str) -> GPU:
+    """The GPU with that name, in upper or lower case, or of a file whose name ends in .toml.
+
+    Raises `ConfigError` if the name is unknown, or the file is not valid (`machine_of_gpu_file`).
+    """
+    if name_or_path.endswith(".toml"):
+        return default_machine(name_or_path).gpu
+    return _gpu(_known(name_or_path, "GPU", gpu_names()))
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -48,9 +55,12 @@ def gpu_names() -> tuple[str, ...]:
     return names("gpus")
 
 
-def default_machine(gpu_name: str) -> Machine:
-    """The machine in which a GPU is usually found; `ConfigError` if the GPU is unknown."""
-    return machine(table("gpus", _known(gpu_name, "GPU", gpu_names()))["default_machine"])
+def default_machine(gpu_name_or_path: str) -> Machine:
+    """The machine in which a GPU is usually found, or of a GPU's file; errors as in `gpu`."""
+    name = gpu_name_or_path
+    if name.endswith(".toml"):
+        return machine_of_gpu_file(user_table(name, "a GPU"), where=name)
+    return machine(table("gpus", _known(name, "GPU", gpu_names()))["default_machine"])
 
 
 class _Curves(Table):
@@ -59,16 +69,19 @@ class _Curves(Table):
     reason: Text
 
 
-class _GpuFile(Table):
+class _GpuTable(Table):
     name: Text
     architecture: Text
-    default_machine: Text
     efficiency: _Curves
     sm_count: Count
     dense_bf16: Compute
     memory: Size
     hbm_bandwidth: Bandwidth
     l2_cache: Size
+
+
+class _GpuFile(_GpuTable):
+    default_machine: Text
     datasheet_memory: Size
 
 
@@ -79,6 +92,11 @@ def gpu_from_toml(content: str, *, where: str) -> GPU:
     states a figure without unit or source; `where` is the file named in the message.
     """
     file = read(_GpuFile, parse_toml(content, where), where)
+    sheet = _described(file, where)
+    return replace(sheet, datasheet_memory_bytes=file.datasheet_memory.si)
+
+
+def _described(file: _GpuTable, where: str) -> GPU:
     curves = file.efficiency
     if (curves.origin == Origin.FITTED) != (curves.of == file.name):
         raise ConfigError(
@@ -95,7 +113,6 @@ def gpu_from_toml(content: str, *, where: str) -> GPU:
         memory_bytes=file.memory.si,
         hbm_bandwidth=file.hbm_bandwidth.si,
         l2_bytes=file.l2_cache.si,
-        datasheet_memory_bytes=file.datasheet_memory.si,
         efficiency=curves.of,
         efficiency_origin=curves.origin,
         efficiency_reason=curves.reason,
@@ -128,21 +145,52 @@ class _LinkTable(Table):
     ring_bandwidth: Bandwidth | None = None
 
 
-class _MachineFile(Table):
-    name: Text
-    gpu: Text
+class _Node(Table):
     gpus_per_node: Count
     link: _LinkTable
+
+
+class _MachineFile(_Node):
+    name: Text
+    gpu: Text
+
+
+class _UserGpuFile(_GpuTable):
+    machine: _Node
 
 
 def machine_from_toml(content: str, *, where: str) -> Machine:
     """A machine from the content of its catalog file; errors as in `gpu_from_toml`."""
     file = read(_MachineFile, parse_toml(content, where), where)
+    return _node(file, file.name, gpu(file.gpu))
+
+
+def machine_of_gpu_file(entries: Mapping[str, Any], *, where: str) -> Machine:
+    """The machine of a GPU that a user describes; `where` is the path of the file.
+
+    The entries are those of a GPU in the catalog, with a table `machine` (`gpus_per_node`, `link`)
+    instead of `default_machine`. The kernel curves are those of a measured GPU. Raises
+    `ConfigError` as `gpu_from_toml`, or if the name is that of a GPU in the catalog.
+    """
+    file = read(_UserGpuFile, entries, where)
+    if file.name != printable(file.name) or len(file.name) > MAX_NAME:
+        raise ConfigError(f"{where}: name={shown(file.name)} is not one line of text")
+    if file.name.lower() in gpu_names():
+        raise ConfigError(f"{where}: name={shown(file.name)} is a GPU of the catalog; use another")
+    measured = names("efficiency")
+    if file.efficiency.of not in measured:
+        unknown = unknown_name("efficiency.of", printable(file.efficiency.of), measured)
+        raise ConfigError(f"{where}: {unknown}")
+    sheet = replace(_described(file, where), path=where)
+    return _node(file.machine, f"{int(file.machine.gpus_per_node.si)}x{file.name}", sheet)
+
+
+def _node(file: _Node, name: str, gpu: GPU) -> Machine:
     link, hop, rate = file.link, file.link.ring_hop, file.link.ring_bandwidth
     sources = (figure.source for figure in (link.bandwidth, hop, rate) if figure is not None)
     return Machine(
-        name=file.name,
-        gpu=gpu(file.gpu),
+        name=name,
+        gpu=gpu,
         link=Link(
             kind=link.kind,
             bandwidth=link.bandwidth.si,

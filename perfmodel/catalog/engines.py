@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from perfmodel import catalog
@@ -69,7 +69,7 @@ def engine_profile(
     return _catalog_profile(_newest(name), gpu, curves_of)
 
 
-@cache
+@lru_cache(maxsize=256)  # GPUs of users are not limited in number
 def _catalog_profile(name: str, gpu: GPU | None, curves_of: str | None) -> EngineProfile:
     return _for_gpu(table("engines", name), f"engines/{name}.toml", gpu, curves_of)
 

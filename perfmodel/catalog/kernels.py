@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from perfmodel import catalog
@@ -39,7 +39,7 @@ def curves_for(engine: EngineProfile, gpu: GPU, link_kind: str) -> Efficiency:
     """
     kernels = (engine.attention_kernels, engine.linear_kernels)
     measured_on = engine.measured_on if engine.has_own_kernels else ""
-    curves = efficiency(gpu.efficiency, *kernels, measured_on, gpu.name)
+    curves = efficiency(gpu.efficiency, *kernels, measured_on, gpu if measured_on else None)
     if link_kind == "pcie" != curves.collectives.link_kind:
         return replace(curves, collectives=_pcie_collectives())
     return curves
@@ -52,13 +52,13 @@ def _pcie_collectives() -> CollectiveCurve:
     return efficiency(name).collectives
 
 
-@cache
+@lru_cache(maxsize=256)  # GPUs of users are not limited in number
 def efficiency(
     name: str,
     attention_kernels: str = "vllm",
     linear_kernels: str = "library",
     measured_on: str = "",
-    gpu: str = "",
+    gpu: GPU | None = None,
 ) -> Efficiency:
     """The curves of a catalog folder, for the given kernel libraries.
 
@@ -76,7 +76,7 @@ def efficiency(
     measured_on : str
         The GPU whose GEMM and attention curves are transferred to `gpu`
         (`EngineProfile.measured_on`). Collectives remain those of `name`.
-    gpu : str
+    gpu : GPU, optional
         The GPU that the curves are for.
     """
     kernels = measured_on or name
@@ -98,7 +98,7 @@ def efficiency(
         latent=latent_curves(kernels),
         kv_fp8=kv_fp8_table(kernels),
     )
-    return curves.transfer_to(catalog.gpu(gpu)) if measured_on and gpu else curves
+    return curves.transfer_to(gpu) if measured_on and gpu else curves
 
 
 def measured_attention(name: str, attention_kernels: str) -> str:

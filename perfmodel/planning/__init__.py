@@ -4,6 +4,7 @@ from perfmodel.planning.block import ARRAY_AXES, Block
 from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
+from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
 from perfmodel.planning.search import BUDGETS, draft_choices
 from perfmodel.planning.sweep import LOOP_AXES, Sweep, chosen, sweep
@@ -26,6 +27,7 @@ __all__ = [
     "chosen",
     "draft_choices",
     "find_plan",
+    "gain_interval",
     "plan_label",
     "sweep",
 ]

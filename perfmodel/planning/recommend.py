@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.candidate import Candidate
@@ -29,6 +30,7 @@ from perfmodel.speculation import (
     break_even_context,
     evidence,
     fastest_gamma,
+    gain_value,
     gamma_schedule,
     interval_probability,
     sensitivities,
@@ -99,9 +101,10 @@ def recommend(
 
 
 def _gain_of(result: Search) -> Callable[[Scenario], float]:
-    return lambda scenario: float(service_gain(scenario, objective=result.objective).value)
+    return lambda scenario: gain_value(scenario, result.objective)
 
 
+@lru_cache(maxsize=64)  # each is needed up to three times
 def gain_interval(candidate: Candidate, objective: str) -> Interval:
     """The gain of a candidate over plain decoding at the same TP, with its 90 % interval."""
     gain = service_gain(candidate.scenario, objective=objective)

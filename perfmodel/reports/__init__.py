@@ -17,6 +17,7 @@ from perfmodel.reports.simulation import (
     batch_dict,
     choice_dict,
     serving_dict,
+    simulation_dict,
     workload_dict,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "prediction_dict",
     "recommendation_dict",
     "serving_dict",
+    "simulation_dict",
     "workload_dict",
 ]

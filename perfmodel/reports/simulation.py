@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from perfmodel.flat_values import scenario_dict
+from perfmodel.scenario import Scenario
 from perfmodel.serving.choose_gamma import TrafficChoice
 from perfmodel.serving.fixed_batch import FixedBatchRun
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.simulate import ServingRun
 from perfmodel.serving.stats import QUANTILES, RECORD, Durations, ServingStats
+from perfmodel.speculation import estimate, service, without_speculation
+
+
+def simulation_dict(
+    base: Scenario,
+    runs: Sequence[dict[str, Any]],
+    workload: dict[str, Any] | None,
+    *,
+    seed: int,
+    exact: bool,
+    token_budget: int,
+) -> dict[str, Any]:
+    """The result of `simulate`.
+
+    Parameters
+    ----------
+    runs : sequence of dict
+        Of `serving_dict` or `batch_dict`, the first without speculation.
+    workload : dict, optional
+        Of `workload_dict`; None if a batch was decoded to its end.
+    token_budget : int
+        Most tokens of a pass.
+    """
+    if workload is not None:
+        saturated, closed = _saturated(base, workload, token_budget)
+    else:
+        speedup = float(estimate(base).speedup)
+        known = base.plan.speculates and math.isfinite(speedup)
+        saturated, closed = None, speedup if known else None
+    return {
+        "level": "rounds" if workload is None else "requests",
+        "workload": workload,
+        "runs": list(runs),
+        "gains": [_gain(runs[0], run) for run in runs[1:]],
+        "saturated_rps": saturated,
+        "closed_form_speedup": closed,
+        "seed": seed,
+        "exact": exact,
+        "scenario": scenario_dict(base),
+        "notes": list(base.notes),
+    }
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
@@ -114,3 +159,50 @@ def _bounds(counts: list[int]) -> dict[str, int]:
 def _shares(seconds: dict[int, float]) -> dict[str, float]:
     total = sum(seconds.values()) or 1.0
     return {str(gamma): part / total for gamma, part in sorted(seconds.items())}
+
+
+def _saturated(
+    base: Scenario, workload: Mapping[str, Any], token_budget: int
+) -> tuple[list[float], float | None]:
+    """The closed form for requests with the mean lengths and hits of these.
+
+    Returns the requests per second that a saturated service finishes without speculation and with
+    the scenario's plan, and their ratio, which is None without a plan or a known acceptance.
+    """
+    prompt, output = (
+        max(1, round(workload[name]["mean"])) for name in ("prompt_tokens", "output_tokens")
+    )
+    budget = base.plan.kv_budget_tokens
+    scenario = replace(
+        base,
+        workload=replace(
+            base.workload,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            prefix_hit_rate=workload["prefix_hit_share"],
+        ),
+        plan=replace(base.plan, kv_budget_tokens=None if budget is None else min(budget, prompt)),
+        engine=base.engine.changed(prefill_chunk_tokens=token_budget),
+    )
+    rates = [float(service(without_speculation(scenario)).requests_per_s)]
+    if base.plan.speculates:
+        rates.append(float(service(scenario).requests_per_s))
+    known = [rate for rate in rates if math.isfinite(rate)]
+    return known, known[1] / known[0] if len(known) > 1 else None
+
+
+def _gain(plain: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Ratios of plain decoding to this run: above 1 where this run is faster."""
+
+    def ratio(before: float | None, after: float | None) -> float | None:
+        return before / after if before and after else None
+
+    latency = None
+    if "latency" in run:
+        latency = ratio(plain["latency"]["mean_s"], run["latency"]["mean_s"])
+    return {
+        "label": run["label"],
+        "tpot": ratio(plain["tpot"]["mean_s"], run["tpot"]["mean_s"]),
+        "latency": latency,
+        "makespan": ratio(plain["makespan_s"], run["makespan_s"]),
+    }

@@ -5,9 +5,14 @@ from perfmodel.serving.choose_gamma import choose_for_traffic
 from perfmodel.serving.fixed_batch import simulate_batch
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import Serving, Simulation
-from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
+from perfmodel.serving.simulate import (
+    SCHEDULE_GAMMAS,
+    ServingRun,
+    compared_gammas,
+    simulate_requests,
+)
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
-from perfmodel.serving.traffic import Traffic, lengths
+from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
 
 __all__ = [
     "SCHEDULE_GAMMAS",
@@ -17,7 +22,9 @@ __all__ = [
     "ServingRun",
     "Simulation",
     "Traffic",
+    "TrafficShape",
     "choose_for_traffic",
+    "compared_gammas",
     "lengths",
     "recorded_acceptance",
     "scenario_acceptance",

@@ -113,6 +113,14 @@ def simulate_requests(
     return ServingRun(label, fixed, loop.capacity, stats)
 
 
+def compared_gammas(scenario: Scenario, *, schedule: bool) -> list[tuple[int, ...]]:
+    """The choices of γ to compare: none, the scenario's, and if asked those of a schedule."""
+    choices: list[tuple[int, ...]] = [(0,)]
+    if scenario.plan.speculates:
+        choices.append((scenario.plan.gamma,))
+    return [*choices, SCHEDULE_GAMMAS] if schedule else choices
+
+
 def schedule(times: RoundTimes, process: AcceptanceProcess, gammas: Sequence[int]) -> Policy:
     """The policy with the least time per token at every batch and tabulated context."""
     choice = best_gammas(times, process, gammas).tolist()

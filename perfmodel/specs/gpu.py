@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
@@ -15,7 +16,8 @@ class GPU:
     FLOP/s are dense. `efficiency` is the catalog folder with the kernel curves for this GPU;
     `efficiency_origin` is "fitted" if they were measured on it and "extrapolated" if they are those
     of the nearest architecture, chosen for `efficiency_reason`. `memory_bytes` is the memory
-    visible to a process, `datasheet_memory_bytes` the nominal one.
+    visible to a process, `datasheet_memory_bytes` the nominal one. `path` is the file of a GPU that
+    is not in the catalog.
     """
 
     name: str
@@ -30,13 +32,20 @@ class GPU:
     source: str
     datasheet_memory_bytes: float | None = None
     efficiency_reason: str = ""
+    path: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):
-            if not getattr(self, field) > 0:
-                raise ConfigError(f"{self.name}: {field}={getattr(self, field)!r} must be positive")
+        for key in ("sm_count", "peak_flops", "memory_bytes", "hbm_bandwidth", "l2_bytes"):
+            if not 0 < getattr(self, key) < math.inf:
+                value = getattr(self, key)
+                raise ConfigError(f"{self.name}: {key}={value!r} must be positive and finite")
         if not self.source:
             raise ConfigError(f"{self.name}: source is empty; name the datasheet")
+
+    @property
+    def reference(self) -> str:
+        """What a user gives to select this GPU: its catalog name, or the path of its file."""
+        return self.path or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +62,8 @@ class Link:
     ring_bandwidth: float | None = None  # bytes/s of one GPU
 
     def __post_init__(self) -> None:
-        if not self.bandwidth > 0:
-            raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive")
+        if not 0 < self.bandwidth < math.inf:
+            raise ConfigError(f"link bandwidth {self.bandwidth!r} must be positive and finite")
         if (self.ring_hop_s is None) != (self.ring_bandwidth is None):
             raise ConfigError("ring_hop and ring_bandwidth of a link must be given together")
 

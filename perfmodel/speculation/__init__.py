@@ -15,7 +15,7 @@ from perfmodel.speculation.break_even import (
 )
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
 from perfmodel.speculation.evidence import Evidence, evidence
-from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, service_gain
+from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, gain_value, service_gain
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
@@ -54,6 +54,7 @@ __all__ = [
     "estimate",
     "evidence",
     "fastest_gamma",
+    "gain_value",
     "gamma_schedule",
     "host_wait_s",
     "interval_probability",

@@ -93,6 +93,11 @@ def service_gain(
     return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
 
 
+def gain_value(scenario: Scenario, objective: str = "throughput") -> float:
+    """The gain of a scenario's draft without its interval, in a fifth of the time."""
+    return float(_At(scenario, objective, None, None, None, None).gain())
+
+
 @dataclass(frozen=True, eq=False)
 class _At:
     """The points of `service_gain`, where inputs can be wrong by a factor or a shift."""

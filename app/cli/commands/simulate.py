@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +28,7 @@ def simulate(
 ) -> None:
     """Simulate a batch, or requests that arrive over time, with and without speculation."""
     import perfmodel
+    from perfmodel.reports import simulation_dict
 
     if csv == "-" and as_json:
         raise perfmodel.ConfigError(
@@ -44,7 +43,14 @@ def simulate(
         runs, workload = _play_requests(base, stated.slo, options)
     else:
         runs = _play_batch(base, options)
-    result = _result(base, options, runs, workload)
+    result = simulation_dict(
+        base,
+        runs,
+        workload,
+        seed=options.seed,
+        exact=options.exact or not options.plays_requests,
+        token_budget=options.token_budget,
+    )
     if html is not None:
         from app.render.pages import simulation_html
 
@@ -69,7 +75,7 @@ def _play_requests(
     """
     import perfmodel
     from perfmodel.reports import serving_dict, workload_dict
-    from perfmodel.serving import SCHEDULE_GAMMAS, RoundTimes
+    from perfmodel.serving import RoundTimes, compared_gammas
     from perfmodel.specs import parse_slo
 
     simulation = perfmodel.Simulation(
@@ -80,16 +86,11 @@ def _play_requests(
         seed=options.seed,
         exact=options.exact,
     )
-    choices: list[tuple[int, ...]] = [(0,)]
-    if base.plan.speculates:
-        choices.append((base.plan.gamma,))
-    if options.schedule:
-        if base.plan.draft == "none":
-            raise perfmodel.ConfigError("--schedule needs a draft; add one, such as --draft self")
-        choices.append(SCHEDULE_GAMMAS)
+    if options.schedule and base.plan.draft == "none":
+        raise perfmodel.ConfigError("--schedule needs a draft; add one, such as --draft self")
     times = RoundTimes(base, max_batch=simulation.serving.max_batch)
     runs = []
-    for gammas in choices:
+    for gammas in compared_gammas(base, schedule=options.schedule):
         with progress("requests", simulation.traffic.requests) as update:
             run = perfmodel.simulate_requests(
                 base, simulation, gammas=gammas, progress=update, times=times
@@ -133,80 +134,3 @@ def _play_batch(base: Scenario, options: SimulationOptions) -> list[dict[str, An
         )
         runs.append(batch_dict(run))
     return runs
-
-
-def _result(
-    base: Scenario,
-    options: SimulationOptions,
-    runs: list[dict[str, Any]],
-    workload: dict[str, Any] | None,
-) -> dict[str, Any]:
-    from perfmodel import estimate, scenario_dict
-
-    if workload is not None:
-        saturated, closed = _saturated(base, workload, options.token_budget)
-    else:
-        speedup = float(estimate(base).speedup)
-        known = base.plan.speculates and math.isfinite(speedup)
-        saturated, closed = None, speedup if known else None
-    return {
-        "level": "requests" if options.plays_requests else "rounds",
-        "workload": workload,
-        "runs": runs,
-        "gains": [_gain(runs[0], run) for run in runs[1:]],
-        "saturated_rps": saturated,
-        "closed_form_speedup": closed,
-        "seed": options.seed,
-        "exact": options.exact or not options.plays_requests,
-        "scenario": scenario_dict(base),
-        "notes": list(base.notes),
-    }
-
-
-def _saturated(
-    base: Scenario, workload: dict[str, Any], token_budget: int
-) -> tuple[list[float], float | None]:
-    """The closed form for requests with the mean lengths and hits of these.
-
-    Returns the requests per second that a saturated service finishes without speculation and with
-    the scenario's plan, and their ratio, which is None without a plan or a known acceptance.
-    """
-    from perfmodel import speculation, without_speculation
-
-    prompt, output = (
-        max(1, round(workload[name]["mean"])) for name in ("prompt_tokens", "output_tokens")
-    )
-    budget = base.plan.kv_budget_tokens
-    scenario = replace(
-        base,
-        workload=replace(
-            base.workload,
-            prompt_tokens=prompt,
-            output_tokens=output,
-            prefix_hit_rate=workload["prefix_hit_share"],
-        ),
-        plan=replace(base.plan, kv_budget_tokens=None if budget is None else min(budget, prompt)),
-        engine=base.engine.changed(prefill_chunk_tokens=token_budget),
-    )
-    rates = [float(speculation.service(without_speculation(scenario)).requests_per_s)]
-    if base.plan.speculates:
-        rates.append(float(speculation.service(scenario).requests_per_s))
-    known = [rate for rate in rates if math.isfinite(rate)]
-    return known, known[1] / known[0] if len(known) > 1 else None
-
-
-def _gain(plain: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Ratios of plain decoding to this run: above 1 where this run is faster."""
-
-    def ratio(before: float | None, after: float | None) -> float | None:
-        return before / after if before and after else None
-
-    latency = None
-    if "latency" in run:
-        latency = ratio(plain["latency"]["mean_s"], run["latency"]["mean_s"])
-    return {
-        "label": run["label"],
-        "tpot": ratio(plain["tpot"]["mean_s"], run["tpot"]["mean_s"]),
-        "latency": latency,
-        "makespan": ratio(plain["makespan_s"], run["makespan_s"]),
-    }

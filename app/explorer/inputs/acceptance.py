@@ -28,7 +28,8 @@ def acceptance_inputs() -> None:
             help="Written by `specroof calibrate fit-acceptance`; used before the catalog's.",
         )
     elif form == "acceptance":
-        st.slider("α", 0.0, 1.0, step=0.01, key="acceptance")
+        alpha = "Probability that a draft is accepted if all earlier ones of the round were."
+        st.slider("α", 0.0, 1.0, step=0.01, key="acceptance", help=alpha)
     elif form == "acceptance_per_position":
         _rates()
     else:

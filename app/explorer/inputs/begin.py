@@ -8,6 +8,7 @@ import streamlit as st
 
 from app.explorer.inputs.files import apply_values
 from app.explorer.inputs.serve_line import MAX_LINE, hub_model, serve_values
+from app.explorer.link import uploaded_paths
 from app.explorer.show import plain
 from app.explorer.state import PLAN_KEYS, PRESETS, stated_values, widget_state
 from perfmodel import ConfigError
@@ -71,7 +72,8 @@ def _apply_pasted() -> None:
             state["runs_on"] = "vllm"
         else:
             given, ignored = {"target": hub_model(text), "draft": "self"}, []
-        kept = {k: v for k, v in stated_values(state.to_dict()) if k not in _REPLACED}
+        here = stated_values(state.to_dict(), **uploaded_paths(state))
+        kept = {k: v for k, v in here if k not in _REPLACED}
         apply_values(kept | given)
     except ConfigError as error:
         state["upload_error"] = str(error)

@@ -1,4 +1,4 @@
-"""Files of a scenario: its TOML and command to take away, and uploads of TOML and config.json."""
+"""Files of a scenario to take away, and uploads; those that are kept are part of the link."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload
-from app.explorer.link import pack, uploaded_path
+from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload, text_of
+from app.explorer.link import pack, pack_files, unpack_files, uploaded_path, uploaded_paths
+from app.explorer.show import plain, show_error
 from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
 from perfmodel import ConfigError
 
@@ -23,7 +24,7 @@ def apply_values(values: dict[str, Any]) -> None:
     ConfigError
         If a value is not valid.
     """
-    st.session_state.update(widget_state(values))
+    st.session_state.update(widget_state(values, **uploaded_paths(st.session_state)))
 
 
 def show_files(values: Values | None) -> None:
@@ -80,3 +81,44 @@ def _minified(data: bytes) -> str:
         return json.dumps(json.loads(text), separators=(",", ":"))
     except (ValueError, RecursionError):
         return text
+
+
+def kept_files(key: str, widget: str, label: str, **more: Any) -> list[tuple[str, bytes]]:
+    """Draw an uploader whose files are kept in the state under `key`, and thus in the link.
+
+    Returns (name, content) of each file. `more` are options of `st.file_uploader`.
+    """
+    state = st.session_state
+    st.file_uploader(
+        label,
+        key=widget,
+        max_upload_size=UPLOAD_MB,
+        on_change=_keep,
+        args=(key, widget),
+        **more,
+    )
+    if f"{key}_error" in state:
+        show_error(state[f"{key}_error"])
+    files = unpack_files(state[key])
+    if files and not state[widget]:  # from the link, or uploaded before the view was left
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(plain(f"In use: {', '.join(name for name, _ in files)}"))
+            st.button("Remove", on_click=_remove, args=(key,), key=f"remove_{key}", type="tertiary")
+    return files
+
+
+def _keep(key: str, widget: str) -> None:
+    state = st.session_state
+    uploaded = state[widget]
+    state.pop(f"{key}_error", None)
+    if not isinstance(uploaded, list):
+        uploaded = [] if uploaded is None else [uploaded]
+    try:
+        files = [(file.name, text_of(file.name, file.getvalue())) for file in uploaded]
+        state[key] = pack_files(files)
+    except ConfigError as error:
+        state[key], state[f"{key}_error"] = "", str(error)
+
+
+def _remove(key: str) -> None:
+    st.session_state[key] = ""

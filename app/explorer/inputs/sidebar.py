@@ -9,8 +9,10 @@ from app.explorer.inputs import widgets
 from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
-from app.explorer.link import uploaded_path
-from app.explorer.state import CHOICES, UPLOADED, Values, stated_values
+from app.explorer.inputs.gpu_form import gpu_form
+from app.explorer.link import uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
+from app.explorer.show import plain
+from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
@@ -28,6 +30,15 @@ TYPES = {  # label, and what no choice means
 }
 
 
+DRAFT_HELP = (
+    "self: the target drafts with a part of its own KV cache, the first tokens and a window of the "
+    "last ones (streamingllm), or tokens chosen by attention (snapkv). Other names are smaller "
+    "models or heads; full: they read the whole cache."
+)
+GAMMA_HELP = "Tokens that the draft proposes before the target verifies them at once."
+SLO_HELP = "ttft: time to the first token. tpot: time per later token. memory: share of a GPU's."
+
+
 def sidebar() -> Values | None:
     """Draw the sidebar and return the scenario values; None if they are not valid."""
     with st.sidebar:
@@ -39,7 +50,7 @@ def sidebar() -> Values | None:
         _plan(uploaded)
         acceptance_inputs()
         _limits()
-        return _outcome(uploaded)
+        return _outcome()
 
 
 # ---- sections ---------------------------------------------------------------------------------
@@ -66,11 +77,17 @@ def _model() -> str | None:
 
 def _machine(uploaded: str | None) -> None:
     st.subheader("GPUs")
-    widgets.select("machine", "Machine", list(catalog.machine_names()))
-    machine = catalog.machine(widgets.value_of("machine"))
+    path, names = uploaded_gpu(st.session_state), {name: name for name in catalog.machine_names()}
+    if path is not None:
+        names[CUSTOM] = f"{catalog.default_machine(path).name} (described below)"
+    widgets.select("machine", "Machine", list(names), format_func=names.__getitem__)
+    chosen = widgets.value_of("machine")
+    custom = path if chosen == CUSTOM else None
+    machine = catalog.machine(chosen) if custom is None else catalog.default_machine(custom)
+    gpu_form(machine)
     degrees = _degrees("tp", _target(uploaded), machine.gpus_per_node)
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
-    widgets.select("tp", "Tensor parallelism (GPUs)", degrees)
+    widgets.select("tp", "Tensor parallelism, TP (GPUs)", degrees, help="GPUs that share a model.")
     if _target(uploaded).experts is not None:
         widgets.count("ep", "Expert parallelism (groups of GPUs)")
     else:
@@ -80,10 +97,14 @@ def _machine(uploaded: str | None) -> None:
 
 def _engine() -> None:
     st.subheader("Engine")
+    names = {name: name for name in engine_names()}
+    if uploaded_engine(st.session_state) is not None:
+        names[REFITTED] = "refitted to your step times"
     widgets.select(
         "engine",
         "Engine profile",
-        engine_names(),
+        list(names),
+        format_func=names.__getitem__,
         help="Whose overheads are added to the kernels' times; `ideal` has none.",
     )
     st.selectbox(
@@ -128,13 +149,16 @@ def _plan(uploaded: str | None) -> None:
     st.subheader("Drafts")
     choices = _choices(uploaded)
     widgets.keep_within("draft", [*choices, "none"], fallback=choices[0])
-    widgets.select("draft", "Draft of this page's plan", [*choices, "none"])
+    widgets.select("draft", "Draft of this page's plan", [*choices, "none"], help=DRAFT_HELP)
     draft, _, policy = str(widgets.value_of("draft")).partition(":")
     if draft != "none":
         most = max(16, widgets.value_of("gamma"))
-        st.slider("γ (drafts per round)", 0, most, key="gamma")
+        st.slider("γ (drafts per round)", 0, most, key="gamma", help=GAMMA_HELP)
         if policy != "full":
-            widgets.text("kv_budget", "KV budget (tokens, or a share such as 5%)")
+            label = "KV budget (tokens, or a share such as 5%)"
+            widgets.text(
+                "kv_budget", label, help="Cached tokens that the draft reads, per sequence."
+            )
             _say_if_cut()
         if draft not in ("self", *METHODS):
             degrees = _degrees("draft_tp", catalog.model(draft), widgets.value_of("tp"))
@@ -159,12 +183,12 @@ def _say_if_cut() -> None:
 
 def _limits() -> None:
     st.subheader("Limits")
-    widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%")
+    widgets.text("slo", "SLO", placeholder="ttft<2s; tpot<25ms; memory<90%", help=SLO_HELP)
     widgets.select("objective", "Objective", list(OBJECTIVES))
     widgets.number("price", "Price per GPU hour (any currency)", step=0.1)
 
 
-def _outcome(uploaded: str | None) -> Values | None:
+def _outcome() -> Values | None:
     """Draw the types, files and the command; the page shows errors at its top."""
     with st.expander("Types and efficiencies"):
         for key, (label, otherwise) in TYPES.items():
@@ -174,7 +198,8 @@ def _outcome(uploaded: str | None) -> Values | None:
         widgets.text("ring_gb_s", "Rate of a GPU in a ring (GB/s)", placeholder="the machine's")
         place = st.container()
     try:
-        values = stated_values(st.session_state.to_dict(), uploaded_target=uploaded)
+        state = st.session_state.to_dict()
+        values = stated_values(state, **uploaded_paths(state))
         scenario = scenario_of(values)
     except ConfigError as error:
         st.session_state["scenario_error"] = str(error)
@@ -189,10 +214,11 @@ def _outcome(uploaded: str | None) -> Values | None:
 def _origins(scenario: Scenario) -> str:
     """Markdown list of the machine's and the engine's figures with their origins."""
     gpu, link, engine = scenario.machine.gpu, scenario.machine.link, scenario.engine
+    sheet = plain(f"given ({gpu.source})") if gpu.path else "datasheet"
     lines = [
-        f"{gpu.peak_flops / 1e12:,.0f} TFLOP/s dense bf16: **datasheet**",
-        f"{format_bytes(gpu.hbm_bandwidth)}/s HBM, {format_bytes(gpu.memory_bytes)}: **datasheet**",
-        f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **datasheet**",
+        f"{gpu.peak_flops / 1e12:,.0f} TFLOP/s dense bf16: **{sheet}**",
+        f"{format_bytes(gpu.hbm_bandwidth)}/s HBM, {format_bytes(gpu.memory_bytes)}: **{sheet}**",
+        f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **{sheet}**",
         f"kernel efficiencies of {gpu.efficiency}: **{gpu.efficiency_origin}**",
         f"engine {engine.name}: **{engine.origin}**, {format_seconds(engine.round_overhead_s)} "
         f"per round, speedup ±{engine.speedup_error:.0%}",
@@ -206,6 +232,8 @@ def _origins(scenario: Scenario) -> str:
 def _choices(uploaded: str | None) -> list[str]:
     """Draft choices of the target, and the chosen one if it is not among them."""
     engine = widgets.value_of("engine")
+    if engine == REFITTED:
+        engine = uploaded_engine(st.session_state) or DEFAULTS["engine"]
     target = uploaded or widgets.value_of("target")
     base = parse_scenario({"target": target, "engine": engine}).scenario()
     runs_on = widgets.value_of("runs_on")

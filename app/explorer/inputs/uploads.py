@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from calibration.acceptance import vllm_metrics
 from calibration.records import PublishedRow
 from perfmodel import ConfigError, Scenario, catalog
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.scenarios import FORMER_NAMES, read_scenario
 from perfmodel.speculation import Measured
 
@@ -62,6 +63,35 @@ def model_upload(name: str, data: bytes, folder: Path) -> str:
     return str(path)
 
 
+def gpu_upload(data: bytes, folder: Path) -> str:
+    """Store the file of a GPU under `folder` and return its path.
+
+    Raises
+    ------
+    ConfigError
+        If `--gpu` would refuse it.
+    """
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    path = folder / f"gpu-{digest}.toml"
+    path.write_bytes(data)
+    _renamed(lambda p: catalog.gpu(str(p)), path, "form of the GPU")
+    return str(path)
+
+
+def engine_upload(data: bytes, folder: Path) -> str:
+    """Store an engine profile under `folder` and return its path.
+
+    Raises
+    ------
+    ConfigError
+        If `--engine` would refuse it.
+    """
+    path = folder / f"engine-{hashlib.sha256(data).hexdigest()[:12]}.toml"
+    path.write_bytes(data)
+    _renamed(lambda p: engine_profile(str(p)), path, "engine profile")
+    return str(path)
+
+
 def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     """Measured rows of an uploaded CSV.
 
@@ -74,7 +104,7 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     ConfigError
         If the file is not such a CSV; the message names the row and column.
     """
-    text = _text(name, data)
+    text = text_of(name, data)
     reader = csv.DictReader(
         (line for line in text.splitlines() if not line.startswith("#")), strict=True
     )
@@ -202,7 +232,8 @@ def _checked(name: str, data: bytes) -> bytes:
     return data
 
 
-def _text(name: str, data: bytes) -> str:
+def text_of(name: str, data: bytes) -> str:
+    """An uploaded text; `ConfigError` if it is too large or not text."""
     try:
         text = _checked(name, data).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -22,10 +22,11 @@ def show() -> None:
     if not inputs or not float(point.speedup) > 0:
         st.info("The speedup is unknown. Choose a draft and give its acceptance.")
         return
+    colour = charts.plan_colour(scenario)
     chance = probability_of_gain(scenario)
     if chance is not None:
         st.markdown(f"P(speedup of decoding > 1): **{plain(format_chance(chance))}**")
-    show_chart(charts.tornado(inputs, float(point.speedup)), "tornado")
+    show_chart(charts.tornado(inputs, float(point.speedup), colour=colour), "tornado")
     plan, work = scenario.plan, scenario.workload
     axes = {
         "batch": ("batch (sequences)", float(work.batch)),
@@ -37,14 +38,16 @@ def show() -> None:
         if not points:
             continue
         with column:
-            show_chart(charts.speedup_band(title, points, intervals, here), f"band_{key}")
+            show_chart(
+                charts.speedup_band(title, points, intervals, here, colour=colour), f"band_{key}"
+            )
     show_table(
         [
             {
                 "input": s.name,
                 "change": s.change,
-                "at the low end": s.low,
-                "at the high end": s.high,
+                LOW: s.low,
+                HIGH: s.high,
             }
             for s in inputs
         ],

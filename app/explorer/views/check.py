@@ -10,6 +10,7 @@ import streamlit as st
 
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
+from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, observed
 from app.explorer.show import plain, show_error, show_table, text_rows
 from app.explorer.state import command_text
@@ -18,8 +19,6 @@ from app.render.diagnosis_table import best_gamma_line, headline, term_rows
 from perfmodel import Acceptance, ConfigError, Scenario
 from perfmodel.speculation import Measured, diagnose
 from perfmodel.units import parse_number
-
-UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 
 
 def show() -> None:
@@ -33,7 +32,7 @@ def show() -> None:
     try:
         measured = _measured(reports, scenario)
         if measured is not None:
-            _diagnosis(scenario, measured)
+            _diagnosis(scenario, measured, with_reports=bool(reports))
     except ConfigError as error:
         show_error(error)
     st.markdown("### Measure your engine")
@@ -55,14 +54,13 @@ def _reports() -> list[tuple[str, bytes]]:
         max_chars=MAX_UPLOAD_BYTES,
         placeholder="Engine 000: Avg prompt throughput: ..., SpecDecoding metrics: ...",
     )
-    files = st.file_uploader(
+    reports = kept_files(
+        "reports",
+        "report_files",
         "or files: logs, /metrics pages (one or more of a server, in order), benchmark results, "
         "records of `specroof calibrate engine`",
-        key="report_files",
         accept_multiple_files=True,
-        max_upload_size=UPLOAD_MB,
     )
-    reports = [(file.name, file.getvalue()) for file in files or []]
     return [*([("the pasted text", pasted.encode())] if pasted.strip() else []), *reports]
 
 
@@ -73,8 +71,11 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
     columns = st.columns(3)
     with columns[0]:
         widgets.text("measured_on", "Engine that ran", placeholder="vllm-0.26")
-    plain_ms = columns[1].text_input("Plain step (ms)", key="plain_ms", placeholder="6.0")
-    rounds = columns[2].text_input("Rounds (ms)", key="round_ms", placeholder="1:14.2, 3:37.8")
+    with columns[1]:
+        widgets.text("plain_ms", "Plain step (ms)", placeholder="6.0")
+    with columns[2]:
+        widgets.text("round_ms", "Rounds (ms)", placeholder="1:14.2, 3:37.8")
+    plain_ms, rounds = widgets.value_of("plain_ms"), widgets.value_of("round_ms")
     if not (reports or plain_ms.strip() or rounds.strip()):
         return None
     if not scenario.plan.speculates:
@@ -93,7 +94,7 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
     )
 
 
-def _diagnosis(scenario: Scenario, measured: Measured) -> None:
+def _diagnosis(scenario: Scenario, measured: Measured, *, with_reports: bool) -> None:
     """Show the culprit, each term measured and predicted, and the best γ."""
     answer = diagnose(scenario, measured)
     box = st.success if answer.culprit == "none" else st.warning
@@ -110,13 +111,14 @@ def _diagnosis(scenario: Scenario, measured: Measured) -> None:
             args=(measured.acceptance,),
             icon=":material/check:",
         )
-    st.caption("The same on the command line, with the reports as files")
-    st.code(_command(measured), language="bash", wrap_lines=True)
+    files = ", with the reports as files" if with_reports else ""
+    st.caption(f"The same on the command line{files}")
+    st.code(_command(with_reports=with_reports), language="bash", wrap_lines=True)
 
 
-def _command(measured: Measured) -> str:
+def _command(*, with_reports: bool) -> str:
     command = command_text(st.session_state["values"], "explain")
-    words = [command.replace("explain", "explain REPORT", 1)]
+    words = [command.replace("explain", "explain REPORT", 1) if with_reports else command]
     runs_on = st.session_state["measured_on"].strip()
     words += ["--runs-on", shlex.quote(runs_on)] if runs_on else []
     for flag, key in (("--plain-ms", "plain_ms"), ("--round-ms", "round_ms")):
@@ -133,6 +135,8 @@ def _use_acceptance(acceptance: Acceptance) -> None:
 
 def _calibrate(scenario: Scenario) -> str:
     """The command that measures the page's target on its GPU."""
-    words = ["specroof", "calibrate", "engine", "--gpu", scenario.machine.gpu.name]
+    gpu = scenario.machine.gpu
+    measured = gpu.efficiency if gpu.path else gpu.name
+    words = ["specroof", "calibrate", "engine", "--gpu", measured]
     words += ["--target", scenario.target.name, "--tp", str(scenario.tp), "--out", "vllm.jsonl"]
     return shlex.join(words)

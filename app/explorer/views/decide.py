@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from app import charts
@@ -28,20 +31,18 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
-from perfmodel.planning import Candidate, plan_label
+from perfmodel.planning import Candidate, Verdict, gain_interval, plan_label
 from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
 from perfmodel.specs import Origin, parse_slo
-from perfmodel.speculation import service_gain
 from perfmodel.units import format_chance, format_seconds
 
 
 def show() -> None:
     """Draw the view."""
     state, values = st.session_state, st.session_state["values"]
-    flags = search_flags(values, state["drafts"], all_tps=state["search_tp"])
-    options = (state["objective"], state["price"] or None, state["runs_on"])
     try:
-        answer = recommendation(tuple(flags.items()), *options)
+        with st.spinner("Searching drafts, γ and budgets"):
+            answer = recommended(state, values)
     except NoFeasiblePlan as error:
         _nothing(str(error))
         pinned.show()
@@ -50,13 +51,19 @@ def show() -> None:
         show_error(error)
         return
     result = recommendation_dict(answer)
-    title, kind = str(answer.verdict).capitalize(), "gain" if answer.speculates else "plain"
-    verdict(title, answer.sentence, kind=kind)
+    sentences = (answer.answer, answer.in_principle, answer.prefill, answer.evidence.sentence)
+    kind = "gain" if answer.speculates else "plain"
+    verdict(_title(answer), *filter(None, sentences), kind=kind)
     _evidence(answer)
     _numbers(answer)
-    _plans(values, flags, answer)
+    st.markdown(
+        "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
+        "it in **Check** with what your engine reports."
+    )
+    _plans(values, answer)
     _lengths()
     pinned.show()
+    st.markdown("### Limits and break-even points")
     st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
     if result["unmeasured"]:
         st.markdown("### Drafts without a measured acceptance, and the α that each needs")
@@ -66,7 +73,27 @@ def show() -> None:
     export.show(answer)
 
 
+def recommended(state: Mapping[Any, Any], values: Values) -> Recommendation:
+    """The recommendation for the state of a page; errors as in `find_plan`."""
+    flags = tuple(_flags(state, values).items())
+    return recommendation(flags, state["objective"], state["price"] or None, state["runs_on"])
+
+
+def _flags(state: Mapping[Any, Any], values: Values) -> dict[str, str]:
+    return search_flags(values, state["drafts"], all_tps=state["search_tp"])
+
+
 # ---- the answer -------------------------------------------------------------------------------
+
+
+def _title(answer: Recommendation) -> str:
+    """Whether speculation pays, in a few words."""
+    if answer.speculates:
+        clear = answer.interval is not None and answer.interval.low > 1.0
+        return "Speculation pays" if clear else "Only speculation meets the limits"
+    if answer.verdict is Verdict.NO_CLEAR_GAIN:
+        return "Speculation does not clearly pay: decode plainly"
+    return "Speculation does not pay: decode plainly" if answer.studied else "Decode plainly"
 
 
 def _evidence(answer: Recommendation) -> None:
@@ -85,8 +112,9 @@ def _evidence(answer: Recommendation) -> None:
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
         _chip(text, answer.evidence.engine, sure=measured)
         _limits(best)
-        for name, why in _engines(best).items():
-            label = f"{name} {'cannot run it' if why else 'runs it'}"
+        what = "this draft" if scenario.plan.speculates else "it"
+        for name, why in _engines(shown).items():
+            label = f"{name} {'cannot run' if why else 'runs'} {what}"
             st.badge(plain(label), color="gray" if why else "green", help=why and plain(why))
 
 
@@ -127,10 +155,18 @@ def _engines(candidate: Candidate) -> dict[str, str | None]:
 
 
 def _numbers(answer: Recommendation) -> None:
-    """Show the figures of the best plan."""
-    best, interval, chance = answer.best, answer.interval, answer.gain_probability
-    figures: list[tuple[str, str, str | None]] = [
-        ("Gain", f"{best.gain:.2f}x", "over plain decoding at the same TP, with its prompts"),
+    """Show the gain of the best draft, and the figures of the recommended plan."""
+    best, shown = answer.best, answer.studied or answer.best
+    interval, chance = answer.interval, answer.gain_probability
+    span = ""
+    if interval is not None:
+        span = f"; 90 % interval {interval.low:.2f}x to {interval.high:.2f}x"
+    over = f"of {shown.label} over plain decoding at the same TP, with its prompts{span}"
+    figures: list[tuple[str, str, str | None]] = [("Gain", f"{shown.gain:.2f}x", over)]
+    if chance is not None:
+        text = f"probability that {shown.label} is faster than plain decoding"
+        figures.append(("P(gain > 1)", format_chance(chance), text))
+    figures += [
         ("Time per token", format_seconds(best.tpot_s), "TPOT of one request"),
         ("First token", format_seconds(best.ttft_s), "TTFT, mean, with the whole batch waiting"),
         ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", "output tokens of all requests"),
@@ -143,22 +179,29 @@ def _numbers(answer: Recommendation) -> None:
     cost = answer.cost_per_million_tokens(best)
     if cost is not None:
         figures.append(("Cost per M tokens", f"{cost:.3g}", "output tokens, at your price"))
-    if interval is not None and chance is not None and answer.studied is not None:
-        span = f"90 % interval of {answer.studied.label}: {interval.low:.2f}x to "
-        figures.append(("P(gain > 1)", format_chance(chance), span + f"{interval.high:.2f}x"))
     show_metrics(figures)
+    if shown is not best:
+        st.caption(
+            plain(
+                f"The gain is that of the best draft, {shown.label}; the other figures are those "
+                f"of the recommended plan, {best.label}."
+            )
+        )
 
 
 # ---- the plans --------------------------------------------------------------------------------
 
 
-def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> None:
+def _plans(values: Values, answer: Recommendation) -> None:
     """The recommended plan, a better one in principle, the rivals and plain decoding."""
+    flags = _flags(st.session_state, values)
     given = [key for key in ACCEPTANCE_KEYS if key in flags]
     if given and "draft" in flags:
         st.caption(plain(f"Only {flags['draft']} was searched: {given[0]} is given for it."))
     if "tp" in flags:
-        st.caption(f"Only TP {flags['tp']} was searched; the sidebar can search all degrees.")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"Only TP {flags['tp']} was searched.", width="content")
+            st.button("Search all TP degrees", on_click=_search_all, type="tertiary")
     st.markdown("### Plans, best first")
     here = _identity(values)
     plans = [("Recommended: ", answer.best)]
@@ -168,14 +211,23 @@ def _plans(values: Values, flags: dict[str, str], answer: Recommendation) -> Non
     kinds: dict[Candidate, str] = {}
     for kind, candidate in plans:
         kinds.setdefault(candidate, kind)
+    colours = [charts.plan_colour(candidate.scenario) for candidate in kinds]
+    styles = (f".st-key-plan_{i} {{ border-left: 6px solid {c} }}" for i, c in enumerate(colours))
+    st.html(f"<style>{' '.join(styles)}</style>")
     for number, (candidate, kind) in enumerate(kinds.items()):
         _plan(number, kind, candidate, here)
 
 
+def _search_all() -> None:
+    st.session_state["search_tp"] = True
+
+
 def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
     """One plan in words and figures, with a button to use it on the whole page."""
-    stated = scenario_dict(candidate.scenario)
-    with st.container(horizontal=True, vertical_alignment="center", border=True):
+    engine = dict(st.session_state["values"])["engine"]
+    stated = scenario_dict(candidate.scenario) | {"engine": engine}
+    key = f"plan_{number}"
+    with st.container(horizontal=True, vertical_alignment="center", border=True, key=key):
         st.markdown(
             f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**  \n"
             + plain(" · ".join(_figures(candidate))),
@@ -195,8 +247,8 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
 def _figures(candidate: Candidate) -> list[str]:
     gain = f"{candidate.gain:.2f}x"
     if candidate.scenario.plan.speculates:
-        interval = service_gain(candidate.scenario, objective=st.session_state["objective"])
-        gain += f" ({float(interval.low):.2f}-{float(interval.high):.2f})"
+        interval = gain_interval(candidate, st.session_state["objective"])
+        gain += f" ({interval.low:.2f}-{interval.high:.2f})"
     figures = [
         f"gain {gain}",
         f"{format_seconds(candidate.tpot_s)} per token",

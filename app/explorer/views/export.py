@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import charts
 from app.explorer.cached import point_of
-from app.explorer.inputs.widgets import segmented
+from app.explorer.inputs.widgets import segmented, text, value_of
 from app.explorer.show import plain, show_chart
 from perfmodel import Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label
@@ -63,7 +63,8 @@ def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | 
     method = scenario.plan.method
     if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
         label = f"Checkpoint of the {method.label} draft"
-        head = st.text_input(label, key="draft_checkpoint", placeholder="hub id or folder").strip()
+        text("draft_checkpoint", label, placeholder="hub id or folder")
+        head = value_of("draft_checkpoint").strip()
         if not head:
             st.info("Name the checkpoint of the trained draft to get the command.")
             return
@@ -75,14 +76,14 @@ def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | 
     if why is not None:
         st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
         return
-    text = export_plan(engine=engine, plan=plan)
-    lines = text.splitlines()
+    exported = export_plan(engine=engine, plan=plan)
+    lines = exported.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("# Benchmark")), len(lines))
     language = {"sh": "bash"}.get(FILES[engine], FILES[engine])
     st.code("\n".join(lines[:start]), language=language, wrap_lines=True)
     st.download_button(
         "Download",
-        text,
+        exported,
         file_name=f"plan.{FILES[engine]}",
         mime="text/plain",
         key="plan_file",

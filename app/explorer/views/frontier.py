@@ -1,4 +1,4 @@
-"""Frontier: speed of one user against throughput or cost, over every TP and batch that fits."""
+"""Frontier: speed of one user against throughput or cost, for all batches; traffic over time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import scenario_of
 from app.explorer.inputs.sidebar import TP_DEGREES
+from app.explorer.inputs.widgets import segmented
 from app.explorer.show import show_chart, show_table
-from app.explorer.state import Values
+from app.explorer.state import FRONTIER_PARTS, Values
 from perfmodel import Scenario, catalog, without_speculation
 from perfmodel.planning import plan_label
 from perfmodel.specs import SLO, parse_slo
@@ -19,6 +20,17 @@ from perfmodel.specs import SLO, parse_slo
 
 def show() -> None:
     """Draw the view."""
+    part = segmented("frontier_part", "Part", FRONTIER_PARTS, label_visibility="collapsed")
+    if part == "traffic":
+        from app.explorer.views import traffic
+
+        traffic.show()
+    else:
+        _batches()
+
+
+def _batches() -> None:
+    """Every batch that fits at every TP, and on other machines."""
     state, values = st.session_state, st.session_state["values"]
     here = scenario_of(values).machine.name
     machines = [name for name in catalog.machine_names() if name != here]
@@ -57,7 +69,7 @@ def own_curves(values: Values, slo: SLO) -> list[charts.ServingCurve]:
 
 def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
     """Plain decoding and the plan on another machine, each at the best TP."""
-    stated = {key: value for key, value in values if not key.startswith("ring_")}
+    stated = {k: v for k, v in values if k != "gpu" and not k.startswith("ring_")}
     scenarios = _scenarios(tuple((stated | {"machine": machine, "tp": 1, "draft_tp": 1}).items()))
     slo, result = parse_slo(str(stated.get("slo", ""))), []
     for speculates in (False, True):
@@ -65,7 +77,7 @@ def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
         curves = [curve for one in of_kind if (curve := charts.serving_curve(one, slo))]
         if curves:
             label = plan_label(of_kind[0]).rpartition(", γ=")[0] or "No speculation"
-            result.append(charts.envelope(curves, f"{label}, {machine}"))
+            result.append(charts.envelope(curves, f"{label}, {machine}", machine))
     return result
 
 

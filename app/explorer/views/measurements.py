@@ -6,32 +6,35 @@ import streamlit as st
 
 from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
 from app.explorer.cached import row_errors
-from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, measurement_upload
+from app.explorer.inputs.files import kept_files
+from app.explorer.inputs.uploads import measurement_upload
+from app.explorer.link import pack
 from app.explorer.show import show_chart, show_error, show_table
+from app.explorer.state import REFITTED
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise
 from perfmodel import ConfigError
 
 
 def show() -> None:
     """Draw the section."""
-    file = st.file_uploader(
+    files = kept_files(
+        "step_times",
+        "measurements",
         "Your step times (CSV)",
         type="csv",
-        key="measurements",
-        max_upload_size=max(1, MAX_UPLOAD_BYTES // 1_000_000),
         help="Columns gpu, target, draft, gamma, tp, batch, prompt_tokens and, in milliseconds, "
         "autoregressive_ms (or target_step_ms), verify_ms, draft_total_ms (or draft_step_ms); "
         "optional draft_policy, kv_budget, draft_tp, engine, tokens_per_round, "
         "speculative_ms_per_token.",
     )
-    if file is None:
+    if not files:
         st.caption(
             "Held-out errors of this model on public and on its own measurements are in "
             "docs/results/accuracy.md; `specroof validate published` repeats them."
         )
         return
     try:
-        rows = measurement_upload(file.name, file.getvalue())
+        rows = measurement_upload(*files[0])
         shipped = row_errors(tuple(rows))
         after = _refitted(rows)
     except ConfigError as error:
@@ -48,6 +51,8 @@ def show() -> None:
     show_chart(error_by_phase(groups), "error_by_phase")
     st.markdown("### Errors in percent")
     show_table([row for name, errors in groups.items() for row in _summary(name, errors)])
+    if after:
+        _offer(rows)
     _regret(shipped)
 
 
@@ -59,6 +64,35 @@ def _refitted(rows: list[PublishedRow]) -> list[RowError]:
 
     fit = fit_rows(rows)
     return [row_error(row, predict_row(row, fit.apply)) for row in rows]
+
+
+def _offer(rows: list[PublishedRow]) -> None:
+    """Draw a button that uses the refitted engine on the page, if the rows are of one engine."""
+    if len({(row.gpu, row.engine) for row in rows}) > 1:
+        st.caption("Upload the rows of one GPU and engine to use the refitted engine on the page.")
+        return
+    from calibration.engines import refitted_text
+
+    text = refitted_text(rows, name=REFITTED)
+    with st.container(horizontal=True):
+        st.button(
+            "Use the refitted engine on this page",
+            on_click=_use_engine,
+            args=(text,),
+            icon=":material/check:",
+        )
+        st.download_button(
+            "Download for --engine FILE.toml",
+            text,
+            file_name="refitted.toml",
+            mime="application/toml",
+            key="engine_toml",
+            on_click="ignore",
+        )
+
+
+def _use_engine(text: str) -> None:
+    st.session_state.update({"engine_file": pack(text), "engine": REFITTED})
 
 
 def _summary(name: str, errors: list[RowError]) -> list[dict[str, object]]:

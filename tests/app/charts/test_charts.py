@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from app import charts
+from app.charts.base import DRAFT_COLOURS, MODEL_COLOURS, PLAIN
 from app.charts.validation import error_by_phase, measured_scatter, regrets
 from calibration.records.published import magicdec_rows, predict_row, row_error
 from perfmodel import (
@@ -22,6 +24,7 @@ from perfmodel import (
     without_speculation,
 )
 from perfmodel.passes import largest_batch
+from perfmodel.specs import METHODS
 from perfmodel.speculation import gamma_schedule, sensitivities, service
 
 VALUES = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb", "engine": "magicdec"}
@@ -181,7 +184,7 @@ def _one_draft(scenario: Scenario) -> DraftPlan:
 def test_no_point_of_an_envelope_is_beaten(scenario: Scenario) -> None:
     curves = [charts.serving_curve(replace(scenario, tp=tp)) for tp in (1, 2, 4, 8)]
     known = [curve for curve in curves if curve is not None]
-    best = charts.envelope(known, "all")
+    best = charts.envelope(known, "all", "here")
     assert 1 < len(best.batch) < sum(len(curve.batch) for curve in known)
     for curve in known:
         for speed, rate in zip(curve.user_speed, curve.per_gpu, strict=True):
@@ -216,3 +219,50 @@ def test_log_steps_are_distinct_whole_numbers(low: int, high: int, count: int) -
     values = charts.log_steps(low, high, count)
     assert len(set(values)) == count and values[0] == low and values[-1] == high
     assert np.all(values % 1 == 0)
+
+
+# What is seen with normal vision, deuteranopia, protanopia and tritanopia, in linear RGB
+# (Machado, Oliveira and Fernandes, 2009, table 1, severity 1.0).
+VISION = (
+    np.eye(3),
+    np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+    np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
+)
+TO_XYZ = np.array([[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8730]])
+
+
+def seen(colour: str, vision: np.ndarray) -> np.ndarray:
+    """A colour in CIE L*a*b*, relative to white."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(TO_XYZ @ np.clip(vision @ linear, 0.0, 1.0))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_colours_of_drafts_are_distinct_also_for_colour_blind_readers() -> None:
+    models = [colour for shades in MODEL_COLOURS for colour in shades.values()]
+    colours = [PLAIN, *DRAFT_COLOURS.values(), *models]
+    assert set(METHODS) <= set(DRAFT_COLOURS)
+    for vision in VISION:
+        for one, other in combinations(colours, 2):
+            distance = np.linalg.norm(seen(one, vision) - seen(other, vision))
+            assert distance > 12, (one, other)  # a just noticeable difference is 2.3
+
+
+def test_a_draft_has_one_colour_in_every_chart() -> None:
+    plans = ({"draft": "self"}, {"draft": "self", "draft_policy": "snapkv"})
+    models = ({"draft": "llama-3.2-1b"}, {"draft": "llama-3.1-8b", "draft_policy": "full"})
+    base = VALUES | {"target": "llama-3.1-70b", "acceptance": 0.8}
+    scenarios = [parse_scenario(base | plan).scenario() for plan in (*plans, *models)]
+    colours = [charts.plan_colour(scenario) for scenario in scenarios]
+    assert len({PLAIN, *colours}) == 5
+    assert {charts.plan_colour(without_speculation(s)) for s in scenarios} == {PLAIN}
+    grids = [charts.speedup_grid(s, np.array([8.0]), np.array([4000.0])) for s in scenarios]
+    legend = [trace.marker.color for trace in charts.winner_map(grids).data[1:6]]
+    assert legend == [PLAIN, *colours]
+    for scenario, colour in zip(scenarios, colours, strict=True):
+        point, curve = estimate(scenario), charts.serving_curve(scenario)
+        assert charts.round_waterfall(point).data[0].marker.color[1] == colour
+        assert curve is not None and curve.colour == colour
+        assert charts.frontier([curve], SLO()).data[0].line.color == colour

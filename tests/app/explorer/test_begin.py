@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
+from app.cli.main import run
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
+from app.explorer.state import command_text
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan
 
@@ -108,3 +111,39 @@ def test_the_page_begins_from_what_is_pasted() -> None:
     assert len(at.error) == 1 and not at.main.code
     at.run()
     assert dict(at.session_state["values"]) == before and at.main.code
+
+
+def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"], at.session_state["gpu_form"] = "Why", True
+    at.run()
+    name, bandwidth = at.text_input(key="gpu_name"), at.number_input(key="gpu_hbm_bandwidth")
+    sms = at.number_input(key="gpu_sm_count")
+    for wrong in (name.set_value("h200"), sms.set_value(0), bandwidth.set_value(-1.0)):
+        _use_gpu(at)
+        assert len(at.error) == 1 and not at.exception and not at.metric, wrong
+        assert at.session_state["machine"] == "dgx-a100-80gb"
+        at.text_input(key="gpu_name").set_value("mine")
+        at.number_input(key="gpu_sm_count").set_value(120)
+    at.number_input(key="gpu_hbm_bandwidth").set_value(3.5)
+    _use_gpu(at)
+    assert not at.error and not at.exception
+    values = dict(at.session_state["values"])
+    machine = parse_scenario(values).scenario().machine
+    assert (machine.name, machine.gpu.hbm_bandwidth) == ("8xmine", 3.5e12)
+    assert run([*shlex.split(command_text(tuple(values.items())))[1:], "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    again = AppTest.from_file(ENTRY, default_timeout=300)
+    for key, value in at.query_params.items():
+        again.query_params[key] = value if isinstance(value, str) else value[0]
+    again.run()
+    assert not again.warning and not again.error
+    assert [m.value for m in again.metric] == [m.value for m in at.metric]
+    assert f"{printed['speedup']:.2f}x" in [m.value for m in again.metric]
+    assert parse_scenario(dict(again.session_state["values"])).scenario().machine == machine
+
+
+def _use_gpu(at: AppTest) -> None:
+    next(b for b in at.button if b.label == "Use this GPU").click().run()

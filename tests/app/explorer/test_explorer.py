@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,12 @@ from app.explorer.inputs.uploads import (
     vllm_acceptance,
 )
 from app.explorer.show import plain
+from app.explorer.state import command_text
+from calibration.fit import fit_rows
 from calibration.records.published import magicdec_rows
-from perfmodel import ConfigError, catalog
+from perfmodel import ConfigError, catalog, parse_scenario
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.units import format_seconds
 
 ROOT = Path(__file__).parents[3]
 ENTRY = str(ROOT / "app" / "explorer" / "main.py")
@@ -184,11 +189,39 @@ def test_predict_columns_with_milliseconds_are_a_measurement_upload() -> None:
     assert row.draft_step_s == pytest.approx(6.1e-3)
 
 
-def test_a_refit_shows_before_and_after() -> None:
-    at = uploaded("measurements", "golden.csv", GOLDEN, "text/csv", "Check")
+def test_a_refit_shows_before_and_after_and_is_used_on_the_page(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = GOLDEN.splitlines(keepends=True)
+    h100 = b"".join([lines[3], *(line for line in lines[4:] if b",h100-sxm," in line)])
+    at = uploaded("measurements", "golden.csv", h100, "text/csv", "Check")
     assert not at.exception and not at.error
     summary = next(f.value for f in at.dataframe if "mean absolute" in f.value.columns)
     assert set(summary["prediction"]) == {"as shipped", "engine refitted to these rows"}
+    at.selectbox(key="machine").select("hgx-h100").run()
+    next(b for b in at.button if b.label.startswith("Use the refitted engine")).click().run()
+    at.segmented_control(key="view").set_value("Why").run()
+    assert not at.exception and at.session_state["engine"] == "refitted"
+    values = at.session_state["values"]
+    assert run([*shlex.split(command_text(values))[1:], "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    rows = measurement_upload("golden.csv", h100)
+    fit = fit_rows(rows)
+    profile = parse_scenario(dict(values)).scenario().engine
+    for name, value in fit.values.items():
+        assert getattr(profile, name) == pytest.approx(value, rel=1e-4), name
+    shipped = engine_profile(rows[0].engine, catalog.gpu("h100-sxm"))
+    assert (profile.measured_on, profile.speedup_error) == ("h100-sxm", shipped.speedup_error)
+    shown = next(metric.value for metric in at.metric if metric.label == "T_V")
+    assert shown == format_seconds(printed["verify_s"])
+    again = AppTest.from_file(ENTRY, default_timeout=300)
+    for key, value in at.query_params.items():
+        again.query_params[key] = value if isinstance(value, str) else value[0]
+    again.query_params["view"] = "Decide"
+    again.run()
+    assert not again.exception and not again.warning
+    again.button(key="use_1").click().run()
+    assert not again.exception and again.session_state["engine"] == "refitted"
 
 
 def test_vllm_counters_become_conditional_acceptance() -> None:

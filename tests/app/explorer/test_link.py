@@ -16,12 +16,16 @@ pytest.importorskip("streamlit")
 from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
-from app.explorer.link import MAX_LINK, pack, query_of, state_of, unpack
+from app.explorer.inputs.uploads import NEEDED
+from app.explorer.link import MAX_LINK, pack, pack_files, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
+    CUSTOM,
     DEFAULTS,
     FORMER_VIEWS,
     PRESETS,
+    RANGES,
+    REFITTED,
     UPLOADED,
     stated_values,
     widget_state,
@@ -29,6 +33,7 @@ from app.explorer.state import (
 from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, parse_scenario
 from perfmodel.specs import METHODS
 
+UPLOADS = (UPLOADED, CUSTOM, REFITTED)
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 
@@ -130,6 +135,35 @@ def test_a_link_keeps_every_scenario(seed: int) -> None:
     restored = parse_scenario(dict(stated_values(state)))
     assert restored.scenario() == parse_scenario(values).scenario()
     assert restored.slo == values.get("slo", "")
+
+
+def test_a_link_keeps_every_input_of_the_page() -> None:
+    """Random values of all inputs at once, with texts that a URL has to quote."""
+    texts = ("", "α<2 & 'x' \"y\"", "a=b&c#d%20", "行\n2", "ttft<2s; tpot<9ms", "x" * 900)
+    for seed in range(300):
+        draw = random.Random(seed)
+        state: dict[str, Any] = {}
+        for key, default in DEFAULTS.items():
+            low, high = RANGES.get(key, (0, 1 << 20))
+            if key in CHOICES:
+                state[key] = draw.choice([c for c in CHOICES[key] if c not in UPLOADS])
+            elif key == "pins":
+                state[key] = [
+                    {"batch": str(draw.randint(1, 99))} for _ in range(draw.randint(0, 4))
+                ]
+            elif key in ("reports", "trace", "step_times"):
+                state[key] = pack_files([(draw.choice(texts), draw.choice(texts))])
+            elif key in ("model_config", "gpu_file", "engine_file"):
+                state[key] = pack(draw.choice(texts))
+            elif isinstance(default, bool):
+                state[key] = draw.random() < 0.5
+            elif isinstance(default, list):
+                state[key] = draw.sample(["self:snapkv", "a", "b:full"], draw.randint(1, 3))
+            elif isinstance(default, str):
+                state[key] = draw.choice(texts)
+            else:
+                state[key] = type(default)(draw.uniform(low, min(high, 1 << 30)))
+        assert state_of(query_of(state)) == (state, [])
 
 
 def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
@@ -288,6 +322,32 @@ def test_a_link_that_leaves_something_out_says_so() -> None:
     assert plan(at).target.name == "big" and "model_config" not in link(at)
     assert any("link is partial" in caption.value for caption in at.caption)
     assert "uploaded" in page(link(at)).warning[0].value
+
+
+def test_what_is_uploaded_and_pasted_in_check_is_in_the_link() -> None:
+    at = page({"plain_ms": "20", "round_ms": "3:9"}, view="Check")
+    at.text_area(key="report").set_value("not a report").run()
+    csv = ",".join(NEEDED) + "\nh200,llama-3.1-8b,self,3,1,32,16384,18.3,21.1,20.4\n"
+    at.file_uploader(key="measurements").set_value(("a.csv", csv.encode(), "text/csv")).run()
+    assert len(at.error) == 1 and len(at.get("plotly_chart")) == 2
+    again = page(link(at))
+    assert [e.value for e in again.error] == [e.value for e in at.error]
+    assert len(again.get("plotly_chart")) == 2 and not again.warning
+    again.text_area(key="report").set_value("").run()
+    again.button(key="remove_step_times").click().run()
+    assert not again.error and not again.get("plotly_chart")
+    assert set(link(again)) == {"view", "plain_ms", "round_ms"}
+
+
+def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
+    at = page(view="Check")
+    noise = random.Random(0).randbytes(MAX_LINK).hex()
+    files = [("a.log", noise.encode(), "text/plain")]
+    at.file_uploader(key="report_files").set_value(files).run()
+    assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
+    assert link(at)["left_out"] == "reports"
+    (warning,) = page(link(at)).warning
+    assert "the uploaded reports" in warning.value
 
 
 def test_a_packed_text_is_bounded() -> None:

@@ -187,7 +187,7 @@ def test_the_catalog_has_the_fitted_exchange() -> None:
 def test_the_attention_of_a_rank_follows_the_curve_of_one_gpu() -> None:
     """The cells of ranks are not fitted; docs/results/accuracy.md states these errors."""
     records = read_kernel_records([MEASURED / "kernels-h200-tp2-attention.jsonl"], None)
-    curve = efficiency("h200", "specroof", "specroof", "h200", "h200").attention
+    curve = efficiency("h200", "specroof", "specroof", "h200", GPU).attention
     names = ("batch", "kv_tokens", "query_tokens", "query_heads", "kv_heads", "head_dim")
     peaks = {"peak_flops": GPU.peak_flops, "hbm_bandwidth": GPU.hbm_bandwidth}
     errors = [
