@@ -126,8 +126,8 @@ def simulate_batch(
     most = int(output_tokens.max()) if rounds is None else rounds
     if prompt_tokens.size * most > MOST_TOKENS:
         raise ConfigError(
-            f"{prompt_tokens.size:,} sequences of up to {most:,} tokens are too many to simulate; "
-            f"the limit is {MOST_TOKENS:,} tokens: use fewer sequences or shorter outputs"
+            f"a batch of {prompt_tokens.size:,} with up to {most:,} tokens each is too long to "
+            f"simulate; the limit is {MOST_TOKENS:,} tokens: use a smaller batch or shorter outputs"
         )
     rng = np.random.default_rng([seed, 1])
     traits = process.traits(rng, prompt_tokens.size) if chosen else np.zeros(prompt_tokens.size)

@@ -162,7 +162,7 @@ def test_invalid_arguments_are_refused() -> None:
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, gamma=2)
     with pytest.raises(ConfigError, match="at least 1 token"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=0 * one)
-    with pytest.raises(ConfigError, match=r"1,000,000,000 tokens are too many"):
+    with pytest.raises(ConfigError, match=r"1,000,000,000 tokens each"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=10**9 * one)
     with pytest.raises(ConfigError, match=r"gone.*compaction, padding or graphs"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, finished="gone")
