@@ -52,6 +52,11 @@ def format_tokens(tokens: float) -> str:
     return f"{tokens:,.0f}"
 
 
+def format_rate(rate: float) -> str:
+    """A rate with three digits, or whole: `format_rate(1234.5)` is `"1,234"`."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def format_chance(probability: float) -> str:
     """A probability, never shown as 0 or 1: `format_chance(0.9999)` is `"> 99 %"`."""
     if probability > 0.99:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from app.cli.output_checks import check_outputs, flag_name
+from app.cli.output_checks import OUTPUTS, check_outputs, flag_name
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -84,6 +84,7 @@ class Command(TyperCommand):
                 ctx.fail(f"{given[1]} is the former name of {given[0]}; give only {given[0]}")
         rest: list[str] = super().parse_args(ctx, list(args))
         _check_numbers(ctx, self.get_params(ctx), args)
+        _check_files(ctx, self.get_params(ctx), args)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -111,6 +112,19 @@ def _check_numbers(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None
                 parse_number(value)
             except ValueError:
                 ctx.fail(f"{flag} {value[:40]!r} is not a number; use digits such as 32 or 0.5")
+
+
+def _check_files(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
+    """Refuse names of output files that are folders, or - where stdout is not meant by it."""
+    metavars = {name: p.metavar or "" for p in params if p.name in OUTPUTS for name in p.opts}
+    for flag, value in pairwise([*args, ""]):
+        if flag not in metavars:
+            flag, _, value = flag.partition("=")
+        metavar = metavars.get(flag, "")
+        if value == "-" and metavar == "FILE":
+            ctx.fail(f"{flag} does not write to stdout; give the name of a file")
+        if value.endswith("/") and metavar.startswith("FILE") and not Path(value).is_dir():
+            ctx.fail(f"{flag} {value[:80]!r} is a folder; give the name of a file")
 
 
 class Group(TyperGroup):

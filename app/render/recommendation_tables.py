@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import print_notes, print_table, rows_table
-from perfmodel.units import format_chance, format_seconds, format_tokens
+from perfmodel.units import format_chance, format_rate, format_seconds, format_tokens
 
 PLAN_HEADER = ("plan", "TP", "gain", "time/token", "tokens/s/GPU", "decode only", "α", "memory")
 UNMEASURED_HEADER = ("plan", "TP", "α to break even")
@@ -129,8 +129,8 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     if capacity:
         lines.append(
             f"largest concurrency within the limits: {capacity['concurrency']:,} requests per "
-            f"replica of TP {capacity['tp']} ({capacity['requests_per_s']:.3g} requests/s, "
-            f"{format_seconds(capacity['tpot_s'])} per token, first token after "
+            f"replica of TP {capacity['tp']} ({format_rate(capacity['requests_per_s'])} "
+            f"requests/s, {format_seconds(capacity['tpot_s'])} per token, first token after "
             f"{format_seconds(capacity['ttft_s'])})"
         )
     if answer["best"]["cost_per_million_tokens"] is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import print_notes, print_table, rows_table, scenario_line
-from perfmodel.units import format_seconds
+from perfmodel.units import format_rate, format_seconds
 
 Cell = Callable[[Mapping[str, Any]], str]
 
@@ -39,7 +39,7 @@ REQUESTS: dict[str, Cell] = {
     "TTFT p50 / p90 / p99": _times("ttft"),
     "end to end p50 / p90 / p99": _times("latency"),
     **SHARED,
-    "goodput": lambda run: f"{run['goodput_rps']:.3g}/s ({run['good_share']:.1%})",
+    "goodput": lambda run: f"{format_rate(run['goodput_rps'])}/s ({run['good_share']:.1%})",
     "busy, mean batch": lambda run: f"{run['busy_share']:.1%}, {run['mean_batch']:.1f}",
     "KV mean, most": lambda run: f"{run['kv_mean_share']:.1%}, {run['kv_most_share']:.1%}",
     "preemptions": lambda run: f"{run['preemptions']:,}",
@@ -71,7 +71,7 @@ def workload_line(workload: Mapping[str, Any]) -> str:
         return f"{mean} tokens on average (p50 {p50}, p99 {p99})"
 
     rate = workload["rate_rps"]
-    when = "at once" if rate is None else f"at {rate:.3g}/s"
+    when = "at once" if rate is None else f"at {format_rate(rate)}/s"
     return (
         f"{workload['requests']:,} requests {when}; prompts of {tokens('prompt_tokens')}, outputs "
         f"of {tokens('output_tokens')}; {workload['prefix_hit_share']:.0%} of the prompt tokens "
@@ -86,9 +86,9 @@ def closed_form_line(result: Mapping[str, Any]) -> str:
         if gain is None:
             return ""
         return f"closed form: {gain:.2f}x time per token, for equal lengths at the given batch"
-    plain = f"{rates[0]:.3g} requests/s without speculation"
+    plain = f"{format_rate(rates[0])} requests/s without speculation"
     if gain is not None:
-        plain = f"{gain:.2f}x throughput: {rates[1]:.3g} requests/s, {plain}"
+        plain = f"{gain:.2f}x throughput: {format_rate(rates[1])} requests/s, {plain}"
     return f"closed form of a saturated service with the mean lengths: {plain}"
 
 

@@ -38,7 +38,7 @@ from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
-_SAMPLE = re.compile(rf"^vllm:spec_decode_(\w+?)(?:_total)?{LABELS}[ \t]+{NUMBER}\b", re.M | re.I)
+_SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
 _LOG = re.compile(
     rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
     r"Per-position acceptance rate: ([0-9., ]*[0-9])"
@@ -53,9 +53,9 @@ _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
 
 @dataclass(slots=True)
 class _Counters:
-    """Rounds, drafted tokens (None if not reported), and rounds that accepted each position.
+    """Rounds, rounds that accepted each position, drafted and accepted tokens.
 
-    `accepted_tokens` is only used if the positions are not known.
+    The tokens are None if not reported; the accepted ones are used if the positions are not known.
     """
 
     rounds: float = 0.0
@@ -84,8 +84,16 @@ class _Counters:
         """The rates per position; an error if the number of drafts per round varies."""
         if not self.rounds and not any(self.accepted):
             raise ConfigError(
-                f"{name}: all counters are 0, so no token has been drafted yet; read the counters "
-                f"again after some requests"
+                f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
+                f"drafted yet; read the counters again after some requests"
+            )
+        total = sum(self.accepted)
+        if self.accepted_tokens is not None and (
+            abs(self.accepted_tokens - total) > SHORT_ROUNDS * max(total, 1.0)
+        ):
+            raise ConfigError(
+                f"{name}: {self.accepted_tokens:,.0f} tokens were accepted, but {total:,.0f} over "
+                f"the positions; keep all counters of one engine"
             )
         rates = conditional_rates(self.rounds, self.accepted, name)
         most = self.rounds * len(rates)
@@ -188,7 +196,7 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
             f"and vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
-    return _Counters(drafts, drafted, accepted).imported(name)
+    return _Counters(drafts, drafted, accepted, sums.get("num_accepted_tokens")).imported(name)
 
 
 def _vllm_log(text: str, name: str) -> _Counters:

@@ -130,6 +130,8 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
     of_self = POLICIES_OF_QUANTISED_SELF if is_quantised else POLICIES_OF_SELF
     for term in _several(values, "draft"):
         draft, _, in_term = str(term).partition(":")
+        if in_term and policy and in_term != policy:
+            raise ConfigError(f"draft={term} and draft_policy={policy} differ; give one of them")
         if draft == "none":
             raise ConfigError("recommend always considers plain decoding; leave out draft none")
         if draft in METHODS:

@@ -17,6 +17,8 @@ from perfmodel.scenario import Scenario
 from perfmodel.speculation.round import estimate
 
 _ROUNDS_AT_ONCE = 32
+_MANY_TOKENS = 8192  # above which rounds that cannot be the last are drawn as one sum
+_SUM_CELLS = 1 << 20  # most sequences x positions that are summed at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +93,10 @@ class AcceptanceProcess:
     def rounds_to_finish(
         self, rng: np.random.Generator, gamma: int, traits: Floats, tokens: Counts
     ) -> Counts:
-        """Rounds until each sequence has its `tokens`; every round is drawn."""
+        """Rounds until each sequence has its `tokens`; of many tokens, drawn as sums of rounds."""
         if gamma == 0:
             return tokens.copy()
-        rounds, left = np.zeros_like(tokens), tokens.copy()
+        rounds, left = self._first_rounds(rng, gamma, traits, tokens)
         open_ = np.flatnonzero(left > 0)
         while open_.size:
             width = int(np.clip(left[open_].mean() / self.mean_tokens(gamma), 1, _ROUNDS_AT_ONCE))
@@ -106,6 +108,30 @@ class AcceptanceProcess:
             left[open_] -= total[:, -1]
             open_ = open_[short == width]
         return rounds
+
+    def _first_rounds(
+        self, rng: np.random.Generator, gamma: int, traits: Floats, tokens: Counts
+    ) -> tuple[Counts, Counts]:
+        """Rounds of sequences with many tokens, and the tokens that they leave."""
+        rounds, left = np.zeros_like(tokens), tokens.copy()
+        if self.recorded:
+            cycle = 1 + np.minimum(self.recorded, gamma)
+            cycles = np.maximum(tokens - 1, 0) // cycle.sum()
+            return cycles * cycle.size, tokens - cycles * cycle.sum()
+        least, most = max(_MANY_TOKENS, 64 * gamma), max(1, _SUM_CELLS // (gamma + 1))
+        while (many := np.flatnonzero(left > least)[:most]).size:
+            sure = (left[many] - 1) // (gamma + 1)  # none of these rounds is the last
+            accepted = rng.multinomial(sure, self._shares(gamma, traits[many]))
+            rounds[many] += sure
+            left[many] -= accepted @ np.arange(1, gamma + 2)
+        return rounds, left
+
+    def _shares(self, gamma: int, traits: Floats) -> Floats:
+        """Probability of 0 to γ accepted drafts, of shape (sequences or 1, γ + 1)."""
+        alphas = traits[:, None] if self.spread else np.array([self.per_position])
+        last = alphas.shape[1] - 1
+        reached = np.cumprod(alphas[:, np.minimum(np.arange(gamma), last)], axis=1)
+        return -np.diff(reached, axis=1, prepend=1.0, append=0.0)
 
     def _beta(self) -> tuple[float, float]:
         alpha = self.per_position[0]

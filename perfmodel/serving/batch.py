@@ -18,7 +18,9 @@ import numpy as np
 
 from perfmodel.serving.acceptance import AcceptanceProcess
 
+# At most 256 rounds at once, or more if caches grow by less than 1/512.
 MOST_ROUNDS_AT_ONCE = 256
+MOST_GROWTH = 1 / 512
 Policy = Callable[[int, float], int]  # γ from (batch, mean context)
 
 
@@ -92,7 +94,8 @@ class PooledBatch:
         while due[0][2].progress_due != due[0][0] or due[0][2].index not in self._live:
             heapq.heappop(due)  # evicted
         rounds = (due[0][0] - self._progress) / self._worth[gamma]
-        return min(max(math.ceil(rounds - 1e-6), 1), MOST_ROUNDS_AT_ONCE)
+        small = int(MOST_GROWTH * self.cached_tokens / self.tokens_per_round(gamma))
+        return min(max(math.ceil(rounds - 1e-6), 1), max(small, MOST_ROUNDS_AT_ONCE))
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:
         """Advance by `rounds` rounds and return the requests that finished."""

@@ -2,7 +2,9 @@
 
 Tokens do not depend on time, so a block of rounds is drawn first and then timed in one broadcast
 call of `estimate()`. Round times are those of the closed form, plus the cost of unequal caches and
-idle rows (`serving.ragged_rounds`).
+idle rows (`serving.ragged_rounds`). The first `TIMED_ROUNDS` rounds are all timed. Later, only some
+are: those beside the end of a sequence, and in between every n-th, so that caches grow by less than
+2/`TIMED_ROUNDS` from one to the next. The times of the others are interpolated.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
 from perfmodel.units import format_seconds
 
-BLOCK = 256
-MAX_ROUNDS = 10_000_000
+BLOCK = 256  # rounds
+BLOCK_CELLS = 1 << 18  # most rounds x sequences of longer blocks
+MOST_TOKENS = 20_000_000
+TIMED_ROUNDS = 4096
 
 
 class Finished(StrEnum):
@@ -89,7 +93,8 @@ def simulate_batch(
 ) -> FixedBatchRun:
     """Decode a batch whose prompts are already cached.
 
-    Raises `ConfigError` for lengths below 1, an unknown `finished`, or γ above 0 without a draft.
+    Raises `ConfigError` for lengths below 1, more than `MOST_TOKENS` sequences x longest output, an
+    unknown `finished`, or γ above 0 without a draft.
 
     Parameters
     ----------
@@ -116,15 +121,22 @@ def simulate_batch(
         raise ConfigError("every sequence needs a prompt and an output of at least 1 token")
     if finished not in list(Finished):
         raise ConfigError(f"finished={str(finished)!r} is not valid; use {either(Finished)}")
-    if rounds is not None and not 1 <= rounds <= MAX_ROUNDS:
-        raise ConfigError(f"rounds={rounds} is not valid; use 1 to {MAX_ROUNDS:,}")
+    if rounds is not None and rounds < 1:
+        raise ConfigError(f"rounds={rounds} must be at least 1")
+    most = int(output_tokens.max()) if rounds is None else rounds
+    if prompt_tokens.size * most > MOST_TOKENS:
+        raise ConfigError(
+            f"a batch of {prompt_tokens.size:,} with up to {most:,} tokens each is too long to "
+            f"simulate; the limit is {MOST_TOKENS:,} tokens: use a smaller batch or shorter outputs"
+        )
     rng = np.random.default_rng([seed, 1])
     traits = process.traits(rng, prompt_tokens.size) if chosen else np.zeros(prompt_tokens.size)
     run = FixedBatchRun(chosen, finish_s=np.zeros(prompt_tokens.size))
     run.produced = np.zeros(prompt_tokens.size, np.int64)
     wanted = None if rounds is not None else output_tokens
     while rounds is None or run.rounds < rounds:
-        size = BLOCK if rounds is None else min(BLOCK, rounds - run.rounds)
+        size = _block_rounds(run)
+        size = size if rounds is None else min(size, rounds - run.rounds)
         before, gained = _draw(process, rng, traits, run, wanted, size)
         alive = np.ones(gained.shape, bool) if wanted is None else before < wanted
         size = int(alive.any(axis=1).sum())
@@ -132,9 +144,26 @@ def simulate_batch(
         if not size:
             break
         contexts = prompt_tokens + (before if grow else 0)
-        seconds = _round_seconds(scenario, chosen, contexts, alive, finished, run)
-        _count(run, seconds, gained, alive, wanted)
+        timed = _timed_rounds(alive, max(1, 2 * run.rounds // TIMED_ROUNDS))
+        seconds = _round_seconds(scenario, chosen, contexts, alive, finished, run, timed)
+        _count(run, seconds, gained, alive, wanted, timed)
     return run
+
+
+def _block_rounds(run: FixedBatchRun) -> int:
+    if run.rounds < TIMED_ROUNDS:
+        return BLOCK
+    return min(run.rounds // 4, max(BLOCK, BLOCK_CELLS // run.produced.size))
+
+
+def _timed_rounds(alive: Bools, every: int) -> Counts:
+    """The rounds of a block to time: each `every`-th, the last, and those beside the end of one."""
+    timed = np.zeros(len(alive), bool)
+    timed[::every] = timed[-1] = True
+    ends = np.any(alive[1:] != alive[:-1], axis=1)
+    timed[1:] |= ends
+    timed[:-1] |= ends
+    return np.flatnonzero(timed)
 
 
 def _draw(
@@ -163,18 +192,19 @@ def _round_seconds(
     alive: Bools,
     finished: str,
     run: FixedBatchRun,
+    timed: Counts,
 ) -> Floats:
     """Seconds of each round; also counts the rounds by what bounds them."""
     takes_part = np.ones(alive.shape, bool) if finished == Finished.PADDING else alive
     running = takes_part.sum(axis=1)
     rows = graph_rows(running, run.rows) if finished == Finished.GRAPHS else running
     run.rows = int(rows[-1])
-    contexts = np.broadcast_to(contexts, alive.shape)
-    seconds, point = ragged_round_seconds(scenario, gamma, contexts, takes_part, rows)
-    codes = np.broadcast_to(round_bounds(point), running.shape)
-    for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
-        run.rounds_by_bound[int(code)] += int(count)
-    return seconds
+    contexts = np.broadcast_to(contexts, alive.shape)[timed]
+    seconds, point = ragged_round_seconds(scenario, gamma, contexts, takes_part[timed], rows[timed])
+    codes = np.broadcast_to(round_bounds(point), timed.shape)
+    for code, count in zip(codes.tolist(), np.diff(timed, append=len(alive)), strict=True):
+        run.rounds_by_bound[code] += int(count)
+    return np.interp(np.arange(len(alive)), timed, seconds)
 
 
 def _count(
@@ -183,6 +213,7 @@ def _count(
     gained: Counts,
     alive: Bools,
     wanted: Counts | None,
+    timed: Counts,
 ) -> None:
     ends = run.makespan_s + np.cumsum(seconds)
     after = run.produced + np.cumsum(gained, axis=0)
@@ -190,8 +221,9 @@ def _count(
     here = alive.any(axis=0)
     if wanted is None or here.any():
         run.finish_s[here] = ends[last[here]]
-    for start, spent, on, tokens in zip(
-        ends - seconds, seconds, alive.sum(axis=1), gained.sum(axis=1), strict=True
+    spans = (np.add.reduceat(each, timed) for each in (seconds, gained.sum(axis=1)))
+    for start, on, spent, tokens in zip(
+        (ends - seconds)[timed], alive[timed].sum(axis=1), *spans, strict=True
     ):
         run.timeline.add(float(start), float(spent), int(on), 0.0, run.gamma, float(tokens))
     run.produced = after[-1]

@@ -34,3 +34,5 @@ def test_sizes_use_si_prefixes(size: float, text: str) -> None:
 
 def test_token_counts_have_thousands_separators() -> None:
     assert units.format_tokens(32000) == "32,000"
+    rates = [units.format_rate(rate) for rate in (0.0123, 3.456, 99.94, 1234.5)]
+    assert rates == ["0.0123", "3.46", "99.9", "1,234"]

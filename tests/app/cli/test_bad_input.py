@@ -128,6 +128,18 @@ CASES = {
         ["sweep", "--batch", "1,2", "--csv", "/dev/null/x.csv"],
         "/dev/null/x.csv",
     ),
+    "output into a folder": (["sweep", "--batch", "1,2", "--csv", "new/"], "'new/' is a folder"),
+    "a page into a folder": (["recommend", "--html=new/"], "'new/' is a folder"),
+    "a page to stdout": (["recommend", "--html", "-"], "does not write to stdout"),
+    "a table to stdout": (["sweep", "--batch", "1,2", "--parquet=-"], "does not write to stdout"),
+    "two policies of one draft": (
+        ["recommend", "--draft", "self:snapkv", "--draft-policy", "streamingllm"],
+        "give one of them",
+    ),
+    "a batch too long to simulate": (
+        ["simulate", "--target", "mistral-7b-v0.1", "--batch", "1", "--output-tokens", "100000000"],
+        "shorter outputs",
+    ),
 }
 
 

@@ -37,17 +37,32 @@ def test_mean_tokens_are_omega_without_spread() -> None:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rounds_to_finish_agree_with_drawing_every_round(name: str) -> None:
     """Same distribution: mean and spread over many sequences agree within their errors."""
-    process, gamma, size = PROCESSES[name], 3, 20_000
+    rounds_agree(PROCESSES[name], gamma=3, most=60, size=20_000)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_rounds_of_many_tokens_agree_with_drawing_every_round(name: str) -> None:
+    rounds_agree(PROCESSES[name], gamma=4, most=30_000, size=100)
+
+
+def test_a_million_tokens_take_their_mean_number_of_rounds() -> None:
+    process, tokens = PROCESSES["per position"], np.array([1_000_000, 10_000_000])
+    rounds = process.rounds_to_finish(np.random.default_rng(0), 3, np.zeros(2), tokens)
+    assert rounds * process.mean_tokens(3) == pytest.approx(tokens, rel=5e-3)
+
+
+def rounds_agree(process: AcceptanceProcess, *, gamma: int, most: int, size: int) -> None:
     rng = np.random.default_rng(1)
-    traits, tokens = process.traits(rng, size), rng.integers(0, 60, size)
+    traits, tokens = process.traits(rng, size), rng.integers(0, most, size)
     drawn = process.rounds_to_finish(rng, gamma, traits, tokens)
     played, left = np.zeros(size, np.int64), tokens.copy()
     while np.any(left > 0):
         gained = 1 + process.accepted(rng, gamma, traits, played)
         played += left > 0
         left -= gained
-    error = np.hypot(drawn.std(), played.std()) / np.sqrt(size)
-    assert abs(drawn.mean() - played.mean()) <= 4.5 * error
+    # The same lengths and traits, so that only acceptance differs.
+    error = np.std(drawn - played) / np.sqrt(size)
+    assert abs(np.mean(drawn - played)) <= 4.5 * error
     assert drawn.std() == pytest.approx(played.std(), rel=0.03)
     assert np.array_equal(drawn == 0, tokens == 0)
 

@@ -102,6 +102,23 @@ def test_every_token_is_produced_once(
     )
 
 
+def test_a_long_run_agrees_with_its_steps() -> None:
+    """Beyond the first rounds, times are interpolated: plain steps of the mean context."""
+    scenario, prompt, outputs = a_scenario(), 500, lengths_of(9000, 30_000)
+    run = simulate_batch(
+        scenario, PLAIN, prompt_tokens=lengths_of(500, 500), output_tokens=outputs, gamma=0
+    )
+    context, first = prompt + np.arange(30_000), 9000
+    steps = [
+        np.asarray(estimate(scenario, batch=batch, prompt_tokens=c, gamma=0).plain_tpot_s)
+        for batch, c in ((2, context[:first]), (1, context[first:]))
+    ]
+    assert run.rounds == 30_000 and run.produced.tolist() == outputs.tolist()
+    assert run.finish_s == pytest.approx(
+        [steps[0].sum(), steps[0].sum() + steps[1].sum()], rel=1e-4
+    )
+
+
 def test_compaction_never_takes_longer_and_changes_no_token() -> None:
     scenario = a_scenario(draft="self", acceptance=0.8, gamma=3)
     process, rng = scenario_acceptance(scenario), np.random.default_rng(0)
@@ -145,5 +162,7 @@ def test_invalid_arguments_are_refused() -> None:
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, gamma=2)
     with pytest.raises(ConfigError, match="at least 1 token"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=0 * one)
+    with pytest.raises(ConfigError, match=r"1,000,000,000 tokens each"):
+        simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=10**9 * one)
     with pytest.raises(ConfigError, match=r"gone.*compaction, padding or graphs"):
         simulate_batch(a_scenario(), PLAIN, prompt_tokens=one, output_tokens=one, finished="gone")
