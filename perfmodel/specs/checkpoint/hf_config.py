@@ -18,6 +18,7 @@ from perfmodel.specs.checkpoint.config_fields import check_known, check_names, c
 from perfmodel.specs.model import ModelSpec
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 Number = Annotated[float, Field(gt=0)]
 Factor = Annotated[float, Field(ge=1, le=10**6)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -84,10 +85,10 @@ class _AutoMap(Strict):
     AutoConfig: str = _ABSENT
 
 
-class _Decoder(Strict):
-    """The fields that the four configuration classes share, with their defaults."""
+class Sizes(Strict):
+    """The fields of every decoder with heads of one width."""
 
-    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
+    num_hidden_layers: Layers
     hidden_size: Count
     num_attention_heads: Count
     intermediate_size: Count
@@ -95,11 +96,16 @@ class _Decoder(Strict):
     max_position_embeddings: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    is_causal: On = True
+
+
+class _Decoder(Sizes):
+    """The fields that the four configuration classes share, with their defaults."""
+
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
-    tie_word_embeddings: bool = False
-    is_causal: On = True
-    attention_bias: bool = False
     mlp_bias: bool = False
     rope_theta: Theta = 10_000.0
     rope_scaling: _Rope | None = None

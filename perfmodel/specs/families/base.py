@@ -8,13 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.specs.checkpoint.hf_config import Count, Factor, On, Strict
+from perfmodel.specs.checkpoint.hf_config import Count, Factor, Layers, Sizes, Strict
 from perfmodel.specs.layers import LocalAttention
 from perfmodel.specs.model import ModelSpec
 
 Whole = Annotated[int, Field(ge=0, le=10_000)]
 Size = Annotated[int, Field(ge=0, le=10**9)]
-Layers = Annotated[int, Field(ge=1, le=10_000)]
 Kind = Literal["full_attention", "sliding_attention", "chunked_attention", "linear_attention"]
 _MISSING: Any = None  # the default of a field that may be left out but not written as null
 
@@ -30,7 +29,7 @@ class Rope(Strict):
     original_max_position_embeddings: Count | None = None
 
 
-class Text(Strict):
+class Text(Sizes):
     """A decoder with grouped-query attention and a gated MLP in every layer."""
 
     # Fields that change results but neither sizes nor times, and other spellings of fields.
@@ -40,18 +39,7 @@ class Text(Strict):
     norms: ClassVar[int] = 2
     head_norms: ClassVar[bool] = False  # of queries and keys
 
-    num_hidden_layers: Layers
-    hidden_size: Count
-    num_attention_heads: Count
-    intermediate_size: Count
-    vocab_size: Count
-    max_position_embeddings: Count
-    num_key_value_heads: Count | None = None
-    head_dim: Count | None = None
     hidden_act: Literal["silu", "gelu_pytorch_tanh"] = "silu"
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    is_causal: On = True
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from perfmodel.specs.checkpoint.hf_config import Count, Off
-from perfmodel.specs.families.base import Layers, Text, Windowed
+from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off
+from perfmodel.specs.families.base import Text, Windowed
 from perfmodel.specs.model import ModelSpec
 
 

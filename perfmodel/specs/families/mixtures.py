@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from perfmodel.errors import ConfigError
-from perfmodel.specs.checkpoint.hf_config import Count, Off, On
-from perfmodel.specs.families.base import Kind, Layers, Size, Text, Whole, Windowed
+from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off, On
+from perfmodel.specs.families.base import Kind, Size, Text, Whole, Windowed
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
 from perfmodel.specs.model import ModelSpec
 
