@@ -33,10 +33,8 @@ _VLLM_LOG = re.compile(
     rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
     r"Running: (\d{1,9}) reqs"
 )
-_SGLANG_LOG = re.compile(
-    rf"Decode batch.*?#running-req: (\d{{1,9}}),(?:.*?accept len: {NUMBER})?.*?"
-    rf"gen throughput \(token/s\): {NUMBER}"
-)
+_SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
+_SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
     rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+{NUMBER}",
     re.M,
@@ -142,9 +140,11 @@ def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
     for prompt, generated, running in _VLLM_LOG.findall(text):
         if float(generated) and float(prompt) <= QUIET * float(generated):
             windows.setdefault(int(running), []).append(float(generated))
-    for running, _, generated in _SGLANG_LOG.findall(text):
-        if float(generated):
-            windows.setdefault(int(running), []).append(float(generated))
+    for entry in text.split("Decode batch")[1:]:
+        line = entry.partition("\n")[0]
+        running, rate = _SGLANG_RUNNING.search(line), _SGLANG_THROUGHPUT.search(line)
+        if running and rate and float(rate[1]):
+            windows.setdefault(int(running[1]), []).append(float(rate[1]))
     if not windows:
         return None
     if batch not in windows:

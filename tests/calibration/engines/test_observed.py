@@ -80,6 +80,8 @@ def test_sglangs_log_gives_throughput_and_accept_length(tmp_path: Path) -> None:
     assert measured.rounds_s[3] == pytest.approx(8 * 2.5 / 1000.0, rel=1e-6)
     plain = read(tmp_path, SGLANG.replace("accept len: 2.50, accept rate: 0.50, ", ""))
     assert plain.plain_s == pytest.approx(8e-3)
+    cut_off = f"{SGLANG.partition(' cuda graph')[0].replace('req: 8', 'req: 9')} {SGLANG}"
+    assert read(tmp_path, cut_off).rounds_s == measured.rounds_s
 
 
 def test_two_scrapes_are_subtracted(tmp_path: Path) -> None:
