@@ -191,7 +191,7 @@ class CachedText:
         page, gamma = self.cache.page_tokens, self.task.gamma
         tables, cached, borrowed = [], [], []
         for start in starts:
-            view = policy.view(self._sequence(start))
+            view = policy.view(self._sequence(start), start)
             skipped = (view.tail_page - len(view.front)) * page
             front, drafts = list(view.front), self._draft_pages(start)
             if relative and skipped:

@@ -70,9 +70,11 @@ class EngineProfile:
     round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
     round_overhead_per_sequence_s: float = 0.0
     round_overhead_per_draft_s: float = 0.0  # tables of a draft step, filled before the first step
-    rank_round_overhead_s: float = 0.0  # added to these three if several ranks share a model
+    round_overhead_per_model_draft_s: float = 0.0  # added to it for a draft model
+    rank_round_overhead_s: float = 0.0  # added to these four if several ranks share a model
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
+    rank_round_overhead_per_model_draft_s: float = 0.0
     plain_runs_ahead: bool = False
     is_bound: bool = False  # parts take their time at the peaks of the datasheet
     vocab_parallel: bool = True
@@ -98,13 +100,16 @@ class EngineProfile:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
 
-    def round_overheads(self, tp: int) -> tuple[float, float, float]:
-        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft."""
+    def round_overheads(self, tp: int) -> tuple[float, float, float, float]:
+        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft, and
+        more per draft if a draft model makes them."""
         several = float(tp > 1)
         return (
             self.round_overhead_s + several * self.rank_round_overhead_s,
             self.round_overhead_per_sequence_s + several * self.rank_round_overhead_per_sequence_s,
             self.round_overhead_per_draft_s + several * self.rank_round_overhead_per_draft_s,
+            self.round_overhead_per_model_draft_s
+            + several * self.rank_round_overhead_per_model_draft_s,
         )
 
     def host_costs(self, method: str) -> HostCosts | None:

@@ -179,8 +179,11 @@ def estimate(
     target = target_rank(scenario)
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
-    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp)
-    overhead = fixed + per_sequence * b + per_draft * np.maximum(g, 1.0)
+    fixed, per_sequence, per_draft, more_per_draft = engine.round_overheads(scenario.tp)
+    drafts = np.maximum(g, 1.0)
+    overhead = fixed + per_sequence * b + per_draft * drafts
+    if scenario.draft is not None and not plan.is_self:
+        overhead = overhead + more_per_draft * drafts
     step = forward_pass(target, batch=b, context_tokens=prompt)
     host = fixed + per_sequence * b + per_draft if engine.plain_runs_ahead else 0.0
     plain_overhead = np.maximum(host - step.total_s, 0.0)

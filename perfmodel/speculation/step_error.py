@@ -25,7 +25,7 @@ from perfmodel.speculation.round import estimate, target_rank
 # Rms of ln(predicted / measured speedup), by what was left out.
 SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
 ARCHITECTURE_ERROR = 0.172  # the GPU, predicted from one of another architecture
-TP_ERROR = 0.076  # two ranks, predicted from one; taken for each doubling
+TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
 # LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
 PREFILL_ERROR, LAUNCH_ERROR = 0.092, 0.592

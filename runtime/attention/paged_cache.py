@@ -116,9 +116,9 @@ class PagedCache:
         if missing > 0:
             table.pages.extend(self.allocate(missing))
 
-    def truncate(self, table: PageTable, tokens: int) -> None:
-        """Roll back to the first `tokens` tokens and free every page after them."""
-        used = pages_for(tokens, self.page_tokens)
+    def truncate(self, table: PageTable, tokens: int, *, reserved: int = 0) -> None:
+        """Roll back to the first `tokens` tokens and free every page after `reserved` more."""
+        used = pages_for(tokens + reserved, self.page_tokens)
         if used < len(table.pages):
             self.free(table.pages[used:])
             del table.pages[used:]

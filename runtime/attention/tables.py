@@ -160,14 +160,14 @@ class PassTables:
         host: Ints = self._staged.numpy()
         self._tokens = slice(words - first_tokens, words)
         self._host_tokens = host[self._tokens]
-        self._pages = host[:pages].reshape(batch, self.page_room)
-        self._runs: list[_PassRun] = []
+        self.pages = host[:pages].reshape(batch, self.page_room)
+        self.runs: list[PassRun] = []
         self.passes: list[DeviceTables] = []
         start = pages
         for run, parts, (grid, queries) in zip(runs, segments, grids, strict=True):
             stop = start + len(run) * parts.words
             region = host[start:stop].reshape(len(run), -1)
-            self._runs.append(_PassRun(grid, parts, queries, region, self.page_room))
+            self.runs.append(PassRun(grid, parts, queries, region, self.page_room))
             self.passes += [
                 DeviceTables(
                     grid,
@@ -180,38 +180,43 @@ class PassTables:
             ]
             start = stop
 
-    def fits(self, layouts: Sequence[PassLayout]) -> bool:
-        """Whether the capacity suffices for these passes."""
-        first = layouts[0]
-        longest = max(map(len, first.page_tables))
-        return len(first.kv_tokens) <= self.batch and longest <= self.page_room
+    def fits(self, batch: int, pages: int) -> bool:
+        """Whether there is room for so many sequences of at most so many pages."""
+        return batch <= self.batch and pages <= self.page_room
 
     @property
     def tokens(self) -> Tensor:
         """Input tokens of the first pass, on the device."""
         return self._device[self._tokens]
 
-    def fill(self, layouts: Sequence[PassLayout], tokens: Sequence[int] = ()) -> None:
+    def fill(self, layouts: Sequence[PassLayout], tokens: Counts = ()) -> None:
         """Copy lengths, pages, blocks and the first pass's tokens to the device.
 
         Waits only for the previous copy, which reads the same host memory.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        for row, table in enumerate(layouts[0].page_tables):
-            self._pages[row, : len(table)] = table
-        used = len(layouts[0].page_tables)
-        self._pages[used:] = self._shape.idle_page
-        done = 0
-        for run in self._runs:
+        self.write_pages(layouts[0].page_tables)
+        used, done = len(layouts[0].page_tables), 0
+        for run in self.runs:
             passes = layouts[done : done + run.steps]
             kv = self._padded([layout.kv_tokens for layout in passes])
             kv[:, used:] = run.queries[used:]
             first = None
             if passes[0].first_positions is not None:
                 first = self._padded([layout.first_positions for layout in passes])
-            run.fill(kv, first, self._pages)
+            run.fill(kv, first, self.pages)
             done += run.steps
+        self.send(tokens)
+
+    def write_pages(self, page_tables: Sequence[Sequence[int]]) -> None:
+        """Write the page tables of the first rows on the host, once the last copy has ended."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        for row, table in enumerate(page_tables):
+            self.pages[row, : len(table)] = table
+        self.pages[len(page_tables) :] = self._shape.idle_page
+
+    def send(self, tokens: Counts) -> None:
+        """Copy the host's tables and these tokens to the device."""
         self._host_tokens[: len(tokens)] = tokens
         self._device.copy_(self._staged, non_blocking=True)
         if self._copied is not None:
@@ -244,7 +249,7 @@ class PassTables:
         return grid, queries
 
 
-class _PassRun:
+class PassRun:
     """Host tables of consecutive passes that differ only in lengths."""
 
     def __init__(
@@ -256,7 +261,8 @@ class _PassRun:
         self.sequence = np.repeat(np.arange(len(queries), dtype=np.int32), queries)  # (query_rows,)
         first = np.cumsum(queries) - queries
         self.index = (np.arange(len(self.sequence)) - first[self.sequence]).astype(np.int32)
-        self._scheduled: Ints | None = None  # (steps, batch) pages at the last schedule
+        self._range_pages = np.zeros((len(region), 1), dtype=np.int32)  # 0: not scheduled yet
+        self._ranges = np.zeros((len(region), len(queries)), dtype=np.int32)
         region[:, parts.query_offsets] = np.concatenate(([0], np.cumsum(queries)))
         region[:, parts.page_offsets] = np.arange(grid.batch + 1) * page_room
         region[:, parts.rows] = grid.query_rows
@@ -271,32 +277,42 @@ class _PassRun:
         `kv` (steps, batch) are the tokens read, `first` (steps, batch) the rotary positions of each
         sequence's first new token, and `pages` (batch, page_room) the page tables.
         """
-        region, parts, page = self.region, self.parts, self.grid.page_tokens
-        region[:, parts.last_page] = kv - (self.page_room - 1) * page
-        cached = kv - self.queries
+        page, cached = self.grid.page_tokens, kv - self.queries
         place = cached[:, self.sequence] + self.index
         table_index, offset = np.divmod(place, page)
-        region[:, parts.slots] = pages[self.sequence, table_index] * page + offset
+        slots = pages[self.sequence, table_index] * page + offset
         if first is not None:
             place = first[:, self.sequence] + self.index
-        region[:, parts.positions] = place
-        self._fill_blocks(pages_read(self.grid, kv))
+        self.write(self.last_page(kv), slots, place, pages_read(self.grid, kv))
+
+    def last_page(self, kv: Ints) -> Ints:
+        """The words that set lengths; see the module's docstring."""
+        return kv - (self.page_room - 1) * self.grid.page_tokens
+
+    def write(self, last_page: Ints, slots: Ints, positions: Ints, pages: Ints) -> None:
+        """Write these words (steps, words) and the blocks that read `pages` (steps, batch)."""
+        region, parts = self.region, self.parts
+        region[:, parts.last_page] = last_page
+        region[:, parts.slots] = slots
+        region[:, parts.positions] = positions
+        self._fill_blocks(pages)
 
     def _fill_blocks(self, pages: Ints) -> None:
-        """Write the blocks of the passes whose pages to read (steps, batch) have changed.
+        """Write the blocks of the passes that need other ones for these pages (steps, batch).
 
-        Without a split, blocks do not depend on lengths.
+        Blocks depend on lengths only through the number of ranges of each sequence, so they stay as
+        long as ranges of the present length give the same numbers; without a split, always.
         """
-        before = self._scheduled
-        if before is not None and (not self.grid.split or np.array_equal(before, pages)):
+        first = not self._range_pages[0, 0]
+        if not first and not self.grid.split:
             return
-        self._scheduled = pages
-        blocks = self.parts.blocks
-        for step, row in enumerate(pages):
-            if step and np.array_equal(row, pages[step - 1]):
-                self.region[step, blocks] = self.region[step - 1, blocks]
-            elif before is None or not np.array_equal(row, before[step]):
-                self._write_blocks(self.region[step], schedule(self.grid, row, self.queries))
+        ranges = -(-pages // np.maximum(self._range_pages, 1))
+        changed = (ranges != self._ranges).any(1)
+        for step in np.flatnonzero(changed | first):
+            blocks = schedule(self.grid, pages[step], self.queries)
+            self._range_pages[step] = blocks.range_tokens // self.grid.page_tokens
+            self._ranges[step] = -(-pages[step] // self._range_pages[step])
+            self._write_blocks(self.region[step], blocks)
 
     def _write_blocks(self, words: Ints, blocks: Blocks) -> None:
         """Write the blocks of one pass and mask off the unused ones."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.snapkv import WindowQueries
-from runtime.drafting.views import FullView, ViewPolicy
-from runtime.execution.draft_steps import DraftPhase, Proposal
+from runtime.drafting.views import FullView, View, ViewPolicy
+from runtime.execution.draft_steps import DraftPhase, NextDraft, PreparedDraft, Proposal
 from runtime.execution.eager import Passes
 from runtime.execution.prefill import Progress, PromptObserver
 from runtime.execution.sampling import Sampler
@@ -28,6 +29,11 @@ class Drafter(ABC):
     def admit(self, sequences: Sequence[SequenceState], progress: Progress) -> None:
         """Add sequences that the target has just prefilled."""
         return
+
+    def prepare(self, sequences: Sequence[SequenceState], gamma: int) -> PreparedDraft | None:
+        """The next round's draft phase, before the verdict of this one, for which slots of both
+        rounds are reserved; None if it depends on more than the verdict."""
+        return None
 
     @abstractmethod
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
@@ -80,21 +86,52 @@ class SelfDrafter(Drafter):
 
     def propose(self, sequences: Sequence[SequenceState], gamma: int) -> Proposal:
         """Draft γ tokens, one per step, over the policy's view."""
-        views = [self.policy.view(sequence) for sequence in sequences]
         tables, cached = [], []
-        for view, sequence in zip(views, sequences, strict=True):
+        for sequence in sequences:
+            view = self.policy.view(sequence, sequence.table.tokens)
             tables.append(view.pages(sequence.table))
-            skipped = (view.tail_page - len(view.front)) * self.cache.page_tokens
-            cached.append(sequence.table.tokens - skipped)
-        full = isinstance(self.policy, FullView)
+            cached.append(sequence.table.tokens - self._skipped(view))
         steps = DraftPhase(
             first_tokens=[[sequence.tokens[-1]] for sequence in sequences],
             first_positions=[sequence.table.tokens for sequence in sequences],
             page_tables=tables,
             cached=cached,
-            window_tokens=self.decoder.config.sliding_window_tokens if full else None,
+            window_tokens=self._window_tokens,
         )
         return self.passes.draft(steps, gamma, self.sampler)
+
+    def prepare(self, sequences: Sequence[SequenceState], gamma: int) -> PreparedDraft:
+        """A view for every number of tokens that the sequences may have after this round."""
+        tables = []
+        skipped = np.empty((len(sequences), gamma + 1), dtype=np.int64)
+        for row, sequence in enumerate(sequences):
+            least = sequence.table.tokens + 1
+            views = [self.policy.view(sequence, least + gamma)]
+            if views[0] == self.policy.view(sequence, least):  # mostly
+                views *= gamma + 1
+                tables.append([views[0].pages(sequence.table)] * (gamma + 1))
+            else:
+                views = [self.policy.view(sequence, least + count) for count in range(gamma + 1)]
+                tables.append([view.pages(sequence.table) for view in views])
+            skipped[row] = [self._skipped(view) for view in views]
+        tokens = np.array([sequence.table.tokens for sequence in sequences])
+        positions = tokens + np.arange(1, gamma + 2)[:, None]
+        choices = NextDraft(
+            page_tables=tables,
+            cached=positions - skipped.T,
+            first_positions=positions,
+            window_tokens=self._window_tokens,
+        )
+        return self.passes.prepare(choices, gamma, self.sampler)
+
+    @property
+    def _window_tokens(self) -> int | None:
+        full = isinstance(self.policy, FullView)
+        return self.decoder.config.sliding_window_tokens if full else None
+
+    def _skipped(self, view: View) -> int:
+        """Tokens that a view leaves out."""
+        return (view.tail_page - len(view.front)) * self.cache.page_tokens
 
     def release(self, sequence: SequenceState) -> None:
         """Free the pages that the policy gathered."""

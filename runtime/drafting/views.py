@@ -42,8 +42,8 @@ class ViewPolicy:
     def admit(self, sequence: SequenceState, queries: Sequence[Tensor]) -> None:
         """Add a prefilled sequence; `queries` are those of its last prompt tokens, per layer."""
 
-    def view(self, sequence: SequenceState) -> View:
-        """The cached tokens to read this round, without the round's drafts."""
+    def view(self, sequence: SequenceState, cached: int) -> View:
+        """What to read of the first `cached` tokens of a sequence."""
         return View((), 0)
 
     def release(self, sequence: SequenceState) -> None:
@@ -64,9 +64,8 @@ class SinkWindowView(ViewPolicy):
         self.sink_pages = whole_sink_pages(budget_tokens, sink_tokens, page_tokens)
         self.budget_tokens, self.page_tokens = budget_tokens, page_tokens
 
-    def view(self, sequence: SequenceState) -> View:
+    def view(self, sequence: SequenceState, cached: int) -> View:
         """All pages while they fit the budget, then sink and window."""
-        cached = sequence.table.tokens
         if cached <= self.budget_tokens:
             return View((), 0)
         window_tokens = self.budget_tokens - self.sink_pages * self.page_tokens
@@ -146,7 +145,7 @@ class SnapView(ViewPolicy):
         """Add a sequence whose pages have been gathered."""
         self._views[sequence.index] = view
 
-    def view(self, sequence: SequenceState) -> View:
+    def view(self, sequence: SequenceState, cached: int) -> View:
         """The gathered pages, then the target's pages from the last part of the prompt on."""
         return self._views[sequence.index]
 

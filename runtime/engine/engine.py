@@ -6,8 +6,12 @@ verdict: how many drafts were accepted, and the new tokens.
 Plain decoding launches the next step before it reads the last one, so that the host's work takes
 place while the GPU computes: the token stays on the device, and every sequence grows by exactly
 one. Maximum lengths are known in advance. An end token is seen one step late; the token that was
-computed after it is dropped. A speculative round cannot start this way, since its tables depend on
-how many drafts were accepted.
+computed after it is dropped.
+
+A speculative round depends on how many drafts the last one accepted. While a round verifies, the
+host prepares the next self-draft for every possible number, so that it only selects after reading
+the verdict; it appends tokens and rolls back while that draft runs. If a sequence ends, or for a
+draft model, the next draft is launched after this.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.attention.base import AttentionBackend, PassLayout
@@ -23,9 +29,9 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.engine.verdict import Launched, Verdict, to_device
+from runtime.engine.verdict import Launched, Verdict, any_ends, to_device
 from runtime.errors import EngineError, InputError, OutOfPages
-from runtime.execution.draft_steps import Proposal
+from runtime.execution.draft_steps import PreparedDraft, Proposal
 from runtime.execution.eager import Passes, output_rows
 from runtime.execution.prefill import Progress, PromptJob, prefill
 from runtime.execution.sampling import Sampler
@@ -65,7 +71,8 @@ class Engine:
         self.clock = clock or HostClock()
         self.sequences: list[SequenceState] = []
         self.rounds: list[RoundRecord] = []
-        self._ahead: Launched | None = None
+        self._ahead: Launched | None = None  # the next plain step
+        self._drafted: Proposal | None = None  # of the next round
 
     @property
     def group(self) -> Group:
@@ -155,7 +162,7 @@ class Engine:
     def _start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], progress: Progress
     ) -> None:
-        self.rounds, self._ahead = [], None
+        self.rounds, self._ahead, self._drafted = [], None, None
         self.sequences = [
             SequenceState(index, list(prompt), len(prompt), most)
             for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
@@ -172,7 +179,7 @@ class Engine:
             )
             nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
             rows = output_rows(self.target, hidden, self.sampler.greedy)
-            verdict = self._read(self._judge(nothing, rows[:, None]))
+            verdict = self._read(self._judge(nothing, rows[:, None])).tolist()
         with self.clock.phase("draft_prefill"):
             self.drafter.admit(self.sequences, progress)
         for sequence, row in zip(self.sequences, verdict, strict=True):
@@ -189,27 +196,51 @@ class Engine:
             return self._round()
 
     def _round(self) -> RoundRecord:
-        """Launch a round unless one is running; at γ = 0 launch the next step; commit the first."""
+        """Launch a round unless one is running, and the next step or draft; commit the first."""
         number = len(self.rounds)
         launched = self._ahead or self._launch(self.active)
-        self._ahead = None
+        self._ahead, prepared = None, None
         if self.gamma == 0:
             self._ahead = self._launch_after(launched)
+        else:
+            prepared = self._prepare(launched.sequences)
         HERE.note(f"round {number}: accept")
-        record = self._commit(launched, self._read(launched.verdict))
+        verdict = self._read(launched.verdict)
+        if prepared and not any_ends(launched.sequences, verdict, self.eos_tokens):
+            HERE.note(f"round {number + 1}: draft")
+            accepted = verdict[:, 0]
+            last = verdict[np.arange(len(verdict)), accepted + 1]
+            self._drafted = prepared(accepted, last)
+        record = self._commit(launched, verdict.tolist())
         self.rounds.append(record)
         if not self.active:
             self._ahead = None  # only sequences that met an end token
         return record
 
     def _launch(self, active: list[SequenceState]) -> Launched:
-        """Draft and verify from tokens that the host has."""
-        for sequence in active:
-            self.cache.reserve(sequence.table, self.gamma + 1)
-        HERE.note(f"round {len(self.rounds)}: draft")
-        proposal = self.drafter.propose(active, self.gamma)
+        """Draft, unless this has been done, and verify from tokens that the host has."""
+        proposal, self._drafted = self._drafted, None
+        if proposal is None:
+            for sequence in active:
+                self.cache.reserve(sequence.table, self.gamma + 1)
+            HERE.note(f"round {len(self.rounds)}: draft")
+            proposal = self.drafter.propose(active, self.gamma)
         last = [sequence.tokens[-1] for sequence in active]
         return self._verify_and_accept(active, last, proposal)
+
+    def _prepare(self, active: list[SequenceState]) -> PreparedDraft | None:
+        """The next round's draft, or None if it cannot be prepared or there are too few pages."""
+        width = self.gamma + 1
+        try:
+            for sequence in active:
+                # Without the room of a sequence that could not draft again.
+                most = min(2 * width, sequence.room + self.gamma)
+                self.cache.reserve(sequence.table, max(width, most))
+        except OutOfPages:  # a sequence that ends in this round may free some
+            for sequence in active:
+                self.cache.truncate(sequence.table, sequence.table.tokens, reserved=width)
+            return None
+        return self.drafter.prepare(active, self.gamma)
 
     def _launch_after(self, before: Launched) -> Launched | None:
         """The plain step after one that has not been read, from the tokens on the device."""
@@ -278,7 +309,7 @@ class Engine:
         differs = (sent[:, width + 1 :] != drafted).any(1, keepdim=True)
         return Verdict(torch.cat((sent[:, : width + 1], differs.long()), dim=1), compared=True)
 
-    def _read(self, verdict: Verdict) -> list[list[int]]:
+    def _read(self, verdict: Verdict) -> NDArray[np.int64]:
         """Read the device, once per round.
 
         Raises
@@ -287,18 +318,20 @@ class Engine:
             If this rank drafted different tokens than rank 0, so that their caches disagree.
         """
         rows = verdict.read()
-        for index, row in enumerate(rows if verdict.compared else ()):
-            if row.pop():
-                raise EngineError(
-                    f"rank {self.group.rank} drafted different tokens than rank 0 (round "
-                    f"{len(self.rounds)}, sequence {index}): an all-reduce gave different results; "
-                    f"check the GPUs"
-                )
-        return rows
+        if not verdict.compared:
+            return rows
+        for index in np.flatnonzero(rows[:, -1]):
+            raise EngineError(
+                f"rank {self.group.rank} drafted different tokens than rank 0 (round "
+                f"{len(self.rounds)}, sequence {index}): an all-reduce gave different results; "
+                f"check the GPUs"
+            )
+        return rows[:, :-1]
 
     def _commit(self, launched: Launched, verdict: list[list[int]]) -> RoundRecord:
         """Append what was accepted, roll the cache back to it, free what has finished."""
         counts, kept = [], []
+        reserved = 0 if self._drafted is None else self.gamma + 1  # the next draft writes there
         for sequence, (accepted, *tokens) in zip(launched.sequences, verdict, strict=True):
             if sequence.finish is not None:  # this step was launched before its end token was read
                 continue
@@ -309,7 +342,7 @@ class Engine:
             if sequence.finish is not None:
                 self._free(sequence)
             elif self.gamma:
-                self.cache.truncate(sequence.table, len(sequence.tokens) - 1)
+                self.cache.truncate(sequence.table, len(sequence.tokens) - 1, reserved=reserved)
         return RoundRecord(self.gamma, tuple(counts), tuple(kept), launched.read_tokens)
 
     def abandon(self) -> None:
@@ -317,7 +350,7 @@ class Engine:
         for sequence in self.active:
             sequence.finish = "abandoned"
             self._free(sequence)
-        self._ahead = None
+        self._ahead = self._drafted = None
 
     def _free(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.table)

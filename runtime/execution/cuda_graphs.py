@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.attention.base import PassLayout
+from runtime.attention.base import Counts, PassLayout
+from runtime.attention.choices import TableChoices
 from runtime.attention.flashinfer_backend import FlashInferAttention, PlannedPasses
-from runtime.execution.draft_steps import DraftPhase, Proposal
+from runtime.execution.draft_steps import DraftPhase, NextDraft, PreparedDraft, Proposal
 from runtime.execution.eager import PassTimer, draft_steps, output_rows, untimed
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
@@ -69,15 +72,40 @@ class GraphPasses:
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """One replay of γ steps."""
-        layouts, batch = phase.layouts(gamma), len(phase.cached)
+        layouts = phase.layouts(gamma)
         key = (gamma, phase.num_new_tokens, phase.window_tokens, sampler.greedy)
 
         def steps(passes: PlannedPasses) -> Proposal:
             tokens = passes.tables.tokens
             return draft_steps(self.decoder, passes.plans, tokens, phase.num_new_tokens, sampler)
 
-        tokens = [token for row in phase.first_tokens for token in row]
+        tokens = np.asarray(phase.first_tokens).ravel()
         captured = self._graph(self._drafts, self._draft_pool, key, layouts, tokens, steps, sampler)
+        return self._replay_draft(captured, len(phase.cached))
+
+    def prepare(self, choices: NextDraft, gamma: int, sampler: Sampler) -> PreparedDraft:
+        """The tables of all choices, if there is a graph that fits them."""
+        batch = len(choices.page_tables)
+        longest = max(len(table) for tables in choices.page_tables for table in tables)
+        key = (gamma, 1, choices.window_tokens, sampler.greedy)
+        captured = self._fitting(self._drafts.get(key, ()), batch, longest)
+        if captured is None:
+            return lambda accepted, last: self.draft(choices.select(accepted, last), gamma, sampler)
+        steps = np.arange(gamma)[:, None]
+        tables = TableChoices(
+            captured.passes.tables,
+            choices.page_tables,
+            kv_tokens=choices.cached[:, None] + 1 + steps,
+            positions=choices.first_positions[:, None] + steps,
+        )
+
+        def launch(accepted: NDArray[np.int64], last: NDArray[np.int64]) -> Proposal:
+            tables.fill(accepted, last)
+            return self._replay_draft(captured, batch)
+
+        return launch
+
+    def _replay_draft(self, captured: Captured[Proposal], batch: int) -> Proposal:
         self._latest["draft"] = captured
         with self._timer("draft"):
             drafts = captured.replay()
@@ -117,26 +145,35 @@ class GraphPasses:
         pool: Any,
         key: _Key,
         layouts: Sequence[PassLayout],
-        tokens: Sequence[int],
+        tokens: Counts,
         run: Callable[[PlannedPasses], _Output],
         sampler: Sampler | None,
     ) -> Captured[_Output]:
         """The graph for these passes, with its tables filled."""
         known, batch = graphs.setdefault(key, []), len(layouts[0].kv_tokens)
-        fitting = [graph for graph in known if graph.passes.tables.fits(layouts)]
-        smallest = min(fitting, key=lambda graph: graph.passes.tables.batch, default=None)
-        if smallest is not None:
-            half_idle = 2 * batch <= smallest.passes.tables.batch
-            smallest.too_large = smallest.too_large + 1 if half_idle else 0
-            if smallest.too_large <= _PATIENCE:
-                smallest.passes.tables.fill(layouts, tokens)
-                return smallest
         longest = max(len(table) for table in layouts[0].page_tables)
+        fitting = self._fitting(known, batch, longest)
+        if fitting is not None:
+            fitting.passes.tables.fill(layouts, tokens)
+            return fitting
         room = longest + longest // 8 + 8  # sequences grow
         passes = self.backend.plan_passes(layouts, batch=batch, page_room=room)
         passes.tables.fill(layouts, tokens)
         known.append(self._capture(passes, pool, run, sampler))
         return known[-1]
+
+    def _fitting(
+        self, known: Sequence[Captured[_Output]], batch: int, pages: int
+    ) -> Captured[_Output] | None:
+        """The smallest graph with this room, unless it has been too large for long."""
+        fitting = [graph for graph in known if graph.passes.tables.fits(batch, pages)]
+        smallest = min(fitting, key=lambda graph: graph.passes.tables.batch, default=None)
+        if smallest is not None:
+            half_idle = 2 * batch <= smallest.passes.tables.batch
+            smallest.too_large = smallest.too_large + 1 if half_idle else 0
+            if smallest.too_large > _PATIENCE:
+                return None
+        return smallest
 
     def _capture(
         self,

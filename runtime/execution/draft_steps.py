@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.attention.base import PassLayout
+from runtime.attention.base import Counts, PassLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,10 @@ class DraftPhase:
     drawn before it. `cached` counts the tokens already in the pages.
     """
 
-    first_tokens: Sequence[Sequence[int]]
-    first_positions: Sequence[int]
+    first_tokens: Sequence[Sequence[int]] | NDArray[np.int64]
+    first_positions: Counts
     page_tables: Sequence[Sequence[int]]
-    cached: Sequence[int]
+    cached: Counts
     window_tokens: int | None = None
 
     @property
@@ -59,3 +60,39 @@ class DraftPhase:
             )
             for step in range(gamma)
         ]
+
+
+# Launches a prepared phase; each sequence accepted so many drafts (B,) and then got a token (B,).
+PreparedDraft = Callable[[NDArray[np.int64], NDArray[np.int64]], Proposal]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextDraft:
+    """The next round's draft phase for every number of drafts that the present round may accept.
+
+    It is prepared while the present round verifies.
+
+    Parameters
+    ----------
+    page_tables : list of list of sequence of int
+        Pages to read, for each sequence and number of accepted drafts from 0 to γ.
+    cached, first_positions : array (γ + 1, B)
+        As in `DraftPhase`, for each number of accepted drafts.
+    """
+
+    page_tables: Sequence[Sequence[Sequence[int]]]
+    cached: NDArray[np.int64]
+    first_positions: NDArray[np.int64]
+    window_tokens: int | None = None
+
+    def select(self, accepted: NDArray[np.int64], last: NDArray[np.int64]) -> DraftPhase:
+        """The phase after each sequence accepted so many drafts (B,) and then got `last` (B,)."""
+        rows = np.arange(len(accepted))
+        choices = zip(self.page_tables, accepted.tolist(), strict=True)
+        return DraftPhase(
+            first_tokens=last[:, None],
+            first_positions=self.first_positions[accepted, rows],
+            page_tables=[tables[count] for tables, count in choices],
+            cached=self.cached[accepted, rows],
+            window_tokens=self.window_tokens,
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionBackend, AttentionPlan, PassLayout
-from runtime.execution.draft_steps import DraftPhase, Proposal
+from runtime.execution.draft_steps import DraftPhase, NextDraft, PreparedDraft, Proposal
 from runtime.execution.sampling import Sampler
 from runtime.model.decoder import Decoder
 
@@ -24,6 +24,10 @@ def untimed(name: str) -> AbstractContextManager[None]:
 
 class Passes(Protocol):
     """One decoder over one cache."""
+
+    def prepare(self, choices: NextDraft, gamma: int, sampler: Sampler) -> PreparedDraft:
+        """Prepare `draft` of a phase that is one of these, of which each has one new token."""
+        ...
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """γ steps, each passing its token to the next on the device."""
@@ -44,6 +48,10 @@ class EagerPasses:
         self, decoder: Decoder, backend: AttentionBackend, *, timer: PassTimer = untimed
     ) -> None:
         self.decoder, self.backend, self._timer = decoder, backend, timer
+
+    def prepare(self, choices: NextDraft, gamma: int, sampler: Sampler) -> PreparedDraft:
+        """Nothing is done in advance."""
+        return lambda accepted, last: self.draft(choices.select(accepted, last), gamma, sampler)
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """All steps are planned before the first."""

@@ -192,6 +192,9 @@ def make_plan(
         raise ConfigError("--model is missing; give a folder or a catalog model, or use --scenario")
     if isinstance(rates := values.get("acceptance"), str):
         values["acceptance"] = _rates(rates)
+    for name in ("input", "output"):  # some versions of typer leave them as text
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
     configs: dict[str, Any] = {}
     for name in ("model", "draft"):
         if values.get(name) is not None:

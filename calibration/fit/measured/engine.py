@@ -31,6 +31,7 @@ ROUND_FIELDS = (
     "round_overhead_s",
     "round_overhead_per_sequence_s",
     "round_overhead_per_draft_s",
+    "round_overhead_per_model_draft_s",
 )
 ATTENTION_FIELDS = (
     "batch",
@@ -202,12 +203,14 @@ def layer_parts(
 
 
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, and per draft step, at least 0.
+    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, per draft step, and more per draft
+    step of a draft model, all at least 0.
 
-    The device waits for the copy of the accepted tokens to the host, for the pages and tokens of
-    each sequence, and for the tables of all draft steps. The tables of verification are filled
-    during the draft steps. Errors are relative to the round, because long rounds scatter more;
-    beyond `ROUND_SCATTER` the loss is linear, so that delayed rounds do not distort the fit.
+    The device waits for the copy of the accepted tokens to the host and for the choice among the
+    tables that were prepared for a self-draft; for a draft model, the pages and tokens of each
+    sequence come first, and then the tables of all draft steps. The tables of verification are
+    filled during the draft steps. Errors are relative to the round, because long rounds scatter
+    more; beyond `ROUND_SCATTER` the loss is linear, so that delayed rounds do not distort the fit.
     """
     from scipy.optimize import least_squares, lsq_linear
 
@@ -223,7 +226,7 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
         bounds=(0.0, np.inf),
         loss="soft_l1",
         f_scale=ROUND_SCATTER,
-        x_scale=(100.0 * US, US, 100.0 * US),
+        x_scale=(100.0 * US, US, 100.0 * US, 100.0 * US),
         xtol=1e-12,
         ftol=1e-12,
         gtol=1e-12,
@@ -301,7 +304,9 @@ def round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
     gamma = np.array([s.case.plan.gamma for s in rounds], float)
     seconds = np.array([s.times["round_s"] for s in rounds])
     passes = [s.case.plan.gamma * s.times["draft_step_s"] + s.times["verify_s"] for s in rounds]
-    return seconds - np.array(passes), np.stack([np.ones_like(batch), batch, gamma], 1), seconds
+    by_model = np.array([s.case.plan.draft != "self" for s in rounds], float)
+    factors = np.stack([np.ones_like(batch), batch, gamma, by_model * gamma], 1)
+    return seconds - np.array(passes), factors, seconds
 
 
 def profile_text(shipped: str, fit: ProfileFit, source: str, gpu: str) -> str:

@@ -83,6 +83,12 @@ def two_ranks(seed: int, gpu: str) -> CaseFile:
         ("cases-h200-tp2-seed2114.json", lambda: two_ranks(2114, "h200")),
         ("cases-h200-tp2-seed2115.json", lambda: two_ranks(2115, "h100-sxm")),
         ("cases-h100-tp2-seed2117.json", lambda: two_ranks(2117, "h100-sxm")),
+        ("cases-h200-seed31.json", lambda: sample_cases(SampleOptions(seed=31))),
+        ("cases-h200-tp2-seed2118.json", lambda: two_ranks(2118, "h200")),
+        (
+            "cases-h100-tp2-rounds-seed2119.json",
+            lambda: sample_rounds(SampleOptions(seed=2119, count=12, tp=2, gpu="h100-sxm")),
+        ),
         (
             "cases-h200-tp2-rounds-seed2116.json",
             lambda: sample_rounds(SampleOptions(seed=2116, count=12, tp=2)),

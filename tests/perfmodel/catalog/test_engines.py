@@ -108,7 +108,11 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
         round_overhead_per_draft_s=1e-4,
     )
     before, after = estimate(scenario), estimate(replace(scenario, engine=engine))
-    assert float(after.overhead_s) == pytest.approx(1e-3 + 10 * 1e-5 + 4 * 1e-4, rel=1e-12)
+    by_model = a_scenario(engine="kernels", draft="llama-68m", batch=10, gamma=4)
+    more = replace(engine, round_overhead_per_model_draft_s=2e-4)
+    for drafted, overhead_s in ((scenario, 1.5e-3), (by_model, 2.3e-3)):
+        estimated = estimate(replace(drafted, engine=more)).overhead_s
+        assert float(estimated) == pytest.approx(overhead_s, rel=1e-12)
     assert float(after.round_s - before.round_s) == pytest.approx(1.5e-3, rel=1e-9)
     assert after.target_step.total_s == before.target_step.total_s
 

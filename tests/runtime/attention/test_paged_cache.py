@@ -87,7 +87,10 @@ def test_after_rejections_the_cache_equals_that_of_plain_decoding(draft: str) ->
     plain.start([s.tokens[:-1] for s in engine.sequences], [60] * 3)
     for speculative, clean in zip(engine.sequences, plain.sequences, strict=True):
         assert speculative.table.tokens == clean.table.tokens == len(speculative.tokens) - 1
-        assert len(speculative.table.pages) == len(clean.table.pages)
+        # A prepared self-draft has begun the next round.
+        ahead = case.gamma + 1 if draft.startswith("self") else 0
+        pages = pages_for(speculative.table.tokens + ahead, engine.cache.page_tokens)
+        assert len(speculative.table.pages) == pages
         for layer in range(engine.target.config.layers):
             pairs = (
                 (engine.cache, speculative.table),

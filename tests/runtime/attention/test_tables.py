@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
 from runtime.attention.base import PassLayout, runs_of_equal_queries
+from runtime.attention.choices import TableChoices
 from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
 from runtime.attention.tables import AttentionShape, DeviceTables, PassTables
@@ -97,19 +99,74 @@ def test_slots_and_positions_equal_the_reference(
 
 @given(phases())
 @settings(max_examples=60, deadline=None)
-def test_a_refill_leaves_no_trace_of_earlier_contents(
+def test_after_refills_blocks_cover_every_page_once(
     phase: tuple[list[int], list[list[int]], int],
 ) -> None:
     queries, rounds, steps = phase
     used = tables_of(layouts_of(queries, rounds[0], steps))
-    fresh = tables_of(layouts_of(queries, rounds[0], steps))  # the same grid
     for kv in (rounds[0], rounds[1], rounds[0], rounds[2]):
         used.fill(layouts_of(queries, kv, steps))
-    fresh.fill(layouts_of(queries, rounds[2], steps))
-    for one, other in zip(used.passes, fresh.passes, strict=True):
-        assert one.last_page.tolist() == other.last_page.tolist()
+    for step, one in enumerate(used.passes):
+        kv = [count + step for count in rounds[2]]
+        assert (one.last_page + (ROOM - 1) * PAGE).tolist() == kv
         if one.grid.split:  # otherwise lengths change nothing in the blocks
-            assert visible_blocks(one) == visible_blocks(other)
+            requests, tiles, ranges, outputs, (range_tokens,), _, merges = visible_blocks(one)
+            cuts = [-(-count // range_tokens) for count in kv]
+            tile_counts = [-(-2 * count // one.grid.tile_rows) for count in queries]
+            assert list(zip(requests, tiles, ranges, strict=True)) == [
+                (row, tile, cut)
+                for row in range(len(queries))
+                for tile in range(tile_counts[row])
+                for cut in range(cuts[row])
+            ]
+            rows = [cuts[row] for row, count in enumerate(queries) for _ in range(count)]
+            assert merges == [0, *itertools.accumulate(rows)]
+            parts = [cut * count for cut, count in zip(cuts, queries, strict=True)]
+            assert outputs == [0, *itertools.accumulate(parts)]
+
+
+@given(phases(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_choice_among_prepared_lengths_equals_filling_them(
+    phase: tuple[list[int], list[list[int]], int], data: st.DataObject
+) -> None:
+    _, rounds, steps = phase
+    batch = len(rounds[0])
+    ones = [1] * batch
+    idle = data.draw(st.integers(0, 2))
+    first = layouts_of([1] * (batch + idle), [*rounds[0], *[9] * idle], steps)
+    prepared, filled = tables_of(first), tables_of(first)
+    prepared.fill(first)
+    filled.fill(first)
+    tables = [layouts_of(ones, kv, 1)[0].page_tables for kv in rounds]
+    shifted = [[[page + index for page in row] for row in tables[index]] for index in range(3)]
+    vary = data.draw(st.lists(st.booleans(), min_size=batch, max_size=batch))
+    pages = [
+        [shifted[index][row] if vary[row] else tables[0][row] for index in range(3)]
+        for row in range(batch)
+    ]
+    kv = np.array(rounds)[:, None] + np.arange(steps)[:, None]
+    choices = TableChoices(prepared, pages, kv, 3 * kv)
+    choice = data.draw(st.lists(st.integers(0, 2), min_size=batch, max_size=batch))
+    choices.fill(np.array(choice), np.arange(batch))
+    chosen = kv[choice, :, range(batch)]  # (batch, steps)
+    layouts = [
+        PassLayout(
+            page_tables=[pages[row][index] for row, index in enumerate(choice)],
+            kv_tokens=chosen[:, step].tolist(),
+            query_tokens=ones,
+            first_positions=(3 * chosen[:, step]).tolist(),
+        )
+        for step in range(steps)
+    ]
+    filled.fill(layouts, range(batch))
+    for one, other in zip(prepared.passes, filled.passes, strict=True):
+        assert one.write_slots.tolist() == other.write_slots.tolist()
+        assert one.positions.tolist() == other.positions.tolist()
+        assert one.last_page.tolist() == other.last_page.tolist()
+        assert one.pages.tolist() == other.pages.tolist()
+        assert visible_blocks(one) == visible_blocks(other)
+    assert prepared.tokens.tolist() == filled.tokens.tolist()
 
 
 def test_runs_are_consecutive_layouts_with_the_same_query_counts() -> None:

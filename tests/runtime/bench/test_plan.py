@@ -274,6 +274,8 @@ def test_write_plan_writes_the_plan_that_would_run(tmp_path: Path) -> None:
     plan = command.make_plan("selfspec", flags, str(tmp_path / "self.toml"))
     assert replace(RunPlan.read(file), command=()) == replace(plan, command=())
     assert plan.batch == 2 and plan.configs["llama-68m"]["model_type"] == "llama"
+    given = command.make_plan("selfspec", flags | {"output": "rounds.jsonl"})
+    assert given.output == Path("rounds.jsonl")  # some versions of typer leave it as text
 
 
 @pytest.mark.parametrize("mode", ["baseline", "standalone", "selfspec"])

@@ -36,7 +36,7 @@ def test_sink_and_window_fill_the_budget_to_within_a_page(
     budget = (pages_for(sink, page) + 1) * page + spare
     policy = SinkWindowView(budget_tokens=budget, sink_tokens=sink, page_tokens=page)
     table = PageTable(list(range(pages_for(tokens, page))), tokens)
-    view = policy.view(SequenceState(0, [0] * (tokens + 1), tokens, 9, table))
+    view = policy.view(SequenceState(0, [0] * (tokens + 1), tokens, 9, table), tokens)
     read = len(view.front) * page + tokens - view.tail_page * page
     assert read <= budget
     if tokens > budget:
@@ -116,7 +116,7 @@ def test_snapkv_gathers_chosen_keys_and_then_reads_the_targets_pages(prompt: int
     engine = build(case)
     engine.start(case.prompts, case.new_tokens)
     (sequence,) = engine.sequences
-    view = engine.drafter.policy.view(sequence)  # type: ignore[attr-defined]
+    view = engine.drafter.policy.view(sequence, prompt)  # type: ignore[attr-defined]
     if prompt <= 24:
         assert (list(view.front), view.tail_page) == ([], 0)
         return

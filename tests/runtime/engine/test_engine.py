@@ -46,7 +46,7 @@ def test_the_host_reads_the_device_once_a_round(
     with counted_reads(monkeypatch) as reads:
         for _ in range(3):
             engine.round()
-    assert reads == ["tolist"] * 3
+    assert reads == ["numpy"] * 3
 
 
 def started(draft: str, gamma: int = 3) -> Engine:
@@ -110,6 +110,51 @@ def test_a_plain_step_without_pages_waits_for_the_one_before_it() -> None:
     assert {len(s.generated) for s in engine.sequences} == {1 + len(engine.rounds)}
     engine.cache.free(taken)
     assert engine.run_to_end(ttft_s=0.0).sequences == run(case).sequences
+
+
+def test_a_self_draft_begins_before_tokens_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts((9, 5), seed=3)
+    case = Case(
+        family="llama-2", prompts=prompts, new_tokens=(9, 4), draft="self-full", gamma=2
+    )  # three, then one token of each sequence, and the second one ends
+    engine, events = build(case), list[str]()
+    engine.start(case.prompts, case.new_tokens)
+    for owner, name in ((engine.passes, "draft"), (engine, "_commit")):
+        original = getattr(owner, name)
+
+        def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            events.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, spy)
+    engine.run_to_end(ttft_s=0.0)
+    # The second sequence ends in the first round, so its drafts depend on the pages that it frees.
+    assert events == ["draft", "_commit", "draft", "draft", "_commit", "_commit"]
+
+
+def test_without_pages_for_the_next_draft_a_round_is_committed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(
+        family="llama-3.1",
+        prompts=random_prompts((20, 20), seed=1),
+        new_tokens=(30, 12),
+        draft="self-streamingllm",
+        gamma=3,
+        page_tokens=4,
+    )
+    prepared, prepare = list[bool](), Engine._prepare
+
+    def spy(engine: Engine, active: Any) -> Any:
+        found = prepare(engine, active)
+        prepared.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Engine, "_prepare", spy)
+    expected = run(case).sequences
+    assert all(prepared)
+    assert run(replace(case, extra={"cache_pages": 17})).sequences == expected
+    assert not all(prepared)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

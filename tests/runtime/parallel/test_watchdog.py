@@ -35,13 +35,13 @@ def body():
                         page_tokens=4)
     with connect(tp=2, draft_tp=2) as ranks:
         engine = build_engine(setup, ranks, BatchShape([40] * 2, [100] * 2))
-        propose = engine.drafter.propose
-        def spoiled(sequences, gamma):
-            proposal = propose(sequences, gamma)
-            if len(engine.rounds) == 4 and ranks.target.rank == 1:
+        draft = engine.drafter.passes.draft
+        def spoiled(*arguments):
+            proposal = draft(*arguments)
+            if len(engine.rounds) == 3 and ranks.target.rank == 1:  # drafts of round 4
                 {spoil}
             return proposal
-        engine.drafter.propose = spoiled
+        engine.drafter.passes.draft = spoiled
         engine.generate([[1, 2, 3, 4] * 10] * 2, [100] * 2)
 sys.exit(run_rank(body))
 """

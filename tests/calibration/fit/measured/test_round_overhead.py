@@ -25,7 +25,7 @@ from calibration.records.steps import Case, CasePlan, StepRecord
 from calibration.validate.sample import SampleOptions, sample_rounds
 from perfmodel import catalog
 
-FIXED_S, SEQUENCE_S, DRAFT_S = 3e-4, 5e-6, 1.5e-4
+FIXED_S, SEQUENCE_S, DRAFT_S, MODEL_DRAFT_S = 3e-4, 5e-6, 1.5e-4, 2e-4
 
 
 def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
@@ -33,13 +33,15 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
     source, found = random.Random(2), []
     for index in range(count):
         batch, gamma = source.randint(1, 200), source.randint(1, 8)
+        draft = source.choice(("self", "llama-3.2-1b"))
         case = Case(
             id=str(index), scenario=str(index), purpose="scenario", target="llama-3.1-8b",
-            plan=CasePlan(draft="self", policy="full", gamma=gamma, kv_budget_tokens=None),
+            plan=CasePlan(draft=draft, policy="full", gamma=gamma, kv_budget_tokens=None),
             batch=batch, context_tokens=4096, alpha=0.8,
         )  # fmt: skip
         draft_s, verify_s = source.uniform(1e-3, 8e-3), source.uniform(2e-3, 4e-2)
         whole = gamma * draft_s + verify_s + FIXED_S + batch * SEQUENCE_S + gamma * DRAFT_S
+        whole += gamma * MODEL_DRAFT_S * (draft != "self")
         whole *= 1.0 + source.gauss(0.0, noise)
         times = {"target_step_s": 1e-2, "verify_s": verify_s, "draft_step_s": draft_s,
                  "round_s": whole, "host_s": 0.0}  # fmt: skip
@@ -47,11 +49,12 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
     return found
 
 
-def test_the_three_overhead_terms_are_recovered() -> None:
+def test_the_overhead_terms_are_recovered() -> None:
     found = round_overhead(rounds(8))
     assert found["round_overhead_s"] == pytest.approx(FIXED_S, rel=1e-6)
     assert found["round_overhead_per_sequence_s"] == pytest.approx(SEQUENCE_S, rel=1e-6)
     assert found["round_overhead_per_draft_s"] == pytest.approx(DRAFT_S, rel=1e-6)
+    assert found["round_overhead_per_model_draft_s"] == pytest.approx(MODEL_DRAFT_S, rel=1e-6)
 
 
 def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
@@ -86,14 +89,14 @@ def test_sampling_is_added_to_verification() -> None:
 
 
 def test_a_delayed_round_changes_the_fit_less_than_least_squares() -> None:
-    made = rounds(12)
+    made = rounds(16)
     late = made[4].times["round_s"] * 1.3
     held_up = [*made[:4], replace(made[4], round_s=late), *made[5:]]
     over, terms, whole = round_terms(held_up)
     plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
     robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
-    typical = np.array([1.0, 16.0, 4.0])  # the overhead of 16 sequences and 4 drafts
-    truth = typical @ (FIXED_S, SEQUENCE_S, DRAFT_S)
+    typical = np.array([1.0, 16.0, 4.0, 4.0])  # the overhead of 16 sequences and 4 drafts
+    truth = typical @ (FIXED_S, SEQUENCE_S, DRAFT_S, MODEL_DRAFT_S)
     assert abs(typical @ robust - truth) < 0.35 * truth
     assert abs(typical @ robust - truth) < 0.2 * abs(typical @ plain - truth)
 
