@@ -80,12 +80,14 @@ class ExpertsCurve:
         Returns
         -------
         array of the broadcast shape [s]
-            Non-decreasing in the rows per expert: at least the time at each smaller knot.
+            At least the time at each smaller knot of the rows per expert, and that of one token
+            or of fewer experts with one row each: single cells of the tables are slower than their
+            neighbours with more tokens.
         """
         rows, read = _rows(tokens, touched, top_k)
-        matrix = np.asarray(hidden, float) * np.asarray(inter, float)
+        matrix, ranges = np.asarray(hidden, float) * np.asarray(inter, float), self._ranges
 
-        def at(rows_each: Floats) -> Floats:
+        def at(rows_each: Floats | float, read: Floats) -> Floats:
             base = self.base_seconds(
                 rows_each * read,
                 read,
@@ -97,15 +99,19 @@ class ExpertsCurve:
             )
             inside = (
                 np.clip(x, *ends)
-                for x, ends in zip((rows_each, read, matrix), self._ranges, strict=True)
+                for x, ends in zip((np.asarray(rows_each), read, matrix), ranges, strict=True)
             )
             return np.asarray(base * self.correction.factor(*inside))
 
         rows_each = rows / read
-        least = at(rows_each)
+        least = at(rows_each, read)
         for knot in self.correction.knots[0]:
             if np.any(rows_each > knot):
-                least = np.maximum(least, at(np.minimum(rows_each, knot)))
+                least = np.maximum(least, at(np.minimum(rows_each, knot), read))
+        of_one_token = max(float(np.max(top_k)), 1.0)
+        for knot in (of_one_token, *self.correction.knots[1]):
+            if knot >= of_one_token and np.any(read > knot):
+                least = np.maximum(least, at(1.0, np.minimum(read, knot)))
         return least
 
     def base_seconds(
