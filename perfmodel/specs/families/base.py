@@ -89,7 +89,10 @@ class Text(Strict):
                 f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; "
                 f"state head_dim"
             )
-        return self.head_dim or hidden // heads
+        width = self.head_dim or hidden // heads
+        if width % 2:
+            raise ConfigError(f"{name}: head_dim={width} is odd; rotary positions need an even one")
+        return width
 
     @property
     def longest(self) -> int:
@@ -113,15 +116,16 @@ class Text(Strict):
 class Windowed(Text):
     """Some layers, by default all, attend to a sliding window."""
 
+    pattern: ClassVar[int] = 1  # every n-th layer attends to all tokens; with 1, none does
+
     sliding_window: Count | None = None
-    sliding_window_pattern: Layers = 1
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
 
     def kinds(self) -> list[Kind]:
-        """The kind of each layer; every `sliding_window_pattern`-th layer is a full one."""
+        """The kind of each layer."""
         if self.layer_types is not None:
             return list(self.layer_types)
-        step = self.sliding_window_pattern
+        step = getattr(self, "sliding_window_pattern", self.pattern)
         return [
             "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
             for i in range(self.num_hidden_layers)

@@ -17,6 +17,8 @@ from perfmodel.specs.model import ModelSpec
 class Mixtral(Windowed):
     aliases = (("num_experts", "num_local_experts"),)
     num_key_value_heads: Count | None = 8
+    attention_bias: Off = False
+    layer_types: None = None
     num_local_experts: Count = 8
     num_experts_per_tok: Count = 2
 
@@ -41,8 +43,8 @@ class GptOss(Windowed):
     num_local_experts: Count = 128
     num_experts_per_tok: Count = 4
     experts_per_token: Count = 4
+    pattern = 2
     sliding_window: Count | None = 128
-    sliding_window_pattern: Layers = 2
 
     def spec(self, name: str) -> ModelSpec:
         spec = super().spec(name)
@@ -102,6 +104,7 @@ class Qwen2Moe(Sparse):
 
 class Qwen3Moe(Sparse):
     aliases = (("num_local_experts", "num_experts"),)
+    shared_expert_intermediate_size: Literal[0] = 0
     head_norms = True
     num_key_value_heads: Count = 4
     num_experts: Count = 128

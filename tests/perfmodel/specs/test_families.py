@@ -393,6 +393,7 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("deepseek_v3", **MLA, qk_head_dim=99), "qk_head_dim"
     yield case("olmo2", n_group=8), "n_group"
     yield case("gpt_oss", is_causal=False), "is_causal"
+    yield case("qwen3_moe", shared_expert_intermediate_size=6), "shared_expert_intermediate_size"
     for family in HUB:
         unknown = case(family, **SHAPED.get(family, {}), attention_of_2027=3)
         yield unknown, f"attention_of_2027=3 is not supported for model_type {family}"
