@@ -58,24 +58,28 @@ class Text(Strict):
 
     def spec(self, name: str) -> ModelSpec:
         """The model that these fields describe."""
-        heads, kv_heads, width = self.num_attention_heads, self.kv_heads, self.width(name)
-        bias = (heads + 2 * kv_heads) * width + (self.hidden_size if self.output_bias else 0)
         return ModelSpec(
             name=name,
             layers=self.num_hidden_layers,
             hidden=self.hidden_size,
-            query_heads=heads,
-            kv_heads=kv_heads,
-            head_dim=width,
+            query_heads=self.num_attention_heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.width(name),
             ffn_hidden=self.intermediate_size,
             vocab=self.vocab_size,
             max_context_tokens=self.longest,
             tied_embeddings=self.tie_word_embeddings,
             qk_norm=self.head_norms,
             norms_per_layer=self.norms,
-            more_parameters=self.num_hidden_layers * bias if self.attention_bias else 0,
+            more_parameters=self.bias_of_layers(name),
             source="config.json",
         )
+
+    def bias_of_layers(self, name: str) -> int:
+        """Biases of the attention of all layers."""
+        heads = self.num_attention_heads + 2 * self.kv_heads
+        bias = heads * self.width(name) + (self.hidden_size if self.output_bias else 0)
+        return self.num_hidden_layers * bias if self.attention_bias else 0
 
     @property
     def kv_heads(self) -> int:

@@ -131,12 +131,23 @@ class Qwen3Next(Sparse):
     linear_num_key_heads: Count = 16
     linear_num_value_heads: Count = 32
 
-    def spec(self, name: str) -> ModelSpec:
-        step, spec = self.full_attention_interval, super().spec(name)
-        kinds: list[Kind] = [
-            "linear_attention" if (i + 1) % step else "full_attention" for i in range(spec.layers)
+    def kinds(self) -> list[Kind]:
+        """The kind of each layer."""
+        step = self.full_attention_interval
+        return list(self.layer_types or []) or [
+            "linear_attention" if (i + 1) % step else "full_attention"
+            for i in range(self.num_hidden_layers)
         ]
-        layers = self.of_kind(name, list(self.layer_types or kinds), "linear_attention")
+
+    def bias_of_layers(self, name: str) -> int:
+        """Those of full attention, whose query projection also has an output gate."""
+        outputs = 2 * (self.num_attention_heads + self.kv_heads) * self.width(name)
+        full = self.of_kind(name, self.kinds(), "full_attention")
+        return full * (outputs + self.hidden_size) if self.attention_bias else 0
+
+    def spec(self, name: str) -> ModelSpec:
+        spec = super().spec(name)
+        layers = self.of_kind(name, self.kinds(), "linear_attention")
         if layers == spec.layers:
             raise ConfigError(f"{name}: layer_types has no full_attention; at least one is needed")
         linear = LinearAttention(
@@ -275,7 +286,9 @@ class Llama4(Text):
         moe_layers = len(range(step - 1, spec.layers, step))
         spec = _with_experts(
             replace(spec, ffn_hidden=self.intermediate_size_mlp),
-            layers=moe_layers if self.moe_layers is None else len(set(self.moe_layers)),
+            layers=moe_layers
+            if self.moe_layers is None
+            else sum(i in self.moe_layers for i in range(spec.layers)),
             count=self.num_local_experts,
             top_k=self.num_experts_per_tok,
             width=self.intermediate_size,
