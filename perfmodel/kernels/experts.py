@@ -12,6 +12,8 @@ router and shared experts are not included.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -80,33 +82,55 @@ class ExpertsCurve:
         Returns
         -------
         array of the broadcast shape [s]
-            Non-decreasing in the rows per expert: at least the time at each smaller knot.
+            At least the time at each smaller knot of the rows per expert, and that of one token
+            or of fewer experts with one row each: single cells of the tables are slower than their
+            neighbours with more tokens.
         """
         rows, read = _rows(tokens, touched, top_k)
-        matrix = np.asarray(hidden, float) * np.asarray(inter, float)
-
-        def at(rows_each: Floats) -> Floats:
-            base = self.base_seconds(
-                rows_each * read,
-                read,
-                hidden,
-                inter,
-                peak_flops=peak_flops,
-                hbm_bandwidth=hbm_bandwidth,
-                weight_bytes_per_element=weight_bytes_per_element,
-            )
-            inside = (
-                np.clip(x, *ends)
-                for x, ends in zip((rows_each, read, matrix), self._ranges, strict=True)
-            )
-            return np.asarray(base * self.correction.factor(*inside))
-
+        shape = (hidden, inter, peak_flops, hbm_bandwidth, weight_bytes_per_element)
         rows_each = rows / read
-        least = at(rows_each)
+        least = self._corrected(rows_each, read, *shape)
         for knot in self.correction.knots[0]:
             if np.any(rows_each > knot):
-                least = np.maximum(least, at(np.minimum(rows_each, knot)))
+                at_knot = self._corrected(np.minimum(rows_each, knot), read, *shape)
+                least = np.maximum(least, at_knot)
+        of_one_token = max(float(np.max(top_k)), 1.0)
+        scalar = np.ndim(hidden) == np.ndim(inter) == 0
+        for knot in sorted({of_one_token, *map(float, self.correction.knots[1])}):
+            if knot >= of_one_token and np.any(read > knot):
+                fewer = (_one_row_each if scalar else ExpertsCurve._corrected)(
+                    self, 1.0, knot, *shape
+                )
+                least = np.where(read > knot, np.maximum(least, fewer), least)
         return least
+
+    def _corrected(
+        self,
+        rows_each: Floats | float,
+        read: Floats | float,
+        hidden: ArrayLike,
+        inter: ArrayLike,
+        peak_flops: float,
+        hbm_bandwidth: float,
+        weight_bytes_per_element: float,
+    ) -> Floats:
+        """Seconds for rows per expert and experts with rows."""
+        rows_each, read = np.asarray(rows_each, float), np.asarray(read, float)
+        base = self.base_seconds(
+            rows_each * read,
+            read,
+            hidden,
+            inter,
+            peak_flops=peak_flops,
+            hbm_bandwidth=hbm_bandwidth,
+            weight_bytes_per_element=weight_bytes_per_element,
+        )
+        matrix = np.asarray(hidden, float) * np.asarray(inter, float)
+        inside = (
+            np.clip(x, *ends)
+            for x, ends in zip((rows_each, read, matrix), self._ranges, strict=True)
+        )
+        return np.asarray(base * self.correction.factor(*inside))
 
     def base_seconds(
         self,
@@ -150,7 +174,7 @@ class ExpertsCurve:
         ]
         return np.asarray(inside[0] & inside[1] & inside[2])
 
-    @property
+    @cached_property
     def _ranges(self) -> list[tuple[float, float]]:
         """The measured range within the knots, by axis."""
         ends = [(float(knots[0]), float(knots[-1])) for knots in self.correction.knots]
@@ -158,6 +182,10 @@ class ExpertsCurve:
             (max(first, least), min(last, most))
             for (first, last), (least, most) in zip(ends, self.measured or ends, strict=True)
         ]
+
+
+# These times do not depend on the batch, so a sweep needs each only once.
+_one_row_each: Any = lru_cache(maxsize=4096)(ExpertsCurve._corrected)
 
 
 def _rows(tokens: ArrayLike, touched: ArrayLike, top_k: ArrayLike) -> tuple[Floats, Floats]:

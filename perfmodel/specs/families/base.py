@@ -46,24 +46,28 @@ class Text(Sizes):
 
     def spec(self, name: str) -> ModelSpec:
         """The model that these fields describe."""
-        heads, kv_heads, width = self.num_attention_heads, self.kv_heads, self.width(name)
-        bias = (heads + 2 * kv_heads) * width + (self.hidden_size if self.output_bias else 0)
         return ModelSpec(
             name=name,
             layers=self.num_hidden_layers,
             hidden=self.hidden_size,
-            query_heads=heads,
-            kv_heads=kv_heads,
-            head_dim=width,
+            query_heads=self.num_attention_heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.width(name),
             ffn_hidden=self.intermediate_size,
             vocab=self.vocab_size,
             max_context_tokens=self.longest,
             tied_embeddings=self.tie_word_embeddings,
             qk_norm=self.head_norms,
             norms_per_layer=self.norms,
-            more_parameters=self.num_hidden_layers * bias if self.attention_bias else 0,
+            more_parameters=self.bias_of_layers(name),
             source="config.json",
         )
+
+    def bias_of_layers(self, name: str) -> int:
+        """Biases of the attention of all layers."""
+        heads = self.num_attention_heads + 2 * self.kv_heads
+        bias = heads * self.width(name) + (self.hidden_size if self.output_bias else 0)
+        return self.num_hidden_layers * bias if self.attention_bias else 0
 
     @property
     def kv_heads(self) -> int:
@@ -77,7 +81,10 @@ class Text(Sizes):
                 f"{name}: hidden_size={hidden} is not a multiple of num_attention_heads={heads}; "
                 f"state head_dim"
             )
-        return self.head_dim or hidden // heads
+        width = self.head_dim or hidden // heads
+        if width % 2:
+            raise ConfigError(f"{name}: head_dim={width} is odd; rotary positions need an even one")
+        return width
 
     @property
     def longest(self) -> int:
@@ -101,15 +108,16 @@ class Text(Sizes):
 class Windowed(Text):
     """Some layers, by default all, attend to a sliding window."""
 
+    pattern: ClassVar[int] = 1  # every n-th layer attends to all tokens; with 1, none does
+
     sliding_window: Count | None = None
-    sliding_window_pattern: Layers = 1
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
 
     def kinds(self) -> list[Kind]:
-        """The kind of each layer; every `sliding_window_pattern`-th layer is a full one."""
+        """The kind of each layer."""
         if self.layer_types is not None:
             return list(self.layer_types)
-        step = self.sliding_window_pattern
+        step = getattr(self, "sliding_window_pattern", self.pattern)
         return [
             "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
             for i in range(self.num_hidden_layers)

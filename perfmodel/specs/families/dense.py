@@ -14,6 +14,8 @@ class Phi3(Windowed):
     ignored = f"{Text.ignored} full_attn_mod interpolate_factor"
     original_max_position_embeddings: Count = 4096
     head_dim: None = None
+    attention_bias: Off = False
+    layer_types: None = None
 
 
 class Granite(Text):
@@ -32,8 +34,8 @@ class Olmo2(Text):
 
 
 class Olmo3(Olmo2, Windowed):
+    pattern = 4
     sliding_window: Count | None = 4096
-    sliding_window_pattern: Layers = 4
 
 
 class Cohere(Text):
@@ -110,4 +112,5 @@ class Gemma3(Windowed):
 
 class Ministral(Windowed):
     num_key_value_heads: Count = 8
+    attention_bias: Off = False
     sliding_window: Count | None = 4096

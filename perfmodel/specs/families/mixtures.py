@@ -17,6 +17,8 @@ from perfmodel.specs.model import ModelSpec
 class Mixtral(Windowed):
     aliases = (("num_experts", "num_local_experts"),)
     num_key_value_heads: Count | None = 8
+    attention_bias: Off = False
+    layer_types: None = None
     num_local_experts: Count = 8
     num_experts_per_tok: Count = 2
 
@@ -41,8 +43,8 @@ class GptOss(Windowed):
     num_local_experts: Count = 128
     num_experts_per_tok: Count = 4
     experts_per_token: Count = 4
+    pattern = 2
     sliding_window: Count | None = 128
-    sliding_window_pattern: Layers = 2
 
     def spec(self, name: str) -> ModelSpec:
         spec = super().spec(name)
@@ -102,6 +104,7 @@ class Qwen2Moe(Sparse):
 
 class Qwen3Moe(Sparse):
     aliases = (("num_local_experts", "num_experts"),)
+    shared_expert_intermediate_size: Literal[0] = 0
     head_norms = True
     num_key_value_heads: Count = 4
     num_experts: Count = 128
@@ -128,12 +131,23 @@ class Qwen3Next(Sparse):
     linear_num_key_heads: Count = 16
     linear_num_value_heads: Count = 32
 
-    def spec(self, name: str) -> ModelSpec:
-        step, spec = self.full_attention_interval, super().spec(name)
-        kinds: list[Kind] = [
-            "linear_attention" if (i + 1) % step else "full_attention" for i in range(spec.layers)
+    def kinds(self) -> list[Kind]:
+        """The kind of each layer."""
+        step = self.full_attention_interval
+        return list(self.layer_types or []) or [
+            "linear_attention" if (i + 1) % step else "full_attention"
+            for i in range(self.num_hidden_layers)
         ]
-        layers = self.of_kind(name, list(self.layer_types or kinds), "linear_attention")
+
+    def bias_of_layers(self, name: str) -> int:
+        """Those of full attention, whose query projection also has an output gate."""
+        outputs = 2 * (self.num_attention_heads + self.kv_heads) * self.width(name)
+        full = self.of_kind(name, self.kinds(), "full_attention")
+        return full * (outputs + self.hidden_size) if self.attention_bias else 0
+
+    def spec(self, name: str) -> ModelSpec:
+        spec = super().spec(name)
+        layers = self.of_kind(name, self.kinds(), "linear_attention")
         if layers == spec.layers:
             raise ConfigError(f"{name}: layer_types has no full_attention; at least one is needed")
         linear = LinearAttention(
@@ -272,7 +286,9 @@ class Llama4(Text):
         moe_layers = len(range(step - 1, spec.layers, step))
         spec = _with_experts(
             replace(spec, ffn_hidden=self.intermediate_size_mlp),
-            layers=moe_layers if self.moe_layers is None else len(set(self.moe_layers)),
+            layers=moe_layers
+            if self.moe_layers is None
+            else sum(i in self.moe_layers for i in range(spec.layers)),
             count=self.num_local_experts,
             top_k=self.num_experts_per_tok,
             width=self.intermediate_size,

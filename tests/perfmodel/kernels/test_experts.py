@@ -7,6 +7,7 @@ from perfmodel import ConfigError, catalog
 from perfmodel.catalog.kernels import efficiency
 from perfmodel.kernels import ExpertsCurve, LatentCurve, LogTable
 from perfmodel.specs.dtypes import DTYPES
+from perfmodel.specs.layers import Experts
 
 H100 = catalog.gpu("h100-sxm")
 PEAKS = {"peak_flops": H100.peak_flops, "hbm_bandwidth": H100.hbm_bandwidth}
@@ -74,6 +75,63 @@ def test_measured_experts_take_longer_with_more_of_them(gpu: str) -> None:
         # At most the bandwidth of the datasheet.
         weights = 3 * 128 * 2048 * 768 * DTYPES[dtype].bytes
         assert seconds[-1] > weights / sheet.hbm_bandwidth, dtype
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+@pytest.mark.parametrize(
+    ("hidden", "width", "experts"),
+    [(2048, 176, Experts(layers=1, count=60, top_k=4, width=1408)),
+     (2880, 720, Experts(layers=1, count=128, top_k=4, width=2880)),
+     (4096, 14_336, Experts(layers=1, count=8, top_k=2, width=14_336))],
+)  # fmt: skip
+def test_no_number_of_tokens_takes_less_time_than_one(
+    gpu: str, hidden: int, width: int, experts: Experts
+) -> None:
+    sheet, tokens = catalog.gpu(gpu), np.arange(1.0, 200.0)
+    for dtype, curve in efficiency(gpu).experts.items():
+        seconds = curve.seconds(
+            tokens=tokens,
+            touched=experts.read(tokens),
+            hidden=hidden,
+            inter=width,
+            top_k=experts.top_k,
+            peak_flops=sheet.peak_flops,
+            hbm_bandwidth=sheet.hbm_bandwidth,
+            weight_bytes_per_element=DTYPES[dtype].bytes,
+        )
+        assert np.all(seconds >= seconds[0] * (1 - 1e-12)), dtype
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "b200"])
+def test_corrections_are_constant_outside_the_measured_sizes(gpu: str) -> None:
+    """Experts in mxfp4 were measured up to gpt-oss's; Mixtral's are seven times as large."""
+    sheet = catalog.gpu(gpu)
+    for dtype, curve in efficiency(gpu).experts.items():
+        most = curve.measured[2][1]
+        at = {"tokens": 8.0, "touched": 8.0, "top_k": 2.0}
+        assert bool(curve.in_range(hidden=1, inter=most, **at)), dtype
+        assert not bool(curve.in_range(hidden=1, inter=most * 1.01, **at)), dtype
+        factors = []
+        for inter in (most, most * 4):
+            priced = curve.seconds(
+                hidden=1,
+                inter=inter,
+                peak_flops=sheet.peak_flops,
+                hbm_bandwidth=sheet.hbm_bandwidth,
+                weight_bytes_per_element=DTYPES[dtype].bytes,
+                **at,
+            )
+            base = curve.base_seconds(
+                np.array(16.0),
+                np.array(8.0),
+                1,
+                inter,
+                peak_flops=sheet.peak_flops,
+                hbm_bandwidth=sheet.hbm_bandwidth,
+                weight_bytes_per_element=DTYPES[dtype].bytes,
+            )
+            factors.append(float(priced / base))
+        assert factors[1] <= factors[0] * 1.05, (dtype, factors)
 
 
 def latent(**changes: float) -> LatentCurve:

@@ -121,6 +121,7 @@ CASES = {
     "qwen3_moe, every third": case("qwen3_moe", decoder_sparse_step=3, num_experts=9),
     "qwen3_next": case("qwen3_next", head_dim=16),
     "qwen3_next, layers listed": case("qwen3_next", layer_types=[FULL, LINEAR] * 3),
+    "qwen3_next, biases": case("qwen3_next", head_dim=16, attention_bias=True),
     "qwen3_next, all full": case("qwen3_next", layer_types=[FULL] * 6),
     "qwen3_next, more heads": case("qwen3_next", linear_num_value_heads=48,
                                    linear_value_head_dim=32, linear_conv_kernel_dim=3),
@@ -137,6 +138,7 @@ CASES = {
     "llama4_text": case("llama4_text", head_dim=8, intermediate_size_mlp=160),
     "llama4_text, every second": case("llama4_text", head_dim=8, interleave_moe_layer_step=2),
     "llama4_text, listed": case("llama4_text", head_dim=8, moe_layers=[0, 5]),
+    "llama4_text, listed beyond": case("llama4_text", head_dim=8, moe_layers=[0, 5, 7]),
     "gemma3_text": case("gemma3_text", head_dim=16),
     "ministral": case("ministral", layer_types=[FULL, SLIDING] * 3, sliding_window=16, head_dim=8),
     "phi3": case("phi3", num_key_value_heads=8),
@@ -393,6 +395,7 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("deepseek_v3", **MLA, qk_head_dim=99), "qk_head_dim"
     yield case("olmo2", n_group=8), "n_group"
     yield case("gpt_oss", is_causal=False), "is_causal"
+    yield case("qwen3_moe", shared_expert_intermediate_size=6), "shared_expert_intermediate_size"
     for family in HUB:
         unknown = case(family, **SHAPED.get(family, {}), attention_of_2027=3)
         yield unknown, f"attention_of_2027=3 is not supported for model_type {family}"
