@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.specs.checkpoint.hf_config import Count, Factor, Layers, Sizes, Strict
+from perfmodel.specs.checkpoint.hf_config import Count, Factor, Sizes, Strict
 from perfmodel.specs.layers import LocalAttention
 from perfmodel.specs.model import ModelSpec
 
