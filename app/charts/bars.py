@@ -8,7 +8,6 @@ from app.charts.base import LINE, OTHER, PART_COLOURS, finish
 from perfmodel import RoundEstimate, prediction_dict, units
 from perfmodel.units import format_bytes
 
-
 COLOURS = (*PART_COLOURS.values(), OTHER)  # one for each term
 
 
