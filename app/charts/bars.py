@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from app.charts.base import LINE, SERIES, finish
+from app.charts.base import LINE, OTHER, PART_COLOURS, finish
 from perfmodel import RoundEstimate, prediction_dict, units
 from perfmodel.units import format_bytes
+
+COLOURS = (*PART_COLOURS.values(), OTHER)  # one for each term
 
 
 def memory_bars(point: RoundEstimate) -> go.Figure:
@@ -18,7 +20,7 @@ def memory_bars(point: RoundEstimate) -> go.Figure:
         if key not in ("total_bytes", "capacity_bytes") and value > 0
     }
     figure = go.Figure()
-    for (name, value), colour in zip(terms.items(), SERIES, strict=False):
+    for (name, value), colour in zip(terms.items(), COLOURS, strict=False):
         figure.add_trace(
             go.Bar(
                 x=[value / units.GB],

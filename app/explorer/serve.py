@@ -17,6 +17,7 @@ import threading
 import time
 
 OUTPUT_CLOSED = 141  # as after SIGPIPE
+MOST_WAIT_S = 30.0
 
 
 def _watch(output: int) -> None:
@@ -34,8 +35,9 @@ def _listens(port: int) -> bool:
 def _warm_up() -> None:
     from streamlit.config import get_option
 
-    while not _listens(int(get_option("server.port"))):  # the port is not delayed
-        time.sleep(0.02)
+    until = time.monotonic() + MOST_WAIT_S
+    while time.monotonic() < until and not _listens(int(get_option("server.port"))):
+        time.sleep(0.02)  # the port comes first
     import app.explorer.inputs.sidebar
     import app.explorer.tray  # noqa: F401
     from app.explorer.state import DEFAULTS, stated_values

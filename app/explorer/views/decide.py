@@ -278,7 +278,9 @@ def _identity(values: Values) -> str:
 
 def _nothing(message: str) -> None:
     """Show that no plan meets the limits: the nearest miss, and the memory if it is too small."""
-    verdict("No plan meets the limits", message, kind="nothing")
+    title = "No plan meets the limits"
+    detail = message.removeprefix(f"{title.lower()} ")
+    verdict(title, detail[:1].upper() + detail[1:], kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:

@@ -9,8 +9,8 @@ import streamlit as st
 from app import charts
 from app.explorer.cached import point_of
 from app.explorer.inputs.widgets import segmented, text, value_of
-from app.explorer.show import plain, show_chart
-from perfmodel import Recommendation, RoundEstimate, estimate
+from app.explorer.show import plain, show_chart, show_error
+from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label
 from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
 from perfmodel.specs import MethodKind
@@ -42,7 +42,10 @@ def show(answer: Recommendation) -> None:
     scenario = point.scenario
     known = scenario.acceptance is not None or scenario.curve is not None
     schedule = gamma_schedule(scenario) if scenario.plan.speculates and known else None
-    _configuration(engine, point, schedule)
+    try:
+        _configuration(engine, point, schedule)
+    except ConfigError as error:  # the name of a checkpoint
+        show_error(error)
     if schedule is not None:
         with st.expander("Best γ by batch and prompt length", on_change="rerun") as opened:
             if opened.open:

@@ -342,6 +342,13 @@ def test_decide_exports_a_standalone_draft_to_every_engine_as_shell_commands() -
         assert ("Benchmark" in texts(at)) == (engine != "specroof")
 
 
+def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
+    at = opened(export_plan="page", draft="eagle3:full", draft_checkpoint="\u202eabc")
+    assert len(at.error) == 1 and not at.exception
+    at.text_input(key="draft_checkpoint").set_value("me/head").run()
+    assert not at.error and any("me/head" in code.value for code in at.main.code)
+
+
 def test_a_distribution_shows_every_length() -> None:
     at = opened(prompt_mix="4000:50, 32000:50")
     assert any("share" in frame.value.columns for frame in at.dataframe)
