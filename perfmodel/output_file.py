@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from perfmodel.errors import ConfigError, os_reason, printable
-from perfmodel.input_file import WAIT_S
+
+WAIT_S = 5.0  # for a FIFO without a reader, as for one without a writer in `input_file`
 
 
 @contextmanager
