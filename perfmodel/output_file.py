@@ -7,6 +7,7 @@ stdout and stderr are connected to are written to as streams. Folders are not cr
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -14,12 +15,15 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from perfmodel.errors import ConfigError, os_reason, printable
+
+WAIT_S = 5.0  # for a FIFO without a reader, as for one without a writer in `input_file`
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def output_file(path: str | Path) -> Iterator[BinaryIO]:
         if status is None or stat.S_ISREG(status.st_mode):
             opened = _regular_file(path, status)
         else:
-            opened = _stream(os.open(path, os.O_WRONLY))
+            opened = _stream(_open_stream(path, status))
         with opened as file:
             yield file
     except OSError as error:
@@ -95,6 +99,25 @@ def _check_permission(path: str | Path, status: os.stat_result) -> None:
     """Refuse a file without write permission, even to root, who could ignore it."""
     if not status.st_mode & 0o222 or not os.access(path, os.W_OK):
         raise _cannot_write(path, "it is read-only; make it writable or choose another file")
+
+
+def _open_stream(path: str | Path, status: os.stat_result) -> int:
+    """A handle for writing; a FIFO without a reader is not waited for without end."""
+    if not stat.S_ISFIFO(status.st_mode):
+        return os.open(path, os.O_WRONLY)
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise _cannot_write(path, f"nothing read this FIFO for {WAIT_S:g} s") from error
+            time.sleep(0.01)
+        else:
+            os.set_blocking(handle, True)
+            return handle
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def format_tokens(tokens: float) -> str:
 
 def format_rate(rate: float) -> str:
     """A rate with three digits, or whole: `format_rate(1234.5)` is `"1,234"`."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return f"{rate:,.0f}" if 100 <= rate < 1e9 else f"{rate:.3g}"
 
 
 def format_chance(probability: float) -> str:

@@ -22,6 +22,7 @@ from perfmodel._typing import Bools, Floats
 from perfmodel.kernels.attention import SMOOTH_MAX, AttentionCurve, Heads, Rates, check_shape
 from perfmodel.kernels.attention_split import (
     BLOCKS_PER_SM,
+    PAGE_TOKENS,
     TILE_ROWS,
     AttentionCall,
     SplitKV,
@@ -183,7 +184,7 @@ def _table_seconds(
 ) -> Floats:
     """Seconds of batches with equal caches, for calls with one tile size."""
     sequences = np.maximum(batch, 1.0)  # an empty batch is split like one sequence
-    split = call.split_kv(tokens[:, None], sequences[:, None])
+    split = _split(call, sequences, tokens)
     split = split._replace(blocks=split.blocks * batch / sequences)
     form = table.form_seconds(
         split,
@@ -195,3 +196,15 @@ def _table_seconds(
     )
     group = float(call.query_heads / call.kv_heads)
     return np.asarray(form * np.exp(table.residual_at(group, split, call.sm_count)))
+
+
+def _split(call: AttentionCall, sequences: Floats, tokens: Floats) -> SplitKV:
+    """The split of each batch, computed once for neighbours with as many pages."""
+    pages = np.ceil(tokens / PAGE_TOKENS)
+    queries = np.broadcast_to(call.query_tokens, tokens.shape)
+    first = np.ones(tokens.shape, bool)
+    first[1:] = np.any(np.diff([sequences, pages, queries]) != 0, axis=0)
+    once = replace(call, query_tokens=queries[first])
+    split = once.split_kv(PAGE_TOKENS * pages[first, None], sequences[first, None])
+    split = SplitKV(*(field[np.cumsum(first) - 1] for field in split))
+    return split._replace(range_tokens=np.minimum(split.range_tokens, tokens))

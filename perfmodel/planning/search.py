@@ -148,7 +148,8 @@ def draft_choices(
     """Draft choices as (draft, policy).
 
     Self-speculation, every smaller catalog model with the same tokenizer, and the built-in drafts
-    whose host costs the engine profile states, or that a given version has.
+    whose host costs the engine profile states, or that a given version has; MTP only if the
+    checkpoint of the target has such a head.
     """
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
@@ -159,7 +160,8 @@ def draft_choices(
     ]
     standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
     names = [*(c.method for c in scenario.engine.host), *(runs_on.methods if runs_on else ())]
-    built_in = [(name, "full") for name in dict.fromkeys(names) if name in METHODS]
+    usable = (n for n in dict.fromkeys(names) if n in METHODS and (n != "mtp" or target.mtp_layers))
+    built_in = [(name, "full") for name in usable]
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 

@@ -22,6 +22,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ OUTPUTS = (
     "output_tokens", "GeneratedTokens", "output_length", "Response tokens", "token_size",
     "num_decode_tokens",
 )  # fmt: skip
+_ARRIVAL = re.compile(r"arriv|time_?stamp|(start|request|send|submit)(ed)?_?(time|at)\b", re.I)
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
@@ -265,6 +267,11 @@ def _arrival_s(cells: dict[str, Any]) -> float | None:
             )
         return _seconds(cells["TIMESTAMP"])
     if "timestamp" not in cells:
+        if unknown := next((name for name in cells if _ARRIVAL.search(name)), None):
+            raise ValueError(
+                f"the unit of column {shown(unknown)} is unknown; rename it to arrival_s, in "
+                f"seconds, or remove it"
+            )
         return None
     arrival = _seconds(cells["timestamp"])
     if ":" in str(cells["timestamp"]) or any(name in cells for name in BAILIAN):
@@ -331,12 +338,11 @@ def _seconds(value: Any) -> float:
     """Seconds from a number, or from a date and time, in UTC unless a zone is given."""
     text = str(value)
     try:
-        if ":" not in text and abs(seconds := _as_number("arrival", value)) <= MOST_SECONDS:
+        if ":" not in text and 0 <= (seconds := _as_number("arrival", value)) <= MOST_SECONDS:
             return seconds
         if ":" not in text:
-            raise OverflowError(
-                f"arrival time {shown(value)} is too large for seconds; is it in ms?"
-            )
+            why = "negative" if seconds < 0 else "too large for seconds; is it in ms?"
+            raise OverflowError(f"arrival time {shown(value)} is {why}")
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(

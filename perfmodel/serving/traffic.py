@@ -15,6 +15,8 @@ from perfmodel.errors import ConfigError, either
 from perfmodel.serving.traces import trace_rows
 
 CHUNK = 8192
+MOST_REQUESTS = 10_000_000
+LEAST_PER_PERIOD = 0.01  # requests in a period of bursty arrivals, which are drawn one by one
 Blocks = tuple[tuple[int, ...], ...] | None
 _Source = tuple[Floats | None, Counts, Counts, Blocks, int]
 
@@ -87,12 +89,18 @@ class Traffic:
             )
         if self.requests is None and self.path is None:
             raise ConfigError("random traffic needs a number of requests; add requests")
-        if self.requests is not None and self.requests < 1:
-            raise ConfigError(f"requests={self.requests} must be at least 1")
+        if self.requests is not None and not 1 <= self.requests <= MOST_REQUESTS:
+            raise ConfigError(f"requests={self.requests} is not valid; use 1 to {MOST_REQUESTS:,}")
         for name in ("rate", "burst_s", "burst_factor"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
                 raise ConfigError(f"{name}={value:g} must be a positive number")
+        if self.arrivals == TrafficShape.BURSTY and self.rate * self.burst_s < LEAST_PER_PERIOD:
+            raise ConfigError(
+                f"burst_s={self.burst_s:g} is too short for rate={self.rate:g}: with so few "
+                f"requests per period, arrivals are Poisson; use arrivals=poisson or a longer "
+                f"burst_s"
+            )
         for name in ("prompt_cv", "output_cv"):
             if not 0.0 <= getattr(self, name) <= 100.0:
                 raise ConfigError(f"{name}={getattr(self, name):g} is not valid; use 0 to 100")

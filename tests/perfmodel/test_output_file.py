@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import perfmodel.output_file
 from perfmodel import ConfigError
 from perfmodel.output_file import check_writable, output_file, output_text
 
@@ -90,6 +91,15 @@ def test_a_fifo_is_written_to(tmp_path: Path) -> None:
     write(path)
     reader.join(timeout=300)
     assert read == ["new"] and stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_fifo_without_a_reader_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(perfmodel.output_file, "WAIT_S", 0.05)
+    with pytest.raises(ConfigError, match="nothing read this FIFO"):
+        write(tmp_path / "fifo")
 
 
 def test_a_device_is_written_to(tmp_path: Path) -> None:

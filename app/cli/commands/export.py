@@ -28,6 +28,9 @@ def export(
     recommended: Annotated[
         bool, switch("--recommended", "Export the plan that `recommend` chooses.")
     ] = False,
+    runs_on: Annotated[
+        str, option("ENGINE", "With --recommended: as in `recommend`, such as vllm or vllm-0.26.")
+    ] = "",
     matrix: Annotated[
         bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
@@ -63,8 +66,10 @@ def export(
     def stated(plan: ExportPlan) -> ExportPlan:
         return replace(plan, draft_checkpoint=draft_checkpoint, longest_tokens=max_model_len)
 
+    if runs_on and not recommended:
+        raise ConfigError("--runs-on only limits --recommended; add it, or remove --runs-on")
     if recommended:
-        plan = _recommended(context.obj, scenario, to, stated)
+        plan = _recommended(context.obj, scenario, to, stated, runs_on)
     else:
         plan = stated(_given(context.obj, scenario, to))
     text = export_plan(engine=to, plan=plan)
@@ -92,32 +97,41 @@ def _recommended(
     scenario: str | None,
     engine: str,
     stated: Callable[[ExportPlan], ExportPlan],
+    runs_on: str,
 ) -> ExportPlan:
     """The recommended plan, or the fastest other one if the engine cannot run it.
 
-    If the scenario has a profile of the engine, all plans of the search are plans that the engine
-    runs, so the recommended plan is never replaced.
+    If the scenario has a profile of the engine, or `runs_on` is given, all plans of the search are
+    plans that the engine runs, so the recommended plan is never replaced.
     """
+    from perfmodel import ConfigError
     from perfmodel.reports import ExportPlan, engine_label, exportability
-    from perfmodel.specs import profile_version
+    from perfmodel.specs import named_version, profile_version
 
-    answer, _ = find_recommendation(flags, scenario)
+    version = named_version(runs_on) if runs_on else None
+    answer, _ = find_recommendation(flags, scenario, runs_on=runs_on)
     best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
     if answer.schedule is not None and answer.speculates and engine == "vllm":
         prompt = best.scenario.workload.prompt_tokens
         scheduled = replace(best, gamma_schedule=answer.schedule.ranges(prompt))
         best = best if exportability(scheduled)[engine] else scheduled
+    if version is not None and version.label != engine_label(engine, best):
+        raise ConfigError(
+            f"--runs-on {runs_on} is not what --to {engine} is written for, "
+            f"{engine_label(engine, best)}; use --runs-on {engine}"
+        )
     reason = exportability(best)[engine]
-    version = profile_version(best.scenario.engine.name)
+    version = version or profile_version(best.scenario.engine.name)
     if reason is None or (version is not None and version.engine == engine):
         return best
+    hint = "" if engine == "specroof" else f" --runs-on {engine} compares only plans that it runs."
     others = [c for c in answer.runners_up if c.tpot_s < answer.plain.tpot_s]
     for other in (*sorted(others, key=lambda c: c.tpot_s), answer.plain):
         plan = stated(ExportPlan.of_scenario(other.scenario, engine=engine))
         if exportability(plan)[engine] is None:
             print(
                 f"{engine_label(engine, plan)} cannot run the best plan, {answer.best.label}: "
-                f"{reason} Exported instead: {other.label}, TP {other.scenario.tp}.",
+                f"{reason} Exported instead: {other.label}, TP {other.scenario.tp}.{hint}",
                 file=sys.stderr,
             )
             return plan

@@ -136,6 +136,14 @@ CASES = {
         ["recommend", "--draft", "self:snapkv", "--draft-policy", "streamingllm"],
         "give one of them",
     ),
+    "periods that never hold a request": (
+        ["simulate", "--tp", "8", "--rate", "1", "--arrivals", "bursty", "--burst-s", "1e-9"],
+        "use arrivals=poisson",
+    ),
+    "more requests than memory holds": (
+        ["simulate", "--tp", "8", "--rate", "1", "--requests", "1000000000000"],
+        "10,000,000",
+    ),
     "a batch too long to simulate": (
         ["simulate", "--target", "mistral-7b-v0.1", "--batch", "1", "--output-tokens", "100000000"],
         "shorter outputs",

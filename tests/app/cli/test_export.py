@@ -77,3 +77,17 @@ def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
     assert text.startswith("# vLLM 0.26, ") and "vllm serve" in text
     assert note.startswith("vLLM 0.26 cannot run the best plan, ")
     assert "Exported instead: " in note
+
+
+def test_runs_on_exports_the_plan_that_recommend_chooses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["recommend", *PAYS, "--runs-on", "vllm", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]["scenario"]
+    exports = ["--recommended", *PAYS, "--runs-on", "vllm", "--draft-checkpoint", "me/head"]
+    text, note = exported(exports, capsys)
+    assert note == "" and f'"method": "{best["draft"]}"' in text
+    for engine in ("sglang", "vllm-0.23"):
+        why = refused(["--recommended", *PAYS, "--runs-on", engine], capsys)
+        assert f"--runs-on {engine} is not what --to vllm is written for" in why
+    assert "--recommended" in refused([*PAYS, "--runs-on", "vllm"], capsys)

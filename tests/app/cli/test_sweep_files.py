@@ -7,9 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.cli.main import run
+from app.cli.sweep_files import number_texts
 from perfmodel import sweep
 from perfmodel.planning import Where
 
@@ -64,3 +68,8 @@ def test_the_top_rows_are_the_fastest(capsys: pytest.CaptureFixture[str]) -> Non
     assert [row["speedup"] for row in shown] == sorted(fast, reverse=True)[:2]
     assert run([*FLAGS, "--top", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@given(st.lists(st.floats() | st.floats(1e-6, 1e12) | st.integers(-9, 1 << 60).map(float)))
+def test_numbers_are_written_as_by_repr(values: list[float]) -> None:
+    assert number_texts(np.array(values, float)) == list(map(repr, values))

@@ -13,6 +13,7 @@ from strategies import a_scenario, with_acceptance
 from perfmodel import SLO, ConfigError, Scenario, estimate, parse_scenario
 from perfmodel.planning import Candidate, draft_choices, plan_label
 from perfmodel.planning.search import Search, search
+from perfmodel.specs import named_version
 from perfmodel.speculation import (
     ServiceEstimate,
     service,
@@ -207,6 +208,12 @@ def test_drafts_are_self_and_every_smaller_model_with_the_same_tokenizer() -> No
     assert {"llama-3.1-8b", "llama-3.2-1b"} <= models
     assert "llama-3.1-70b" not in models
     assert not models & {"tinyllama-1.1b", "qwen2.5-7b", "llama-68m"}
+
+
+@pytest.mark.parametrize(("target", "has"), [("qwen3-32b", False), ("deepseek-v3", True)])
+def test_mtp_is_a_choice_only_for_a_target_with_such_a_head(target: str, has: bool) -> None:
+    choices = draft_choices(a_scenario(target=target, tp=8), named_version("vllm"))
+    assert (("mtp", "full") in choices) == has and ("eagle3", "full") in choices
 
 
 def test_budgets_that_exceed_the_context_are_skipped() -> None:

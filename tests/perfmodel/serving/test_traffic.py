@@ -184,6 +184,10 @@ def test_any_text_is_a_trace_or_refused(text: str) -> None:
         ("arrival_s,prompt_tokens,output_tokens\n0,1\n", "2 cells, .* 3"),
         ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "line 2: .*nan"),
         ("arrival_s,prompt_tokens,output_tokens\n", "no requests"),
+        ("arrival_s,prompt_tokens,output_tokens\n-5,1,1\n", "line 2: .*negative"),
+        ("arrival_ms,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*unit of .*arrival_ms"),
+        ("arrived_at_us,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*arrived_at_us"),
+        ("start_time,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*start_time"),
     ],
 )
 def test_an_invalid_trace_is_refused_with_the_line(tmp_path: Path, text: str, says: str) -> None:
