@@ -159,18 +159,22 @@ def test_the_ring_of_the_l40_machine_is_the_fit_to_one_published_row() -> None:
     assert max(map(abs, errors.values())) < 0.07
 
 
-HELD_OUT = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
+# Two sets on two GPUs whose rounds are those of an earlier engine, and the two blind sets.
+OF_EARLIER_ROUNDS = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
+BLIND = ("steps-h200-seed31", "steps-h200-tp2-seed2118")
 
 
-@pytest.mark.parametrize("name", HELD_OUT)
-def test_errors_on_two_gpus_are_those_in_the_documents(name: str) -> None:
+@pytest.mark.parametrize("name", OF_EARLIER_ROUNDS + BLIND)
+def test_errors_of_held_out_steps_are_those_in_the_documents(name: str) -> None:
     """These times were never used in a fit; docs/results/accuracy.md has the errors."""
     header, steps = read_steps(MEASURED / f"{name}.jsonl")
     found = compare(header, steps)
-    worst = {"target_step_s": 1.7, "verify_s": 2.6, "draft_step_s": 3.7, "speedup": 2.9}
-    for quantity, percent in worst.items():
+    most = {"target_step_s": 1.7, "verify_s": 2.6, "draft_step_s": 3.7}
+    if name in BLIND:
+        most = {"target_step_s": 1.3, "verify_s": 2.5, "draft_step_s": 2.7, "speedup": 2.4}
+        assert found.coverage >= 0.95
+    for quantity, percent in most.items():
         assert found.spreads()[quantity].median_absolute < percent
-    assert found.coverage >= 0.85
 
 
 def test_the_catalog_has_the_fitted_exchange() -> None:
