@@ -109,13 +109,14 @@ class Windowed(Text):
     """Some layers, by default all, attend to a sliding window."""
 
     pattern: ClassVar[int] = 1  # every n-th layer attends to all tokens; with 1, none does
+    lists_layers: ClassVar[bool] = True  # whether transformers reads `layer_types`
 
     sliding_window: Count | None = None
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
 
     def kinds(self) -> list[Kind]:
         """The kind of each layer."""
-        if self.layer_types is not None:
+        if self.layer_types is not None and self.lists_layers:
             return list(self.layer_types)
         step = getattr(self, "sliding_window_pattern", self.pattern)
         return [
@@ -126,7 +127,7 @@ class Windowed(Text):
     def spec(self, name: str) -> ModelSpec:
         spec, window = super().spec(name), self.sliding_window
         layers = self.of_kind(name, self.kinds(), "sliding_attention")
-        if layers and window is None and self.layer_types is not None:
+        if layers and window is None and self.layer_types is not None and self.lists_layers:
             raise ConfigError(
                 f"{name}: layer_types has sliding_attention, but there is no sliding_window; add it"
             )

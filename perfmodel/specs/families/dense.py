@@ -14,8 +14,8 @@ class Phi3(Windowed):
     ignored = f"{Text.ignored} full_attn_mod interpolate_factor"
     original_max_position_embeddings: Count = 4096
     head_dim: None = None
+    lists_layers = False
     attention_bias: Off = False
-    layer_types: None = None
 
 
 class Granite(Text):

@@ -17,8 +17,8 @@ from perfmodel.specs.model import ModelSpec
 class Mixtral(Windowed):
     aliases = (("num_experts", "num_local_experts"),)
     num_key_value_heads: Count | None = 8
+    lists_layers = False
     attention_bias: Off = False
-    layer_types: None = None
     num_local_experts: Count = 8
     num_experts_per_tok: Count = 2
 

@@ -113,6 +113,7 @@ CASES = {
     "mixtral": case("mixtral"),
     "mixtral, all experts": case("mixtral", num_local_experts=4, num_experts_per_tok=4),
     "mixtral, window": case("mixtral", sliding_window=16),
+    "mixtral, layers": case("mixtral", layer_types=[FULL] * 6, sliding_window=16),
     "qwen2_moe": case("qwen2_moe"),
     "qwen2_moe, dense layers": case("qwen2_moe", decoder_sparse_step=2, mlp_only_layers=[1]),
     "qwen3_moe": case("qwen3_moe", head_dim=16),
