@@ -95,13 +95,16 @@ def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
     return result
 
 
+LEAST_SPAN_S = 1e-6  # of arrivals; within less they arrive together, which has no rate
+
+
 def workload_dict(stats: ServingStats) -> dict[str, Any]:
     """What the finished requests ask for: their rate, lengths and prefix-cache hits."""
     arrival = stats.finished[:, RECORD.index("arrival_s")]
     span = float(arrival.max() - arrival.min())
     result: dict[str, Any] = {
         "requests": stats.requests,
-        "rate_rps": (stats.requests - 1) / span if span else None,
+        "rate_rps": (stats.requests - 1) / span if span >= LEAST_SPAN_S else None,
         "prefix_hit_share": stats.prefix_hit_tokens / stats.prompt_tokens,
     }
     for name in ("prompt_tokens", "output_tokens"):

@@ -61,6 +61,16 @@ def test_the_requests_are_described_and_the_prefixes_that_they_share_found(
     assert "25% of the prompt tokens are in the prefix cache" in text
 
 
+@pytest.mark.parametrize("arrival", ["0", "1e-320"])
+def test_requests_that_arrive_together_have_no_rate(
+    arrival: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(f"arrival_s,prompt_tokens,output_tokens\n0,100,3\n{arrival},200,2\n")
+    result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
+    assert result["workload"]["rate_rps"] is None
+
+
 def test_the_closed_form_is_that_of_the_simulated_requests(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -317,7 +317,7 @@ def test_an_impossible_tp_of_a_link_is_reported() -> None:
 def test_a_link_that_leaves_something_out_says_so() -> None:
     noise = random.Random(0).randbytes(2 * MAX_LINK).hex()
     at = page(view="Check")
-    file = ("big.json", json.dumps(CONFIG | {"noise": noise}).encode(), "application/json")
+    file = ("big.json", json.dumps(CONFIG | {"_name_or_path": noise}).encode(), "application/json")
     at.file_uploader(key="model_file").set_value(file).run()
     assert plan(at).target.name == "big" and "model_config" not in link(at)
     assert any("link is partial" in caption.value for caption in at.caption)

@@ -235,7 +235,7 @@ def good_lines(cases: CaseFile, tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001 .* greater"),
+        ({"target_step_s": -1e-3}, r"line 2: target_step_s=-0\.001 .* at least"),
         ({"verify_s": None}, "line 2: verify_s=None "),
         ({"verify_s": 0.0}, r"line 2: verify_s=0\.0 "),
         ({"draft_step_s": "fast"}, "line 2: draft_step_s='fast'"),
