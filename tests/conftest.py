@@ -2,13 +2,17 @@
 
 Properties are drawn without a deadline, since a machine may be busy. Files of slow tests run first,
 so that two processes end at about the same time. A shell starts background jobs with Ctrl-C
-ignored, and the commands under test would inherit that.
+ignored, and the commands under test would inherit that. Threads of several processes would compete
+for the cores, so each process and what it starts has one.
 """
 
+import os
 import signal
 
 import pytest
 from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy are imported
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

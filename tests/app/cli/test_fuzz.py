@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "tests/soak/fuzz.py"
-INPUTS = int(os.environ.get("INPUTS", "200"))
+INPUTS = int(os.environ.get("INPUTS", "100"))
 
 
 def fuzz(folder: Path, *flags: str, before: str = "") -> subprocess.CompletedProcess[str]:

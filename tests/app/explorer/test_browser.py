@@ -245,7 +245,7 @@ def test_downloads_parse(watched: Watched) -> None:
 
 
 # Contrast of the text of an element with the first opaque background behind it.
-CONTRAST = """elements => elements.map(e => {
+CONTRAST = """elements => elements.filter(e => e.isConnected).map(e => {
     const rgba = c => { const m = c.match(/[\\d.]+/g).map(Number);
         return [...m.slice(0, 3), m.length > 3 ? m[3] : 1] };
     const style = getComputedStyle(e);
