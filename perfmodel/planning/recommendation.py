@@ -135,17 +135,22 @@ class Recommendation:
         )
 
     def _not_searched(self) -> list[str]:
-        """A note if the target states an MTP head that the engine runs and was not searched."""
+        """A note on draft heads that the engine runs and that were not searched.
+
+        MTP counts if the target has such a head, and EAGLE-3 beside it or if no draft pays.
+        """
         target, version = self.best.scenario.target, self.runs_on
-        runs = version is None or "mtp" in version.methods
-        if not (target.mtp_layers and runs) or "mtp" in self.drafts:
+        runs = {"mtp", "eagle3"} if version is None else set(version.methods)
+        mtp = bool(target.mtp_layers) and "mtp" in runs and "mtp" not in self.drafts
+        heads = ["mtp"] if mtp else []
+        if "eagle3" in runs and "eagle3" not in self.drafts and (mtp or not self.speculates):
+            heads.append("eagle3")
+        if not heads:
             return []
-        heads = [name for name in ("mtp", "eagle3") if name not in self.drafts]
         labels = " and ".join(METHODS[name].label for name in heads)
-        return [
-            f"{target.name} has an MTP head, but {labels} drafts were not searched: give "
-            f"--draft {','.join([*heads, *self.drafts])}"
-        ]
+        has = f"{target.name} has an MTP head, but " if mtp else ""
+        choices = ",".join([*heads, *self.drafts])
+        return [f"{has}{labels} drafts were not searched: give --draft {choices}"]
 
     @property
     def prefill(self) -> str:

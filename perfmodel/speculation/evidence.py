@@ -35,7 +35,8 @@ def evidence(scenario: Scenario) -> Evidence:
     steps = {"T_T": point.target_step}
     if scenario.plan.speculates and point.draft_step is not None:
         steps |= {"T_V": point.verify, "T_D": point.draft_step}
-    outside = [name for name, step in steps.items() if step.origin == Origin.EXTRAPOLATED]
+    weak = (Origin.EXTRAPOLATED, Origin.ASSUMED)
+    outside = [name for name, step in steps.items() if step.origin in weak]
     if acceptance_is_extrapolated(scenario):
         outside.append("acceptance")
     text = _acceptance(scenario, float(np.asarray(point.alpha)))

@@ -7,6 +7,7 @@ refused by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
@@ -61,20 +62,54 @@ def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str
             f"checkpoint in {either(_READERS)}"
         )
     dtype, kv = reader(stated, f"{name}: {FIELD}")
-    if _keeps_attention(stated, f"{name}: {FIELD}"):
+    layers = (text if isinstance(text, Mapping) else rest).get("num_hidden_layers")
+    if _keeps_attention(stated, layers, f"{name}: {FIELD}"):
         return rest, Stored("", dtype, kv)
     return rest, Stored(dtype, dtype, kv)
 
 
-def _keeps_attention(stated: Mapping[str, Any], where: str) -> bool:
-    """Whether the list of modules that are not quantised names the attention of layers."""
+# Modules outside the layers of the text decoder, and norms, which are never quantised.
+_ELSEWHERE = re.compile(r"vision|visual|image|audio|projector|norm", re.I)
+_LAYER = re.compile(r"\blayers\.(\d{1,9})\b")
+
+
+def _keeps_attention(stated: Mapping[str, Any], layers: object, where: str) -> bool:
+    """Whether the attention of the decoder's layers is not quantised.
+
+    Either the modules that are left out name it, or the groups name only experts as their targets.
+    Layers from number `layers` on are those of an MTP head.
+    """
+    count = layers if isinstance(layers, int) else 10**9
     keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
     for fields, key in product((stated, _modelopt_fields(stated)), keys):
         modules = fields.get(key) or []
         if not isinstance(modules, list):
             raise ConfigError(f"{where}: {key}={shown(modules)} must be a list of modules")
-        if any("self_attn" in str(module) for module in modules):
-            return True
+        for name in map(str, modules):
+            layer = _LAYER.search(name)
+            inside = layer is None or int(layer[1]) < count
+            if "attn" in name and inside and not _ELSEWHERE.search(name):
+                return True
+    return _only_experts(stated, where)
+
+
+def _only_experts(stated: Mapping[str, Any], where: str) -> bool:
+    """Whether groups of compressed-tensors cover experts alone; other parts are refused."""
+    groups = stated.get("config_groups")
+    groups = list(groups.values()) if isinstance(groups, Mapping) else []
+    targets = [target for group in groups for target in group.get("targets") or ["Linear"]]
+    if targets and all("experts" in str(target) for target in targets):
+        return True
+    if partial := [target for target in targets if target != "Linear"]:
+        raise ConfigError(
+            f"{where}: targets={shown(partial[0])} is not supported; use a checkpoint in which all "
+            "linear layers, or only the experts, are quantised"
+        )
+    if dynamic := stated.get("dynamic"):
+        raise ConfigError(
+            f"{where}: dynamic={shown(dynamic)} is not supported; use a checkpoint with one type "
+            "in all layers"
+        )
     return False
 
 

@@ -24,6 +24,8 @@ from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.recommend import gain_interval, recommend
 from perfmodel.planning.search import search
 from perfmodel.specs import named_version, parse_slo
+from perfmodel.specs.labels import Origin
+from perfmodel.speculation.evidence import evidence
 
 SCENARIOS = resources.files("perfmodel") / "catalog" / "scenarios"
 
@@ -322,3 +324,19 @@ def test_a_stated_mtp_head_that_was_not_searched_is_noted(
     if noted:
         (stated,) = re.findall(r"--draft (\S+)", notes[0])
         assert "mtp" in stated.split(",") and set(drafts) <= set(stated.split(","))
+
+
+@pytest.mark.parametrize("drafts", [["self"], ["self", "eagle3"]])
+def test_heads_that_were_not_searched_are_noted_if_no_draft_pays(drafts: list[str]) -> None:
+    choices = [(draft, "streamingllm" if draft == "self" else "full") for draft in drafts]
+    base = a_scenario(target="qwen3-30b-a3b", gpu="h100-sxm", tp=1, batch=1, prompt_tokens=4000)
+    found = recommend(search(base, choices=choices, budgets=(512,)))
+    noted = any("EAGLE-3 drafts were not searched" in note for note in found.notes)
+    assert noted == (drafts == ["self"] and not found.speculates)
+    assert found.speculates == ("eagle3" in drafts)
+
+
+def test_steps_without_measured_kernels_are_named_in_the_evidence() -> None:
+    scenario = a_scenario(target="qwen3-30b-a3b", gpu="b200", tp=2, batch=16, prompt_tokens=4000)
+    assert estimate(scenario).target_step.origin == Origin.ASSUMED
+    assert "T_T" in evidence(scenario).extrapolated

@@ -141,6 +141,46 @@ def test_a_dense_model_with_unquantised_attention_is_refused(tmp_path: Path) -> 
         catalog.model(path)
 
 
+@pytest.mark.parametrize(
+    ("module", "kept"),
+    [
+        ("model.layers.3.self_attn.q_proj", True),
+        ("re:.*attn.*", True),
+        ("re:.*linear_attn.*", True),
+        ("model.layers.92.self_attn.q_proj", False),  # of the MTP head
+        ("model.layers.3.self_attn.q_norm", False),
+        ("vision_tower.encoder.layers.3.self_attn.q_proj", False),
+        ("lm_head", False),
+    ],
+)
+def test_attention_is_kept_if_a_left_out_module_is_that_of_the_decoder(
+    module: str, kept: bool
+) -> None:
+    stated = compressed(8, "float", inputs=True) | {"ignore": [module]}
+    config = LLAMA | {"num_hidden_layers": 92, "quantization_config": stated}
+    _, found = without_quantisation(config, "m")
+    assert found == Stored("" if kept else "fp8", "fp8")
+
+
+def test_groups_of_experts_keep_attention_and_others_are_refused() -> None:
+    def stored(*targets: str) -> Stored:
+        stated = compressed(4, "int", group_size=128)
+        (group,) = stated["config_groups"].values()
+        stated["config_groups"] = {"group_0": group | {"targets": list(targets)}}
+        return without_quantisation(LLAMA | {"quantization_config": stated}, "m")[1]
+
+    assert stored("Linear") == Stored("int4", "int4")
+    assert stored(r"re:.*mlp\.experts\..*") == Stored("", "int4")
+    with pytest.raises(ConfigError, match="targets='re:"):
+        stored(r"re:.*down_proj")
+
+
+def test_types_that_differ_between_layers_are_refused() -> None:
+    stated = {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down.*": {"bits": 8}}}
+    with pytest.raises(ConfigError, match="dynamic="):
+        without_quantisation(LLAMA | {"quantization_config": stated}, "m")
+
+
 def test_a_quantised_target_does_not_quantise_a_draft_model(tmp_path: Path) -> None:
     path = write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "fp8"}})
     values = {"target": path, "draft": "llama-3.2-1b", "draft_policy": "full"}
