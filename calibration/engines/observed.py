@@ -71,16 +71,20 @@ def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -
     if runs_on:
         engine, _, version = runs_on.rpartition("-")
         measured = replace(measured, engine=engine or version, version=version if engine else "")
-    rounds = dict(measured.rounds_s)
+    rounds, stated = dict(measured.rounds_s), set[int]()
     for part in filter(None, round_ms.split(",")):
         count, _, milliseconds = part.rpartition(":")
         try:
-            rounds[int(count) if count else gamma] = 1e-3 * parse_number(milliseconds)
+            drafts, seconds = int(count) if count else gamma, 1e-3 * parse_number(milliseconds)
         except ValueError:
             raise ConfigError(
                 f"--round-ms {round_ms!r} is not valid; give milliseconds such as 41, or several "
                 f"gamma such as 1:15.6,3:41"
             ) from None
+        if drafts in stated:
+            raise ConfigError(f"--round-ms {round_ms!r} states gamma {drafts} twice; give it once")
+        stated.add(drafts)
+        rounds[drafts] = seconds
     return replace(measured, rounds_s=rounds)
 
 

@@ -9,12 +9,13 @@ A table that fills a dataclass takes its schema from that dataclass (`build`).
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from pydantic import (
@@ -83,9 +84,13 @@ class Table(BaseModel):
 
 
 class Figure(Table):
-    """A positive number with its unit and its source document; `si` is its value in SI units."""
+    """A positive number with its unit and its source document; `si` is its value in SI units.
+
+    A value above `most` is that of another unit, since it is far beyond any device.
+    """
 
     units: ClassVar[dict[str, float]] = {}
+    most: ClassVar[float] = math.inf
 
     value: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
     unit: str
@@ -107,6 +112,14 @@ class Figure(Table):
             raise ValueError(f"must be one of {', '.join(cls.units)}")
         return unit
 
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.si > self.most:
+            unit = list(self.units)[-1]
+            most = self.most / self.units[unit]
+            raise ValueError(f"must be at most {most:,.0f} {unit}; check its unit")
+        return self
+
     @property
     def si(self) -> float:
         """The value in SI units."""
@@ -114,19 +127,19 @@ class Figure(Table):
 
 
 class Size(Figure):
-    units = {"MB": MB, "MiB": MIB, "GB": GB, "GiB": GIB}
+    units, most = {"MB": MB, "MiB": MIB, "GiB": GIB, "GB": GB}, 1e5 * GB
 
 
 class Bandwidth(Figure):
-    units = {"GB/s": GB, "TB/s": TB}
+    units, most = {"GB/s": GB, "TB/s": TB}, 100.0 * TB
 
 
 class Duration(Figure):
-    units = {"us": US}
+    units, most = {"us": US}, 1e6 * US
 
 
 class Compute(Figure):
-    units = {"TFLOP/s": TFLOP}
+    units, most = {"TFLOP/s": TFLOP}, 1e5 * TFLOP
 
 
 class Count(Figure):

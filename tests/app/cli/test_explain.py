@@ -51,6 +51,7 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--round-ms", "30"], "needs a draft"),
         ([*RAN, "--round-ms", "1:fast"], "--round-ms '1:fast' is not valid"),
         ([*RAN, "--round-ms", "0"], "a round with gamma 3 of 0 ms is not valid"),
+        ([*RAN, "--round-ms", "2:14,2:15"], "states gamma 2 twice"),
         ([*RAN, "--plain-ms", "0"], "a plain step of 0 ms is not valid"),
         (["missing.log", *RAN], "missing.log cannot be read"),
     ],

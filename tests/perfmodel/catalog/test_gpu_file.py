@@ -61,7 +61,8 @@ def test_the_scenario_as_data_selects_the_file_again(path: Path) -> None:
         ('origin = "extrapolated"', 'origin = "fitted"', "contradicts efficiency.of"),
         ("[machine]", 'default_machine = "x"\n[machine]', "efficiency: unknown key"),
         ("value = 450", "value = 0", "link.bandwidth.value=0 is not valid"),
-        ("value = 450", "value = 1e300", "must be positive and finite"),
+        ("value = 450", "value = 1e300", "must be at most 100 TB/s; check its unit"),
+        ("value = 450", "value = 450000000", "must be at most 100 TB/s; check its unit"),
         (NODE, "", "machine is missing"),
     ],
 )
