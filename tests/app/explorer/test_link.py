@@ -168,7 +168,7 @@ def test_a_link_keeps_every_input_of_the_page() -> None:
 
 def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
     """CI draws 200 pages: `PAGES=200`."""
-    for seed in range(int(os.environ.get("PAGES", "20"))):
+    for seed in range(int(os.environ.get("PAGES", "10"))):
         draw = random.Random(seed)
         values = random_values(draw)
         at = page(query_of(widget_state(values)), view="Check")
