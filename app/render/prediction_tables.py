@@ -16,7 +16,7 @@ from app.render.tables import (
     scenario_line,
     seconds_text,
 )
-from perfmodel.passes import GROUPS
+from perfmodel.passes import GROUPS, WEAKEST_FIRST
 from perfmodel.units import format_bytes, format_seconds
 
 STEP_TITLES = {
@@ -65,6 +65,12 @@ def _group_cell(parts: Mapping[str, Any], group: str) -> str:
     return f"{format_seconds(seconds)}  {seconds / total:.0%}  {bound}"
 
 
+def _weakest(prediction: Mapping[str, Any], *names: str) -> str:
+    """The weakest origin of several values."""
+    origins = {prediction["origin"][name] for name in names}
+    return next((str(one) for one in WEAKEST_FIRST if one in origins), "")
+
+
 def _round_table(prediction: Mapping[str, Any]) -> Table:
     acceptance, scenario = prediction["acceptance"], prediction["scenario"]
     table = plain_table("round", "value", "origin", right=False)
@@ -76,7 +82,7 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
             "γ·T_D + T_V + overhead",
             f"{format_seconds(drafts)} + {format_seconds(verify)} + {format_seconds(overhead)}"
             f" = {format_seconds(prediction['round_s'])}",
-            prediction["origin"]["overhead_s"],
+            _weakest(prediction, "draft_step_s", "verify_s", "overhead_s"),
         )
         table.add_row("acceptance α", number_text(acceptance["alpha"]), acceptance["origin"])
         table.add_row(
@@ -86,7 +92,7 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
     target, plain = prediction["target_step_s"], prediction["plain_tpot_s"]
     if plain > target:
         parts = f"{format_seconds(target)} + {format_seconds(plain - target)}"
-        origin = prediction["origin"]["overhead_s"]
+        origin = _weakest(prediction, "target_step_s", "overhead_s")
         table.add_row("plain: T_T + overhead", f"{parts} = {format_seconds(plain)}", origin)
     table.add_row("time per token", seconds_text(prediction["tpot_s"]), "")
     table.add_row("speedup", _speedup(prediction), "90 % interval" if gamma else "")

@@ -2,10 +2,11 @@
 
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.memory import MemoryEstimate, largest_batch
-from perfmodel.passes.parts import GROUPS, Part, StepTime
+from perfmodel.passes.parts import GROUPS, WEAKEST_FIRST, Part, StepTime
 
 __all__ = [
     "GROUPS",
+    "WEAKEST_FIRST",
     "MemoryEstimate",
     "Part",
     "StepTime",
