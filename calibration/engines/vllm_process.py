@@ -26,6 +26,9 @@ from perfmodel.specs import METHODS, ModelSpec
 SCRIPT = Path(__file__).with_name("vllm_offline.py")
 STOP_S = 20.0  # for an engine to end by itself
 MARGIN_TOKENS = 64  # in max_model_len, in addition to prompt and output
+# Room is left for the output of at least so many drafts: vLLM's compile cache depends on
+# max_model_len, so setups of one target with equal prompts compile once.
+LEAST_ROOM_DRAFTS = 7
 NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 METHOD_NAMES = {"draft": "draft_model"}  # names in vLLM that differ
 SUPPORTED = ("draft", "eagle3", "ngram")  # methods that run with random weights
@@ -66,7 +69,7 @@ def engine_arguments(setup: Setup, points: Sequence[Point], folder: Path) -> dic
 
     Raises `ConfigError` if the method cannot be started with random weights.
     """
-    room = (LONG_ROUNDS + 1) * (setup.gamma + 1) + MARGIN_TOKENS
+    room = (LONG_ROUNDS + 1) * (max(setup.gamma, LEAST_ROOM_DRAFTS) + 1) + MARGIN_TOKENS
     arguments = {
         "model": str(model_folder(setup.target, folder)),
         "load_format": "dummy",
