@@ -198,7 +198,21 @@ def _record(line: Line, positions: int) -> Record:
                 f"{line.place}: {name} is {max(values):,.10g} in {record.rounds:,} rounds; a rate "
                 f"is at most 1"
             )
+    for renewal in record.renewal:
+        _check_renewal(renewal, line.place)
     return record
+
+
+def _check_renewal(renewal: Renewal, place: str) -> None:
+    """Refuse rounds that yield fewer than one token or more than γ + 1."""
+    least, most = 0.999, 1.001 * (renewal.gamma + 1)  # rounded
+    tokens = {"made": renewal.made / max(renewal.begun, 1e-9), "even": renewal.even}
+    for name, each in tokens.items():
+        if not least <= each <= most:
+            raise RecordError(
+                f"{place}: renewal of gamma={renewal.gamma}: {name} is {each:.4g} tokens per "
+                f"round; a round yields 1 to {renewal.gamma + 1}"
+            )
 
 
 def merged(sets: Iterable[RecordSet]) -> RecordSet:

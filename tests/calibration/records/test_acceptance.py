@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from acceptance_samples import HEADER, record, view
 
-from calibration.records.acceptance import RecordFile, RecordSet, merged, read_acceptance
+from calibration.records.acceptance import (
+    RecordFile,
+    RecordSet,
+    Renewal,
+    merged,
+    read_acceptance,
+)
 from calibration.records.counted import read_runs
 from calibration.records.jsonl import RecordError, write_records
 
@@ -48,6 +55,18 @@ def test_a_later_run_may_differ_in_time_and_command_only(tmp_path: Path) -> None
     with pytest.raises(RecordError, match=r"measured with temperature 1\.0, but this run has 0\.5"):
         write(path, header={**HEADER, "temperature": 0.5})
     assert len(read_acceptance(path).records) == 2
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [Renewal(4, 10.0, 1e-320, 3.0), Renewal(4, 10.0, 51.0, 3.0), Renewal(4, 10.0, 30.0, 6.0)],
+)
+def test_rounds_with_an_impossible_number_of_tokens_are_refused(
+    tmp_path: Path, rounds: Renewal
+) -> None:
+    write(tmp_path / "r.jsonl", replace(FIRST, renewal=(rounds,)))
+    with pytest.raises(RecordError, match=r"line 2: renewal of gamma=4: .* a round yields 1 to 5"):
+        read_acceptance(tmp_path / "r.jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b'{"a": 1}\n', b"[1]\n", b"\xff\xfe\n"])
