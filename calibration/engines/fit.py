@@ -18,21 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.engines.plan import point_scenario
-from calibration.engines.records import EngineRecords, PointRecord, Setup
+from calibration.engines.records import EngineRecords, Point, PointRecord, Setup
 from perfmodel import ConfigError, EngineProfile, Scenario, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.specs import HostCosts, Origin
+from perfmodel.specs import HostCosts, Origin, replays_full_graph
 from perfmodel.speculation import host_wait_s
 
 Array = NDArray[np.float64]
 
-MEASUREMENT_ERROR = 0.02  # relative, of one point
+MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
+SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
 SCANNED = 8  # starting values over the range of a launch term
 COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
-LAUNCHES = ("draft_step_s", "draft_layer_s", "eager_layer_s")
+TARGET_LAUNCHES = ("eager_layer_s", "piecewise_layer_s")
+LAUNCHES = ("draft_step_s", "draft_layer_s", *TARGET_LAUNCHES)
 DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
 
 
@@ -51,7 +53,7 @@ class Term:
     @property
     def is_host(self) -> bool:
         """Whether it is host time, which GPU time may hide."""
-        return bool(self.method) or self.field == "eager_layer_s"
+        return bool(self.method) or self.field in TARGET_LAUNCHES
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -82,6 +84,11 @@ class Group:
         return self.records[0].point.setup.method
 
     @property
+    def errors(self) -> Array:
+        """Relative standard errors of the measurements, from the range of their repeats."""
+        return np.array([max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records])
+
+    @property
     def measured_s(self) -> Array:
         """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
@@ -109,6 +116,10 @@ def _host(field: str, method: str, width: float, start: float) -> Term:
 
 # Time between the kernels of a layer: gaps in a graph, latencies of small kernels.
 LAYER_OVERHEAD = Term(field="layer_overhead_s", prior=4e-6, width=4e-6, high=100e-6, start=4e-6)
+# Share of the multiprocessors that reach the memory bandwidth.
+TAIL = Term(field="attention_tail_share", prior=0.4, width=0.15, high=1.0, start=0.4)
+# Small kernels between the draft steps: page tables, sampling, the attention's schedule.
+DRAFT_GAP = Term(field="draft_step_overhead_s", prior=0.0, width=2e-4, high=4e-3, start=5e-5)
 # Share of the peak FLOP/s at clocks under load; fits of the runtime gave 0.86 and 0.91.
 SUSTAINED_CLOCK = Term(field="compute_factor", prior=0.9, width=0.06, low=0.5, high=1.0, start=0.9)
 
@@ -154,7 +165,11 @@ def base_profile(records: EngineRecords) -> EngineProfile:
     gpu = catalog.gpu(records.gpu)
     methods = dict.fromkeys(r.point.setup.method for r in records.points)
     hosts = tuple(
-        HostCosts(method=method, overlapped=bool(records.facts(method).get("async_scheduling")))
+        HostCosts(
+            method=method,
+            overlapped=bool(records.facts(method).get("async_scheduling")),
+            graph_sizes="mixed" if records.facts(method).get("v2_model_runner") else "multiples",
+        )
         for method in methods
     )
     plain = records.facts("plain")
@@ -166,6 +181,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         attention_kernels="vllm",
         streamingllm_is_view=False,
         draft_reads_round=True,
+        default_graphs=True,
         graph_tokens=float(plain.get("graph_tokens", 0)),
         prefill_chunk_tokens=int(plain.get("max_num_batched_tokens", 8192)),
         reserved_bytes=reserved_bytes(records),
@@ -187,7 +203,7 @@ def reserved_bytes(records: EngineRecords) -> float:
 
 def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     """The terms that these points can determine."""
-    terms = [_factor("linear_factor"), _factor("attention_factor"), LAYER_OVERHEAD]
+    terms = [_factor("linear_factor"), _factor("attention_factor"), TAIL, LAYER_OVERHEAD]
     if any(r.point.setup.gamma for r in points):
         terms.append(_factor("verify_attention_factor"))
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
@@ -195,6 +211,10 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
         terms.append(SUSTAINED_CLOCK)
     if base.graph_tokens and max(tokens) > base.graph_tokens:
         terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
+    if any(_is_piecewise(r.point, base) for r in points):
+        terms.append(_host("piecewise_layer_s", "", 5e-4, 5e-5))
+    if any(_has_head(r.point.setup.method) for r in points):
+        terms.append(DRAFT_GAP)
     for method in dict.fromkeys(r.point.setup.method for r in points):
         terms += [_host("step_s", method, 2e-3, 2e-4), _host("sequence_s", method, 2e-5, 1e-6)]
         setups = {r.point.setup for r in points if r.point.setup.method == method}
@@ -202,11 +222,26 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
             terms.append(_host("draft_layer_s", method, 5e-4, 5e-5))
         elif method == "ngram":
             terms.append(_host("lookup_token_s", method, 1e-7, 1e-9))
-        elif method not in ("plain", "suffix"):
+        elif _has_head(method):
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
         if method == "draft" and len({catalog.model(s.draft).layers for s in setups}) > 1:
             terms.append(_host("draft_step_s", method, 2e-3, 1e-4))
     return terms
+
+
+def _has_head(method: str) -> bool:
+    """Whether a method's drafts are passes of a head of the target."""
+    return method not in ("plain", "draft", "ngram", "suffix")
+
+
+def _is_piecewise(point: Point, base: EngineProfile) -> bool:
+    """Whether a point's rounds replay piecewise graphs."""
+    gamma, batch = point.setup.gamma, point.batch
+    costs = base.host_costs(point.setup.method)
+    if costs is None or costs.graph_sizes != "mixed" or not base.graph_tokens:
+        return False
+    in_graph = batch * (gamma + 1) <= base.graph_tokens
+    return bool(in_graph and not replays_full_graph(batch, gamma, most=base.graph_tokens))
 
 
 def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
@@ -276,9 +311,7 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
     for _ in range(SWEEPS):
         for method in dict.fromkeys(t.method for t in terms if t.is_host):
             x = _host_search(x, terms, method, base, groups)
-        x, now = _descend(
-            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups)
-        )
+        x, now = _descend(x, terms, lambda x: predicted(_with(base, terms, x), groups), groups)
         if now > 0.99 * cost:
             break
         cost = now
@@ -305,29 +338,34 @@ def _host_search(
 
     starts = [x[searched]]
     for place, index in enumerate(searched):
-        if terms[index].field in LAUNCHES:
+        if terms[index].field in (*LAUNCHES, "step_s"):
             for value in np.geomspace(1e-3, 0.9, SCANNED) * terms[index].high:
                 starts.append(x[searched])
                 starts[-1][place] = value
-    measured, host_terms = _measured(chosen), [terms[i] for i in searched]
-    solutions = [_descend(start, host_terms, predict, measured) for start in starts]
+    host_terms = [terms[i] for i in searched]
+    solutions = [_descend(start, host_terms, predict, chosen) for start in starts]
     best = x.copy()
     best[searched] = min(solutions, key=lambda solution: solution[1])[0]
     return best
 
 
 def _descend(
-    start: Array, terms: Sequence[Term], predict: Callable[[Array], Array], measured: Array
+    start: Array,
+    terms: Sequence[Term],
+    predict: Callable[[Array], Array],
+    groups: Sequence[Group],
 ) -> tuple[Array, float]:
     """Values and cost of a bounded robust least-squares fit with the priors of the terms."""
     from scipy.optimize import least_squares
 
+    measured = _measured(groups)
+    errors_of = np.concatenate([group.errors for group in groups])
     prior, width, low, high = (
         np.array([getattr(t, name) for t in terms]) for name in ("prior", "width", "low", "high")
     )
 
     def residuals(x: Array) -> Array:
-        errors = np.log(predict(x) / measured) / MEASUREMENT_ERROR
+        errors = np.log(predict(x) / measured) / errors_of
         robust = np.sqrt(2.0 * (np.sqrt(1.0 + (errors / OUTLIER) ** 2) - 1.0))
         return np.concatenate([OUTLIER * np.sign(errors) * robust, (x - prior) / width])
 

@@ -139,6 +139,7 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
     values["timed_tp"] = sorted(timed) or [1]
     if shipped is None:
         general = {"name": report.name, **values, "origin": "assumed"}
+        general.pop("attention_tail_share", None)  # of one kernel on one architecture
         header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
         shipped = toml_text(general, header=header)
     hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
@@ -293,7 +294,7 @@ def _error_dict(error: PointError) -> dict[str, Any]:
     }
 
 
-_STATED_APART = ("name", "measured_on", "timed_tp", "host", "speedup_error")
+_STATED_APART = ("default_graphs", "name", "measured_on", "timed_tp", "host", "speedup_error")
 
 
 def _entries(profile: EngineProfile) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _LIMITS = {
     "": (0.0, 1e8),
 }
 ATTENTION_KERNELS = ("vllm", "flashinfer", "specroof")
+GRAPH_SIZES = ("multiples", "mixed")
 LINEAR_KERNELS = ("library", "specroof")
 # How `specroof calibrate engine` obtains the measurements of each serving engine.
 SERVING_ENGINES = {
@@ -156,6 +157,10 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
         )
     for costs in hosts:
         _check_limits(costs, file)
+        if costs.graph_sizes not in GRAPH_SIZES:
+            raise ConfigError(
+                f"{file}: host: {unknown_name('graph_sizes', costs.graph_sizes, GRAPH_SIZES)}"
+            )
     known = {"attention_kernels": ATTENTION_KERNELS, "linear_kernels": LINEAR_KERNELS,
              "all_reduce": ALL_REDUCES}  # fmt: skip
     for key, names_of in known.items():

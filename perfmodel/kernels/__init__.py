@@ -10,6 +10,7 @@ from perfmodel.kernels.attention_split import (
     SplitKV,
     tile_index,
 )
+from perfmodel.kernels.attention_tail import tail_ratio
 from perfmodel.kernels.collectives import Exchange, MeasuredTimes
 from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
@@ -36,5 +37,6 @@ __all__ = [
     "SplitKV",
     "Waves",
     "roofline_seconds",
+    "tail_ratio",
     "tile_index",
 ]

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from perfmodel._typing import Floats
+from perfmodel.kernels import tail_ratio
 from perfmodel.passes.attention_kinds import (
     latent_attention,
     latent_prefill,
@@ -73,6 +74,13 @@ def _attention(
     factor: Floats | float = (
         engine.attention_factor if whole_cache else engine.draft_attention_factor
     )
+    if engine.attention_tail_share:
+        factor = factor * tail_ratio(
+            batch * kv_heads,
+            kv,
+            sm_count=curve.sm_count,
+            saturating_share=engine.attention_tail_share,
+        )
     if engine.verify_attention_factor != 1.0:
         factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)
     flops = 4.0 * batch * query * kv * heads * spec.head_dim

@@ -25,7 +25,7 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
         *("--max-num-seqs", str(plan.batch)),
         *("--max-model-len", str(plan.served_tokens)),
         *("--max-num-batched-tokens", str(plan.step_tokens)),
-        *("--max-cudagraph-capture-size", str(plan.graph_tokens)),
+        *_graph_flags(plan),
         *("--gpu-memory-utilization", f"{plan.memory_share:.2f}"),
         *_dtype_flags(plan, kv_fp8="fp8"),
     ]
@@ -53,6 +53,13 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
         lines += ["# unconditional: this draft and all earlier ones are accepted):"]
         lines += [f"# {_with_config(command, config)}"]
     return lines
+
+
+def _graph_flags(plan: ExportPlan) -> list[str]:
+    """Sizes of CUDA graphs; those of a schedule of γ are left to vLLM, up to the largest."""
+    if plan.schedule or not plan.most_drafts:
+        return ["--max-cudagraph-capture-size", str(plan.graph_tokens)]
+    return ["--cudagraph-capture-sizes", *map(str, plan.graph_sizes)]
 
 
 SCHEDULE = "num_speculative_tokens_per_batch_size"

@@ -161,6 +161,17 @@ class ExportPlan:
         return -(-max(rows, min(2 * rows, DEFAULT_GRAPH_TOKENS)) // unit) * unit
 
     @property
+    def graph_sizes(self) -> list[int]:
+        """Tokens of the CUDA graphs: multiples of γ+1, so that every round replays a full graph.
+
+        vLLM's default sizes also include others, for which it captures no full graph of a round.
+        """
+        per_round = self.most_drafts + 1
+        most = self.graph_tokens // per_round
+        counts = [*range(1, min(most, 8)), *range(8, min(most, 64), 8), *range(64, most, 16), most]
+        return [per_round * count for count in counts]
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one pass: a chunk of prompts, or a round of the whole batch with its slots."""
         return max(self.scenario.engine.prefill_chunk_tokens, self.graph_tokens + self.batch)

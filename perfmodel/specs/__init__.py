@@ -1,5 +1,6 @@
 """Immutable descriptions of a GPU, a model, a workload, a draft and an engine."""
 
+from perfmodel.specs.cuda_graphs import replays_full_graph
 from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.dtypes import DTYPES
@@ -31,4 +32,5 @@ __all__ = [
     "named_version",
     "parse_slo",
     "profile_version",
+    "replays_full_graph",
 ]

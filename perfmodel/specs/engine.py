@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from perfmodel._typing import Floats
+from perfmodel.specs.cuda_graphs import replays_full_graph
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 
@@ -16,10 +21,15 @@ class HostCosts:
     first spends `step_s`, plus `sequence_s` per sequence, on scheduling, inputs and outputs. If
     `overlapped` is true, the GPU runs the previous step in the meantime; otherwise it waits. Then
     the host launches the passes, and the GPU waits if launching takes longer than the passes.
+
+    `graph_sizes` states which rounds replay a full CUDA graph by default: with "multiples", sizes
+    are multiples of γ + 1 tokens; with "mixed", piecewise graphs of other sizes are captured too
+    and are replayed if they fit a round more closely (`cuda_graphs`).
     """
 
     method: str
     overlapped: bool = False
+    graph_sizes: str = "multiples"
     step_s: float = 0.0  # per step or round
     sequence_s: float = 0.0  # per sequence
     draft_step_s: float = 0.0  # to launch one draft step
@@ -50,6 +60,9 @@ class EngineProfile:
     attention_factor: float = 1.0  # for attention over the whole cache
     draft_attention_factor: float = 1.0  # for attention over a draft's small cache
     verify_attention_factor: float = 1.0  # for passes over several query tokens, in addition
+    # Share of the multiprocessors that reach the memory bandwidth, if the attention kernel runs a
+    # last wave of blocks (`kernels.attention_tail`); 0 if it does not.
+    attention_tail_share: float = 0.0
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
     activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate
@@ -82,8 +95,12 @@ class EngineProfile:
     draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens
     draft_reads_round: bool = False  # it processes as many tokens as a padded round
     host: tuple[HostCosts, ...] = ()  # host time by method; () if the fields above include it
-    graph_tokens: float = 0.0  # most tokens of a pass that replays a CUDA graph; 0: no limit
+    # Whether graphs have the engine's default sizes, as when it was measured; otherwise, they hold
+    # every round, as in a configuration written by `specroof export`.
+    default_graphs: bool = False
+    graph_tokens: float = 0.0  # most tokens of a default CUDA graph; 0: no limit
     eager_layer_s: float = 0.0  # host time to launch one layer without a graph
+    piecewise_layer_s: float = 0.0  # the same with a piecewise graph, which leaves attention out
     prefill_chunk_tokens: int = 8192  # rows of one prefill pass (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # allocated by libraries
@@ -113,9 +130,29 @@ class EngineProfile:
         )
 
     def host_costs(self, method: str) -> HostCosts | None:
-        """Host costs of a method, or else of plain decoding; None if the profile has neither."""
+        """Host costs of a method, or else of the most similar one that the profile has.
+
+        Suffix look-up resembles n-gram look-up, and other heads resemble EAGLE-3's; otherwise,
+        costs of plain decoding are used. None if the profile has none of these.
+        """
         by_method = {costs.method: costs for costs in self.host}
-        return by_method.get(method, by_method.get("plain"))
+        similar = {"suffix": "ngram", "plain": "plain", "draft": "plain"}.get(method, "eagle3")
+        return by_method.get(method) or by_method.get(similar) or by_method.get("plain")
+
+    def default_launch_s(self, method: str, batch: ArrayLike, gamma: ArrayLike) -> Floats:
+        """Host seconds to launch one layer of the target with the engine's default CUDA graphs.
+
+        0 for rounds that replay a full graph. The arguments are a method of `HostCosts.method`,
+        sequences, and drafts per round; the arrays must be mutually broadcastable.
+        """
+        tokens = np.asarray(batch) * (np.asarray(gamma) + 1.0)
+        if not self.graph_tokens:
+            return np.zeros(tokens.shape)
+        costs, piecewise = self.host_costs(method), np.zeros(())
+        if costs is not None and costs.graph_sizes == "mixed":
+            full = replays_full_graph(batch, gamma, most=self.graph_tokens)
+            piecewise = np.where(full, 0.0, self.piecewise_layer_s)
+        return np.where(tokens > self.graph_tokens, self.eager_layer_s, piecewise)
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""

@@ -7,8 +7,9 @@ the first launch:
     round = h + max(t, l)        the host and the GPU take turns (synchronous scheduling)
     round = max(t, h + l)        the host works in parallel with the GPU (asynchronous scheduling)
 
-A pass that is a CUDA graph is a single launch, which h includes. A draft step without a full graph
-costs one launch per step and layer, and a pass with more tokens than any graph one per layer.
+A pass that is a full CUDA graph is a single launch, which h includes. A draft step without one
+costs a launch per step and layer, and so does each layer of a target pass with a piecewise graph
+or with more tokens than any graph.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: Arra
     if method is not None and method.kind is MethodKind.ONE_PASS:
         steps = np.minimum(steps, 1.0)
     total = steps * per_step
-    if engine.graph_tokens and engine.eager_layer_s:
-        eager = batch * (np.asarray(gamma) + 1.0) > engine.graph_tokens
-        total = total + np.where(eager, engine.eager_layer_s * scenario.target.layers, 0.0)
+    if engine.default_graphs:
+        launch_s = engine.default_launch_s(costs.method, batch, gamma)
+        total = total + scenario.target.layers * launch_s
     return np.asarray(total)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from strategies import a_scenario
 
 from perfmodel import RoundEstimate, Scenario, estimate
-from perfmodel.specs import HostCosts
+from perfmodel.specs import HostCosts, replays_full_graph
+
+OF_PROFILE = ("default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s")
 
 
 def with_host(*costs: HostCosts, **values: Any) -> Scenario:
-    profile = {
-        name: values.pop(name) for name in ("graph_tokens", "eager_layer_s") if name in values
-    }
+    profile = {name: values.pop(name) for name in OF_PROFILE if name in values}
     scenario = a_scenario(engine="kernels", gpu="h200", **values)
     return replace(scenario, engine=replace(scenario.engine, host=costs, **profile))
 
@@ -89,12 +89,37 @@ def test_a_look_up_costs_only_host_time_per_sequence_and_context_token() -> None
 @pytest.mark.parametrize("batch, eager", [(128, False), (129, True)])
 def test_a_pass_above_the_largest_graph_is_launched_layer_by_layer(batch: int, eager: bool) -> None:
     costs = HostCosts(method="draft")
-    scenario = with_host(
-        costs, graph_tokens=512.0, eager_layer_s=10e-3, **DRAFT, batch=batch, prompt_tokens=1024
-    )
+    graphs = {"default_graphs": True, "graph_tokens": 512.0, "eager_layer_s": 10e-3}
+    scenario = with_host(costs, **graphs, **DRAFT, batch=batch, prompt_tokens=1024)
     point = estimate(scenario)
     launches = 32 * 10e-3 if eager else 0.0
     assert float(point.round_s) == pytest.approx(max(passes_s(point), launches))
+
+
+@pytest.mark.parametrize("batch, gamma", [(9, 4), (3, 4), (4, 2), (37, 2), (56, 4)])
+def test_a_round_between_full_graphs_is_launched_piece_by_piece(batch: int, gamma: int) -> None:
+    """Rounds that took up to twice as long in vLLM 0.26 on an H200."""
+    graphs = {"graph_tokens": 512.0, "piecewise_layer_s": 10e-3}
+    values = {**graphs, "draft": "eagle3", "acceptance": 0.8, "prompt_tokens": 1024}
+    for sizes, default, launches in (("mixed", True, 0.32), ("mixed", False, 0.0),
+                                     ("multiples", True, 0.0)):  # fmt: skip
+        costs = HostCosts(method="eagle3", overlapped=True, graph_sizes=sizes)
+        scenario = with_host(costs, default_graphs=default, batch=batch, gamma=gamma, **values)
+        point = estimate(scenario)
+        assert float(point.round_s) == pytest.approx(max(passes_s(point), launches))
+
+
+@given(st.integers(1, 600), st.integers(0, 16))
+def test_rounds_replay_full_graphs_where_vllm_dispatches_them(batch: int, gamma: int) -> None:
+    """`CudaGraphManager` of vLLM 0.26, literally: the smallest graph that holds the round."""
+    per_round, most = gamma + 1, 512
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
+    full = {-(-size // per_round) * per_round for size in sizes}
+    full = {size for size in full if size <= most}
+    tokens = batch * per_round
+    fitting = [size for size in sorted(full | set(sizes)) if size >= tokens]
+    expected = bool(fitting) and fitting[0] in full
+    assert bool(replays_full_graph(batch, gamma, most=most)) == expected
 
 
 def test_a_grid_equals_its_points() -> None:

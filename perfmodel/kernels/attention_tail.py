@@ -1,0 +1,56 @@
+"""The last wave of thread blocks in FlashAttention-3's decode attention.
+
+FlashAttention-3 runs one block per multiprocessor. It splits the KV of all sequences into ranges so
+that there are about 1.1 ranges per multiprocessor, but at least one per sequence and KV head. Few
+blocks are then left for a last wave, in which most multiprocessors are idle; since one of them
+reads at most a multiple of its share of the memory bandwidth, this wave takes longer than its bytes
+would. With 8 KV heads on 132 multiprocessors, a batch of 6 has 144 blocks: a wave of 132 and one of
+12. A kernel table measured at powers of two, which divide the work evenly, does not show this.
+
+Source: `prepare_varlen_num_blocks_kernel` in hopper/flash_prepare_scheduler.cu of FlashAttention.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perfmodel._typing import Floats
+
+BLOCK_TOKENS = 128.0  # of KV that a block processes at once
+RANGES = 1.1  # wanted ranges per multiprocessor
+
+
+def tail_ratio(
+    batch_heads: Floats, tokens: Floats, *, sm_count: int, saturating_share: float
+) -> Floats:
+    """Time with the last wave over the time interpolated between batches that are powers of two.
+
+    Parameters
+    ----------
+    batch_heads, tokens : array, mutually broadcastable
+        Batch x KV heads on the rank; tokens read per sequence. [1]
+    saturating_share : float
+        Share of the multiprocessors that together reach the memory bandwidth. [1]
+    """
+    units = np.maximum(np.asarray(batch_heads, dtype=float), 1.0)
+    below = 2.0 ** np.floor(np.log2(units))
+    place = np.log2(units / below)
+    at, low, high = (
+        np.log(_seconds_per_work(each, tokens, sm_count, saturating_share))
+        for each in (units, below, 2.0 * below)
+    )
+    return np.asarray(np.exp(at - (1.0 - place) * low - place * high))
+
+
+def _seconds_per_work(
+    units: Floats, tokens: Floats, sm_count: int, saturating_share: float
+) -> Floats:
+    """Time over that of perfectly divided work."""
+    per_unit = np.maximum(np.ceil(np.asarray(tokens, dtype=float) / BLOCK_TOKENS), 1.0)
+    wanted = np.ceil(RANGES * units * per_unit / sm_count)
+    ranges = np.ceil(per_unit / wanted)
+    blocks = np.ceil(units) * ranges
+    waves = np.floor(blocks / sm_count)
+    rest = blocks - waves * sm_count
+    last = np.where(rest > 0, np.maximum(rest, saturating_share * sm_count), 0.0)
+    return np.asarray(np.ceil(per_unit / ranges) * (waves * sm_count + last) / (units * per_unit))

@@ -1,0 +1,60 @@
+"""Which rounds replay a full CUDA graph in an engine that also captures piecewise graphs.
+
+vLLM captures graphs of 1, 2, 4, 8, 16, ... 256, 272, ... tokens, and pads a pass to the smallest
+captured size. A full graph of a round with γ drafts has a multiple of γ + 1 tokens, so each size is
+also rounded up to such a multiple. vLLM's model runner V2 captures both kinds of sizes and takes
+the smallest that holds the round. If that is not a multiple of γ + 1, only a piecewise graph has
+it, and the host launches the attention of each layer. With γ = 4, a batch of 10 (50 tokens) replays
+a full graph, and a batch of 9 (45 tokens, padded to 48) does not. If all sizes are multiples of
+γ + 1, as in a configuration written by `specroof export`, every round replays one.
+
+Source: `CudaGraphManager._init_candidates` and `dispatch` in vllm/v1/worker/gpu/cudagraph_utils.py,
+and `_set_cudagraph_sizes` in vllm/config/vllm.py of vLLM 0.26.0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def captured_sizes(most: int) -> NDArray[np.int64]:
+    """vLLM's default sizes of graphs, in tokens, up to `most`."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
+    return np.array([size for size in sizes if size <= most], dtype=np.int64)
+
+
+def replays_full_graph(batch: ArrayLike, gamma: ArrayLike, *, most: float) -> NDArray[np.bool_]:
+    """Whether a round replays a full graph if piecewise graphs of other sizes are captured too.
+
+    Parameters
+    ----------
+    batch, gamma : array, mutually broadcastable
+        Sequences; drafts per round. Fractions of a sequence are rounded up.
+    most : float
+        Tokens of the largest graph.
+    """
+    sizes = captured_sizes(int(most))
+    drafts = np.floor(np.asarray(gamma, dtype=float)).astype(np.int64)
+    per_round = drafts + 1
+    tokens = np.ceil(np.asarray(batch, dtype=float)).astype(np.int64) * per_round
+    nearest = _smallest(sizes, tokens)
+    # The smallest multiple that some size is rounded up to, and that holds the round.
+    multiple = -(-_smallest(sizes, tokens - drafts) // per_round) * per_round
+    return np.asarray((tokens <= most) & (multiple <= np.minimum(nearest, most)))
+
+
+def default_graph_note(launch_s: float, tokens: int) -> str | None:
+    """What default graphs cost a pass of so many tokens; None if nothing."""
+    if not launch_s:
+        return None
+    return (
+        f"{tokens:,} tokens are not in a full CUDA graph of default size, so the host would launch "
+        f"each layer, {1e3 * launch_s:.1f} ms in all; `specroof export` sets sizes that fit"
+    )
+
+
+def _smallest(sizes: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest size of at least so many tokens; more than the largest size if there is none."""
+    with_end = np.append(sizes, 2 * sizes[-1] + 1)
+    return np.asarray(with_end[np.minimum(np.searchsorted(with_end, tokens), len(sizes))])
