@@ -10,9 +10,8 @@ from typing import Any
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows, file_key
-from perfmodel.errors import ConfigError, unknown_name
+from perfmodel.errors import ConfigError, either, unknown_name
 from perfmodel.specs.engine import EngineProfile, HostCosts
-from perfmodel.specs.engine_support import engine_version
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.units import GB, US
@@ -92,14 +91,13 @@ def _newest(name: str) -> str:
 
 def _unknown_engine(name: str) -> ConfigError:
     """The error for a name without a profile, which for a serving engine states how to get one."""
-    engine = next((e for e in SERVING_ENGINES if name == e or name.startswith(f"{e}-")), None)
-    if engine is None or any(other.startswith(f"{engine}-") for other in engine_names()):
+    engine = next((e for e in SERVING_ENGINES if name.startswith(f"{e}-")), None)
+    if engine is None:
         return unknown_name("engine", name, engine_names())
-    newest = engine_version(engine)
+    known = [other for other in engine_names() if other.startswith(f"{engine}-")]
     return ConfigError(
-        f"the catalog has no measured profile of {newest.label.rpartition(' ')[0]}; measure yours "
-        f"with `specroof calibrate engine {SERVING_ENGINES[engine]}`, then use the file that it "
-        f"writes, such as --engine engines/{engine}-{newest.version}.toml"
+        f"the catalog has no profile of {name}; use {either(known)}, or measure yours with "
+        f"`specroof calibrate engine {SERVING_ENGINES[engine]}`"
     )
 
 

@@ -152,5 +152,5 @@ def test_only_terms_that_the_points_determine_are_fitted(
 ) -> None:
     plain = [r for r in known[0].points if r.point.setup.method == "plain"]
     names = [term.field for term in terms_of(plain, fit.profile)]
-    factors = ["linear_factor", "attention_factor", "layer_overhead_s"]
+    factors = ["linear_factor", "attention_factor", "attention_tail_share", "layer_overhead_s"]
     assert names == [*factors, "step_s", "sequence_s"]
