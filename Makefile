@@ -11,7 +11,7 @@ ALL := .venv/.all
 
 recommend: $(REPORT)
 	@mkdir -p report
-	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --html report/recommendation.html
+	@$(BIN)/specroof recommend --scenario default --tp 1,2,4,8 --engine vllm --html report/recommendation.html
 	@echo "Report with charts: report/recommendation.html"
 
 explore: $(EXPLORER)

@@ -6,6 +6,9 @@ Run it in a separate virtual environment, outside the repository:
     peers/bin/pip install aisimulate==0.13.0.dev202610270000000085 genz-llm==0.0.16
     PYTHONPATH=. peers/bin/python benchmarks/peer_predictions.py --cases cases.json --out peers.csv
 
+With `--engine RECORDS` instead of `--cases` and `--out`, it prints each tool's errors for the plain
+steps and n-gram rounds that `specroof calibrate engine` measured and held back.
+
 It needs the case files and the catalog's datasheets. Every tool gets the same shapes, batch and
 cached tokens: the context for T_T, and the draft's shape and KV budget for T_D. T_V is the tool's
 prediction of a verification, and empty if it has none. Tools that are not installed are left out,
@@ -22,8 +25,10 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from perfmodel import catalog
@@ -158,6 +163,38 @@ def times_of(case: dict[str, Any], step: Step) -> Times:
     }
 
 
+def engine_errors(path: Path, gpu: str) -> None:
+    """Print errors in percent for measured steps of an engine: medians, and the signed worst."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points = [line for line in lines if line.get("op") == "engine-point"]
+    targets = {line["point"]["setup"]["target"] for line in points}
+    models = {name: asdict(catalog.model(name)) for name in targets}
+    for peer, (package, make) in PEERS.items():
+        try:
+            number = version(package)
+        except PackageNotFoundError:
+            print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            step, errors = make(models, gpu), dict[str, list[float]]()
+            for line in points:
+                setup, batch = line["point"]["setup"], line["point"]["batch"]
+                held_back = line["point"]["held_back"]
+                if not held_back or setup["method"] not in ("plain", "ngram"):
+                    continue
+                tokens = round(line["context_tokens"])
+                seconds = step(setup["target"], batch, tokens, setup["gamma"])
+                if seconds is not None:
+                    found = 100.0 * (seconds / line["seconds"] - 1.0)
+                    errors.setdefault(setup["method"], []).append(found)
+        for method, found in errors.items():
+            print(
+                f"{peer} {number}: {method:6} {len(found)} points, median "
+                f"{median(map(abs, found)):.1f} (worst {max(found, key=abs):+.1f}), "
+                f"signed median {median(found):+.1f}"
+            )
+
+
 PEERS = {
     "AISimulate": ("aisimulate", aisimulate),
     "GenZ": ("genz-llm", genz),
@@ -167,11 +204,17 @@ PEERS = {
 def main() -> int:
     """Write one line per tool and case; report on stderr what is not installed or fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cases", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cases", type=Path, nargs="+", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--engine", type=Path)
     parser.add_argument("--gpu", choices=sorted(TABLES), default="h200")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    if options.engine is not None:
+        engine_errors(options.engine, options.gpu)
+        return 0
+    if options.out is None or not options.cases:
+        parser.error("give --cases and --out, or --engine")
     files = [json.loads(path.read_text(encoding="utf-8")) for path in options.cases]
     models = {name: shape for file in files for name, shape in file["models"].items()}
     cases = [case for file in files for case in file["cases"]]

@@ -12,7 +12,7 @@ from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.cuda_graphs import default_graph_note
+from perfmodel.specs.cuda_graphs import default_graph_notes
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
@@ -268,18 +268,17 @@ class Scenario:
                 "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
                 "checked on one H200 only"
             )
-        if note := self._graph_note():
-            notes.append(note)
+        notes += self._graph_notes()
         if self.engine.origin == Origin.ASSUMED:
             notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
         return tuple(notes)
 
-    def _graph_note(self) -> str | None:
+    def _graph_notes(self) -> list[str]:
         """What the engine's default CUDA graphs would cost at this batch."""
         plan, batch = self.plan, self.workload.batch
         method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
         layer_s = float(self.engine.default_launch_s(method, batch, plan.gamma))
-        return default_graph_note(layer_s * self.target.layers, batch * (plan.gamma + 1))
+        return default_graph_notes(layer_s * self.target.layers, batch * (plan.gamma + 1))
 
     def _layer_notes(self) -> list[str]:
         """Warnings about layers that no engine of this project has run, or no one measured."""

@@ -190,11 +190,15 @@ def report_lines(report: EngineReport) -> list[str]:
         for method, rows in _by_method(errors).items():
             percents = np.array([e.percent for e in rows])
             worst = float(percents[np.argmax(np.abs(percents))])
-            median = float(np.median(np.abs(percents)))
             lines.append(
-                f"{name:9} {method:8} {len(rows):3} points: median {median:.1f} % "
+                f"{name:9} {method:8} {len(rows):3} points: median {_median(rows):.1f} % "
                 f"(worst {worst:+.1f})"
             )
+    for name, rows in _by_launch(report.held_back, fit.profile).items():
+        lines.append(
+            f"held back {name}: {len(rows)} points, median {_median(rows):.1f} %; half the range "
+            f"of their repeats {50.0 * float(np.median([e.record.spread for e in rows])):.1f} %"
+        )
     judged = [d for d in report.decisions if not d.is_near_tie]
     if judged:
         right = sum(d.sign_right for d in judged)
@@ -278,6 +282,25 @@ def _by_method(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
     for error in errors:
         by_method.setdefault(error.record.point.setup.method, []).append(error)
     return by_method
+
+
+def _by_launch(
+    errors: Sequence[PointError], profile: EngineProfile
+) -> Mapping[str, list[PointError]]:
+    """The errors by who paces the passes: full graphs, or the host that launches their layers."""
+    by_launch: dict[str, list[PointError]] = {}
+    for error in errors:
+        setup, batch = error.record.point.setup, error.record.point.batch
+        costs = profile.host_costs(setup.method)
+        in_pieces = float(profile.default_launch_s(setup.method, batch, setup.gamma)) > 0.0
+        by_host = in_pieces or (costs is not None and costs.draft_layer_s > 0.0)
+        name = "launched layer by layer" if by_host else "in full graphs"
+        by_launch.setdefault(name, []).append(error)
+    return by_launch
+
+
+def _median(errors: Sequence[PointError]) -> float:
+    return float(np.median([abs(e.percent) for e in errors]))
 
 
 def _error_dict(error: PointError) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from pathlib import PurePath
 
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
+from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate
 
 LEAST_MEMORY_SHARE, MOST_MEMORY_SHARE = 0.9, 0.98
-DEFAULT_GRAPH_TOKENS = 512  # vLLM's default ceiling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+DEFAULT_GRAPH_TOKENS = 512
+
 
 def captured_sizes(most: int) -> NDArray[np.int64]:
     """vLLM's default sizes of graphs, in tokens, up to `most`."""
@@ -44,14 +46,13 @@ def replays_full_graph(batch: ArrayLike, gamma: ArrayLike, *, most: float) -> ND
     return np.asarray((tokens <= most) & (multiple <= np.minimum(nearest, most)))
 
 
-def default_graph_note(launch_s: float, tokens: int) -> str | None:
-    """What default graphs cost a pass of so many tokens; None if nothing."""
-    if not launch_s:
-        return None
-    return (
+def default_graph_notes(launch_s: float, tokens: int) -> list[str]:
+    """What default graphs cost a pass of so many tokens; empty if nothing."""
+    note = (
         f"{tokens:,} tokens are not in a full CUDA graph of default size, so the host would launch "
         f"each layer, {1e3 * launch_s:.1f} ms in all; `specroof export` sets sizes that fit"
     )
+    return [note] if launch_s else []
 
 
 def _smallest(sizes: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:

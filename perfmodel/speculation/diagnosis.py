@@ -18,6 +18,7 @@ import numpy as np
 from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
+from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion
 from perfmodel.speculation.host import method_of
@@ -240,6 +241,8 @@ def _speedups(
 def _sentence(
     culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
 ) -> str:
+    if culprit in ("draft", "verification", "host") and _is_piecewise(scenario, measured):
+        return _piecewise_sentence(scenario, terms["round_s"], measured)
     match culprit:
         case "draft":
             return _draft_sentence(scenario, terms["draft_step_s"], measured)
@@ -268,6 +271,32 @@ def _sentence(
     return "the measured terms agree with the prediction"
 
 
+def _is_piecewise(scenario: Scenario, measured: Measured) -> bool:
+    """Whether the engine's default graphs hold this round only in pieces."""
+    version = _known_version(measured)
+    if version is None or method_of(scenario) not in version.mixed_graphs:
+        return False
+    batch, gamma = scenario.workload.batch, scenario.plan.gamma
+    most = measured.graph_tokens or DEFAULT_GRAPH_TOKENS
+    return batch * (gamma + 1) <= most and not replays_full_graph(batch, gamma, most=most)
+
+
+def _piecewise_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
+    version, gamma = _known_version(measured), scenario.plan.gamma
+    assert version is not None
+    tokens = scenario.workload.batch * (gamma + 1)
+    return (
+        f"the round ran in pieces: {version.label} has no full CUDA graph of default size for "
+        f"{tokens:,} tokens: {_versus(term, 'a round')}; set --cudagraph-capture-sizes to "
+        f"multiples of {gamma + 1}, as `specroof export` does"
+    )
+
+
+def _known_version(measured: Measured) -> EngineVersion | None:
+    versions = [one for one in VERSIONS if one.engine == measured.engine]
+    return next((v for v in versions if measured.version.startswith(v.version)), None)
+
+
 def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     assert term.measured is not None and term.predicted is not None
     versus = _versus(term, "a step")
@@ -276,7 +305,7 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     if not eager:
         return f"the draft was slow: {versus}"
     versions = [one for one in VERSIONS if one.engine == measured.engine]
-    known = next((v for v in versions if measured.version.startswith(v.version)), None)
+    known = _known_version(measured)
     if known is not None and method in known.eager_drafts:
         return f"the draft ran eagerly: {versus}{_captured_by(versions, method, known)}"
     return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
