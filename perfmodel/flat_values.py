@@ -55,8 +55,10 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "output_tokens": work.output_tokens,
         "prefill": str(work.prefill),
         "prefix_hit_rate": work.prefix_hit_rate,
-        # Stating a type for the weights would override that of the checkpoint's experts.
-        "weight_dtype": None if scenario.expert_dtype else scenario.weight_dtype,
+        # Stating a type for the weights would override those of the checkpoint's parts.
+        "weight_dtype": None
+        if scenario.expert_dtype or scenario.part_dtypes
+        else scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
         "draft_dtype": scenario.draft_dtype or None,
         "draft_kv_dtype": scenario.draft_kv_dtype or None,

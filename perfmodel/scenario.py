@@ -34,7 +34,8 @@ class Scenario:
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
 
-    `expert_dtype` is "" if routed experts are stored like the other weights. `draft_dtype` and
+    `expert_dtype` is "" if routed experts are stored like the other weights, and `part_dtypes` are
+    those of other parts that differ (`specs.dtypes.PARTS`). `draft_dtype` and
     `draft_kv_dtype` are "" if a draft has the target's types, or a model those of its checkpoint.
     """
 
@@ -49,6 +50,7 @@ class Scenario:
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     expert_dtype: str = ""
+    part_dtypes: tuple[tuple[str, str], ...] = ()
     draft_dtype: str = ""
     draft_kv_dtype: str = ""
     acceptance: Acceptance | None = None
@@ -59,7 +61,8 @@ class Scenario:
         self.machine.check_tp(self.tp)
         self._check_ep()
         for types in (self.target_types, self.draft_types):
-            dtype_bytes(types.weights)
+            for dtype in types.of_weights:
+                dtype_bytes(dtype)
             dtype_bytes(types.experts)
             check_kv_dtype(types.kv)
         if self.draft is not None:
@@ -120,19 +123,20 @@ class Scenario:
     def target_types(self) -> StoredTypes:
         """The storage types of the target."""
         experts = self.expert_dtype or self.weight_dtype
-        return StoredTypes(weights=self.weight_dtype, experts=experts, kv=self.kv_dtype)
+        return StoredTypes(self.weight_dtype, experts, self.kv_dtype, self.part_dtypes)
 
     @property
     def draft_types(self) -> StoredTypes:
         """The storage types of the draft; those of the target without a draft."""
         target, kv = self.target_types, self.draft_kv_dtype or self.kv_dtype
-        if self.draft_dtype:
-            weights = experts = self.draft_dtype
-        else:
-            weights, experts = target.weights, target.experts
+        weights = self.draft_dtype or target.weights
         if self.plan.kind is DraftKind.MODEL and self.draft is not None:
-            experts = self.draft.expert_dtype or weights
-        return StoredTypes(weights=weights, experts=experts, kv=kv)
+            has_own = self.draft_dtype in ("", self.draft.weight_dtype or "bf16")
+            parts = self.draft.part_dtypes if has_own else ()
+            return StoredTypes(weights, self.draft.expert_dtype or weights, kv, parts)
+        shares_parts = self.plan.draft in ("self", "none", "mtp") and not self.draft_dtype
+        parts = target.parts if shares_parts else ()
+        return StoredTypes(weights, self.draft_dtype or target.experts, kv, parts)
 
     @property
     def draft_is_quantised(self) -> bool:
@@ -312,7 +316,7 @@ class Scenario:
     def _type_notes(self) -> list[str]:
         """A note for each storage type without measured kernels."""
         gpu, quantised = self.machine.gpu.name, self.kernels.quantised
-        weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
+        weights = dict.fromkeys((*self.target_types.of_weights, *self.draft_types.of_weights))
         unknown = [name for name in weights if name in quantised and not quantised[name].measured]
         notes = [
             f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "

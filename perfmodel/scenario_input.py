@@ -153,7 +153,7 @@ class ScenarioInput(ScenarioFields):
             )
         return machine
 
-    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, str]:
+    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, Any]:
         """Storage types: stated, or else those of the checkpoints."""
         stated = self.model_fields_set
         weights = self.weight_dtype if "weight_dtype" in stated else target.weight_dtype or "bf16"
@@ -165,6 +165,7 @@ class ScenarioInput(ScenarioFields):
         return {
             "weight_dtype": weights,
             "expert_dtype": "" if "weight_dtype" in stated else target.expert_dtype,
+            "part_dtypes": () if "weight_dtype" in stated else target.part_dtypes,
             "kv_dtype": self.kv_dtype if "kv_dtype" in stated else target.kv_dtype or "bf16",
             "draft_dtype": of_draft,
             "draft_kv_dtype": self.draft_kv_dtype or "",

@@ -43,7 +43,8 @@ def plan_line(values: Values) -> list[str]:
 
 def _target(scenario: Scenario) -> str:
     experts = f", {scenario.expert_dtype} experts" if scenario.expert_dtype else ""
-    types = f"{scenario.weight_dtype} weights{experts}, {scenario.kv_dtype} KV cache"
+    parts = "".join(f", {dtype} {part}" for part, dtype in scenario.part_dtypes)
+    types = f"{scenario.weight_dtype} weights{parts}{experts}, {scenario.kv_dtype} KV cache"
     return f"{scenario.target.name}, {types}"
 
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.display import html_table, number_range, one_line
+from perfmodel.passes.linear import part_parameters
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
@@ -134,11 +135,14 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
 
 
 def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes) -> float:
-    """Layers in their storage types; embedding and LM head are always in bf16."""
+    """Layers in their storage types; the embedding is always in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
     experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
     dense = (layers - experts) * dtype_bytes(types.weights)
+    for part, dtype in types.parts:
+        usual = ACTIVATION_BYTES if part == "head" else dtype_bytes(types.weights)
+        dense += part_parameters(spec, tp)[part] * (dtype_bytes(dtype) - usual)
     return dense + experts * dtype_bytes(types.experts) + vocabulary * ACTIVATION_BYTES
 
 

@@ -31,6 +31,7 @@ class Rank:
     weight_dtype: str = "bf16"
     expert_dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    part_dtypes: tuple[tuple[str, str], ...] = ()
     is_draft: bool = False
 
     @classmethod
@@ -47,6 +48,7 @@ class Rank:
             weight_dtype=types.weights,
             expert_dtype=types.experts,
             kv_dtype=types.kv,
+            part_dtypes=types.parts,
             is_draft=is_draft,
         )
 
@@ -61,9 +63,13 @@ class Rank:
         return bool(self._unmeasured)
 
     @property
+    def types(self) -> StoredTypes:
+        """The storage types of all parts."""
+        return StoredTypes(self.weight_dtype, self.expert_dtype, self.kv_dtype, self.part_dtypes)
+
+    @property
     def _unmeasured(self) -> tuple[str, ...]:
-        types = StoredTypes(weights=self.weight_dtype, experts=self.expert_dtype, kv=self.kv_dtype)
-        return self.curves.unmeasured_layers(self.spec, types)
+        return self.curves.unmeasured_layers(self.spec, self.types)
 
     def layer_origin(self, layer: str) -> Origin:
         """The origin of a kind of layer that has a curve, which may be that of another type."""
@@ -77,9 +83,12 @@ class Rank:
     @property
     def assumes_types(self) -> bool:
         """Whether weights or KV are in a type whose kernels were not measured on this GPU."""
-        weights, unquantised_kv = self.weight_dtype, self.kv_dtype in UNQUANTISED
+        unquantised_kv = self.kv_dtype in UNQUANTISED
         library = self.engine.linear_kernels == "library"
-        measured = weights in UNQUANTISED or (library and self.curves.quantised[weights].measured)
+        measured = all(
+            dtype in UNQUANTISED or (library and self.curves.quantised[dtype].measured)
+            for dtype in self.types.of_weights
+        )
         return not (measured and (unquantised_kv or self.has_kv_curve))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
+from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.engine_support import EngineVersion, draft_obstacle
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -59,10 +60,12 @@ def _other_types(plan: ExportPlan) -> str | None:
     """Why a quantised checkpoint cannot run in the types of the plan: they are not its own."""
     scenario, target = plan.scenario, plan.scenario.target
     weights = target.weight_dtype or "bf16"
-    own = (weights, target.expert_dtype or weights)
-    if own == (scenario.target_types.weights, scenario.target_types.experts):
+    own = StoredTypes(
+        weights, target.expert_dtype or weights, scenario.kv_dtype, target.part_dtypes
+    )
+    if own == scenario.target_types:
         return None
-    stored = " and ".join(dict.fromkeys(own))
+    stored = " and ".join(dict.fromkeys((*own.of_weights, own.experts)))
     return f"{target.name} is a quantised checkpoint in {stored}; leave weight_dtype out."
 
 
