@@ -15,7 +15,13 @@ from perfmodel.kernels.curves import Efficiency
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.engine_support import EngineVersion, draft_obstacle, profile_version
+from perfmodel.specs.engine_support import (
+    EngineVersion,
+    block_obstacle,
+    draft_obstacle,
+    engine_version,
+    profile_version,
+)
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -204,7 +210,9 @@ class Scenario:
         """Why a version of a serving engine cannot run this plan; None if it can."""
         if version is None:
             return None
-        reason = draft_obstacle(
+        reason = block_obstacle(
+            version, self.target, self.target_types, tp=self.tp, ep=self.ep
+        ) or draft_obstacle(
             version, self.plan, self.target, self.draft, tp=self.tp, draft_tp=self.draft_tp
         )
         return reason and f"{version.label} cannot run this plan: {reason}"
@@ -323,6 +331,11 @@ class Scenario:
             f"type or GPU are used, and the interval is wider"
             for name in unknown
         ]
+        types, engine = self.target_types, engine_version("vllm")
+        if self.engine_obstacle is None and (
+            reason := block_obstacle(engine, self.target, types, tp=self.tp, ep=self.ep)
+        ):
+            notes.append(f"vLLM and SGLang cannot run this plan: {reason}")
         models = {self.kv_dtype: self.target}
         if self.draft is not None:
             models.setdefault(self.draft_types.kv, self.draft)

@@ -22,7 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import named_version
+from perfmodel.specs.engine_support import cut_block, named_version
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
@@ -226,10 +226,12 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
         return sorted(stated)
     least = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp or 1
     most = scenario.machine.gpus_per_node
-    degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
-    if (experts := scenario.target.experts) is not None:
-        ep = parse_scenario({"ep": values.get("ep")}).ep
+    target, types = scenario.target, scenario.target_types
+    degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and target.splits_over(n)]
+    ep = parse_scenario({"ep": values.get("ep")}).ep
+    if (experts := target.experts) is not None:
         degrees = [n for n in degrees if experts.splits_over(n, ep)] or [most]
+    degrees = [n for n in degrees if cut_block(target, types, tp=n, ep=ep) is None] or degrees
     if not degrees:
         raise ConfigError(
             f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "

@@ -116,8 +116,14 @@ def search(
     chosen = choices if choices is not None else draft_choices(scenario, runs_on)
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
     plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
-    measured = [c for tp in degrees for c in _best(plain[tp], plain[tp], objective, limits)]
+    measured: list[Candidate] = []
     not_runnable: list[Candidate] = []
+    for tp in degrees:
+        reason = replace(without_speculation(scenario), tp=tp).obstacle_on(version)
+        best = _best(plain[tp], plain[tp], objective, limits)
+        (not_runnable if reason else measured).extend(best)
+    if not measured and reason:
+        raise ConfigError(reason)
     unmeasured: list[tuple[float, Candidate]] = []
     for variant in _variants(scenario, chosen, degrees, draft_tps, budgets, measured_budget):
         is_measured = variant.acceptance is not None or variant.curve is not None

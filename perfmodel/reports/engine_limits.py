@@ -5,7 +5,7 @@ from __future__ import annotations
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.dtypes import StoredTypes
-from perfmodel.specs.engine_support import EngineVersion, draft_obstacle
+from perfmodel.specs.engine_support import EngineVersion, block_obstacle, draft_obstacle
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 USE_SPECROOF = "export to specroof, whose runtime supports it."
@@ -18,6 +18,7 @@ def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     return (
         _id_obstacle("target", plan.target_id, plan.scenario.target.name)
         or _dtype_obstacle(version, plan)
+        or _block_obstacle(version, plan)
         or _size_obstacle(plan)
         or (_draft_obstacle(version, plan) if plan.most_drafts else None)
     )
@@ -67,6 +68,12 @@ def _other_types(plan: ExportPlan) -> str | None:
         return None
     stored = " and ".join(dict.fromkeys((*own.of_weights, own.experts)))
     return f"{target.name} is a quantised checkpoint in {stored}; leave weight_dtype out."
+
+
+def _block_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    scenario = plan.scenario
+    reason = block_obstacle(version, scenario.target, scenario.target_types, tp=scenario.tp)
+    return reason and f"{reason}."
 
 
 def _size_obstacle(plan: ExportPlan) -> str | None:
