@@ -314,6 +314,11 @@ class Scenario:
                 )
         if target.experts:
             notes.append("tokens are assumed to choose experts uniformly and independently")
+        if self.plan.draft == "mtp" and not target.mtp_layers:
+            notes.append(
+                f"the config.json of {target.name} states no multi-token-prediction layers: one of "
+                f"the size of its layers is assumed"
+            )
         if target.latent and self.tp > 1:
             notes.append(
                 f"each of the {self.tp} GPUs stores and reads the latent cache of all sequences: "

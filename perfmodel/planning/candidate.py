@@ -93,6 +93,11 @@ class Candidate:
 
 def plan_label(scenario: Scenario) -> str:
     """A scenario's draft plan in words, with storage types that are not the target's."""
+    groups = f", EP {scenario.ep}" if scenario.ep > 1 else ""
+    return f"{_draft_label(scenario)}{groups}"
+
+
+def _draft_label(scenario: Scenario) -> str:
     plan = scenario.plan
     if not plan.speculates:
         return "No speculation"

@@ -171,6 +171,22 @@ def draft_choices(
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 
+def joined(searches: Sequence[Search]) -> Search:
+    """The candidates of several searches with the same drafts and limits."""
+    unmeasured: dict[tuple[str, str], Unmeasured] = {}
+    for one in (one for each in searches for one in each.unmeasured):
+        plan = one.candidate.scenario.plan
+        best = unmeasured.setdefault((plan.draft, plan.policy), one)
+        if one.alpha_to_break_even < best.alpha_to_break_even:
+            unmeasured[plan.draft, plan.policy] = one
+    return replace(
+        searches[0],
+        candidates=tuple(one for each in searches for one in each.candidates),
+        unmeasured=tuple(unmeasured.values()),
+        not_runnable=tuple(one for each in searches for one in each.not_runnable),
+    )
+
+
 def _variants(
     scenario: Scenario,
     choices: Sequence[tuple[str, str]],

@@ -32,6 +32,7 @@ LOOP_AXES = (
     "gpu",
     "engine",
     "tp",
+    "ep",
     "draft",
     "draft_policy",
     "draft_tp",

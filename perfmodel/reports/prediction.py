@@ -16,8 +16,14 @@ from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.scenario import Scenario
+from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate
-from perfmodel.speculation.uncertainty import Interval, alpha_interval, speedup_interval
+from perfmodel.speculation.uncertainty import (
+    Interval,
+    acceptance_is_extrapolated,
+    alpha_interval,
+    speedup_interval,
+)
 
 
 def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
@@ -119,7 +125,8 @@ def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
     curve = scenario.curve
     if curve is None:
         return "unknown", "no measurement for this draft choice"
-    return curve.origin, curve.source
+    outside = curve.origin == Origin.FITTED and acceptance_is_extrapolated(scenario)
+    return Origin.EXTRAPOLATED if outside else curve.origin, curve.source
 
 
 def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:

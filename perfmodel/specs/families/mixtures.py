@@ -1,4 +1,5 @@
 """Families with experts, of which some have latent, linear or chunked attention."""
+
 from __future__ import annotations
 
 from dataclasses import replace
