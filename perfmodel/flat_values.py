@@ -49,6 +49,7 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "machine": None if machine.gpu.path else machine.name,
         "tp": scenario.tp,
         "ep": scenario.ep if scenario.ep > 1 else None,
+        "dp": scenario.dp if scenario.dp > 1 else None,
         "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,

@@ -40,9 +40,11 @@ class Scenario:
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
 
-    `expert_dtype` is "" if routed experts are stored like the other weights, and `part_dtypes` are
-    those of other parts that differ (`specs.dtypes.PARTS`). `draft_dtype` and
-    `draft_kv_dtype` are "" if a draft has the target's types, or a model those of its checkpoint.
+    `dp` groups of the `tp` GPUs divide the sequences (data-parallel attention), and have all layers
+    but the routed experts. `expert_dtype` is "" if routed experts are stored like the other
+    weights, and `part_dtypes` are those of other parts that differ (`specs.dtypes.PARTS`).
+    `draft_dtype` and `draft_kv_dtype` are "" if a draft has the target's types, or a model those of
+    its checkpoint.
     """
 
     machine: Machine
@@ -53,6 +55,7 @@ class Scenario:
     engine: EngineProfile
     tp: int = 1
     ep: int = 1
+    dp: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     expert_dtype: str = ""
@@ -65,6 +68,7 @@ class Scenario:
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
+        self._check_dp()
         self._check_ep()
         for types in (self.target_types, self.draft_types):
             for dtype in types.of_weights:
@@ -105,6 +109,11 @@ class Scenario:
         """Ranks of the draft; a self-draft runs on the target's ranks."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
 
+    @property
+    def group_tp(self) -> int:
+        """GPUs that share the layers without experts: all, or those of one of `dp` groups."""
+        return self.tp // self.dp
+
     def ep_of(self, spec: ModelSpec, tp: int) -> int:
         """Groups of ranks that share the experts of the target or of a draft on `tp` ranks."""
         return self.ep if spec.experts is not None and tp == self.tp else 1
@@ -118,7 +127,7 @@ class Scenario:
     def exchange(self) -> Exchange | None:
         """The target's all-reduce inside norm kernels; None if there is none."""
         curve, kind = self.kernels.collectives, self.machine.link.kind
-        return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
+        return curve.exchange_over(kind, self.engine.all_reduce) if self.group_tp > 1 else None
 
     @property
     def curve(self) -> AcceptanceCurve | None:
@@ -187,6 +196,27 @@ class Scenario:
             f"ep={self.ep} does not fit {self.target.name} at tp={self.tp}: {experts.count} "
             f"experts of width {experts.width} do not split; use ep={either(valid)}"
         )
+
+    def _check_dp(self) -> None:
+        if self.dp == 1:
+            return
+        if self.target.experts is None:
+            raise ConfigError(
+                f"dp={self.dp} needs a mixture of experts, and {self.target.name} is dense: its "
+                f"data-parallel engines are replicas; leave dp out and divide the batch"
+            )
+        if self.tp % self.dp:
+            raise ConfigError(f"dp={self.dp} does not divide tp={self.tp}; use a divisor of it")
+        if self.ep != self.tp:
+            raise ConfigError(
+                f"ep={self.ep} differs from tp={self.tp}: with data-parallel attention, all GPUs "
+                f"divide the experts; use ep={self.tp}"
+            )
+        if self.draft is not None and self.draft_tp != self.tp:
+            raise ConfigError(
+                f"draft_tp={self.draft_tp} differs from tp={self.tp}: with data-parallel "
+                f"attention, the draft runs in every group; leave draft_tp out"
+            )
 
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
@@ -319,10 +349,15 @@ class Scenario:
                 f"the config.json of {target.name} states no multi-token-prediction layers: one of "
                 f"the size of its layers is assumed"
             )
-        if target.latent and self.tp > 1:
+        if target.latent and self.group_tp > 1:
             notes.append(
-                f"each of the {self.tp} GPUs stores and reads the latent cache of all sequences: "
-                f"data-parallel attention, which divides the sequences, is not modelled"
+                f"each of {self.group_tp} GPUs stores and reads the same latent cache; data-"
+                f"parallel attention (dp={self.tp}) would divide the sequences instead"
+            )
+        if self.dp > 1:
+            notes.append(
+                f"data-parallel attention: sequences are divided evenly among {self.dp} groups of "
+                f"GPUs, which all wait for the fullest one; no measured step supports this"
             )
         return notes
 

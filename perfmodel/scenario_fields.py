@@ -197,6 +197,13 @@ class ScenarioFields(BaseModel):
         "Groups of the target's GPUs that divide the experts (expert parallelism).",
         1,
     )
+    dp: Count = scenario_field(
+        "Machine",
+        "N",
+        "Groups of the target's GPUs that divide the sequences (data-parallel attention; --ep is "
+        "then --tp).",
+        1,
+    )
     draft_tp: Count | None = scenario_field(
         "Machine",
         "N",

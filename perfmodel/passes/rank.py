@@ -20,7 +20,11 @@ ACTIVATION_BYTES = 2.0  # bf16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
+    """The shard of a model on one rank of a machine, with an engine and its kernel curves.
+
+    `dp` groups of `tp` ranks each divide the sequences; each group has all layers but the routed
+    experts, which all ranks divide.
+    """
 
     machine: Machine
     spec: ModelSpec
@@ -28,6 +32,7 @@ class Rank:
     curves: Efficiency
     tp: int = 1
     ep: int = 1
+    dp: int = 1
     weight_dtype: str = "bf16"
     expert_dtype: str = "bf16"
     kv_dtype: str = "bf16"
@@ -38,12 +43,14 @@ class Rank:
     def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
         """The shard of a scenario's target or draft."""
         types = scenario.draft_types if is_draft else scenario.target_types
+        dp = scenario.dp if tp == scenario.tp else 1
         return cls(
             machine=scenario.machine,
             spec=spec,
             engine=scenario.engine,
             curves=scenario.kernels,
-            tp=tp,
+            tp=tp // dp,
+            dp=dp,
             ep=scenario.ep_of(spec, tp),
             weight_dtype=types.weights,
             expert_dtype=types.experts,
@@ -51,6 +58,11 @@ class Rank:
             part_dtypes=types.parts,
             is_draft=is_draft,
         )
+
+    @property
+    def gpus(self) -> int:
+        """All ranks, which divide the routed experts."""
+        return self.tp * self.dp
 
     @property
     def origin(self) -> Origin:

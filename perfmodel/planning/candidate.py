@@ -93,7 +93,8 @@ class Candidate:
 
 def plan_label(scenario: Scenario) -> str:
     """A scenario's draft plan in words, with storage types that are not the target's."""
-    groups = f", EP {scenario.ep}" if scenario.ep > 1 else ""
+    sizes = {"EP": scenario.ep, "DP": scenario.dp}
+    groups = "".join(f", {name} {size}" for name, size in sizes.items() if size > 1)
     return f"{_draft_label(scenario)}{groups}"
 
 

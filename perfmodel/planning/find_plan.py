@@ -32,7 +32,7 @@ POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
-_NOT_PLAIN = (*SEARCHED, "ep", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
+_NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
@@ -219,6 +219,10 @@ def _for_any_gamma(scenario: Scenario) -> Scenario:
 
 def _layouts(values: Mapping[str, Any], plain: ScenarioInput) -> list[tuple[int, list[int]]]:
     """Each EP with its TP degrees; of several, only those that fit each other."""
+    dp = parse_scenario({"dp": values.get("dp")}).dp
+    if dp > 1:  # all GPUs divide the experts
+        tps = _tps({k: v for k, v in values.items() if k != "ep"}, plain)
+        return [(tp, [tp]) for tp in tps if tp % dp == 0] or [(tps[-1], tps[-1:])]
     eps = _counts(values, "ep") if "ep" in values else [1]
     if len(eps) == 1:
         return [(eps[0], _tps(values, plain))]

@@ -33,6 +33,7 @@ LOOP_AXES = (
     "engine",
     "tp",
     "ep",
+    "dp",
     "draft",
     "draft_policy",
     "draft_tp",
