@@ -122,6 +122,11 @@ class Quantisation:
         return Stored(weights, experts, self.kv, tuple((others | head).items()))
 
     @property
+    def types(self) -> tuple[str, ...]:
+        """The distinct types of all groups."""
+        return tuple(dict.fromkeys(dtype for _, dtype in self.groups))
+
+    @property
     def usual(self) -> str:
         """The type of linear layers that no group names."""
         return next((dtype for targets, dtype in self.groups if LINEAR in targets), "")

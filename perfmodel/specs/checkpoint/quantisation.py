@@ -16,6 +16,7 @@ from perfmodel.errors import ConfigError, either, shown
 from perfmodel.specs.checkpoint.modules import LINEAR, Quantisation
 
 FIELD = "quantization_config"
+_BITS = ("bits", "w_bit", "num_bits", "weight_bits", "wbits")
 _MODELOPT = {
     "FP8": "fp8",
     "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
@@ -52,7 +53,25 @@ def without_quantisation(
             f"{where} has quant_method={shown(method)}, which is not supported; use a "
             f"checkpoint in {either(_READERS)}"
         )
-    return rest, replace(reader(stated, where), left_out=tuple(_left_out(stated, where)))
+    quantisation = reader(stated, where)
+    for dtype in quantisation.types:
+        _check_bits(stated, dtype, where)
+    return rest, replace(quantisation, left_out=tuple(_left_out(stated, where)))
+
+
+def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
+    """Refuse bits or a number format that contradict the type which the method implies."""
+    width = 4 if dtype.endswith("4") else 8
+    for fields, key in product((stated, _modelopt_fields(stated)), _BITS):
+        bits = fields.get(key)
+        if bits is not None and (type(bits) is not int or bits != width):
+            raise ConfigError(
+                f"{where}: {key}={shown(bits)} contradicts {shown(stated['quant_method'])}, whose "
+                f"weights are {dtype}; remove the wrong field"
+            )
+    kind = stated.get("fmt")
+    if dtype.startswith("fp8") and kind is not None and not str(kind).startswith(("e4m3", "float")):
+        raise ConfigError(f"{where}: fmt={shown(kind)} is not supported; use a checkpoint in e4m3")
 
 
 def _left_out(stated: Mapping[str, Any], where: str) -> Iterator[str]:
