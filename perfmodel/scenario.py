@@ -7,28 +7,24 @@ from dataclasses import dataclass
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
-from perfmodel.catalog.kernels import curves_for, measured_attention
+from perfmodel.catalog.kernels import curves_for
 from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
+from perfmodel.scenario_notes import scenario_notes
+from perfmodel.specs.draft import DraftKind, DraftPlan
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.engine_support import (
     EngineVersion,
     block_obstacle,
     draft_obstacle,
-    engine_version,
     profile_version,
 )
 from perfmodel.specs.gpu import Machine
-from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Workload
-
-# Least KV budget in the runtime: one page of 16 tokens and the sink, or SnapKV's window.
-LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +237,7 @@ class Scenario:
         if version is None:
             return None
         reason = block_obstacle(
-            version, self.target, self.target_types, tp=self.tp, ep=self.ep
+            version, self.target, self.target_types, tp=self.group_tp, ep=self.ep
         ) or draft_obstacle(
             version, self.plan, self.target, self.draft, tp=self.tp, draft_tp=self.draft_tp
         )
@@ -250,158 +246,4 @@ class Scenario:
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of a prediction, one sentence each."""
-        notes = []
-        longest = self.workload.prompt_tokens + self.workload.output_tokens
-        if longest > self.target.max_context_tokens:
-            notes.append(
-                f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "
-                f"{self.target.name} supports: predicted times are valid, output quality may suffer"
-            )
-        gpu, draft = self.machine.gpu, self.draft
-        if (
-            draft is not None
-            and self.plan.policy == DraftPolicy.FULL
-            and draft.max_context_tokens < min(longest, self.target.max_context_tokens)
-        ):
-            notes.append(
-                f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
-                f"supports: few of its drafts are accepted beyond them"
-            )
-        notes += self._layer_notes()
-        if draft is not None and draft.tokenizer != self.target.tokenizer:
-            notes.append(
-                f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
-                f"must use its target's tokenizer"
-            )
-        least = LEAST_BUDGET.get(self.plan.policy, 0) if self.plan.budget_text else 0
-        budget = int(self.plan.budget_at(self.workload.prompt_tokens))
-        if budget < least:
-            notes.append(
-                f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
-                f"draft policy {self.plan.policy}"
-            )
-        measured_on = self.engine.measured_on
-        if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:
-            notes.append(
-                f"engine {self.engine.name} was not measured on {gpu.name}: host times and factors "
-                f"are those of {measured_on}"
-            )
-        elif measured_on and measured_on != gpu.name:
-            notes.append(
-                f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
-                f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
-                f"the {gpu.name} datasheet"
-            )
-        elif gpu.efficiency_origin != Origin.FITTED:
-            notes.append(
-                f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
-                f"applied to the peaks of the {gpu.name} datasheet"
-            )
-        notes += self._type_notes()
-        if reason := self.engine_obstacle:
-            notes.append(reason)
-        if note := self._link_note():
-            notes.append(note)
-        kernels = self.engine.attention_kernels
-        curves = self.kernels.name
-        if measured_attention(curves, kernels) == "flashinfer":
-            notes.append(
-                "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
-                "checked on one H200 only"
-            )
-        if self.engine.origin == Origin.ASSUMED:
-            notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
-        return tuple(notes)
-
-    def _layer_notes(self) -> list[str]:
-        """Warnings about layers that no engine of this project has run, or no one measured."""
-        target, curves = self.target, self.kernels
-        notes = []
-        if target.family:
-            notes.append(
-                f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
-                f"measured step supports this prediction"
-            )
-        sources = {
-            False: "their times follow from bytes and FLOPs at the efficiency of dense layers",
-            True: "they take the efficiency of the nearest type that was measured",
-        }
-        for borrowed, source in sources.items():
-            models = [("", target, self.target_types)]
-            if self.draft is not None:
-                models.append(("the draft's ", self.draft, self.draft_types))
-            layers = {
-                layer: whose + layer
-                for whose, spec, types in reversed(models)
-                for layer in curves.unmeasured_layers(spec, types)
-                if curves.borrows(layer, spec, types) == borrowed
-            }
-            if layers:
-                of_type = " in their storage type" if borrowed else ""
-                notes.append(
-                    f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
-                    f"{curves.name}: {source}"
-                )
-        if target.experts:
-            notes.append("tokens are assumed to choose experts uniformly and independently")
-        if self.plan.draft == "mtp" and not target.mtp_layers:
-            notes.append(
-                f"the config.json of {target.name} states no multi-token-prediction layers: one of "
-                f"the size of its layers is assumed"
-            )
-        if target.latent and self.group_tp > 1:
-            notes.append(
-                f"each of {self.group_tp} GPUs stores and reads the same latent cache; data-"
-                f"parallel attention (dp={self.tp}) would divide the sequences instead"
-            )
-        if self.dp > 1:
-            notes.append(
-                f"data-parallel attention: sequences are divided evenly among {self.dp} groups of "
-                f"GPUs, which all wait for the fullest one; no measured step supports this"
-            )
-        return notes
-
-    def _type_notes(self) -> list[str]:
-        """A note for each storage type without measured kernels."""
-        gpu, quantised = self.machine.gpu.name, self.kernels.quantised
-        weights = dict.fromkeys((*self.target_types.of_weights, *self.draft_types.of_weights))
-        unknown = [name for name in weights if name in quantised and not quantised[name].measured]
-        notes = [
-            f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
-            f"type or GPU are used, and the interval is wider"
-            for name in unknown
-        ]
-        types, engine = self.target_types, engine_version("vllm")
-        if self.engine_obstacle is None and (
-            reason := block_obstacle(engine, self.target, types, tp=self.tp, ep=self.ep)
-        ):
-            notes.append(f"vLLM and SGLang cannot run this plan: {reason}")
-        models = {self.kv_dtype: self.target}
-        if self.draft is not None:
-            models.setdefault(self.draft_types.kv, self.draft)
-        return notes + [
-            f"attention over {kv} caches was not measured on {gpu} with this engine's kernels: "
-            f"their bytes take the efficiency of bf16 caches, and the interval is wider"
-            for kv, spec in models.items()
-            if spec.latent is None and not self.kernels.measures_cache(spec, kv)
-        ]
-
-    def _link_note(self) -> str:
-        """A warning if all-reduces were not measured on this machine; "" otherwise."""
-        link, exchange = self.machine.link, self.exchange
-        if self.tp == 1 or link.ring_hop_s is not None:
-            return ""
-        if link.kind == "pcie" and self.tp > 2:
-            return (
-                f"all-reduce over PCIe among {self.tp} GPUs was measured on one L40S node; other "
-                f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
-                f"ring_gb_s"
-            )
-        if exchange is not None and exchange.error_at(self.tp):
-            counts = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
-            source = f"from {counts} GPUs" if counts else "from another GPU"
-            return (
-                f"all-reduce among {self.tp} GPUs is extrapolated {source}; its standard error is "
-                f"{exchange.error:.0%}"
-            )
-        return ""
+        return scenario_notes(self)
