@@ -354,11 +354,26 @@ def test_bytes_of_a_checkpoint_are_those_of_its_modules(name: str, tmp_path: Pat
     assert float(found) == pytest.approx(expected, rel=0.015 if "405B" in name else 0.003)
 
 
+def weights_of(**values: Any) -> Any:
+    return estimate(parse_scenario({"gpu": "b200"} | values).scenario()).memory
+
+
 @pytest.mark.parametrize(("name", "gib"), [("gpt-oss-120b", 60.8), ("gpt-oss-20b", 12.8)])
 def test_checkpoints_of_gpt_oss_have_the_published_size(name: str, gib: float) -> None:
     """OpenAI, arXiv 2508.10925, table 1; the biases of experts are in mxfp4 here."""
-    found = estimate(parse_scenario({"target": name}).scenario()).memory.weights
-    assert float(found) / 2**30 == pytest.approx(gib, rel=0.002)
+    assert float(weights_of(target=name).weights) / 2**30 == pytest.approx(gib, rel=0.002)
+
+
+def test_the_checkpoint_of_deepseek_v3_has_its_published_size() -> None:
+    """`total_size` in the safetensors index of deepseek-ai/DeepSeek-V3, from memory.
+
+    Its MTP layer also has an embedding. Scales of blocks, 4 bytes each, and routers in bf16 are
+    left out here.
+    """
+    memory, spec = weights_of(target="deepseek-v3", draft="mtp"), catalog.model("deepseek-v3")
+    embedding = 2.0 * spec.vocab * spec.hidden
+    found = float(memory.weights + memory.draft_weights) + embedding
+    assert found == pytest.approx(688_586_727_753, rel=0.001)
 
 
 def test_each_part_takes_the_time_of_its_type(tmp_path: Path) -> None:
