@@ -19,6 +19,7 @@ from perfmodel.specs.model import ModelSpec
 LINEAR = "Linear"  # the target that stands for all linear layers
 MOST = 0.9  # least share of a part that has one type, which is then taken for all of it
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model)\.)+")
+_REPEATED = re.compile(r"[*+}][^()]*\)[*+{]")  # a repeated group with a repetition inside
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 
 
@@ -55,6 +56,9 @@ class Names:
 
 
 def _pattern(text: str, where: str) -> re.Pattern[str]:
+    """The compiled pattern; one that may take exponential time is refused."""
+    if _REPEATED.search(text):
+        raise ConfigError(f"{where}: {shown('re:' + text)} repeats a repetition; simplify it")
     try:
         return re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:

@@ -103,6 +103,8 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         compressed(8, "int", inputs=True),
         compressed(2, "int"),
         compressed(4, "int") | {"ignore": ["re:*"]},
+        compressed(4, "int") | {"ignore": [r"re:(\w+.)+!"]},
+        compressed(4, "int") | {"ignore": ["re:(.*)*(.*)*x"]},
         {"quant_method": "fp8", "bits": 16},
         {"quant_method": "fp8", "fmt": "e5m2"},
         {"quant_method": "awq", "bits": 4, "w_bit": 8},
