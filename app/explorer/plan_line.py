@@ -30,10 +30,9 @@ def plan_line(values: Values) -> list[str]:
     """Target, machine, engine, workload, plan and acceptance, each in words."""
     scenario = scenario_of(values)
     engine = scenario.engine
-    groups = f", EP {scenario.ep}" if scenario.ep > 1 else ""
     return [
         _target(scenario),
-        f"{scenario.machine.name}, TP {scenario.tp}{groups}",
+        f"{scenario.machine.name}, TP {scenario.tp}",
         f"engine {engine.name} ({engine.origin})",
         _workload(scenario),
         _plan(scenario),
