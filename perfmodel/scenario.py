@@ -24,7 +24,7 @@ from perfmodel.specs.engine_support import (
 )
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.model import ModelSpec
-from perfmodel.specs.workload import Workload
+from perfmodel.specs.workload import Prefill, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +207,11 @@ class Scenario:
             raise ConfigError(
                 f"ep={self.ep} differs from tp={self.tp}: with data-parallel attention, all GPUs "
                 f"divide the experts; use ep={self.tp}"
+            )
+        if self.workload.prefill is Prefill.SHARED:
+            raise ConfigError(
+                f"dp={self.dp}: passes that mix prompts and decoding are not modelled with "
+                f"data-parallel attention; use prefill=disaggregated"
             )
         if self.draft is not None and self.draft_tp != self.tp:
             raise ConfigError(

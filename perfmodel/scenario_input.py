@@ -171,6 +171,11 @@ class ScenarioInput(ScenarioFields):
             "draft_kv_dtype": self.draft_kv_dtype or "",
         }
 
+    def _prefill(self) -> Prefill:
+        """Where prompts are computed; with data-parallel attention, by default on other GPUs."""
+        stated = self.dp == 1 or "prefill" in self.model_fields_set
+        return Prefill.of(self.prefill) if stated else Prefill.DISAGGREGATED
+
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
 
@@ -198,7 +203,7 @@ class ScenarioInput(ScenarioFields):
                 batch=self.batch,
                 prompt_tokens=self.prompt_tokens,
                 output_tokens=self.output_tokens,
-                prefill=Prefill.of(self.prefill),
+                prefill=self._prefill(),
                 prefix_hit_rate=self.prefix_hit_rate,
             ),
             plan=plan,

@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
-from perfmodel.errors import ConfigError
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
@@ -138,11 +137,6 @@ def service(
     rounds = np.where(known, drawn, float(work.output_tokens))
     computed = prompt - np.floor(work.prefix_hit_rate * prompt)
     shared = work.prefill is Prefill.SHARED
-    if shared and scenario.dp > 1:
-        raise ConfigError(
-            f"dp={scenario.dp}: prompts that share passes with decoding are not modelled with "
-            f"data-parallel attention; use prefill=disaggregated"
-        )
     queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
     running = whole * rounds / (rounds + queue.passes)
     middle = estimate(

@@ -104,7 +104,7 @@ def test_groups_that_do_not_fit_are_refused(values: dict[str, Any], message: str
 def test_what_does_not_model_groups_refuses_them() -> None:
     values = {k: v for k, v in BASE.items() if k != "gamma"} | {"dp": 8, "batch": 64}
     with pytest.raises(ConfigError, match="prefill=disaggregated"):
-        find_plan(values)
+        find_plan(values | {"prefill": "shared"})
     scenario = parse_scenario(BASE | {"dp": 8}).scenario()
     with pytest.raises(ConfigError, match="not simulated"):
         RoundTimes(scenario, max_batch=8)
@@ -114,7 +114,7 @@ def test_what_does_not_model_groups_refuses_them() -> None:
 
 
 def test_groups_are_searched_and_swept_where_prompts_are_computed_elsewhere() -> None:
-    values = BASE | {"dp": 8, "batch": 64, "prefill": "disaggregated"}
+    values = BASE | {"dp": 8, "batch": 64}
     del values["gamma"], values["tp"]
     best = find_plan(values).best.scenario
     assert (best.tp, best.ep, best.dp) == (8, 8, 8) and ", EP 8, DP 8" in plan_label(best)
