@@ -27,6 +27,7 @@ TARGETS: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek-v3", H200 | {"tp": 8}, "mtp"),
     ("deepseek-v3", H200 | {"tp": 8}, "eagle3"),
     ("deepseek-v3", H200 | {"tp": 8, "ep": 8}, "mtp"),
+    ("deepseek-v3", H200 | {"tp": 8, "ep": 8, "dp": 8}, "mtp"),
     ("qwen3-30b-a3b", H100 | {"tp": 1}, "eagle3"),
     ("qwen3-30b-a3b", H100 | {"tp": 4}, "eagle3"),
     ("gpt-oss-120b", H100 | {"tp": 1}, "eagle3"),
@@ -109,7 +110,7 @@ def one_expert() -> Iterator[str]:
 
 
 def gpus_of(values: dict[str, Any]) -> str:
-    groups = f", EP {values['ep']}" if "ep" in values else ""
+    groups = "".join(f", {key.upper()} {values[key]}" for key in ("ep", "dp") if key in values)
     return f"{values['tp']} x {values['gpu'].split('-')[0].upper()}{groups}"
 
 

@@ -49,14 +49,17 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "machine": None if machine.gpu.path else machine.name,
         "tp": scenario.tp,
         "ep": scenario.ep if scenario.ep > 1 else None,
+        "dp": scenario.dp if scenario.dp > 1 else None,
         "draft_tp": None if plan.draft == "none" else scenario.draft_tp,
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,
         "prefill": str(work.prefill),
         "prefix_hit_rate": work.prefix_hit_rate,
-        # Stating a type for the weights would override that of the checkpoint's experts.
-        "weight_dtype": None if scenario.expert_dtype else scenario.weight_dtype,
+        # Stating a type for the weights would override those of the checkpoint's parts.
+        "weight_dtype": None
+        if scenario.expert_dtype or scenario.part_dtypes
+        else scenario.weight_dtype,
         "kv_dtype": scenario.kv_dtype,
         "draft_dtype": scenario.draft_dtype or None,
         "draft_kv_dtype": scenario.draft_kv_dtype or None,

@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.catalog.acceptance import acceptance_curve
-from perfmodel.catalog.kernels import curves_for, measured_attention
+from perfmodel.catalog.kernels import curves_for
 from perfmodel.display import html_table, one_line
 from perfmodel.errors import ConfigError, either
 from perfmodel.kernels.collectives import Exchange
 from perfmodel.kernels.curves import Efficiency
-from perfmodel.specs.cuda_graphs import default_graph_notes
-from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
+from perfmodel.scenario_notes import scenario_notes
+from perfmodel.specs.draft import DraftKind, DraftPlan
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
-from perfmodel.specs.engine_support import EngineVersion, draft_obstacle, profile_version
+from perfmodel.specs.engine_support import (
+    EngineVersion,
+    block_obstacle,
+    draft_obstacle,
+    profile_version,
+)
 from perfmodel.specs.gpu import Machine
-from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-from perfmodel.specs.workload import Workload
-
-# Least KV budget in the runtime: one page of 16 tokens and the sink, or SnapKV's window.
-LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
+from perfmodel.specs.workload import Prefill, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,11 @@ class Scenario:
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
 
-    `expert_dtype` is "" if routed experts are stored like the other weights. `draft_dtype` and
-    `draft_kv_dtype` are "" if a draft has the target's types, or a model those of its checkpoint.
+    `dp` groups of the `tp` GPUs divide the sequences (data-parallel attention), and have all layers
+    but the routed experts. `expert_dtype` is "" if routed experts are stored like the other
+    weights, and `part_dtypes` are those of other parts that differ (`specs.dtypes.PARTS`).
+    `draft_dtype` and `draft_kv_dtype` are "" if a draft has the target's types, or a model those of
+    its checkpoint.
     """
 
     machine: Machine
@@ -47,9 +51,11 @@ class Scenario:
     engine: EngineProfile
     tp: int = 1
     ep: int = 1
+    dp: int = 1
     weight_dtype: str = "bf16"
     kv_dtype: str = "bf16"
     expert_dtype: str = ""
+    part_dtypes: tuple[tuple[str, str], ...] = ()
     draft_dtype: str = ""
     draft_kv_dtype: str = ""
     acceptance: Acceptance | None = None
@@ -58,9 +64,11 @@ class Scenario:
     def __post_init__(self) -> None:
         self.target.check_tp(self.tp)
         self.machine.check_tp(self.tp)
+        self._check_dp()
         self._check_ep()
         for types in (self.target_types, self.draft_types):
-            dtype_bytes(types.weights)
+            for dtype in types.of_weights:
+                dtype_bytes(dtype)
             dtype_bytes(types.experts)
             check_kv_dtype(types.kv)
         if self.draft is not None:
@@ -97,6 +105,11 @@ class Scenario:
         """Ranks of the draft; a self-draft runs on the target's ranks."""
         return self.tp if self.plan.draft_tp is None else self.plan.draft_tp
 
+    @property
+    def group_tp(self) -> int:
+        """GPUs that share the layers without experts: all, or those of one of `dp` groups."""
+        return self.tp // self.dp
+
     def ep_of(self, spec: ModelSpec, tp: int) -> int:
         """Groups of ranks that share the experts of the target or of a draft on `tp` ranks."""
         return self.ep if spec.experts is not None and tp == self.tp else 1
@@ -110,7 +123,7 @@ class Scenario:
     def exchange(self) -> Exchange | None:
         """The target's all-reduce inside norm kernels; None if there is none."""
         curve, kind = self.kernels.collectives, self.machine.link.kind
-        return curve.exchange_over(kind, self.engine.all_reduce) if self.tp > 1 else None
+        return curve.exchange_over(kind, self.engine.all_reduce) if self.group_tp > 1 else None
 
     @property
     def curve(self) -> AcceptanceCurve | None:
@@ -121,19 +134,20 @@ class Scenario:
     def target_types(self) -> StoredTypes:
         """The storage types of the target."""
         experts = self.expert_dtype or self.weight_dtype
-        return StoredTypes(weights=self.weight_dtype, experts=experts, kv=self.kv_dtype)
+        return StoredTypes(self.weight_dtype, experts, self.kv_dtype, self.part_dtypes)
 
     @property
     def draft_types(self) -> StoredTypes:
         """The storage types of the draft; those of the target without a draft."""
         target, kv = self.target_types, self.draft_kv_dtype or self.kv_dtype
-        if self.draft_dtype:
-            weights = experts = self.draft_dtype
-        else:
-            weights, experts = target.weights, target.experts
+        weights = self.draft_dtype or target.weights
         if self.plan.kind is DraftKind.MODEL and self.draft is not None:
-            experts = self.draft.expert_dtype or weights
-        return StoredTypes(weights=weights, experts=experts, kv=kv)
+            has_own = self.draft_dtype in ("", self.draft.weight_dtype or "bf16")
+            parts = self.draft.part_dtypes if has_own else ()
+            return StoredTypes(weights, self.draft.expert_dtype or weights, kv, parts)
+        shares_parts = self.plan.draft in ("self", "none", "mtp") and not self.draft_dtype
+        parts = target.parts if shares_parts else ()
+        return StoredTypes(weights, self.draft_dtype or target.experts, kv, parts)
 
     @property
     def draft_is_quantised(self) -> bool:
@@ -179,6 +193,32 @@ class Scenario:
             f"experts of width {experts.width} do not split; use ep={either(valid)}"
         )
 
+    def _check_dp(self) -> None:
+        if self.dp == 1:
+            return
+        if self.target.experts is None:
+            raise ConfigError(
+                f"dp={self.dp} needs a mixture of experts, and {self.target.name} is dense: its "
+                f"data-parallel engines are replicas; leave dp out and divide the batch"
+            )
+        if self.tp % self.dp:
+            raise ConfigError(f"dp={self.dp} does not divide tp={self.tp}; use a divisor of it")
+        if self.ep != self.tp:
+            raise ConfigError(
+                f"ep={self.ep} differs from tp={self.tp}: with data-parallel attention, all GPUs "
+                f"divide the experts; use ep={self.tp}"
+            )
+        if self.workload.prefill is Prefill.SHARED:
+            raise ConfigError(
+                f"dp={self.dp}: passes that mix prompts and decoding are not modelled with "
+                f"data-parallel attention; use prefill=disaggregated"
+            )
+        if self.draft is not None and self.draft_tp != self.tp:
+            raise ConfigError(
+                f"draft_tp={self.draft_tp} differs from tp={self.tp}: with data-parallel "
+                f"attention, the draft runs in every group; leave draft_tp out"
+            )
+
     def _check_lengths(self) -> None:
         budget, context = self.plan.kv_budget_tokens, self.workload.prompt_tokens
         if budget is not None and budget > context:
@@ -201,7 +241,9 @@ class Scenario:
         """Why a version of a serving engine cannot run this plan; None if it can."""
         if version is None:
             return None
-        reason = draft_obstacle(
+        reason = block_obstacle(
+            version, self.target, self.target_types, tp=self.group_tp, ep=self.ep
+        ) or draft_obstacle(
             version, self.plan, self.target, self.draft, tp=self.tp, draft_tp=self.draft_tp
         )
         return reason and f"{version.label} cannot run this plan: {reason}"
@@ -209,151 +251,4 @@ class Scenario:
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of a prediction, one sentence each."""
-        notes = []
-        longest = self.workload.prompt_tokens + self.workload.output_tokens
-        if longest > self.target.max_context_tokens:
-            notes.append(
-                f"{longest:,} tokens exceed the {self.target.max_context_tokens:,} that "
-                f"{self.target.name} supports: predicted times are valid, output quality may suffer"
-            )
-        gpu, draft = self.machine.gpu, self.draft
-        if (
-            draft is not None
-            and self.plan.policy == DraftPolicy.FULL
-            and draft.max_context_tokens < min(longest, self.target.max_context_tokens)
-        ):
-            notes.append(
-                f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
-                f"supports: few of its drafts are accepted beyond them"
-            )
-        notes += self._layer_notes()
-        if draft is not None and draft.tokenizer != self.target.tokenizer:
-            notes.append(
-                f"{draft.name} and {self.target.name} are not known to share a tokenizer: a draft "
-                f"must use its target's tokenizer"
-            )
-        least = LEAST_BUDGET.get(self.plan.policy, 0) if self.plan.budget_text else 0
-        budget = int(self.plan.budget_at(self.workload.prompt_tokens))
-        if budget < least:
-            notes.append(
-                f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
-                f"draft policy {self.plan.policy}"
-            )
-        measured_on = self.engine.measured_on
-        if measured_on and measured_on != gpu.name and not self.engine.has_own_kernels:
-            notes.append(
-                f"engine {self.engine.name} was not measured on {gpu.name}: host times and factors "
-                f"are those of {measured_on}"
-            )
-        elif measured_on and measured_on != gpu.name:
-            notes.append(
-                f"{gpu.name} has no kernel measurements with engine {self.engine.name}: those of "
-                f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
-                f"the {gpu.name} datasheet"
-            )
-        elif gpu.efficiency_origin != Origin.FITTED:
-            notes.append(
-                f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
-                f"applied to the peaks of the {gpu.name} datasheet"
-            )
-        notes += self._type_notes()
-        if reason := self.engine_obstacle:
-            notes.append(reason)
-        if note := self._link_note():
-            notes.append(note)
-        kernels = self.engine.attention_kernels
-        curves = self.kernels.name
-        if measured_attention(curves, kernels) == "flashinfer":
-            notes.append(
-                "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
-                "checked on one H200 only"
-            )
-        notes += self._graph_notes()
-        if self.engine.origin == Origin.ASSUMED:
-            notes.append(f"the overheads of engine {self.engine.name} are assumed, not measured")
-        return tuple(notes)
-
-    def _graph_notes(self) -> list[str]:
-        """What the engine's default CUDA graphs would cost at this batch."""
-        plan, batch = self.plan, self.workload.batch
-        method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
-        layer_s = float(self.engine.default_launch_s(method, batch, plan.gamma))
-        return default_graph_notes(layer_s * self.target.layers, batch * (plan.gamma + 1))
-
-    def _layer_notes(self) -> list[str]:
-        """Warnings about layers that no engine of this project has run, or no one measured."""
-        target, curves = self.target, self.kernels
-        notes = []
-        if target.family:
-            notes.append(
-                f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
-                f"measured step supports this prediction"
-            )
-        sources = {
-            False: "their times follow from bytes and FLOPs at the efficiency of dense layers",
-            True: "they take the efficiency of the nearest type that was measured",
-        }
-        for borrowed, source in sources.items():
-            models = [("", target, self.target_types)]
-            if self.draft is not None:
-                models.append(("the draft's ", self.draft, self.draft_types))
-            layers = {
-                layer: whose + layer
-                for whose, spec, types in reversed(models)
-                for layer in curves.unmeasured_layers(spec, types)
-                if curves.borrows(layer, spec, types) == borrowed
-            }
-            if layers:
-                of_type = " in their storage type" if borrowed else ""
-                notes.append(
-                    f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
-                    f"{curves.name}: {source}"
-                )
-        if target.experts:
-            notes.append("tokens are assumed to choose experts uniformly and independently")
-        if target.latent and self.tp > 1:
-            notes.append(
-                f"each of the {self.tp} GPUs stores and reads the latent cache of all sequences: "
-                f"data-parallel attention, which divides the sequences, is not modelled"
-            )
-        return notes
-
-    def _type_notes(self) -> list[str]:
-        """A note for each storage type without measured kernels."""
-        gpu, quantised = self.machine.gpu.name, self.kernels.quantised
-        weights = dict.fromkeys((self.target_types.weights, self.draft_types.weights))
-        unknown = [name for name in weights if name in quantised and not quantised[name].measured]
-        notes = [
-            f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
-            f"type or GPU are used, and the interval is wider"
-            for name in unknown
-        ]
-        models = {self.kv_dtype: self.target}
-        if self.draft is not None:
-            models.setdefault(self.draft_types.kv, self.draft)
-        return notes + [
-            f"attention over {kv} caches was not measured on {gpu} with this engine's kernels: "
-            f"their bytes take the efficiency of bf16 caches, and the interval is wider"
-            for kv, spec in models.items()
-            if spec.latent is None and not self.kernels.measures_cache(spec, kv)
-        ]
-
-    def _link_note(self) -> str:
-        """A warning if all-reduces were not measured on this machine; "" otherwise."""
-        link, exchange = self.machine.link, self.exchange
-        if self.tp == 1 or link.ring_hop_s is not None:
-            return ""
-        if link.kind == "pcie" and self.tp > 2:
-            return (
-                f"all-reduce over PCIe among {self.tp} GPUs was measured on one L40S node; other "
-                f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
-                f"ring_gb_s"
-            )
-        if exchange is not None and exchange.error_at(self.tp):
-            counts = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
-            source = f"from {counts} GPUs" if counts else "from another GPU"
-            return (
-                f"all-reduce among {self.tp} GPUs is extrapolated {source}; its standard error is "
-                f"{exchange.error:.0%}"
-            )
-        return ""
+        return scenario_notes(self)

@@ -79,7 +79,7 @@ Name = Annotated[str, Field(min_length=1, max_length=512)]
 def scenario_field(
     panel: str, metavar: str, description: str, default: Any = None, *, otherwise: str = ""
 ) -> Any:
-    """A field with its text for `--help` and the docs; `otherwise` describes what None means."""
+    """A field with its text for `--help` and the docs; `otherwise` is the default in words."""
     return Field(
         default,
         description=description,
@@ -197,6 +197,13 @@ class ScenarioFields(BaseModel):
         "Groups of the target's GPUs that divide the experts (expert parallelism).",
         1,
     )
+    dp: Count = scenario_field(
+        "Machine",
+        "N",
+        "Groups of the target's GPUs that divide the sequences (data-parallel attention); --ep is "
+        "then --tp, and --prefill disaggregated.",
+        1,
+    )
     draft_tp: Count | None = scenario_field(
         "Machine",
         "N",
@@ -211,9 +218,14 @@ class ScenarioFields(BaseModel):
         "DTYPE",
         "Storage type of the weights: bf16, fp16, fp8, fp8_block, int8, int4, mxfp4 or nvfp4.",
         "bf16",
+        otherwise="that of the checkpoint, or bf16",
     )
     kv_dtype: Name = scenario_field(
-        "Machine", "DTYPE", "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.", "bf16"
+        "Machine",
+        "DTYPE",
+        "Storage type of the KV cache: bf16, fp16, fp8, int8 or int4.",
+        "bf16",
+        otherwise="that of the checkpoint, or bf16",
     )
     draft_dtype: Name | None = scenario_field(
         "Machine",

@@ -153,7 +153,7 @@ class ScenarioInput(ScenarioFields):
             )
         return machine
 
-    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, str]:
+    def _types(self, target: ModelSpec, draft: ModelSpec | None, plan: DraftPlan) -> dict[str, Any]:
         """Storage types: stated, or else those of the checkpoints."""
         stated = self.model_fields_set
         weights = self.weight_dtype if "weight_dtype" in stated else target.weight_dtype or "bf16"
@@ -165,10 +165,16 @@ class ScenarioInput(ScenarioFields):
         return {
             "weight_dtype": weights,
             "expert_dtype": "" if "weight_dtype" in stated else target.expert_dtype,
+            "part_dtypes": () if "weight_dtype" in stated else target.part_dtypes,
             "kv_dtype": self.kv_dtype if "kv_dtype" in stated else target.kv_dtype or "bf16",
             "draft_dtype": of_draft,
             "draft_kv_dtype": self.draft_kv_dtype or "",
         }
+
+    def _prefill(self) -> Prefill:
+        """Where prompts are computed; with data-parallel attention, by default on other GPUs."""
+        stated = self.dp == 1 or "prefill" in self.model_fields_set
+        return Prefill.of(self.prefill) if stated else Prefill.DISAGGREGATED
 
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.
@@ -197,13 +203,14 @@ class ScenarioInput(ScenarioFields):
                 batch=self.batch,
                 prompt_tokens=self.prompt_tokens,
                 output_tokens=self.output_tokens,
-                prefill=Prefill.of(self.prefill),
+                prefill=self._prefill(),
                 prefix_hit_rate=self.prefix_hit_rate,
             ),
             plan=plan,
             engine=engine_profile(self.engine, machine.gpu),
             tp=self.tp,
-            ep=self.ep,
+            ep=self.tp if self.dp > 1 and "ep" not in self.model_fields_set else self.ep,
+            dp=self.dp,
             **self._types(target, draft, plan),
             acceptance=acceptance,
             user_curves=curves,

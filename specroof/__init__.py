@@ -159,7 +159,7 @@ def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
     ----------
     target, **values
         As for `predict`. Possible axes are `batch`, `prompt_tokens`, `gamma`, `kv_budget`, `gpu`,
-        `engine`, `tp`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`,
+        `engine`, `tp`, `ep`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`,
         `weight_dtype` and `kv_dtype`.
 
     Raises
@@ -192,7 +192,7 @@ def recommend(
     Parameters
     ----------
     target, **values
-        As for `predict`. `tp`, `draft` and `kv_budget` may be lists, and are searched if not
+        As for `predict`. `tp`, `ep`, `draft` and `kv_budget` may be lists, and are searched if not
         given. `slo` sets limits, such as "ttft<2s; tpot<25ms; memory<90%".
     objective : str
         "throughput" (tokens/s per GPU) or "latency" (TPOT) of the service, prompts included.

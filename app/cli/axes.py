@@ -8,7 +8,7 @@ from typing import Any
 from perfmodel import ConfigError
 from perfmodel.units import parse_number
 
-NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "draft_tp")
+NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "ep", "dp", "draft_tp")
 MAX_VALUES = 10_000
 
 

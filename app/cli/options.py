@@ -244,9 +244,10 @@ def _former_names(name: str) -> list[str]:
 
 def default_text(field: FieldInfo) -> str:
     """The default of a scenario's field in words; empty if there is none."""
-    if field.default is None:
-        assert isinstance(field.json_schema_extra, dict)
-        return str(field.json_schema_extra["otherwise"])
+    assert isinstance(field.json_schema_extra, dict)
+    in_words = str(field.json_schema_extra["otherwise"])
+    if field.default is None or in_words:
+        return in_words
     return f"{field.default:,}" if isinstance(field.default, int) else str(field.default)
 
 

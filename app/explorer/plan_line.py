@@ -30,10 +30,9 @@ def plan_line(values: Values) -> list[str]:
     """Target, machine, engine, workload, plan and acceptance, each in words."""
     scenario = scenario_of(values)
     engine = scenario.engine
-    groups = f", EP {scenario.ep}" if scenario.ep > 1 else ""
     return [
         _target(scenario),
-        f"{scenario.machine.name}, TP {scenario.tp}{groups}",
+        f"{scenario.machine.name}, TP {scenario.tp}",
         f"engine {engine.name} ({engine.origin})",
         _workload(scenario),
         _plan(scenario),
@@ -43,7 +42,8 @@ def plan_line(values: Values) -> list[str]:
 
 def _target(scenario: Scenario) -> str:
     experts = f", {scenario.expert_dtype} experts" if scenario.expert_dtype else ""
-    types = f"{scenario.weight_dtype} weights{experts}, {scenario.kv_dtype} KV cache"
+    parts = "".join(f", {dtype} {part}" for part, dtype in scenario.part_dtypes)
+    types = f"{scenario.weight_dtype} weights{parts}{experts}, {scenario.kv_dtype} KV cache"
     return f"{scenario.target.name}, {types}"
 
 

@@ -94,7 +94,8 @@ INPUT_DEFAULTS: dict[str, Any] = {
 }
 MOST = 1 << 40
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens", "tp", "draft_tp", "ep"), (1, MOST)),
+    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens", "tp", "draft_tp"), (1, MOST)),
+    **dict.fromkeys(("ep", "dp"), (1, MOST)),
     "gamma": (0, MAX_GAMMA),
     "prefix_hit_rate": (0.0, 0.999999),
     "acceptance": (0.0, 1.0),
@@ -204,7 +205,7 @@ def stated_values(
         form = have["acceptance_form"]
         values |= {} if form == "published" else {form: have[form]}
     values["engine"] = uploaded_engine if have["engine"] == REFITTED else have["engine"]
-    for key in ("ep", "prefill", "prefix_hit_rate"):
+    for key in ("ep", "dp", "prefill", "prefix_hit_rate"):
         values |= {} if have[key] == DEFAULTS[key] else {key: have[key]}
     for key in OPTIONAL:
         if have[key].strip() and not (key.startswith("draft_") and draft == "none"):
@@ -261,6 +262,7 @@ def _scenario_state(stated: ScenarioInput) -> dict[str, Any]:
         "machine": scenario.machine.name,
         "tp": scenario.tp,
         "ep": scenario.ep,
+        "dp": scenario.dp,
         "batch": work.batch,
         "prompt_tokens": work.prompt_tokens,
         "output_tokens": work.output_tokens,

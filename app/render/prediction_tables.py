@@ -120,12 +120,16 @@ def _speedup(prediction: Mapping[str, Any]) -> str:
     return text
 
 
-def _types_line(types: Mapping[str, str | None]) -> str:
-    words = [
-        f"{name.replace('_', ' ').replace('kv', 'KV')} {dtype}"
-        for name, dtype in types.items()
-        if dtype is not None
-    ]
+def _types_line(types: Mapping[str, Any]) -> str:
+    words = []
+    for name, dtype in types.items():
+        parts = dtype if isinstance(dtype, Mapping) else {name: dtype}
+        whose = "draft " if parts is dtype and name.startswith("draft_") else ""
+        words += [
+            f"{whose}{part.replace('_', ' ').replace('kv', 'KV')} {of_part}"
+            for part, of_part in parts.items()
+            if of_part is not None
+        ]
     return f"\nstored as: {', '.join(words)}"
 
 

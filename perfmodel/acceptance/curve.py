@@ -38,7 +38,7 @@ from math import hypot
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel._typing import Floats
+from perfmodel._typing import Bools, Floats
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 from perfmodel.units import Z90
@@ -118,6 +118,13 @@ class AcceptanceCurve:
             fullness_exponent=self.fullness_exponent,
         )
         return self.ceiling * (1.0 - loss)
+
+    def is_outside(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Bools:
+        """Where budget or context lie outside the measured range; a budget of 0 means none."""
+        budget, context = np.asarray(kv_budget_tokens), np.asarray(context_tokens)
+        beyond_budget = (budget < self.budget_range[0]) | (budget > self.budget_range[1])
+        beyond_context = (context < self.context_range[0]) | (context > self.context_range[1])
+        return np.asarray(beyond_context | ((budget > 0) & beyond_budget))
 
     def interval(
         self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike

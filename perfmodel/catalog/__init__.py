@@ -275,18 +275,15 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
 
 def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     """The spec of a config, with the storage types of its checkpoint."""
-    rest, stored = without_quantisation(config, name)
+    rest, quantisation = without_quantisation(config, name)
     spec = model_spec(rest, name=name)
-    if stored.experts and not stored.weights and spec.experts is None:
-        raise ConfigError(
-            f"{name}: a dense model with unquantised attention is not supported; use a checkpoint "
-            f"that is quantised in all layers"
-        )
+    stored = quantisation.stored(spec)
     return replace(
         spec,
         weight_dtype=stored.weights,
         expert_dtype=stored.experts if spec.experts else "",
         kv_dtype=stored.kv,
+        part_dtypes=stored.parts,
     )
 
 

@@ -13,14 +13,15 @@ from perfmodel.specs.labels import Bound, Origin
 from perfmodel.units import Z90
 
 
-def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
+def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats, all_rows: Floats) -> list[Part]:
     """Two all-reduces per layer, and the gather of each rank's best token if the head is split.
 
     With expert parallelism, a layer has one all-reduce, split into a reduce-scatter before the
     experts and an all-gather after them, and two all-to-alls that move tokens between the ranks.
+    `rows` and `head_rows` are those of one group of ranks, and `all_rows` those of all groups.
     """
     if rank.tp == 1:
-        return []
+        return all_to_all(rank, all_rows)
     curve, link = rank.curves.collectives, rank.machine.link
     message = _message(rank, rows)
     passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
@@ -28,7 +29,7 @@ def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         passes -= rank.spec.experts.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
     seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
-    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic), *all_to_all(rank, rows)]
+    parts = [_link_part(rank, "all_reduce", seconds, passes * traffic), *all_to_all(rank, all_rows)]
     if rank.engine.vocab_parallel:
         best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
         gather_s = curve.all_gather_seconds(

@@ -38,7 +38,7 @@ def expert_parts(rank: Rank, rows: Floats) -> list[Part]:
 
 def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     gpu, hidden = rank.machine.gpu, rank.spec.hidden
-    width, local_k = experts.width * rank.ep // rank.tp, experts.top_k / rank.ep
+    width, local_k = experts.width * rank.ep // rank.gpus, experts.top_k / rank.ep
     # The busiest rank has at least one expert to read.
     touched = np.maximum(experts.read(rows) / rank.ep, 1.0)
     pairs = rows * local_k  # of tokens and experts, on this rank
@@ -50,7 +50,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     }
     curve, inside = rank.curves.experts_curve(rank.expert_dtype), lambda: np.ones((), bool)
     if curve is None:
-        dense = rank.curves.gemm if rank.tp == 1 else rank.curves.gemm_of_ranks
+        dense = rank.curves.gemm if rank.gpus == 1 else rank.curves.gemm_of_ranks
         most = experts.count // rank.ep
         seconds = _as_dense(dense, pairs, touched, most, 2 * width, hidden, peaks)
         seconds = seconds + _as_dense(dense, pairs, touched, most, hidden, width, peaks)
@@ -130,7 +130,7 @@ def all_to_all(rank: Rank, rows: Floats) -> list[Part]:
     share = 1.0 - (1.0 - 1.0 / rank.ep) ** experts.top_k
     message = np.asarray(ACTIVATION_BYTES * rank.spec.hidden * share * rows)
     seconds = rank.curves.collectives.all_gather_seconds(
-        message_bytes=message, ranks=rank.tp, link_bandwidth=link.bandwidth
+        message_bytes=message, ranks=rank.gpus, link_bandwidth=link.bandwidth
     )
     calls = 2.0 * experts.layers
     return [

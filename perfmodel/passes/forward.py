@@ -17,6 +17,7 @@ from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.workload import fullest_group
 
 _ZERO = np.zeros(())
 
@@ -53,18 +54,20 @@ def forward_pass(
     Weights and the KV cache are read once per pass, regardless of the number of query tokens
     (Leviathan et al. 2023, section 3; MagicDec section 3).
     """
-    batch, query = np.asarray(batch, float), np.asarray(query_tokens, float)
+    whole, query = np.asarray(batch, float), np.asarray(query_tokens, float)
+    batch = fullest_group(whole, rank.dp)
     kv = np.asarray(context_tokens if kv_read_tokens is None else kv_read_tokens, float)
     rows = batch * query
+    all_rows = whole * query
     heads = rows if logit_tokens is None else batch * np.asarray(logit_tokens, float)
     return _step(
         rank,
         (
             *linear_parts(rank, rows, head_rows=heads),
-            *expert_parts(rank, rows),
+            *expert_parts(rank, all_rows),
             *attention_parts(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
             *_elementwise_parts(rank, rows, head_rows=heads),
-            *comm_parts(rank, rows, head_rows=heads),
+            *comm_parts(rank, rows, head_rows=heads, all_rows=all_rows),
             *_overhead_parts(rank, batch),
         ),
     )
@@ -80,17 +83,18 @@ def prefill_pass(
     batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
         Sequences; tokens of each prompt or chunk; tokens cached before the chunk. [1]
     """
-    batch, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
-    cached = np.asarray(cached_tokens, float)
+    whole, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
+    cached, batch = np.asarray(cached_tokens, float), fullest_group(whole, rank.dp)
     rows = batch * prompt
+    all_rows = whole * prompt
     return _step(
         rank,
         (
             *linear_parts(rank, rows, head_rows=batch),
-            *expert_parts(rank, rows),
+            *expert_parts(rank, all_rows),
             *prefill_attention_parts(rank, batch, prompt, cached),
             *_elementwise_parts(rank, rows, head_rows=batch),
-            *comm_parts(rank, rows, head_rows=batch),
+            *comm_parts(rank, rows, head_rows=batch, all_rows=all_rows),
             *_overhead_parts(rank, batch),
         ),
     )

@@ -8,7 +8,7 @@ from perfmodel._typing import Floats
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
-from perfmodel.specs.dtypes import UNQUANTISED, dtype_bytes
+from perfmodel.specs.dtypes import PARTS, UNQUANTISED, dtype_bytes
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec
 
@@ -25,6 +25,17 @@ def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
     if spec.fusion_inputs:
         shapes["fusion_proj"] = (spec.hidden, spec.fusion_inputs * spec.hidden, 1)
     return shapes
+
+
+def part_parameters(spec: ModelSpec, tp: int) -> dict[str, int]:
+    """Parameters of each of `specs.dtypes.PARTS` on one of `tp` ranks."""
+    shapes = _attention_shapes(spec, tp) | _mlp_shapes(spec, tp)
+    shapes["lm_head"] = (spec.padded_vocab_per_rank(tp), spec.hidden, 1)
+    parameters: dict[str, int] = dict.fromkeys(PARTS.values(), 0)
+    for name, (outputs, inputs, count) in shapes.items():
+        if name in PARTS:
+            parameters[PARTS[name]] += outputs * inputs * count
+    return parameters
 
 
 def _attention_shapes(spec: ModelSpec, tp: int) -> dict[str, tuple[int, int, int]]:
@@ -68,11 +79,11 @@ def _mlp_shapes(spec: ModelSpec, tp: int) -> dict[str, tuple[int, int, int]]:
 
 def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """One part per dense layer; the LM head has `head_rows` rows, the others `rows`."""
-    gpu = rank.machine.gpu
+    gpu, types = rank.machine.gpu, rank.types
     parts = []
     for name, (n, k, count) in linear_shapes(rank).items():
         m = head_rows if name == "lm_head" else rows
-        dtype = "bf16" if name in ("lm_head", "router") else rank.weight_dtype
+        dtype = types.of_layer(name)
         curve, peak_ratio, origin = _gemm_curve(rank, dtype)
         element = dtype_bytes(dtype)
         seconds = curve.seconds(

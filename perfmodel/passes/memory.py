@@ -9,11 +9,13 @@ from numpy.typing import ArrayLike
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.display import html_table, number_range, one_line
+from perfmodel.passes.linear import part_parameters
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
 from perfmodel.specs.dtypes import StoredTypes, dtype_bytes
 from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.workload import fullest_group
 from perfmodel.units import GB, format_bytes
 
 
@@ -93,14 +95,15 @@ def memory_estimate(
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
     prompt, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
-    spec, tp, engine = scenario.target, scenario.tp, scenario.engine
+    spec, tp, engine = scenario.target, scenario.group_tp, scenario.engine
+    batch = fullest_group(batch, scenario.dp)
     per_token = spec.kv_bytes_per_token_per_rank(tp, scenario.kv_dtype)
     length = prompt + scenario.workload.output_tokens
     draft_weights, draft_per_token, draft_tokens = _draft_terms(scenario, length, budget, gamma)
     # Verification keeps the states of linear layers after every token.
     state = spec.state_bytes_per_rank(tp)
     return MemoryEstimate(
-        weights=np.asarray(_weight_bytes(spec, tp, scenario.target_types)),
+        weights=np.asarray(_weight_bytes(spec, tp, scenario.target_types, scenario.tp)),
         target_kv=batch * (spec.cached_tokens(length) * per_token + state),
         draft_weights=np.asarray(draft_weights),
         draft_kv=batch * draft_tokens * draft_per_token,
@@ -133,12 +136,16 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
     return low
 
 
-def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes) -> float:
-    """Layers in their storage types; embedding and LM head are always in bf16."""
+def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes, gpus: int) -> float:
+    """Layers in their storage types, experts divided among `gpus`; the embedding is in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
     experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
     dense = (layers - experts) * dtype_bytes(types.weights)
+    for part, dtype in types.parts:
+        usual = ACTIVATION_BYTES if part == "head" else dtype_bytes(types.weights)
+        dense += part_parameters(spec, tp)[part] * (dtype_bytes(dtype) - usual)
+    experts = spec.experts.routed_parameters(spec.hidden, gpus) if spec.experts else 0
     return dense + experts * dtype_bytes(types.experts) + vocabulary * ACTIVATION_BYTES
 
 
@@ -150,8 +157,9 @@ def _draft_terms(
     if draft is None or plan.kind is DraftKind.NONE:
         return 0.0, 0.0, none
     types = scenario.draft_types
-    per_token = draft.kv_bytes_per_token_per_rank(scenario.draft_tp, types.kv)
-    weights = _weight_bytes(draft, scenario.draft_tp, types)
+    tp = scenario.draft_tp // scenario.dp
+    per_token = draft.kv_bytes_per_token_per_rank(tp, types.kv)
+    weights = _weight_bytes(draft, tp, types, scenario.draft_tp)
     if plan.is_self:
         shares_weights = types._replace(kv=scenario.kv_dtype) == scenario.target_types
         full = plan.policy is DraftPolicy.FULL
@@ -174,8 +182,8 @@ def _exchange_bytes(scenario: Scenario) -> float:
     exchange = scenario.exchange
     if exchange is None:
         return 0.0
-    groups = [scenario.tp]
-    total = exchange.inbox_bytes(scenario.tp)
+    groups = [scenario.group_tp]
+    total = exchange.inbox_bytes(scenario.group_tp)
     if scenario.draft is not None and not scenario.plan.is_self and scenario.draft_tp > 1:
         groups.append(scenario.draft_tp)
         total += exchange.inbox_bytes(scenario.draft_tp)
@@ -200,16 +208,16 @@ def _layer_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """The peak of a layer: residual, norm, outputs of attention and of the previous layer, and the
     gate, up and product of the MLP, or these and two copies of the input for each expert."""
     spec = scenario.target
-    mlp = 3 * spec.ffn_hidden / scenario.tp if spec.dense_layers else 0.0
+    mlp = 3 * spec.ffn_hidden / scenario.group_tp if spec.dense_layers else 0.0
     if (experts := spec.experts) is not None:
-        routed = experts.top_k * (2 * spec.hidden + 3 * experts.width / scenario.tp)
-        mlp = max(mlp, routed + 3 * experts.shared_width / scenario.tp)
+        routed = experts.top_k * (2 * spec.hidden + 3 * experts.width / scenario.group_tp)
+        mlp = max(mlp, routed + 3 * experts.shared_width / scenario.group_tp)
     width = 4 * spec.hidden + mlp
     return np.asarray(ACTIVATION_BYTES * rows * width)
 
 
 def _logit_bytes(scenario: Scenario, rows: Floats) -> Floats:
     """Normed states and logits of `rows`, and the local logits if the head is split."""
-    spec, tp = scenario.target, scenario.tp
+    spec, tp = scenario.target, scenario.group_tp
     part = spec.padded_vocab_per_rank(tp) if tp > 1 and scenario.engine.vocab_parallel else 0
     return np.asarray(ACTIVATION_BYTES * rows * (spec.hidden + spec.vocab + part))

@@ -20,7 +20,11 @@ ACTIVATION_BYTES = 2.0  # bf16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """The shard of a model on one rank of a machine, with an engine and its kernel curves."""
+    """The shard of a model on one rank of a machine, with an engine and its kernel curves.
+
+    `dp` groups of `tp` ranks each divide the sequences; each group has all layers but the routed
+    experts, which all ranks divide.
+    """
 
     machine: Machine
     spec: ModelSpec
@@ -28,27 +32,37 @@ class Rank:
     curves: Efficiency
     tp: int = 1
     ep: int = 1
+    dp: int = 1
     weight_dtype: str = "bf16"
     expert_dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    part_dtypes: tuple[tuple[str, str], ...] = ()
     is_draft: bool = False
 
     @classmethod
     def of_scenario(cls, scenario: Scenario, spec: ModelSpec, *, tp: int, is_draft: bool) -> Self:
         """The shard of a scenario's target or draft."""
         types = scenario.draft_types if is_draft else scenario.target_types
+        dp = scenario.dp if tp == scenario.tp else 1
         return cls(
             machine=scenario.machine,
             spec=spec,
             engine=scenario.engine,
             curves=scenario.kernels,
-            tp=tp,
+            tp=tp // dp,
+            dp=dp,
             ep=scenario.ep_of(spec, tp),
             weight_dtype=types.weights,
             expert_dtype=types.experts,
             kv_dtype=types.kv,
+            part_dtypes=types.parts,
             is_draft=is_draft,
         )
+
+    @property
+    def gpus(self) -> int:
+        """All ranks, which divide the routed experts."""
+        return self.tp * self.dp
 
     @property
     def origin(self) -> Origin:
@@ -61,9 +75,13 @@ class Rank:
         return bool(self._unmeasured)
 
     @property
+    def types(self) -> StoredTypes:
+        """The storage types of all parts."""
+        return StoredTypes(self.weight_dtype, self.expert_dtype, self.kv_dtype, self.part_dtypes)
+
+    @property
     def _unmeasured(self) -> tuple[str, ...]:
-        types = StoredTypes(weights=self.weight_dtype, experts=self.expert_dtype, kv=self.kv_dtype)
-        return self.curves.unmeasured_layers(self.spec, types)
+        return self.curves.unmeasured_layers(self.spec, self.types)
 
     def layer_origin(self, layer: str) -> Origin:
         """The origin of a kind of layer that has a curve, which may be that of another type."""
@@ -77,9 +95,12 @@ class Rank:
     @property
     def assumes_types(self) -> bool:
         """Whether weights or KV are in a type whose kernels were not measured on this GPU."""
-        weights, unquantised_kv = self.weight_dtype, self.kv_dtype in UNQUANTISED
+        unquantised_kv = self.kv_dtype in UNQUANTISED
         library = self.engine.linear_kernels == "library"
-        measured = weights in UNQUANTISED or (library and self.curves.quantised[weights].measured)
+        measured = all(
+            dtype in UNQUANTISED or (library and self.curves.quantised[dtype].measured)
+            for dtype in self.types.of_weights
+        )
         return not (measured and (unquantised_kv or self.has_kv_curve))
 
     @property

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.scenario import Scenario
+from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate, estimate
 
 # Axes that broadcast in one call, in the order of the result's dimensions.
@@ -106,13 +107,27 @@ class Block:
             values = np.asarray(np.nan if point is None else result(point), float)
             columns[name] = np.where(np.isfinite(values), values, np.nan)
         origin, measured_on = _origins(self.scenario)
-        columns["acceptance_origin"] = _constant(origin)
+        columns["acceptance_origin"] = np.where(
+            self._is_extrapolated(), _constant(str(Origin.EXTRAPOLATED)), _constant(origin)
+        )
         columns["engine_measured_on"] = _constant(measured_on)
         code = self.code
         columns["feasible"] = code == FEASIBLE
         texts = [REASONS.get(number, self.reason) for number in range(INVALID + 1)]
         columns["reason"] = np.array(texts, dtype=object)[code]
         return columns
+
+    def _is_extrapolated(self) -> Bools:
+        """Where a fitted α is that of a budget or a context outside the measured range."""
+        scenario = self.scenario
+        if scenario is None or scenario.acceptance is not None or not scenario.plan.speculates:
+            return np.zeros((), bool)
+        if (curve := scenario.curve) is None or curve.origin != Origin.FITTED:
+            return np.zeros((), bool)
+        context, budget = self._along("prompt_tokens"), self._along("kv_budget")
+        if scenario.plan.kv_budget_share is not None:
+            budget = scenario.plan.budget_at(context)
+        return curve.is_outside(kv_budget_tokens=budget, context_tokens=context)
 
     def rows(self, chosen: Bools | None = None) -> Iterator[dict[str, Any]]:
         """One dict per point, or per point where `chosen` is true; None where unknown."""

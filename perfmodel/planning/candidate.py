@@ -93,6 +93,12 @@ class Candidate:
 
 def plan_label(scenario: Scenario) -> str:
     """A scenario's draft plan in words, with storage types that are not the target's."""
+    sizes = {"EP": scenario.ep, "DP": scenario.dp}
+    groups = "".join(f", {name} {size}" for name, size in sizes.items() if size > 1)
+    return f"{_draft_label(scenario)}{groups}"
+
+
+def _draft_label(scenario: Scenario) -> str:
     plan = scenario.plan
     if not plan.speculates:
         return "No speculation"

@@ -1,6 +1,6 @@
 """From flat scenario values to a recommendation, searching over values that are not given.
 
-The keys are those of `ScenarioInput`; `tp`, `draft` and `kv_budget` may have several values. A
+The keys are those of `ScenarioInput`; those in `SEVERAL` may have several values. A
 draft may include a policy, as in `self:snapkv`; otherwise all its policies are compared. By default
 the search tries self-speculation, every smaller model with the target's tokenizer, and the built-in
 drafts of the engine profile, at every power of two of TP that splits the target on one node.
@@ -17,12 +17,12 @@ from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
-from perfmodel.planning.search import BUDGETS, draft_choices, search
+from perfmodel.planning.search import BUDGETS, draft_choices, joined, search
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import named_version
+from perfmodel.specs.engine_support import cut_block, named_version
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
@@ -32,8 +32,8 @@ POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
-_NOT_PLAIN = (*SEARCHED, "ep", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
-SEVERAL = ("tp", "draft", "kv_budget")  # keys that may have several values
+_NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
+SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
 
@@ -55,7 +55,7 @@ def find_plan(
     Parameters
     ----------
     values : mapping
-        Flat scenario values; `tp`, `draft` and `kv_budget` may be lists or comma-separated text.
+        Flat scenario values; those in `SEVERAL` may be lists or comma-separated text.
         An acceptance may only be given for a single draft choice.
     objective : str
         "throughput" or "latency", see `search`.
@@ -87,20 +87,22 @@ def find_plan(
             raise ConfigError(f"{name}={value:g} must be a positive number")
     budgets = _budgets(given, plain.prompt_tokens, choices)
     _check_acceptance_budget(given, choices, budgets, acceptance_budget)
-    degrees = _tps(given, plain)
-    candidates = search(
-        _base(given, choices, degrees[-1]),
-        objective=objective,
-        slo=parse_slo(plain.slo),
-        choices=choices,
-        tps=degrees,
-        batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
-        measured_budget=acceptance_budget,
-        runs_on=version,
-        **_draft_tps(given),
-        **budgets,
-    )
-    return recommend(candidates, rate=rate, price_per_hour=price_per_hour)
+    searches = [
+        search(
+            _base(given | {"ep": ep}, choices, degrees[-1]),
+            objective=objective,
+            slo=parse_slo(plain.slo),
+            choices=choices,
+            tps=degrees,
+            batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
+            measured_budget=acceptance_budget,
+            runs_on=version,
+            **_draft_tps(given),
+            **budgets,
+        )
+        for ep, degrees in _layouts(given, plain)
+    ]
+    return recommend(joined(searches), rate=rate, price_per_hour=price_per_hour)
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:
@@ -215,6 +217,25 @@ def _for_any_gamma(scenario: Scenario) -> Scenario:
     return replace(scenario, acceptance=mean)
 
 
+def _layouts(values: Mapping[str, Any], plain: ScenarioInput) -> list[tuple[int, list[int]]]:
+    """Each EP with its TP degrees; of several, only those that fit each other."""
+    dp = parse_scenario({"dp": values.get("dp")}).dp
+    if dp > 1:  # all GPUs divide the experts
+        tps = _tps({k: v for k, v in values.items() if k != "ep"}, plain)
+        return [(tp, [tp]) for tp in tps if tp % dp == 0] or [(tps[-1], tps[-1:])]
+    eps = _counts(values, "ep") if "ep" in values else [1]
+    if len(eps) == 1:
+        return [(eps[0], _tps(values, plain))]
+    experts, layouts = plain.scenario().target.experts, []
+    for ep in eps:
+        tps = _tps({**values, "ep": ep}, plain)
+        if fitting := [n for n in tps if experts is not None and experts.splits_over(n, ep)]:
+            layouts.append((ep, fitting))
+    if not layouts:  # the first combination states why
+        replace(plain.scenario(), tp=_tps({**values, "ep": eps[0]}, plain)[-1], ep=eps[-1])
+    return layouts
+
+
 def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
     """The given TP degrees, or every power of two that splits the target on one node."""
     scenario = plain.scenario()
@@ -226,10 +247,12 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
         return sorted(stated)
     least = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp or 1
     most = scenario.machine.gpus_per_node
-    degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and scenario.target.splits_over(n)]
-    if (experts := scenario.target.experts) is not None:
-        ep = parse_scenario({"ep": values.get("ep")}).ep
+    target, types = scenario.target, scenario.target_types
+    degrees = [n for n in (1, 2, 4, 8, 16) if least <= n <= most and target.splits_over(n)]
+    ep = parse_scenario({"ep": values.get("ep")}).ep
+    if (experts := target.experts) is not None:
         degrees = [n for n in degrees if experts.splits_over(n, ep)] or [most]
+    degrees = [n for n in degrees if cut_block(target, types, tp=n, ep=ep) is None] or degrees
     if not degrees:
         raise ConfigError(
             f"draft_tp={least} exceeds the {most} GPUs of {scenario.machine.name}; "

@@ -116,8 +116,14 @@ def search(
     chosen = choices if choices is not None else draft_choices(scenario, runs_on)
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
     plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
-    measured = [c for tp in degrees for c in _best(plain[tp], plain[tp], objective, limits)]
+    measured: list[Candidate] = []
     not_runnable: list[Candidate] = []
+    for tp in degrees:
+        reason = replace(without_speculation(scenario), tp=tp).obstacle_on(version)
+        best = _best(plain[tp], plain[tp], objective, limits)
+        (not_runnable if reason else measured).extend(best)
+    if not measured and reason:
+        raise ConfigError(reason)
     unmeasured: list[tuple[float, Candidate]] = []
     for variant in _variants(scenario, chosen, degrees, draft_tps, budgets, measured_budget):
         is_measured = variant.acceptance is not None or variant.curve is not None
@@ -163,6 +169,22 @@ def draft_choices(
     usable = (n for n in dict.fromkeys(names) if n in METHODS and (n != "mtp" or target.mtp_layers))
     built_in = [(name, "full") for name in usable]
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
+
+
+def joined(searches: Sequence[Search]) -> Search:
+    """The candidates of several searches with the same drafts and limits."""
+    unmeasured: dict[tuple[str, str], Unmeasured] = {}
+    for one in (one for each in searches for one in each.unmeasured):
+        plan = one.candidate.scenario.plan
+        best = unmeasured.setdefault((plan.draft, plan.policy), one)
+        if one.alpha_to_break_even < best.alpha_to_break_even:
+            unmeasured[plan.draft, plan.policy] = one
+    return replace(
+        searches[0],
+        candidates=tuple(one for each in searches for one in each.candidates),
+        unmeasured=tuple(unmeasured.values()),
+        not_runnable=tuple(one for each in searches for one in each.not_runnable),
+    )
 
 
 def _variants(

@@ -32,6 +32,8 @@ LOOP_AXES = (
     "gpu",
     "engine",
     "tp",
+    "ep",
+    "dp",
     "draft",
     "draft_policy",
     "draft_tp",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
-from perfmodel.specs.engine_support import EngineVersion, draft_obstacle
+from perfmodel.specs.dtypes import StoredTypes
+from perfmodel.specs.engine_support import EngineVersion, block_obstacle, draft_obstacle
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 USE_SPECROOF = "export to specroof, whose runtime supports it."
@@ -17,6 +18,7 @@ def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     return (
         _id_obstacle("target", plan.target_id, plan.scenario.target.name)
         or _dtype_obstacle(version, plan)
+        or _block_obstacle(version, plan)
         or _size_obstacle(plan)
         or (_draft_obstacle(version, plan) if plan.most_drafts else None)
     )
@@ -59,11 +61,19 @@ def _other_types(plan: ExportPlan) -> str | None:
     """Why a quantised checkpoint cannot run in the types of the plan: they are not its own."""
     scenario, target = plan.scenario, plan.scenario.target
     weights = target.weight_dtype or "bf16"
-    own = (weights, target.expert_dtype or weights)
-    if own == (scenario.target_types.weights, scenario.target_types.experts):
+    own = StoredTypes(
+        weights, target.expert_dtype or weights, scenario.kv_dtype, target.part_dtypes
+    )
+    if own == scenario.target_types:
         return None
-    stored = " and ".join(dict.fromkeys(own))
+    stored = " and ".join(dict.fromkeys((*own.of_weights, own.experts)))
     return f"{target.name} is a quantised checkpoint in {stored}; leave weight_dtype out."
+
+
+def _block_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    scenario = plan.scenario
+    reason = block_obstacle(version, scenario.target, scenario.target_types, tp=scenario.tp)
+    return reason and f"{reason}."
 
 
 def _size_obstacle(plan: ExportPlan) -> str | None:

@@ -85,7 +85,7 @@ class ExportPlan:
     def has_quantised_checkpoint(self) -> bool:
         """Whether the target's checkpoint states its types, so that no flag needs to."""
         target = self.scenario.target
-        return bool(target.weight_dtype or target.expert_dtype)
+        return bool(target.weight_dtype or target.expert_dtype or target.part_dtypes)
 
     @property
     def quantises_draft(self) -> bool:

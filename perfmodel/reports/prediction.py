@@ -16,8 +16,14 @@ from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.scenario import Scenario
+from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate
-from perfmodel.speculation.uncertainty import Interval, alpha_interval, speedup_interval
+from perfmodel.speculation.uncertainty import (
+    Interval,
+    acceptance_is_extrapolated,
+    alpha_interval,
+    speedup_interval,
+)
 
 
 def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
@@ -119,7 +125,8 @@ def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
     curve = scenario.curve
     if curve is None:
         return "unknown", "no measurement for this draft choice"
-    return curve.origin, curve.source
+    outside = curve.origin == Origin.FITTED and acceptance_is_extrapolated(scenario)
+    return Origin.EXTRAPOLATED if outside else curve.origin, curve.source
 
 
 def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:
@@ -151,15 +158,21 @@ def memory_dict(point: RoundEstimate) -> dict[str, float]:
     return {**terms, "total_bytes": float(memory.total), "capacity_bytes": memory.capacity}
 
 
-def types_dict(scenario: Scenario) -> dict[str, str | None]:
-    """Storage types of weights, routed experts and KV caches; None for what there is not."""
+def types_dict(scenario: Scenario) -> dict[str, Any]:
+    """Storage types of weights, routed experts and KV caches; None for what there is not.
+
+    `parts` are the dense layers in other types than `weights`; absent if there are none.
+    """
     target, draft = scenario.target_types, scenario.draft_types
     models = {"": (scenario.target, target), "draft_": (scenario.draft, draft)}
-    return {
+    stated: dict[str, Any] = {
         f"{whose}{name}": value if spec and (name != "experts" or spec.experts) else None
         for whose, (spec, types) in models.items()
         for name, value in types._asdict().items()
+        if name != "parts"
     }
+    parts = {f"{whose}parts": dict(types.parts) for whose, (spec, types) in models.items() if spec}
+    return stated | {name: value for name, value in parts.items() if value}
 
 
 def breakdown_dict(point: RoundEstimate) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class RoundTimes:
     def __init__(
         self, scenario: Scenario, *, max_batch: int, max_context_tokens: int | None = None
     ) -> None:
+        if scenario.dp > 1:
+            raise ConfigError(
+                f"dp={scenario.dp}: requests of a data-parallel engine are not simulated; use "
+                f"predict, sweep, or recommend with prefill=disaggregated"
+            )
         self.scenario, self.max_batch = scenario, max_batch
         self.max_context = max_context_tokens or scenario.target.max_context_tokens
         # Contexts at which round times are tabulated. [tokens]

@@ -45,12 +45,42 @@ DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
 UNQUANTISED = ("bf16", "fp16")
 
 
+# Parts of a model whose weights can have a type of their own, by the dense layers of a pass.
+PARTS = {
+    "o_proj": "attention output",
+    "linear_in_proj": "linear attention",
+    "linear_out_proj": "linear attention",
+    "gate_up_proj": "mlp",
+    "down_proj": "mlp",
+    "shared_gate_up_proj": "shared experts",
+    "shared_down_proj": "shared experts",
+    "lm_head": "head",
+}
+
+
 class StoredTypes(NamedTuple):
-    """Storage types of a model: dense layers, routed experts and KV cache."""
+    """Storage types of a model: dense layers, routed experts and KV cache.
+
+    `parts` are the dense layers in another type than `weights`, by the names of `PARTS`. The LM
+    head is in bf16 unless it is one of them.
+    """
 
     weights: str
     experts: str
     kv: str
+    parts: tuple[tuple[str, str], ...] = ()
+
+    def of_layer(self, layer: str) -> str:
+        """The type of a dense layer of a pass."""
+        if layer == "router":
+            return "bf16"
+        default = "bf16" if layer == "lm_head" else self.weights
+        return dict(self.parts).get(PARTS.get(layer, ""), default)
+
+    @property
+    def of_weights(self) -> tuple[str, ...]:
+        """The distinct types of dense layers."""
+        return tuple(dict.fromkeys((self.weights, *dict(self.parts).values())))
 
 
 def dtype_bytes(dtype: str) -> float:

@@ -1,5 +1,7 @@
 """Which drafts the versions of serving engines run, and under which names.
 
+vLLM and SGLang divide checkpoints in fp8_block only between blocks (`validate_fp8_block_shape`).
+
 Read in November 2026 from the wheels of vLLM 0.26.0 (`config/speculative.py`, `config/vllm.py`) and
 SGLang 0.5.23 (`srt/speculative`, and its argument parser), from the documentation of TensorRT-LLM
 1.2, and from measurements of vLLM 0.23.0 and 0.26.0 on one H200.
@@ -7,13 +9,15 @@ SGLang 0.5.23 (`srt/speculative`, and its argument parser), from the documentati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from perfmodel.errors import ConfigError, either, unknown_name
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
+from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.model import ModelSpec
 
+BLOCK = 128  # rows and columns of a block of fp8_block
 _VLLM_METHODS = {
     "draft": "draft_model",
     "eagle3": "eagle3",
@@ -44,6 +48,7 @@ class EngineVersion:
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
     online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
+    whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
 
 
 VERSIONS = (
@@ -81,6 +86,7 @@ VERSIONS = (
         label="TensorRT-LLM 1.2",
         methods={"draft": "Draft_Target", "eagle3": "Eagle3", "ngram": "NGram"},
         online_fp8=False,
+        whole_blocks=False,  # not known
     ),
 )
 
@@ -120,6 +126,58 @@ def version_of_profile(engine: str, profile: str) -> EngineVersion:
 def profile_version(profile: str) -> EngineVersion | None:
     """The version that a profile names; None for profiles of no known version."""
     return next((one for one in VERSIONS if f"{one.engine}-{one.version}" == profile), None)
+
+
+def block_obstacle(
+    version: EngineVersion, spec: ModelSpec, types: StoredTypes, *, tp: int, ep: int = 1
+) -> str | None:
+    """Why a version cannot divide the blocks of a checkpoint in fp8_block; None if it can."""
+    if not version.whole_blocks or (cut := cut_block(spec, types, tp=tp, ep=ep)) is None:
+        return None
+    degrees = [n for n in range(1, 65) if spec.splits_over(n)]
+    valid = [str(n) for n in degrees if cut_block(spec, types, tp=n, ep=min(ep, n)) is None]
+    part, width = cut
+    return (
+        f"blocks of {BLOCK} x {BLOCK} weights cannot be divided, and {part} of {spec.name} are "
+        f"{width} wide on each of {tp} ranks; use tp={either(valid)}"
+    )
+
+
+def cut_block(
+    spec: ModelSpec, types: StoredTypes, *, tp: int, ep: int = 1
+) -> tuple[str, int] | None:
+    """A part in fp8_block whose width per rank is not a multiple of `BLOCK`, and this width."""
+    if tp == 1:
+        return None
+    for part, dtype, width in _widths_per_rank(spec, types, tp, ep):
+        if dtype == "fp8_block" and width % BLOCK:
+            return part, width
+    return None
+
+
+def _widths_per_rank(
+    spec: ModelSpec, types: StoredTypes, tp: int, ep: int
+) -> Iterator[tuple[str, str, int]]:
+    """(part, type, width) of the matrices that ranks divide."""
+    heads, output = spec.query_heads_per_rank(tp), types.of_layer("o_proj")
+    if (latent := spec.latent) is not None:
+        yield "the queries", types.weights, heads * latent.query_dim
+        yield "the keys and values", types.weights, heads * (latent.nope_dim + latent.value_dim)
+        yield "the outputs of attention", output, heads * latent.value_dim
+    else:
+        yield "the queries", types.weights, heads * spec.head_dim
+        yield "the keys", types.weights, spec.kv_heads_per_rank(tp) * spec.head_dim
+        yield "the outputs of attention", output, heads * spec.head_dim
+    if (linear := spec.linear) is not None:
+        of_linear = types.of_layer("linear_in_proj")
+        yield "the keys of linear attention", of_linear, linear.key_width // tp
+        yield "the values of linear attention", of_linear, linear.value_width // tp
+    if spec.dense_layers:
+        yield "the MLPs", types.of_layer("gate_up_proj"), spec.ffn_hidden // tp
+    if (experts := spec.experts) is not None:
+        shared = types.of_layer("shared_gate_up_proj")
+        yield "the shared experts", shared, experts.shared_width // tp
+        yield "the experts", types.experts, experts.width * ep // tp
 
 
 def draft_obstacle(

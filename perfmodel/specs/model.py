@@ -51,6 +51,7 @@ class ModelSpec:
     weight_dtype: str = ""  # storage types of the checkpoint; "" if not quantised
     expert_dtype: str = ""
     kv_dtype: str = ""
+    part_dtypes: tuple[tuple[str, str], ...] = ()  # of `specs.dtypes.PARTS` that differ
     mtp_layers: int = 0  # multi-token-prediction layers that the checkpoint states
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
+from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, either
 
 
@@ -22,6 +25,11 @@ class Prefill(StrEnum):
         if name not in list(cls):
             raise ConfigError(f"unknown prefill {name!r}; use {either(cls)}")
         return cls(name)
+
+
+def fullest_group(batch: Floats, groups: int) -> Floats:
+    """Sequences of the fullest group if `batch` sequences are divided as evenly as possible."""
+    return batch if groups == 1 else np.ceil(batch / groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
+from perfmodel.specs.workload import fullest_group
 from perfmodel.speculation.drafting import draft_cost
 from perfmodel.speculation.host import host_wait_s, method_of
 
@@ -180,21 +181,21 @@ def estimate(
     draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
     engine = scenario.engine
     fixed, per_sequence, per_draft, more_per_draft = engine.round_overheads(scenario.tp)
-    drafts = np.maximum(g, 1.0)
-    overhead = fixed + per_sequence * b + per_draft * drafts
+    drafts, of_host = np.maximum(g, 1.0), fullest_group(b, scenario.dp)
+    overhead = fixed + per_sequence * of_host + per_draft * drafts
     if scenario.draft is not None and not plan.is_self:
         overhead = overhead + more_per_draft * drafts
     step = forward_pass(target, batch=b, context_tokens=prompt)
-    host = fixed + per_sequence * b + per_draft if engine.plain_runs_ahead else 0.0
+    host = fixed + per_sequence * of_host + per_draft if engine.plain_runs_ahead else 0.0
     plain_overhead = np.maximum(host - step.total_s, 0.0)
     verify = forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0)
     if engine.host:
         passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
         method = method_of(scenario)
         plain_overhead = plain_overhead + host_wait_s(
-            scenario, "plain", b, prompt, np.zeros(()), step.total_s
+            scenario, "plain", of_host, prompt, np.zeros(()), step.total_s
         )
-        overhead = overhead + host_wait_s(scenario, method, b, prompt, g, passes)
+        overhead = overhead + host_wait_s(scenario, method, of_host, prompt, g, passes)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,

@@ -117,11 +117,8 @@ def acceptance_is_extrapolated(scenario: Scenario) -> bool:
         return scenario.plan.method is not None and scenario.acceptance.origin != Origin.GIVEN
     if curve is None or not scenario.plan.speculates:
         return False
-    low, high = curve.context_range
-    if not low <= context <= high:
-        return True
-    budget = float(scenario.plan.budget_at(context))
-    return budget > 0 and not curve.budget_range[0] <= budget <= curve.budget_range[1]
+    budget = scenario.plan.budget_at(context)
+    return bool(curve.is_outside(kv_budget_tokens=budget, context_tokens=context))
 
 
 def decode_speedup(scenario: Scenario) -> float:

@@ -353,7 +353,8 @@ def _records() -> Iterator[Case]:
 
 
 FLAGS = (
-    "target", "draft", "draft-policy", "kv-budget", "ep", "draft-kv-dtype", "gamma", "acceptance",
+    "target", "draft", "draft-policy", "kv-budget", "ep", "dp", "draft-kv-dtype", "gamma",
+    "acceptance",
     "acceptance-per-position", "accepted-fraction", "accepted-drafts", "tokens-per-round",
     "acceptance-curve", "gpu", "machine", "ring-hop-us", "ring-gb-s", "tp", "draft-tp", "engine",
     "weight-dtype", "kv-dtype", "batch", "prompt-tokens", "output-tokens", "slo",

@@ -211,7 +211,7 @@ def make_plan(
 # Fields of a scenario that do not affect the engine: the predicted hardware and engine, how
 # experts and prompts are divided, the limits and the acceptance curves.
 _MACHINE = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine"}
-NOT_EXECUTED = _MACHINE | {"ep", "prefill", "prefix_hit_rate", "slo", "acceptance_curve"}
+NOT_EXECUTED = _MACHINE | {"ep", "dp", "prefill", "prefix_hit_rate", "slo", "acceptance_curve"}
 
 
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ USE_CASES: dict[str, dict[str, Any]] = {
     "code agent": {"prompt_tokens": 48_000, "output_tokens": 800, "prefix_hit_rate": 0.9},
     "summarising": {"prompt_tokens": 32_000, "output_tokens": 1_000},
 }
-_REPLACED = (*PLAN_KEYS, "ep", "weight_dtype", "kv_dtype", "draft_dtype", "draft_kv_dtype")
+_REPLACED = (*PLAN_KEYS, "ep", "dp", "weight_dtype", "kv_dtype", "draft_dtype", "draft_kv_dtype")
 
 
 def begin() -> None:

@@ -15,7 +15,17 @@ MAX_LINE = 10_000
 _COUNTS = {"tensor-parallel-size": "tp", "tp": "tp", "max-num-seqs": "batch"}
 _TYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "fp8": "fp8"}
 _SPECULATIVE = "speculative-config"
-_SHORT = {"tp": "tensor-parallel-size", "q": "quantization", "sc": _SPECULATIVE}
+_SHORT = {
+    "tp": "tensor-parallel-size",
+    "dp": "data-parallel-size",
+    "pp": "pipeline-parallel-size",
+    "dcp": "decode-context-parallel-size",
+    "q": "quantization",
+    "sc": _SPECULATIVE,
+}
+# Ways to divide a model that are not modelled. Without experts, data-parallel engines are replicas.
+_NOT_MODELLED = ("pipeline-parallel-size", "decode-context-parallel-size")
+_OF_REPLICAS = "data-parallel-size"
 _SWITCHES = ("enable-expert-parallel",)
 _METHOD_NAMES = {"deepseek_mtp": "mtp", "ngram_gpu": "ngram"} | {name: name for name in METHODS}
 
@@ -32,6 +42,7 @@ def serve_values(line: str) -> tuple[dict[str, Any], list[str]]:
     """
     flags, model = _flags(line)
     values: dict[str, Any] = {"target": _catalog_name(flags.pop("model", "") or model)}
+    _check_modelled(flags, str(values["target"]))
     ignored = []
     spec: dict[str, Any] = {}
     for name, text in flags.items():
@@ -112,6 +123,17 @@ def _config(text: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError("--speculative-config is not a JSON object; quote it as in your shell")
     return config
+
+
+def _check_modelled(flags: dict[str, str], target: str) -> None:
+    """Refuse to divide a model in a way that is not modelled."""
+    mixes = catalog.model(target).experts is not None
+    for name in (*_NOT_MODELLED, *((_OF_REPLICAS,) if mixes else ())):
+        if name in flags and _count(name, flags[name]) > 1:
+            raise ConfigError(
+                f"--{name} {flags[name]} is not modelled for {target}; leave it out, and give the "
+                f"GPUs to --tensor-parallel-size"
+            )
 
 
 def _count(name: str, text: str) -> int:

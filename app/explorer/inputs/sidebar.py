@@ -90,8 +90,10 @@ def _machine(uploaded: str | None) -> None:
     widgets.select("tp", "Tensor parallelism, TP (GPUs)", degrees, help="GPUs that share a model.")
     if _target(uploaded).experts is not None:
         widgets.count("ep", "Expert parallelism (groups of GPUs)")
+        widgets.count("dp", "Data-parallel attention (groups of GPUs)")
     else:
         widgets.keep_within("ep", [1], fallback=1)
+        widgets.keep_within("dp", [1], fallback=1)
     st.checkbox("Search all TP degrees in Decide", key="search_tp")
 
 

@@ -87,7 +87,8 @@ def _scenarios(values: Values) -> list[Scenario]:
     most = scenario.machine.gpus_per_node
     experts, scenarios = scenario.target.experts, []
     for tp in (n for n in TP_DEGREES if n <= most and scenario.target.splits_over(n)):
-        if experts is not None and not experts.splits_over(tp, scenario.ep):
+        fixed = scenario.dp > 1 and tp != scenario.tp
+        if fixed or (experts is not None and not experts.splits_over(tp, scenario.ep)):
             continue
         plan = scenario.plan
         if plan.draft != "none" and not plan.is_self and plan.method is None:

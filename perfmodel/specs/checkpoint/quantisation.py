@@ -1,20 +1,22 @@
-"""Read how a checkpoint is quantised: the storage types of its weights, experts and KV cache.
+"""Read how a checkpoint is quantised: its types, and the modules that have them.
 
-They are stated by `quantization_config` in a Hugging Face `config.json` (fp8, compressed-tensors,
+Both are stated by `quantization_config` in a Hugging Face `config.json` (fp8, compressed-tensors,
 awq, gptq, mxfp4, modelopt) or by a file next to it. A format without kernels in `specs.dtypes` is
 refused by name.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from perfmodel.errors import ConfigError, either, shown
+from perfmodel.specs.checkpoint.modules import LINEAR, Quantisation
 
 FIELD = "quantization_config"
+_BITS = ("bits", "w_bit", "num_bits", "weight_bits", "wbits")
 _MODELOPT = {
     "FP8": "fp8",
     "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
@@ -26,24 +28,14 @@ _MODELOPT = {
 }
 
 
-class Stored(NamedTuple):
-    """Storage types of a checkpoint; "" where they are not quantised.
-
-    `weights` are the dense layers and `experts` the routed experts. If the checkpoint lists
-    attention among the modules that are not quantised, no dense layer counts as quantised.
-    """
-
-    weights: str = ""
-    experts: str = ""
-    kv: str = ""
-
-
-def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Stored]:
-    """The config of the unquantised model, and the storage types of the checkpoint.
+def without_quantisation(
+    config: Mapping[str, Any], name: str
+) -> tuple[dict[str, Any], Quantisation]:
+    """The config of the unquantised model, and how the checkpoint is quantised.
 
     Raises `ConfigError` if the format is not supported, or its fields are missing or malformed.
     """
-    rest = dict(config)
+    rest, where = dict(config), f"{name}: {FIELD}"
     stated = rest.pop(FIELD, None)
     text = rest.get("text_config")
     if isinstance(text, Mapping) and FIELD in text:
@@ -51,87 +43,82 @@ def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str
         stated = inner.pop(FIELD) if stated is None else stated
         rest["text_config"] = inner
     if stated is None:
-        return rest, Stored()
+        return rest, Quantisation(where)
     if not isinstance(stated, Mapping):
-        raise ConfigError(f"{name}: {FIELD}={shown(stated)} must be an object of fields")
+        raise ConfigError(f"{where}={shown(stated)} must be an object of fields")
     method = stated.get("quant_method")
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
         raise ConfigError(
-            f"{name}: {FIELD} has quant_method={shown(method)}, which is not supported; use a "
+            f"{where} has quant_method={shown(method)}, which is not supported; use a "
             f"checkpoint in {either(_READERS)}"
         )
-    dtype, kv = reader(stated, f"{name}: {FIELD}")
-    layers = (text if isinstance(text, Mapping) else rest).get("num_hidden_layers")
-    if _keeps_attention(stated, layers, f"{name}: {FIELD}"):
-        return rest, Stored("", dtype, kv)
-    return rest, Stored(dtype, dtype, kv)
+    quantisation = reader(stated, where)
+    for dtype in quantisation.types:
+        _check_bits(stated, dtype, where)
+    return rest, replace(quantisation, left_out=tuple(_left_out(stated, where)))
 
 
-# Modules outside the layers of the text decoder, and norms, which are never quantised.
-_ELSEWHERE = re.compile(r"vision|visual|image|audio|projector|norm", re.I)
-_LAYER = re.compile(r"\blayers\.(\d{1,9})\b")
+def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
+    """Refuse bits or a number format that contradict the type which the method implies."""
+    width = 4 if dtype.endswith("4") else 8
+    for fields, key in product((stated, _modelopt_fields(stated)), _BITS):
+        bits = fields.get(key)
+        if bits is not None and (type(bits) is not int or bits != width):
+            raise ConfigError(
+                f"{where}: {key}={shown(bits)} contradicts {shown(stated['quant_method'])}, whose "
+                f"weights are {dtype}; remove the wrong field"
+            )
+    kind = stated.get("fmt")
+    if dtype.startswith("fp8") and kind is not None and not str(kind).startswith(("e4m3", "float")):
+        raise ConfigError(f"{where}: fmt={shown(kind)} is not supported; use a checkpoint in e4m3")
 
 
-def _keeps_attention(stated: Mapping[str, Any], layers: object, where: str) -> bool:
-    """Whether the attention of the decoder's layers is not quantised.
-
-    Either the modules that are left out name it, or the groups name only experts as their targets.
-    Layers from number `layers` on are those of an MTP head.
-    """
-    count = layers if isinstance(layers, int) else 10**9
+def _left_out(stated: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Names and patterns of the modules that are not quantised."""
     keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
     for fields, key in product((stated, _modelopt_fields(stated)), keys):
         modules = fields.get(key) or []
         if not isinstance(modules, list):
             raise ConfigError(f"{where}: {key}={shown(modules)} must be a list of modules")
-        for name in map(str, modules):
-            layer = _LAYER.search(name)
-            inside = layer is None or int(layer[1]) < count
-            if "attn" in name and inside and not _ELSEWHERE.search(name):
-                return True
-    return _only_experts(stated, where)
+        yield from map(str, modules)
+    dynamic = stated.get("dynamic") or {}  # of gptqmodel
+    if not isinstance(dynamic, Mapping):
+        raise ConfigError(f"{where}: dynamic={shown(dynamic)} must be an object of modules")
+    for module, changes in dynamic.items():
+        if module.startswith("-:"):
+            yield f"re:{module.removeprefix('-:')}"
+        elif changes:
+            raise ConfigError(
+                f"{where}: dynamic={shown({module: changes})} is not supported; use a checkpoint "
+                f"with one type in all layers that are quantised"
+            )
 
 
-def _only_experts(stated: Mapping[str, Any], where: str) -> bool:
-    """Whether groups of compressed-tensors cover experts alone; other parts are refused."""
-    groups = stated.get("config_groups")
-    groups = list(groups.values()) if isinstance(groups, Mapping) else []
-    targets = [target for group in groups for target in group.get("targets") or ["Linear"]]
-    if targets and all("experts" in str(target) for target in targets):
-        return True
-    if partial := [target for target in targets if target != "Linear"]:
-        raise ConfigError(
-            f"{where}: targets={shown(partial[0])} is not supported; use a checkpoint in which all "
-            "linear layers, or only the experts, are quantised"
-        )
-    if dynamic := stated.get("dynamic"):
-        raise ConfigError(
-            f"{where}: dynamic={shown(dynamic)} is not supported; use a checkpoint with one type "
-            "in all layers"
-        )
-    return False
+def _all_linear(where: str, dtype: str, kv: str = "") -> Quantisation:
+    """All linear layers but the LM head in one type."""
+    return Quantisation(where, (((LINEAR,), dtype),) if dtype else (), kv=kv)
 
 
-def _fp8(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+def _fp8(stated: Mapping[str, Any], where: str) -> Quantisation:
     block = stated.get("weight_block_size")
     if block is None:
-        return "fp8", ""
+        return _all_linear(where, "fp8")
     sides = block if isinstance(block, list) else []
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ConfigError(f"{where}: weight_block_size={shown(block)} must be two whole numbers")
-    return "fp8_block", ""
+    return _all_linear(where, "fp8_block")
 
 
-def _mxfp4(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
-    return "mxfp4", ""
+def _mxfp4(stated: Mapping[str, Any], where: str) -> Quantisation:
+    return _all_linear(where, "mxfp4")
 
 
-def _integers(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+def _integers(stated: Mapping[str, Any], where: str) -> Quantisation:
     bits = stated.get("bits", stated.get("w_bit"))
     if type(bits) is not int or bits not in (4, 8):
         raise ConfigError(f"{where}: bits={shown(bits)} is not supported; use 4 or 8")
-    return f"int{bits}", ""
+    return replace(_all_linear(where, f"int{bits}"), covers_head=stated.get("lm_head") is True)
 
 
 def _modelopt_fields(stated: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,28 +127,35 @@ def _modelopt_fields(stated: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else stated
 
 
-def _modelopt(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
+def _modelopt(stated: Mapping[str, Any], where: str) -> Quantisation:
     fields = _modelopt_fields(stated)
     algorithm = fields.get("quant_algo")
     kv = _kv(fields["kv_cache_quant_algo"], where) if fields.get("kv_cache_quant_algo") else ""
     kv = kv or _scheme(fields, where)
     if algorithm is None and kv:  # only the KV cache is quantised
-        return "", kv
+        return _all_linear(where, "", kv)
     if not isinstance(algorithm, str) or algorithm not in _MODELOPT:
         raise ConfigError(
             f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
         )
-    return _MODELOPT[algorithm], kv
+    return _all_linear(where, _MODELOPT[algorithm], kv)
 
 
-def _compressed(stated: Mapping[str, Any], where: str) -> tuple[str, str]:
-    groups = stated.get("config_groups")
+def _compressed(stated: Mapping[str, Any], where: str) -> Quantisation:
+    groups, kv = stated.get("config_groups"), _scheme(stated, where)
+    if not groups and kv:  # only the KV cache is quantised
+        return _all_linear(where, "", kv)
     if not isinstance(groups, Mapping) or not groups:
         raise ConfigError(f"{where}: config_groups={shown(groups)} must name a group of layers")
-    types = {_group_dtype(group, where) for group in groups.values()}
-    if len(types) > 1:
-        raise ConfigError(f"{where}: groups in {' and '.join(sorted(types))} are not supported")
-    return types.pop(), _scheme(stated, where)
+    read = tuple((_targets(group, where), _group_dtype(group, where)) for group in groups.values())
+    return Quantisation(where, read, kv=kv, covers_head=True)
+
+
+def _targets(group: Any, where: str) -> tuple[str, ...]:
+    targets = group.get("targets") if isinstance(group, Mapping) else None
+    if targets is not None and not isinstance(targets, list):
+        raise ConfigError(f"{where}: targets={shown(targets)} must be a list of modules")
+    return tuple(map(str, targets or (LINEAR,)))
 
 
 def _group_dtype(group: Any, where: str) -> str:
@@ -201,7 +195,7 @@ def _kv(name: Any, where: str) -> str:
     return str(name).lower()
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Quantisation]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fp8,
     "compressed-tensors": _compressed,

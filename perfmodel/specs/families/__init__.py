@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from perfmodel.errors import ConfigError, shown
 from perfmodel.specs.checkpoint import config_fields, hf_config
-from perfmodel.specs.families import dense, mixtures
+from perfmodel.specs.families import dense, mixtures, visual
 from perfmodel.specs.families.base import Text
+from perfmodel.specs.families.wrappers import WRAPPERS, decoder_config, wraps_decoder
 from perfmodel.specs.model import ModelSpec
 
 _FAMILIES: dict[str, type[Text]] = {
@@ -25,31 +26,39 @@ _FAMILIES: dict[str, type[Text]] = {
     "qwen2_moe": mixtures.Qwen2Moe,
     "qwen3_moe": mixtures.Qwen3Moe,
     "qwen3_next": mixtures.Qwen3Next,
+    "qwen3_vl_moe_text": visual.Qwen3VlMoe,
+    "olmoe": mixtures.Olmoe,
+    "granitemoe": mixtures.GraniteMoe,
+    "granitemoeshared": mixtures.GraniteMoeShared,
+    "phimoe": mixtures.Phimoe,
     "gpt_oss": mixtures.GptOss,
     "glm4_moe": mixtures.Glm4Moe,
+    "glm4v_moe_text": visual.Glm4vMoe,
     "deepseek_v2": mixtures.DeepSeekV2,
     "deepseek_v3": mixtures.DeepSeek,
     "kimi_k2": mixtures.DeepSeek,
     "llama4_text": mixtures.Llama4,
     "gemma3_text": dense.Gemma3,
     "ministral": dense.Ministral,
+    "ministral3": dense.Ministral3,
+    "glm4": dense.Glm4,
+    "glm4v_text": visual.Glm4v,
+    "qwen2_vl_text": visual.Qwen2Vl,
+    "qwen2_5_vl_text": visual.Qwen2Vl,
+    "qwen3_vl_text": visual.Qwen3Vl,
     "phi3": dense.Phi3,
     "granite": dense.Granite,
+    "olmo": dense.Olmo,
     "olmo2": dense.Olmo2,
     "olmo3": dense.Olmo3,
     "cohere": dense.Cohere,
     "cohere2": dense.Cohere2,
     "smollm3": dense.SmolLM3,
 }
-# Multimodal models, whose `text_config` describes the decoder, and the default type of the latter.
-# In other ones, `text_config` must state a supported type.
-_WRAPPERS = {
-    "gemma3": "gemma3_text",
-    "kimi_k25": "deepseek_v3",
-    "llama4": "llama4_text",
-    "mistral3": "mistral",
-}
-MODEL_TYPES = (*hf_config.MODEL_TYPES, *_FAMILIES, *_WRAPPERS)
+_DECODERS = (*hf_config.MODEL_TYPES, *_FAMILIES)
+MODEL_TYPES = (*_DECODERS, *WRAPPERS)
+# Those of whole models, which messages list.
+_LISTED = [name for name in MODEL_TYPES if not name.endswith("_text")]
 
 
 def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
@@ -59,10 +68,11 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     `hf_config.from_hf_config`.
     """
     model_type = config.get("model_type") if isinstance(config, Mapping) else None
-    if isinstance(model_type, str) and _wraps_decoder(config, model_type):
-        return _wrapped(config, model_type, name)
+    if isinstance(model_type, str) and wraps_decoder(config, model_type, _DECODERS):
+        decoder = decoder_config(config, model_type, name)
+        return replace(model_spec(decoder, name=name), family=model_type)
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        return hf_config.from_hf_config(config, name=name, model_types=MODEL_TYPES)
+        return hf_config.from_hf_config(config, name=name, model_types=_LISTED)
     family = _FAMILIES[model_type]
     config_fields.check_names(config, name)
     config = _without_aliases(config, family, name)
@@ -87,32 +97,3 @@ def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -
                 f"remove one of them"
             )
     return fields
-
-
-def _wraps_decoder(config: Mapping[str, Any], model_type: str) -> bool:
-    """Whether a multimodal model has a text decoder of a supported type."""
-    if model_type in MODEL_TYPES:
-        return model_type in _WRAPPERS
-    text = config.get("text_config")
-    decoder = text.get("model_type") if isinstance(text, Mapping) else None
-    return isinstance(decoder, str) and decoder in MODEL_TYPES and decoder not in _WRAPPERS
-
-
-def _wrapped(config: Mapping[str, Any], model_type: str, name: str) -> ModelSpec:
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        raise ConfigError(
-            f"{name}: text_config={shown(text)} is not supported; it must be the config of the "
-            f"text decoder"
-        )
-    outer = {"quantization_config": config.get("quantization_config")}
-    config_fields.check_refused({k: v for k, v in outer.items() if v is not None}, name, read=())
-    tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-    fields = {"model_type": _WRAPPERS.get(model_type)} | tied | dict(text)
-    decoder = fields["model_type"]
-    if not isinstance(decoder, str) or decoder in _WRAPPERS:
-        raise ConfigError(
-            f"{name}: text_config has model_type={shown(decoder)}, which is not a text decoder; "
-            f"use the model_type of the decoder, such as {_WRAPPERS[model_type]}"
-        )
-    return replace(model_spec(fields, name=name), family=model_type)

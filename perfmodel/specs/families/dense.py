@@ -25,6 +25,17 @@ class Granite(Text):
     attention_multiplier: float = 1.0
 
 
+class Olmo(Text):
+    """The norms have no weights, not even the last one."""
+
+    clip_qkv: float | None = None
+
+    def spec(self, name: str) -> ModelSpec:
+        spec = super().spec(name)
+        norms = (spec.norms_per_layer * spec.layers + 1) * spec.hidden
+        return replace(spec, more_parameters=spec.more_parameters - norms)
+
+
 class Olmo2(Text):
     def spec(self, name: str) -> ModelSpec:
         """The norms of queries and keys span all of their heads."""
@@ -114,3 +125,20 @@ class Ministral(Windowed):
     num_key_value_heads: Count = 8
     attention_bias: Off = False
     sliding_window: Count | None = 4096
+
+
+class Ministral3(Windowed):
+    num_key_value_heads: Count | None = 8
+    head_dim: Count | None = 128
+    lists_layers = False
+    attention_bias: Off = False
+
+
+class Glm4(Text):
+    """GLM-4-0414: attention and MLP also have a norm after them."""
+
+    output_bias = False
+    norms = 4
+    num_key_value_heads: Count | None = 2
+    head_dim: Count | None = 128
+    attention_bias: bool = True

@@ -10,33 +10,78 @@ from pydantic import Field
 from perfmodel.errors import ConfigError
 from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off, On
 from perfmodel.specs.families.base import Kind, Size, Text, Whole, Windowed
+from perfmodel.specs.families.dense import Granite, Olmo2
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
 from perfmodel.specs.model import ModelSpec
 
 
-class Mixtral(Windowed):
-    aliases = (("num_experts", "num_local_experts"),)
-    num_key_value_heads: Count | None = 8
-    lists_layers = False
-    attention_bias: Off = False
-    num_local_experts: Count = 8
+class EveryLayer(Text):
+    """All layers are mixtures of experts as wide as `intermediate_size`."""
+
+    count: ClassVar[str] = "num_local_experts"  # the field with the number of experts
+    expert_bias: ClassVar[bool] = False
     num_experts_per_tok: Count = 2
 
     def spec(self, name: str) -> ModelSpec:
         return _with_experts(
             super().spec(name),
             layers=self.num_hidden_layers,
-            count=self.num_local_experts,
+            count=getattr(self, self.count),
             top_k=self.num_experts_per_tok,
             width=self.intermediate_size,
+            shared_width=getattr(self, "shared_intermediate_size", 0),
+            bias=self.expert_bias,
         )
 
 
-class GptOss(Windowed):
+class Mixtral(EveryLayer, Windowed):
+    aliases = (("num_experts", "num_local_experts"),)
+    num_key_value_heads: Count | None = 8
+    lists_layers = False
+    attention_bias: Off = False
+    num_local_experts: Count = 8
+
+
+class Phimoe(EveryLayer, Windowed):
+    """Norms and the LM head have biases."""
+
+    ignored = f"{Text.ignored} input_jitter_noise"
+    original_max_position_embeddings: Count | None = None
+    num_key_value_heads: Count = 8
+    lists_layers = False
+    lm_head_bias: bool = False
+    num_local_experts: Count = 16
+
+    def spec(self, name: str) -> ModelSpec:
+        spec = super().spec(name)
+        norms = (spec.norms_per_layer * spec.layers + 1) * spec.hidden
+        head = spec.vocab if self.lm_head_bias else 0
+        return replace(spec, more_parameters=spec.more_parameters + norms + head)
+
+
+class GraniteMoe(EveryLayer, Granite):
+    num_local_experts: Count = 8
+
+
+class GraniteMoeShared(GraniteMoe):
+    shared_intermediate_size: Size = 0
+
+
+class Olmoe(EveryLayer, Olmo2):
+    ignored = f"{Text.ignored} norm_topk_prob"
+    count = "num_experts"
+    aliases = (("num_local_experts", "num_experts"),)
+    clip_qkv: float | None = None
+    num_experts: Count = 64
+    num_experts_per_tok: Count = 8
+
+
+class GptOss(EveryLayer, Windowed):
     """Every second layer has a window; queries, outputs, routers and experts have biases."""
 
     ignored = f"{Text.ignored} swiglu_alpha swiglu_limit initial_context_length"
     aliases = Mixtral.aliases
+    expert_bias = True
     num_key_value_heads: Count | None = 8
     head_dim: Count | None = 64
     attention_bias: bool = True
@@ -49,14 +94,7 @@ class GptOss(Windowed):
     def spec(self, name: str) -> ModelSpec:
         spec = super().spec(name)
         sinks_and_routers = spec.layers * (spec.query_heads + self.num_local_experts)
-        return _with_experts(
-            replace(spec, more_parameters=spec.more_parameters + sinks_and_routers),
-            layers=self.num_hidden_layers,
-            count=self.num_local_experts,
-            top_k=self.num_experts_per_tok,
-            width=self.intermediate_size,
-            bias=True,
-        )
+        return replace(spec, more_parameters=spec.more_parameters + sinks_and_routers)
 
 
 class Sparse(Text):

@@ -132,7 +132,7 @@ def test_predicting_the_recommended_plan_gives_the_same_figures_of_decoding(
     assert point["tpot_s"] == pytest.approx(best["decode_tpot_s"])
     assert point["tokens_per_round"] == pytest.approx(best["tokens_per_round"])
     assert point["acceptance"]["alpha"] == pytest.approx(best["acceptance"]["alpha"])
-    assert point["acceptance"]["origin"] == best["acceptance_origin"] == "fitted"
+    assert point["acceptance"]["origin"] == best["acceptance_origin"] == "extrapolated"
 
 
 def test_recommend_agrees_with_simulate_at_saturation(capsys: pytest.CaptureFixture[str]) -> None:

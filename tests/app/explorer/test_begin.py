@@ -66,6 +66,8 @@ def test_other_spellings_of_a_line() -> None:
     values, _ = serve_values(dotted)
     assert (values["draft"], values["gamma"], values["draft_tp"]) == ("llama-3.2-1b", 4, 8)
     assert values["ep"] == 8
+    replicas, ignored = serve_values("vllm serve Qwen/Qwen3-32B -tp 2 -pp 1 --data-parallel-size=4")
+    assert replicas["tp"] == 2 and "--data-parallel-size" in ignored
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,8 @@ def test_other_spellings_of_a_line() -> None:
         "vllm serve Qwen/Qwen3-32B --speculative-config {method:",
         'vllm serve Qwen/Qwen3-32B --speculative-config \'{"method": "medusa"}\'',
         "vllm serve Qwen/Qwen3-32B --flag 'unclosed",
+        "vllm serve Qwen/Qwen3-32B -tp 2 -pp 2",
+        "vllm serve deepseek-ai/DeepSeek-V3 -dp 8 --enable-expert-parallel",
         "vllm serve " + "x" * 20_000,
     ],
 )

@@ -34,6 +34,18 @@ def test_lists_of_values_give_the_corresponding_search() -> None:
     assert recommendation_dict(answer) == recommendation_dict(expected)
 
 
+def test_the_best_of_several_groups_of_experts_is_the_best_of_the_separate_searches() -> None:
+    values = {"gpu": "h200", "target": "qwen3-30b-a3b", "batch": 8, "prompt_tokens": 4000}
+    choice = values | {"tp": [1, 2, 4], "draft": "eagle3", "acceptance": 0.7}
+    both = find_plan(choice | {"ep": "1,2,4"})
+    separate = [find_plan(choice | {"tp": tps, "ep": ep}) for tps, ep in
+                (([1, 2, 4], 1), ([2, 4], 2), ([4], 4))]  # fmt: skip
+    assert both.best.throughput_per_gpu == max(one.best.throughput_per_gpu for one in separate)
+    assert "EP" not in separate[0].best.label and ", EP 4" in separate[2].best.label
+    with pytest.raises(ConfigError, match="use ep=1 or 2"):
+        find_plan(choice | {"tp": 2, "ep": [3, 5]})
+
+
 @pytest.mark.parametrize(
     "as_list, as_text",
     [

@@ -10,7 +10,8 @@ import pytest
 from perfmodel import ConfigError, DoesNotFit, Sweep, catalog, estimate, parse_scenario, sweep
 from perfmodel.planning import ARRAY_AXES, Where
 from perfmodel.planning.block import RESULTS
-from perfmodel.reports import check_fits, infeasible_reason
+from perfmodel.reports import check_fits, infeasible_reason, prediction_dict
+from perfmodel.speculation.evidence import evidence
 
 BASE = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "acceptance": 0.85}
 AXES = {
@@ -50,6 +51,32 @@ def test_a_sweep_equals_predict_at_each_point() -> None:
         assert_same(row, predicted(row, BASE))
         compared += 1
     assert compared == 27
+
+
+@pytest.mark.parametrize(
+    ("budget", "context", "origin"),
+    [(512, 32_000, "fitted"), (511, 32_000, "extrapolated"), ("5%", 32_000, "extrapolated"),
+     (512, 100_001, "extrapolated"), (512, 4000, "fitted"), (512, 3999, "extrapolated")],
+)  # fmt: skip
+def test_alpha_is_extrapolated_outside_the_measured_budgets_and_contexts(
+    budget: int | str, context: int, origin: str
+) -> None:
+    values = {"draft": "self", "kv_budget": budget, "prompt_tokens": context, "tp": 8, "batch": 4}
+    point = estimate(parse_scenario(values).scenario())
+    assert prediction_dict(point)["acceptance"]["origin"] == origin
+    assert ("acceptance" in evidence(point.scenario).extrapolated) is (origin != "fitted")
+    grid = sweep(values, {"prompt_tokens": [8000, context], "kv_budget": [512, budget]})
+    rows = {(r["prompt_tokens"], r["kv_budget"]): r["acceptance_origin"] for r in grid.rows()}
+    tokens = round(context * 0.05) if budget == "5%" else budget
+    assert rows[context, tokens] == origin and rows[8000, 512] == "fitted"
+
+
+def test_groups_of_experts_that_do_not_fit_are_masked() -> None:
+    base = {"target": "qwen3-30b-a3b", "gpu": "h200", "batch": 4, "prompt_tokens": 2000}
+    grid = sweep(base, {"tp": [1, 2], "ep": [1, 2]})
+    reasons = {(row["tp"], row["ep"]): row["reason"] for row in grid.rows()}
+    assert [place for place, reason in reasons.items() if reason] == [(1, 2)]
+    assert "ep=2 does not fit" in reasons[1, 2]
 
 
 def test_loop_axes_equal_predict_too() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from perfmodel import catalog, parse_scenario
 from perfmodel.errors import ConfigError
+from perfmodel.planning.find_plan import find_plan
 from perfmodel.reports import ExportPlan, export_plan
 
 SERVERS = ("vllm", "sglang", "tensorrt-llm")
@@ -56,6 +57,35 @@ def test_a_folder_runs_in_its_own_type_and_no_other(
     assert path in text and "quantization" not in text
     with pytest.raises(ConfigError, match=f"quantised checkpoint in {dtype}"):
         export_plan(engine=engine, plan=plan_of(target=path, weight_dtype="bf16"))
+
+
+# The experts of this model are 1,536 wide, and its KV heads 128; vLLM's recipe uses expert
+# parallelism on 8 GPUs, because 1,536 / 8 is not a multiple of 128.
+@pytest.mark.parametrize(("tp", "runs"), [(2, True), (4, True), (8, False)])
+def test_blocks_of_weights_are_not_divided_among_ranks(tp: int, runs: bool, tmp_path: Path) -> None:
+    stated = catalog.model_config("qwen3-235b-a22b") | {"quantization_config": STORED["fp8_block"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    plan = plan_of(target=str(tmp_path), tp=tp, gpu="b200")
+    notes = "".join(plan.scenario.notes)
+    assert ("use tp=1, 2 or 4" in notes) is not runs
+    for engine in ("vllm", "sglang"):
+        if runs:
+            assert str(tmp_path) in export_plan(engine=engine, plan=plan)
+        else:
+            with pytest.raises(ConfigError, match="192 wide on each of 8 ranks; use tp=1, 2 or 4"):
+                export_plan(engine=engine, plan=plan)
+    groups = parse_scenario({"target": str(tmp_path), "gpu": "b200", "tp": tp, "ep": tp})
+    assert "blocks of" not in "".join(groups.scenario().notes)
+
+
+def test_no_plan_that_divides_blocks_is_recommended_for_an_engine(tmp_path: Path) -> None:
+    stated = catalog.model_config("qwen3-235b-a22b") | {"quantization_config": STORED["fp8_block"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    values = {"target": str(tmp_path), "gpu": "b200", "batch": 8, "prompt_tokens": 8000}
+    answer = find_plan(values | {"tp": [4, 8]}, runs_on="vllm")
+    assert answer.best.scenario.tp == 4
+    with pytest.raises(ConfigError, match="use tp=1, 2 or 4"):
+        find_plan(values | {"tp": [8]}, runs_on="vllm")
 
 
 def test_only_an_unquantised_checkpoint_is_turned_into_fp8(tmp_path: Path) -> None:

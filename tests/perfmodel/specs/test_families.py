@@ -62,6 +62,8 @@ def sizes_of_transformers(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def module_of(config: Mapping[str, Any]) -> Any:
+    if config["model_type"] in VISUAL:
+        return decoder_of(dict(config))
     fields = dict(config.get("text_config", config))
     model_type = fields.pop("model_type")
     stated = transformers.AutoConfig.for_model(
@@ -71,11 +73,21 @@ def module_of(config: Mapping[str, Any]) -> Any:
         return transformers.AutoModelForCausalLM.from_config(stated)
 
 
+def decoder_of(fields: dict[str, Any]) -> Any:
+    """The text decoder and the LM head of a multimodal model."""
+    stated = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        module = transformers.AutoModelForImageTextToText.from_config(stated)
+    module.model, module.config = module.model.language_model, stated.text_config
+    return module
+
+
 def parameters_of(module: Any) -> tuple[int, int]:
     """All parameters, and those that one token uses."""
     total, stated = int(module.num_parameters()), module.config
     routed = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
-    count = getattr(stated, "num_local_experts", 0) or getattr(stated, "num_experts", 0)
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    count = next((n for name in names if (n := getattr(stated, name, 0))), 0)
     idle = routed // count * (count - stated.num_experts_per_tok) if routed else 0
     return total, total - idle
 
@@ -90,7 +102,7 @@ def cached_bytes(module: Any, tokens: int) -> dict[str, int]:
     decoder.layers = decoder.layers[: 1 + max(kinds.index(kind) for kind in kinds)]
     for layer in decoder.layers:
         is_pair = stated.model_type == "gpt_oss" or getattr(layer, "is_moe_layer", False)
-        name = "feed_forward" if hasattr(layer, "feed_forward") else "mlp"
+        name = next(n for n in ("feed_forward", "block_sparse_moe", "mlp") if hasattr(layer, n))
         setattr(layer, name, NoMlp(is_pair=is_pair))
     prompt = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     with torch.no_grad():
@@ -145,6 +157,20 @@ CASES = {
     "phi3": case("phi3", num_key_value_heads=8),
     "granite": case("granite", embedding_multiplier=12.0, tie_word_embeddings=True),
     "granite, biases": case("granite", attention_bias=True),
+    "ministral3": case("ministral3", head_dim=16),
+    "ministral3, window": case("ministral3", head_dim=8, sliding_window=16),
+    "glm4": case("glm4", head_dim=16),
+    "glm4, no biases": case("glm4", head_dim=16, attention_bias=False),
+    "olmo": case("olmo"),
+    "olmo, biases": case("olmo", attention_bias=True, clip_qkv=8.0),
+    "olmoe": case("olmoe"),
+    "olmoe, biases": case("olmoe", attention_bias=True, num_experts=6, num_experts_per_tok=3),
+    "granitemoe": case("granitemoe"),
+    "granitemoe, biases": case("granitemoe", attention_bias=True, num_local_experts=5),
+    "granitemoeshared": case("granitemoeshared", shared_intermediate_size=40),
+    "granitemoeshared, none": case("granitemoeshared"),
+    "phimoe": case("phimoe"),
+    "phimoe, biases": case("phimoe", attention_bias=True, lm_head_bias=True),
     "olmo2": case("olmo2"),
     "olmo2, biases": case("olmo2", attention_bias=True),
     "olmo3": case("olmo3"),
@@ -159,6 +185,51 @@ CASES = {
     "a multimodal llava": {"model_type": "llava", "text_config": case("qwen2")},
     "a multimodal cohere": {"model_type": "aya_vision", "text_config": case("cohere2")},
     "a multimodal kimi": {"model_type": "kimi_k25", "text_config": case("kimi_k2", **MLA)},
+}  # fmt: skip
+
+# Multimodal models whose decoder is only built as a part of them.
+VISUAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "llava",
+          "llava_next", "internvl")  # fmt: skip
+OF_QWEN = {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
+AXES = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+OF_GLM = {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+
+
+def multimodal(model_type: str, text_type: str, **fields: Any) -> dict[str, Any]:
+    return {"model_type": model_type, "text_config": case(text_type, **fields)}
+
+
+CASES |= {
+    "qwen2_vl": multimodal("qwen2_vl", "qwen2_vl_text", **OF_QWEN, **AXES),
+    "qwen2_vl, flat": case("qwen2_vl", **OF_QWEN, **AXES),
+    "qwen2_5_vl": multimodal("qwen2_5_vl", "qwen2_5_vl_text", **OF_QWEN, **AXES),
+    "qwen2_5_vl, flat": case("qwen2_5_vl", **OF_QWEN | AXES | {"tie_word_embeddings": True}),
+    "qwen3_vl": multimodal("qwen3_vl", "qwen3_vl_text", head_dim=16),
+    "qwen3_vl, biases": multimodal("qwen3_vl", "qwen3_vl_text", attention_bias=True),
+    "qwen3_vl_moe": multimodal("qwen3_vl_moe", "qwen3_vl_moe_text", **OF_QWEN),
+    "qwen3_vl_moe, dense layers": multimodal("qwen3_vl_moe", "qwen3_vl_moe_text", head_dim=8,
+                                             mlp_only_layers=[0, 3], num_experts=7, **OF_QWEN),
+    "glm4v": multimodal("glm4v", "glm4v_text", **OF_GLM),
+    "glm4v_moe": multimodal("glm4v_moe", "glm4v_moe_text", head_dim=16, n_routed_experts=9,
+                            **OF_GLM),
+    "glm4v_moe, no biases": multimodal("glm4v_moe", "glm4v_moe_text", head_dim=16,
+                                       attention_bias=False, **OF_GLM,
+                                       first_k_dense_replace=4, n_shared_experts=3),
+    "internvl": multimodal("internvl", "qwen2", **OF_QWEN) | {"tie_word_embeddings": False},
+    "internvl of experts": multimodal("internvl", "qwen3_moe", head_dim=16)
+    | {"tie_word_embeddings": False},
+    # As the hub has them, without the sizes of the default decoder.
+    "llava-1.5-7b": {"model_type": "llava", "text_config": {
+        "model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32_064}},
+    "llava-v1.6-mistral-7b": {"model_type": "llava_next", "text_config": {
+        "model_type": "mistral", "intermediate_size": 14_336, "max_position_embeddings": 32_768,
+        "num_key_value_heads": 8, "sliding_window": None, "vocab_size": 32_064}},
+    "pixtral-12b": {"model_type": "llava", "text_config": {
+        "model_type": "mistral", "hidden_size": 5120, "head_dim": 128, "num_hidden_layers": 40,
+        "num_key_value_heads": 8, "sliding_window": None, "vocab_size": 131_072,
+        "max_position_embeddings": 1_024_000, "is_composition": True}},
+    "a qwen2 without sizes": {"model_type": "llava", "text_config": {"model_type": "qwen2"}},
+    "ministral3 with images": multimodal("mistral3", "ministral3", head_dim=16),
 }  # fmt: skip
 
 
@@ -184,7 +255,10 @@ def test_sizes_of_catalog_models_are_those_of_transformers(name: str) -> None:
 
 def test_every_model_type_is_compared_with_transformers() -> None:
     dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
-    compared = {config["model_type"] for config in CASES.values()} - {"llava", "aya_vision"}
+    whole = {config["model_type"] for config in CASES.values()} - {"aya_vision"}
+    compared = whole | {
+        config["text_config"]["model_type"] for config in CASES.values() if "text_config" in config
+    }
     assert compared | dense == set(MODEL_TYPES)
 
 
@@ -298,6 +372,11 @@ def test_a_multimodal_model_may_state_outside_whether_embeddings_are_tied(tied: 
     assert model_spec(config, name="mine").tied_embeddings is tied
 
 
+def test_a_model_of_internvl_may_have_its_own_name_for_the_decoder() -> None:
+    config = {"model_type": "internvl_chat", "llm_config": case("qwen2", use_bfloat16=True)}
+    assert sizes(model_spec(config, name="mine")) == sizes(model_spec(case("qwen2"), name="mine"))
+
+
 def test_gemma_takes_sizes_that_the_hub_leaves_out_from_its_class() -> None:
     fields = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
               "model_type": "gemma3_text", "sliding_window": 1024,
@@ -324,6 +403,9 @@ DEEPSEEK = GROUPS | {
     "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                      "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
 }  # fmt: skip
+SCALED = {"attention_multiplier": 0.0156, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+          "residual_multiplier": 0.22}  # fmt: skip
+WINDOW_OFF = {"max_window_layers": 70, "sliding_window": 32_768, "use_sliding_window": False}
 HUB = {
     "mixtral": MOE | {"sliding_window": None, "router_jitter_noise": 0.0},
     "qwen2_moe": QWEN | {"use_sliding_window": False, "qkv_bias": True},
@@ -341,9 +423,21 @@ HUB = {
     "phi3": {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "original_max_position_embeddings": 4096,
              "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
              "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
-    "granite": {"attention_multiplier": 0.0156, "embedding_multiplier": 12.0, "mlp_bias": False,
-                "logits_scaling": 8.0, "residual_multiplier": 0.22},
-    "olmo2": {}, "olmo3": {},
+    "granite": SCALED | {"mlp_bias": False},
+    "olmo": {"clip_qkv": 8.0}, "olmo2": {}, "olmo3": {},
+    "olmoe": MOE | {"clip_qkv": None, "norm_topk_prob": False},
+    "granitemoe": MOE | SCALED, "granitemoeshared": MOE | SCALED,
+    "phimoe": MOE | {"input_jitter_noise": 0.01, "router_jitter_noise": 0.01,
+                     "original_max_position_embeddings": 4096, "hidden_dropout": 0.0,
+                     "rope_scaling": {"type": "longrope", "long_mscale": 1.2, "short_mscale": 1.2,
+                                      "long_factor": [1.0], "short_factor": [1.0],
+                                      "original_max_position_embeddings": 4096}},
+    "ministral3": {"rope_parameters": {"type": "yarn", "factor": 1.0, "llama_4_scaling_beta": 0.1}},
+    "glm4": {"partial_rotary_factor": 0.5}, "glm4v_text": {"partial_rotary_factor": 0.5} | OF_GLM,
+    "glm4v_moe_text": GROUPS | OF_GLM | {"use_qk_norm": False, "partial_rotary_factor": 0.5},
+    "qwen2_vl_text": AXES | WINDOW_OFF, "qwen2_5_vl_text": AXES | WINDOW_OFF,
+    "qwen3_vl_text": AXES | {"attention_bias": False},
+    "qwen3_vl_moe_text": QWEN | AXES | {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "model_max_length": 131_072},
     "cohere2": {"layer_norm_eps": 1e-5, "order_of_interleaved_layers": "local_attn_first",
                 "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "layer_switch": 4,
@@ -357,7 +451,7 @@ HUB = {
     "qwen3": {"max_window_layers": 28, "attention_bias": False},
 }  # fmt: skip
 SHAPED = {"deepseek_v2": MLA | {"num_experts_per_tok": 6}, "deepseek_v3": MLA, "kimi_k2": MLA,
-          "glm4_moe": {"head_dim": 16}}  # fmt: skip
+          "glm4_moe": {"head_dim": 16}, "glm4v_moe_text": {"head_dim": 16}}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", HUB)
@@ -421,9 +515,15 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     for strange in (["llama"], {"a": 1}, None, 3):
         text = case("llama") | {"model_type": strange}
         yield {"model_type": "gemma3", "text_config": text}, "text_config has model_type"
-    yield {"model_type": "llava", "text_config": case("opt")}, "llava"
-    yield {"model_type": "llava", "text_config": case("gemma3")}, "llava"
-    yield {"model_type": "llava"}, "llava"
+    yield {"model_type": "llava", "text_config": case("opt")}, "opt"
+    yield {"model_type": "llava", "text_config": case("gemma3")}, "not a text decoder"
+    yield {"model_type": "fuyu", "text_config": case("gemma3")}, "fuyu"
+    yield {"model_type": "llava"}, "text_config"
+    yield {"model_type": "qwen3_vl"}, "text_config"
+    yield {"model_type": "internvl_chat", "llm_config": case("internlm2")}, "internvl_chat"
+    yield multimodal("qwen3_vl_moe", "qwen3_vl_moe_text", n_group=3), "n_group"
+    yield {"model_type": "mistral3", "text_config": {"model_type": "olmo"}}, "num_hidden_layers"
+    yield case("olmo", rope_scaling={"type": "mrope"}), "rope_scaling"
     yield case("llama", text_config=case("llama")), "text_config"
     yield {"model_type": "deepseek_v32"}, "deepseek_v32"
 

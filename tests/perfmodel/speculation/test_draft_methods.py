@@ -204,3 +204,12 @@ def test_the_engine_refuses_to_run_a_built_in_draft(
     file.write_text('draft = "eagle3"\n', encoding="utf-8")
     assert run(["run", "standalone", "--scenario", str(file)]) == 2
     assert "built-in draft 'eagle3', which this engine does not support" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "states"), [("deepseek-v3", True), ("mixtral-8x7b", False), ("llama-3.1-8b", False)]
+)
+def test_a_target_without_an_mtp_head_is_noted(target: str, states: bool) -> None:
+    values = {"target": target, "draft": "mtp", "tp": 8, "gpu": "h200"}
+    notes = " ".join(parse_scenario(values).scenario().notes)
+    assert ("states no multi-token-prediction layers" in notes) is not states

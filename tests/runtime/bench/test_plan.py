@@ -80,6 +80,7 @@ CHANGES: dict[str, Any] = {
     "draft_dtype": "fp16",
     "draft_kv_dtype": "fp16",
     "ep": 2,
+    "dp": 2,
     "prefill": "disaggregated",
     "prefix_hit_rate": 0.5,
     "engine": "magicdec",

@@ -1,0 +1,187 @@
+"""Caveats of a prediction: what was not measured, and what an engine does not run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perfmodel.catalog.kernels import measured_attention
+from perfmodel.specs.cuda_graphs import default_graph_notes
+from perfmodel.specs.draft import DraftPolicy
+from perfmodel.specs.engine_support import block_obstacle, engine_version
+from perfmodel.specs.labels import Origin
+
+if TYPE_CHECKING:
+    from perfmodel.scenario import Scenario
+
+# Least KV budget in the runtime: one page of 16 tokens and the sink, or SnapKV's window.
+LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
+
+
+def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
+    """Caveats of a prediction, one sentence each."""
+    notes = []
+    longest = scenario.workload.prompt_tokens + scenario.workload.output_tokens
+    if longest > scenario.target.max_context_tokens:
+        notes.append(
+            f"{longest:,} tokens exceed the {scenario.target.max_context_tokens:,} that "
+            f"{scenario.target.name} supports: predicted times are valid, output quality may suffer"
+        )
+    gpu, draft = scenario.machine.gpu, scenario.draft
+    if (
+        draft is not None
+        and scenario.plan.policy == DraftPolicy.FULL
+        and draft.max_context_tokens < min(longest, scenario.target.max_context_tokens)
+    ):
+        notes.append(
+            f"{longest:,} tokens exceed the {draft.max_context_tokens:,} that {draft.name} "
+            f"supports: few of its drafts are accepted beyond them"
+        )
+    notes += _layer_notes(scenario)
+    if draft is not None and draft.tokenizer != scenario.target.tokenizer:
+        notes.append(
+            f"{draft.name} and {scenario.target.name} are not known to share a tokenizer: a draft "
+            f"must use its target's tokenizer"
+        )
+    least = LEAST_BUDGET.get(scenario.plan.policy, 0) if scenario.plan.budget_text else 0
+    budget = int(scenario.plan.budget_at(scenario.workload.prompt_tokens))
+    if budget < least:
+        notes.append(
+            f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
+            f"draft policy {scenario.plan.policy}"
+        )
+    measured_on = scenario.engine.measured_on
+    if measured_on and measured_on != gpu.name and not scenario.engine.has_own_kernels:
+        notes.append(
+            f"engine {scenario.engine.name} was not measured on {gpu.name}: host times and factors "
+            f"are those of {measured_on}"
+        )
+    elif measured_on and measured_on != gpu.name:
+        notes.append(
+            f"{gpu.name} has no kernel measurements with engine {scenario.engine.name}: those of "
+            f"{measured_on} are scaled by the bandwidth, FLOP/s and multiprocessor count of "
+            f"the {gpu.name} datasheet"
+        )
+    elif gpu.efficiency_origin != Origin.FITTED:
+        notes.append(
+            f"{gpu.name} has no kernel measurements: the efficiencies of {gpu.efficiency} are "
+            f"applied to the peaks of the {gpu.name} datasheet"
+        )
+    notes += _type_notes(scenario)
+    if reason := scenario.engine_obstacle:
+        notes.append(reason)
+    if note := _link_note(scenario):
+        notes.append(note)
+    kernels = scenario.engine.attention_kernels
+    curves = scenario.kernels.name
+    if measured_attention(curves, kernels) == "flashinfer":
+        notes.append(
+            "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
+            "checked on one H200 only"
+        )
+    notes += _graph_notes(scenario)
+    if scenario.engine.origin == Origin.ASSUMED:
+        notes.append(f"the overheads of engine {scenario.engine.name} are assumed, not measured")
+    return tuple(notes)
+
+
+def _graph_notes(scenario: Scenario) -> list[str]:
+    """What the engine's default CUDA graphs would cost at this batch."""
+    plan, batch = scenario.plan, scenario.workload.batch
+    method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
+    layer_s = float(scenario.engine.default_launch_s(method, batch, plan.gamma))
+    return default_graph_notes(layer_s * scenario.target.layers, batch * (plan.gamma + 1))
+
+
+def _layer_notes(scenario: Scenario) -> list[str]:
+    """Warnings about layers that no engine of this project has run, or no one measured."""
+    target, curves = scenario.target, scenario.kernels
+    notes = []
+    if target.family:
+        notes.append(
+            f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
+            f"measured step supports this prediction"
+        )
+    sources = {
+        False: "their times follow from bytes and FLOPs at the efficiency of dense layers",
+        True: "they take the efficiency of the nearest type that was measured",
+    }
+    for borrowed, source in sources.items():
+        models = [("", target, scenario.target_types)]
+        if scenario.draft is not None:
+            models.append(("the draft's ", scenario.draft, scenario.draft_types))
+        layers = {
+            layer: whose + layer
+            for whose, spec, types in reversed(models)
+            for layer in curves.unmeasured_layers(spec, types)
+            if curves.borrows(layer, spec, types) == borrowed
+        }
+        if layers:
+            of_type = " in their storage type" if borrowed else ""
+            notes.append(
+                f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
+                f"{curves.name}: {source}"
+            )
+    if target.experts:
+        notes.append("tokens are assumed to choose experts uniformly and independently")
+    if scenario.plan.draft == "mtp" and not target.mtp_layers:
+        notes.append(
+            f"the config.json of {target.name} states no multi-token-prediction layers: one of "
+            f"the size of its layers is assumed"
+        )
+    if target.latent and scenario.group_tp > 1:
+        notes.append(
+            f"each of {scenario.group_tp} GPUs stores and reads the same latent cache; data-"
+            f"parallel attention (dp={scenario.tp}) would divide the sequences instead"
+        )
+    if scenario.dp > 1:
+        notes.append(
+            f"data-parallel attention: sequences are divided evenly among {scenario.dp} groups of "
+            f"GPUs, which all wait for the fullest one; no measured step supports this"
+        )
+    return notes
+
+
+def _type_notes(scenario: Scenario) -> list[str]:
+    """A note for each storage type without measured kernels."""
+    gpu, quantised = scenario.machine.gpu.name, scenario.kernels.quantised
+    weights = dict.fromkeys((*scenario.target_types.of_weights, *scenario.draft_types.of_weights))
+    unknown = [name for name in weights if name in quantised and not quantised[name].measured]
+    notes = [
+        f"GEMMs with {name} weights were not measured on {gpu}: the efficiencies of a similar "
+        f"type or GPU are used, and the interval is wider"
+        for name in unknown
+    ]
+    target, types, tp = scenario.target, scenario.target_types, scenario.group_tp
+    reason = block_obstacle(engine_version("vllm"), target, types, tp=tp, ep=scenario.ep)
+    if reason and scenario.engine_obstacle is None:
+        notes.append(f"vLLM and SGLang cannot run this plan: {reason}")
+    models = {scenario.kv_dtype: scenario.target}
+    if scenario.draft is not None:
+        models.setdefault(scenario.draft_types.kv, scenario.draft)
+    return notes + [
+        f"attention over {kv} caches was not measured on {gpu} with this engine's kernels: "
+        f"their bytes take the efficiency of bf16 caches, and the interval is wider"
+        for kv, spec in models.items()
+        if spec.latent is None and not scenario.kernels.measures_cache(spec, kv)
+    ]
+
+
+def _link_note(scenario: Scenario) -> str:
+    """A warning if all-reduces were not measured on this machine; "" otherwise."""
+    link, exchange = scenario.machine.link, scenario.exchange
+    if scenario.tp == 1 or link.ring_hop_s is not None:
+        return ""
+    if link.kind == "pcie" and scenario.tp > 2:
+        return (
+            f"all-reduce over PCIe among {scenario.tp} GPUs was measured on one L40S node; other "
+            f"nodes can differ tenfold: measure yours with nccl-tests, and set ring_hop_us and "
+            f"ring_gb_s"
+        )
+    if exchange is not None and exchange.error_at(scenario.tp):
+        counts = " and ".join(f"{n:.0f}" for n in exchange.measured_ranks)
+        source = f"from {counts} GPUs" if counts else "from another GPU"
+        return (
+            f"all-reduce among {scenario.tp} GPUs is extrapolated {source}; its standard error is "
+            f"{exchange.error:.0%}"
+        )
+    return ""
