@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
-from calibration.engines.fit import EngineFit, fit_profile, reserved_bytes, terms_of
-from calibration.engines.records import EngineRecords, StartRecord
+import calibration
+from calibration.engines.fit import (
+    EngineFit,
+    fit_profile,
+    grouped,
+    predicted,
+    reserved_bytes,
+)
+from calibration.engines.records import EngineRecords, StartRecord, read_engine_records
 from calibration.engines.report import engine_report, profile_text, report_dict, report_lines
+from calibration.engines.terms import terms_of
 from perfmodel import ConfigError, EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
 
@@ -79,6 +87,40 @@ def test_noise_of_two_percent_changes_factors_little(
     assert found.profile.linear_factor == pytest.approx(true.linear_factor, rel=0.06)
     report = engine_report(noisy, found)
     assert np.median([abs(e.percent) for e in report.held_back]) < 3.0
+
+
+def test_points_whose_repeats_differ_count_less(
+    known: tuple[EngineRecords, EngineProfile],
+) -> None:
+    """Wrong times change the fit less if they are known to be uncertain."""
+    records, true = known
+    plain = [r for r in records.fitted if r.point.setup.method == "plain"]
+    factors = []
+    for spread in (0.0, 1.0):
+        wrong = replace(plain[0], seconds=1.3 * plain[0].seconds)
+        wrong = replace(wrong, all_seconds=(wrong.seconds, (1.0 + spread) * wrong.seconds))
+        found = fit_profile(replace(records, points=(wrong, *plain[1:]))).profile
+        factors.append(abs(found.linear_factor / true.linear_factor - 1.0))
+    assert factors[1] < factors[0]
+
+
+def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
+    """docs/results/serving-engines.md: medians of the points that were held back."""
+    path = Path(calibration.__file__).parent / "measured" / "engine-vllm-0.26-h200.jsonl"
+    records = read_engine_records([path])
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    groups = grouped(records.held_back, records.gpu)
+    seconds = predicted(profile, groups)
+    measured = [r for group in groups for r in group.records]
+    assert len(measured) == 81
+    errors: dict[str, list[float]] = {}
+    for record, each in zip(measured, seconds, strict=True):
+        method = record.point.setup.method
+        errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
+    medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
+    published = {"plain": 4.3, "eagle3": 4.7, "ngram": 4.7, "draft": 7.1}
+    assert medians == pytest.approx(published, abs=0.06)
+    assert max(errors["draft"]) == pytest.approx(57.5, abs=0.06)
 
 
 def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:
