@@ -32,7 +32,7 @@ SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their r
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
-SCANNED = 8  # starting values over the range of a launch term
+SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
 DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
 
 
@@ -258,7 +258,8 @@ def _host_search(
     starts = [x[searched]]
     for place, index in enumerate(searched):
         if terms[index].field in (*LAUNCHES, "step_s"):
-            for value in np.geomspace(1e-3, 0.9, SCANNED) * terms[index].high:
+            count = SCANNED if terms[index].field in LAUNCHES else SCANNED // 2
+            for value in np.geomspace(1e-3, 0.9, count) * terms[index].high:
                 starts.append(x[searched])
                 starts[-1][place] = value
     host_terms = [terms[i] for i in searched]

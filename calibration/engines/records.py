@@ -15,6 +15,7 @@ from pydantic import Field
 
 from calibration.records.jsonl import Count, Line, NonNegative, Positive, RecordError, read_lines
 from calibration.records.kernels import GPU_NAMES
+from perfmodel.errors import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,4 +253,4 @@ def _record(line: Line) -> PointRecord | StartRecord | FailedPoint:
         case "failed":
             return line.decode(FailedPoint)
         case other:
-            raise RecordError(f"{line.place}: unknown operation {other!r}")
+            raise RecordError(f"{line.place}: unknown operation {shown(other)}")

@@ -198,6 +198,11 @@ def _record(line: Line, positions: int) -> Record:
                 f"{line.place}: {name} is {max(values):,.10g} in {record.rounds:,} rounds; a rate "
                 f"is at most 1"
             )
+    if len(record.lags) != len(LAGS):
+        raise RecordError(
+            f"{line.place}: lags has {len(record.lags)} values; it needs one for each of the "
+            f"distances {', '.join(map(str, LAGS))}"
+        )
     for renewal in record.renewal:
         _check_renewal(renewal, line.place)
     return record

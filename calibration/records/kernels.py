@@ -11,6 +11,7 @@ from typing import Any, cast
 from calibration.records.cells import FIELDS, Cell, TimedCell, record_faults
 from calibration.records.jsonl import Line, RecordError, read_lines
 from perfmodel import GPU, catalog
+from perfmodel.errors import shown
 
 # Catalog names by the device names of torch and nvidia-smi.
 GPU_NAMES = {
@@ -138,7 +139,7 @@ def _same_gpu(line: Line, gpu: str | None) -> str:
 def _record(line: Line, gpu: GPU) -> KernelRecord:
     op = line.value.get("op")
     if not isinstance(op, str) or op not in FIELDS:
-        raise RecordError(f"{line.place}: unknown operation {op!r}")
+        raise RecordError(f"{line.place}: unknown operation {shown(op)}")
     timed = line.decode(TimedCell)
     for name in FIELDS[op]:
         if name not in timed:

@@ -134,7 +134,7 @@ def _ranks_error(scenario: Scenario) -> float:
     engine = scenario.engine
     if not engine.measured_on or engine_distance(scenario) == Distance.ARCHITECTURE:
         return 0.0
-    doublings = min(abs(math.log2(scenario.tp / timed)) for timed in engine.timed_tp)
+    doublings = min(abs(math.log2(scenario.tp) - math.log2(timed)) for timed in engine.timed_tp)
     return TP_ERROR * math.sqrt(doublings)
 
 

@@ -118,7 +118,7 @@ def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
         method = record.point.setup.method
         errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
     medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
-    published = {"plain": 4.3, "eagle3": 4.7, "ngram": 4.7, "draft": 7.1}
+    published = {"plain": 4.3, "eagle3": 4.7, "ngram": 4.5, "draft": 7.1}
     assert medians == pytest.approx(published, abs=0.06)
     assert max(errors["draft"]) == pytest.approx(57.5, abs=0.06)
 
