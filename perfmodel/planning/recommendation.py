@@ -20,6 +20,7 @@ from perfmodel.speculation import (
     Interval,
     Rule,
     Sensitivity,
+    acceptance_is_weak,
 )
 from perfmodel.units import format_seconds
 
@@ -51,6 +52,15 @@ class EngineGap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Faster:
+    """The plan with the best prediction, if another one is recommended."""
+
+    candidate: Candidate
+    lead: Interval  # its gain over the recommended plan
+    gain: Interval  # over plain decoding at the same TP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The best plan and its explanation."""
 
@@ -58,6 +68,7 @@ class Recommendation:
     verdict: Verdict
     best: Candidate
     plain: Candidate  # the best plan without speculation
+    faster: Faster | None
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
     drafts: tuple[str, ...]  # that were searched
@@ -122,10 +133,33 @@ class Recommendation:
         )
 
     @property
+    def why_not_fastest(self) -> str:
+        """Why the plan with the best prediction is not recommended; empty if it is."""
+        if self.faster is None:
+            return ""
+        candidate, lead = self.faster.candidate, self.faster.lead
+        low, value, high = (f"{100.0 * (r - 1.0):.1f}" for r in (lead.low, lead.value, lead.high))
+        start = f"{candidate.label}, TP {candidate.scenario.tp}, by {value} % ({low} to {high} %)"
+        if lead.low > 1.0:
+            gain = self.faster.gain
+            reason = f"but its gain is not clear ({gain.low:.2f}-{gain.high:.2f}x)"
+        else:
+            reason = f"which is within the error, and {self.best.label} is simpler"
+        weak = acceptance_is_weak(candidate.scenario)
+        return f"{start}, {reason}{'; measure its acceptance to decide' if weak else ''}"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
         notes = (*self._not_searched(), *self.best.scenario.notes)
+        method = self.best.scenario.plan.method
+        if version is None and method is not None:
+            notes = (
+                f"`specroof run` has no {method.label} drafts: state the engine that will run the "
+                f"plan with --runs-on, and measure its acceptance",
+                *notes,
+            )
         if version is None or version == profile_version(engine):
             return notes
         return (

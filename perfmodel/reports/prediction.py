@@ -237,6 +237,13 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "advantage_interval_90": _ends(answer.advantage),
         "decode_speedup_interval_90": _ends(answer.decode_interval),
         "gain_probability": answer.gain_probability,
+        "faster": None
+        if answer.faster is None
+        else {
+            "sentence": answer.why_not_fastest,
+            "lead_interval_90": _ends(answer.faster.lead),
+            **plan(answer.faster.candidate),
+        },
         "runners_up": [plan(c) for c in answer.runners_up],
         "unmeasured": [
             {"alpha_to_break_even": _number(u.alpha_to_break_even), **plan(u.candidate)}

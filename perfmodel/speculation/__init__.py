@@ -15,11 +15,24 @@ from perfmodel.speculation.break_even import (
 )
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
 from perfmodel.speculation.evidence import Evidence, evidence
-from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, gain_value, service_gain
+from perfmodel.speculation.gain import (
+    GAMMAS,
+    OBJECTIVES,
+    Gain,
+    gain_value,
+    relative_gain,
+    service_gain,
+)
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.step_error import prefill_error, ratio_error, waits_for_launches
+from perfmodel.speculation.step_error import (
+    pair_error,
+    prefill_error,
+    ratio_error,
+    time_error,
+    waits_for_launches,
+)
 from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
@@ -58,14 +71,17 @@ __all__ = [
     "gamma_schedule",
     "host_wait_s",
     "interval_probability",
+    "pair_error",
     "prefill_error",
     "probability_of_gain",
     "ratio_error",
+    "relative_gain",
     "sensitivities",
     "service",
     "service_gain",
     "speedup_interval",
     "target_rank",
+    "time_error",
     "waits_for_launches",
     "within",
     "without_speculation",
