@@ -42,9 +42,10 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
 
 
 def after_answer(answer: Mapping[str, Any]) -> list[str]:
-    """The sentences after the answer: a better plan in principle, the prompts, the evidence."""
+    """The sentences after the answer: a near limit, a better plan in principle, evidence."""
     gap = [answer["engine_gap"]["sentence"]] if answer["engine_gap"] else []
-    return [*gap, answer["prefill"], answer["evidence"]["sentence"]]
+    near = [answer["tpot_limit"]] if answer["tpot_limit"] else []
+    return [*near, *gap, answer["prefill"], answer["evidence"]["sentence"]]
 
 
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -79,6 +80,10 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
             f"P(gain > 1): {format_chance(answer['gain_probability'])}"
         )
+    low, high = (format_seconds(end) for end in answer["tpot_interval_90"])
+    lines.append(
+        f"90 % interval of the time per token of {answer['best']['label']}: {low} to {high}"
+    )
     if answer["faster"]:
         lines.append(f"fastest: {answer['faster']['sentence']}")
     lines += [_gamma_choice(answer), *_sizes(answer)]

@@ -15,6 +15,7 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -47,7 +48,9 @@ from perfmodel.speculation import (
     relative_gain,
     sensitivities,
     service_gain,
+    service_tpot,
     speedup_interval,
+    without_speculation,
 )
 from perfmodel.units import format_seconds
 
@@ -91,6 +94,8 @@ def recommend(
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
         drafts=result.drafts,
+        tpot=service_tpot(best.scenario),
+        plain_tpot=service_tpot(without_speculation(best.scenario)),
         studied=studied,
         advantage=advantage,
         interval=interval,
@@ -154,16 +159,20 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
     """The simplest plan that is not clearly worse than another one; see the module docstring.
 
-    Of each draft and policy at each TP, the plan with the fastest budget is considered.
+    Of each draft and policy, the fastest plan that clearly gains is considered. A plan is not
+    chosen if a simpler one, which was refused, is faster.
     """
-    fastest: dict[tuple[str, str, int], Candidate] = {}
+    clear: dict[tuple[str, str], Candidate] = {}
     for candidate in drafts:
-        plan = candidate.scenario.plan
-        fastest.setdefault((plan.draft, plan.policy, candidate.scenario.tp), candidate)
-    clear = [c for c in fastest.values() if plain is None or _is_clear(result, c, plain)]
-    for candidate in sorted(clear, key=lambda c: c.parts):  # of equal parts, the fastest first
-        if not any(_lead(result, rival, candidate).low > 1.0 for rival in clear):
-            return candidate
+        choice = (candidate.scenario.plan.draft, candidate.scenario.plan.policy)
+        if choice not in clear and (plain is None or _is_clear(result, candidate, plain)):
+            clear[choice] = candidate
+    refused = math.inf
+    for candidate in sorted(clear.values(), key=lambda c: c.parts):  # then the fastest first
+        if result.cost(candidate) < refused:
+            if not any(_lead(result, rival, candidate).low > 1.0 for rival in clear.values()):
+                return candidate
+            refused = result.cost(candidate)
     assert plain is not None  # otherwise, the fastest draft was returned
     return plain
 
@@ -171,9 +180,9 @@ def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) ->
 def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidate) -> Faster | None:
     if result.cost(fastest) >= result.cost(best):
         return None
-    over_best = _lead(result, fastest, best) if best.parts else _advantage(result, fastest, plain)
-    gain = gain_interval(fastest, result.objective)
-    return Faster(candidate=fastest, lead=over_best, gain=gain)
+    advantage = _advantage(result, fastest, plain)
+    lead = _lead(result, fastest, best) if best.parts else advantage
+    return Faster(candidate=fastest, lead=lead, advantage=advantage)
 
 
 def _is_clear(result: Search, candidate: Candidate, plain: Candidate) -> bool:
@@ -256,7 +265,11 @@ def _nearest_miss(result: Search) -> str:
         "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
         "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
     }
+    near = ""
+    if set(broken) == {"tpot"} and service_tpot(nearest.scenario).low <= (result.slo.tpot_s or 0.0):
+        near = ", which is within the error"
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
+    misses += near
     work = nearest.scenario.workload
     sized = [capacity(c, result.slo) for c in result.candidates if c.parts == 0]
     most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)

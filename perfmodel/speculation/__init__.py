@@ -22,6 +22,7 @@ from perfmodel.speculation.gain import (
     gain_value,
     relative_gain,
     service_gain,
+    service_tpot,
 )
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
@@ -41,6 +42,7 @@ from perfmodel.speculation.uncertainty import (
     probability_of_gain,
     sensitivities,
     speedup_interval,
+    tpot_interval,
 )
 
 __all__ = [
@@ -79,9 +81,11 @@ __all__ = [
     "sensitivities",
     "service",
     "service_gain",
+    "service_tpot",
     "speedup_interval",
     "target_rank",
     "time_error",
+    "tpot_interval",
     "waits_for_launches",
     "within",
     "without_speculation",

@@ -23,8 +23,8 @@ from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.step_error import pair_error, prefill_error, ratio_error
-from perfmodel.speculation.uncertainty import alpha_range
+from perfmodel.speculation.step_error import pair_error, prefill_error, ratio_error, time_error
+from perfmodel.speculation.uncertainty import Interval, alpha_range
 from perfmodel.units import Z90
 
 OBJECTIVES = ("throughput", "latency")
@@ -98,6 +98,27 @@ def service_gain(
 def gain_value(scenario: Scenario, objective: str = "throughput") -> float:
     """The gain of a scenario's draft without its interval, in a fifth of the time."""
     return float(_At(scenario, objective, None, None, None, None).gain())
+
+
+def service_tpot(scenario: Scenario) -> Interval:
+    """The time per token of a service, with its 90 % interval. [s]
+
+    The errors are those of α, of the time of a round or plain step (`time_error`), and of prompts.
+    """
+    at = _At(scenario, "latency", None, None, None, None)
+    value, alphas = float(at.cost()), [float(shift) for shift in alpha_shifts(scenario)]
+    round_s = math.exp(Z90 * time_error(scenario))
+    prompt_s = 1.0
+    if scenario.workload.prefill is Prefill.SHARED:
+        prompt_s = math.exp(Z90 * prefill_error(scenario))
+
+    def width(alpha: float, rounds: float, prompts: float) -> float:
+        changed = (at.cost(alpha or None), at.cost(rounds=rounds), at.cost(prompts=prompts))
+        return math.hypot(*(math.log(float(cost) / value) for cost in changed))
+
+    up = width(alphas[0], round_s, prompt_s)
+    down = width(alphas[1], 1.0 / round_s, 1.0 / prompt_s)
+    return Interval(low=value * math.exp(-down), value=value, high=value * math.exp(up))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.round import estimate
-from perfmodel.speculation.step_error import ratio_error
+from perfmodel.speculation.step_error import ratio_error, time_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
@@ -100,6 +100,22 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     model = Z90 * ratio_error(scenario)
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
+    return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
+
+
+def tpot_interval(scenario: Scenario) -> Interval | None:
+    """90 % interval of the time per token of decoding alone; None if acceptance is unknown. [s]
+
+    Without a draft it is that of T_T, or of the host's work if that takes longer.
+    """
+    alphas = alpha_interval(scenario) if scenario.plan.speculates else (1.0, 1.0, 1.0)
+    if alphas is None:
+        return None
+    at = (_at_alpha(scenario, alpha) for alpha in alphas)
+    slow, middle, fast = (float(estimate(changed).tpot_s) for changed in at)
+    error = Z90 * time_error(scenario)
+    below = math.hypot(math.log(middle / fast), error)
+    above = math.hypot(math.log(slow / middle), error)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
 
 

@@ -122,24 +122,19 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
 # ---- the simpler plan -------------------------------------------------------------------------
 
 
-def test_within_the_error_a_plan_with_fewer_parts_is_preferred(
-    answers: dict[str, Recommendation],
-) -> None:
-    seen = 0
-    for result in answers.values():
-        if not result.speculates or result.faster is None:
-            continue
-        faster, best = result.faster.candidate, result.best
-        assert faster.throughput_per_gpu > best.throughput_per_gpu
-        lead = result.faster.lead
-        assert lead.value == pytest.approx(faster.throughput_per_gpu / best.throughput_per_gpu)
-        assert lead.low <= 1.0 or result.faster.gain.low <= 1.0
-        assert ("is simpler" in result.why_not_fastest) == (lead.low <= 1.0)
-        seen += faster.parts > best.parts
-    assert seen
+def test_within_the_error_a_plan_with_fewer_parts_is_preferred() -> None:
+    choices = [("self", "streamingllm"), ("self", "snapkv")]
+    result = answer(gpu="a100-sxm-80gb", tp=4, batch=64, choices=choices, **APART)
+    assert result.speculates and result.faster is not None
+    faster, best = result.faster.candidate, result.best
+    assert faster.parts > best.parts and faster.throughput_per_gpu > best.throughput_per_gpu
+    lead = result.faster.lead
+    assert lead.value == pytest.approx(faster.throughput_per_gpu / best.throughput_per_gpu)
+    assert lead.low <= 1.0 < result.faster.advantage.low
+    assert f"{best.label} is simpler" in result.why_not_fastest
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(
     gpu=st.sampled_from(("h100-sxm", "a100-sxm-80gb", "h200", "l40s")),
     target=st.sampled_from(("llama-3.1-8b", "qwen3-32b")),
