@@ -182,7 +182,8 @@ def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidat
         return None
     advantage = _advantage(result, fastest, plain)
     lead = _lead(result, fastest, best) if best.parts else advantage
-    return Faster(candidate=fastest, lead=lead, advantage=advantage)
+    least = break_even_alpha(fastest.scenario, objective=result.objective)
+    return Faster(candidate=fastest, lead=lead, advantage=advantage, alpha_to_break_even=least)
 
 
 def _is_clear(result: Search, candidate: Candidate, plain: Candidate) -> bool:

@@ -63,6 +63,7 @@ class Faster:
     candidate: Candidate
     lead: Interval  # its gain over the recommended plan
     advantage: Interval  # over the best plan without speculation
+    alpha_to_break_even: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +179,10 @@ class Recommendation:
             reason = f"but its gain over plain decoding is not clear ({ends})"
         else:
             reason = f"which is within the error, and {self.best.label} is simpler"
-        weak = acceptance_is_weak(candidate.scenario)
-        return f"{start}, {reason}{'; measure its acceptance to decide' if weak else ''}"
+        if acceptance_is_weak(candidate.scenario):
+            least = self.faster.alpha_to_break_even
+            reason += f"; measure its acceptance to decide (it breaks even at α={least:.2f})"
+        return f"{start}, {reason}"
 
     @property
     def notes(self) -> tuple[str, ...]:
