@@ -67,7 +67,7 @@ def _group_cell(parts: Mapping[str, Any], group: str) -> str:
 
 def _weakest(prediction: Mapping[str, Any], *names: str) -> str:
     """The weakest origin of several values."""
-    origins = {prediction["origin"][name] for name in names}
+    origins = {prediction["origin"].get(name) for name in names}  # a look-up has no T_D
     return next((str(one) for one in WEAKEST_FIRST if one in origins), "")
 
 
@@ -94,7 +94,12 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
         parts = f"{format_seconds(target)} + {format_seconds(plain - target)}"
         origin = _weakest(prediction, "target_step_s", "overhead_s")
         table.add_row("plain: T_T + overhead", f"{parts} = {format_seconds(plain)}", origin)
-    table.add_row("time per token", seconds_text(prediction["tpot_s"]), "")
+    if gamma:
+        ends = _between(prediction["plain_tpot_interval_90"])
+        table.add_row("plain step", f"{format_seconds(plain)}{ends}", "90 % interval")
+    ends = _between(prediction["tpot_interval_90"])
+    source = "90 % interval" if ends else ""
+    table.add_row("time per token", f"{seconds_text(prediction['tpot_s'])}{ends}", source)
     table.add_row("speedup", _speedup(prediction), "90 % interval" if gamma else "")
     throughput = prediction["throughput_tokens_per_s"]
     table.add_row(
@@ -104,6 +109,11 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
         "time to first token", seconds_text(prediction["ttft_s"]), "one request, idle machine"
     )
     return table
+
+
+def _between(ends: list[float] | None) -> str:
+    """The ends of an interval of seconds, in parentheses; empty if there is none."""
+    return "" if ends is None else f" ({format_seconds(ends[0])} to {format_seconds(ends[1])})"
 
 
 def _source(acceptance: Mapping[str, Any]) -> str:

@@ -42,9 +42,10 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
 
 
 def after_answer(answer: Mapping[str, Any]) -> list[str]:
-    """The sentences after the answer: a better plan in principle, the prompts, the evidence."""
+    """The sentences after the answer: a near limit, a better plan in principle, evidence."""
     gap = [answer["engine_gap"]["sentence"]] if answer["engine_gap"] else []
-    return [*gap, answer["prefill"], answer["evidence"]["sentence"]]
+    near = [answer["tpot_limit"]] if answer["tpot_limit"] else []
+    return [*near, *gap, answer["prefill"], answer["evidence"]["sentence"]]
 
 
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -79,7 +80,13 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
             f"90 % interval of {answer['studied']['label']}: {low:.2f}x to {high:.2f}x; "
             f"P(gain > 1): {format_chance(answer['gain_probability'])}"
         )
-    lines += [_fastest(answer), _gamma_choice(answer), *_sizes(answer)]
+    low, high = (format_seconds(end) for end in answer["tpot_interval_90"])
+    lines.append(
+        f"90 % interval of the time per token of {answer['best']['label']}: {low} to {high}"
+    )
+    if answer["faster"]:
+        lines.append(f"fastest: {answer['faster']['sentence']}")
+    lines += [_gamma_choice(answer), *_sizes(answer)]
     binding = answer["binding"]
     if binding:
         without = binding["without"]
@@ -97,19 +104,6 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
             f"{_paying_range(answer, 'break_even_prompt_tokens')}"
         )
     return [line for line in lines if line]
-
-
-def _fastest(answer: Mapping[str, Any]) -> str:
-    """Why a runner-up with a higher throughput was not chosen; empty if there is none."""
-    best, faster = answer["best"], answer["runners_up"][:1]
-    key, sign = ("tpot_s", 1) if answer["objective"] == "latency" else ("throughput_per_gpu", -1)
-    if not faster or sign * faster[0][key] >= sign * best[key]:
-        return ""
-    ratio = (best[key] / faster[0][key]) ** sign
-    return (
-        f"fastest: {faster[0]['label']}, TP {faster[0]['scenario']['tp']}, by {ratio - 1:.1%}; "
-        f"that is within the error, and {best['label']} is simpler"
-    )
 
 
 def _gamma_choice(answer: Mapping[str, Any]) -> str:

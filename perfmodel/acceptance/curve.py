@@ -103,6 +103,13 @@ class AcceptanceCurve:
                     f"{name}: {low!r} to {high!r} is not a valid range; use 0 < low <= high"
                 )
 
+    @property
+    def lender(self) -> str:
+        """The target on which a borrowed curve was measured; "" if it was measured on its own."""
+        if self.origin != Origin.BORROWED:
+            return ""
+        return self.source.removeprefix("borrowed from ").split(",")[0]
+
     def alpha(self, *, kv_budget_tokens: ArrayLike, context_tokens: ArrayLike) -> Floats:
         """α in [0, ceiling] at a number of tokens that the draft reads, of all cached tokens.
 

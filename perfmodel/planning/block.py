@@ -185,8 +185,7 @@ def _origins(scenario: Scenario | None) -> tuple[str, str]:
     curve = scenario.curve
     if curve is None:
         return "unknown", measured_on
-    lender = f": {curve.source.removeprefix('borrowed from ').split(',')[0]}"
-    return f"{curve.origin}{lender if curve.origin == 'borrowed' else ''}", measured_on
+    return f"{curve.origin}{': ' if curve.lender else ''}{curve.lender}", measured_on
 
 
 # The result columns of a row, computed from an estimate.

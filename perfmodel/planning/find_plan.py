@@ -2,8 +2,8 @@
 
 The keys are those of `ScenarioInput`; those in `SEVERAL` may have several values. A
 draft may include a policy, as in `self:snapkv`; otherwise all its policies are compared. By default
-the search tries self-speculation, every smaller model with the target's tokenizer, and the built-in
-drafts of the engine profile, at every power of two of TP that splits the target on one node.
+the search tries self-speculation, every smaller model with the target's tokenizer, and all built-in
+drafts, at every power of two of TP that splits the target on one node.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def find_plan(
             "token; use at least 2"
         )
     named = _choices(given)
-    choices = draft_choices(plain.scenario(), version) if named is None else named
+    choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
         if value is not None and not (math.isfinite(value) and value > 0.0):

@@ -1,9 +1,13 @@
 """Choose the best plan of a search and explain the choice as a `Recommendation`.
 
-A plan is recommended only if its gain is clear, that is, if the whole 90 % interval is above 1, or
-if only speculation meets the limits. Within the error of the fastest plan, the simplest one is
-preferred: plain decoding, a look-up or a self-draft with StreamingLLM, one with SnapKV, a built-in
-draft with weights, then a draft model.
+A draft is recommended only if its gain over plain decoding is clear, that is, if the whole 90 %
+interval is above 1, or if only speculation meets the limits. Among such plans, one is clearly worse
+if the whole interval of another's gain *over it* is above 1 (`relative_gain`). This interval is
+narrower than that of a gain over plain decoding, since most errors change the times of both drafts
+alike. Of the plans that are not clearly worse than any other, the simplest is chosen: a look-up or
+a self-draft with StreamingLLM, one with SnapKV, a built-in draft with weights, then a draft model;
+of equally simple ones, the fastest. A search over more plans therefore never chooses a plan that is
+clearly worse.
 
 If a version of a serving engine is given, or named by the engine profile, only plans that it runs
 are recommended, and the plan that would be best without this restriction is stated as `EngineGap`.
@@ -11,6 +15,7 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -18,11 +23,18 @@ from functools import lru_cache
 from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import capacity, fleets
-from perfmodel.planning.recommendation import Binding, EngineGap, Recommendation, Verdict
+from perfmodel.planning.recommendation import (
+    Binding,
+    EngineGap,
+    Faster,
+    Recommendation,
+    Verdict,
+)
 from perfmodel.planning.search import Search
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation import (
+    Gain,
     Interval,
     Rule,
     break_even_alpha,
@@ -33,9 +45,12 @@ from perfmodel.speculation import (
     gain_value,
     gamma_schedule,
     interval_probability,
+    relative_gain,
     sensitivities,
     service_gain,
+    service_tpot,
     speedup_interval,
+    without_speculation,
 )
 from perfmodel.units import format_seconds
 
@@ -75,9 +90,12 @@ def recommend(
         verdict=_verdict(best, advantage),
         best=best,
         plain=reference,
+        faster=_faster(result, best, ranked[0], reference),
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
         drafts=result.drafts,
+        tpot=service_tpot(best.scenario),
+        plain_tpot=service_tpot(without_speculation(best.scenario)),
         studied=studied,
         advantage=advantage,
         interval=interval,
@@ -139,20 +157,54 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 
 
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
-    """The fastest plan, or a simpler one that is as fast within the error."""
-    if not drafts:
-        assert plain is not None
-        return plain
-    fastest = drafts[0]
-    if plain is not None and _advantage(result, fastest, plain).low <= 1.0:
-        return plain
-    interval = gain_interval(fastest, result.objective)
-    slowest = result.cost(fastest) * interval.value / interval.low
-    as_fast = [c for c in drafts if result.cost(c) <= slowest]
-    for candidate in sorted(as_fast, key=lambda c: c.parts):  # of equal parts, the fastest first
-        if plain is None or _advantage(result, candidate, plain).low > 1.0:
-            return candidate
-    return fastest
+    """The simplest plan that is not clearly worse than another one; see the module docstring.
+
+    Of each draft and policy, the fastest plan that clearly gains is considered. A plan is not
+    chosen if a simpler one, which was refused, is faster.
+    """
+    clear: dict[tuple[str, str], Candidate] = {}
+    for candidate in drafts:
+        choice = (candidate.scenario.plan.draft, candidate.scenario.plan.policy)
+        if choice not in clear and (plain is None or _is_clear(result, candidate, plain)):
+            clear[choice] = candidate
+    refused = math.inf
+    for candidate in sorted(clear.values(), key=lambda c: c.parts):  # then the fastest first
+        if result.cost(candidate) < refused:
+            if not any(_lead(result, rival, candidate).low > 1.0 for rival in clear.values()):
+                return candidate
+            refused = result.cost(candidate)
+    assert plain is not None  # otherwise, the fastest draft was returned
+    return plain
+
+
+def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidate) -> Faster | None:
+    if result.cost(fastest) >= result.cost(best):
+        return None
+    advantage = _advantage(result, fastest, plain)
+    lead = _lead(result, fastest, best) if best.parts else advantage
+    least = break_even_alpha(fastest.scenario, objective=result.objective)
+    return Faster(candidate=fastest, lead=lead, advantage=advantage, alpha_to_break_even=least)
+
+
+def _is_clear(result: Search, candidate: Candidate, plain: Candidate) -> bool:
+    """Whether the whole interval of the gain over a plain plan is above 1."""
+    return result.cost(candidate) < result.cost(plain) and (
+        _advantage(result, candidate, plain).low > 1.0
+    )
+
+
+def _lead(result: Search, candidate: Candidate, other: Candidate) -> Interval:
+    """The gain of a candidate over a slower one, with its 90 % interval."""
+    ratio = result.cost(other) / result.cost(candidate)
+    if ratio <= 1.0:
+        return Interval(low=ratio, value=ratio, high=ratio)
+    gain = _relative_gain(candidate, other, result.objective)
+    return Interval(low=float(gain.low), value=float(gain.value), high=float(gain.high))
+
+
+@lru_cache(maxsize=256)
+def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Gain:
+    return relative_gain(candidate.scenario, other.scenario, objective=objective)
 
 
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
@@ -214,7 +266,11 @@ def _nearest_miss(result: Search) -> str:
         "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
         "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
     }
+    near = ""
+    if set(broken) == {"tpot"} and service_tpot(nearest.scenario).low <= (result.slo.tpot_s or 0.0):
+        near = ", which is within the error"
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
+    misses += near
     work = nearest.scenario.workload
     sized = [capacity(c, result.slo) for c in result.candidates if c.parts == 0]
     most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)

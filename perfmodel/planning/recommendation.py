@@ -20,8 +20,14 @@ from perfmodel.speculation import (
     Interval,
     Rule,
     Sensitivity,
+    acceptance_is_weak,
 )
 from perfmodel.units import format_seconds
+
+
+def _between(interval: Interval) -> str:
+    low, high = (format_seconds(end) for end in (interval.low, interval.high))
+    return f"{format_seconds(interval.value)}, 90 % interval {low} to {high}"
 
 
 class Verdict(StrEnum):
@@ -51,6 +57,16 @@ class EngineGap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Faster:
+    """The plan with the best prediction, if another one is recommended."""
+
+    candidate: Candidate
+    lead: Interval  # its gain over the recommended plan
+    advantage: Interval  # over the best plan without speculation
+    alpha_to_break_even: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The best plan and its explanation."""
 
@@ -58,9 +74,12 @@ class Recommendation:
     verdict: Verdict
     best: Candidate
     plain: Candidate  # the best plan without speculation
+    faster: Faster | None
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
     drafts: tuple[str, ...]  # that were searched
+    tpot: Interval  # of the best plan's service
+    plain_tpot: Interval  # without speculation on as many GPUs
     studied: Candidate | None  # the plan to which the following fields apply
     advantage: Interval | None  # over the best plan without speculation, at any TP
     interval: Interval | None  # of the gain over plain decoding at the same TP
@@ -104,9 +123,34 @@ class Recommendation:
 
     @property
     def sentence(self) -> str:
-        """The answer, a better plan that the engine cannot run, what prompts take, the evidence."""
-        parts = (self.answer, self.in_principle, self.prefill, self.evidence.sentence)
+        """The answer, a limit that may be missed, a better plan in principle, prompts, evidence."""
+        parts = (
+            self.answer,
+            self.tpot_limit,
+            self.in_principle,
+            self.prefill,
+            self.evidence.sentence,
+        )
         return " ".join(part for part in parts if part)
+
+    @property
+    def tpot_limit(self) -> str:
+        """Whether the plan meets a limit on the time per token only by less than its error.
+
+        Also, whether plain decoding misses it by less than its error, if a plan that does not
+        clearly gain is recommended for this reason. Empty if neither applies.
+        """
+        limit, clauses = self.rule.limits.tpot_s, []
+        if limit is None:
+            return ""
+        if self.tpot.high > limit:
+            clauses.append(f"the plan may miss it ({_between(self.tpot)})")
+        plain = self.plain_tpot
+        if self.speculates and not self._is_clear() and plain.low <= limit < plain.value:
+            clauses.append(f"plain decoding may meet it ({_between(plain)})")
+        if not clauses:
+            return ""
+        return f"The limit of {format_seconds(limit)} per token is near: {', and '.join(clauses)}."
 
     @property
     def in_principle(self) -> str:
@@ -122,10 +166,36 @@ class Recommendation:
         )
 
     @property
+    def why_not_fastest(self) -> str:
+        """Why the plan with the best prediction is not recommended; empty if it is."""
+        if self.faster is None:
+            return ""
+        candidate, lead = self.faster.candidate, self.faster.lead
+        low, value, high = (f"{100.0 * (r - 1.0):.1f}" for r in (lead.low, lead.value, lead.high))
+        start = f"{candidate.label}, TP {candidate.scenario.tp}, by {value} % ({low} to {high} %)"
+        over_plain = self.faster.advantage
+        if over_plain.low <= 1.0:
+            ends = f"{over_plain.low:.2f}-{over_plain.high:.2f}x"
+            reason = f"but its gain over plain decoding is not clear ({ends})"
+        else:
+            reason = f"which is within the error, and {self.best.label} is simpler"
+        if acceptance_is_weak(candidate.scenario):
+            least = self.faster.alpha_to_break_even
+            reason += f"; measure its acceptance to decide (it breaks even at α={least:.2f})"
+        return f"{start}, {reason}"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
         notes = (*self._not_searched(), *self.best.scenario.notes)
+        method = self.best.scenario.plan.method
+        if version is None and method is not None:
+            notes = (
+                f"`specroof run` has no {method.label} drafts: state the engine that will run the "
+                f"plan with --runs-on, and measure its acceptance",
+                *notes,
+            )
         if version is None or version == profile_version(engine):
             return notes
         return (

@@ -113,7 +113,7 @@ def search(
     degrees, limits = tps or [scenario.tp], slo or SLO()
     for tp in degrees:
         scenario.target.check_tp(tp)
-    chosen = choices if choices is not None else draft_choices(scenario, runs_on)
+    chosen = choices if choices is not None else draft_choices(scenario)
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
     plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
     measured: list[Candidate] = []
@@ -148,14 +148,11 @@ def search(
     )
 
 
-def draft_choices(
-    scenario: Scenario, runs_on: EngineVersion | None = None
-) -> list[tuple[str, str]]:
+def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
     """Draft choices as (draft, policy).
 
-    Self-speculation, every smaller catalog model with the same tokenizer, and the built-in drafts
-    whose host costs the engine profile states, or that a given version has; MTP only if the
-    checkpoint of the target has such a head.
+    Self-speculation, every smaller catalog model with the same tokenizer, and all built-in drafts;
+    MTP only if the checkpoint of the target has such a head.
     """
     target = scenario.target
     models = [catalog.model(name) for name in catalog.model_names()]
@@ -165,9 +162,7 @@ def draft_choices(
         if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
     ]
     standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
-    names = [*(c.method for c in scenario.engine.host), *(runs_on.methods if runs_on else ())]
-    usable = (n for n in dict.fromkeys(names) if n in METHODS and (n != "mtp" or target.mtp_layers))
-    built_in = [(name, "full") for name in usable]
+    built_in = [(name, "full") for name in METHODS if name != "mtp" or target.mtp_layers]
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 
 

@@ -17,12 +17,13 @@ from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.scenario import Scenario
 from perfmodel.specs.labels import Origin
-from perfmodel.speculation.round import RoundEstimate
+from perfmodel.speculation.round import RoundEstimate, without_speculation
 from perfmodel.speculation.uncertainty import (
     Interval,
     acceptance_is_extrapolated,
     alpha_interval,
     speedup_interval,
+    tpot_interval,
 )
 
 
@@ -38,7 +39,9 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "round_s": float(point.round_s),
         "tokens_per_round": _number(point.tokens_per_round),
         "tpot_s": _number(point.tpot_s),
+        "tpot_interval_90": _ends(tpot_interval(scenario)),
         "plain_tpot_s": float(point.plain_tpot_s),
+        "plain_tpot_interval_90": _ends(tpot_interval(without_speculation(scenario))),
         "speedup": _number(point.speedup),
         "speedup_low": None if interval is None else interval.low,
         "speedup_high": None if interval is None else interval.high,
@@ -246,10 +249,19 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         },
         "best": plan(answer.best),
         "without_speculation": plan(answer.plain),
+        "tpot_interval_90": _ends(answer.tpot),
+        "tpot_limit": answer.tpot_limit,
         "gain_interval_90": _ends(answer.interval),
         "advantage_interval_90": _ends(answer.advantage),
         "decode_speedup_interval_90": _ends(answer.decode_interval),
         "gain_probability": answer.gain_probability,
+        "faster": None
+        if answer.faster is None
+        else {
+            "sentence": answer.why_not_fastest,
+            "lead_interval_90": _ends(answer.faster.lead),
+            **plan(answer.faster.candidate),
+        },
         "runners_up": [plan(c) for c in answer.runners_up],
         "unmeasured": [
             {"alpha_to_break_even": _number(u.alpha_to_break_even), **plan(u.candidate)}

@@ -15,11 +15,25 @@ from perfmodel.speculation.break_even import (
 )
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
 from perfmodel.speculation.evidence import Evidence, evidence
-from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, gain_value, service_gain
+from perfmodel.speculation.gain import (
+    GAMMAS,
+    OBJECTIVES,
+    Gain,
+    gain_value,
+    relative_gain,
+    service_gain,
+    service_tpot,
+)
 from perfmodel.speculation.host import host_wait_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.step_error import prefill_error, ratio_error, waits_for_launches
+from perfmodel.speculation.step_error import (
+    pair_error,
+    prefill_error,
+    ratio_error,
+    time_error,
+    waits_for_launches,
+)
 from perfmodel.speculation.uncertainty import (
     Interval,
     Sensitivity,
@@ -28,6 +42,7 @@ from perfmodel.speculation.uncertainty import (
     probability_of_gain,
     sensitivities,
     speedup_interval,
+    tpot_interval,
 )
 
 __all__ = [
@@ -58,14 +73,19 @@ __all__ = [
     "gamma_schedule",
     "host_wait_s",
     "interval_probability",
+    "pair_error",
     "prefill_error",
     "probability_of_gain",
     "ratio_error",
+    "relative_gain",
     "sensitivities",
     "service",
     "service_gain",
+    "service_tpot",
     "speedup_interval",
     "target_rank",
+    "time_error",
+    "tpot_interval",
     "waits_for_launches",
     "within",
     "without_speculation",

@@ -57,8 +57,7 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
         return f"α {alpha:.2f} (the draft is the target)"
     where = f"measured on {scenario.target.name}"
     if curve.origin == Origin.BORROWED:
-        lender = curve.source.removeprefix("borrowed from ").split(",")[0]
-        where = f"borrowed from {lender} and never {where}"
+        where = f"borrowed from {curve.lender} and never {where}"
     return f"α {alpha:.2f} {where} ({_points(scenario)})"
 
 

@@ -23,13 +23,15 @@ from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.step_error import prefill_error, ratio_error
+from perfmodel.speculation.step_error import pair_error, prefill_error, ratio_error, time_error
+from perfmodel.speculation.uncertainty import Interval, alpha_range
 from perfmodel.units import Z90
 
 OBJECTIVES = ("throughput", "latency")
 GAMMAS = np.arange(1, 17, dtype=float)
 # γ beyond the first that is within 1 % of the best is not worth its drafts.
 PLATEAU = 0.01
+Ends = tuple[float, float]  # of one plan and another, or shifts of α to both ends of its interval
 # Standard error of the ratio of two throughputs of `service`, each of which differs from the
 # request simulator by an rms of 1 % (tests/perfmodel/serving/test_saturated.py).
 CLOSED_FORM_ERROR = 0.014
@@ -98,6 +100,27 @@ def gain_value(scenario: Scenario, objective: str = "throughput") -> float:
     return float(_At(scenario, objective, None, None, None, None).gain())
 
 
+def service_tpot(scenario: Scenario) -> Interval:
+    """The time per token of a service, with its 90 % interval. [s]
+
+    The errors are those of α, of the time of a round or plain step (`time_error`), and of prompts.
+    """
+    at = _At(scenario, "latency", None, None, None, None)
+    value, alphas = float(at.cost()), [float(shift) for shift in alpha_shifts(scenario)]
+    round_s = math.exp(Z90 * time_error(scenario))
+    prompt_s = 1.0
+    if scenario.workload.prefill is Prefill.SHARED:
+        prompt_s = math.exp(Z90 * prefill_error(scenario))
+
+    def width(alpha: float, rounds: float, prompts: float) -> float:
+        changed = (at.cost(alpha or None), at.cost(rounds=rounds), at.cost(prompts=prompts))
+        return math.hypot(*(math.log(float(cost) / value) for cost in changed))
+
+    up = width(alphas[0], round_s, prompt_s)
+    down = width(alphas[1], 1.0 / round_s, 1.0 / prompt_s)
+    return Interval(low=value * math.exp(-down), value=value, high=value * math.exp(up))
+
+
 @dataclass(frozen=True, eq=False)
 class _At:
     """The points of `service_gain`, where inputs can be wrong by a factor or a shift."""
@@ -113,10 +136,17 @@ class _At:
         self, alpha_shift: ArrayLike | None = None, *, rounds: float = 1.0, prompts: float = 1.0
     ) -> Floats:
         """The ratio to plain decoding, if rounds, or the prompts of both, take longer."""
+        plain = replace(self._plain, prefill_s=self._plain.prefill_s * prompts)
+        cost = self.cost(alpha_shift, rounds=rounds, prompts=prompts)
+        return cost_s(plain, self.objective) / cost
+
+    def cost(
+        self, alpha_shift: ArrayLike | None = None, *, rounds: float = 1.0, prompts: float = 1.0
+    ) -> Floats:
+        """`cost_s` of the draft if α is shifted, or rounds or prompts take longer."""
         known = self._draft if alpha_shift is None else self._service(alpha_shift)
         result = replace(known, round_s=known.round_s * rounds, prefill_s=known.prefill_s * prompts)
-        plain = replace(self._plain, prefill_s=self._plain.prefill_s * prompts)
-        return cost_s(plain, self.objective) / cost_s(result, self.objective)
+        return cost_s(result, self.objective)
 
     def prompt_distances(self, value: Floats) -> tuple[list[Floats], float]:
         """ln(value / gain) if prompts take longer and shorter, and the width of the closed form."""
@@ -148,22 +178,100 @@ class _At:
 
 
 def alpha_shifts(
-    scenario: Scenario, prompt_tokens: ArrayLike | None, kv_budget_tokens: ArrayLike | None
+    scenario: Scenario,
+    prompt_tokens: ArrayLike | None = None,
+    kv_budget_tokens: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
     """The ends of the 90 % interval of α, relative to α; 0 if there is no interval."""
-    given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
-    if given is not None:
-        return np.asarray(given.low - given.alpha), np.asarray(given.high - given.alpha)
-    if curve is None:
+    ends = alpha_range(scenario, prompt_tokens, kv_budget_tokens)
+    if ends is None:
         return np.zeros(()), np.zeros(())
-    context = np.asarray(
-        scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens, float
-    )
-    budget = plan.budget_at(context) if kv_budget_tokens is None else kv_budget_tokens
-    read = context if plan.policy == DraftPolicy.FULL else np.asarray(budget, float)
-    alpha = curve.alpha(kv_budget_tokens=read, context_tokens=context)
-    low, high = curve.interval(kv_budget_tokens=read, context_tokens=context)
+    low, alpha, high = ends
     return low - alpha, high - alpha
+
+
+def relative_gain(one: Scenario, other: Scenario, *, objective: str = "throughput") -> Gain:
+    """How much better one draft is than another for the same service, per GPU; 0-dimensional.
+
+    Errors that both plans share cancel: that of T_T, of prompts, and most of that of T_V and of an
+    engine or a GPU that was not timed (`pair_error`). Those of acceptance are independent, unless
+    both plans have the same draft and policy, or both are self-drafts whose curves are borrowed
+    from one model: what a target loses more than the lender, it loses with either policy (from
+    Llama-3.1-8B to SmolLM2-135M, ln(1 - α) is missed by 0.40 with StreamingLLM, 0.45 with SnapKV).
+    """
+    at, rival = (_At(plan, objective, None, None, None, None) for plan in (one, other))
+    per_gpu = 1.0 if objective == "latency" else other.tp / one.tp
+    value = _ratio(at, rival) * per_gpu
+    common, mine, theirs = _alpha_errors(one, other)
+    together = [[_ratio(at, rival, *shifts) * per_gpu for shifts in common]]
+    closed = 0.0
+    if one.workload.prefill is Prefill.SHARED:
+        slower = math.exp(Z90 * max(prefill_error(one), prefill_error(other)))
+        factors = (slower, 1.0 / slower)
+        together.append([_ratio(at, rival, prompts=factor) * per_gpu for factor in factors])
+        closed = Z90 * CLOSED_FORM_ERROR
+    rounds = math.exp(Z90 * pair_error(one, other) / math.sqrt(2.0))  # half of the variance each
+
+    def width(side: float, alphas: Ends, factors: Ends) -> float:
+        """ln(value / low) for side 1, ln(high / value) for side -1."""
+        changed = (
+            _ratio(at, rival, alphas[0]),
+            _ratio(at, rival, 0.0, alphas[1]),
+            _ratio(at, rival, rounds=(factors[0], 1.0)),
+            _ratio(at, rival, rounds=(1.0, factors[1])),
+        )
+        apart = [math.log(value / (ratio * per_gpu)) for ratio in changed]
+        worst = [max(0.0, *(side * math.log(value / r) for r in ratios)) for ratios in together]
+        return math.hypot(closed, *apart, *worst)
+
+    down = width(1.0, (mine[0], theirs[1]), (rounds, 1.0 / rounds))
+    up = width(-1.0, (mine[1], theirs[0]), (1.0 / rounds, rounds))
+    return Gain(*(np.asarray(value * math.exp(end)) for end in (-down, 0.0, up)))
+
+
+def _ratio(
+    one: _At,
+    other: _At,
+    alpha_shift: float = 0.0,
+    other_shift: float = 0.0,
+    *,
+    prompts: float = 1.0,
+    rounds: Ends = (1.0, 1.0),
+) -> float:
+    """The cost of `other` over that of `one` if α is shifted, or prompts or rounds take longer."""
+    mine = one.cost(alpha_shift or None, prompts=prompts, rounds=rounds[0])
+    return float(other.cost(other_shift or None, prompts=prompts, rounds=rounds[1]) / mine)
+
+
+def _alpha_errors(one: Scenario, other: Scenario) -> tuple[list[Ends], Ends, Ends]:
+    """Shifts of both α together, to the low and the high end, and those of each α alone."""
+    plans, curves = (one.plan, other.plan), (one.curve, other.curve)
+    lent = [0.0, 0.0]  # 90 % width of ln(1 - α) that both plans share
+    if len({(plan.draft, plan.policy) for plan in plans}) == 1:
+        lent = [math.inf, math.inf]
+    elif all(plan.is_self for plan in plans) and one.acceptance is other.acceptance is None:
+        lenders = {curve.lender for curve in curves if curve is not None}
+        if len(lenders) == 1 and "" not in lenders:
+            lent = [Z90 * curve.sigma_lent for curve in curves if curve is not None]
+    parts = [_by_source(plan, width) for plan, width in zip((one, other), lent, strict=True)]
+    together = list(zip(parts[0][0], parts[1][0], strict=True))
+    return together, parts[0][1], parts[1][1]
+
+
+def _by_source(scenario: Scenario, shared: float) -> tuple[Ends, Ends]:
+    """Shifts of α by the shared part of its interval in ln(1 - α), at most `shared`, and alone."""
+    ends = alpha_range(scenario)
+    if ends is None or ends[1] == 1.0:
+        return (0.0, 0.0), (0.0, 0.0)
+    low, alpha, high = (float(end) for end in ends)
+    loss, both, alone = 1.0 - alpha, [], []
+    for edge in (low, high):
+        width = abs(math.log(max(1.0 - edge, 1e-9) / loss))
+        part = min(width, shared)
+        sign = 1.0 if edge < alpha else -1.0
+        both.append(loss * -math.expm1(sign * part))
+        alone.append(loss * -math.expm1(sign * math.sqrt(width**2 - part**2)))
+    return (both[0], both[1]), (alone[0], alone[1])
 
 
 def plateau(cost: Floats) -> Floats:

@@ -39,6 +39,14 @@ PART_ERRORS = {
     # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
     "all_to_all": 0.28,
 }
+# Rms of ln(predicted / measured time) of a plain step, or of a round at a known acceptance, by what
+# was left out. On a timed GPU, the error of steps is taken to be that of speedups.
+SISTER_STEP_ERROR, TP_STEP_ERROR = 0.093, 0.115
+ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.148, 0.293
+BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.49, 0.684  # of `ideal`, whose steps are lower bounds
+# Rms of ln(predicted / measured ratio of the speedups of two drafts), with the same target, GPU,
+# batch and context: PAIR_ERROR, and these shares of the error of one speedup. Both share the rest.
+PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
 # Storage types or layers whose kernels were not measured: assumed, times the profile's error.
 UNMEASURED_FACTOR = 3.0
 
@@ -64,19 +72,51 @@ def ratio_error(scenario: Scenario) -> float:
     return math.hypot(relative_error(scenario), ranks, _parts_error(scenario))
 
 
-def relative_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed.
+def pair_error(one: Scenario, other: Scenario) -> float:
+    """Standard error of ln(ratio of two plans' speedups) that follows from that of step times.
 
-    The engine profile's own error on the GPU where it was timed; elsewhere at least that of a
+    The plans differ in their drafts, γ or TP; target, workload, GPU and engine are the same. With
+    experts, T_V depends on γ; at another TP, so does T_T on the ranks.
+    """
+    both = (one, other)
+    kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
+    ranks = PAIR_TP_SHARE * max(max(_link_error(plan), _ranks_error(plan)) for plan in both)
+    rows = abs(math.log((one.plan.gamma + 1) / (other.plan.gamma + 1))) / math.log(4.0)
+    experts = rows * max(_parts_error(plan) for plan in both)
+    apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart)
+
+
+def time_error(scenario: Scenario) -> float:
+    """Standard error of ln(time per token) at a known acceptance; of T_T without a draft."""
+    architecture, bound = ARCHITECTURE_STEP_ERROR, BOUND_STEP_ERROR
+    if scenario.plan.speculates:
+        architecture, bound = ARCHITECTURE_ROUND_ERROR, BOUND_ROUND_ERROR
+    engine = scenario.engine
+    own = bound if engine.is_bound else engine.speedup_error
+    error = _kernel_error(scenario, own, (0.0, SISTER_STEP_ERROR, architecture))
+    doublings = min(abs(math.log2(scenario.tp / timed)) for timed in engine.timed_tp or (1,))
+    ranks = max(_link_error(scenario), TP_STEP_ERROR * math.sqrt(doublings))
+    return math.hypot(error, ranks, _parts_error(scenario))
+
+
+def relative_error(scenario: Scenario) -> float:
+    """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed."""
+    return _kernel_error(scenario, scenario.engine.speedup_error, _ERRORS)
+
+
+def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, float, float]) -> float:
+    """Standard error of a logarithm, by the distance of the engine and of the kernels.
+
+    The engine profile's `own` error on the GPU where it was timed; elsewhere at least that of a
     GPU left out. If kernels come from a farther GPU than the engine, their distance adds another
     error, and so do storage types without measured kernels. It is three times as large if experts,
     latent attention or linear attention are priced without measurements.
     """
-    own = scenario.engine.speedup_error
     engine, kernels = engine_distance(scenario), kernel_distance(scenario)
-    error = max(own, _ERRORS[engine])
+    error = max(own, errors[engine])
     if kernels > Distance.SAME_GPU and not engine == kernels == Distance.SISTER:
-        error = math.hypot(error, _ERRORS[kernels])
+        error = math.hypot(error, errors[kernels])
     ranks = [target_rank(scenario)]
     if scenario.draft is not None:
         tp = scenario.draft_tp

@@ -7,17 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from perfmodel._typing import Floats
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.round import estimate
-from perfmodel.speculation.step_error import ratio_error
+from perfmodel.speculation.step_error import ratio_error, time_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
+# Published acceptance of heads was counted with prompts of up to about this many tokens. Beyond it,
+# those that are trained apart from their target lose acceptance, by how much was not measured here:
+# the interval reaches from the published value to a loss that grows with this power of the context.
+# (OWL, arXiv 2510.07535, reports that EAGLE-3 is slower than plain decoding at 4,000 to 64,000
+# tokens, with 1.28 tokens per round; the exponent gives 1.3 at 32,000. Figures from memory.)
+SHORT_HEADS = ("eagle3", "p-eagle", "dflash")
+HEAD_CONTEXT, HEAD_EXPONENT = 4096.0, 0.6
 SKEW = 0.75  # of a mixture's experts: about as unequal as the power-law loads of the tables
 
 
@@ -40,21 +50,39 @@ class Sensitivity:
     high: float
 
 
-def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
-    """(low, value, high) of the scenario's mean α; None if acceptance is unknown."""
-    given = scenario.acceptance
+def alpha_range(
+    scenario: Scenario,
+    prompt_tokens: ArrayLike | None = None,
+    kv_budget_tokens: ArrayLike | None = None,
+) -> tuple[Floats, Floats, Floats] | None:
+    """(low, value, high) of the mean α over contexts and budgets; None if acceptance is unknown.
+
+    The defaults are the scenario's. Published acceptance of a head that was not trained with its
+    target has a lower end that falls with contexts beyond `HEAD_CONTEXT`.
+    """
+    given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
+    stated = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
+    context = np.asarray(stated, float)
     if given is not None:
-        return given.low, given.alpha, given.high
-    plan, curve = scenario.plan, scenario.curve
+        low: Floats = np.asarray(given.low)
+        if plan.draft in SHORT_HEADS and given.origin != Origin.GIVEN and given.alpha < 1.0:
+            loss = 1.0 - given.alpha
+            by_context = HEAD_EXPONENT * np.log(np.maximum(context / HEAD_CONTEXT, 1.0))
+            width = np.hypot(math.log((1.0 - given.low) / loss), by_context)
+            low = np.maximum(1.0 - loss * np.exp(width), 0.0)
+        return low, np.asarray(given.alpha), np.asarray(given.high)
     if curve is None:
         return None
-    context = scenario.workload.prompt_tokens
-    at = {
-        "kv_budget_tokens": float(plan.budget_at(context)) or context,
-        "context_tokens": context,
-    }
-    low, high = curve.interval(**at)
-    return float(low), float(curve.alpha(**at)), float(high)
+    budget = plan.budget_at(context) if kv_budget_tokens is None else kv_budget_tokens
+    read = context if plan.policy == DraftPolicy.FULL else np.asarray(budget, float)
+    low, high = curve.interval(kv_budget_tokens=read, context_tokens=context)
+    return low, curve.alpha(kv_budget_tokens=read, context_tokens=context), high
+
+
+def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
+    """(low, value, high) of the scenario's mean α; None if acceptance is unknown."""
+    ends = alpha_range(scenario)
+    return None if ends is None else (float(ends[0]), float(ends[1]), float(ends[2]))
 
 
 def speedup_interval(scenario: Scenario) -> Interval | None:
@@ -72,6 +100,22 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     model = Z90 * ratio_error(scenario)
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
+    return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
+
+
+def tpot_interval(scenario: Scenario) -> Interval | None:
+    """90 % interval of the time per token of decoding alone; None if acceptance is unknown. [s]
+
+    Without a draft it is that of T_T, or of the host's work if that takes longer.
+    """
+    alphas = alpha_interval(scenario) if scenario.plan.speculates else (1.0, 1.0, 1.0)
+    if alphas is None:
+        return None
+    at = (_at_alpha(scenario, alpha) for alpha in alphas)
+    slow, middle, fast = (float(estimate(changed).tpot_s) for changed in at)
+    error = Z90 * time_error(scenario)
+    below = math.hypot(math.log(middle / fast), error)
+    above = math.hypot(math.log(slow / middle), error)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
 
 

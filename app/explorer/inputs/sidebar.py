@@ -17,7 +17,7 @@ from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
 from perfmodel.reports import ENGINES
-from perfmodel.specs import METHODS, named_version
+from perfmodel.specs import METHODS
 from perfmodel.speculation import OBJECTIVES
 from perfmodel.units import format_bytes, format_seconds
 
@@ -114,8 +114,7 @@ def _engine() -> None:
         CHOICES["runs_on"],
         key="runs_on",
         format_func=lambda name: ENGINES.get(name, "any"),
-        help="Decide then also tries the drafts of this engine. Times stay those of the engine "
-        "profile below.",
+        help="Other plans are then not recommended. Times stay those of the engine profile below.",
     )
 
 
@@ -238,9 +237,7 @@ def _choices(uploaded: str | None) -> list[str]:
         engine = uploaded_engine(st.session_state) or DEFAULTS["engine"]
     target = uploaded or widgets.value_of("target")
     base = parse_scenario({"target": target, "engine": engine}).scenario()
-    runs_on = widgets.value_of("runs_on")
-    version = named_version(runs_on) if runs_on else None
-    choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base, version)]
+    choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base)]
     stated = str(widgets.value_of("draft"))
     draft, _, policy = stated.partition(":")
     known = draft in catalog.model_names() and policy in ("streamingllm", "full")

@@ -55,7 +55,7 @@ def test_the_ideal_plan_is_beside_the_deployable_one(
 def test_the_recommended_plan_is_the_exported_one(
     profile: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*WORK, "--batch", "16", *profile]
+    arguments = [*WORK, "--batch", "16", "--prompt-tokens", "4000", *profile]
     best = as_json(arguments, capsys)["best"]["scenario"]
     assert best["draft"] == "eagle3"
     export = ["export", "--to", "vllm", "--recommended", *arguments]

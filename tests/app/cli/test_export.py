@@ -82,9 +82,10 @@ def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
 def test_runs_on_exports_the_plan_that_recommend_chooses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["recommend", *PAYS, "--runs-on", "vllm", "--json"]) == 0
+    short = [*PAYS, "--prompt-tokens", "4000"]
+    assert run(["recommend", *short, "--runs-on", "vllm", "--json"]) == 0
     best = json.loads(capsys.readouterr().out)["best"]["scenario"]
-    exports = ["--recommended", *PAYS, "--runs-on", "vllm", "--draft-checkpoint", "me/head"]
+    exports = ["--recommended", *short, "--runs-on", "vllm", "--draft-checkpoint", "me/head"]
     text, note = exported(exports, capsys)
     assert note == "" and f'"method": "{best["draft"]}"' in text
     for engine in ("sglang", "vllm-0.23"):

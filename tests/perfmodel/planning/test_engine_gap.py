@@ -98,7 +98,8 @@ def test_a_stated_engine_restricts_any_profile_and_adds_its_drafts(standalone: S
     assert [c.tpot_s for c in stated.not_runnable] == [c.tpot_s for c in named.not_runnable]
     gaps = [recommend(result).engine_gap for result in (named, stated)]
     assert all(gap and gap.obstacle.startswith("vLLM 0.26 cannot") for gap in gaps)
-    answer = find_plan(WORK | {"target": "llama-3.1-8b", "tp": 8}, runs_on="vllm")
+    short = {"target": "llama-3.1-8b", "tp": 8, "prompt_tokens": 4000}
+    answer = find_plan(WORK | short, runs_on="vllm")
     assert answer.best.scenario.plan.draft == "eagle3"
     assert "times are those of engine specroof" in answer.notes[0]
     assert named_version("vllm-0.23").version == "0.23"

@@ -13,7 +13,6 @@ from strategies import a_scenario, with_acceptance
 from perfmodel import SLO, ConfigError, Scenario, estimate, parse_scenario
 from perfmodel.planning import Candidate, draft_choices, plan_label
 from perfmodel.planning.search import Search, search
-from perfmodel.specs import named_version
 from perfmodel.speculation import (
     ServiceEstimate,
     service,
@@ -212,7 +211,7 @@ def test_drafts_are_self_and_every_smaller_model_with_the_same_tokenizer() -> No
 
 @pytest.mark.parametrize(("target", "has"), [("qwen3-32b", False), ("deepseek-v3", True)])
 def test_mtp_is_a_choice_only_for_a_target_with_such_a_head(target: str, has: bool) -> None:
-    choices = draft_choices(a_scenario(target=target, tp=8), named_version("vllm"))
+    choices = draft_choices(a_scenario(target=target, tp=8))
     assert (("mtp", "full") in choices) == has and ("eagle3", "full") in choices
 
 

@@ -164,15 +164,19 @@ def test_a_built_in_draft_is_simulated_and_not_run_by_specroof(
     assert f"has no built-in draft {name}" in capsys.readouterr().err
 
 
-def test_a_search_includes_the_built_in_drafts_of_the_engine() -> None:
+def test_a_search_includes_built_in_drafts_and_their_host_costs() -> None:
     scenario = a_scenario(engine="kernels", gpu="h200", batch=8, prompt_tokens=8192)
-    host = tuple(HostCosts(method=m) for m in ("plain", "draft", "eagle3", "ngram"))
+    host = (HostCosts(method="plain"), HostCosts(method="eagle3", step_s=5e-3))
     served = replace(scenario, engine=replace(scenario.engine, host=host))
-    result = search(served)
-    plans = {c.scenario.plan.draft: c for c in result.candidates}
-    assert plans["eagle3"].label.startswith("EAGLE-3, γ=") and plans["eagle3"].gain > 1
-    assert [u.candidate.scenario.plan.draft for u in result.unmeasured].count("ngram") == 1
-    assert "eagle3" not in {c.scenario.plan.draft for c in search(scenario).candidates}
+    found = {}
+    for base in (scenario, served):
+        result = search(base)
+        plans = {c.scenario.plan.draft: c for c in result.candidates}
+        assert plans["eagle3"].label.startswith("EAGLE-3, γ=")
+        unmeasured = [u.candidate.scenario.plan.draft for u in result.unmeasured]
+        assert {"ngram", "suffix", "dflash", "p-eagle"} <= set(unmeasured)
+        found[base.engine.host] = plans["eagle3"].tpot_s
+    assert found[()] < found[host]
 
 
 WORK = {"gpu": "h200", "batch": 8, "prompt_tokens": 8192, "tp": 1}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,18 @@ from strategies import a_scenario
 from perfmodel import Acceptance, Interval, Scenario, catalog, estimate, speedup_interval
 from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.speculation import probability_of_gain, sensitivities, service_gain
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation import (
+    probability_of_gain,
+    sensitivities,
+    service_gain,
+    service_tpot,
+    time_error,
+    tpot_interval,
+)
 from perfmodel.speculation.step_error import ratio_error, relative_error
 from perfmodel.speculation.uncertainty import alpha_interval
+from perfmodel.units import Z90
 
 # The engine was timed on this GPU at this TP.
 SELF: dict[str, Any] = {"draft": "self", "gpu": "a100-sxm-80gb", "tp": 8, "engine": "magicdec"}
@@ -133,6 +144,59 @@ def test_unmeasured_drafts_and_plain_decoding_have_no_interval() -> None:
         assert speedup_interval(scenario) is None
         assert probability_of_gain(scenario) is None
     assert alpha_interval(unmeasured) is None
+
+
+# ---- times ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [{}, {"draft": "self", "gamma": 3}])
+def test_the_interval_of_the_time_per_token_is_its_error_and_that_of_acceptance(
+    plan: dict[str, Any],
+) -> None:
+    scenario = a_scenario(gpu="mi300x", tp=2, **plan)
+    if plan:
+        scenario = replace(scenario, acceptance=Acceptance.from_alpha(0.8))
+    result, error = tpot_interval(scenario), time_error(scenario)
+    assert result is not None and error > 0.15
+    assert result.value == float(estimate(scenario).tpot_s)
+    assert result.high / result.value == pytest.approx(math.exp(Z90 * error))
+    assert result.low * result.high == pytest.approx(result.value**2)
+    unsure = replace(scenario, acceptance=Acceptance.from_alpha(0.8, low=0.6, high=0.9))
+    wider = tpot_interval(unsure)
+    assert wider is not None and (wider.high > result.high) == bool(plan)
+    decode = replace(scenario.workload, prefill=Prefill.DISAGGREGATED, output_tokens=2)
+    served = service_tpot(replace(scenario, workload=decode))
+    assert math.log(served.high / served.value) == pytest.approx(Z90 * error, rel=1e-6)
+
+
+def test_the_time_of_a_step_is_less_certain_the_farther_it_is_from_what_was_timed() -> None:
+    def error(gpu: str, tp: int, engine: str = "specroof") -> float:
+        return time_error(a_scenario(gpu=gpu, tp=tp, engine=engine, batch=8))
+
+    assert error("h200", 1) == a_scenario(gpu="h200").engine.speedup_error
+    assert error("h200", 1) == error("h200", 2) < error("h200", 4) < error("h200", 8)
+    assert error("h200", 1) < error("h100-nvl", 1) < error("a100-sxm-80gb", 1) < error("mi300x", 1)
+    assert error("h200", 1, "kernels") < error("h200", 1, "ideal")
+    unknown = a_scenario(draft="ngram", gamma=2)
+    assert tpot_interval(unknown) is None
+
+
+def test_published_acceptance_of_heads_is_less_certain_in_longer_contexts() -> None:
+    """Below: how much a head that is trained on short prompts loses was not measured."""
+    ranges = {}
+    for method, tokens in product(("eagle3", "mtp"), (1000, 4096, 8000, 32_000)):
+        found = alpha_interval(
+            a_scenario(target="deepseek-v3", tp=8, draft=method, gamma=2, prompt_tokens=tokens)
+        )
+        assert found is not None
+        ranges[method, tokens] = found
+    assert len({ranges["mtp", tokens] for tokens in (1000, 4096, 8000, 32_000)}) == 1
+    assert ranges["eagle3", 1000] == ranges["eagle3", 4096]
+    lows = [ranges["eagle3", tokens][0] for tokens in (4096, 8000, 32_000)]
+    assert lows == sorted(lows, reverse=True) and lows[0] > lows[2] >= 0.0
+    assert len({found[1:] for (method, _), found in ranges.items() if method == "eagle3"}) == 1
+    stated = a_scenario(draft="eagle3", gamma=2, acceptance=0.7, prompt_tokens=32_000)
+    assert alpha_interval(stated) == pytest.approx((0.7, 0.7, 0.7))
 
 
 # ---- P(speedup > 1) ---------------------------------------------------------------------------

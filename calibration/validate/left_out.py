@@ -1,0 +1,228 @@
+"""Measurements that were left out of what predicts them, and the errors of their predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from itertools import permutations
+
+import numpy as np
+
+from calibration.acceptance.published_fit import fit_all, published_points
+from calibration.fit.magicdec import Split, fit_rows, other_gpu_splits, splits
+from calibration.records.kernels import gpu_of
+from calibration.records.published import (
+    PublishedRow,
+    gptfast_rows,
+    magicdec_rows,
+    predict_row,
+    row_error,
+)
+from calibration.records.steps import PASS_END, StepRecord, read_steps
+from calibration.validate.errors import measured_speedup
+from calibration.validate.predict import bench_scenario, predicted_times, prefill_s
+from perfmodel import AcceptanceCurve, EngineProfile, RoundEstimate, Scenario, estimate
+from perfmodel.speculation import (
+    pair_error,
+    prefill_error,
+    ratio_error,
+    time_error,
+    waits_for_launches,
+    without_speculation,
+)
+from perfmodel.units import Z90
+
+# Records of the runtime's steps, none of which was used in a fit, with their number of ranks.
+RECORDS = {
+    "steps-h200-seed10": 1,
+    "steps-h200-seed8": 1,
+    "steps-h100-seed9": 1,
+    "steps-h200-tp2-seed2114": 2,
+    "steps-h200-tp2-seed2115": 2,
+}
+SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """ln(predicted / measured), and ln(end / prediction) of the stated 90 % interval."""
+
+    error: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """The speedup of one draft among several that share a measured setting."""
+
+    setting: tuple[object, ...]
+    error: float
+    scenario: Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Errors by (kind of prediction, what was left out)."""
+
+    pools: dict[tuple[str, str], list[Miss]] = field(default_factory=dict)
+
+    def add(self, distance: str, left_out: str, miss: Miss) -> None:
+        """Add one measurement."""
+        self.pools.setdefault((distance, left_out), []).append(miss)
+
+    def add_pairs(self, distance: str, left_out: str, drafts: Iterable[_Draft]) -> None:
+        """Add the ratios of the speedups of drafts in the same setting, each to the first one."""
+        by_setting: dict[tuple[object, ...], list[_Draft]] = {}
+        for draft in drafts:
+            by_setting.setdefault(draft.setting, []).append(draft)
+        for first, *others in by_setting.values():
+            for other in others:
+                width = Z90 * pair_error(first.scenario, other.scenario)
+                self.add(distance, left_out, Miss(first.error - other.error, width))
+
+
+def left_out() -> LeftOut:
+    """Every measurement that was left out, in the order of the table."""
+    found = LeftOut()
+    _published(found, "this GPU: magicdec", splits(magicdec_rows()))
+    _recorded(found)
+    _published(found, "another architecture", other_gpu_splits(magicdec_rows()))
+    for row in gptfast_rows():
+        _add_step(found, "kernels, of gpt-fast", row.target, row, predict_row(row))
+    _borrowed_acceptance(found)
+    return found
+
+
+def _published(found: LeftOut, distance: str, rows_out: Iterable[Split]) -> None:
+    """Speedups, plain steps and times per token of MagicDec's rows by a fit without them."""
+    drafts: dict[str, list[_Draft]] = {}
+    for split in rows_out:
+        fit = fit_rows(split.fitted)
+        label = split.name.removesuffix(" out").removesuffix(" out, with its target and tables")
+        for row in split.held_out:
+            point = predict_row(row, fit.apply)
+            scenario = point.scenario
+            error = math.log1p(row_error(row, point).errors["speedup"])
+            found.add(distance, label, Miss(error, Z90 * ratio_error(scenario)))
+            _add_step(found, distance, label, row, point)
+            assert row.tpot_s is not None
+            late = math.log(float(point.tpot_s) / row.tpot_s)
+            found.add(f"round, {distance}", label, Miss(late, Z90 * time_error(scenario)))
+            setting = (row.gpu, row.target, row.tp, row.batch, row.prompt_tokens)
+            drafts.setdefault(label, []).append(_Draft(setting, error, scenario))
+    for label, listed in drafts.items():
+        found.add_pairs(f"two drafts, {distance}", label, listed)
+
+
+def _add_step(
+    found: LeftOut, distance: str, label: str, row: PublishedRow, point: RoundEstimate
+) -> None:
+    error = math.log1p(row_error(row, point).errors["target_step_s"])
+    plain = without_speculation(point.scenario)
+    found.add(f"T_T, {distance}", label, Miss(error, Z90 * time_error(plain)))
+
+
+def _recorded(found: LeftOut) -> None:
+    """The runtime's timed cases: on a timed GPU, from its sister, and from one rank."""
+    for name, ranks in RECORDS.items():
+        path = resources.files("calibration") / "measured" / f"{name}.jsonl"
+        with resources.as_file(path) as file:
+            header, records = read_steps(file)
+        label, gpu = name.removeprefix("steps-"), gpu_of(header, name)
+        ends = PASS_END.items() <= dict(header).items()
+        drafts: dict[tuple[str, str], list[_Draft]] = {}
+        for record in records:
+            for distance, out, scenario in _predictors(record, label, gpu, ranks):
+                if record.case.purpose == "scenario":
+                    _add_record(found, distance, out, record, scenario, ends)
+                if record.case.plan.gamma and distance in PAIRED:
+                    error = _speedup_error(record, scenario, ends)
+                    draft = _Draft((record.case.scenario,), error, scenario)
+                    drafts.setdefault((distance, out), []).append(draft)
+            if record.case.purpose == "scenario" and record.prefill_tokens:
+                _add_prompt(found, label, record, bench_scenario(record.case, gpu=gpu))
+        for (distance, out), listed in drafts.items():
+            found.add_pairs(f"two drafts, {distance}", out, listed)
+
+
+PAIRED = ("this GPU: specroof", "sister GPU", "two ranks from one")
+
+
+def _predictors(
+    record: StepRecord, label: str, gpu: str, ranks: int
+) -> Iterator[tuple[str, str, Scenario]]:
+    """(distance, left out, scenario) of each way to predict a record without its times."""
+    case, sister = record.case, SISTERS[gpu]
+    here = bench_scenario(case, gpu=gpu)
+    yield "this GPU: specroof", label, here
+    if case.purpose == "scenario":
+        for engine in ("kernels", "ideal"):
+            bare = bench_scenario(case, gpu=gpu, engine=engine)
+            yield f"{engine}, of specroof's steps", label, bare
+    there = bench_scenario(case, gpu=gpu, curves_of=sister)
+    yield f"sister GPU{', two ranks' if ranks > 1 else ''}", f"{label}, from {sister}", there
+    if ranks > 1:
+        yield "two ranks from one", label, replace(here, engine=_of_one_rank(here.engine))
+
+
+def _add_record(
+    found: LeftOut, distance: str, label: str, record: StepRecord, scenario: Scenario, ends: bool
+) -> None:
+    """The plain step of a record, and with a draft its round and speedup."""
+    times = predicted_times(estimate(scenario), to_tokens=ends)
+    plain = without_speculation(scenario)
+    step = math.log(times["target_step_s"] / record.target_step_s)
+    found.add(f"T_T, {distance}", label, Miss(step, Z90 * time_error(plain)))
+    if record.case.plan.gamma == 0:
+        return
+    late = math.log(times["round_s"] / record.round_s)
+    found.add(f"round, {distance}", label, Miss(late, Z90 * time_error(scenario)))
+    miss = Miss(_speedup_error(record, scenario, ends), Z90 * ratio_error(scenario))
+    found.add(distance, label, miss)
+    if distance == "this GPU: specroof":
+        found.add(f"{distance}, by target", record.case.target, miss)
+
+
+def _speedup_error(record: StepRecord, scenario: Scenario, ends: bool) -> float:
+    times = predicted_times(estimate(scenario), to_tokens=ends)
+    return math.log(times["speedup"] / measured_speedup(record))
+
+
+def _add_prompt(found: LeftOut, label: str, record: StepRecord, scenario: Scenario) -> None:
+    tokens = record.prefill_tokens
+    waits = ", waiting for launches" if waits_for_launches(scenario, tokens) else ""
+    error = math.log(prefill_s(scenario, tokens) / record.prefill_s)
+    miss = Miss(error, Z90 * prefill_error(scenario, tokens))
+    found.add(f"prompts on this GPU{waits}", label, miss)
+
+
+def _of_one_rank(engine: EngineProfile) -> EngineProfile:
+    """The profile as before several ranks were timed: all-reduces are those of public tables.
+
+    The GEMMs of a rank keep the times that were measured with the runtime's kernels.
+    """
+    ranks = {name: 0.0 for name in EngineProfile.__dataclass_fields__ if name.startswith("rank_")}
+    changed = engine.changed(**ranks | {"rank_choice_factor": 1.0, "sum_gap_s": 0.0})
+    return replace(changed, all_reduce="best", timed_tp=(1,))
+
+
+def _borrowed_acceptance(found: LeftOut) -> None:
+    """1 - α of self-drafts on one target by the curve of another."""
+    curves = [fit.curve for _, fit in sorted(fit_all(published_points()).items())]
+    for lender, other in permutations(curves, 2):
+        same = lender.draft_policy == other.draft_policy and lender.target != other.target
+        if not same or (lender.draft, other.draft) != ("self", "self"):
+            continue
+        for miss in _acceptance_misses(lender.borrowed_for(other.target), other):
+            found.add("1 - α of another target", f"{other.target}, {other.draft_policy}", miss)
+
+
+def _acceptance_misses(borrowed: AcceptanceCurve, other: AcceptanceCurve) -> Iterator[Miss]:
+    for point in other.points:
+        if point.kv_budget_tokens is None:
+            continue
+        at = {"kv_budget_tokens": point.kv_budget_tokens, "context_tokens": point.context_tokens}
+        loss, most = 1.0 - borrowed.alpha(**at), 1.0 - borrowed.interval(**at)[0]
+        yield Miss(float(np.log(loss / (1.0 - point.alpha))), float(np.log(most / loss)))
