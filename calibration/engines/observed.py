@@ -26,7 +26,7 @@ from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
 from perfmodel.specs import METHODS
-from perfmodel.speculation import Measured
+from perfmodel.speculation import Measured, implausible
 from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
@@ -41,7 +41,6 @@ _LATENCY = re.compile(
 )
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
 _PAGE = re.compile(r"^(?:vllm|sglang):\w+(?:\{[^}\n]*\})? ", re.M)
-SHORTEST, LONGEST = 1e-7, 1e6  # [s] of a step
 QUIET = 0.01  # prompt over generation throughput of a log line that counts as decoding alone
 
 
@@ -125,13 +124,21 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     measured = replace(measured, engine=measured.engine or engine)
     if seconds is None:
         return measured
-    if not SHORTEST < seconds < LONGEST:
-        raise ConfigError(
-            f"{name}: a step of {seconds:.3g} s is not plausible; remove the damaged lines"
-        )
+    _check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
     if imported is None:
         return replace(measured, plain_s=seconds)
     return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+
+
+def _check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
+    """Refuse the time of a plain step, or of a round with drafts, that is not plausible."""
+    try:
+        step = Measured(rounds_s={drafts: seconds}) if drafts else Measured(plain_s=seconds)
+        reason = implausible(scenario, step)
+    except ConfigError as error:
+        reason = str(error)
+    if reason:
+        raise ConfigError(f"{name}: {reason}")
 
 
 def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:

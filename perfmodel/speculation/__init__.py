@@ -13,7 +13,7 @@ from perfmodel.speculation.break_even import (
     gamma_schedule,
     within,
 )
-from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
 from perfmodel.speculation.evidence import Evidence, evidence
 from perfmodel.speculation.gain import GAMMAS, OBJECTIVES, Gain, gain_value, service_gain
 from perfmodel.speculation.host import host_wait_s
@@ -57,6 +57,7 @@ __all__ = [
     "gain_value",
     "gamma_schedule",
     "host_wait_s",
+    "implausible",
     "interval_probability",
     "prefill_error",
     "probability_of_gain",
