@@ -153,7 +153,8 @@ class RequestLoop:
             else PooledBatch(process, gammas)
         )
         drawn = () if simulation.exact else gammas
-        self._stream = _requests(simulation.traffic.chunks(seed), process, rng, drawn)
+        chunks = simulation.traffic.chunks(seed, self.stats.skipped)
+        self._stream = _requests(chunks, process, rng, drawn)
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:

@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 from perfmodel.errors import ConfigError, os_reason, shown
 from perfmodel.input_file import distinct, input_file
 from perfmodel.specs.draft import MAX_GAMMA
-from perfmodel.units import parse_number
+from perfmodel.units import ambiguous, parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
@@ -47,6 +48,8 @@ _ARRIVAL = re.compile(r"arriv|time_?stamp|(start|request|send|submit)(ed)?_?(tim
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
+NO_ANSWER = "have no question with an answer"
+FAILED = "failed (0 response tokens)"  # in BurstGPT
 MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
 MAX_TOKENS = 100_000_000
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
@@ -66,10 +69,12 @@ class Row(NamedTuple):
     block_tokens: int = 0
 
 
-def trace_rows(path: str | Path) -> Iterator[Row]:
+def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterator[Row]:
     """The requests of a trace, one by one.
 
-    Skips conversations without a question and an answer, and failed requests of BurstGPT.
+    Skips conversations without a question and an answer, and failed requests of BurstGPT; adds to
+    `skipped` how many, by reason.
+
     Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
     arrivals are not in order; the message has the line number.
     """
@@ -81,7 +86,9 @@ def trace_rows(path: str | Path) -> Iterator[Row]:
             request = _request(cells)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path}: {place}: {_why(error)}") from error
-        if request is None:
+        if isinstance(request, str):
+            if skipped is not None:
+                skipped[request] += 1
             continue
         arrival = request.arrival_s
         if arrival is not None:
@@ -226,14 +233,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def _request(cells: dict[str, Any]) -> Row | None:
-    """The request in these cells, or None if it has no answer."""
+def _request(cells: dict[str, Any]) -> Row | str:
+    """The request in these cells, or why there is none."""
     if "conversations" in cells:
         found = _conversation(cells["conversations"])
-        return None if found is None else Row(None, *found)
+        return NO_ANSWER if found is None else Row(None, *found)
     prompt, output = _first(cells, PROMPTS), _first(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
-        return None  # BurstGPT includes requests that failed
+        return FAILED
     lengths = _count("prompt_tokens", prompt, least=1), _count("output_tokens", output, least=1)
     block = BAILIAN_BLOCK if any(name in cells for name in BAILIAN) else MOONCAKE_BLOCK
     ids = _blocks(cells, lengths[0], block)
@@ -317,11 +324,13 @@ def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _count(what: str, value: Any, *, least: int) -> int:
-    number = _as_number(what, value)
+    number, text = _as_number(what, value), str(value)[:40]
+    if isinstance(value, str) and (doubt := ambiguous(value)):
+        raise ValueError(f"{what}={text!r} {doubt}")
     if number > MAX_TOKENS:
-        raise ValueError(f"{what}={str(value)[:40]!r} is larger than {MAX_TOKENS:,}")
+        raise ValueError(f"{what}={text!r} is larger than {MAX_TOKENS:,}")
     if number < least or number % 1:
-        raise ValueError(f"{what}={str(value)[:40]!r} is not a whole number of at least {least}")
+        raise ValueError(f"{what}={text!r} is not a whole number of at least {least}")
     return int(number)
 
 

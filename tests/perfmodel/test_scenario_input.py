@@ -37,6 +37,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch": [1]}, "batch=a list of 1 is not valid: "),
     ({"prompt_tokens": -5}, "prompt_tokens=-5 is not valid: "),
     ({"prompt_tokens": "32,000"}, "a whole number such as"),
+    ({"prompt_tokens": "32.000"}, "it may be 32 or 32000; write it without a point"),
+    ({"kv_budget": "1.024"}, "it may be 1 or 1024"),
     ({"acceptance": 1.5} | SELF, "acceptance=1.5 is not valid: it must be at most 1"),
     ({"acceptance": -0.1} | SELF, "acceptance=-0.1 is not valid: "),
     ({"acceptance": float("nan")} | SELF, "acceptance=nan is not valid: it must be finite"),

@@ -48,6 +48,7 @@ def recommend(
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import recommendation_dict
+    from perfmodel.reports import skipped_notes
 
     flags = context.obj
     answer, notes = find_recommendation(
@@ -63,6 +64,7 @@ def recommend(
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests, slo)
+        notes = [*notes, *skipped_notes(result["traffic"]["skipped"])]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html
