@@ -33,15 +33,16 @@ from calibration.acceptance.engine_means import (
     totals,
 )
 from perfmodel import ConfigError
-from perfmodel.errors import os_reason
+from perfmodel.errors import os_reason, shown
 from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
+ROUNDED = 0.02  # of a mean that a report rounds
 _SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
 _LOG = re.compile(
-    rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
-    r"Per-position acceptance rate: ([0-9., ]*[0-9])"
+    rf"SpecDecoding metrics:(?: Mean acceptance length: {NUMBER},)?.*?\bAccepted: {NUMBER} tokens, "
+    rf"Drafted: {NUMBER} tokens, Per-position acceptance rate: ([0-9., ]*[0-9])"
 )
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
@@ -139,6 +140,16 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read acceptance rates from a text; error messages start with `name`."""
+    found = _parsed(text, name, gamma)
+    if found.positional and gamma not in (None, len(found.per_position)):
+        raise ConfigError(
+            f"{name}: the report has {len(found.per_position)} draft positions, but gamma is "
+            f"{gamma}; give --gamma {len(found.per_position)}"
+        )
+    return found
+
+
+def _parsed(text: str, name: str, gamma: int | None) -> Imported:
     values = list(_json_values(text, name))
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
@@ -202,9 +213,21 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
 def _vllm_log(text: str, name: str) -> _Counters:
     """The sum of vLLM's log lines, each of which covers a few seconds."""
     total = _Counters()
-    for *counts, listed in _LOG.findall(text):
+    for line in _LOG.finditer(text):
+        stated, *counts, listed = line.groups()
         accepted, drafted = (counted(count, name) for count in counts)
         rates = [counted(rate, name) for rate in listed.split(",")]
+        mean = 1.0 + sum(rates)
+        reason = ""
+        if any(after > before for before, after in itertools.pairwise([1.0, *rates])):
+            reason = "an acceptance rate is above 1 or that of an earlier position"
+        elif accepted > drafted:
+            reason = f"more tokens were accepted ({accepted:,.0f}) than drafted ({drafted:,.0f})"
+        elif stated and abs(counted(stated, name) - mean) > ROUNDED * mean:
+            reason = f"the mean acceptance length is {stated}, but the rates give {mean:.2f}"
+        if reason:
+            number = text.count("\n", 0, line.start()) + 1
+            raise ConfigError(f"{name}: line {number}: {reason}; remove the damaged line")
         rounds = accepted / sum(rates) if sum(rates) else drafted / len(rates)
         total.add(_Counters(rounds, drafted, tuple(rounds * rate for rate in rates)))
     total.rounds = round(total.rounds)
@@ -256,16 +279,30 @@ def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
     """Counters in any of vLLM's JSON forms, summed over engines; None if there are none."""
     total = _Counters()
     for entry in _entries(values):
-        total.add(
-            _Counters(
-                _number(entry, "num_drafts", name) or 0.0,
-                _number(entry, "num_draft_tokens", name),
-                _accepted(entry, name),
-                _number(entry, "num_accepted_tokens", name),
-            )
+        one = _Counters(
+            _number(entry, "num_drafts", name) or 0.0,
+            _number(entry, "num_draft_tokens", name),
+            _accepted(entry, name),
+            _number(entry, "num_accepted_tokens", name),
         )
+        _check_length(entry, one, name)
+        total.add(one)
     known = None not in (total.draft_tokens, total.accepted_tokens)
     return total if total.accepted or known else None
+
+
+def _check_length(entry: dict[str, Any], counters: _Counters, name: str) -> None:
+    """Refuse a mean acceptance length of `vllm bench serve` that its counters do not give."""
+    stated = entry.get("spec_decode_acceptance_length")
+    tokens = sum(counters.accepted) if counters.accepted else counters.accepted_tokens
+    if stated is None or tokens is None or not counters.rounds:
+        return
+    mean = 1.0 + tokens / counters.rounds
+    if abs(counted(stated, name) - mean) > ROUNDED * mean:
+        raise ConfigError(
+            f"{name}: spec_decode_acceptance_length is {shown(stated)}, but the other counters "
+            f"give {mean:.2f}; give the unchanged result of `vllm bench serve`"
+        )
 
 
 def _number(entry: dict[str, Any], counter: str, name: str) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from perfmodel.errors import ConfigError, either, shown
 
 FIELD = "quantization_config"
+_BITS = ("bits", "w_bit", "num_bits", "weight_bits", "wbits")
 _MODELOPT = {
     "FP8": "fp8",
     "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
@@ -62,10 +63,26 @@ def without_quantisation(config: Mapping[str, Any], name: str) -> tuple[dict[str
             f"checkpoint in {either(_READERS)}"
         )
     dtype, kv = reader(stated, f"{name}: {FIELD}")
+    _check_bits(stated, dtype, f"{name}: {FIELD}")
     layers = (text if isinstance(text, Mapping) else rest).get("num_hidden_layers")
     if _keeps_attention(stated, layers, f"{name}: {FIELD}"):
         return rest, Stored("", dtype, kv)
     return rest, Stored(dtype, dtype, kv)
+
+
+def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
+    """Refuse bits or a number format that contradict the type which the method implies."""
+    width = 0 if not dtype else 4 if dtype.endswith("4") else 8
+    for fields, key in product((stated, _modelopt_fields(stated)), _BITS):
+        bits = fields.get(key)
+        if width and bits is not None and (type(bits) is not int or bits != width):
+            raise ConfigError(
+                f"{where}: {key}={shown(bits)} contradicts {shown(stated['quant_method'])}, whose "
+                f"weights are {dtype}; remove the wrong field"
+            )
+    kind = stated.get("fmt")
+    if dtype.startswith("fp8") and kind is not None and not str(kind).startswith(("e4m3", "float")):
+        raise ConfigError(f"{where}: fmt={shown(kind)} is not supported; use a checkpoint in e4m3")
 
 
 # Modules outside the layers of the text decoder, and norms, which are never quantised.

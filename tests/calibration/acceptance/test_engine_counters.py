@@ -85,6 +85,48 @@ def test_vllm_log_lines_are_weighted_by_their_rounds() -> None:
     assert both.per_position == pytest.approx((280 / 400, 190 / 280))
 
 
+LINE = (
+    "INFO SpecDecoding metrics: Mean acceptance length: {}, Accepted: {} tokens, "
+    "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (("9.10", 420, 600, "0.800, 0.600"), "length is 9.10, but the rates give 2.40"),
+        (("1.40", 420, 600, "0.800, 0.600"), "length is 1.40"),
+        (("2.90", 420, 600, "1.300, 0.600"), "above 1"),
+        (("2.40", 420, 600, "0.600, 0.800"), "that of an earlier position"),
+        (("2.40", 700, 600, "0.800, 0.600"), "more tokens were accepted (700) than drafted (600)"),
+    ],
+)
+def test_an_impossible_log_line_is_named(values: tuple[object, ...], reason: str) -> None:
+    right = LINE.format("2.40", 420, 600, "0.800, 0.600")
+    with pytest.raises(ConfigError) as error:
+        parse_acceptance(f"{right}\n{LINE.format(*values)}{right}", "f")
+    assert str(error.value).startswith("f: line 3: ") and reason in str(error.value)
+
+
+def test_a_mean_length_that_counters_do_not_give_is_refused() -> None:
+    result = {"spec_decode_num_drafts": 1000, "spec_decode_draft_tokens": 2000,
+              "spec_decode_per_position_acceptance_rates": [0.8, 0.6],
+              "spec_decode_acceptance_length": 2.4}  # fmt: skip
+    assert parse_acceptance(json.dumps(result), "f").rounds == 1000
+    for wrong in (9.1, "many", True, -1):
+        with pytest.raises(ConfigError):
+            parse_acceptance(json.dumps(result | {"spec_decode_acceptance_length": wrong}), "f")
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 7])
+def test_another_gamma_than_that_of_the_report_is_refused(gamma: int) -> None:
+    row = {"round": {"gamma": 2, "accepted": [2, 1]}}
+    for text in (METRICS, LINE.format("2.40", 420, 600, "0.800, 0.600"), json.dumps(row)):
+        assert parse_acceptance(text, "f", gamma=2) == parse_acceptance(text, "f")
+        with pytest.raises(ConfigError, match=f"2 draft positions, but gamma is {gamma}"):
+            parse_acceptance(text, "f", gamma=gamma)
+
+
 def test_two_scrapes_give_the_rates_between_them() -> None:
     before, after = page(500, [450, 400]), page(1500, [1250, 1000])
     found = parse_acceptance(before + after, "f")

@@ -175,6 +175,41 @@ def test_groups_of_experts_keep_attention_and_others_are_refused() -> None:
         stored(r"re:.*down_proj")
 
 
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({"quant_method": "fp8", "bits": 16}, "bits=16 contradicts 'fp8'"),
+        ({"quant_method": "fbgemm_fp8", "num_bits": 4}, "num_bits=4"),
+        ({"quant_method": "fp8", "bits": "8"}, "bits='8'"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt='e5m2'"),
+        ({"quant_method": "mxfp4", "bits": 8}, "bits=8"),
+        ({"quant_method": "awq", "bits": 4, "w_bit": 8}, "w_bit=8"),
+        ({"quant_method": "gptq", "bits": 16}, "bits=16 is not supported"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "bits": 4}, "bits=4"),
+        (
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "bits": 8}},
+            "bits=8",
+        ),
+    ],
+)
+def test_bits_that_contradict_the_method_are_refused(stated: object, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        without_quantisation(LLAMA | {"quantization_config": stated}, "m")
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"quant_method": "fp8", "bits": 8, "fmt": "e4m3"},
+        {"quant_method": "fp8", "bits": None},
+        {"quant_method": "awq", "bits": 4, "w_bit": 4},
+    ],
+)
+def test_bits_that_agree_with_the_method_are_read(stated: object) -> None:
+    assert without_quantisation(LLAMA | {"quantization_config": stated}, "m")[1].weights
+
+
 def test_types_that_differ_between_layers_are_refused() -> None:
     stated = {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down.*": {"bits": 8}}}
     with pytest.raises(ConfigError, match="dynamic="):
