@@ -39,10 +39,12 @@ from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
 ROUNDED = 0.02  # of a mean that a report rounds
+TOO_MANY = 1.5  # drafted tokens over those of all positions; in logs, these follow from rates
 _SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
 _LOG = re.compile(
     rf"SpecDecoding metrics:(?: Mean acceptance length: {NUMBER},)?.*?\bAccepted: {NUMBER} tokens, "
     rf"Drafted: {NUMBER} tokens, Per-position acceptance rate: ([0-9., ]*[0-9])"
+    rf"(?:, Avg Draft acceptance rate: {NUMBER}%)?"
 )
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
@@ -104,6 +106,12 @@ class _Counters:
                 f"{self.rounds:,.0f} rounds, {self.draft_tokens / self.rounds:.2f} per round "
                 f"instead of {len(rates)}), so the counters do not determine acceptance; run the "
                 f"engine with a fixed number of draft tokens"
+            )
+        if self.draft_tokens is not None and self.draft_tokens > TOO_MANY * most:
+            raise ConfigError(
+                f"{name}: {self.draft_tokens:,.0f} tokens were drafted, but {self.rounds:,.0f} "
+                f"rounds of {len(rates)} positions draft {most:,.0f}; keep all counters of one "
+                f"engine"
             )
         return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds))
 
@@ -214,7 +222,7 @@ def _vllm_log(text: str, name: str) -> _Counters:
     """The sum of vLLM's log lines, each of which covers a few seconds."""
     total = _Counters()
     for line in _LOG.finditer(text):
-        stated, *counts, listed = line.groups()
+        stated, *counts, listed, percent = line.groups()
         accepted, drafted = (counted(count, name) for count in counts)
         rates = [counted(rate, name) for rate in listed.split(",")]
         mean = 1.0 + sum(rates)
@@ -225,6 +233,8 @@ def _vllm_log(text: str, name: str) -> _Counters:
             reason = f"more tokens were accepted ({accepted:,.0f}) than drafted ({drafted:,.0f})"
         elif stated and abs(counted(stated, name) - mean) > ROUNDED * mean:
             reason = f"the mean acceptance length is {stated}, but the rates give {mean:.2f}"
+        elif percent and drafted and abs(counted(percent, name) - 100 * accepted / drafted) > 0.2:
+            reason = f"the acceptance rate is {percent}%, but {accepted:.0f}/{drafted:.0f} accepted"
         if reason:
             number = text.count("\n", 0, line.start()) + 1
             raise ConfigError(f"{name}: line {number}: {reason}; remove the damaged line")
@@ -285,24 +295,27 @@ def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
             _accepted(entry, name),
             _number(entry, "num_accepted_tokens", name),
         )
-        _check_length(entry, one, name)
+        _check_means(entry, one, name)
         total.add(one)
     known = None not in (total.draft_tokens, total.accepted_tokens)
     return total if total.accepted or known else None
 
 
-def _check_length(entry: dict[str, Any], counters: _Counters, name: str) -> None:
-    """Refuse a mean acceptance length of `vllm bench serve` that its counters do not give."""
-    stated = entry.get("spec_decode_acceptance_length")
-    tokens = sum(counters.accepted) if counters.accepted else counters.accepted_tokens
-    if stated is None or tokens is None or not counters.rounds:
+def _check_means(entry: dict[str, Any], counters: _Counters, name: str) -> None:
+    """Refuse means of `vllm bench serve` that its counters do not give; its rate is in percent."""
+    accepted = sum(counters.accepted) if counters.accepted else counters.accepted_tokens
+    if accepted is None or not counters.rounds:
         return
-    mean = 1.0 + tokens / counters.rounds
-    if abs(counted(stated, name) - mean) > ROUNDED * mean:
-        raise ConfigError(
-            f"{name}: spec_decode_acceptance_length is {shown(stated)}, but the other counters "
-            f"give {mean:.2f}; give the unchanged result of `vllm bench serve`"
-        )
+    means = {"spec_decode_acceptance_length": 1.0 + accepted / counters.rounds}
+    if counters.draft_tokens:
+        means["spec_decode_acceptance_rate"] = 100.0 * accepted / counters.draft_tokens
+    for key, mean in means.items():
+        stated = entry.get(key)
+        if stated is not None and abs(counted(stated, name) - mean) > ROUNDED * mean:
+            raise ConfigError(
+                f"{name}: {key} is {shown(stated)}, but the other counters give {mean:.2f}; give "
+                f"the unchanged result of `vllm bench serve`"
+            )
 
 
 def _number(entry: dict[str, Any], counter: str, name: str) -> float | None:

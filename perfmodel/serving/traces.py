@@ -152,6 +152,8 @@ def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
         while text[at : at + 1] in (" ", "\t", "\n", "\r", ","):
             at += 1
         if text[at : at + 1] == "]":
+            if any(rest.strip() for rest in itertools.chain([text[at + 1 :]], lines)):
+                raise ConfigError(f"{path}: there is more text after the array; write one array")
             return
         if at < len(text) and (not more or len(text) - at >= 2 * tried):
             try:
@@ -238,10 +240,15 @@ def _request(cells: dict[str, Any]) -> Row | str:
     if "conversations" in cells:
         found = _conversation(cells["conversations"])
         return NO_ANSWER if found is None else Row(None, *found)
-    prompt, output = _first(cells, PROMPTS), _first(cells, OUTPUTS)
+    prompt, output = _only(cells, PROMPTS), _only(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
         return FAILED
     lengths = _count("prompt_tokens", prompt, least=1), _count("output_tokens", output, least=1)
+    total = cells.get("Total tokens")
+    if total is not None and _count("Total tokens", total, least=1) != sum(lengths):
+        raise ValueError(
+            f"Total tokens={shown(total)} is not the sum of {lengths[0]} and {lengths[1]}"
+        )
     block = BAILIAN_BLOCK if any(name in cells for name in BAILIAN) else MOONCAKE_BLOCK
     ids = _blocks(cells, lengths[0], block)
     return Row(_arrival_s(cells), *lengths, ids, block if ids else 0)
@@ -264,9 +271,8 @@ def _blocks(cells: dict[str, Any], prompt: int, block: int) -> tuple[int, ...]:
 
 
 def _arrival_s(cells: dict[str, Any]) -> float | None:
-    for name in IN_SECONDS:
-        if name in cells:
-            return _seconds(cells[name])
+    if any(name in cells for name in IN_SECONDS):
+        return _seconds(_only(cells, IN_SECONDS))
     if "TIMESTAMP" in cells:
         if ":" not in str(cells["TIMESTAMP"]):
             raise ValueError(
@@ -316,10 +322,13 @@ def _text_tokens(turn: dict[str, Any]) -> int:
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
-def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in cells:
-            return cells[name]
+def _only(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the one column that is present; `ValueError` if several contradict."""
+    present = [name for name in names if name in cells]
+    if len({str(cells[name]) for name in present}) > 1:
+        raise ValueError(f"columns {' and '.join(present)} contradict each other; keep one of them")
+    if present:
+        return cells[present[0]]
     raise ValueError(f"no column {' or '.join(names)}; the columns are {', '.join(cells)}"[:300])
 
 
