@@ -21,6 +21,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'; did you mean "),
     ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'; did you mean llama-3.1-8b"),
     ({"target": "llama\n3"}, "unknown model"),
+    ({"draft": "eagle"}, "unknown draft 'eagle'; did you mean eagle3 or p-eagle?"),
+    ({"draft": "slef"}, "unknown draft 'slef'; did you mean self?"),
     ({"draft": "tinylama"}, "unknown model 'tinylama'; did you mean tinyllama-1.1b,"),
     ({"engine": "specrof"}, "unknown engine 'specrof'; did you mean specroof"),
     ({"gama": 3}, "unknown key 'gama'; did you mean gamma"),

@@ -181,6 +181,7 @@ def test_an_ascii_terminal_gets_the_table() -> None:
         text=True,
     )
     assert result.returncode == 0 and "TP 8" in result.stdout and result.stderr == ""
+    assert "gamma=" in result.stdout and "alpha 0." in result.stdout and "?" not in result.stdout
 
 
 def test_too_little_memory_is_one_line(

@@ -236,3 +236,14 @@ def test_a_null_in_the_config_does_not_hide_the_file_next_to_it(tmp_path: Path) 
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
     _, stored = without_quantisation(read_hf_config(tmp_path), "m")
     assert stored.weights == "fp8"
+
+
+def test_two_files_that_state_different_types_are_refused(tmp_path: Path) -> None:
+    stated = {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | stated))
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    assert catalog.model(str(tmp_path)).weight_dtype == "fp8"
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    with pytest.raises(ConfigError, match=r"states nvfp4 .* config\.json states fp8; remove"):
+        catalog.model(str(tmp_path))
