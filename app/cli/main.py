@@ -35,7 +35,8 @@ EXTRAS = {
 }
 # A former flag of `specroof run`, and the flag of scenarios with the same meaning.
 SAME_FLAGS = {"--gen-tokens": {"--output-tokens"}}
-NAMES = {"γ": "gamma", "α": "alpha", "Ω": "Omega", "·": "*", "×": "x", "–": "-", "…": "..."}
+NAMES = {"γ": "gamma", "α": "alpha", "Ω": "Omega", "σ": "sigma", "Σ": "sum", "·": "*", "±": "+/-"}
+NAMES |= {"×": "x", "–": "-", "…": "...", "→": "->", "²": "^2"}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -25,7 +25,7 @@ from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
-from perfmodel.specs import METHODS
+from perfmodel.specs import MAX_GAMMA, METHODS
 from perfmodel.speculation import Measured, implausible
 from perfmodel.units import parse_number
 
@@ -71,14 +71,17 @@ def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -
         engine, _, version = runs_on.rpartition("-")
         measured = replace(measured, engine=engine or version, version=version if engine else "")
     rounds, stated = dict(measured.rounds_s), set[int]()
-    for part in filter(None, round_ms.split(",")):
-        count, _, milliseconds = part.rpartition(":")
+    for part in round_ms.split(",") if round_ms else ():
+        count, colon, milliseconds = part.rpartition(":")
         try:
-            drafts, seconds = int(count) if count else gamma, 1e-3 * parse_number(milliseconds)
+            drafts = int(parse_number(count)) if colon else gamma
+            seconds = 1e-3 * parse_number(milliseconds)
+            if count and not (1 <= drafts <= MAX_GAMMA and float(count) == drafts):
+                raise ValueError
         except ValueError:
             raise ConfigError(
-                f"--round-ms {round_ms!r} is not valid; give milliseconds such as 41, or several "
-                f"gamma such as 1:15.6,3:41"
+                f"--round-ms {round_ms[:40]!r} is not valid; give milliseconds such as 41, or "
+                f"several gamma such as 1:15.6,3:41"
             ) from None
         if drafts in stated:
             raise ConfigError(f"--round-ms {round_ms!r} states gamma {drafts} twice; give it once")
