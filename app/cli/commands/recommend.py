@@ -49,8 +49,11 @@ def recommend(
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import recommendation_dict
     from perfmodel.reports import skipped_notes
+    from perfmodel.serving import trace_rows
 
     flags = context.obj
+    if traffic is not None:
+        next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
     answer, notes = find_recommendation(
         flags,
         scenario,
