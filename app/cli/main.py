@@ -1,18 +1,19 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
 This module only imports what Python has loaded already, so that an interrupt ends the program
-quietly from the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal
-error, 2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
-130 interrupted.
+quietly from here on; `signal` itself would load enum and functools. Until then, which is while
+Python starts, its own handler prints a traceback. The commands are in `app.cli.application`. Exit
+codes: 0 success, 1 internal error, 2 usage, bad input or an output that cannot be written, 3
+infeasible, 4 outside tolerance, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]
 import codecs
 import errno
 import io
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # as in typing, which takes as long to import as all the others

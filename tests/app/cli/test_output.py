@@ -173,6 +173,15 @@ def test_no_cell_is_cut_at_any_width(
         assert max(map(len, lines)) <= columns
 
 
+def test_an_interrupt_is_handled_before_more_modules_are_loaded() -> None:
+    script = (
+        "import sys; first = {*sys.modules}; import app.cli.main; print(*{*sys.modules} - first)"
+    )
+    root = Path(__file__).parents[3]
+    loaded = subprocess.check_output([sys.executable, "-S", "-c", script], text=True, cwd=root)
+    assert {*loaded.split()} <= {"app", "app.cli", "app.cli.main", "__future__", "errno"}
+
+
 def test_an_ascii_terminal_gets_the_table() -> None:
     result = subprocess.run(
         [*SPECROOF, "recommend", "--scenario", "default", "--tp", "8"],
