@@ -175,7 +175,7 @@ def test_no_cell_is_cut_at_any_width(
 
 def test_an_interrupt_is_handled_before_more_modules_are_loaded() -> None:
     script = (
-        "import sys; first = {*sys.modules}; import app.cli.main; print(*{*sys.modules} - first)"
+        "import os, sys; old = {*sys.modules}; import app.cli.main; print(*{*sys.modules} - old)"
     )
     root = Path(__file__).parents[3]
     loaded = subprocess.check_output([sys.executable, "-S", "-c", script], text=True, cwd=root)
