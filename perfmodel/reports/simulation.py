@@ -61,7 +61,7 @@ def simulation_dict(
 
 def skipped_notes(skipped: Mapping[str, int]) -> list[str]:
     """How many requests of a trace were left out, in words, by reason."""
-    return [f"{n:,} requests of the trace {why} and are left out" for why, n in skipped.items()]
+    return [f"left out of the trace: {n:,} with {why}" for why, n in skipped.items()]
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:

@@ -45,8 +45,8 @@ _ARRIVAL = re.compile(r"arriv|time_?stamp|(start|request|send|submit)(ed)?_?(tim
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
-NO_ANSWER = "have no question with an answer"
-FAILED = "failed (0 response tokens)"  # in BurstGPT
+NO_ANSWER = "no question with an answer"
+FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 

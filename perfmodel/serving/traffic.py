@@ -159,7 +159,7 @@ class Traffic:
                 )
             yield times, *lengths, blocks, max(sizes)
         if empty:
-            reasons = "".join(f"; {n:,} {why}" for why, n in skipped.items())
+            reasons = "".join(f"; left out: {n:,} with {why}" for why, n in skipped.items())
             raise ConfigError(f"{self.path} contains no requests{reasons}")
 
 

@@ -76,7 +76,7 @@ def test_requests_that_are_left_out_are_counted(
 ) -> None:
     path = tmp_path / "burst.csv"
     path.write_text("Timestamp,Request tokens,Response tokens\n0,9,5\n1,9,0\n2,9,5\n3,9,0\n")
-    note = "2 requests of the trace failed (0 response tokens) and are left out"
+    note = "left out of the trace: 2 with 0 response tokens"
     result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
     assert result["workload"]["requests"] == 2 and note in result["notes"]
     few = [
