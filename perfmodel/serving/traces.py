@@ -33,6 +33,8 @@ from perfmodel.units import ambiguous, parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
+STAMPS = ("TIMESTAMP", "timestamp", *IN_SECONDS)
+_ZONE = re.compile(r"(Z|[+-]\d\d:?\d\d)$", re.I)
 PROMPTS = (
     "prompt_tokens", "ContextTokens", "input_length", "Request tokens", "prompt_size",
     "num_prefill_tokens",
@@ -76,7 +78,7 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
     """
     path = Path(path)
     first: float | None = None
-    last = -math.inf
+    last, zones = -math.inf, set[bool]()
     for place, cells in trace_cells(path):
         try:
             request = _request(cells)
@@ -88,6 +90,13 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
             continue
         arrival = request.arrival_s
         if arrival is not None:
+            stamp = next((str(cells[name]) for name in STAMPS if name in cells), "")
+            zones |= {bool(_ZONE.search(stamp))} if ":" in stamp else set()
+            if len(zones) > 1:
+                raise ConfigError(
+                    f"{path}: up to {place}, some dates have a time zone and some do not; give it "
+                    f"for all or for none"
+                )
             first = arrival if first is None else first
             arrival -= first
             if arrival < last:

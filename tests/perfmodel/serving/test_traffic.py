@@ -175,6 +175,7 @@ def test_the_blocks_of_prompts_are_read(tmp_path: Path, text: str, block: int) -
         "arrival_s,prompt_tokens,input_length,output_tokens\n0,600,900,44",
         "arrival_s,Timestamp,prompt_tokens,output_tokens\n0,99,600,44",
         "Timestamp,Request tokens,Response tokens,Total tokens\n0,600,44,9999",
+        AZURE_2024 + AZURE.splitlines()[-1].replace(":50", ":59"),
         "[" * 100_000,
         "x" * 200_000 + ",y\n1,2",
     ],
