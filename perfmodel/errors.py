@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from difflib import get_close_matches
 from typing import Any
 
@@ -75,6 +76,8 @@ def shown(value: object) -> str:
         return f"{kind} of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, date | time):  # of TOML
+        return value.isoformat()
     text = repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value)
     return printable(text, limit=_MAX_SHOWN)
 

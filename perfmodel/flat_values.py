@@ -24,13 +24,14 @@ SUPERSEDES: dict[str, tuple[str, ...]] = {
 
 
 def override(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` overridden by `new`, without the keys that a changed value invalidates."""
-    dropped = {
-        key
-        for name, value in new.items()
-        if str(base.get(name)) != str(value)
-        for key in SUPERSEDES.get(name, ())
-    }
+    """`base` overridden by `new`, without the keys that a changed value invalidates.
+
+    What `base` states of a draft without naming one applies to the draft that `new` names.
+    """
+    changed = {name for name, value in new.items() if str(base.get(name)) != str(value)}
+    if "draft" not in base and new.get("draft") != "none":
+        changed.discard("draft")
+    dropped = {key for name in changed for key in SUPERSEDES.get(name, ())}
     return {k: v for k, v in base.items() if k not in dropped} | dict(new)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from perfmodel.specs.draft import MAX_GAMMA
-from perfmodel.units import parse_number
+from perfmodel.units import ambiguous, parse_number
 
 MAX_COUNT = 1 << 40
 
@@ -18,6 +18,8 @@ def whole_number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true or false")
     if isinstance(value, str):
+        if doubt := ambiguous(value):
+            raise ValueError(doubt)
         try:
             value = parse_number(value)
         except ValueError:

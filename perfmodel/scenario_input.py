@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -15,7 +17,7 @@ from perfmodel.catalog.acceptance import read_acceptance_curves
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.catalog.method_acceptance import method_acceptance
 from perfmodel.catalog.scenarios import current_names
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_fields import ScenarioFields
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
@@ -64,7 +66,7 @@ class ScenarioInput(ScenarioFields):
         if draft in METHODS:
             return self._method_plan()
         if draft != "self":
-            name = catalog.model(draft).name
+            name = _draft_model(draft).name
             draft = "self" if name == catalog.model(self.target).name else name
         budget, share = self.kv_budget, None
         if policy is DraftPolicy.FULL:
@@ -215,6 +217,17 @@ class ScenarioInput(ScenarioFields):
             acceptance=acceptance,
             user_curves=curves,
         )
+
+
+def _draft_model(name: str) -> ModelSpec:
+    """A draft model; the error for an unknown one also suggests built-in drafts."""
+    try:
+        return catalog.model(name)
+    except ConfigError:
+        near = get_close_matches(name.lower(), [*METHODS, "none", "self"])
+        if near and not Path(name).exists():
+            raise ConfigError(f"unknown draft {name!r}; did you mean {either(near)}?") from None
+        raise
 
 
 def parse_scenario(values: Mapping[str, Any], *, origin: str = "") -> ScenarioInput:

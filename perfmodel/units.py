@@ -31,6 +31,17 @@ def parse_number(text: str) -> float:
     raise ValueError(f"{text[:40]!r} is not a number")
 
 
+_GROUPED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)
+
+
+def ambiguous(text: str) -> str:
+    """What a whole number such as 32.000 may mean, as a predicate; "" if there is no doubt."""
+    if not _GROUPED.fullmatch(text := text.strip()):
+        return ""
+    first, digits = text.partition(".")[0], text.replace(".", "")[:40]
+    return f"may be {first} or {digits}; write it without a point"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration with three significant digits: `format_seconds(0.0204)` is `"20.4 ms"`."""
     for factor, unit in ((1.0, "s"), (MS, "ms"), (US, "us")):

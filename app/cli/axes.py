@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from perfmodel import ConfigError
-from perfmodel.units import parse_number
+from perfmodel.units import ambiguous, parse_number
 
 NUMBER_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget", "tp", "ep", "dp", "draft_tp")
 MAX_VALUES = 10_000
@@ -96,6 +96,8 @@ def _geometric(name: str, term: str, first: int, last: int, text: str) -> list[i
 
 
 def _integer(name: str, text: str, term: str) -> int:
+    if doubt := ambiguous(text):
+        raise ConfigError(f"{name}: {_shown(text)} {doubt}")
     value = _number(name, text, term)
     if value % 1 or abs(value) > 2**53:
         raise ConfigError(f"{name}: {_shown(term)} is not valid; use whole numbers")

@@ -73,6 +73,8 @@ def _header(cells: list[str], name: str) -> list[str]:
     header = [FORMER_NAMES.get(column, column) for column in written]
     if not any(header):
         raise ConfigError(f"{name}: the first line must name columns, such as target,batch,gamma")
+    if len(cells) == 1 and any(mark in cells[0] for mark in ";\t"):
+        raise ConfigError(f"{name}: the columns must be separated by commas")
     columns = list(ScenarioInput.model_fields)
     for column in header:
         if column not in columns:

@@ -1,17 +1,19 @@
 """`specroof`: the command line. Results go to stdout, errors and progress to stderr.
 
 This module only imports what Python has loaded already, so that an interrupt ends the program
-quietly from the start. The commands are in `app.cli.application`. Exit codes: 0 success, 1 internal
-error, 2 usage, bad input or an output that cannot be written, 3 infeasible, 4 outside tolerance,
-130 interrupted.
+quietly from here on; `signal` itself would load enum and functools. Until then, which is while
+Python starts, its own handler prints a traceback. The commands are in `app.cli.application`. Exit
+codes: 0 success, 1 internal error, 2 usage, bad input or an output that cannot be written, 3
+infeasible, 4 outside tolerance, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]
+import codecs
 import errno
 import io
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # as in typing, which takes as long to import as all the others
@@ -34,6 +36,8 @@ EXTRAS = {
 }
 # A former flag of `specroof run`, and the flag of scenarios with the same meaning.
 SAME_FLAGS = {"--gen-tokens": {"--output-tokens"}}
+NAMES = {"γ": "gamma", "α": "alpha", "Ω": "Omega", "σ": "sigma", "Σ": "sum", "·": "*", "±": "+/-"}
+NAMES |= {"×": "x", "–": "-", "…": "...", "→": "->", "²": "^2"}
 OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -151,6 +155,13 @@ def _terminate(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _named(error: UnicodeError) -> tuple[str, int]:
+    """What is written for characters that the output's encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(NAMES.get(character, "?") for character in lacking), error.end
+
+
 def _open_streams() -> None:
     """Connect closed standard streams to the null device, so that no file takes their place."""
     for handle, name in enumerate(("stdin", "stdout", "stderr")):
@@ -163,7 +174,7 @@ def _open_streams() -> None:
                 setattr(sys, name, stream)
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
-            output.reconfigure(errors="replace")  # gamma and alpha on an ASCII terminal
+            output.reconfigure(errors="named")  # on an ASCII terminal
 
 
 def main() -> NoReturn:
@@ -172,6 +183,7 @@ def main() -> NoReturn:
     sys.unraisablehook = _Interrupts.unraisable
     # End without a message when the reader closes the pipe, as in `specroof sweep ... | head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    codecs.register_error("named", _named)
     _open_streams()
     if sys.stdout is None:
         sys.exit(fail("stdout is closed, so there is nowhere to print", 2))

@@ -1,6 +1,5 @@
 from .cells import Cell as Cell
 from .engine_counters import import_acceptance as import_acceptance
-from .engine_counters import vllm_metrics as vllm_metrics
 from .fit import curves_text as curves_text
 from .fit import fit_records as fit_records
 from .published_fit import fit_published_curves as fit_published_curves
@@ -19,4 +18,5 @@ from .run import read_text as read_text
 from .run import run_jobs as run_jobs
 from .run import windows_of as windows_of
 from .tables import report_lines as report_lines
+from .vllm_counters import vllm_metrics as vllm_metrics
 from .window import Task as Task

@@ -1,8 +1,7 @@
 """Read acceptance rates from the counters and logs of engines.
 
-- vLLM counts rounds and the rounds that accepted each position (/metrics, its JSON forms, the
-  result of `vllm bench serve`), or logs rates per position ("SpecDecoding metrics"). `specroof run
-  --output` lists the accepted drafts of every round. Both give one rate per position.
+- vLLM's counters (`vllm_counters`) and the rounds of `specroof run --output`, which list the
+  accepted drafts, give one rate per position.
 - Other reports only have a mean, from which `engine_means` derives one rate for all positions.
 
 Rates per position are conditional: P(accepted | all previous drafts were accepted). The counters do
@@ -11,26 +10,19 @@ not determine them if the number of drafts varies between rounds; this is an err
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.acceptance.engine_means import (
-    LABELS,
-    NUMBER,
-    SHORT_ROUNDS,
-    Imported,
-    check_one_model,
-    counted,
-    labels_of,
-    mean_acceptance,
-    share,
-    totals,
+from calibration.acceptance.engine_means import Imported, counted, mean_acceptance
+from calibration.acceptance.vllm_counters import (
+    LOG,
+    SAMPLE,
+    conditional_rates,
+    vllm_json,
+    vllm_log,
+    vllm_metrics,
 )
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
@@ -38,73 +30,6 @@ from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
-_SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
-_LOG = re.compile(
-    rf"SpecDecoding metrics:.*?\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
-    r"Per-position acceptance rate: ([0-9., ]*[0-9])"
-)
-_POSITIONS = {str(i) for i in range(MAX_GAMMA)}
-_BENCH_KEYS = {  # keys of the result of `vllm bench serve`
-    "num_drafts": "spec_decode_num_drafts",
-    "num_draft_tokens": "spec_decode_draft_tokens",
-    "num_accepted_tokens": "spec_decode_accepted_tokens",
-}
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Rounds, rounds that accepted each position, drafted and accepted tokens.
-
-    The tokens are None if not reported; the accepted ones are used if the positions are not known.
-    """
-
-    rounds: float = 0.0
-    draft_tokens: float | None = None
-    accepted: tuple[float, ...] = ()
-    accepted_tokens: float | None = None
-
-    def add(self, other: _Counters) -> None:
-        self.rounds += other.rounds
-        pairs = itertools.zip_longest(self.accepted, other.accepted, fillvalue=0.0)
-        self.accepted = tuple(one + two for one, two in pairs)
-        if other.draft_tokens is not None:
-            self.draft_tokens = (self.draft_tokens or 0.0) + other.draft_tokens
-        if other.accepted_tokens is not None:
-            self.accepted_tokens = (self.accepted_tokens or 0.0) + other.accepted_tokens
-
-    def mean(self, name: str, gamma: int | None) -> Imported:
-        """One rate for all positions, from totals; vLLM V0 does not report rounds."""
-        assert self.draft_tokens is not None and self.accepted_tokens is not None
-        counts = (self.draft_tokens, self.accepted_tokens)
-        if not self.rounds and any(counts):
-            return share(counts[1], counts[0], "vLLM V0", name, gamma)
-        return totals(self.rounds, *counts, engine="vLLM", name=name, gamma=gamma)
-
-    def imported(self, name: str) -> Imported:
-        """The rates per position; an error if the number of drafts per round varies."""
-        if not self.rounds and not any(self.accepted):
-            raise ConfigError(
-                f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
-                f"drafted yet; read the counters again after some requests"
-            )
-        total = sum(self.accepted)
-        if self.accepted_tokens is not None and (
-            abs(self.accepted_tokens - total) > SHORT_ROUNDS * max(total, 1.0)
-        ):
-            raise ConfigError(
-                f"{name}: {self.accepted_tokens:,.0f} tokens were accepted, but {total:,.0f} over "
-                f"the positions; keep all counters of one engine"
-            )
-        rates = conditional_rates(self.rounds, self.accepted, name)
-        most = self.rounds * len(rates)
-        if self.draft_tokens is not None and self.draft_tokens < (1.0 - SHORT_ROUNDS) * most:
-            raise ConfigError(
-                f"{name}: the number of draft tokens varies ({self.draft_tokens:,.0f} in "
-                f"{self.rounds:,.0f} rounds, {self.draft_tokens / self.rounds:.2f} per round "
-                f"instead of {len(rates)}), so the counters do not determine acceptance; run the "
-                f"engine with a fixed number of draft tokens"
-            )
-        return Imported(per_position=rates, engine="vLLM", rounds=int(self.rounds))
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
@@ -139,15 +64,25 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read acceptance rates from a text; error messages start with `name`."""
+    found = _parsed(text, name, gamma)
+    if found.positional and gamma not in (None, len(found.per_position)):
+        raise ConfigError(
+            f"{name}: the report has {len(found.per_position)} draft positions, but gamma is "
+            f"{gamma}; give --gamma {len(found.per_position)}"
+        )
+    return found
+
+
+def _parsed(text: str, name: str, gamma: int | None) -> Imported:
     values = list(_json_values(text, name))
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
-    if (counters := _vllm_json(values, name)) is not None:
+    if (counters := vllm_json(values, name)) is not None:
         return counters.imported(name) if counters.accepted else counters.mean(name, gamma)
-    if _LOG.search(text):
-        return _vllm_log(text, name).imported(name)
-    if _SAMPLE.search(text):
+    if LOG.search(text):
+        return vllm_log(text, name).imported(name)
+    if SAMPLE.search(text):
         return vllm_metrics(text, name, gamma=gamma)
     if (found := mean_acceptance(text, values, name, gamma)) is not None:
         return found
@@ -155,76 +90,6 @@ def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Impor
         f"{name}: no acceptance counters found; give a metrics page, log or benchmark result of "
         f"vLLM, SGLang, TensorRT-LLM or llama.cpp, or the output of `specroof run --output`"
     )
-
-
-def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
-    """Read vLLM's /metrics page, summed over engines.
-
-    If the text holds several scrapes of the page, the rates are those between the first and the
-    last.
-
-    Raises
-    ------
-    ConfigError
-        If counters are missing, contradict each other, or belong to several models.
-    """
-    series: dict[tuple[str, str], list[float]] = {}
-    for counter, labels, value in _SAMPLE.findall(text):
-        series.setdefault((counter.lower(), labels), []).append(counted(value, name))
-    check_one_model((labels_of(labels) for _, labels in series), name)
-    sums: dict[str, float] = {}
-    counts: dict[int, float] = {}
-    for (counter, labels), scrapes in series.items():
-        value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
-        if value < 0:
-            raise ConfigError(
-                f"{name}: the counter {counter} went backwards, so the engine restarted between "
-                f"the scrapes; keep those after the restart"
-            )
-        position = labels_of(labels).get("position", "")
-        if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
-            counts[int(position)] = counts.get(int(position), 0.0) + value
-        else:
-            sums[counter] = sums.get(counter, 0.0) + value
-    drafts, drafted = sums.get("num_drafts"), sums.get("num_draft_tokens")
-    if not counts and drafted and "num_accepted_tokens" in sums:
-        known = _Counters(drafts or 0.0, drafted, (), sums["num_accepted_tokens"])
-        return known.mean(name, gamma)
-    if drafts is None or not counts or sorted(counts) != list(range(len(counts))):
-        raise ConfigError(
-            f"{name}: counters are missing; the page must have vllm:spec_decode_num_drafts_total "
-            f"and vllm:spec_decode_num_accepted_tokens_per_pos_total for positions 0, 1, ..."
-        )
-    accepted = tuple(counts[i] for i in range(len(counts)))
-    return _Counters(drafts, drafted, accepted, sums.get("num_accepted_tokens")).imported(name)
-
-
-def _vllm_log(text: str, name: str) -> _Counters:
-    """The sum of vLLM's log lines, each of which covers a few seconds."""
-    total = _Counters()
-    for *counts, listed in _LOG.findall(text):
-        accepted, drafted = (counted(count, name) for count in counts)
-        rates = [counted(rate, name) for rate in listed.split(",")]
-        rounds = accepted / sum(rates) if sum(rates) else drafted / len(rates)
-        total.add(_Counters(rounds, drafted, tuple(rounds * rate for rate in rates)))
-    total.rounds = round(total.rounds)
-    return total
-
-
-def conditional_rates(drafts: float, accepted: Sequence[float], name: str) -> tuple[float, ...]:
-    """P(position accepted | all previous ones were accepted).
-
-    `drafts` is the number of rounds, `accepted` the number of rounds that accepted each position.
-    """
-    reached = [float(drafts), *map(float, accepted)]
-    if not drafts > 0 or not accepted or not all(0 <= count < math.inf for count in reached):
-        raise ConfigError(f"{name}: counters must be positive, with at least one draft position")
-    pairs = list(itertools.pairwise(reached))
-    if any(after > before for before, after in pairs):
-        raise ConfigError(
-            f"{name}: more rounds accepted a position than the previous one, which is impossible"
-        )
-    return tuple(after / before if before else 0.0 for before, after in pairs)
 
 
 def _run_records(rounds: Sequence[Any], name: str) -> Imported:
@@ -250,65 +115,6 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
     passed = [float(sum(count > i for count in accepted)) for i in range(gamma)]
     rates = conditional_rates(len(accepted), passed, name)
     return Imported(per_position=rates, engine="specroof", rounds=len(accepted))
-
-
-def _vllm_json(values: Sequence[Any], name: str) -> _Counters | None:
-    """Counters in any of vLLM's JSON forms, summed over engines; None if there are none."""
-    total = _Counters()
-    for entry in _entries(values):
-        total.add(
-            _Counters(
-                _number(entry, "num_drafts", name) or 0.0,
-                _number(entry, "num_draft_tokens", name),
-                _accepted(entry, name),
-                _number(entry, "num_accepted_tokens", name),
-            )
-        )
-    known = None not in (total.draft_tokens, total.accepted_tokens)
-    return total if total.accepted or known else None
-
-
-def _number(entry: dict[str, Any], counter: str, name: str) -> float | None:
-    """A counter of an entry, under its key, the key of `vllm bench serve`, or a metric's name."""
-    value = entry.get(counter, entry.get(_BENCH_KEYS.get(counter, "")))
-    if _is_metric(entry, counter):
-        value = entry.get("value")
-    return None if value is None else counted(value, name)
-
-
-def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
-    """Rounds that accepted each position."""
-    counter = "num_accepted_tokens_per_pos"
-    listed = entry.get("values" if _is_metric(entry, counter) else counter)
-    scale: float | None = 1.0
-    if listed is None:
-        listed = entry.get("spec_decode_per_position_acceptance_rates")
-        scale = _number(entry, "num_drafts", name)
-    if not isinstance(listed, list):
-        return ()
-    if scale is None:
-        raise ConfigError(
-            f"{name}: there are rates per position but no spec_decode_num_drafts; give the whole "
-            f"result of `vllm bench serve`"
-        )
-    return tuple(scale * counted(one, name) for one in listed)
-
-
-def _is_metric(entry: dict[str, Any], counter: str) -> bool:
-    """Whether an entry with a name and values is this counter."""
-    return str(entry.get("name", "")).removesuffix("_total").endswith(f"spec_decode_{counter}")
-
-
-def _entries(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """JSON objects at the top level, in lists, and under vLLM's keys for its metrics."""
-    for value in values:
-        if isinstance(value, list):
-            yield from _entries(value)
-        elif isinstance(value, dict):
-            yield value
-            for key in ("metrics", "spec_decode", "spec_decoding_stats"):
-                if isinstance(value.get(key), list | dict):
-                    yield from _entries([value[key]])
 
 
 def _json_values(text: str, name: str) -> Iterator[Any]:

@@ -29,7 +29,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\\n]|\\.)*+)"')
 _SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
 _SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
 _LLAMA_SERVER = re.compile(
-    r"draft acceptance(?: rate)? = .*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
+    rf"draft acceptance(?: rate)? = {NUMBER}?.*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
 )
 _LLAMA_TOOL = re.compile(
     r"^n_draft\s*= (\d+)$.*?^n_drafted\s*= (\d+)$.*?^n_accept\s*= (\d+)$", re.M | re.S
@@ -102,8 +102,16 @@ def mean_acceptance(
     """
     if stats := list(_iterations(values)):
         return _tensorrt_llm(stats, name, gamma)
-    if pairs := _LLAMA_SERVER.findall(text):
-        accepted, drafted = (sum(counted(pair[i], name) for pair in pairs) for i in (0, 1))
+    if runs := _LLAMA_SERVER.findall(text):
+        accepted, drafted = (sum(counted(run[i], name) for run in runs) for i in (1, 2))
+        for stated, part, whole in runs:
+            if stated and abs(float(stated) * float(whole) - float(part)) > SHORT_ROUNDS * float(
+                whole
+            ):
+                raise ConfigError(
+                    f"{name}: a draft acceptance rate of {stated} contradicts {part} accepted of "
+                    f"{whole} generated drafts; remove the damaged line"
+                )
         return share(accepted, drafted, "llama.cpp", name, gamma)
     if runs := _LLAMA_TOOL.findall(text):
         drafts = {int(counted(run[0], name)) for run in runs}
@@ -132,7 +140,7 @@ def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | 
             f"--accepted-fraction {fraction:.3f}, the accepted share of all drafted tokens, with "
             f"the engine's --gamma"
         )
-    return _from_mean(1.0 + fraction * gamma, gamma, engine)
+    return _from_mean(1.0 + fraction * gamma, gamma, engine, name)
 
 
 def totals(
@@ -192,11 +200,14 @@ def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Impo
             f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
             f"draft tokens per round to convert it to one i.i.d. acceptance"
         )
-    return _from_mean(sum(lengths) / len(lengths), gamma, "SGLang")
+    return _from_mean(sum(lengths) / len(lengths), gamma, "SGLang", name)
 
 
-def _from_mean(tokens: float, gamma: int, engine: str) -> Imported:
-    rates = Acceptance.from_tokens_per_round(tokens, gamma).per_position
+def _from_mean(tokens: float, gamma: int, engine: str, name: str) -> Imported:
+    try:
+        rates = Acceptance.from_tokens_per_round(tokens, gamma).per_position
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}; check --gamma") from error
     return Imported(
         per_position=rates, engine=engine, rounds=None, tokens_per_round=tokens, gamma=gamma
     )

@@ -25,8 +25,8 @@ from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
-from perfmodel.specs import METHODS
-from perfmodel.speculation import Measured
+from perfmodel.specs import MAX_GAMMA, METHODS
+from perfmodel.speculation import Measured, implausible
 from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
@@ -41,7 +41,6 @@ _LATENCY = re.compile(
 )
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
 _PAGE = re.compile(r"^(?:vllm|sglang):\w+(?:\{[^}\n]*\})? ", re.M)
-SHORTEST, LONGEST = 1e-7, 1e6  # [s] of a step
 QUIET = 0.01  # prompt over generation throughput of a log line that counts as decoding alone
 
 
@@ -72,14 +71,17 @@ def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -
         engine, _, version = runs_on.rpartition("-")
         measured = replace(measured, engine=engine or version, version=version if engine else "")
     rounds, stated = dict(measured.rounds_s), set[int]()
-    for part in filter(None, round_ms.split(",")):
-        count, _, milliseconds = part.rpartition(":")
+    for part in round_ms.split(",") if round_ms else ():
+        count, colon, milliseconds = part.rpartition(":")
         try:
-            drafts, seconds = int(count) if count else gamma, 1e-3 * parse_number(milliseconds)
+            drafts = int(parse_number(count)) if colon else gamma
+            seconds = 1e-3 * parse_number(milliseconds)
+            if count and not (1 <= drafts <= MAX_GAMMA and float(count) == drafts):
+                raise ValueError
         except ValueError:
             raise ConfigError(
-                f"--round-ms {round_ms!r} is not valid; give milliseconds such as 41, or several "
-                f"gamma such as 1:15.6,3:41"
+                f"--round-ms {round_ms[:40]!r} is not valid; give milliseconds such as 41, or "
+                f"several gamma such as 1:15.6,3:41"
             ) from None
         if drafts in stated:
             raise ConfigError(f"--round-ms {round_ms!r} states gamma {drafts} twice; give it once")
@@ -125,13 +127,21 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     measured = replace(measured, engine=measured.engine or engine)
     if seconds is None:
         return measured
-    if not SHORTEST < seconds < LONGEST:
-        raise ConfigError(
-            f"{name}: a step of {seconds:.3g} s is not plausible; remove the damaged lines"
-        )
+    _check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
     if imported is None:
         return replace(measured, plain_s=seconds)
     return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+
+
+def _check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
+    """Refuse the time of a plain step, or of a round with drafts, that is not plausible."""
+    try:
+        step = Measured(rounds_s={drafts: seconds}) if drafts else Measured(plain_s=seconds)
+        reason = implausible(scenario, step)
+    except ConfigError as error:
+        reason = str(error)
+    if reason:
+        raise ConfigError(f"{name}: {reason}")
 
 
 def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:

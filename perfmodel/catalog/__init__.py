@@ -60,7 +60,12 @@ def default_machine(gpu_name_or_path: str) -> Machine:
     name = gpu_name_or_path
     if name.endswith(".toml"):
         return machine_of_gpu_file(user_table(name, "a GPU"), where=name)
-    return machine(table("gpus", _known(name, "GPU", gpu_names()))["default_machine"])
+    return machine(_default_machine_name(_known(name, "GPU", gpu_names())))
+
+
+@cache
+def _default_machine_name(gpu_name: str) -> str:
+    return str(table("gpus", gpu_name)["default_machine"])
 
 
 class _Curves(Table):

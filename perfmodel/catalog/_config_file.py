@@ -9,6 +9,7 @@ from typing import Any
 
 from perfmodel.errors import ConfigError, os_reason, printable, shown
 from perfmodel.input_file import distinct
+from perfmodel.specs.checkpoint.quantisation import without_quantisation
 
 MAX_CONFIG_BYTES = 1_000_000
 # Files next to config.json in which quantised checkpoints state their format.
@@ -34,9 +35,28 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         if file.is_file() and (path.is_dir() or path.name == "config.json"):
             place = printable(str(file))
             stated = _parse(_read_text(file, place), place)
+            beside = {"quantization_config": {"quant_method": method} | stated}
             if config.get("quantization_config") is None:
-                config["quantization_config"] = {"quant_method": method} | stated
+                config |= beside
+            else:
+                _check_same(config, beside, place)
     return config
+
+
+def _check_same(config: dict[str, Any], beside: dict[str, Any], place: str) -> None:
+    """Refuse a file that states other storage types than the config next to it."""
+    try:
+        first, second = (
+            " and ".join(dict.fromkeys(filter(None, stored.types))) or "none"
+            for _, stored in (without_quantisation(one, "") for one in (config, config | beside))
+        )
+    except ConfigError:  # of an unsupported format, which is reported when the model is made
+        return
+    if first != second:
+        raise ConfigError(
+            f"{place} states {second} as the type of quantised weights, but config.json states "
+            f"{first}; remove the wrong one"
+        )
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from perfmodel.reports.simulation import (
     choice_dict,
     serving_dict,
     simulation_dict,
+    skipped_notes,
     workload_dict,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "recommendation_dict",
     "serving_dict",
     "simulation_dict",
+    "skipped_notes",
     "workload_dict",
 ]

@@ -55,8 +55,13 @@ def simulation_dict(
         "seed": seed,
         "exact": exact,
         "scenario": scenario_dict(base),
-        "notes": list(base.notes),
+        "notes": [*base.notes, *skipped_notes((workload or {}).get("skipped", {}))],
     }
+
+
+def skipped_notes(skipped: Mapping[str, int]) -> list[str]:
+    """How many requests of a trace were left out, in words, by reason."""
+    return [f"left out of the trace: {n:,} with {why}" for why, n in skipped.items()]
 
 
 def serving_dict(run: ServingRun, *, timeline: bool = True) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def workload_dict(stats: ServingStats) -> dict[str, Any]:
         "requests": stats.requests,
         "rate_rps": (stats.requests - 1) / span if span >= LEAST_SPAN_S else None,
         "prefix_hit_share": stats.prefix_hit_tokens / stats.prompt_tokens,
+        "skipped": dict(stats.skipped),
     }
     for name in ("prompt_tokens", "output_tokens"):
         tokens = stats.finished[:, RECORD.index(name)]
@@ -140,6 +146,7 @@ def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
         "best": choice.best.label,
         "best_fixed": choice.best_fixed.label,
         "runs": [serving_dict(run, timeline=False) for run in runs],
+        "skipped": dict(choice.plain.stats.skipped),
     }
 
 

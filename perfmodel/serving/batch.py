@@ -18,9 +18,10 @@ import numpy as np
 
 from perfmodel.serving.acceptance import AcceptanceProcess
 
-# At most 256 rounds at once, or more if caches grow by less than 1/512.
+# At most 256 rounds at once, or more if caches grow by less than 1/128; by less than 1/512 if a
+# request arrives meanwhile, since the rounds until then are counted with the time of the first.
 MOST_ROUNDS_AT_ONCE = 256
-MOST_GROWTH = 1 / 512
+MOST_GROWTH, ARRIVAL_GROWTH = 1 / 128, 1 / 512
 Policy = Callable[[int, float], int]  # γ from (batch, mean context)
 
 
@@ -89,13 +90,17 @@ class PooledBatch:
         return self._slope * self._worth[gamma]
 
     def rounds_to_finish(self, gamma: int) -> int:
-        """Rounds until the first sequence may finish, including that round."""
+        """Rounds until the first sequence may finish, including that round, if these are few."""
         due = self._due
         while due[0][2].progress_due != due[0][0] or due[0][2].index not in self._live:
             heapq.heappop(due)  # evicted
         rounds = (due[0][0] - self._progress) / self._worth[gamma]
-        small = int(MOST_GROWTH * self.cached_tokens / self.tokens_per_round(gamma))
-        return min(max(math.ceil(rounds - 1e-6), 1), max(small, MOST_ROUNDS_AT_ONCE))
+        return min(max(math.ceil(rounds - 1e-6), 1), self.rounds_at_once(gamma, MOST_GROWTH))
+
+    def rounds_at_once(self, gamma: int, growth: float) -> int:
+        """Rounds in which the caches grow by about a share `growth`, or a fixed number."""
+        small = int(growth * self.cached_tokens / self.tokens_per_round(gamma))
+        return max(small, MOST_ROUNDS_AT_ONCE)
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:
         """Advance by `rounds` rounds and return the requests that finished."""
@@ -157,6 +162,9 @@ class ExactBatch:
         return len(self) * (gamma + 1.0)
 
     def rounds_to_finish(self, gamma: int) -> int:
+        return 1
+
+    def rounds_at_once(self, gamma: int, growth: float) -> int:
         return 1
 
     def advance(self, gamma: int, rounds: int) -> list[Request]:

@@ -19,7 +19,15 @@ import numpy as np
 
 from perfmodel.errors import ConfigError
 from perfmodel.serving.acceptance import AcceptanceProcess
-from perfmodel.serving.batch import Batch, ExactBatch, Policy, PooledBatch, Request
+from perfmodel.serving.batch import (
+    ARRIVAL_GROWTH,
+    MOST_GROWTH,
+    Batch,
+    ExactBatch,
+    Policy,
+    PooledBatch,
+    Request,
+)
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.stats import ServingStats
 from perfmodel.serving.traffic import RequestChunk, Traffic
@@ -145,7 +153,8 @@ class RequestLoop:
             else PooledBatch(process, gammas)
         )
         drawn = () if simulation.exact else gammas
-        self._stream = _requests(simulation.traffic.chunks(seed), process, rng, drawn)
+        chunks = simulation.traffic.chunks(seed, self.stats.skipped)
+        self._stream = _requests(chunks, process, rng, drawn)
         self._next = next(self._stream, None)
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
@@ -278,8 +287,9 @@ class RequestLoop:
         rounds = min(batch.rounds_to_finish(gamma), int(room / grows) + 1)
         if self._next is not None and running < self.serving.max_batch and not self.preempted:
             wait = self._next.arrival_s - self.now
-            if wait > 0.0:
-                rounds = min(rounds, int(wait / first_s) + 1)
+            if 0.0 < wait < (1.0 + MOST_GROWTH) * rounds * first_s:
+                most = batch.rounds_at_once(gamma, ARRIVAL_GROWTH)
+                rounds = min(rounds, most, int(wait / first_s) + 1)
         middle = (cached + 0.5 * (rounds - 1) * grows) / running
         seconds = first_s
         if rounds > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,8 @@ class ServingStats:
         Requests in the order in which they finished, with the columns `RECORD`. [s, tokens]
     ttft, tpot, latency : Durations
         Time to the first token; time per later token, if any; time to the last token.
+    skipped : Counter of str
+        Requests of the trace that were left out, by reason.
     good : int
         Requests that meet the limits on TTFT and TPOT.
     """
@@ -83,6 +86,7 @@ class ServingStats:
     def __init__(self, slo: SLO) -> None:
         self.slo = slo
         self.timeline = Timeline()
+        self.skipped: Counter[str] = Counter()
         self.requests = self.good = self.refused = self.preemptions = 0
         self.prompt_tokens = self.output_tokens = self.prefix_hit_tokens = 0
         self.rounds = self.passes = 0

@@ -16,25 +16,25 @@ The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published
 from __future__ import annotations
 
 import contextlib
-import csv
-import errno
-import io
 import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perfmodel.errors import ConfigError, os_reason, shown
-from perfmodel.input_file import distinct, input_file
+from perfmodel.errors import ConfigError, shown
+from perfmodel.serving.trace_cells import text_lines, trace_cells
 from perfmodel.specs.draft import MAX_GAMMA
-from perfmodel.units import parse_number
+from perfmodel.units import ambiguous, parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
+STAMPS = ("TIMESTAMP", "timestamp", *IN_SECONDS)
+_ZONE = re.compile(r"(Z|[+-]\d\d:?\d\d)$", re.I)
 PROMPTS = (
     "prompt_tokens", "ContextTokens", "input_length", "Request tokens", "prompt_size",
     "num_prefill_tokens",
@@ -47,7 +47,8 @@ _ARRIVAL = re.compile(r"arriv|time_?stamp|(start|request|send|submit)(ed)?_?(tim
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
-MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
+NO_ANSWER = "no question with an answer"
+FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
@@ -66,25 +67,36 @@ class Row(NamedTuple):
     block_tokens: int = 0
 
 
-def trace_rows(path: str | Path) -> Iterator[Row]:
+def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterator[Row]:
     """The requests of a trace, one by one.
 
-    Skips conversations without a question and an answer, and failed requests of BurstGPT.
+    Skips conversations without a question and an answer, and failed requests of BurstGPT; adds to
+    `skipped` how many, by reason.
+
     Raises `ConfigError` if the file cannot be read, a column is missing, a value is not valid, or
     arrivals are not in order; the message has the line number.
     """
     path = Path(path)
     first: float | None = None
-    last = -math.inf
-    for place, cells in _cells(path):
+    last, zones = -math.inf, set[bool]()
+    for place, cells in trace_cells(path):
         try:
             request = _request(cells)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path}: {place}: {_why(error)}") from error
-        if request is None:
+        if isinstance(request, str):
+            if skipped is not None:
+                skipped[request] += 1
             continue
         arrival = request.arrival_s
         if arrival is not None:
+            stamp = next((str(cells[name]) for name in STAMPS if name in cells), "")
+            zones |= {bool(_ZONE.search(stamp))} if ":" in stamp else set()
+            if len(zones) > 1:
+                raise ConfigError(
+                    f"{path}: up to {place}, some dates have a time zone and some do not; give it "
+                    f"for all or for none"
+                )
             first = arrival if first is None else first
             arrival -= first
             if arrival < last:
@@ -101,7 +113,7 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     Raises `ConfigError` if the file cannot be read, is empty, or has any other line.
     """
     counts = []
-    for number, line in _lines(Path(path)):
+    for number, line in text_lines(Path(path)):
         try:
             counts.append(_count("accepted drafts", line, least=0))
             if counts[-1] > MAX_GAMMA:
@@ -113,128 +125,20 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _cells(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place of each request in the file, and its values by column or key."""
-    lines = _lines(path)
-    number, first = next(lines, (0, ""))
-    if first.startswith("["):
-        rows: Iterator[tuple[str, Any]] = _array(path, _joined(first, lines))
-    elif first.startswith("{") or path.suffix in (".jsonl", ".json"):
-        rows = _json_lines(path, itertools.chain([(number, first)] if number else [], lines))
-    else:
-        yield from _csv_rows(path, first, lines)
-        return
-    for place, value in rows:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}: {place} is not a JSON object; write one per request")
-        yield place, value
-
-
-def _joined(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    yield first
-    for _, line in lines:
-        yield "\n" + line
-
-
-def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """The items of one JSON array, without holding all of it in memory."""
-    decoder = json.JSONDecoder(object_pairs_hook=distinct)
-    text, at, number, more = next(lines), 1, 1, True
-    tried = 0  # a longer text is decoded only once it has doubled, so the time stays linear
-    while True:
-        while text[at : at + 1] in (" ", "\t", "\n", "\r", ","):
-            at += 1
-        if text[at : at + 1] == "]":
-            return
-        if at < len(text) and (not more or len(text) - at >= 2 * tried):
-            try:
-                value, at = decoder.raw_decode(text, at)
-            except (ValueError, RecursionError) as error:
-                if not more or len(text) - at > MAX_CHARACTERS:
-                    raise ConfigError(
-                        f"{path}: item {number} is not valid JSON; write an array of objects, or "
-                        f"one object per line"
-                    ) from error
-                tried = len(text) - at
-            else:
-                yield f"item {number}", value
-                number, tried = number + 1, 0
-                continue
-        elif not more:
-            raise ConfigError(
-                f"{path}: the array ends before item {number}; the file may be cut off"
-            )
-        line = next(lines, None)
-        more = line is not None
-        text, at = text[at:] + (line or ""), 0
-
-
-def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
-    for number, line in lines:
-        try:
-            yield f"line {number}", json.loads(line, object_pairs_hook=distinct)
-        except (ValueError, RecursionError) as error:
-            why = (
-                str(error) if "twice" in str(error) else "write one request per line, or one array"
-            )
-            raise ConfigError(f"{path}: line {number} is not a JSON object; {why}") from error
-
-
-def _csv_rows(
-    path: Path, first: str, lines: Iterator[tuple[int, str]]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = max(",;\t", key=first.count)
-    header = _csv_cells(f"{path}: line 1", first, delimiter)
-    if len(set(header)) < len(header):
-        raise ConfigError(f"{path}: line 1 names a column twice; remove one of them")
-    for number, line in lines:
-        values = _csv_cells(f"{path}: line {number}", line, delimiter)
-        if len(values) != len(header):
-            raise ConfigError(
-                f"{path}: line {number} has {len(values)} cells, but the header has {len(header)}"
-            )
-        yield f"line {number}", dict(zip(header, values, strict=True))
-
-
-def _csv_cells(place: str, line: str, delimiter: str) -> list[str]:
-    try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error as error:
-        raise ConfigError(f"{place} is not valid CSV: {error}") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError(errno.EINVAL, "it is not a regular file, and is read several times")
-        with input_file(path) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig")
-            for number in itertools.count(1):
-                if not (line := text.readline(MAX_CHARACTERS)):
-                    return
-                if len(line) == MAX_CHARACTERS:
-                    raise ConfigError(f"{path}: line {number} has {MAX_CHARACTERS:,} characters")
-                if line.strip():
-                    yield number, line.strip()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
-    except ValueError as error:  # a null byte in the path
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def _request(cells: dict[str, Any]) -> Row | None:
-    """The request in these cells, or None if it has no answer."""
+def _request(cells: dict[str, Any]) -> Row | str:
+    """The request in these cells, or why there is none."""
     if "conversations" in cells:
         found = _conversation(cells["conversations"])
-        return None if found is None else Row(None, *found)
-    prompt, output = _first(cells, PROMPTS), _first(cells, OUTPUTS)
+        return NO_ANSWER if found is None else Row(None, *found)
+    prompt, output = _only(cells, PROMPTS), _only(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
-        return None  # BurstGPT includes requests that failed
+        return FAILED
     lengths = _count("prompt_tokens", prompt, least=1), _count("output_tokens", output, least=1)
+    total = cells.get("Total tokens")
+    if total is not None and _count("Total tokens", total, least=1) != sum(lengths):
+        raise ValueError(
+            f"Total tokens={shown(total)} is not the sum of {lengths[0]} and {lengths[1]}"
+        )
     block = BAILIAN_BLOCK if any(name in cells for name in BAILIAN) else MOONCAKE_BLOCK
     ids = _blocks(cells, lengths[0], block)
     return Row(_arrival_s(cells), *lengths, ids, block if ids else 0)
@@ -257,9 +161,8 @@ def _blocks(cells: dict[str, Any], prompt: int, block: int) -> tuple[int, ...]:
 
 
 def _arrival_s(cells: dict[str, Any]) -> float | None:
-    for name in IN_SECONDS:
-        if name in cells:
-            return _seconds(cells[name])
+    if any(name in cells for name in IN_SECONDS):
+        return _seconds(_only(cells, IN_SECONDS))
     if "TIMESTAMP" in cells:
         if ":" not in str(cells["TIMESTAMP"]):
             raise ValueError(
@@ -309,19 +212,24 @@ def _text_tokens(turn: dict[str, Any]) -> int:
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
-def _first(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in cells:
-            return cells[name]
+def _only(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the one column that is present; `ValueError` if several contradict."""
+    present = [name for name in names if name in cells]
+    if len({str(cells[name]) for name in present}) > 1:
+        raise ValueError(f"columns {' and '.join(present)} contradict each other; keep one of them")
+    if present:
+        return cells[present[0]]
     raise ValueError(f"no column {' or '.join(names)}; the columns are {', '.join(cells)}"[:300])
 
 
 def _count(what: str, value: Any, *, least: int) -> int:
-    number = _as_number(what, value)
+    number, text = _as_number(what, value), str(value)[:40]
+    if isinstance(value, str) and (doubt := ambiguous(value)):
+        raise ValueError(f"{what}={text!r} {doubt}")
     if number > MAX_TOKENS:
-        raise ValueError(f"{what}={str(value)[:40]!r} is larger than {MAX_TOKENS:,}")
+        raise ValueError(f"{what}={text!r} is larger than {MAX_TOKENS:,}")
     if number < least or number % 1:
-        raise ValueError(f"{what}={str(value)[:40]!r} is not a whole number of at least {least}")
+        raise ValueError(f"{what}={text!r} is not a whole number of at least {least}")
     return int(number)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,11 +114,14 @@ class Traffic:
                 f"eos={self.eos:g} is not valid; use a probability of at least 0 and below 1"
             )
 
-    def chunks(self, seed: int) -> Iterator[RequestChunk]:
-        """The requests in order, in chunks of at most 8,192; reproducible for a seed."""
-        rng = np.random.default_rng([seed, 0])
+    def chunks(self, seed: int, skipped: Counter[str] | None = None) -> Iterator[RequestChunk]:
+        """The requests in order, in chunks of at most 8,192; reproducible for a seed.
+
+        Adds to `skipped` how many requests of the trace are left out, by reason.
+        """
+        rng, skipped = np.random.default_rng([seed, 0]), Counter() if skipped is None else skipped
         clock = _Clock(self, rng)
-        source = self._drawn(rng) if self.path is None else self._recorded()
+        source = self._drawn(rng) if self.path is None else self._recorded(skipped)
         for arrival, prompt, output, blocks, block_tokens in source:
             ends = rng.geometric(self.eos, output.size) if self.eos else output
             drawn = clock.next(output.size) if arrival is None else arrival
@@ -130,9 +134,9 @@ class Traffic:
             prompt = lengths(rng, self.prompt_tokens, self.prompt_cv, size)
             yield None, prompt, lengths(rng, self.output_tokens, self.output_cv, size), None, 0
 
-    def _recorded(self) -> Iterator[_Source]:
+    def _recorded(self, skipped: Counter[str]) -> Iterator[_Source]:
         assert self.path is not None
-        rows = itertools.islice(trace_rows(self.path), self.requests)
+        rows = itertools.islice(trace_rows(self.path, skipped), self.requests)
         empty = True
         while block := list(itertools.islice(rows, CHUNK)):
             empty = False
@@ -155,7 +159,8 @@ class Traffic:
                 )
             yield times, *lengths, blocks, max(sizes)
         if empty:
-            raise ConfigError(f"{self.path} contains no requests")
+            reasons = "".join(f"; left out: {n:,} with {why}" for why, n in skipped.items())
+            raise ConfigError(f"{self.path} contains no requests{reasons}")
 
 
 def lengths(rng: np.random.Generator, mean: float, cv: float, size: int) -> Counts:

@@ -13,7 +13,7 @@ from perfmodel.speculation.break_even import (
     gamma_schedule,
     within,
 )
-from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
 from perfmodel.speculation.evidence import Evidence, evidence
 from perfmodel.speculation.gain import (
     GAMMAS,
@@ -72,6 +72,7 @@ __all__ = [
     "gain_value",
     "gamma_schedule",
     "host_wait_s",
+    "implausible",
     "interval_probability",
     "pair_error",
     "prefill_error",

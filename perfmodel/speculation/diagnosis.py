@@ -17,10 +17,12 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
+from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion
+from perfmodel.specs.labels import Bound
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import RoundEstimate, estimate
 
@@ -28,6 +30,8 @@ CLEAR = 1.1  # time per token over the predicted one that asks for an explanatio
 EAGER = 2.0  # T_D over the predicted one
 EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
 GAMMAS = range(1, 17)
+FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
+LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +93,12 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     """Explain a measurement of a speculative scenario.
 
     Raises `ConfigError` if the scenario has no draft, no time or acceptance was measured, or the
-    measured times contradict each other.
+    measured times are impossible or contradict each other.
     """
     if not scenario.plan.speculates:
         raise ConfigError("explain needs a draft and its gamma; add --draft and --gamma")
+    if reason := implausible(scenario, measured):
+        raise ConfigError(reason)
     predicted = estimate(scenario)
     terms = _terms(scenario, predicted, measured)
     if all(term.measured is None for term in terms.values()):
@@ -109,6 +115,46 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
         best_gamma=best,
         best_speedup=None if best is None else speedup.get(best, 1.0),
     )
+
+
+def implausible(scenario: Scenario, measured: Measured) -> str:
+    """Why a measured time is probably in another unit, or of another scenario; "" if none is.
+
+    A pass cannot be shorter than its reads of weights and KV at the memory bandwidth.
+    """
+    predicted, rounds = estimate(scenario), measured.rounds_s
+    reads_s, draft_s = _read_seconds(predicted.target_step), _read_seconds(predicted.draft_step)
+    whole_s, draft_step_s = float(predicted.round_s), float(predicted.draft_step_s)
+    times: list[tuple[str, float | None, float, float]] = [
+        ("plain step", measured.plain_s, reads_s, float(predicted.plain_tpot_s)),
+        ("verification", measured.verify_s, reads_s, float(predicted.verify.total_s)),
+        ("draft step", measured.draft_step_s, draft_s, draft_step_s),
+        ("host time", measured.host_s, 0.0, whole_s),
+        *((f"round with gamma {g}", s, reads_s + g * draft_s, whole_s) for g, s in rounds.items()),
+    ]
+    gpus = f"{scenario.tp} x {scenario.machine.gpu.name}"
+    for name, seconds, least_s, expected_s in times:
+        if seconds is None:
+            continue
+        stated = f"a {name} of {1e3 * seconds:.3g} ms"
+        if seconds < least_s:
+            unit = "; was it in seconds?" if least_s < 1e3 * seconds < LONGEST * least_s else ""
+            return (
+                f"{stated} is impossible: reading weights and KV takes {1e3 * least_s:.3g} ms on "
+                f"{gpus}; check the unit (ms), batch, prompt tokens and dtypes{unit}"
+            )
+        if expected_s and seconds > LONGEST * expected_s:
+            return (
+                f"{stated} is {seconds / expected_s:.3g} times the predicted "
+                f"{1e3 * expected_s:.3g} ms; check the unit (ms; was it in microseconds?)"
+            )
+    return ""
+
+
+def _read_seconds(step: StepTime | None) -> float:
+    """The least time of a pass's reads of dense weights and KV; experts may be few. [s]"""
+    reads = (p for p in step.parts if p.traffic in (Bound.WEIGHTS, Bound.KV)) if step else ()
+    return FLOOR * float(sum(p.memory_s for p in reads if GROUPS[p.name] != "experts"))
 
 
 def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> dict[str, Term]:

@@ -20,7 +20,7 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
-from perfmodel.speculation.round import estimate, target_rank
+from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 
 # Rms of ln(predicted / measured speedup), by what was left out.
 SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
@@ -62,14 +62,15 @@ class Distance(IntEnum):
 _ERRORS = (0.0, SISTER_ERROR, ARCHITECTURE_ERROR)
 
 
-def ratio_error(scenario: Scenario) -> float:
+def ratio_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
     """Standard error of ln(speedup) that follows from that of step times.
 
     Combines `relative_error`, the errors of experts and all-to-alls, and that of several ranks: of
-    the all-reduce, or of ranks at which the engine was not timed, whichever is larger.
+    the all-reduce, or of ranks at which the engine was not timed, whichever is larger. `point` is
+    the estimate of the scenario, if it is known.
     """
-    ranks = max(_link_error(scenario), _ranks_error(scenario))
-    return math.hypot(relative_error(scenario), ranks, _parts_error(scenario))
+    ranks = max(_link_error(scenario, point), _ranks_error(scenario))
+    return math.hypot(relative_error(scenario), ranks, _parts_error(scenario, point))
 
 
 def pair_error(one: Scenario, other: Scenario) -> float:
@@ -95,7 +96,8 @@ def time_error(scenario: Scenario) -> float:
     engine = scenario.engine
     own = bound if engine.is_bound else engine.speedup_error
     error = _kernel_error(scenario, own, (0.0, SISTER_STEP_ERROR, architecture))
-    doublings = min(abs(math.log2(scenario.tp / timed)) for timed in engine.timed_tp or (1,))
+    tp = math.log2(scenario.tp)
+    doublings = min(abs(tp - math.log2(timed)) for timed in engine.timed_tp or (1,))
     ranks = max(_link_error(scenario), TP_STEP_ERROR * math.sqrt(doublings))
     return math.hypot(error, ranks, _parts_error(scenario))
 
@@ -178,20 +180,20 @@ def _ranks_error(scenario: Scenario) -> float:
     return TP_ERROR * math.sqrt(doublings)
 
 
-def _parts_error(scenario: Scenario) -> float:
+def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
     """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
     if scenario.target.experts is None:
         return 0.0
-    verify = estimate(scenario).verify
+    verify = (point or estimate(scenario)).verify
     errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
     return math.hypot(*(float(error / verify.total_s) for error in errors))
 
 
-def _link_error(scenario: Scenario) -> float:
+def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
     """Standard error of ln(speedup) that follows from that of all-reduces."""
     error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
     if not error:
         return 0.0
     slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
-    point = estimate(replace(scenario, engine=slower))
-    return abs(math.log(float(point.speedup) / float(estimate(scenario).speedup)))
+    other = estimate(replace(scenario, engine=slower))
+    return abs(math.log(float(other.speedup) / float((point or estimate(scenario)).speedup)))

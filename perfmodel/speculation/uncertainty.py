@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.acceptance.tokens import Acceptance
+from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-from perfmodel.speculation.round import estimate
+from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.speculation.step_error import ratio_error, time_error
 from perfmodel.units import Z90
 
@@ -96,8 +96,9 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
         return None
-    low, middle, high = (decode_speedup(_at_alpha(scenario, alpha)) for alpha in alphas)
-    model = Z90 * ratio_error(scenario)
+    point = estimate(scenario)
+    low, middle, high = (_speedup_at(point, alpha) for alpha in alphas)
+    model = Z90 * ratio_error(scenario, point)
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
@@ -236,6 +237,14 @@ _OVERHEADS = tuple(
     if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
 )
 _HOST_COSTS = tuple(f.name for f in fields(HostCosts) if f.name.endswith("_s"))
+
+
+def _speedup_at(point: RoundEstimate, alpha: float) -> float:
+    """The speedup with acceptance shifted to mean `alpha`, which changes no time."""
+    acceptance = _at_alpha(point.scenario, alpha).acceptance
+    assert acceptance is not None
+    tokens = tokens_per_round(acceptance, point.gamma)
+    return float(replace(point, tokens_per_round=tokens).speedup)
 
 
 def _at_alpha(scenario: Scenario, alpha: float) -> Scenario:

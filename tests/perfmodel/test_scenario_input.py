@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"machine": "dgx-h100"}, "unknown machine 'dgx-h100'; did you mean "),
     ({"target": "llama-3.1-9b"}, "unknown model 'llama-3.1-9b'; did you mean llama-3.1-8b"),
     ({"target": "llama\n3"}, "unknown model"),
+    ({"draft": "eagle"}, "unknown draft 'eagle'; did you mean eagle3 or p-eagle?"),
+    ({"draft": "slef"}, "unknown draft 'slef'; did you mean self?"),
     ({"draft": "tinylama"}, "unknown model 'tinylama'; did you mean tinyllama-1.1b,"),
     ({"engine": "specrof"}, "unknown engine 'specrof'; did you mean specroof"),
     ({"gama": 3}, "unknown key 'gama'; did you mean gamma"),
@@ -37,6 +40,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch": [1]}, "batch=a list of 1 is not valid: "),
     ({"prompt_tokens": -5}, "prompt_tokens=-5 is not valid: "),
     ({"prompt_tokens": "32,000"}, "a whole number such as"),
+    ({"prompt_tokens": "32.000"}, "it may be 32 or 32000; write it without a point"),
+    ({"batch": date(2026, 1, 2)}, "batch=2026-01-02 is not valid: it must be a whole number"),
+    ({"target": datetime(2026, 1, 2, 3)}, "target=2026-01-02T03:00:00 is not valid"),
+    ({"kv_budget": time(10)}, "kv_budget=10:00:00 is not valid"),
+    ({"kv_budget": "1.024"}, "it may be 1 or 1024"),
     ({"acceptance": 1.5} | SELF, "acceptance=1.5 is not valid: it must be at most 1"),
     ({"acceptance": -0.1} | SELF, "acceptance=-0.1 is not valid: "),
     ({"acceptance": float("nan")} | SELF, "acceptance=nan is not valid: it must be finite"),

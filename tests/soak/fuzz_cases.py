@@ -135,13 +135,14 @@ vllm:spec_decode_num_emitted_tokens_total{model_name="m"} 10616.0
 LOG = (
     "INFO 05-21 21:11:56 [metrics.py:101] SpecDecoding metrics: Mean acceptance length: {}, "
     "Accepted throughput: 3.87 tokens/s, Drafted throughput: 5.72 tokens/s, Accepted: {} tokens, "
-    "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 67.7%\n"
+    "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: {}%\n"
 )
 REPORTS = {
     "page": VLLM,
     "two scrapes": VLLM + VLLM.replace("600.0", "690.0").replace("1200.0", "1380.0"),
     "v0": VLLM_V0,
-    "log": LOG.format("2.40", 420, 600, "0.800, 0.600") + LOG.format(1.5, 50, 200, "0.400, 0.100"),
+    "log": LOG.format("2.40", 420, 600, "0.800, 0.600", "70.0")
+    + LOG.format(1.5, 50, 200, "0.400, 0.100", "25.0"),
     "counters": '{"num_drafts": 1000, "num_draft_tokens": 3000, '
     '"num_accepted_tokens_per_pos": [800, 600, 420]}',
     "metrics": '[{"name": "vllm:spec_decode_num_drafts", "value": 1000}, {"name": '
@@ -279,7 +280,7 @@ def _reports() -> Iterator[Case]:
     )
     for name, text in REPORTS.items():
         if name in ("page", "two scrapes", "log", "bench", "sglang page", "sglang log"):
-            gamma = 4 if name.startswith("sglang") else 2
+            gamma = 4 if name.startswith("sglang") else 3 if name == "bench" else 2
             yield Case(f"explain {name}", f"{explain} {gamma}", "report.txt", text, 10)
     timed = f"{explain} 2 --acceptance 0.7"
     yield Case("explain plain page", timed, "page.txt", LATENCIES, 10)

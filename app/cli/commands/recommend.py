@@ -48,8 +48,12 @@ def recommend(
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import recommendation_dict
+    from perfmodel.reports import skipped_notes
+    from perfmodel.serving import trace_rows
 
     flags = context.obj
+    if traffic is not None:
+        next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
     answer, notes = find_recommendation(
         flags,
         scenario,
@@ -63,6 +67,7 @@ def recommend(
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests, slo)
+        notes = [*notes, *skipped_notes(result["traffic"]["skipped"])]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html

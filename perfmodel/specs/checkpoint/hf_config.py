@@ -8,6 +8,7 @@ follows the same rules; `tests/test_config_truth.py` checks both against transfo
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -230,11 +231,14 @@ def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decod
         raise ConfigError(f"{name}: model_type is missing; use one of {supported}")
     model_type = config["model_type"]
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        listed = textwrap.shorten(supported, 120, placeholder=" ...")
         raise ConfigError(
-            f"{name}: model_type={shown(model_type)} is not supported; use one of {supported}"
+            f"{name}: model_type={shown(model_type)} is not supported; use one of {listed}"
         )
     family, architecture = _FAMILIES[model_type]
     stated = config.get("architectures")
+    if isinstance(stated, str):
+        raise ConfigError(f"{name}: architectures={shown(stated)} must be a list of names")
     if stated is not None and stated != [architecture]:
         if isinstance(stated, list) and len(stated) == 1:
             stated = stated[0]

@@ -173,6 +173,15 @@ def test_no_cell_is_cut_at_any_width(
         assert max(map(len, lines)) <= columns
 
 
+def test_an_interrupt_is_handled_before_more_modules_are_loaded() -> None:
+    script = (
+        "import os, sys; old = {*sys.modules}; import app.cli.main; print(*{*sys.modules} - old)"
+    )
+    root = Path(__file__).parents[3]
+    loaded = subprocess.check_output([sys.executable, "-S", "-c", script], text=True, cwd=root)
+    assert {*loaded.split()} <= {"app", "app.cli", "app.cli.main", "__future__", "errno"}
+
+
 def test_an_ascii_terminal_gets_the_table() -> None:
     result = subprocess.run(
         [*SPECROOF, "recommend", "--scenario", "default", "--tp", "8"],
@@ -181,6 +190,7 @@ def test_an_ascii_terminal_gets_the_table() -> None:
         text=True,
     )
     assert result.returncode == 0 and "TP 8" in result.stdout and result.stderr == ""
+    assert "gamma=" in result.stdout and "alpha 0." in result.stdout and "?" not in result.stdout
 
 
 def test_too_little_memory_is_one_line(

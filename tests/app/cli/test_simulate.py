@@ -71,6 +71,30 @@ def test_requests_that_arrive_together_have_no_rate(
     assert result["workload"]["rate_rps"] is None
 
 
+def test_requests_that_are_left_out_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "burst.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,9,5\n1,9,0\n2,9,5\n3,9,0\n")
+    note = "left out of the trace: 2 with 0 response tokens"
+    result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
+    assert result["workload"]["requests"] == 2 and note in result["notes"]
+    few = [
+        "--batch",
+        "1",
+        "--tp",
+        "8",
+        "--draft",
+        "self",
+        "--kv-budget",
+        "512",
+        "--engine",
+        "ideal",
+    ]
+    result = result_of(capsys, "recommend", *few, "--traffic", str(path))
+    assert note in result["notes"]
+
+
 def test_the_closed_form_is_that_of_the_simulated_requests(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

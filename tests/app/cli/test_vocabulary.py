@@ -135,6 +135,9 @@ def test_a_new_draft_drops_the_values_of_the_old_one() -> None:
     base = {"draft": "tinyllama-1.1b", "draft_tp": 4, "gamma": 3, "acceptance": 0.7, "batch": 8}
     assert override(base, {"draft": "none"}) == {"draft": "none", "batch": 8}
     assert override(base, {"draft": "tinyllama-1.1b"}) == base
+    stated = {"gamma": 2, "kv_budget": 64}  # of no draft, so of the one that is added
+    assert override(stated, {"draft": "self"}) == stated | {"draft": "self"}
+    assert override(stated, {"draft": "none"}) == {"draft": "none"}
 
 
 def test_a_new_gpu_drops_the_old_machine() -> None:

@@ -71,18 +71,76 @@ def test_a_vllm_benchmark_result_gives_rates() -> None:
         parse_acceptance(json.dumps(result), "f")
 
 
+LINE = (
+    "INFO SpecDecoding metrics: Mean acceptance length: {}, Accepted: {} tokens, "
+    "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: {}%\n"
+)
+RIGHT = ("2.40", 420, 600, "0.800, 0.600", "70.0")  # 300 rounds
+
+
 def test_vllm_log_lines_are_weighted_by_their_rounds() -> None:
-    line = (
-        "INFO SpecDecoding metrics: Mean acceptance length: {:.2f}, Accepted: {} tokens, "
-        "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: 1%"
-    )
-    first = line.format(2.4, 420, 600, "0.800, 0.600")  # 300 rounds
-    second = line.format(1.5, 50, 200, "0.400, 0.100")  # 100 rounds
+    first, second = LINE.format(*RIGHT), LINE.format("1.50", 50, 200, "0.400, 0.100", "25.0")
     alone = parse_acceptance(first, "f")
     assert (alone.rounds, alone.per_position) == (300, pytest.approx((0.8, 0.75)))
     both = parse_acceptance(f"{first}\n{second}\n", "f")
     assert both.rounds == 400
     assert both.per_position == pytest.approx((280 / 400, 190 / 280))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (("9.10", *RIGHT[1:]), "length is 9.10, but the rates give 2.40"),
+        (("1.40", *RIGHT[1:]), "length is 1.40"),
+        (("2.90", 420, 600, "1.300, 0.600", "70.0"), "above 1"),
+        (("2.40", 420, 600, "0.600, 0.800", "70.0"), "that of an earlier position"),
+        (("2.40", 700, 600, "0.800, 0.600", "70.0"), "accepted (700) than drafted (600)"),
+        ((*RIGHT[:4], "7.0"), "the acceptance rate is 7.0%, but 420/600 accepted"),
+    ],
+)
+def test_an_impossible_log_line_is_named(values: tuple[object, ...], reason: str) -> None:
+    right = LINE.format(*RIGHT)
+    with pytest.raises(ConfigError) as error:
+        parse_acceptance(f"{right}\n{LINE.format(*values)}{right}", "f")
+    assert str(error.value).startswith("f: line 3: ") and reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("length", 9.1), ("length", "many"), ("length", True), ("rate", 7.0), ("rate", 0.7)],
+)
+def test_means_that_counters_do_not_give_are_refused(key: str, wrong: object) -> None:
+    result = {"spec_decode_num_drafts": 1000, "spec_decode_draft_tokens": 2000,
+              "spec_decode_per_position_acceptance_rates": [0.8, 0.6],
+              "spec_decode_acceptance_length": 2.4,
+              "spec_decode_acceptance_rate": 70.0}  # fmt: skip
+    assert parse_acceptance(json.dumps(result), "f").rounds == 1000
+    with pytest.raises(ConfigError):
+        parse_acceptance(json.dumps(result | {f"spec_decode_acceptance_{key}": wrong}), "f")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (page(100, [80, 50], draft_tokens=900), "900 tokens were drafted, but 100 rounds of 2"),
+        (LINE.format("2.40", 420, 6000, "0.800, 0.600", "7.0"), "6,000 tokens were drafted"),
+        ("sglang:spec_accept_length 5.5\n", "f: tokens_per_round=5.5 is not possible at gamma=3"),
+        ("draft acceptance rate = 0.95 (  3 accepted /  10 generated)\n", "0.95 contradicts 3"),
+    ],
+)
+def test_counters_that_contradict_each_other_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_acceptance(text, "f", gamma=2 if "vllm" in text or "Spec" in text else 3)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 7])
+def test_another_gamma_than_that_of_the_report_is_refused(gamma: int) -> None:
+    row = {"round": {"gamma": 2, "accepted": [2, 1]}}
+    for text in (METRICS, LINE.format(*RIGHT), json.dumps(row)):
+        assert parse_acceptance(text, "f", gamma=2) == parse_acceptance(text, "f")
+        with pytest.raises(ConfigError, match=f"2 draft positions, but gamma is {gamma}"):
+            parse_acceptance(text, "f", gamma=gamma)
 
 
 def test_two_scrapes_give_the_rates_between_them() -> None:

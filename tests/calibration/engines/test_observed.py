@@ -155,7 +155,10 @@ def test_times_that_no_step_takes_are_refused(tmp_path: Path) -> None:
         f"vllm:inter_token_latency_seconds_sum {huge}\nvllm:inter_token_latency_seconds_count 3\n",
         LINE.format(prompt="0.0", rate=huge, running=8),
     ):
-        with pytest.raises(ConfigError, match="not plausible"):
+        with pytest.raises(ConfigError, match="report-0: a plain step of"):
             read(tmp_path, text, draft="none", gamma=0)
+    for seconds in ("0.008", "1e-9"):  # given as milliseconds
+        with pytest.raises(ConfigError, match=r"report-0: a plain step of .* is impossible"):
+            read(tmp_path, f'{{"mean_tpot_ms": {seconds}}}', draft="none", gamma=0)
     with pytest.raises(ConfigError, match="neither times nor acceptance"):
         read(tmp_path, LINE.format(prompt="0.0", rate="9.0", running=huge), draft="none", gamma=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from perfmodel import ConfigError, Traffic
 from perfmodel.serving import lengths, recorded_acceptance
 from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
-from perfmodel.serving.traces import trace_rows
+from perfmodel.serving.traces import FAILED, NO_ANSWER, trace_rows
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -101,7 +102,20 @@ def test_the_first_question_with_an_answer_counts(tmp_path: Path, array: bool) -
     ]
     path = tmp_path / "s.json"
     path.write_text("[\n" + ",\n".join(rows) + "\n]" if array else "\n".join(rows))
-    assert [row[:3] for row in trace_rows(path)] == [(None, 2, 1)] * 2
+    skipped: Counter[str] = Counter()
+    assert [row[:3] for row in trace_rows(path, skipped)] == [(None, 2, 1)] * 2
+    assert skipped == {NO_ANSWER: 3}
+
+
+def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "burst.csv"
+    path.write_text(BURSTGPT + "11,ChatGPT,5,0,5,API log\n12,ChatGPT,5.0,7,12,API log\n")
+    skipped: Counter[str] = Counter()
+    (chunk,) = Traffic(requests=None, path=str(path)).chunks(0, skipped)
+    assert chunk.prompt_tokens.tolist() == [374, 396, 5] and skipped == {FAILED: 2}
+    path.write_text("\n".join(BURSTGPT.splitlines()[::2]))
+    with pytest.raises(ConfigError, match=r"no requests; left out: 1 with 0 response"):
+        list(Traffic(requests=None, path=str(path)).chunks(0))
 
 
 def test_a_compressed_trace_is_read(tmp_path: Path) -> None:
@@ -145,6 +159,10 @@ def test_the_blocks_of_prompts_are_read(tmp_path: Path, text: str, block: int) -
         "arrival_s,prompt_tokens,output_tokens\n0,1_0,1",
         "arrival_s,prompt_tokens,output_tokens\n0,\uff18,1",
         "arrival_s,prompt_tokens,output_tokens\n0,1e9,1",
+        "arrival_s,prompt_tokens,output_tokens\n0,1.000,1",  # 1 or 1,000
+        "arrival_s;prompt_tokens;output_tokens\n0;1;32.000",
+        "arrival_s;prompt_tokens;output_tokens\n0;1.234.567;1",
+        '{"arrival_s": 0, "prompt_tokens": "128.000", "output_tokens": 1}',
         "arrival_s,arrival_s,prompt_tokens,output_tokens\n0,0,1,1",
         '{"arrival_s": 0, "prompt_tokens": true, "output_tokens": 1}',
         '{"arrival_s": 0, "prompt_tokens": [1], "output_tokens": 1}',
@@ -153,6 +171,11 @@ def test_the_blocks_of_prompts_are_read(tmp_path: Path, text: str, block: int) -
         '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": 3}]}',
         '[{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}, 3]',
         '[{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}',
+        '[{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}]\n[{"arrival_s": 1}]',
+        "arrival_s,prompt_tokens,input_length,output_tokens\n0,600,900,44",
+        "arrival_s,Timestamp,prompt_tokens,output_tokens\n0,99,600,44",
+        "Timestamp,Request tokens,Response tokens,Total tokens\n0,600,44,9999",
+        AZURE_2024 + AZURE.splitlines()[-1].replace(":50", ":59"),
         "[" * 100_000,
         "x" * 200_000 + ",y\n1,2",
     ],

@@ -86,6 +86,9 @@ def test_a_refusal_says_what_is_supported() -> None:
     assert refusal(model_type="gemma2") == (
         "mine: model_type='gemma2' is not supported; use one of llama, mistral, qwen2, qwen3"
     )
+    assert refusal(architectures="LlamaForCausalLM") == (
+        "mine: architectures='LlamaForCausalLM' must be a list of names"
+    )
 
 
 @pytest.mark.parametrize("field", sorted({*SIZES, "model_type"} - {"num_key_value_heads"}))

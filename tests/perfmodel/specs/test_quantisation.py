@@ -225,6 +225,41 @@ def test_a_head_is_quantised_if_a_checkpoint_says_so() -> None:
     assert stored_types(QWEN, gptq).parts == ()
 
 
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({"quant_method": "fp8", "bits": 16}, "bits=16 contradicts 'fp8'"),
+        ({"quant_method": "fbgemm_fp8", "num_bits": 4}, "num_bits=4"),
+        ({"quant_method": "fp8", "bits": "8"}, "bits='8'"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt='e5m2'"),
+        ({"quant_method": "mxfp4", "bits": 8}, "bits=8"),
+        ({"quant_method": "awq", "bits": 4, "w_bit": 8}, "w_bit=8"),
+        ({"quant_method": "gptq", "bits": 16}, "bits=16 is not supported"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "bits": 4}, "bits=4"),
+        (
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "bits": 8}},
+            "bits=8",
+        ),
+    ],
+)
+def test_bits_that_contradict_the_method_are_refused(stated: object, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        without_quantisation(LLAMA | {"quantization_config": stated}, "m")
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"quant_method": "fp8", "bits": 8, "fmt": "e4m3"},
+        {"quant_method": "fp8", "bits": None},
+        {"quant_method": "awq", "bits": 4, "w_bit": 4},
+    ],
+)
+def test_bits_that_agree_with_the_method_are_read(stated: object) -> None:
+    assert stored_types(LLAMA, stated).weights
+
+
 def test_types_that_differ_between_layers_are_refused() -> None:
     stated = {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down.*": {"bits": 8}}}
     with pytest.raises(ConfigError, match="dynamic="):
@@ -257,6 +292,17 @@ def test_a_null_in_the_config_does_not_hide_the_file_next_to_it(tmp_path: Path) 
     stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
     assert catalog.model(str(tmp_path)).weight_dtype == "fp8"
+
+
+def test_two_files_that_state_different_types_are_refused(tmp_path: Path) -> None:
+    stated = {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | stated))
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    assert catalog.model(str(tmp_path)).weight_dtype == "fp8"
+    beside.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    with pytest.raises(ConfigError, match=r"states nvfp4 .* config\.json states fp8; remove"):
+        catalog.model(str(tmp_path))
 
 
 # ---- bytes of checkpoints -----------------------------------------------------------------------

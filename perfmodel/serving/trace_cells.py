@@ -1,0 +1,132 @@
+"""The requests of a trace file as values by column or key: CSV, JSON lines, or a JSON array."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perfmodel.errors import ConfigError, os_reason
+from perfmodel.input_file import distinct, input_file
+
+MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
+
+
+def trace_cells(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place of each request in the file, and its values by column or key."""
+    lines = text_lines(path)
+    number, first = next(lines, (0, ""))
+    if first.startswith("["):
+        rows: Iterator[tuple[str, Any]] = _array(path, _joined(first, lines))
+    elif first.startswith("{") or path.suffix in (".jsonl", ".json"):
+        rows = _json_lines(path, itertools.chain([(number, first)] if number else [], lines))
+    else:
+        yield from _csv_rows(path, first, lines)
+        return
+    for place, value in rows:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {place} is not a JSON object; write one per request")
+        yield place, value
+
+
+def _joined(first: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    yield first
+    for _, line in lines:
+        yield "\n" + line
+
+
+def _array(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """The items of one JSON array, without holding all of it in memory."""
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
+    text, at, number, more = next(lines), 1, 1, True
+    tried = 0  # a longer text is decoded only once it has doubled, so the time stays linear
+    while True:
+        while text[at : at + 1] in (" ", "\t", "\n", "\r", ","):
+            at += 1
+        if text[at : at + 1] == "]":
+            if any(rest.strip() for rest in itertools.chain([text[at + 1 :]], lines)):
+                raise ConfigError(f"{path}: there is more text after the array; write one array")
+            return
+        if at < len(text) and (not more or len(text) - at >= 2 * tried):
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                if not more or len(text) - at > MAX_CHARACTERS:
+                    raise ConfigError(
+                        f"{path}: item {number} is not valid JSON; write an array of objects, or "
+                        f"one object per line"
+                    ) from error
+                tried = len(text) - at
+            else:
+                yield f"item {number}", value
+                number, tried = number + 1, 0
+                continue
+        elif not more:
+            raise ConfigError(
+                f"{path}: the array ends before item {number}; the file may be cut off"
+            )
+        line = next(lines, None)
+        more = line is not None
+        text, at = text[at:] + (line or ""), 0
+
+
+def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
+    for number, line in lines:
+        try:
+            yield f"line {number}", json.loads(line, object_pairs_hook=distinct)
+        except (ValueError, RecursionError) as error:
+            why = (
+                str(error) if "twice" in str(error) else "write one request per line, or one array"
+            )
+            raise ConfigError(f"{path}: line {number} is not a JSON object; {why}") from error
+
+
+def _csv_rows(
+    path: Path, first: str, lines: Iterator[tuple[int, str]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    delimiter = max(",;\t", key=first.count)
+    header = _csv_cells(f"{path}: line 1", first, delimiter)
+    if len(set(header)) < len(header):
+        raise ConfigError(f"{path}: line 1 names a column twice; remove one of them")
+    for number, line in lines:
+        values = _csv_cells(f"{path}: line {number}", line, delimiter)
+        if len(values) != len(header):
+            raise ConfigError(
+                f"{path}: line {number} has {len(values)} cells, but the header has {len(header)}"
+            )
+        yield f"line {number}", dict(zip(header, values, strict=True))
+
+
+def _csv_cells(place: str, line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise ConfigError(f"{place} is not valid CSV: {error}") from error
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "it is not a regular file, and is read several times")
+        with input_file(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig")
+            for number in itertools.count(1):
+                if not (line := text.readline(MAX_CHARACTERS)):
+                    return
+                if len(line) == MAX_CHARACTERS:
+                    raise ConfigError(f"{path}: line {number} has {MAX_CHARACTERS:,} characters")
+                if line.strip():
+                    yield number, line.strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
+    except ValueError as error:  # a null byte in the path
+        raise ConfigError(f"{path} cannot be read: {error}") from error
