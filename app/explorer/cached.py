@@ -31,6 +31,7 @@ from perfmodel import (
     speedup_interval,
 )
 from perfmodel.passes import largest_batch
+from perfmodel.scenario_input import OBSERVED_KEYS
 from perfmodel.speculation import GAMMAS
 
 MAP_SIZE = 64
@@ -42,6 +43,18 @@ BAND_GAMMAS = tuple(range(1, 13))
 def scenario_of(values: Values) -> Scenario:
     """The scenario of flat values; raises `ConfigError` if they contradict each other."""
     return parse_scenario(dict(values)).scenario()
+
+
+def at_gamma(values: Values, gamma: int) -> Values:
+    """The same scenario and α at another γ: a share of γ accepted drafts becomes its α."""
+    stated = dict(values)
+    observed = [key for key in OBSERVED_KEYS if key in stated]
+    if observed and gamma != stated["gamma"]:
+        acceptance = scenario_of(values).acceptance
+        assert acceptance is not None
+        stated["acceptance"] = acceptance.per_position[0]
+        del stated[observed[0]]
+    return tuple((stated | {"gamma": gamma}).items())
 
 
 def point_of(values: Values) -> RoundEstimate:

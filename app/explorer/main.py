@@ -10,7 +10,6 @@ from importlib import import_module
 
 import streamlit as st
 
-from app.explorer.inputs import widgets
 from app.explorer.inputs.sidebar import sidebar
 from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
@@ -53,8 +52,12 @@ def main() -> None:
     missing = publish()
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
+    for note in st.session_state.get("input_notes", []):
+        st.warning(plain(note), icon=":material/swap_horiz:")
     st.header(VIEWS[view], anchor=False)
-    if widgets.show_message("upload_error"):
+    if "upload_error" in st.session_state:  # stands until an input changes
+        show_error(st.session_state["upload_error"])
+        st.button("Go on with the inputs as they were", on_click=_dismiss, key="dismiss")
         return
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
@@ -65,6 +68,10 @@ def main() -> None:
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
     import_module(f"app.explorer.views.{view.lower()}").show()
+
+
+def _dismiss() -> None:
+    del st.session_state["upload_error"]
 
 
 main()

@@ -12,6 +12,7 @@ from app import charts
 from app.charts.cells import add_marker
 from app.explorer.cached import (
     MAP_BATCHES,
+    at_gamma,
     bundled_rows,
     map_prompts,
     prediction,
@@ -112,7 +113,9 @@ def _cell_values(
         base = {k: v for k, v in values if k not in PLAN_KEYS} | {"draft": "none"}
     elif name and name not in rivals:
         return None  # a cell of an earlier map
-    base |= {"batch": batch, "prompt_tokens": prompt} | ({"gamma": gamma} if gamma else {})
+    if gamma:
+        base = dict(at_gamma(tuple(base.items()), gamma))
+    base |= {"batch": batch, "prompt_tokens": prompt}
     if isinstance(base.get("kv_budget"), int):
         base["kv_budget"] = min(base["kv_budget"], prompt)
     return tuple(base.items())

@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from app import charts
-from app.explorer.cached import point_of, scenario_of
+from app.explorer.cached import at_gamma, point_of, scenario_of
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import Values
 from app.explorer.tray import adopt
@@ -61,7 +61,7 @@ def _best_gamma(values: Values) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"Best for decoding at this KV budget: **γ={gamma}, {speedup[best]:.2f}x**.")
         if gamma != scenario.plan.gamma:
-            stated = dict(values) | {"gamma": gamma}
+            stated = dict(at_gamma(values, gamma))
             st.button(f"Use γ={gamma}", on_click=adopt, args=(stated,), key="use_gamma")
 
 
@@ -72,8 +72,7 @@ def _take_cell() -> None:
     if points:
         cell = points[0]["customdata"]
         _, gamma, budget, _ = cell.values() if isinstance(cell, dict) else cell
-        changes = {"gamma": int(gamma), "kv_budget": int(budget)}
-        adopt(dict(st.session_state["values"]) | changes)
+        adopt(dict(at_gamma(st.session_state["values"], int(gamma))) | {"kv_budget": int(budget)})
 
 
 def _stated(acceptance: Acceptance) -> None:
