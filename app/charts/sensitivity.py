@@ -13,12 +13,20 @@ from perfmodel import Interval
 from perfmodel.speculation import Sensitivity
 
 COLOUR = DRAFT_COLOURS["self:streamingllm"]
+SPEEDUP = "speedup of decoding alone"
 
 
 def tornado(
-    sensitivities: Sequence[Sensitivity], speedup: float, *, colour: str = COLOUR
+    sensitivities: Sequence[Sensitivity],
+    speedup: float,
+    *,
+    colour: str = COLOUR,
+    what: str = SPEEDUP,
 ) -> go.Figure:
-    """Speedup at both ends of each input's error range, widest bar on top."""
+    """Speedup at both ends of each input's error range, widest bar on top.
+
+    `what` names it, if it is not that of decoding alone.
+    """
     ordered = sorted(sensitivities, key=lambda s: abs(s.high - s.low))
     figure = go.Figure(
         go.Bar(
@@ -39,7 +47,7 @@ def tornado(
     return finish(
         figure,
         title="Sensitivity (solid: break-even; dotted: prediction)",
-        x="speedup (x)",
+        x=f"{what} (x)",
         y="input",
         legend=False,
         alt=f"Bars around the predicted speedup of {speedup:.2f}x: {escape('; '.join(ends))}.",
@@ -84,9 +92,9 @@ def speedup_band(
         figure.update_xaxes(type="log", tickvals=apart, tickangle=0)
     return finish(
         figure,
-        title=f"Speedup over {name}, with its 90 % interval (dotted: this scenario)",
+        title=f"{SPEEDUP.capitalize()} over {name}, with its 90 % interval (dotted: this scenario)",
         x=axis,
-        y="speedup (x)",
+        y=f"{SPEEDUP} (x)",
         alt=f"Band over {name} {min(values):,.0f} to {max(values):,.0f}: speedup "
         f"{middle.min():.2f}x to {middle.max():.2f}x.",
     )

@@ -19,13 +19,13 @@ from app.explorer.cached import (
     scenario_of,
     speedup_grid,
 )
+from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
-from perfmodel.units import format_seconds
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
@@ -85,17 +85,17 @@ def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
     if stated is None:
         return
     scenario, result = scenario_of(stated), prediction(stated)
-    work, speedup = scenario.workload, result["speedup"]
+    work, of = scenario.workload, of_plan(stated, st.session_state["objective"])
     st.markdown(f"### Batch {work.batch:,}, {work.prompt_tokens:,} prompt tokens")
     st.markdown(plain(plan_label(scenario)))
     low, high = result["speedup_low"], result["speedup_high"]
     span = "" if low is None else f" ({low:.2f}-{high:.2f})"
-    memory = f"{result['memory_bytes_per_gpu'] / scenario.machine.gpu.memory_bytes:.0%}"
     figures = {
-        "speedup": "unknown" if speedup is None else f"{speedup:.2f}x{span}",
-        "time per token": "unknown" if speedup is None else format_seconds(result["tpot_s"]),
-        "T_T": format_seconds(result["target_step_s"]),
-        "memory": f"{memory}{'' if result['feasible'] else ', does not fit'}",
+        SPEEDUP: of[SPEEDUP] + span,
+        DECODE_TPOT: of[DECODE_TPOT],
+        GAIN: of[GAIN],
+        TPOT: of[TPOT],
+        MEMORY: of[MEMORY] + ("" if result["feasible"] else ", does not fit"),
     }
     st.markdown("\n".join(f"- {plain(name)}: **{plain(text)}**" for name, text in figures.items()))
     for label, view in (("Use on this page", ""), ("Use, and see why", "Why")):

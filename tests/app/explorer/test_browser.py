@@ -170,7 +170,7 @@ def test_every_view_a_second_tab_a_reload_and_back_show_one_plan(
         )
         assert len(marks) == CHARTS[name] and min(marks, default=1) > 0, name
     shown = json.loads(watched.download("prediction_json"))
-    figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup")
+    figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup, decoding alone")
     assert f"{shown['speedup']:.2f}x" in figure.inner_text()
     watched.page.get_by_text("Scenario file and command").click()
     command = watched.page.locator("[data-testid=stSidebar] [data-testid=stCode] code").inner_text()
