@@ -34,6 +34,16 @@ STYLE = """<style>
 [data-testid="stCode"] code span { color: inherit !important }
 .js-plotly-plot :is(.gtitle, .gtitle-subtitle) { display: none }
 </style>"""
+# Streamlit lets a drag pan charts that can be clicked, and Plotly then withholds touches from the
+# page: a swipe would not scroll. A tap still arrives, as the click that the browser makes of it.
+SWIPE = """<script>
+if (!window.swipesScroll) {
+    window.swipesScroll = true;
+    document.addEventListener("touchstart", touch => {
+        if (touch.target.closest?.(".js-plotly-plot")) touch.stopPropagation();
+    }, {capture: true, passive: true});
+}
+</script>"""
 PRODUCT = """<h1 class="product">specroof <span>· will speculative decoding pay for your
 long-context LLM, and with which plan?</span></h1>"""
 
@@ -44,7 +54,7 @@ def main() -> None:
     st.session_state.update(st.session_state.pop("pending", {}))
     view = st.session_state["view"]
     st.set_page_config(page_title=f"{view} · specroof", layout="wide")
-    st.html(STYLE + PRODUCT)
+    st.html(STYLE + PRODUCT + SWIPE, unsafe_allow_javascript=True)
     st.segmented_control(
         "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )

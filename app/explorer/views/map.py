@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from numpy.typing import NDArray
 
 from app import charts
 from app.charts.cells import add_marker
@@ -26,6 +28,7 @@ from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
+from perfmodel.specs import Workload
 
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
@@ -48,6 +51,7 @@ def show() -> None:
         figure.update_layout(height=560)
         show_chart(figure, "speedup_map", on_select=_choose_cell)
     with panel:
+        _cell_inputs(np.asarray(figure.data[0].customdata, dtype=object), scenario.workload)
         _panel(values, rivals)
 
 
@@ -79,7 +83,7 @@ def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
     """The figures of the clicked cell, and buttons to take it over."""
     cell = st.session_state.get("map_cell")
     if cell is None:
-        st.caption("Click a cell to see its figures here. The star is the workload of this page.")
+        st.caption("Click or choose a cell to see its figures. The star is this page's workload.")
         return
     stated = _cell_values(values, rivals, cell)
     if stated is None:
@@ -162,6 +166,41 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
     ]
 
 
+def _cell_inputs(cells: NDArray[Any], workload: Workload) -> None:
+    """Choose a cell by keyboard; `cells` are the data of all of them, (batches, prompts, ...)."""
+    options = {"cell_batch": cells[:, 0, 1], "cell_prompt": cells[0, :, 2]}
+    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell (tokens)"}
+    chosen = st.session_state.get("map_cell") or (None, None)
+    with st.container(horizontal=True):
+        for (key, label), value in zip(labels.items(), chosen, strict=False):
+            known = [int(option) for option in options[key]]
+            st.session_state[key] = value if value in known else None
+            st.selectbox(
+                label,
+                known,
+                key=key,
+                placeholder="none",
+                format_func="{:,}".format,
+                on_change=_choose_by_name,
+                args=(cells, workload),
+            )
+
+
+def _choose_by_name(cells: NDArray[Any], workload: Workload) -> None:
+    """Keep the cell of the chosen batch and prompt, or those of the workload if none is chosen."""
+    state = st.session_state
+    if state["cell_batch"] is None and state["cell_prompt"] is None:
+        state["map_cell"] = None
+        return
+    row = _nearest(cells[:, 0, 1], state["cell_batch"] or workload.batch)
+    column = _nearest(cells[0, :, 2], state["cell_prompt"] or workload.prompt_tokens)
+    state["map_cell"] = _cell(cells[row, column])
+
+
+def _nearest(values: NDArray[Any], wanted: float) -> int:
+    return int(np.argmin(np.abs(np.log(np.asarray(values, float) / wanted))))
+
+
 def _choose_cell() -> None:
     """Keep the clicked cell: batch, prompt tokens, γ, and in the map of drafts the fastest."""
     event: Any = st.session_state["speedup_map"]
@@ -170,6 +209,11 @@ def _choose_cell() -> None:
         return
     cell = points[0]["customdata"]
     # Numbers sent in binary form come back as a dict keyed by index.
-    _, batch, prompt, *rest = cell.values() if isinstance(cell, dict) else cell
+    st.session_state["map_cell"] = _cell(cell.values() if isinstance(cell, dict) else cell)
+
+
+def _cell(data: Iterable[Any]) -> tuple[int, int, int, str]:
+    """Batch, prompt tokens, γ, and in the map of drafts the fastest, of a cell's data."""
+    _, batch, prompt, *rest = data
     name, gamma = (rest[0], rest[1]) if isinstance(rest[0], str) else ("", rest[0])
-    st.session_state["map_cell"] = (int(batch), int(prompt), int(gamma), name)
+    return int(batch), int(prompt), int(gamma), name

@@ -33,7 +33,10 @@ def show() -> None:
     if known and has_budget:
         figure = charts.budget_map(scenario, clickable=True)
         show_chart(figure, "gamma_budget", on_select=_take_cell)
-        st.caption("A click on a cell takes its γ and KV budget on the whole page.")
+        st.caption(
+            "A click on a cell takes its γ and KV budget on the whole page; by keyboard, set them "
+            "in the sidebar."
+        )
     if not known:
         st.info(
             "This draft's acceptance has not been measured. The chart shows the α that it needs."

@@ -290,10 +290,12 @@ def test_a_phone_needs_no_sideways_scrolling_and_its_text_has_contrast(
     assert watched.errors == []
 
 
-def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched) -> None:
+@pytest.mark.parametrize("query", ["view=Frontier", "view=Map", "view=Why&why_part=tune"])
+def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched, query: str) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 844})
-    watched.open("view=Frontier")
-    plot = watched.page.locator(".js-plotly-plot")
+    watched.open(query)
+    plot = watched.page.locator(".js-plotly-plot").first
+    plot.locator(".main-svg .subplot.xy").first.wait_for()
     plot.scroll_into_view_if_needed()
     look = "p => [p.closest('[data-testid=stMain]').scrollTop, p._fullLayout.yaxis.range]"
     top, before = plot.evaluate(look)
@@ -311,3 +313,7 @@ def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched) -> None:
     watched.page.wait_for_function(scrolled, timeout=30_000)
     moved, after = plot.evaluate(look)
     assert moved > top and after == before
+    if query == "view=Map":
+        box = plot.bounding_box()
+        watched.page.touchscreen.tap(box["x"] + 150, max(box["y"], 0) + 200)
+        watched.page.get_by_role("button", name="Use on this page").wait_for(timeout=30_000)

@@ -350,6 +350,21 @@ def test_a_clicked_cell_is_used_with_its_draft() -> None:
     assert dict(at.session_state["values"])["batch"] == 64
 
 
+def test_a_cell_is_chosen_without_a_pointer() -> None:
+    for kind in ("speedup", "winner"):
+        at = opened("Map", map_kind=kind)
+        at.selectbox(key="cell_batch").select(8).run()
+        batch, prompt, gamma, _ = at.session_state["map_cell"]
+        assert batch == 8 and abs(prompt - 32_000) < 2_000  # the nearest to the workload's prompt
+        at.selectbox(key="cell_prompt").select_index(0).run()
+        batch, prompt, gamma, _ = at.session_state["map_cell"]
+        assert (batch, prompt) == (8, 1000)
+        button(at, "Use on this page").click().run()
+        values = dict(at.session_state["values"])
+        assert not at.exception and (values["batch"], values["prompt_tokens"]) == (8, 1000)
+        assert values.get("gamma", 0) == gamma
+
+
 def test_the_best_gamma_is_used() -> None:
     at = opened("Why", why_part="tune")
     at.button(key="use_gamma").click().run()
