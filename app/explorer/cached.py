@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
-from numpy.typing import NDArray
 
-from app import charts
 from app.explorer.state import Values
 from calibration.records import (
     PublishedRow,
@@ -32,10 +29,7 @@ from perfmodel import (
 )
 from perfmodel.passes import largest_batch
 from perfmodel.scenario_input import OBSERVED_KEYS
-from perfmodel.speculation import GAMMAS
 
-MAP_SIZE = 64
-MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
 BAND_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BAND_GAMMAS = tuple(range(1, 13))
 
@@ -74,21 +68,6 @@ def recommendation(
 ) -> Recommendation:
     """The recommendation for flags of `specroof recommend`."""
     return find_plan(dict(flags), objective=objective, price_per_hour=price, runs_on=runs_on)
-
-
-def map_prompts(values: Values) -> NDArray[np.float64]:
-    """Prompt lengths of the map: 1,000 tokens to the target's context or the scenario's prompt."""
-    scenario = scenario_of(values)
-    longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
-    return charts.log_steps(1000, longest, MAP_SIZE)
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
-    """The 64 x 64 cells of the map, each at its best γ or all at the plan's γ."""
-    scenario = scenario_of(values)
-    gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
-    return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import bands, point_of
+from app.explorer.drawing import charts
 from app.explorer.figures import SPEEDUP
 from app.explorer.show import plain, show_chart, show_table
 from perfmodel.speculation import probability_of_gain, sensitivities

@@ -7,7 +7,6 @@ from typing import Any
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of, recommendation, scenario_of
 from app.explorer.figures import (
     DECODE_TPOT,
@@ -211,6 +210,8 @@ def _plans(values: Values, answer: Recommendation) -> None:
             st.caption(f"Only TP {flags['tp']} was searched.", width="content")
             st.button("Search all TP degrees", on_click=_search_all, type="tertiary")
     st.markdown("### Plans, best first")
+    from app.explorer.drawing import charts  # after the verdict
+
     here = _identity(values)
     plans = [("Recommended: ", answer.best)]
     if answer.engine_gap:
@@ -291,6 +292,8 @@ def _nothing(message: str) -> None:
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
+        from app.explorer.drawing import charts
+
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
     st.markdown(

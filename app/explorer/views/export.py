@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of
 from app.explorer.inputs.widgets import segmented, text, value_of
 from app.explorer.show import plain, show_chart, show_error
@@ -49,6 +48,8 @@ def show(answer: Recommendation) -> None:
     if schedule is not None:
         with st.expander("Best γ by batch and prompt length", on_change="rerun") as opened:
             if opened.open:
+                from app.explorer.drawing import charts
+
                 show_chart(charts.schedule_map(schedule), "gamma_schedule")
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import scenario_of
+from app.explorer.drawing import charts
 from app.explorer.figures import GAIN, RATE, TPOT, TTFT, of_plan
 from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.inputs.widgets import segmented

@@ -10,17 +10,14 @@ import plotly.graph_objects as go
 import streamlit as st
 from numpy.typing import NDArray
 
-from app import charts
 from app.charts.cells import add_marker
 from app.explorer.cached import (
-    MAP_BATCHES,
     at_gamma,
     bundled_rows,
-    map_prompts,
     prediction,
     scenario_of,
-    speedup_grid,
 )
+from app.explorer.drawing import charts
 from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
@@ -29,7 +26,10 @@ from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Workload
+from perfmodel.speculation import GAMMAS
 
+MAP_SIZE = 64
+MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
 
@@ -53,6 +53,21 @@ def show() -> None:
     with panel:
         _cell_inputs(np.asarray(figure.data[0].customdata, dtype=object), scenario.workload)
         _panel(values, rivals)
+
+
+def map_prompts(values: Values) -> NDArray[np.float64]:
+    """Prompt lengths of the map: 1,000 tokens to the target's context or the scenario's prompt."""
+    scenario = scenario_of(values)
+    longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
+    return charts.log_steps(1000, longest, MAP_SIZE)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
+    """The 64 x 64 cells of the map, each at its best γ or all at the plan's γ."""
+    scenario = scenario_of(values)
+    gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
+    return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
 
 
 def _figure(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import at_gamma, point_of, scenario_of
+from app.explorer.drawing import charts
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import Values
 from app.explorer.tray import adopt

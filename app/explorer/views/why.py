@@ -7,8 +7,8 @@ from typing import Any
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of, prediction
+from app.explorer.drawing import charts
 from app.explorer.figures import DECODE_TPOT, GAIN, HELP, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_metrics, show_table
