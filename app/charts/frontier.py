@@ -30,7 +30,7 @@ SYMBOLS = (
     "x",
     "hexagon",
 )
-TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
+TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 3, 5, 7)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -183,10 +183,10 @@ def frontier(
     limits = "" if slo == SLO() else " (faint: misses the SLO)"
     figure = finish(
         figure,
-        title=f"Speed of one user against {'cost' if cost else 'throughput'}, one point per "
-        f"batch{limits}",
-        x="speed of one user, whole service (tokens/s)",
-        y=f"{unit}, whole service",
+        title=f"Whole service: speed of one user against {'cost' if cost else 'throughput'}, one "
+        f"point per batch{limits}",
+        x="speed of one user (tokens/s)",
+        y=unit,
         alt=f"{len(curves)} curves. Highest throughput: {np.max(most.per_gpu):,.0f} tokens/s per "
         f"GPU with {escape(most.label)}; fastest user: "
         f"{np.max(fastest.user_speed):.0f} tokens/s with {escape(fastest.label)}.",

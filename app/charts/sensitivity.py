@@ -46,8 +46,8 @@ def tornado(
     ends = [f"{s.name} {s.change} {s.low:.2f}x to {s.high:.2f}x" for s in reversed(ordered)]
     return finish(
         figure,
-        title="Sensitivity (solid: break-even; dotted: prediction)",
-        x=f"{what} (x)",
+        title=f"Sensitivity of the {what} (solid: break-even; dotted: prediction)",
+        x=f"{what.partition(' ')[0]} (x)",
         y="input",
         legend=False,
         alt=f"Bars around the predicted speedup of {speedup:.2f}x: {escape('; '.join(ends))}.",
@@ -73,8 +73,8 @@ def speedup_band(
         mode="lines",
         fill="toself",
         name="90 % interval",
-        line={"width": 0, "color": colour},
-        opacity=0.35,
+        line={"width": 1, "color": colour},
+        opacity=0.5,
         hoverinfo="skip",
     )
     middles = curve(
@@ -94,7 +94,7 @@ def speedup_band(
         figure,
         title=f"{SPEEDUP.capitalize()} over {name}, with its 90 % interval (dotted: this scenario)",
         x=axis,
-        y=f"{SPEEDUP} (x)",
+        y="speedup (x)",
         alt=f"Band over {name} {min(values):,.0f} to {max(values):,.0f}: speedup "
         f"{middle.min():.2f}x to {middle.max():.2f}x.",
     )

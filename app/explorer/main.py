@@ -24,7 +24,15 @@ STYLE = """<style>
 .product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
 .product span { font-weight: 400 }
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
-.stMainBlockContainer h3 { font-size: 1rem; padding: 0 }
+.stMainBlockContainer h3 { font-size: 1rem; padding: 0.4rem 0 }
+.stElementContainer:has(> [data-testid="stMetric"]) {
+    flex: 1 1 9rem; min-width: 0; max-width: 15rem; align-self: stretch
+}
+[data-testid="stMetric"] { padding: 0; height: 100% }
+[data-testid="stMetric"] > div { padding: 0.6rem 0.8rem }
+[data-testid="stMetricLabel"] * { white-space: normal !important; overflow: visible !important }
+[data-testid="stColumn"]:has([data-testid="stPlotlyChart"]) { min-width: min(100%, 25rem) }
+@media (hover: none) { [data-testid="stDataFrame"] { margin-top: 1.8rem } }
 [data-testid="stAlert"] h4 { font-size: 1.25rem; padding: 0 }
 [data-testid="stCaptionContainer"] * { color: inherit !important }
 [data-testid="stCaptionContainer"] { opacity: 0.85 }

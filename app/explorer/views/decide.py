@@ -237,11 +237,8 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
     stated = scenario_dict(candidate.scenario) | {"engine": engine}
     key = f"plan_{number}"
     with st.container(horizontal=True, vertical_alignment="center", border=True, key=key):
-        st.markdown(
-            f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**  \n"
-            + plain(" · ".join(_figures(candidate))),
-            width="stretch",
-        )
+        label = f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**"
+        st.markdown("  \n".join([label, *map(plain, _figures(candidate))]), width="stretch")
         used = _identity(tuple(stated.items())) == here
         st.button(
             "in use" if used else "use",
@@ -254,16 +251,16 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
 
 
 def _figures(candidate: Candidate) -> list[str]:
-    """Figures of the whole service, of decoding alone, and of both."""
+    """Lines of figures: of the whole service, and of decoding alone."""
     of, speculates = of_candidate(candidate), candidate.scenario.plan.speculates
     gain = of[GAIN]
     if speculates:
         interval = gain_interval(candidate, st.session_state["objective"])
         gain += f" ({interval.low:.2f}-{interval.high:.2f})"
+    alpha = f" · α {_acceptance_origin(candidate)}" if speculates else ""
     return [
         f"{SERVICE}: gain {gain}, {of[TPOT]} per token, {of[RATE]} tokens/s/GPU",
-        f"{DECODING}: speedup {of[SPEEDUP]}, {of[DECODE_TPOT]} per token",
-        *([f"α {_acceptance_origin(candidate)}"] if speculates else []),
+        f"{DECODING}: speedup {of[SPEEDUP]}, {of[DECODE_TPOT]} per token{alpha} · "
         f"memory {of[MEMORY]}",
     ]
 

@@ -177,7 +177,7 @@ def test_a_plan_has_one_number_under_each_name_in_every_view(seed: int) -> None:
     place = draw.randrange(len(plans))
     number = r"([\d.]+(?:x| m?s| µs)|[\d,]+)"
     row = re.search(
-        rf"{SERVICE}: gain {number}.*?, {number} per token, {number} tokens/s/GPU · "
+        rf"{SERVICE}: gain {number}.*?, {number} per token, {number} tokens/s/GPU\s+"
         rf"{DECODING}: speedup {number}, {number} per token .*memory (\d+%)",
         plans[place],
     )
