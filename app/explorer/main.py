@@ -26,7 +26,7 @@ STYLE = """<style>
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
 .stMainBlockContainer h3 { font-size: 1rem; padding: 0.4rem 0 }
 .stElementContainer:has(> [data-testid="stMetric"]) {
-    flex: 1 1 9rem; min-width: 0; max-width: 15rem; align-self: stretch
+    flex: 1 1 8rem; min-width: 0; max-width: 15rem; align-self: stretch
 }
 [data-testid="stMetric"] { padding: 0; height: 100% }
 [data-testid="stMetric"] > div { padding: 0.6rem 0.8rem }

@@ -106,13 +106,15 @@ def _numbers(values: Values, result: dict[str, Any]) -> None:
         tokens = result["tokens_per_round"]
         text = "unknown" if tokens is None else f"{tokens:.2f}"
         figures.append(("Tokens per round", text, SYMBOLS["Tokens per round"]))
+    show_metrics(figures)
     span = ""
     if result["speedup_low"] is not None:
         span = f"; 90 % interval {result['speedup_low']:.2f}x to {result['speedup_high']:.2f}x"
-    figures += [
-        (DECODE_TPOT, shown[DECODE_TPOT], HELP[DECODE_TPOT]),
-        (SPEEDUP, shown[SPEEDUP], HELP[SPEEDUP] + span),
-        (TPOT, shown[TPOT], HELP[TPOT]),
-        (GAIN, shown[GAIN], f"in {objective}, {HELP[GAIN]}"),
-    ]
-    show_metrics(figures)
+    show_metrics(
+        [
+            (DECODE_TPOT, shown[DECODE_TPOT], HELP[DECODE_TPOT]),
+            (SPEEDUP, shown[SPEEDUP], HELP[SPEEDUP] + span),
+            (TPOT, shown[TPOT], HELP[TPOT]),
+            (GAIN, shown[GAIN], f"in {objective}, {HELP[GAIN]}"),
+        ]
+    )
