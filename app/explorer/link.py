@@ -226,7 +226,7 @@ def restore() -> None:
     state, query = st.session_state, st.query_params.to_dict()
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
-    if first or (query != state["link_query"] and now == state["link_state"]):
+    if first or (query != state["link_query"] and _is_shown(now)):
         loaded, state["link_notes"] = state_of(query, state.get("left_out"))
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
@@ -240,16 +240,28 @@ def restore() -> None:
                 loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
         if not first:
-            state["link_query"] = query  # the browser shows it
+            # The browser shows the link, and may go back further before it shows its inputs.
+            left = [state["link_state"], *state.get("left_by_back", [])]
+            state["left_by_back"] = left[:MAX_UNDO]
+            state["link_query"] = query
+            state["link_state"] = {key: now.get(key, default) for key, default in DEFAULTS.items()}
+    elif now == state["link_state"]:
+        state["left_by_back"] = []  # it has caught up
     for key, default in DEFAULTS.items():
         state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
+
+
+def _is_shown(now: Mapping[str, Any]) -> bool:
+    """Whether no input has changed since the last link, or since those that Back has left."""
+    shown = [st.session_state["link_state"], *st.session_state.get("left_by_back", [])]
+    return all(any(value == inputs[key] for inputs in shown) for key, value in now.items())
 
 
 def publish() -> list[str]:
     """Write the page's state to the URL; returns what the link leaves out."""
     state = st.session_state
-    before = _inputs(state.get("link_state", {}))
-    state["link_state"] = {key: state[key] for key in DEFAULTS}
+    before = _inputs(state.get("published", {}))
+    state["published"] = state["link_state"] = {key: state[key] for key in DEFAULTS}
     changed = before not in ({}, _inputs(state["link_state"]))
     if not state.pop("undone", False) and changed:
         state["history"] = [*state.get("history", []), before][-MAX_UNDO:]

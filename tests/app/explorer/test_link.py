@@ -223,6 +223,23 @@ def test_going_back_restores_the_plan_and_the_view() -> None:
     assert plan(at) == before and at.session_state["view"] == "Check"
 
 
+def test_going_back_twice_at_once_goes_back_twice() -> None:
+    """The second Back arrives with the inputs that the browser showed before the first."""
+    at = page(view="Check")
+    links, plans = [], []
+    for batch in (9, 7, 5):
+        links.append(link(at))
+        plans.append(plan(at))
+        at.number_input(key="batch").set_value(batch).run()
+    _go(at, links[2])
+    _show(at, links[1])
+    at.number_input(key="batch").set_value(5).run()
+    assert plan(at) == plans[1] and link(at) == links[1]
+    _show(at, links[1])
+    at.number_input(key="batch").set_value(5).run()  # now it is typed
+    assert plan(at).workload.batch == 5 and link(at)["batch"] == "5"
+
+
 def _show(at: AppTest, query: dict[str, str]) -> None:
     for key in list(at.query_params):
         del at.query_params[key]
