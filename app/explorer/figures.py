@@ -12,8 +12,8 @@ import streamlit as st
 
 from app.explorer.cached import point_of, scenario_of
 from app.explorer.state import Values
+from perfmodel import speculation
 from perfmodel.planning import Candidate
-from perfmodel.speculation import gain_value, service
 from perfmodel.units import format_seconds
 
 SERVICE, DECODING = "whole service", "decoding alone"
@@ -53,9 +53,9 @@ def of_candidate(candidate: Candidate) -> dict[str, str]:
 def of_plan(values: Values, objective: str) -> dict[str, str]:
     """The figures of scenario values; the gain is in the objective."""
     scenario, point = scenario_of(values), point_of(values)
-    whole = service(scenario)
+    whole = speculation.service(scenario)
     return {
-        GAIN: ratio(gain_value(scenario, objective)),
+        GAIN: ratio(speculation.gain_value(scenario, objective)),
         TPOT: seconds(float(whole.tpot_s)),
         TTFT: seconds(float(whole.ttft_s)),
         RATE: count(float(whole.tokens_per_s) / scenario.tp),
