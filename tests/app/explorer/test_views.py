@@ -18,6 +18,7 @@ from explorer_views import CHARTS, UNMEASURED_PRESETS
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.cached import at_gamma, scenario_of
 from app.explorer.figures import (
     DECODE_TPOT,
     DECODING,
@@ -370,6 +371,13 @@ def test_the_best_gamma_is_used() -> None:
     at.button(key="use_gamma").click().run()
     assert not at.exception and at.session_state["gamma"] != 4
     assert "use_gamma" not in {b.key for b in at.button}
+
+
+def test_another_gamma_keeps_the_alpha() -> None:
+    for given in ({"accepted_fraction": 0.7}, {"tokens_per_round": 3.0}, {"acceptance": 0.6}, {}):
+        values = stated_values(widget_state({"draft": "self", "gamma": 4, **given}))
+        before, after = (scenario_of(v) for v in (values, at_gamma(values, 7)))
+        assert (after.plan.gamma, after.acceptance) == (7, before.acceptance)
 
 
 def test_the_star_of_the_frontier_is_the_recommended_service() -> None:
