@@ -58,9 +58,11 @@ def _batches() -> None:
         st.caption("With a price per GPU hour, in the sidebar, the axis is the cost per token.")
     elif others:
         st.caption(f"Every GPU costs {state['price']:g} per hour here.")
-    of_page = of_plan(values, state["objective"])
-    named = " · ".join(f"{name}: **{plain(of_page[name])}**" for name in (RATE, TPOT, TTFT, GAIN))
-    st.markdown(f"The plan of this page, at batch {scenario.workload.batch:,}: {named}")
+    if point is not None:
+        of_page = of_plan(values, state["objective"])
+        named = (f"{name}: **{plain(of_page[name])}**" for name in (RATE, TPOT, TTFT, GAIN))
+        batch = f"{scenario.workload.batch:,}"
+        st.markdown(f"The plan of this page, at batch {batch}: {' · '.join(named)}")
     st.markdown("### The highest throughput of each plan, and its largest batch")
     show_table([_row(curve, slo) for curve in curves])
 
